@@ -1,0 +1,2 @@
+//! imsvisor.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,2 @@
+//! Bring-up.
+fn main() {}
