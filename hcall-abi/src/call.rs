@@ -1,0 +1,86 @@
+//! The calls.
+
+/// A call's number, relative to the call base that CPUID gives.
+///
+/// *device* is a [`DeviceId`](crate::DeviceId), *handle* a [`SlotHandle`](crate::SlotHandle), *target* a
+/// [`Target`](crate::Target), each in the low bits of its register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Call {
+    /// Does nothing and returns 0: the floor of every measurement.
+    Nop = 0,
+    /// RBX = number *n*. Returns the ID of the guest's *n*-th device with a store, [`NoSuchDevice`] when there are fewer.
+    ///
+    /// [`NoSuchDevice`]: crate::Status::NoSuchDevice
+    Discover = 1,
+    /// RBX = device, RCX = guest-physical address of a [`DeviceInfo`](crate::DeviceInfo) whose `size` and `version` are set.
+    /// Fills it in and returns 0.
+    QueryDevice = 2,
+    /// RBX = device, RCX = group. Takes a free slot, which stays masked, and returns its handle.
+    Alloc = 3,
+    /// RBX = device, RCX = handle. Masks and unmaps the slot and gives it back; the handle is stale from then on. Returns 0.
+    Free = 4,
+    /// RBX = device, RCX = guest-physical address of the items, RDX = their number (1 up to the batch limit), RSI =
+    /// [`ItemLayout`](crate::ItemLayout). Items lie in one page, 16-byte aligned, and are read once. Each
+    /// [`MapRequest`](crate::MapRequest) is answered in place by a [`MapReply`](crate::MapReply). Returns the number of items
+    /// that succeeded. The entry of every item that succeeded is in the remapping table, flushed, and in the device's store.
+    Map = 5,
+    /// RBX = device, RCX = handle. Masks the slot and takes its entry away; the slot stays allocated. A slot that is not
+    /// mapped is left as it is. Returns 0.
+    Unmap = 6,
+    /// RBX = device, RCX = handle. Returns 0 when no message of the slot can be sent any more.
+    Mask = 7,
+    /// RBX = device, RCX = handle. A message that came while the slot was masked is sent. Returns 0.
+    Unmask = 8,
+    /// RBX = device, RCX = handle, RDX = target. Sends the slot's interrupts elsewhere; the pair in the store stays as it
+    /// is and no interrupt is lost. Returns 0.
+    SetAffinity = 9,
+}
+
+impl Call {
+    /// Every call there is.
+    pub const ALL: [Call; 10] = [
+        Call::Nop,
+        Call::Discover,
+        Call::QueryDevice,
+        Call::Alloc,
+        Call::Free,
+        Call::Map,
+        Call::Unmap,
+        Call::Mask,
+        Call::Unmask,
+        Call::SetAffinity,
+    ];
+
+    /// The call with number `base + n`, given that number.
+    pub fn from_number(number: u64, base: u32) -> Option<Self> {
+        let n = number.checked_sub(u64::from(base))?;
+        Self::ALL.get(usize::try_from(n).ok()?).copied()
+    }
+
+    /// The number to put into RAX.
+    pub const fn number(self, base: u32) -> u64 {
+        base as u64 + self as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpuid::CALL_BASE;
+
+    #[test]
+    fn numbers_and_calls_match_both_ways() {
+        for call in Call::ALL {
+            assert_eq!(Call::from_number(call.number(CALL_BASE), CALL_BASE), Some(call));
+        }
+    }
+
+    #[test]
+    fn numbers_around_the_range_are_no_calls() {
+        for number in [0, u64::from(CALL_BASE) - 1, u64::from(CALL_BASE) + 10, u64::MAX, 1 << 32 | u64::from(CALL_BASE)]
+        {
+            assert_eq!(Call::from_number(number, CALL_BASE), None, "{number:#x}");
+        }
+    }
+}
