@@ -1,0 +1,48 @@
+//! What a unit has done so far.
+
+/// Counters since the unit was made. [`Unit::reset`](crate::Unit::reset) keeps them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Interrupt requests that a remapped-format entry delivered.
+    pub remapped: u64,
+    /// Interrupt requests that a posted-format entry posted.
+    pub posted: u64,
+    /// Notification events among them.
+    pub notifications: u64,
+    /// Interrupt requests passed on in compatibility format.
+    pub compatibility: u64,
+    /// Interrupt requests refused.
+    pub blocked: u64,
+    /// Interrupt-remapping faults (recorded or not).
+    pub interrupt_faults: u64,
+    /// DMA pieces translated (or passed, with translation off).
+    pub dma_translated: u64,
+    /// DMA pieces refused.
+    pub dma_faults: u64,
+    /// Faults put into a fault recording register.
+    pub faults_recorded: u64,
+    /// Faults lost because the recording registers were full.
+    pub faults_lost: u64,
+    /// Interrupt entry cache invalidations.
+    pub iec_flushes: u64,
+    /// IOTLB invalidations.
+    pub iotlb_flushes: u64,
+    /// Context-cache invalidations.
+    pub context_flushes: u64,
+    /// Device-TLB invalidations.
+    pub device_tlb_flushes: u64,
+    /// Invalidation wait descriptors completed.
+    pub waits: u64,
+    /// Descriptors taken from the invalidation queue, wrong ones included.
+    pub descriptors: u64,
+    /// Invalidation queue errors.
+    pub queue_errors: u64,
+    /// Lookups that any of the caches answered.
+    pub cache_hits: u64,
+    /// Lookups that had to read memory.
+    pub cache_misses: u64,
+    /// Messages of the unit's own (fault event, invalidation completion event).
+    pub events: u64,
+    /// Things that the manual forbids to software; see [`Violation`](crate::Violation).
+    pub violations: u64,
+}
