@@ -10,7 +10,7 @@ pub struct Config {
     pub extended_interrupt_mode: bool,
     /// ECAP.IR: interrupt remapping at all.
     pub interrupt_remapping: bool,
-    /// Number of fault recording registers (CAP.NFR + 1), 1 to 256.
+    /// Number of fault recording registers (CAP.NFR + 1), 1 to 160.
     pub fault_records: usize,
     /// VT-d 7.2.1: a fault of a requester that has a record pending already is dropped (hardware may, or may not).
     pub fault_compression: bool,

@@ -1,5 +1,7 @@
 //! DMA requests without PASID: legacy-mode translation (VT-d 3.4, 3.7).
 
+use crate::fault::Request;
+use crate::spec::regs::global;
 use crate::{Memory, Unit};
 
 /// The direction of a DMA request.
@@ -24,39 +26,104 @@ pub enum DmaFault {
     NoMemory(u64),
 }
 
+const PAGE: u64 = 4096;
+
+/// Whether an address lies in the interrupt address range (VT-d 3.15).
+pub(crate) fn in_interrupt_range(address: u64) -> bool {
+    address >> 20 == 0xfee
+}
+
 impl Unit {
     /// Translates a piece of at most one 4 KiB page. `Ok` is the host-physical address.
     pub fn dma(
         &mut self,
-        _source_id: u16,
+        source_id: u16,
         address: u64,
-        _len: usize,
-        _access: Access,
-        _mem: &mut dyn Memory,
+        len: usize,
+        access: Access,
+        mem: &mut dyn Memory,
     ) -> Result<u64, DmaFault> {
-        Ok(address)
+        let result = self.check_and_translate(source_id, address, len, access, mem);
+        match result {
+            Ok(_) => self.stats.dma_translated += 1,
+            Err(_) => self.stats.dma_faults += 1,
+        }
+        result
+    }
+
+    fn check_and_translate(
+        &mut self,
+        source_id: u16,
+        address: u64,
+        len: usize,
+        access: Access,
+        mem: &mut dyn Memory,
+    ) -> Result<u64, DmaFault> {
+        if (address % PAGE).saturating_add(len as u64) > PAGE {
+            return Err(DmaFault::CrossesPage);
+        }
+        if in_interrupt_range(address) {
+            return Err(DmaFault::InterruptRange);
+        }
+        if !self.status(global::TE) {
+            return Ok(address);
+        }
+        self.translate(source_id, address, access, mem).map_err(|fault| {
+            let read = access == Access::Read;
+            self.report(fault, source_id, Request::Dma { address, read });
+            DmaFault::Blocked(fault.reason)
+        })
     }
 
     /// Reads `buf.len()` bytes at the device's address `address`, page by page. On a fault the pages before it have been
     /// read.
     pub fn dma_read(
         &mut self,
-        _source_id: u16,
-        _address: u64,
-        _buf: &mut [u8],
-        _mem: &mut dyn Memory,
+        source_id: u16,
+        address: u64,
+        buf: &mut [u8],
+        mem: &mut dyn Memory,
     ) -> Result<(), DmaFault> {
+        for (at, piece) in pieces(address, buf.len()) {
+            let len = piece.len();
+            let hpa = self.dma(source_id, at, len, Access::Read, mem)?;
+            let Some(part) = buf.get_mut(piece) else { break };
+            if !mem.read(hpa, part) {
+                return Err(DmaFault::NoMemory(hpa));
+            }
+        }
         Ok(())
     }
 
     /// Writes `data` to the device's address `address`, page by page. On a fault the pages before it have been written.
     pub fn dma_write(
         &mut self,
-        _source_id: u16,
-        _address: u64,
-        _data: &[u8],
-        _mem: &mut dyn Memory,
+        source_id: u16,
+        address: u64,
+        data: &[u8],
+        mem: &mut dyn Memory,
     ) -> Result<(), DmaFault> {
+        for (at, piece) in pieces(address, data.len()) {
+            let len = piece.len();
+            let hpa = self.dma(source_id, at, len, Access::Write, mem)?;
+            let Some(part) = data.get(piece) else { break };
+            if !mem.write(hpa, part) {
+                return Err(DmaFault::NoMemory(hpa));
+            }
+        }
         Ok(())
     }
+}
+
+/// Splits a transfer at page borders: the address of each piece and its place in the buffer. Addresses wrap at 2^64.
+fn pieces(address: u64, len: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let at = address.wrapping_add(done as u64);
+        let room = (PAGE - at % PAGE) as usize;
+        let next = (done + room).min(len);
+        let piece = done..next;
+        done = next;
+        (!piece.is_empty()).then_some((at, piece))
+    })
 }

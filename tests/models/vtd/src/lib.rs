@@ -12,16 +12,31 @@
 
 #![forbid(unsafe_code)]
 
+mod cache;
+mod caps;
+mod command;
 mod config;
 mod dma;
+mod event;
+mod fault;
 mod intr;
+mod invalidate;
 mod memory;
+mod post;
+mod queue;
+mod regs;
+mod spec;
 mod stats;
 mod unit;
+mod walk;
+
+#[cfg(test)]
+mod tests;
 
 pub use config::Config;
 pub use dma::{Access, DmaFault};
 pub use intr::{Compatibility, Outcome, Remapped};
 pub use memory::{Memory, Ram};
+pub use spec::reason;
 pub use stats::Stats;
 pub use unit::{Unit, Violation};

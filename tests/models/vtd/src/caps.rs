@@ -1,0 +1,58 @@
+//! CAP, ECAP and VER as a [`Config`] makes them (VT-d 11.4, CAP_REG and ECAP_REG).
+
+use crate::Config;
+use crate::spec::regs;
+
+fn flag(on: bool, bit: u32) -> u64 {
+    u64::from(on) << bit
+}
+
+impl Config {
+    /// VER: architecture version 6.0.
+    pub(crate) const VERSION: u32 = 0x60;
+
+    /// CAP_REG.
+    pub(crate) fn cap(&self) -> u64 {
+        let domains = u64::from(self.domain_id_bits.clamp(4, 16) - 4) / 2;
+        let widths = flag(self.three_level, 9) | flag(self.four_level, 10);
+        let large_pages = flag(self.pages_2m, 34) | flag(self.pages_1g, 35);
+        let zero_length_reads = flag(true, 22);
+        let page_selective = flag(true, 39);
+        let draining = flag(true, 54) | flag(true, 55);
+        domains
+            | widths
+            | large_pages
+            | u64::from(self.address_width() - 1) << 16
+            | zero_length_reads
+            | (regs::FRCD >> 4) << 24
+            | page_selective
+            | (self.fault_records as u64 - 1) << 40
+            | u64::from(self.max_address_mask & 0x3f) << 48
+            | draining
+            | flag(self.posted_interrupts, 59)
+            | flag(self.flush_on_sirtp, 62)
+            | flag(self.flush_on_srtp, 63)
+    }
+
+    /// ECAP_REG.
+    pub(crate) fn ecap(&self) -> u64 {
+        flag(self.coherent, 0)
+            | flag(self.queued_invalidation, 1)
+            | flag(self.device_tlb, 2)
+            | flag(self.interrupt_remapping, 3)
+            | flag(self.extended_interrupt_mode, 4)
+            | flag(self.pass_through, 6)
+            | (regs::IVA >> 4) << 8
+            | u64::from(self.max_handle_mask & 0xf) << 20
+    }
+
+    /// MGAW in bits.
+    pub(crate) fn address_width(&self) -> u32 {
+        if self.four_level { 48 } else { 39 }
+    }
+
+    /// The bits of a domain id field that the unit does not implement.
+    pub(crate) fn domain_id_reserved(&self) -> u16 {
+        u16::MAX.checked_shl(self.domain_id_bits).unwrap_or(0)
+    }
+}

@@ -1,0 +1,141 @@
+//! The global command register (VT-d 11.4, GCMD_REG): one thing at a time, each with its conditions.
+
+use crate::cache::{ContextScope, IotlbScope};
+use crate::spec::bits;
+use crate::spec::regs::{self, RTADDR_TTM, global, irta};
+use crate::{Memory, Unit};
+
+impl Unit {
+    /// A write of GCMD. What the manual forbids changes nothing.
+    pub(crate) fn command(&mut self, value: u32, mem: &mut dyn Memory) {
+        if let Err(rule) = self.try_command(value, mem) {
+            self.violation(regs::GCMD, u64::from(value), rule);
+        }
+    }
+
+    fn try_command(&mut self, value: u32, mem: &mut dyn Memory) -> Result<(), &'static str> {
+        if value & !(global::SWITCHES | global::ONE_SHOT) != 0 {
+            return Err("GCMD: reserved bits are zero");
+        }
+        let switched = (value ^ self.regs.gsts) & global::SWITCHES;
+        let wanted = switched | value & global::ONE_SHOT;
+        if wanted.count_ones() > 1 {
+            return Err("GCMD: one field at a time, the others as GSTS has them");
+        }
+        if self.hung || wanted == 0 {
+            return Ok(());
+        }
+        let on = value & wanted != 0;
+        match wanted {
+            global::SRTP => self.set_root_table()?,
+            global::SIRTP => self.set_interrupt_table()?,
+            global::TE => self.check_translation(on)?,
+            global::IRE => self.check_interrupt_remapping(on)?,
+            global::QIE => self.check_queue(on)?,
+            global::CFI if self.config.interrupt_remapping => {}
+            _ => return Err("GCMD: a capability that CAP and ECAP do not report"),
+        }
+        self.complete(wanted, on);
+        if wanted == global::QIE {
+            self.run_queue(mem);
+        }
+        Ok(())
+    }
+
+    /// Shows the command's effect in GSTS.
+    fn complete(&mut self, wanted: u32, on: bool) {
+        if on {
+            self.regs.gsts |= wanted;
+        } else {
+            self.regs.gsts &= !wanted;
+        }
+    }
+
+    fn set_root_table(&mut self) -> Result<(), &'static str> {
+        let value = self.regs.rtaddr;
+        if bits(value, RTADDR_TTM.0, RTADDR_TTM.1) != 0 {
+            return Err("RTADDR: legacy mode is the only translation table mode here");
+        }
+        if value & self.beyond_host_width() != 0 {
+            return Err("RTADDR: the table lies within the host address width");
+        }
+        self.regs.root = value;
+        if self.config.flush_on_srtp {
+            self.caches.flush_contexts(ContextScope::Global);
+            self.caches.flush_pages(IotlbScope::Global);
+        } else {
+            self.due.context_cache = true;
+            self.due.iotlb = true;
+        }
+        Ok(())
+    }
+
+    fn set_interrupt_table(&mut self) -> Result<(), &'static str> {
+        if !self.config.interrupt_remapping {
+            return Err("GCMD.SIRTP: ECAP.IR is clear");
+        }
+        let value = self.regs.irta;
+        if value & self.beyond_host_width() != 0 {
+            return Err("IRTA: the table lies within the host address width");
+        }
+        let bytes = 16u64 << (bits(value, irta::SIZE.0, irta::SIZE.1) + 1);
+        if !(value & !0xfff).is_multiple_of(bytes.max(4096)) {
+            return Err("IRTA: a table larger than 4 KiB is aligned to its size");
+        }
+        self.regs.table = value;
+        if self.config.flush_on_sirtp {
+            self.caches.flush_interrupts(None);
+        } else {
+            self.due.interrupt_entry_cache = true;
+        }
+        Ok(())
+    }
+
+    fn check_translation(&mut self, on: bool) -> Result<(), &'static str> {
+        if on && !self.status(global::SRTP) {
+            return Err("GCMD.TE: set the root table pointer first");
+        }
+        if on && (self.due.context_cache || self.due.iotlb) {
+            let rule = "GCMD.SRTP: invalidate the context cache, then the IOTLB, globally (went on with old entries)";
+            self.violation(regs::GCMD, u64::from(global::TE), rule);
+        }
+        Ok(())
+    }
+
+    fn check_interrupt_remapping(&mut self, on: bool) -> Result<(), &'static str> {
+        if !self.config.interrupt_remapping {
+            return Err("GCMD.IRE: ECAP.IR is clear");
+        }
+        if on && !self.status(global::SIRTP) {
+            return Err("GCMD.IRE: set the interrupt-remapping table pointer first");
+        }
+        if on && !self.status(global::QIE) {
+            return Err("GCMD.IRE: enable queued invalidation first");
+        }
+        if on && self.due.interrupt_entry_cache {
+            let rule = "GCMD.SIRTP: invalidate the interrupt entry cache globally (went on with old entries)";
+            self.violation(regs::GCMD, u64::from(global::IRE), rule);
+        }
+        Ok(())
+    }
+
+    fn check_queue(&mut self, on: bool) -> Result<(), &'static str> {
+        if !self.config.queued_invalidation {
+            return Err("GCMD.QIE: ECAP.QI is clear");
+        }
+        if !on {
+            if self.queue.head != self.queue.tail {
+                return Err("GCMD.QIE: the queue is empty when it is disabled");
+            }
+            self.queue.head = 0;
+            return Ok(());
+        }
+        if self.queue.tail != 0 {
+            return Err("GCMD.QIE: IQT is zero when the queue is enabled");
+        }
+        if self.queue.address & self.beyond_host_width() != 0 {
+            return Err("IQA: the queue lies within the host address width");
+        }
+        Ok(())
+    }
+}

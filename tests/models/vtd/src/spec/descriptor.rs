@@ -1,0 +1,55 @@
+//! Invalidation queue descriptors of 128 bits (VT-d 6.5.2). `word 0` is the low quadword.
+
+use super::mask;
+
+/// The low part of the type; bits 11:9 of word 0 are its high part.
+pub(crate) const TYPE_LOW: (u32, u32) = (3, 0);
+pub(crate) const TYPE_HIGH: (u32, u32) = (11, 9);
+
+pub(crate) const CONTEXT_CACHE: u64 = 1;
+pub(crate) const IOTLB: u64 = 2;
+pub(crate) const DEVICE_TLB: u64 = 3;
+pub(crate) const INTERRUPT_ENTRY_CACHE: u64 = 4;
+pub(crate) const WAIT: u64 = 5;
+
+/// Granularity of context-cache and IOTLB invalidation.
+pub(crate) const GRANULARITY: (u32, u32) = (5, 4);
+pub(crate) const DID: (u32, u32) = (31, 16);
+
+/// Context-cache invalidation.
+pub(crate) mod context {
+    pub(crate) const SID: (u32, u32) = (47, 32);
+    pub(crate) const FM: (u32, u32) = (49, 48);
+}
+
+/// IOTLB invalidation, word 1.
+pub(crate) mod iotlb {
+    pub(crate) const AM: (u32, u32) = (5, 0);
+    pub(crate) const IH: u32 = 6;
+}
+
+/// Interrupt entry cache invalidation.
+pub(crate) mod iec {
+    pub(crate) const G: u32 = 4;
+    pub(crate) const IM: (u32, u32) = (31, 27);
+    pub(crate) const IIDX: (u32, u32) = (47, 32);
+}
+
+/// Invalidation wait.
+pub(crate) mod wait {
+    pub(crate) const IF: u32 = 4;
+    pub(crate) const SW: u32 = 5;
+    pub(crate) const STATUS: (u32, u32) = (63, 32);
+}
+
+/// The bits that each descriptor type leaves reserved, `[word 0, word 1]`; `None` for a type that legacy mode lacks.
+pub(crate) const fn reserved(kind: u64) -> Option<[u64; 2]> {
+    Some(match kind {
+        CONTEXT_CACHE => [mask(8, 6) | mask(15, 12) | mask(63, 50), u64::MAX],
+        IOTLB => [mask(8, 8) | mask(15, 12) | mask(63, 32), mask(11, 7)],
+        DEVICE_TLB => [mask(8, 4) | mask(31, 21) | mask(51, 48), mask(11, 1)],
+        INTERRUPT_ENTRY_CACHE => [mask(8, 5) | mask(26, 12) | mask(63, 48), u64::MAX],
+        WAIT => [mask(8, 7) | mask(31, 12), mask(1, 0)],
+        _ => return None,
+    })
+}
