@@ -13,7 +13,7 @@ fn build(ram: &mut Ram) {
     set_context(ram, [SS_TOP | 1, DOMAIN << 8 | 2]);
     for level in 0..3 {
         let table = SS_TOP + 0x1000 * level;
-        ram.set_u64(table, table + 0x1000 | READ_WRITE);
+        ram.set_u64(table, (table + 0x1000) | READ_WRITE);
     }
 }
 
@@ -79,7 +79,7 @@ fn a_mapped_page_is_reached() {
 #[test]
 fn transfers_are_split_at_pages_and_stop_at_a_fault() {
     let mut rig = translating(Config::default());
-    map(&mut rig, 0x1000, FRAME + 0x3000 | READ_WRITE);
+    map(&mut rig, 0x1000, (FRAME + 0x3000) | READ_WRITE);
     map(&mut rig, 0x2000, FRAME | READ_WRITE);
     let data: Vec<u8> = (0..200).collect();
     let written = rig.unit.dma_write(SID, 0x1f9c, &data, &mut rig.ram);
