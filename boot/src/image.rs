@@ -1,0 +1,225 @@
+//! The GRUB image: a CD that boots the hypervisor by multiboot2 with the guests as modules.
+//!
+//! For the emulator it boots from the BIOS only and is written in a tenth of a second; for hardware it also boots from a
+//! stick and from UEFI.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::prefix::{Grub, Program};
+use crate::words::{self, grub_quote};
+
+/// A guest as GRUB loads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    path: PathBuf,
+    words: Vec<String>,
+}
+
+impl Module {
+    /// A guest's image and its string, `name option=value …`; quotes hold a value with spaces together.
+    pub fn new(path: impl Into<PathBuf>, string: &str) -> Result<Self> {
+        Self::from_words(path, words::split(string)?)
+    }
+
+    /// The same from words that are split already.
+    pub fn from_words(path: impl Into<PathBuf>, words: Vec<String>) -> Result<Self> {
+        if words.is_empty() {
+            bail!("a guest without a name");
+        }
+        if words.iter().flat_map(|word| word.chars()).any(char::is_control) {
+            bail!("a control character in `{}`", words::harmless(&words.join(" ")));
+        }
+        Ok(Self { path: path.into(), words })
+    }
+
+    /// The guest's name: its string's first word.
+    pub fn name(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+}
+
+/// For which machines an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// A BIOS that boots from CD: the emulator's.
+    BiosCd,
+    /// Any PC: BIOS or UEFI, from CD or from a stick.
+    Any,
+}
+
+/// GRUB's modules for booting from a CD; nothing else is needed.
+const BIOS_MODULES: [&str; 6] = ["biosdisk", "iso9660", "multiboot2", "normal", "all_video", "configfile"];
+/// The same for UEFI; partition tables because the image may be on a stick.
+const EFI_MODULES: [&str; 9] = [
+    "iso9660",
+    "multiboot2",
+    "normal",
+    "all_video",
+    "configfile",
+    "part_gpt",
+    "part_msdos",
+    "search",
+    "search_fs_file",
+];
+
+/// GRUB's configuration.
+///
+/// GRUB joins a module's words again by itself: one that holds a space arrives as `"cmdline=a b"`, and quotes and
+/// backslashes arrive with a backslash before them (`grub_create_loader_cmdline`).
+pub fn grub_cfg(hypervisor_options: &[String], modules: &[Module]) -> String {
+    let mut text = String::from("set timeout=0\nterminal_output console\nmultiboot2 /boot/imsvisor");
+    for option in hypervisor_options {
+        text.push(' ');
+        text.push_str(&grub_quote(option));
+    }
+    for (index, module) in modules.iter().enumerate() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\nmodule2 {}", on_image(index));
+        for word in &module.words {
+            text.push(' ');
+            text.push_str(&grub_quote(word));
+        }
+    }
+    text.push_str("\nboot\n");
+    text
+}
+
+fn on_image(index: usize) -> String {
+    format!("/boot/guest-{index}")
+}
+
+/// What goes onto an image.
+#[derive(Debug, Clone, Default)]
+pub struct Image {
+    /// The hypervisor's ELF image.
+    pub hypervisor: PathBuf,
+    /// The words of its multiboot2 command line.
+    pub options: Vec<String>,
+    /// The guests.
+    pub modules: Vec<Module>,
+}
+
+impl Image {
+    /// Writes the image to `iso`; `work` is a directory for what it is made of.
+    pub fn write(&self, grub: &Grub, firmware: Firmware, work: &Path, iso: &Path) -> Result<()> {
+        let tree = work.join("iso");
+        self.lay_out(&tree)?;
+        mkimage(
+            grub,
+            "i386-pc",
+            "i386-pc-eltorito",
+            "(cd)/boot/grub",
+            &BIOS_MODULES,
+            &tree.join("boot/grub/bios.img"),
+        )?;
+        let mut command = grub.xorriso.command();
+        command.args(["-as", "mkisofs", "-quiet", "-r", "-V", "IMSVISOR", "-o"]).arg(iso);
+        command.args(["-b", "boot/grub/bios.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]);
+        if firmware == Firmware::Any {
+            command.arg("--grub2-boot-info").arg("--grub2-mbr").arg(grub.modules.join("i386-pc/boot_hybrid.img"));
+            let esp = efi_partition(grub, work)?;
+            command.args(["-eltorito-alt-boot", "-e", "--interval:appended_partition_2:all::", "-no-emul-boot"]);
+            command.args(["-append_partition", "2", "0xef"]).arg(esp);
+        }
+        run(command.arg(&tree), "xorriso")?;
+        // Only the image is needed from here on.
+        fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))
+    }
+
+    fn lay_out(&self, tree: &Path) -> Result<()> {
+        fs::create_dir_all(tree.join("boot/grub")).with_context(|| format!("cannot create {}", tree.display()))?;
+        copy(&self.hypervisor, &tree.join("boot/imsvisor"))?;
+        for (index, module) in self.modules.iter().enumerate() {
+            copy(&module.path, &tree.join(on_image(index).trim_start_matches('/')))?;
+        }
+        let configuration = tree.join("boot/grub/grub.cfg");
+        fs::write(&configuration, grub_cfg(&self.options, &self.modules))
+            .with_context(|| format!("cannot write {}", configuration.display()))
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+fn mkimage(grub: &Grub, platform: &str, format: &str, prefix: &str, modules: &[&str], to: &Path) -> Result<()> {
+    let mut command = grub.mkimage.command();
+    command.arg("-d").arg(grub.modules.join(platform)).args(["-O", format, "-p", prefix, "-o"]).arg(to);
+    run(command.args(modules), "grub-mkimage")
+}
+
+/// A FAT image with `EFI/BOOT/BOOTX64.EFI`, which looks for our configuration on every disk.
+fn efi_partition(grub: &Grub, work: &Path) -> Result<PathBuf> {
+    let Some(mtools) = &grub.mtools else { bail!("an image for UEFI needs mtools") };
+    let program = work.join("bootx64.efi");
+    let early = work.join("early.cfg");
+    fs::write(
+        &early,
+        "search --file --set=root /boot/imsvisor\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n",
+    )?;
+    let mut command = grub.mkimage.command();
+    command
+        .arg("-d")
+        .arg(grub.modules.join("x86_64-efi"))
+        .args(["-O", "x86_64-efi", "-p", "/boot/grub", "-c"])
+        .arg(&early);
+    run(command.arg("-o").arg(&program).args(EFI_MODULES), "grub-mkimage")?;
+    let esp = work.join("esp.img");
+    mtool(mtools, "mformat", &esp, &["-C", "-f", "2880", "-L", "32", "::"])?;
+    mtool(mtools, "mmd", &esp, &["::/EFI", "::/EFI/BOOT"])?;
+    let source = program.to_string_lossy();
+    mtool(mtools, "mcopy", &esp, &[&source, "::/EFI/BOOT/BOOTX64.EFI"])?;
+    Ok(esp)
+}
+
+fn mtool(mtools: &Program, name: &str, image: &Path, arguments: &[&str]) -> Result<()> {
+    run(mtools.command().args(["-c", name, "-i"]).arg(image).args(arguments), name)
+}
+
+fn run(command: &mut Command, name: &str) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot start {name}"))?;
+    if !output.status.success() {
+        bail!("{name} failed ({}):\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(string: &str) -> Module {
+        Module::new("/x", string).unwrap()
+    }
+
+    #[test]
+    fn grub_boots_the_hypervisor_with_one_module_for_each_guest() {
+        let text = grub_cfg(&[], &[module("demo mem=64M device=dsa"), module("other")]);
+        let expected = "multiboot2 /boot/imsvisor\nmodule2 /boot/guest-0 demo mem=64M device=dsa\nmodule2 /boot/guest-1 other\nboot\n";
+        assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_value_with_spaces_stays_one_word_for_grub() {
+        let text = grub_cfg(&["a b".into()], &[module(r#"demo cmdline="it's $x; reboot""#)]);
+        assert!(text.contains("multiboot2 /boot/imsvisor 'a b'\n"), "{text}");
+        assert!(text.contains(r"module2 /boot/guest-0 demo 'cmdline=it'\''s $x; reboot'"), "{text}");
+    }
+
+    #[test]
+    fn a_module_cannot_add_lines_to_grubs_configuration() {
+        assert!(Module::new("/x", "demo 'a\nreboot'").is_err());
+    }
+
+    #[test]
+    fn a_guest_has_a_name() {
+        assert!(Module::new("/x", "  ").is_err());
+        assert!(Module::new("/x", "demo \"x").is_err());
+        assert_eq!(module("demo mem=1M").name(), "demo");
+    }
+}

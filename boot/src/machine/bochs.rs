@@ -1,0 +1,189 @@
+//! Bochs with our plugin: the machine that is there everywhere, and that counts every instruction.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use anyhow::{Context, Result};
+
+use super::run::Run;
+use super::{Config, IMAGE, PLUGIN_REPORT, SERIAL};
+use crate::prefix::{Bochs, Tools};
+
+const BIOS: &str = "bios.bin";
+const VGA_BIOS: &str = "vgabios.bin";
+const LOG: &str = "bochs.log";
+/// What the emulator itself writes.
+const OUTPUT: &str = "bochs.out";
+
+/// The TSC's frequency, and the scale of device time; unrelated to the host's clock.
+pub const IPS: u32 = 200_000_000;
+
+/// Starts Bochs in a run's directory that holds the image.
+pub(super) fn start(tools: &Tools, config: &Config, directory: PathBuf) -> Result<Run> {
+    let bochs = tools.bochs.as_ref().context("no Bochs was looked for")?;
+    symlink(bochs.share.join("BIOS-bochs-latest"), directory.join(BIOS)).context("cannot link the BIOS")?;
+    symlink(&bochs.vga_bios, directory.join(VGA_BIOS)).context("cannot link the VGA BIOS")?;
+    let configuration = bochsrc(config, display(bochs.plugins.as_deref()));
+    fs::write(directory.join("bochsrc"), configuration).context("cannot write Bochs' configuration")?;
+    let command = command(bochs, config, &directory)?;
+    Run::start(command, directory, config, inquest)
+}
+
+/// The text of Bochs' configuration. File names are relative to the run's directory.
+fn bochsrc(config: &Config, display: &str) -> String {
+    let Config { memory_mib, cpus, cpu_model, exclude_features, .. } = config;
+    let mut text = format!(
+        "display_library: {display}\n\
+         memory: guest={memory_mib}, host={memory_mib}\n\
+         romimage: file={BIOS}, options=fastboot\n\
+         vgaromimage: file={VGA_BIOS}\n\
+         vga: extension=none\n\
+         cpu: model={cpu_model}, count={cpus}, ips={IPS}, quantum=16, reset_on_triple_fault=0, ignore_bad_msrs=1"
+    );
+    if !exclude_features.is_empty() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ", exclude_features=\"{}\"", exclude_features.join(" "));
+    }
+    let _ = write!(
+        text,
+        "\nclock: sync=none, time0=1700000000, rtc_sync=0\n\
+         boot: cdrom\n\
+         ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
+         ata0-master: type=cdrom, path={IMAGE}, status=inserted\n\
+         com1: enabled=1, mode=file, dev={SERIAL}\n\
+         log: {LOG}\n\
+         info: action=ignore\n\
+         panic: action=fatal\n"
+    );
+    if config.plugin.is_some() {
+        text.push_str("plugin_ctrl: ims=1\n");
+    }
+    for line in &config.extra {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+/// A display that needs neither a window nor, where it can be helped, a network port.
+fn display(plugins: Option<&Path>) -> &'static str {
+    let has = |name: &str| plugins.is_some_and(|plugins| plugins.join(format!("libbx_{name}_gui.so")).exists());
+    match () {
+        () if has("nogui") => "nogui",
+        () if has("term") => "term",
+        () => "rfb, options=\"timeout=0\"",
+    }
+}
+
+fn command(bochs: &Bochs, config: &Config, directory: &Path) -> Result<Command> {
+    let mut command = bochs.program.command();
+    let output = File::create(directory.join(OUTPUT)).context("cannot create the emulator's output")?;
+    let errors = output.try_clone().context("cannot share the emulator's output")?;
+    command.args(["-q", "-f", "bochsrc"]).stdout(output).stderr(errors);
+    command.env("BXSHARE", &bochs.share);
+    // The `term` display asks for a terminal's description; this one is on every Debian.
+    command.env("TERM", "linux");
+    let ours = config.plugin.as_deref().map(|plugin| own_directory(plugin, directory)).transpose()?;
+    let places: Vec<&Path> = ours.as_deref().into_iter().chain(bochs.plugins.as_deref()).collect();
+    if !places.is_empty() {
+        command.env("LTDL_LIBRARY_PATH", std::env::join_paths(places).context("a colon in a path to plugins")?);
+    }
+    command.env("IMSVISOR_PLUGIN", config.plugin_options.join(","));
+    command.env("IMSVISOR_PLUGIN_REPORT", directory.join(PLUGIN_REPORT));
+    Ok(command)
+}
+
+/// A directory with nothing but our plugin: Bochs tries every library that looks like one. A copy, so that a build during
+/// the run does not change it.
+fn own_directory(plugin: &Path, directory: &Path) -> Result<PathBuf> {
+    let own = directory.join("plugins");
+    fs::create_dir(&own).context("cannot create the plugin's directory")?;
+    fs::copy(plugin, own.join("libbx_ims.so")).with_context(|| format!("cannot copy {}", plugin.display()))?;
+    Ok(own)
+}
+
+/// Bochs panics also when a program asks it to end, and its exit code varies: its log tells.
+fn inquest(directory: &Path, status: ExitStatus) -> Result<(), String> {
+    let text = |file: &str| {
+        fs::read(directory.join(file)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    };
+    let log = text(LOG);
+    if log.contains("shutdown requested") {
+        return Ok(());
+    }
+    let words = last_words(&log).or_else(|| last_words(&text(OUTPUT)));
+    Err(words.map_or_else(|| format!("Bochs ended with {status}"), |words| format!("Bochs says: {words}")))
+}
+
+/// The last panic in a log, else its last line.
+fn last_words(log: &str) -> Option<String> {
+    let lines = || log.lines().rev().map(str::trim).filter(|line| line.contains(char::is_alphanumeric));
+    let panic = lines().find(|line| line.contains("PANIC"));
+    panic.or_else(|| lines().next()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn the_configuration_describes_the_machine_that_was_asked_for() {
+        let config = Config {
+            memory_mib: 768,
+            cpus: 2,
+            exclude_features: vec!["vmx".into(), "x2apic".into()],
+            extra: vec!["debug: action=ignore".into()],
+            plugin: Some("/x/libbx_ims.so".into()),
+            ..Config::default()
+        };
+        let text = bochsrc(&config, "term");
+        for line in [
+            "display_library: term",
+            "memory: guest=768, host=768",
+            "plugin_ctrl: ims=1",
+            "debug: action=ignore",
+            "info: action=ignore",
+            "vga: extension=none",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+        }
+        let cpu = text.lines().find(|line| line.starts_with("cpu:")).unwrap();
+        assert!(cpu.contains("model=corei7_skylake_x, count=2,"), "{cpu}");
+        assert!(cpu.ends_with("exclude_features=\"vmx x2apic\""), "{cpu}");
+    }
+
+    #[test]
+    fn without_the_plugin_bochs_does_not_look_for_it() {
+        let text = bochsrc(&Config::default(), "term");
+        assert!(!text.contains("plugin_ctrl") && !text.contains("exclude_features"));
+    }
+
+    #[test]
+    fn a_display_without_a_port_is_preferred() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(display(None).starts_with("rfb"));
+        assert!(display(Some(directory.path())).starts_with("rfb"));
+        fs::write(directory.path().join("libbx_term_gui.so"), "").unwrap();
+        assert_eq!(display(Some(directory.path())), "term");
+        fs::write(directory.path().join("libbx_nogui_gui.so"), "").unwrap();
+        assert_eq!(display(Some(directory.path())), "nogui");
+    }
+
+    #[test]
+    fn the_log_tells_an_end_that_was_asked_for_from_a_crash() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join(LOG);
+        fs::write(&log, "00112197374p[UNMAP ] >>PANIC<< Shutdown port: shutdown requested\n").unwrap();
+        assert_eq!(inquest(directory.path(), ExitStatus::from_raw(1 << 8)), Ok(()));
+        fs::write(&log, "1p[CPU0 ] >>PANIC<< 3rd exception with no resolution\n2i[SYS] bye\n").unwrap();
+        let words = inquest(directory.path(), ExitStatus::from_raw(1 << 8)).unwrap_err();
+        assert!(words.contains("3rd exception"), "{words}");
+        fs::remove_file(&log).unwrap();
+        assert!(inquest(directory.path(), ExitStatus::from_raw(139)).unwrap_err().contains("signal"));
+    }
+}

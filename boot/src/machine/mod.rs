@@ -1,0 +1,138 @@
+//! The machines that the hypervisor boots on: Bochs with our plugin, and QEMU with nested KVM.
+
+pub mod bochs;
+pub mod kvm;
+mod run;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+
+pub use run::{End, Outcome, Run, Seen};
+
+use crate::image::{Firmware, Image, Module};
+use crate::paths::Paths;
+use crate::prefix::Tools;
+
+/// What a machine is like, and how long it may take.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpus: u32,
+    /// Bochs' name of the processor's model.
+    pub cpu_model: String,
+    /// Features that the model has and this machine's processor lacks, by Bochs' names (`vmx`, `x2apic`, …).
+    pub exclude_features: Vec<String>,
+    /// The plugin, `libbx_ims.so`; without it there is neither a remapping unit nor a device.
+    pub plugin: Option<PathBuf>,
+    /// Options for the plugin: `no-vtd`, `no-dsa`, `no-dmar`.
+    pub plugin_options: Vec<String>,
+    /// Words for the hypervisor's own command line.
+    pub hypervisor_options: Vec<String>,
+    /// Further lines for Bochs' configuration, or further arguments for QEMU.
+    pub extra: Vec<String>,
+    /// A run that writes no line for so long (on the host's clock) has hung.
+    pub silence: Duration,
+    /// A run that takes longer than this is ended.
+    pub limit: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            memory_mib: 512,
+            cpus: 1,
+            cpu_model: "corei7_skylake_x".into(),
+            exclude_features: Vec::new(),
+            plugin: None,
+            plugin_options: Vec::new(),
+            hypervisor_options: Vec::new(),
+            extra: Vec::new(),
+            silence: Duration::from_secs(30),
+            limit: Duration::from_secs(600),
+        }
+    }
+}
+
+/// The kinds of machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// The emulator, everywhere.
+    Bochs,
+    /// QEMU with nested KVM, on an Intel machine.
+    Kvm,
+}
+
+impl Kind {
+    /// The machine that was asked for; else KVM where it offers VMX to guests, else Bochs.
+    pub fn choose(asked: Option<Self>, kvm: impl FnOnce() -> Result<()>) -> Result<Self> {
+        match asked {
+            Some(Self::Bochs) => Ok(Self::Bochs),
+            Some(Self::Kvm) => kvm().map(|()| Self::Kvm),
+            None => Ok(if kvm().is_ok() { Self::Kvm } else { Self::Bochs }),
+        }
+    }
+}
+
+/// Writes an image of the hypervisor and these guests into a directory of its own, and starts Bochs on it.
+pub fn start(paths: &Paths, tools: &Tools, config: &Config, hypervisor: &Path, guests: &[Module]) -> Result<Run> {
+    start_on(Kind::Bochs, paths, tools, config, hypervisor, guests)
+}
+
+/// The same on either kind of machine.
+pub fn start_on(
+    kind: Kind,
+    paths: &Paths,
+    tools: &Tools,
+    config: &Config,
+    hypervisor: &Path,
+    guests: &[Module],
+) -> Result<Run> {
+    let directory = paths.new_run()?;
+    let image = Image {
+        hypervisor: hypervisor.to_owned(),
+        options: config.hypervisor_options.clone(),
+        modules: guests.to_vec(),
+    };
+    image.write(&tools.grub, Firmware::BiosCd, &directory, &directory.join(IMAGE))?;
+    match kind {
+        Kind::Bochs => bochs::start(tools, config, directory),
+        Kind::Kvm => kvm::start(config, directory),
+    }
+}
+
+/// Boots Bochs and follows it to its end.
+pub fn boot(paths: &Paths, tools: &Tools, config: &Config, hypervisor: &Path, guests: &[Module]) -> Result<Outcome> {
+    Ok(start(paths, tools, config, hypervisor, guests)?.finish())
+}
+
+/// Names of files in a run's directory. The machine is started there, so that no path needs quoting.
+const IMAGE: &str = "image.iso";
+const SERIAL: &str = "serial.log";
+const PLUGIN_REPORT: &str = "plugin.report";
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+
+    fn no_kvm() -> Result<()> {
+        bail!("no KVM")
+    }
+
+    #[test]
+    fn kvm_is_chosen_where_it_is_offered_and_bochs_elsewhere() {
+        assert_eq!(Kind::choose(None, || Ok(())).unwrap(), Kind::Kvm);
+        assert_eq!(Kind::choose(None, no_kvm).unwrap(), Kind::Bochs);
+    }
+
+    #[test]
+    fn a_machine_that_was_asked_for_is_never_replaced_by_another() {
+        assert_eq!(Kind::choose(Some(Kind::Bochs), || Ok(())).unwrap(), Kind::Bochs);
+        assert_eq!(Kind::choose(Some(Kind::Kvm), no_kvm).unwrap_err().to_string(), "no KVM");
+    }
+}

@@ -1,0 +1,357 @@
+//! A machine that runs: its serial lines as they come, and a watchdog that ends it when it hangs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+use std::{fmt, thread};
+
+use anyhow::{Context, Result};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use super::{Config, PLUGIN_REPORT, SERIAL};
+use crate::event::{Line, parse_number};
+use crate::report::Summary;
+
+/// How often the serial file is looked at.
+const POLL: Duration = Duration::from_millis(4);
+/// How long a machine may take to end after its `done`.
+const GRACE: Duration = Duration::from_secs(5);
+/// More on the serial console than this is a flood.
+const FLOOD: u64 = 64 << 20;
+
+/// A line of the serial console.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// When it came, from the machine's start, on the host's clock.
+    pub at: Duration,
+    /// As it was written, without its end.
+    pub raw: String,
+    /// What it means.
+    pub line: Line,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The hypervisor switched the machine off.
+    Off,
+    /// The machine was still on after `done`, and was ended.
+    LeftOn,
+    /// The machine ended by itself; its own last words.
+    Died(String),
+    /// No line came for so long.
+    Silent(Duration),
+    /// It took longer than it may.
+    TooLong(Duration),
+    /// The console was flooded.
+    Flooded,
+}
+
+impl End {
+    /// Whether the run came to its own end.
+    pub fn is_right(&self) -> bool {
+        matches!(self, Self::Off | Self::LeftOn)
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => write!(f, "the machine was switched off"),
+            Self::LeftOn => write!(f, "the machine was still on after the run was done"),
+            Self::Died(words) => write!(f, "the machine ended by itself: {words}"),
+            Self::Silent(time) => write!(f, "the machine hung: no line for {} seconds", time.as_secs()),
+            Self::TooLong(time) => write!(f, "the run took longer than {} seconds", time.as_secs()),
+            Self::Flooded => write!(f, "more than {} MiB on the serial console", FLOOD >> 20),
+        }
+    }
+}
+
+/// Tells whether a machine ended because it was switched off; else why it ended.
+pub(super) type Inquest = fn(&Path, ExitStatus) -> Result<(), String>;
+
+/// A machine under way: an iterator over its lines, which ends when the machine has ended.
+#[derive(Debug)]
+pub struct Run {
+    child: Child,
+    directory: PathBuf,
+    inquest: Inquest,
+    with_plugin: bool,
+    silence: Duration,
+    limit: Duration,
+    began: Instant,
+    last_line: Instant,
+    done: Option<Instant>,
+    serial: Option<File>,
+    read: u64,
+    partial: Vec<u8>,
+    waiting: VecDeque<Seen>,
+    seen: Vec<Seen>,
+    end: Option<End>,
+}
+
+impl Run {
+    /// Starts a machine in its directory. `inquest` is asked when it ends by itself.
+    pub(super) fn start(mut command: Command, directory: PathBuf, config: &Config, inquest: Inquest) -> Result<Self> {
+        command.current_dir(&directory);
+        let last_wish = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
+        // SAFETY: between fork and exec only a system call is made: no allocation, no lock.
+        unsafe { command.pre_exec(last_wish) };
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let now = Instant::now();
+        Ok(Self {
+            child,
+            directory,
+            inquest,
+            with_plugin: config.plugin.is_some(),
+            silence: config.silence,
+            limit: config.limit,
+            began: now,
+            last_line: now,
+            done: None,
+            serial: None,
+            read: 0,
+            partial: Vec::new(),
+            waiting: VecDeque::new(),
+            seen: Vec::new(),
+            end: None,
+        })
+    }
+
+    /// The run's directory: image, serial log, the emulator's own log.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Follows the run to its end and tells what came of it.
+    pub fn finish(mut self) -> Outcome {
+        while self.next().is_some() {}
+        Outcome {
+            plugin: plugin_report(&self.directory.join(PLUGIN_REPORT)),
+            with_plugin: self.with_plugin,
+            directory: self.directory.clone(),
+            lines: std::mem::take(&mut self.seen),
+            end: self.end.clone().unwrap_or(End::Off),
+            wall: self.began.elapsed(),
+        }
+    }
+
+    /// Takes what is new on the console.
+    fn look(&mut self) {
+        if self.serial.is_none() {
+            self.serial = File::open(self.directory.join(SERIAL)).ok();
+        }
+        let Some(file) = &mut self.serial else { return };
+        let mut bytes = Vec::new();
+        // An error leaves what was read; the next look tries again.
+        let _ = file.take(FLOOD).read_to_end(&mut bytes);
+        self.read += bytes.len() as u64;
+        for byte in bytes {
+            if byte == b'\n' { self.complete() } else { self.partial.push(byte) }
+        }
+    }
+
+    fn complete(&mut self) {
+        let bytes = std::mem::take(&mut self.partial);
+        let raw = String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned();
+        let line = Line::parse(&raw);
+        self.last_line = Instant::now();
+        if line.event("done").is_some() {
+            self.done = Some(self.last_line);
+        }
+        self.waiting.push_back(Seen { at: self.began.elapsed(), raw, line });
+    }
+
+    /// Why the run is at its end, if it is.
+    fn ending(&mut self) -> Option<End> {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            // What was written last may have come after the last look.
+            self.look();
+            return Some((self.inquest)(&self.directory, status).map_or_else(End::Died, |()| End::Off));
+        }
+        if self.done.is_some_and(|done| done.elapsed() > GRACE) {
+            return Some(End::LeftOn);
+        }
+        if self.began.elapsed() > self.limit {
+            return Some(End::TooLong(self.limit));
+        }
+        if self.done.is_none() && self.last_line.elapsed() > self.silence {
+            return Some(End::Silent(self.silence));
+        }
+        (self.read > FLOOD).then_some(End::Flooded)
+    }
+
+    fn stop(&mut self) {
+        // It may have ended by itself just now.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Iterator for Run {
+    type Item = Seen;
+
+    fn next(&mut self) -> Option<Seen> {
+        loop {
+            if let Some(seen) = self.waiting.pop_front() {
+                self.seen.push(seen.clone());
+                return Some(seen);
+            }
+            if self.end.is_some() {
+                return None;
+            }
+            self.look();
+            if !self.waiting.is_empty() {
+                // Also a machine that never stops writing has to end some time.
+                self.end = (self.began.elapsed() > self.limit).then_some(End::TooLong(self.limit));
+            } else if let Some(end) = self.ending() {
+                self.end = Some(end);
+            }
+            if self.end.is_some() {
+                self.stop();
+                if !self.partial.is_empty() {
+                    self.complete();
+                }
+            } else if self.waiting.is_empty() {
+                thread::sleep(POLL);
+            }
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What came of a run.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Every line of the console.
+    pub lines: Vec<Seen>,
+    /// How it ended.
+    pub end: End,
+    /// The plugin's counters; empty where it wrote none.
+    pub plugin: BTreeMap<String, u64>,
+    /// Whether the machine had the plugin, which then has to have left its counters.
+    pub with_plugin: bool,
+    /// How long it took, on the host's clock.
+    pub wall: Duration,
+    /// Where its logs are.
+    pub directory: PathBuf,
+}
+
+impl Outcome {
+    /// The run's figures and its verdict.
+    pub fn summary(&self) -> Summary {
+        Summary::new(self)
+    }
+
+    /// A counter of the plugin; 0 where it has none.
+    pub fn counter(&self, name: &str) -> u64 {
+        self.plugin.get(name).copied().unwrap_or(0)
+    }
+
+    /// The console's last lines.
+    pub fn last_lines(&self, count: usize) -> impl Iterator<Item = &str> {
+        self.lines.iter().skip(self.lines.len().saturating_sub(count)).map(|seen| seen.raw.as_str())
+    }
+
+    /// The whole console as one text, for messages of tests.
+    pub fn console(&self) -> String {
+        self.lines.iter().flat_map(|seen| [seen.raw.as_str(), "\n"]).collect()
+    }
+}
+
+fn plugin_report(file: &Path) -> BTreeMap<String, u64> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let pair = |line: &str| {
+        let (key, value) = line.split_once('=')?;
+        Some((key.trim().to_owned(), parse_number(value.trim())?))
+    };
+    text.lines().filter_map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shell script in place of a machine; it exits with 0 when it was switched off.
+    fn machine(script: &str, config: &Config) -> (tempfile::TempDir, Outcome) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let inquest: Inquest = |_, status| if status.success() { Ok(()) } else { Err(format!("ended with {status}")) };
+        let run = Run::start(command, directory.path().to_owned(), config, inquest).unwrap();
+        (directory, run.finish())
+    }
+
+    fn impatient() -> Config {
+        Config { silence: Duration::from_millis(300), limit: Duration::from_secs(20), ..Config::default() }
+    }
+
+    #[test]
+    fn lines_arrive_whole_and_in_order() {
+        let script =
+            "printf 'one\\r\\ntw' > serial.log; sleep 0.05; printf 'o\\n@ims done status=ok\\nlast' >> serial.log";
+        let (_directory, outcome) = machine(script, &Config::default());
+        let lines: Vec<_> = outcome.lines.iter().map(|seen| seen.raw.as_str()).collect();
+        assert_eq!(lines, ["one", "two", "@ims done status=ok", "last"]);
+        assert_eq!(outcome.end, End::Off);
+    }
+
+    #[test]
+    fn a_machine_that_hangs_is_ended_and_its_last_lines_are_kept() {
+        let (_directory, outcome) = machine("echo before > serial.log; sleep 1000", &impatient());
+        assert_eq!(outcome.end, End::Silent(impatient().silence));
+        assert_eq!(outcome.last_lines(5).collect::<Vec<_>>(), ["before"]);
+        assert!(outcome.wall < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn lines_keep_the_watchdog_quiet() {
+        let script = "for i in 1 2 3 4 5 6 7 8; do echo $i >> serial.log; sleep 0.1; done";
+        let (_directory, outcome) = machine(script, &impatient());
+        assert_eq!((outcome.end, outcome.lines.len()), (End::Off, 8));
+    }
+
+    #[test]
+    fn a_machine_that_writes_for_ever_is_ended_too() {
+        let config = Config { limit: Duration::from_millis(400), ..Config::default() };
+        let (_directory, outcome) = machine("while :; do echo x >> serial.log; done", &config);
+        assert_eq!(outcome.end, End::TooLong(config.limit));
+        assert!(!outcome.lines.is_empty());
+    }
+
+    #[test]
+    fn a_machine_that_dies_is_not_taken_for_one_switched_off() {
+        let (_directory, outcome) = machine("echo x > serial.log; exit 3", &Config::default());
+        assert!(matches!(&outcome.end, End::Died(words) if words.contains("exit status: 3")), "{:?}", outcome.end);
+    }
+
+    #[test]
+    fn the_plugins_report_is_read() {
+        let script = "printf 'dsa.messages=12\\nvtd.remapped=0x10\\nbad\\n' > plugin.report";
+        let (_directory, outcome) = machine(script, &Config::default());
+        assert_eq!((outcome.counter("dsa.messages"), outcome.counter("vtd.remapped")), (12, 16));
+        assert_eq!((outcome.counter("bad"), outcome.plugin.len()), (0, 2));
+    }
+
+    #[test]
+    fn a_run_that_is_dropped_leaves_no_machine_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let run = Run::start(command, directory.path().to_owned(), &Config::default(), |_, _| Ok(())).unwrap();
+        let process = PathBuf::from(format!("/proc/{}", run.child.id()));
+        assert!(process.exists());
+        drop(run);
+        assert!(!process.exists());
+    }
+}

@@ -1,0 +1,207 @@
+//! An apt of our own: with its own state, cache and sources, it downloads packages without root and installs none.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::sources::Source;
+use crate::progress::Step;
+
+/// A private apt in a directory.
+#[derive(Debug)]
+pub struct Apt {
+    directory: PathBuf,
+}
+
+impl Apt {
+    /// Sets one up with these sources and nothing installed.
+    pub fn new(directory: &Path, sources: &[Source]) -> Result<Self> {
+        for part in ["state/lists/partial", "cache/archives/partial", "log", "empty"] {
+            fs::create_dir_all(directory.join(part))
+                .with_context(|| format!("cannot create {}", directory.display()))?;
+        }
+        let mut list = String::new();
+        for source in sources {
+            writeln!(list, "{source}")?;
+        }
+        fs::write(directory.join("sources.list"), list)?;
+        fs::write(directory.join("state/status"), "")?;
+        fs::write(directory.join("apt.conf"), configuration(directory, &host_settings()))?;
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    /// Fetches the lists of packages. Failing sources are no failure here: what lacks then is found later.
+    pub fn update(&self, step: &mut Step) -> Result<()> {
+        step.at("lists of packages");
+        self.run(&["update"], step).map(drop)
+    }
+
+    /// The version that would be installed.
+    pub fn candidate(&self, package: &str) -> Result<Option<String>> {
+        let output = self.command("apt-cache").args(["policy", package]).output().context("cannot start apt-cache")?;
+        Ok(candidate(&String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// Downloads packages with all that they depend on; returns the files.
+    pub fn download(&self, packages: &[&str], step: &mut Step) -> Result<Vec<PathBuf>> {
+        let mut arguments = vec!["install", "--download-only", "--yes"];
+        arguments.extend(packages);
+        self.run(&arguments, step)?;
+        let archives = self.directory.join("cache/archives");
+        let entries = fs::read_dir(&archives).with_context(|| format!("cannot read {}", archives.display()))?;
+        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "deb"));
+        Ok(files)
+    }
+
+    /// Downloads a few packages by themselves and returns the files.
+    pub fn download_only(&self, packages: &[&str], step: &mut Step) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        let all = self.download(packages, step)?;
+        for package in packages {
+            let prefix = format!("{package}_");
+            let is_it =
+                |file: &&PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+            files.extend(all.iter().find(is_it).cloned());
+        }
+        Ok(files)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("APT_CONFIG", self.directory.join("apt.conf")).env("LC_ALL", "C").stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str], step: &mut Step) -> Result<()> {
+        let mut command = self.command("apt-get");
+        command.args(["-qq", "-o", "APT::Status-Fd=1"]).args(arguments);
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot start apt-get")?;
+        let stderr = child.stderr.take();
+        let complaints = std::thread::spawn(move || {
+            let mut text = String::new();
+            stderr.map(|mut stderr| stderr.read_to_string(&mut text));
+            text
+        });
+        if let Some(stdout) = child.stdout.take() {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                show(&line, step);
+            }
+        }
+        let status = child.wait().context("cannot wait for apt-get")?;
+        let complaints = complaints.join().unwrap_or_default();
+        if !status.success() {
+            bail!("apt-get {} failed:\n{}", arguments.first().unwrap_or(&""), complaints.trim());
+        }
+        Ok(())
+    }
+}
+
+/// `dlstatus:number:percent:text`.
+fn show(line: &str, step: &mut Step) {
+    let Some((percent, text)) = download_status(line) else { return };
+    step.part(percent, 100);
+    step.at(text);
+}
+
+fn download_status(line: &str) -> Option<(u64, &str)> {
+    let mut fields = line.strip_prefix("dlstatus:")?.splitn(3, ':');
+    let percent: f64 = fields.nth(1)?.parse().ok()?;
+    Some((percent.clamp(0.0, 100.0) as u64, fields.next()?))
+}
+
+fn candidate(policy: &str) -> Option<String> {
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:"))?.trim();
+    (version != "(none)").then(|| version.to_owned())
+}
+
+/// The host's settings for reaching the network (proxies, time-outs, dates), but none of its hooks.
+fn host_settings() -> String {
+    let Ok(Output { stdout, .. }) = Command::new("apt-config").arg("dump").output() else { return String::new() };
+    network_settings(&String::from_utf8_lossy(&stdout))
+}
+
+fn network_settings(dump: &str) -> String {
+    let wanted = ["http::", "https::", "ftp::", "Retries", "Check-Valid-Until", "Check-Date", "ForceIPv4", "ForceIPv6"];
+    let is_wanted = |line: &&str| {
+        let setting = line.strip_prefix("Acquire::");
+        // `Name::Sub:: "x"` adds to a list; an empty value only opens a section.
+        setting.is_some_and(|setting| wanted.iter().any(|name| setting.starts_with(name)) && !line.ends_with("\"\";"))
+    };
+    dump.lines().filter(is_wanted).flat_map(|line| [line, "\n"]).collect()
+}
+
+/// The text of apt.conf(5). The hooks and parts of the host's configuration are for its own apt.
+fn configuration(directory: &Path, host: &str) -> String {
+    let at = |part: &str| directory.join(part).display().to_string();
+    let settings = [
+        ("Dir::State", at("state")),
+        ("Dir::State::status", at("state/status")),
+        ("Dir::Cache", at("cache")),
+        ("Dir::Log", at("log")),
+        ("Dir::Etc::sourcelist", at("sources.list")),
+        ("Dir::Etc::sourceparts", at("empty")),
+        ("Dir::Etc::preferences", "/dev/null".into()),
+        ("Dir::Etc::preferencesparts", at("empty")),
+        ("Dir::Etc::main", "/dev/null".into()),
+        ("Dir::Etc::parts", at("empty")),
+        // The name that drops no privileges: root's apt would lose access to a directory of root's.
+        ("APT::Sandbox::User", "root".into()),
+        ("APT::Architecture", "amd64".into()),
+        ("APT::Install-Recommends", "false".into()),
+        ("APT::Get::List-Cleanup", "false".into()),
+        ("Acquire::Languages", "none".into()),
+        ("Debug::NoLocking", "true".into()),
+    ];
+    let mut text = host.to_owned();
+    for (name, value) in settings {
+        text.push_str(&format!("{name} \"{value}\";\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_progress_of_a_download_is_read() {
+        assert_eq!(
+            download_status("dlstatus:17:33.5:Retrieving file 18 of 175 (1s: left)"),
+            Some((33, "Retrieving file 18 of 175 (1s: left)"))
+        );
+        assert_eq!(download_status("pmstatus:x:1:y"), None);
+        assert_eq!(download_status("dlstatus:17"), None);
+    }
+
+    #[test]
+    fn the_candidate_is_none_where_there_is_none() {
+        assert_eq!(candidate("bochs:\n  Installed: (none)\n  Candidate: 3.0+dfsg-1\n"), Some("3.0+dfsg-1".into()));
+        assert_eq!(candidate("bochs:\n  Candidate: (none)\n"), None);
+        assert_eq!(candidate(""), None);
+    }
+
+    #[test]
+    fn proxies_are_kept_and_hooks_are_not() {
+        let dump = "Acquire \"\";\nAcquire::http \"\";\nAcquire::http::Proxy \"http://p:3128\";\nAPT::Update::Post-Invoke:: \"rm x\";\nAcquire::Languages:: \"none\";\nAcquire::Check-Date \"false\";\n";
+        assert_eq!(network_settings(dump), "Acquire::http::Proxy \"http://p:3128\";\nAcquire::Check-Date \"false\";\n");
+    }
+
+    #[test]
+    fn nothing_of_the_hosts_state_is_touched() {
+        let text = configuration(Path::new("/p"), "");
+        for setting in [
+            "Dir::State \"/p/state\"",
+            "Dir::Cache \"/p/cache\"",
+            "Dir::State::status \"/p/state/status\"",
+            "Dir::Etc::parts \"/p/empty\"",
+        ] {
+            assert!(text.contains(setting), "{setting}");
+        }
+    }
+}

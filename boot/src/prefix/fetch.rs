@@ -1,0 +1,283 @@
+//! Fetches the emulator and GRUB's tools into the private prefix, without root.
+//!
+//! Everything is unpacked into a directory beside the prefix, which is renamed when it is complete: an interrupted fetch
+//! leaves nothing that looks finished.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{FlockOperation, flock};
+
+use super::apt::Apt;
+use super::sources::{self, Release, Source};
+use super::{WORKING_BOCHS, works};
+use crate::paths::{Paths, on_path, replace_directory};
+use crate::progress::Step;
+
+/// Debian's release that has the Bochs we want.
+const SUITE: &str = "trixie";
+/// Debian's keys, as its package installs them.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// A mirror of Debian for hosts whose own configuration names none.
+pub const MIRROR_VARIABLE: &str = "IMSVISOR_DEBIAN_MIRROR";
+
+/// What the prefix holds.
+const PACKAGES: [&str; 9] = [
+    "bochs",
+    "bochs-term",
+    "bochsbios",
+    "seabios",
+    "grub-common",
+    "grub-pc-bin",
+    "grub-efi-amd64-bin",
+    "xorriso",
+    "mtools",
+];
+
+/// Changes whenever a prefix made by an older launcher would not do.
+const RECIPE: &str = "2";
+
+/// The file that says that the prefix is complete, and which Bochs it holds.
+const STAMP: &str = ".imsvisor";
+
+/// Makes sure that the prefix is there and complete.
+pub fn ensure(paths: &Paths) -> Result<PathBuf> {
+    let prefix = paths.prefix();
+    if is_complete(&prefix) {
+        return Ok(prefix);
+    }
+    fs::create_dir_all(&paths.home).with_context(|| format!("cannot create {}", paths.home.display()))?;
+    let lock = File::create(paths.home.join("prefix.lock")).context("cannot create the prefix's lock")?;
+    flock(&lock, FlockOperation::LockExclusive).context("cannot lock the prefix")?;
+    // Another process may have fetched it while this one waited.
+    if !is_complete(&prefix) {
+        fetch(paths).context("cannot fetch the emulator")?;
+    }
+    Ok(prefix)
+}
+
+fn is_complete(prefix: &Path) -> bool {
+    fs::read_to_string(prefix.join(STAMP)).is_ok_and(|stamp| stamp.lines().next() == Some(RECIPE))
+}
+
+fn fetch(paths: &Paths) -> Result<()> {
+    for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
+        if on_path(tool).is_none() {
+            bail!("{}", without_apt(tool));
+        }
+    }
+    let mut step = Step::new("fetching the emulator and GRUB's tools");
+    let work = paths.home.join("prefix.partial");
+    remove(&work)?;
+    let (apt, version) = apt_with_bochs(&work.join("apt"), &mut step)?;
+    let packages = apt.download(&PACKAGES, &mut step)?;
+    let root = work.join("root");
+    unpack(&packages, &root, &mut step)?;
+    fs::write(root.join(STAMP), format!("{RECIPE}\nbochs {version}\n"))?;
+    replace_directory(&root, &paths.prefix()).context("cannot move the prefix into its place")?;
+    remove(&work)?;
+    step.done(&format!("Bochs {version}, {} packages", packages.len()));
+    Ok(())
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An apt whose sources have a Bochs that works, and that Bochs' version.
+fn apt_with_bochs(directory: &Path, step: &mut Step) -> Result<(Apt, String)> {
+    let release = sources::release(&fs::read_to_string("/etc/os-release").unwrap_or_default());
+    let host = sources::of_host(Path::new("/etc/apt"));
+    if let Some(mirror) = std::env::var_os(MIRROR_VARIABLE) {
+        let mirror = mirror.to_string_lossy().into_owned();
+        return debian(directory, mirror, keyring(None)?, step);
+    }
+    if release.id == "debian" {
+        let own = sources::main_archive(&host, &release.codename)
+            .ok_or_else(|| anyhow!("/etc/apt names no Debian archive: set {MIRROR_VARIABLE} to a mirror's address"))?;
+        return debian(directory, own.uri.clone(), keyring(own.signed_by.as_deref())?, step);
+    }
+    other(directory, &release, &host, step)
+}
+
+/// Debian's own archive at this mirror.
+fn debian(directory: &Path, mirror: String, keyring: PathBuf, step: &mut Step) -> Result<(Apt, String)> {
+    let source = Source { uri: mirror, suite: SUITE.into(), components: vec!["main".into()], signed_by: Some(keyring) };
+    let apt = Apt::new(directory, &[source])?;
+    apt.update(step)?;
+    match apt.candidate("bochs")? {
+        Some(version) if works(&version) => Ok((apt, version)),
+        found => bail!("Debian {SUITE} has {}, but {WORKING_BOCHS} is needed", described(found.as_deref())),
+    }
+}
+
+fn described(version: Option<&str>) -> String {
+    version.map_or_else(|| "no bochs".to_owned(), |version| format!("bochs {version}"))
+}
+
+/// Debian's keys on this host.
+fn keyring(signed_by: Option<&Path>) -> Result<PathBuf> {
+    let known = [Some(Path::new(KEYRING)), signed_by];
+    let found = known.into_iter().flatten().find(|file| file.is_file());
+    found
+        .map(Path::to_owned)
+        .ok_or_else(|| anyhow!("Debian's keys are not here: install the package debian-archive-keyring"))
+}
+
+/// Ubuntu and the like: their own Bochs if it works; else Debian's, whose keys and default mirror their packages
+/// `debian-archive-keyring` and `debootstrap` carry.
+fn other(directory: &Path, release: &Release, host: &[Source], step: &mut Step) -> Result<(Apt, String)> {
+    let mut own: Vec<Source> = host.iter().filter(|source| source.belongs_to(&release.codename)).cloned().collect();
+    if own.is_empty() {
+        own = host.to_vec();
+    }
+    let apt = Apt::new(&directory.join("own"), &own)?;
+    apt.update(step)?;
+    let version = apt.candidate("bochs")?;
+    if let Some(version) = version.as_deref().filter(|version| works(version)) {
+        return Ok((apt, version.to_owned()));
+    }
+    let (mirror, keyring) =
+        debian_from(&apt, directory, step).with_context(|| without_bochs(&release.pretty, version.as_deref()))?;
+    debian(&directory.join("debian"), mirror, keyring, step)
+}
+
+/// Debian's default mirror and its keys, out of packages that the host's own distribution has signed.
+fn debian_from(apt: &Apt, directory: &Path, step: &mut Step) -> Result<(String, PathBuf)> {
+    let files = apt.download_only(&["debootstrap", "debian-archive-keyring"], step)?;
+    let root = directory.join("debian-keys");
+    for file in &files {
+        unpack_one(file, &root)?;
+    }
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap_or_default();
+    let mirror =
+        mirror_in(&read("usr/share/debootstrap/scripts/sid")).or_else(|| mirror_in(&read("usr/sbin/debootstrap")));
+    let mirror = mirror.context("debootstrap names no mirror of Debian")?;
+    let keyring = root.join(KEYRING.trim_start_matches('/'));
+    if !keyring.is_file() {
+        bail!("debian-archive-keyring holds no {KEYRING}");
+    }
+    Ok((mirror, keyring))
+}
+
+/// The Debian mirror in a script of debootstrap: `default_mirror URL` or `DEF_MIRROR="URL"`.
+fn mirror_in(script: &str) -> Option<String> {
+    let addresses = script.lines().filter_map(|line| {
+        let line = line.trim();
+        let rest = line.strip_prefix("default_mirror ").or_else(|| line.strip_prefix("DEF_MIRROR="))?;
+        Some(rest.trim().trim_matches('"'))
+    });
+    addresses.into_iter().find(|address| address.trim_end_matches('/').ends_with("/debian")).map(str::to_owned)
+}
+
+/// Unpacks packages with every core there is.
+fn unpack(packages: &[PathBuf], root: &Path, step: &mut Step) -> Result<()> {
+    fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
+    // Libraries' directories are links to those in /usr; the package that has the links must come before all others.
+    let (base, others): (Vec<_>, Vec<_>) = packages.iter().partition(|file| is_base(file));
+    for file in base {
+        unpack_one(file, root)?;
+    }
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
+    let workers = std::thread::available_parallelism().map_or(2, |count| count.get().min(8));
+    step.at("unpacking");
+    let show = Mutex::new(step);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(file) = others.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(error) = unpack_one(file, root) {
+                        failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
+                    }
+                    let done = next.load(Ordering::Relaxed).min(others.len());
+                    show.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).part(done as u64, others.len() as u64);
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
+}
+
+fn is_base(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("base-files_"))
+}
+
+fn unpack_one(package: &Path, root: &Path) -> Result<()> {
+    let output = Command::new("dpkg-deb")
+        .arg("-x")
+        .args([package, root])
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start dpkg-deb")?;
+    if !output.status.success() {
+        bail!("cannot unpack {}: {}", package.display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+fn without_apt(tool: &str) -> String {
+    format!(
+        "this machine has no {tool}, so the emulator cannot be fetched. Install these yourself:\n\
+         - {WORKING_BOCHS}, built with plugins, `--enable-smp`, VMX and the `term` or `nogui` display, with its BIOS and SeaBIOS' \
+         vgabios-stdvga.bin (or name another program in {})\n\
+         - GRUB 2's grub-mkimage with its i386-pc modules, and xorriso",
+        super::BOCHS_VARIABLE
+    )
+}
+
+fn without_bochs(system: &str, version: Option<&str>) -> String {
+    format!(
+        "{system} has {}, but {WORKING_BOCHS} is needed. Any of these helps: set {MIRROR_VARIABLE} to the address of a Debian \
+         mirror and install the package debian-archive-keyring; or set {} to a Bochs 3.0 of your own",
+        described(version),
+        super::BOCHS_VARIABLE
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_complete_only_with_the_stamp_of_this_recipe() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!is_complete(directory.path()));
+        fs::write(directory.path().join(STAMP), "0\nbochs 2.7\n").unwrap();
+        assert!(!is_complete(directory.path()));
+        fs::write(directory.path().join(STAMP), format!("{RECIPE}\nbochs 3.0\n")).unwrap();
+        assert!(is_complete(directory.path()));
+    }
+
+    #[test]
+    fn debootstraps_mirror_of_debian_is_found_and_no_other() {
+        let script = "case $ARCH in\n\talpha) default_mirror http://p/debian-ports ;;\n\t*) x ;;\nesac\n  default_mirror http://m/debian\n";
+        assert_eq!(mirror_in(script), Some("http://m/debian".into()));
+        assert_eq!(mirror_in("DEF_MIRROR=\"http://m/debian\"\n"), Some("http://m/debian".into()));
+        assert_eq!(mirror_in("DEF_MIRROR=\"http://m/ubuntu\"\n"), None);
+    }
+
+    #[test]
+    fn a_package_that_cannot_be_unpacked_fails_the_fetch() {
+        let directory = tempfile::tempdir().unwrap();
+        let package = directory.path().join("x_1_all.deb");
+        fs::write(&package, "no package").unwrap();
+        assert!(unpack(&[package], &directory.path().join("root"), &mut Step::new("testing")).is_err());
+    }
+
+    #[test]
+    fn messages_say_what_to_install() {
+        assert!(without_apt("apt-get").contains("xorriso"));
+        assert!(
+            without_bochs("Ubuntu 24.04", Some("2.7")).contains("Ubuntu 24.04 has bochs 2.7, but Bochs 3.0 is needed")
+        );
+    }
+}

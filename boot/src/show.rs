@@ -1,0 +1,284 @@
+//! What the person at the terminal sees: the live lines, and the report at the end.
+
+use std::io::Write;
+use std::path::Path;
+
+use console::{StyledObject, style};
+
+use crate::event::{Event, Line, Pairs};
+use crate::machine::{Outcome, Seen};
+use crate::report::{Guest, Summary, Verdict};
+use crate::words::{grouped, harmless};
+
+/// Faults that are shown one by one; the rest is only counted.
+const FAULTS_SHOWN: usize = 8;
+/// Lines that are shown again after a hang.
+const LAST_LINES: usize = 20;
+
+/// Shows lines as they come.
+#[derive(Debug, Default)]
+pub struct Show {
+    verbose: bool,
+    faults: usize,
+}
+
+impl Show {
+    /// With `verbose` every line is shown as the machine wrote it.
+    pub fn new(verbose: bool) -> Self {
+        Self { verbose, faults: 0 }
+    }
+
+    /// Shows one line.
+    pub fn line(&mut self, seen: &Seen) {
+        let text = if self.verbose { Some(harmless(&seen.raw)) } else { self.pretty(&seen.line) };
+        if let Some(text) = text {
+            let time = style(format!("{:>7.2} s", seen.at.as_secs_f32())).dim();
+            say(&format!("{time}  {text}"));
+        }
+    }
+
+    fn pretty(&mut self, line: &Line) -> Option<String> {
+        match line {
+            Line::Event(event) => self.event(event),
+            // Its figures are in the report.
+            Line::Result { .. } => None,
+            Line::Guest { guest, text } => Some(format!("{} {}", style(format!("[{guest}]")).cyan(), harmless(text))),
+            Line::Text(text) if text.trim().is_empty() => None,
+            Line::Text(text) => Some(style(harmless(text)).dim().to_string()),
+            Line::Broken { line, why } => Some(bad(format!("{} ({why})", harmless(line))).to_string()),
+        }
+    }
+
+    fn event(&mut self, event: &Event) -> Option<String> {
+        let pairs = &event.pairs;
+        let value = |key: &str| harmless(pairs.get(key).unwrap_or("?"));
+        let number = |key: &str| pairs.number(key).map_or_else(|| "?".to_owned(), grouped);
+        match event.name.as_str() {
+            "boot" => Some(style(format!("imsvisor {} is up", value("version"))).bold().to_string()),
+            "machine" => Some(format!(
+                "{}, {} MiB, {} remapping unit(s), {} device(s) with IMS",
+                value("cpu"),
+                value("memory_mib"),
+                value("vtd_units"),
+                value("ims_devices")
+            )),
+            "refused" => Some(style(format!("refused: {}: {}", value("what"), value("why"))).yellow().to_string()),
+            "guest-start" => {
+                let what = format!("guest {} starts with {} MiB", value("name"), value("memory_mib"));
+                Some(format!("{} {}", good("▶"), style(what).bold()))
+            }
+            "guest-end" => Some(guest_end(pairs)),
+            "fault" => self.fault(pairs),
+            // Shown in the report.
+            "exits" | "interrupts" | "remap" | "done" => None,
+            name => Some(format!("{} {} {}", harmless(name), number("guest"), harmless(&pairs.to_string()))),
+        }
+    }
+
+    fn fault(&mut self, pairs: &Pairs) -> Option<String> {
+        self.faults += 1;
+        match self.faults {
+            ..=FAULTS_SHOWN => Some(style(format!("fault: {}", harmless(&pairs.to_string()))).yellow().to_string()),
+            number if number == FAULTS_SHOWN + 1 => Some(style("more faults are only counted").yellow().to_string()),
+            _ => None,
+        }
+    }
+}
+
+fn guest_end(pairs: &Pairs) -> String {
+    let value = |key: &str| harmless(pairs.get(key).unwrap_or("?"));
+    let right = pairs.get("reason") == Some("exit") && pairs.number("code") == Some(0);
+    let text = format!("guest {} ends: {}, code {}", value("name"), value("reason"), value("code"));
+    let mark = if right { good("■") } else { bad("■") };
+    format!("{mark} {}", style(text).bold())
+}
+
+fn good<T>(text: T) -> StyledObject<T> {
+    style(text).green()
+}
+
+fn bad<T>(text: T) -> StyledObject<T> {
+    style(text).red()
+}
+
+/// A line on standard output. Whoever reads it may have left.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Shows the report, and after a run that was not right what helps to find out why.
+pub fn report(summary: &Summary, verdict: &Verdict, outcome: &Outcome) {
+    say(&style("\n  Report").bold().to_string());
+    for (label, text) in rows(summary) {
+        say(&format!("  {:<14} {text}", style(label).dim()));
+    }
+    if verdict.is_right() {
+        say(&format!("\n  {} the run was right ({:.1} s)", good("✔"), summary.wall.as_secs_f32()));
+        return;
+    }
+    say(&format!("\n  {} the run was not right:", bad("✘")));
+    for failure in &verdict.failures {
+        say(&format!("    {} {}", bad("•"), harmless(failure)));
+    }
+    if !summary.end.is_right() {
+        last_lines(outcome);
+    }
+    say(&format!("\n  logs: {}", outcome.directory.display()));
+}
+
+fn last_lines(outcome: &Outcome) {
+    say("\n  the last lines:");
+    let mut any = false;
+    for line in outcome.last_lines(LAST_LINES) {
+        say(&format!("    {}", harmless(line)));
+        any = true;
+    }
+    if !any {
+        say("    (none)");
+    }
+}
+
+/// Says where an image was written to.
+pub fn image(file: &Path) {
+    say(&format!("{} {}: boots by BIOS or UEFI, from a CD or a stick", good("✔"), file.display()));
+}
+
+type Row = (&'static str, String);
+
+/// The report's lines: a label and a text.
+fn rows(summary: &Summary) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for guest in &summary.guests {
+        rows.extend(guest_rows(guest));
+    }
+    let stations = summary.interrupts().stations();
+    if !stations.is_empty() {
+        let texts: Vec<String> = stations.iter().map(|(name, count)| format!("{} {name}", grouped(*count))).collect();
+        rows.push(("interrupts", texts.join(" → ")));
+    }
+    let posted = summary.plugin.get("vtd.posted").copied().unwrap_or(0);
+    if posted > 0 {
+        rows.push(("", format!("{} of them posted: no VM exit", grouped(posted))));
+    }
+    let number = |key: &str| summary.remap.number(key).map_or_else(|| "?".to_owned(), grouped);
+    if summary.remap.iter().next().is_some() {
+        let (live, most) = (number("live"), number("high_water"));
+        let done = format!("{} programmed, {} flushes", number("programmed"), number("flushes"));
+        rows.push(("entries", format!("{live} live at the end, {most} at most; {done}")));
+        let unit = |key: &str| summary.plugin.get(key).copied().unwrap_or(0);
+        let by_unit = unit("vtd.interrupt_faults") + unit("vtd.dma_faults");
+        rows.push((
+            "faults",
+            format!("{} recorded, {} by the remapping unit's own count", number("faults"), grouped(by_unit)),
+        ));
+    }
+    rows.extend(summary.refused.iter().map(|text| ("refused", harmless(text))));
+    rows
+}
+
+fn guest_rows(guest: &Guest) -> Vec<Row> {
+    let mut rows = vec![("guest", style(harmless(&guest.name)).bold().to_string())];
+    let counted = |pairs: &Pairs, key: &str| pairs.number(key).map(grouped);
+    if let Some(instructions) = counted(&guest.start, "entry_instructions") {
+        rows.push(("start", format!("{instructions} instructions from the hypervisor's entry to the guest's first")));
+    }
+    if let Some(result) = &guest.result {
+        rows.push(("work", work(result)));
+    }
+    if !guest.exits.is_empty() {
+        rows.push(("VM exits", exits(guest)));
+    }
+    if let (Some(calls), Some(writes)) =
+        (counted(&guest.interrupts, "hypercalls"), counted(&guest.interrupts, "trapped_writes"))
+    {
+        rows.push(("requests", format!("{calls} hypercalls, {writes} trapped writes")));
+    }
+    rows
+}
+
+fn work(result: &Pairs) -> String {
+    let number = |key: &str| result.number(key).map(grouped);
+    match (number("descriptors"), number("verified"), number("bytes")) {
+        (Some(done), Some(verified), Some(bytes)) => {
+            let slots = number("slots").map(|slots| format!("; {slots} slots")).unwrap_or_default();
+            let fired = number("slots_fired").map(|fired| format!(", {fired} of them fired")).unwrap_or_default();
+            format!("{done} descriptors done, {verified} verified, {bytes} bytes{slots}{fired}")
+        }
+        // A guest of another kind reports what it likes.
+        _ => harmless(&result.to_string()),
+    }
+}
+
+/// VM exits, the most frequent first.
+fn exits(guest: &Guest) -> String {
+    let mut counts: Vec<_> = guest.exits.iter().filter(|(_, count)| **count > 0).collect();
+    counts.sort_by_key(|(reason, count)| (std::cmp::Reverse(**count), reason.as_str().to_owned()));
+    let texts: Vec<String> =
+        counts.iter().map(|(reason, count)| format!("{} {}", harmless(reason), grouped(**count))).collect();
+    let all = guest.exits.values().sum();
+    format!("{} ({})", grouped(all), texts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::machine::End;
+
+    fn outcome(console: &str) -> Outcome {
+        let seen = |raw: &str| Seen { at: Duration::ZERO, raw: raw.to_owned(), line: Line::parse(raw) };
+        Outcome {
+            lines: console.lines().map(seen).collect(),
+            end: End::Off,
+            plugin: [("vtd.remapped".to_owned(), 1234)].into(),
+            with_plugin: true,
+            wall: Duration::ZERO,
+            directory: "/".into(),
+        }
+    }
+
+    fn text(console: &str) -> String {
+        let rows = rows(&outcome(console).summary());
+        rows.iter().map(|(label, text)| format!("{label}: {}\n", console::strip_ansi_codes(text))).collect()
+    }
+
+    #[test]
+    fn the_report_holds_every_figure() {
+        let text = text(
+            "@ims guest-start guest=1 name=demo memory_mib=64 entry_instructions=1234567\n\
+             [demo] @result descriptors=1000 bytes=4096 verified=999 slots=4 slots_fired=3 handled=10 errors=0\n\
+             @ims exits guest=1 hlt=2 ept_violation=4000 vmcall=0\n\
+             @ims interrupts guest=1 delivered=10 hypercalls=3 trapped_writes=5\n\
+             @ims remap live=1 high_water=4 programmed=6 flushes=7 faults=8\n\
+             @ims refused what=guest why=\"no memory\"\n",
+        );
+        for expected in [
+            "1,234,567 instructions",
+            "1,000 descriptors done, 999 verified, 4,096 bytes; 4 slots, 3 of them fired",
+            "4,002 (ept_violation 4,000, hlt 2)",
+            "3 hypercalls, 5 trapped writes",
+            "1,234 remapped → 10 delivered → 10 handled",
+            "1 live at the end, 4 at most; 6 programmed, 7 flushes",
+            "faults: 8 recorded",
+            "refused: guest: no memory",
+        ] {
+            assert!(text.contains(expected), "{expected}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_flood_of_faults_is_cut_short() {
+        let mut show = Show::new(false);
+        let line = Line::parse("@ims fault kind=dma sid=1 reason=2 address=3");
+        let shown = (0..100).filter_map(|_| show.pretty(&line)).count();
+        assert_eq!(shown, FAULTS_SHOWN + 1);
+    }
+
+    #[test]
+    fn a_guest_cannot_draw_on_the_terminal() {
+        let mut show = Show::new(false);
+        let shown = show.pretty(&Line::parse("[demo] \u{1b}]0;title\u{7}")).unwrap();
+        assert!(!console::strip_ansi_codes(&shown).contains(['\u{1b}', '\u{7}']), "{shown:?}");
+    }
+}

@@ -1,0 +1,114 @@
+//! Words and quotes, as they occur in events, in a guest's command line, and in GRUB's configuration.
+
+use anyhow::{Result, bail};
+
+/// Splits at white space; double or single quotes hold a word together, a backslash takes the next character as it is.
+///
+/// Quotes may begin inside a word (`cmdline="a b"`), as a shell has it. This also reads what GRUB makes of a word that
+/// holds a space (`"cmdline=a b"`, `grub_create_loader_cmdline`).
+pub fn split(text: &str) -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match (c, quote) {
+            ('\\', None | Some('"')) => match chars.next() {
+                Some(next) => word.get_or_insert_default().push(next),
+                None => bail!("a backslash at the end: {text}"),
+            },
+            (c, Some(open)) if c == open => quote = None,
+            ('"' | '\'', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            (c, None) if c.is_whitespace() => words.extend(word.take()),
+            (c, _) => word.get_or_insert_default().push(c),
+        }
+    }
+    if quote.is_some() {
+        bail!("a quote is not closed: {text}");
+    }
+    words.extend(word);
+    Ok(words)
+}
+
+/// One word of a GRUB script: single quotes hold everything but themselves.
+pub fn grub_quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Makes a guest's text harmless on a terminal: control characters (and so escape sequences) become visible.
+pub fn harmless(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let control = c.is_control() && c != '\t';
+            let (kept, shown) = if control { (None, Some(c.escape_default())) } else { (Some(c), None) };
+            kept.into_iter().chain(shown.into_iter().flatten())
+        })
+        .collect()
+}
+
+/// A number with commas between its groups of three.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_hold_words_together_wherever_they_begin() {
+        let expected = ["demo", "cmdline=a b", "x"];
+        assert_eq!(split(r#"demo cmdline="a b" x"#).unwrap(), expected);
+        assert_eq!(split(r#"demo  "cmdline=a b" x "#).unwrap(), expected);
+        assert_eq!(split(r"demo cmdline=a\ b 'x'").unwrap(), expected);
+    }
+
+    #[test]
+    fn an_empty_quoted_word_is_a_word() {
+        assert_eq!(split(r#"a "" b="" "#).unwrap(), ["a", "", "b="]);
+        assert!(split("  ").unwrap().is_empty());
+    }
+
+    #[test]
+    fn broken_quoting_is_refused() {
+        assert!(split(r#"a="b"#).is_err());
+        assert!(split("a 'b").is_err());
+        assert!(split("a\\").is_err());
+    }
+
+    #[test]
+    fn grub_sees_one_word_whatever_is_in_it() {
+        assert_eq!(grub_quote("mem=64M"), "mem=64M");
+        assert_eq!(grub_quote("cmdline=a $b;c"), "'cmdline=a $b;c'");
+        assert_eq!(grub_quote("it's"), r"'it'\''s'");
+        assert_eq!(grub_quote(""), "''");
+    }
+
+    #[test]
+    fn escape_sequences_do_not_reach_the_terminal() {
+        assert_eq!(harmless("a\u{1b}[2J\tb"), "a\\u{1b}[2J\tb");
+    }
+
+    #[test]
+    fn numbers_are_grouped_by_three() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1000), "1,000");
+        assert_eq!(grouped(12_345_678), "12,345,678");
+    }
+}
