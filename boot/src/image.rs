@@ -52,19 +52,37 @@ pub enum Firmware {
     Any,
 }
 
-/// GRUB's modules for booting from a CD; nothing else is needed.
-const BIOS_MODULES: [&str; 6] = ["biosdisk", "iso9660", "multiboot2", "normal", "all_video", "configfile"];
-/// The same for UEFI; partition tables because the image may be on a stick.
-const EFI_MODULES: [&str; 9] = [
+/// GRUB's modules that every firmware's core needs: the image may be a CD or, with partitions, a stick.
+const MODULES: [&str; 9] = [
     "iso9660",
-    "multiboot2",
-    "normal",
-    "all_video",
-    "configfile",
     "part_gpt",
     "part_msdos",
     "search",
     "search_fs_file",
+    "normal",
+    "configfile",
+    "multiboot2",
+    "all_video",
+];
+/// The same, and disks, for the BIOS. UEFI's disks are in its core.
+const BIOS_MODULES: [&str; 10] = {
+    let [a, b, c, d, e, f, g, h, i] = MODULES;
+    ["biosdisk", a, b, c, d, e, f, g, h, i]
+};
+
+/// What GRUB's core does first: it looks for the image it was started from, wherever the firmware put it.
+const EARLY: &str =
+    "search --file --set=root /boot/imsvisor\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n";
+
+/// A partition table that both firmwares accept: a GPT whose second partition, UEFI's, is the file that follows.
+const HYBRID: [&str; 7] = [
+    "--protective-msdos-label",
+    "-partition_offset",
+    "16",
+    "--mbr-force-bootable",
+    "-append_partition",
+    "2",
+    "c12a7328-f81f-11d2-ba4b-00a0c93ec93b",
 ];
 
 /// GRUB's configuration.
@@ -109,22 +127,18 @@ impl Image {
     pub fn write(&self, grub: &Grub, firmware: Firmware, work: &Path, iso: &Path) -> Result<()> {
         let tree = work.join("iso");
         self.lay_out(&tree)?;
-        mkimage(
-            grub,
-            "i386-pc",
-            "i386-pc-eltorito",
-            "(cd)/boot/grub",
-            &BIOS_MODULES,
-            &tree.join("boot/grub/bios.img"),
-        )?;
+        let early = work.join("early.cfg");
+        fs::write(&early, EARLY).with_context(|| format!("cannot write {}", early.display()))?;
+        let core = tree.join("boot/grub/bios.img");
+        mkimage(grub, "i386-pc", "i386-pc-eltorito", &BIOS_MODULES, &early, &core)?;
         let mut command = grub.xorriso.command();
         command.args(["-as", "mkisofs", "-quiet", "-r", "-V", "IMSVISOR", "-o"]).arg(iso);
         command.args(["-b", "boot/grub/bios.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]);
         if firmware == Firmware::Any {
+            let esp = efi_partition(grub, &early, work)?;
             command.arg("--grub2-boot-info").arg("--grub2-mbr").arg(grub.modules.join("i386-pc/boot_hybrid.img"));
-            let esp = efi_partition(grub, work)?;
+            command.args(HYBRID).arg(esp).arg("-appended_part_as_gpt");
             command.args(["-eltorito-alt-boot", "-e", "--interval:appended_partition_2:all::", "-no-emul-boot"]);
-            command.args(["-append_partition", "2", "0xef"]).arg(esp);
         }
         run(command.arg(&tree), "xorriso")?;
         // Only the image is needed from here on.
@@ -147,33 +161,21 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
-fn mkimage(grub: &Grub, platform: &str, format: &str, prefix: &str, modules: &[&str], to: &Path) -> Result<()> {
+fn mkimage(grub: &Grub, platform: &str, format: &str, modules: &[&str], early: &Path, to: &Path) -> Result<()> {
     let mut command = grub.mkimage.command();
-    command.arg("-d").arg(grub.modules.join(platform)).args(["-O", format, "-p", prefix, "-o"]).arg(to);
-    run(command.args(modules), "grub-mkimage")
+    command.arg("-d").arg(grub.modules.join(platform)).args(["-O", format, "-p", "/boot/grub", "-c"]).arg(early);
+    run(command.arg("-o").arg(to).args(modules), "grub-mkimage")
 }
 
-/// A FAT image with `EFI/BOOT/BOOTX64.EFI`, which looks for our configuration on every disk.
-fn efi_partition(grub: &Grub, work: &Path) -> Result<PathBuf> {
+/// A FAT image with `EFI/BOOT/BOOTX64.EFI`.
+fn efi_partition(grub: &Grub, early: &Path, work: &Path) -> Result<PathBuf> {
     let Some(mtools) = &grub.mtools else { bail!("an image for UEFI needs mtools") };
     let program = work.join("bootx64.efi");
-    let early = work.join("early.cfg");
-    fs::write(
-        &early,
-        "search --file --set=root /boot/imsvisor\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n",
-    )?;
-    let mut command = grub.mkimage.command();
-    command
-        .arg("-d")
-        .arg(grub.modules.join("x86_64-efi"))
-        .args(["-O", "x86_64-efi", "-p", "/boot/grub", "-c"])
-        .arg(&early);
-    run(command.arg("-o").arg(&program).args(EFI_MODULES), "grub-mkimage")?;
+    mkimage(grub, "x86_64-efi", "x86_64-efi", &MODULES, early, &program)?;
     let esp = work.join("esp.img");
     mtool(mtools, "mformat", &esp, &["-C", "-f", "2880", "-L", "32", "::"])?;
     mtool(mtools, "mmd", &esp, &["::/EFI", "::/EFI/BOOT"])?;
-    let source = program.to_string_lossy();
-    mtool(mtools, "mcopy", &esp, &[&source, "::/EFI/BOOT/BOOTX64.EFI"])?;
+    mtool(mtools, "mcopy", &esp, &[&program.to_string_lossy(), "::/EFI/BOOT/BOOTX64.EFI"])?;
     Ok(esp)
 }
 

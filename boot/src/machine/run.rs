@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_hangs_is_ended_and_its_last_lines_are_kept() {
-        let (_directory, outcome) = machine("echo before > serial.log; sleep 1000", &impatient());
+        let (_directory, outcome) = machine("echo before > serial.log; exec sleep 1000", &impatient());
         assert_eq!(outcome.end, End::Silent(impatient().silence));
         assert_eq!(outcome.last_lines(5).collect::<Vec<_>>(), ["before"]);
         assert!(outcome.wall < Duration::from_secs(10));
