@@ -22,6 +22,8 @@ pub const PRIMARY_MWAIT: u32 = 1 << 10;
 pub const PRIMARY_RDPMC: u32 = 1 << 11;
 /// Primary: CR3-load and CR3-store exiting; on by default, wanted off.
 pub const PRIMARY_CR3: u32 = 1 << 15 | 1 << 16;
+/// Primary: CR8-load and CR8-store exiting: without a TPR shadow CR8 would be the machine's own.
+pub const PRIMARY_CR8: u32 = 1 << 19 | 1 << 20;
 /// Primary: unconditional I/O exiting.
 pub const PRIMARY_IO: u32 = 1 << 24;
 /// Primary: use MSR bitmaps.
@@ -302,6 +304,7 @@ fn choose_primary(allowed: Allowed) -> Result<u32, Refusal> {
             (PRIMARY_HLT, "HLT exiting"),
             (PRIMARY_MWAIT, "MWAIT exiting"),
             (PRIMARY_RDPMC, "RDPMC exiting"),
+            (PRIMARY_CR8, "CR8 exiting"),
             (PRIMARY_IO, "unconditional I/O exiting"),
             (PRIMARY_MSR_BITMAPS, "MSR bitmaps"),
             (PRIMARY_MONITOR, "MONITOR exiting"),
