@@ -99,10 +99,10 @@ pub unsafe fn break_lock() {
     unsafe { CONSOLE.force_unlock() }
 }
 
-/// Writes a line for the launcher: `event!("guest-start", "guest={} name={}", id, name)`.
+/// Writes a line for the launcher: `event!("guest-start guest={} name={}", id, name)`.
 #[macro_export]
 macro_rules! event {
-    ($name:literal $(, $format:literal $($args:tt)*)?) => {
-        $crate::console::event(format_args!(concat!($name $(, " ", $format)?) $($($args)*)?))
+    ($($text:tt)*) => {
+        $crate::console::event(format_args!($($text)*))
     };
 }

@@ -17,7 +17,7 @@ static mut TABLES: cpu::tables::Tables = cpu::tables::Tables::new();
 /// From the entry code: EAX and EBX as the loader left them, and the TSC at the first instruction.
 extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     console::init(tsc);
-    event!("boot", "version={}", env!("CARGO_PKG_VERSION"));
+    event!("boot version={}", env!("CARGO_PKG_VERSION"));
     // SAFETY: the entry code passes on what the loader gave it.
     let loader = match unsafe { Loader::new(magic, Hpa::new(information)) } {
         Ok(loader) => loader,
@@ -38,7 +38,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
 
 /// Says what is missing, and ends.
 fn refuse(what: &str, why: impl core::fmt::Display) -> ! {
-    event!("refused", "what={what} why=\"{why}\"");
+    event!("refused what={what} why=\"{why}\"");
     power::end(false)
 }
 

@@ -18,7 +18,7 @@ const DRAIN_READS: u32 = 20_000;
 
 /// Writes the run's last line and ends the machine, where the machine is one that software can end. Otherwise the processor stops.
 pub fn end(ok: bool) -> ! {
-    event!("done", "status={}", if ok { "ok" } else { "failed" });
+    event!("done status={}", if ok { "ok" } else { "failed" });
     // SAFETY: port 0x80 is the POST code's, which nothing listens to; the two others exist on the emulators only, where they do what
     // their documentation says, and nothing is at them on a PC.
     unsafe {
