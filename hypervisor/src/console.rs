@@ -4,13 +4,16 @@ use core::fmt::{self, Write};
 
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
-use uart_16550::{Config, Uart16550, backend::PioBackend};
+use uart_16550::{Config, Uart16550, backend::PioBackend, spec::registers::LSR};
 
 /// I/O port of COM1.
 const COM1: u16 = 0x3f8;
 
+/// Bytes that wait for the line. A byte takes 87 µs at 115,200 baud; nobody waits that long for a log line.
+const RING: usize = 32 * 1024;
+
 /// Reads of the status register before a byte is given up: a port that nobody answers must not stop the machine.
-const SEND_ATTEMPTS: u32 = 100_000;
+const SEND_ATTEMPTS: u32 = 1_000_000;
 
 static CONSOLE: Mutex<Option<Console>> = Mutex::new(None);
 
@@ -18,15 +21,39 @@ struct Console {
     uart: Uart16550<PioBackend>,
     /// TSC at the hypervisor's entry: times are counted from here.
     epoch: u64,
+    ring: [u8; RING],
+    /// Bytes put into the ring and taken out of it, ever.
+    put: usize,
+    taken: usize,
 }
 
 impl Console {
-    fn send(&mut self, byte: u8) {
+    /// Puts a byte into the ring; when that is full, waits until the line has taken one.
+    fn push(&mut self, byte: u8) {
+        if self.put - self.taken == RING {
+            self.wait();
+        }
+        self.ring[self.put % RING] = byte;
+        self.put += 1;
+    }
+
+    /// Gives the line what it can take now.
+    fn pump(&mut self) {
+        while self.taken < self.put && self.uart.try_send_byte(self.ring[self.taken % RING]).is_ok() {
+            self.taken += 1;
+        }
+    }
+
+    /// Waits until the line has taken a byte; when it never does, the byte is lost.
+    fn wait(&mut self) {
+        let before = self.taken;
         for _ in 0..SEND_ATTEMPTS {
-            if self.uart.try_send_byte(byte).is_ok() {
+            self.pump();
+            if self.taken != before {
                 return;
             }
         }
+        self.taken += 1;
     }
 }
 
@@ -34,10 +61,11 @@ impl Write for Console {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         for byte in s.bytes() {
             if byte == b'\n' {
-                self.send(b'\r');
+                self.push(b'\r');
             }
-            self.send(byte);
+            self.push(byte);
         }
+        self.pump();
         Ok(())
     }
 }
@@ -71,7 +99,7 @@ pub fn init(epoch: u64) {
     if let Ok(mut uart) = unsafe { Uart16550::new_port(COM1) }
         && uart.init(Config::default()).is_ok()
     {
-        *CONSOLE.lock() = Some(Console { uart, epoch });
+        *CONSOLE.lock() = Some(Console { uart, epoch, ring: [0; RING], put: 0, taken: 0 });
     }
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(LevelFilter::Info);
@@ -88,6 +116,27 @@ pub fn line(line: fmt::Arguments<'_>) {
 /// Writes one line for the launcher: an event's name and `key=value` pairs. ARCHITECTURE.md lists them.
 pub fn event(text: fmt::Arguments<'_>) {
     line(format_args!("@ims {text}"));
+}
+
+/// Gives the line what it can take now. Called often: after VM exits that take long, and when nothing else is to do.
+pub fn pump() {
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        console.pump();
+    }
+}
+
+/// Waits until everything has left the machine.
+pub fn drain() {
+    let mut console = CONSOLE.lock();
+    let Some(console) = console.as_mut() else { return };
+    while console.taken < console.put {
+        console.wait();
+    }
+    for _ in 0..SEND_ATTEMPTS {
+        if console.uart.lsr().contains(LSR::TRANSMITTER_EMPTY) {
+            return;
+        }
+    }
 }
 
 /// Takes the console away from whoever holds it.

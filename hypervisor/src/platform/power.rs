@@ -2,7 +2,7 @@
 
 use x86::io;
 
-use crate::{cpu, event};
+use crate::{console, cpu, event};
 
 /// Port that ends Bochs when it reads [`BOCHS_SHUTDOWN`], byte for byte (Bochs' `iodev/unmapped.cc`).
 const BOCHS_PORT: u16 = 0x8900;
@@ -13,18 +13,12 @@ const QEMU_PORT: u16 = 0xf4;
 const QEMU_OK: u32 = 0x10;
 const QEMU_FAILED: u32 = 0x11;
 
-/// Reads of an unused port that give the emulator time to write the last serial byte to its file.
-const DRAIN_READS: u32 = 20_000;
-
 /// Writes the run's last line and ends the machine, where the machine is one that software can end. Otherwise the processor stops.
 pub fn end(ok: bool) -> ! {
     event!("done status={}", if ok { "ok" } else { "failed" });
-    // SAFETY: port 0x80 is the POST code's, which nothing listens to; the two others exist on the emulators only, where they do what
-    // their documentation says, and nothing is at them on a PC.
+    console::drain();
+    // SAFETY: the two ports exist on the emulators only, where they do what their documentation says, and nothing is at them on a PC.
     unsafe {
-        for _ in 0..DRAIN_READS {
-            io::inb(0x80);
-        }
         for &byte in BOCHS_SHUTDOWN {
             io::outb(BOCHS_PORT, byte);
         }
