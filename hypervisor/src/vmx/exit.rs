@@ -221,7 +221,11 @@ impl EptViolation {
 #[allow(missing_docs)]
 pub enum Exit {
     /// An exception that the exception bitmap intercepts.
-    Exception { event: Event, error_code: u32, qualification: u64 },
+    Exception {
+        event: Event,
+        error_code: u32,
+        qualification: u64,
+    },
     /// An NMI of the machine.
     Nmi,
     /// An interrupt of the machine, acknowledged; its vector.
@@ -310,11 +314,9 @@ fn qualification() -> Result<u64, Failure> {
 
 fn exception() -> Result<Exit, Failure> {
     Ok(match Event::from_field(vmread(fields::EXIT_INTERRUPTION)?) {
-        Some(event) if !event.is_nmi() => Exit::Exception {
-            event,
-            error_code: vmread(fields::EXIT_ERROR_CODE)?,
-            qualification: qualification()?,
-        },
+        Some(event) if !event.is_nmi() => {
+            Exit::Exception { event, error_code: vmread(fields::EXIT_ERROR_CODE)?, qualification: qualification()? }
+        }
         _ => Exit::Nmi,
     })
 }

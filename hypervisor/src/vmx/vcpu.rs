@@ -51,8 +51,7 @@ pub mod cr4 {
     /// Bits the guest may change without an exit: none of them changes what an exit or an entry means.
     pub const OWNED: u64 = TSD | DE | PGE | OSFXSR | OSXMMEXCPT;
     /// Bits a guest may set at all, as far as the processor knows them.
-    pub const ALLOWED: u64 =
-        OWNED | 0b11 | PSE | PAE | MCE | UMIP | FSGSBASE | PCIDE | OSXSAVE | SMEP | SMAP;
+    pub const ALLOWED: u64 = OWNED | 0b11 | PSE | PAE | MCE | UMIP | FSGSBASE | PCIDE | OSXSAVE | SMEP | SMAP;
 }
 
 /// IA32_EFER bits by name.
@@ -174,8 +173,7 @@ impl Vcpu {
 
     /// Reads a field. The VMCS must be current.
     pub fn read<W: Width>(&self, field: Field<W>) -> W::Value {
-        instr::vmread(field)
-            .unwrap_or_else(|failure| panic!("VMREAD of field {:#x}: {failure}", field.encoding()))
+        instr::vmread(field).unwrap_or_else(|failure| panic!("VMREAD of field {:#x}: {failure}", field.encoding()))
     }
 
     /// Writes a field of the guest's state, or one of an entry's parameters.
