@@ -1,7 +1,12 @@
 //! Serving a guest's VM exits: one file for each family. Handlers return an [`Action`]; [`dispatch`] carries it out, and RIP advances
 //! there alone.
 
+pub mod alu;
 pub mod cr;
+pub mod decode;
+mod fast;
+pub mod mmio;
+pub mod walk;
 
 use crate::vmx::{Event, EventKind};
 
