@@ -260,6 +260,47 @@ pub fn walk<M: GuestMemory + ?Sized>(
         return Ok(Gpa::new(gva.as_u64() & bits(0, 32)));
     }
     let format = Format::of(paging);
+    if format == Format::Long(4)
+        && let Some(gpa) = walk_quickly(memory, paging, gva.as_u64(), access)
+    {
+        return Ok(gpa);
+    }
+    walk_any(memory, paging, format, gva, access)
+}
+
+/// The short way through four levels when nothing is amiss and no flag is to be set: a third of [`walk_any`]'s instructions.
+fn walk_quickly<M: GuestMemory + ?Sized>(memory: &M, paging: &Paging, gva: u64, access: Access) -> Option<Gpa> {
+    let high = paging.physical_bits();
+    let refused = bits(high, 52) | if paging.efer & EFER_NXE == 0 { NO_EXECUTE } else { 0 };
+    let frame = bits(12, high);
+    let (mut table, mut all, mut any) = (paging.cr3 & frame, u64::MAX, 0);
+    for shift in [39, 30, 21, 12] {
+        let entry = read_entry(memory, Gpa::new(table | (gva >> shift & 0x1ff) << 3), 8).ok()?;
+        (all, any, table) = (all & entry, any | entry, entry & frame);
+        if shift == 12 || entry & LARGE != 0 {
+            let offset = (1 << shift) - 1;
+            let rights =
+                Rights { writable: all & WRITABLE != 0, user: all & USER != 0, no_execute: any & NO_EXECUTE != 0 };
+            // Bit 12 of a large page is its memory type's.
+            let plain = shift != 39 && table & offset & !(1 << 12) == 0 && any & refused == 0;
+            let flagged = all & ACCESSED != 0 && (access != Access::Write || entry & DIRTY != 0);
+            let good = plain && flagged && all & PRESENT != 0 && paging.allows(&rights, access);
+            return good.then(|| Gpa::new(table & !offset | gva & offset));
+        }
+        if entry & PRESENT == 0 {
+            return None;
+        }
+    }
+    None
+}
+
+fn walk_any<M: GuestMemory + ?Sized>(
+    memory: &mut M,
+    paging: &Paging,
+    format: Format,
+    gva: Gva,
+    access: Access,
+) -> Result<Gpa, WalkError> {
     let mut table = paging.root(format);
     let mut rights = Rights { writable: true, user: true, no_execute: false };
     let mut steps = [Step { at: Gpa::new(0), value: 0, flags: 0 }; 5];

@@ -172,4 +172,35 @@ proptest::proptest! {
             let _ = walk(&mut ram, &paging, Gva::new(gva), access);
         }
     }
+
+    #[test]
+    fn the_short_way_agrees_with_the_long_one(flips in proptest::collection::vec((1u64..5, 0u32..64), 0..6),
+        smap: bool, nxe: bool, wp: bool, cpl in 0u8..4, access in 0usize..3) {
+        let access = [Access::Read, Access::Write, Access::Execute][access];
+        let (mut ram, gva) = long_tables(0x5000 | ALL);
+        let at = |level: u64| (5 - level) * 0x1000 + (gva.as_u64() >> (12 + 9 * (level - 1)) & 0x1ff) * 8;
+        for level in 1..5 {
+            let flags = ACCESSED | if level == 1 { DIRTY } else { 0 };
+            ram.put64(at(level), ram.get64(at(level)) | flags);
+        }
+        for (level, bit) in flips {
+            ram.put64(at(level), ram.get64(at(level)) ^ 1 << bit);
+        }
+        let cr4 = CR4_PAE | if smap { CR4_SMAP | CR4_SMEP } else { 0 };
+        let efer = EFER_LMA | if nxe { EFER_NXE } else { 0 };
+        let paging = Paging { cr0: CR0_PG | if wp { CR0_WP } else { 0 }, cr4, efer, cpl, ..long() };
+        if let Some(gpa) = walk_quickly(&ram, &paging, gva.as_u64(), access) {
+            proptest::prop_assert_eq!(walk_any(&mut ram, &paging, Format::Long(4), gva, access), Ok(gpa));
+        }
+    }
+
+    #[test]
+    fn the_short_way_is_taken_when_nothing_is_amiss(offset in 0u64..4096, write: bool) {
+        let (mut ram, gva) = long_tables(0x5000 | ALL);
+        let gva = gva.as_u64() + offset;
+        let access = if write { Access::Write } else { Access::Read };
+        proptest::prop_assert_eq!(walk_quickly(&ram, &long(), gva, access), None, "flags are to be set");
+        let gpa = go(&mut ram, &long(), gva, access);
+        proptest::prop_assert_eq!(walk_quickly(&ram, &long(), gva, access).map(Gpa::as_u64).ok_or(WalkError::Changed), gpa);
+    }
 }
