@@ -1,1 +1,157 @@
-//! To be written.
+//! The console on COM1: lines for people through `log`, lines for the launcher through [`event`].
+
+use core::fmt::{self, Write};
+
+use log::{LevelFilter, Log, Metadata, Record};
+use spin::Mutex;
+use uart_16550::{Config, Uart16550, backend::PioBackend, spec::registers::LSR};
+
+/// I/O port of COM1.
+const COM1: u16 = 0x3f8;
+
+/// Bytes that wait for the line. A byte takes 87 µs at 115,200 baud; nobody waits that long for a log line.
+const RING: usize = 32 * 1024;
+
+/// Reads of the status register before a byte is given up: a port that nobody answers must not stop the machine.
+const SEND_ATTEMPTS: u32 = 1_000_000;
+
+static CONSOLE: Mutex<Option<Console>> = Mutex::new(None);
+
+struct Console {
+    uart: Uart16550<PioBackend>,
+    /// TSC at the hypervisor's entry: times are counted from here.
+    epoch: u64,
+    ring: [u8; RING],
+    /// Bytes put into the ring and taken out of it, ever.
+    put: usize,
+    taken: usize,
+}
+
+impl Console {
+    /// Puts a byte into the ring; when that is full, waits until the line has taken one.
+    fn push(&mut self, byte: u8) {
+        if self.put - self.taken == RING {
+            self.wait();
+        }
+        self.ring[self.put % RING] = byte;
+        self.put += 1;
+    }
+
+    /// Gives the line what it can take now.
+    fn pump(&mut self) {
+        while self.taken < self.put && self.uart.try_send_byte(self.ring[self.taken % RING]).is_ok() {
+            self.taken += 1;
+        }
+    }
+
+    /// Waits until the line has taken a byte; when it never does, the byte is lost.
+    fn wait(&mut self) {
+        let before = self.taken;
+        for _ in 0..SEND_ATTEMPTS {
+            self.pump();
+            if self.taken != before {
+                return;
+            }
+        }
+        self.taken += 1;
+    }
+}
+
+impl Write for Console {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for byte in s.bytes() {
+            if byte == b'\n' {
+                self.push(b'\r');
+            }
+            self.push(byte);
+        }
+        self.pump();
+        Ok(())
+    }
+}
+
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let room = record.target().rsplit("::").next().unwrap_or("");
+        let level = match record.level() {
+            log::Level::Error => "error: ",
+            log::Level::Warn => "warning: ",
+            _ => "",
+        };
+        if let Some(console) = CONSOLE.lock().as_mut() {
+            let ticks = crate::cpu::tsc().wrapping_sub(console.epoch);
+            let _ = writeln!(console, "[{ticks:>12}] {room}: {level}{}", record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Starts the console. `epoch` is the TSC at the hypervisor's entry. Without a UART the hypervisor runs silently.
+pub fn init(epoch: u64) {
+    // SAFETY: COM1's eight ports belong to the hypervisor for good; this is the only place that makes a driver for them.
+    if let Ok(mut uart) = unsafe { Uart16550::new_port(COM1) }
+        && uart.init(Config::default()).is_ok()
+    {
+        *CONSOLE.lock() = Some(Console { uart, epoch, ring: [0; RING], put: 0, taken: 0 });
+    }
+    if log::set_logger(&Logger).is_ok() {
+        log::set_max_level(LevelFilter::Info);
+    }
+}
+
+/// Writes one line as it is.
+pub fn line(line: fmt::Arguments<'_>) {
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        let _ = writeln!(console, "{line}");
+    }
+}
+
+/// Writes one line for the launcher: an event's name and `key=value` pairs. ARCHITECTURE.md lists them.
+pub fn event(text: fmt::Arguments<'_>) {
+    line(format_args!("@ims {text}"));
+}
+
+/// Gives the line what it can take now. Called often: after VM exits that take long, and when nothing else is to do.
+pub fn pump() {
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        console.pump();
+    }
+}
+
+/// Waits until everything has left the machine.
+pub fn drain() {
+    let mut console = CONSOLE.lock();
+    let Some(console) = console.as_mut() else { return };
+    while console.taken < console.put {
+        console.wait();
+    }
+    for _ in 0..SEND_ATTEMPTS {
+        if console.uart.lsr().contains(LSR::TRANSMITTER_EMPTY) {
+            return;
+        }
+    }
+}
+
+/// Takes the console away from whoever holds it.
+///
+/// # Safety
+/// Only the panic path may call it: the holder never runs again.
+pub unsafe fn break_lock() {
+    // SAFETY: the holder of the lock is this very processor, which is going to end in the panic handler.
+    unsafe { CONSOLE.force_unlock() }
+}
+
+/// Writes a line for the launcher: `event!("guest-start guest={} name={}", id, name)`.
+#[macro_export]
+macro_rules! event {
+    ($($text:tt)*) => {
+        $crate::console::event(format_args!($($text)*))
+    };
+}

@@ -1,1 +1,16 @@
-//! To be written.
+//! The firmware's tables: which processors, which PCI configuration space, which remapping units.
+//!
+//! The walk is our own. The crate `acpi` (6.1) loops for ever on a MADT entry of length 0 and reads beyond an MCFG that is
+//! shorter than its header, and this hypervisor takes firmware for an enemy: here each table is a slice whose checksum has been
+//! checked, and each field is read with bounds.
+
+mod bytes;
+pub mod dmar;
+pub mod madt;
+pub mod mcfg;
+mod tables;
+
+pub use dmar::{Dmar, DmarError, Drhd, Rmrr, Scope, ScopeKind};
+pub use madt::{Processor, processors};
+pub use mcfg::{EcamWindow, ecam_windows};
+pub use tables::{FirmwareMemory, IdentityMapped, Rsdp, Tables};

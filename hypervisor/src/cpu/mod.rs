@@ -1,1 +1,74 @@
-//! To be written.
+//! The processor the hypervisor runs on: tables, exceptions, interrupts, registers that guests share with it.
+
+pub mod exception;
+pub mod fpu;
+pub mod interrupts;
+pub mod tables;
+
+/// The time-stamp counter.
+pub fn tsc() -> u64 {
+    // SAFETY: RDTSC reads a counter and nothing else.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Stops this processor for good.
+pub fn stop() -> ! {
+    loop {
+        // SAFETY: interrupts are off, so nothing runs after the HLT but this loop.
+        unsafe { core::arch::asm!("cli", "hlt", options(nomem, nostack)) }
+    }
+}
+
+/// Reads a control register, all bits of it.
+macro_rules! read_control {
+    ($(#[$doc:meta])+ $name:ident, $register:literal) => {
+        $(#[$doc])+
+        pub fn $name() -> u64 {
+            let value: u64;
+            // SAFETY: reading a control register at CPL 0 has no side effect.
+            unsafe { core::arch::asm!(concat!("mov {}, ", $register), out(reg) value, options(nomem, nostack, preserves_flags)) };
+            value
+        }
+    };
+}
+
+read_control! {
+    /// CR0.
+    cr0, "cr0"
+}
+read_control! {
+    /// CR2: the linear address of the last page fault.
+    cr2, "cr2"
+}
+read_control! {
+    /// CR3.
+    cr3, "cr3"
+}
+read_control! {
+    /// CR4.
+    cr4, "cr4"
+}
+
+/// Writes CR4.
+///
+/// # Safety
+/// The value must keep what the hypervisor's own code needs (PAE).
+pub unsafe fn write_cr4(value: u64) {
+    // SAFETY: the caller vouches for the value.
+    unsafe { core::arch::asm!("mov cr4, {}", in(reg) value, options(nostack, preserves_flags)) }
+}
+
+/// Writes CR0.
+///
+/// # Safety
+/// The value must keep what the hypervisor's own code needs (PE, PG).
+pub unsafe fn write_cr0(value: u64) {
+    // SAFETY: the caller vouches for the value.
+    unsafe { core::arch::asm!("mov cr0, {}", in(reg) value, options(nostack, preserves_flags)) }
+}
+
+/// Writes CR2.
+pub fn write_cr2(value: u64) {
+    // SAFETY: the hypervisor never takes page faults, so CR2 has no meaning to it.
+    unsafe { core::arch::asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
+}

@@ -1,1 +1,273 @@
-//! To be written.
+//! Extended page tables: what a guest sees of the machine's memory. SDM vol. 3, 30.3.
+
+use crate::{
+    addr::{Gpa, Hpa, PAGE_SIZE},
+    memory::{FrameSource, Table},
+};
+
+/// Permissions: bits 2:0 of an entry.
+const READ: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const EXECUTE: u64 = 1 << 2;
+const RIGHTS: u64 = READ | WRITE | EXECUTE;
+/// Entry maps a page.
+const LARGE: u64 = 1 << 7;
+/// Memory type: bits 5:3 of a leaf; write-back 6, uncached 0.
+const WRITE_BACK: u64 = 6 << 3;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// EPT pointer: write-back tables, four levels.
+const EPTP_WRITE_BACK: u64 = 6;
+const EPTP_FOUR_LEVELS: u64 = 3 << 3;
+
+/// Guest-physical addresses end here: four levels.
+const TOP: u64 = 1 << 48;
+
+/// What a guest may do with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The guest's own RAM: everything, write-back.
+    Ram,
+    /// Device registers: reads and writes reach the device, uncached.
+    Device,
+    /// Device registers whose writes the hypervisor wants to see.
+    DeviceReadOnly,
+    /// RAM of the hypervisor's that the guest reads: images of what it wrote.
+    Shadow,
+}
+
+impl Access {
+    const fn bits(self) -> u64 {
+        match self {
+            Self::Ram => RIGHTS | WRITE_BACK,
+            Self::Device => READ | WRITE,
+            Self::DeviceReadOnly => READ,
+            Self::Shadow => READ | WRITE_BACK,
+        }
+    }
+}
+
+/// Why a range could not be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// No frame for a table.
+    OutOfMemory,
+    /// The range is empty, not page-aligned, or ends beyond 2^48.
+    BadRange,
+}
+
+/// One guest's extended page tables.
+///
+/// The tables' frames come from the frame source and go back to it with [`Ept::free`].
+pub struct Ept {
+    root: Table,
+    gibibyte_pages: bool,
+}
+
+impl Ept {
+    /// Empty tables: every access is a violation.
+    pub fn new(frames: &impl FrameSource, gibibyte_pages: bool) -> Result<Self, MapError> {
+        Ok(Self { root: Table::new(frames).ok_or(MapError::OutOfMemory)?, gibibyte_pages })
+    }
+
+    /// The value for the VMCS's EPT pointer.
+    pub fn pointer(&self) -> u64 {
+        self.root.address().as_u64() | EPTP_FOUR_LEVELS | EPTP_WRITE_BACK
+    }
+
+    /// Maps `len` bytes of guest-physical memory from `gpa` to `hpa`, by pages as large as alignment allows. What was mapped there
+    /// before is replaced; the caller drops cached translations (INVEPT) where the guest has run already.
+    pub fn map(
+        &mut self,
+        frames: &impl FrameSource,
+        gpa: Gpa,
+        hpa: Hpa,
+        len: u64,
+        access: Access,
+    ) -> Result<(), MapError> {
+        let end = gpa.as_u64().checked_add(len).ok_or(MapError::BadRange)?;
+        if len == 0 || end > TOP || (gpa.as_u64() | hpa.as_u64() | len) % PAGE_SIZE != 0 {
+            return Err(MapError::BadRange);
+        }
+        let (mut gpa, mut hpa) = (gpa.as_u64(), hpa.as_u64());
+        while gpa < end {
+            let level = self.level_for(gpa, hpa, end - gpa);
+            self.map_page(frames, gpa, hpa, level, access)?;
+            gpa += page_size(level);
+            hpa += page_size(level);
+        }
+        Ok(())
+    }
+
+    /// Where `gpa` is mapped to and whether the guest may write there.
+    pub fn lookup(&self, frames: &impl FrameSource, gpa: Gpa) -> Option<(Hpa, bool)> {
+        let gpa = gpa.as_u64();
+        if gpa >= TOP {
+            return None;
+        }
+        let mut table = self.root;
+        for level in (0..4).rev() {
+            let entry = table.get(index(gpa, level));
+            if entry & RIGHTS == 0 {
+                return None;
+            }
+            if level == 0 || entry & LARGE != 0 {
+                let offset = gpa & (page_size(level) - 1);
+                return Some((Hpa::new((entry & ADDRESS & !(page_size(level) - 1)) | offset), entry & WRITE != 0));
+            }
+            // SAFETY: an entry that is present and no leaf holds the address of a table that `next_table` made.
+            table = unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) };
+        }
+        None
+    }
+
+    /// Gives all tables back.
+    ///
+    /// # Safety
+    /// No processor uses them any more: no VMCS holds the pointer, and cached translations are dropped.
+    pub unsafe fn free(self, frames: &impl FrameSource) {
+        free_table(frames, self.root, 3);
+    }
+
+    /// The largest page that maps the start of a range.
+    fn level_for(&self, gpa: u64, hpa: u64, len: u64) -> u32 {
+        let highest = if self.gibibyte_pages { 2 } else { 1 };
+        (1..=highest)
+            .rev()
+            .find(|&level| len >= page_size(level) && (gpa | hpa).is_multiple_of(page_size(level)))
+            .unwrap_or(0)
+    }
+
+    fn map_page(
+        &mut self,
+        frames: &impl FrameSource,
+        gpa: u64,
+        hpa: u64,
+        leaf: u32,
+        access: Access,
+    ) -> Result<(), MapError> {
+        let mut table = self.root;
+        for level in (leaf + 1..4).rev() {
+            table = next_table(frames, table, index(gpa, level), level)?;
+        }
+        let large = if leaf > 0 { LARGE } else { 0 };
+        let entry = table.get(index(gpa, leaf));
+        table.set(index(gpa, leaf), hpa | access.bits() | large);
+        if leaf > 0 && entry & RIGHTS != 0 && entry & LARGE == 0 {
+            // SAFETY: the entry pointed to a table of `next_table`'s, which nothing points to any more.
+            free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, leaf - 1);
+        }
+        Ok(())
+    }
+}
+
+/// The table that entry `at` of a `table` at `level` points to; made, or a large page split, where there is none.
+fn next_table(frames: &impl FrameSource, table: Table, at: u64, level: u32) -> Result<Table, MapError> {
+    let entry = table.get(at);
+    if entry & RIGHTS != 0 && entry & LARGE == 0 {
+        // SAFETY: such an entry was written below.
+        return Ok(unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) });
+    }
+    let next = Table::new(frames).ok_or(MapError::OutOfMemory)?;
+    if entry & LARGE != 0 {
+        let size = page_size(level - 1);
+        let large = if level > 1 { LARGE } else { 0 };
+        for n in 0..512 {
+            next.set(n, ((entry & !LARGE) + n * size) | large);
+        }
+    }
+    table.set(at, next.address().as_u64() | RIGHTS);
+    Ok(next)
+}
+
+fn free_table(frames: &impl FrameSource, table: Table, level: u32) {
+    for n in 0..512 {
+        let entry = table.get(n);
+        if level > 0 && entry & RIGHTS != 0 && entry & LARGE == 0 {
+            // SAFETY: such an entry holds the address of a table of ours; the caller has let go of the whole tree.
+            free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, level - 1);
+        }
+    }
+    // SAFETY: nothing points to the table any more.
+    unsafe { frames.free(table.address(), 1) };
+}
+
+/// Bytes that an entry at `level` maps.
+const fn page_size(level: u32) -> u64 {
+    PAGE_SIZE << (9 * level)
+}
+
+/// Index of the entry for `gpa` in a table at `level`.
+const fn index(gpa: u64, level: u32) -> u64 {
+    gpa >> (12 + 9 * level) & 0x1ff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::testing::TestFrames;
+
+    const MIB: u64 = 1 << 20;
+
+    fn look(ept: &Ept, frames: &TestFrames, gpa: u64) -> Option<(u64, bool)> {
+        ept.lookup(frames, Gpa::new(gpa)).map(|(hpa, write)| (hpa.as_u64(), write))
+    }
+
+    #[test]
+    fn a_guest_sees_its_memory_and_nothing_else() {
+        let frames = TestFrames::default();
+        let mut ept = Ept::new(&frames, true).unwrap();
+        ept.map(&frames, Gpa::new(0), Hpa::new(64 * MIB), 6 * MIB + PAGE_SIZE, Access::Ram).unwrap();
+        assert_eq!(look(&ept, &frames, 0), Some((64 * MIB, true)));
+        assert_eq!(look(&ept, &frames, 5 * MIB + 7), Some((69 * MIB + 7, true)));
+        assert_eq!(look(&ept, &frames, 6 * MIB + 0xfff), Some((70 * MIB + 0xfff, true)));
+        assert_eq!(look(&ept, &frames, 6 * MIB + PAGE_SIZE), None);
+        assert_eq!(look(&ept, &frames, 1 << 40), None);
+        assert_eq!(look(&ept, &frames, u64::MAX), None);
+    }
+
+    #[test]
+    fn a_page_inside_a_large_page_can_be_mapped_otherwise() {
+        let frames = TestFrames::default();
+        let mut ept = Ept::new(&frames, false).unwrap();
+        ept.map(&frames, Gpa::new(0), Hpa::new(64 * MIB), 4 * MIB, Access::Ram).unwrap();
+        ept.map(&frames, Gpa::new(2 * MIB + 0x5000), Hpa::new(0x9000), PAGE_SIZE, Access::Shadow).unwrap();
+        assert_eq!(look(&ept, &frames, 2 * MIB + 0x5010), Some((0x9010, false)));
+        assert_eq!(look(&ept, &frames, 2 * MIB + 0x4010), Some((66 * MIB + 0x4010, true)));
+        assert_eq!(look(&ept, &frames, 2 * MIB + 0x6010), Some((66 * MIB + 0x6010, true)));
+    }
+
+    #[test]
+    fn gibibyte_pages_are_used_only_where_the_processor_has_them() {
+        for (gibibyte_pages, tables) in [(true, 2), (false, 3)] {
+            let frames = TestFrames::default();
+            let mut ept = Ept::new(&frames, gibibyte_pages).unwrap();
+            ept.map(&frames, Gpa::new(1 << 30), Hpa::new(1 << 30), 1 << 30, Access::Ram).unwrap();
+            assert_eq!(frames.in_use(), tables);
+            assert_eq!(look(&ept, &frames, (1 << 30) + 12345), Some(((1 << 30) + 12345, true)));
+        }
+    }
+
+    #[test]
+    fn every_table_goes_back() {
+        let frames = TestFrames::default();
+        let mut ept = Ept::new(&frames, true).unwrap();
+        ept.map(&frames, Gpa::new(0x1000), Hpa::new(0x1000), 7 * MIB, Access::Ram).unwrap();
+        ept.map(&frames, Gpa::new(1 << 39), Hpa::new(0x1000), 0x1000, Access::Device).unwrap();
+        // SAFETY: no processor has seen these tables.
+        unsafe { ept.free(&frames) };
+        assert_eq!(frames.in_use(), 0);
+    }
+
+    #[test]
+    fn ranges_that_make_no_sense_are_refused() {
+        let frames = TestFrames::default();
+        let mut ept = Ept::new(&frames, true).unwrap();
+        for (gpa, len) in [(0, 0), (1, PAGE_SIZE), (0, 1), (TOP, PAGE_SIZE), (TOP - PAGE_SIZE, 2 * PAGE_SIZE)] {
+            let result = ept.map(&frames, Gpa::new(gpa), Hpa::new(0), len, Access::Ram);
+            assert_eq!(result, Err(MapError::BadRange), "{gpa:#x} {len:#x}");
+        }
+        let wrap = ept.map(&frames, Gpa::new(u64::MAX - 0xfff), Hpa::new(0), 2 * PAGE_SIZE, Access::Ram);
+        assert_eq!(wrap, Err(MapError::BadRange));
+    }
+}

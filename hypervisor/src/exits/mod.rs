@@ -1,1 +1,73 @@
-//! To be written.
+//! Serving a guest's VM exits: one file for each family. Handlers return an [`Action`]; [`dispatch`] carries it out, and RIP advances
+//! there alone.
+
+pub mod alu;
+pub mod cr;
+pub mod decode;
+mod fast;
+pub mod mmio;
+pub mod walk;
+
+use crate::vmx::{Event, EventKind};
+
+/// What has to happen before the guest goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The instruction is done: RIP moves behind it.
+    Advance,
+    /// The guest goes on where it is.
+    Resume,
+    /// An event is delivered to the guest where it is.
+    Inject {
+        /// The event.
+        event: Event,
+        /// Its error code, if it has one.
+        error_code: u32,
+    },
+    /// The instruction is done and the guest waits for an interrupt.
+    Halt,
+    /// The guest is at its end.
+    End(EndReason),
+}
+
+impl Action {
+    /// #GP(0).
+    pub const GENERAL_PROTECTION: Self =
+        Self::Inject { event: Event::new(EventKind::HardwareException, 13, true), error_code: 0 };
+    /// #UD.
+    pub const UNDEFINED_OPCODE: Self =
+        Self::Inject { event: Event::new(EventKind::HardwareException, 6, false), error_code: 0 };
+}
+
+/// Why a guest ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// It said so, with an exit code.
+    Exit(u8),
+    /// A fault while delivering a fault while delivering a fault.
+    TripleFault,
+    /// It asked for a reset of its machine.
+    Reset,
+    /// It did something that no guest can go on from.
+    Killed(&'static str),
+}
+
+impl EndReason {
+    /// The name that a report uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exit(_) => "exit",
+            Self::TripleFault => "triple-fault",
+            Self::Reset => "reset",
+            Self::Killed(_) => "killed",
+        }
+    }
+
+    /// Its exit code; 255 for a guest that did not say one.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Exit(code) => code,
+            _ => 255,
+        }
+    }
+}

@@ -1,1 +1,45 @@
-//! To be written.
+//! The service: a guest's interrupt messages become remapped ones, by trapped writes or by hypercalls.
+//!
+//! The core is plain Rust. What it needs of the machine it asks of four [`ports`]: the remapping unit, the device's stores,
+//! their shadows, and delivery. Nothing here touches hardware, and nothing a guest says can panic or loop here.
+//!
+//! # Order
+//! Making a binding: route, reserve an entry, program it, flush the interrupt-entry cache, store the message in the device,
+//! unmask last. Taking it away is the reverse: mask in the device and read back, clear the entry, flush, and only then release
+//! the index and the route. Changing one: the new route is acquired first, the entry changes by one write, and the old route
+//! is given back when the flush has completed.
+//!
+//! # When the remapping unit does not answer
+//! A flush that fails is tried once more. What was to be released stays reserved, in quarantine, until a flush succeeds
+//! ([`Service::reclaim`]); a slot whose entry is not surely flushed stays masked in the device.
+//!
+//! # Locks, in order
+//! 1. [`Service`]'s list of guests (attach, detach, lookup; never on the path of a trap or a call, which get their [`Domain`]),
+//! 2. one lock a device, held for a whole write or call,
+//! 3. the quarantine (only after a failure),
+//! 4. whatever the ports lock inside.
+//!
+//! A holder of a lock never takes one of a lower number.
+#![forbid(unsafe_code)]
+
+pub mod ports;
+
+mod batch;
+mod counters;
+mod device;
+mod domain;
+mod hcall;
+mod message;
+mod place;
+mod service;
+mod slot;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use counters::{GuestCounters, RemapCounters};
+pub use domain::{DeviceSpec, Domain, GuestId, GuestSpec, StoreSpec};
+pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};
+pub use ports::{Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, Ports, Remap, Shadow, Store};
+pub use service::{Attribution, Service};
+pub use slot::StoreName;

@@ -1,1 +1,19 @@
-//! To be written.
+//! Physical memory: who owns which page frame, how registers are reached, the hypervisor's own page tables and its heap.
+//!
+//! The hypervisor runs identity-mapped: a host-virtual address is the host-physical one.
+
+pub mod frames;
+#[cfg(feature = "bare")]
+pub mod heap;
+pub mod mmio;
+pub mod paging;
+mod range;
+mod table;
+#[cfg(test)]
+pub mod testing;
+
+pub use frames::{FrameAllocator, FrameSource, Frames};
+pub use mmio::{Mmio, Registers};
+pub use paging::Paging;
+pub use range::PhysRange;
+pub use table::Table;

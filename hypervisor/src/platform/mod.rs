@@ -1,1 +1,7 @@
-//! To be written.
+//! This machine: bring-up, the ports of the service on its hardware, and the loop that runs its guests.
+
+#[cfg(feature = "bare")]
+pub mod loader;
+#[cfg(feature = "bare")]
+pub mod memory;
+pub mod power;

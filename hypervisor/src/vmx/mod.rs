@@ -1,1 +1,15 @@
-//! To be written.
+//! VMX: the processor's virtual-machine extensions. SDM vol. 3, chapters 25 to 32.
+
+pub mod caps;
+pub mod entry;
+pub mod exit;
+pub mod fields;
+pub mod instr;
+pub mod root;
+pub mod vcpu;
+
+pub use caps::{Capabilities, Refusal};
+pub use entry::Registers;
+pub use exit::{Event, EventKind, Exit};
+pub use root::Host;
+pub use vcpu::{Frames, Start, Vcpu};

@@ -1,0 +1,220 @@
+//! The calls, typed.
+
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+
+use hcall_abi::{
+    Call, DeviceId, DeviceInfo, ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target, result_from_rax,
+};
+
+use crate::discover::Interface;
+use crate::transport::Transport;
+
+/// Makes calls to one interface.
+#[derive(Clone, Copy, Debug)]
+pub struct Hypercalls<T> {
+    transport: T,
+    interface: Interface,
+}
+
+impl<T: Transport> Hypercalls<T> {
+    /// Calls to `interface` by way of `transport`.
+    pub const fn new(transport: T, interface: Interface) -> Self {
+        Self { transport, interface }
+    }
+
+    /// The interface.
+    pub const fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
+    fn call(&self, call: Call, args: [u64; 4]) -> Result<u64, Status> {
+        result_from_rax(self.transport.call(self.interface.number(call), args))
+    }
+
+    fn on_slot(&self, call: Call, device: DeviceId, handle: SlotHandle) -> Result<(), Status> {
+        self.call(call, [device.0.into(), handle.bits().into(), 0, 0]).map(drop)
+    }
+
+    /// [`Call::Nop`].
+    pub fn nop(&self) -> Result<(), Status> {
+        self.call(Call::Nop, [0; 4]).map(drop)
+    }
+
+    /// [`Call::Discover`]: this guest's `n`-th device with a store.
+    pub fn device(&self, n: u32) -> Result<DeviceId, Status> {
+        self.call(Call::Discover, [n.into(), 0, 0, 0]).and_then(DeviceId::from_register)
+    }
+
+    /// [`Call::QueryDevice`].
+    pub fn query(&self, device: DeviceId, page: &mut BatchPage) -> Result<DeviceInfo, Status> {
+        page.put_bytes(&DeviceInfo::request());
+        self.call(Call::QueryDevice, [device.0.into(), page.physical(), 0, 0])?;
+        DeviceInfo::from_bytes(&page.get_bytes())
+    }
+
+    /// [`Call::Alloc`].
+    pub fn alloc(&self, device: DeviceId, group: u32) -> Result<SlotHandle, Status> {
+        self.call(Call::Alloc, [device.0.into(), group.into(), 0, 0]).and_then(SlotHandle::from_register)
+    }
+
+    /// [`Call::Free`].
+    pub fn free(&self, device: DeviceId, handle: SlotHandle) -> Result<(), Status> {
+        self.on_slot(Call::Free, device, handle)
+    }
+
+    /// [`Call::Map`], for as many of the items as one batch takes. Returns how many were tried; their replies are in `page`.
+    pub fn map(
+        &self,
+        device: DeviceId,
+        items: &mut dyn Iterator<Item = MapRequest>,
+        page: &mut BatchPage,
+    ) -> Result<usize, Status> {
+        let room = self.interface.batch().min(BatchPage::ITEMS);
+        let mut count = 0;
+        for item in items.take(room) {
+            page.put(count, &item.to_bytes());
+            count += 1;
+        }
+        if count > 0 {
+            self.call(Call::Map, [device.0.into(), page.physical(), count as u64, ItemLayout::V1.0])?;
+        }
+        Ok(count)
+    }
+
+    /// [`Call::Unmap`].
+    pub fn unmap(&self, device: DeviceId, handle: SlotHandle) -> Result<(), Status> {
+        self.on_slot(Call::Unmap, device, handle)
+    }
+
+    /// [`Call::Mask`].
+    pub fn mask(&self, device: DeviceId, handle: SlotHandle) -> Result<(), Status> {
+        self.on_slot(Call::Mask, device, handle)
+    }
+
+    /// [`Call::Unmask`].
+    pub fn unmask(&self, device: DeviceId, handle: SlotHandle) -> Result<(), Status> {
+        self.on_slot(Call::Unmask, device, handle)
+    }
+
+    /// [`Call::SetAffinity`].
+    pub fn set_affinity(&self, device: DeviceId, handle: SlotHandle, target: Target) -> Result<(), Status> {
+        self.call(Call::SetAffinity, [device.0.into(), handle.bits().into(), target.to_register(), 0]).map(drop)
+    }
+}
+
+/// A page of memory that guest and hypervisor share for the time of a call.
+#[derive(Debug)]
+pub struct BatchPage<'a> {
+    items: NonNull<[u8; 16]>,
+    physical: u64,
+    lifetime: PhantomData<&'a mut [u8]>,
+}
+
+// SAFETY: the page is owned for its lifetime (`new`).
+unsafe impl Send for BatchPage<'_> {}
+
+impl BatchPage<'_> {
+    /// Bytes of the page.
+    pub const SIZE: usize = 4096;
+    /// Items that it holds.
+    pub const ITEMS: usize = Self::SIZE / MapRequest::SIZE;
+
+    /// The page at `virtual_address`, which lies at guest-physical address `physical`. [`Status::BadAddress`] when that is
+    /// not the start of a page.
+    ///
+    /// # Safety
+    /// The page is ordinary memory, mapped writable at `virtual_address` for the page's lifetime, `physical` is its address,
+    /// and nobody else uses it.
+    pub unsafe fn new(virtual_address: NonNull<[u8; 4096]>, physical: u64) -> Result<Self, Status> {
+        if !physical.is_multiple_of(Self::SIZE as u64) {
+            return Err(Status::BadAddress);
+        }
+        Ok(Self { items: virtual_address.cast(), physical, lifetime: PhantomData })
+    }
+
+    /// Its guest-physical address.
+    pub const fn physical(&self) -> u64 {
+        self.physical
+    }
+
+    /// The reply to item `n`.
+    pub(crate) fn reply(&self, n: usize) -> MapReply {
+        MapReply::from_bytes(&self.get(n))
+    }
+
+    fn item(&self, n: usize) -> NonNull<[u8; 16]> {
+        assert!(n < Self::ITEMS, "item {n} is beyond the page");
+        // SAFETY: the item lies in the page (checked above).
+        unsafe { self.items.add(n) }
+    }
+
+    fn put(&mut self, n: usize, bytes: &[u8; 16]) {
+        // SAFETY: `item` lies in the page, which is ours. Volatile, since the hypervisor reads it behind the compiler's back.
+        unsafe { self.item(n).write_volatile(*bytes) }
+    }
+
+    fn get(&self, n: usize) -> [u8; 16] {
+        // SAFETY: as in `put`.
+        unsafe { self.item(n).read_volatile() }
+    }
+
+    fn put_bytes<const N: usize>(&mut self, bytes: &[u8; N]) {
+        let (items, _) = bytes.as_chunks();
+        for (n, item) in items.iter().enumerate() {
+            self.put(n, item);
+        }
+    }
+
+    fn get_bytes<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let (items, _) = bytes.as_chunks_mut();
+        for (n, item) in items.iter_mut().enumerate() {
+            *item = self.get(n);
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeHypervisor, Page, interface};
+
+    #[test]
+    fn a_query_goes_through_the_page() {
+        let hypervisor = FakeHypervisor::new(16);
+        let calls = Hypercalls::new(&hypervisor, interface());
+        let mut page = Page::new();
+        let info = calls.query(DeviceId(0x10), &mut page.batch_page()).unwrap();
+        assert_eq!((info.slots, info.free, info.device), (16, 16, DeviceId(0x10)));
+    }
+
+    #[test]
+    fn a_foreign_hypervisor_is_an_unknown_call() {
+        struct Kvm;
+        impl Transport for Kvm {
+            fn call(&self, _: u64, _: [u64; 4]) -> u64 {
+                -1000i64 as u64
+            }
+        }
+        assert_eq!(Hypercalls::new(Kvm, interface()).nop(), Err(Status::UnknownCall));
+    }
+
+    #[test]
+    fn devices_are_listed_until_there_are_no_more() {
+        let hypervisor = FakeHypervisor::new(16);
+        let calls = Hypercalls::new(&hypervisor, interface());
+        assert_eq!(calls.nop(), Ok(()));
+        assert_eq!(calls.device(0), Ok(DeviceId(0x10)));
+        assert_eq!(calls.device(1), Err(Status::NoSuchDevice));
+    }
+
+    #[test]
+    fn a_page_that_is_not_aligned_is_refused() {
+        let mut page = Page::new();
+        // SAFETY: the page is ours; its address is wrong on purpose and never used.
+        let refused = unsafe { BatchPage::new(page.pointer(), 0x1008) };
+        assert_eq!(refused.err(), Some(Status::BadAddress));
+    }
+}

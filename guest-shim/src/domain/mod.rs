@@ -1,0 +1,187 @@
+//! The interrupt domain: what a driver uses, whichever way its interrupts go.
+
+mod hypercall;
+mod native;
+
+pub use hypercall::HypercallDomain;
+pub use native::{NativeDomain, SlotState};
+
+use hcall_abi::{DeviceId, MapRequest, SlotHandle, Status, Target};
+
+use crate::calls::{BatchPage, Hypercalls};
+use crate::store::Store;
+use crate::transport::Transport;
+
+/// A slot that the driver holds. It is given back with [`Domain::free`]; one that is dropped stays taken.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "the slot stays taken until it is freed"]
+pub struct Interrupt(SlotHandle);
+
+impl Interrupt {
+    /// The slot's index in the store: what a device is told to raise this interrupt.
+    pub const fn index(&self) -> u16 {
+        self.0.index()
+    }
+
+    /// The slot's handle.
+    pub const fn handle(&self) -> SlotHandle {
+        self.0
+    }
+}
+
+/// Where an interrupt shall go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// To whom.
+    pub target: Target,
+    /// Whether the slot is unmasked at the end.
+    pub unmask: bool,
+    /// The driver's own name for it; the native way has no use for it.
+    pub cookie: u64,
+}
+
+impl Request {
+    fn item(&self, interrupt: &Interrupt) -> MapRequest {
+        MapRequest { handle: interrupt.0, target: self.target, unmask: self.unmask, cookie: self.cookie }
+    }
+}
+
+/// Takes an item's position and what became of it.
+type Report<'a> = &'a mut dyn FnMut(usize, Result<(), Status>);
+
+/// The interrupts of one device.
+///
+/// The same calls mean the same on both ways. A call that fails changes nothing, unless it says otherwise.
+#[derive(Debug)]
+pub enum Domain<'a, T, S> {
+    /// The hypervisor programs the store.
+    Hypercall(HypercallDomain<'a, T>),
+    /// The driver programs the store.
+    Native(NativeDomain<'a, S>),
+}
+
+/// Calls the same method on whichever way it is.
+macro_rules! either {
+    ($self:ident, $domain:ident => $call:expr) => {
+        match $self {
+            Domain::Hypercall($domain) => $call,
+            Domain::Native($domain) => $call,
+        }
+    };
+}
+
+impl<'a, T: Transport, S: Store> Domain<'a, T, S> {
+    /// A domain that goes by hypercall. `page` is used for batches.
+    pub const fn hypercall(calls: Hypercalls<T>, device: DeviceId, page: BatchPage<'a>) -> Self {
+        Self::Hypercall(HypercallDomain::new(calls, device, page))
+    }
+
+    /// A domain that programs `store` itself. `states` has an element for each slot that may be used, from slot 0.
+    pub fn native(store: S, states: &'a mut [SlotState]) -> Self {
+        Self::Native(NativeDomain::new(store, states))
+    }
+
+    /// Takes a free slot; it stays masked. Only the hypercall way has groups: natively, `group` has no meaning.
+    ///
+    /// # Errors
+    /// [`Status::NoFreeSlot`].
+    pub fn alloc(&mut self, group: u32) -> Result<Interrupt, Status> {
+        either!(self, domain => domain.alloc(group)).map(Interrupt)
+    }
+
+    /// Gives a slot back: masked and unmapped. When this fails, the slot is lost to the driver.
+    pub fn free(&mut self, interrupt: Interrupt) -> Result<(), Status> {
+        either!(self, domain => domain.free(interrupt.0))
+    }
+
+    /// Sends a slot's interrupts to a target.
+    ///
+    /// # Errors
+    /// [`Status::Exists`] when it is mapped already in another way, [`Status::BadVector`], [`Status::BadTarget`], or that the
+    /// hypervisor has no entry left.
+    pub fn map(&mut self, interrupt: &Interrupt, request: &Request) -> Result<(), Status> {
+        let mut result = Err(Status::HardwareError);
+        self.map_each(&mut core::iter::once(request.item(interrupt)), &mut |_, item| result = item)?;
+        result
+    }
+
+    /// Maps many, in as few batches as can be. `results` gets what became of each, and the number of those that succeeded is
+    /// returned.
+    ///
+    /// # Errors
+    /// [`Status::InvalidArgument`] when `results` has another length than `items`, with nothing mapped. When a whole batch is
+    /// refused, its status; the results of the batches before it stand.
+    pub fn map_batch(
+        &mut self,
+        items: &[(&Interrupt, Request)],
+        results: &mut [Result<(), Status>],
+    ) -> Result<usize, Status> {
+        if items.len() != results.len() {
+            return Err(Status::InvalidArgument);
+        }
+        let mut succeeded = 0;
+        self.map_each(&mut items.iter().map(|(interrupt, request)| request.item(interrupt)), &mut |n, result| {
+            succeeded += usize::from(result.is_ok());
+            if let Some(place) = results.get_mut(n) {
+                *place = result;
+            }
+        })?;
+        Ok(succeeded)
+    }
+
+    fn map_each(&mut self, items: &mut dyn Iterator<Item = MapRequest>, report: Report) -> Result<(), Status> {
+        either!(self, domain => domain.map_each(items, report))
+    }
+
+    /// Takes a slot for each request and maps it: all of them, or none. `out` gets them in the requests' order.
+    ///
+    /// # Errors
+    /// The first that came up; what had been taken is given back, and `out` is all `None`. [`Status::InvalidArgument`] when
+    /// `out` is shorter than `requests`.
+    pub fn request(&mut self, group: u32, requests: &[Request], out: &mut [Option<Interrupt>]) -> Result<(), Status> {
+        let out = out.get_mut(..requests.len()).ok_or(Status::InvalidArgument)?;
+        let result = self.request_all(group, requests, out);
+        if result.is_err() {
+            for interrupt in out.iter_mut().filter_map(Option::take) {
+                // The first error is the one to tell.
+                let _ = self.free(interrupt);
+            }
+        }
+        result
+    }
+
+    fn request_all(&mut self, group: u32, requests: &[Request], out: &mut [Option<Interrupt>]) -> Result<(), Status> {
+        out.fill_with(|| None);
+        for place in out.iter_mut() {
+            *place = Some(self.alloc(group)?);
+        }
+        let mut failed = Ok(());
+        let taken = out.iter().flatten();
+        let mut items = requests.iter().zip(taken).map(|(request, interrupt)| request.item(interrupt));
+        self.map_each(&mut items, &mut |_, result| failed = failed.and(result))?;
+        failed
+    }
+
+    /// Masks a slot and takes its mapping away; the slot stays taken. One that is not mapped is left as it is.
+    pub fn unmap(&mut self, interrupt: &Interrupt) -> Result<(), Status> {
+        either!(self, domain => domain.unmap(interrupt.0))
+    }
+
+    /// Masks a slot: after this no message of it is sent. One that comes meanwhile waits.
+    pub fn mask(&mut self, interrupt: &Interrupt) -> Result<(), Status> {
+        either!(self, domain => domain.mask(interrupt.0))
+    }
+
+    /// Unmasks a slot. A message that came meanwhile is sent.
+    pub fn unmask(&mut self, interrupt: &Interrupt) -> Result<(), Status> {
+        either!(self, domain => domain.unmask(interrupt.0))
+    }
+
+    /// Sends a slot's interrupts elsewhere, losing none.
+    pub fn set_affinity(&mut self, interrupt: &Interrupt, target: Target) -> Result<(), Status> {
+        either!(self, domain => domain.set_affinity(interrupt.0, target))
+    }
+}
+
+#[cfg(test)]
+mod tests;

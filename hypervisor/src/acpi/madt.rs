@@ -1,0 +1,89 @@
+//! The processors: ACPI 6.5, section 5.2.12 (multiple APIC description table).
+
+use alloc::vec::Vec;
+
+use super::bytes::{u8_at, u32_at};
+
+/// Where the entries begin: after the header, the local APIC's address and the flags.
+const ENTRIES: usize = 44;
+/// More processors than these are not looked at.
+const MAX_PROCESSORS: usize = 1024;
+
+/// A processor that firmware has enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Processor {
+    /// Its local APIC's ID.
+    pub apic_id: u32,
+}
+
+/// The enabled processors in the table's order, each once. The walk ends at the first entry that cannot be.
+pub fn processors(madt: &[u8]) -> Vec<Processor> {
+    let mut found: Vec<Processor> = Vec::new();
+    let mut rest = madt.get(ENTRIES..).unwrap_or_default();
+    while let Some((entry, next)) = split(rest) {
+        rest = next;
+        let Some(apic_id) = apic_id(entry) else { continue };
+        let processor = Processor { apic_id };
+        if found.len() < MAX_PROCESSORS && !found.contains(&processor) {
+            found.push(processor);
+        }
+    }
+    found
+}
+
+/// The first entry and what follows; none at the end, or where the length is too small or too large.
+fn split(rest: &[u8]) -> Option<(&[u8], &[u8])> {
+    let len = usize::from(u8_at(rest, 1)?);
+    if len < 2 { None } else { rest.split_at_checked(len) }
+}
+
+/// The APIC ID in an entry of type 0 (local APIC) or 9 (local x2APIC) whose flags say "enabled".
+fn apic_id(entry: &[u8]) -> Option<u32> {
+    let (apic_id, flags) = match u8_at(entry, 0)? {
+        0 => (u8_at(entry, 3)?.into(), u32_at(entry, 4)?),
+        9 => (u32_at(entry, 4)?, u32_at(entry, 8)?),
+        _ => return None,
+    };
+    // 0xFF and 0xFFFF_FFFF are broadcasts, no processor's.
+    let broadcast = if u8_at(entry, 0)? == 0 { 0xff } else { u32::MAX };
+    (flags & 1 != 0 && apic_id != broadcast).then_some(apic_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ids(entries: &[u8]) -> Vec<u32> {
+        let madt = [&[0; ENTRIES], entries].concat();
+        processors(&madt).iter().map(|processor| processor.apic_id).collect()
+    }
+
+    #[test]
+    fn enabled_processors_of_both_kinds_are_listed_once() {
+        let entries = [
+            &[0, 8, 0, 2, 1, 0, 0, 0][..],
+            &[1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[0, 8, 1, 3, 0, 0, 0, 0],
+            &[9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+            &[0, 8, 0, 2, 1, 0, 0, 0],
+            &[0, 8, 0, 0xff, 1, 0, 0, 0],
+        ];
+        assert_eq!(ids(&entries.concat()), [2, 256]);
+    }
+
+    #[test]
+    fn a_length_of_zero_or_too_large_ends_the_walk() {
+        assert_eq!(ids(&[0, 0, 0, 1, 1, 0, 0, 0]), []);
+        assert_eq!(ids(&[0, 9, 0, 1, 1, 0, 0, 0]), []);
+        assert_eq!(ids(&[0, 4, 0, 1]), []);
+    }
+
+    proptest! {
+        #[test]
+        fn random_tables_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(processors(&bytes).len() <= bytes.len() / 8);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Registers that VM entry and exit do not switch: x87, SSE and AVX state, and XCR0.
+//!
+//! The hypervisor is compiled without floating point, so a guest's state stays in the registers until another guest runs.
+
+use core::arch::x86_64::{__cpuid_count, _xgetbv};
+
+/// Bytes of the state: legacy area, header, and AVX; the components that [`crate::vdev::cpuid`] lets a guest see.
+const AREA: usize = 1024;
+
+/// x87, SSE, AVX: bits of XCR0 a guest may set.
+pub const XCR0_GUEST: u64 = 0b111;
+
+/// CR4.OSXSAVE.
+const CR4_OSXSAVE: u64 = 1 << 18;
+
+/// A guest's state while it does not run: SDM vol. 1, 13.4.
+#[repr(C, align(64))]
+pub struct State {
+    area: [u8; AREA],
+    /// The guest's XCR0.
+    pub xcr0: u64,
+}
+
+impl State {
+    /// The state after reset: SDM vol. 1, 13.6 (an XRSTOR of an empty header) and MXCSR's reset value.
+    pub fn new() -> Self {
+        let mut area = [0; AREA];
+        area[0..2].copy_from_slice(&0x037fu16.to_le_bytes());
+        area[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+        Self { area, xcr0: 1 }
+    }
+
+    /// Takes the state out of the registers.
+    pub fn save(&mut self, xsave: Xsave) {
+        set_xcr0(xsave.mask);
+        // SAFETY: the area is 64-byte aligned and as large as the components of `mask`, as `Xsave::enable` has checked.
+        unsafe {
+            core::arch::asm!("xsave64 [{}]", in(reg) self.area.as_mut_ptr(), in("eax") xsave.mask as u32, in("edx") 0,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    /// Puts the state into the registers, and the guest's XCR0 into force.
+    pub fn restore(&self, xsave: Xsave) {
+        set_xcr0(xsave.mask);
+        // SAFETY: the area was written by `save` or `new`, so its header and MXCSR are valid.
+        unsafe {
+            core::arch::asm!("xrstor64 [{}]", in(reg) self.area.as_ptr(), in("eax") xsave.mask as u32, in("edx") 0,
+                options(nostack, preserves_flags));
+        }
+        set_xcr0(self.xcr0);
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Proof that this processor has XSAVE and that a [`State`] holds what it saves.
+#[derive(Clone, Copy, Debug)]
+pub struct Xsave {
+    mask: u64,
+}
+
+impl Xsave {
+    /// Turns XSAVE on. `None` when the processor does not have it.
+    pub fn enable() -> Option<Self> {
+        if !raw_cpuid::CpuId::new().get_feature_info()?.has_xsave() {
+            return None;
+        }
+        // SAFETY: the processor has XSAVE; the other bits stay as they are.
+        unsafe { super::write_cr4(super::cr4() | CR4_OSXSAVE) };
+        let leaf = __cpuid_count(0xd, 0);
+        let mask = u64::from(leaf.eax) & XCR0_GUEST;
+        set_xcr0(mask);
+        let size = __cpuid_count(0xd, 0).ebx as usize;
+        (size <= AREA).then_some(Self { mask })
+    }
+
+    /// The XCR0 bits a guest may set on this processor.
+    pub fn supported(self) -> u64 {
+        self.mask
+    }
+}
+
+fn set_xcr0(value: u64) {
+    // SAFETY: CR4.OSXSAVE is on (there is an `Xsave`).
+    if unsafe { xgetbv() } == value {
+        return;
+    }
+    // SAFETY: the value is a subset of what CPUID leaf 0xD reports, with bit 0 set, and AVX only with SSE.
+    unsafe {
+        core::arch::asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nomem, nostack, preserves_flags));
+    }
+}
+
+/// # Safety
+/// CR4.OSXSAVE must be on.
+#[target_feature(enable = "xsave")]
+unsafe fn xgetbv() -> u64 {
+    // SAFETY: the caller vouches for CR4.OSXSAVE.
+    unsafe { _xgetbv(0) }
+}

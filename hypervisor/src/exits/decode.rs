@@ -1,0 +1,485 @@
+//! What an instruction that touched a trapped page does, from its bytes.
+//!
+//! Understood: MOV in every form with general registers, immediates and absolute offsets, MOVNTI, MOVDIRI, MOVBE, MOVZX, MOVSX,
+//! MOVSXD, XCHG, ADD, OR, ADC, SBB, AND, SUB, XOR, INC, DEC, NEG, NOT, CMP, TEST, MOVS, STOS and LODS. Everything else that
+//! accesses memory (SSE and AVX stores, CMPXCHG, XADD, bit tests, the stack, far pointers) is [`Operation::Unsupported`].
+//!
+//! The bytes are the guest's and may be anything.
+#![forbid(unsafe_code)]
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register as Reg};
+
+use super::alu::Alu;
+
+/// The longest instruction (SDM volume 2, 2.3.11).
+pub const MAX_LENGTH: usize = 15;
+
+/// How wide an access, a register or an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Width {
+    /// 8 bits.
+    Byte,
+    /// 16 bits.
+    Word,
+    /// 32 bits.
+    Dword,
+    /// 64 bits.
+    Qword,
+}
+
+impl Width {
+    /// The widest that is at most this many bytes; a byte at least.
+    pub const fn at_most(bytes: u64) -> Self {
+        match bytes {
+            0 | 1 => Self::Byte,
+            2 | 3 => Self::Word,
+            4..=7 => Self::Dword,
+            _ => Self::Qword,
+        }
+    }
+
+    /// Its bytes.
+    pub const fn bytes(self) -> usize {
+        1 << self as usize
+    }
+
+    /// Its bits.
+    pub const fn bits(self) -> u32 {
+        8 << self as u32
+    }
+
+    /// Ones in all its bits.
+    pub const fn mask(self) -> u64 {
+        u64::MAX >> (64 - self.bits())
+    }
+
+    /// `value` of this width, its sign carried to 64 bits.
+    pub const fn sign_extend(self, value: u64) -> u64 {
+        let unused = 64 - self.bits();
+        ((value << unused) as i64 >> unused) as u64
+    }
+}
+
+/// What code is running: it decides on default widths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Real mode, virtual-8086 mode, 16-bit segments.
+    Bits16,
+    /// 32-bit segments.
+    Bits32,
+    /// 64-bit code.
+    Bits64,
+}
+
+impl Mode {
+    /// How wide its addresses and its instruction pointer are.
+    pub const fn address_width(self) -> Width {
+        match self {
+            Self::Bits16 => Width::Word,
+            Self::Bits32 => Width::Dword,
+            Self::Bits64 => Width::Qword,
+        }
+    }
+}
+
+/// Segment registers, in the order of their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// ES.
+    Es,
+    /// CS.
+    Cs,
+    /// SS.
+    Ss,
+    /// DS.
+    Ds,
+    /// FS.
+    Fs,
+    /// GS.
+    Gs,
+}
+
+/// A general register, or part of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Register {
+    /// 0 (RAX) to 15.
+    pub number: u8,
+    /// How much of it.
+    pub width: Width,
+    /// Bits 15:8: AH, CH, DH or BH.
+    pub high: bool,
+}
+
+/// Where memory is accessed: an offset in a segment, still to be computed from registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The segment.
+    pub segment: Segment,
+    /// Base register's number.
+    pub base: Option<u8>,
+    /// Index register's number.
+    pub index: Option<u8>,
+    /// The index's factor: 1, 2, 4 or 8; 1 without an index.
+    pub scale: u8,
+    /// What is added; relative to RIP it holds the whole sum.
+    pub displacement: u64,
+    /// Offsets wrap at this width.
+    pub width: Width,
+}
+
+impl Address {
+    /// The offset in the segment, when `general` gives the registers' values.
+    pub fn offset(&self, general: impl Fn(u8) -> u64) -> u64 {
+        let base = self.base.map_or(0, &general);
+        let index = self.index.map_or(0, &general);
+        let sum = base.wrapping_add(index.wrapping_mul(u64::from(self.scale))).wrapping_add(self.displacement);
+        sum & self.width.mask()
+    }
+}
+
+/// What an operation takes its value from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A register.
+    Register(Register),
+    /// A constant, as wide as the operation.
+    Immediate(u64),
+}
+
+/// Which string instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StringKind {
+    /// RAX to ES:RDI.
+    Stos,
+    /// DS:RSI to ES:RDI.
+    Movs,
+    /// DS:RSI to RAX.
+    Lods,
+}
+
+/// A string instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StringOperation {
+    /// Which.
+    pub kind: StringKind,
+    /// An element's width.
+    pub width: Width,
+    /// Whether RCX counts it.
+    pub rep: bool,
+    /// How much of RSI, RDI and RCX is used.
+    pub address: Width,
+    /// The source's segment.
+    pub segment: Segment,
+}
+
+/// What an instruction does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Memory becomes a value.
+    Store {
+        /// The memory.
+        to: Address,
+        /// How wide.
+        width: Width,
+        /// The value.
+        value: Source,
+        /// In reversed byte order (MOVBE).
+        swap: bool,
+    },
+    /// A register becomes what memory holds.
+    Load {
+        /// The register.
+        to: Register,
+        /// The memory.
+        from: Address,
+        /// How wide the memory is; the rest of the register's width is filled up.
+        width: Width,
+        /// Filled up with the sign.
+        signed: bool,
+        /// From reversed byte order (MOVBE).
+        swap: bool,
+    },
+    /// Register and memory change places.
+    Exchange {
+        /// The memory.
+        at: Address,
+        /// The register; its width is the memory's.
+        with: Register,
+    },
+    /// Memory becomes what comes out of memory and a value; flags are set.
+    Modify {
+        /// The memory.
+        at: Address,
+        /// How wide.
+        width: Width,
+        /// What is done; CMP and TEST leave memory alone.
+        alu: Alu,
+        /// The second operand; 0 where there is none.
+        value: Source,
+    },
+    /// A register becomes what comes out of itself and memory; flags are set.
+    Combine {
+        /// The register; its width is the memory's.
+        to: Register,
+        /// What is done.
+        alu: Alu,
+        /// The memory.
+        from: Address,
+    },
+    /// MOVS, STOS or LODS.
+    String(StringOperation),
+    /// Accesses no memory.
+    NoAccess,
+    /// No instruction that is known here.
+    Unsupported,
+}
+
+/// An instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// Its bytes, 1 to 15.
+    pub length: u8,
+    /// What it does.
+    pub operation: Operation,
+}
+
+/// The bytes end before the instruction does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truncated;
+
+/// Decodes the instruction at `rip`, the offset in the code segment. Only the first 15 bytes count.
+pub fn decode(bytes: &[u8], rip: u64, mode: Mode) -> Result<Decoded, Truncated> {
+    if mode == Mode::Bits64
+        && let Some(decoded) = super::fast::decode(bytes, rip)
+    {
+        return Ok(decoded);
+    }
+    decode_any(bytes, rip, mode)
+}
+
+/// [`decode`] without the short way for common forms.
+#[inline(never)]
+pub(super) fn decode_any(bytes: &[u8], rip: u64, mode: Mode) -> Result<Decoded, Truncated> {
+    let bytes = bytes.get(..MAX_LENGTH).unwrap_or(bytes);
+    let bitness = mode.address_width().bits();
+    let Ok(mut decoder) = Decoder::try_with_ip(bitness, bytes, rip, DecoderOptions::NONE) else {
+        return Ok(Decoded { length: 1, operation: Operation::Unsupported });
+    };
+    let instruction = decoder.decode();
+    let length = instruction.len().clamp(1, MAX_LENGTH) as u8;
+    let operation = match decoder.last_error() {
+        DecoderError::None => operation(&instruction).unwrap_or(Operation::Unsupported),
+        DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => return Err(Truncated),
+        _ => Operation::Unsupported,
+    };
+    Ok(Decoded { length, operation })
+}
+
+/// `None` when it is unsupported.
+fn operation(instruction: &Instruction) -> Option<Operation> {
+    match instruction.mnemonic() {
+        Mnemonic::Mov | Mnemonic::Movnti | Mnemonic::Movdiri => mov(instruction, false),
+        Mnemonic::Movbe => mov(instruction, true),
+        Mnemonic::Movzx => load(instruction, false, false),
+        Mnemonic::Movsx | Mnemonic::Movsxd => load(instruction, true, false),
+        Mnemonic::Xchg => exchange(instruction),
+        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
+            string(instruction, StringKind::Stos, instruction.op0_kind())
+        }
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
+            string(instruction, StringKind::Movs, instruction.op0_kind())
+        }
+        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => {
+            string(instruction, StringKind::Lods, instruction.op1_kind())
+        }
+        mnemonic => match alu(mnemonic) {
+            Some(alu) => arithmetic(instruction, alu),
+            None => accesses_nothing(instruction).then_some(Operation::NoAccess),
+        },
+    }
+}
+
+fn alu(mnemonic: Mnemonic) -> Option<Alu> {
+    Some(match mnemonic {
+        Mnemonic::Add => Alu::Add,
+        Mnemonic::Or => Alu::Or,
+        Mnemonic::Adc => Alu::Adc,
+        Mnemonic::Sbb => Alu::Sbb,
+        Mnemonic::And => Alu::And,
+        Mnemonic::Sub => Alu::Sub,
+        Mnemonic::Xor => Alu::Xor,
+        Mnemonic::Cmp => Alu::Cmp,
+        Mnemonic::Test => Alu::Test,
+        Mnemonic::Inc => Alu::Inc,
+        Mnemonic::Dec => Alu::Dec,
+        Mnemonic::Neg => Alu::Neg,
+        Mnemonic::Not => Alu::Not,
+        _ => return None,
+    })
+}
+
+/// Neither an explicit operand in memory, nor the stack. Of the rest, what accesses memory implicitly has a memory operand
+/// in the decoder's eyes.
+fn accesses_nothing(instruction: &Instruction) -> bool {
+    let explicit = instruction.op_kinds().any(|kind| kind as u32 >= OpKind::MemorySegSI as u32);
+    let stack = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Push
+            | Mnemonic::Pop
+            | Mnemonic::Pusha
+            | Mnemonic::Pushad
+            | Mnemonic::Popa
+            | Mnemonic::Popad
+            | Mnemonic::Pushf
+            | Mnemonic::Pushfd
+            | Mnemonic::Pushfq
+            | Mnemonic::Popf
+            | Mnemonic::Popfd
+            | Mnemonic::Popfq
+            | Mnemonic::Call
+            | Mnemonic::Ret
+            | Mnemonic::Retf
+            | Mnemonic::Enter
+            | Mnemonic::Leave
+            | Mnemonic::Iret
+            | Mnemonic::Iretd
+            | Mnemonic::Iretq
+    );
+    // These compute with an address, and access nothing there.
+    let address_only = matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+    address_only || !explicit && !stack
+}
+
+fn mov(instruction: &Instruction, swap: bool) -> Option<Operation> {
+    match (instruction.op0_kind(), instruction.op1_kind()) {
+        (OpKind::Memory, _) => {
+            let width = memory_width(instruction)?;
+            let value = source(instruction, 1, width)?;
+            Some(Operation::Store { to: address(instruction)?, width, value, swap })
+        }
+        (_, OpKind::Memory) => load(instruction, false, swap),
+        _ => Some(Operation::NoAccess),
+    }
+}
+
+fn load(instruction: &Instruction, signed: bool, swap: bool) -> Option<Operation> {
+    if instruction.op1_kind() != OpKind::Memory {
+        return Some(Operation::NoAccess);
+    }
+    let (to, width) = (register(instruction.op0_register())?, memory_width(instruction)?);
+    Some(Operation::Load { to, from: address(instruction)?, width, signed, swap })
+}
+
+fn exchange(instruction: &Instruction) -> Option<Operation> {
+    let with = match (instruction.op0_kind(), instruction.op1_kind()) {
+        (OpKind::Memory, _) => instruction.op1_register(),
+        (_, OpKind::Memory) => instruction.op0_register(),
+        _ => return Some(Operation::NoAccess),
+    };
+    Some(Operation::Exchange { at: address(instruction)?, with: register(with)? })
+}
+
+fn arithmetic(instruction: &Instruction, alu: Alu) -> Option<Operation> {
+    let one_operand = instruction.op_count() == 1;
+    match (instruction.op0_kind(), instruction.op1_kind()) {
+        (OpKind::Memory, _) => {
+            let width = memory_width(instruction)?;
+            let value = if one_operand { Source::Immediate(0) } else { source(instruction, 1, width)? };
+            Some(Operation::Modify { at: address(instruction)?, width, alu, value })
+        }
+        (_, OpKind::Memory) if !one_operand => {
+            Some(Operation::Combine { to: register(instruction.op0_register())?, alu, from: address(instruction)? })
+        }
+        _ => Some(Operation::NoAccess),
+    }
+}
+
+fn string(instruction: &Instruction, kind: StringKind, operand: OpKind) -> Option<Operation> {
+    let address = match operand {
+        OpKind::MemoryESDI | OpKind::MemorySegSI => Width::Word,
+        OpKind::MemoryESEDI | OpKind::MemorySegESI => Width::Dword,
+        OpKind::MemoryESRDI | OpKind::MemorySegRSI => Width::Qword,
+        // MOVSD of SSE has the same mnemonic.
+        _ => return None,
+    };
+    // STOS has no source, so nothing to override.
+    let segment = if kind == StringKind::Stos { Segment::Es } else { segment(instruction.memory_segment())? };
+    // REPNE repeats as REP does where nothing is compared.
+    let rep = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    Some(Operation::String(StringOperation { kind, width: memory_width(instruction)?, rep, address, segment }))
+}
+
+fn source(instruction: &Instruction, operand: u32, width: Width) -> Option<Source> {
+    match instruction.try_op_kind(operand).ok()? {
+        OpKind::Register => register(instruction.try_op_register(operand).ok()?).map(Source::Register),
+        _ => instruction.try_immediate(operand).ok().map(|value| Source::Immediate(value & width.mask())),
+    }
+}
+
+fn memory_width(instruction: &Instruction) -> Option<Width> {
+    Some(match instruction.memory_size() {
+        MemorySize::UInt8 | MemorySize::Int8 => Width::Byte,
+        MemorySize::UInt16 | MemorySize::Int16 => Width::Word,
+        MemorySize::UInt32 | MemorySize::Int32 => Width::Dword,
+        MemorySize::UInt64 | MemorySize::Int64 => Width::Qword,
+        _ => return None,
+    })
+}
+
+fn address(instruction: &Instruction) -> Option<Address> {
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    let part = |reg| match reg {
+        // The decoder's displacement includes them.
+        Reg::None | Reg::RIP | Reg::EIP => Some(None),
+        reg => register(reg).map(Some),
+    };
+    let (base_register, index_register) = (part(base)?, part(index)?);
+    let width = match (base_register.or(index_register), base) {
+        (Some(register), _) => register.width,
+        (None, Reg::RIP) => Width::Qword,
+        (None, Reg::EIP) => Width::Dword,
+        (None, _) => Width::at_most(u64::from(instruction.memory_displ_size())),
+    };
+    Some(Address {
+        segment: segment(instruction.memory_segment())?,
+        base: base_register.map(|register| register.number),
+        index: index_register.map(|register| register.number),
+        scale: if index_register.is_some() { instruction.memory_index_scale() as u8 } else { 1 },
+        displacement: instruction.memory_displacement64() & width.mask(),
+        width,
+    })
+}
+
+fn segment(reg: Reg) -> Option<Segment> {
+    Some(match reg {
+        Reg::ES => Segment::Es,
+        Reg::CS => Segment::Cs,
+        Reg::SS => Segment::Ss,
+        Reg::DS => Segment::Ds,
+        Reg::FS => Segment::Fs,
+        Reg::GS => Segment::Gs,
+        _ => return None,
+    })
+}
+
+/// The decoder counts its general registers by width: low bytes with the four high ones in between, words, dwords, qwords.
+fn register(reg: Reg) -> Option<Register> {
+    let number = |first: Reg| reg as u8 - first as u8;
+    let low = |first, width| Some(Register { number: number(first), width, high: false });
+    match reg as u32 {
+        n if n >= Reg::AL as u32 && n <= Reg::BL as u32 => low(Reg::AL, Width::Byte),
+        n if n >= Reg::AH as u32 && n <= Reg::BH as u32 => {
+            Some(Register { number: number(Reg::AH), width: Width::Byte, high: true })
+        }
+        n if n >= Reg::SPL as u32 && n <= Reg::R15L as u32 => {
+            Some(Register { number: number(Reg::SPL) + 4, width: Width::Byte, high: false })
+        }
+        n if n >= Reg::AX as u32 && n <= Reg::R15W as u32 => low(Reg::AX, Width::Word),
+        n if n >= Reg::EAX as u32 && n <= Reg::R15D as u32 => low(Reg::EAX, Width::Dword),
+        n if n >= Reg::RAX as u32 && n <= Reg::R15 as u32 => low(Reg::RAX, Width::Qword),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

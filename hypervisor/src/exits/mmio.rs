@@ -1,0 +1,564 @@
+//! Carries out a guest's instruction that touched a trapped page.
+//!
+//! An EPT violation says where, and whether it was a write; what was written only the instruction tells. Its bytes, and the page
+//! tables that lead to them, may change between the exit and now, so nothing here trusts them: an instruction that does not
+//! touch the faulting address, in the faulting way, runs again in the guest ([`Outcome::Again`]). What cannot be emulated
+//! ([`super::decode`] has the list; besides, read-modify-write that reaches beyond trapped pages, which could not be atomic)
+//! is #UD in the guest.
+//!
+//! The whole access is translated and checked before its first byte has an effect. Where it leaves the page, each part goes
+//! where its own translation leads.
+#![forbid(unsafe_code)]
+
+use super::alu::Alu;
+use super::decode::{
+    self, Address, Decoded, MAX_LENGTH, Mode, Operation, Register, Segment, Source, StringKind, StringOperation, Width,
+};
+use super::walk::{Access, GuestMemory, OutsideMemory, Paging, WalkError, walk};
+use crate::addr::{Gpa, Gva, PAGE_SIZE};
+
+/// Elements of a repeated string instruction for one exit, so that interrupts are not held up for longer.
+pub const MAX_ELEMENTS: u32 = 64;
+
+const RAX: u8 = 0;
+const RCX: u8 = 1;
+const RSI: u8 = 6;
+const RDI: u8 = 7;
+const RFLAGS_DF: u64 = 1 << 10;
+const CR4_LA57: u64 = 1 << 12;
+
+const UD: u8 = 6;
+const SS: u8 = 12;
+const GP: u8 = 13;
+const PF: u8 = 14;
+
+/// A segment register's hidden part, as the VMCS holds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentState {
+    /// Base.
+    pub base: u64,
+    /// Limit, in bytes.
+    pub limit: u32,
+    /// Access rights in the VMCS's format (SDM volume 3, 26.4.1).
+    pub rights: u32,
+}
+
+/// What lies at a guest-physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Region {
+    /// The guest's memory.
+    Memory,
+    /// A trapped page.
+    Mmio,
+    /// Nothing.
+    Outside,
+}
+
+/// The virtual processor that had the exit, and its memory.
+pub trait Machine: GuestMemory {
+    /// General register `number`, 0 (RAX) to 15, RSP among them.
+    fn general(&self, number: u8) -> u64;
+    /// Sets general register `number`.
+    fn set_general(&mut self, number: u8, value: u64);
+    /// RIP: the offset of the instruction that had the exit.
+    fn rip(&self) -> u64;
+    /// RFLAGS.
+    fn rflags(&self) -> u64;
+    /// Sets RFLAGS; only arithmetic flags differ from before.
+    fn set_rflags(&mut self, rflags: u64);
+    /// A segment register. In 64-bit code only the bases of FS and GS are asked for.
+    fn segment(&self, segment: Segment) -> SegmentState;
+    /// What code runs.
+    fn mode(&self) -> Mode;
+    /// The registers that decide on translations.
+    fn paging(&self) -> Paging;
+    /// What lies in the page of `gpa`.
+    fn region(&self, gpa: Gpa) -> Region;
+    /// A guest's read from a trapped page: anywhere in it, but not beyond its end.
+    fn mmio_read(&mut self, gpa: Gpa, width: Width) -> u64;
+    /// A guest's write to a trapped page: anywhere in it, but not beyond its end. Bits above `width` are 0.
+    fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64);
+}
+
+/// An EPT violation by an access to a linear address's translation (exit qualification bits 7 and 8 set), not by a fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The guest-physical address.
+    pub gpa: Gpa,
+    /// The guest-linear address.
+    pub gva: Gva,
+    /// A write, or a read and write.
+    pub write: bool,
+}
+
+/// An exception for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// Its vector.
+    pub vector: u8,
+    /// Its error code, for the vectors that have one.
+    pub error_code: Option<u32>,
+    /// What CR2 must hold first (page faults).
+    pub cr2: Option<u64>,
+}
+
+impl Exception {
+    const INVALID_OPCODE: Self = Self { vector: UD, error_code: None, cr2: None };
+}
+
+/// What is to happen to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The instruction is done: RIP moves by its length, blocking by STI or MOV SS ends.
+    Advance(u8),
+    /// The guest goes on at the same RIP.
+    Again,
+    /// The instruction faults.
+    Inject(Exception),
+}
+
+/// Why an emulation ends early.
+enum Stop {
+    Outcome(Outcome),
+    Outside(OutsideMemory),
+}
+
+impl From<OutsideMemory> for Stop {
+    fn from(outside: OutsideMemory) -> Self {
+        Self::Outside(outside)
+    }
+}
+
+impl Stop {
+    const AGAIN: Self = Self::Outcome(Outcome::Again);
+    const UNSUPPORTED: Self = Self::Outcome(Outcome::Inject(Exception::INVALID_OPCODE));
+
+    /// #SS for the stack's segment, #GP for the others.
+    const fn segment_violation(segment: Segment) -> Self {
+        let vector = if matches!(segment, Segment::Ss) { SS } else { GP };
+        Self::Outcome(Outcome::Inject(Exception { vector, error_code: Some(0), cr2: None }))
+    }
+
+    const fn walk(error: WalkError, linear: u64) -> Self {
+        match error {
+            WalkError::PageFault(code) => {
+                Self::Outcome(Outcome::Inject(Exception { vector: PF, error_code: Some(code), cr2: Some(linear) }))
+            }
+            WalkError::Outside(outside) => Self::Outside(outside),
+            WalkError::Changed => Self::AGAIN,
+        }
+    }
+}
+
+/// The piece of an access that lies in one page.
+#[derive(Clone, Copy)]
+struct Part {
+    gpa: Gpa,
+    bytes: u64,
+    region: Region,
+}
+
+/// An access that was checked and translated.
+#[derive(Clone, Copy)]
+struct Span {
+    linear: u64,
+    width: Width,
+    access: Access,
+    first: Part,
+    second: Option<Part>,
+}
+
+impl Span {
+    fn parts(&self) -> impl Iterator<Item = Part> {
+        core::iter::once(self.first).chain(self.second)
+    }
+}
+
+/// Carries out the instruction at RIP, which had this fault. RIP itself is the caller's to move.
+///
+/// # Errors
+/// The instruction, its paging structures or its other operand lie outside the guest's memory; only what was complete before
+/// (elements of a string) took effect.
+pub fn emulate<M: Machine>(machine: &mut M, fault: Fault) -> Result<Outcome, OutsideMemory> {
+    let (mode, paging) = (machine.mode(), machine.paging());
+    let mut emulation = Emulation { machine, fault, mode, paging };
+    let result = emulation.fetch().and_then(|decoded| emulation.execute(decoded));
+    match result {
+        Ok(outcome) | Err(Stop::Outcome(outcome)) => Ok(outcome),
+        Err(Stop::Outside(outside)) => Err(outside),
+    }
+}
+
+struct Emulation<'a, M> {
+    machine: &'a mut M,
+    fault: Fault,
+    mode: Mode,
+    paging: Paging,
+}
+
+impl<M: Machine> Emulation<'_, M> {
+    /// Reads and decodes the instruction. The page after RIP's is touched only if the instruction reaches it.
+    fn fetch(&mut self) -> Result<Decoded, Stop> {
+        let rip = self.machine.rip();
+        let base = if self.mode == Mode::Bits64 { 0 } else { self.machine.segment(Segment::Cs).base };
+        let linear = self.linear_of(base.wrapping_add(rip));
+        let mut bytes = [0; MAX_LENGTH];
+        let here = MAX_LENGTH.min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
+        let (first, rest) = bytes.split_at_mut(here);
+        self.fetch_part(linear, first)?;
+        if let Ok(decoded) = decode::decode(first, rip, self.mode) {
+            return Ok(decoded);
+        }
+        self.fetch_part(self.linear_of(linear.wrapping_add(here as u64)), rest)?;
+        decode::decode(&bytes, rip, self.mode).map_err(|decode::Truncated| Stop::UNSUPPORTED)
+    }
+
+    fn fetch_part(&mut self, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
+        if !self.is_canonical(linear) {
+            return Err(Stop::segment_violation(Segment::Cs));
+        }
+        let gpa = walk(self.machine, &self.paging, Gva::new(linear), Access::Execute)
+            .map_err(|error| Stop::walk(error, linear))?;
+        Ok(self.machine.read(gpa, bytes)?)
+    }
+
+    fn execute(&mut self, decoded: Decoded) -> Result<Outcome, Stop> {
+        match decoded.operation {
+            Operation::Store { to, width, value, swap } => {
+                let span = self.faulting_span(to, width, Access::Write)?;
+                let value = self.source(value);
+                self.store(&span, swapped(value, width, swap))?;
+            }
+            Operation::Load { to, from, width, signed, swap } => {
+                let span = self.faulting_span(from, width, Access::Read)?;
+                let value = swapped(self.load(&span)?, width, swap);
+                self.set_register(to, if signed { width.sign_extend(value) } else { value });
+            }
+            Operation::Exchange { at, with } => {
+                let span = self.modified_span(at, with.width)?;
+                let old = self.load(&span)?;
+                self.store(&span, self.register(with))?;
+                self.set_register(with, old);
+            }
+            Operation::Modify { at, width, alu, value } => self.modify(at, width, alu, value)?,
+            Operation::Combine { to, alu, from } => {
+                let span = self.faulting_span(from, to.width, Access::Read)?;
+                let memory = self.load(&span)?;
+                let (result, rflags) = alu.apply(to.width, self.register(to), memory, self.machine.rflags());
+                if alu.writes() {
+                    self.set_register(to, result);
+                }
+                self.machine.set_rflags(rflags);
+            }
+            Operation::String(string) => return self.string(string, decoded.length),
+            Operation::NoAccess => return Ok(Outcome::Again),
+            Operation::Unsupported => return Err(Stop::UNSUPPORTED),
+        }
+        Ok(Outcome::Advance(decoded.length))
+    }
+
+    fn modify(&mut self, at: Address, width: Width, alu: Alu, value: Source) -> Result<(), Stop> {
+        let span = match alu.writes() {
+            true => self.modified_span(at, width)?,
+            false => self.faulting_span(at, width, Access::Read)?,
+        };
+        let (old, value) = (self.load(&span)?, self.source(value));
+        let (result, rflags) = alu.apply(width, old, value, self.machine.rflags());
+        if alu.writes() {
+            self.store(&span, result)?;
+        }
+        self.machine.set_rflags(rflags);
+        Ok(())
+    }
+
+    /// Up to [`MAX_ELEMENTS`] elements, for as long as they stay in the page that faulted. Registers always say how far the
+    /// instruction came, as after an interrupt between two elements.
+    fn string(&mut self, string: StringOperation, length: u8) -> Result<Outcome, Stop> {
+        for done in 0..MAX_ELEMENTS {
+            let left = self.machine.general(RCX) & string.address.mask();
+            if string.rep && left == 0 {
+                return Ok(Outcome::Advance(length));
+            }
+            self.element(&string, done == 0)?;
+            if !string.rep {
+                return Ok(Outcome::Advance(length));
+            }
+            self.set_register(index_register(RCX, &string), left - 1);
+            if left == 1 {
+                return Ok(Outcome::Advance(length));
+            }
+        }
+        Ok(Outcome::Again)
+    }
+
+    /// One element. The first must be what faulted; a later one outside that page is left to fault by itself.
+    fn element(&mut self, string: &StringOperation, first: bool) -> Result<(), Stop> {
+        let (reads, writes) = (string.kind != StringKind::Stos, string.kind != StringKind::Lods);
+        let (source, destination) = (self.index(RSI, string), self.index(RDI, string));
+        let from = self.linear(string.segment, source, string.width, Access::Read, reads)?;
+        let to = self.linear(Segment::Es, destination, string.width, Access::Write, writes)?;
+        let trapped = if self.fault.write { to } else { from }.ok_or(Stop::AGAIN)?;
+        if !(if first { self.is_fault(trapped, string.width) } else { self.is_in_fault_page(trapped, string.width) }) {
+            return Err(Stop::AGAIN);
+        }
+        let from = from.map(|linear| self.span(linear, string.width, Access::Read)).transpose()?;
+        let to = to.map(|linear| self.span(linear, string.width, Access::Write)).transpose()?;
+        let value = match from {
+            Some(from) => self.load(&from)?,
+            None => self.machine.general(RAX) & string.width.mask(),
+        };
+        match to {
+            Some(to) => self.store(&to, value)?,
+            None => self.set_register(Register { number: RAX, width: string.width, high: false }, value),
+        }
+        let down = self.machine.rflags() & RFLAGS_DF != 0;
+        let step = string.width.bytes() as u64;
+        let step = if down { step.wrapping_neg() } else { step };
+        if reads {
+            self.set_register(index_register(RSI, string), source.wrapping_add(step));
+        }
+        if writes {
+            self.set_register(index_register(RDI, string), destination.wrapping_add(step));
+        }
+        Ok(())
+    }
+
+    fn index(&self, number: u8, string: &StringOperation) -> u64 {
+        self.machine.general(number) & string.address.mask()
+    }
+
+    /// The span of an operand that must be what faulted.
+    fn faulting_span(&mut self, at: Address, width: Width, access: Access) -> Result<Span, Stop> {
+        let offset = at.offset(|number| self.machine.general(number));
+        let linear = self.linear(at.segment, offset, width, access, true)?.ok_or(Stop::AGAIN)?;
+        if self.fault.write != (access == Access::Write) || !self.is_fault(linear, width) {
+            return Err(Stop::AGAIN);
+        }
+        self.span(linear, width, access)
+    }
+
+    /// The span of an operand that is read and written, in trapped pages only. A processor may report its read.
+    fn modified_span(&mut self, at: Address, width: Width) -> Result<Span, Stop> {
+        let offset = at.offset(|number| self.machine.general(number));
+        let linear = self.linear(at.segment, offset, width, Access::Write, true)?.ok_or(Stop::AGAIN)?;
+        if !self.is_fault(linear, width) {
+            return Err(Stop::AGAIN);
+        }
+        let span = self.span(linear, width, Access::Write)?;
+        if span.parts().any(|part| part.region != Region::Mmio) {
+            return Err(Stop::UNSUPPORTED);
+        }
+        Ok(span)
+    }
+
+    fn is_fault(&self, linear: u64, width: Width) -> bool {
+        self.linear_of(self.fault.gva.as_u64().wrapping_sub(linear)) < width.bytes() as u64
+    }
+
+    fn is_in_fault_page(&self, linear: u64, width: Width) -> bool {
+        let offset = linear.wrapping_sub(self.fault.gva.page().as_u64());
+        offset <= PAGE_SIZE - width.bytes() as u64
+    }
+
+    /// Cut to 32 bits outside 64-bit code.
+    fn linear_of(&self, address: u64) -> u64 {
+        if self.mode == Mode::Bits64 { address } else { address & Width::Dword.mask() }
+    }
+
+    fn is_canonical(&self, linear: u64) -> bool {
+        let unused = if self.paging.cr4 & CR4_LA57 != 0 { 7 } else { 16 };
+        self.mode != Mode::Bits64 || ((linear << unused) as i64 >> unused) as u64 == linear
+    }
+
+    /// The linear address of `width` bytes at `offset`, if the segment allows the access. `None` unless it is `wanted`.
+    fn linear(
+        &self,
+        segment: Segment,
+        offset: u64,
+        width: Width,
+        access: Access,
+        wanted: bool,
+    ) -> Result<Option<u64>, Stop> {
+        if !wanted {
+            return Ok(None);
+        }
+        let last = width.bytes() as u64 - 1;
+        let (linear, allowed) = match (self.mode, segment) {
+            (Mode::Bits64, Segment::Fs | Segment::Gs) => {
+                (self.machine.segment(segment).base.wrapping_add(offset), true)
+            }
+            (Mode::Bits64, _) => (offset, true),
+            _ => {
+                let state = self.machine.segment(segment);
+                (self.linear_of(state.base.wrapping_add(offset)), state.allows(offset, last, access))
+            }
+        };
+        if allowed && self.is_canonical(linear) && self.is_canonical(linear.wrapping_add(last)) {
+            return Ok(Some(linear));
+        }
+        Err(Stop::segment_violation(segment))
+    }
+
+    /// Translates each page of an access and checks that it leads somewhere.
+    fn span(&mut self, linear: u64, width: Width, access: Access) -> Result<Span, Stop> {
+        let bytes = width.bytes() as u64;
+        let here = bytes.min(PAGE_SIZE - linear % PAGE_SIZE);
+        let first = self.part(linear, here, access)?;
+        let second = match bytes - here {
+            0 => None,
+            rest => Some(self.part(self.linear_of(linear.wrapping_add(here)), rest, access)?),
+        };
+        Ok(Span { linear, width, access, first, second })
+    }
+
+    fn part(&mut self, linear: u64, bytes: u64, access: Access) -> Result<Part, Stop> {
+        let gpa = match self.translated_by_processor(linear, access) {
+            Some(gpa) => gpa,
+            None => {
+                walk(self.machine, &self.paging, Gva::new(linear), access).map_err(|error| Stop::walk(error, linear))?
+            }
+        };
+        match self.machine.region(gpa) {
+            Region::Outside => Err(Stop::Outside(OutsideMemory(gpa))),
+            region => Ok(Part { gpa, bytes, region }),
+        }
+    }
+
+    /// The processor has walked and checked the page that faulted, for this kind of access (what may be written may be read);
+    /// its answer is the one that counts, and costs nothing.
+    fn translated_by_processor(&self, linear: u64, access: Access) -> Option<Gpa> {
+        let Fault { gpa, gva, write } = self.fault;
+        let same_page = Gva::new(linear).page() == gva.page() && gpa.page_offset() == gva.page_offset();
+        let checked = write || access == Access::Read;
+        (same_page && checked).then(|| Gpa::new(gpa.page().as_u64() + linear % PAGE_SIZE))
+    }
+
+    fn load(&mut self, span: &Span) -> Result<u64, Stop> {
+        if span.second.is_none() && span.first.region == Region::Mmio {
+            return Ok(self.machine.mmio_read(span.first.gpa, span.width) & span.width.mask());
+        }
+        let (mut value, mut shift) = (0, 0);
+        for part in span.parts() {
+            value |= self.load_part(part)? << shift;
+            shift += 8 * part.bytes;
+        }
+        Ok(value)
+    }
+
+    fn load_part(&mut self, part: Part) -> Result<u64, Stop> {
+        let mut bytes = [0; 8];
+        if part.region == Region::Memory {
+            self.machine.read(part.gpa, bytes.get_mut(..part.bytes as usize).unwrap_or_default())?;
+            return Ok(u64::from_le_bytes(bytes));
+        }
+        let mut value = 0;
+        for (gpa, width, shift) in chunks(part) {
+            value |= (self.machine.mmio_read(gpa, width) & width.mask()) << shift;
+        }
+        Ok(value)
+    }
+
+    fn store(&mut self, span: &Span, value: u64) -> Result<(), Stop> {
+        debug_assert!(span.access == Access::Write, "{:#x} was checked for reading only", span.linear);
+        if span.second.is_none() && span.first.region == Region::Mmio {
+            self.machine.mmio_write(span.first.gpa, span.width, value & span.width.mask());
+            return Ok(());
+        }
+        let mut value = value;
+        for part in span.parts() {
+            self.store_part(part, value)?;
+            value = value.checked_shr(8 * part.bytes as u32).unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    fn store_part(&mut self, part: Part, value: u64) -> Result<(), Stop> {
+        if part.region == Region::Memory {
+            let bytes = value.to_le_bytes();
+            return Ok(self.machine.write(part.gpa, bytes.get(..part.bytes as usize).unwrap_or_default())?);
+        }
+        for (gpa, width, shift) in chunks(part) {
+            self.machine.mmio_write(gpa, width, value >> shift & width.mask());
+        }
+        Ok(())
+    }
+
+    fn source(&self, source: Source) -> u64 {
+        match source {
+            Source::Register(register) => self.register(register),
+            Source::Immediate(value) => value,
+        }
+    }
+
+    fn register(&self, register: Register) -> u64 {
+        self.machine.general(register.number) >> high_shift(register) & register.width.mask()
+    }
+
+    /// 32 bits clear the upper half; 8 and 16 leave the rest alone (SDM volume 1, 3.4.1.1).
+    fn set_register(&mut self, register: Register, value: u64) {
+        let value = value & register.width.mask();
+        let value = match register.width {
+            Width::Dword | Width::Qword => value,
+            width => {
+                let shift = high_shift(register);
+                self.machine.general(register.number) & !(width.mask() << shift) | value << shift
+            }
+        };
+        self.machine.set_general(register.number, value);
+    }
+}
+
+impl SegmentState {
+    const READABLE_CODE_OR_WRITABLE_DATA: u32 = 1 << 1;
+    const EXPAND_DOWN_OR_CONFORMING: u32 = 1 << 2;
+    const CODE: u32 = 1 << 3;
+    const BIG: u32 = 1 << 14;
+    const UNUSABLE: u32 = 1 << 16;
+
+    /// Limit and type checks (SDM volume 3, 6.3 and 6.5) for bytes `offset` to `offset + last`.
+    fn allows(&self, offset: u64, last: u64, access: Access) -> bool {
+        let has = |bit| self.rights & bit != 0;
+        let typed = match (has(Self::CODE), access) {
+            (false, Access::Read) => true,
+            (false, _) | (true, Access::Read) => has(Self::READABLE_CODE_OR_WRITABLE_DATA),
+            (true, _) => false,
+        };
+        let (end, limit) = (offset.saturating_add(last), u64::from(self.limit));
+        let within = if !has(Self::CODE) && has(Self::EXPAND_DOWN_OR_CONFORMING) {
+            offset > limit && end <= if has(Self::BIG) { 0xffff_ffff } else { 0xffff }
+        } else {
+            end <= limit
+        };
+        !has(Self::UNUSABLE) && typed && within
+    }
+}
+
+const fn high_shift(register: Register) -> u32 {
+    if register.high { 8 } else { 0 }
+}
+
+/// RCX, RSI or RDI in the string's address width.
+const fn index_register(number: u8, string: &StringOperation) -> Register {
+    Register { number, width: string.address, high: false }
+}
+
+const fn swapped(value: u64, width: Width, swap: bool) -> u64 {
+    if swap { value.swap_bytes() >> (64 - width.bits()) } else { value }
+}
+
+/// A part in naturally aligned pieces, each with its place (in bits) in the part's value.
+fn chunks(part: Part) -> impl Iterator<Item = (Gpa, Width, u32)> {
+    let mut done = 0;
+    core::iter::from_fn(move || {
+        let left = part.bytes.checked_sub(done).filter(|&left| left > 0)?;
+        let gpa = part.gpa.checked_add(done)?;
+        let alignment = 1u64 << gpa.as_u64().trailing_zeros().min(3);
+        let width = Width::at_most(left.min(alignment));
+        let shift = 8 * done as u32;
+        done += width.bytes() as u64;
+        Some((gpa, width, shift))
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

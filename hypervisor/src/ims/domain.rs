@@ -1,0 +1,140 @@
+//! A guest's interrupt domain: its virtual processors and its devices.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use hcall_abi::{DeviceId, Status, Target};
+
+use super::{counters::GuestCounts, device::Device, slot::StoreName};
+use crate::addr::{Bdf, Hpa};
+
+/// Most slots an IMS store can have: what a [`SlotHandle`](hcall_abi::SlotHandle) can name.
+pub const MOST_IMS_SLOTS: u32 = 65_536;
+/// Most entries of an MSI-X table (PCI 7.7.2.2).
+pub const MOST_MSIX_SLOTS: u32 = 2048;
+
+/// Names a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GuestId(pub u16);
+
+/// Where a store of a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreSpec {
+    /// The store in the device.
+    pub base: Hpa,
+    /// The image of it that the guest reads.
+    pub shadow: Hpa,
+    /// Slots, of 16 bytes each.
+    pub slots: u32,
+    /// BAR that holds the store, as the guest sees it.
+    pub bar: u32,
+    /// Offset of the store in that BAR, in bytes.
+    pub offset: u32,
+}
+
+/// A PCI function assigned to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceSpec {
+    /// Its name in the guest.
+    pub id: DeviceId,
+    /// Its requester ID on the host.
+    pub requester: Bdf,
+    /// Its MSI-X table.
+    pub msix: Option<StoreSpec>,
+    /// Its interrupt message store.
+    pub ims: Option<StoreSpec>,
+}
+
+impl DeviceSpec {
+    /// The store with this name.
+    pub fn store(&self, name: StoreName) -> Option<&StoreSpec> {
+        match name {
+            StoreName::Msix => self.msix.as_ref(),
+            StoreName::Ims => self.ims.as_ref(),
+        }
+    }
+
+    fn check(&self) -> Result<(), Status> {
+        let fits = |store: Option<StoreSpec>, most| store.is_none_or(|s| (1..=most).contains(&s.slots));
+        if fits(self.msix, MOST_MSIX_SLOTS) && fits(self.ims, MOST_IMS_SLOTS) {
+            Ok(())
+        } else {
+            Err(Status::InvalidArgument)
+        }
+    }
+}
+
+/// What [`Service::attach`](super::Service::attach) needs to know of a guest.
+#[derive(Clone, Debug)]
+pub struct GuestSpec {
+    /// Its name.
+    pub guest: GuestId,
+    /// x2APIC IDs of its virtual processors.
+    pub apic_ids: Vec<u32>,
+    /// Its devices.
+    pub devices: Vec<DeviceSpec>,
+}
+
+impl GuestSpec {
+    /// Refuses a guest without processors, doubled names and impossible stores.
+    pub(super) fn check(&self) -> Result<(), Status> {
+        let distinct = |mut names: Vec<u32>| {
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            names.len() == count
+        };
+        self.devices.iter().try_for_each(DeviceSpec::check)?;
+        let good = !self.apic_ids.is_empty()
+            && distinct(self.apic_ids.clone())
+            && distinct(self.devices.iter().map(|d| d.id.0.into()).collect())
+            && distinct(self.devices.iter().map(|d| d.requester.0.into()).collect());
+        if good { Ok(()) } else { Err(Status::InvalidArgument) }
+    }
+}
+
+/// A guest's interrupt domain. What may never change is here without a lock; each device has its own.
+pub struct Domain {
+    pub(super) guest: GuestId,
+    /// Sorted.
+    apic_ids: Vec<u32>,
+    pub(super) devices: Vec<Arc<Device>>,
+    pub(super) counts: GuestCounts,
+}
+
+impl Domain {
+    pub(super) fn new(guest: GuestId, mut apic_ids: Vec<u32>, devices: Vec<Arc<Device>>) -> Self {
+        apic_ids.sort_unstable();
+        Self { guest, apic_ids, devices, counts: GuestCounts::default() }
+    }
+
+    /// Whose it is.
+    pub fn guest(&self) -> GuestId {
+        self.guest
+    }
+
+    /// What its guest did so far.
+    pub fn counters(&self) -> super::GuestCounters {
+        self.counts.read()
+    }
+
+    /// Whether this is one of the guest's virtual processors.
+    pub(super) fn has_processor(&self, apic_id: u32) -> bool {
+        self.apic_ids.binary_search(&apic_id).is_ok()
+    }
+
+    /// `target`, if the processor is the guest's own.
+    pub(super) fn own(&self, target: Target) -> Result<Target, Status> {
+        if self.has_processor(target.apic_id) { Ok(target) } else { Err(Status::BadTarget) }
+    }
+
+    /// The guest's device with this name.
+    pub(super) fn device(&self, id: DeviceId) -> Result<&Device, Status> {
+        self.devices.iter().find(|device| device.spec.id == id).map(|device| &**device).ok_or(Status::NoSuchDevice)
+    }
+}
+
+impl core::fmt::Debug for Domain {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Domain").field("guest", &self.guest).field("apic_ids", &self.apic_ids).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,199 @@
+//! The hypercall domain: what a guest asks for in words.
+
+use hcall_abi::{
+    Call, DeviceId, DeviceInfo, SlotHandle, Status, StoreKind, Target,
+    cpuid::{CALL_BASE, Features, Limits},
+    rax_from_result,
+};
+
+use super::{
+    batch,
+    counters::count,
+    device::{Device, DeviceState},
+    domain::{Domain, MOST_IMS_SLOTS},
+    place::Place,
+    ports::{Field, GuestMemory, Ports},
+    service::Service,
+    slot::{Slot, State, StoreName},
+};
+use crate::addr::{Gpa, PAGE_SIZE};
+
+/// Most items in a batch.
+pub const BATCH_LIMIT: u32 = batch::BATCH_LIMIT as u32;
+
+/// What the service offers by itself: the platform adds what it can do.
+pub const FEATURES: Features = Features::ARRAY_STORE.union(Features::BATCH).union(Features::RETARGET);
+
+/// How much of it. There is one group, 0.
+pub const LIMITS: Limits = Limits { slots_per_device: MOST_IMS_SLOTS, batch: BATCH_LIMIT, groups: 1 };
+
+/// RBX, RCX, RDX and RSI; those a call does not use must be 0.
+type Args = [u64; 4];
+
+impl<P: Ports> Service<P> {
+    /// Answers VMCALL: `number` is RAX, `args` are RBX, RCX, RDX, RSI. What comes out goes to RAX. That the caller is 64-bit
+    /// code at CPL 0 has been checked.
+    pub fn hypercall(&self, domain: &Domain, number: u64, args: Args, memory: &dyn GuestMemory) -> u64 {
+        count(&domain.counts.hypercalls);
+        let result = match Call::from_number(number, CALL_BASE) {
+            Some(call) => self.answer(domain, call, args, memory),
+            None => Err(Status::UnknownCall),
+        };
+        rax_from_result(Place::<P>::counted(&domain.counts.refused, result))
+    }
+
+    fn answer(&self, domain: &Domain, call: Call, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+        match call {
+            Call::Nop => unused(&args).map(|()| 0),
+            Call::Discover => discover(domain, args),
+            Call::QueryDevice => self.query(domain, args, memory),
+            Call::Alloc => self.alloc(domain, args),
+            Call::Map => self.map(domain, args, memory),
+            Call::Free => self.on_slot(domain, args, 2, Self::free),
+            Call::Unmap => self.on_slot(domain, args, 2, Self::unmap),
+            Call::Mask => self.on_slot(domain, args, 2, Self::mask),
+            Call::Unmask => self.on_slot(domain, args, 2, Self::unmask),
+            Call::SetAffinity => {
+                let target = Target::from_register(args[2])?;
+                self.on_slot(domain, args, 3, |place, state, handle| {
+                    let target = domain.own(target)?;
+                    place.retarget(handle.index(), mapped(state, handle)?, target)
+                })
+            }
+        }
+    }
+
+    /// Does something with a device that has an interrupt message store, under its lock.
+    fn on_device<T>(
+        &self,
+        domain: &Domain,
+        device: u64,
+        what: impl FnOnce(&Place<P>, &mut DeviceState) -> Result<T, Status>,
+    ) -> Result<T, Status> {
+        let device = domain.device(DeviceId::from_register(device)?)?;
+        let place = Place::new(self, device, StoreName::Ims)?;
+        let mut state = device.state.lock();
+        if state.attached { what(&place, &mut state) } else { Err(Status::NoSuchDevice) }
+    }
+
+    /// Does something with the slot that RBX (device) and RCX (handle) name; the first `used` arguments are the call's.
+    fn on_slot(
+        &self,
+        domain: &Domain,
+        args: Args,
+        used: usize,
+        what: impl FnOnce(&Place<P>, &mut DeviceState, SlotHandle) -> Result<(), Status>,
+    ) -> Result<u64, Status> {
+        unused(args.get(used..).unwrap_or_default())?;
+        let handle = SlotHandle::from_register(args[1])?;
+        self.on_device(domain, args[0], |place, state| {
+            state.ims.held(handle)?;
+            what(place, state, handle).map(|()| 0)
+        })
+    }
+
+    fn query(&self, domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+        unused(&args[2..])?;
+        let at = Gpa::new(args[1]);
+        self.on_device(domain, args[0], |place, state| {
+            if at.page_offset() + DeviceInfo::SIZE as u64 > PAGE_SIZE {
+                return Err(Status::CrossesPage);
+            }
+            let mut bytes = [0; DeviceInfo::SIZE];
+            memory.read(at, &mut bytes)?;
+            DeviceInfo::check_request(&bytes)?;
+            let info = DeviceInfo {
+                kind: StoreKind::Array,
+                slots: place.store.slots,
+                free: state.ims.free.count(),
+                bar: place.store.bar,
+                offset: place.store.offset,
+                device: place.device.spec.id,
+            };
+            memory.write(at, &info.to_bytes()).map(|()| 0)
+        })
+    }
+
+    fn alloc(&self, domain: &Domain, args: Args) -> Result<u64, Status> {
+        unused(&args[2..])?;
+        if args[1] >= LIMITS.groups.into() {
+            return Err(Status::InvalidArgument);
+        }
+        self.on_device(domain, args[0], |_, state| {
+            let index = state.ims.free.take_lowest().ok_or(Status::NoFreeSlot)?;
+            let slot = state.ims.slots.get_mut(usize::from(index)).ok_or(Status::NoFreeSlot)?;
+            Ok(slot.allocate(index).bits().into())
+        })
+    }
+
+    fn map(
+        &self,
+        domain: &Domain,
+        [device, at, number, layout]: Args,
+        memory: &dyn GuestMemory,
+    ) -> Result<u64, Status> {
+        let at = Gpa::new(at);
+        let number = batch::check(at, number, layout)?;
+        self.on_device(domain, device, |place, state| batch::map(domain, place, state, memory, at, number))
+    }
+
+    fn free(place: &Place<P>, state: &mut DeviceState, handle: SlotHandle) -> Result<(), Status> {
+        let index = handle.index();
+        let slot = state.ims.held(handle)?;
+        place.unbind(index, slot)?;
+        slot.reset();
+        place.show_all(index, slot);
+        state.ims.free.put(index);
+        Ok(())
+    }
+
+    fn unmap(place: &Place<P>, state: &mut DeviceState, handle: SlotHandle) -> Result<(), Status> {
+        let index = handle.index();
+        let slot = state.ims.held(handle)?;
+        if slot.state == State::Mapped {
+            place.unbind(index, slot)?;
+            slot.reset();
+            slot.state = State::Allocated;
+            place.show_all(index, slot);
+        }
+        Ok(())
+    }
+
+    fn mask(place: &Place<P>, state: &mut DeviceState, handle: SlotHandle) -> Result<(), Status> {
+        let slot = mapped(state, handle)?;
+        place.mask(handle.index(), slot)?;
+        slot.masked = true;
+        place.show(handle.index(), slot, Field::Ctrl);
+        Ok(())
+    }
+
+    /// A slot into which the guest wrote something else than its pair stays masked: mapping it again mends it.
+    fn unmask(place: &Place<P>, state: &mut DeviceState, handle: SlotHandle) -> Result<(), Status> {
+        let slot = mapped(state, handle)?;
+        if !slot.holds_pair(handle.index()) {
+            return Err(Status::InvalidArgument);
+        }
+        place.unmask(handle.index(), slot)?;
+        slot.masked = false;
+        place.show(handle.index(), slot, Field::Ctrl);
+        Ok(())
+    }
+}
+
+/// The slot of `handle`, if it is mapped.
+fn mapped(state: &mut DeviceState, handle: SlotHandle) -> Result<&mut Slot, Status> {
+    let slot = state.ims.held(handle)?;
+    if slot.state == State::Mapped { Ok(slot) } else { Err(Status::NotMapped) }
+}
+
+fn unused(args: &[u64]) -> Result<(), Status> {
+    if args.iter().all(|&arg| arg == 0) { Ok(()) } else { Err(Status::InvalidArgument) }
+}
+
+fn discover(domain: &Domain, args: Args) -> Result<u64, Status> {
+    unused(&args[1..])?;
+    let has_store = |device: &&alloc::sync::Arc<Device>| device.spec.ims.is_some();
+    let n = usize::try_from(args[0]).map_err(|_| Status::InvalidArgument)?;
+    let device = domain.devices.iter().filter(has_store).nth(n).ok_or(Status::NoSuchDevice)?;
+    Ok(device.spec.id.0.into())
+}

@@ -1,0 +1,204 @@
+//! One slot, wired to the ports: the steps that all paths share, each in the order that keeps the device, the table and the
+//! cache consistent.
+
+use hcall_abi::{Status, Target};
+
+use super::{
+    counters::count,
+    device::Device,
+    domain::{GuestId, StoreSpec},
+    ports::{Field, Ports},
+    service::{Held, Service},
+    slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, StoreName},
+};
+
+/// A store of a device.
+pub struct Place<'a, P> {
+    pub service: &'a Service<P>,
+    pub device: &'a Device,
+    pub name: StoreName,
+    pub store: &'a StoreSpec,
+}
+
+impl<'a, P: Ports> Place<'a, P> {
+    /// The store `name` of `device`.
+    pub fn new(service: &'a Service<P>, device: &'a Device, name: StoreName) -> Result<Self, Status> {
+        let store = device.spec.store(name).ok_or(Status::NoSuchDevice)?;
+        Ok(Self { service, device, name, store })
+    }
+
+    fn guest(&self) -> GuestId {
+        self.device.guest
+    }
+
+    /// Shows the guest a dword of its slot.
+    pub fn show(&self, index: u16, slot: &Slot, field: Field) {
+        self.service.ports.show(self.store, index, field, slot.field(field));
+    }
+
+    /// Shows the guest its slot.
+    pub fn show_all(&self, index: u16, slot: &Slot) {
+        for field in Field::ALL {
+            self.show(index, slot, field);
+        }
+    }
+
+    /// Masks the slot in the device. When this returns `Ok`, no message of the slot is sent any more. When the device did not
+    /// take the mask, the slot is unmasked as it was.
+    pub fn mask(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
+        if slot.device_masked {
+            return Ok(());
+        }
+        let ports = &self.service.ports;
+        ports.write(self.store, index, Field::Ctrl, CTRL_MASK);
+        let ctrl = ports.read_back(self.store, index, Field::Ctrl);
+        if ctrl & CTRL_MASK == 0 {
+            ports.write(self.store, index, Field::Ctrl, 0);
+            return Err(Status::HardwareError);
+        }
+        slot.device_masked = true;
+        self.take_pending(slot, ctrl);
+        Ok(())
+    }
+
+    /// Masks the slot as well as the device lets us: for when its entry cannot be relied on.
+    fn mask_regardless(&self, index: u16, slot: &mut Slot) {
+        if !slot.device_masked {
+            self.service.ports.write(self.store, index, Field::Ctrl, CTRL_MASK);
+            self.service.ports.read_back(self.store, index, Field::Ctrl);
+            slot.device_masked = true;
+        }
+    }
+
+    /// Reads the pending bit of a slot that is masked in the device.
+    pub fn read_pending(&self, index: u16, slot: &mut Slot) {
+        let ctrl = self.service.ports.read_back(self.store, index, Field::Ctrl);
+        self.take_pending(slot, ctrl);
+    }
+
+    /// In an MSI-X table, bit 1 is not this: its pending bits are an array of their own.
+    fn take_pending(&self, slot: &mut Slot, ctrl: u32) {
+        slot.pending = self.name == StoreName::Ims && ctrl & CTRL_PENDING != 0;
+    }
+
+    /// Unmasks the slot in the device. It must have a binding; if its entry is not surely flushed, that comes first.
+    pub fn unmask(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
+        if !slot.device_masked {
+            return Ok(());
+        }
+        let binding = slot.binding.ok_or(Status::NotMapped)?;
+        if !slot.flushed {
+            self.service.flush(&[binding.entry])?;
+            slot.flushed = true;
+        }
+        self.service.ports.write(self.store, index, Field::Ctrl, 0);
+        slot.device_masked = false;
+        slot.pending = false;
+        Ok(())
+    }
+
+    /// A route to `target` in an entry of its own: present, not yet flushed.
+    pub fn acquire(&self, index: u16, target: Target) -> Result<Binding, Status> {
+        let service = self.service;
+        let route = service.ports.route(self.guest(), target)?;
+        let entry = match service.ports.reserve(self.device.spec.requester) {
+            Ok(entry) => entry,
+            Err(status) => {
+                service.ports.unroute(self.guest(), target, route);
+                return Err(status);
+            }
+        };
+        service.own(entry, self.device.number, self.name, index);
+        service.program(entry, route);
+        Ok(Binding { route, target, entry })
+    }
+
+    /// Takes the entry away from a slot that is masked in the device or never had its message: the caller gives what comes
+    /// out to [`Service::give_back`].
+    pub fn withdraw(&self, binding: Binding) -> Held {
+        self.service.ports.clear(binding.entry);
+        self.service.disown(binding.entry);
+        Held { guest: self.guest(), binding, release: true }
+    }
+
+    /// Binds a slot that has no binding, and leaves it masked with its message stored.
+    pub fn bind(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
+        let binding = self.acquire(index, target)?;
+        if let Err(status) = self.service.flush(&[binding.entry]) {
+            self.service.give_back(&[self.withdraw(binding)]);
+            return Err(status);
+        }
+        self.store_message(index, binding);
+        slot.binding = Some(binding);
+        slot.flushed = true;
+        Ok(())
+    }
+
+    /// Stores the message in the device. The slot is masked there, so the dwords' order does not matter.
+    pub fn store_message(&self, index: u16, binding: Binding) {
+        let ports = &self.service.ports;
+        let message = ports.message(binding.entry);
+        ports.write(self.store, index, Field::AddressLo, message.address as u32);
+        ports.write(self.store, index, Field::AddressHi, (message.address >> 32) as u32);
+        ports.write(self.store, index, Field::Data, message.data);
+    }
+
+    /// Sends a bound slot's interrupts elsewhere. The entry is present all the time, and until the flush is complete both
+    /// routes work: no interrupt is lost, and the slot need not be masked.
+    pub fn retarget(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
+        let old = slot.binding.ok_or(Status::NotMapped)?;
+        if old.target == target {
+            return Ok(());
+        }
+        let service = self.service;
+        let route = service.ports.route(self.guest(), target)?;
+        let new = Binding { route, target, entry: old.entry };
+        service.program(new.entry, route);
+        match service.flush(&[new.entry]) {
+            Ok(()) => {
+                service.ports.unroute(self.guest(), old.target, old.route);
+                slot.binding = Some(new);
+                slot.flushed = true;
+                Ok(())
+            }
+            Err(status) => {
+                self.return_to(index, slot, old, new);
+                Err(status)
+            }
+        }
+    }
+
+    /// After a retarget whose flush failed: back to `old`. When that cannot be flushed either, the cache may hold `new`,
+    /// whose route must live on, and the slot waits, masked.
+    fn return_to(&self, index: u16, slot: &mut Slot, old: Binding, new: Binding) {
+        let service = self.service;
+        service.program(old.entry, old.route);
+        let abandoned = Held { guest: self.guest(), binding: new, release: false };
+        if service.flush(&[old.entry]).is_ok() {
+            service.ports.unroute(abandoned.guest, new.target, new.route);
+            slot.flushed = true;
+        } else {
+            self.mask_regardless(index, slot);
+            slot.flushed = false;
+            service.quarantine(&[abandoned]);
+        }
+    }
+
+    /// Ends a slot's binding. An error means that the device does not mask; nothing has changed then.
+    pub fn unbind(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
+        self.mask(index, slot)?;
+        if let Some(binding) = slot.binding.take() {
+            self.service.give_back(&[self.withdraw(binding)]);
+            slot.flushed = true;
+        }
+        Ok(())
+    }
+
+    /// Counts what was refused, and passes it on.
+    pub fn counted<T>(counter: &core::sync::atomic::AtomicU64, result: Result<T, Status>) -> Result<T, Status> {
+        if result.is_err() {
+            count(counter);
+        }
+        result
+    }
+}

@@ -1,0 +1,131 @@
+//! What the service asks of the machine. The hardware rooms' owners implement these; tests fake them.
+//!
+//! A port that can fail returns a [`Status`] and has then done nothing. The others cannot fail: undoing needs such.
+
+use hcall_abi::{Status, Target};
+
+use super::domain::{GuestId, StoreSpec};
+use crate::addr::{Bdf, Gpa, Hpa};
+
+/// An entry of an interrupt remapping table: index in the table 15:0; the implementer may number its units above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryIndex(pub u32);
+
+/// Where an interrupt goes on the host: what an entry holds besides its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HostRoute {
+    /// To a host vector; the hypervisor passes it on.
+    Remapped {
+        /// Host vector.
+        vector: u8,
+        /// APIC ID of the host processor.
+        destination: u32,
+    },
+    /// Into a posted-interrupt descriptor.
+    Posted {
+        /// The descriptor, 64-byte aligned.
+        descriptor: Hpa,
+        /// The guest's vector.
+        vector: u8,
+    },
+}
+
+/// What a device writes to raise an interrupt. It goes into the device only; a guest never sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Message {
+    /// The message's address.
+    pub address: u64,
+    /// The message's data.
+    pub data: u32,
+}
+
+/// The interrupt remapping unit (VT-d 5.1, 6.5).
+///
+/// Each entry that [`program`](Remap::program) writes has SVT = 1 and SID = the requester it was reserved for.
+pub trait Remap {
+    /// How many [`EntryIndex`] values there can be: each is below this.
+    fn capacity(&self) -> u32;
+
+    /// Takes a free entry for messages of `requester`. The entry is not present, and its former use is flushed.
+    /// [`Status::NoFreeEntry`] when there is none.
+    fn reserve(&self, requester: Bdf) -> Result<EntryIndex, Status>;
+
+    /// Makes the entry present with `route`, whatever it held before, by one 128-bit write. Does not flush.
+    fn program(&self, entry: EntryIndex, route: HostRoute);
+
+    /// Makes the entry not present. Does not flush.
+    fn clear(&self, entry: EntryIndex);
+
+    /// Flushes the entries from the interrupt-entry cache: an index-selective invalidation for each contiguous run, and one
+    /// wait for all. [`Status::HardwareError`] when the unit did not complete it: nothing is known of the cache then.
+    fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status>;
+
+    /// Gives a cleared and flushed entry back.
+    fn release(&self, entry: EntryIndex);
+
+    /// The remappable message that selects the entry. The same for as long as the entry is reserved.
+    fn message(&self, entry: EntryIndex) -> Message;
+}
+
+/// A dword of a slot: MSI-X table entries (PCI 7.7.2) and IMS slots are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Field {
+    /// Message address, low.
+    AddressLo = 0,
+    /// Message address, high.
+    AddressHi = 1,
+    /// Message data.
+    Data = 2,
+    /// Vector control.
+    Ctrl = 3,
+}
+
+impl Field {
+    /// All of them, in the order they lie in a slot.
+    pub const ALL: [Self; 4] = [Self::AddressLo, Self::AddressHi, Self::Data, Self::Ctrl];
+
+    /// Where a field of slot `slot` lies in its store, in bytes.
+    pub const fn offset(self, slot: u16) -> u64 {
+        slot as u64 * 16 + self as u64 * 4
+    }
+}
+
+/// The stores in the device.
+pub trait Store {
+    /// Writes a dword at [`StoreSpec::base`] + [`Field::offset`].
+    fn write(&self, store: &StoreSpec, slot: u16, field: Field, value: u32);
+
+    /// Reads it back: earlier writes have reached the device when this returns.
+    fn read_back(&self, store: &StoreSpec, slot: u16, field: Field) -> u32;
+}
+
+/// The read-only image of a store that the guest sees.
+pub trait Shadow {
+    /// Writes a dword at [`StoreSpec::shadow`] + [`Field::offset`].
+    fn show(&self, store: &StoreSpec, slot: u16, field: Field, value: u32);
+}
+
+/// Host vectors and posted-interrupt descriptors.
+pub trait Delivery {
+    /// The route to a guest's vector on one of its virtual processors. The same pair gives the same route and counts a use more.
+    /// [`Status::NoFreeVector`] when the processor has none left.
+    fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status>;
+
+    /// Ends one use of a route. No entry and no cache holds it for this use any more.
+    fn unroute(&self, guest: GuestId, target: Target, route: HostRoute);
+}
+
+/// All ports of a machine.
+pub trait Ports: Remap + Store + Shadow + Delivery {}
+
+impl<T: Remap + Store + Shadow + Delivery> Ports for T {}
+
+/// The memory of the guest that makes a call. [`Status::BadAddress`] where a guest has no memory.
+pub trait GuestMemory {
+    /// Copies from the guest, each byte once.
+    fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status>;
+
+    /// Copies to the guest.
+    fn write(&self, to: Gpa, bytes: &[u8]) -> Result<(), Status>;
+}

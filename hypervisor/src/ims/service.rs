@@ -1,0 +1,292 @@
+//! The service: guests come and go, entries are attributed and given back.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use hcall_abi::{DeviceId, Status};
+use spin::{Mutex, RwLock};
+
+use super::{
+    counters::{RemapCounters, RemapCounts, count},
+    device::{Device, DeviceState},
+    domain::{Domain, GuestId, GuestSpec},
+    place::Place,
+    ports::{EntryIndex, Field, HostRoute, Ports},
+    slot::{Binding, CTRL_MASK, Slot, State, StoreName},
+};
+use crate::addr::Bdf;
+
+/// How many slots are taken away with one flush.
+const CHUNK: usize = 256;
+
+/// What an entry belongs to: for reports of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attribution {
+    /// The guest.
+    pub guest: GuestId,
+    /// The device, as the guest names it.
+    pub device: DeviceId,
+    /// The source that the entry accepts.
+    pub requester: Bdf,
+    /// The store.
+    pub store: StoreName,
+    /// The slot in it.
+    pub slot: u16,
+    /// The guest's name for the interrupt, if it mapped the slot by a call.
+    pub cookie: Option<u64>,
+}
+
+/// Something that waits for a flush before it is given back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub guest: GuestId,
+    pub binding: Binding,
+    /// Whether the entry goes, too; if not it is in use with another route.
+    pub release: bool,
+}
+
+/// The service, for all guests of a machine.
+pub struct Service<P> {
+    pub(super) ports: P,
+    /// Attached devices by number.
+    devices: RwLock<Vec<Option<Arc<Device>>>>,
+    /// For each entry who uses it: see [`owner_word`].
+    owners: Vec<AtomicU64>,
+    quarantine: Mutex<Vec<Held>>,
+    counts: RemapCounts,
+}
+
+/// An owner in one word: device number 63:32, store 17, slot 16:1, valid 0.
+fn owner_word(device: u32, name: StoreName, slot: u16) -> u64 {
+    u64::from(device) << 32 | u64::from(name == StoreName::Ims) << 17 | u64::from(slot) << 1 | 1
+}
+
+impl<P: Ports> Service<P> {
+    /// The service on a machine. No guest is attached.
+    pub fn new(ports: P) -> Self {
+        let owners = (0..ports.capacity()).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            ports,
+            devices: RwLock::new(Vec::new()),
+            owners,
+            quarantine: Mutex::new(Vec::new()),
+            counts: RemapCounts::default(),
+        }
+    }
+
+    /// The machine.
+    pub fn ports(&self) -> &P {
+        &self.ports
+    }
+
+    /// Takes a guest in: its stores are masked throughout, and their shadows as after reset. `InvalidArgument` for a guest
+    /// without processors, doubled names or impossible stores; `Exists` when another guest has one of the devices.
+    pub fn attach(&self, spec: GuestSpec) -> Result<Arc<Domain>, Status> {
+        spec.check()?;
+        let mut list = self.devices.write();
+        let taken = |requester| list.iter().flatten().any(|device| device.spec.requester == requester);
+        if spec.devices.iter().any(|device| taken(device.requester)) {
+            return Err(Status::Exists);
+        }
+        let mut devices = Vec::with_capacity(spec.devices.len());
+        for device in spec.devices {
+            let number = list.iter().position(Option::is_none).unwrap_or(list.len());
+            let name = u32::try_from(number).map_err(|_| Status::InvalidArgument)?;
+            let device = Arc::new(Device::new(name, spec.guest, device));
+            match list.get_mut(number) {
+                Some(place) => *place = Some(device.clone()),
+                None => list.push(Some(device.clone())),
+            }
+            devices.push(device);
+        }
+        drop(list);
+        for device in &devices {
+            self.start(device);
+        }
+        Ok(Arc::new(Domain::new(spec.guest, spec.apic_ids, devices)))
+    }
+
+    /// Masks all slots in the device, and shows them as after reset.
+    fn start(&self, device: &Device) {
+        let state = device.state.lock();
+        for (name, bank) in [(StoreName::Msix, &state.msix), (StoreName::Ims, &state.ims)] {
+            let Ok(place) = Place::new(self, device, name) else { continue };
+            for (index, slot) in (0..=u16::MAX).zip(&bank.slots) {
+                self.ports.write(place.store, index, Field::Ctrl, CTRL_MASK);
+                place.show_all(index, slot);
+            }
+            self.ports.read_back(place.store, 0, Field::Ctrl);
+        }
+    }
+
+    /// Takes everything back that the guest holds. Its domain is good for nothing from then on: all it asks for is
+    /// `NoSuchDevice`. For a guest that stopped, was reset (attach it again) or crashed.
+    pub fn detach(&self, domain: &Domain) {
+        for device in &domain.devices {
+            let mut state = device.state.lock();
+            if core::mem::replace(&mut state.attached, false) {
+                self.evict(device, &mut state);
+            }
+        }
+        let mut list = self.devices.write();
+        for place in list.iter_mut() {
+            if place.as_ref().is_some_and(|device| domain.devices.iter().any(|own| Arc::ptr_eq(own, device))) {
+                *place = None;
+            }
+        }
+        drop(list);
+        self.reclaim();
+    }
+
+    /// The guest reset the device: all its slots are as after reset, handles are stale. To be called when the device answers
+    /// again.
+    pub fn device_reset(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
+        let device = domain.device(device)?;
+        let mut state = device.state.lock();
+        if !state.attached {
+            return Err(Status::NoSuchDevice);
+        }
+        self.evict(device, &mut state);
+        Ok(())
+    }
+
+    /// Resets all slots of a device.
+    fn evict(&self, device: &Device, state: &mut DeviceState) {
+        for name in [StoreName::Msix, StoreName::Ims] {
+            let Ok(place) = Place::new(self, device, name) else { continue };
+            let bank = state.bank(name);
+            for (first, slots) in (0..=u16::MAX).step_by(CHUNK).zip(bank.slots.chunks_mut(CHUNK)) {
+                self.evict_chunk(&place, first, slots);
+                (first..=u16::MAX).take(slots.len()).for_each(|index| bank.free.put(index));
+            }
+        }
+    }
+
+    /// Masks first, all of them; one read pushes the writes out; then the entries go, with one flush.
+    fn evict_chunk(&self, place: &Place<P>, first: u16, slots: &mut [Slot]) {
+        let mut last = None;
+        for (index, _) in (first..=u16::MAX).zip(slots.iter()).filter(|(_, slot)| !slot.device_masked) {
+            self.ports.write(place.store, index, Field::Ctrl, CTRL_MASK);
+            last = Some(index);
+        }
+        if let Some(index) = last {
+            self.ports.read_back(place.store, index, Field::Ctrl);
+        }
+        let mut held = Vec::new();
+        for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut()).filter(|(_, slot)| slot.state != State::Free) {
+            held.extend(slot.binding.take().map(|binding| place.withdraw(binding)));
+            slot.reset();
+            place.show_all(index, slot);
+        }
+        self.give_back(&held);
+    }
+
+    /// Whose entry this is. Waits for the device's lock, so the caller must hold none, nor have interrupted a holder.
+    pub fn lookup(&self, entry: EntryIndex) -> Option<Attribution> {
+        let owner = self.owners.get(entry.0 as usize)?.load(Relaxed);
+        if owner & 1 == 0 {
+            return None;
+        }
+        let device = self.devices.read().get((owner >> 32) as usize)?.clone()?;
+        let store = if owner >> 17 & 1 == 0 { StoreName::Msix } else { StoreName::Ims };
+        let index = (owner >> 1) as u16;
+        let mut state = device.state.lock();
+        let slot = state.bank(store).slots.get(usize::from(index))?;
+        Some(Attribution {
+            guest: device.guest,
+            device: device.spec.id,
+            requester: device.spec.requester,
+            store,
+            slot: index,
+            cookie: (slot.state == State::Mapped).then_some(slot.cookie),
+        })
+    }
+
+    /// What was done with the remapping unit so far.
+    pub fn counters(&self) -> RemapCounters {
+        RemapCounters {
+            live: self.counts.live.load(Relaxed),
+            high_water: self.counts.high_water.load(Relaxed),
+            programmed: self.counts.programmed.load(Relaxed),
+            flushes: self.counts.flushes.load(Relaxed),
+            quarantined: self.quarantine.lock().len() as u64,
+        }
+    }
+
+    /// Tries once more to flush what is in quarantine, and gives it back if that works. How much is left.
+    pub fn reclaim(&self) -> usize {
+        let mut quarantine = self.quarantine.lock();
+        let held = core::mem::take(&mut *quarantine);
+        for chunk in held.chunks(CHUNK) {
+            if self.flush_held(chunk).is_ok() {
+                self.release(chunk);
+            } else {
+                quarantine.extend_from_slice(chunk);
+            }
+        }
+        quarantine.len()
+    }
+
+    /// Flushes, and only then releases. What cannot be flushed goes into quarantine: an index or a route that the cache may
+    /// still hold is never used for anything else.
+    pub(super) fn give_back(&self, held: &[Held]) {
+        if held.is_empty() {
+            return;
+        }
+        if self.flush_held(held).is_ok() || self.flush_held(held).is_ok() {
+            self.release(held);
+        } else {
+            self.quarantine(held);
+        }
+    }
+
+    /// Keeps what the cache may still hold.
+    pub(super) fn quarantine(&self, held: &[Held]) {
+        self.quarantine.lock().extend_from_slice(held);
+    }
+
+    fn flush_held(&self, held: &[Held]) -> Result<(), Status> {
+        if let [one] = held {
+            return self.flush(&[one.binding.entry]);
+        }
+        let entries: Vec<_> = held.iter().map(|held| held.binding.entry).collect();
+        self.flush(&entries)
+    }
+
+    fn release(&self, held: &[Held]) {
+        for Held { guest, binding, release } in held {
+            if *release {
+                self.ports.release(binding.entry);
+                self.counts.given_back();
+            }
+            self.ports.unroute(*guest, binding.target, binding.route);
+        }
+    }
+
+    /// Flushes entries and waits.
+    pub(super) fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status> {
+        count(&self.counts.flushes);
+        self.ports.flush(entries)
+    }
+
+    /// Writes a present entry.
+    pub(super) fn program(&self, entry: EntryIndex, route: HostRoute) {
+        count(&self.counts.programmed);
+        self.ports.program(entry, route);
+    }
+
+    /// An entry came into use for a slot.
+    pub(super) fn own(&self, entry: EntryIndex, device: u32, name: StoreName, slot: u16) {
+        self.counts.taken();
+        if let Some(owner) = self.owners.get(entry.0 as usize) {
+            owner.store(owner_word(device, name, slot), Relaxed);
+        }
+    }
+
+    /// An entry is not for a slot any more.
+    pub(super) fn disown(&self, entry: EntryIndex) {
+        if let Some(owner) = self.owners.get(entry.0 as usize) {
+            owner.store(0, Relaxed);
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! A slot of a store, and which slots are free.
+
+use alloc::{vec, vec::Vec};
+use core::num::NonZeroU16;
+
+use hcall_abi::{MessagePair, SlotHandle, Target};
+
+use super::ports::{EntryIndex, Field, HostRoute};
+
+/// Which of a device's stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StoreName {
+    /// The MSI-X table.
+    Msix,
+    /// The interrupt message store.
+    Ims,
+}
+
+/// ctrl bit 0: no message is sent.
+pub const CTRL_MASK: u32 = 1 << 0;
+/// ctrl bit 1 of an IMS slot: a message waits for the slot to be unmasked. Read-only.
+pub const CTRL_PENDING: u32 = 1 << 1;
+
+/// The address a guest is shown for a slot that it mapped by a call. It looks remappable (VT-d 5.1.2.2, with SHV), so that
+/// nobody takes it for a message to a local APIC; the data is the slot's handle.
+pub const OPAQUE_ADDRESS: u32 = 0xfee0_0018;
+
+/// What the guest may do with a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// As after reset.
+    Free,
+    /// The guest writes messages into it.
+    Raw,
+    /// Taken by a call.
+    Allocated,
+    /// Taken and mapped by calls.
+    Mapped,
+}
+
+/// A remapping entry in use, and where it leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The route.
+    pub route: HostRoute,
+    /// What the guest asked for.
+    pub target: Target,
+    /// The entry that holds the route.
+    pub entry: EntryIndex,
+}
+
+/// All that is kept of a slot: at most 64 bytes.
+///
+/// Always true, between calls: without a binding the slot is masked in the device; only a [`State::Raw`] or
+/// [`State::Mapped`] slot has a binding, and a mapped one always has; an entry that is not surely flushed belongs to a slot
+/// that is masked in the device.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// The entry, if it has one.
+    pub binding: Option<Binding>,
+    /// The guest's name for a mapped slot.
+    pub cookie: u64,
+    /// Address and data as the guest sees them.
+    pub image: [u32; 3],
+    /// Counts allocations; 0 before the first.
+    generation: u16,
+    /// What the guest may do with it.
+    pub state: State,
+    /// Whether the guest wants it masked.
+    pub masked: bool,
+    /// Whether it is masked in the device.
+    pub device_masked: bool,
+    /// Whether the entry is as the cache has it.
+    pub flushed: bool,
+    /// The pending bit, when it was last read.
+    pub pending: bool,
+}
+
+impl Slot {
+    /// As after reset: zeros, with mask set.
+    pub const RESET: Self = Self {
+        binding: None,
+        cookie: 0,
+        image: [0; 3],
+        generation: 0,
+        state: State::Free,
+        masked: true,
+        device_masked: true,
+        flushed: true,
+        pending: false,
+    };
+
+    /// Back to [`Self::RESET`]; only the generation lives on. The binding must have been taken out.
+    pub fn reset(&mut self) {
+        *self = Self { generation: self.generation, ..Self::RESET };
+    }
+
+    /// Takes the slot for a call's use: slot `index` in its next generation.
+    pub fn allocate(&mut self, index: u16) -> SlotHandle {
+        let next = NonZeroU16::new(self.generation.wrapping_add(1)).unwrap_or(NonZeroU16::MIN);
+        self.generation = next.get();
+        self.state = State::Allocated;
+        SlotHandle::new(index, next)
+    }
+
+    /// Whether `handle` is the slot's present allocation.
+    pub fn is_held_by(&self, handle: SlotHandle) -> bool {
+        matches!(self.state, State::Allocated | State::Mapped) && self.generation == handle.generation()
+    }
+
+    /// ctrl as the guest sees it.
+    pub fn ctrl(&self) -> u32 {
+        u32::from(self.masked) * CTRL_MASK | u32::from(self.pending) * CTRL_PENDING
+    }
+
+    /// A dword as the guest sees it.
+    pub fn field(&self, field: Field) -> u32 {
+        let [lo, hi, data] = self.image;
+        match field {
+            Field::AddressLo => lo,
+            Field::AddressHi => hi,
+            Field::Data => data,
+            Field::Ctrl => self.ctrl(),
+        }
+    }
+
+    /// Puts the bits of `value` that `bits` selects into a dword, as the hardware would: of ctrl only the mask can be
+    /// written. A PASID goes nowhere, since no guest owns one; the field reads as zero.
+    pub fn merge(&mut self, field: Field, value: u32, bits: u32) {
+        let [lo, hi, data] = &mut self.image;
+        let dword = match field {
+            Field::AddressLo => lo,
+            Field::AddressHi => hi,
+            Field::Data => data,
+            Field::Ctrl => {
+                if bits & CTRL_MASK != 0 {
+                    self.masked = value & CTRL_MASK != 0;
+                }
+                return;
+            }
+        };
+        *dword = *dword & !bits | value & bits;
+    }
+
+    /// Whether it looks as after reset.
+    pub fn is_blank(&self) -> bool {
+        self.masked && self.image == [0; 3]
+    }
+
+    /// Whether it holds the pair that the guest was given for `index`.
+    pub fn holds_pair(&self, index: u16) -> bool {
+        self.image == self.pair_image(index)
+    }
+
+    /// The pair as it lies in a slot.
+    pub fn pair_image(&self, index: u16) -> [u32; 3] {
+        [OPAQUE_ADDRESS, 0, self.handle_bits(index)]
+    }
+
+    /// The pair for a mapped slot.
+    pub fn pair(&self, index: u16) -> MessagePair {
+        MessagePair { address: OPAQUE_ADDRESS.into(), data: self.handle_bits(index) }
+    }
+
+    fn handle_bits(&self, index: u16) -> u32 {
+        u32::from(self.generation) << 16 | u32::from(index)
+    }
+}
+
+/// Which slots are free: two levels of bits, so that finding one takes the same time in a store of any size.
+#[derive(Clone, Debug)]
+pub struct FreeMap {
+    words: Vec<u64>,
+    /// A bit for each word that is not zero.
+    summary: Vec<u64>,
+    count: u32,
+}
+
+impl FreeMap {
+    /// `slots` free slots.
+    pub fn new(slots: u32) -> Self {
+        let words = slots.div_ceil(64) as usize;
+        let mut map = Self { words: vec![0; words], summary: vec![0; words.div_ceil(64)], count: 0 };
+        for slot in 0..slots.min(1 << 16) {
+            map.put(slot as u16);
+        }
+        map
+    }
+
+    /// How many are free.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Takes the lowest free slot.
+    pub fn take_lowest(&mut self) -> Option<u16> {
+        let (group, summary) = self.summary.iter().enumerate().find(|(_, bits)| **bits != 0)?;
+        let word = group * 64 + summary.trailing_zeros() as usize;
+        let slot = word * 64 + self.words.get(word)?.trailing_zeros() as usize;
+        let slot = u16::try_from(slot).ok()?;
+        self.take(slot);
+        Some(slot)
+    }
+
+    /// Makes a slot taken.
+    pub fn take(&mut self, slot: u16) {
+        let (word, bit) = Self::place(slot);
+        let Some(bits) = self.words.get_mut(word) else { return };
+        self.count -= u32::from(*bits & bit != 0);
+        *bits &= !bit;
+        if *bits == 0
+            && let Some(summary) = self.summary.get_mut(word / 64)
+        {
+            *summary &= !(1 << (word % 64));
+        }
+    }
+
+    /// Makes a slot free.
+    pub fn put(&mut self, slot: u16) {
+        let (word, bit) = Self::place(slot);
+        let Some(bits) = self.words.get_mut(word) else { return };
+        self.count += u32::from(*bits & bit == 0);
+        *bits |= bit;
+        if let Some(summary) = self.summary.get_mut(word / 64) {
+            *summary |= 1 << (word % 64);
+        }
+    }
+
+    fn place(slot: u16) -> (usize, u64) {
+        (usize::from(slot) / 64, 1 << (slot % 64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_costs_at_most_64_bytes() {
+        assert!(size_of::<Slot>() <= 64, "{}", size_of::<Slot>());
+    }
+
+    #[test]
+    fn a_generation_is_never_zero_and_never_the_last_one_again() {
+        let mut slot = Slot::RESET;
+        let mut last = 0;
+        for _ in 0..=u32::from(u16::MAX) {
+            let generation = slot.allocate(3).generation();
+            assert_ne!(generation, 0);
+            assert_ne!(generation, last);
+            last = generation;
+        }
+        assert_eq!(slot.allocate(3).generation(), 2, "65,535 of them, round and round");
+    }
+
+    #[test]
+    fn every_slot_is_found_free_once() {
+        for slots in [1, 63, 64, 65, 4096, 65_536] {
+            let mut map = FreeMap::new(slots);
+            assert_eq!(map.count(), slots);
+            for expected in 0..slots {
+                assert_eq!(map.take_lowest(), Some(expected as u16));
+            }
+            assert_eq!((map.take_lowest(), map.count()), (None, 0));
+            map.put((slots - 1) as u16);
+            map.put((slots - 1) as u16);
+            assert_eq!(map.count(), 1);
+            assert_eq!(map.take_lowest(), Some((slots - 1) as u16));
+        }
+    }
+
+    #[test]
+    fn attack_22_a_pasid_forged_in_ctrl_is_dropped() {
+        let mut slot = Slot::RESET;
+        slot.merge(Field::Ctrl, 0xffff_fffe, u32::MAX);
+        assert_eq!(slot.ctrl(), 0);
+        slot.merge(Field::Ctrl, 0xffff_ffff, u32::MAX);
+        assert_eq!(slot.ctrl(), CTRL_MASK);
+    }
+
+    #[test]
+    fn a_write_beside_the_mask_bit_leaves_it() {
+        let mut slot = Slot::RESET;
+        slot.merge(Field::Ctrl, 0, 0xffff_ff00);
+        assert!(slot.masked);
+        slot.merge(Field::AddressHi, 0x1234_5678, 0x00ff_ff00);
+        assert_eq!(slot.image, [0, 0x0034_5600, 0]);
+    }
+}

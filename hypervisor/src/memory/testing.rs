@@ -1,0 +1,55 @@
+//! Frames for tests: the process's own memory, where a frame's physical address is its pointer's number.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+use std::sync::Mutex;
+
+use super::FrameSource;
+use crate::addr::{Hpa, PAGE_SIZE};
+
+/// Page frames in the process's memory, with an account of those in use. What is still in use at the end is freed.
+#[derive(Default)]
+pub struct TestFrames {
+    used: Mutex<BTreeMap<u64, Layout>>,
+}
+
+impl TestFrames {
+    /// How many allocations are in use.
+    pub fn in_use(&self) -> usize {
+        self.used.lock().unwrap().len()
+    }
+}
+
+// SAFETY: the process's allocator gives memory to one at a time, and addresses are pointers.
+unsafe impl FrameSource for TestFrames {
+    fn alloc(&self, count: u64, alignment: u64) -> Option<Hpa> {
+        let layout = Layout::from_size_align((count * PAGE_SIZE) as usize, alignment.max(PAGE_SIZE) as usize).ok()?;
+        // SAFETY: the layout is not empty: nobody asks for no frames.
+        let base = NonNull::new(unsafe { alloc(layout) })?;
+        // SAFETY: just allocated. Garbage shows who relies on zeros.
+        unsafe { base.as_ptr().write_bytes(0xa5, layout.size()) };
+        self.used.lock().unwrap().insert(base.as_ptr() as u64, layout);
+        Some(Hpa::new(base.as_ptr() as u64))
+    }
+
+    unsafe fn free(&self, base: Hpa, count: u64) {
+        let layout = self.used.lock().unwrap().remove(&base.as_u64()).expect("freed what was not allocated");
+        assert_eq!(layout.size() as u64, count * PAGE_SIZE, "freed another size than was allocated");
+        // SAFETY: allocated with this layout; the caller does not use it any more.
+        unsafe { dealloc(base.as_u64() as *mut u8, layout) };
+    }
+
+    fn pointer(&self, address: Hpa) -> NonNull<u8> {
+        NonNull::new(address.as_u64() as *mut u8).expect("a frame at 0")
+    }
+}
+
+impl Drop for TestFrames {
+    fn drop(&mut self) {
+        for (&base, &layout) in self.used.lock().unwrap().iter() {
+            // SAFETY: allocated with this layout; a test ends with its frames.
+            unsafe { dealloc(base as *mut u8, layout) };
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What a function is: PCI Local Bus Specification 3.0, section 6.1 and 6.2.
+
+use bit_field::BitField;
+
+use super::bar::{self, BARS, Bar};
+use super::capability::{self, MsiX, Siov, TableLocation};
+use super::config::ConfigSpace;
+use crate::addr::{Bdf, Hpa};
+
+pub(super) const COMMAND: u16 = 0x04;
+/// I/O space, memory space.
+pub(super) const COMMAND_DECODE: u16 = 3;
+/// The function may send DMA and messages.
+const COMMAND_BUS_MASTER: u16 = 1 << 2;
+/// The function does not raise its interrupt pin.
+const COMMAND_NO_INTX: u16 = 1 << 10;
+
+/// A function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Where it is.
+    pub bdf: Bdf,
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Class, subclass, programming interface: 24 bits.
+    pub class: u32,
+    /// Revision.
+    pub revision: u8,
+    /// Subsystem vendor and ID; zeros for a bridge.
+    pub subsystem: (u16, u16),
+    /// What it decodes. None for bridges and host bridges, whose decoding must not pause.
+    pub bars: [Option<Bar>; BARS],
+    /// The MSI capability's offset.
+    pub msi: Option<u16>,
+    /// MSI-X.
+    pub msix: Option<MsiX>,
+    /// The PCI Express capability's offset.
+    pub express: Option<u16>,
+    /// Scalable I/O virtualization.
+    pub siov: Option<Siov>,
+    /// For a PCI-to-PCI bridge: what lies behind.
+    pub bridge: Option<Bridge>,
+}
+
+/// The buses behind a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// The first.
+    pub secondary: u8,
+    /// The last.
+    pub subordinate: u8,
+}
+
+impl Function {
+    /// What is at `bdf`, if anything is. Pauses the decoding of the function for a moment.
+    pub fn read(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) -> Option<Self> {
+        let ids = config.read(bdf, 0);
+        if ids as u16 == 0xffff || ids == 0 {
+            return None;
+        }
+        let class = config.read(bdf, 0x08);
+        let header = config.read(bdf, 0x0c).get_bits(16..23);
+        let plain = header == 0 && class >> 16 != 0x0600;
+        let subsystem = if header == 0 { config.read(bdf, 0x2c) } else { 0 };
+        let found = capability::read(config, bdf);
+        Some(Self {
+            bdf,
+            vendor: ids as u16,
+            device: (ids >> 16) as u16,
+            class: class >> 8,
+            revision: class as u8,
+            subsystem: (subsystem as u16, (subsystem >> 16) as u16),
+            bars: if plain { bar::probe(config, bdf) } else { [None; BARS] },
+            msi: found.msi,
+            msix: found.msix,
+            express: found.express,
+            siov: found.siov,
+            bridge: (header == 1).then(|| Bridge::read(config, bdf)),
+        })
+    }
+
+    /// Where a table is, if its BAR is placed and holds `bytes` from there.
+    pub fn locate(&self, table: TableLocation, bytes: u64) -> Option<Hpa> {
+        let (base, size) = self.bars.get(usize::from(table.bar))?.as_ref()?.memory()?;
+        let end = u64::from(table.offset).checked_add(bytes)?;
+        if end <= size { base.checked_add(table.offset.into()) } else { None }
+    }
+}
+
+impl Bridge {
+    fn read(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) -> Self {
+        let buses = config.read(bdf, 0x18);
+        Self { secondary: buses.get_bits(8..16) as u8, subordinate: buses.get_bits(16..24) as u8 }
+    }
+}
+
+/// Writes the command register, and zeros to the status register, whose bits are cleared by ones.
+pub fn set_command(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, command: u16) {
+    config.write(bdf, COMMAND, command.into());
+}
+
+/// Lets the function decode its memory and send DMA and messages; no interrupt pin.
+pub fn enable(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
+    let command = config.read(bdf, COMMAND) as u16;
+    set_command(config, bdf, command | 2 | COMMAND_BUS_MASTER | COMMAND_NO_INTX);
+}
+
+/// Takes from the function the right to send DMA and messages.
+pub fn disable_bus_master(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
+    let command = config.read(bdf, COMMAND) as u16;
+    set_command(config, bdf, command & !COMMAND_BUS_MASTER);
+}

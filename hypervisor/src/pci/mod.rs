@@ -1,0 +1,17 @@
+//! PCI functions: where their configuration space is, what they are, where their registers and message stores lie.
+
+pub mod bar;
+pub mod capability;
+pub mod config;
+pub mod function;
+mod ports;
+pub mod scan;
+#[cfg(test)]
+pub mod testing;
+
+pub use bar::Bar;
+pub use capability::{MsiX, Siov, TableLocation};
+pub use config::{ConfigSpace, Ecam};
+pub use function::{Bridge, Function};
+pub use ports::ConfigPorts;
+pub use scan::scan;

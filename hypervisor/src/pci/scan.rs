@@ -1,0 +1,141 @@
+//! All functions of a segment.
+
+use alloc::vec::Vec;
+
+use bit_field::BitField;
+
+use super::config::ConfigSpace;
+use super::function::Function;
+use crate::addr::Bdf;
+
+/// More functions than these are not looked at.
+const MAX_FUNCTIONS: usize = 4096;
+
+/// Every function on every bus that can be reached. Buses are not followed through bridges: a machine with several root buses
+/// (every server) shows only one of them that way, and a bridge's numbers need not be believed. At most 65,536 probes.
+pub fn scan(config: &(impl ConfigSpace + ?Sized)) -> Vec<Function> {
+    let (first, last) = config.buses();
+    let devices = (first..=last).flat_map(|bus| (0..32).map(move |device| (bus, device)));
+    devices.flat_map(|(bus, device)| functions(config, bus, device)).take(MAX_FUNCTIONS).collect()
+}
+
+/// The buses behind the bridge at `bdf`, as device scopes need them.
+pub fn buses_behind(functions: &[Function], bdf: Bdf) -> Option<(u8, u8)> {
+    let bridge = functions.iter().find(|function| function.bdf == bdf)?.bridge?;
+    (bridge.secondary <= bridge.subordinate).then_some((bridge.secondary, bridge.subordinate))
+}
+
+/// The functions of a device: function 0, and if that says "multi-function" the others.
+fn functions(config: &(impl ConfigSpace + ?Sized), bus: u8, device: u8) -> impl Iterator<Item = Function> {
+    let first = Bdf::new(bus, device, 0);
+    let count = match config.read(first, 0) as u16 {
+        0xffff => 0,
+        _ if config.read(first, 0x0c).get_bit(23) => 8,
+        _ => 1,
+    };
+    (0..count).filter_map(move |function| Function::read(config, Bdf::new(bus, device, function)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::TestConfig;
+    use super::super::{Bar, MsiX, Siov, TableLocation};
+    use super::*;
+    use crate::addr::Hpa;
+
+    const DSA: Bdf = Bdf::new(0, 0x1e, 0);
+
+    /// A DSA as the emulated machine has it.
+    fn dsa() -> TestConfig {
+        let mut config = TestConfig::default();
+        config.function(DSA, 0x0b25_8086, 0x0880_0000);
+        config.bar(DSA, 0, 0xfe00_0000, 512 << 10);
+        config.bar64(DSA, 2, 0x20_0000_0000, 128 << 10);
+        config.capability(DSA, 0x40, &[0x003f_0011, 0x4000, 0x5002]);
+        config.capability(DSA, 0x60, &[0x10]);
+        config.extended(DSA, 0x100, 1, &[]);
+        config.extended(DSA, 0x140, 0x23, &[0x0180_8086, 0x5, 0, 0, 1]);
+        config
+    }
+
+    #[test]
+    fn a_dsa_is_read_whole() {
+        let functions = scan(&dsa());
+        assert_eq!(functions.len(), 1);
+        let dsa = &functions[0];
+        assert_eq!((dsa.bdf, dsa.vendor, dsa.device, dsa.class), (DSA, 0x8086, 0x0b25, 0x08_8000));
+        let memory = |base, size, wide| Some(Bar::Memory { base: Hpa::new(base), size, prefetchable: false, wide });
+        assert_eq!(dsa.bars[0], memory(0xfe00_0000, 512 << 10, false));
+        assert_eq!(dsa.bars[2], memory(0x20_0000_0000, 128 << 10, true));
+        assert_eq!((dsa.bars[1], dsa.bars[3]), (None, None));
+        let msix = MsiX {
+            capability: 0x40,
+            entries: 64,
+            table: TableLocation { bar: 0, offset: 0x4000 },
+            pba: TableLocation { bar: 2, offset: 0x5000 },
+        };
+        assert_eq!(dsa.msix, Some(msix));
+        assert_eq!(dsa.siov, Some(Siov { capability: 0x140, ims: true }));
+        assert_eq!(dsa.locate(msix.table, 64 * 16), Some(Hpa::new(0xfe00_4000)));
+        assert_eq!(dsa.locate(msix.table, 512 << 10), None);
+    }
+
+    #[test]
+    fn probing_puts_everything_back() {
+        let config = dsa();
+        config.write(DSA, 4, 6);
+        let before = config.snapshot();
+        scan(&config);
+        assert_eq!(config.snapshot(), before);
+        assert!(!config.decoded_while_probed());
+    }
+
+    #[test]
+    fn functions_beyond_the_first_need_the_multi_function_bit() {
+        let mut config = TestConfig::default();
+        for function in [0, 3] {
+            config.function(Bdf::new(0, 1, function), 0x1234_8086, 0x0200_0000);
+            config.function(Bdf::new(5, 2, function), 0x1234_8086, 0x0200_0000);
+        }
+        config.multi_function(Bdf::new(5, 2, 0));
+        let found: Vec<_> = scan(&config).iter().map(|function| function.bdf).collect();
+        assert_eq!(found, [Bdf::new(0, 1, 0), Bdf::new(5, 2, 0), Bdf::new(5, 2, 3)]);
+    }
+
+    #[test]
+    fn a_capability_list_that_loops_ends() {
+        let mut config = TestConfig::default();
+        config.function(DSA, 0x0b25_8086, 0x0880_0000);
+        config.capability(DSA, 0x40, &[0x05]);
+        config.set(DSA, 0x40, 0x0000_4005);
+        config.extended(DSA, 0x100, 1, &[]);
+        config.set(DSA, 0x100, 0x1001_0001);
+        assert_eq!(scan(&config)[0].msi, Some(0x40));
+    }
+
+    #[test]
+    fn a_bridge_tells_its_buses_and_is_not_probed() {
+        let bridge = Bdf::new(0, 1, 0);
+        let mut config = TestConfig::default();
+        config.function(bridge, 0x1234_8086, 0x0604_0000);
+        config.set(bridge, 0x0c, 0x0001_0000);
+        config.set(bridge, 0x18, 0x0006_0400);
+        let functions = scan(&config);
+        assert_eq!(buses_behind(&functions, bridge), Some((4, 6)));
+        assert_eq!(config.writes(), 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn random_configuration_space_is_survived(words in prop::collection::vec(any::<u32>(), 1024)) {
+            let mut config = TestConfig::default();
+            (0..1024).for_each(|i| config.set(DSA, 4 * i, words[usize::from(i)]));
+            config.set(DSA, 0, 0x0b25_8086);
+            let functions = scan(&config);
+            prop_assert_eq!(functions.len(), 1);
+        }
+    }
+}

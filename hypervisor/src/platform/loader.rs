@@ -1,0 +1,107 @@
+//! What the boot loader tells: memory and modules. Multiboot2 specification, 3.6.
+
+use alloc::{string::String, vec::Vec};
+use core::fmt;
+
+use multiboot2::{BootInformation, BootInformationHeader, MAGIC, MemoryAreaType};
+
+use crate::{addr::Hpa, memory::PhysRange};
+
+/// Most modules that are looked at.
+const MODULES: usize = 64;
+
+/// Why the loader's information is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// EAX did not hold the magic number.
+    Magic(u32),
+    /// The structure is malformed.
+    Malformed,
+    /// There is no memory map.
+    NoMemoryMap,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Magic(magic) => write!(f, "not loaded by a multiboot2 loader (magic {magic:#x})"),
+            Self::Malformed => f.write_str("the boot loader's information is malformed"),
+            Self::NoMemoryMap => f.write_str("the boot loader gives no memory map"),
+        }
+    }
+}
+
+/// The loader's information structure.
+pub struct Loader {
+    information: BootInformation<'static>,
+}
+
+/// A module: a guest's image and its string.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// Where it is.
+    pub range: PhysRange,
+    /// Its string, if it is UTF-8.
+    pub string: Option<String>,
+}
+
+impl Loader {
+    /// Takes what the entry code found in EAX and EBX.
+    ///
+    /// # Safety
+    /// `address` is what a multiboot2 loader put into EBX, if `magic` is what it put into EAX; the memory there is mapped and stays
+    /// as it is.
+    pub unsafe fn new(magic: u32, address: Hpa) -> Result<Self, Refusal> {
+        if magic != MAGIC {
+            return Err(Refusal::Magic(magic));
+        }
+        // SAFETY: the caller vouches for the address.
+        let information = unsafe { BootInformation::load(address.as_u64() as *const BootInformationHeader) }
+            .map_err(|_| Refusal::Malformed)?;
+        if information.memory_map_tag().is_none() {
+            return Err(Refusal::NoMemoryMap);
+        }
+        Ok(Self { information })
+    }
+
+    /// The ranges of the memory map: usable ones, or the others.
+    pub fn memory(&self, usable: bool) -> impl Iterator<Item = PhysRange> + '_ {
+        self.information
+            .memory_map_tag()
+            .into_iter()
+            .flat_map(|map| map.memory_areas())
+            .filter(move |area| (area.typ() == MemoryAreaType::from(1)) == usable)
+            .map(|area| PhysRange::new(Hpa::new(area.start_address()), area.size()))
+    }
+
+    /// What the loader put into usable memory: the structure itself, and the modules.
+    pub fn occupied(&self) -> impl Iterator<Item = PhysRange> + '_ {
+        let own =
+            PhysRange::new(Hpa::new(self.information.start_address() as u64), self.information.total_size() as u64);
+        let modules = self.information.module_tags().take(MODULES).map(|module| module_range(module));
+        [own].into_iter().chain(modules)
+    }
+
+    /// The modules, in the loader's order.
+    pub fn modules(&self) -> Vec<Module> {
+        self.information
+            .module_tags()
+            .take(MODULES)
+            .map(|module| Module { range: module_range(module), string: module.cmdline().ok().map(String::from) })
+            .collect()
+    }
+
+    /// Where the copy of the ACPI root pointer is that the loader made, the newer one first.
+    pub fn rsdp(&self) -> Option<Hpa> {
+        /// Bytes of a tag before its payload.
+        const TAG_HEADER: u64 = 8;
+        let new = self.information.rsdp_v2_tag().map(|tag| &raw const *tag as u64);
+        let old = self.information.rsdp_v1_tag().map(|tag| &raw const *tag as u64);
+        new.or(old).map(|tag| Hpa::new(tag + TAG_HEADER))
+    }
+}
+
+fn module_range(module: &multiboot2::ModuleTag) -> PhysRange {
+    let start = u64::from(module.start_address());
+    PhysRange::new(Hpa::new(start), u64::from(module.end_address()).saturating_sub(start))
+}

@@ -1,0 +1,107 @@
+//! The machine's memory: who owns it, how the hypervisor sees it.
+
+use spin::Mutex;
+
+use super::loader::Loader;
+use crate::{
+    addr::Hpa,
+    memory::{
+        Frames, Paging, PhysRange,
+        paging::{self, Access, MapError},
+    },
+};
+
+/// All page frames that nobody else owns.
+pub static FRAMES: Frames = Frames::new();
+
+/// The hypervisor's own page tables, once they are in force.
+static PAGING: Mutex<Option<Paging<'static, Frames>>> = Mutex::new(None);
+
+/// Bytes of the hypervisor's heap. The ACPI and PCI descriptions, the decoder's tables, the guests' slots live there.
+const HEAP: u64 = 4 << 20;
+
+/// The lowest megabyte, where the firmware's tables are looked for.
+const LOW: PhysRange = PhysRange::new(Hpa::new(0), 1 << 20);
+
+/// Ends of the image's sections, from the linker script.
+struct Image {
+    text: PhysRange,
+    rodata: PhysRange,
+    data: PhysRange,
+    stack_guard: PhysRange,
+}
+
+unsafe extern "C" {
+    static __text_start: u8;
+    static __text_end: u8;
+    static __rodata_start: u8;
+    static __rodata_end: u8;
+    static __data_start: u8;
+    static __image_end: u8;
+    static boot_stack_guard: u8;
+}
+
+impl Image {
+    fn new() -> Self {
+        let range = |start: *const u8, end: *const u8| PhysRange::new(Hpa::new(start as u64), end as u64 - start as u64);
+        let guard = &raw const boot_stack_guard;
+        Self {
+            text: range(&raw const __text_start, &raw const __text_end),
+            rodata: range(&raw const __rodata_start, &raw const __rodata_end),
+            data: range(&raw const __data_start, &raw const __image_end),
+            stack_guard: PhysRange::new(Hpa::new(guard as u64), crate::addr::PAGE_SIZE),
+        }
+    }
+
+    fn whole(&self) -> PhysRange {
+        PhysRange::new(self.text.start, self.data.end().as_u64() - self.text.start.as_u64())
+    }
+}
+
+/// Takes the memory that the loader left, and starts the heap.
+///
+/// Returns whether there was enough for the heap.
+///
+/// # Safety
+/// Called once, while the first 4 GiB are identity-mapped and nothing but the image, the loader's structure and the modules is in use.
+#[must_use]
+pub unsafe fn take(loader: &Loader) -> bool {
+    let reserved = loader.memory(false).chain(loader.occupied()).chain([Image::new().whole()]);
+    // SAFETY: the loader's map says what is RAM; all that is in use is reserved here. First-fit keeps the first allocations, until
+    // `map` has run, far below 4 GiB.
+    unsafe { FRAMES.add_map(loader.memory(true), reserved) };
+    crate::memory::heap::extend(&FRAMES, HEAP)
+}
+
+/// Builds the final page tables and puts them in force.
+pub fn map(loader: &Loader) -> Result<(), MapError> {
+    let gibibyte_pages =
+        raw_cpuid::CpuId::new().get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_1gib_pages());
+    let mut paging = Paging::new(&FRAMES, gibibyte_pages)?;
+    for range in loader.memory(true) {
+        paging.map(range, Access::Ram)?;
+    }
+    // Firmware tables lie in what is not usable. A range that no processor could have is not mapped.
+    for range in loader.memory(false).filter(|range| range.end().as_u64() <= 1 << 40) {
+        paging.map(range, Access::ReadOnly)?;
+    }
+    paging.map(LOW, Access::ReadOnly)?;
+    for occupied in loader.occupied() {
+        paging.map(occupied, Access::Ram)?;
+    }
+    let image = Image::new();
+    paging.map(image.data, Access::Ram)?;
+    paging.map(image.rodata, Access::ReadOnly)?;
+    paging.map(image.text, Access::Text)?;
+    paging.map(image.stack_guard, Access::None)?;
+    paging.unmap_null()?;
+    // SAFETY: the image has the rights its sections need, all RAM is mapped writable, and what was in use stays mapped.
+    unsafe { paging::activate(paging.cr3()) };
+    *PAGING.lock() = Some(paging);
+    Ok(())
+}
+
+/// Maps device registers, or more of them.
+pub fn map_device(start: Hpa, len: u64) -> Result<(), MapError> {
+    PAGING.lock().as_mut().map_or(Ok(()), |paging| paging.map_mmio(start, len))
+}

@@ -1,0 +1,134 @@
+//! A guest's memory, as the hypervisor reaches it.
+//!
+//! The guest changes its memory whenever it likes, so no Rust reference ever points there: bytes are copied in and out, each
+//! once, by volatile accesses.
+
+use crate::{
+    addr::{Gpa, Hpa, PAGE_SIZE},
+    memory::FrameSource,
+};
+
+/// Guest-physical memory from 0, contiguous on the host.
+#[derive(Debug)]
+pub struct Ram {
+    base: Hpa,
+    len: u64,
+}
+
+/// An access that does not lie in the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outside;
+
+/// Guest memory comes in pages as large as the EPT's and the second-level tables' large pages.
+pub const GRANULE: u64 = 2 << 20;
+
+impl Ram {
+    /// `len` bytes, zeroed; a multiple of [`GRANULE`]. `None` when the machine does not have that much left.
+    pub fn alloc(frames: &impl FrameSource, len: u64) -> Option<Self> {
+        if len == 0 || !len.is_multiple_of(GRANULE) {
+            return None;
+        }
+        Some(Self { base: frames.alloc_zeroed(len / PAGE_SIZE, GRANULE)?, len })
+    }
+
+    /// Gives the memory back.
+    ///
+    /// # Safety
+    /// No EPT, no second-level table and no cache of either leads there any more.
+    pub unsafe fn free(self, frames: &impl FrameSource) {
+        // SAFETY: the caller vouches that neither the guest nor its devices reach it.
+        unsafe { frames.free(self.base, self.len / PAGE_SIZE) }
+    }
+
+    /// Where it begins on the host.
+    pub fn base(&self) -> Hpa {
+        self.base
+    }
+
+    /// Its bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes. It always has.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies out of the guest.
+    pub fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Outside> {
+        let source = self.pointer(from, into.len())?.cast_const();
+        if let (8, true) = (into.len(), source.cast::<u64>().is_aligned()) {
+            // SAFETY: `pointer` has checked the range, the pointer is aligned, and any bits make a u64.
+            into.copy_from_slice(&unsafe { source.cast::<u64>().read_volatile() }.to_le_bytes());
+            return Ok(());
+        }
+        for (n, byte) in into.iter_mut().enumerate() {
+            // SAFETY: `pointer` has checked the range.
+            *byte = unsafe { source.add(n).read_volatile() };
+        }
+        Ok(())
+    }
+
+    /// Copies into the guest.
+    pub fn write(&self, to: Gpa, bytes: &[u8]) -> Result<(), Outside> {
+        let target = self.pointer(to, bytes.len())?;
+        if let (Ok(word), true) = (<[u8; 8]>::try_from(bytes), target.cast::<u64>().is_aligned()) {
+            // SAFETY: `pointer` has checked the range, and the pointer is aligned.
+            unsafe { target.cast::<u64>().write_volatile(u64::from_le_bytes(word)) };
+            return Ok(());
+        }
+        for (n, byte) in bytes.iter().enumerate() {
+            // SAFETY: `pointer` has checked the range; nothing of ours lies there.
+            unsafe { target.add(n).write_volatile(*byte) };
+        }
+        Ok(())
+    }
+
+    /// Where `len` bytes at `gpa` are on the host, if all of them are the guest's.
+    fn pointer(&self, gpa: Gpa, len: usize) -> Result<*mut u8, Outside> {
+        let end = gpa.as_u64().checked_add(len as u64).ok_or(Outside)?;
+        if end > self.len {
+            return Err(Outside);
+        }
+        Ok((self.base.as_u64() + gpa.as_u64()) as *mut u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::testing::TestFrames;
+
+    #[test]
+    fn bytes_go_in_and_out_and_never_outside() {
+        let frames = TestFrames::default();
+        let ram = Ram::alloc(&frames, GRANULE).unwrap();
+        ram.write(Gpa::new(0x1003), b"hello, guest").unwrap();
+        let mut back = [0; 12];
+        ram.read(Gpa::new(0x1003), &mut back).unwrap();
+        assert_eq!(&back, b"hello, guest");
+        ram.write(Gpa::new(0x2000), &7u64.to_le_bytes()).unwrap();
+        let mut word = [0; 8];
+        ram.read(Gpa::new(0x2000), &mut word).unwrap();
+        assert_eq!(u64::from_le_bytes(word), 7);
+        for gpa in [GRANULE, GRANULE - 3, u64::MAX, u64::MAX - 3] {
+            assert_eq!(ram.write(Gpa::new(gpa), &[1; 4]), Err(Outside), "{gpa:#x}");
+            assert_eq!(ram.read(Gpa::new(gpa), &mut [0; 4]), Err(Outside), "{gpa:#x}");
+        }
+        assert_eq!(ram.write(Gpa::new(GRANULE - 4), &[1; 4]), Ok(()));
+    }
+
+    #[test]
+    fn memory_starts_as_zeros_and_goes_back() {
+        let frames = TestFrames::default();
+        assert!(Ram::alloc(&frames, GRANULE + 1).is_none());
+        let ram = Ram::alloc(&frames, GRANULE).unwrap();
+        let mut bytes = [1; 64];
+        ram.read(Gpa::new(GRANULE - 64), &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 64]);
+        // SAFETY: nothing refers to it.
+        unsafe { ram.free(&frames) };
+        assert_eq!(frames.in_use(), 0);
+    }
+}

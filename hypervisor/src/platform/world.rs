@@ -1,0 +1,80 @@
+//! What a guest has in the processor that VM entry and exit do not switch: it stays there until another guest runs.
+
+use x86::msr::{self, rdmsr, wrmsr};
+
+use crate::cpu::{
+    self,
+    fpu::{State, Xsave},
+};
+
+/// MSRs that a guest reads and writes without an exit, beside those of the VMCS.
+pub const SHARED_MSRS: [u32; 5] =
+    [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK, msr::IA32_KERNEL_GSBASE];
+
+/// A guest's share of the processor, while it does not run.
+#[derive(Default)]
+pub struct World {
+    /// x87, SSE, AVX and XCR0.
+    pub fpu: State,
+    msrs: [u64; SHARED_MSRS.len()],
+    tsc_aux: u64,
+    cr2: u64,
+    dr: [u64; 5],
+}
+
+impl World {
+    /// Takes it out of the processor.
+    pub fn save(&mut self, xsave: Xsave, has_tsc_aux: bool) {
+        self.fpu.save(xsave);
+        for (value, register) in self.msrs.iter_mut().zip(SHARED_MSRS) {
+            // SAFETY: every processor with long mode has these.
+            *value = unsafe { rdmsr(register) };
+        }
+        if has_tsc_aux {
+            // SAFETY: CPUID offers RDTSCP, so the MSR exists.
+            self.tsc_aux = unsafe { rdmsr(msr::IA32_TSC_AUX) };
+        }
+        self.cr2 = cpu::cr2();
+        self.dr = read_debug_registers();
+    }
+
+    /// Puts it into the processor.
+    pub fn restore(&self, xsave: Xsave, has_tsc_aux: bool) {
+        self.fpu.restore(xsave);
+        for (value, register) in self.msrs.iter().zip(SHARED_MSRS) {
+            // SAFETY: the value came from the register, or is 0; the hypervisor uses none of them.
+            unsafe { wrmsr(register, *value) };
+        }
+        if has_tsc_aux {
+            // SAFETY: as above.
+            unsafe { wrmsr(msr::IA32_TSC_AUX, self.tsc_aux) };
+        }
+        cpu::write_cr2(self.cr2);
+        write_debug_registers(&self.dr);
+    }
+}
+
+/// DR0 to DR3 and DR6. DR7 is the VMCS's.
+fn read_debug_registers() -> [u64; 5] {
+    let mut values = [0u64; 5];
+    // SAFETY: reading debug registers at CPL 0 has no side effect, since DR7.GD is clear in the hypervisor (VM exit sets DR7 to 400H).
+    unsafe {
+        core::arch::asm!(
+            "mov {0}, dr0", "mov {1}, dr1", "mov {2}, dr2", "mov {3}, dr3", "mov {4}, dr6",
+            out(reg) values[0], out(reg) values[1], out(reg) values[2], out(reg) values[3], out(reg) values[4],
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    values
+}
+
+fn write_debug_registers(values: &[u64; 5]) {
+    // SAFETY: DR7 is 400H in the hypervisor, so no breakpoint is armed; DR6's high half came from the register or is 0.
+    unsafe {
+        core::arch::asm!(
+            "mov dr0, {0}", "mov dr1, {1}", "mov dr2, {2}", "mov dr3, {3}", "mov dr6, {4}",
+            in(reg) values[0], in(reg) values[1], in(reg) values[2], in(reg) values[3], in(reg) values[4],
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+}

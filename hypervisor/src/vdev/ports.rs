@@ -1,0 +1,164 @@
+//! The guest's I/O ports.
+//!
+//! | port | what |
+//! |---|---|
+//! | 0x3F8 to 0x3FF | the serial port |
+//! | 0xCF8 to 0xCFF | PCI configuration mechanism 1 |
+//! | 0xF4 | ends the guest; the byte is its exit code |
+//! | 0x64 (0xFE), 0xCF9 (bit 2) | reset |
+//! | all others | nothing is there: reads are all ones, writes are ignored, as on an empty bus |
+//!
+//! PIT, PIC, RTC and the POST port are among the others. String instructions (INS, OUTS) are the caller's to refuse.
+
+use super::all_ones;
+use super::pci::{self, VirtualBus};
+use super::uart::{self, Uart};
+use crate::addr::Bdf;
+
+/// A guest ends itself here.
+pub const EXIT: u16 = 0xf4;
+
+const KEYBOARD_COMMAND: u16 = 0x64;
+const KEYBOARD_RESET: u8 = 0xfe;
+const RESET_CONTROL: u16 = 0xcf9;
+const RESET_CPU: u8 = 1 << 2;
+const PCI_FIRST: u16 = 0xcf8;
+const PCI_LAST: u16 = 0xcff;
+
+/// What an OUT makes necessary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// The guest ends, with this code.
+    Exit(u8),
+    /// The guest asks for a reset.
+    Reset,
+    /// A function's configuration was written.
+    Pci(Bdf, pci::Effect),
+}
+
+/// The devices behind a guest's ports.
+pub struct Ports<'a> {
+    /// The serial port.
+    pub uart: &'a mut Uart,
+    /// The PCI bus.
+    pub bus: &'a mut VirtualBus,
+}
+
+impl Ports<'_> {
+    /// IN of `width` (1, 2 or 4) bytes.
+    pub fn read(&mut self, port: u16, width: u8) -> u32 {
+        match port {
+            uart::BASE..=uart::LAST => self.read_uart(port, width),
+            RESET_CONTROL if width == 1 => 0,
+            PCI_FIRST..=PCI_LAST => self.bus.io_read(port - PCI_FIRST, width),
+            _ => all_ones(width),
+        }
+    }
+
+    /// OUT of `width` (1, 2 or 4) bytes. Lines of the console go to `sink`.
+    pub fn write(&mut self, port: u16, width: u8, value: u32, sink: &mut dyn FnMut(&str)) -> Effect {
+        match port {
+            uart::BASE..=uart::LAST => self.write_uart(port, width, value, sink),
+            EXIT => return Effect::Exit(value as u8),
+            KEYBOARD_COMMAND if value as u8 == KEYBOARD_RESET => return Effect::Reset,
+            RESET_CONTROL if width == 1 => {
+                return if value as u8 & RESET_CPU != 0 { Effect::Reset } else { Effect::None };
+            }
+            PCI_FIRST..=PCI_LAST => {
+                let done = self.bus.io_write(port - PCI_FIRST, width, value);
+                return done.map_or(Effect::None, |(bdf, effect)| Effect::Pci(bdf, effect));
+            }
+            _ => {}
+        }
+        Effect::None
+    }
+
+    /// The port is eight bits wide: a wider access is one for each byte, as on the ISA bus.
+    fn read_uart(&mut self, port: u16, width: u8) -> u32 {
+        let first = port - uart::BASE;
+        (0..width.min(4)).fold(0, |value, at| {
+            let byte = self.uart.read(first + at as u16);
+            value | (byte as u32) << (at * 8)
+        })
+    }
+
+    fn write_uart(&mut self, port: u16, width: u8, value: u32, sink: &mut dyn FnMut(&str)) {
+        let first = port - uart::BASE;
+        for (at, byte) in value.to_le_bytes().into_iter().take(width as usize).enumerate() {
+            self.uart.write(first + at as u16, byte, sink);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn with<T>(test: impl FnOnce(&mut Ports<'_>) -> T) -> T {
+        test(&mut Ports { uart: &mut Uart::new(), bus: &mut VirtualBus::new() })
+    }
+
+    fn write(ports: &mut Ports<'_>, port: u16, width: u8, value: u32) -> Effect {
+        ports.write(port, width, value, &mut |_| {})
+    }
+
+    #[test]
+    fn each_device_answers_at_its_ports() {
+        with(|ports| {
+            assert_eq!(ports.read(0x3fd, 1), 0x60);
+            assert_eq!(write(ports, 0xcf8, 4, 0x8000_0000), Effect::None);
+            assert_eq!(ports.read(0xcfc, 4), 0x0008_1b36);
+            write(ports, 0xcf8, 4, 0x8000_0004);
+            let command = pci::Effect::Command { memory: true, bus_master: false };
+            assert_eq!(write(ports, 0xcfc, 2, 2), Effect::Pci(Bdf::new(0, 0, 0), command));
+            assert_eq!(write(ports, EXIT, 1, 0x107), Effect::Exit(7));
+        });
+    }
+
+    #[test]
+    fn both_ways_to_reset_work_and_nothing_near_them() {
+        with(|ports| {
+            assert_eq!(write(ports, 0x64, 1, 0xfe), Effect::Reset);
+            assert_eq!(write(ports, 0x64, 1, 0xd1), Effect::None);
+            assert_eq!(write(ports, 0xcf9, 1, 6), Effect::Reset);
+            assert_eq!(write(ports, 0xcf9, 1, 2), Effect::None);
+        });
+    }
+
+    #[test]
+    fn an_empty_port_reads_as_ones() {
+        with(|ports| {
+            for port in [0x20, 0x21, 0x40, 0x61, 0x70, 0x71, 0x80, 0x2f8, 0xb008, 0xffff] {
+                assert_eq!((ports.read(port, 1), ports.read(port, 2), ports.read(port, 4)), (0xff, 0xffff, u32::MAX));
+                assert_eq!(write(ports, port, 1, 0), Effect::None);
+            }
+        });
+    }
+
+    #[test]
+    fn a_wide_access_to_the_serial_port_is_one_for_each_byte() {
+        let mut out = Vec::new();
+        with(|ports| {
+            ports.write(0x3f8, 2, 0x0061, &mut |_| {});
+            ports.write(0x3f8, 1, 0x0a, &mut |line| out.push(line.to_owned()));
+            assert_eq!(ports.read(0x3fc, 2), 0x6000);
+        });
+        assert_eq!(out, ["a"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_access_panics(port: u16, width: u8, value: u32) {
+            with(|ports| {
+                write(ports, port, width, value);
+                write(ports, 0xcf8 | port & 7, width, value);
+                write(ports, 0x3f8 | port & 7, width, value);
+                ports.read(port, width);
+                ports.read(0x3f8 | port & 7, width);
+            });
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The 256-bit registers of a local APIC: IRR, ISR and TMR (SDM volume 3, 11.8.4).
+
+/// A set of interrupt vectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VectorSet([u64; 4]);
+
+impl VectorSet {
+    /// No vector.
+    pub const EMPTY: Self = Self([0; 4]);
+
+    const fn place(vector: u8) -> (usize, u64) {
+        ((vector >> 6) as usize, 1 << (vector & 63))
+    }
+
+    /// Adds `vector`; says whether it was new.
+    pub fn insert(&mut self, vector: u8) -> bool {
+        let (word, bit) = Self::place(vector);
+        let new = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        new
+    }
+
+    /// Removes `vector`; says whether it was there.
+    pub fn remove(&mut self, vector: u8) -> bool {
+        let (word, bit) = Self::place(vector);
+        let was = self.0[word] & bit != 0;
+        self.0[word] &= !bit;
+        was
+    }
+
+    /// Whether `vector` is in it.
+    pub const fn contains(&self, vector: u8) -> bool {
+        let (word, bit) = Self::place(vector);
+        self.0[word] & bit != 0
+    }
+
+    /// The highest vector in it: the one of highest priority.
+    pub fn highest(&self) -> Option<u8> {
+        let (index, word) = self.0.iter().enumerate().rev().find(|(_, word)| **word != 0)?;
+        Some((index as u32 * 64 + 63 - word.leading_zeros()) as u8)
+    }
+
+    /// The `index`th of its eight 32-bit registers; `index` is cut to three bits.
+    pub const fn register(&self, index: u32) -> u32 {
+        let word = self.0[(index as usize & 7) / 2];
+        if index & 1 == 0 { word as u32 } else { (word >> 32) as u32 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_keeps_what_was_inserted_and_finds_the_highest() {
+        let mut set = VectorSet::EMPTY;
+        assert_eq!(set.highest(), None);
+        for vector in [0, 31, 32, 63, 64, 200, 255] {
+            assert!(set.insert(vector));
+            assert!(!set.insert(vector), "a second time is not new");
+            assert_eq!(set.highest(), Some(vector));
+        }
+        assert_eq!(set.register(0), 1 << 31 | 1);
+        assert_eq!(set.register(1), 1 << 31 | 1);
+        assert_eq!(set.register(6), 1 << (200 - 192));
+        assert!(set.remove(255) && !set.remove(255));
+        assert_eq!(set.highest(), Some(200));
+    }
+}

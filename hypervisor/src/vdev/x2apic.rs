@@ -1,0 +1,426 @@
+//! A virtual local APIC in x2APIC mode, one for each vCPU (SDM volume 3, chapter 11; x2APIC in 11.12).
+//!
+//! There is no other mode: the guest is entered with its x2APIC enabled, and a write to IA32_APIC_BASE that would leave that
+//! state is refused. Reserved registers, reserved bits, reads of write-only registers and writes to read-only ones are #GP.
+
+use super::Gp;
+use super::vectors::VectorSet;
+use super::x2apic_timer::{Mode, Timer};
+
+/// IA32_APIC_BASE.
+pub const MSR_APIC_BASE: u32 = 0x1b;
+/// IA32_TSC_DEADLINE.
+pub const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// First of the x2APIC's registers.
+pub const MSR_FIRST: u32 = 0x800;
+/// Last of the x2APIC's registers that exist.
+pub const MSR_LAST: u32 = 0x83f;
+
+/// Version 0x15 with six LVT entries and no suppression of EOI broadcasts.
+const VERSION: u32 = 5 << 16 | 0x15;
+const APIC_BASE_BSP: u64 = 1 << 8;
+const APIC_BASE_X2APIC: u64 = 0xfee0_0000 | 1 << 11 | 1 << 10;
+
+const SVR_ENABLED: u32 = 1 << 8;
+const SVR_WRITABLE: u32 = 0x3ff;
+
+const LVT_DELIVERY_STATUS: u32 = 1 << 12;
+const LVT_REMOTE_IRR: u32 = 1 << 14;
+const LVT_MASKED: u32 = 1 << 16;
+
+const ESR_SEND_ILLEGAL: u32 = 1 << 5;
+const ESR_RECEIVE_ILLEGAL: u32 = 1 << 6;
+
+/// ICR bits 31:20, 17:16, 13 and 12 (SDM figure 11-28).
+const ICR_RESERVED: u64 = 0xfff3_3000;
+
+const LVT_TIMER: usize = 0;
+const LVT_ERROR: usize = 5;
+/// Writable bits of the timer, thermal, performance, LINT0, LINT1 and error entries.
+const LVT_WRITABLE: [u32; 6] = [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
+
+/// How an interrupt command is delivered: ICR bits 10:8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// To all named processors.
+    Fixed,
+    /// To one of the named processors.
+    LowestPriority,
+    /// System management: a platform without it ignores it.
+    Smi,
+    /// Non-maskable.
+    Nmi,
+    /// Resets the processor, which then waits for a start-up command.
+    Init,
+    /// Starts a waiting processor at page `vector`.
+    StartUp,
+}
+
+impl Delivery {
+    const fn from_bits(bits: u64) -> Option<Self> {
+        match bits {
+            0 => Some(Self::Fixed),
+            1 => Some(Self::LowestPriority),
+            2 => Some(Self::Smi),
+            4 => Some(Self::Nmi),
+            5 => Some(Self::Init),
+            6 => Some(Self::StartUp),
+            _ => None,
+        }
+    }
+}
+
+/// Whom an interrupt command is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// The processor with this x2APIC ID; 0xFFFF_FFFF names all.
+    Physical(u32),
+    /// Cluster 31:16 and a mask of its members 15:0; 0xFFFF_FFFF names all.
+    Logical(u32),
+    /// All, the sender included.
+    All,
+    /// All but the sender.
+    AllButSelf,
+}
+
+/// An interrupt command for other processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipi {
+    /// The vector, or the page of a start-up command.
+    pub vector: u8,
+    /// How.
+    pub delivery: Delivery,
+    /// To whom. It can include the sender: see [`X2Apic::is_target`].
+    pub destination: Destination,
+}
+
+/// What a write makes necessary beyond the APIC itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// The set of pending interrupts or the priority changed: look at [`X2Apic::pending`] again.
+    Recheck,
+    /// The timer was set: look at [`X2Apic::next_deadline`] again.
+    Timer,
+    /// An interrupt ended: the platform may look whether it was one that it must acknowledge.
+    Eoi(u8),
+    /// An interrupt command for the platform to carry out.
+    Ipi(Ipi),
+}
+
+/// What became of an interrupt offered to the APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is pending now.
+    New,
+    /// It was pending already: both become one, as on hardware.
+    Merged,
+    /// Its vector is below 16: noted in the ESR, not delivered.
+    Illegal,
+    /// The APIC is disabled by software and takes none.
+    Disabled,
+}
+
+/// One vCPU's local APIC.
+#[derive(Clone, Debug)]
+pub struct X2Apic {
+    id: u32,
+    bsp: bool,
+    tpr: u8,
+    svr: u32,
+    esr: u32,
+    errors: u32,
+    icr: u64,
+    lvt: [u32; 6],
+    irr: VectorSet,
+    isr: VectorSet,
+    timer: Timer,
+}
+
+impl X2Apic {
+    /// The APIC of the vCPU with this ID, as after reset but in x2APIC mode. The bootstrap processor is `bsp`.
+    pub fn new(id: u32, bsp: bool) -> Self {
+        Self {
+            id,
+            bsp,
+            tpr: 0,
+            svr: 0xff,
+            esr: 0,
+            errors: 0,
+            icr: 0,
+            lvt: [LVT_MASKED; 6],
+            irr: VectorSet::EMPTY,
+            isr: VectorSet::EMPTY,
+            timer: Timer::default(),
+        }
+    }
+
+    /// Whether `msr` belongs to this APIC.
+    pub const fn owns(msr: u32) -> bool {
+        matches!(msr, MSR_APIC_BASE | MSR_TSC_DEADLINE) || (msr >= 0x800 && msr <= 0x8ff)
+    }
+
+    /// Its ID.
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The logical ID that follows from the ID (SDM 11.12.10.2).
+    pub const fn ldr(&self) -> u32 {
+        (self.id >> 4) << 16 | 1 << (self.id & 15)
+    }
+
+    /// The priority below which nothing is delivered (SDM 11.8.3.1).
+    pub fn ppr(&self) -> u8 {
+        let in_service = self.isr.highest().unwrap_or(0) & 0xf0;
+        if self.tpr & 0xf0 >= in_service { self.tpr } else { in_service }
+    }
+
+    /// The task priority register.
+    pub const fn tpr(&self) -> u8 {
+        self.tpr
+    }
+
+    /// CR8 as the guest reads it: the class of the task priority.
+    pub const fn cr8(&self) -> u8 {
+        self.tpr >> 4
+    }
+
+    /// MOV to CR8 (SDM 11.8.6).
+    pub fn set_cr8(&mut self, value: u64) -> Result<Effect, Gp> {
+        if value > 15 {
+            return Err(Gp);
+        }
+        self.tpr = (value as u8) << 4;
+        Ok(Effect::Recheck)
+    }
+
+    /// Whether software has it enabled (SVR bit 8).
+    pub const fn is_enabled(&self) -> bool {
+        self.svr & SVR_ENABLED != 0
+    }
+
+    /// Whether a command from the APIC with ID `sender` to `destination` is for this one.
+    pub const fn is_target(&self, destination: Destination, sender: u32) -> bool {
+        match destination {
+            Destination::All | Destination::Physical(u32::MAX) | Destination::Logical(u32::MAX) => true,
+            Destination::AllButSelf => self.id != sender,
+            Destination::Physical(id) => self.id == id,
+            Destination::Logical(mask) => mask >> 16 == self.ldr() >> 16 && mask & self.ldr() & 0xffff != 0,
+        }
+    }
+
+    /// Takes an edge-triggered interrupt: from a device, a timer or another processor.
+    pub fn accept(&mut self, vector: u8) -> Accepted {
+        if !self.is_enabled() {
+            return Accepted::Disabled;
+        }
+        if vector < 16 {
+            self.error(ESR_RECEIVE_ILLEGAL);
+            return Accepted::Illegal;
+        }
+        if self.irr.insert(vector) { Accepted::New } else { Accepted::Merged }
+    }
+
+    /// The interrupt to deliver next, if there is one above the processor priority.
+    pub fn pending(&self) -> Option<u8> {
+        self.irr.highest().filter(|vector| vector >> 4 > self.ppr() >> 4)
+    }
+
+    /// The hypervisor delivers `vector` now: it goes from the IRR to the ISR. Says whether it was pending at all.
+    pub fn begin(&mut self, vector: u8) -> bool {
+        self.irr.remove(vector) && self.isr.insert(vector)
+    }
+
+    /// When [`expire`](Self::expire) must be called at the latest: a value of the guest's TSC. None if the timer is stopped or masked.
+    pub fn next_deadline(&self) -> Option<u64> {
+        if self.lvt[LVT_TIMER] & LVT_MASKED != 0 { None } else { self.timer.deadline() }
+    }
+
+    /// Raises the timer's interrupt if it is due at `now`, the guest's TSC. Says whether an interrupt became pending.
+    pub fn expire(&mut self, now: u64) -> bool {
+        let fired = self.timer.expire(now);
+        fired && self.raise_lvt(LVT_TIMER)
+    }
+
+    fn raise_lvt(&mut self, entry: usize) -> bool {
+        let lvt = self.lvt[entry];
+        lvt & LVT_MASKED == 0 && self.accept(lvt as u8) == Accepted::New
+    }
+
+    /// Notes an error; the first since the ESR was last written raises the error interrupt (SDM 11.5.3).
+    fn error(&mut self, bit: u32) {
+        let first = self.errors == 0;
+        self.errors |= bit;
+        // An illegal vector in the error entry itself must not raise another error interrupt.
+        if first && self.lvt[LVT_ERROR] as u8 >= 16 {
+            self.raise_lvt(LVT_ERROR);
+        }
+    }
+
+    /// RDMSR. `now` is the guest's TSC.
+    pub fn read(&mut self, msr: u32, now: u64) -> Result<u64, Gp> {
+        match msr {
+            MSR_APIC_BASE => return Ok(self.apic_base()),
+            MSR_TSC_DEADLINE => {
+                self.expire(now);
+                return Ok(self.timer.tsc_deadline());
+            }
+            0x830 => return Ok(self.icr),
+            _ => {}
+        }
+        let value = match msr {
+            0x802 => self.id,
+            0x803 => VERSION,
+            0x808 => self.tpr as u32,
+            0x80a => self.ppr() as u32,
+            0x80d => self.ldr(),
+            0x80f => self.svr,
+            0x810..=0x817 => self.isr.register(msr - 0x810),
+            // The TMR is empty: there is no IOAPIC, hence no level-triggered interrupt.
+            0x818..=0x81f => 0,
+            0x820..=0x827 => self.irr.register(msr - 0x820),
+            0x828 => self.esr,
+            0x832..=0x837 => self.lvt[msr as usize - 0x832],
+            0x838 => self.timer.initial_count(),
+            0x839 => {
+                self.expire(now);
+                self.timer.current_count(now)
+            }
+            0x83e => self.timer.divide(),
+            _ => return Err(Gp),
+        };
+        Ok(value as u64)
+    }
+
+    const fn apic_base(&self) -> u64 {
+        APIC_BASE_X2APIC | if self.bsp { APIC_BASE_BSP } else { 0 }
+    }
+
+    /// WRMSR. `now` is the guest's TSC.
+    pub fn write(&mut self, msr: u32, value: u64, now: u64) -> Result<Effect, Gp> {
+        match msr {
+            MSR_APIC_BASE => return if value == self.apic_base() { Ok(Effect::None) } else { Err(Gp) },
+            MSR_TSC_DEADLINE => return Ok(self.write_tsc_deadline(value, now)),
+            0x830 => return self.write_icr(value),
+            _ => {}
+        }
+        let value = u32::try_from(value).map_err(|_| Gp)?;
+        match msr {
+            0x808 => self.tpr = writable(value, 0xff)? as u8,
+            0x80b => return self.end_of_interrupt(writable(value, 0)?),
+            0x80f => self.write_svr(writable(value, SVR_WRITABLE)?, now),
+            0x828 => self.write_esr(writable(value, 0)?),
+            0x832..=0x837 => return self.write_lvt(msr as usize - 0x832, value, now),
+            0x838 => {
+                self.expire(now);
+                self.timer.set_initial_count(value, now);
+                return Ok(Effect::Timer);
+            }
+            0x83e => {
+                self.expire(now);
+                self.timer.set_divide(writable(value, 0xb)?, now);
+                return Ok(Effect::Timer);
+            }
+            0x83f => self.send_to_self(writable(value, 0xff)? as u8),
+            _ => return Err(Gp),
+        }
+        Ok(Effect::Recheck)
+    }
+
+    fn write_tsc_deadline(&mut self, value: u64, now: u64) -> Effect {
+        self.expire(now);
+        self.timer.set_tsc_deadline(value);
+        self.expire(now);
+        Effect::Timer
+    }
+
+    /// The value is 0 already: anything else is reserved.
+    fn end_of_interrupt(&mut self, _zero: u32) -> Result<Effect, Gp> {
+        let Some(vector) = self.isr.highest() else { return Ok(Effect::None) };
+        self.isr.remove(vector);
+        Ok(Effect::Eoi(vector))
+    }
+
+    /// Clearing the enable bit masks every LVT entry; what is pending stays so (SDM 11.4.7.2).
+    fn write_svr(&mut self, value: u32, now: u64) {
+        self.expire(now);
+        self.svr = value;
+        if !self.is_enabled() {
+            self.lvt.iter_mut().for_each(|entry| *entry |= LVT_MASKED);
+        }
+    }
+
+    /// A write shows the errors since the last one and forgets them (SDM 11.5.3).
+    fn write_esr(&mut self, _zero: u32) {
+        self.esr = core::mem::take(&mut self.errors);
+    }
+
+    fn write_lvt(&mut self, entry: usize, value: u32, now: u64) -> Result<Effect, Gp> {
+        let read_only = LVT_DELIVERY_STATUS | if matches!(entry, 3 | 4) { LVT_REMOTE_IRR } else { 0 };
+        let mut value = writable(value & !read_only, LVT_WRITABLE[entry])?;
+        if !self.is_enabled() {
+            value |= LVT_MASKED;
+        }
+        if entry != LVT_TIMER {
+            self.lvt[entry] = value;
+            return Ok(Effect::None);
+        }
+        let mode = Mode::from_bits(value >> 17).ok_or(Gp)?;
+        // What was due before the change is delivered as it was set then.
+        self.expire(now);
+        self.lvt[entry] = value;
+        self.timer.set_mode(mode);
+        Ok(Effect::Timer)
+    }
+
+    fn write_icr(&mut self, value: u64) -> Result<Effect, Gp> {
+        if value & ICR_RESERVED != 0 {
+            return Err(Gp);
+        }
+        let delivery = Delivery::from_bits(value >> 8 & 7).ok_or(Gp)?;
+        self.icr = value;
+        let vector = value as u8;
+        let fixed = matches!(delivery, Delivery::Fixed | Delivery::LowestPriority);
+        if fixed && vector < 16 {
+            self.error(ESR_SEND_ILLEGAL);
+            return Ok(Effect::Recheck);
+        }
+        // INIT level de-assert: nothing on processors since the Pentium 4 (SDM 11.6.1).
+        if delivery == Delivery::Init && value >> 14 & 3 == 2 {
+            return Ok(Effect::None);
+        }
+        let (id, logical) = ((value >> 32) as u32, value >> 11 & 1 != 0);
+        let destination = match value >> 18 & 3 {
+            0 if logical => Destination::Logical(id),
+            0 => Destination::Physical(id),
+            1 => Destination::Physical(self.id),
+            2 => Destination::All,
+            _ => Destination::AllButSelf,
+        };
+        let own = destination == Destination::Physical(self.id) || destination == Destination::Logical(self.ldr());
+        if own && fixed {
+            self.send_to_self(vector);
+            return Ok(Effect::Recheck);
+        }
+        Ok(Effect::Ipi(Ipi { vector, delivery, destination }))
+    }
+
+    fn send_to_self(&mut self, vector: u8) {
+        if vector < 16 {
+            self.error(ESR_SEND_ILLEGAL);
+        } else {
+            self.accept(vector);
+        }
+    }
+}
+
+/// The value, unless it has bits outside of `mask`.
+const fn writable(value: u32, mask: u32) -> Result<u32, Gp> {
+    if value & !mask == 0 { Ok(value) } else { Err(Gp) }
+}
+
+#[cfg(test)]
+#[path = "x2apic_tests.rs"]
+mod tests;

@@ -1,0 +1,359 @@
+//! VM exits as values: SDM vol. 3, 29.2 and appendix C.
+
+use super::{
+    fields,
+    instr::{Failure, vmread},
+};
+use crate::addr::{Gpa, Gva};
+
+macro_rules! reasons {
+    ($($name:ident = $number:literal, $text:literal;)+) => {
+        /// Basic exit reasons that the hypervisor knows: SDM vol. 3, appendix C.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u16)]
+        #[allow(missing_docs)]
+        pub enum Reason { $($name = $number,)+ }
+
+        impl Reason {
+            /// The reason with this number.
+            pub const fn from_number(number: u16) -> Option<Self> {
+                match number { $($number => Some(Self::$name),)+ _ => None }
+            }
+
+            /// Its name, as a report writes it.
+            pub const fn name(number: u16) -> &'static str {
+                match number { $($number => $text,)+ _ => "other" }
+            }
+        }
+    };
+}
+
+reasons! {
+    ExceptionOrNmi = 0, "exception";
+    ExternalInterrupt = 1, "external-interrupt";
+    TripleFault = 2, "triple-fault";
+    InterruptWindow = 7, "interrupt-window";
+    TaskSwitch = 9, "task-switch";
+    Cpuid = 10, "cpuid";
+    Hlt = 12, "hlt";
+    Invd = 13, "invd";
+    Rdpmc = 15, "rdpmc";
+    Vmcall = 18, "vmcall";
+    Vmclear = 19, "vmx-instruction";
+    Vmlaunch = 20, "vmx-instruction";
+    Vmptrld = 21, "vmx-instruction";
+    Vmptrst = 22, "vmx-instruction";
+    Vmread = 23, "vmx-instruction";
+    Vmresume = 24, "vmx-instruction";
+    Vmwrite = 25, "vmx-instruction";
+    Vmxoff = 26, "vmx-instruction";
+    Vmxon = 27, "vmx-instruction";
+    ControlRegister = 28, "control-register";
+    Io = 30, "io";
+    Rdmsr = 31, "rdmsr";
+    Wrmsr = 32, "wrmsr";
+    EntryGuestState = 33, "entry-failure";
+    EntryMsrLoading = 34, "entry-failure";
+    Mwait = 36, "mwait";
+    Monitor = 39, "monitor";
+    EntryMachineCheck = 41, "entry-failure";
+    EptViolation = 48, "ept-violation";
+    EptMisconfiguration = 49, "ept-misconfiguration";
+    Invept = 50, "vmx-instruction";
+    PreemptionTimer = 52, "preemption-timer";
+    Invvpid = 53, "vmx-instruction";
+    Wbinvd = 54, "wbinvd";
+    Xsetbv = 55, "xsetbv";
+}
+
+/// An event as VM exits and entries write it: SDM vol. 3, table 26-16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event(u32);
+
+/// Kind of an event: bits 10:8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+#[allow(missing_docs)]
+pub enum EventKind {
+    ExternalInterrupt = 0,
+    Nmi = 2,
+    HardwareException = 3,
+    SoftwareInterrupt = 4,
+    PrivilegedSoftwareException = 5,
+    SoftwareException = 6,
+}
+
+impl Event {
+    const VALID: u32 = 1 << 31;
+    const ERROR_CODE: u32 = 1 << 11;
+
+    /// An event to inject.
+    pub const fn new(kind: EventKind, vector: u8, error_code: bool) -> Self {
+        Self(Self::VALID | (kind as u32) << 8 | vector as u32 | if error_code { Self::ERROR_CODE } else { 0 })
+    }
+
+    /// From a field; `None` when it is not valid.
+    pub const fn from_field(value: u32) -> Option<Self> {
+        if value & Self::VALID == 0 { None } else { Some(Self(value)) }
+    }
+
+    /// As VM entry wants it: bit 12 and the reserved bits cleared.
+    pub const fn entry_field(self) -> u32 {
+        self.0 & (Self::VALID | 0xfff)
+    }
+
+    /// Its vector.
+    pub const fn vector(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// Its kind's number.
+    pub const fn kind(self) -> u32 {
+        self.0 >> 8 & 7
+    }
+
+    /// Whether it is an NMI.
+    pub const fn is_nmi(self) -> bool {
+        self.kind() == EventKind::Nmi as u32
+    }
+
+    /// Whether an instruction of the guest caused it: then VM entry wants that instruction's length.
+    pub const fn is_software(self) -> bool {
+        self.kind() >= EventKind::SoftwareInterrupt as u32
+    }
+
+    /// Whether it has an error code.
+    pub const fn has_error_code(self) -> bool {
+        self.0 & Self::ERROR_CODE != 0
+    }
+}
+
+/// An access to a control register: SDM vol. 3, table 29-3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrAccess {
+    /// MOV to CRn from a general register.
+    Write {
+        /// Number of the control register.
+        register: u8,
+        /// Number of the general register.
+        source: u8,
+    },
+    /// MOV from CRn. Only CR8's exits.
+    Read {
+        /// Number of the control register.
+        register: u8,
+        /// Number of the general register.
+        target: u8,
+    },
+    /// CLTS.
+    Clts,
+    /// LMSW with this operand.
+    Lmsw(u16),
+}
+
+impl CrAccess {
+    /// From the exit qualification.
+    pub const fn from_qualification(qualification: u64) -> Self {
+        let register = (qualification & 0xf) as u8;
+        let general = (qualification >> 8 & 0xf) as u8;
+        match qualification >> 4 & 3 {
+            0 => Self::Write { register, source: general },
+            1 => Self::Read { register, target: general },
+            2 => Self::Clts,
+            _ => Self::Lmsw((qualification >> 16) as u16),
+        }
+    }
+}
+
+/// An access to an I/O port: SDM vol. 3, table 29-5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoAccess {
+    /// The port.
+    pub port: u16,
+    /// 1, 2 or 4 bytes.
+    pub width: u8,
+    /// IN rather than OUT.
+    pub input: bool,
+    /// INS or OUTS.
+    pub string: bool,
+}
+
+impl IoAccess {
+    /// From the exit qualification.
+    pub const fn from_qualification(qualification: u64) -> Self {
+        Self {
+            port: (qualification >> 16) as u16,
+            width: (qualification & 7) as u8 + 1,
+            input: qualification & 1 << 3 != 0,
+            string: qualification & 1 << 4 != 0,
+        }
+    }
+}
+
+/// An EPT violation: SDM vol. 3, table 29-7.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EptViolation {
+    /// Where.
+    pub gpa: Gpa,
+    /// The linear address, when there is one and the access was to its translation (and not to a table on the way).
+    pub gva: Option<Gva>,
+    /// A write (or a read-modify-write).
+    pub write: bool,
+    /// An instruction fetch.
+    pub fetch: bool,
+}
+
+impl EptViolation {
+    const fn new(qualification: u64, gpa: u64, linear: u64) -> Self {
+        const LINEAR_VALID_AND_FINAL: u64 = 1 << 7 | 1 << 8;
+        let linear_is_final = qualification & LINEAR_VALID_AND_FINAL == LINEAR_VALID_AND_FINAL;
+        Self {
+            gpa: Gpa::new(gpa),
+            gva: if linear_is_final { Some(Gva::new(linear)) } else { None },
+            write: qualification & 1 << 1 != 0,
+            fetch: qualification & 1 << 2 != 0,
+        }
+    }
+}
+
+/// Why a guest stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Exit {
+    /// An exception that the exception bitmap intercepts.
+    Exception {
+        event: Event,
+        error_code: u32,
+        qualification: u64,
+    },
+    /// An NMI of the machine.
+    Nmi,
+    /// An interrupt of the machine, acknowledged; its vector.
+    ExternalInterrupt(u8),
+    TripleFault,
+    InterruptWindow,
+    Cpuid,
+    Hlt,
+    /// INVD or WBINVD.
+    CacheFlush,
+    Vmcall,
+    ControlRegister(CrAccess),
+    Io(IoAccess),
+    Rdmsr,
+    Wrmsr,
+    Xsetbv,
+    EptViolation(EptViolation),
+    PreemptionTimer,
+    /// An instruction that the guest's CPUID does not offer: MONITOR, MWAIT, RDPMC, any of VMX's.
+    NotOffered,
+    /// VM entry found the guest's state wrong: a defect of ours, or of the guest's making by way of one.
+    EntryFailure(u16),
+    /// Anything else.
+    Other(u16),
+}
+
+/// The last exit's basic reason, and the exit as a value. Reads the current VMCS.
+pub fn read() -> Result<(u16, Exit), Failure> {
+    let reason = vmread(fields::EXIT_REASON)?;
+    let number = reason as u16;
+    const ENTRY_FAILED: u32 = 1 << 31;
+    if reason & ENTRY_FAILED != 0 {
+        return Ok((number, Exit::EntryFailure(number)));
+    }
+    let exit = match Reason::from_number(number) {
+        Some(Reason::ExceptionOrNmi) => exception()?,
+        Some(Reason::ExternalInterrupt) => Exit::ExternalInterrupt(vmread(fields::EXIT_INTERRUPTION)? as u8),
+        Some(Reason::TripleFault) => Exit::TripleFault,
+        Some(Reason::InterruptWindow) => Exit::InterruptWindow,
+        Some(Reason::Cpuid) => Exit::Cpuid,
+        Some(Reason::Hlt) => Exit::Hlt,
+        Some(Reason::Invd | Reason::Wbinvd) => Exit::CacheFlush,
+        Some(Reason::Vmcall) => Exit::Vmcall,
+        Some(Reason::ControlRegister) => Exit::ControlRegister(CrAccess::from_qualification(qualification()?)),
+        Some(Reason::Io) => Exit::Io(IoAccess::from_qualification(qualification()?)),
+        Some(Reason::Rdmsr) => Exit::Rdmsr,
+        Some(Reason::Wrmsr) => Exit::Wrmsr,
+        Some(Reason::Xsetbv) => Exit::Xsetbv,
+        Some(Reason::EptViolation) => Exit::EptViolation(EptViolation::new(
+            qualification()?,
+            vmread(fields::GUEST_PHYSICAL_ADDRESS)?,
+            vmread(fields::GUEST_LINEAR_ADDRESS)?,
+        )),
+        Some(Reason::PreemptionTimer) => Exit::PreemptionTimer,
+        Some(
+            Reason::Vmclear
+            | Reason::Vmlaunch
+            | Reason::Vmptrld
+            | Reason::Vmptrst
+            | Reason::Vmread
+            | Reason::Vmresume
+            | Reason::Vmwrite
+            | Reason::Vmxoff
+            | Reason::Vmxon
+            | Reason::Invept
+            | Reason::Invvpid
+            | Reason::Monitor
+            | Reason::Mwait
+            | Reason::Rdpmc,
+        ) => Exit::NotOffered,
+        Some(
+            Reason::TaskSwitch
+            | Reason::EptMisconfiguration
+            | Reason::EntryGuestState
+            | Reason::EntryMsrLoading
+            | Reason::EntryMachineCheck,
+        )
+        | None => Exit::Other(number),
+    };
+    Ok((number, exit))
+}
+
+fn qualification() -> Result<u64, Failure> {
+    vmread(fields::EXIT_QUALIFICATION)
+}
+
+fn exception() -> Result<Exit, Failure> {
+    Ok(match Event::from_field(vmread(fields::EXIT_INTERRUPTION)?) {
+        Some(event) if !event.is_nmi() => {
+            Exit::Exception { event, error_code: vmread(fields::EXIT_ERROR_CODE)?, qualification: qualification()? }
+        }
+        _ => Exit::Nmi,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qualifications_decode_as_the_manual_says() {
+        assert_eq!(CrAccess::from_qualification(0x304), CrAccess::Write { register: 4, source: 3 });
+        assert_eq!(CrAccess::from_qualification(0x718), CrAccess::Read { register: 8, target: 7 });
+        assert_eq!(CrAccess::from_qualification(0x20), CrAccess::Clts);
+        assert_eq!(CrAccess::from_qualification(0x0001_0030), CrAccess::Lmsw(1));
+        assert_eq!(
+            IoAccess::from_qualification(0x03f8_0008),
+            IoAccess { port: 0x3f8, width: 1, input: true, string: false }
+        );
+        assert_eq!(
+            IoAccess::from_qualification(0x0cfc_0013),
+            IoAccess { port: 0xcfc, width: 4, input: false, string: true }
+        );
+    }
+
+    #[test]
+    fn a_linear_address_counts_only_when_it_is_valid_and_final() {
+        assert_eq!(EptViolation::new(0x182, 0x1000, 0x2000).gva, Some(Gva::new(0x2000)));
+        assert_eq!(EptViolation::new(0x082, 0x1000, 0x2000).gva, None);
+        assert_eq!(EptViolation::new(0x002, 0x1000, 0x2000).gva, None);
+        assert!(EptViolation::new(0x182, 0, 0).write);
+    }
+
+    #[test]
+    fn an_event_keeps_its_parts() {
+        let event = Event::new(EventKind::HardwareException, 14, true);
+        assert_eq!(Event::from_field(event.entry_field()), Some(event));
+        assert!(event.has_error_code() && !event.is_software());
+        assert_eq!(Event::from_field(0x0000_0b0e), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! The VMX instructions. Each reads the flags in its own block of assembler: SDM vol. 3, 32.2.
+
+use core::{arch::asm, fmt};
+
+use super::fields::{Field, INSTRUCTION_ERROR, Width};
+use crate::addr::Hpa;
+
+/// Why a VMX instruction failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// VMfailInvalid: there is no current VMCS, or the pointer is no good.
+    Invalid,
+    /// VMfailValid, with the VM-instruction error (SDM vol. 3, 32.4).
+    Valid(u32),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid => f.write_str("VMfailInvalid"),
+            Self::Valid(error) => write!(f, "VMfailValid, error {error}"),
+        }
+    }
+}
+
+/// From CF and ZF.
+fn outcome(invalid: u8, valid: u8) -> Result<(), Failure> {
+    match (invalid, valid) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(Failure::Valid(instruction_error())),
+        _ => Err(Failure::Invalid),
+    }
+}
+
+/// VM-instruction error of the current VMCS; 0 when it cannot be read.
+pub fn instruction_error() -> u32 {
+    let error: u64;
+    // SAFETY: reading a field of the current VMCS changes nothing; the caller is in VMX operation, since an instruction of VMX has
+    // just failed and not faulted.
+    unsafe {
+        asm!("vmread {}, {}", out(reg) error, in(reg) u64::from(INSTRUCTION_ERROR.encoding()), options(nomem, nostack));
+    }
+    error as u32
+}
+
+/// Defines an instruction whose operand is a 64-bit address in memory.
+macro_rules! with_pointer {
+    ($(#[$doc:meta])+ $name:ident, $mnemonic:literal) => {
+        $(#[$doc])+
+        pub unsafe fn $name(address: Hpa) -> Result<(), Failure> {
+            let (invalid, valid): (u8, u8);
+            let address = address.as_u64();
+            // SAFETY: the caller vouches for the region at `address`.
+            unsafe {
+                asm!(concat!($mnemonic, " [{}]"), "setc {}", "setz {}", in(reg) &raw const address,
+                    lateout(reg_byte) invalid, lateout(reg_byte) valid, options(nostack));
+            }
+            outcome(invalid, valid)
+        }
+    };
+}
+
+with_pointer! {
+    /// Enters VMX operation with the VMXON region at `address`.
+    ///
+    /// # Safety
+    /// The region is a frame of its own with the revision identifier in it, and stays so; CR0, CR4 and IA32_FEATURE_CONTROL allow it.
+    vmxon, "vmxon"
+}
+with_pointer! {
+    /// Makes the VMCS at `address` inactive and clear.
+    ///
+    /// # Safety
+    /// The region is a frame of its own with the revision identifier in it.
+    vmclear, "vmclear"
+}
+with_pointer! {
+    /// Makes the VMCS at `address` current.
+    ///
+    /// # Safety
+    /// As for [`vmclear`]; nobody else writes the frame until it is cleared again.
+    vmptrld, "vmptrld"
+}
+
+/// Reads a field of the current VMCS.
+pub fn vmread<W: Width>(field: Field<W>) -> Result<W::Value, Failure> {
+    let (invalid, valid): (u8, u8);
+    let value: u64;
+    // SAFETY: VMREAD changes nothing; a caller outside VMX operation gets #UD, which is a panic, not a hazard to memory.
+    unsafe {
+        asm!("vmread {}, {}", "setc {}", "setz {}", out(reg) value, in(reg) u64::from(field.encoding()),
+            lateout(reg_byte) invalid, lateout(reg_byte) valid, options(nomem, nostack));
+    }
+    outcome(invalid, valid).map(|()| W::narrow(value))
+}
+
+/// Writes a field of the current VMCS.
+///
+/// # Safety
+/// The value must keep the guest within its memory and the exit within the hypervisor's code.
+pub unsafe fn vmwrite<W: Width>(field: Field<W>, value: W::Value) -> Result<(), Failure> {
+    let (invalid, valid): (u8, u8);
+    // SAFETY: the caller vouches for the value.
+    unsafe {
+        asm!("vmwrite {}, {}", "setc {}", "setz {}", in(reg) u64::from(field.encoding()), in(reg) W::widen(value),
+            lateout(reg_byte) invalid, lateout(reg_byte) valid, options(nostack));
+    }
+    outcome(invalid, valid)
+}
+
+/// Scope of INVEPT and INVVPID: one context.
+const SINGLE_CONTEXT: u64 = 1;
+
+/// Drops all cached translations of the EPT pointer `eptp`.
+pub fn invept(eptp: u64) -> Result<(), Failure> {
+    let (invalid, valid): (u8, u8);
+    let descriptor = [eptp, 0u64];
+    // SAFETY: dropping translations is always safe.
+    unsafe {
+        asm!("invept {}, [{}]", "setc {}", "setz {}", in(reg) SINGLE_CONTEXT, in(reg) &raw const descriptor,
+            lateout(reg_byte) invalid, lateout(reg_byte) valid, options(nostack));
+    }
+    outcome(invalid, valid)
+}
+
+/// Drops all cached linear translations of `vpid`.
+pub fn invvpid(vpid: u16) -> Result<(), Failure> {
+    let (invalid, valid): (u8, u8);
+    let descriptor = [u64::from(vpid), 0u64];
+    // SAFETY: dropping translations is always safe.
+    unsafe {
+        asm!("invvpid {}, [{}]", "setc {}", "setz {}", in(reg) SINGLE_CONTEXT, in(reg) &raw const descriptor,
+            lateout(reg_byte) invalid, lateout(reg_byte) valid, options(nostack));
+    }
+    outcome(invalid, valid)
+}

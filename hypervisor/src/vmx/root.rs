@@ -1,0 +1,61 @@
+//! Entering VMX operation on this processor: SDM vol. 3, 25.7.
+
+use x86::msr;
+
+use super::{
+    caps::{self, Capabilities},
+    instr::{Failure, vmxon},
+};
+use crate::{addr::Hpa, cpu};
+
+const CR4_VMXE: u64 = 1 << 13;
+
+/// What every VMCS of this processor has in its host state.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// Tables of this processor.
+    pub bases: cpu::tables::Bases,
+    /// CR0, CR3, CR4 as they are at every VM exit.
+    pub cr: [u64; 3],
+    /// IA32_PAT.
+    pub pat: u64,
+    /// IA32_EFER.
+    pub efer: u64,
+    /// What the processor can do.
+    pub capabilities: Capabilities,
+}
+
+impl Host {
+    /// Enters VMX operation with `region`, a frame that nobody else uses from now on.
+    ///
+    /// CR0, CR3 and CR4 must be final when this is called: every VM exit sets them back to what they are now.
+    pub fn enter_vmx(capabilities: Capabilities, bases: cpu::tables::Bases, region: Hpa) -> Result<Self, Failure> {
+        if capabilities.unlock {
+            // SAFETY: `unlock` says that the register is not locked.
+            unsafe { caps::unlock_feature_control() };
+        }
+        // SAFETY: the bits that VMX demands are NE and VMXE (`Capabilities::check`), which the hypervisor's code does not notice.
+        unsafe {
+            cpu::write_cr0((cpu::cr0() | capabilities.cr0[0]) & capabilities.cr0[1]);
+            cpu::write_cr4(cpu::cr4() | CR4_VMXE);
+        }
+        prepare_region(region, capabilities.revision);
+        // SAFETY: the region is prepared and the caller has given it away; the registers were set just now.
+        unsafe { vmxon(region)? };
+        Ok(Self {
+            bases,
+            cr: [cpu::cr0(), cpu::cr3(), cpu::cr4()],
+            // SAFETY: both MSRs exist on every processor with long mode and VMX.
+            pat: unsafe { msr::rdmsr(msr::IA32_PAT) },
+            // SAFETY: as above.
+            efer: unsafe { msr::rdmsr(msr::IA32_EFER) },
+            capabilities,
+        })
+    }
+}
+
+/// Writes the revision identifier into a zeroed frame: SDM vol. 3, 26.2 and 26.11.5.
+pub(super) fn prepare_region(region: Hpa, revision: u32) {
+    // SAFETY: the frame belongs to the caller and is identity-mapped.
+    unsafe { core::ptr::write_volatile(region.as_u64() as *mut u32, revision) }
+}
