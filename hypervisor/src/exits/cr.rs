@@ -143,15 +143,3 @@ pub fn xsetbv(vcpu: &Vcpu, supported: u64) -> Result<u64, Action> {
         || value & AVX != 0 && value & SSE == 0;
     if bad { Err(Action::GENERAL_PROTECTION) } else { Ok(value) }
 }
-
-/// Serves a write of IA32_EFER: SCE, LME and NXE are the guest's; LMA stays; LME does not change while paging is on.
-pub fn write_efer(vcpu: &mut Vcpu, value: u64) -> Action {
-    const WRITABLE: u64 = efer::SCE | efer::LME | efer::NXE;
-    let old = vcpu.read(fields::GUEST_EFER);
-    let lme_changes = (old ^ value) & efer::LME != 0;
-    if value & !(WRITABLE | efer::LMA) != 0 || lme_changes && vcpu.cr0() & cr0::PG != 0 {
-        return Action::GENERAL_PROTECTION;
-    }
-    vcpu.write(fields::GUEST_EFER, value & WRITABLE | old & efer::LMA);
-    Action::Advance
-}
