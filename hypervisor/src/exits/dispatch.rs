@@ -64,11 +64,11 @@ pub trait Platform {
     /// The configuration of a function on the guest's bus was written.
     fn pci(&mut self, function: Bdf, effect: pci::Effect);
     /// The guest reads `bytes` bytes outside of its memory. The low bytes of the result count.
-    fn mmio_read(&mut self, gpa: Gpa, bytes: u8) -> u64;
+    fn mmio_read(&mut self, bus: &VirtualBus, gpa: Gpa, bytes: u8) -> u64;
     /// The guest writes `bytes` bytes outside of its memory.
-    fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64);
+    fn mmio_write(&mut self, bus: &mut VirtualBus, gpa: Gpa, bytes: u8, value: u64);
     /// A hypercall: its number and arguments; the result for RAX.
-    fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> u64;
+    fn hypercall(&mut self, ram: &Ram, number: u64, arguments: [u64; 4]) -> u64;
 }
 
 /// The guest whose exit is served.
@@ -121,7 +121,7 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
             Action::Resume
         }
         Exit::EptViolation(violation) => ept_violation(context, violation),
-        Exit::Vmcall => vmcall::handle(vcpu, *platform),
+        Exit::Vmcall => vmcall::handle(vcpu, ram, *platform),
         Exit::Wrmsr => msr::write(vcpu, devices, cpu::tsc()),
         Exit::Rdmsr => msr::read(vcpu, devices, cpu::tsc()),
         Exit::Cpuid => cpuid::handle(vcpu, &devices.policy, devices.apic_id, *xcr0.0),
@@ -188,6 +188,7 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
         vcpu: context.vcpu,
         ram: context.ram,
         platform: context.platform,
+        bus: &mut context.devices.bus,
         physical_bits: context.devices.physical_bits,
     };
     match emulate(&mut machine, Fault { gpa: violation.gpa, gva, write: violation.write }) {
@@ -213,7 +214,7 @@ fn control_register(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, access: C
             Err(_) => Action::GENERAL_PROTECTION,
         },
         CrAccess::Read { register: 8, target } => {
-            vcpu.set_general(target.into(), devices.apic.cr8());
+            vcpu.set_general(target.into(), devices.apic.cr8().into());
             Action::Advance
         }
         _ => cr::access(vcpu, access, &|gpa| read_pdptes(ram, gpa)),

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     addr::Gpa,
     memory::Ram,
+    vdev::pci::VirtualBus,
     vmx::{
         Vcpu, fields,
         fields::Segment as VmcsSegment,
@@ -24,6 +25,8 @@ pub struct VcpuMachine<'a, P> {
     pub ram: &'a Ram,
     /// What lies outside of its memory.
     pub platform: &'a mut P,
+    /// Its PCI bus.
+    pub bus: &'a mut VirtualBus,
     /// Bits of a physical address.
     pub physical_bits: u8,
 }
@@ -108,10 +111,10 @@ impl<P: Platform> Machine for VcpuMachine<'_, P> {
     }
 
     fn mmio_read(&mut self, gpa: Gpa, width: Width) -> u64 {
-        self.platform.mmio_read(gpa, width.bytes())
+        self.platform.mmio_read(self.bus, gpa, width.bytes() as u8)
     }
 
     fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64) {
-        self.platform.mmio_write(gpa, width.bytes(), value);
+        self.platform.mmio_write(self.bus, gpa, width.bytes() as u8, value);
     }
 }
