@@ -86,7 +86,11 @@ fn write_cr4(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     if pcide_rises && (!long_mode || vcpu.cr3().as_u64() & 0xfff != 0) {
         return None;
     }
-    if paging && !long_mode && value & cr4::PAE != 0 && (old ^ value) & (cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP) != 0 {
+    if paging
+        && !long_mode
+        && value & cr4::PAE != 0
+        && (old ^ value) & (cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP) != 0
+    {
         load_pdptes(vcpu, pdptes)?;
     }
     vcpu.write(fields::GUEST_CR4, value | cr4::VMXE);

@@ -10,11 +10,7 @@ use crate::{
     addr::Gpa,
     memory::Ram,
     vdev::pci::VirtualBus,
-    vmx::{
-        Vcpu, fields,
-        fields::Segment as VmcsSegment,
-        vcpu::efer,
-    },
+    vmx::{Vcpu, fields, fields::Segment as VmcsSegment, vcpu::efer},
 };
 
 /// A virtual processor, its memory and its trapped pages.

@@ -37,11 +37,7 @@ pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, now: u64) -> Action {
 }
 
 fn state(vcpu: &Vcpu, devices: &Devices, now: u64) -> VcpuState {
-    VcpuState {
-        tsc: devices.guest_tsc(now),
-        efer: vcpu.read(fields::GUEST_EFER),
-        paging: vcpu.cr0() & cr0::PG != 0,
-    }
+    VcpuState { tsc: devices.guest_tsc(now), efer: vcpu.read(fields::GUEST_EFER), paging: vcpu.cr0() & cr0::PG != 0 }
 }
 
 fn apply(vcpu: &mut Vcpu, devices: &mut Devices, effect: Effect, now: u64) {

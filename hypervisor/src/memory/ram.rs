@@ -117,8 +117,8 @@ impl Ram {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::testing::TestFrames;
+    use super::*;
 
     #[test]
     fn bytes_go_in_and_out_and_never_outside() {

@@ -49,7 +49,8 @@ unsafe extern "C" {
 
 impl Image {
     fn new() -> Self {
-        let range = |start: *const u8, end: *const u8| PhysRange::new(Hpa::new(start as u64), end as u64 - start as u64);
+        let range =
+            |start: *const u8, end: *const u8| PhysRange::new(Hpa::new(start as u64), end as u64 - start as u64);
         let guard = &raw const boot_stack_guard;
         Self {
             text: range(&raw const __text_start, &raw const __text_end),

@@ -19,8 +19,7 @@ impl MsrBitmap {
     pub fn new(passthrough: impl Iterator<Item = u32>) -> Self {
         let mut bitmap = Self([0xff; PAGE_SIZE as usize]);
         for register in passthrough {
-            let (half, number) =
-                if register >= HIGH_FIRST { (HIGH, register - HIGH_FIRST) } else { (0, register) };
+            let (half, number) = if register >= HIGH_FIRST { (HIGH, register - HIGH_FIRST) } else { (0, register) };
             if number >= COVERED {
                 continue;
             }
