@@ -118,11 +118,12 @@ pub fn event(text: fmt::Arguments<'_>) {
     line(format_args!("@ims {text}"));
 }
 
-/// Gives the line what it can take now. Called often: after VM exits that take long, and when nothing else is to do.
-pub fn pump() {
-    if let Some(console) = CONSOLE.lock().as_mut() {
+/// Gives the line what it can take now. Called often, and when nothing else is to do. Returns whether something is left.
+pub fn pump() -> bool {
+    CONSOLE.lock().as_mut().is_some_and(|console| {
         console.pump();
-    }
+        console.taken < console.put
+    })
 }
 
 /// Waits until everything has left the machine.

@@ -26,6 +26,8 @@ const SVR_ENABLE: u64 = 1 << 8;
 
 /// Vector of the local timer, which only wakes the processor.
 pub const TIMER_VECTOR: u8 = 0xfe;
+/// Vector of the remapping units' fault events.
+pub const FAULT_VECTOR: u8 = 0xfd;
 /// Vector of spurious interrupts.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 

@@ -85,6 +85,11 @@ impl Xsave {
     }
 }
 
+/// Puts the running guest's new XCR0 into force. The caller has checked it against [`Xsave::supported`].
+pub fn set_guest_xcr0(value: u64) {
+    set_xcr0(value & XCR0_GUEST | 1);
+}
+
 fn set_xcr0(value: u64) {
     // SAFETY: CR4.OSXSAVE is on (there is an `Xsave`).
     if unsafe { xgetbv() } == value {

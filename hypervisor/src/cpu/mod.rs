@@ -72,3 +72,13 @@ pub fn write_cr2(value: u64) {
     // SAFETY: the hypervisor never takes page faults, so CR2 has no meaning to it.
     unsafe { core::arch::asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
 }
+
+/// Makes DR6 say what a debug exception of the guest was for: bits 3:0, 13 and 14 of `cause`.
+pub fn add_dr6(cause: u64) {
+    /// Bits that read as 1; bits 3:0, BD and BS are set by causes.
+    const FIXED: u64 = 0xffff_0ff0;
+    const CAUSES: u64 = 0x600f;
+    let value = FIXED | cause & CAUSES;
+    // SAFETY: DR6 only reports; the hypervisor arms no breakpoint.
+    unsafe { core::arch::asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
+}

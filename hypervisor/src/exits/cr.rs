@@ -86,7 +86,11 @@ fn write_cr4(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     if pcide_rises && (!long_mode || vcpu.cr3().as_u64() & 0xfff != 0) {
         return None;
     }
-    if paging && !long_mode && value & cr4::PAE != 0 && (old ^ value) & (cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP) != 0 {
+    if paging
+        && !long_mode
+        && value & cr4::PAE != 0
+        && (old ^ value) & (cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP) != 0
+    {
         load_pdptes(vcpu, pdptes)?;
     }
     vcpu.write(fields::GUEST_CR4, value | cr4::VMXE);
@@ -142,16 +146,4 @@ pub fn xsetbv(vcpu: &Vcpu, supported: u64) -> Result<u64, Action> {
         || value & !supported != 0
         || value & AVX != 0 && value & SSE == 0;
     if bad { Err(Action::GENERAL_PROTECTION) } else { Ok(value) }
-}
-
-/// Serves a write of IA32_EFER: SCE, LME and NXE are the guest's; LMA stays; LME does not change while paging is on.
-pub fn write_efer(vcpu: &mut Vcpu, value: u64) -> Action {
-    const WRITABLE: u64 = efer::SCE | efer::LME | efer::NXE;
-    let old = vcpu.read(fields::GUEST_EFER);
-    let lme_changes = (old ^ value) & efer::LME != 0;
-    if value & !(WRITABLE | efer::LMA) != 0 || lme_changes && vcpu.cr0() & cr0::PG != 0 {
-        return Action::GENERAL_PROTECTION;
-    }
-    vcpu.write(fields::GUEST_EFER, value & WRITABLE | old & efer::LMA);
-    Action::Advance
 }

@@ -247,6 +247,14 @@ pub struct Decoded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Truncated;
 
+/// Builds the decoder's tables: about 100 KiB of heap and a million instructions. Call it during bring-up, so that no guest's
+/// instruction is the one that finds the heap full.
+pub fn prepare() {
+    const NOP: [u8; 1] = [0x90];
+    let decoded = decode_any(&NOP, 0, Mode::Bits64);
+    debug_assert!(decoded.is_ok_and(|decoded| decoded.operation == Operation::NoAccess));
+}
+
 /// Decodes the instruction at `rip`, the offset in the code segment. Only the first 15 bytes count.
 pub fn decode(bytes: &[u8], rip: u64, mode: Mode) -> Result<Decoded, Truncated> {
     if mode == Mode::Bits64

@@ -2,11 +2,19 @@
 //! there alone.
 
 pub mod alu;
+pub mod cpuid;
 pub mod cr;
 pub mod decode;
+pub mod dispatch;
 mod fast;
+pub mod io;
+pub mod machine;
 pub mod mmio;
+pub mod msr;
+pub mod vmcall;
 pub mod walk;
+
+pub use dispatch::{Context, Devices, Next, Platform};
 
 use crate::vmx::{Event, EventKind};
 
@@ -15,6 +23,8 @@ use crate::vmx::{Event, EventKind};
 pub enum Action {
     /// The instruction is done: RIP moves behind it.
     Advance,
+    /// The same for an instruction whose length the exit does not tell.
+    AdvanceBy(u8),
     /// The guest goes on where it is.
     Resume,
     /// An event is delivered to the guest where it is.
@@ -48,6 +58,8 @@ pub enum EndReason {
     TripleFault,
     /// It asked for a reset of its machine.
     Reset,
+    /// It halted with interrupts off: nothing can wake it.
+    Halted,
     /// It did something that no guest can go on from.
     Killed(&'static str),
 }
@@ -59,6 +71,7 @@ impl EndReason {
             Self::Exit(_) => "exit",
             Self::TripleFault => "triple-fault",
             Self::Reset => "reset",
+            Self::Halted => "halted",
             Self::Killed(_) => "killed",
         }
     }

@@ -57,7 +57,8 @@ pub trait Remap {
     fn clear(&self, entry: EntryIndex);
 
     /// Flushes the entries from the interrupt-entry cache: an index-selective invalidation for each contiguous run, and one
-    /// wait for all. [`Status::HardwareError`] when the unit did not complete it: nothing is known of the cache then.
+    /// wait for all. [`Status::HardwareError`] when the unit did not complete it: nothing is known of the cache then. An
+    /// entry that was given back meanwhile may be among them.
     fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status>;
 
     /// Gives a cleared and flushed entry back.

@@ -110,7 +110,7 @@ impl Slot {
 
     /// ctrl as the guest sees it.
     pub fn ctrl(&self) -> u32 {
-        u32::from(self.masked) * CTRL_MASK | u32::from(self.pending) * CTRL_PENDING
+        (u32::from(self.masked) * CTRL_MASK) | (u32::from(self.pending) * CTRL_PENDING)
     }
 
     /// A dword as the guest sees it.

@@ -7,6 +7,7 @@ pub mod frames;
 pub mod heap;
 pub mod mmio;
 pub mod paging;
+pub mod ram;
 mod range;
 mod table;
 #[cfg(test)]
@@ -15,5 +16,6 @@ pub mod testing;
 pub use frames::{FrameAllocator, FrameSource, Frames};
 pub use mmio::{Mmio, Registers};
 pub use paging::Paging;
+pub use ram::Ram;
 pub use range::PhysRange;
 pub use table::Table;

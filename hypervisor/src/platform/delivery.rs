@@ -86,7 +86,9 @@ fn free_vector(uses: &[Option<Use>; 256], wanted: u8) -> Option<usize> {
     let (first, last) = (usize::from(FIRST), usize::from(LAST));
     let class = usize::from(wanted & 0xf0);
     let own = Some(usize::from(wanted)).filter(|vector| (first..=last).contains(vector));
-    own.filter(free).or_else(|| (class.max(first)..=(class | 15).min(last)).find(free)).or_else(|| (first..=last).find(free))
+    own.filter(free)
+        .or_else(|| (class.max(first)..=(class | 15).min(last)).find(free))
+        .or_else(|| (first..=last).find(free))
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! The machine's memory: who owns it, how the hypervisor sees it.
 
+use alloc::vec::Vec;
+
 use spin::Mutex;
 
 use super::loader::Loader;
 use crate::{
-    addr::Hpa,
+    acpi::tables::FirmwareMemory,
+    addr::{Hpa, PAGE_SIZE},
     memory::{
         Frames, Paging, PhysRange,
         paging::{self, Access, MapError},
@@ -22,6 +25,9 @@ const HEAP: u64 = 4 << 20;
 
 /// The lowest megabyte, where the firmware's tables are looked for.
 const LOW: PhysRange = PhysRange::new(Hpa::new(0), 1 << 20);
+
+/// Ranges that the map calls not usable and that end beyond this are no memory with tables in it.
+const READABLE_END: u64 = 1 << 40;
 
 /// Ends of the image's sections, from the linker script.
 struct Image {
@@ -43,13 +49,14 @@ unsafe extern "C" {
 
 impl Image {
     fn new() -> Self {
-        let range = |start: *const u8, end: *const u8| PhysRange::new(Hpa::new(start as u64), end as u64 - start as u64);
+        let range =
+            |start: *const u8, end: *const u8| PhysRange::new(Hpa::new(start as u64), end as u64 - start as u64);
         let guard = &raw const boot_stack_guard;
         Self {
             text: range(&raw const __text_start, &raw const __text_end),
             rodata: range(&raw const __rodata_start, &raw const __rodata_end),
             data: range(&raw const __data_start, &raw const __image_end),
-            stack_guard: PhysRange::new(Hpa::new(guard as u64), crate::addr::PAGE_SIZE),
+            stack_guard: PhysRange::new(Hpa::new(guard as u64), PAGE_SIZE),
         }
     }
 
@@ -82,7 +89,7 @@ pub fn map(loader: &Loader) -> Result<(), MapError> {
         paging.map(range, Access::Ram)?;
     }
     // Firmware tables lie in what is not usable. A range that no processor could have is not mapped.
-    for range in loader.memory(false).filter(|range| range.end().as_u64() <= 1 << 40) {
+    for range in loader.memory(false).filter(|range| range.end().as_u64() <= READABLE_END) {
         paging.map(range, Access::ReadOnly)?;
     }
     paging.map(LOW, Access::ReadOnly)?;
@@ -104,4 +111,27 @@ pub fn map(loader: &Loader) -> Result<(), MapError> {
 /// Maps device registers, or more of them.
 pub fn map_device(start: Hpa, len: u64) -> Result<(), MapError> {
     PAGING.lock().as_mut().map_or(Ok(()), |paging| paging.map_mmio(start, len))
+}
+
+/// The firmware's memory, as far as the loader's map knows of it: tables are looked for nowhere else, so that a wrong pointer in one
+/// finds nothing instead of a fault.
+pub struct Firmware(Vec<PhysRange>);
+
+impl Firmware {
+    /// The ranges that [`map`] has mapped.
+    pub fn new(loader: &Loader) -> Self {
+        let low = PhysRange::new(Hpa::new(PAGE_SIZE), LOW.len - PAGE_SIZE);
+        let reserved = loader.memory(false).filter(|range| range.end().as_u64() <= READABLE_END);
+        Self(loader.memory(true).chain(reserved).chain([low]).collect())
+    }
+}
+
+impl FirmwareMemory for Firmware {
+    fn bytes(&self, address: Hpa, len: usize) -> Option<&[u8]> {
+        let last = address.checked_add((len as u64).checked_sub(1)?)?;
+        let inside = |range: &&PhysRange| range.contains(address) && range.contains(last);
+        let known = self.0.iter().find(inside).is_some() && address.as_u64() >= PAGE_SIZE;
+        // SAFETY: the range is mapped (`map`), is not page 0, and nobody writes firmware tables.
+        known.then(|| unsafe { core::slice::from_raw_parts(address.as_u64() as *const u8, len) })
+    }
 }

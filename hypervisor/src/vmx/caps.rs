@@ -120,7 +120,12 @@ impl Allowed {
     }
 
     /// `wanted`, each with a name, and what must be 1; those of `optional` that may be 1; and none of `off`.
-    fn choose(self, wanted: &[(u32, &'static str)], optional: u32, off: &[(u32, &'static str)]) -> Result<u32, Refusal> {
+    fn choose(
+        self,
+        wanted: &[(u32, &'static str)],
+        optional: u32,
+        off: &[(u32, &'static str)],
+    ) -> Result<u32, Refusal> {
         if let Some((_, name)) = wanted.iter().find(|(bits, _)| self.may & bits != *bits) {
             return Err(Refusal::Control(name));
         }
@@ -297,23 +302,24 @@ fn choose_pin(allowed: Allowed) -> Result<u32, Refusal> {
 }
 
 fn choose_primary(allowed: Allowed) -> Result<u32, Refusal> {
-    allowed.choose(
-        &[
-            (PRIMARY_INTERRUPT_WINDOW, "interrupt-window exiting"),
-            (PRIMARY_TSC_OFFSETTING, "TSC offsetting"),
-            (PRIMARY_HLT, "HLT exiting"),
-            (PRIMARY_MWAIT, "MWAIT exiting"),
-            (PRIMARY_RDPMC, "RDPMC exiting"),
-            (PRIMARY_CR8, "CR8 exiting"),
-            (PRIMARY_IO, "unconditional I/O exiting"),
-            (PRIMARY_MSR_BITMAPS, "MSR bitmaps"),
-            (PRIMARY_MONITOR, "MONITOR exiting"),
-            (PRIMARY_SECONDARY, "secondary controls"),
-        ],
-        0,
-        &[(PRIMARY_CR3, "CR3 accesses without exit")],
-    )
-    .map(|controls| controls & !PRIMARY_INTERRUPT_WINDOW)
+    allowed
+        .choose(
+            &[
+                (PRIMARY_INTERRUPT_WINDOW, "interrupt-window exiting"),
+                (PRIMARY_TSC_OFFSETTING, "TSC offsetting"),
+                (PRIMARY_HLT, "HLT exiting"),
+                (PRIMARY_MWAIT, "MWAIT exiting"),
+                (PRIMARY_RDPMC, "RDPMC exiting"),
+                (PRIMARY_CR8, "CR8 exiting"),
+                (PRIMARY_IO, "unconditional I/O exiting"),
+                (PRIMARY_MSR_BITMAPS, "MSR bitmaps"),
+                (PRIMARY_MONITOR, "MONITOR exiting"),
+                (PRIMARY_SECONDARY, "secondary controls"),
+            ],
+            0,
+            &[(PRIMARY_CR3, "CR3 accesses without exit")],
+        )
+        .map(|controls| controls & !PRIMARY_INTERRUPT_WINDOW)
 }
 
 fn choose_secondary(allowed: Allowed) -> Result<u32, Refusal> {

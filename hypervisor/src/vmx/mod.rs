@@ -1,5 +1,6 @@
 //! VMX: the processor's virtual-machine extensions. SDM vol. 3, chapters 25 to 32.
 
+pub mod bitmap;
 pub mod caps;
 pub mod entry;
 pub mod exit;

@@ -184,12 +184,17 @@ impl Vcpu {
             .unwrap_or_else(|failure| panic!("VMWRITE of field {:#x}: {failure}", field.encoding()));
     }
 
-    /// Advances RIP over the instruction that caused the exit: the one place where this happens.
+    /// The length of the instruction that caused the exit. Valid for instructions that exit unconditionally or by a control
+    /// (SDM vol. 3, 29.2.5), not for EPT violations.
+    pub fn instruction_length(&self) -> u8 {
+        self.read(fields::EXIT_INSTRUCTION_LENGTH) as u8
+    }
+
+    /// Advances RIP over an instruction of `length` bytes: the one place where RIP moves.
     ///
     /// The instruction is done, so blocking by STI or MOV SS ends with it, and a single step traps after it (SDM vol. 3, 27.7.3).
-    pub fn advance(&mut self) {
+    pub fn advance(&mut self, length: u8) {
         let rip = self.read(fields::GUEST_RIP);
-        let length = self.read(fields::EXIT_INSTRUCTION_LENGTH);
         let mut next = rip.wrapping_add(u64::from(length));
         if !self.is_64_bit_code() {
             next &= 0xffff_ffff;

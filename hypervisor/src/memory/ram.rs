@@ -3,10 +3,10 @@
 //! The guest changes its memory whenever it likes, so no Rust reference ever points there: bytes are copied in and out, each
 //! once, by volatile accesses.
 
-use crate::{
-    addr::{Gpa, Hpa, PAGE_SIZE},
-    memory::FrameSource,
-};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::FrameSource;
+use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 
 /// Guest-physical memory from 0, contiguous on the host.
 #[derive(Debug)]
@@ -85,6 +85,26 @@ impl Ram {
         Ok(())
     }
 
+    /// Writes `new` over `old`, of 4 or 8 `bytes`, atomically against the guest's processors. `false` when something else was
+    /// there. An address that is not a multiple of `bytes` counts as outside.
+    pub fn compare_exchange(&self, gpa: Gpa, bytes: usize, old: u64, new: u64) -> Result<bool, Outside> {
+        let target = self.pointer(gpa, bytes)?;
+        if !gpa.is_aligned(bytes as u64) {
+            return Err(Outside);
+        }
+        match bytes {
+            // SAFETY: `pointer` has checked the range, and the pointer is aligned; all other access of ours is volatile.
+            4 => Ok(unsafe { AtomicU32::from_ptr(target.cast()) }
+                .compare_exchange(old as u32, new as u32, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()),
+            // SAFETY: as above.
+            8 => Ok(unsafe { AtomicU64::from_ptr(target.cast()) }
+                .compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()),
+            _ => Err(Outside),
+        }
+    }
+
     /// Where `len` bytes at `gpa` are on the host, if all of them are the guest's.
     fn pointer(&self, gpa: Gpa, len: usize) -> Result<*mut u8, Outside> {
         let end = gpa.as_u64().checked_add(len as u64).ok_or(Outside)?;
@@ -97,8 +117,8 @@ impl Ram {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::TestFrames;
     use super::*;
-    use crate::memory::testing::TestFrames;
 
     #[test]
     fn bytes_go_in_and_out_and_never_outside() {

@@ -1,0 +1,248 @@
+//! The one switch over VM exits, and the one tail behind it.
+
+use super::{
+    Action, EndReason, cpuid, cr, io,
+    machine::VcpuMachine,
+    mmio::{Exception, Fault, Outcome, emulate},
+    msr, vmcall,
+};
+use crate::{
+    addr::{Bdf, Gpa},
+    cpu,
+    memory::Ram,
+    vdev::{
+        cpuid::Policy,
+        msr::Msrs,
+        pci::{self, VirtualBus},
+        uart::Uart,
+        x2apic::X2Apic,
+    },
+    vmx::{
+        Event, EventKind, Exit, Vcpu,
+        exit::{CrAccess, EptViolation},
+        fields,
+        vcpu::{VECTOR_DB, VECTOR_MC},
+    },
+};
+
+/// A guest's virtual devices.
+pub struct Devices {
+    /// Local APIC.
+    pub apic: X2Apic,
+    /// Serial port.
+    pub uart: Uart,
+    /// PCI bus.
+    pub bus: VirtualBus,
+    /// Model-specific registers.
+    pub msrs: Msrs,
+    /// What CPUID tells.
+    pub policy: Policy,
+    /// Added to the machine's TSC.
+    pub tsc_offset: u64,
+    /// Its x2APIC ID.
+    pub apic_id: u32,
+    /// Bits of a physical address, as CPUID tells it.
+    pub physical_bits: u8,
+}
+
+impl Devices {
+    /// The guest's TSC when the machine's is `now`.
+    pub fn guest_tsc(&self, now: u64) -> u64 {
+        now.wrapping_add(self.tsc_offset)
+    }
+
+    /// The machine's TSC when the guest's is `guest`.
+    pub fn host_tsc(&self, guest: u64) -> u64 {
+        guest.wrapping_sub(self.tsc_offset)
+    }
+}
+
+/// What a guest's exits have to do outside of the guest.
+pub trait Platform {
+    /// A line of the guest's console is complete.
+    fn console(&mut self, line: &str);
+    /// The configuration of a function on the guest's bus was written.
+    fn pci(&mut self, function: Bdf, effect: pci::Effect);
+    /// The guest reads `bytes` bytes outside of its memory. The low bytes of the result count.
+    fn mmio_read(&mut self, bus: &VirtualBus, gpa: Gpa, bytes: u8) -> u64;
+    /// The guest writes `bytes` bytes outside of its memory.
+    fn mmio_write(&mut self, bus: &mut VirtualBus, gpa: Gpa, bytes: u8, value: u64);
+    /// A hypercall: its number and arguments; the result for RAX.
+    fn hypercall(&mut self, ram: &Ram, number: u64, arguments: [u64; 4]) -> u64;
+}
+
+/// The guest whose exit is served.
+pub struct Context<'a, P> {
+    /// Its processor.
+    pub vcpu: &'a mut Vcpu,
+    /// Its devices.
+    pub devices: &'a mut Devices,
+    /// Its memory.
+    pub ram: &'a Ram,
+    /// Its XCR0, and the bits that may be set there.
+    pub xcr0: (&'a mut u64, u64),
+    /// All else.
+    pub platform: &'a mut P,
+}
+
+/// What becomes of a guest after an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It goes on.
+    Run,
+    /// It waits for an interrupt.
+    Halt,
+    /// It is at its end.
+    End(EndReason),
+}
+
+/// Serves an exit. An event whose delivery the exit cut short is delivered again first.
+pub fn serve<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Next {
+    let interrupted = Event::from_field(context.vcpu.read(fields::IDT_VECTORING)).is_some();
+    if interrupted {
+        if let Exit::EptViolation(_) = exit {
+            return Next::End(EndReason::Killed("an event was delivered through a page that is no memory"));
+        }
+        context.vcpu.reinject();
+    }
+    let action = match exit {
+        // The event that was interrupted comes first; a fault comes again with the instruction that caused it.
+        Exit::Exception { event, .. } if interrupted && event.vector() != VECTOR_MC => Action::Resume,
+        _ => act(context, exit),
+    };
+    finish(context.vcpu, action)
+}
+
+fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
+    let Context { vcpu, devices, ram, xcr0, platform } = context;
+    match exit {
+        Exit::ExternalInterrupt(vector) => {
+            cpu::interrupts::arrived(vector);
+            Action::Resume
+        }
+        Exit::EptViolation(violation) => ept_violation(context, violation),
+        Exit::Vmcall => vmcall::handle(vcpu, ram, *platform),
+        Exit::Wrmsr => msr::write(vcpu, devices, cpu::tsc()),
+        Exit::Rdmsr => msr::read(vcpu, devices, cpu::tsc()),
+        Exit::Cpuid => cpuid::handle(vcpu, &devices.policy, devices.apic_id, *xcr0.0),
+        Exit::Io(access) => io::access(vcpu, devices, *platform, access),
+        Exit::Hlt => Action::Halt,
+        Exit::InterruptWindow | Exit::PreemptionTimer => Action::Resume,
+        Exit::Nmi => {
+            cpu::interrupts::count_nmi();
+            Action::Resume
+        }
+        Exit::ControlRegister(access) => control_register(vcpu, devices, ram, access),
+        Exit::Xsetbv => match cr::xsetbv(vcpu, xcr0.1) {
+            Ok(value) => {
+                *xcr0.0 = value;
+                cpu::fpu::set_guest_xcr0(value);
+                Action::Advance
+            }
+            Err(action) => action,
+        },
+        // The guest's caches are the machine's, and coherent: there is nothing to write back that others could miss.
+        Exit::CacheFlush => Action::Advance,
+        Exit::NotOffered => Action::UNDEFINED_OPCODE,
+        Exit::Exception { event, error_code, qualification } => exception(vcpu, event, error_code, qualification),
+        Exit::TripleFault => Action::End(EndReason::TripleFault),
+        Exit::EntryFailure(_) => Action::End(EndReason::Killed("the processor refused the guest's state")),
+        Exit::Other(_) => Action::End(EndReason::Killed("an exit that the hypervisor does not serve")),
+    }
+}
+
+/// The tail: the only place where RIP moves and where handlers' events are injected.
+fn finish(vcpu: &mut Vcpu, action: Action) -> Next {
+    match action {
+        Action::Advance => {
+            let length = vcpu.instruction_length();
+            vcpu.advance(length);
+            Next::Run
+        }
+        Action::AdvanceBy(length) => {
+            vcpu.advance(length);
+            Next::Run
+        }
+        Action::Halt => {
+            let length = vcpu.instruction_length();
+            vcpu.advance(length);
+            Next::Halt
+        }
+        Action::Resume => Next::Run,
+        Action::Inject { event, error_code } => {
+            vcpu.inject(event, error_code);
+            Next::Run
+        }
+        Action::End(reason) => Next::End(reason),
+    }
+}
+
+fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolation) -> Action {
+    let Some(gva) = violation.gva else {
+        return Action::End(EndReason::Killed("page tables outside of its memory"));
+    };
+    if violation.fetch {
+        return Action::End(EndReason::Killed("code outside of its memory"));
+    }
+    let mut machine = VcpuMachine {
+        vcpu: context.vcpu,
+        ram: context.ram,
+        platform: context.platform,
+        bus: &mut context.devices.bus,
+        physical_bits: context.devices.physical_bits,
+    };
+    match emulate(&mut machine, Fault { gpa: violation.gpa, gva, write: violation.write }) {
+        Ok(Outcome::Advance(length)) => Action::AdvanceBy(length),
+        Ok(Outcome::Again) => Action::Resume,
+        Ok(Outcome::Inject(exception)) => inject(exception),
+        Err(_) => Action::End(EndReason::Killed("an instruction or page table outside of its memory")),
+    }
+}
+
+fn inject(exception: Exception) -> Action {
+    if let Some(cr2) = exception.cr2 {
+        cpu::write_cr2(cr2);
+    }
+    let event = Event::new(EventKind::HardwareException, exception.vector, exception.error_code.is_some());
+    Action::Inject { event, error_code: exception.error_code.unwrap_or(0) }
+}
+
+fn control_register(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, access: CrAccess) -> Action {
+    match access {
+        CrAccess::Write { register: 8, source } => match devices.apic.set_cr8(vcpu.general(source.into())) {
+            Ok(_) => Action::Advance,
+            Err(_) => Action::GENERAL_PROTECTION,
+        },
+        CrAccess::Read { register: 8, target } => {
+            vcpu.set_general(target.into(), devices.apic.cr8().into());
+            Action::Advance
+        }
+        _ => cr::access(vcpu, access, &|gpa| read_pdptes(ram, gpa)),
+    }
+}
+
+fn read_pdptes(ram: &Ram, gpa: Gpa) -> Option<[u64; 4]> {
+    let mut entries = [0; 4];
+    for (n, entry) in (0..).zip(&mut entries) {
+        let mut bytes = [0; 8];
+        ram.read(gpa.checked_add(8 * n)?, &mut bytes).ok()?;
+        *entry = u64::from_le_bytes(bytes);
+    }
+    Some(entries)
+}
+
+/// #DB and #AC go to the guest. For #DB the exit qualification holds what DR6 must say (SDM vol. 3, 29.2.1).
+fn exception(vcpu: &mut Vcpu, event: Event, error_code: u32, qualification: u64) -> Action {
+    match event.vector() {
+        VECTOR_MC => panic!("machine check"),
+        VECTOR_DB => {
+            cpu::add_dr6(qualification);
+            // Delivery of #DB clears DR7.GD.
+            const GD: u64 = 1 << 13;
+            let dr7 = vcpu.read(fields::GUEST_DR7);
+            vcpu.write(fields::GUEST_DR7, dr7 & !GD);
+        }
+        _ => {}
+    }
+    Action::Inject { event, error_code }
+}

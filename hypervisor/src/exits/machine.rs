@@ -1,0 +1,116 @@
+//! The virtual processor as the instruction emulation sees it.
+
+use super::{
+    Platform,
+    decode::{Mode, Segment, Width},
+    mmio::{Machine, Region, SegmentState},
+    walk::{GuestMemory, OutsideMemory, Paging},
+};
+use crate::{
+    addr::Gpa,
+    memory::Ram,
+    vdev::pci::VirtualBus,
+    vmx::{Vcpu, fields, fields::Segment as VmcsSegment, vcpu::efer},
+};
+
+/// A virtual processor, its memory and its trapped pages.
+pub struct VcpuMachine<'a, P> {
+    /// The processor.
+    pub vcpu: &'a mut Vcpu,
+    /// Its memory.
+    pub ram: &'a Ram,
+    /// What lies outside of its memory.
+    pub platform: &'a mut P,
+    /// Its PCI bus.
+    pub bus: &'a mut VirtualBus,
+    /// Bits of a physical address.
+    pub physical_bits: u8,
+}
+
+impl<P> GuestMemory for VcpuMachine<'_, P> {
+    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), OutsideMemory> {
+        self.ram.read(gpa, buffer).map_err(|_| OutsideMemory(gpa))
+    }
+
+    fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), OutsideMemory> {
+        self.ram.write(gpa, bytes).map_err(|_| OutsideMemory(gpa))
+    }
+
+    fn compare_exchange(&mut self, gpa: Gpa, bytes: usize, old: u64, new: u64) -> Result<bool, OutsideMemory> {
+        self.ram.compare_exchange(gpa, bytes, old, new).map_err(|_| OutsideMemory(gpa))
+    }
+}
+
+impl<P: Platform> Machine for VcpuMachine<'_, P> {
+    fn general(&self, number: u8) -> u64 {
+        self.vcpu.general(number.into())
+    }
+
+    fn set_general(&mut self, number: u8, value: u64) {
+        self.vcpu.set_general(number.into(), value);
+    }
+
+    fn rip(&self) -> u64 {
+        self.vcpu.read(fields::GUEST_RIP)
+    }
+
+    fn rflags(&self) -> u64 {
+        self.vcpu.read(fields::GUEST_RFLAGS)
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vcpu.write(fields::GUEST_RFLAGS, rflags);
+    }
+
+    fn segment(&self, segment: Segment) -> SegmentState {
+        let segment = match segment {
+            Segment::Es => VmcsSegment::Es,
+            Segment::Cs => VmcsSegment::Cs,
+            Segment::Ss => VmcsSegment::Ss,
+            Segment::Ds => VmcsSegment::Ds,
+            Segment::Fs => VmcsSegment::Fs,
+            Segment::Gs => VmcsSegment::Gs,
+        };
+        SegmentState {
+            base: self.vcpu.read(segment.base()),
+            limit: self.vcpu.read(segment.limit()),
+            rights: self.vcpu.read(segment.rights()),
+        }
+    }
+
+    fn mode(&self) -> Mode {
+        const CS_DEFAULT_32: u32 = 1 << 14;
+        if self.vcpu.is_64_bit_code() {
+            Mode::Bits64
+        } else if self.vcpu.read(fields::GUEST_CS_RIGHTS) & CS_DEFAULT_32 != 0 {
+            Mode::Bits32
+        } else {
+            Mode::Bits16
+        }
+    }
+
+    fn paging(&self) -> Paging {
+        const RFLAGS_AC: u64 = 1 << 18;
+        Paging {
+            cr0: self.vcpu.cr0(),
+            cr3: self.vcpu.cr3().as_u64(),
+            cr4: self.vcpu.cr4(),
+            efer: self.vcpu.read(fields::GUEST_EFER) & (efer::LMA | efer::NXE | efer::LME),
+            cpl: self.vcpu.cpl(),
+            ac: self.rflags() & RFLAGS_AC != 0,
+            physical_bits: self.physical_bits,
+        }
+    }
+
+    fn region(&self, gpa: Gpa) -> Region {
+        if gpa.as_u64() < self.ram.len() { Region::Memory } else { Region::Mmio }
+    }
+
+    fn mmio_read(&mut self, gpa: Gpa, width: Width) -> u64 {
+        self.platform.mmio_read(self.bus, gpa, width.bytes() as u8)
+    }
+
+    fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64) {
+        self.platform.mmio_write(self.bus, gpa, width.bytes() as u8, value);
+    }
+}

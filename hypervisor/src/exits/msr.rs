@@ -1,0 +1,62 @@
+//! RDMSR and WRMSR of registers that the bitmap does not let through.
+
+use super::{Action, Devices};
+use crate::{
+    vdev::{
+        msr::{Effect, VcpuState},
+        x2apic,
+    },
+    vmx::{Registers, Vcpu, fields, vcpu::cr0},
+};
+
+/// Serves RDMSR.
+pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, now: u64) -> Action {
+    let register = vcpu.registers.get32(Registers::RCX);
+    let state = state(vcpu, devices, now);
+    match devices.msrs.read(register, state, &mut devices.apic) {
+        Ok(value) => {
+            vcpu.registers.set_edx_eax(value);
+            Action::Advance
+        }
+        Err(_) => Action::GENERAL_PROTECTION,
+    }
+}
+
+/// Serves WRMSR.
+pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, now: u64) -> Action {
+    let register = vcpu.registers.get32(Registers::RCX);
+    let value = vcpu.registers.edx_eax();
+    let state = state(vcpu, devices, now);
+    match devices.msrs.write(register, value, state, &mut devices.apic) {
+        Ok(effect) => {
+            apply(vcpu, devices, effect, now);
+            Action::Advance
+        }
+        Err(_) => Action::GENERAL_PROTECTION,
+    }
+}
+
+fn state(vcpu: &Vcpu, devices: &Devices, now: u64) -> VcpuState {
+    VcpuState { tsc: devices.guest_tsc(now), efer: vcpu.read(fields::GUEST_EFER), paging: vcpu.cr0() & cr0::PG != 0 }
+}
+
+fn apply(vcpu: &mut Vcpu, devices: &mut Devices, effect: Effect, now: u64) {
+    match effect {
+        Effect::None => {}
+        Effect::Efer(value) => vcpu.write(fields::GUEST_EFER, value),
+        Effect::Pat(value) => vcpu.write(fields::GUEST_PAT, value),
+        Effect::Tsc(value) => {
+            devices.tsc_offset = value.wrapping_sub(now);
+            vcpu.write(fields::TSC_OFFSET, devices.tsc_offset);
+        }
+        // The run loop looks at the APIC before every entry. A guest has one virtual processor: an IPI to another one goes nowhere,
+        // as on a machine where nobody has that ID.
+        Effect::Apic(
+            x2apic::Effect::None
+            | x2apic::Effect::Recheck
+            | x2apic::Effect::Timer
+            | x2apic::Effect::Eoi(_)
+            | x2apic::Effect::Ipi(_),
+        ) => {}
+    }
+}

@@ -1,0 +1,345 @@
+//! A machine that believes nothing: writes to a device are posted until they are read back, the cache may hold all that an
+//! entry was since its last flush, and after each operation every slot that may be unmasked must be safe in all these ways.
+
+use std::{cell::RefCell, collections::HashMap};
+
+use hcall_abi::{Status, Target};
+
+use crate::{
+    addr::Bdf,
+    ims::{Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Shadow, Store, StoreSpec},
+};
+
+/// What a port was asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    Route(Target),
+    Unroute(Target),
+    Reserve(u32),
+    Program(u32),
+    Clear(u32),
+    Flush(Vec<u32>),
+    Release(u32),
+    Write(u16, Field, u32),
+    ReadBack(u16, Field),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Entry {
+    requester: Option<Bdf>,
+    /// What it may be in the cache; the last is what it is.
+    maybe: Vec<Option<HostRoute>>,
+}
+
+impl Entry {
+    fn now(&self) -> Option<HostRoute> {
+        *self.maybe.last().unwrap()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Device {
+    requester: Bdf,
+    guest: GuestId,
+    processors: Vec<u32>,
+    /// What each slot may be; the last is what it will be when all writes have arrived.
+    slots: Vec<Vec<[u32; 4]>>,
+    shadow: Vec<[u32; 4]>,
+    pending: Vec<bool>,
+}
+
+type Route = (GuestId, u32, u8);
+
+#[derive(Debug, Default)]
+struct Inner {
+    log: Vec<Op>,
+    /// Calls that can fail, so far.
+    fallible: usize,
+    /// From which of them on they fail, and how many do.
+    failing: std::ops::Range<usize>,
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    vectors: usize,
+    routes: HashMap<HostRoute, (Route, u32)>,
+    devices: HashMap<u64, Device>,
+}
+
+/// All that an operation can change, without what was only passing.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    entries: Vec<Entry>,
+    routes: HashMap<HostRoute, (Route, u32)>,
+    devices: HashMap<u64, Device>,
+}
+
+#[derive(Debug)]
+pub struct Machine(RefCell<Inner>);
+
+impl Machine {
+    /// With `entries` entries in the table and `vectors` routes.
+    pub fn new(entries: u32, vectors: usize) -> Self {
+        Self(RefCell::new(Inner {
+            entries: (0..entries).map(|_| Entry { requester: None, maybe: vec![None] }).collect(),
+            free: (0..entries).rev().collect(),
+            vectors,
+            ..Inner::default()
+        }))
+    }
+
+    /// Puts a store on the bus..
+    pub fn plug(&self, store: StoreSpec, requester: Bdf, guest: GuestId, processors: &[u32]) {
+        let slots = store.slots as usize;
+        let device = Device {
+            requester,
+            guest,
+            processors: processors.to_vec(),
+            slots: vec![vec![[0, 0, 0, 1]]; slots],
+            shadow: vec![[!0; 4]; slots],
+            pending: vec![false; slots],
+        };
+        self.0.borrow_mut().devices.insert(store.base.as_u64(), device);
+    }
+
+    /// The `k`-th call from now that can fail does, and so do `count` altogether.
+    pub fn fail(&self, k: usize, count: usize) {
+        let mut inner = self.0.borrow_mut();
+        let start = inner.fallible + k;
+        inner.failing = start..start.saturating_add(count);
+    }
+
+    /// Nothing fails from now on. Whether anything did since [`Self::fail`].
+    pub fn mend(&self) -> bool {
+        let mut inner = self.0.borrow_mut();
+        let failed = inner.fallible > inner.failing.start;
+        inner.failing = 0..0;
+        failed
+    }
+
+    /// Counts a call that can fail.
+    pub fn fails(&self) -> bool {
+        let mut inner = self.0.borrow_mut();
+        inner.fallible += 1;
+        let this = inner.fallible - 1;
+        inner.failing.contains(&this)
+    }
+
+    /// What was done since this was last asked.
+    pub fn log(&self) -> Vec<Op> {
+        std::mem::take(&mut self.0.borrow_mut().log)
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let inner = self.0.borrow();
+        let mut snapshot =
+            Snapshot { entries: inner.entries.clone(), routes: inner.routes.clone(), devices: inner.devices.clone() };
+        for slot in snapshot.devices.values_mut().flat_map(|device| &mut device.slots) {
+            slot.drain(..slot.len() - 1);
+        }
+        snapshot
+    }
+
+    /// Entries and routes in use.
+    pub fn used(&self) -> (usize, usize) {
+        let inner = self.0.borrow();
+        (inner.entries.len() - inner.free.len(), inner.routes.len())
+    }
+
+    /// What a device's slot holds.
+    pub fn slot(&self, store: &StoreSpec, slot: u16) -> [u32; 4] {
+        *self.0.borrow().devices[&store.base.as_u64()].slots[usize::from(slot)].last().unwrap()
+    }
+
+    pub fn shadow(&self, store: &StoreSpec, slot: u16) -> [u32; 4] {
+        self.0.borrow().devices[&store.base.as_u64()].shadow[usize::from(slot)]
+    }
+
+    pub fn set_pending(&self, store: &StoreSpec, slot: u16, pending: bool) {
+        let mut inner = self.0.borrow_mut();
+        inner.devices.get_mut(&store.base.as_u64()).unwrap().pending[usize::from(slot)] = pending;
+    }
+
+    /// The device resets itself.
+    pub fn reset(&self, store: &StoreSpec) {
+        let mut inner = self.0.borrow_mut();
+        inner.devices.get_mut(&store.base.as_u64()).unwrap().slots.fill(vec![[0, 0, 0, 1]]);
+    }
+
+    /// The device raises the slot's interrupt. Where it comes out, unless it is masked.
+    pub fn fire(&self, store: &StoreSpec, slot: u16) -> Option<Target> {
+        let inner = self.0.borrow();
+        let device = &inner.devices[&store.base.as_u64()];
+        let slot = *device.slots[usize::from(slot)].last().unwrap();
+        if slot[3] & 1 != 0 {
+            return None;
+        }
+        let route = inner.entries[index(slot)].now().unwrap();
+        let ((guest, apic_id, vector), _) = inner.routes[&route];
+        assert_eq!(guest, device.guest);
+        Some(Target { apic_id, vector })
+    }
+
+    fn done(&self, op: Op) {
+        let mut inner = self.0.borrow_mut();
+        inner.log.push(op);
+        inner.check();
+    }
+
+    fn entry<T>(&self, entry: EntryIndex, what: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut inner = self.0.borrow_mut();
+        let entry = &mut inner.entries[entry.0 as usize];
+        assert!(entry.requester.is_some(), "an entry that is not reserved");
+        what(entry)
+    }
+}
+
+/// The index in a remappable message without subhandle (VT-d 5.1.2.2).
+fn index([lo, hi, data, _]: [u32; 4]) -> usize {
+    assert_eq!(
+        (lo & 0xfff0_0018, hi, data),
+        (0xfee0_0010, 0, 0),
+        "not a remappable message: {lo:#x} {hi:#x} {data:#x}"
+    );
+    (lo >> 5 & 0x7fff | (lo >> 2 & 1) << 15) as usize
+}
+
+impl Inner {
+    /// Invariants 1, 2, 3: whatever has arrived at the device and whatever the cache holds, a slot that may be unmasked has a
+    /// present entry, of its device, to a processor of its guest.
+    fn check(&self) {
+        for device in self.devices.values() {
+            for slot in device.slots.iter().flatten().filter(|slot| slot[3] & 1 == 0) {
+                let entry = &self.entries[index(*slot)];
+                assert_eq!(entry.requester, Some(device.requester), "another device's entry");
+                for route in &entry.maybe {
+                    let route = route.expect("unmasked, and the entry is not present or not flushed");
+                    let ((guest, apic_id, vector), _) = self.routes.get(&route).expect("the route was given back");
+                    assert_eq!(*guest, device.guest, "another guest's route");
+                    assert!(device.processors.contains(apic_id) && *vector >= 16);
+                }
+            }
+        }
+    }
+}
+
+impl Remap for Machine {
+    fn capacity(&self) -> u32 {
+        self.0.borrow().entries.len() as u32
+    }
+
+    fn reserve(&self, requester: Bdf) -> Result<EntryIndex, Status> {
+        if self.fails() {
+            return Err(Status::NoFreeEntry);
+        }
+        // The one that was last given back comes first: nothing stale is ever old.
+        let index = self.0.borrow_mut().free.pop().ok_or(Status::NoFreeEntry)?;
+        self.0.borrow_mut().entries[index as usize].requester = Some(requester);
+        self.done(Op::Reserve(index));
+        Ok(EntryIndex(index))
+    }
+
+    fn program(&self, entry: EntryIndex, route: HostRoute) {
+        self.entry(entry, |entry| entry.maybe.push(Some(route)));
+        self.done(Op::Program(entry.0));
+    }
+
+    fn clear(&self, entry: EntryIndex) {
+        self.entry(entry, |entry| entry.maybe.push(None));
+        self.done(Op::Clear(entry.0));
+    }
+
+    fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status> {
+        assert!(!entries.is_empty() && entries.len() <= 256);
+        let failed = self.fails();
+        if !failed {
+            for &entry in entries {
+                let maybe = &mut self.0.borrow_mut().entries[entry.0 as usize].maybe;
+                maybe.drain(..maybe.len() - 1);
+            }
+        }
+        self.done(Op::Flush(entries.iter().map(|entry| entry.0).collect()));
+        if failed { Err(Status::HardwareError) } else { Ok(()) }
+    }
+
+    fn release(&self, entry: EntryIndex) {
+        self.entry(entry, |entry| {
+            assert_eq!(entry.maybe, [None], "released before its flush completed (invariant 4)");
+            entry.requester = None;
+        });
+        self.0.borrow_mut().free.push(entry.0);
+        self.done(Op::Release(entry.0));
+    }
+
+    fn message(&self, entry: EntryIndex) -> Message {
+        let address = 0xfee0_0010 | (entry.0 & 0x7fff) << 5 | (entry.0 >> 15 & 1) << 2;
+        Message { address: address.into(), data: 0 }
+    }
+}
+
+impl Store for Machine {
+    fn write(&self, store: &StoreSpec, slot: u16, field: Field, value: u32) {
+        let mut inner = self.0.borrow_mut();
+        let states = &mut inner.devices.get_mut(&store.base.as_u64()).unwrap().slots[usize::from(slot)];
+        let mut state = *states.last().unwrap();
+        state[field as usize] = value;
+        assert_eq!(state[3] & !1, 0, "only the mask bit is ever set in a device's ctrl");
+        states.push(state);
+        drop(inner);
+        self.done(Op::Write(slot, field, value));
+    }
+
+    fn read_back(&self, store: &StoreSpec, slot: u16, field: Field) -> u32 {
+        let failed = self.fails();
+        let mut inner = self.0.borrow_mut();
+        let device = inner.devices.get_mut(&store.base.as_u64()).unwrap();
+        let mut arrived = *device.slots[usize::from(slot)].last().unwrap();
+        arrived[3] |= u32::from(device.pending[usize::from(slot)]) << 1;
+        for states in &mut device.slots {
+            states.drain(..states.len() - 1);
+        }
+        drop(inner);
+        self.done(Op::ReadBack(slot, field));
+        // A device that fails says that it is not masked.
+        arrived[field as usize] & !u32::from(failed)
+    }
+}
+
+impl Shadow for Machine {
+    fn show(&self, store: &StoreSpec, slot: u16, field: Field, value: u32) {
+        let mut inner = self.0.borrow_mut();
+        let base = store.base.as_u64();
+        assert_eq!(store.shadow.as_u64(), base + 0x1_0000_0000);
+        inner.devices.get_mut(&base).unwrap().shadow[usize::from(slot)][field as usize] = value;
+    }
+}
+
+impl Delivery for Machine {
+    fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
+        if self.fails() {
+            return Err(Status::NoFreeVector);
+        }
+        let mut inner = self.0.borrow_mut();
+        let destination = u32::from(guest.0) << 16 | target.apic_id;
+        let route = HostRoute::Remapped { vector: target.vector, destination };
+        if inner.routes.len() == inner.vectors && !inner.routes.contains_key(&route) {
+            return Err(Status::NoFreeVector);
+        }
+        inner.routes.entry(route).or_insert(((guest, target.apic_id, target.vector), 0)).1 += 1;
+        drop(inner);
+        self.done(Op::Route(target));
+        Ok(route)
+    }
+
+    fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
+        let mut inner = self.0.borrow_mut();
+        let (route_of, uses) = inner.routes.get_mut(&route).expect("a route that is not in use");
+        assert_eq!(*route_of, (guest, target.apic_id, target.vector));
+        *uses -= 1;
+        if *uses == 0 {
+            inner.routes.remove(&route);
+            let held = inner.entries.iter().any(|entry| entry.maybe.contains(&Some(route)));
+            assert!(!held, "an entry or the cache still has a route that is given back");
+        }
+        drop(inner);
+        self.done(Op::Unroute(target));
+    }
+}

@@ -1,0 +1,163 @@
+//! What a guest's exits reach outside of the guest: its console, its devices, the service.
+
+use alloc::{string::String, sync::Arc, vec::Vec};
+use core::ptr::{read_volatile, write_volatile};
+
+use hcall_abi::Status;
+
+use super::{
+    assign::Assigned,
+    ports::MachineService,
+    windows::{Kind, Windows},
+};
+use crate::{
+    addr::{Bdf, Gpa, Hpa},
+    console,
+    exits::Platform,
+    ims::{Domain, GuestMemory},
+    memory::Ram,
+    vdev::pci::{Effect, VirtualBus},
+};
+
+/// Lines that a guest may write before the hypervisor stops showing them: a guest cannot bury the others' (XSA-96).
+const CONSOLE_LINES: u32 = 10_000;
+
+/// Everything outside of one guest that the guest can reach.
+pub struct Outside {
+    /// The guest's name, before each line of its console.
+    pub name: String,
+    /// Where things are.
+    pub windows: Windows,
+    /// The functions assigned to it.
+    pub functions: Vec<Assigned>,
+    /// The service, and the guest's domain in it.
+    pub service: &'static MachineService,
+    /// Its interrupt domain.
+    pub domain: Arc<Domain>,
+    lines: u32,
+}
+
+impl Outside {
+    /// For a guest named `name`.
+    pub fn new(
+        name: String,
+        windows: Windows,
+        functions: Vec<Assigned>,
+        service: &'static MachineService,
+        domain: Arc<Domain>,
+    ) -> Self {
+        Self { name, windows, functions, service, domain, lines: 0 }
+    }
+
+    fn assigned(&mut self, id: hcall_abi::DeviceId) -> Option<&mut Assigned> {
+        self.functions.iter_mut().find(|assigned| assigned.id == id)
+    }
+}
+
+/// The guest's memory, as the service wants it.
+struct Memory<'a>(&'a Ram);
+
+impl GuestMemory for Memory<'_> {
+    fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status> {
+        self.0.read(from, into).map_err(|_| Status::BadAddress)
+    }
+
+    fn write(&self, to: Gpa, bytes: &[u8]) -> Result<(), Status> {
+        self.0.write(to, bytes).map_err(|_| Status::BadAddress)
+    }
+}
+
+impl Platform for Outside {
+    fn console(&mut self, line: &str) {
+        self.lines = self.lines.saturating_add(1);
+        if self.lines < CONSOLE_LINES {
+            console::line(format_args!("[{}] {line}", self.name));
+        } else if self.lines == CONSOLE_LINES {
+            log::warn!("guest {} has written {CONSOLE_LINES} lines; no more are shown", self.name);
+        }
+    }
+
+    fn pci(&mut self, function: Bdf, effect: Effect) {
+        if let Some(assigned) = self.assigned(hcall_abi::DeviceId(function.0)) {
+            assigned.configure(effect);
+        }
+    }
+
+    fn mmio_read(&mut self, bus: &VirtualBus, gpa: Gpa, bytes: u8) -> u64 {
+        match self.windows.find(gpa) {
+            Some((Kind::Store { shadow, .. }, offset)) => read_device(shadow, offset, bytes),
+            Some((Kind::Registers { base, .. }, offset)) => read_device(base, offset, bytes),
+            Some((Kind::Ecam, offset)) => {
+                let (function, register) = VirtualBus::ecam(offset);
+                bus.read(function, register, bytes).into()
+            }
+            None => u64::MAX,
+        }
+    }
+
+    fn mmio_write(&mut self, bus: &mut VirtualBus, gpa: Gpa, bytes: u8, value: u64) {
+        match self.windows.find(gpa) {
+            Some((Kind::Store { device, name, .. }, offset)) => {
+                // The service counts what it refuses. A guest is not told, as hardware would not.
+                let _ = self.service.store_write(&self.domain, device, name, offset, bytes, value);
+            }
+            Some((Kind::Registers { device, base, commands }, offset)) => {
+                write_device(base, offset, bytes, value);
+                if commands {
+                    let (service, domain) = (self.service, self.domain.clone());
+                    if let Some(assigned) = self.assigned(device) {
+                        assigned.command_written(offset, bytes, value, service, &domain);
+                    }
+                }
+            }
+            Some((Kind::Ecam, offset)) => {
+                let (function, register) = VirtualBus::ecam(offset);
+                let effect = bus.write(function, register, bytes, value as u32);
+                self.pci(function, effect);
+            }
+            None => {}
+        }
+    }
+
+    fn hypercall(&mut self, ram: &Ram, number: u64, arguments: [u64; 4]) -> u64 {
+        self.service.hypercall(&self.domain, number, arguments, &Memory(ram))
+    }
+}
+
+/// Reads a register, or a word of a shadow, as wide as the guest did. What is not aligned reads as ones, as on a bus that knows no
+/// such access.
+fn read_device(base: Hpa, offset: u64, bytes: u8) -> u64 {
+    let address = base.as_u64() + offset;
+    if !address.is_multiple_of(u64::from(bytes.max(1))) {
+        return u64::MAX;
+    }
+    // SAFETY: `Windows::find` gives offsets inside of a window, and `assign` makes windows of mapped registers and shadows alone.
+    unsafe {
+        match bytes {
+            1 => read_volatile(address as *const u8).into(),
+            2 => read_volatile(address as *const u16).into(),
+            4 => read_volatile(address as *const u32).into(),
+            8 => read_volatile(address as *const u64),
+            _ => u64::MAX,
+        }
+    }
+}
+
+/// Writes a register as wide as the guest did. What is not aligned is dropped.
+fn write_device(base: Hpa, offset: u64, bytes: u8, value: u64) {
+    let address = base.as_u64() + offset;
+    if !address.is_multiple_of(u64::from(bytes.max(1))) {
+        return;
+    }
+    // SAFETY: as for `read_device`; what the device is told, its DMA included, stays within the guest: its requester ID has the
+    // guest's second-level tables.
+    unsafe {
+        match bytes {
+            1 => write_volatile(address as *mut u8, value as u8),
+            2 => write_volatile(address as *mut u16, value as u16),
+            4 => write_volatile(address as *mut u32, value as u32),
+            8 => write_volatile(address as *mut u64, value),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The run loop: whose turn it is, what waits for it, and what became of it.
+//!
+//! One processor serves all guests in turn. A guest runs until its slice is over, it waits, or it ends; interrupts of the machine come
+//! in by VM exits, or, when nobody runs, by the interrupt that ends the processor's HLT.
+
+use alloc::{boxed::Box, vec::Vec};
+
+use super::{
+    guest::{Guest, State},
+    ports::MachineService,
+};
+use crate::{
+    apic, console,
+    cpu::{self, fpu::Xsave, interrupts},
+    exits::{Context, EndReason, Next, dispatch},
+    ims::Delivery,
+    vdev::x2apic::Accepted,
+    vmx::{Event, EventKind, Host, fields},
+};
+
+/// Ticks of the TSC that a guest runs before another one's turn.
+const SLICE: u64 = 4_000_000;
+
+/// What the processor has, and who runs on it.
+pub struct Runner {
+    host: Host,
+    xsave: Xsave,
+    has_tsc_aux: bool,
+    has_tsc_deadline: bool,
+    service: &'static MachineService,
+    guests: Vec<Box<Guest>>,
+    /// Whose registers are in the processor.
+    current: Option<usize>,
+    /// TSC at the hypervisor's entry.
+    epoch: u64,
+}
+
+impl Runner {
+    /// With no guest yet.
+    pub fn new(host: Host, xsave: Xsave, service: &'static MachineService, epoch: u64) -> Self {
+        let has_tsc_aux = raw_cpuid::CpuId::new()
+            .get_extended_processor_and_feature_identifiers()
+            .is_some_and(|features| features.has_rdtscp());
+        Self {
+            host,
+            xsave,
+            has_tsc_aux,
+            has_tsc_deadline: apic::has_tsc_deadline(),
+            service,
+            guests: Vec::new(),
+            current: None,
+            epoch,
+        }
+    }
+
+    /// The processor, as a VMCS's host state knows it.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Adds a guest that has not run yet.
+    pub fn add(&mut self, guest: Box<Guest>) {
+        self.guests.push(guest);
+    }
+
+    /// Runs all guests until each has ended. Returns whether all of them ended well.
+    pub fn run(mut self) -> bool {
+        let mut turn = 0;
+        let mut good = true;
+        while !self.guests.is_empty() {
+            self.deliver();
+            match self.next(turn) {
+                Some(index) => {
+                    turn = index + 1;
+                    if let Some(reason) = self.slice(index) {
+                        good &= reason == EndReason::Exit(0);
+                        self.end(index, reason);
+                    }
+                }
+                None => self.idle(),
+            }
+            console::pump();
+        }
+        good
+    }
+
+    /// The next guest in turn that can run.
+    fn next(&self, turn: usize) -> Option<usize> {
+        let count = self.guests.len();
+        (0..count).map(|n| (turn + n) % count).find(|&index| self.guests[index].state == State::Ready)
+    }
+
+    /// Gives the interrupts that have arrived to whom they are for, lets timers expire, and wakes who has something to do.
+    fn deliver(&mut self) {
+        for vector in interrupts::take() {
+            self.interrupt(vector);
+        }
+        let now = cpu::tsc();
+        for guest in &mut self.guests {
+            let guest_now = guest.devices.guest_tsc(now);
+            guest.devices.apic.expire(guest_now);
+            if guest.state == State::Halted && guest.devices.apic.pending().is_some() {
+                guest.state = State::Ready;
+            }
+        }
+    }
+
+    fn interrupt(&mut self, vector: u8) {
+        match vector {
+            apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR => {}
+            apic::FAULT_VECTOR => self.service.ports().report_faults(),
+            _ => {
+                let owner = self.service.ports().vectors().owner(vector);
+                let guest = owner.and_then(|o| Some((self.guests.iter_mut().find(|g| g.id == o.guest)?, o)));
+                if let Some((guest, owner)) = guest {
+                    match guest.devices.apic.accept(owner.target.vector) {
+                        Accepted::New => guest.counts.delivered += 1,
+                        Accepted::Merged => guest.counts.merged += 1,
+                        Accepted::Illegal | Accepted::Disabled => guest.counts.dropped += 1,
+                    }
+                } else {
+                    self.service.ports().count_stray();
+                }
+            }
+        }
+    }
+
+    /// Runs a guest until its slice is over or it cannot go on. `Some` when it has ended.
+    fn slice(&mut self, index: usize) -> Option<EndReason> {
+        self.switch_to(index);
+        let end = cpu::tsc().saturating_add(SLICE);
+        loop {
+            let shift = self.host.capabilities.preemption_shift;
+            let guest = &mut self.guests[index];
+            guest.announce(self.epoch);
+            let now = cpu::tsc();
+            if now >= end {
+                interrupts::poll();
+                return None;
+            }
+            enter_prepared(guest, now, end, shift);
+            let (number, exit) = match guest.vcpu.run() {
+                Ok(done) => done,
+                Err(failure) => {
+                    log::error!("guest {}: VM entry: {failure}", guest.name());
+                    return Some(EndReason::Killed("VM entry failed"));
+                }
+            };
+            guest.counts.exit(number);
+            let mut context = Context {
+                vcpu: &mut guest.vcpu,
+                devices: &mut guest.devices,
+                ram: &guest.ram,
+                xcr0: (&mut guest.world.fpu.xcr0, self.xsave.supported()),
+                platform: &mut guest.outside,
+            };
+            match dispatch::serve(&mut context, exit) {
+                Next::Run => {}
+                Next::Halt => {
+                    if self.halt(index)? {
+                        return None;
+                    }
+                }
+                Next::End(reason) => return Some(reason),
+            }
+            if interrupts::any() {
+                self.deliver();
+            }
+        }
+    }
+
+    /// The guest waits for an interrupt. `Some(true)` when there is none yet; `None` would be its end, which `slice` reports.
+    fn halt(&mut self, index: usize) -> Option<bool> {
+        interrupts::poll();
+        self.deliver();
+        let guest = &mut self.guests[index];
+        if guest.devices.apic.pending().is_some() {
+            return Some(false);
+        }
+        guest.state = State::Halted;
+        Some(true)
+    }
+
+    /// Nobody can run: waits for an interrupt, or for the next timer of a guest.
+    fn idle(&mut self) {
+        let next = self.guests.iter().filter_map(|guest| {
+            Some(guest.devices.host_tsc(guest.devices.apic.next_deadline()?))
+        });
+        match next.min() {
+            Some(deadline) if deadline <= cpu::tsc() => return,
+            Some(deadline) if self.has_tsc_deadline => apic::arm_timer(deadline),
+            Some(_) => return interrupts::poll(),
+            None => apic::disarm_timer(),
+        }
+        // The console's line takes its time; whatever comes meanwhile ends the wait.
+        while console::pump() {
+            interrupts::poll();
+            if interrupts::any() {
+                return;
+            }
+        }
+        interrupts::idle();
+    }
+
+    fn switch_to(&mut self, index: usize) {
+        if self.current == Some(index) {
+            return;
+        }
+        if let Some(guest) = self.current.and_then(|current| self.guests.get_mut(current)) {
+            guest.world.save(self.xsave, self.has_tsc_aux);
+        }
+        let guest = &self.guests[index];
+        guest.vcpu.make_current().unwrap_or_else(|failure| panic!("VMPTRLD: {failure}"));
+        guest.world.restore(self.xsave, self.has_tsc_aux);
+        self.current = Some(index);
+    }
+
+    /// A guest is at its end: its report, and everything back that it held.
+    fn end(&mut self, index: usize, reason: EndReason) {
+        let mut guest = self.guests.remove(index);
+        self.current = None;
+        guest.report(reason);
+        guest.tear_down();
+    }
+}
+
+/// Everything a guest needs for its next stretch: its timer, and the interrupt that it can take.
+fn enter_prepared(guest: &mut Guest, now: u64, slice_end: u64, preemption_shift: u32) {
+    let devices = &mut guest.devices;
+    let guest_now = devices.guest_tsc(now);
+    devices.apic.expire(guest_now);
+    let deadline = devices.apic.next_deadline().map_or(slice_end, |at| devices.host_tsc(at).min(slice_end));
+    let ticks = deadline.saturating_sub(now) >> preemption_shift;
+    guest.vcpu.write(fields::PREEMPTION_TIMER, u32::try_from(ticks).unwrap_or(u32::MAX));
+    let vcpu = &mut guest.vcpu;
+    let Some(vector) = devices.apic.pending() else {
+        vcpu.set_interrupt_window(false);
+        return;
+    };
+    if vcpu.injects() || !vcpu.can_take_interrupt() {
+        vcpu.set_interrupt_window(true);
+        return;
+    }
+    devices.apic.begin(vector);
+    vcpu.inject(Event::new(EventKind::ExternalInterrupt, vector, false), 0);
+    vcpu.set_interrupt_window(devices.apic.pending().is_some());
+}

@@ -1,0 +1,83 @@
+//! What lies outside of a guest's memory: stores, device registers, configuration space, nothing.
+
+use alloc::vec::Vec;
+
+use hcall_abi::DeviceId;
+
+use crate::{
+    addr::{Gpa, Hpa},
+    ims::StoreName,
+};
+
+/// What a window shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A store of a device; reads come from its shadow.
+    Store {
+        /// Whose.
+        device: DeviceId,
+        /// Which.
+        name: StoreName,
+        /// The image that the guest reads.
+        shadow: Hpa,
+    },
+    /// Registers of a device; those in the command page are looked at before they are passed on.
+    Registers {
+        /// Whose.
+        device: DeviceId,
+        /// The window's start on the machine.
+        base: Hpa,
+        /// Whether the window is the page of the device's commands.
+        commands: bool,
+    },
+    /// Configuration space of bus 0.
+    Ecam,
+}
+
+/// A range of guest-physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Its start.
+    pub start: Gpa,
+    /// Its bytes.
+    pub len: u64,
+    /// What it shows.
+    pub kind: Kind,
+}
+
+/// All windows of a guest. They do not overlap; the first that holds an address counts.
+#[derive(Debug, Default)]
+pub struct Windows(Vec<Window>);
+
+impl Windows {
+    /// Adds a window behind the others.
+    pub fn add(&mut self, window: Window) {
+        self.0.push(window);
+    }
+
+    /// The window that holds `gpa`, and the offset in it.
+    pub fn find(&self, gpa: Gpa) -> Option<(Kind, u64)> {
+        self.0.iter().find_map(|window| {
+            let offset = gpa.offset_from(window.start)?;
+            (offset < window.len).then_some((window.kind, offset))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_finds_its_window_and_offset() {
+        let mut windows = Windows::default();
+        for (start, len) in [(0x1000, 0x1000), (0x4000, 0x400)] {
+            windows.add(Window { start: Gpa::new(start), len, kind: Kind::Ecam });
+        }
+        assert_eq!(windows.find(Gpa::new(0x43ff)), Some((Kind::Ecam, 0x3ff)));
+        assert_eq!(windows.find(Gpa::new(0x1000)), Some((Kind::Ecam, 0)));
+        for gpa in [0, 0xfff, 0x2000, 0x4400, u64::MAX] {
+            assert_eq!(windows.find(Gpa::new(gpa)), None, "{gpa:#x}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The MSR bitmaps: SDM vol. 3, 26.6.9.
+
+use crate::addr::PAGE_SIZE;
+
+/// A page of bitmaps: a bit that is set makes the access exit.
+pub struct MsrBitmap([u8; PAGE_SIZE as usize]);
+
+/// Offsets of the four bitmaps: reads of low and of high MSRs, writes of both.
+const READ_LOW: usize = 0;
+const WRITE_LOW: usize = 2048;
+/// How far the bitmap for high MSRs lies behind that for low ones.
+const HIGH: usize = 1024;
+const HIGH_FIRST: u32 = 0xc000_0000;
+/// MSRs that a bitmap covers.
+const COVERED: u32 = 0x2000;
+
+impl MsrBitmap {
+    /// Every access exits, but for reads and writes of `passthrough`. An MSR that no bitmap covers exits in any case.
+    pub fn new(passthrough: impl Iterator<Item = u32>) -> Self {
+        let mut bitmap = Self([0xff; PAGE_SIZE as usize]);
+        for register in passthrough {
+            let (half, number) = if register >= HIGH_FIRST { (HIGH, register - HIGH_FIRST) } else { (0, register) };
+            if number >= COVERED {
+                continue;
+            }
+            for way in [READ_LOW, WRITE_LOW] {
+                bitmap.0[way + half + number as usize / 8] &= !(1 << (number % 8));
+            }
+        }
+        bitmap
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8; PAGE_SIZE as usize] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_let_through_does_not_exit() {
+        let bitmap = MsrBitmap::new([0x174, 0xc000_0102, 0x4000_0000].into_iter());
+        let cleared: Vec<_> = (0..4096 * 8).filter(|bit| bitmap.bytes()[bit / 8] & 1 << (bit % 8) == 0).collect();
+        assert_eq!(cleared, [0x174, 1024 * 8 + 0x102, 2048 * 8 + 0x174, 3072 * 8 + 0x102]);
+    }
+}

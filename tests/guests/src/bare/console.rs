@@ -1,0 +1,41 @@
+//! The console: a 16550 at port 0x3F8.
+
+use core::fmt::{self, Write};
+
+use super::port;
+
+const DATA: u16 = 0x3f8;
+const LINE_STATUS: u16 = DATA + 5;
+const TRANSMITTER_EMPTY: u8 = 1 << 5;
+/// Reads of the line status before a byte is sent anyway.
+const POLLS: usize = 10_000;
+
+struct Console;
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.bytes().for_each(send);
+        Ok(())
+    }
+}
+
+fn send(byte: u8) {
+    // SAFETY: the serial port has no effect on memory.
+    unsafe {
+        let _ = (0..POLLS).find(|_| port::read_u8(LINE_STATUS) & TRANSMITTER_EMPTY != 0);
+        port::write_u8(DATA, byte);
+    }
+}
+
+/// Writes formatted text. [`println!`](crate::println) is the usual way.
+pub fn print(arguments: fmt::Arguments) {
+    // `send` cannot fail.
+    let _ = Console.write_fmt(arguments);
+}
+
+/// Writes a line to the console.
+#[macro_export]
+macro_rules! println {
+    () => { $crate::bare::console::print(format_args!("\n")) };
+    ($($arguments:tt)*) => { $crate::bare::console::print(format_args!("{}\n", format_args!($($arguments)*))) };
+}

@@ -1,0 +1,65 @@
+//! The run-time of a guest without an operating system: entry, interrupts, console, exit.
+//!
+//! Everything here assumes what imsvisor gives to a guest: one vCPU, 64-bit mode, the low 4 GiB mapped to themselves, an x2APIC
+//! that is enabled, a 16550 at port 0x3F8, and the exit port 0xF4.
+
+pub mod apic;
+pub mod config;
+pub mod console;
+pub mod device;
+pub mod dma;
+mod entry;
+pub mod faults;
+pub mod idle;
+pub mod interrupts;
+pub mod physical;
+pub mod port;
+pub mod vector;
+
+use crate::boot_params::BootParams;
+use physical::PhysicalMemory;
+
+/// What a guest knows when it starts.
+#[derive(Debug)]
+pub struct Guest {
+    /// What the hypervisor handed over.
+    pub boot: BootParams<PhysicalMemory>,
+    /// The command line.
+    pub command_line: &'static str,
+}
+
+/// Makes a function `fn(&Guest) -> u8` the guest's program; what it returns is the exit code.
+#[macro_export]
+macro_rules! guest {
+    ($main:path) => {
+        // SAFETY: the only definition in the image; its signature is checked here, and `bare::entry` declares the same.
+        #[unsafe(no_mangle)]
+        fn guest_main(guest: &$crate::bare::Guest) -> u8 {
+            $main(guest)
+        }
+    };
+}
+
+/// The port whose written byte ends the guest.
+const EXIT_PORT: u16 = 0xf4;
+
+/// Ends the guest with an exit code.
+pub fn exit(code: u8) -> ! {
+    // SAFETY: ends the guest; nothing runs after it.
+    unsafe { port::write_u8(EXIT_PORT, code) };
+    loop {
+        // SAFETY: only if the port is not answered; nothing is left to wake up for.
+        unsafe { core::arch::asm!("cli", "hlt", options(nomem, nostack)) };
+    }
+}
+
+/// Exit code of a guest that panicked.
+pub const EXIT_PANIC: u8 = 99;
+/// Exit code of a guest that met an exception nobody expected: this plus the exception's vector.
+pub const EXIT_EXCEPTION: u8 = 100;
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo) -> ! {
+    crate::println!("panic: {info}");
+    exit(EXIT_PANIC)
+}

@@ -1,0 +1,57 @@
+//! Offsets and bits.
+#![allow(missing_docs, reason = "the names are those of registers.h and idxd.h")]
+
+pub const VENDOR: u16 = 0x8086;
+pub const DEVICE: u16 = 0x0b25;
+
+pub const GENCAP: u64 = 0x10;
+pub const WQCAP: u64 = 0x20;
+pub const TABLE_OFFSETS: u64 = 0x60;
+pub const GENSTS: u64 = 0x90;
+pub const CMD: u64 = 0xa0;
+pub const CMDSTS: u64 = 0xa8;
+pub const CMDCAP: u64 = 0xb0;
+pub const SWERR: u64 = 0xc0;
+
+pub const GENSTS_STATE: u32 = 0b11;
+pub const GENSTS_ENABLED: u32 = 1;
+pub const CMDSTS_ACTIVE: u32 = 1 << 31;
+pub const CMD_SHIFT: u32 = 20;
+/// Operand of the interrupt handle commands: IMS, not MSI-X.
+pub const HANDLE_IMS: u32 = 1 << 16;
+/// GENCAP's maximum IMS multiplier counts in these.
+pub const IMS_UNIT: u32 = 256;
+/// TABLE OFFSETS counts in these.
+pub const TABLE_UNIT: u64 = 0x100;
+
+pub const COMMAND_ENABLE_DEVICE: u32 = 1;
+pub const COMMAND_RESET_DEVICE: u32 = 5;
+pub const COMMAND_ENABLE_WQ: u32 = 6;
+pub const COMMAND_REQUEST_INT_HANDLE: u32 = 13;
+pub const COMMAND_RELEASE_INT_HANDLE: u32 = 14;
+
+/// Bytes of a group's configuration: WQ mask at 0, engines at 32, flags at 40.
+pub const GROUP_SIZE: u64 = 64;
+pub const GROUP_ENGINES: u64 = 32;
+pub const GROUP_FLAGS: u64 = 40;
+pub const WQCFG_MODE_DEDICATED: u32 = 1;
+
+pub const PORTAL_SIZE: u64 = 4096;
+/// MSI-X unlimited, MSI-X limited, IMS unlimited, IMS limited.
+pub const PORTALS_PER_WQ: u64 = 4;
+pub const PORTAL_IMS_UNLIMITED: u64 = 2;
+
+pub const OPCODE_NOOP: u8 = 0;
+pub const OPCODE_MEMMOVE: u8 = 3;
+pub const OPCODE_MEMFILL: u8 = 4;
+pub const OPCODE_CRCGEN: u8 = 0x10;
+
+pub const FLAG_CRAV: u32 = 0x04;
+pub const FLAG_RCR: u32 = 0x08;
+pub const FLAG_RCI: u32 = 0x10;
+
+pub const STATUS_NONE: u8 = 0;
+pub const STATUS_SUCCESS: u8 = 1;
+pub const STATUS_PAGE_FAULT: u8 = 3;
+/// Status: bit 7 says that the page fault was on a write.
+pub const STATUS_MASK: u8 = 0x7f;

@@ -1,0 +1,184 @@
+//! PCI configuration space: functions, BARs, capabilities.
+
+/// A function on bus 0: device 7:3, function 2:0. As a number it is also the requester ID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Function(pub u8);
+
+impl core::fmt::Display for Function {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "00:{:02x}.{}", self.0 >> 3, self.0 & 7)
+    }
+}
+
+/// Access to configuration space, by dwords.
+pub trait ConfigSpace {
+    /// Reads the dword at `offset`, a multiple of 4.
+    fn read(&self, function: Function, offset: u16) -> u32;
+    /// Writes it.
+    fn write(&self, function: Function, offset: u16, value: u32);
+}
+
+const COMMAND: u16 = 0x04;
+const COMMAND_MEMORY: u32 = 1 << 1;
+const COMMAND_BUS_MASTER: u32 = 1 << 2;
+const STATUS_CAPABILITIES: u32 = 1 << 20;
+const BAR0: u16 = 0x10;
+const CAPABILITIES: u16 = 0x34;
+const EXTENDED_CAPABILITIES: u16 = 0x100;
+/// The most capabilities that fit a list: beyond them it is a ring.
+const MAX_CAPABILITIES: usize = 48;
+const MAX_EXTENDED_CAPABILITIES: usize = 480;
+
+/// MSI-X (PCIe 7.7.2).
+pub const CAPABILITY_MSIX: u8 = 0x11;
+/// Designated vendor-specific (PCIe 7.9.6).
+const EXTENDED_CAPABILITY_DVSEC: u16 = 0x23;
+/// DVSEC of Intel's Scalable I/O Virtualization: vendor and ID.
+const SIOV_VENDOR: u32 = 0x8086;
+const SIOV_ID: u32 = 5;
+const SIOV_CAPABILITIES: u16 = 0x14;
+
+/// The first function on bus 0 with this vendor and device ID.
+pub fn find(config: &impl ConfigSpace, vendor: u16, device: u16) -> Option<Function> {
+    let id = u32::from(device) << 16 | u32::from(vendor);
+    (0..=u8::MAX).map(Function).find(|&function| config.read(function, 0) == id)
+}
+
+/// Lets the function answer in memory and send requests.
+pub fn enable(config: &impl ConfigSpace, function: Function) {
+    // Status, the upper half, has bits that a 1 clears: write zeros there.
+    let command = config.read(function, COMMAND) & 0xffff;
+    config.write(function, COMMAND, command | COMMAND_MEMORY | COMMAND_BUS_MASTER);
+}
+
+/// The address of memory BAR `n`; `None` when it is I/O or was not placed.
+pub fn bar(config: &impl ConfigSpace, function: Function, n: u16) -> Option<u64> {
+    let low = config.read(function, BAR0 + 4 * n);
+    let high = match low & 0b111 {
+        0b000 => 0,
+        0b100 => config.read(function, BAR0 + 4 * n + 4),
+        _ => return None,
+    };
+    let address = u64::from(high) << 32 | u64::from(low & !0xf);
+    (address != 0).then_some(address)
+}
+
+/// Where the capability with this ID is.
+pub fn capability(config: &impl ConfigSpace, function: Function, id: u8) -> Option<u16> {
+    if config.read(function, COMMAND) & STATUS_CAPABILITIES == 0 {
+        return None;
+    }
+    let mut at = config.read(function, CAPABILITIES) as u16 & 0xfc;
+    for _ in 0..MAX_CAPABILITIES {
+        if at < 0x40 {
+            return None;
+        }
+        let [found, next, ..] = config.read(function, at).to_le_bytes();
+        if found == id {
+            return Some(at);
+        }
+        at = u16::from(next & 0xfc);
+    }
+    None
+}
+
+/// Whether a DVSEC says that the function has an interrupt message store (Scalable IOV 3.7). `config` must reach the extended
+/// space: ECAM does, the I/O ports do not.
+pub fn says_ims(config: &impl ConfigSpace, function: Function) -> bool {
+    let mut at = EXTENDED_CAPABILITIES;
+    for _ in 0..MAX_EXTENDED_CAPABILITIES {
+        let header = config.read(function, at);
+        if header == 0 || header == !0 {
+            return false;
+        }
+        let is_siov = header as u16 == EXTENDED_CAPABILITY_DVSEC
+            && config.read(function, at + 4) & 0xffff == SIOV_VENDOR
+            && config.read(function, at + 8) & 0xffff == SIOV_ID;
+        if is_siov {
+            return config.read(function, at + SIOV_CAPABILITIES) & 1 != 0;
+        }
+        at = (header >> 20) as u16 & 0xffc;
+        if at < EXTENDED_CAPABILITIES {
+            return false;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::RefCell;
+
+    /// One function, 00:1e.0; the others read all ones.
+    struct Fake(RefCell<Vec<u32>>);
+
+    const DSA: Function = Function(0xf0);
+
+    impl Fake {
+        fn new(dwords: &[(u16, u32)]) -> Self {
+            let mut space = vec![0; 1024];
+            for &(at, value) in dwords {
+                space[usize::from(at) / 4] = value;
+            }
+            Self(RefCell::new(space))
+        }
+    }
+
+    impl ConfigSpace for Fake {
+        fn read(&self, function: Function, offset: u16) -> u32 {
+            if function == DSA { self.0.borrow()[usize::from(offset) / 4] } else { !0 }
+        }
+
+        fn write(&self, function: Function, offset: u16, value: u32) {
+            if function == DSA {
+                self.0.borrow_mut()[usize::from(offset) / 4] = value;
+            }
+        }
+    }
+
+    #[test]
+    fn a_function_is_found_by_its_id_and_named_as_usual() {
+        let config = Fake::new(&[(0, 0x0b25_8086)]);
+        assert_eq!(find(&config, 0x8086, 0x0b25), Some(DSA));
+        assert_eq!(find(&config, 0x8086, 0x0b26), None);
+        assert_eq!(DSA.to_string(), "00:1e.0");
+    }
+
+    #[test]
+    fn enabling_writes_no_status_bit_back() {
+        let config = Fake::new(&[(COMMAND, 0xf910_0400)]);
+        enable(&config, DSA);
+        assert_eq!(config.read(DSA, COMMAND), 0x0406);
+    }
+
+    #[test]
+    fn bars_of_both_widths_are_read_and_others_refused() {
+        let config = Fake::new(&[(0x10, 0xfe00_0008), (0x14, 0xc001), (0x18, 0x8000_000c), (0x1c, 1), (0x20, 0)]);
+        assert_eq!(bar(&config, DSA, 0), Some(0xfe00_0000), "prefetchable");
+        let config = Fake::new(&[(0x10, 0xfe00_0000), (0x14, 0xc001), (0x18, 0x8000_000c), (0x1c, 1), (0x20, 0)]);
+        assert_eq!(bar(&config, DSA, 0), Some(0xfe00_0000));
+        assert_eq!(bar(&config, DSA, 1), None);
+        assert_eq!(bar(&config, DSA, 2), Some(0x1_8000_0000));
+        assert_eq!(bar(&config, DSA, 4), None);
+    }
+
+    #[test]
+    fn capabilities_are_found_and_a_ring_of_them_ends() {
+        let config = Fake::new(&[(COMMAND, STATUS_CAPABILITIES), (CAPABILITIES, 0x40), (0x40, 0x8010), (0x80, 0x4011)]);
+        assert_eq!(capability(&config, DSA, CAPABILITY_MSIX), Some(0x80));
+        assert_eq!(capability(&config, DSA, 5), None);
+        assert_eq!(capability(&Fake::new(&[]), DSA, CAPABILITY_MSIX), None);
+    }
+
+    #[test]
+    fn the_dvsec_is_found_behind_others_and_its_bit_decides() {
+        let dvsec = |bit| {
+            Fake::new(&[(0x100, 0x1201_001b), (0x120, 0x0001_0023), (0x124, 0x0180_8086), (0x128, 5), (0x134, bit)])
+        };
+        assert!(says_ims(&dvsec(1), DSA));
+        assert!(!says_ims(&dvsec(0), DSA));
+        assert!(!says_ims(&Fake::new(&[(0x100, 0x1001_001b)]), DSA), "a ring");
+        assert!(!says_ims(&Fake::new(&[]), DSA));
+    }
+}
