@@ -1,1 +1,229 @@
-//! To be written.
+//! A model of a subset of Intel DSA: a PCI function with registers, work queues, portals, engines, an MSI-X table and an
+//! interrupt message store (IMS).
+//!
+//! Registers and structures are those of Linux's `idxd` driver (`drivers/dma/idxd/registers.h`, `include/uapi/linux/idxd.h`).
+//! The model owns no memory: what it reads and writes, and the messages it sends (dword writes), go through an [`Upstream`].
+//!
+//! Where it differs from a real DSA: there is no page request service and no event log; a descriptor's DMA carries no PASID
+//! (PASIDs are compared with those of interrupt table entries only); commands complete at once; a shared work queue may be
+//! used without PASIDs.
+
+#![forbid(unsafe_code)]
+
+mod command;
+mod config_space;
+mod descriptor;
+mod engine;
+mod groups;
+mod messages;
+mod operation;
+mod portal;
+mod registers;
+pub mod spec;
+mod swerr;
+#[cfg(test)]
+mod testing;
+mod work_queue;
+
+use config_space::ConfigSpace;
+use groups::Group;
+use messages::{Message, MessageTable, Raised};
+use portal::{Portals, Submission};
+use registers::Registers;
+use swerr::SoftwareError;
+use work_queue::WorkQueue;
+
+pub use portal::PortalWrite;
+
+/// A request of the device that was refused on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault;
+
+/// What lies upstream of the device: the bus, the remapping unit, memory.
+pub trait Upstream {
+    /// Fills `buf` from `address`. Pieces never cross a 4 KiB page.
+    fn read(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault>;
+    /// Writes `data` to `address`. A message is a write of 4 bytes. Pieces never cross a 4 KiB page.
+    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault>;
+}
+
+/// What may differ between two devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Slots of the interrupt message store, in units of 256 (GENCAP's maximum IMS multiplier), 0 to 63.
+    pub ims_multiplier: u8,
+    /// Interrupt handles that can be out at the same time.
+    pub interrupt_handles: u16,
+}
+
+impl Default for Config {
+    /// 4,096 slots, and a handle for every one of them and for every MSI-X entry.
+    fn default() -> Self {
+        Self { ims_multiplier: 16, interrupt_handles: 4096 + spec::MSIX_ENTRIES as u16 }
+    }
+}
+
+/// Counters since the device was made; a reset keeps them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Descriptors that completed, rightly or not.
+    pub descriptors: u64,
+    /// Bytes that operations processed.
+    pub bytes: u64,
+    /// Messages that left the device.
+    pub messages: u64,
+    /// Interrupts that found their entry masked and were held.
+    pub pending: u64,
+    /// Submissions that were not accepted: work queue disabled or full, or portal misused.
+    pub refused: u64,
+    /// Memory requests that were refused upstream.
+    pub faults: u64,
+}
+
+/// Which table an interrupt handle names an entry of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Table {
+    Msix,
+    Ims,
+}
+
+/// The device.
+pub struct Dsa {
+    setup: Config,
+    space: ConfigSpace,
+    registers: Registers,
+    groups: [Group; spec::GROUPS],
+    queues: [WorkQueue; spec::WQS],
+    msix: MessageTable,
+    msix_permissions: [u32; spec::MSIX_ENTRIES],
+    ims: MessageTable,
+    /// Handles that are out: MSI-X entries first, then IMS slots.
+    handles: Vec<bool>,
+    portals: Portals,
+    swerr: SoftwareError,
+    /// The work queue that is served first in the next round.
+    next_queue: usize,
+    stats: Stats,
+}
+
+impl Dsa {
+    /// A device as it is after a cold reset.
+    pub fn new(setup: Config) -> Self {
+        let slots = usize::from(setup.ims_multiplier.min(63)) * usize::from(spec::gencap::IMS_UNIT);
+        Self {
+            setup,
+            space: ConfigSpace::new(),
+            registers: Registers::default(),
+            groups: [Group::default(); spec::GROUPS],
+            queues: std::array::from_fn(|_| WorkQueue::default()),
+            msix: MessageTable::msix(spec::MSIX_ENTRIES),
+            msix_permissions: [0; spec::MSIX_ENTRIES],
+            ims: MessageTable::ims(slots),
+            handles: vec![false; spec::MSIX_ENTRIES + slots],
+            portals: Portals::default(),
+            swerr: SoftwareError::default(),
+            next_queue: 0,
+            stats: Stats::default(),
+        }
+    }
+
+    /// Back to the state after a cold reset, configuration space included.
+    pub fn reset(&mut self) {
+        let stats = self.stats;
+        *self = Self::new(self.setup);
+        self.stats = stats;
+    }
+
+    /// What the device did so far.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Whether the function answers memory accesses (the command register's memory space bit).
+    pub fn memory_enabled(&self) -> bool {
+        self.space.memory_enabled()
+    }
+
+    /// Reads `len` bytes (1, 2 or 4) of configuration space at `offset`, 0 to 4095.
+    pub fn config_read(&self, offset: u16, len: usize) -> u32 {
+        self.space.read(offset, len)
+    }
+
+    /// Writes `len` bytes (1, 2 or 4) of configuration space. MSI-X messages that this unmasks go out.
+    pub fn config_write(&mut self, offset: u16, len: usize, value: u32, up: &mut dyn Upstream) {
+        self.space.write(offset, len, value);
+        for entry in 0..self.msix.len() {
+            self.release(Table::Msix, entry, up);
+        }
+    }
+
+    /// Software's write to the portal region, BAR2: 64 bytes at once, or part of a series that ends at offset 56.
+    pub fn portal_write(&mut self, offset: u64, data: &[u8]) -> PortalWrite {
+        if !self.memory_enabled() {
+            return PortalWrite::Partial;
+        }
+        let Some(submission) = self.portals.write(offset, data) else {
+            return PortalWrite::Partial;
+        };
+        let outcome = self.submit(submission);
+        if outcome != PortalWrite::Queued {
+            self.stats.refused += 1;
+        }
+        outcome
+    }
+
+    fn submit(&mut self, submission: Submission) -> PortalWrite {
+        let enabled = self.registers.enabled();
+        match self.queues.get_mut(submission.queue) {
+            Some(queue) if enabled => queue.submit(submission),
+            _ => PortalWrite::Dropped,
+        }
+    }
+
+    /// Whether interrupts of `table` are held back as a whole, or `None` if they are switched off.
+    fn held(&self, table: Table) -> Option<bool> {
+        match table {
+            Table::Ims => Some(false),
+            Table::Msix if self.space.msix_enabled() => Some(self.space.msix_function_mask()),
+            Table::Msix => None,
+        }
+    }
+
+    fn table(&mut self, table: Table) -> &mut MessageTable {
+        match table {
+            Table::Msix => &mut self.msix,
+            Table::Ims => &mut self.ims,
+        }
+    }
+
+    /// Raises the interrupt of an entry. MSI-X entries give nothing while MSI-X is disabled.
+    fn raise(&mut self, table: Table, index: usize, up: &mut dyn Upstream) {
+        let Some(hold) = self.held(table) else { return };
+        match self.table(table).raise(index, hold) {
+            Some(Raised::Send(message)) => self.send(message, up),
+            Some(Raised::Pending) => self.stats.pending += 1,
+            None => {}
+        }
+    }
+
+    /// Sends what an entry held back, if nothing holds it any longer.
+    fn release(&mut self, table: Table, index: usize, up: &mut dyn Upstream) {
+        if self.held(table) != Some(false) {
+            return;
+        }
+        if let Some(message) = self.table(table).take_pending(index) {
+            self.send(message, up);
+        }
+    }
+
+    fn send(&mut self, message: Message, up: &mut dyn Upstream) {
+        // A function that is no bus master sends nothing, messages included (PCIe 7.5.1.1.3).
+        if !self.space.bus_master() {
+            return;
+        }
+        match up.write(message.address, &message.data.to_le_bytes()) {
+            Ok(()) => self.stats.messages += 1,
+            Err(Fault) => self.stats.faults += 1,
+        }
+    }
+}

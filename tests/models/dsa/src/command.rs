@@ -1,0 +1,294 @@
+//! The command register: enabling, draining, resetting, interrupt handles.
+
+use crate::spec::{self, WQS, command, command_error, intcause};
+use crate::{Dsa, Table, Upstream, groups};
+
+/// CMDCAP: all commands of `enum idxd_cmd`.
+pub(crate) const CAPABILITIES: u64 = 0x7ffe;
+
+/// What a command gives back: the result field, or the error.
+type Outcome = Result<u16, u8>;
+
+impl Dsa {
+    /// A write to CMD. Commands complete at once, so CMDSTS is never seen active.
+    pub(crate) fn command(&mut self, value: u32, up: &mut dyn Upstream) {
+        let operand = value & ((1 << command::SHIFT) - 1);
+        let outcome = self.dispatch(value >> command::SHIFT & 0x1f, operand, up);
+        self.registers.command = value;
+        self.registers.command_status = match outcome {
+            Ok(result) => u32::from(result) << 8,
+            Err(error) => u32::from(error),
+        };
+        if value & command::REQUEST_INTERRUPT != 0 {
+            self.registers.intcause |= intcause::COMMAND;
+            self.raise(Table::Msix, 0, up);
+        }
+    }
+
+    fn dispatch(&mut self, number: u32, operand: u32, up: &mut dyn Upstream) -> Outcome {
+        match number {
+            command::ENABLE_DEVICE => self.enable_device(),
+            command::RESET_DEVICE => self.reset_device(),
+            command::ENABLE_WQ => self.enable_wq(operand),
+            command::DISABLE_DEVICE | command::DRAIN_ALL | command::ABORT_ALL => self.whole_device(number, up),
+            command::DISABLE_WQ | command::DRAIN_WQ | command::ABORT_WQ | command::RESET_WQ => {
+                self.selected_queues(number, operand, up)
+            }
+            command::DRAIN_PASID => self.drain(up),
+            command::ABORT_PASID => {
+                self.queues.iter_mut().for_each(|queue| queue.abort_pasid(operand));
+                Ok(0)
+            }
+            command::REQUEST_INT_HANDLE => self.request_handle(operand),
+            command::RELEASE_INT_HANDLE => self.release_handle(operand),
+            _ => Err(command_error::INVAL_CMD),
+        }
+    }
+
+    fn enable_device(&mut self) -> Outcome {
+        if self.registers.enabled() {
+            return Err(command_error::DEV_ENABLED);
+        }
+        if !self.space.bus_master() {
+            return Err(command_error::BUSMASTER_EN);
+        }
+        groups::check(&self.groups, &self.queues)?;
+        self.registers.set_enabled(true);
+        Ok(0)
+    }
+
+    /// Disable, drain or abort everything.
+    fn whole_device(&mut self, number: u32, up: &mut dyn Upstream) -> Outcome {
+        if !self.registers.enabled() {
+            return Err(command_error::DIS_DEV_EN);
+        }
+        if number == command::ABORT_ALL {
+            self.queues.iter_mut().for_each(|queue| queue.abort());
+            return Ok(0);
+        }
+        self.drain(up)?;
+        if number == command::DISABLE_DEVICE {
+            self.queues.iter_mut().for_each(|queue| queue.disable());
+            self.registers.set_enabled(false);
+        }
+        Ok(0)
+    }
+
+    /// Runs what is queued. Queues are bounded and guests cannot submit meanwhile, so this ends.
+    fn drain(&mut self, up: &mut dyn Upstream) -> Outcome {
+        while self.work(up) {}
+        Ok(0)
+    }
+
+    /// All back to reset values but configuration space: tables, configurations, handles; every interrupt masked.
+    fn reset_device(&mut self) -> Outcome {
+        self.registers = Default::default();
+        self.groups = Default::default();
+        self.queues.iter_mut().for_each(|queue| queue.reset());
+        self.msix_permissions = [0; spec::MSIX_ENTRIES];
+        self.ims.reset();
+        self.handles.fill(false);
+        self.portals = Default::default();
+        self.swerr = Default::default();
+        Ok(0)
+    }
+
+    fn enable_wq(&mut self, operand: u32) -> Outcome {
+        if !self.registers.enabled() {
+            return Err(command_error::DEV_NOTEN);
+        }
+        let pasids = self.space.pasid_enabled();
+        let queue = self.queues.get_mut(operand as usize).ok_or(command_error::INVAL_WQIDX)?;
+        queue.enable(pasids)?;
+        Ok(0)
+    }
+
+    /// Disable, drain, abort or reset the queues of the operand: a mask in 15:0 of the sixteen that 19:16 selects.
+    fn selected_queues(&mut self, number: u32, operand: u32, up: &mut dyn Upstream) -> Outcome {
+        let mask = operand & 0xffff;
+        if operand >> 16 != 0 || mask == 0 || mask >> WQS != 0 {
+            return Err(command_error::INVAL_WQIDX);
+        }
+        let selected = |n: usize| mask >> n & 1 != 0;
+        if self.queues.iter().enumerate().any(|(n, queue)| selected(n) && !queue.enabled()) {
+            return Err(command_error::DEV_NOT_EN);
+        }
+        if matches!(number, command::DISABLE_WQ | command::DRAIN_WQ) {
+            self.drain(up)?;
+        }
+        for (_, queue) in self.queues.iter_mut().enumerate().filter(|(n, _)| selected(*n)) {
+            match number {
+                command::DISABLE_WQ => queue.disable(),
+                command::ABORT_WQ => queue.abort(),
+                command::RESET_WQ => queue.reset(),
+                _ => {}
+            }
+        }
+        Ok(0)
+    }
+
+    /// The place of an operand's interrupt in the list of handles: its index, beyond the MSI-X entries for IMS.
+    fn handle_place(&self, operand: u32) -> Result<usize, u8> {
+        let index = (operand & 0xffff) as usize;
+        let ims = operand & command::HANDLE_IMS != 0;
+        let (first, len) = if ims { (self.msix.len(), self.ims.len()) } else { (0, self.msix.len()) };
+        if operand >> 17 != 0 || index >= len {
+            return Err(command_error::INVAL_INT_IDX);
+        }
+        Ok(first + index)
+    }
+
+    /// The handle is the index itself; asking again gives the same one.
+    fn request_handle(&mut self, operand: u32) -> Outcome {
+        let place = self.handle_place(operand)?;
+        let out = self.handles.iter().filter(|out| **out).count();
+        match self.handles.get_mut(place) {
+            Some(handle) if *handle || out < usize::from(self.setup.interrupt_handles) => *handle = true,
+            _ => return Err(command_error::NO_HANDLE),
+        }
+        Ok(operand as u16)
+    }
+
+    fn release_handle(&mut self, operand: u32) -> Outcome {
+        let place = self.handle_place(operand)?;
+        match self.handles.get_mut(place) {
+            Some(handle) if *handle => *handle = false,
+            _ => return Err(command_error::INVAL_INT_IDX),
+        }
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Machine, device, nop};
+    use crate::{Config, Dsa, PortalWrite};
+
+    #[test]
+    fn the_device_enables_once_and_only_as_bus_master() {
+        let (mut dsa, mut machine) = device();
+        dsa.config_write(4, 2, 2, &mut machine);
+        assert_eq!(machine.command(&mut dsa, 1, 0), 0x12);
+        dsa.config_write(4, 2, 6, &mut machine);
+        assert_eq!(machine.command(&mut dsa, 2, 0), 0x31);
+        machine.configure(&mut dsa);
+        assert_eq!(machine.command(&mut dsa, 1, 0), 0);
+        assert_eq!(dsa.bar0_read(0x90, 4), 1);
+        assert_eq!(machine.command(&mut dsa, 1, 0), 0x10);
+        assert_eq!(machine.command(&mut dsa, 2, 0), 0);
+        assert_eq!(dsa.bar0_read(0x90, 4), 0);
+    }
+
+    #[test]
+    fn work_queues_follow_the_device() {
+        let (mut dsa, mut machine) = device();
+        machine.configure(&mut dsa);
+        assert_eq!(machine.command(&mut dsa, 6, 0), 0x20);
+        machine.command(&mut dsa, 1, 0);
+        assert_eq!(machine.command(&mut dsa, 6, 8), 0x02);
+        assert_eq!(machine.command(&mut dsa, 6, 5), 0x22);
+        assert_eq!(machine.command(&mut dsa, 6, 0), 0);
+        assert_eq!(machine.command(&mut dsa, 6, 0), 0x21);
+        assert_eq!(dsa.bar0_read(0x2018, 4) >> 30, 1);
+        assert_eq!(machine.command(&mut dsa, 7, 0b10), 0x32);
+        assert_eq!(machine.command(&mut dsa, 7, 0x1_0001), 0x02);
+        assert_eq!(machine.command(&mut dsa, 7, 0), 0x02);
+        assert_eq!(machine.command(&mut dsa, 7, 1), 0);
+        assert_eq!(dsa.bar0_read(0x2018, 4) >> 30, 0);
+    }
+
+    #[test]
+    fn unknown_commands_are_refused() {
+        let (mut dsa, mut machine) = device();
+        for number in [0, 15, 31] {
+            assert_eq!(machine.command(&mut dsa, number, 0), 1);
+        }
+    }
+
+    #[test]
+    fn a_handle_is_its_index_within_the_table() {
+        let (mut dsa, mut machine) = device();
+        assert_eq!(machine.command(&mut dsa, 13, 63), 63 << 8);
+        assert_eq!(machine.command(&mut dsa, 13, 64), 0x41);
+        assert_eq!(machine.command(&mut dsa, 13, 0x1_0fff), 0xfff << 8);
+        assert_eq!(machine.command(&mut dsa, 13, 0x1_1000), 0x41);
+        assert_eq!(machine.command(&mut dsa, 13, 0x2_0000), 0x41);
+        assert_eq!(machine.command(&mut dsa, 14, 63), 0);
+        assert_eq!(machine.command(&mut dsa, 14, 63), 0x41);
+        assert_eq!(machine.command(&mut dsa, 14, 0x1_0001), 0x41);
+    }
+
+    #[test]
+    fn handles_run_out_and_come_back() {
+        let mut machine = Machine::default();
+        let mut dsa = Dsa::new(Config { interrupt_handles: 2, ..Config::default() });
+        dsa.config_write(4, 2, 6, &mut machine);
+        assert_eq!(machine.command(&mut dsa, 13, 5), 5 << 8);
+        assert_eq!(machine.command(&mut dsa, 13, 0x1_0005), 5 << 8);
+        assert_eq!(machine.command(&mut dsa, 13, 6), 0x42);
+        assert_eq!(machine.command(&mut dsa, 13, 5), 5 << 8, "one that is out is given again");
+        machine.command(&mut dsa, 14, 5);
+        assert_eq!(machine.command(&mut dsa, 13, 6), 6 << 8);
+    }
+
+    #[test]
+    fn completion_interrupts_go_through_msix_entry_0() {
+        let (mut dsa, mut machine) = device();
+        machine.msix(&mut dsa, 0, 0xfee0_0000, 0x31);
+        machine.command(&mut dsa, 13 | 1 << 11, 1);
+        assert_eq!(machine.messages(), [(0xfee0_0000, 0x31)]);
+        assert_eq!(dsa.bar0_read(0x98, 4), 2);
+        dsa.bar0_write(0x98, 4, 2, &mut machine);
+        assert_eq!(dsa.bar0_read(0x98, 4), 0);
+    }
+
+    #[test]
+    fn reset_masks_every_slot_and_forgets_all_but_configuration_space() {
+        let (mut dsa, mut machine) = device();
+        machine.ready(&mut dsa);
+        machine.ims(&mut dsa, 7, 0xfee0_0000, 0x40);
+        machine.command(&mut dsa, 13, 1);
+        assert_eq!(dsa.portal_write(0x2000, &nop().bytes()), PortalWrite::Queued);
+        assert_eq!(machine.command(&mut dsa, 5, 0), 0);
+        assert_eq!((dsa.bar0_read(0x4_0070, 8), dsa.bar0_read(0x4_0078, 8)), (0, 1 << 32));
+        assert_eq!((dsa.bar0_read(0x90, 4), dsa.bar0_read(0x1000, 8), dsa.bar0_read(0x2000, 8)), (0, 0, 0));
+        assert_eq!(machine.command(&mut dsa, 14, 1), 0x41);
+        assert!(!dsa.work(&mut machine));
+        assert_eq!(dsa.stats().descriptors, 0);
+        assert_eq!(dsa.config_read(4, 2), 6);
+    }
+
+    #[test]
+    fn drain_completes_and_abort_gives_up() {
+        let (mut dsa, mut machine) = device();
+        machine.ready(&mut dsa);
+        dsa.portal_write(0x2000, &nop().bytes());
+        dsa.portal_write(0x2000, &nop().bytes());
+        assert_eq!(machine.command(&mut dsa, 8, 1), 0);
+        assert_eq!(dsa.stats().descriptors, 2);
+        for (number, operand) in [(4, 0), (9, 1), (10, 1)] {
+            dsa.portal_write(0x2000, &nop().bytes());
+            assert_eq!(machine.command(&mut dsa, number, operand), 0);
+            assert!(!dsa.work(&mut machine));
+        }
+        assert_eq!(dsa.stats().descriptors, 2);
+    }
+
+    #[test]
+    fn abort_pasid_takes_only_that_pasid() {
+        let (mut dsa, mut machine) = device();
+        dsa.config_write(0x126, 2, 1, &mut machine);
+        machine.configure(&mut dsa);
+        dsa.bar0_write(0x2008, 4, 1 | 1 << 4 | 9 << 8 | 1 << 28, &mut machine);
+        machine.command(&mut dsa, 1, 0);
+        machine.command(&mut dsa, 6, 0);
+        dsa.portal_write(0x2000, &nop().bytes());
+        machine.command(&mut dsa, 12, 8);
+        machine.command(&mut dsa, 11, 9);
+        assert_eq!(dsa.stats().descriptors, 1);
+        dsa.portal_write(0x2000, &nop().bytes());
+        machine.command(&mut dsa, 12, 9);
+        assert!(!dsa.work(&mut machine));
+        assert_eq!(dsa.stats().descriptors, 1);
+    }
+}

@@ -1,0 +1,219 @@
+//! Engines: they take descriptors from the queues of their group, carry them out, and tell the outcome.
+
+use crate::descriptor::{Descriptor, Limits, Operation, Refusal};
+use crate::operation::{self, Completion, CrcMode};
+use crate::portal::Submission;
+use crate::spec::{self, GENCTRL_SOFTWARE_ERROR_INTERRUPT, flag, intcause, slot, status};
+use crate::swerr::Record;
+use crate::{Dsa, Fault, Table, Upstream};
+
+/// Bytes of a descriptor in a batch's list.
+const DESCRIPTOR: u64 = 64;
+
+/// Where a descriptor came from.
+#[derive(Clone, Copy)]
+struct Origin {
+    queue: usize,
+    table: Table,
+    pasid: Option<u32>,
+    limits: Limits,
+}
+
+/// Upstream as the function itself sees it: nothing passes while it is no bus master.
+struct Bus<'a> {
+    up: &'a mut dyn Upstream,
+    master: bool,
+    faults: u64,
+}
+
+impl Bus<'_> {
+    fn note(&mut self, outcome: Result<(), Fault>) -> Result<(), Fault> {
+        self.faults += u64::from(outcome.is_err());
+        outcome
+    }
+}
+
+impl Upstream for Bus<'_> {
+    fn read(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        let outcome = if self.master { self.up.read(address, buf) } else { Err(Fault) };
+        self.note(outcome)
+    }
+
+    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        let outcome = if self.master { self.up.write(address, data) } else { Err(Fault) };
+        self.note(outcome)
+    }
+}
+
+impl Dsa {
+    /// One round: every engine takes at most one descriptor from its group's queues, which are served in turn. Says whether
+    /// more is waiting.
+    pub fn work(&mut self, up: &mut dyn Upstream) -> bool {
+        if !self.registers.enabled() {
+            return false;
+        }
+        for group in 0..spec::GROUPS {
+            let engines = self.groups.get(group).map_or(0, |group| group.engines().count_ones());
+            for _ in 0..engines {
+                let Some(submission) = self.take(group) else { break };
+                self.carry_out(&submission, up);
+            }
+        }
+        self.next_queue = (self.next_queue + 1) % spec::WQS;
+        self.waiting()
+    }
+
+    /// Whether a queue that an engine serves has descriptors.
+    fn waiting(&self) -> bool {
+        let served = self.groups.iter().fold(0, |all, group| all | group.queues());
+        self.queues.iter().enumerate().any(|(n, queue)| served >> n & 1 != 0 && !queue.is_empty())
+    }
+
+    fn take(&mut self, group: usize) -> Option<Submission> {
+        let queues = self.groups.get(group)?.queues();
+        let order = (0..spec::WQS).map(|n| (self.next_queue + n) % spec::WQS);
+        let found =
+            order.filter(|n| queues >> n & 1 != 0).find(|n| self.queues.get(*n).is_some_and(|q| !q.is_empty()))?;
+        self.queues.get_mut(found)?.next()
+    }
+
+    fn carry_out(&mut self, submission: &Submission, up: &mut dyn Upstream) {
+        let Some(queue) = self.queues.get(submission.queue) else { return };
+        let descriptor = Descriptor::new(&submission.bytes);
+        let limits = Limits { max_transfer: queue.max_transfer(), max_batch: queue.max_batch(), in_batch: false };
+        let pasid = queue.pasid(descriptor.pasid());
+        let origin = Origin { queue: submission.queue, table: submission.table, pasid, limits };
+        self.run(&descriptor, &origin, up);
+    }
+
+    /// Carries out a descriptor and tells its outcome, which is also returned.
+    fn run(&mut self, descriptor: &Descriptor, origin: &Origin, up: &mut dyn Upstream) -> Completion {
+        let completion = match self.check(descriptor, origin) {
+            Ok(operation) => self.execute(operation, origin, up),
+            Err(refusal) => Completion { value: refusal.invalid_flags.into(), ..Completion::new(refusal.status, 0) },
+        };
+        self.stats.descriptors += 1;
+        self.complete(descriptor, origin, completion, up);
+        completion
+    }
+
+    fn check(&self, descriptor: &Descriptor, origin: &Origin) -> Result<Operation, Refusal> {
+        let refuse = |status| Refusal { status, invalid_flags: 0 };
+        let operation = descriptor.check(&origin.limits)?;
+        if descriptor.has(flag::CRAV) && !descriptor.completion().is_multiple_of(32) {
+            return Err(refuse(status::CRA_ALIGN));
+        }
+        if descriptor.has(flag::RCI) && !self.handle_valid(descriptor.handle(), origin) {
+            return Err(refuse(status::INT_HANDLE_INVAL));
+        }
+        Ok(operation)
+    }
+
+    /// The handle names an entry, and one of the descriptor's own PASID if the entry is bound to one.
+    fn handle_valid(&self, handle: u16, origin: &Origin) -> bool {
+        let index = usize::from(handle);
+        let (len, bound) = match origin.table {
+            Table::Msix => (self.msix.len(), self.msix_permissions.get(index).copied().and_then(permitted_pasid)),
+            Table::Ims => (self.ims.len(), self.ims.pasid(index)),
+        };
+        index < len && (bound.is_none() || bound == origin.pasid)
+    }
+
+    fn execute(&mut self, operation: Operation, origin: &Origin, up: &mut dyn Upstream) -> Completion {
+        if let Operation::Batch { list, count } = operation {
+            return self.batch(list, count, origin, up);
+        }
+        let mut bus = Bus { up, master: self.space.bus_master(), faults: 0 };
+        let completion = single(operation, &mut bus);
+        self.stats.faults += bus.faults;
+        self.stats.bytes += u64::from(completion.bytes);
+        completion
+    }
+
+    /// A batch: each descriptor of the list in turn. The record's "bytes completed" counts descriptors.
+    fn batch(&mut self, list: u64, count: u32, origin: &Origin, up: &mut dyn Upstream) -> Completion {
+        let limits = Limits { in_batch: true, ..origin.limits };
+        let inner = Origin { limits, ..*origin };
+        let mut failed = false;
+        for n in 0..count {
+            let address = list.wrapping_add(u64::from(n) * DESCRIPTOR);
+            let mut bytes = [0; DESCRIPTOR as usize];
+            let master = self.space.bus_master();
+            if (Bus { up, master, faults: 0 }).read(address, &mut bytes).is_err() {
+                self.stats.faults += 1;
+                return Completion { fault: address, ..Completion::new(status::BATCH_PAGE_FAULT, n) };
+            }
+            let descriptor = Descriptor::new(&bytes);
+            // A fence after a failure gives up the rest.
+            if failed && descriptor.has(flag::FENCE) {
+                return Completion::new(status::BATCH_FAIL, n);
+            }
+            failed |= !self.run(&descriptor, &inner, up).succeeded();
+        }
+        Completion::new(if failed { status::BATCH_FAIL } else { status::SUCCESS }, count)
+    }
+
+    /// Writes the completion record where one is wanted or an error needs one, then raises the interrupt.
+    fn complete(&mut self, descriptor: &Descriptor, origin: &Origin, done: Completion, up: &mut dyn Upstream) {
+        let place = descriptor.has(flag::CRAV) && descriptor.completion().is_multiple_of(32);
+        if place && (descriptor.has(flag::RCR) || done.status != status::SUCCESS) {
+            let master = self.space.bus_master();
+            if (Bus { up, master, faults: 0 }).write(descriptor.completion(), &done.bytes()).is_err() {
+                self.stats.faults += 1;
+                let lost = Completion { fault: descriptor.completion(), ..Completion::new(status::CRA_XLAT, 0) };
+                self.software_error(descriptor, origin, &lost, true, up);
+            }
+        } else if !place && !done.succeeded() {
+            let write = done.status & status::WRITE != 0;
+            self.software_error(descriptor, origin, &done, write, up);
+        }
+        if descriptor.has(flag::RCI) && self.handle_valid(descriptor.handle(), origin) {
+            self.raise(origin.table, descriptor.handle().into(), up);
+        }
+    }
+
+    fn software_error(
+        &mut self,
+        descriptor: &Descriptor,
+        origin: &Origin,
+        done: &Completion,
+        fault_write: bool,
+        up: &mut dyn Upstream,
+    ) {
+        self.swerr.record(&Record {
+            status: done.status & !status::WRITE,
+            queue: origin.queue,
+            opcode: descriptor.opcode(),
+            pasid: origin.pasid.unwrap_or(0),
+            invalid_flags: if done.status == status::INVALID_FLAGS { done.value as u32 } else { 0 },
+            fault: done.fault,
+            fault_write,
+        });
+        self.registers.intcause |= intcause::ERROR;
+        if self.registers.genctrl & GENCTRL_SOFTWARE_ERROR_INTERRUPT != 0 {
+            self.raise(Table::Msix, 0, up);
+        }
+    }
+}
+
+/// The PASID that an MSI-X entry's permission binds it to.
+fn permitted_pasid(permission: u32) -> Option<u32> {
+    (permission & slot::PASID_ENABLE != 0).then_some(permission >> slot::PASID_SHIFT)
+}
+
+/// Operations of one descriptor.
+fn single(operation: Operation, up: &mut dyn Upstream) -> Completion {
+    match operation {
+        // Descriptors complete in order, so a drain finds nothing before it.
+        Operation::Nop | Operation::Drain | Operation::Batch { .. } => Completion::new(status::SUCCESS, 0),
+        Operation::Move { source, destination, size } => operation::memmove(source, destination, size, up),
+        Operation::Fill { pattern, destination, size } => operation::fill(pattern, destination, size, up),
+        Operation::Compare { first, second, size, expected } => operation::compare(first, second, size, expected, up),
+        Operation::Crc { source, size, seed, bypass_reflection, bypass_data_reflection } => {
+            operation::crc(source, size, seed, CrcMode { bypass_reflection, bypass_data_reflection }, up)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
