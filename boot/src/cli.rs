@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ Exit codes:
 /// The first run fetches what is missing: the Rust target, and (without root, into cargo's target directory) an emulator
 /// with GRUB's tools. Later runs fetch nothing and start within seconds.
 #[derive(Debug, Parser)]
-#[command(name = "cargo boot", bin_name = "cargo boot --", version, after_help = AFTER_HELP)]
+#[command(name = "cargo boot", bin_name = "cargo boot", version, after_help = AFTER_HELP)]
 pub struct Options {
     /// The machine to boot on [default: kvm where /dev/kvm offers VMX to guests, else bochs]
     #[arg(long, value_enum)]
@@ -71,6 +72,12 @@ pub struct Options {
 }
 
 impl Options {
+    /// Reads the arguments, or ends the program with a message. The alias puts a `--` before them, so that both
+    /// `cargo boot --verbose` and `cargo boot -- --verbose` do what they say: a second `--` is passed over.
+    pub fn of_arguments(arguments: impl Iterator<Item = OsString>) -> Self {
+        Self::parse_from(without_separator(arguments))
+    }
+
     /// The machine's configuration; the plugin is still to come.
     pub fn config(&self) -> Config {
         Config {
@@ -90,6 +97,10 @@ impl Options {
         }
         self.guests.iter().map(|text| Wish::new(text).with_context(|| format!("--guest '{text}'"))).collect()
     }
+}
+
+fn without_separator(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    arguments.enumerate().filter(|(index, argument)| *index != 1 || argument != "--").map(|(_, argument)| argument)
 }
 
 /// A guest that was asked for.
@@ -152,6 +163,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_come_after_a_separator_of_their_own() {
+        for arguments in [vec!["x", "--", "--verbose"], vec!["x", "--verbose"]] {
+            let arguments = without_separator(arguments.into_iter().map(OsString::from));
+            assert!(Options::try_parse_from(arguments).unwrap().verbose);
+        }
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use imsvisor_boot::cli::{Options, Wish};
 use imsvisor_boot::image::{Firmware, Image, Module};
 use imsvisor_boot::machine::{self, Kind, kvm};
@@ -15,7 +14,7 @@ use imsvisor_boot::{cargo, prefix};
 const NOT_RUN: u8 = 3;
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = Options::of_arguments(std::env::args_os());
     let right = match &options.image {
         Some(_) => write_image(&options).map(|()| true),
         None => run(&options),

@@ -34,7 +34,7 @@ impl Apt {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// Fetches the lists of packages. Failing sources are no failure here: what lacks then is found later.
+    /// Fetches the lists of packages.
     pub fn update(&self, step: &mut Step) -> Result<()> {
         step.at("lists of packages");
         self.run(&["update"], step).map(drop)
@@ -51,24 +51,16 @@ impl Apt {
         let mut arguments = vec!["install", "--download-only", "--yes"];
         arguments.extend(packages);
         self.run(&arguments, step)?;
-        let archives = self.directory.join("cache/archives");
-        let entries = fs::read_dir(&archives).with_context(|| format!("cannot read {}", archives.display()))?;
-        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "deb"));
-        Ok(files)
+        packages_in(&self.directory.join("cache/archives"))
     }
 
-    /// Downloads a few packages by themselves and returns the files.
-    pub fn download_only(&self, packages: &[&str], step: &mut Step) -> Result<Vec<PathBuf>> {
-        let mut files = Vec::new();
-        let all = self.download(packages, step)?;
-        for package in packages {
-            let prefix = format!("{package}_");
-            let is_it =
-                |file: &&PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
-            files.extend(all.iter().find(is_it).cloned());
-        }
-        Ok(files)
+    /// Downloads packages by themselves into a directory; returns the files.
+    pub fn download_alone(&self, packages: &[&str], into: &Path, step: &mut Step) -> Result<Vec<PathBuf>> {
+        fs::create_dir_all(into).with_context(|| format!("cannot create {}", into.display()))?;
+        let mut arguments = vec!["download"];
+        arguments.extend(packages);
+        self.run_in(into, &arguments, step)?;
+        packages_in(into)
     }
 
     fn command(&self, program: &str) -> Command {
@@ -78,8 +70,12 @@ impl Apt {
     }
 
     fn run(&self, arguments: &[&str], step: &mut Step) -> Result<()> {
+        self.run_in(&self.directory, arguments, step)
+    }
+
+    fn run_in(&self, directory: &Path, arguments: &[&str], step: &mut Step) -> Result<()> {
         let mut command = self.command("apt-get");
-        command.args(["-qq", "-o", "APT::Status-Fd=1"]).args(arguments);
+        command.current_dir(directory).args(["-qq", "-o", "APT::Status-Fd=1"]).args(arguments);
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot start apt-get")?;
         let stderr = child.stderr.take();
@@ -100,6 +96,13 @@ impl Apt {
         }
         Ok(())
     }
+}
+
+fn packages_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "deb"));
+    Ok(files)
 }
 
 /// `dlstatus:number:percent:text`.

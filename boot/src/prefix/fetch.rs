@@ -153,8 +153,8 @@ fn other(directory: &Path, release: &Release, host: &[Source], step: &mut Step) 
 
 /// Debian's default mirror and its keys, out of packages that the host's own distribution has signed.
 fn debian_from(apt: &Apt, directory: &Path, step: &mut Step) -> Result<(String, PathBuf)> {
-    let files = apt.download_only(&["debootstrap", "debian-archive-keyring"], step)?;
-    let root = directory.join("debian-keys");
+    let files = apt.download_alone(&["debootstrap", "debian-archive-keyring"], &directory.join("alone"), step)?;
+    let root = directory.join("keys");
     for file in &files {
         unpack_one(file, &root)?;
     }
@@ -169,14 +169,11 @@ fn debian_from(apt: &Apt, directory: &Path, step: &mut Step) -> Result<(String, 
     Ok((mirror, keyring))
 }
 
-/// The Debian mirror in a script of debootstrap: `default_mirror URL` or `DEF_MIRROR="URL"`.
+/// The first address of a Debian archive in a script of debootstrap (`default_mirror URL`, `DEF_MIRROR="URL"`).
 fn mirror_in(script: &str) -> Option<String> {
-    let addresses = script.lines().filter_map(|line| {
-        let line = line.trim();
-        let rest = line.strip_prefix("default_mirror ").or_else(|| line.strip_prefix("DEF_MIRROR="))?;
-        Some(rest.trim().trim_matches('"'))
-    });
-    addresses.into_iter().find(|address| address.trim_end_matches('/').ends_with("/debian")).map(str::to_owned)
+    let is_separator = |c: char| c.is_whitespace() || "\"'=;".contains(c);
+    let mut addresses = script.split(is_separator).filter(|word| word.starts_with("http"));
+    addresses.find(|address| address.trim_end_matches('/').ends_with("/debian")).map(str::to_owned)
 }
 
 /// Unpacks packages with every core there is.
