@@ -52,7 +52,6 @@ impl Show {
     fn event(&mut self, event: &Event) -> Option<String> {
         let pairs = &event.pairs;
         let value = |key: &str| harmless(pairs.get(key).unwrap_or("?"));
-        let number = |key: &str| pairs.number(key).map_or_else(|| "?".to_owned(), grouped);
         match event.name.as_str() {
             "boot" => Some(style(format!("imsvisor {} is up", value("version"))).bold().to_string()),
             "machine" => Some(format!(
@@ -71,7 +70,7 @@ impl Show {
             "fault" => self.fault(pairs),
             // Shown in the report.
             "exits" | "interrupts" | "remap" | "done" => None,
-            name => Some(format!("{} {} {}", harmless(name), number("guest"), harmless(&pairs.to_string()))),
+            name => Some(format!("{} {}", harmless(name), harmless(&pairs.to_string()))),
         }
     }
 

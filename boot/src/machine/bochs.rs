@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus};
 use anyhow::{Context, Result};
 
 use super::run::Run;
-use super::{Config, IMAGE, PLUGIN_REPORT, SERIAL};
+use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL};
 use crate::prefix::{Bochs, Tools};
 
 const BIOS: &str = "bios.bin";
@@ -99,7 +99,7 @@ fn command(bochs: &Bochs, config: &Config, directory: &Path) -> Result<Command> 
 /// A directory with nothing but our plugin: Bochs tries every library that looks like one. A copy, so that a build during
 /// the run does not change it.
 fn own_directory(plugin: &Path, directory: &Path) -> Result<PathBuf> {
-    let own = directory.join("plugins");
+    let own = directory.join(PLUGINS);
     fs::create_dir(&own).context("cannot create the plugin's directory")?;
     fs::copy(plugin, own.join("libbx_ims.so")).with_context(|| format!("cannot copy {}", plugin.display()))?;
     Ok(own)

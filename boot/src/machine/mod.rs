@@ -112,6 +112,7 @@ pub fn boot(paths: &Paths, tools: &Tools, config: &Config, hypervisor: &Path, gu
 /// Names of files in a run's directory. The machine is started there, so that no path needs quoting.
 const IMAGE: &str = "image.iso";
 const SERIAL: &str = "serial.log";
+const PLUGINS: &str = "plugins";
 const PLUGIN_REPORT: &str = "plugin.report";
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::{fmt, thread};
 use anyhow::{Context, Result};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::{Config, PLUGIN_REPORT, SERIAL};
+use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL};
 use crate::event::{Line, parse_number};
 use crate::report::Summary;
 
@@ -131,6 +131,9 @@ impl Run {
     /// Follows the run to its end and tells what came of it.
     pub fn finish(mut self) -> Outcome {
         while self.next().is_some() {}
+        if self.end.as_ref().is_some_and(End::is_right) {
+            self.tidy();
+        }
         Outcome {
             plugin: plugin_report(&self.directory.join(PLUGIN_REPORT)),
             with_plugin: self.with_plugin,
@@ -139,6 +142,13 @@ impl Run {
             end: self.end.clone().unwrap_or(End::Off),
             wall: self.began.elapsed(),
         }
+    }
+
+    /// Removes what is large and only of use for a second look at a run that went wrong.
+    fn tidy(&self) {
+        // What is not there need not be removed.
+        let _ = fs::remove_file(self.directory.join(IMAGE));
+        let _ = fs::remove_dir_all(self.directory.join(PLUGINS));
     }
 
     /// Takes what is new on the console.
