@@ -25,7 +25,7 @@ const LARGE_PAGE: u64 = 2 << 20;
 
 /// Entry `index` of table `table` (0 to 5). What lies behind the RAM's end of the layout is uncacheable.
 pub fn page_table_entry(table: u64, index: u64) -> u64 {
-    let next = |table: u64| PAGE_TABLES.as_u64() + table * PAGE_SIZE | PRESENT_WRITABLE;
+    let next = |table: u64| (PAGE_TABLES.as_u64() + table * PAGE_SIZE) | PRESENT_WRITABLE;
     match (table, index) {
         (0, 0) => next(1),
         (1, 0..=3) => next(2 + index),
