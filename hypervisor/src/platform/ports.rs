@@ -9,7 +9,7 @@ use core::{
 use hcall_abi::{Status, Target};
 use spin::Mutex;
 
-use super::{assign, delivery::Vectors};
+use super::{assign, delivery::Vectors, machine::Machine};
 use crate::{
     addr::{Bdf, Gpa, Hpa},
     event,
@@ -41,9 +41,8 @@ struct Attachment {
 
 /// The machine below the service.
 pub struct MachinePorts {
-    units: Vec<Unit>,
-    /// Which unit serves a function.
-    unit_of: fn(Bdf) -> Option<usize>,
+    machine: &'static Machine,
+    units: Vec<Option<Unit>>,
     vectors: Vectors,
     attachments: Mutex<Vec<Attachment>>,
     strays: AtomicU64,
@@ -51,11 +50,11 @@ pub struct MachinePorts {
 }
 
 impl MachinePorts {
-    /// With the units that are up, a way to tell which of them serves a function, and the processor's vectors.
-    pub fn new(units: Vec<Unit>, unit_of: fn(Bdf) -> Option<usize>, vectors: Vectors) -> Self {
+    /// With the machine's units, in its order, as far as they are up, and the processor's vectors.
+    pub fn new(machine: &'static Machine, units: Vec<Option<Unit>>, vectors: Vectors) -> Self {
         Self {
+            machine,
             units,
-            unit_of,
             vectors,
             attachments: Mutex::new(Vec::new()),
             strays: AtomicU64::new(0),
@@ -68,9 +67,25 @@ impl MachinePorts {
         &self.vectors
     }
 
-    /// The units.
-    pub fn units(&self) -> &[Unit] {
-        &self.units
+    /// The units that are up.
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.units.iter().flatten()
+    }
+
+    /// Whether a unit that is up serves the function.
+    pub fn covers(&self, bdf: Bdf) -> bool {
+        self.unit(bdf).is_some()
+    }
+
+    /// Whether a guest has the function.
+    pub fn is_attached(&self, bdf: Bdf) -> bool {
+        self.attachments.lock().iter().any(|attachment| attachment.bdf == bdf)
+    }
+
+    /// The unit that serves a function, and its number.
+    fn unit(&self, bdf: Bdf) -> Option<(usize, &Unit)> {
+        let number = self.machine.unit_of(bdf)?;
+        Some((number, self.units.get(number)?.as_ref()?))
     }
 
     /// Counts an interrupt that nobody was waiting for.
@@ -85,8 +100,7 @@ impl MachinePorts {
 
     /// Confines a function's DMA to a guest's memory, at the guest's own addresses.
     pub fn attach(&self, bdf: Bdf, ram: &Ram) -> Result<(), assign::Refusal> {
-        let number = (self.unit_of)(bdf).ok_or(assign::Refusal::NoRemapping)?;
-        let unit = self.units.get(number).ok_or(assign::Refusal::NoRemapping)?;
+        let (number, unit) = self.unit(bdf).ok_or(assign::Refusal::NoRemapping)?;
         let mut domain = unit.create_domain().map_err(|_| assign::Refusal::OutOfMemory)?;
         // SAFETY: the memory is the guest's, whose function it is; it is freed only after `detach` has succeeded.
         let mapped = unsafe { unit.map(&mut domain, Gpa::new(0), ram.base(), ram.len(), true) };
@@ -105,14 +119,14 @@ impl MachinePorts {
         let mut attachments = self.attachments.lock();
         let Some(index) = attachments.iter().position(|attachment| attachment.bdf == bdf) else { return true };
         let Attachment { unit, mut domain, .. } = attachments.swap_remove(index);
-        let Some(unit) = self.units.get(unit) else { return false };
+        let Some(unit) = self.units.get(unit).and_then(Option::as_ref) else { return false };
         let detached = unit.detach(bdf, &mut domain).and_then(|()| unit.destroy_domain(domain));
         detached.inspect_err(|error| log::error!("{bdf}: cannot be detached: {error:?}")).is_ok()
     }
 
     /// Tells of the faults that the units have recorded, and takes them.
     pub fn report_faults(&self) {
-        for unit in &self.units {
+        for unit in self.units() {
             if unit.take_faults(|fault| self.tell(&fault)) {
                 log::warn!("a remapping unit had more faults than it has records");
             }
@@ -140,7 +154,7 @@ impl MachinePorts {
 
     /// The unit of an entry, and the entry's index there.
     fn entry(&self, entry: EntryIndex) -> Option<(&Unit, u16)> {
-        Some((self.units.get((entry.0 >> UNIT_SHIFT) as usize)?, entry.0 as u16))
+        Some((self.units.get((entry.0 >> UNIT_SHIFT) as usize)?.as_ref()?, entry.0 as u16))
     }
 }
 
@@ -167,8 +181,7 @@ impl Remap for MachinePorts {
     }
 
     fn reserve(&self, requester: Bdf) -> Result<EntryIndex, Status> {
-        let number = (self.unit_of)(requester).ok_or(Status::Unsupported)?;
-        let unit = self.units.get(number).ok_or(Status::Unsupported)?;
+        let (number, unit) = self.unit(requester).ok_or(Status::Unsupported)?;
         let index = unit.reserve(requester).map_err(status)?;
         Ok(EntryIndex((number as u32) << UNIT_SHIFT | u32::from(index)))
     }
@@ -186,7 +199,7 @@ impl Remap for MachinePorts {
     }
 
     fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status> {
-        for (number, unit) in (0..).zip(&self.units) {
+        for (number, unit) in (0..).zip(&self.units).filter_map(|(number, unit)| Some((number, unit.as_ref()?))) {
             let own = entries.iter().filter(move |entry| entry.0 >> UNIT_SHIFT == number);
             unit.flush_entries(own.map(|entry| entry.0 as u16)).map_err(|_| Status::HardwareError)?;
         }
