@@ -17,8 +17,8 @@ use crate::{
     ept::{self, Ept},
     guest::memory_map::BarAllocator,
     ims::{DeviceSpec, Domain, StoreName, StoreSpec},
-    memory::{FrameSource, Mmio, Registers},
-    pci::{self, Bar, ConfigSpace, Function},
+    memory::{FrameSource, Mmio},
+    pci::{self, Bar, Function},
     vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
 };
 

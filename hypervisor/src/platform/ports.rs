@@ -211,7 +211,7 @@ impl Remap for MachinePorts {
     }
 
     fn message(&self, entry: EntryIndex) -> Message {
-        let (address, data) = vtd::irt::message(entry.0 as u16);
+        let (address, data) = vtd::message(entry.0 as u16);
         Message { address, data }
     }
 }

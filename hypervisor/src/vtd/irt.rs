@@ -233,10 +233,25 @@ fn legal(vector: u8) -> Result<u128, Error> {
 
 /// CMPXCHG16B: returns what was found.
 ///
+/// Written out, because the compiler's own becomes a library call where it is inlined into code for processors without it.
+///
 /// # Safety
 /// The processor has it, and `at` is valid, 16-byte aligned and accessed atomically.
-#[target_feature(enable = "cmpxchg16b")]
 unsafe fn compare_exchange(at: *mut u128, old: u128, new: u128) -> u128 {
-    // SAFETY: the caller vouches for it.
-    unsafe { core::arch::x86_64::cmpxchg16b(at, old, new, Ordering::SeqCst, Ordering::SeqCst) }
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: the caller vouches for `at`. RBX is the compiler's own, so it is exchanged in and out.
+    unsafe {
+        core::arch::asm!(
+            "xchg rbx, {new_low}",
+            "lock cmpxchg16b [{at}]",
+            "mov rbx, {new_low}",
+            new_low = inout(reg) new as u64 => _,
+            at = in(reg) at,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }
