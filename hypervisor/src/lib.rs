@@ -5,8 +5,8 @@
 //! | layer | rooms |
 //! |---|---|
 //! | L0 words | [`addr`] |
-//! | L1 machine | [`console`], [`memory`], [`acpi`], [`pci`] |
-//! | L2 hardware | [`cpu`], [`apic`], [`vtd`], [`ept`], [`vmx`] |
+//! | L1 machine | [`apic`], [`cpu`], [`console`], [`memory`], [`acpi`], [`pci`] |
+//! | L2 hardware | [`vtd`], [`ept`], [`vmx`] |
 //! | L2 pure | [`ims`] (the service), [`vdev`] (the guest's virtual devices) |
 //! | L3 guests | [`guest`] (building one), [`exits`] (serving it) |
 //! | L4 | [`platform`]: the ports of the service on this hardware, the run loop |

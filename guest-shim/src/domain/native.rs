@@ -20,6 +20,11 @@ pub struct SlotState {
     target: Option<Target>,
 }
 
+impl SlotState {
+    /// A slot that was never used: what an array of them begins with.
+    pub const FREE: Self = Self { generation: 0, taken: false, unmasked: false, target: None };
+}
+
 /// A device's interrupts, programmed into its store.
 #[derive(Debug)]
 pub struct NativeDomain<'a, S> {

@@ -8,7 +8,7 @@ mod bytes;
 pub mod dmar;
 pub mod madt;
 pub mod mcfg;
-mod tables;
+pub mod tables;
 
 pub use dmar::{Dmar, DmarError, Drhd, Rmrr, Scope, ScopeKind};
 pub use madt::{Processor, processors};

@@ -1,17 +1,19 @@
 //! A guest that runs, or waits.
 
-use alloc::vec::Vec;
+use alloc::{sync::Arc, vec::Vec};
 
-use super::{memory::FRAMES, outside::Outside, world::World};
+use super::{
+    assign::Assigned, memory::FRAMES, outside::{Outside, Reach}, ports::MachineService, world::World,
+};
 use crate::{
     addr::Hpa,
     cpu,
     ept::Ept,
     event,
-    exits::{Devices, EndReason},
-    ims::GuestId,
+    exits::{Context, Devices, EndReason, Next, dispatch},
+    ims::{Domain, GuestId},
     memory::{FrameSource, Ram},
-    vmx::{Vcpu, exit::Reason},
+    vmx::{Exit, Vcpu, exit::Reason, fields, instr, vcpu},
 };
 
 /// Exit reasons that are counted: all that the processor can give, in 16 bits, end far below this.
@@ -50,6 +52,65 @@ impl Counts {
     }
 }
 
+/// What a guest holds of the machine, apart from its processor. It is given back when this is dropped: interrupts first, then the
+/// devices' ways to memory, then memory.
+pub struct Holdings {
+    service: &'static MachineService,
+    /// Its memory.
+    pub ram: Option<Ram>,
+    /// Its extended page tables.
+    pub ept: Option<Ept>,
+    /// Frames that are its own besides: VMCS, bitmaps, shadows; first frame and number.
+    pub frames: Vec<(Hpa, u64)>,
+    /// The functions assigned to it.
+    pub functions: Vec<Assigned>,
+    /// Its interrupt domain.
+    pub domain: Option<Arc<Domain>>,
+}
+
+impl Holdings {
+    /// Nothing.
+    pub fn new(service: &'static MachineService) -> Self {
+        Self { service, ram: None, ept: None, frames: Vec::new(), functions: Vec::new(), domain: None }
+    }
+}
+
+impl Drop for Holdings {
+    fn drop(&mut self) {
+        for function in &self.functions {
+            function.quiesce();
+        }
+        if let Some(domain) = self.domain.take() {
+            self.service.detach(&domain);
+        }
+        let mut detached = true;
+        for function in self.functions.drain(..) {
+            detached &= function.release(self.service.ports());
+        }
+        let (ept, ram) = (self.ept.take(), self.ram.take());
+        if let Some(ept) = &ept {
+            instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
+        }
+        if !detached {
+            log::error!("a device could not be detached: the memory that it could reach is given up");
+            return;
+        }
+        // SAFETY: the guest's VMCS was cleared before this is dropped, cached translations are dropped, and the devices are detached
+        // and flushed, so nothing leads to these frames any more.
+        unsafe {
+            if let Some(ept) = ept {
+                ept.free(&FRAMES);
+            }
+            if let Some(ram) = ram {
+                ram.free(&FRAMES);
+            }
+            for (base, count) in self.frames.drain(..) {
+                FRAMES.free(base, count);
+            }
+        }
+    }
+}
+
 /// A guest with one virtual processor.
 pub struct Guest {
     /// Which.
@@ -62,14 +123,10 @@ pub struct Guest {
     pub world: World,
     /// Its virtual devices.
     pub devices: Devices,
-    /// Its memory.
-    pub ram: Ram,
-    /// Everything else it can reach.
+    /// Its console, and what it finds outside of its memory.
     pub outside: Outside,
-    /// Its extended page tables.
-    pub ept: Ept,
-    /// Frames that are its own besides: VMCS, bitmaps, shadows; first frame and number.
-    pub frames: Vec<(Hpa, u64)>,
+    /// What it holds of the machine.
+    pub holdings: Holdings,
     /// What happened so far.
     pub counts: Counts,
     /// Whether its start has been told.
@@ -82,6 +139,27 @@ impl Guest {
         &self.outside.name
     }
 
+    /// Serves an exit. `xcr0_supported` are the bits that it may set in XCR0.
+    pub fn serve(&mut self, exit: Exit, xcr0_supported: u64) -> Next {
+        let Holdings { service, ram: Some(ram), functions, domain: Some(domain), .. } = &mut self.holdings else {
+            return Next::End(EndReason::Killed("it has no memory"));
+        };
+        let mut reach = Reach { outside: &mut self.outside, functions, service, domain };
+        let mut context = Context {
+            vcpu: &mut self.vcpu,
+            devices: &mut self.devices,
+            ram,
+            xcr0: (&mut self.world.fpu.xcr0, xcr0_supported),
+            platform: &mut reach,
+        };
+        dispatch::serve(&mut context, exit)
+    }
+
+    /// Whether an interrupt could wake it from HLT: RFLAGS.IF.
+    pub fn can_wake(&self) -> bool {
+        self.vcpu.read(fields::GUEST_RFLAGS) & vcpu::rflags::IF != 0
+    }
+
     /// Tells that the guest starts, once, right before its first instruction. `epoch` is the TSC at the hypervisor's entry.
     pub fn announce(&mut self, epoch: u64) {
         if !self.announced {
@@ -90,7 +168,7 @@ impl Guest {
                 "guest-start guest={} name={} memory_mib={} entry_instructions={}",
                 self.id.0,
                 self.name(),
-                self.ram.len() >> 20,
+                self.holdings.ram.as_ref().map_or(0, Ram::len) >> 20,
                 cpu::tsc().wrapping_sub(epoch)
             );
         }
@@ -98,7 +176,6 @@ impl Guest {
 
     /// Tells how it ended, and what it did.
     pub fn report(&mut self, reason: EndReason) {
-        use crate::exits::Platform;
         let Self { devices, outside, .. } = self;
         devices.uart.flush(&mut |line| outside.console(line));
         if let EndReason::Killed(why) = reason {
@@ -109,7 +186,7 @@ impl Guest {
             self.vcpu.dump();
         }
         self.report_exits();
-        let domain = self.outside.domain.counters();
+        let domain = self.holdings.domain.as_ref().map(|domain| domain.counters()).unwrap_or_default();
         event!(
             "interrupts guest={} delivered={} merged={} dropped={} hypercalls={} trapped_writes={} refused={}",
             self.id.0,
@@ -140,35 +217,11 @@ impl Guest {
         event!("exits guest={}{line}", self.id.0);
     }
 
-    /// Gives back everything that the guest held: interrupts first, then its devices' ways to memory, then the memory.
+    /// Gives back everything that the guest held.
     pub fn tear_down(self) {
-        let Self { vcpu, ram, outside, ept, frames, devices, .. } = self;
-        let Outside { functions, service, domain, .. } = outside;
-        for function in &functions {
-            function.quiesce();
-        }
-        service.detach(&domain);
-        let mut reachable = false;
-        for function in functions {
-            reachable |= !function.release(service.ports());
-        }
-        // Before its EPT goes, the processor forgets what it cached of it.
-        let eptp = ept.pointer();
+        let Self { vcpu, holdings, .. } = self;
+        // The frame of the VMCS is among the holdings.
         vcpu.retire().unwrap_or_else(|failure| panic!("VMCLEAR: {failure}"));
-        crate::vmx::instr::invept(eptp).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
-        drop(devices);
-        if reachable {
-            log::error!("a device of guest memory could not be detached: the memory is given up");
-            return;
-        }
-        // SAFETY: the VMCS is cleared and cached translations are dropped, the devices are detached and flushed, so nothing leads to
-        // the guest's frames any more.
-        unsafe {
-            ept.free(&FRAMES);
-            ram.free(&FRAMES);
-            for (base, count) in frames {
-                FRAMES.free(base, count);
-            }
-        }
+        drop(holdings);
     }
 }

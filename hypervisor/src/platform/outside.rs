@@ -1,13 +1,14 @@
 //! What a guest's exits reach outside of the guest: its console, its devices, the service.
 
-use alloc::{string::String, sync::Arc, vec::Vec};
+use alloc::{string::String, sync::Arc};
 use core::ptr::{read_volatile, write_volatile};
 
-use hcall_abi::Status;
+use hcall_abi::{DeviceId, Status};
 
 use super::{
     assign::Assigned,
     ports::MachineService,
+    start::by_id,
     windows::{Kind, Windows},
 };
 use crate::{
@@ -22,36 +23,41 @@ use crate::{
 /// Lines that a guest may write before the hypervisor stops showing them: a guest cannot bury the others' (XSA-96).
 const CONSOLE_LINES: u32 = 10_000;
 
-/// Everything outside of one guest that the guest can reach.
+/// A guest's console and windows.
 pub struct Outside {
     /// The guest's name, before each line of its console.
     pub name: String,
-    /// Where things are.
-    pub windows: Windows,
-    /// The functions assigned to it.
-    pub functions: Vec<Assigned>,
-    /// The service, and the guest's domain in it.
-    pub service: &'static MachineService,
-    /// Its interrupt domain.
-    pub domain: Arc<Domain>,
+    windows: Windows,
     lines: u32,
 }
 
 impl Outside {
-    /// For a guest named `name`.
-    pub fn new(
-        name: String,
-        windows: Windows,
-        functions: Vec<Assigned>,
-        service: &'static MachineService,
-        domain: Arc<Domain>,
-    ) -> Self {
-        Self { name, windows, functions, service, domain, lines: 0 }
+    /// Shows a line of the guest's console.
+    pub fn console(&mut self, line: &str) {
+        self.lines = self.lines.saturating_add(1);
+        if self.lines < CONSOLE_LINES {
+            console::line(format_args!("[{}] {line}", self.name));
+        } else if self.lines == CONSOLE_LINES {
+            log::warn!("guest {} has written {CONSOLE_LINES} lines; no more are shown", self.name);
+        }
     }
 
-    fn assigned(&mut self, id: hcall_abi::DeviceId) -> Option<&mut Assigned> {
-        self.functions.iter_mut().find(|assigned| assigned.id == id)
+    /// For a guest named `name`.
+    pub fn new(name: String, windows: Windows) -> Self {
+        Self { name, windows, lines: 0 }
     }
+}
+
+/// Everything outside of one guest that the guest can reach.
+pub struct Reach<'a> {
+    /// Its console and windows.
+    pub outside: &'a mut Outside,
+    /// The functions assigned to it.
+    pub functions: &'a mut [Assigned],
+    /// The service.
+    pub service: &'static MachineService,
+    /// Its interrupt domain.
+    pub domain: &'a Arc<Domain>,
 }
 
 /// The guest's memory, as the service wants it.
@@ -67,24 +73,19 @@ impl GuestMemory for Memory<'_> {
     }
 }
 
-impl Platform for Outside {
+impl Platform for Reach<'_> {
     fn console(&mut self, line: &str) {
-        self.lines = self.lines.saturating_add(1);
-        if self.lines < CONSOLE_LINES {
-            console::line(format_args!("[{}] {line}", self.name));
-        } else if self.lines == CONSOLE_LINES {
-            log::warn!("guest {} has written {CONSOLE_LINES} lines; no more are shown", self.name);
-        }
+        self.outside.console(line);
     }
 
     fn pci(&mut self, function: Bdf, effect: Effect) {
-        if let Some(assigned) = self.assigned(hcall_abi::DeviceId(function.0)) {
+        if let Some(assigned) = by_id(self.functions, DeviceId(function.0)) {
             assigned.configure(effect);
         }
     }
 
     fn mmio_read(&mut self, bus: &VirtualBus, gpa: Gpa, bytes: u8) -> u64 {
-        match self.windows.find(gpa) {
+        match self.outside.windows.find(gpa) {
             Some((Kind::Store { shadow, .. }, offset)) => read_device(shadow, offset, bytes),
             Some((Kind::Registers { base, .. }, offset)) => read_device(base, offset, bytes),
             Some((Kind::Ecam, offset)) => {
@@ -96,17 +97,16 @@ impl Platform for Outside {
     }
 
     fn mmio_write(&mut self, bus: &mut VirtualBus, gpa: Gpa, bytes: u8, value: u64) {
-        match self.windows.find(gpa) {
+        match self.outside.windows.find(gpa) {
             Some((Kind::Store { device, name, .. }, offset)) => {
                 // The service counts what it refuses. A guest is not told, as hardware would not.
-                let _ = self.service.store_write(&self.domain, device, name, offset, bytes, value);
+                let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
             }
             Some((Kind::Registers { device, base, commands }, offset)) => {
                 write_device(base, offset, bytes, value);
                 if commands {
-                    let (service, domain) = (self.service, self.domain.clone());
-                    if let Some(assigned) = self.assigned(device) {
-                        assigned.command_written(offset, bytes, value, service, &domain);
+                    if let Some(assigned) = by_id(self.functions, device) {
+                        assigned.command_written(offset, bytes, value, self.service, self.domain);
                     }
                 }
             }
@@ -120,7 +120,7 @@ impl Platform for Outside {
     }
 
     fn hypercall(&mut self, ram: &Ram, number: u64, arguments: [u64; 4]) -> u64 {
-        self.service.hypercall(&self.domain, number, arguments, &Memory(ram))
+        self.service.hypercall(self.domain, number, arguments, &Memory(ram))
     }
 }
 

@@ -12,8 +12,7 @@ use super::{
 use crate::{
     apic, console,
     cpu::{self, fpu::Xsave, interrupts},
-    exits::{Context, EndReason, Next, dispatch},
-    ims::Delivery,
+    exits::{EndReason, Next},
     vdev::x2apic::Accepted,
     vmx::{Event, EventKind, Host, fields},
 };
@@ -147,18 +146,12 @@ impl Runner {
                 }
             };
             guest.counts.exit(number);
-            let mut context = Context {
-                vcpu: &mut guest.vcpu,
-                devices: &mut guest.devices,
-                ram: &guest.ram,
-                xcr0: (&mut guest.world.fpu.xcr0, self.xsave.supported()),
-                platform: &mut guest.outside,
-            };
-            match dispatch::serve(&mut context, exit) {
+            let next = guest.serve(exit, self.xsave.supported());
+            match next {
                 Next::Run => {}
                 Next::Halt => {
-                    if self.halt(index)? {
-                        return None;
+                    if !self.halt(index) {
+                        return (!self.guests[index].can_wake()).then_some(EndReason::Halted);
                     }
                 }
                 Next::End(reason) => return Some(reason),
@@ -169,16 +162,16 @@ impl Runner {
         }
     }
 
-    /// The guest waits for an interrupt. `Some(true)` when there is none yet; `None` would be its end, which `slice` reports.
-    fn halt(&mut self, index: usize) -> Option<bool> {
+    /// The guest waits for an interrupt. Returns whether there is one already, so that it goes on.
+    fn halt(&mut self, index: usize) -> bool {
         interrupts::poll();
         self.deliver();
         let guest = &mut self.guests[index];
-        if guest.devices.apic.pending().is_some() {
-            return Some(false);
+        let wakes = guest.can_wake() && guest.devices.apic.pending().is_some();
+        if !wakes {
+            guest.state = State::Halted;
         }
-        guest.state = State::Halted;
-        Some(true)
+        wakes
     }
 
     /// Nobody can run: waits for an interrupt, or for the next timer of a guest.

@@ -1,1 +1,25 @@
-//! To be written.
+//! VT-d remapping units: interrupts (with posting) and DMA, legacy mode.
+//!
+//! [`Remapper`] is the unit as others use it; the files below it are its parts.
+
+mod capabilities;
+mod coherence;
+mod dma;
+mod domain;
+mod error;
+mod fault;
+mod irt;
+mod queue;
+mod remapper;
+pub mod spec;
+mod unit;
+
+pub use capabilities::Capabilities;
+pub use coherence::Coherence;
+pub use domain::Domain;
+pub use error::{Error, QueueError, Refusal};
+pub use fault::{Fault, Reason, Request};
+pub use irt::{InterruptTable, Route, message};
+pub use queue::CAPACITY as QUEUE_CAPACITY;
+pub use remapper::{Config, Remapper, Statistics};
+pub use unit::Unit;

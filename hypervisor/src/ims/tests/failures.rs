@@ -191,3 +191,21 @@ fn map_fails_whole_when_nothing_can_be_flushed() {
     assert_eq!(bench.service.reclaim(), 0);
     assert_eq!(bench.machine().used(), (0, 0));
 }
+
+#[test]
+fn an_entry_that_is_not_surely_flushed_waits_masked_for_a_flush() {
+    let bench = Bench::new();
+    let handle = mapped(&bench);
+    bench.machine().fail(1, usize::MAX);
+    assert_eq!(bench.retarget(handle, target(1, 0x41)), Err(Status::HardwareError));
+    assert_eq!(bench.fire(handle.index()), None, "neither the old place nor the new one is sure");
+    assert_eq!(bench.on(Call::Unmask, handle), Err(Status::HardwareError));
+    assert_eq!(bench.machine().used(), (1, 2), "the cache may have either route");
+    bench.machine().mend();
+    bench.machine().log();
+    assert_eq!(bench.on(Call::Unmask, handle), Ok(0));
+    assert_eq!(bench.machine().log(), [machine::Op::Flush(vec![0]), machine::Op::Write(0, Field::Ctrl, 0)]);
+    assert_eq!(bench.fire(handle.index()), Some(target(0, 0x40)));
+    assert_eq!(bench.service.reclaim(), 0);
+    assert_eq!(bench.machine().used(), (1, 1));
+}

@@ -51,14 +51,4 @@ impl<const BYTES: usize> DmaBuffer<BYTES> {
     pub fn fill(&self, offset: usize, size: usize, value: u64) {
         (offset..offset + size).step_by(8).for_each(|at| self.write(at, value));
     }
-
-    /// The whole buffer.
-    ///
-    /// # Safety
-    /// Nobody else uses the buffer as long as the borrow lives.
-    #[expect(clippy::mut_from_ref, reason = "the caller has it alone")]
-    pub unsafe fn as_mut(&self) -> &mut [u8; BYTES] {
-        // SAFETY: the caller's promise.
-        unsafe { &mut *self.0.get() }
-    }
 }

@@ -3,7 +3,7 @@
 
 use core::cell::UnsafeCell;
 
-use super::{Guest, apic, exit, interrupts, physical::PhysicalMemory};
+use super::{Guest, apic, exit, interrupts, physical::PhysicalMemory, take_once::TakeOnce};
 use crate::boot_params::BootParams;
 
 const STACK_SIZE: usize = 64 * 1024;
@@ -62,11 +62,10 @@ unsafe extern "Rust" {
 }
 
 extern "C" fn enter(boot_params: u64) -> ! {
-    static COMMAND_LINE: super::dma::DmaBuffer<COMMAND_LINE_SIZE> = super::dma::DmaBuffer::new();
+    static COMMAND_LINE: TakeOnce<[u8; COMMAND_LINE_SIZE]> = TakeOnce::new([0; COMMAND_LINE_SIZE]);
     interrupts::load();
     apic::enable();
     let boot = BootParams::new(PhysicalMemory, boot_params);
-    // SAFETY: the only borrow of this buffer, made once.
-    let command_line = boot.command_line(unsafe { COMMAND_LINE.as_mut() });
+    let command_line = boot.command_line(COMMAND_LINE.take());
     exit(guest_main(&Guest { boot, command_line }))
 }

@@ -4,6 +4,7 @@
 //! that is enabled, a 16550 at port 0x3F8, and the exit port 0xF4.
 
 pub mod apic;
+pub mod assigned;
 pub mod config;
 pub mod console;
 pub mod device;
@@ -14,6 +15,7 @@ pub mod idle;
 pub mod interrupts;
 pub mod physical;
 pub mod port;
+pub mod take_once;
 pub mod vector;
 
 use crate::boot_params::BootParams;

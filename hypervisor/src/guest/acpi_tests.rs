@@ -1,0 +1,99 @@
+use super::*;
+use ::acpi::madt::{Madt, MadtEntry};
+use ::acpi::{AcpiHandler, AcpiTables, PhysicalMapping, fadt::Fadt, mcfg::Mcfg};
+use core::ptr::NonNull;
+use std::sync::Arc;
+
+/// Guest memory from [`map::ACPI`] on.
+#[derive(Clone)]
+struct Memory(Arc<Vec<u8>>);
+
+impl Memory {
+    fn new(vcpus: u32) -> Self {
+        let mut bytes = tables(vcpus);
+        bytes.resize((map::ACPI_END.as_u64() - map::ACPI.as_u64()) as usize, 0);
+        Self(Arc::new(bytes))
+    }
+
+    fn tables(&self) -> AcpiTables<Self> {
+        // SAFETY: every mapping is checked against the memory, which lives as long as the handler.
+        unsafe { AcpiTables::from_rsdp(self.clone(), map::ACPI.as_u64() as usize) }.unwrap()
+    }
+
+    fn bytes(&self, address: usize, len: usize) -> &[u8] {
+        let start = address.checked_sub(map::ACPI.as_u64() as usize).expect("below the tables");
+        &self.0[start..start + len]
+    }
+}
+
+impl AcpiHandler for Memory {
+    unsafe fn map_physical_region<T>(&self, address: usize, size: usize) -> PhysicalMapping<Self, T> {
+        let start = NonNull::from(self.bytes(address, size)).cast();
+        // SAFETY: `size` bytes are there, and the memory lives as long as this handler, which the mapping holds.
+        unsafe { PhysicalMapping::new(address, start, size, size, self.clone()) }
+    }
+
+    fn unmap_physical_region<T>(_: &PhysicalMapping<Self, T>) {}
+}
+
+#[test]
+fn an_independent_reader_finds_every_table_with_a_right_checksum() {
+    let tables = Memory::new(3).tables();
+    let found: Vec<_> = tables.headers().map(|header| header.signature.as_str().to_owned()).collect();
+    assert_eq!(found, ["FACP", "APIC", "MCFG"]);
+    let fadt = tables.find_table::<Fadt>().unwrap();
+    fadt.validate().unwrap();
+    let flags = fadt.flags;
+    assert!(flags.system_is_hw_reduced_acpi() && flags.supports_system_reset_via_fadt());
+    assert_eq!(fadt.reset_register().unwrap().address, 0xcf9);
+}
+
+#[test]
+fn there_is_one_enabled_x2apic_for_each_vcpu() {
+    let tables = Memory::new(3).tables();
+    let madt = tables.find_table::<Madt>().unwrap();
+    assert!(!madt.get().supports_8259());
+    let ids: Vec<u32> = madt
+        .get()
+        .entries()
+        .map(|entry| match entry {
+            MadtEntry::LocalX2Apic(apic) => {
+                let (flags, id, uid) = (apic.flags, apic.x2apic_id, apic.processor_uid);
+                assert_eq!((flags, uid), (1, id));
+                id
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(ids, [0, 1, 2]);
+}
+
+#[test]
+fn configuration_space_of_bus_0_is_named() {
+    let tables = Memory::new(1).tables();
+    let mcfg = tables.find_table::<Mcfg>().unwrap();
+    let [entry] = mcfg.entries() else { panic!("one window") };
+    let (base, first, last) = (entry.base_address, entry.bus_number_start, entry.bus_number_end);
+    assert_eq!((base, first, last), (map::ECAM.as_u64(), 0, 0));
+}
+
+/// Its meaning was checked with ACPICA's `iasl`: no AML interpreter builds with a stable compiler.
+#[test]
+fn the_dsdt_names_the_host_bridge_and_its_windows() {
+    let memory = Memory::new(1);
+    let dsdt = memory.tables().dsdt().unwrap();
+    let aml = memory.bytes(dsdt.address, dsdt.length as usize);
+    let contains = |part: &[u8]| aml.windows(part.len()).any(|window| window == part);
+    for name in [b"_SB_", b"PCI0", b"_HID", b"_CRS", b"MBRD"] {
+        assert!(contains(name), "{name:?}");
+    }
+    let range = |start: u64, size: u64, width: usize| {
+        [start.to_le_bytes(), (start + size - 1).to_le_bytes()]
+            .iter()
+            .flat_map(|end| end[..width].to_vec())
+            .collect::<Vec<_>>()
+    };
+    assert!(contains(&range(map::MMIO32.as_u64(), map::MMIO32_SIZE, 4)));
+    assert!(contains(&range(map::MMIO64.as_u64(), map::MMIO64_SIZE, 8)));
+    assert!(contains(&(map::ECAM.as_u64() as u32).to_le_bytes()));
+}

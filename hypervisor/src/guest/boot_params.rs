@@ -1,0 +1,105 @@
+//! Linux's `boot_params` (Documentation/arch/x86/boot.rst and zero-page.rst), for its 64-bit entry.
+
+use super::memory_map as map;
+use crate::addr::{Gpa, PAGE_SIZE};
+
+/// Bytes of `struct boot_params`.
+pub const SIZE: usize = PAGE_SIZE as usize;
+
+const ACPI_RSDP_ADDR: usize = 0x070;
+const E820_ENTRIES: usize = 0x1e8;
+const VID_MODE: usize = 0x1fa;
+const BOOT_FLAG: usize = 0x1fe;
+const HEADER: usize = 0x202;
+const VERSION: usize = 0x206;
+const TYPE_OF_LOADER: usize = 0x210;
+const LOADFLAGS: usize = 0x211;
+const CMD_LINE_PTR: usize = 0x228;
+const KERNEL_ALIGNMENT: usize = 0x230;
+const XLOADFLAGS: usize = 0x236;
+const CMDLINE_SIZE: usize = 0x238;
+const E820_TABLE: usize = 0x2d0;
+const E820_ENTRY_SIZE: usize = 20;
+
+/// Usable memory.
+pub const E820_RAM: u32 = 1;
+/// Not to be used.
+pub const E820_RESERVED: u32 = 2;
+
+/// The guest's address space as the E820 map tells it: (start, length, type).
+pub const fn e820(ram: u64) -> [(u64, u64, u32); 4] {
+    let (low, high) = (map::LOW_END.as_u64(), map::IMAGE.as_u64());
+    [
+        (0, low, E820_RAM),
+        // The tables for ACPI lie there.
+        (low, high - low, E820_RESERVED),
+        (high, ram.saturating_sub(high), E820_RAM),
+        // Linux uses an ECAM window only where the map reserves it (`pci_mmcfg_reject_broken`).
+        (map::ECAM.as_u64(), map::ECAM_SIZE, E820_RESERVED),
+    ]
+}
+
+/// The page for a guest with `ram` bytes of memory and its RSDP at `rsdp`. The command line is at [`map::CMDLINE`].
+pub fn boot_params(ram: u64, rsdp: Gpa) -> [u8; SIZE] {
+    let mut page = Page([0; SIZE]);
+    page.set(ACPI_RSDP_ADDR, &rsdp.as_u64().to_le_bytes());
+    // "Normal" video mode; no loader number assigned; loaded high.
+    page.set(VID_MODE, &0xffff_u16.to_le_bytes());
+    page.set(BOOT_FLAG, &0xaa55_u16.to_le_bytes());
+    page.set(HEADER, b"HdrS");
+    page.set(VERSION, &0x020f_u16.to_le_bytes());
+    page.set(TYPE_OF_LOADER, &[0xff]);
+    page.set(LOADFLAGS, &[1]);
+    page.set(CMD_LINE_PTR, &(map::CMDLINE.as_u64() as u32).to_le_bytes());
+    page.set(KERNEL_ALIGNMENT, &0x20_0000_u32.to_le_bytes());
+    // Has a 64-bit entry.
+    page.set(XLOADFLAGS, &1_u16.to_le_bytes());
+    page.set(CMDLINE_SIZE, &(map::CMDLINE_SIZE as u32 - 1).to_le_bytes());
+    let e820 = e820(ram);
+    page.set(E820_ENTRIES, &[e820.len() as u8]);
+    for (index, (start, len, kind)) in e820.into_iter().enumerate() {
+        let at = E820_TABLE + index * E820_ENTRY_SIZE;
+        page.set(at, &start.to_le_bytes());
+        page.set(at + 8, &len.to_le_bytes());
+        page.set(at + 16, &kind.to_le_bytes());
+    }
+    page.0
+}
+
+struct Page([u8; SIZE]);
+
+impl Page {
+    /// Offsets are the constants above: all lie in the page.
+    fn set(&mut self, at: usize, bytes: &[u8]) {
+        if let Some(place) = self.0.get_mut(at..at + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_where_linux_looks_for_them() {
+        let page = boot_params(64 << 20, Gpa::new(0xe_0000));
+        assert_eq!(page[0x70..0x78], 0xe_0000_u64.to_le_bytes());
+        assert_eq!(&page[0x1fe..0x200], &[0x55, 0xaa]);
+        assert_eq!(&page[0x202..0x206], b"HdrS");
+        assert_eq!(page[0x228..0x22c], 0x9000_u32.to_le_bytes());
+        assert_eq!(page[0x1e8], 4);
+        assert_eq!(page[0x2d0 + 40..0x2d0 + 48], 0x10_0000_u64.to_le_bytes());
+        assert_eq!(page[0x2d0 + 48..0x2d0 + 56], (63_u64 << 20).to_le_bytes());
+    }
+
+    #[test]
+    fn the_map_is_ordered_and_its_ram_is_all_there_is() {
+        for ram in [map::RAM_MIN, 64 << 20, map::RAM_MAX] {
+            let map = e820(ram);
+            assert!(map.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+            let usable: u64 = map.iter().filter(|entry| entry.2 == E820_RAM).map(|entry| entry.1).sum();
+            assert_eq!(usable, ram - (0x10_0000 - 0xa_0000));
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! What a module's string asks for: `name mem=64M device=00:1e.0 cmdline="…"`.
+//!
+//! Words are separated by blanks. Quotes join what they enclose, wherever they begin, and a backslash takes the next character as
+//! it is: so both `cmdline="a b"` and GRUB's own way to write it, `"cmdline=a b"`, mean the same.
+
+use super::memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size};
+use crate::addr::Bdf;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// Longest name.
+pub const NAME_MAX: usize = 16;
+/// Most devices of one guest.
+pub const DEVICES_MAX: usize = 8;
+/// Memory without `mem=`.
+pub const DEFAULT_MEMORY: u64 = 64 << 20;
+/// Longest string.
+const STRING_MAX: usize = 4096;
+
+/// A function to assign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The function at this place of the host.
+    At(Bdf),
+    /// The first DSA that is found.
+    FirstDsa,
+}
+
+/// A guest as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Its name: `[a-z0-9-]`, 1 to 16 characters.
+    pub name: String,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Functions to assign.
+    pub devices: Vec<Device>,
+    /// Its command line, printable ASCII.
+    pub cmdline: String,
+}
+
+/// Why a string describes no guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Longer than 4,096 bytes.
+    TooLong,
+    /// A character outside of printable ASCII, at this byte.
+    Character(usize),
+    /// A quote is not closed, or a backslash ends the string.
+    Unfinished,
+    /// There is no name, or it is not `[a-z0-9-]{1,16}`.
+    Name(String),
+    /// A word that is not `mem=`, `device=` or `cmdline=`.
+    Unknown(String),
+    /// This option is there twice.
+    Repeated(&'static str),
+    /// No number with M or G, or no size that a guest can have.
+    Memory(String),
+    /// Neither `bus:device.function` in hexadecimal nor `dsa`.
+    Device(String),
+    /// More than eight devices.
+    TooManyDevices,
+    /// The command line does not fit.
+    CmdlineTooLong(usize),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong => write!(f, "the string is longer than {STRING_MAX} bytes"),
+            Self::Character(at) => write!(f, "byte {at} is not printable ASCII"),
+            Self::Unfinished => write!(f, "a quote is not closed, or a backslash stands at the end"),
+            Self::Name(name) => write!(f, "'{name}' is no name: 1 to {NAME_MAX} of a-z, 0-9 and -"),
+            Self::Unknown(word) => write!(f, "'{word}' is not mem=, device= or cmdline="),
+            Self::Repeated(option) => write!(f, "{option}= is there twice"),
+            Self::Memory(value) => write!(
+                f,
+                "mem={value}: a number with M or G, from {}M to {}M in steps of {}M",
+                RAM_MIN >> 20,
+                RAM_MAX >> 20,
+                RAM_GRANULE >> 20
+            ),
+            Self::Device(value) => write!(f, "device={value}: bus:device.function, as in 00:1e.0, or dsa"),
+            Self::TooManyDevices => write!(f, "more than {DEVICES_MAX} devices"),
+            Self::CmdlineTooLong(len) => write!(f, "the command line has {len} bytes, {} fit", CMDLINE_SIZE - 1),
+        }
+    }
+}
+
+impl Options {
+    /// Reads a module's string.
+    pub fn parse(string: &str) -> Result<Self, Error> {
+        if string.len() > STRING_MAX {
+            return Err(Error::TooLong);
+        }
+        if let Some(at) = string.bytes().position(|byte| !(0x20..0x7f).contains(&byte)) {
+            return Err(Error::Character(at));
+        }
+        let mut words = words(string)?.into_iter();
+        let name = words.next().unwrap_or_default();
+        if !is_name(&name) {
+            return Err(Error::Name(name));
+        }
+        let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
+        for word in words {
+            match word.split_once('=') {
+                Some(("mem", value)) => set(&mut memory, parse_memory(value)?, "mem")?,
+                Some(("cmdline", value)) => set(&mut cmdline, parse_cmdline(value)?, "cmdline")?,
+                Some(("device", _)) if devices.len() == DEVICES_MAX => return Err(Error::TooManyDevices),
+                Some(("device", value)) => devices.push(parse_device(value)?),
+                _ => return Err(Error::Unknown(word)),
+            }
+        }
+        if devices.iter().enumerate().any(|(n, device)| devices.iter().take(n).any(|other| other == device)) {
+            return Err(Error::Repeated("device"));
+        }
+        Ok(Self { name, memory: memory.unwrap_or(DEFAULT_MEMORY), devices, cmdline: cmdline.unwrap_or_default() })
+    }
+}
+
+fn set<T>(place: &mut Option<T>, value: T, option: &'static str) -> Result<(), Error> {
+    match place.replace(value) {
+        Some(_) => Err(Error::Repeated(option)),
+        None => Ok(()),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let legal = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(legal)
+}
+
+fn words(string: &str) -> Result<Vec<String>, Error> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    let mut characters = string.chars();
+    while let Some(character) = characters.next() {
+        match (character, quote) {
+            (' ', None) => words.extend(word.take()),
+            ('"' | '\'', None) => {
+                quote = Some(character);
+                word.get_or_insert_default();
+            }
+            (_, Some(open)) if character == open => quote = None,
+            ('\\', _) => word.get_or_insert_default().push(characters.next().ok_or(Error::Unfinished)?),
+            _ => word.get_or_insert_default().push(character),
+        }
+    }
+    words.extend(word);
+    if quote.is_some() { Err(Error::Unfinished) } else { Ok(words) }
+}
+
+fn parse_memory(value: &str) -> Result<u64, Error> {
+    let bytes = || {
+        let (number, shift) = match value.strip_suffix('M') {
+            Some(number) => (number, 20),
+            None => (value.strip_suffix('G')?, 30),
+        };
+        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        let number: u64 = number.parse().ok().filter(|_| digits)?;
+        number.checked_mul(1 << shift).filter(|bytes| is_ram_size(*bytes))
+    };
+    bytes().ok_or_else(|| Error::Memory(value.into()))
+}
+
+fn parse_device(value: &str) -> Result<Device, Error> {
+    if value == "dsa" {
+        return Ok(Device::FirstDsa);
+    }
+    let bdf = || {
+        let (bus, rest) = value.split_once(':')?;
+        let (device, function) = rest.split_once('.')?;
+        let number = |text: &str, digits: usize, below: u8| {
+            let hexadecimal = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            u8::from_str_radix(text, 16).ok().filter(|number| hexadecimal && *number <= below)
+        };
+        Some(Bdf::new(number(bus, 2, 0xff)?, number(device, 2, 0x1f)?, number(function, 1, 7)?))
+    };
+    bdf().map(Device::At).ok_or_else(|| Error::Device(value.into()))
+}
+
+/// Quotes that enclose all of it have come through GRUB's quoting and are dropped.
+fn parse_cmdline(value: &str) -> Result<String, Error> {
+    let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value);
+    if inner.len() >= CMDLINE_SIZE { Err(Error::CmdlineTooLong(inner.len())) } else { Ok(inner.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn error(string: &str) -> Error {
+        Options::parse(string).unwrap_err()
+    }
+
+    #[test]
+    fn all_options_are_read() {
+        let options =
+            Options::parse(r#"demo-1  mem=128M device=00:1e.0 device=dsa cmdline="console=ttyS0 a=b""#).unwrap();
+        assert_eq!(options.name, "demo-1");
+        assert_eq!(options.memory, 128 << 20);
+        assert_eq!(options.devices, [Device::At(Bdf::new(0, 0x1e, 0)), Device::FirstDsa]);
+        assert_eq!(options.cmdline, "console=ttyS0 a=b");
+    }
+
+    #[test]
+    fn a_name_is_enough() {
+        let options = Options::parse("x").unwrap();
+        assert_eq!((options.memory, options.devices.len(), options.cmdline.as_str()), (DEFAULT_MEMORY, 0, ""));
+    }
+
+    #[test]
+    fn grub_may_quote_as_it_likes() {
+        for string in [
+            r#"x cmdline="a 'b' c""#,
+            r#"x "cmdline=a \'b\' c""#,
+            r#"x "cmdline=\"a \'b\' c\"""#,
+            r#"x cmdline=a\ \'b\'\ c"#,
+        ] {
+            assert_eq!(Options::parse(string).unwrap().cmdline, "a 'b' c", "{string}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!(error(""), Error::Name("".into()));
+        for name in ["Demo", "a_b", "0123456789abcdefg", "mem=64M", "\u{7f}"] {
+            assert!(matches!(error(name), Error::Name(_) | Error::Character(0)), "{name}");
+        }
+        assert_eq!(error("x\ty"), Error::Character(1));
+        assert_eq!(error("x quiet"), Error::Unknown("quiet".into()));
+        assert_eq!(error("x mem=4M mem=8M"), Error::Repeated("mem"));
+        assert_eq!(error("x device=dsa device=dsa"), Error::Repeated("device"));
+        assert_eq!(error("x cmdline=\"a"), Error::Unfinished);
+        assert_eq!(error("x cmdline=\\"), Error::Unfinished);
+        for value in
+            ["", "M", "64", "64K", "+64M", "-1M", "3M", "2M", "4G", "99999999999999999999G", "17179869184G", "0M"]
+        {
+            assert_eq!(error(&format!("x mem={value}")), Error::Memory(value.into()));
+        }
+        for value in ["", "0:1e.0", "00:20.0", "00:1e.8", "00:1e", "00:1e.0.0", "0000:00:1e.0", "+0:1e.0", "DSA"] {
+            assert_eq!(error(&format!("x device={value}")), Error::Device(value.into()));
+        }
+        let many: String = (0..9).map(|n| format!(" device=00:0{n}.0")).collect();
+        assert_eq!(error(&format!("x{many}")), Error::TooManyDevices);
+        assert_eq!(error(&format!("x cmdline={}", "a".repeat(2048))), Error::CmdlineTooLong(2048));
+        assert_eq!(error(&"x".repeat(4097)), Error::TooLong);
+        assert!(error("x mem=1").to_string().contains("mem=1: a number with M or G, from 4M to 3072M"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_string_is_read_or_refused(string in "([a-z]{1,3} )?(mem=|device=|cmdline=|[ \"'\\\\=:.0-9a-fMG]|\\PC){0,60}") {
+            if let Ok(options) = Options::parse(&string) {
+                prop_assert!(is_name(&options.name) && is_ram_size(options.memory));
+                prop_assert!(options.cmdline.len() < CMDLINE_SIZE);
+            }
+        }
+    }
+}

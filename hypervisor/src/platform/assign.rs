@@ -1,0 +1,303 @@
+//! A PCI function given to a guest: what the guest sees of it, and how it gets there.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::fmt;
+
+use hcall_abi::DeviceId;
+
+use super::{
+    dsa,
+    machine::Machine,
+    memory::{FRAMES, map_device},
+    ports::{MachinePorts, MachineService},
+    windows::{Kind, Window, Windows},
+};
+use crate::{
+    addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    ept::{self, Ept},
+    guest::memory_map::BarAllocator,
+    ims::{DeviceSpec, Domain, StoreName, StoreSpec},
+    memory::{FrameSource, Mmio},
+    pci::{self, Bar, Function},
+    vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
+};
+
+/// MSI-X control, behind the capability's header: enable, function mask.
+const MSIX_ENABLE: u32 = 1 << 31;
+const MSIX_FUNCTION_MASK: u32 = 1 << 30;
+/// Bytes of the SIOV capability (Scalable IOV specification, 3.2.1), and its place in the guest's.
+const SIOV_BYTES: u16 = 0x18;
+
+/// Why a function cannot be given to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The machine has no such function.
+    NoSuchFunction,
+    /// There is no remapping unit for it, or none that works.
+    NoRemapping,
+    /// Another guest has it.
+    Taken,
+    /// The firmware uses memory of its own with it (RMRR).
+    ReservedMemory,
+    /// It has no message store that the hypervisor knows.
+    NoStore,
+    /// A BAR was not placed by the firmware, or is too small to be mapped.
+    Bar(usize),
+    /// A table does not lie where the function says.
+    Table,
+    /// Memory for tables or shadows ran out, or address space in the guest.
+    OutOfMemory,
+    /// The remapping unit, or the device, does not answer.
+    Hardware,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoSuchFunction => "the machine has no such function",
+            Self::NoRemapping => {
+                "no remapping unit (IOMMU) covers it: without VT-d interrupt remapping its interrupts and DMA cannot be \
+                 confined. Enable VT-d in the firmware setup"
+            }
+            Self::Taken => "another guest has it",
+            Self::ReservedMemory => "the firmware keeps memory of its own with it (RMRR)",
+            Self::NoStore => "it has no interrupt message store that the hypervisor knows",
+            Self::Bar(index) => return write!(f, "BAR {index} has no place, or is smaller than a page"),
+            Self::Table => "a table does not lie in its BAR",
+            Self::OutOfMemory => "memory or address space ran out",
+            Self::Hardware => "the remapping unit or the device does not answer",
+        })
+    }
+}
+
+/// A function in a guest's hands.
+pub struct Assigned {
+    /// Its name in the guest.
+    pub id: DeviceId,
+    machine: &'static Machine,
+    function: Function,
+    registers: Mmio,
+}
+
+/// A function that is ready to be given away, with all that the guest will see of it.
+pub struct Prepared {
+    /// What the service is told.
+    pub spec: DeviceSpec,
+    /// Frames of the shadows.
+    pub frames: Vec<(Hpa, u64)>,
+    /// The function.
+    pub assigned: Assigned,
+}
+
+/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest.
+pub fn prepare(
+    machine: &'static Machine,
+    function: &Function,
+    bus: &mut VirtualBus,
+    bars: &mut BarAllocator,
+    ept: &mut Ept,
+    windows: &mut Windows,
+) -> Result<Prepared, Refusal> {
+    let registers = registers(function)?;
+    pci::function::enable(machine.config(), function.bdf);
+    if !dsa::reset(&registers) {
+        return Err(Refusal::Hardware);
+    }
+    let store = dsa::message_store(&registers).ok_or(Refusal::NoStore)?;
+    let descr = describe(machine, function, bars)?;
+    let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
+    let id = DeviceId(bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
+    let mut layout = Layout { function, descr: &descr, id, ept, windows, frames: Vec::new() };
+    layout.map_bars()?;
+    let ims = layout.map_store(StoreName::Ims, (dsa::REGISTERS_BAR, store.offset), store.slots)?;
+    let msix = match descr.msix {
+        Some(msix) => Some(layout.map_store(StoreName::Msix, msix.table, msix.size.into())?),
+        None => None,
+    };
+    layout.map_pending_bits()?;
+    layout.map_commands()?;
+    let frames = core::mem::take(&mut layout.frames);
+    let spec = DeviceSpec { id, requester: function.bdf, msix, ims: Some(ims) };
+    Ok(Prepared { spec, frames, assigned: Assigned { id, machine, function: function.clone(), registers } })
+}
+
+/// The device's registers, mapped in the hypervisor. All its memory BARs are, because guests' accesses can be emulated anywhere.
+fn registers(function: &Function) -> Result<Mmio, Refusal> {
+    for (index, bar) in function.bars.iter().enumerate() {
+        if let Some(Bar::Memory { .. }) = bar {
+            let (base, size) = memory_bar(function, index)?;
+            map_device(base, size).map_err(|_| Refusal::OutOfMemory)?;
+        }
+    }
+    let (base, size) = memory_bar(function, dsa::REGISTERS_BAR.into())?;
+    let size = usize::try_from(size).map_err(|_| Refusal::Bar(0))?;
+    // SAFETY: the BAR was mapped just now, uncached; the device's registers are no memory, and what its DMA can reach is decided
+    // by the remapping unit.
+    unsafe { Mmio::new(base, size) }.ok_or(Refusal::Bar(0))
+}
+
+fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {
+    let bar = function.bars.get(index).copied().flatten().ok_or(Refusal::Bar(index))?;
+    bar.memory().filter(|(base, size)| base.is_aligned(*size) && *size >= PAGE_SIZE).ok_or(Refusal::Bar(index))
+}
+
+/// What the guest sees in configuration space.
+fn describe(machine: &Machine, function: &Function, bars: &mut BarAllocator) -> Result<FunctionDescr, Refusal> {
+    let mut descr = FunctionDescr {
+        vendor: function.vendor,
+        device: function.device,
+        revision: function.revision,
+        class: function.class,
+        subsystem_vendor: function.subsystem.0,
+        subsystem: function.subsystem.1,
+        ..FunctionDescr::default()
+    };
+    for (index, bar) in function.bars.iter().enumerate() {
+        if let Some(Bar::Memory { prefetchable, wide, .. }) = *bar {
+            let (_, size) = memory_bar(function, index)?;
+            let gpa = bars.place(size, wide).ok_or(Refusal::OutOfMemory)?;
+            descr.bars[index] = Some(BarDescr { size, gpa, is_64bit: wide, prefetchable });
+        }
+    }
+    descr.msix = function.msix.map(|msix| MsixDescr {
+        size: msix.entries,
+        table: (msix.table.bar, msix.table.offset),
+        pba: (msix.pba.bar, msix.pba.offset),
+    });
+    if let Some(siov) = function.siov {
+        let words = (0..SIOV_BYTES / 4).map(|n| machine.config().read(function.bdf, siov.capability + 4 * n));
+        descr.dvsec = words.flat_map(u32::to_le_bytes).collect();
+    }
+    Ok(descr)
+}
+
+/// The function's BARs as they are laid out in the guest.
+struct Layout<'a> {
+    function: &'a Function,
+    descr: &'a FunctionDescr,
+    id: DeviceId,
+    ept: &'a mut Ept,
+    windows: &'a mut Windows,
+    frames: Vec<(Hpa, u64)>,
+}
+
+impl Layout<'_> {
+    /// Everything straight through at first. What must not be comes after, page by page.
+    fn map_bars(&mut self) -> Result<(), Refusal> {
+        for index in 0..self.descr.bars.len() {
+            if let Some(bar) = self.descr.bars[index] {
+                let (base, size) = memory_bar(self.function, index)?;
+                self.map(bar.gpa, base, size, ept::Access::Device)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A store: the guest reads its shadow and its writes are trapped, in whole pages.
+    fn map_store(&mut self, name: StoreName, table: (u8, u32), slots: u32) -> Result<StoreSpec, Refusal> {
+        let (gpa, base) = self.locate(table, u64::from(slots) * 16)?;
+        let len = (gpa.page_offset() + u64::from(slots) * 16).next_multiple_of(PAGE_SIZE);
+        let shadow = FRAMES.alloc_zeroed(len / PAGE_SIZE, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
+        self.frames.push((shadow, len / PAGE_SIZE));
+        self.map(gpa.page(), shadow, len, ept::Access::Shadow)?;
+        let shadow = shadow.checked_add(gpa.page_offset()).ok_or(Refusal::Table)?;
+        let kind = Kind::Store { device: self.id, name, shadow };
+        self.windows.add(Window { start: gpa, len: u64::from(slots) * 16, kind });
+        Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1 })
+    }
+
+    /// The pending bits can be read; writes to them are no guest's business.
+    fn map_pending_bits(&mut self) -> Result<(), Refusal> {
+        let Some(msix) = self.descr.msix else { return Ok(()) };
+        let bytes = u64::from(msix.size).div_ceil(64) * 8;
+        let (gpa, base) = self.locate(msix.pba, bytes)?;
+        // A page that a store shares stays the store's.
+        if self.windows.find(gpa.page()).is_none() {
+            self.map(gpa.page(), base.page(), PAGE_SIZE, ept::Access::DeviceReadOnly)?;
+        }
+        Ok(())
+    }
+
+    /// The page of the command register can be read straight from the device. Writes are passed on, but seen: the guest may reset
+    /// the device, and with it the store.
+    fn map_commands(&mut self) -> Result<(), Refusal> {
+        let (gpa, base) = self.locate((dsa::REGISTERS_BAR, 0), PAGE_SIZE)?;
+        self.map(gpa, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
+        let kind = Kind::Registers { device: self.id, base, commands: true };
+        self.windows.add(Window { start: gpa, len: PAGE_SIZE, kind });
+        Ok(())
+    }
+
+    /// Where a table is in the guest and on the machine.
+    fn locate(&self, (bar, offset): (u8, u32), bytes: u64) -> Result<(Gpa, Hpa), Refusal> {
+        let descr = self.descr.bars.get(usize::from(bar)).copied().flatten().ok_or(Refusal::Table)?;
+        let (base, _) = memory_bar(self.function, bar.into())?;
+        let inside = u64::from(offset).checked_add(bytes).is_some_and(|end| end <= descr.size);
+        let place = descr.gpa.checked_add(offset.into()).zip(base.checked_add(offset.into()));
+        place.filter(|_| inside && offset.is_multiple_of(16)).ok_or(Refusal::Table)
+    }
+
+    fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, access: ept::Access) -> Result<(), Refusal> {
+        self.ept.map(&FRAMES, gpa, hpa, len, access).map_err(|_| Refusal::OutOfMemory)
+    }
+}
+
+impl Assigned {
+    /// Its place on the machine.
+    pub fn bdf(&self) -> Bdf {
+        self.function.bdf
+    }
+
+    /// The guest has written to its configuration space.
+    pub fn configure(&self, effect: Effect) {
+        let config = self.machine.config();
+        match effect {
+            Effect::None => {}
+            Effect::Command { bus_master: true, .. } => pci::function::enable(config, self.function.bdf),
+            Effect::Command { bus_master: false, .. } => pci::function::disable_bus_master(config, self.function.bdf),
+            Effect::BarMoved(bar) => log::info!("{}: a guest tried to move BAR {bar}", self.function.bdf),
+            Effect::Msix { enable, function_mask } => self.set_msix(enable, function_mask),
+        }
+    }
+
+    /// The guest has written to the page of the command register.
+    pub fn command_written(
+        &mut self,
+        offset: u64,
+        bytes: u8,
+        value: u64,
+        service: &MachineService,
+        domain: &Arc<Domain>,
+    ) {
+        if dsa::is_reset(offset, bytes, value) {
+            // The device has masked all slots by itself; the service forgets what they held.
+            if !dsa::wait_command(&self.registers) {
+                log::warn!("{}: does not finish its reset", self.function.bdf);
+            }
+            let _ = service.device_reset(domain, self.id);
+        }
+    }
+
+    /// Stops what the device does: before its interrupts and its memory are taken away.
+    pub fn quiesce(&self) {
+        if !dsa::reset(&self.registers) {
+            log::error!("{}: does not answer to a reset", self.function.bdf);
+        }
+        pci::function::disable_bus_master(self.machine.config(), self.function.bdf);
+        self.set_msix(false, true);
+    }
+
+    /// Takes its way to memory away. Returns whether that is sure.
+    pub fn release(self, ports: &MachinePorts) -> bool {
+        ports.detach(self.function.bdf)
+    }
+
+    fn set_msix(&self, enable: bool, function_mask: bool) {
+        let Some(msix) = self.function.msix else { return };
+        let config = self.machine.config();
+        let old = config.read(self.function.bdf, msix.capability);
+        let bit = |set: bool, mask: u32| if set { mask } else { 0 };
+        let control = bit(enable, MSIX_ENABLE) | bit(function_mask, MSIX_FUNCTION_MASK);
+        config.write(self.function.bdf, msix.capability, old & !(MSIX_ENABLE | MSIX_FUNCTION_MASK) | control);
+    }
+}

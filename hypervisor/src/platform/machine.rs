@@ -1,0 +1,127 @@
+//! What this machine has: its firmware's tables, its PCI functions, its remapping units.
+
+use alloc::{boxed::Box, vec::Vec};
+
+use super::{
+    loader::Loader,
+    memory::{FRAMES, Firmware, map_device},
+    ports::Unit,
+};
+use crate::{
+    acpi::{Dmar, FirmwareMemory, Rsdp, Tables, ecam_windows},
+    addr::{Bdf, Hpa},
+    apic, event,
+    memory::{Mmio, PhysRange},
+    pci::{ConfigPorts, ConfigSpace, Ecam, Function, scan, scan::buses_behind},
+    vtd::{Config, Remapper},
+};
+
+/// The PCI segment that is looked at.
+const SEGMENT: u16 = 0;
+
+/// Bytes of a root pointer, of the newer kind.
+const RSDP_BYTES: usize = 36;
+
+/// The machine.
+pub struct Machine {
+    config: Box<dyn ConfigSpace + Send + Sync>,
+    functions: Vec<Function>,
+    dmar: Option<Dmar>,
+    memory: Vec<PhysRange>,
+}
+
+impl Machine {
+    /// Looks around. A machine without ACPI, or with broken tables, is one without remapping units.
+    pub fn discover(loader: &Loader) -> Self {
+        let firmware = Firmware::new(loader);
+        let rsdp = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
+        let tables = rsdp.or_else(|| Rsdp::scan(&firmware)).and_then(|rsdp| Tables::new(&firmware, rsdp));
+        if tables.is_none() {
+            log::warn!("no ACPI tables");
+        }
+        let find = |signature| tables.as_ref().and_then(|tables| tables.find(signature));
+        let config = config_space(find(b"MCFG"));
+        let functions = scan(&*config);
+        let dmar = find(b"DMAR").and_then(|table| {
+            Dmar::parse(table).inspect_err(|error| log::error!("DMAR: {error:?}; it is not used")).ok()
+        });
+        Self { config, functions, dmar, memory: loader.memory(true).collect() }
+    }
+
+    /// Access to configuration space.
+    pub fn config(&self) -> &dyn ConfigSpace {
+        &*self.config
+    }
+
+    /// All functions.
+    pub fn functions(&self) -> &[Function] {
+        &self.functions
+    }
+
+    /// Which unit, by its place in DMAR, serves a function.
+    pub fn unit_of(&self, bdf: Bdf) -> Option<usize> {
+        let dmar = self.dmar.as_ref()?;
+        let unit = dmar.unit_of(SEGMENT, bdf, |bridge| buses_behind(&self.functions, bridge))?;
+        dmar.units.iter().position(|other| core::ptr::eq(unit, other))
+    }
+
+    /// Whether the firmware keeps memory of its own with a function.
+    pub fn has_reserved_memory(&self, bdf: Bdf) -> bool {
+        self.dmar.as_ref().is_some_and(|dmar| {
+            dmar.reserved_of(SEGMENT, bdf, |bridge| buses_behind(&self.functions, bridge)).next().is_some()
+        })
+    }
+
+    /// Brings all units up, in DMAR's order, with a table of `entries` each. `None` stands for a unit that was refused; what it serves
+    /// cannot be assigned.
+    pub fn bring_up_units(&self, entries: u32) -> Vec<Option<Unit>> {
+        let Some(dmar) = &self.dmar else {
+            event!("refused what=vtd why=\"the firmware reports no remapping unit (no DMAR table)\"");
+            return Vec::new();
+        };
+        if !dmar.interrupt_remapping {
+            event!("refused what=vtd why=\"the firmware says that interrupts cannot be remapped (DMAR flags)\"");
+            return Vec::new();
+        }
+        dmar.units.iter().map(|unit| self.bring_up(unit.base, unit.size, entries)).collect()
+    }
+
+    fn bring_up(&self, base: Hpa, size: u64, entries: u32) -> Option<Unit> {
+        // A unit in the middle of memory would be a table's lie, and mapping it a hole in the hypervisor.
+        let range = PhysRange::new(base, size);
+        if self.memory.iter().any(|memory| memory.start < range.end() && range.start < memory.end()) {
+            event!("refused what=vtd why=\"DMAR puts a unit at {base}, where memory is\"");
+            return None;
+        }
+        map_device(base, size).ok()?;
+        // SAFETY: the registers were mapped just now, uncached, and are no memory. What the unit does with memory is the tables'
+        // that `vtd` makes for it.
+        let registers = unsafe { Mmio::new(base, usize::try_from(size).ok()?) }?;
+        let config = Config { entries, wide_destinations: false, register_bytes: size };
+        let up = Remapper::new(registers, &FRAMES, config).and_then(|unit| {
+            unit.unit().set_fault_event(FAULT_MESSAGE, apic::FAULT_VECTOR.into());
+            unit.enable_dma_remapping().map(|()| unit)
+        });
+        up.inspect_err(|refusal| event!("refused what=vtd why=\"the unit at {base}: {refusal}\"")).ok()
+    }
+}
+
+/// Address of a message to the processor with APIC ID 0, in the compatibility format that a unit's own messages have (VT-d 5.1.8).
+const FAULT_MESSAGE: u64 = 0xfee0_0000;
+
+/// By memory where the firmware tells where, else by ports.
+fn config_space(mcfg: Option<&[u8]>) -> Box<dyn ConfigSpace + Send + Sync> {
+    let windows: Vec<_> = mcfg
+        .map(ecam_windows)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|window| map_device(window.registers.start, window.registers.len).is_ok())
+        .collect();
+    // SAFETY: the windows were mapped just now, uncached; the hypervisor is the only one that configures functions.
+    let ecam = unsafe { Ecam::new(SEGMENT, &windows) };
+    if ecam.is_empty() {
+        // SAFETY: privilege level 0, and this is the only such value.
+        return Box::new(unsafe { ConfigPorts::new() });
+    }
+    Box::new(ecam)
+}

@@ -1,0 +1,253 @@
+//! The service's ports on this machine.
+
+use alloc::vec::Vec;
+use core::{
+    ptr::{read_volatile, write_volatile},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use hcall_abi::{Status, Target};
+use spin::Mutex;
+
+use super::{assign, delivery::Vectors, machine::Machine};
+use crate::{
+    addr::{Bdf, Gpa, Hpa},
+    event,
+    ims::{
+        Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec,
+    },
+    memory::{Frames, Mmio, Ram},
+    vtd::{self, Domain, Fault, Remapper, Request, Route},
+};
+
+/// The service on this machine.
+pub type MachineService = Service<MachinePorts>;
+
+/// A remapping unit in use.
+pub type Unit = Remapper<'static, Mmio, Frames>;
+
+/// Faults that are told of. More are counted only: a device can cause as many as it likes.
+const FAULTS_TOLD: u64 = 64;
+
+/// Entries of a unit are numbered from the unit's number times this.
+const UNIT_SHIFT: u32 = 16;
+
+/// A function whose DMA is confined.
+struct Attachment {
+    bdf: Bdf,
+    unit: usize,
+    domain: Domain,
+}
+
+/// The machine below the service.
+pub struct MachinePorts {
+    machine: &'static Machine,
+    units: Vec<Option<Unit>>,
+    vectors: Vectors,
+    attachments: Mutex<Vec<Attachment>>,
+    strays: AtomicU64,
+    told: AtomicU64,
+}
+
+impl MachinePorts {
+    /// With the machine's units, in its order, as far as they are up, and the processor's vectors.
+    pub fn new(machine: &'static Machine, units: Vec<Option<Unit>>, vectors: Vectors) -> Self {
+        Self {
+            machine,
+            units,
+            vectors,
+            attachments: Mutex::new(Vec::new()),
+            strays: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+        }
+    }
+
+    /// The processor's vectors.
+    pub fn vectors(&self) -> &Vectors {
+        &self.vectors
+    }
+
+    /// The units that are up.
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.units.iter().flatten()
+    }
+
+    /// Whether a unit that is up serves the function.
+    pub fn covers(&self, bdf: Bdf) -> bool {
+        self.unit(bdf).is_some()
+    }
+
+    /// Whether a guest has the function.
+    pub fn is_attached(&self, bdf: Bdf) -> bool {
+        self.attachments.lock().iter().any(|attachment| attachment.bdf == bdf)
+    }
+
+    /// The unit that serves a function, and its number.
+    fn unit(&self, bdf: Bdf) -> Option<(usize, &Unit)> {
+        let number = self.machine.unit_of(bdf)?;
+        Some((number, self.units.get(number)?.as_ref()?))
+    }
+
+    /// Counts an interrupt that nobody was waiting for.
+    pub fn count_stray(&self) {
+        self.strays.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Interrupts that nobody was waiting for.
+    pub fn strays(&self) -> u64 {
+        self.strays.load(Ordering::Relaxed)
+    }
+
+    /// Confines a function's DMA to a guest's memory, at the guest's own addresses.
+    pub fn attach(&self, bdf: Bdf, ram: &Ram) -> Result<(), assign::Refusal> {
+        let (number, unit) = self.unit(bdf).ok_or(assign::Refusal::NoRemapping)?;
+        let mut domain = unit.create_domain().map_err(|_| assign::Refusal::OutOfMemory)?;
+        // SAFETY: the memory is the guest's, whose function it is; it is freed only after `detach` has succeeded.
+        let mapped = unsafe { unit.map(&mut domain, Gpa::new(0), ram.base(), ram.len(), true) };
+        let attached = mapped.and_then(|()| unit.attach(bdf, &mut domain));
+        if let Err(error) = attached {
+            log::error!("{bdf}: {error:?}");
+            let _ = unit.destroy_domain(domain);
+            return Err(assign::Refusal::Hardware);
+        }
+        self.attachments.lock().push(Attachment { bdf, unit: number, domain });
+        Ok(())
+    }
+
+    /// Blocks a function's DMA. Returns whether it is sure that none is under way.
+    pub fn detach(&self, bdf: Bdf) -> bool {
+        let mut attachments = self.attachments.lock();
+        let Some(index) = attachments.iter().position(|attachment| attachment.bdf == bdf) else { return true };
+        let Attachment { unit, mut domain, .. } = attachments.swap_remove(index);
+        let Some(unit) = self.units.get(unit).and_then(Option::as_ref) else { return false };
+        let detached = unit.detach(bdf, &mut domain).and_then(|()| unit.destroy_domain(domain));
+        detached.inspect_err(|error| log::error!("{bdf}: cannot be detached: {error:?}")).is_ok()
+    }
+
+    /// Tells of the faults that the units have recorded, and takes them.
+    pub fn report_faults(&self) {
+        for unit in self.units() {
+            if unit.take_faults(|fault| self.tell(&fault)) {
+                log::warn!("a remapping unit had more faults than it has records");
+            }
+        }
+    }
+
+    fn tell(&self, fault: &Fault) {
+        let told = self.told.fetch_add(1, Ordering::Relaxed);
+        if told == FAULTS_TOLD {
+            log::warn!("{FAULTS_TOLD} faults have been told of; more are counted only");
+        }
+        if told >= FAULTS_TOLD {
+            return;
+        }
+        let (sid, reason, text) = (fault.source, fault.reason.0, fault.reason.text());
+        match fault.request {
+            Request::Read(address) | Request::Write(address) => {
+                event!("fault kind=dma sid={sid} reason={reason:#x} why=\"{text}\" address={address:#x}");
+            }
+            Request::Interrupt(index) => {
+                event!("fault kind=interrupt sid={sid} reason={reason:#x} why=\"{text}\" index={index}");
+            }
+        }
+    }
+
+    /// The unit of an entry, and the entry's index there.
+    fn entry(&self, entry: EntryIndex) -> Option<(&Unit, u16)> {
+        Some((self.units.get((entry.0 >> UNIT_SHIFT) as usize)?.as_ref()?, entry.0 as u16))
+    }
+}
+
+fn status(error: vtd::Error) -> Status {
+    match error {
+        vtd::Error::NoFreeEntry => Status::NoFreeEntry,
+        vtd::Error::BadVector => Status::BadVector,
+        vtd::Error::BadDestination => Status::BadTarget,
+        _ => Status::HardwareError,
+    }
+}
+
+/// An operation on an entry that the service holds. It fails only if the service's accounts are wrong, which is our defect.
+fn must(what: &str, entry: EntryIndex, result: Option<Result<(), vtd::Error>>) {
+    match result {
+        Some(Ok(())) => {}
+        other => panic!("{what} of entry {:#x}: {other:?}", entry.0),
+    }
+}
+
+impl Remap for MachinePorts {
+    fn capacity(&self) -> u32 {
+        (self.units.len() as u32) << UNIT_SHIFT
+    }
+
+    fn reserve(&self, requester: Bdf) -> Result<EntryIndex, Status> {
+        let (number, unit) = self.unit(requester).ok_or(Status::Unsupported)?;
+        let index = unit.reserve(requester).map_err(status)?;
+        Ok(EntryIndex((number as u32) << UNIT_SHIFT | u32::from(index)))
+    }
+
+    fn program(&self, entry: EntryIndex, route: HostRoute) {
+        let route = match route {
+            HostRoute::Remapped { vector, destination } => Route::Remapped { vector, destination },
+            HostRoute::Posted { descriptor, vector } => Route::Posted { descriptor, vector },
+        };
+        must("programming", entry, self.entry(entry).map(|(unit, index)| unit.program(index, route)));
+    }
+
+    fn clear(&self, entry: EntryIndex) {
+        must("clearing", entry, self.entry(entry).map(|(unit, index)| unit.clear(index)));
+    }
+
+    fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status> {
+        for (number, unit) in (0..).zip(&self.units).filter_map(|(number, unit)| Some((number, unit.as_ref()?))) {
+            let own = entries.iter().filter(move |entry| entry.0 >> UNIT_SHIFT == number);
+            unit.flush_entries(own.map(|entry| entry.0 as u16)).map_err(|_| Status::HardwareError)?;
+        }
+        Ok(())
+    }
+
+    fn release(&self, entry: EntryIndex) {
+        must("releasing", entry, self.entry(entry).map(|(unit, index)| unit.release(index)));
+    }
+
+    fn message(&self, entry: EntryIndex) -> Message {
+        let (address, data) = vtd::message(entry.0 as u16);
+        Message { address, data }
+    }
+}
+
+/// Where a field of a slot is.
+fn field(base: Hpa, slot: u16, field: Field) -> u64 {
+    base.as_u64() + field.offset(slot)
+}
+
+impl Store for MachinePorts {
+    fn write(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
+        // SAFETY: `assign` makes the specifications, whose `base` has `slots` slots in mapped device memory; the service's slots
+        // are below that. What the message leads to is the entry's business.
+        unsafe { write_volatile(field(store.base, slot, which) as *mut u32, value) }
+    }
+
+    fn read_back(&self, store: &StoreSpec, slot: u16, which: Field) -> u32 {
+        // SAFETY: as above.
+        unsafe { read_volatile(field(store.base, slot, which) as *const u32) }
+    }
+}
+
+impl Shadow for MachinePorts {
+    fn show(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
+        // SAFETY: as above: `shadow` has room for `slots` slots in frames of its own. The guest reads them, no Rust reference does.
+        unsafe { write_volatile(field(store.shadow, slot, which) as *mut u32, value) }
+    }
+}
+
+impl Delivery for MachinePorts {
+    fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
+        self.vectors.route(guest, target)
+    }
+
+    fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
+        self.vectors.unroute(guest, target, route);
+    }
+}
+

@@ -1,0 +1,104 @@
+//! Which domain a function belongs to: root and context tables, section 3.4. A function that is attached to none is blocked.
+
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+
+use super::coherence::Coherence;
+use super::domain::{Domain, new_table};
+use super::error::{Error, Refusal};
+use super::spec::tables::{ContextEntry, RootEntry};
+use crate::addr::{Bdf, Hpa, PAGE_SIZE};
+use crate::memory::{FrameSource, Table};
+
+/// Root and context tables of a unit, and its domain ids.
+pub struct ContextTables {
+    root: Table,
+    coherence: Coherence,
+    /// Ids given back.
+    free_ids: Vec<u16>,
+    next_id: u32,
+    domains: u32,
+}
+
+impl ContextTables {
+    /// Nobody is attached. `domains` is the number of domain ids; 0 is not used (6.1: with caching mode it is the unit's).
+    pub fn new(frames: &impl FrameSource, domains: u32, coherence: Coherence) -> Result<Self, Refusal> {
+        let root = new_table(frames, coherence).map_err(|_| Refusal::NoMemory)?;
+        Ok(Self { root, coherence, free_ids: Vec::new(), next_id: 1, domains })
+    }
+
+    /// Where the root table is.
+    pub fn root(&self) -> Hpa {
+        self.root.address()
+    }
+
+    /// Takes a domain id.
+    pub fn take_id(&mut self) -> Result<u16, Error> {
+        if let Some(id) = self.free_ids.pop() {
+            return Ok(id);
+        }
+        let id = u16::try_from(self.next_id).ok().filter(|_| self.next_id < self.domains).ok_or(Error::NoFreeDomain)?;
+        self.next_id += 1;
+        Ok(id)
+    }
+
+    /// Gives a domain id back: no cache knows it any more.
+    pub fn give_id(&mut self, id: u16) {
+        self.free_ids.push(id);
+    }
+
+    /// Writes the function's context entry. It was not present, so no cache holds it (unless CAP.CM).
+    pub fn attach(&mut self, frames: &impl FrameSource, bdf: Bdf, domain: &Domain) -> Result<(), Error> {
+        let table = match self.context_table(frames, bdf) {
+            Some(table) => table,
+            None => self.add_context_table(frames, bdf)?,
+        };
+        if table.get(slot(bdf)) != 0 {
+            return Err(Error::Attached);
+        }
+        let page = u128::from(domain.root().as_u64() / PAGE_SIZE);
+        let entry = ContextEntry(0).with_p(1).with_ssptptr(page);
+        self.write(&table, slot(bdf), entry.with_aw(domain.address_width().into()).with_did(domain.id().into()).0);
+        Ok(())
+    }
+
+    /// Takes the function's context entry away, if it is in `domain`. Caches still hold it.
+    pub fn detach(&mut self, frames: &impl FrameSource, bdf: Bdf, domain: &Domain) -> Result<(), Error> {
+        let table = self.context_table(frames, bdf).ok_or(Error::NotAttached)?;
+        let entry = u128::from(table.get(slot(bdf) + 1)) << 64 | u128::from(table.get(slot(bdf)));
+        if ContextEntry(entry).p() == 0 || ContextEntry(entry).did() != u128::from(domain.id()) {
+            return Err(Error::NotAttached);
+        }
+        self.write(&table, slot(bdf), 0);
+        Ok(())
+    }
+
+    fn context_table(&self, frames: &impl FrameSource, bdf: Bdf) -> Option<Table> {
+        let entry = RootEntry(self.root.get(2 * u64::from(bdf.bus())).into());
+        // SAFETY: a present entry was made below, from a table of the same frames; none is ever freed.
+        (entry.p() != 0).then(|| unsafe { Table::at(frames, Hpa::new(entry.ctp() as u64 * PAGE_SIZE)) })
+    }
+
+    fn add_context_table(&self, frames: &impl FrameSource, bdf: Bdf) -> Result<Table, Error> {
+        let table = new_table(frames, self.coherence)?;
+        let page = u128::from(table.address().as_u64() / PAGE_SIZE);
+        self.write(&self.root, 2 * u64::from(bdf.bus()), RootEntry(0).with_p(1).with_ctp(page).0);
+        Ok(table)
+    }
+
+    /// Writes a 16-byte entry, the half with the present bit last when it is set, first when it is cleared.
+    fn write(&self, table: &Table, at: u64, entry: u128) {
+        let halves = [(at + 1, (entry >> 64) as u64), (at, entry as u64)];
+        let ordered = if entry & 1 == 0 { [halves[1], halves[0]] } else { halves };
+        for (index, value) in ordered {
+            table.set(index, value);
+            // SAFETY: the table's frame is ours.
+            unsafe { self.coherence.publish(NonNull::from(table.entry(index)).cast(), size_of::<u64>()) };
+        }
+    }
+}
+
+/// The index of the first quadword of a function's context entry.
+const fn slot(bdf: Bdf) -> u64 {
+    2 * bdf.devfn() as u64
+}

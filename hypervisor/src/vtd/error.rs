@@ -1,0 +1,110 @@
+//! What can go wrong with a remapping unit.
+
+use core::fmt;
+
+/// Why a unit cannot be used: what it lacks, or what it did not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nobody answers at its registers.
+    Absent,
+    /// The processor has no CMPXCHG16B (CPUID.1:ECX bit 13), which changes an entry at once.
+    NoCompareExchange,
+    /// ECAP.QI: no queued invalidation.
+    NoQueuedInvalidation,
+    /// ECAP.IR: no interrupt remapping.
+    NoInterruptRemapping,
+    /// ECAP.EIM: no 32-bit APIC IDs, which the machine needs.
+    NoExtendedInterruptMode,
+    /// CAP.SAGAW: neither 3-level nor 4-level second-stage tables.
+    NoSecondStage,
+    /// CAP.RWBF: it needs explicit flushes of write buffers, as only the first units did.
+    WriteBuffers,
+    /// CAP.FRO, CAP.NFR: its fault records lie outside of its registers.
+    FaultRecords,
+    /// No memory for its tables.
+    NoMemory,
+    /// It did not do this in time.
+    Stuck(&'static str),
+    /// The invalidation queue did not work.
+    Queue(QueueError),
+    /// Compatibility-format interrupts still pass.
+    CompatibilityFormat,
+}
+
+/// What a queued invalidation ended with. Nothing is known of the caches then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueError {
+    /// The unit did not complete it in time.
+    TimedOut,
+    /// IQE: the unit refused a descriptor; IQERCD.IQEI.
+    Refused(u8),
+    /// ITE: a device-TLB did not answer.
+    DeviceTlb,
+}
+
+/// Why an operation on a unit failed; it has then changed nothing, unless its description says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// No memory for a table.
+    NoMemory,
+    /// Every entry of the interrupt remapping table is reserved.
+    NoFreeEntry,
+    /// No domain id is free.
+    NoFreeDomain,
+    /// The entry is not reserved.
+    NotReserved,
+    /// The entry is present, or was so after its last flush.
+    NotFlushed,
+    /// A vector below 16.
+    BadVector,
+    /// A destination that the unit's mode cannot name.
+    BadDestination,
+    /// A descriptor's address that is not aligned or too large; an address range that cannot be mapped.
+    BadAddress,
+    /// CAP.PI: the unit does not post.
+    NoPosting,
+    /// The range, or a part of it, is mapped already.
+    Mapped,
+    /// The function is attached already.
+    Attached,
+    /// The function is not attached to this domain.
+    NotAttached,
+    /// The domain is another unit's, or functions are attached to it.
+    Domain,
+    /// An entry changed under our hands.
+    Torn,
+    /// The flush failed; what had to be cleared is cleared.
+    Queue(QueueError),
+}
+
+impl From<QueueError> for Error {
+    fn from(error: QueueError) -> Self {
+        Self::Queue(error)
+    }
+}
+
+impl From<QueueError> for Refusal {
+    fn from(error: QueueError) -> Self {
+        Self::Queue(error)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Self::Absent => "no remapping unit answers",
+            Self::NoCompareExchange => "the processor has no CMPXCHG16B",
+            Self::NoQueuedInvalidation => "no queued invalidation (ECAP.QI)",
+            Self::NoInterruptRemapping => "no interrupt remapping (ECAP.IR)",
+            Self::NoExtendedInterruptMode => "no 32-bit APIC IDs (ECAP.EIM)",
+            Self::NoSecondStage => "no 3-level or 4-level second-stage tables (CAP.SAGAW)",
+            Self::WriteBuffers => "write buffers need flushing (CAP.RWBF)",
+            Self::FaultRecords => "fault records outside of the registers (CAP.FRO)",
+            Self::NoMemory => "no memory for tables",
+            Self::Stuck(what) => return write!(f, "time-out: {what}"),
+            Self::Queue(error) => return write!(f, "invalidation queue: {error:?}"),
+            Self::CompatibilityFormat => "compatibility-format interrupts still pass (GSTS.CFIS)",
+        };
+        f.write_str(text)
+    }
+}

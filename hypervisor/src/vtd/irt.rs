@@ -1,0 +1,257 @@
+//! The interrupt remapping table: section 9.10 and 9.11 for the entries, 5.1.4 and 6.2.2 for their use.
+//!
+//! An entry's life: *free*, *reserved* (SID and SVT set, not present), *programmed* (present), *cleared* (not present, but
+//! perhaps still cached), *reserved* again when it has been flushed, *free* when it has been released. Only that way is an
+//! index reused, so nobody's interrupt can come through an entry that the cache remembers. The state lies in the entry itself
+//! (AVAIL, which is software's), and so does the list of free ones: the table needs no memory beside itself.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::coherence::Coherence;
+use super::error::{Error, Refusal};
+use super::spec::irte::{Irte, MESSAGE_ADDRESS, SVT_SID};
+use crate::addr::{Bdf, Hpa, PAGE_SIZE};
+use crate::memory::FrameSource;
+
+/// Entries of the smallest table, as a power of two: a page.
+const MIN_ORDER: u32 = 8;
+/// Entries of the largest table, as a power of two: 65,536.
+const MAX_ORDER: u32 = 16;
+const ENTRY: usize = 16;
+
+/// AVAIL of a free entry; DST holds the next free one.
+const FREE: u128 = 0;
+/// AVAIL of a reserved entry that no cache holds.
+const RESERVED: u128 = 1;
+/// AVAIL of an entry that has been present since its last flush.
+const USED: u128 = 2;
+/// The end of the list of free entries.
+const END: u32 = u32::MAX;
+
+/// Where an entry sends its interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To a vector of a processor: fixed, edge, physical.
+    Remapped {
+        /// The vector, 16 to 255.
+        vector: u8,
+        /// The processor's APIC ID.
+        destination: u32,
+    },
+    /// Into a posted-interrupt descriptor.
+    Posted {
+        /// The descriptor, 64-byte aligned.
+        descriptor: Hpa,
+        /// The guest's vector, 16 to 255.
+        vector: u8,
+    },
+}
+
+/// What the unit's mode admits in an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Format {
+    /// 32-bit destinations (EIME).
+    pub wide: bool,
+    /// CAP.PI.
+    pub posts: bool,
+}
+
+/// The table of a unit.
+pub struct InterruptTable {
+    base: Hpa,
+    first: NonNull<[AtomicU64; 2]>,
+    order: u32,
+    format: Format,
+    coherence: Coherence,
+    /// The list of released entries.
+    free: u32,
+    /// The entries from here on were never reserved.
+    fresh: u32,
+    reserved: u32,
+    high_water: u32,
+}
+
+// SAFETY: the frames are the table's own, and are accessed atomically.
+unsafe impl Send for InterruptTable {}
+
+impl InterruptTable {
+    /// A table for at least `entries` (256 to 65,536), no entry of which is present.
+    pub fn new(frames: &impl FrameSource, entries: u32, format: Format, coherence: Coherence) -> Result<Self, Refusal> {
+        if !raw_cpuid::CpuId::new().get_feature_info().is_some_and(|features| features.has_cmpxchg16b()) {
+            return Err(Refusal::NoCompareExchange);
+        }
+        let order = entries.clamp(1 << MIN_ORDER, 1 << MAX_ORDER).next_power_of_two().ilog2();
+        let bytes = ENTRY << order;
+        let base = frames.alloc_zeroed(bytes as u64 / PAGE_SIZE, bytes as u64).ok_or(Refusal::NoMemory)?;
+        let first = frames.pointer(base);
+        // SAFETY: just allocated.
+        unsafe { coherence.publish(first, bytes) };
+        let first = first.cast();
+        Ok(Self { base, first, order, format, coherence, free: END, fresh: 0, reserved: 0, high_water: 0 })
+    }
+
+    /// Where it is.
+    pub fn base(&self) -> Hpa {
+        self.base
+    }
+
+    /// How many entries it has, as a power of two.
+    pub fn order(&self) -> u32 {
+        self.order
+    }
+
+    /// How many entries it has.
+    pub fn capacity(&self) -> u32 {
+        1 << self.order
+    }
+
+    /// How many entries are reserved, and were at most.
+    pub fn usage(&self) -> (u32, u32) {
+        (self.reserved, self.high_water)
+    }
+
+    /// Takes a free entry for messages of `source`. It is not present.
+    pub fn reserve(&mut self, source: Bdf) -> Result<u16, Error> {
+        let index = if self.free != END { self.free } else { self.fresh };
+        let old = self.read(index).ok_or(Error::NoFreeEntry)?;
+        let new = Irte(0).with_avail(RESERVED).with_sid(source.0.into()).with_svt(SVT_SID);
+        self.exchange(index, old, new)?;
+        if self.free != END {
+            self.free = old.dst() as u32;
+        } else {
+            self.fresh += 1;
+        }
+        self.reserved += 1;
+        self.high_water = self.high_water.max(self.reserved);
+        Ok(index as u16)
+    }
+
+    /// Makes a reserved entry present with `route`, whatever it held before, at once: an interrupt finds the old entry or the new
+    /// one, never none. SVT and SID are those that it was reserved with.
+    pub fn program(&mut self, index: u16, route: Route) -> Result<(), Error> {
+        let old = self.held(index)?;
+        let base = Irte(0).with_p(1).with_avail(USED).with_sid(old.sid()).with_svt(SVT_SID);
+        let new = match route {
+            Route::Remapped { vector, destination } => self.remapped(base, vector, destination)?,
+            Route::Posted { descriptor, vector } => self.posted(base, vector, descriptor)?,
+        };
+        self.exchange(index.into(), old, new)
+    }
+
+    /// Makes a reserved entry not present. The cache may still hold it until it is flushed.
+    pub fn clear(&mut self, index: u16) -> Result<(), Error> {
+        let old = self.held(index)?;
+        let new = Irte(0).with_avail(old.avail()).with_sid(old.sid()).with_svt(SVT_SID);
+        self.exchange(index.into(), old, new)
+    }
+
+    /// The cache does not hold the entry: to be called after a flush, for what is not present.
+    pub fn mark_flushed(&mut self, index: u16) -> Result<(), Error> {
+        let old = self.held(index)?;
+        if old.p() != 0 || old.avail() == RESERVED {
+            return Ok(());
+        }
+        self.exchange(index.into(), old, old.with_avail(RESERVED))
+    }
+
+    /// Gives back an entry that has been cleared and flushed.
+    pub fn release(&mut self, index: u16) -> Result<(), Error> {
+        let old = self.held(index)?;
+        if old.avail() != RESERVED {
+            return Err(Error::NotFlushed);
+        }
+        self.exchange(index.into(), old, Irte(0).with_avail(FREE).with_dst(self.free.into()))?;
+        self.free = index.into();
+        self.reserved -= 1;
+        Ok(())
+    }
+
+    /// What an entry holds; for dumps and tests.
+    pub fn get(&self, index: u16) -> Option<Irte> {
+        self.read(index.into())
+    }
+
+    fn remapped(&self, base: Irte, vector: u8, destination: u32) -> Result<Irte, Error> {
+        let entry = base.with_v(legal(vector)?);
+        // FFH (FFFF_FFFFH) is everyone.
+        match self.format.wide {
+            true if destination != u32::MAX => Ok(entry.with_dst(destination.into())),
+            false if destination < 0xff => Ok(entry.with_dst_xapic(destination.into())),
+            _ => Err(Error::BadDestination),
+        }
+    }
+
+    fn posted(&self, base: Irte, vector: u8, descriptor: Hpa) -> Result<Irte, Error> {
+        if !self.format.posts {
+            return Err(Error::NoPosting);
+        }
+        if !descriptor.is_aligned(64) || descriptor.as_u64() >= 1 << 52 {
+            return Err(Error::BadAddress);
+        }
+        let address = u128::from(descriptor.as_u64());
+        let entry = base.with_im(1).with_v(legal(vector)?);
+        Ok(entry.with_pda_low(address >> 6).with_pda_high(address >> 32))
+    }
+
+    /// A reserved entry.
+    fn held(&self, index: u16) -> Result<Irte, Error> {
+        self.read(index.into()).filter(|entry| entry.avail() != FREE).ok_or(Error::NotReserved)
+    }
+
+    fn slot(&self, index: u32) -> Option<NonNull<[AtomicU64; 2]>> {
+        // SAFETY: the entry lies in the table.
+        (index < self.capacity()).then(|| unsafe { self.first.add(index as usize) })
+    }
+
+    fn read(&self, index: u32) -> Option<Irte> {
+        // SAFETY: the frames are the table's own.
+        let slot = unsafe { self.slot(index)?.as_ref() };
+        let (low, high) = (slot[0].load(Ordering::Relaxed), slot[1].load(Ordering::Relaxed));
+        Some(Irte(u128::from(high) << 64 | u128::from(low)))
+    }
+
+    /// Changes an entry with one 128-bit write.
+    fn exchange(&self, index: u32, old: Irte, new: Irte) -> Result<(), Error> {
+        let slot = self.slot(index).ok_or(Error::NotReserved)?;
+        // SAFETY: an aligned entry of the table, which is accessed atomically only; `new` checked CPUID.
+        let found = unsafe { compare_exchange(slot.cast().as_ptr(), old.0, new.0) };
+        // SAFETY: as above.
+        unsafe { self.coherence.publish(slot.cast(), ENTRY) };
+        if found == old.0 { Ok(()) } else { Err(Error::Torn) }
+    }
+}
+
+/// The address and data of a message that selects entry `index`. The address is the same for all.
+pub fn message(index: u16) -> (u64, u32) {
+    (MESSAGE_ADDRESS, index.into())
+}
+
+fn legal(vector: u8) -> Result<u128, Error> {
+    if vector < 16 { Err(Error::BadVector) } else { Ok(vector.into()) }
+}
+
+/// CMPXCHG16B: returns what was found.
+///
+/// Written out, because the compiler's own becomes a library call where it is inlined into code for processors without it.
+///
+/// # Safety
+/// The processor has it, and `at` is valid, 16-byte aligned and accessed atomically.
+unsafe fn compare_exchange(at: *mut u128, old: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: the caller vouches for `at`. RBX is the compiler's own, so it is exchanged in and out.
+    unsafe {
+        core::arch::asm!(
+            "xchg rbx, {new_low}",
+            "lock cmpxchg16b [{at}]",
+            "mov rbx, {new_low}",
+            new_low = inout(reg) new as u64 => _,
+            at = in(reg) at,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
+}

@@ -1,0 +1,157 @@
+//! Queued invalidation: section 6.5.2.
+//!
+//! A submission is some descriptors and one wait, whose status the unit writes to a frame that stays for ever. It is complete,
+//! or has failed, when `submit` returns; so the queue is empty between submissions, and there is always room for
+//! [`CAPACITY`] descriptors.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::coherence::Coherence;
+use super::error::{QueueError, Refusal};
+use super::spec::descriptor::Wait;
+use super::unit::Unit;
+use crate::addr::{Hpa, PAGE_SIZE};
+use crate::memory::{FrameSource, Registers};
+
+/// The queue has 2^ORDER pages.
+const ORDER: u32 = 1;
+const BYTES: usize = (PAGE_SIZE as usize) << ORDER;
+const SLOT: usize = 16;
+const SLOTS: usize = BYTES / SLOT;
+/// Descriptors in one submission: one slot is the wait's, one tells a full queue from an empty one.
+pub const CAPACITY: usize = SLOTS - 2;
+/// The status is looked at this often between looks at the fault status, which is a slow register.
+const STATUS_POLLS: u32 = 256;
+
+/// The queue of a unit.
+pub struct Queue {
+    base: Hpa,
+    slots: NonNull<[[AtomicU64; 2]; SLOTS]>,
+    status: NonNull<AtomicU32>,
+    status_address: Hpa,
+    coherence: Coherence,
+    /// Slot of the next descriptor.
+    tail: usize,
+    /// Descriptors written since the last submission.
+    pending: usize,
+    sequence: u32,
+    /// The last submission timed out: the unit may still be at it.
+    stuck: bool,
+}
+
+// SAFETY: the frames are the queue's own, and are accessed atomically.
+unsafe impl Send for Queue {}
+
+impl Queue {
+    /// An empty queue in frames that are never given back, because the unit may write to them at any time.
+    pub fn new(frames: &impl FrameSource, coherence: Coherence) -> Result<Self, Refusal> {
+        let base = frames.alloc_zeroed(1 << ORDER, BYTES as u64).ok_or(Refusal::NoMemory)?;
+        let status_address = frames.alloc_zeroed(1, PAGE_SIZE).ok_or(Refusal::NoMemory)?;
+        let slots = frames.pointer(base).cast();
+        let status = frames.pointer(status_address).cast();
+        Ok(Self { base, slots, status, status_address, coherence, tail: 0, pending: 0, sequence: 0, stuck: false })
+    }
+
+    /// Has the unit use it.
+    pub fn enable<R: Registers>(&self, unit: &Unit<R>) -> Result<(), Refusal> {
+        unit.enable_queue(self.base, ORDER)
+    }
+
+    /// Whether no more descriptors fit in this submission.
+    pub fn is_full(&self) -> bool {
+        self.pending >= CAPACITY
+    }
+
+    /// Whether nothing is to be submitted.
+    pub fn is_empty(&self) -> bool {
+        self.pending == 0
+    }
+
+    /// Adds a descriptor to the next submission; without effect when there is no room ([`Queue::is_full`]). While the unit is
+    /// still at old descriptors none is written over.
+    pub fn push(&mut self, descriptor: u128) {
+        if self.is_full() {
+            return;
+        }
+        self.pending += 1;
+        if !self.stuck {
+            self.write(descriptor);
+        }
+    }
+
+    /// Has the unit do what was pushed, and waits until it is done. After a time-out submissions fail until the unit has
+    /// caught up.
+    pub fn submit<R: Registers>(&mut self, unit: &Unit<R>) -> Result<(), QueueError> {
+        self.pending = 0;
+        if self.stuck {
+            self.stuck = unit.queue_head() != self.tail * SLOT;
+            return Err(QueueError::TimedOut);
+        }
+        self.sequence = self.sequence.wrapping_add(1);
+        let status = self.status_address.as_u64() >> 2;
+        let wait = Wait::NEW.with_sw(1).with_status(self.sequence.into()).with_address(status.into());
+        self.write(wait.0);
+        unit.set_queue_tail(self.tail * SLOT);
+        self.wait(unit).inspect_err(|_| self.recover(unit))
+    }
+
+    fn write(&mut self, descriptor: u128) {
+        // SAFETY: the frames are the queue's own.
+        let slots = unsafe { self.slots.as_ref() };
+        let Some(slot) = slots.get(self.tail) else { return };
+        slot[0].store(descriptor as u64, Ordering::Relaxed);
+        slot[1].store((descriptor >> 64) as u64, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { self.coherence.publish(NonNull::from(slot).cast(), SLOT) };
+        self.tail = (self.tail + 1) % SLOTS;
+    }
+
+    /// Waits for the status of the last wait.
+    fn wait<R: Registers>(&self, unit: &Unit<R>) -> Result<(), QueueError> {
+        // SAFETY: the frame is the queue's own, and the unit writes it as an aligned doubleword.
+        let status = unsafe { self.status.as_ref() };
+        for poll in 0..unit.polls() {
+            if status.load(Ordering::Acquire) == self.sequence {
+                return Ok(());
+            }
+            if poll % STATUS_POLLS == STATUS_POLLS - 1 {
+                check(unit)?;
+            }
+            core::hint::spin_loop();
+        }
+        Err(QueueError::TimedOut)
+    }
+
+    /// After an error: what has not been done becomes waits that say nothing, and the unit goes on. If it does not reach the
+    /// end, the queue is stuck, until it has.
+    fn recover<R: Registers>(&mut self, unit: &Unit<R>) {
+        let (end, mut at) = (self.tail, unit.queue_head() / SLOT % SLOTS);
+        for _ in 0..SLOTS {
+            if at == end {
+                break;
+            }
+            self.tail = at;
+            self.write(Wait::NEW.0);
+            at = self.tail;
+        }
+        self.tail = end;
+        unit.clear_queue_errors();
+        self.stuck = !(0..unit.polls()).any(|_| unit.queue_head() == end * SLOT);
+    }
+}
+
+/// Whether the unit has halted the queue. ICE (an answer that nobody asked for) does not touch our wait.
+fn check<R: Registers>(unit: &Unit<R>) -> Result<(), QueueError> {
+    let status = unit.fault_status();
+    if status.0 == u32::MAX {
+        return Err(QueueError::TimedOut);
+    }
+    if status.iqe() != 0 {
+        return Err(QueueError::Refused(unit.queue_error_code()));
+    }
+    if status.ite() != 0 {
+        return Err(QueueError::DeviceTlb);
+    }
+    Ok(())
+}

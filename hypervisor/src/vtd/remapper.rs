@@ -1,0 +1,307 @@
+//! A remapping unit in use: registers, queue, interrupt table and context tables together, each behind its lock.
+//!
+//! Locks are taken in the order interrupts or contexts, then queue, and held for bounded time. Interrupts are off in the
+//! hypervisor, so none is asked for by its holder.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use spin::Mutex;
+
+use super::dma::ContextTables;
+use super::domain::{Domain, Shape};
+use super::error::{Error, QueueError, Refusal};
+use super::fault::Fault;
+use super::irt::{Format, InterruptTable, Route};
+use super::queue::Queue;
+use super::spec::descriptor::{self, ContextCache, InterruptEntryCache, Iotlb};
+use super::spec::irte::Irte;
+use super::unit::Unit;
+use crate::addr::{Bdf, Gpa, Hpa};
+use crate::memory::{FrameSource, Registers};
+
+/// What a unit is brought up for.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Interrupt remapping entries wanted; 256 to 65,536 are had.
+    pub entries: u32,
+    /// APIC IDs above 254 (x2APIC) are to be reached.
+    pub wide_destinations: bool,
+    /// Bytes of the unit's registers.
+    pub register_bytes: u64,
+}
+
+/// What a unit has done and holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Interrupt entries reserved.
+    pub live: u32,
+    /// The most that were.
+    pub high_water: u32,
+    /// Entries written present.
+    pub programmed: u64,
+    /// Invalidation descriptors submitted.
+    pub flushes: u64,
+    /// Waits for them.
+    pub waits: u64,
+    /// Faults taken from the records.
+    pub faults: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    programmed: AtomicU64,
+    flushes: AtomicU64,
+    waits: AtomicU64,
+    faults: AtomicU64,
+}
+
+fn count(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Ordering::Relaxed);
+}
+
+/// A unit that remaps interrupts, and DMA once that is switched on. All methods can be called by several processors at once.
+pub struct Remapper<'f, R: Registers, F: FrameSource> {
+    unit: Unit<R>,
+    frames: &'f F,
+    queue: Mutex<Queue>,
+    interrupts: Mutex<InterruptTable>,
+    contexts: Mutex<ContextTables>,
+    counters: Counters,
+}
+
+impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
+    /// Brings the unit up: queue, interrupt table, flush, remapping on, compatibility format off. DMA is not remapped yet.
+    pub fn new(registers: R, frames: &'f F, config: Config) -> Result<Self, Refusal> {
+        Self::with_unit(Unit::new(registers, config.register_bytes, config.wide_destinations)?, frames, config)
+    }
+
+    /// As [`Remapper::new`], with a unit that has been looked at already.
+    pub fn with_unit(unit: Unit<R>, frames: &'f F, config: Config) -> Result<Self, Refusal> {
+        let can = *unit.capabilities();
+        let format = Format { wide: config.wide_destinations, posts: can.posts() };
+        let interrupts = InterruptTable::new(frames, config.entries, format, can.coherence())?;
+        let contexts = ContextTables::new(frames, can.domains(), can.coherence())?;
+        let queue = Queue::new(frames, can.coherence())?;
+        unit.quiesce()?;
+        queue.enable(&unit)?;
+        let (queue, contexts) = (Mutex::new(queue), Mutex::new(contexts));
+        unit.set_interrupt_table(interrupts.base(), interrupts.order(), config.wide_destinations)?;
+        let interrupts = Mutex::new(interrupts);
+        let this = Self { unit, frames, queue, interrupts, contexts, counters: Counters::default() };
+        if !can.flushes_on_sirtp() {
+            this.submit([InterruptEntryCache::NEW.0])?;
+        }
+        this.unit.enable_interrupt_remapping()?;
+        Ok(this)
+    }
+
+    /// Switches DMA remapping on: from then on every function that is attached to no domain is blocked.
+    pub fn enable_dma_remapping(&self) -> Result<(), Refusal> {
+        let root = self.contexts.lock().root();
+        self.unit.set_root_table(root)?;
+        self.submit([ContextCache::NEW.with_g(descriptor::GLOBAL).0])?;
+        self.submit([self.iotlb(descriptor::GLOBAL, 0)])?;
+        self.unit.enable_dma_remapping()
+    }
+
+    /// The unit's registers.
+    pub fn unit(&self) -> &Unit<R> {
+        &self.unit
+    }
+
+    /// How many interrupt entries there are.
+    pub fn capacity(&self) -> u32 {
+        self.interrupts.lock().capacity()
+    }
+
+    /// Takes a free interrupt entry for messages of `source`: [`InterruptTable::reserve`].
+    pub fn reserve(&self, source: Bdf) -> Result<u16, Error> {
+        self.interrupts.lock().reserve(source)
+    }
+
+    /// Makes a reserved entry present with `route`: [`InterruptTable::program`]. Flush it if it was present or used before.
+    pub fn program(&self, index: u16, route: Route) -> Result<(), Error> {
+        self.interrupts.lock().program(index, route)?;
+        count(&self.counters.programmed, 1);
+        Ok(())
+    }
+
+    /// Makes a reserved entry not present: [`InterruptTable::clear`]. Flush it before its release.
+    pub fn clear(&self, index: u16) -> Result<(), Error> {
+        self.interrupts.lock().clear(index)
+    }
+
+    /// Gives back a cleared and flushed entry: [`InterruptTable::release`].
+    pub fn release(&self, index: u16) -> Result<(), Error> {
+        self.interrupts.lock().release(index)
+    }
+
+    /// What an entry holds.
+    pub fn entry(&self, index: u16) -> Option<Irte> {
+        self.interrupts.lock().get(index)
+    }
+
+    /// Flushes entries from the interrupt entry cache: index-selective invalidations for each run of consecutive indexes, and
+    /// one wait (one more for every [`super::queue::CAPACITY`] invalidations).
+    pub fn flush_entries(&self, entries: impl Iterator<Item = u16> + Clone) -> Result<(), Error> {
+        let mut interrupts = self.interrupts.lock();
+        let max_mask = self.unit.capabilities().max_handle_mask();
+        self.submit(Blocks::new(entries.clone(), max_mask))?;
+        // A result is of no use here: an index that is not reserved has nothing to be marked.
+        entries.for_each(|index| _ = interrupts.mark_flushed(index));
+        Ok(())
+    }
+
+    /// A new domain, to which nobody is attached and in which nothing is mapped.
+    pub fn create_domain(&self) -> Result<Domain, Error> {
+        let can = self.unit.capabilities();
+        let shape = Shape {
+            levels: can.levels(),
+            page_level: can.page_level(),
+            address_bits: can.address_bits(),
+            coherence: can.coherence(),
+        };
+        let mut contexts = self.contexts.lock();
+        let id = contexts.take_id()?;
+        Domain::new(self.frames, id, contexts.root(), shape).inspect_err(|_| contexts.give_id(id))
+    }
+
+    /// Lets the functions of a domain reach memory. Everything is page-aligned; what is mapped already is refused. After an
+    /// error a part may be mapped.
+    ///
+    /// # Safety
+    /// The memory is the guest's own: a device can do what it likes with it until the domain is destroyed.
+    pub unsafe fn map(&self, domain: &mut Domain, gpa: Gpa, hpa: Hpa, len: u64, writable: bool) -> Result<(), Error> {
+        self.check(domain)?;
+        // SAFETY: the caller vouches for the memory.
+        unsafe { domain.map(self.frames, gpa, hpa, len, writable) }?;
+        if self.unit.capabilities().caches_absent_entries() {
+            self.submit([self.iotlb(descriptor::DOMAIN, domain.id())])?;
+        }
+        Ok(())
+    }
+
+    /// Has the function's DMA go through the domain.
+    pub fn attach(&self, bdf: Bdf, domain: &mut Domain) -> Result<(), Error> {
+        self.check(domain)?;
+        self.contexts.lock().attach(self.frames, bdf, domain)?;
+        domain.attached += 1;
+        if self.unit.capabilities().caches_absent_entries() {
+            self.submit([ContextCache::NEW.with_g(descriptor::GLOBAL).0])?;
+            self.submit([self.iotlb(descriptor::DOMAIN, domain.id())])?;
+        }
+        Ok(())
+    }
+
+    /// Blocks the function's DMA: context entry, then context cache, then IOTLB with draining (6.5.3.3), each complete before the
+    /// next, or old entries could come back. When this has succeeded no DMA of the function is under way.
+    /// After [`Error::Queue`] the context entry is gone, but the domain counts the function still and cannot be destroyed.
+    pub fn detach(&self, bdf: Bdf, domain: &mut Domain) -> Result<(), Error> {
+        self.check(domain)?;
+        self.contexts.lock().detach(self.frames, bdf, domain)?;
+        let context = ContextCache::NEW.with_g(descriptor::DEVICE);
+        self.submit([context.with_did(domain.id().into()).with_sid(bdf.0.into()).0])?;
+        self.submit([self.iotlb(descriptor::DOMAIN, domain.id())])?;
+        domain.attached = domain.attached.saturating_sub(1);
+        Ok(())
+    }
+
+    /// Gives back a domain's tables and its id. With [`Error::Domain`] it is kept for ever: functions are attached to it, or
+    /// their detaching failed, or it is another unit's.
+    pub fn destroy_domain(&self, domain: Domain) -> Result<(), Error> {
+        self.check(&domain)?;
+        if domain.attached != 0 {
+            return Err(Error::Domain);
+        }
+        let id = domain.id();
+        // SAFETY: nobody is attached, and the last `detach` flushed the domain.
+        unsafe { domain.free(self.frames) };
+        self.contexts.lock().give_id(id);
+        Ok(())
+    }
+
+    /// Gives each recorded fault to `report`; bounded by the number of records. Returns whether faults were lost besides.
+    pub fn take_faults(&self, report: impl FnMut(Fault)) -> bool {
+        let (taken, lost) = self.unit.take_faults(report);
+        count(&self.counters.faults, taken as u64);
+        lost
+    }
+
+    /// What happened so far.
+    pub fn statistics(&self) -> Statistics {
+        let (live, high_water) = self.interrupts.lock().usage();
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Statistics {
+            live,
+            high_water,
+            programmed: get(&self.counters.programmed),
+            flushes: get(&self.counters.flushes),
+            waits: get(&self.counters.waits),
+            faults: get(&self.counters.faults),
+        }
+    }
+
+    fn check(&self, domain: &Domain) -> Result<(), Error> {
+        if domain.unit == self.contexts.lock().root() { Ok(()) } else { Err(Error::Domain) }
+    }
+
+    fn iotlb(&self, granularity: u128, domain: u16) -> u128 {
+        let (writes, reads) = self.unit.capabilities().drains();
+        Iotlb::NEW.with_g(granularity).with_did(domain.into()).with_dw(writes.into()).with_dr(reads.into()).0
+    }
+
+    /// Has the unit carry out `descriptors`, and waits.
+    fn submit(&self, descriptors: impl IntoIterator<Item = u128>) -> Result<(), QueueError> {
+        let mut queue = self.queue.lock();
+        for descriptor in descriptors {
+            if queue.is_full() {
+                self.submit_pending(&mut queue)?;
+            }
+            queue.push(descriptor);
+            count(&self.counters.flushes, 1);
+        }
+        if queue.is_empty() { Ok(()) } else { self.submit_pending(&mut queue) }
+    }
+
+    fn submit_pending(&self, queue: &mut Queue) -> Result<(), QueueError> {
+        count(&self.counters.waits, 1);
+        queue.submit(&self.unit)
+    }
+}
+
+/// The invalidations that cover a list of indexes: each run of consecutive ones in aligned blocks of a power of two (IM).
+struct Blocks<I: Iterator<Item = u16>> {
+    indexes: core::iter::Peekable<I>,
+    /// What is left of the current run: first, behind the last.
+    run: (u32, u32),
+    max_mask: u32,
+}
+
+impl<I: Iterator<Item = u16>> Blocks<I> {
+    fn new(indexes: I, max_mask: u32) -> Self {
+        Self { indexes: indexes.peekable(), run: (0, 0), max_mask }
+    }
+
+    fn next_run(&mut self) -> Option<(u32, u32)> {
+        let first = u32::from(self.indexes.next()?);
+        let mut end = first + 1;
+        while self.indexes.next_if(|&index| u32::from(index) == end).is_some() {
+            end += 1;
+        }
+        Some((first, end))
+    }
+}
+
+impl<I: Iterator<Item = u16>> Iterator for Blocks<I> {
+    type Item = u128;
+
+    fn next(&mut self) -> Option<u128> {
+        if self.run.0 == self.run.1 {
+            self.run = self.next_run()?;
+        }
+        let (first, end) = self.run;
+        let mask = first.trailing_zeros().min((end - first).ilog2()).min(self.max_mask);
+        self.run.0 += 1 << mask;
+        Some(InterruptEntryCache::NEW.with_g(1).with_im(mask.into()).with_iidx(first.into()).0)
+    }
+}

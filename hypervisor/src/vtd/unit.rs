@@ -1,0 +1,189 @@
+//! A unit's registers: switching its parts on and off, and its fault records.
+//!
+//! Each wait is bounded, and what it ended with is the result.
+
+use super::capabilities::Capabilities;
+use super::error::Refusal;
+use super::fault::Fault;
+use super::spec::registers::{
+    FEADDR, FECTL, FECTL_IM, FEDATA, FEUADDR, FRCD_CLEAR, FSTS, Frcd, Fsts, GCMD, GSTS, IQA, IQERCD, IQH, IQT, IRTA,
+    Iqa, Irta, PMEN, PMEN_PRS, RTADDR, global,
+};
+use crate::addr::{Hpa, PAGE_SIZE};
+use crate::memory::Registers;
+
+/// How often a register is read before the unit counts as stuck. A read takes a good 100 ns on hardware.
+const POLLS: u32 = 10_000_000;
+
+/// A unit.
+pub struct Unit<R: Registers> {
+    registers: R,
+    capabilities: Capabilities,
+    polls: u32,
+}
+
+impl<R: Registers> Unit<R> {
+    /// The unit behind `registers`, if it can do what is needed: [`Capabilities::read`].
+    pub fn new(registers: R, register_bytes: u64, wide: bool) -> Result<Self, Refusal> {
+        let capabilities = Capabilities::read(&registers, register_bytes, wide)?;
+        Ok(Self { registers, capabilities, polls: POLLS })
+    }
+
+    /// What it can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Has less patience: for tests.
+    #[must_use]
+    pub fn with_polls(mut self, polls: u32) -> Self {
+        self.polls = polls;
+        self
+    }
+
+    /// How often to look before giving up.
+    pub fn polls(&self) -> u32 {
+        self.polls
+    }
+
+    /// Switches off whatever firmware or a loader left on, and forgets old faults.
+    pub fn quiesce(&self) -> Result<(), Refusal> {
+        self.switch(global::TE, false, "switch DMA remapping off")?;
+        self.switch(global::IRE, false, "switch interrupt remapping off")?;
+        if self.status() & global::QIE != 0 {
+            self.wait("empty the old invalidation queue", || self.queue_head() == self.registers.read64(IQT) as usize)?;
+            self.switch(global::QIE, false, "switch the old invalidation queue off")?;
+        }
+        if self.capabilities.protects_memory() {
+            self.registers.write32(PMEN, 0);
+            self.wait("unprotect memory", || self.registers.read32(PMEN) & PMEN_PRS == 0)?;
+        }
+        self.registers.write32(FECTL, FECTL_IM);
+        self.take_faults(|_| {});
+        self.clear_queue_errors();
+        Ok(())
+    }
+
+    /// Sections 6.5.2 and 11.4 (GCMD.QIE): the queue of 2^`order` pages at `base`, empty.
+    pub fn enable_queue(&self, base: Hpa, order: u32) -> Result<(), Refusal> {
+        self.registers.write64(IQT, 0);
+        self.registers.write64(IQA, Iqa(0).with_page(base.as_u64() / PAGE_SIZE).with_qs(order.into()).0);
+        self.switch(global::QIE, true, "switch the invalidation queue on")
+    }
+
+    /// GCMD.SIRTP: the table of 2^`order` entries at `base`, with 32-bit destinations if `wide`. The interrupt entry cache is
+    /// to be flushed before remapping is switched on.
+    pub fn set_interrupt_table(&self, base: Hpa, order: u32, wide: bool) -> Result<(), Refusal> {
+        let size = u64::from(order.saturating_sub(1));
+        let value = Irta(0).with_page(base.as_u64() / PAGE_SIZE).with_s(size).with_eime(wide.into());
+        self.registers.write64(IRTA, value.0);
+        self.command(global::SIRTP, "set the interrupt remapping table")
+    }
+
+    /// GCMD.IRE, then compatibility format off, and that read back (CVE-2011-1898).
+    pub fn enable_interrupt_remapping(&self) -> Result<(), Refusal> {
+        self.switch(global::IRE, true, "switch interrupt remapping on")?;
+        self.switch(global::CFI, false, "block compatibility format")?;
+        let status = self.status();
+        if status & (global::IRE | global::CFI) == global::IRE { Ok(()) } else { Err(Refusal::CompatibilityFormat) }
+    }
+
+    /// GCMD.SRTP, legacy mode. Context cache, then IOTLB, are to be flushed before translation is switched on.
+    pub fn set_root_table(&self, base: Hpa) -> Result<(), Refusal> {
+        self.registers.write64(RTADDR, base.as_u64());
+        self.command(global::SRTP, "set the root table")
+    }
+
+    /// GCMD.TE.
+    pub fn enable_dma_remapping(&self) -> Result<(), Refusal> {
+        self.switch(global::TE, true, "switch DMA remapping on")
+    }
+
+    /// GSTS.
+    pub fn status(&self) -> u32 {
+        self.registers.read32(GSTS)
+    }
+
+    /// Byte offset of the descriptor that the unit does next.
+    pub fn queue_head(&self) -> usize {
+        self.registers.read64(IQH) as usize
+    }
+
+    /// Tells the unit of descriptors up to byte offset `tail`.
+    pub fn set_queue_tail(&self, tail: usize) {
+        self.registers.write64(IQT, tail as u64);
+    }
+
+    /// FSTS.
+    pub fn fault_status(&self) -> Fsts {
+        Fsts(self.registers.read32(FSTS))
+    }
+
+    /// IQERCD.IQEI: why IQE was set; bits 3:0.
+    pub fn queue_error_code(&self) -> u8 {
+        self.registers.read64(IQERCD) as u8 & 0xf
+    }
+
+    /// Clears IQE, ICE, ITE: the queue goes on.
+    pub fn clear_queue_errors(&self) {
+        self.registers.write32(FSTS, Fsts(0).with_iqe(1).with_ice(1).with_ite(1).0);
+    }
+
+    /// Gives each recorded fault to `report` and clears its record; at most as many as there are records. Returns how many
+    /// there were, and whether others were lost.
+    pub fn take_faults(&self, mut report: impl FnMut(Fault)) -> (usize, bool) {
+        let status = self.fault_status();
+        let (offset, records) = self.capabilities.fault_records();
+        let mut taken = 0;
+        for i in 0..records {
+            let at = offset + (status.fri() as usize + i) % records * 16;
+            let high = u128::from(self.registers.read64(at + 8)) << 64;
+            if Frcd(high).f() == 0 {
+                continue;
+            }
+            let record = Frcd(high | u128::from(self.registers.read64(at)));
+            self.registers.write32(at + 12, FRCD_CLEAR);
+            Fault::decode(record).into_iter().for_each(&mut report);
+            taken += 1;
+        }
+        if status.pfo() != 0 {
+            self.registers.write32(FSTS, Fsts(0).with_pfo(1).0);
+        }
+        (taken, status.pfo() != 0)
+    }
+
+    /// Has the unit send this message when it records a fault (not remapped: 7.3).
+    pub fn set_fault_event(&self, address: u64, data: u32) {
+        self.registers.write32(FEDATA, data);
+        self.registers.write32(FEADDR, address as u32);
+        self.registers.write32(FEUADDR, (address >> 32) as u32);
+        self.registers.write32(FECTL, 0);
+    }
+
+    /// Switches a part on or off: what GSTS shows stays as it is, one-shot bits are not repeated (11.4, GCMD_REG).
+    fn switch(&self, bit: u32, on: bool, what: &'static str) -> Result<(), Refusal> {
+        let status = self.status();
+        if (status & bit != 0) == on {
+            return Ok(());
+        }
+        let rest = status & !global::ONE_SHOT & !bit;
+        self.registers.write32(GCMD, if on { rest | bit } else { rest });
+        self.wait(what, || (self.status() & bit != 0) == on)
+    }
+
+    /// Gives a one-shot command.
+    fn command(&self, bit: u32, what: &'static str) -> Result<(), Refusal> {
+        self.registers.write32(GCMD, self.status() & !global::ONE_SHOT | bit);
+        self.wait(what, || self.status() & bit != 0)
+    }
+
+    fn wait(&self, what: &'static str, done: impl Fn() -> bool) -> Result<(), Refusal> {
+        for _ in 0..self.polls {
+            if done() {
+                return Ok(());
+            }
+            core::hint::spin_loop();
+        }
+        Err(Refusal::Stuck(what))
+    }
+}

@@ -1,0 +1,171 @@
+//! The DSA that was assigned to the guest, and the hypercall domain: found, looked at, and started.
+
+use core::ptr::NonNull;
+
+use guest_shim::discover::{NativeCpuid, discover};
+use guest_shim::hcall_abi::DeviceId;
+use guest_shim::policy::{Decision, decide};
+use guest_shim::vmcall::Vmcall;
+use guest_shim::{BatchPage, Hypercalls, MmioStore, detect};
+
+use super::{Guest, config, device::DeviceMemory, dma::DmaBuffer, physical};
+use crate::dsa::{Completion, Descriptor, Dsa, Error, Portal, WorkQueue, spec};
+use crate::pci::Function;
+use crate::{acpi, pci};
+
+/// Work queues that the guests use.
+pub const QUEUES: u8 = 2;
+/// Descriptors that each of them holds.
+pub const QUEUE_SIZE: u16 = 64;
+
+/// The device.
+#[derive(Debug)]
+pub struct AssignedDsa {
+    /// Where it is.
+    pub function: Function,
+    /// Its registers.
+    pub dsa: Dsa<DeviceMemory>,
+    /// All of BAR0.
+    pub bar0: DeviceMemory,
+    /// Physical address of BAR0.
+    pub bar0_address: u64,
+    /// The IMS portal of each work queue.
+    pub portals: [Portal; QUEUES as usize],
+}
+
+/// Why there is no device to use.
+#[derive(Clone, Copy, Debug)]
+pub enum Missing {
+    /// No such function, or it has no BAR where it needs one.
+    Device,
+    /// ECAM cannot be found, or does not say that the device has a store.
+    Dvsec,
+    /// The device does not start.
+    Start(Error),
+}
+
+impl AssignedDsa {
+    /// Finds the device and starts it with [`QUEUES`] work queues.
+    pub fn start(guest: &Guest) -> Result<Self, Missing> {
+        let function = pci::find(&config::Ports, spec::VENDOR, spec::DEVICE).ok_or(Missing::Device)?;
+        if !says_ims(guest, function).ok_or(Missing::Dvsec)? {
+            return Err(Missing::Dvsec);
+        }
+        pci::enable(&config::Ports, function);
+        let mut device = Self::map(function).ok_or(Missing::Device)?;
+        let queues: [_; QUEUES as usize] = core::array::from_fn(|n| WorkQueue { index: n as u8, size: QUEUE_SIZE });
+        device.dsa.start(&queues).map_err(Missing::Start)?;
+        Ok(device)
+    }
+
+    fn map(function: Function) -> Option<Self> {
+        let bar0_address = pci::bar(&config::Ports, function, 0)?;
+        let portals = pci::bar(&config::Ports, function, 2)?;
+        // SAFETY: what a BAR names is the device's; no command of the device is given here.
+        let registers = unsafe { DeviceMemory::new(bar0_address, 4096) }?;
+        let dsa = Dsa::new(registers);
+        let size = dsa.ims_offset() + u64::from(dsa.ims_slots()) * 16;
+        // SAFETY: as above: the store is in BAR0, and the tables before it.
+        let bar0 = unsafe { DeviceMemory::new(bar0_address, size) }?;
+        let portal = |n: u8| {
+            let page = u64::from(n) * spec::PORTALS_PER_WQ + spec::PORTAL_IMS_UNLIMITED;
+            let page = physical::mapped(portals + page * spec::PORTAL_SIZE, spec::PORTAL_SIZE)?;
+            // SAFETY: BAR2 is the portals'; the guests give the device their own buffers' addresses, or foreign ones that
+            // must not be reached.
+            Some(unsafe { Portal::new(page.cast()) })
+        };
+        Some(Self { function, dsa: Dsa::new(bar0), bar0, bar0_address, portals: [portal(0)?, portal(1)?] })
+    }
+
+    /// The device's name in hypercalls.
+    pub fn id(&self) -> DeviceId {
+        DeviceId(u16::from(self.function.0))
+    }
+
+    /// The store's first byte.
+    pub fn ims(&self) -> NonNull<u8> {
+        let size = u64::from(self.dsa.ims_slots()) * 16;
+        self.bar0.pointer(self.dsa.ims_offset(), size).expect("BAR0 was mapped up to the store's end")
+    }
+
+    /// Physical address of the store.
+    pub fn ims_address(&self) -> u64 {
+        self.bar0_address + self.dsa.ims_offset()
+    }
+
+    /// The store, as a driver writes it that knows of no hypervisor.
+    pub fn store(&self) -> MmioStore {
+        // SAFETY: the store's slots, mapped as long as the guest runs. Each slot has one user.
+        unsafe { MmioStore::new(self.ims().cast(), self.dsa.ims_slots()) }
+    }
+}
+
+fn says_ims(guest: &Guest, function: Function) -> Option<bool> {
+    let base = acpi::ecam_base(&physical::PhysicalMemory, guest.boot.rsdp()?)?;
+    // SAFETY: MCFG says that configuration space is there.
+    let ecam = unsafe { config::Ecam::new(base) }?;
+    Some(pci::says_ims(&ecam, function))
+}
+
+/// The hypercalls, if the bare-metal test and the policy say that they are the way.
+pub fn hypercalls() -> Option<Hypercalls<Vmcall>> {
+    let facts = detect::Facts { cpuid_hypervisor: detect::cpuid_hypervisor_bit(&NativeCpuid), ..Default::default() };
+    match decide(detect::on_bare_metal(&facts), false, discover(&NativeCpuid).ok()) {
+        // SAFETY: the guest runs at CPL 0, and the interface was found.
+        Decision::Hypercall(interface) => Some(Hypercalls::new(unsafe { Vmcall::new() }, interface)),
+        Decision::Native | Decision::Refuse(_) => None,
+    }
+}
+
+/// The batch page in `buffer`.
+pub fn batch_page(buffer: &'static DmaBuffer<4096>) -> BatchPage<'static> {
+    // SAFETY: a page of memory, mapped at its own address, which its caller uses for nothing else.
+    unsafe { BatchPage::new(buffer.pointer().cast(), buffer.address()) }.expect("buffers lie at pages")
+}
+
+/// Completion records, one for each name of a descriptor.
+#[derive(Debug)]
+pub struct Records<const BYTES: usize>(DmaBuffer<BYTES>);
+
+impl<const BYTES: usize> Records<BYTES> {
+    /// No record is complete.
+    #[expect(clippy::new_without_default, reason = "it lives in a static")]
+    pub const fn new() -> Self {
+        Self(DmaBuffer::new())
+    }
+
+    /// Where record `n` is.
+    pub fn address(&self, n: usize) -> u64 {
+        self.0.address() + n as u64 * Completion::SIZE
+    }
+
+    /// Makes record `n` incomplete.
+    pub fn clear(&self, n: usize) {
+        let size = Completion::SIZE as usize;
+        self.0.fill(n * size, size, 0);
+    }
+
+    /// Record `n`.
+    pub fn get(&self, n: usize) -> Completion {
+        let at = n * Completion::SIZE as usize;
+        Completion::from_words([0, 8, 16].map(|offset| self.0.read(at + offset)))
+    }
+
+    /// Whether record `n` is complete.
+    pub fn complete(&self, n: usize) -> bool {
+        self.get(n).status != spec::STATUS_NONE
+    }
+}
+
+/// Submits a descriptor and looks at its record until it is complete. `None` when it is not within `limit` ticks.
+pub fn submit_and_poll<const BYTES: usize>(
+    portal: &Portal,
+    descriptor: &Descriptor,
+    records: &Records<BYTES>,
+    record: usize,
+    limit: u64,
+) -> Option<Completion> {
+    records.clear(record);
+    portal.submit(descriptor);
+    super::idle::poll_until(limit, || records.complete(record)).then(|| records.get(record))
+}

@@ -1,0 +1,175 @@
+//! What every boot needs, each fetched or built once for a test program: the emulator, the plugin, the hypervisor, the guests.
+//!
+//! The launcher's library does the work, in a target directory of its own; nothing has to be prepared. What it does is said on
+//! standard error, past the test harness, which would keep it until a test fails.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use imsvisor_boot::paths::Paths;
+use imsvisor_boot::prefix::{self, Tools};
+use imsvisor_boot::{cargo, toolchain};
+
+/// Most machines that run at one time.
+const MACHINES: usize = 2;
+
+/// A thing that is made once. Who comes meanwhile waits; a failure is everybody's.
+pub struct Once<T>(OnceLock<std::result::Result<T, String>>);
+
+impl<T> Once<T> {
+    /// Not made yet.
+    pub const fn new() -> Self {
+        Self(OnceLock::new())
+    }
+
+    /// Makes it, or tells what came of making it.
+    pub fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+        self.0
+            .get_or_init(|| make().map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(|error| anyhow!(error.clone()))
+    }
+}
+
+impl<T> Default for Once<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The directories of this checkout.
+pub fn paths() -> Result<&'static Paths> {
+    static PATHS: Once<Paths> = Once::new();
+    PATHS.get(Paths::find)
+}
+
+/// The emulator and what makes images.
+pub fn tools() -> Result<&'static Tools> {
+    static TOOLS: Once<Tools> = Once::new();
+    TOOLS.get(|| prepare("the emulator", || prefix::tools(paths()?)))
+}
+
+/// The emulator's plugin.
+pub fn plugin() -> Result<&'static Path> {
+    static PLUGIN: Once<PathBuf> = Once::new();
+    PLUGIN.get(|| prepare("the plugin", || cargo::plugin(paths()?))).map(PathBuf::as_path)
+}
+
+/// The hypervisor's image.
+pub fn hypervisor() -> Result<&'static Path> {
+    static HYPERVISOR: Once<PathBuf> = Once::new();
+    let build = || {
+        toolchain::ensure_target()?;
+        cargo::hypervisor(paths()?)
+    };
+    HYPERVISOR.get(|| prepare("the hypervisor", build)).map(PathBuf::as_path)
+}
+
+/// The image of one of our guests.
+pub fn guest(name: &str) -> Result<&'static Path> {
+    static GUESTS: Once<BTreeMap<String, PathBuf>> = Once::new();
+    let guests = GUESTS.get(|| prepare("the guests", || cargo::guests(paths()?, &[])))?;
+    guests.get(name).map(PathBuf::as_path).with_context(|| format!("there is no guest {name}"))
+}
+
+/// One thing at a time is fetched or built: cargo uses every processor already.
+fn prepare<T>(what: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    say(&format!("getting {what} …"));
+    let began = Instant::now();
+    let made = make().with_context(|| format!("getting {what}"));
+    let came = if made.is_ok() { "ready" } else { "failed" };
+    say(&format!("getting {what}: {came} after {:.1} s", began.elapsed().as_secs_f32()));
+    made
+}
+
+/// Says what is going on.
+pub(crate) fn say(text: &str) {
+    // Whoever read it may have left.
+    let _ = writeln!(std::io::stderr(), "imsvisor-tests: {text}");
+}
+
+/// Leave to run a machine, until it is dropped.
+pub(crate) struct Seat(&'static Seats);
+
+/// So many machines may run at one time.
+struct Seats {
+    free: Mutex<usize>,
+    one_is_free: Condvar,
+}
+
+impl Seats {
+    const fn new(count: usize) -> Self {
+        Self { free: Mutex::new(count), one_is_free: Condvar::new() }
+    }
+
+    fn take(&'static self) -> Seat {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.one_is_free.wait_while(free, |free| *free == 0);
+        *waited.unwrap_or_else(PoisonError::into_inner) -= 1;
+        Seat(self)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.one_is_free.notify_one();
+    }
+}
+
+/// Waits until another machine may run.
+pub(crate) fn seat() -> Seat {
+    static SEATS: Seats = Seats::new(MACHINES);
+    SEATS.take()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn no_more_machines_run_than_there_are_seats() {
+        static SEATS: Seats = Seats::new(2);
+        static RUNNING: AtomicUsize = AtomicUsize::new(0);
+        let run = || {
+            let _seat = SEATS.take();
+            let running = RUNNING.fetch_add(1, SeqCst) + 1;
+            thread::sleep(Duration::from_millis(5));
+            RUNNING.fetch_sub(1, SeqCst);
+            running
+        };
+        let runs: Vec<_> = (0..8).map(|_| thread::spawn(run)).collect();
+        let most = runs.into_iter().map(|run| run.join().unwrap()).max();
+        assert_eq!(most, Some(2));
+        assert_eq!(*SEATS.free.lock().unwrap(), 2);
+    }
+
+    #[test]
+    fn a_test_that_fails_gives_its_seat_back() {
+        static SEATS: Seats = Seats::new(1);
+        let failed = thread::spawn(|| {
+            let _seat = SEATS.take();
+            std::panic::resume_unwind(Box::new(()));
+        });
+        assert!(failed.join().is_err());
+        drop(SEATS.take());
+    }
+
+    #[test]
+    fn what_failed_once_is_not_tried_again() {
+        let once: Once<u8> = Once::new();
+        let first = once.get(|| Err(anyhow!("inner").context("outer"))).unwrap_err().to_string();
+        let second = once.get(|| Ok(1)).unwrap_err().to_string();
+        assert_eq!((first.as_str(), second.as_str()), ("outer: inner", "outer: inner"));
+    }
+}

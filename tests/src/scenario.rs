@@ -1,0 +1,192 @@
+//! Boots, each done once however many tests look at it.
+
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use imsvisor_boot::event::{Line, Pairs};
+use imsvisor_boot::image::Module;
+use imsvisor_boot::machine::{self, Config, Outcome};
+use imsvisor_boot::report::{Guest, Summary};
+use tempfile::TempDir;
+
+use crate::bench::{self, Once};
+
+/// A run that writes no line for so long has hung. Two emulators and a compiler may share two processors.
+const SILENCE: Duration = Duration::from_secs(60);
+/// A run that takes longer than this is ended.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Lines of the console that a test shows when it fails.
+const LAST_LINES: usize = 60;
+
+/// A machine and its guests; booted when a test first asks for what came of it.
+pub struct Scenario {
+    name: &'static str,
+    set_up: fn(&mut Plan) -> Result<()>,
+    ran: Once<Ran>,
+}
+
+struct Ran {
+    outcome: Outcome,
+    summary: Summary,
+}
+
+impl Scenario {
+    /// A scenario under a name for people.
+    pub const fn new(name: &'static str, set_up: fn(&mut Plan) -> Result<()>) -> Self {
+        Self { name, set_up, ran: Once::new() }
+    }
+
+    /// What came of it. Panics when it could not be booted.
+    pub fn run(&'static self) -> Boot {
+        match self.ran.get(|| self.boot()) {
+            Ok(ran) => Boot { name: self.name, ran },
+            Err(error) => panic!("the scenario \"{}\" could not be booted: {error:#}", self.name),
+        }
+    }
+
+    fn boot(&self) -> Result<Ran> {
+        let mut plan = Plan::new()?;
+        (self.set_up)(&mut plan)?;
+        let (paths, tools, hypervisor) = (bench::paths()?, bench::tools()?, bench::hypervisor()?);
+        let _seat = bench::seat();
+        bench::say(&format!("booting {}", self.name));
+        let outcome = machine::boot(paths, tools, &plan.config, hypervisor, &plan.modules)?;
+        let seconds = outcome.wall.as_secs_f32();
+        bench::say(&format!("booted {}: {} after {seconds:.1} s", self.name, outcome.end));
+        Ok(Ran { summary: outcome.summary(), outcome })
+    }
+}
+
+/// What a scenario consists of.
+pub struct Plan {
+    /// The machine.
+    pub config: Config,
+    modules: Vec<Module>,
+    /// Holds modules that were made for this scenario until the image is written.
+    made: TempDir,
+}
+
+impl Plan {
+    fn new() -> Result<Self> {
+        let plugin = Some(bench::plugin()?.to_owned());
+        let config = Config { plugin, silence: SILENCE, limit: LIMIT, ..Config::default() };
+        Ok(Self { config, modules: Vec::new(), made: tempfile::tempdir().context("a directory for modules")? })
+    }
+
+    /// Adds one of our guests with its module's string, whose first word is the guest's name there.
+    pub fn guest(&mut self, image: &str, string: &str) -> Result<()> {
+        self.modules.push(Module::new(bench::guest(image)?, string)?);
+        Ok(())
+    }
+
+    /// Adds a module that holds these bytes.
+    pub fn file(&mut self, bytes: &[u8], string: &str) -> Result<()> {
+        let file = self.made.path().join(self.modules.len().to_string());
+        std::fs::write(&file, bytes).context("cannot write a module")?;
+        self.modules.push(Module::new(file, string)?);
+        Ok(())
+    }
+}
+
+/// What came of a scenario, in the hands of one test. When the test fails, it shows the end of the console.
+pub struct Boot {
+    name: &'static str,
+    ran: &'static Ran,
+}
+
+impl Deref for Boot {
+    type Target = Summary;
+
+    fn deref(&self) -> &Summary {
+        &self.ran.summary
+    }
+}
+
+impl Boot {
+    /// The run itself.
+    pub fn outcome(&self) -> &Outcome {
+        &self.ran.outcome
+    }
+
+    /// The guest of this name, which has to have been started.
+    pub fn guest(&self, name: &str) -> &Guest {
+        let found = self.guests.iter().find(|guest| guest.name == name);
+        found.unwrap_or_else(|| panic!("the guest {name} was not started"))
+    }
+
+    /// Whether a guest of this name was started.
+    pub fn started(&self, name: &str) -> bool {
+        self.guests.iter().any(|guest| guest.name == name)
+    }
+
+    /// All events of a name.
+    pub fn events(&self, name: &str) -> Vec<&Pairs> {
+        self.outcome().lines.iter().filter_map(|seen| seen.line.event(name)).collect()
+    }
+
+    /// The events' lines as they were written.
+    pub fn event_lines(&self) -> Vec<&str> {
+        let events = self.outcome().lines.iter().filter(|seen| matches!(seen.line, Line::Event(_)));
+        events.map(|seen| seen.raw.as_str()).collect()
+    }
+
+    /// The refusals in which each of these words occurs, in lower case.
+    pub fn refusals_with(&self, words: &[&str]) -> Vec<&str> {
+        let says = |text: &&String| {
+            let said = words_of(text);
+            words.iter().all(|word| said.contains(&word.to_lowercase()))
+        };
+        self.refused.iter().filter(says).map(String::as_str).collect()
+    }
+
+    /// The hypervisor came to its own end, without a line that nobody can read, and without a panic.
+    pub fn assert_hypervisor_lived(&self) {
+        assert!(self.end.is_right(), "{}", self.end);
+        assert!(self.done.is_some(), "the hypervisor did not come to its last line");
+        assert_eq!(self.broken, Vec::<String>::new(), "unreadable lines");
+        let text = |line: &Line| matches!(line, Line::Text(text) if text.contains("panicked at"));
+        assert!(!self.outcome().lines.iter().any(|seen| text(&seen.line)), "the hypervisor panicked");
+    }
+
+    /// The guest ran to its own end and found everything right.
+    pub fn assert_guest_right(&self, name: &str) {
+        let guest = self.guest(name);
+        let end = guest.end.as_ref().unwrap_or_else(|| panic!("the guest {name} did not end"));
+        assert_eq!((end.get("reason"), end.number("code")), (Some("exit"), Some(0)), "the end of the guest {name}");
+    }
+}
+
+impl Drop for Boot {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let outcome = self.outcome();
+        eprintln!("--- {}: the end of the console ---", self.name);
+        for line in outcome.last_lines(LAST_LINES) {
+            eprintln!("{}", imsvisor_boot::words::harmless(line));
+        }
+        eprintln!("--- {}; logs: {} ---", outcome.end, outcome.directory.display());
+    }
+}
+
+/// The words of a text, in lower case; a hyphen or an underscore is part of a word.
+fn words_of(text: &str) -> BTreeSet<String> {
+    let part = |c: char| c.is_alphanumeric() || "-_".contains(c);
+    text.split(|c| !part(c)).map(str::to_lowercase).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_name_is_found_as_a_whole_word_only() {
+        let words = words_of("module: guest \"outside\": its segment lies outside-memory, DMAR");
+        assert!(words.contains("outside") && words.contains("dmar") && words.contains("outside-memory"));
+        assert!(!words.contains("out") && !words.contains("memory") && !words.contains("DMAR"));
+    }
+}

@@ -1,0 +1,400 @@
+//! The whole, on the emulated machine. Several tests look at one boot; see `Scenario`.
+
+use std::collections::BTreeSet;
+
+use imsvisor_boot::report::Guest;
+use imsvisor_tests::bench;
+use imsvisor_tests::elf::{Executable, loaded_bytes};
+use imsvisor_tests::scenario::{Boot, Scenario};
+use object::elf::{ELFCLASS32, EM_AARCH64};
+
+const MIB: u64 = 1 << 20;
+
+/// The demo's slots that live at one time, at least.
+const SLOTS: u64 = 256;
+/// From the hypervisor's entry to the guest's first instruction, less than this.
+const ENTRY_INSTRUCTIONS: u64 = 50_000_000;
+/// What the loader takes from the hypervisor's file, less than this.
+const IMAGE_BYTES: u64 = 512 << 10;
+
+/// The device: bus 0, device 30, function 0.
+const DSA_SID: u64 = 0x00f0;
+
+// The demo.
+
+const DEMO_GUEST: &str = "demo mem=64M device=dsa";
+static DEMO: Scenario = Scenario::new("the demo", |plan| plan.guest("demo", DEMO_GUEST));
+static DEMO_AGAIN: Scenario = Scenario::new("the demo again", |plan| plan.guest("demo", DEMO_GUEST));
+
+/// A figure that a guest reports about itself.
+fn reported(guest: &Guest, key: &str) -> u64 {
+    guest.reported(key).unwrap_or_else(|| panic!("the guest {} does not report {key}", guest.name))
+}
+
+/// A figure of the `remap` event.
+fn remap(boot: &Boot, key: &str) -> u64 {
+    boot.remap.number(key).unwrap_or_else(|| panic!("the hypervisor does not report {key}"))
+}
+
+#[test]
+fn the_demo_is_right_in_everything_that_the_launcher_judges() {
+    let boot = DEMO.run();
+    boot.assert_hypervisor_lived();
+    assert_eq!(boot.verdict().failures, Vec::<String>::new());
+}
+
+#[test]
+fn each_interrupt_that_the_device_raises_is_remapped_delivered_and_handled_once() {
+    let boot = DEMO.run();
+    let counts = boot.interrupts();
+    let raised = counts.raised.expect("the device counts its messages");
+    assert!(raised >= SLOTS, "{raised} interrupts for {SLOTS} slots");
+    let rest = [counts.remapped, counts.delivered, counts.handled];
+    assert_eq!(rest, [Some(raised); 3], "remapped, delivered, handled");
+}
+
+#[test]
+fn the_demos_device_works_at_least_a_mebibyte_and_every_result_is_verified() {
+    let boot = DEMO.run();
+    let demo = boot.guest("demo");
+    let bytes = reported(demo, "bytes");
+    assert!(bytes >= MIB, "{bytes} bytes");
+    assert_eq!(reported(demo, "verified"), reported(demo, "descriptors"));
+    assert_eq!(reported(demo, "errors"), 0);
+    assert!(boot.outcome().counter("dsa.bytes") >= bytes, "the device itself counts {:?}", boot.plugin);
+}
+
+#[test]
+fn at_least_256_slots_live_at_once_and_each_fires() {
+    let boot = DEMO.run();
+    let demo = boot.guest("demo");
+    let slots = reported(demo, "slots");
+    assert!(slots >= SLOTS, "{slots} slots");
+    assert_eq!(reported(demo, "slots_fired"), slots);
+    assert!(remap(&boot, "high_water") >= SLOTS, "remapping entries: {}", boot.remap);
+}
+
+#[test]
+fn half_of_the_slots_are_mapped_by_hypercall_and_half_by_trapped_writes() {
+    let boot = DEMO.run();
+    let demo = boot.guest("demo");
+    let count = |key| demo.interrupts.number(key).unwrap_or_else(|| panic!("no {key} in `interrupts`"));
+    assert!(count("trapped_writes") >= SLOTS / 2, "{}", demo.interrupts);
+    assert!(count("hypercalls") > 0, "{}", demo.interrupts);
+    assert!(remap(&boot, "flushes") < remap(&boot, "programmed"), "a batch has one flush: {}", boot.remap);
+}
+
+#[test]
+fn when_the_demo_has_ended_it_holds_nothing_and_no_fault_was_recorded() {
+    let boot = DEMO.run();
+    assert_eq!(remap(&boot, "live"), 0, "entries that are left");
+    assert_eq!((remap(&boot, "faults"), boot.faults), (0, 0));
+    for counter in ["vtd.blocked", "vtd.interrupt_faults", "vtd.dma_faults"] {
+        assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
+    }
+}
+
+#[test]
+fn the_guests_first_instruction_comes_soon() {
+    let boot = DEMO.run();
+    let instructions = boot.guest("demo").start.number("entry_instructions").expect("entry_instructions");
+    assert!(instructions > 0 && instructions < ENTRY_INSTRUCTIONS, "{instructions} instructions");
+}
+
+#[test]
+fn the_same_machine_does_the_same_to_the_instruction() {
+    let (first, second) = (DEMO.run(), DEMO_AGAIN.run());
+    assert!(first.event_lines().iter().any(|line| line.contains("entry_instructions=")), "no guest was started");
+    assert_eq!(first.event_lines(), second.event_lines());
+}
+
+#[test]
+fn the_hypervisors_image_is_small() {
+    let file = bench::hypervisor().expect("the hypervisor");
+    let bytes = loaded_bytes(&std::fs::read(file).expect("the hypervisor's image")).expect("an ELF image");
+    assert!(bytes < IMAGE_BYTES, "{bytes} bytes are loaded");
+}
+
+// Processors that lack something.
+
+static NO_VMX: Scenario = Scenario::new("a processor without VMX", |plan| {
+    plan.config.exclude_features.push("vmx".into());
+    plan.guest("hello", "hello mem=16M")
+});
+
+/// It has VMX, but of the first generation.
+static OLD_VMX: Scenario = Scenario::new("a processor with an old VMX", |plan| {
+    plan.config.cpu_model = "core2_penryn_t9600".into();
+    plan.guest("hello", "hello mem=16M")
+});
+
+/// It has EPT, but its guests cannot be unrestricted.
+static RESTRICTED: Scenario = Scenario::new("a processor without unrestricted guests", |plan| {
+    plan.config.cpu_model = "corei5_lynnfield_750".into();
+    plan.guest("hello", "hello mem=16M")
+});
+
+/// The machine is refused with each of these words, and nothing is started on it.
+fn assert_machine_refused(boot: &Boot, words: &[&str]) {
+    boot.assert_hypervisor_lived();
+    assert!(!boot.refusals_with(words).is_empty(), "no refusal says {words:?}: {:?}", boot.refused);
+    assert!(boot.guests.is_empty(), "guests were started: {:?}", boot.guests);
+    assert_eq!(boot.done.as_deref(), Some("failed"));
+}
+
+#[test]
+fn a_processor_without_vmx_is_refused_and_the_message_names_vmx() {
+    assert_machine_refused(&NO_VMX.run(), &["VMX"]);
+}
+
+#[test]
+fn a_processor_whose_vmx_lacks_a_control_is_refused_and_the_message_names_the_control() {
+    // The first one that it lacks, in the order of the manual's words.
+    assert_machine_refused(&OLD_VMX.run(), &["processor", "VMX-preemption", "timer"]);
+    assert_machine_refused(&RESTRICTED.run(), &["processor", "unrestricted", "guest"]);
+}
+
+// Machines without a remapping unit, or without the device.
+
+const WITH_AND_WITHOUT: [(&str, &str); 2] = [("demo", "needy mem=64M device=dsa"), ("hello", "hello mem=16M")];
+
+/// One guest that needs the device, and one that does not.
+macro_rules! machine_lacks {
+    ($name:literal, $option:literal) => {
+        Scenario::new($name, |plan| {
+            plan.config.plugin_options.push($option.into());
+            WITH_AND_WITHOUT.iter().try_for_each(|(image, string)| plan.guest(image, string))
+        })
+    };
+}
+
+static NO_UNIT: Scenario = machine_lacks!("a machine without a remapping unit", "no-vtd");
+static NO_DMAR: Scenario = machine_lacks!("a machine whose firmware hides the remapping unit", "no-dmar");
+static NO_DEVICE: Scenario = machine_lacks!("a machine without the device", "no-dsa");
+
+/// The guest that needs the device is refused, by its name and with one of these words; the other one runs.
+fn assert_device_refused(boot: &Boot, words: &[&str]) {
+    boot.assert_hypervisor_lived();
+    let says_why = words.iter().any(|word| !boot.refusals_with(&[word]).is_empty());
+    assert!(says_why, "no refusal says one of {words:?}: {:?}", boot.refused);
+    assert!(!boot.refusals_with(&["needy"]).is_empty(), "no refusal names the guest: {:?}", boot.refused);
+    assert!(!boot.started("needy"), "the guest was started without what it needs");
+    boot.assert_guest_right("hello");
+    assert_eq!(boot.outcome().counter("vtd.remapped"), 0);
+}
+
+const UNIT_WORDS: [&str; 4] = ["IOMMU", "VT-d", "DMAR", "remapping"];
+
+#[test]
+fn without_a_remapping_unit_the_device_is_refused_and_a_guest_without_one_runs() {
+    assert_device_refused(&NO_UNIT.run(), &UNIT_WORDS);
+}
+
+#[test]
+fn without_a_dmar_table_the_device_is_refused_and_a_guest_without_one_runs() {
+    assert_device_refused(&NO_DMAR.run(), &UNIT_WORDS);
+}
+
+#[test]
+fn a_guest_whose_device_is_not_there_is_refused_and_the_other_runs() {
+    assert_device_refused(&NO_DEVICE.run(), &["dsa", "device", "function"]);
+}
+
+// Modules that are no guests, a guest that crashes, and one between them that is right.
+
+/// Module strings that are wrong, each with an image that is right.
+const WRONG_STRINGS: [&str; 9] = [
+    "memory-is-a-word mem=banana",
+    "memory-is-nothing mem=0",
+    "memory-is-negative mem=-64M",
+    "memory-overflows mem=99999999999999999999G",
+    "memory-is-the-sky mem=1T",
+    "memory-is-the-machine mem=512M",
+    "option-is-unknown colour=blue",
+    "device-is-a-word mem=16M device=zz:zz.z",
+    "device-is-not-there mem=16M device=00:1d.7",
+];
+
+/// Images that are wrong.
+fn wrong_images() -> Vec<(&'static str, Vec<u8>)> {
+    let right = Executable::RIGHT;
+    let made = [
+        ("segment-beyond-memory", Executable { address: 3 << 30, entry: 3 << 30, ..right }),
+        ("segment-grows-beyond-memory", Executable { memory_size: 1 << 40, ..right }),
+        ("segment-wraps", Executable { address: u64::MAX - 0xfff, memory_size: 0x2000, ..right }),
+        ("segment-beyond-file", Executable { offset: 1 << 32, ..right }),
+        ("segment-longer-than-file", Executable { file_size: 0x1000, ..right }),
+        ("segment-smaller-than-its-bytes", Executable { memory_size: 1, ..right }),
+        ("entry-outside", Executable { entry: 0x7fff_ffff_f000, ..right }),
+        ("many-segments", Executable { segments: 0xffff, ..right }),
+        ("no-segments", Executable { segments: 0, ..right }),
+        ("32-bit", Executable { class: ELFCLASS32, ..right }),
+        ("another-processor", Executable { machine: EM_AARCH64, ..right }),
+    ];
+    let garbage = (0..4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let truncated = right.bytes()[..100].to_vec();
+    let files = [("garbage", garbage), ("truncated", truncated), ("only-the-magic", b"\x7fELF".to_vec())];
+    made.into_iter().map(|(name, image)| (name, image.bytes())).chain(files).collect()
+}
+
+static CROWD: Scenario = Scenario::new("a crowd of wrong modules", |plan| {
+    plan.guest("hello", "first mem=16M")?;
+    for (name, bytes) in wrong_images() {
+        plan.file(&bytes, &format!("{name} mem=16M"))?;
+    }
+    plan.guest("triple", "triple mem=16M")?;
+    for string in WRONG_STRINGS {
+        plan.guest("hello", string)?;
+    }
+    plan.guest("hello", "last mem=16M")
+});
+
+/// Each of these modules is refused in a message that names it, and none is started.
+fn assert_modules_refused<'a>(boot: &Boot, names: impl Iterator<Item = &'a str>) {
+    let (mut silent, mut started) = (BTreeSet::new(), BTreeSet::new());
+    for name in names {
+        if boot.refusals_with(&[name]).is_empty() {
+            silent.insert(name);
+        }
+        if boot.started(name) {
+            started.insert(name);
+        }
+    }
+    assert!(started.is_empty() && silent.is_empty(), "started: {started:?}; not refused by name: {silent:?}");
+}
+
+#[test]
+fn malformed_images_are_refused_by_name() {
+    let boot = CROWD.run();
+    boot.assert_hypervisor_lived();
+    assert_modules_refused(&boot, wrong_images().iter().map(|(name, _)| *name));
+}
+
+#[test]
+fn malformed_module_strings_are_refused_by_name() {
+    let boot = CROWD.run();
+    boot.assert_hypervisor_lived();
+    assert_modules_refused(&boot, WRONG_STRINGS.iter().filter_map(|string| string.split(' ').next()));
+}
+
+#[test]
+fn a_guest_larger_than_the_machine_is_refused_for_its_memory() {
+    let boot = CROWD.run();
+    for name in ["memory-is-the-sky", "memory-is-the-machine"] {
+        assert!(!boot.refusals_with(&[name, "memory"]).is_empty(), "{name}: {:?}", boot.refused);
+    }
+}
+
+#[test]
+fn a_triple_fault_ends_only_the_guest_that_has_it() {
+    let boot = CROWD.run();
+    boot.assert_hypervisor_lived();
+    let end = boot.guest("triple").end.as_ref().expect("the guest ended");
+    assert_eq!(end.get("reason"), Some("triple-fault"));
+    boot.assert_guest_right("first");
+    boot.assert_guest_right("last");
+}
+
+// No guest at all, and too little memory.
+
+static NO_MODULE: Scenario = Scenario::new("no module", |_| Ok(()));
+
+#[test]
+fn without_a_guest_module_the_hypervisor_says_so_and_ends() {
+    let boot = NO_MODULE.run();
+    boot.assert_hypervisor_lived();
+    let says_so = ["module", "modules", "guest", "guests"].iter().any(|word| !boot.refusals_with(&[word]).is_empty());
+    assert!(says_so, "no refusal says that there is no guest: {:?}", boot.refused);
+    assert!(boot.guests.is_empty());
+    assert_eq!(boot.done.as_deref(), Some("failed"));
+}
+
+static LITTLE_MEMORY: Scenario = Scenario::new("a machine with little memory", |plan| {
+    plan.config.memory_mib = 96;
+    plan.guest("hello", "large mem=96M")?;
+    plan.guest("hello", "small mem=16M")
+});
+
+static TINY: Scenario = Scenario::new("a tiny machine", |plan| {
+    plan.config.memory_mib = 16;
+    plan.guest("hello", "hello mem=64M")
+});
+
+#[test]
+fn a_guest_that_does_not_fit_is_refused_and_one_that_fits_runs() {
+    let boot = LITTLE_MEMORY.run();
+    boot.assert_hypervisor_lived();
+    assert!(!boot.refusals_with(&["large", "memory"]).is_empty(), "{:?}", boot.refused);
+    assert!(!boot.started("large"));
+    boot.assert_guest_right("small");
+}
+
+#[test]
+fn a_machine_with_too_little_memory_is_refused_and_the_message_says_so() {
+    let boot = TINY.run();
+    boot.assert_hypervisor_lived();
+    assert!(!boot.refusals_with(&["memory"]).is_empty(), "{:?}", boot.refused);
+    assert!(boot.guests.is_empty());
+}
+
+// Hostile guests.
+
+static NONSENSE: Scenario = Scenario::new("a guest that writes nonsense", |plan| {
+    plan.guest("nonsense", "nonsense mem=64M device=dsa")?;
+    plan.guest("hello", "hello mem=16M")
+});
+
+#[test]
+fn nonsense_in_slots_gets_errors_or_no_interrupts_and_the_hypervisor_lives() {
+    let boot = NONSENSE.run();
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("nonsense");
+    boot.assert_guest_right("hello");
+    assert_eq!(remap(&boot, "live"), 0, "entries that are left");
+}
+
+#[test]
+fn no_message_leaves_the_device_for_a_slot_that_holds_nonsense() {
+    let boot = NONSENSE.run();
+    let counts = boot.interrupts();
+    let raised = counts.raised.expect("the device counts its messages");
+    assert_eq!((counts.remapped, counts.delivered), (Some(raised), Some(raised)), "remapped, delivered");
+    assert_eq!(boot.outcome().counter("vtd.blocked"), 0, "requests that the remapping unit had to refuse");
+}
+
+static STRAY_DMA: Scenario = Scenario::new("a guest whose device is sent astray", |plan| {
+    plan.guest("stray-dma", "stray-dma mem=64M device=dsa")?;
+    plan.guest("hello", "hello mem=16M")
+});
+
+#[test]
+fn a_descriptor_that_points_outside_the_guest_is_a_recorded_fault_and_nothing_is_written() {
+    let boot = STRAY_DMA.run();
+    boot.assert_hypervisor_lived();
+    // The guest itself sees whether anything was written; another guest and the hypervisor go on.
+    boot.assert_guest_right("stray-dma");
+    boot.assert_guest_right("hello");
+    let faults = boot.events("fault");
+    let dma: Vec<_> = faults.iter().filter(|fault| fault.get("kind") == Some("dma")).collect();
+    assert!(!dma.is_empty(), "the hypervisor recorded no DMA fault: {faults:?}");
+    assert!(boot.outcome().counter("vtd.dma_faults") >= dma.len() as u64, "{:?}", boot.plugin);
+    for fault in dma {
+        let sid = fault.number("sid").or_else(|| u64::from_str_radix(fault.get("sid")?, 16).ok());
+        assert!(sid == Some(DSA_SID) || fault.get("sid") == Some("00:1e.0"), "not the device's: {fault}");
+        assert!(fault.get("address").is_some() && fault.get("reason").is_some(), "{fault}");
+    }
+}
+
+static RIVALS: Scenario = Scenario::new("two guests that want one device", |plan| {
+    plan.guest("hello", "owner mem=16M device=dsa")?;
+    plan.guest("hello", "rival mem=16M device=00:1e.0")
+});
+
+#[test]
+fn a_device_belongs_to_one_guest() {
+    let boot = RIVALS.run();
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("owner");
+    assert!(!boot.started("rival"), "two guests have one device");
+    assert!(!boot.refusals_with(&["rival", "device"]).is_empty(), "{:?}", boot.refused);
+}

@@ -1,0 +1,177 @@
+//! Holds the arrows between rooms and between crates, as ARCHITECTURE.md has them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
+use imsvisor_tests::imports::{Arrow, Place, Sources};
+
+/// The hypervisor's rooms, lowest first: each imports only from those before it.
+const ROOMS: [&str; 15] = [
+    "addr", // words
+    "apic", "cpu", "console", "memory", "acpi", "pci", // the machine
+    "vtd", "ept", "vmx", // hardware
+    "ims", "vdev", // pure
+    "guest", "exits", // guests
+    "platform",
+];
+
+/// Rooms that know nothing of the machine: the rooms and crates that they may import, and nothing else.
+const PURE: [(&str, &[&str], &[&str]); 2] = [
+    ("ims", &["addr"], &["core", "alloc", "hcall_abi", "spin"]),
+    ("vdev", &["addr"], &["core", "alloc", "hcall_abi", "bit_field", "bitflags"]),
+];
+
+/// What tests may use besides.
+const FOR_TESTS: [&str; 2] = ["std", "proptest"];
+
+/// Workspace crates, and the workspace crates on which each may depend; `None`: nothing at all, not even others' crates.
+const CRATES: [(&str, Option<&[&str]>); 9] = [
+    ("hcall-abi", None),
+    ("guest-shim", Some(&["hcall-abi"])),
+    ("imsvisor", Some(&["hcall-abi"])),
+    ("imsvisor-boot", Some(&[])),
+    ("vtd-model", Some(&[])),
+    ("dsa-model", Some(&[])),
+    ("bochs-plugin", Some(&["vtd-model", "dsa-model"])),
+    ("guests", Some(&["guest-shim", "hcall-abi"])),
+    ("imsvisor-tests", Some(&["imsvisor-boot"])),
+];
+
+/// What tests of a crate may use besides: the hypervisor's run against the models.
+const CRATES_FOR_TESTS: [(&str, &[&str]); 1] = [("imsvisor", &["vtd-model", "dsa-model"])];
+
+/// Crates without a line of unsafe code.
+const SAFE_CRATES: [&str; 3] = ["hcall-abi", "tests/models/vtd", "tests/models/dsa"];
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder lies in the workspace").to_owned()
+}
+
+fn hypervisor() -> Sources {
+    let metadata = metadata();
+    let crates = [dependencies(&metadata, false), dependencies(&metadata, true)].map(|mut all| all.remove("imsvisor"));
+    let crates: Vec<String> = crates.into_iter().flatten().flatten().collect();
+    let crates = crates.iter().map(String::as_str);
+    Sources::read(&workspace().join("hypervisor/src"), crates).expect("the hypervisor's sources")
+}
+
+/// One source that nobody wrote.
+fn fabricated(path: &str, text: &str) -> Sources {
+    let mut sources = Sources::new(["log", "x86"]);
+    sources.add(Path::new(path), text).expect("a fabricated source");
+    sources
+}
+
+/// What is wrong with an arrow, if anything is.
+fn wrong(arrow: &Arrow) -> Option<String> {
+    let layer = |room: &str| ROOMS.iter().position(|other| *other == room);
+    let pure = PURE.iter().find(|(room, ..)| *room == arrow.from);
+    let allowed = match (&arrow.to, pure) {
+        (Place::Root, _) => false,
+        (Place::Room(room), Some((_, rooms, _))) => rooms.contains(&room.as_str()),
+        (Place::Room(room), None) => layer(room).is_some_and(|below| Some(below) < layer(&arrow.from)),
+        (Place::Crate(name), Some((_, _, crates))) => crates.iter().chain(&FOR_TESTS).any(|other| other == name),
+        (Place::Crate(_), None) => true,
+    };
+    (!allowed).then(|| arrow.to_string())
+}
+
+fn all_wrong(sources: &Sources) -> Vec<String> {
+    sources.arrows().iter().filter_map(wrong).collect()
+}
+
+#[test]
+fn imports_in_the_hypervisor_go_downwards_only() {
+    let wrong = all_wrong(&hypervisor());
+    assert!(wrong.is_empty(), "these imports go the wrong way:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_room_has_its_layer() {
+    let rooms = hypervisor().rooms();
+    assert_eq!(rooms, ROOMS.map(str::to_owned).into(), "the table of rooms in this test has to name each room");
+}
+
+#[test]
+fn a_wrong_import_would_be_reported() {
+    let cases = [
+        ("vtd/queue.rs", "use crate::ims::Service;", "vtd imports room ims"),
+        ("vmx/exit.rs", "fn f() { crate::exits::dispatch() }", "vmx imports room exits"),
+        ("pci/mod.rs", "use super::platform;", "pci imports room platform"),
+        ("apic/mod.rs", "use crate::guest;", "apic imports room guest"),
+        ("ims/slot.rs", "use crate::{addr::Hpa, vtd::irt};", "ims imports room vtd"),
+        ("ims/slot.rs", "fn f() { log::info!(\"{}\", 1) }", "ims imports crate log"),
+        ("ims/tests.rs", "use crate::memory::Frames;", "ims imports room memory"),
+        ("vdev/uart.rs", "use x86::io;", "vdev imports crate x86"),
+        ("vdev/uart.rs", "use crate::event;", "vdev imports room event"),
+        ("exits/io.rs", "use crate::*;", "exits imports the whole crate"),
+        ("cpu/mod.rs", "fn f() { m!(crate::memory::X) }", "cpu imports room memory"),
+        ("new/mod.rs", "use crate::addr::Hpa;", "new imports room addr"),
+    ];
+    for (path, text, expected) in cases {
+        let wrong = all_wrong(&fabricated(path, text));
+        assert!(matches!(&wrong[..], [one] if one.ends_with(expected)), "{path}: {text}\n{wrong:?}");
+    }
+}
+
+#[test]
+fn a_right_import_is_not_reported() {
+    let cases = [
+        ("ims/slot.rs", "use alloc::vec::Vec; use hcall_abi::Status; use crate::addr::Hpa; use super::domain::Domain;"),
+        ("vtd/queue.rs", "use crate::{addr::Hpa, memory}; use x86::msr;"),
+        ("platform/mod.rs", "use crate::{exits, guest, ims, vdev, vtd};"),
+    ];
+    for (path, text) in cases {
+        assert_eq!(all_wrong(&fabricated(path, text)), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+fn what_needs_no_unsafe_code_forbids_it() {
+    let hypervisor = hypervisor();
+    for (room, ..) in PURE {
+        assert!(hypervisor.has_attribute(room, "forbid", "unsafe_code"), "room {room} lacks forbid(unsafe_code)");
+    }
+    for folder in SAFE_CRATES {
+        let sources = Sources::read(&workspace().join(folder).join("src"), []).expect(folder);
+        assert!(sources.has_attribute("", "forbid", "unsafe_code"), "{folder} lacks forbid(unsafe_code)");
+    }
+}
+
+fn metadata() -> Metadata {
+    let mut command = MetadataCommand::new();
+    command.current_dir(workspace()).no_deps().other_options(vec!["--offline".to_owned()]);
+    command.exec().expect("cargo metadata")
+}
+
+/// What each crate depends on, by the kind of dependency: normal and build ones, or those for tests.
+fn dependencies(metadata: &Metadata, for_tests: bool) -> BTreeMap<String, BTreeSet<String>> {
+    let of = |package: &cargo_metadata::Package| {
+        let wanted = |kind: DependencyKind| (kind == DependencyKind::Development) == for_tests;
+        let names = package.dependencies.iter().filter(|dependency| wanted(dependency.kind));
+        (package.name.to_string(), names.map(|dependency| dependency.name.clone()).collect())
+    };
+    metadata.packages.iter().map(of).collect()
+}
+
+#[test]
+fn crates_depend_only_on_those_that_they_may() {
+    let metadata = metadata();
+    let all: BTreeSet<String> = metadata.packages.iter().map(|package| package.name.to_string()).collect();
+    let known: BTreeSet<String> = CRATES.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(all, known, "the table of crates in this test has to name each crate");
+    let (normal, for_tests) = (dependencies(&metadata, false), dependencies(&metadata, true));
+    for (name, allowed) in CRATES {
+        let Some(ours) = allowed else {
+            assert!(normal[name].is_empty(), "{name} depends on {:?}", normal[name]);
+            continue;
+        };
+        let besides = CRATES_FOR_TESTS.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, names)| names);
+        for (found, may) in [(&normal[name], ours.to_vec()), (&for_tests[name], [ours, besides].concat())] {
+            let wrong: Vec<_> =
+                found.iter().filter(|other| known.contains(*other) && !may.contains(&other.as_str())).collect();
+            assert!(wrong.is_empty(), "{name} depends on {wrong:?}");
+        }
+    }
+}
