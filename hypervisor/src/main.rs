@@ -61,7 +61,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
 
 /// The remapping units, and the service on top of them.
 fn service(machine: &'static Machine, apic_id: u32) -> &'static MachineService {
-    let units = machine.bring_up_units(REMAPPING_ENTRIES);
+    let units = machine.bring_up_units(REMAPPING_ENTRIES, apic_id);
     Box::leak(Box::new(Service::new(MachinePorts::new(machine, units, Vectors::new(apic_id)))))
 }
 
