@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     acpi::{Dmar, Drhd, FirmwareMemory, Rsdp, Tables, ecam_windows},
-    addr::{Bdf, Hpa},
+    addr::Bdf,
     apic, event,
     memory::{Mmio, PhysRange},
     pci::{ConfigPorts, ConfigSpace, Ecam, Function, scan, scan::buses_behind},
