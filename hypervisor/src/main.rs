@@ -30,8 +30,6 @@ use imsvisor::{
 
 core::arch::global_asm!(include_str!("../../boot/entry/multiboot2.S"), entry = sym entry);
 
-static mut TABLES: cpu::tables::Tables = cpu::tables::Tables::new();
-
 /// Interrupt remapping entries of a unit: enough for the message stores of a few devices.
 const REMAPPING_ENTRIES: u32 = 32_768;
 
@@ -48,8 +46,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     if let Err(error) = platform::memory::map(&loader) {
         refuse("memory", format_args!("no page tables: {error:?}"));
     }
-    // SAFETY: this is the only use of the tables, and it is for ever.
-    let bases = unsafe { &mut *(&raw mut TABLES) }.load();
+    let bases = Box::leak(Box::new(cpu::tables::Tables::new())).load();
     let apic_id = apic::init();
     exits::decode::prepare();
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&loader)));
@@ -64,7 +61,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
 
 /// The remapping units, and the service on top of them.
 fn service(machine: &'static Machine, apic_id: u32) -> &'static MachineService {
-    let units = machine.bring_up_units(REMAPPING_ENTRIES);
+    let units = machine.bring_up_units(REMAPPING_ENTRIES, apic_id);
     Box::leak(Box::new(Service::new(MachinePorts::new(machine, units, Vectors::new(apic_id)))))
 }
 

@@ -86,7 +86,7 @@ impl Ept {
         access: Access,
     ) -> Result<(), MapError> {
         let end = gpa.as_u64().checked_add(len).ok_or(MapError::BadRange)?;
-        if len == 0 || end > TOP || (gpa.as_u64() | hpa.as_u64() | len) % PAGE_SIZE != 0 {
+        if len == 0 || end > TOP || !(gpa.as_u64() | hpa.as_u64() | len).is_multiple_of(PAGE_SIZE) {
             return Err(MapError::BadRange);
         }
         let (mut gpa, mut hpa) = (gpa.as_u64(), hpa.as_u64());

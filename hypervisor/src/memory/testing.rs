@@ -19,6 +19,13 @@ impl TestFrames {
     pub fn in_use(&self) -> usize {
         self.used.lock().unwrap().len()
     }
+
+    /// Whether all of `len` bytes at `address` belong to one allocation in use.
+    pub fn holds(&self, address: u64, len: usize) -> bool {
+        let used = self.used.lock().unwrap();
+        let below = used.range(..=address).next_back();
+        below.is_some_and(|(base, layout)| address - base + len as u64 <= layout.size() as u64)
+    }
 }
 
 // SAFETY: the process's allocator gives memory to one at a time, and addresses are pointers.

@@ -3,7 +3,11 @@
 use alloc::{sync::Arc, vec::Vec};
 
 use super::{
-    assign::Assigned, memory::FRAMES, outside::{Outside, Reach}, ports::MachineService, world::World,
+    assign::Assigned,
+    memory::FRAMES,
+    outside::{Outside, Reach},
+    ports::MachineService,
+    world::World,
 };
 use crate::{
     addr::Hpa,

@@ -78,7 +78,7 @@ impl Loader {
     pub fn occupied(&self) -> impl Iterator<Item = PhysRange> + '_ {
         let own =
             PhysRange::new(Hpa::new(self.information.start_address() as u64), self.information.total_size() as u64);
-        let modules = self.information.module_tags().take(MODULES).map(|module| module_range(module));
+        let modules = self.information.module_tags().take(MODULES).map(module_range);
         [own].into_iter().chain(modules)
     }
 

@@ -8,8 +8,8 @@ use super::{
     ports::Unit,
 };
 use crate::{
-    acpi::{Dmar, FirmwareMemory, Rsdp, Tables, ecam_windows},
-    addr::{Bdf, Hpa},
+    acpi::{Dmar, Drhd, FirmwareMemory, Rsdp, Tables, ecam_windows},
+    addr::Bdf,
     apic, event,
     memory::{Mmio, PhysRange},
     pci::{ConfigPorts, ConfigSpace, Ecam, Function, scan, scan::buses_behind},
@@ -73,8 +73,8 @@ impl Machine {
     }
 
     /// Brings all units up, in DMAR's order, with a table of `entries` each. `None` stands for a unit that was refused; what it serves
-    /// cannot be assigned.
-    pub fn bring_up_units(&self, entries: u32) -> Vec<Option<Unit>> {
+    /// cannot be assigned. Their fault events go to the processor with this APIC ID.
+    pub fn bring_up_units(&self, entries: u32, apic_id: u32) -> Vec<Option<Unit>> {
         let Some(dmar) = &self.dmar else {
             event!("refused what=vtd why=\"the firmware reports no remapping unit (no DMAR table)\"");
             return Vec::new();
@@ -83,10 +83,11 @@ impl Machine {
             event!("refused what=vtd why=\"the firmware says that interrupts cannot be remapped (DMAR flags)\"");
             return Vec::new();
         }
-        dmar.units.iter().map(|unit| self.bring_up(unit.base, unit.size, entries)).collect()
+        dmar.units.iter().map(|unit| self.bring_up(unit, entries, apic_id)).collect()
     }
 
-    fn bring_up(&self, base: Hpa, size: u64, entries: u32) -> Option<Unit> {
+    fn bring_up(&self, unit: &Drhd, entries: u32, apic_id: u32) -> Option<Unit> {
+        let (base, size) = (unit.base, unit.size);
         // A unit in the middle of memory would be a table's lie, and mapping it a hole in the hypervisor.
         let range = PhysRange::new(base, size);
         if self.memory.iter().any(|memory| memory.start < range.end() && range.start < memory.end()) {
@@ -99,15 +100,16 @@ impl Machine {
         let registers = unsafe { Mmio::new(base, usize::try_from(size).ok()?) }?;
         let config = Config { entries, wide_destinations: false, register_bytes: size };
         let up = Remapper::new(registers, &FRAMES, config).and_then(|unit| {
-            unit.unit().set_fault_event(FAULT_MESSAGE, apic::FAULT_VECTOR.into());
+            unit.unit().set_fault_event(MESSAGES | u64::from(apic_id & 0xff) << 12, apic::FAULT_VECTOR.into());
             unit.enable_dma_remapping().map(|()| unit)
         });
         up.inspect_err(|refusal| event!("refused what=vtd why=\"the unit at {base}: {refusal}\"")).ok()
     }
 }
 
-/// Address of a message to the processor with APIC ID 0, in the compatibility format that a unit's own messages have (VT-d 5.1.8).
-const FAULT_MESSAGE: u64 = 0xfee0_0000;
+/// Address of messages in the compatibility format, which a unit's own have: they are not remapped (VT-d 7.3). The destination is
+/// in bits 19:12.
+const MESSAGES: u64 = 0xfee0_0000;
 
 /// By memory where the firmware tells where, else by ports.
 fn config_space(mcfg: Option<&[u8]>) -> Box<dyn ConfigSpace + Send + Sync> {

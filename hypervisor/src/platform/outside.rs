@@ -104,10 +104,8 @@ impl Platform for Reach<'_> {
             }
             Some((Kind::Registers { device, base, commands }, offset)) => {
                 write_device(base, offset, bytes, value);
-                if commands {
-                    if let Some(assigned) = by_id(self.functions, device) {
-                        assigned.command_written(offset, bytes, value, self.service, self.domain);
-                    }
+                if commands && let Some(assigned) = by_id(self.functions, device) {
+                    assigned.command_written(offset, bytes, value, self.service, self.domain);
                 }
             }
             Some((Kind::Ecam, offset)) => {

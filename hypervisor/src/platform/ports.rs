@@ -13,9 +13,7 @@ use super::{assign, delivery::Vectors, machine::Machine};
 use crate::{
     addr::{Bdf, Gpa, Hpa},
     event,
-    ims::{
-        Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec,
-    },
+    ims::{Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec},
     memory::{Frames, Mmio, Ram},
     vtd::{self, Domain, Fault, Remapper, Request, Route},
 };
@@ -250,4 +248,3 @@ impl Delivery for MachinePorts {
         self.vectors.unroute(guest, target, route);
     }
 }
-

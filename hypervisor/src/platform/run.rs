@@ -3,7 +3,7 @@
 //! One processor serves all guests in turn. A guest runs until its slice is over, it waits, or it ends; interrupts of the machine come
 //! in by VM exits, or, when nobody runs, by the interrupt that ends the processor's HLT.
 
-use alloc::{boxed::Box, vec::Vec};
+use alloc::vec::Vec;
 
 use super::{
     guest::{Guest, State},
@@ -27,7 +27,7 @@ pub struct Runner {
     has_tsc_aux: bool,
     has_tsc_deadline: bool,
     service: &'static MachineService,
-    guests: Vec<Box<Guest>>,
+    guests: Vec<Guest>,
     /// Whose registers are in the processor.
     current: Option<usize>,
     /// TSC at the hypervisor's entry.
@@ -58,7 +58,7 @@ impl Runner {
     }
 
     /// Adds a guest that has not run yet.
-    pub fn add(&mut self, guest: Box<Guest>) {
+    pub fn add(&mut self, guest: Guest) {
         self.guests.push(guest);
     }
 
@@ -176,9 +176,8 @@ impl Runner {
 
     /// Nobody can run: waits for an interrupt, or for the next timer of a guest.
     fn idle(&mut self) {
-        let next = self.guests.iter().filter_map(|guest| {
-            Some(guest.devices.host_tsc(guest.devices.apic.next_deadline()?))
-        });
+        let next =
+            self.guests.iter().filter_map(|guest| Some(guest.devices.host_tsc(guest.devices.apic.next_deadline()?)));
         match next.min() {
             Some(deadline) if deadline <= cpu::tsc() => return,
             Some(deadline) if self.has_tsc_deadline => apic::arm_timer(deadline),

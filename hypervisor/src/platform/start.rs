@@ -1,6 +1,6 @@
 //! From a module to a guest that can run.
 
-use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
+use alloc::{format, string::String, sync::Arc, vec::Vec};
 use core::fmt::Display;
 
 use super::{
@@ -55,25 +55,22 @@ pub struct Maker {
 
 impl Maker {
     /// Makes a guest of a module. On failure nothing is held any more, and the reason is said in words.
-    pub fn make(&self, id: GuestId, module: &Module) -> Result<Box<Guest>, String> {
+    pub fn make(&self, id: GuestId, module: &Module) -> Result<Guest, String> {
         let string = module.string.as_deref().ok_or("its string is not UTF-8")?;
         let options = Options::parse(string).map_err(|error| format!("its string: {error}"))?;
         let mut holdings = Holdings::new(self.service);
         let made = self.fill(&mut holdings, id, module, &options);
-        made.map(|parts| parts.guest(holdings)).inspect_err(|_| ()).map_err(|why| format!("{}: {why}", options.name))
+        made.map(|parts| parts.guest(holdings)).map_err(|why| format!("{}: {why}", options.name))
     }
 
-    fn fill(
-        &self,
-        holdings: &mut Holdings,
-        id: GuestId,
-        module: &Module,
-        options: &Options,
-    ) -> Result<Parts, String> {
+    fn fill(&self, holdings: &mut Holdings, id: GuestId, module: &Module, options: &Options) -> Result<Parts, String> {
         let free = FRAMES.statistics().0;
-        let ram = holdings.ram.insert(Ram::alloc(&FRAMES, options.memory).ok_or_else(|| {
-            format!("mem={}M: the machine has {} MiB left", options.memory >> 20, free >> 20)
-        })?);
+        let ram =
+            holdings
+                .ram
+                .insert(Ram::alloc(&FRAMES, options.memory).ok_or_else(|| {
+                    format!("mem={}M: the machine has {} MiB left", options.memory >> 20, free >> 20)
+                })?);
         let image = image(module);
         let entry = build::build(&mut Building(ram), image, &options.cmdline, 1).map_err(text)?;
         let gibibyte_pages = self.host.capabilities.ept_1g;
@@ -82,8 +79,7 @@ impl Maker {
         let mut bus = VirtualBus::new();
         let mut windows = Windows::default();
         let devices = self.assign(holdings, options, &mut bus, &mut windows)?;
-        let Some((ram, ept)) = holdings.ram.as_ref().zip(holdings.ept.as_mut()) else { return Err(String::new()) };
-        let _ = ram;
+        let ept = holdings.ept.as_mut().ok_or("it has no page tables")?;
         map_ecam(ept, &bus, &mut windows)?;
         let eptp = ept.pointer();
         let spec = GuestSpec { guest: id, apic_ids: [APIC_ID].into(), devices };
@@ -116,7 +112,9 @@ impl Maker {
         for &device in &options.devices {
             let function = self.find(device).map_err(|why| refused(device, why))?;
             self.allow(function.bdf).map_err(|why| refused(device, why))?;
-            let Some((ept, ram)) = holdings.ept.as_mut().zip(holdings.ram.as_ref()) else { return Err(String::new()) };
+            let Some((ept, ram)) = holdings.ept.as_mut().zip(holdings.ram.as_ref()) else {
+                return Err("it has no memory".into());
+            };
             let prepared = prepare(self.machine, function, bus, &mut bars, ept, windows);
             let Prepared { spec, mut frames, assigned } = prepared.map_err(|why| refused(device, why))?;
             holdings.frames.append(&mut frames);
@@ -175,8 +173,9 @@ impl Maker {
 
     fn devices(&self, bus: VirtualBus) -> Devices {
         let secondary = self.host.capabilities.secondary;
-        let physical_bits =
-            raw_cpuid::CpuId::new().get_processor_capacity_feature_info().map_or(36, |info| info.physical_address_bits());
+        let physical_bits = raw_cpuid::CpuId::new()
+            .get_processor_capacity_feature_info()
+            .map_or(36, |info| info.physical_address_bits());
         Devices {
             apic: X2Apic::new(APIC_ID, true),
             uart: Uart::new(),
@@ -209,8 +208,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn guest(self, holdings: Holdings) -> Box<Guest> {
-        Box::new(Guest {
+    fn guest(self, holdings: Holdings) -> Guest {
+        Guest {
             id: self.id,
             state: State::Ready,
             vcpu: self.vcpu,
@@ -220,7 +219,7 @@ impl Parts {
             holdings,
             counts: Counts::default(),
             announced: false,
-        })
+        }
     }
 }
 

@@ -231,22 +231,21 @@ fn legal(vector: u8) -> Result<u128, Error> {
     if vector < 16 { Err(Error::BadVector) } else { Ok(vector.into()) }
 }
 
-/// CMPXCHG16B: returns what was found.
-///
-/// Written out, because the compiler's own becomes a library call where it is inlined into code for processors without it.
+/// CMPXCHG16B: returns what was found. Written out, because `core::arch`'s becomes a library call where it is
+/// not optimized, or inlined into code for processors without it. No operand may be in RBX, so all registers are named.
 ///
 /// # Safety
 /// The processor has it, and `at` is valid, 16-byte aligned and accessed atomically.
 unsafe fn compare_exchange(at: *mut u128, old: u128, new: u128) -> u128 {
     let (mut low, mut high) = (old as u64, (old >> 64) as u64);
-    // SAFETY: the caller vouches for `at`. RBX is the compiler's own, so it is exchanged in and out.
+    // SAFETY: the caller vouches for `at`. RBX, which the compiler keeps for itself, is put back.
     unsafe {
         core::arch::asm!(
-            "xchg rbx, {new_low}",
-            "lock cmpxchg16b [{at}]",
-            "mov rbx, {new_low}",
-            new_low = inout(reg) new as u64 => _,
-            at = in(reg) at,
+            "xchg rbx, rsi",
+            "lock cmpxchg16b xmmword ptr [rdi]",
+            "mov rbx, rsi",
+            in("rdi") at,
+            inout("rsi") new as u64 => _,
             in("rcx") (new >> 64) as u64,
             inout("rax") low,
             inout("rdx") high,

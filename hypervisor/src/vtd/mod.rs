@@ -12,6 +12,8 @@ mod irt;
 mod queue;
 mod remapper;
 pub mod spec;
+#[cfg(test)]
+mod tests;
 mod unit;
 
 pub use capabilities::Capabilities;

@@ -7,6 +7,7 @@
 //! | [`pci`] | configuration space: functions, BARs, capabilities |
 //! | [`dsa`] | the device: registers, descriptors, commands |
 //! | [`tally`] | which interrupt was expected, which came |
+//! | [`store_image`] | what a store must hold after writes of any width |
 //! | [`crc32c`], [`random`] | to make data and to check it |
 //! | `bare` (feature) | entry, interrupts, console, exit |
 //!
@@ -21,6 +22,7 @@ pub mod dsa;
 pub mod memory;
 pub mod pci;
 pub mod random;
+pub mod store_image;
 pub mod tally;
 
 #[cfg(feature = "bare")]

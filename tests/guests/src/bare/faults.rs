@@ -26,7 +26,7 @@ pub fn take() -> Option<u8> {
 /// Executes instructions that may fault, with operands as in `asm!`. Gives the exception's vector, or `None` if all went well.
 ///
 /// It must stand in an `unsafe` block; what the instructions do is the caller's to answer for. Registers that they change must
-/// be named as operands.
+/// be named as operands, except for the direction flag.
 #[macro_export]
 macro_rules! may_fault {
     ([$($instruction:literal),+ $(,)?] $(, $($operands:tt)*)?) => {{
@@ -35,6 +35,7 @@ macro_rules! may_fault {
             "mov [rip + {resume_at}], {resume_address}",
             $($instruction,)+
             "9:",
+            "cld",
             resume_address = out(reg) _,
             resume_at = sym $crate::bare::faults::RESUME,
             $($($operands)*)?

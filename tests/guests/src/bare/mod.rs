@@ -14,6 +14,7 @@ pub mod faults;
 pub mod idle;
 pub mod interrupts;
 pub mod physical;
+pub mod poke;
 pub mod port;
 pub mod take_once;
 pub mod vector;
