@@ -1,6 +1,6 @@
 //! What is used of the Bochs binary.
 //!
-//! Methods of `BX_MEM_C` are static there (it is built without `BX_USE_MEM_SMF = 0`): they take no `this`.
+//! Methods of `BX_MEM_C` are static there, as its source declares them by default: they take no `this`.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;

@@ -133,3 +133,32 @@ fn parts_left_out_read_as_ones() {
     assert_eq!(machine.tables(&options).len(), 2);
     assert_eq!(machine.tables(&Options { no_dmar: true, ..options }).len(), 1);
 }
+
+#[test]
+fn dma_is_translated_by_requester() {
+    const ROOT: u64 = 0x30_0000;
+    const CONTEXT: u64 = 0x30_1000;
+    const LEVELS: [u64; 3] = [0x30_2000, 0x30_3000, 0x30_4000];
+    let (mut machine, mut host) = ready("");
+    // Bus 0, function 00:1e.0, domain 1, three levels: device address 0x200000 is memory at 0x205000.
+    host.ram.set_u64(ROOT, CONTEXT | 1);
+    host.ram.set_u64(CONTEXT + 0xf0 * 16, LEVELS[0] | 1);
+    host.ram.set_u64(CONTEXT + 0xf0 * 16 + 8, 1 << 8 | 1);
+    host.ram.set_u64(LEVELS[0], LEVELS[1] | 3);
+    host.ram.set_u64(LEVELS[1] + 8, LEVELS[2] | 3);
+    host.ram.set_u64(LEVELS[2], 0x20_5000 | 3);
+    machine.unit_write(0x20, 8, ROOT, &mut host);
+    machine.unit_write(0x18, 4, 1 << 30, &mut host);
+    // Global invalidations of the context cache and of the IOTLB, by registers.
+    machine.unit_write(0x28, 8, 1 << 63 | 1 << 61, &mut host);
+    let iotlb = (machine.unit_read(0x10, 8) >> 8 & 0x3ff) * 16 + 8;
+    machine.unit_write(iotlb, 8, 1 << 63 | 1 << 60, &mut host);
+    machine.unit_write(0x18, 4, 1 << 31, &mut host);
+    assert_eq!(machine.unit_read(0x1c, 4) >> 31, 1);
+    assert_eq!(nop(&mut machine, &mut host, 0xfee0_0000, 0x41), 0, "nothing at the untranslated address");
+    assert_eq!(host.ram.u64(0x20_5000) as u8, 1);
+    // The next page is not mapped: its access is blocked, and recorded.
+    let mut path = Path { unit: machine.unit.as_mut(), host: &mut host };
+    assert_eq!(path.write(RECORD + 0x1000, &[0; 32]), Err(Fault));
+    assert!(machine.report().lines().any(|line| line == "vtd.dma_faults=1"));
+}
