@@ -18,7 +18,7 @@ fn find(name: &CStr) -> Result<*mut c_void, String> {
     // SAFETY: a null handle means RTLD_DEFAULT; the name is a C string.
     let found = unsafe { dlsym(ptr::null_mut(), name.as_ptr()) };
     if found.is_null() {
-        return Err(format!("this emulator has no symbol {} (Bochs 2.7 or 3.0 is needed)", name.to_string_lossy()));
+        return Err(format!("this emulator has no symbol {} (Bochs 3.0 is needed)", name.to_string_lossy()));
     }
     Ok(found)
 }
