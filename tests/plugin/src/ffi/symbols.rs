@@ -1,0 +1,105 @@
+//! What is used of the Bochs binary.
+//!
+//! Methods of `BX_MEM_C` are static there (it is built without `BX_USE_MEM_SMF = 0`): they take no `this`.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+
+/// `memory_handler_t`: address, length, data, parameter.
+pub(super) type MemoryHandler = unsafe extern "C" fn(u64, u32, *mut c_void, *mut c_void) -> bool;
+type TimerHandler = unsafe extern "C" fn(*mut c_void);
+
+unsafe extern "C" {
+    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+}
+
+/// The address of a symbol of the program.
+fn find(name: &CStr) -> Result<*mut c_void, String> {
+    // SAFETY: a null handle means RTLD_DEFAULT; the name is a C string.
+    let found = unsafe { dlsym(ptr::null_mut(), name.as_ptr()) };
+    if found.is_null() {
+        return Err(format!("this emulator has no symbol {} (Bochs 2.7 or 3.0 is needed)", name.to_string_lossy()));
+    }
+    Ok(found)
+}
+
+macro_rules! symbols {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $name:literal;)*) => {
+        /// Functions and objects of the emulator.
+        pub(super) struct Symbols {
+            $($(#[$doc])* pub(super) $field: $type,)*
+        }
+
+        impl Symbols {
+            /// Finds all of them; the error names the first that is missing.
+            pub(super) fn find() -> Result<Self, String> {
+                Ok(Self {
+                    // SAFETY: the mangled name spells the parameter types, which are those of the pointer's type.
+                    $($field: unsafe { std::mem::transmute::<*mut c_void, $type>(find($name)?) },)*
+                })
+            }
+        }
+    };
+}
+
+/// An object of the emulator.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Object(pub(super) *mut c_void);
+
+// SAFETY: the address of a global object; only Bochs' own thread uses it.
+unsafe impl Send for Object {}
+// SAFETY: as above.
+unsafe impl Sync for Object {}
+
+symbols! {
+    /// `bx_pc_system`.
+    pc_system: Object = c"bx_pc_system";
+    /// `bx_devices`.
+    devices: Object = c"bx_devices";
+    /// `BX_MEM_C::registerMemoryHandlers(param, read, write, direct access, first, last)`.
+    register_memory: unsafe extern "C" fn(*mut c_void, MemoryHandler, MemoryHandler, *mut c_void, u64, u64) -> bool
+        = c"_ZN8BX_MEM_C22registerMemoryHandlersEPvPFbmjS0_S0_ES2_PFPhmjS0_Emm";
+    /// `BX_MEM_C::readPhysicalPage(cpu, address, length, data)`.
+    read_physical: unsafe extern "C" fn(*mut c_void, u64, u32, *mut c_void)
+        = c"_ZN8BX_MEM_C16readPhysicalPageEP8BX_CPU_CmjPv";
+    /// `BX_MEM_C::writePhysicalPage(cpu, address, length, data)`.
+    write_physical: unsafe extern "C" fn(*mut c_void, u64, u32, *mut c_void)
+        = c"_ZN8BX_MEM_C17writePhysicalPageEP8BX_CPU_CmjPv";
+    /// `BX_MEM_C::getHostMemAddr(cpu, address, access)`: access 0 reads, 1 writes.
+    host_address: unsafe extern "C" fn(*mut c_void, u64, u32) -> *mut u8
+        = c"_ZN8BX_MEM_C14getHostMemAddrEP8BX_CPU_Cmj";
+    /// `apic_bus_deliver_interrupt(vector, destination, mode, logical, level, trigger)`.
+    deliver: unsafe extern "C" fn(u8, u32, u8, bool, bool, bool) -> c_int
+        = c"_Z26apic_bus_deliver_interrupthjhbbb";
+    /// `bx_pc_system_c::register_timer(parameter, handler, microseconds, continuous, active, name)`.
+    register_timer: unsafe extern "C" fn(*mut c_void, *mut c_void, TimerHandler, u32, bool, bool, *const c_char) -> c_int
+        = c"_ZN14bx_pc_system_c14register_timerEPvPFvS0_EjbbPKc";
+    /// `bx_pc_system_c::activate_timer(timer, microseconds, continuous)`.
+    activate_timer: unsafe extern "C" fn(*mut c_void, u32, u32, bool)
+        = c"_ZN14bx_pc_system_c14activate_timerEjjb";
+    /// `bx_pc_system_c::deactivate_timer(timer)`.
+    deactivate_timer: unsafe extern "C" fn(*mut c_void, u32)
+        = c"_ZN14bx_pc_system_c16deactivate_timerEj";
+    /// `bx_devices_c::inp(port, length)`.
+    port_in: unsafe extern "C" fn(*mut c_void, u16, u32) -> u32 = c"_ZN12bx_devices_c3inpEtj";
+    /// `bx_devices_c::outp(port, value, length)`.
+    port_out: unsafe extern "C" fn(*mut c_void, u16, u32, u32) = c"_ZN12bx_devices_c4outpEtjj";
+    /// `bx_devices_c::register_pci_handlers(device, function, name, description, bus)`.
+    register_pci: unsafe extern "C" fn(*mut c_void, *mut c_void, *mut u8, *const c_char, *const c_char, u8) -> bool
+        = c"_ZN12bx_devices_c21register_pci_handlersEP15bx_pci_device_cPhPKcS4_h";
+    /// `bx_pci_device_c::init_pci_conf(vendor, device, revision, class, header, pin)`.
+    init_config: unsafe extern "C" fn(*mut c_void, u16, u16, u8, u32, u8, u8)
+        = c"_ZN15bx_pci_device_c13init_pci_confEtthjhh";
+    /// `bx_pci_device_c::init_bar_mem(number, size, read, write)`.
+    init_bar: unsafe extern "C" fn(*mut c_void, u8, u32, MemoryHandler, MemoryHandler)
+        = c"_ZN15bx_pci_device_c12init_bar_memEhjPFbmjPvS0_ES2_";
+    /// `bx_pci_device_c::pci_read_handler(register, length)`: reads what Bochs itself keeps.
+    read_config: unsafe extern "C" fn(*mut c_void, u8, u32) -> u32 = c"_ZN15bx_pci_device_c16pci_read_handlerEhj";
+    /// `logfunctions::logfunctions()`.
+    construct_log: unsafe extern "C" fn(*mut c_void) = c"_ZN12logfunctionsC1Ev";
+    /// `logfunctions::put(name, prefix)`.
+    name_log: unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) = c"_ZN12logfunctions3putEPKcS1_";
+    /// `pluginRegisterDeviceDevmodel(plugin, type, device, name)`.
+    register_device: unsafe extern "C" fn(*mut c_void, u16, *mut c_void, *const c_char) = c"pluginRegisterDeviceDevmodel";
+}

@@ -1,0 +1,272 @@
+//! The two models wired together: what the DSA does on the bus goes through the remapping unit.
+
+use crate::options::Options;
+use dsa_model::{Dsa, Fault, PortalWrite, Upstream};
+use std::fmt::Write;
+use vtd_model::{Access, Memory, Outcome, Unit};
+
+/// The remapping unit's registers.
+pub(crate) const UNIT_BASE: u64 = 0xfed9_0000;
+/// The message window.
+pub(crate) const MESSAGES: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
+/// The ECAM window, bus 0.
+pub(crate) const ECAM: std::ops::RangeInclusive<u64> = 0xe800_0000..=0xe80f_ffff;
+/// The DSA's device and function number: 00:1e.0. On bus 0 that is its requester ID, too.
+pub(crate) const DSA_FUNCTION: u8 = 0x1e << 3;
+const DSA_SOURCE: u16 = DSA_FUNCTION as u16;
+/// The requester ID of message writes whose sender the emulator does not tell: ff:1f.7, which no function here has, so that
+/// a source-id check refuses it.
+pub(crate) const UNKNOWN_SOURCE: u16 = 0xffff;
+/// Physical addresses of the emulated processors are this wide.
+const HOST_ADDRESS_WIDTH: u32 = 40;
+
+/// An interrupt on its way to the local APICs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Interrupt {
+    pub(crate) vector: u8,
+    pub(crate) dest: u32,
+    pub(crate) logical: bool,
+    pub(crate) delivery_mode: u8,
+    pub(crate) level: bool,
+}
+
+/// What the emulator offers: memory, and the local APICs.
+pub(crate) trait Host: Memory {
+    /// Delivers an interrupt.
+    fn deliver(&mut self, interrupt: Interrupt);
+}
+
+/// The models, and what was seen besides.
+pub(crate) struct Machine {
+    unit: Option<Unit>,
+    dsa: Option<Dsa>,
+    other_messages: u64,
+}
+
+/// The DSA's way upstream.
+struct Path<'a> {
+    unit: Option<&'a mut Unit>,
+    host: &'a mut dyn Host,
+}
+
+fn is_message(address: u64, data: &[u8]) -> Option<u32> {
+    let data = data.try_into().ok().map(u32::from_le_bytes)?;
+    (MESSAGES.contains(&address) && address.is_multiple_of(4)).then_some(data)
+}
+
+/// Decodes a message in compatibility format; address bits 63:40 extend the destination (VT-d 11.4, the event address
+/// registers in extended interrupt mode).
+fn compatibility(address: u64, data: u32) -> Interrupt {
+    Interrupt {
+        vector: data as u8,
+        dest: (address >> 12 & 0xff) as u32 | (address >> 32) as u32 & !0xff,
+        logical: address >> 2 & 1 != 0,
+        delivery_mode: (data >> 8 & 7) as u8,
+        level: data >> 15 & 1 != 0,
+    }
+}
+
+/// What an interrupt request leads to at the local APICs.
+fn effect(outcome: Outcome) -> Option<Interrupt> {
+    match outcome {
+        Outcome::Remapped(entry) => Some(Interrupt {
+            vector: entry.vector,
+            dest: entry.dest,
+            logical: entry.dest_mode_logical,
+            delivery_mode: entry.delivery_mode,
+            level: entry.trigger_level,
+        }),
+        Outcome::Posted { notify } => {
+            notify.map(|(vector, dest)| Interrupt { vector, dest, logical: false, delivery_mode: 0, level: false })
+        }
+        Outcome::Compatibility(message) => Some(Interrupt {
+            vector: message.vector,
+            dest: message.dest.into(),
+            logical: message.dest_mode_logical,
+            delivery_mode: message.delivery_mode,
+            level: message.trigger_level,
+        }),
+        Outcome::Blocked { .. } => None,
+    }
+}
+
+impl Path<'_> {
+    fn message(&mut self, source: u16, address: u64, data: u32) {
+        let interrupt = match &mut self.unit {
+            Some(unit) => effect(unit.interrupt_request(source, address, data, self.host)),
+            None => Some(compatibility(address, data)),
+        };
+        if let Some(interrupt) = interrupt {
+            self.host.deliver(interrupt);
+        }
+        self.events();
+    }
+
+    /// The unit's own messages go straight to the local APICs (VT-d 7.3).
+    fn events(&mut self) {
+        while let Some((address, data)) = self.unit.as_mut().and_then(|unit| unit.take_fault_event()) {
+            self.host.deliver(compatibility(address, data));
+        }
+    }
+
+    fn translate(&mut self, address: u64, len: usize, access: Access) -> Result<u64, Fault> {
+        match &mut self.unit {
+            Some(unit) => {
+                let translated = unit.dma(DSA_SOURCE, address, len, access, self.host);
+                self.events();
+                translated.map_err(|_| Fault)
+            }
+            None if MESSAGES.contains(&address) => Err(Fault),
+            None => Ok(address),
+        }
+    }
+}
+
+impl Upstream for Path<'_> {
+    fn read(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        let at = self.translate(address, buf.len(), Access::Read)?;
+        if self.host.read(at, buf) { Ok(()) } else { Err(Fault) }
+    }
+
+    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        if let Some(message) = is_message(address, data) {
+            // A posted write: the device never learns what became of it.
+            self.message(DSA_SOURCE, address, message);
+            return Ok(());
+        }
+        let at = self.translate(address, data.len(), Access::Write)?;
+        if self.host.write(at, data) { Ok(()) } else { Err(Fault) }
+    }
+}
+
+impl Machine {
+    pub(crate) fn new(options: &Options) -> Self {
+        let config = vtd_model::Config { host_address_width: HOST_ADDRESS_WIDTH, ..Default::default() };
+        Self {
+            unit: (!options.no_vtd).then(|| Unit::new(config)),
+            dsa: (!options.no_dsa).then(|| Dsa::new(dsa_model::Config::default())),
+            other_messages: 0,
+        }
+    }
+
+    /// The platform's reset.
+    pub(crate) fn reset(&mut self) {
+        if let Some(unit) = &mut self.unit {
+            unit.reset();
+        }
+        if let Some(dsa) = &mut self.dsa {
+            dsa.reset();
+        }
+    }
+
+    /// The tables that firmware has to show.
+    pub(crate) fn tables(&self, options: &Options) -> Vec<Vec<u8>> {
+        let mut tables = vec![crate::acpi::mcfg(*ECAM.start())];
+        if options.dmar() {
+            tables.push(crate::acpi::dmar(UNIT_BASE, HOST_ADDRESS_WIDTH));
+        }
+        tables
+    }
+
+    pub(crate) fn unit_read(&mut self, offset: u64, len: usize) -> u64 {
+        self.unit.as_mut().map_or(u64::MAX, |unit| unit.read(offset, len))
+    }
+
+    pub(crate) fn unit_write(&mut self, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
+        if let Some(unit) = &mut self.unit {
+            unit.write(offset, len, value, host);
+            Path { unit: Some(unit), host }.events();
+        }
+    }
+
+    /// The DSA with its way upstream.
+    fn dsa<'a>(&'a mut self, host: &'a mut dyn Host) -> Option<(&'a mut Dsa, Path<'a>)> {
+        Some((self.dsa.as_mut()?, Path { unit: self.unit.as_mut(), host }))
+    }
+
+    pub(crate) fn bar0_read(&self, offset: u64, len: usize) -> u64 {
+        self.dsa.as_ref().map_or(u64::MAX, |dsa| dsa.bar0_read(offset, len))
+    }
+
+    pub(crate) fn bar0_write(&mut self, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
+        if let Some((dsa, mut path)) = self.dsa(host) {
+            dsa.bar0_write(offset, len, value, &mut path);
+        }
+    }
+
+    /// A store to a portal. Says whether there is work for the engines now.
+    pub(crate) fn portal_write(&mut self, offset: u64, data: &[u8]) -> bool {
+        self.dsa.as_mut().is_some_and(|dsa| dsa.portal_write(offset, data) == PortalWrite::Queued)
+    }
+
+    /// Lets the engines work. Says whether more is waiting.
+    pub(crate) fn work(&mut self, host: &mut dyn Host) -> bool {
+        self.dsa(host).is_some_and(|(dsa, mut path)| dsa.work(&mut path))
+    }
+
+    pub(crate) fn config_read(&self, offset: u16, len: usize) -> u32 {
+        self.dsa.as_ref().map_or(u32::MAX, |dsa| dsa.config_read(offset, len))
+    }
+
+    pub(crate) fn config_write(&mut self, offset: u16, len: usize, value: u32, host: &mut dyn Host) {
+        if let Some((dsa, mut path)) = self.dsa(host) {
+            dsa.config_write(offset, len, value, &mut path);
+        }
+    }
+
+    /// A write into the message window by someone other than the DSA.
+    pub(crate) fn other_message(&mut self, address: u64, data: &[u8], host: &mut dyn Host) {
+        self.other_messages += 1;
+        if let Some(message) = is_message(address, data) {
+            Path { unit: self.unit.as_mut(), host }.message(UNKNOWN_SOURCE, address, message);
+        }
+    }
+
+    /// The counters, `key=value` a line.
+    pub(crate) fn report(&self) -> String {
+        let mut text = String::new();
+        if let Some(dsa) = &self.dsa {
+            let stats = dsa.stats();
+            for (key, value) in [
+                ("descriptors", stats.descriptors),
+                ("bytes", stats.bytes),
+                ("messages", stats.messages),
+                ("pending", stats.pending),
+                ("refused", stats.refused),
+                ("faults", stats.faults),
+            ] {
+                let _ = writeln!(text, "dsa.{key}={value}");
+            }
+        }
+        if let Some(unit) = &self.unit {
+            unit_report(unit, &mut text);
+        }
+        let _ = writeln!(text, "other.messages={}", self.other_messages);
+        text
+    }
+}
+
+fn unit_report(unit: &Unit, text: &mut String) {
+    let stats = unit.stats();
+    for (key, value) in [
+        ("remapped", stats.remapped),
+        ("posted", stats.posted),
+        ("notifications", stats.notifications),
+        ("compatibility", stats.compatibility),
+        ("blocked", stats.blocked),
+        ("interrupt_faults", stats.interrupt_faults),
+        ("dma_faults", stats.dma_faults),
+        ("iec_flushes", stats.iec_flushes),
+        ("waits", stats.waits),
+        ("cache_hits", stats.cache_hits),
+        ("violations", stats.violations),
+    ] {
+        let _ = writeln!(text, "vtd.{key}={value}");
+    }
+    for violation in unit.violations() {
+        let _ = writeln!(text, "vtd.violation={:#x} {:#x} {}", violation.offset, violation.value, violation.rule);
+    }
+}
+
+#[cfg(test)]
+mod tests;

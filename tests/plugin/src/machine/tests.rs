@@ -1,0 +1,135 @@
+//! The models together, on a host of plain memory.
+
+use super::*;
+use vtd_model::Ram;
+
+struct Fake {
+    ram: Ram,
+    delivered: Vec<Interrupt>,
+}
+
+impl Memory for Fake {
+    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
+        self.ram.read(hpa, buf)
+    }
+
+    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
+        self.ram.write(hpa, data)
+    }
+}
+
+impl Host for Fake {
+    fn deliver(&mut self, interrupt: Interrupt) {
+        self.delivered.push(interrupt);
+    }
+}
+
+const TABLE: u64 = 0x10_0000;
+const RECORD: u64 = 0x20_0000;
+
+fn edge(vector: u8, dest: u32) -> Interrupt {
+    Interrupt { vector, dest, logical: false, delivery_mode: 0, level: false }
+}
+
+/// A machine with work queue 0 enabled.
+fn ready(options: &str) -> (Machine, Fake) {
+    let mut machine = Machine::new(&Options::parse(options).unwrap());
+    let mut host = Fake { ram: Ram::new(0x100_0000), delivered: Vec::new() };
+    machine.config_write(4, 2, 6, &mut host);
+    for (offset, value) in [(0x1000, 1), (0x1020, 1), (0x2000, 16), (0x2008, 16 << 32 | 0x11)] {
+        machine.bar0_write(offset, 8, value, &mut host);
+    }
+    for command in [1 << 20, 6 << 20] {
+        machine.bar0_write(0xa0, 4, command, &mut host);
+        assert_eq!(machine.bar0_read(0xa8, 4), 0);
+    }
+    (machine, host)
+}
+
+/// A NOP with record and interrupt through IMS slot 0, which holds this message.
+fn nop(machine: &mut Machine, host: &mut Fake, address: u64, data: u64) -> u8 {
+    machine.bar0_write(0x4_0000, 8, address, host);
+    machine.bar0_write(0x4_0008, 8, data, host);
+    host.ram.set_u64(RECORD, 0);
+    for (n, word) in [0x1c << 32, RECORD, 0, 0, 0, 0, 0, 0u64].into_iter().enumerate() {
+        assert_eq!(machine.portal_write(0x2000 + 8 * n as u64, &word.to_le_bytes()), n == 7);
+    }
+    assert!(!machine.work(host));
+    host.ram.u64(RECORD) as u8
+}
+
+/// Interrupt remapping on, compatibility format blocked, a table of 256 entries.
+fn remap(machine: &mut Machine, host: &mut Fake) {
+    machine.unit_write(0xb8, 8, TABLE | 7, host);
+    machine.unit_write(0x18, 4, 1 << 24, host);
+    machine.unit_write(0x90, 8, 0x18_0000, host);
+    machine.unit_write(0x18, 4, 1 << 26, host);
+    // A global flush of the interrupt entry cache.
+    host.ram.set_u64(0x18_0000, 4);
+    machine.unit_write(0x88, 8, 16, host);
+    machine.unit_write(0x18, 4, 1 << 26 | 1 << 25, host);
+    assert_eq!(machine.unit_read(0x1c, 4) >> 23, 0b1110);
+}
+
+#[test]
+fn without_remapping_a_slot_holds_a_plain_message() {
+    for options in ["", "no-vtd"] {
+        let (mut machine, mut host) = ready(options);
+        assert_eq!(nop(&mut machine, &mut host, 0xfee0_1000, 0x41), 1);
+        assert_eq!(host.delivered, [edge(0x41, 1)]);
+    }
+}
+
+#[test]
+fn with_remapping_the_entry_decides_and_the_source_must_match() {
+    let (mut machine, mut host) = ready("");
+    remap(&mut machine, &mut host);
+    // Entry 3: present, vector 0x52, destination 0; source 00:1e.0, all bits verified.
+    host.ram.set_u64(TABLE + 0x30, 1 | 0x52 << 16);
+    host.ram.set_u64(TABLE + 0x38, 1 << 18 | 0xf0);
+    assert_eq!(nop(&mut machine, &mut host, 0xfee0_0010 | 3 << 5, 0), 1);
+    assert_eq!(host.delivered, [edge(0x52, 0)]);
+    machine.other_message(0xfee0_0010 | 3 << 5, &0u32.to_le_bytes(), &mut host);
+    assert_eq!(host.delivered.len(), 1, "another requester");
+    assert_eq!(nop(&mut machine, &mut host, 0xfee0_0000, 0x41), 1);
+    assert_eq!(host.delivered.len(), 1, "compatibility format");
+    let report = machine.report();
+    for line in ["dsa.messages=2", "vtd.remapped=1", "vtd.interrupt_faults=2", "vtd.blocked=2", "other.messages=1"] {
+        assert!(report.lines().any(|one| one == line), "{line} in {report}");
+    }
+}
+
+#[test]
+fn the_units_own_events_are_not_remapped() {
+    let (mut machine, mut host) = ready("");
+    remap(&mut machine, &mut host);
+    // Fault event: data, address, then unmasked.
+    machine.unit_write(0x3c, 4, 0x61, &mut host);
+    machine.unit_write(0x40, 4, 0xfee0_0000, &mut host);
+    machine.unit_write(0x38, 4, 0, &mut host);
+    nop(&mut machine, &mut host, 0xfee0_0010, 0);
+    assert_eq!(host.delivered, [edge(0x61, 0)]);
+}
+
+#[test]
+fn dma_beyond_memory_or_into_the_message_window_faults() {
+    let (mut machine, mut host) = ready("no-vtd");
+    let mut path = Path { unit: None, host: &mut host };
+    assert_eq!(path.read(0x100_0000, &mut [0; 8]), Err(Fault));
+    assert_eq!(path.write(0xfee0_0000, &[0; 8]), Err(Fault));
+    assert_eq!(path.read(0xfee0_0000, &mut [0; 4]), Err(Fault));
+    machine.other_message(0xfee0_0000, &[0; 8], &mut host);
+    machine.other_message(0xfee0_0002, &[0; 4], &mut host);
+    assert_eq!(host.delivered, []);
+}
+
+#[test]
+fn parts_left_out_read_as_ones() {
+    let mut machine = Machine::new(&Options::parse("no-vtd,no-dsa").unwrap());
+    let options = Options::default();
+    assert_eq!((machine.unit_read(0, 4), machine.bar0_read(0, 4), machine.config_read(0, 4)), (!0, !0, !0));
+    assert!(!machine.portal_write(0, &[0; 64]));
+    assert_eq!(machine.report(), "other.messages=0\n");
+    assert_eq!(machine.tables(&options).len(), 2);
+    assert_eq!(machine.tables(&Options { no_dmar: true, ..options }).len(), 1);
+}

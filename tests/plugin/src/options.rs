@@ -1,0 +1,55 @@
+//! What the environment asks for.
+
+/// Parts to leave out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// No remapping unit, and so no DMAR table.
+    pub(crate) no_vtd: bool,
+    /// No DSA function.
+    pub(crate) no_dsa: bool,
+    /// No DMAR table: firmware hides the unit.
+    pub(crate) no_dmar: bool,
+}
+
+impl Options {
+    /// The variable that holds the options, separated by commas.
+    pub(crate) const VARIABLE: &str = "IMSVISOR_PLUGIN";
+
+    /// Reads a list of options. An unknown one is an error.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let mut options = Self::default();
+        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+            match word {
+                "no-vtd" => options.no_vtd = true,
+                "no-dsa" => options.no_dsa = true,
+                "no-dmar" => options.no_dmar = true,
+                _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
+            }
+        }
+        Ok(options)
+    }
+
+    /// Whether firmware describes the remapping unit.
+    pub(crate) fn dmar(&self) -> bool {
+        !self.no_vtd && !self.no_dmar
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_a_list() {
+        assert_eq!(Options::parse(""), Ok(Options::default()));
+        let both = Options { no_vtd: true, no_dsa: true, no_dmar: false };
+        assert_eq!(Options::parse("no-vtd, no-dsa"), Ok(both));
+        assert!(Options::default().dmar() && !both.dmar());
+        assert!(!Options { no_dmar: true, ..Options::default() }.dmar());
+    }
+
+    #[test]
+    fn unknown_options_are_refused() {
+        assert!(Options::parse("no-vtd,fast").unwrap_err().contains("fast"));
+    }
+}
