@@ -127,5 +127,5 @@ boot_pd:   .skip 4 * 4096
 // A guard page is unmapped below the stack once the final page tables are in place.
 .global boot_stack_guard
 boot_stack_guard: .skip 4096
-.skip 64 * 1024
+.skip 256 * 1024
 boot_stack_top:

@@ -15,7 +15,7 @@ use imsvisor::{
     ims::{GuestId, Service},
     memory::FrameSource,
     platform::{
-        self,
+        self, assign,
         delivery::Vectors,
         loader::Loader,
         machine::Machine,
@@ -55,6 +55,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let Some(region) = FRAMES.alloc_zeroed(1, PAGE_SIZE) else { refuse("memory", "no frame for VMXON") };
     let host = Host::enter_vmx(capabilities, bases, region).unwrap_or_else(|failure| refuse("vmx", failure));
     let service = service(machine, apic_id);
+    assign::make_room(machine, service.ports());
     tell(machine, service);
     power::end(run(&loader, host, xsave, machine, service, tsc))
 }

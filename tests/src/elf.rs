@@ -21,7 +21,7 @@ pub fn loaded_bytes(image: &[u8]) -> Result<u64> {
     Ok(bytes)
 }
 
-/// A small executable with one segment, which halts. Each field can be made wrong.
+/// A small executable with one segment, which ends its guest. Each field can be made wrong.
 #[derive(Debug, Clone, Copy)]
 pub struct Executable {
     /// 32 or 64 bits.
@@ -42,8 +42,8 @@ pub struct Executable {
     pub segments: u16,
 }
 
-/// `cli; hlt`, and back to the `hlt`.
-const HALT: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
+/// `xor eax, eax; out 0xf4, al`, and `hlt` for ever: a guest's end, with code 0.
+const CODE: [u8; 7] = [0x31, 0xc0, 0xe6, 0xf4, 0xf4, 0xeb, 0xfd];
 
 const HEADERS: u64 = (size_of::<Header>() + size_of::<ProgramHeader>()) as u64;
 
@@ -55,14 +55,14 @@ impl Executable {
         entry: 0x20_0000,
         address: 0x20_0000,
         offset: HEADERS,
-        file_size: HALT.len() as u64,
+        file_size: CODE.len() as u64,
         memory_size: 0x1000,
         segments: 1,
     };
 
     /// The file.
     pub fn bytes(&self) -> Vec<u8> {
-        [bytes_of(&self.header()), bytes_of(&self.program_header()), &HALT].concat()
+        [bytes_of(&self.header()), bytes_of(&self.program_header()), &CODE].concat()
     }
 
     fn header(&self) -> Header {
@@ -114,8 +114,8 @@ mod tests {
     #[test]
     fn only_what_is_in_the_file_counts_as_loaded() {
         let image = Executable { memory_size: 1 << 40, ..Executable::RIGHT }.bytes();
-        assert_eq!(loaded_bytes(&image).unwrap(), HALT.len() as u64);
-        assert_eq!(image.len() as u64, HEADERS + HALT.len() as u64);
+        assert_eq!(loaded_bytes(&image).unwrap(), CODE.len() as u64);
+        assert_eq!(image.len() as u64, HEADERS + CODE.len() as u64);
     }
 
     #[test]

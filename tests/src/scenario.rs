@@ -29,6 +29,8 @@ pub struct Scenario {
 }
 
 struct Ran {
+    /// The modules' names in their order, which is the guests' numbers.
+    modules: Vec<String>,
     outcome: Outcome,
     summary: Summary,
 }
@@ -56,7 +58,8 @@ impl Scenario {
         let outcome = machine::boot(paths, tools, &plan.config, hypervisor, &plan.modules)?;
         let seconds = outcome.wall.as_secs_f32();
         bench::say(&format!("booted {}: {} after {seconds:.1} s", self.name, outcome.end));
-        Ok(Ran { summary: outcome.summary(), outcome })
+        let modules = plan.modules.iter().map(|module| module.name().to_owned()).collect();
+        Ok(Ran { modules, summary: outcome.summary(), outcome })
     }
 }
 
@@ -133,13 +136,24 @@ impl Boot {
         events.map(|seen| seen.raw.as_str()).collect()
     }
 
-    /// The refusals in which each of these words occurs, in lower case.
-    pub fn refusals_with(&self, words: &[&str]) -> Vec<&str> {
-        let says = |text: &&String| {
-            let said = words_of(text);
-            words.iter().all(|word| said.contains(&word.to_lowercase()))
-        };
-        self.refused.iter().filter(says).map(String::as_str).collect()
+    /// Whether a refusal of anything has one of these words.
+    pub fn refuses_with(&self, words: &[&str]) -> bool {
+        self.refused.iter().any(|text| has_one(text, words))
+    }
+
+    /// Why the module of this name was refused, if it was.
+    pub fn refusal_of(&self, name: &str) -> Option<&str> {
+        let number = self.ran.modules.iter().position(|module| module == name).map(|number| number as u64);
+        let number = number.unwrap_or_else(|| panic!("{} has no module {name}", self.name));
+        let refusals = self.events("refused");
+        refusals.into_iter().find(|refusal| refusal.number("guest") == Some(number))?.get("why")
+    }
+
+    /// The module of this name was not started, but refused for a reason in which one of these words occurs.
+    pub fn assert_refused(&self, name: &str, words: &[&str]) {
+        assert!(!self.started(name), "the guest {name} was started");
+        let why = self.refusal_of(name).unwrap_or_else(|| panic!("the guest {name} was not refused"));
+        assert!(has_one(why, words), "{name} was refused, but not with one of {words:?}: {why}");
     }
 
     /// The hypervisor came to its own end, without a line that nobody can read, and without a panic.
@@ -173,6 +187,12 @@ impl Drop for Boot {
     }
 }
 
+/// Whether one of these words occurs in a text, as a whole word.
+fn has_one(text: &str, words: &[&str]) -> bool {
+    let said = words_of(text);
+    words.iter().any(|word| said.contains(&word.to_lowercase()))
+}
+
 /// The words of a text, in lower case; a hyphen or an underscore is part of a word.
 fn words_of(text: &str) -> BTreeSet<String> {
     let part = |c: char| c.is_alphanumeric() || "-_".contains(c);
@@ -184,9 +204,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guests_name_is_found_as_a_whole_word_only() {
-        let words = words_of("module: guest \"outside\": its segment lies outside-memory, DMAR");
-        assert!(words.contains("outside") && words.contains("dmar") && words.contains("outside-memory"));
-        assert!(!words.contains("out") && !words.contains("memory") && !words.contains("DMAR"));
+    fn a_word_is_found_as_a_whole_word_only() {
+        let text = "the segment at 0x1000 does not lie in memory; mem=16M, VT-d";
+        for word in ["segment", "0x1000", "MEMORY", "mem", "16M", "vt-d"] {
+            assert!(has_one(text, &["absent", word]), "{word}");
+        }
+        for word in ["seg", "1000", "vt", "16"] {
+            assert!(!has_one(text, &[word]), "{word}");
+        }
+        assert!(!has_one(text, &[]));
     }
 }

@@ -89,6 +89,17 @@ pub struct Prepared {
     pub assigned: Assigned,
 }
 
+/// Takes the memory that assigning functions needs for good: tables that map their registers, and the unit's tables for their buses. What
+/// guests take after that comes back from each of them.
+pub fn make_room(machine: &Machine, ports: &MachinePorts) {
+    for function in machine.functions().iter().filter(|function| dsa::is_one(function)) {
+        let mapped = registers(function).map(|_| ());
+        let room = mapped.and_then(|()| ports.prepare(function.bdf).map_err(|_| Refusal::OutOfMemory));
+        // The guest that asks for it hears of it again.
+        room.unwrap_or_else(|why| log::warn!("{}: {why}", function.bdf));
+    }
+}
+
 /// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest.
 pub fn prepare(
     machine: &'static Machine,

@@ -4,12 +4,12 @@
 
 use bit_field::BitField;
 
-use crate::memory::Registers;
+use crate::{memory::Registers, pci::Function};
 
 /// PCI IDs.
-pub const VENDOR: u16 = 0x8086;
+const VENDOR: u16 = 0x8086;
 /// PCI device ID.
-pub const DEVICE: u16 = 0x0b25;
+const DEVICE: u16 = 0x0b25;
 
 /// BAR with registers and tables.
 pub const REGISTERS_BAR: u8 = 0;
@@ -37,6 +37,11 @@ pub struct MessageStore {
     pub offset: u32,
     /// Slots of 16 bytes.
     pub slots: u32,
+}
+
+/// Whether a function is one.
+pub fn is_one(function: &Function) -> bool {
+    (function.vendor, function.device) == (VENDOR, DEVICE)
 }
 
 /// Reads where the interrupt message store is; `None` when the device says that it has none.

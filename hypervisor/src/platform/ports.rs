@@ -96,6 +96,11 @@ impl MachinePorts {
         self.strays.load(Ordering::Relaxed)
     }
 
+    /// Takes the memory that attaching the function needs for good.
+    pub fn prepare(&self, bdf: Bdf) -> Result<(), vtd::Error> {
+        self.unit(bdf).map_or(Ok(()), |(_, unit)| unit.prepare(bdf))
+    }
+
     /// Confines a function's DMA to a guest's memory, at the guest's own addresses.
     pub fn attach(&self, bdf: Bdf, ram: &Ram) -> Result<(), assign::Refusal> {
         let (number, unit) = self.unit(bdf).ok_or(assign::Refusal::NoRemapping)?;

@@ -129,15 +129,11 @@ impl Maker {
     fn find(&self, device: Device) -> Result<&'static Function, assign::Refusal> {
         let is_it = |function: &&Function| match device {
             Device::At(bdf) => function.bdf == bdf,
-            Device::FirstDsa => (function.vendor, function.device) == (dsa::VENDOR, dsa::DEVICE),
+            Device::FirstDsa => dsa::is_one(function),
         };
         let function = self.machine.functions().iter().find(is_it).ok_or(assign::Refusal::NoSuchFunction)?;
         // Its store is behind registers that only a DSA has.
-        if (function.vendor, function.device) == (dsa::VENDOR, dsa::DEVICE) {
-            Ok(function)
-        } else {
-            Err(assign::Refusal::NoStore)
-        }
+        if dsa::is_one(function) { Ok(function) } else { Err(assign::Refusal::NoStore) }
     }
 
     fn allow(&self, bdf: Bdf) -> Result<(), assign::Refusal> {

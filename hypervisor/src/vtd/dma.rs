@@ -47,6 +47,14 @@ impl ContextTables {
         self.free_ids.push(id);
     }
 
+    /// Makes sure that attaching the function needs no memory.
+    pub fn prepare(&mut self, frames: &impl FrameSource, bdf: Bdf) -> Result<(), Error> {
+        match self.context_table(frames, bdf) {
+            Some(_) => Ok(()),
+            None => self.add_context_table(frames, bdf).map(|_| ()),
+        }
+    }
+
     /// Writes the function's context entry. It was not present, so no cache holds it (unless CAP.CM).
     pub fn attach(&mut self, frames: &impl FrameSource, bdf: Bdf, domain: &Domain) -> Result<(), Error> {
         let table = match self.context_table(frames, bdf) {

@@ -181,6 +181,11 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         Ok(())
     }
 
+    /// Makes sure that attaching the function needs no memory: its bus has a context table, which is kept.
+    pub fn prepare(&self, bdf: Bdf) -> Result<(), Error> {
+        self.contexts.lock().prepare(self.frames, bdf)
+    }
+
     /// Has the function's DMA go through the domain.
     pub fn attach(&self, bdf: Bdf, domain: &mut Domain) -> Result<(), Error> {
         self.check(domain)?;

@@ -5,7 +5,9 @@ use core::fmt::{self, Write};
 use super::port;
 
 const DATA: u16 = 0x3f8;
+const LINE_CONTROL: u16 = DATA + 3;
 const LINE_STATUS: u16 = DATA + 5;
+const EIGHT_BITS: u8 = 0b11;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
 /// Reads of the line status before a byte is sent anyway.
 const POLLS: usize = 10_000;
@@ -17,6 +19,12 @@ impl Write for Console {
         text.bytes().for_each(send);
         Ok(())
     }
+}
+
+/// Eight bits, no parity, one stop bit; the speed stays as it is.
+pub(super) fn load() {
+    // SAFETY: the serial port has no effect on memory.
+    unsafe { port::write_u8(LINE_CONTROL, EIGHT_BITS) }
 }
 
 fn send(byte: u8) {

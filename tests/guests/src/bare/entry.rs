@@ -3,7 +3,7 @@
 
 use core::cell::UnsafeCell;
 
-use super::{Guest, apic, exit, interrupts, physical::PhysicalMemory, take_once::TakeOnce};
+use super::{Guest, apic, console, exit, interrupts, physical::PhysicalMemory, take_once::TakeOnce};
 use crate::boot_params::BootParams;
 
 const STACK_SIZE: usize = 64 * 1024;
@@ -63,6 +63,7 @@ unsafe extern "Rust" {
 
 extern "C" fn enter(boot_params: u64) -> ! {
     static COMMAND_LINE: TakeOnce<[u8; COMMAND_LINE_SIZE]> = TakeOnce::new([0; COMMAND_LINE_SIZE]);
+    console::load();
     interrupts::load();
     apic::enable();
     let boot = BootParams::new(PhysicalMemory, boot_params);
