@@ -86,7 +86,7 @@ impl Platform for Reach<'_> {
 
     fn mmio_read(&mut self, bus: &VirtualBus, gpa: Gpa, bytes: u8) -> u64 {
         match self.outside.windows.find(gpa) {
-            Some((Kind::Store { shadow, .. }, offset)) => read_device(shadow, offset, bytes),
+            Some((Kind::Store { shadow, .. }, offset)) => read_shadow(shadow, offset, bytes),
             Some((Kind::Registers { base, .. }, offset)) => read_device(base, offset, bytes),
             Some((Kind::Ecam, offset)) => {
                 let (function, register) = VirtualBus::ecam(offset);
@@ -122,14 +122,23 @@ impl Platform for Reach<'_> {
     }
 }
 
-/// Reads a register, or a word of a shadow, as wide as the guest did. What is not aligned reads as ones, as on a bus that knows no
+/// Reads a store's shadow, at any alignment.
+fn read_shadow(shadow: Hpa, offset: u64, bytes: u8) -> u64 {
+    (0..u64::from(bytes.min(8))).fold(0, |value, at| {
+        // SAFETY: `Windows::find` gives offsets inside of the store, an access does not leave its page, and a shadow is whole pages.
+        let byte = unsafe { read_volatile((shadow.as_u64() + offset + at) as *const u8) };
+        value | u64::from(byte) << (8 * at)
+    })
+}
+
+/// Reads a register as wide as the guest did. What is not aligned reads as ones, as on a bus that knows no
 /// such access.
 fn read_device(base: Hpa, offset: u64, bytes: u8) -> u64 {
     let address = base.as_u64() + offset;
     if !address.is_multiple_of(u64::from(bytes.max(1))) {
         return u64::MAX;
     }
-    // SAFETY: `Windows::find` gives offsets inside of a window, and `assign` makes windows of mapped registers and shadows alone.
+    // SAFETY: `Windows::find` gives offsets inside of a window, and `assign` makes windows of mapped registers alone.
     unsafe {
         match bytes {
             1 => read_volatile(address as *const u8).into(),
