@@ -104,7 +104,8 @@ fn read(register: u32) -> u64 {
     }
 }
 
-fn xapic_base() -> u64 {
+/// Where the registers lie in xAPIC mode: one page, to be mapped uncached before [`init`].
+pub fn xapic_base() -> u64 {
     // SAFETY: every processor with VMX has this MSR.
     unsafe { msr::rdmsr(msr::IA32_APIC_BASE) & BASE_ADDRESS }
 }

@@ -74,12 +74,12 @@ impl Loader {
             .map(|area| PhysRange::new(Hpa::new(area.start_address()), area.size()))
     }
 
-    /// What the loader put into usable memory: the structure itself, and the modules.
+    /// What the loader put into usable memory: the structure itself, and the modules that are not empty.
     pub fn occupied(&self) -> impl Iterator<Item = PhysRange> + '_ {
         let own =
             PhysRange::new(Hpa::new(self.information.start_address() as u64), self.information.total_size() as u64);
         let modules = self.information.module_tags().take(MODULES).map(module_range);
-        [own].into_iter().chain(modules)
+        [own].into_iter().chain(modules).filter(|range| range.len > 0)
     }
 
     /// The modules, in the loader's order.

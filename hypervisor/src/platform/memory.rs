@@ -8,6 +8,7 @@ use super::loader::Loader;
 use crate::{
     acpi::tables::FirmwareMemory,
     addr::{Hpa, PAGE_SIZE},
+    apic,
     memory::{
         Frames, Paging, PhysRange,
         paging::{self, Access, MapError},
@@ -101,6 +102,7 @@ pub fn map(loader: &Loader) -> Result<(), MapError> {
     paging.map(image.rodata, Access::ReadOnly)?;
     paging.map(image.text, Access::Text)?;
     paging.map(image.stack_guard, Access::None)?;
+    paging.map_mmio(Hpa::new(apic::xapic_base()), PAGE_SIZE)?;
     paging.unmap_null()?;
     // SAFETY: the image has the rights its sections need, all RAM is mapped writable, and what was in use stays mapped.
     unsafe { paging::activate(paging.cr3()) };

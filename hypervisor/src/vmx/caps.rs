@@ -96,7 +96,7 @@ impl fmt::Display for Refusal {
                 f.write_str("the firmware has locked VMX off: enable virtualization (VT-x) in the firmware setup")
             }
             Self::Basic => f.write_str("IA32_VMX_BASIC reports VMX structures of an unknown kind"),
-            Self::Control(name) => write!(f, "the processor's VMX lacks \"{name}\""),
+            Self::Control(name) => write!(f, "the processor's VMX lacks '{name}'"),
             Self::Ept(what) => write!(f, "the processor's EPT lacks {what}"),
             Self::FixedBits => f.write_str("the processor demands CR0 or CR4 bits in VMX operation that are unknown"),
             Self::Xsave => f.write_str("the processor lacks XSAVE, or its AVX state is larger than expected"),
