@@ -16,8 +16,8 @@ use super::queue::Queue;
 use super::spec::descriptor::{self, ContextCache, InterruptEntryCache, Iotlb};
 use super::spec::irte::Irte;
 use super::unit::Unit;
-use crate::addr::{Bdf, Gpa, Hpa};
-use crate::memory::{FrameSource, Registers};
+use crate::addr::{Bdf, Gpa, Hpa, PAGE_SIZE};
+use crate::memory::{FrameSource, PhysRange, Registers};
 
 /// What a unit is brought up for.
 #[derive(Clone, Copy, Debug)]
@@ -196,6 +196,32 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
             self.submit([self.iotlb(descriptor::DOMAIN, domain.id())])?;
         }
         Ok(())
+    }
+
+    /// Puts the function into a domain of its own, in which it reaches `ranges` at their own addresses, and nothing else: for
+    /// what firmware has set to work and no guest gets (RMRR, 8.4). What overlaps is mapped once. The domain is kept as long as
+    /// the function is to work. After an error the function is blocked.
+    ///
+    /// # Safety
+    /// The ranges are the firmware's own: the device can do what it likes with them.
+    pub unsafe fn attach_identity(&self, bdf: Bdf, ranges: impl Iterator<Item = PhysRange>) -> Result<Domain, Error> {
+        let mut domain = self.create_domain()?;
+        let mapped = ranges.into_iter().try_for_each(|range| {
+            let pages = range.len.div_ceil(PAGE_SIZE);
+            (0..pages).try_for_each(|page| {
+                let at = range.start.checked_add(page * PAGE_SIZE).ok_or(Error::BadAddress)?;
+                // SAFETY: the caller vouches for the memory.
+                match unsafe { self.map(&mut domain, Gpa::new(at.as_u64()), at, PAGE_SIZE, true) } {
+                    Err(Error::Mapped) => Ok(()),
+                    result => result,
+                }
+            })
+        });
+        match mapped.and_then(|()| self.attach(bdf, &mut domain)) {
+            Ok(()) => Ok(domain),
+            // Nobody was attached, or the domain is kept.
+            Err(error) => self.destroy_domain(domain).and(Err(error)),
+        }
     }
 
     /// Blocks the function's DMA: context entry, then context cache, then IOTLB with draining (6.5.3.3), each complete before the

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::spec::registers::{GCMD, global};
 use super::super::{Error, Reason, Request, Route};
 use super::*;
 use crate::addr::Hpa;
@@ -73,7 +74,10 @@ fn an_entry_changes_between_posted_and_remapped_form() {
 #[test]
 fn compatibility_format_is_blocked_and_recorded() {
     let bench = Bench::new(vtd_model::Config { extended_interrupt_mode: false, ..capable() });
+    // As firmware may leave it.
+    bench.write32(GCMD, global::CFI);
     let remapper = bench.start_with(Config { wide_destinations: false, ..CONFIG });
+    assert_eq!(remapper.unit().status() & global::CFI, 0);
     assert_eq!(blocked(bench.send(DSA, 0xfee0_1000, 0x41)), Some(0x25));
     let fault = faults(&remapper)[0];
     assert_eq!((fault.source, fault.reason), (DSA, Reason(0x25)));
