@@ -19,6 +19,9 @@ use crate::{
 /// The PCI segment that is looked at.
 const SEGMENT: u16 = 0;
 
+/// A region that the firmware keeps for a device is at most this long; the largest are those of graphics.
+const RESERVED_MOST: u64 = 1 << 30;
+
 /// Bytes of a root pointer, of the newer kind.
 const RSDP_BYTES: usize = 36;
 
@@ -67,8 +70,17 @@ impl Machine {
 
     /// Whether the firmware keeps memory of its own with a function.
     pub fn has_reserved_memory(&self, bdf: Bdf) -> bool {
-        self.dmar.as_ref().is_some_and(|dmar| {
-            dmar.reserved_of(SEGMENT, bdf, |bridge| buses_behind(&self.functions, bridge)).next().is_some()
+        self.reserved_memory(bdf).next().is_some()
+    }
+
+    fn reserved_memory(&self, bdf: Bdf) -> impl Iterator<Item = PhysRange> + '_ {
+        let regions = self
+            .dmar
+            .iter()
+            .flat_map(move |dmar| dmar.reserved_of(SEGMENT, bdf, |bridge| buses_behind(&self.functions, bridge)));
+        regions.map(|region| {
+            let len = region.limit.as_u64().saturating_sub(region.base.as_u64()).saturating_add(1);
+            PhysRange::new(region.base, len)
         })
     }
 
@@ -83,14 +95,13 @@ impl Machine {
             event!("refused what=vtd why=\"the firmware says that interrupts cannot be remapped (DMAR flags)\"");
             return Vec::new();
         }
-        dmar.units.iter().map(|unit| self.bring_up(unit, entries, apic_id)).collect()
+        (0..).zip(&dmar.units).map(|(number, unit)| self.bring_up(number, unit, entries, apic_id)).collect()
     }
 
-    fn bring_up(&self, unit: &Drhd, entries: u32, apic_id: u32) -> Option<Unit> {
+    fn bring_up(&self, number: usize, unit: &Drhd, entries: u32, apic_id: u32) -> Option<Unit> {
         let (base, size) = (unit.base, unit.size);
         // A unit in the middle of memory would be a table's lie, and mapping it a hole in the hypervisor.
-        let range = PhysRange::new(base, size);
-        if self.memory.iter().any(|memory| memory.start < range.end() && range.start < memory.end()) {
+        if self.is_memory(PhysRange::new(base, size)) {
             event!("refused what=vtd why=\"DMAR puts a unit at {base}, where memory is\"");
             return None;
         }
@@ -101,9 +112,37 @@ impl Machine {
         let config = Config { entries, wide_destinations: false, register_bytes: size };
         let up = Remapper::new(registers, &FRAMES, config).and_then(|unit| {
             unit.unit().set_fault_event(MESSAGES | u64::from(apic_id & 0xff) << 12, apic::FAULT_VECTOR.into());
+            self.keep_firmware_working(number, &unit);
             unit.enable_dma_remapping().map(|()| unit)
         });
         up.inspect_err(|refusal| event!("refused what=vtd why=\"the unit at {base}: {refusal}\"")).ok()
+    }
+
+    /// Lets the functions of unit `number` that the firmware has set to work reach the memory it keeps for them (RMRR, VT-d 8.4). No
+    /// guest gets such a function.
+    fn keep_firmware_working(&self, number: usize, unit: &Unit) {
+        for function in self.functions.iter().filter(|function| self.unit_of(function.bdf) == Some(number)) {
+            let ranges: Vec<_> = self.reserved_memory(function.bdf).filter(|range| self.is_firmwares(range)).collect();
+            if ranges.is_empty() {
+                continue;
+            }
+            // SAFETY: the firmware reports the ranges as its own, and none of them is memory that anyone else uses.
+            match unsafe { unit.attach_identity(function.bdf, ranges.into_iter()) } {
+                // Its tables stay: nobody is going to destroy it.
+                Ok(_domain) => log::info!("{}: keeps the memory that its firmware uses", function.bdf),
+                Err(error) => log::warn!("{}: its firmware's memory stays out of its reach: {error:?}", function.bdf),
+            }
+        }
+    }
+
+    /// Whether a range can be what a DMAR table says of it: memory that the firmware keeps.
+    fn is_firmwares(&self, range: &PhysRange) -> bool {
+        range.len != 0 && range.len <= RESERVED_MOST && !self.is_memory(*range)
+    }
+
+    /// Whether a part of the range is memory that the loader's map calls usable.
+    fn is_memory(&self, range: PhysRange) -> bool {
+        self.memory.iter().any(|memory| memory.start < range.end() && range.start < memory.end())
     }
 }
 

@@ -57,7 +57,10 @@ impl Maker {
     /// Makes a guest of a module. On failure nothing is held any more, and the reason is said in words.
     pub fn make(&self, id: GuestId, module: &Module) -> Result<Guest, String> {
         let string = module.string.as_deref().ok_or("its string is not UTF-8")?;
-        let options = Options::parse(string).map_err(|error| format!("its string: {error}"))?;
+        let options = Options::parse(string).map_err(|error| {
+            let name: String = string.chars().take_while(|c| c.is_ascii_graphic() && *c != '"').take(32).collect();
+            format!("{name}: its string: {error}")
+        })?;
         let mut holdings = Holdings::new(self.service);
         let made = self.fill(&mut holdings, id, module, &options);
         made.map(|parts| parts.guest(holdings)).map_err(|why| format!("{}: {why}", options.name))
