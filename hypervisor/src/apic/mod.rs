@@ -26,6 +26,10 @@ const SVR_ENABLE: u64 = 1 << 8;
 
 /// Vector of the local timer, which only wakes the processor.
 pub const TIMER_VECTOR: u8 = 0xfe;
+/// Vector at which a processor looks into the posted-interrupt descriptor of the guest that runs.
+pub const NOTIFICATION_VECTOR: u8 = 0xf2;
+/// Vector that wakes the hypervisor for a virtual processor that waits for a posted interrupt.
+pub const WAKE_UP_VECTOR: u8 = 0xf1;
 /// Vector of the remapping units' fault events.
 pub const FAULT_VECTOR: u8 = 0xfd;
 /// Vector of spurious interrupts.

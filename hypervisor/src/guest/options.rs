@@ -38,6 +38,10 @@ pub struct Options {
     pub devices: Vec<Device>,
     /// Its command line, printable ASCII.
     pub cmdline: String,
+    /// Whether the processor keeps its local APIC, if it said so.
+    pub apicv: Option<bool>,
+    /// Whether its devices' interrupts are posted, if it said so.
+    pub posting: Option<bool>,
 }
 
 /// Why a string describes no guest.
@@ -57,6 +61,8 @@ pub enum Error {
     Repeated(&'static str),
     /// No number with M or G, or no size that a guest can have.
     Memory(String),
+    /// Neither `on` nor `off`.
+    Switch(String),
     /// Neither `bus:device.function` in hexadecimal nor `dsa`.
     Device(String),
     /// More than eight devices.
@@ -72,7 +78,7 @@ impl fmt::Display for Error {
             Self::Character(at) => write!(f, "byte {at} is not printable ASCII"),
             Self::Unfinished => write!(f, "a quote is not closed, or a backslash stands at the end"),
             Self::Name(name) => write!(f, "'{name}' is no name: 1 to {NAME_MAX} of a-z, 0-9 and -"),
-            Self::Unknown(word) => write!(f, "'{word}' is not mem=, device= or cmdline="),
+            Self::Unknown(word) => write!(f, "'{word}' is not mem=, device=, apicv=, posting= or cmdline="),
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
             Self::Memory(value) => write!(
                 f,
@@ -82,6 +88,7 @@ impl fmt::Display for Error {
                 RAM_GRANULE >> 20
             ),
             Self::Device(value) => write!(f, "device={value}: bus:device.function, as in 00:1e.0, or dsa"),
+            Self::Switch(word) => write!(f, "{word}: on or off"),
             Self::TooManyDevices => write!(f, "more than {DEVICES_MAX} devices"),
             Self::CmdlineTooLong(len) => write!(f, "the command line has {len} bytes, {} fit", CMDLINE_SIZE - 1),
         }
@@ -103,10 +110,13 @@ impl Options {
             return Err(Error::Name(name));
         }
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
+        let (mut apicv, mut posting) = (None, None);
         for word in words {
             match word.split_once('=') {
                 Some(("mem", value)) => set(&mut memory, parse_memory(value)?, "mem")?,
                 Some(("cmdline", value)) => set(&mut cmdline, parse_cmdline(value)?, "cmdline")?,
+                Some(("apicv", value)) => set(&mut apicv, parse_switch(value, &word)?, "apicv")?,
+                Some(("posting", value)) => set(&mut posting, parse_switch(value, &word)?, "posting")?,
                 Some(("device", _)) if devices.len() == DEVICES_MAX => return Err(Error::TooManyDevices),
                 Some(("device", value)) => devices.push(parse_device(value)?),
                 _ => return Err(Error::Unknown(word)),
@@ -115,7 +125,14 @@ impl Options {
         if devices.iter().enumerate().any(|(n, device)| devices.iter().take(n).any(|other| other == device)) {
             return Err(Error::Repeated("device"));
         }
-        Ok(Self { name, memory: memory.unwrap_or(DEFAULT_MEMORY), devices, cmdline: cmdline.unwrap_or_default() })
+        Ok(Self {
+            name,
+            memory: memory.unwrap_or(DEFAULT_MEMORY),
+            devices,
+            cmdline: cmdline.unwrap_or_default(),
+            apicv,
+            posting,
+        })
     }
 }
 
@@ -123,6 +140,14 @@ fn set<T>(place: &mut Option<T>, value: T, option: &'static str) -> Result<(), E
     match place.replace(value) {
         Some(_) => Err(Error::Repeated(option)),
         None => Ok(()),
+    }
+}
+
+fn parse_switch(value: &str, word: &str) -> Result<bool, Error> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(Error::Switch(word.into())),
     }
 }
 

@@ -19,15 +19,27 @@ impl MsrBitmap {
     pub fn new(passthrough: impl Iterator<Item = u32>) -> Self {
         let mut bitmap = Self([0xff; PAGE_SIZE as usize]);
         for register in passthrough {
-            let (half, number) = if register >= HIGH_FIRST { (HIGH, register - HIGH_FIRST) } else { (0, register) };
-            if number >= COVERED {
-                continue;
-            }
-            for way in [READ_LOW, WRITE_LOW] {
-                bitmap.0[way + half + number as usize / 8] &= !(1 << (number % 8));
-            }
+            bitmap.allow(register, READ_LOW);
+            bitmap.allow(register, WRITE_LOW);
         }
         bitmap
+    }
+
+    /// Lets reads through.
+    pub fn allow_reads(&mut self, registers: impl Iterator<Item = u32>) {
+        registers.for_each(|register| self.allow(register, READ_LOW));
+    }
+
+    /// Lets writes through.
+    pub fn allow_writes(&mut self, registers: impl Iterator<Item = u32>) {
+        registers.for_each(|register| self.allow(register, WRITE_LOW));
+    }
+
+    fn allow(&mut self, register: u32, way: usize) {
+        let (half, number) = if register >= HIGH_FIRST { (HIGH, register - HIGH_FIRST) } else { (0, register) };
+        if number < COVERED {
+            self.0[way + half + number as usize / 8] &= !(1 << (number % 8));
+        }
     }
 
     /// Its bytes.

@@ -10,6 +10,8 @@ pub const PIN_EXTERNAL_INTERRUPT: u32 = 1 << 0;
 pub const PIN_NMI: u32 = 1 << 3;
 /// Pin-based: VMX-preemption timer.
 pub const PIN_PREEMPTION_TIMER: u32 = 1 << 6;
+/// Pin-based: process posted interrupts.
+pub const PIN_POSTED: u32 = 1 << 7;
 /// Primary: interrupt-window exiting.
 pub const PRIMARY_INTERRUPT_WINDOW: u32 = 1 << 2;
 /// Primary: use TSC offsetting.
@@ -24,6 +26,8 @@ pub const PRIMARY_RDPMC: u32 = 1 << 11;
 pub const PRIMARY_CR3: u32 = 1 << 15 | 1 << 16;
 /// Primary: CR8-load and CR8-store exiting: without a TPR shadow CR8 would be the machine's own.
 pub const PRIMARY_CR8: u32 = 1 << 19 | 1 << 20;
+/// Primary: use TPR shadow.
+pub const PRIMARY_TPR_SHADOW: u32 = 1 << 21;
 /// Primary: unconditional I/O exiting.
 pub const PRIMARY_IO: u32 = 1 << 24;
 /// Primary: use MSR bitmaps.
@@ -36,6 +40,8 @@ pub const PRIMARY_SECONDARY: u32 = 1 << 31;
 pub const SECONDARY_EPT: u32 = 1 << 1;
 /// Secondary: enable RDTSCP.
 pub const SECONDARY_RDTSCP: u32 = 1 << 3;
+/// Secondary: virtualize x2APIC mode, APIC-register virtualization, virtual-interrupt delivery.
+pub const SECONDARY_APICV: u32 = 1 << 4 | 1 << 8 | 1 << 9;
 /// Secondary: enable VPID.
 pub const SECONDARY_VPID: u32 = 1 << 5;
 /// Secondary: WBINVD exiting.
@@ -233,6 +239,8 @@ pub struct Capabilities {
     pub cr0: [u64; 2],
     /// The same of CR4.
     pub cr4: [u64; 2],
+    /// The processor virtualises the local APIC and takes posted interrupts into a running guest.
+    pub apicv: bool,
     /// IA32_FEATURE_CONTROL is not locked yet and has to be written.
     pub unlock: bool,
 }
@@ -278,6 +286,9 @@ impl Capabilities {
             preemption_shift: (raw.misc & 0x1f) as u32,
             cr0: [raw.cr0[0] & !CR0_PE_PG, raw.cr0[1]],
             cr4: raw.cr4,
+            apicv: pin.may & PIN_POSTED != 0
+                && primary.may & PRIMARY_TPR_SHADOW != 0
+                && Allowed::from_msr(raw.secondary).may & SECONDARY_APICV == SECONDARY_APICV,
             unlock: !locked,
         };
         check_ept(raw.ept_vpid)?;

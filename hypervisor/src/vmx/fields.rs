@@ -71,10 +71,14 @@ fields! {
     u16 {
         /// Virtual-processor identifier.
         VPID = 0x0000,
+        /// Vector at which the processor looks into the posted-interrupt descriptor.
+        POSTED_NOTIFICATION_VECTOR = 0x0002,
         /// Guest ES selector; the other segments follow in steps of 2.
         GUEST_ES_SELECTOR = 0x0800,
         /// Guest TR selector.
         GUEST_TR_SELECTOR = 0x080e,
+        /// Guest interrupt status: RVI 7:0, SVI 15:8.
+        GUEST_INTERRUPT_STATUS = 0x0810,
         /// Host ES selector.
         HOST_ES_SELECTOR = 0x0c00,
         /// Host CS selector.
@@ -99,6 +103,12 @@ fields! {
         MSR_BITMAP = 0x2004,
         /// Added to the TSC that the guest reads.
         TSC_OFFSET = 0x2010,
+        /// Address of the virtual-APIC page.
+        VIRTUAL_APIC_PAGE = 0x2012,
+        /// Address of the posted-interrupt descriptor.
+        POSTED_DESCRIPTOR = 0x2016,
+        /// EOI-exit bitmap 0; the others follow in steps of 2.
+        EOI_EXIT_BITMAP0 = 0x201c,
         /// EPT pointer.
         EPT_POINTER = 0x201a,
         /// Guest-physical address of an EPT violation.
@@ -147,6 +157,8 @@ fields! {
         ENTRY_ERROR_CODE = 0x4018,
         /// Length of the instruction that a software interrupt was.
         ENTRY_INSTRUCTION_LENGTH = 0x401a,
+        /// TPR threshold.
+        TPR_THRESHOLD = 0x401c,
         /// Secondary processor-based controls.
         SECONDARY_CONTROLS = 0x401e,
         /// Why a VMX instruction failed.
@@ -292,6 +304,11 @@ impl Segment {
     pub const fn rights(self) -> Field<u32> {
         Field::new(GUEST_ES_RIGHTS.0 + 2 * self as u32)
     }
+}
+
+/// EOI-exit bitmap `n`, 0 to 3.
+pub const fn eoi_exit_bitmap(n: u32) -> Field<u64> {
+    Field::new(EOI_EXIT_BITMAP0.0 + 2 * n)
 }
 
 /// Guest PDPTE `n`, 0 to 3.

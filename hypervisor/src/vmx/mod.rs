@@ -6,11 +6,14 @@ pub mod entry;
 pub mod exit;
 pub mod fields;
 pub mod instr;
+pub mod posted;
 pub mod root;
 pub mod vcpu;
+pub mod virtual_apic;
 
 pub use caps::{Capabilities, Refusal};
 pub use entry::Registers;
 pub use exit::{Event, EventKind, Exit};
 pub use root::Host;
-pub use vcpu::{Frames, Start, Vcpu};
+pub use virtual_apic::VirtualApic;
+pub use vcpu::{Frames, LocalApic, Start, Vcpu};

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     addr::{Gpa, Hpa},
+    apic::NOTIFICATION_VECTOR,
     cpu::tables::{CODE, DATA, TSS},
 };
 
@@ -114,6 +115,20 @@ pub struct Frames {
     pub msr_bitmap: Hpa,
 }
 
+/// Who keeps a virtual processor's local APIC.
+#[derive(Clone, Copy, Debug)]
+pub enum LocalApic {
+    /// The hypervisor alone: it injects interrupts.
+    Emulated,
+    /// The processor, in this page, which posted interrupts of this descriptor reach while the guest runs.
+    Virtualised {
+        /// The virtual-APIC page.
+        page: Hpa,
+        /// The posted-interrupt descriptor.
+        descriptor: Hpa,
+    },
+}
+
 /// A virtual processor.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -130,7 +145,14 @@ impl Vcpu {
     ///
     /// # Safety
     /// `eptp` maps nothing but the guest's own memory, and the bitmap lets through no MSR that endangers the hypervisor.
-    pub unsafe fn new(host: &Host, frames: Frames, eptp: u64, vpid: u16, start: &Start) -> Result<Self, Failure> {
+    pub unsafe fn new(
+        host: &Host,
+        frames: Frames,
+        eptp: u64,
+        vpid: u16,
+        start: &Start,
+        apic: LocalApic,
+    ) -> Result<Self, Failure> {
         prepare_region(frames.vmcs, host.capabilities.revision);
         // SAFETY: the frame is prepared, and the caller has given it away.
         unsafe {
@@ -145,6 +167,9 @@ impl Vcpu {
             primary_controls: host.capabilities.primary,
         };
         vcpu.write_controls(host, frames.msr_bitmap, eptp, vpid);
+        if let LocalApic::Virtualised { page, descriptor } = apic {
+            vcpu.virtualise_apic(host, page, descriptor);
+        }
         vcpu.write_host_state(host);
         vcpu.write_guest_state(start);
         vcpu.registers.set(Registers::RSI, start.rsi);
@@ -328,6 +353,30 @@ impl Vcpu {
         self.write(fields::LINK_POINTER, u64::MAX);
         self.write(fields::CR0_MASK, cr0::WATCHED);
         self.write(fields::CR4_MASK, !cr4::OWNED);
+    }
+
+    /// SDM vol. 3, 26.6.8 and 31.1. MONITOR and MWAIT do not exit: a guest whose interrupts come without exits idles without one.
+    fn virtualise_apic(&mut self, host: &Host, page: Hpa, descriptor: Hpa) {
+        let c = &host.capabilities;
+        let off = caps::PRIMARY_CR8 | caps::PRIMARY_MONITOR | caps::PRIMARY_MWAIT;
+        self.primary_controls = c.primary & !off | caps::PRIMARY_TPR_SHADOW;
+        self.write(fields::PRIMARY_CONTROLS, self.primary_controls);
+        self.write(fields::SECONDARY_CONTROLS, c.secondary | caps::SECONDARY_APICV);
+        self.write(fields::PIN_CONTROLS, c.pin | caps::PIN_POSTED);
+        self.write(fields::VIRTUAL_APIC_PAGE, page.as_u64());
+        self.write(fields::POSTED_DESCRIPTOR, descriptor.as_u64());
+        self.write(fields::POSTED_NOTIFICATION_VECTOR, NOTIFICATION_VECTOR.into());
+        self.write(fields::TPR_THRESHOLD, 0);
+        self.write(fields::GUEST_INTERRUPT_STATUS, 0);
+        for n in 0..4 {
+            self.write(fields::eoi_exit_bitmap(n), 0);
+        }
+    }
+
+    /// Tells the processor the highest requested vector of the virtual-APIC page: RVI. It delivers what it can from then on.
+    pub fn set_requested(&mut self, vector: u8) {
+        let status = self.read(fields::GUEST_INTERRUPT_STATUS);
+        self.write(fields::GUEST_INTERRUPT_STATUS, status & 0xff00 | u16::from(vector));
     }
 
     fn write_host_state(&mut self, host: &Host) {

@@ -1,0 +1,136 @@
+//! Posted-interrupt descriptors: SDM vol. 3, 31.6; VT-d specification, 5.2.3 and 9.11.
+//!
+//! Hardware sets a bit for each interrupt and, when it may, notifies the processor. What it may is said by who runs:
+//!
+//! | virtual processor | NV | SN |
+//! |---|---|---|
+//! | runs | the vector at which the processor takes the interrupts into the guest by itself | 0 |
+//! | could run, another one does | | 1: nobody need know before its turn |
+//! | waits in the hypervisor | a vector that wakes the hypervisor | 0 |
+
+use core::sync::atomic::{Ordering, fence};
+
+use crate::{
+    addr::Hpa,
+    apic::{NOTIFICATION_VECTOR, WAKE_UP_VECTOR},
+    memory::{FrameSource, Table},
+};
+
+/// The descriptor's quadwords: four of requests, one of control.
+const REQUESTS: u64 = 4;
+const CONTROL: u64 = 4;
+
+/// Control: outstanding notification, suppress notification; notification vector 23:16, destination 63:32.
+const ON: u64 = 1 << 0;
+const SN: u64 = 1 << 1;
+const NV_SHIFT: u32 = 16;
+const NDST_SHIFT: u32 = 32;
+/// In xAPIC mode the destination is in bits 15:8 of its field.
+const XAPIC_DESTINATION_SHIFT: u32 = 8;
+
+/// Who runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The virtual processor.
+    Running,
+    /// It could, but another one does.
+    Preempted,
+    /// It waits for an interrupt.
+    Halted,
+}
+
+/// A descriptor, alone in its frame: some machines want it aligned to a page (Bochs 3.0; 64 bytes are the rule).
+pub struct Descriptor {
+    table: Table,
+    destination: u64,
+}
+
+impl Descriptor {
+    /// An empty one for a virtual processor on the processor with xAPIC ID `destination`. It suppresses notifications until
+    /// [`Descriptor::set_turn`].
+    pub fn new(frames: &impl FrameSource, destination: u8) -> Option<Self> {
+        let table = Table::new(frames)?;
+        let destination = u64::from(destination) << XAPIC_DESTINATION_SHIFT << NDST_SHIFT;
+        table.set(CONTROL, SN | u64::from(NOTIFICATION_VECTOR) << NV_SHIFT | destination);
+        Some(Self { table, destination })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> Hpa {
+        self.table.address()
+    }
+
+    /// Says who runs. After `Running` or `Halted`, requests that came while notifications were suppressed are found by
+    /// [`Descriptor::take`]: SN is clear before anyone looks.
+    pub fn set_turn(&self, turn: Turn) {
+        let (vector, suppressed) = match turn {
+            Turn::Running => (NOTIFICATION_VECTOR, 0),
+            Turn::Preempted => (NOTIFICATION_VECTOR, SN),
+            Turn::Halted => (WAKE_UP_VECTOR, 0),
+        };
+        let value = u64::from(vector) << NV_SHIFT | self.destination | suppressed;
+        let control = self.table.entry(CONTROL);
+        // Hardware may set ON at any time, and must not lose it.
+        let _ = control.fetch_update(Ordering::SeqCst, Ordering::Relaxed, |old| Some(old & ON | value));
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether there may be requests.
+    pub fn has_requests(&self) -> bool {
+        self.table.get(CONTROL) & ON != 0 || (0..REQUESTS).any(|n| self.table.get(n) != 0)
+    }
+
+    /// Takes all requests. ON goes first: who sets a bit after that notifies again.
+    pub fn take(&self) -> [u64; 4] {
+        self.table.entry(CONTROL).fetch_and(!ON, Ordering::SeqCst);
+        [0, 1, 2, 3].map(|n| self.table.entry(n).swap(0, Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::testing::TestFrames;
+
+    fn control(descriptor: &Descriptor) -> u64 {
+        descriptor.table.get(CONTROL)
+    }
+
+    #[test]
+    fn each_turn_says_whom_to_notify() {
+        let frames = TestFrames::default();
+        let descriptor = Descriptor::new(&frames, 3).unwrap();
+        assert_eq!(control(&descriptor) & SN, SN, "nobody is notified before it runs");
+        for (turn, vector, suppressed) in [
+            (Turn::Running, NOTIFICATION_VECTOR, 0),
+            (Turn::Preempted, NOTIFICATION_VECTOR, SN),
+            (Turn::Halted, WAKE_UP_VECTOR, 0),
+        ] {
+            descriptor.set_turn(turn);
+            assert_eq!(control(&descriptor) >> 32, 3 << 8);
+            assert_eq!(control(&descriptor) >> 16 & 0xff, u64::from(vector));
+            assert_eq!(control(&descriptor) & SN, suppressed);
+        }
+    }
+
+    #[test]
+    fn a_request_is_taken_once_and_survives_every_turn() {
+        let frames = TestFrames::default();
+        let descriptor = Descriptor::new(&frames, 0).unwrap();
+        descriptor.table.set(1, 1 << 5);
+        descriptor.table.set(CONTROL, control(&descriptor) | ON);
+        descriptor.set_turn(Turn::Halted);
+        assert!(descriptor.has_requests());
+        assert_eq!(descriptor.take(), [0, 1 << 5, 0, 0]);
+        assert!(!descriptor.has_requests());
+        assert_eq!(descriptor.take(), [0; 4]);
+    }
+
+    #[test]
+    fn requests_without_a_notification_are_seen() {
+        let frames = TestFrames::default();
+        let descriptor = Descriptor::new(&frames, 0).unwrap();
+        descriptor.table.set(3, 1 << 63);
+        assert!(descriptor.has_requests());
+    }
+}

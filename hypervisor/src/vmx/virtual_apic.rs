@@ -1,0 +1,148 @@
+//! The virtual-APIC page: what the processor keeps of a guest's local APIC when it virtualises it. SDM vol. 3, 31.1 to 31.2.
+//!
+//! Task priority, in-service and requested interrupts live in the page, and the processor delivers from there and ends interrupts
+//! without an exit. The rest of the local APIC stays a model (`vdev::x2apic`).
+
+use super::posted::{Descriptor, Turn};
+use crate::{
+    addr::Hpa,
+    memory::{FrameSource, Table},
+};
+
+/// Offsets of registers in the page: 16 bytes apart, as in xAPIC mode.
+const VTPR: u64 = 0x80;
+const VPPR: u64 = 0xa0;
+const VISR: u64 = 0x100;
+const VIRR: u64 = 0x200;
+/// Registers of 32 vectors each.
+const WORDS: u64 = 8;
+
+/// A virtual processor's page and its descriptor.
+pub struct VirtualApic {
+    page: Table,
+    descriptor: Descriptor,
+}
+
+impl VirtualApic {
+    /// As after reset, for a virtual processor on the processor with xAPIC ID `destination`.
+    pub fn new(frames: &impl FrameSource, destination: u8) -> Option<Self> {
+        Some(Self { page: Table::new(frames)?, descriptor: Descriptor::new(frames, destination)? })
+    }
+
+    /// Where the page is.
+    pub fn page(&self) -> Hpa {
+        self.page.address()
+    }
+
+    /// The posted-interrupt descriptor.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// Says who runs.
+    pub fn set_turn(&self, turn: Turn) {
+        self.descriptor.set_turn(turn);
+    }
+
+    /// Requests an interrupt. Only while the virtual processor does not run: the processor has the page then.
+    pub fn request(&self, vector: u8) {
+        self.set(VIRR, vector);
+    }
+
+    /// Takes what was posted into the page. Returns whether there was anything.
+    pub fn take_posted(&self) -> bool {
+        if !self.descriptor.has_requests() {
+            return false;
+        }
+        let requests = self.descriptor.take();
+        for vector in (0..=255u8).filter(|vector| requests[usize::from(vector / 64)] & 1 << (vector % 64) != 0) {
+            self.set(VIRR, vector);
+        }
+        true
+    }
+
+    /// The highest requested vector: RVI.
+    pub fn highest_request(&self) -> Option<u8> {
+        self.highest(VIRR)
+    }
+
+    /// Whether a requested interrupt is above the processor's priority, so that it would be delivered.
+    pub fn is_pending(&self) -> bool {
+        let in_service = self.highest(VISR).unwrap_or(0);
+        let priority = self.word(VTPR).max(u32::from(in_service)) >> 4 & 0xf;
+        self.highest_request().is_some_and(|vector| u32::from(vector >> 4) > priority)
+    }
+
+    fn word(&self, offset: u64) -> u32 {
+        // Offsets are multiples of 16: the low half of a quadword.
+        self.page.get(offset / 8) as u32
+    }
+
+    fn set(&self, register: u64, vector: u8) {
+        let offset = register + 0x10 * u64::from(vector / 32);
+        self.page.set(offset / 8, self.page.get(offset / 8) | 1 << (vector % 32));
+    }
+
+    fn highest(&self, register: u64) -> Option<u8> {
+        (0..WORDS).rev().find_map(|n| {
+            let word = self.word(register + 0x10 * n);
+            word.checked_ilog2().map(|bit| (n * 32) as u8 + bit as u8)
+        })
+    }
+}
+
+/// MSRs of the x2APIC that a guest reads from the page without an exit: TPR, PPR, ISR, TMR, IRR.
+pub fn read_from_page() -> impl Iterator<Item = u32> {
+    let msr = |offset: u64| 0x800 + (offset >> 4) as u32;
+    [msr(VTPR), msr(VPPR)].into_iter().chain(msr(VISR)..msr(VIRR) + WORDS as u32)
+}
+
+/// MSRs of the x2APIC whose writes the processor carries out: TPR, EOI, self-IPI.
+pub fn written_by_processor() -> impl Iterator<Item = u32> {
+    [0x808, 0x80b, 0x83f].into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::testing::TestFrames;
+
+    #[test]
+    fn a_request_is_pending_above_the_priority_only() {
+        let frames = TestFrames::default();
+        let apic = VirtualApic::new(&frames, 0).unwrap();
+        assert!(!apic.is_pending());
+        apic.request(0x41);
+        apic.request(0x38);
+        assert_eq!(apic.highest_request(), Some(0x41));
+        assert!(apic.is_pending());
+        apic.page.set(VTPR / 8, 0x40);
+        assert!(!apic.is_pending(), "the same class waits");
+        apic.page.set(VTPR / 8, 0x30);
+        assert!(apic.is_pending());
+        apic.set(VISR, 0x50);
+        assert!(!apic.is_pending());
+    }
+
+    #[test]
+    fn what_was_posted_is_requested() {
+        let frames = TestFrames::default();
+        let apic = VirtualApic::new(&frames, 0).unwrap();
+        assert!(!apic.take_posted());
+        // SAFETY: the frame is the descriptor's, and lives.
+        let descriptor = unsafe { Table::at(&frames, apic.descriptor().address()) };
+        descriptor.set(0, 1 << 0x30);
+        descriptor.set(3, 1 << 63);
+        assert!(apic.take_posted());
+        assert_eq!(apic.highest_request(), Some(255));
+        assert_eq!(apic.word(VIRR + 0x10), 1 << 16);
+        assert!(!apic.take_posted());
+    }
+
+    #[test]
+    fn the_msrs_are_the_manuals() {
+        let reads: Vec<_> = read_from_page().collect();
+        assert_eq!((reads[0], reads[1], reads[2], reads[reads.len() - 1]), (0x808, 0x80a, 0x810, 0x827));
+        assert!(!reads.contains(&0x839), "the timer's count is the model's");
+    }
+}
