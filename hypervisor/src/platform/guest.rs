@@ -17,7 +17,8 @@ use crate::{
     exits::{Context, Devices, EndReason, Next, dispatch},
     ims::{Domain, GuestId},
     memory::{FrameSource, Ram},
-    vmx::{Exit, Vcpu, exit::Reason, fields, instr, vcpu},
+    vdev::x2apic::Accepted,
+    vmx::{Exit, Vcpu, VirtualApic, exit::Reason, fields, instr, posted::Turn, vcpu},
 };
 
 /// Exit reasons that are counted: all that the processor can give, in 16 bits, end far below this.
@@ -86,6 +87,7 @@ impl Drop for Holdings {
         }
         if let Some(domain) = self.domain.take() {
             self.service.detach(&domain);
+            self.service.ports().forget(domain.guest());
         }
         let mut detached = true;
         for function in self.functions.drain(..) {
@@ -127,6 +129,8 @@ pub struct Guest {
     pub world: World,
     /// Its virtual devices.
     pub devices: Devices,
+    /// Where the processor keeps its local APIC, if it does.
+    pub virtual_apic: Option<VirtualApic>,
     /// Its console, and what it finds outside of its memory.
     pub outside: Outside,
     /// What it holds of the machine.
@@ -157,6 +161,60 @@ impl Guest {
             platform: &mut reach,
         };
         dispatch::serve(&mut context, exit)
+    }
+
+    /// A device's interrupt that the hypervisor has taken for it.
+    pub fn accept(&mut self, vector: u8) {
+        if let Some(virtual_apic) = &self.virtual_apic {
+            virtual_apic.request(vector);
+            self.counts.delivered += 1;
+            return;
+        }
+        match self.devices.apic.accept(vector) {
+            Accepted::New => self.counts.delivered += 1,
+            Accepted::Merged => self.counts.merged += 1,
+            Accepted::Illegal | Accepted::Disabled => self.counts.dropped += 1,
+        }
+    }
+
+    /// Whether an interrupt would be delivered if it could take any. Only while it does not run.
+    pub fn has_pending(&mut self) -> bool {
+        self.gather_requests();
+        match &self.virtual_apic {
+            Some(virtual_apic) => virtual_apic.is_pending(),
+            None => self.devices.apic.pending().is_some(),
+        }
+    }
+
+    /// Says who runs, to those who post interrupts.
+    pub fn set_turn(&self, turn: Turn) {
+        if let Some(virtual_apic) = &self.virtual_apic {
+            virtual_apic.set_turn(turn);
+        }
+    }
+
+    /// Leaves the delivery of interrupts to the processor, where it keeps the local APIC. Returns whether it does.
+    pub fn hand_over_requests(&mut self) -> bool {
+        let gathered = self.gather_requests();
+        let Some(virtual_apic) = &self.virtual_apic else { return false };
+        if gathered && let Some(vector) = virtual_apic.highest_request() {
+            self.vcpu.set_requested(vector);
+        }
+        true
+    }
+
+    /// Puts what was posted, and what the model of the local APIC requests (its timer, IPIs), into the virtual-APIC page. Returns
+    /// whether there may be something new.
+    fn gather_requests(&mut self) -> bool {
+        let Some(virtual_apic) = &self.virtual_apic else { return false };
+        while let Some(vector) = self.devices.apic.pending() {
+            // The model has done its part with the request: service and EOI are the page's.
+            self.devices.apic.begin(vector);
+            self.devices.apic.end();
+            virtual_apic.request(vector);
+        }
+        virtual_apic.take_posted();
+        true
     }
 
     /// Whether an interrupt could wake it from HLT: RFLAGS.IF.

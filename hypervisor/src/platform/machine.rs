@@ -31,6 +31,7 @@ pub struct Machine {
     functions: Vec<Function>,
     dmar: Option<Dmar>,
     memory: Vec<PhysRange>,
+    bochs: bool,
 }
 
 impl Machine {
@@ -48,12 +49,18 @@ impl Machine {
         let dmar = find(b"DMAR").and_then(|table| {
             Dmar::parse(table).inspect_err(|error| log::error!("DMAR: {error:?}; it is not used")).ok()
         });
-        Self { config, functions, dmar, memory: loader.memory(true).collect() }
+        let bochs = find(b"FACP").is_some_and(is_bochs);
+        Self { config, functions, dmar, memory: loader.memory(true).collect(), bochs }
     }
 
     /// Access to configuration space.
     pub fn config(&self) -> &dyn ConfigSpace {
         &*self.config
+    }
+
+    /// Whether this is Bochs, whose virtualisation of the local APIC has defects (ARCHITECTURE.md, machine notes).
+    pub fn is_bochs(&self) -> bool {
+        self.bochs
     }
 
     /// All functions.
@@ -144,6 +151,13 @@ impl Machine {
     fn is_memory(&self, range: PhysRange) -> bool {
         self.memory.iter().any(|memory| memory.start < range.end() && range.start < memory.end())
     }
+}
+
+/// Bochs' firmware names itself in its tables. QEMU uses the same name, but says in CPUID that it is a hypervisor.
+fn is_bochs(fadt: &[u8]) -> bool {
+    const OEM_ID: core::ops::Range<usize> = 10..16;
+    let virtual_machine = raw_cpuid::CpuId::new().get_feature_info().is_some_and(|f| f.has_hypervisor());
+    fadt.get(OEM_ID) == Some(b"BOCHS ") && !virtual_machine
 }
 
 /// Address of messages in the compatibility format, which a unit's own have: they are not remapped (VT-d 7.3). The destination is

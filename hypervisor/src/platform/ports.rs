@@ -43,6 +43,8 @@ pub struct MachinePorts {
     units: Vec<Option<Unit>>,
     vectors: Vectors,
     attachments: Mutex<Vec<Attachment>>,
+    /// Virtual processors whose interrupts are posted, and their descriptors.
+    posted: Mutex<Vec<(GuestId, u32, Hpa)>>,
     strays: AtomicU64,
     told: AtomicU64,
 }
@@ -55,6 +57,7 @@ impl MachinePorts {
             units,
             vectors,
             attachments: Mutex::new(Vec::new()),
+            posted: Mutex::new(Vec::new()),
             strays: AtomicU64::new(0),
             told: AtomicU64::new(0),
         }
@@ -84,6 +87,21 @@ impl MachinePorts {
     fn unit(&self, bdf: Bdf) -> Option<(usize, &Unit)> {
         let number = self.machine.unit_of(bdf)?;
         Some((number, self.units.get(number)?.as_ref()?))
+    }
+
+    /// Whether all units can post interrupts.
+    pub fn can_post(&self) -> bool {
+        self.units().all(|unit| unit.unit().capabilities().posts())
+    }
+
+    /// Posts a virtual processor's interrupts from now on: routes that are asked for lead into its descriptor.
+    pub fn post_to(&self, guest: GuestId, apic_id: u32, descriptor: Hpa) {
+        self.posted.lock().push((guest, apic_id, descriptor));
+    }
+
+    /// Forgets a guest's descriptors. Nothing leads there any more: the service has given its routes back.
+    pub fn forget(&self, guest: GuestId) {
+        self.posted.lock().retain(|(other, ..)| *other != guest);
     }
 
     /// Counts an interrupt that nobody was waiting for.
@@ -246,7 +264,11 @@ impl Shadow for MachinePorts {
 
 impl Delivery for MachinePorts {
     fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
-        self.vectors.route(guest, target)
+        let posted = self.posted.lock();
+        match posted.iter().find(|(owner, apic_id, _)| (*owner, *apic_id) == (guest, target.apic_id)) {
+            Some(&(.., descriptor)) => Ok(HostRoute::Posted { descriptor, vector: target.vector }),
+            None => self.vectors.route(guest, target),
+        }
     }
 
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {

@@ -13,8 +13,7 @@ use crate::{
     apic, console,
     cpu::{self, fpu::Xsave, interrupts},
     exits::{EndReason, Next},
-    vdev::x2apic::Accepted,
-    vmx::{Event, EventKind, Host, fields},
+    vmx::{Event, EventKind, Host, fields, posted::Turn},
 };
 
 /// Ticks of the TSC that a guest runs before another one's turn.
@@ -98,7 +97,7 @@ impl Runner {
         for guest in &mut self.guests {
             let guest_now = guest.devices.guest_tsc(now);
             guest.devices.apic.expire(guest_now);
-            if guest.state == State::Halted && guest.devices.apic.pending().is_some() {
+            if guest.state == State::Halted && guest.has_pending() {
                 guest.state = State::Ready;
             }
         }
@@ -106,17 +105,14 @@ impl Runner {
 
     fn interrupt(&mut self, vector: u8) {
         match vector {
-            apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR => {}
+            // Whoever waits for them is looked after in any case.
+            apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
             apic::FAULT_VECTOR => self.service.ports().report_faults(),
             _ => {
                 let owner = self.service.ports().vectors().owner(vector);
                 let guest = owner.and_then(|o| Some((self.guests.iter_mut().find(|g| g.id == o.guest)?, o)));
                 if let Some((guest, owner)) = guest {
-                    match guest.devices.apic.accept(owner.target.vector) {
-                        Accepted::New => guest.counts.delivered += 1,
-                        Accepted::Merged => guest.counts.merged += 1,
-                        Accepted::Illegal | Accepted::Disabled => guest.counts.dropped += 1,
-                    }
+                    guest.accept(owner.target.vector);
                 } else {
                     self.service.ports().count_stray();
                 }
@@ -167,8 +163,11 @@ impl Runner {
         interrupts::poll();
         self.deliver();
         let guest = &mut self.guests[index];
-        let wakes = guest.can_wake() && guest.devices.apic.pending().is_some();
-        if !wakes {
+        guest.set_turn(Turn::Halted);
+        let wakes = guest.can_wake() && guest.has_pending();
+        if wakes {
+            guest.set_turn(Turn::Running);
+        } else {
             guest.state = State::Halted;
         }
         wakes
@@ -195,11 +194,15 @@ impl Runner {
     }
 
     fn switch_to(&mut self, index: usize) {
+        self.guests[index].set_turn(Turn::Running);
         if self.current == Some(index) {
             return;
         }
         if let Some(guest) = self.current.and_then(|current| self.guests.get_mut(current)) {
             guest.world.save(self.xsave, self.has_tsc_aux);
+            if guest.state == State::Ready {
+                guest.set_turn(Turn::Preempted);
+            }
         }
         let guest = &self.guests[index];
         guest.vcpu.make_current().unwrap_or_else(|failure| panic!("VMPTRLD: {failure}"));
@@ -224,7 +227,10 @@ fn enter_prepared(guest: &mut Guest, now: u64, slice_end: u64, preemption_shift:
     let deadline = devices.apic.next_deadline().map_or(slice_end, |at| devices.host_tsc(at).min(slice_end));
     let ticks = deadline.saturating_sub(now) >> preemption_shift;
     guest.vcpu.write(fields::PREEMPTION_TIMER, u32::try_from(ticks).unwrap_or(u32::MAX));
-    let vcpu = &mut guest.vcpu;
+    if guest.hand_over_requests() {
+        return;
+    }
+    let (vcpu, devices) = (&mut guest.vcpu, &mut guest.devices);
     let Some(vector) = devices.apic.pending() else {
         vcpu.set_interrupt_window(false);
         return;

@@ -15,6 +15,8 @@ use super::{
     windows::{Kind, Window, Windows},
     world::World,
 };
+use hcall_abi::cpuid::Features;
+
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     ept::{Access, Ept},
@@ -34,7 +36,7 @@ use crate::{
         uart::Uart,
         x2apic::X2Apic,
     },
-    vmx::{Frames, Host, Start, Vcpu, bitmap::MsrBitmap, caps},
+    vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic, bitmap::MsrBitmap, caps, virtual_apic},
 };
 
 /// x2APIC ID of a guest's one processor.
@@ -97,9 +99,10 @@ impl Maker {
             selectors: [entry.code_selector, entry.data_selector, 0],
             tss: (0, 0x67),
         };
-        let vcpu = self.vcpu(holdings, id, eptp, &start)?;
-        let devices = self.devices(bus);
-        Ok(Parts { id, name: options.name.clone(), vcpu, devices, windows })
+        let virtual_apic = self.virtual_apic(holdings, id, options)?;
+        let vcpu = self.vcpu(holdings, id, eptp, &start, virtual_apic.as_ref())?;
+        let devices = self.devices(bus, virtual_apic.is_some());
+        Ok(Parts { id, name: options.name.clone(), vcpu, virtual_apic, devices, windows })
     }
 
     /// Finds the functions asked for and gives them to the guest.
@@ -151,7 +154,46 @@ impl Maker {
         }
     }
 
-    fn vcpu(&self, holdings: &mut Holdings, id: GuestId, eptp: u64, start: &Start) -> Result<Vcpu, String> {
+    /// Leaves the local APIC to the processor where it can keep it, unless the guest wants otherwise. On Bochs a guest has to ask for
+    /// it: ordinary guests run into the emulator's defects there.
+    fn virtual_apic(
+        &self,
+        holdings: &mut Holdings,
+        id: GuestId,
+        options: &Options,
+    ) -> Result<Option<VirtualApic>, String> {
+        let capable = self.host.capabilities.apicv;
+        if options.apicv == Some(true) && !capable {
+            return Err("apicv=on: the processor does not virtualise the local APIC".into());
+        }
+        if !options.apicv.unwrap_or(capable && !self.machine.is_bochs()) {
+            return match options.posting {
+                Some(true) => Err("posting=on: needs apicv=on".into()),
+                _ => Ok(None),
+            };
+        }
+        let destination = u8::try_from(self.service.ports().vectors().destination());
+        let destination = destination.map_err(|_| "the processor's APIC ID does not fit into a descriptor")?;
+        let virtual_apic = VirtualApic::new(&FRAMES, destination).ok_or("memory ran out")?;
+        holdings.frames.extend([(virtual_apic.page(), 1), (virtual_apic.descriptor().address(), 1)]);
+        let can_post = self.service.ports().can_post();
+        if options.posting == Some(true) && !can_post {
+            return Err("posting=on: a remapping unit cannot post interrupts (CAP.PI)".into());
+        }
+        if options.posting.unwrap_or(can_post) {
+            self.service.ports().post_to(id, APIC_ID, virtual_apic.descriptor().address());
+        }
+        Ok(Some(virtual_apic))
+    }
+
+    fn vcpu(
+        &self,
+        holdings: &mut Holdings,
+        id: GuestId,
+        eptp: u64,
+        start: &Start,
+        virtual_apic: Option<&VirtualApic>,
+    ) -> Result<Vcpu, String> {
         let mut frame = || {
             let frame = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or("memory ran out")?;
             holdings.frames.push((frame, 1));
@@ -159,7 +201,15 @@ impl Maker {
         };
         let frames = Frames { vmcs: frame()?, msr_bitmap: frame()? };
         let rdtscp = self.host.capabilities.secondary & caps::SECONDARY_RDTSCP != 0;
-        let bitmap = MsrBitmap::new(msr::passthrough(rdtscp));
+        let mut bitmap = MsrBitmap::new(msr::passthrough(rdtscp));
+        let apic = match virtual_apic {
+            None => LocalApic::Emulated,
+            Some(apic) => {
+                bitmap.allow_reads(virtual_apic::read_from_page());
+                bitmap.allow_writes(virtual_apic::written_by_processor());
+                LocalApic::Virtualised { page: apic.page(), descriptor: apic.descriptor().address() }
+            }
+        };
         // SAFETY: the frame was allocated just now and is as large as the bitmap.
         unsafe {
             let bytes = bitmap.bytes();
@@ -167,10 +217,14 @@ impl Maker {
         }
         let vpid = id.0.checked_add(1).ok_or("too many guests")?;
         // SAFETY: the EPT maps the guest's memory, its devices and its shadows; the bitmap lets through only what `vdev::msr` says.
-        unsafe { Vcpu::new(&self.host, frames, eptp, vpid, start) }.map_err(|failure| format!("VMCS: {failure}"))
+        unsafe { Vcpu::new(&self.host, frames, eptp, vpid, start, apic) }.map_err(|failure| format!("VMCS: {failure}"))
     }
 
-    fn devices(&self, bus: VirtualBus) -> Devices {
+    fn features(&self, apicv: bool) -> Features {
+        if apicv { FEATURES.union(Features::POSTED) } else { FEATURES }
+    }
+
+    fn devices(&self, bus: VirtualBus, apicv: bool) -> Devices {
         let secondary = self.host.capabilities.secondary;
         let physical_bits = raw_cpuid::CpuId::new()
             .get_processor_capacity_feature_info()
@@ -179,15 +233,15 @@ impl Maker {
             apic: X2Apic::new(APIC_ID, true),
             uart: Uart::new(),
             bus,
-            msrs: Msrs::new(physical_bits, false),
+            msrs: Msrs::new(physical_bits, apicv),
             policy: Policy {
                 vcpus: 1,
                 tsc_hz: None,
                 rdtscp: secondary & caps::SECONDARY_RDTSCP != 0,
                 invpcid: secondary & caps::SECONDARY_INVPCID != 0,
-                monitor: false,
+                monitor: apicv,
                 kvm_signature: false,
-                features: FEATURES,
+                features: self.features(apicv),
                 limits: LIMITS,
             },
             tsc_offset: 0,
@@ -202,6 +256,7 @@ struct Parts {
     id: GuestId,
     name: String,
     vcpu: Vcpu,
+    virtual_apic: Option<VirtualApic>,
     devices: Devices,
     windows: Windows,
 }
@@ -214,6 +269,7 @@ impl Parts {
             vcpu: self.vcpu,
             world: World::default(),
             devices: self.devices,
+            virtual_apic: self.virtual_apic,
             outside: Outside::new(self.name, self.windows),
             holdings,
             counts: Counts::default(),

@@ -177,6 +177,11 @@ impl X2Apic {
         if self.tpr & 0xf0 >= in_service { self.tpr } else { in_service }
     }
 
+    /// EOI, as the guest writes it.
+    pub fn end(&mut self) {
+        let _ = self.write(0x80b, 0, 0);
+    }
+
     /// The task priority register.
     pub const fn tpr(&self) -> u8 {
         self.tpr

@@ -15,5 +15,5 @@ pub use caps::{Capabilities, Refusal};
 pub use entry::Registers;
 pub use exit::{Event, EventKind, Exit};
 pub use root::Host;
-pub use virtual_apic::VirtualApic;
 pub use vcpu::{Frames, LocalApic, Start, Vcpu};
+pub use virtual_apic::VirtualApic;
