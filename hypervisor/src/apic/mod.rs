@@ -20,6 +20,16 @@ const LVT_LINT0: u32 = 0x35;
 const LVT_ERROR: u32 = 0x37;
 const X2APIC_MSRS: u32 = 0x800;
 
+const ICR: u32 = 0x30;
+/// Its upper half, in xAPIC mode.
+const ICR_HIGH: u32 = 0x31;
+/// Level assert; INIT or start-up delivery.
+const ICR_ASSERT: u64 = 1 << 14;
+const ICR_INIT: u64 = 1 << 14 | 0b101 << 8;
+const ICR_STARTUP: u64 = 1 << 14 | 0b110 << 8;
+const ICR_PENDING: u64 = 1 << 12;
+const DELIVERY_READS: u32 = 100_000;
+
 const LVT_MASKED: u64 = 1 << 16;
 const LVT_TSC_DEADLINE: u64 = 0b10 << 17;
 const SVR_ENABLE: u64 = 1 << 8;
@@ -60,6 +70,34 @@ pub fn init() -> u32 {
     write(SVR, SVR_ENABLE | u64::from(SPURIOUS_VECTOR));
     let id = read(ID);
     (if x2apic { id } else { id >> 24 }) as u32
+}
+
+/// Starts the processor with this APIC ID at the page `page` (its number, below 256): INIT, then SIPI twice (SDM vol. 3, 9.4.4). `wait`
+/// waits for at least as many microseconds as it is told.
+pub fn start(apic_id: u32, page: u8, wait: impl Fn(u32)) {
+    send(apic_id, ICR_INIT);
+    wait(10_000);
+    for _ in 0..2 {
+        send(apic_id, ICR_STARTUP | u64::from(page));
+        wait(200);
+    }
+}
+
+/// Interrupts a processor.
+pub fn notify(apic_id: u32, vector: u8) {
+    send(apic_id, ICR_ASSERT | u64::from(vector));
+}
+
+/// Sends an interrupt command to one processor.
+fn send(apic_id: u32, command: u64) {
+    if X2APIC.load(Ordering::Relaxed) {
+        write(ICR, u64::from(apic_id) << 32 | command);
+        return;
+    }
+    write(ICR_HIGH, u64::from(apic_id) << 24);
+    write(ICR, command);
+    // Bounded: a delivery that stays pending is one that nobody waits for.
+    let _ = (0..DELIVERY_READS).find(|_| read(ICR) & ICR_PENDING == 0);
 }
 
 /// Ends the interrupt in service.

@@ -4,34 +4,33 @@
 //! can run, the HLT of [`idle`]. Both ways end in [`arrived`], which only notes the vector: the run loop takes it from
 //! there.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
-static ARRIVED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
-static NMIS: AtomicU64 = AtomicU64::new(0);
+use super::this::this;
 
 /// Notes an external interrupt, and ends it at the local APIC.
 ///
 /// The next interrupt with this vector may come as soon as this returns; it is noted again, and lost only if the first one has
 /// not been taken by then. A binding's vector stands for one guest vector, whose IRR would merge the two as well.
 pub fn arrived(vector: u8) {
-    ARRIVED[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
+    this().arrived[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
     crate::apic::eoi();
 }
 
 /// Notes an NMI. They have no meaning here; the count goes into the log at the end.
 pub fn count_nmi() {
-    NMIS.fetch_add(1, Ordering::Relaxed);
+    this().nmis.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Number of NMIs so far.
 pub fn nmis() -> u64 {
-    NMIS.load(Ordering::Relaxed)
+    this().nmis.load(Ordering::Relaxed)
 }
 
 /// Takes the vectors noted so far, highest first.
 pub fn take() -> impl Iterator<Item = u8> {
     (0..4u8).rev().flat_map(|word| {
-        let mut bits = ARRIVED[usize::from(word)].swap(0, Ordering::Relaxed);
+        let mut bits = this().arrived[usize::from(word)].swap(0, Ordering::Relaxed);
         core::iter::from_fn(move || {
             let bit = bits.checked_ilog2()? as u8;
             bits &= !(1 << bit);
@@ -42,7 +41,7 @@ pub fn take() -> impl Iterator<Item = u8> {
 
 /// Whether a vector waits to be taken.
 pub fn any() -> bool {
-    ARRIVED.iter().any(|word| word.load(Ordering::Relaxed) != 0)
+    this().arrived.iter().any(|word| word.load(Ordering::Relaxed) != 0)
 }
 
 /// Lets pending interrupts in, without waiting for any.
@@ -64,7 +63,7 @@ mod tests {
     #[test]
     fn vectors_come_out_once_and_highest_first() {
         for vector in [0x30u8, 0xfe, 0x7f, 0x80] {
-            ARRIVED[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
+            this().arrived[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
         }
         assert!(any());
         assert_eq!(take().collect::<Vec<_>>(), [0xfe, 0x80, 0x7f, 0x30]);

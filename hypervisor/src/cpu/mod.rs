@@ -4,6 +4,7 @@ pub mod exception;
 pub mod fpu;
 pub mod interrupts;
 pub mod tables;
+pub mod this;
 
 /// The time-stamp counter.
 pub fn tsc() -> u64 {

@@ -41,11 +41,6 @@ impl Vectors {
         Self { destination, uses: Mutex::new([None; 256]) }
     }
 
-    /// The processor's APIC ID.
-    pub fn destination(&self) -> u32 {
-        self.destination
-    }
-
     /// The route to a guest's vector. The same pair gives the same route and counts a use more.
     ///
     /// A free vector of the guest vector's own priority class is preferred, so that the machine serves interrupts in the order

@@ -60,6 +60,7 @@ impl Counts {
 /// What a guest holds of the machine, apart from its processor. It is given back when this is dropped: interrupts first, then the
 /// devices' ways to memory, then memory.
 pub struct Holdings {
+    id: GuestId,
     service: &'static MachineService,
     /// Its memory.
     pub ram: Option<Ram>,
@@ -74,9 +75,9 @@ pub struct Holdings {
 }
 
 impl Holdings {
-    /// Nothing.
-    pub fn new(service: &'static MachineService) -> Self {
-        Self { service, ram: None, ept: None, frames: Vec::new(), functions: Vec::new(), domain: None }
+    /// Nothing, for guest `id`.
+    pub fn new(id: GuestId, service: &'static MachineService) -> Self {
+        Self { id, service, ram: None, ept: None, frames: Vec::new(), functions: Vec::new(), domain: None }
     }
 }
 
@@ -87,8 +88,8 @@ impl Drop for Holdings {
         }
         if let Some(domain) = self.domain.take() {
             self.service.detach(&domain);
-            self.service.ports().forget(domain.guest());
         }
+        self.service.ports().forget(self.id);
         let mut detached = true;
         for function in self.functions.drain(..) {
             detached &= function.release(self.service.ports());

@@ -8,7 +8,7 @@ use super::{
     ports::Unit,
 };
 use crate::{
-    acpi::{Dmar, Drhd, FirmwareMemory, Rsdp, Tables, ecam_windows},
+    acpi::{Dmar, Drhd, FirmwareMemory, Processor, Rsdp, Tables, ecam_windows, processors},
     addr::Bdf,
     apic, event,
     memory::{Mmio, PhysRange},
@@ -31,6 +31,7 @@ pub struct Machine {
     functions: Vec<Function>,
     dmar: Option<Dmar>,
     memory: Vec<PhysRange>,
+    processors: Vec<Processor>,
     bochs: bool,
 }
 
@@ -49,13 +50,19 @@ impl Machine {
         let dmar = find(b"DMAR").and_then(|table| {
             Dmar::parse(table).inspect_err(|error| log::error!("DMAR: {error:?}; it is not used")).ok()
         });
+        let processors = find(b"APIC").map(processors).unwrap_or_default();
         let bochs = find(b"FACP").is_some_and(is_bochs);
-        Self { config, functions, dmar, memory: loader.memory(true).collect(), bochs }
+        Self { config, functions, dmar, memory: loader.memory(true).collect(), processors, bochs }
     }
 
     /// Access to configuration space.
     pub fn config(&self) -> &dyn ConfigSpace {
         &*self.config
+    }
+
+    /// APIC IDs of the processors that the firmware reports.
+    pub fn apic_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.processors.iter().map(|processor| processor.apic_id)
     }
 
     /// Whether this is Bochs, whose virtualisation of the local APIC has defects (ARCHITECTURE.md, machine notes).

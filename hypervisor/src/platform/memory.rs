@@ -115,6 +115,24 @@ pub fn map_device(start: Hpa, len: u64) -> Result<(), MapError> {
     PAGING.lock().as_mut().map_or(Ok(()), |paging| paging.map_mmio(start, len))
 }
 
+/// Maps the page where processors start: code, data and words in one.
+pub fn map_trampoline(page: Hpa) -> Result<(), MapError> {
+    remap(page, Access::Trampoline)
+}
+
+/// Takes the page below a stack away, so that a stack that grows too far faults.
+pub fn unmap_guard(page: Hpa) -> Result<(), MapError> {
+    remap(page, Access::None)
+}
+
+fn remap(page: Hpa, access: Access) -> Result<(), MapError> {
+    let Some(paging) = &mut *PAGING.lock() else { return Err(MapError::BadRange) };
+    paging.map(PhysRange::new(page, PAGE_SIZE), access)?;
+    // SAFETY: privilege level 0. The other processors that run by now never touch these pages.
+    unsafe { paging::flush() };
+    Ok(())
+}
+
 /// The firmware's memory, as far as the loader's map knows of it: tables are looked for nowhere else, so that a wrong pointer in one
 /// finds nothing instead of a fault.
 pub struct Firmware(Vec<PhysRange>);

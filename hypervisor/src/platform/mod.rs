@@ -23,6 +23,10 @@ pub mod power;
 #[cfg(feature = "bare")]
 pub mod run;
 #[cfg(feature = "bare")]
+pub mod smp;
+#[cfg(feature = "bare")]
 pub mod start;
+#[cfg(feature = "bare")]
+pub mod work;
 #[cfg(feature = "bare")]
 pub mod world;

@@ -41,7 +41,10 @@ struct Attachment {
 pub struct MachinePorts {
     machine: &'static Machine,
     units: Vec<Option<Unit>>,
-    vectors: Vectors,
+    /// Of each processor, by its number.
+    vectors: Vec<Vectors>,
+    /// On which processor each guest runs.
+    homes: Mutex<Vec<(GuestId, usize)>>,
     attachments: Mutex<Vec<Attachment>>,
     /// Virtual processors whose interrupts are posted, and their descriptors.
     posted: Mutex<Vec<(GuestId, u32, Hpa)>>,
@@ -50,12 +53,13 @@ pub struct MachinePorts {
 }
 
 impl MachinePorts {
-    /// With the machine's units, in its order, as far as they are up, and the processor's vectors.
-    pub fn new(machine: &'static Machine, units: Vec<Option<Unit>>, vectors: Vectors) -> Self {
+    /// With the machine's units, in its order, as far as they are up, and the vectors of each processor by its number.
+    pub fn new(machine: &'static Machine, units: Vec<Option<Unit>>, vectors: Vec<Vectors>) -> Self {
         Self {
             machine,
             units,
             vectors,
+            homes: Mutex::new(Vec::new()),
             attachments: Mutex::new(Vec::new()),
             posted: Mutex::new(Vec::new()),
             strays: AtomicU64::new(0),
@@ -63,9 +67,25 @@ impl MachinePorts {
         }
     }
 
-    /// The processor's vectors.
-    pub fn vectors(&self) -> &Vectors {
+    /// The vectors of every processor.
+    pub fn vectors(&self) -> &[Vectors] {
         &self.vectors
+    }
+
+    /// The vectors of processor `number`.
+    pub fn vectors_of(&self, number: usize) -> Option<&Vectors> {
+        self.vectors.get(number)
+    }
+
+    /// A guest runs on processor `number` from now on, so its interrupts go there.
+    pub fn settle(&self, guest: GuestId, number: usize) {
+        self.homes.lock().push((guest, number));
+    }
+
+    /// The vectors of the processor on which a guest runs.
+    fn home(&self, guest: GuestId) -> Option<&Vectors> {
+        let number = self.homes.lock().iter().find(|(other, _)| *other == guest)?.1;
+        self.vectors.get(number)
     }
 
     /// The units that are up.
@@ -99,9 +119,10 @@ impl MachinePorts {
         self.posted.lock().push((guest, apic_id, descriptor));
     }
 
-    /// Forgets a guest's descriptors. Nothing leads there any more: the service has given its routes back.
+    /// Forgets a guest's processor and descriptors. Nothing leads there any more: the service has given its routes back.
     pub fn forget(&self, guest: GuestId) {
         self.posted.lock().retain(|(other, ..)| *other != guest);
+        self.homes.lock().retain(|(other, _)| *other != guest);
     }
 
     /// Counts an interrupt that nobody was waiting for.
@@ -267,11 +288,13 @@ impl Delivery for MachinePorts {
         let posted = self.posted.lock();
         match posted.iter().find(|(owner, apic_id, _)| (*owner, *apic_id) == (guest, target.apic_id)) {
             Some(&(.., descriptor)) => Ok(HostRoute::Posted { descriptor, vector: target.vector }),
-            None => self.vectors.route(guest, target),
+            None => self.home(guest).ok_or(Status::BadTarget)?.route(guest, target),
         }
     }
 
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
-        self.vectors.unroute(guest, target, route);
+        if let Some(vectors) = self.home(guest) {
+            vectors.unroute(guest, target, route);
+        }
     }
 }

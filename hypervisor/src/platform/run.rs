@@ -109,7 +109,8 @@ impl Runner {
             apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
             apic::FAULT_VECTOR => self.service.ports().report_faults(),
             _ => {
-                let owner = self.service.ports().vectors().owner(vector);
+                let own = self.service.ports().vectors_of(cpu::this::this().number);
+                let owner = own.and_then(|vectors| vectors.owner(vector));
                 let guest = owner.and_then(|o| Some((self.guests.iter_mut().find(|g| g.id == o.guest)?, o)));
                 if let Some((guest, owner)) = guest {
                     guest.accept(owner.target.vector);

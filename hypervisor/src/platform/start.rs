@@ -19,6 +19,7 @@ use hcall_abi::cpuid::Features;
 
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    cpu,
     ept::{Access, Ept},
     exits::Devices,
     guest::{
@@ -63,12 +64,13 @@ impl Maker {
             let name: String = string.chars().take_while(|c| c.is_ascii_graphic() && *c != '"').take(32).collect();
             format!("{name}: its string: {error}")
         })?;
-        let mut holdings = Holdings::new(self.service);
+        let mut holdings = Holdings::new(id, self.service);
         let made = self.fill(&mut holdings, id, module, &options);
         made.map(|parts| parts.guest(holdings)).map_err(|why| format!("{}: {why}", options.name))
     }
 
     fn fill(&self, holdings: &mut Holdings, id: GuestId, module: &Module, options: &Options) -> Result<Parts, String> {
+        self.service.ports().settle(id, cpu::this::this().number);
         let free = FRAMES.statistics().0;
         let ram =
             holdings
@@ -172,7 +174,7 @@ impl Maker {
                 _ => Ok(None),
             };
         }
-        let destination = u8::try_from(self.service.ports().vectors().destination());
+        let destination = u8::try_from(cpu::this::this().apic_id);
         let destination = destination.map_err(|_| "the processor's APIC ID does not fit into a descriptor")?;
         let virtual_apic = VirtualApic::new(&FRAMES, destination).ok_or("memory ran out")?;
         holdings.frames.extend([(virtual_apic.page(), 1), (virtual_apic.descriptor().address(), 1)]);

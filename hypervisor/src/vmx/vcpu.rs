@@ -394,7 +394,7 @@ impl Vcpu {
         self.write(fields::HOST_GS_SELECTOR, 0);
         self.write(fields::HOST_TR_SELECTOR, TSS);
         self.write(fields::HOST_FS_BASE, 0);
-        self.write(fields::HOST_GS_BASE, 0);
+        self.write(fields::HOST_GS_BASE, crate::cpu::this::base());
         self.write(fields::HOST_TR_BASE, host.bases.tss);
         self.write(fields::HOST_GDTR_BASE, host.bases.gdt);
         self.write(fields::HOST_IDTR_BASE, host.bases.idt);

@@ -1,0 +1,54 @@
+//! What each processor has of its own. The GS base leads there while the hypervisor runs; a VM exit sets it back from the VMCS.
+
+use core::sync::atomic::AtomicU64;
+
+/// A processor's own.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct ThisCpu {
+    /// Its own address: what GS:0 holds.
+    address: u64,
+    /// Its number, from 0.
+    pub number: usize,
+    /// Its APIC ID.
+    pub apic_id: u32,
+    /// Vectors that have arrived and were not taken yet.
+    pub(super) arrived: [AtomicU64; 4],
+    /// NMIs so far.
+    pub(super) nmis: AtomicU64,
+}
+
+impl ThisCpu {
+    /// Makes this processor number `number`. After that [`this`] works on it; the value lives as long as the processor.
+    pub fn install(number: usize, apic_id: u32) {
+        let own: &'static mut Self =
+            alloc::boxed::Box::leak(alloc::boxed::Box::new(Self { number, apic_id, ..Self::default() }));
+        own.address = &raw const *own as u64;
+        // SAFETY: the hypervisor uses GS for nothing else, and the value stays where it is.
+        unsafe { x86::msr::wrmsr(x86::msr::IA32_GS_BASE, own.address) };
+    }
+}
+
+/// The GS base that leads to this processor's own: for the VMCS's host state.
+pub fn base() -> u64 {
+    // SAFETY: every processor with long mode has this MSR.
+    unsafe { x86::msr::rdmsr(x86::msr::IA32_GS_BASE) }
+}
+
+/// This processor's own.
+#[cfg(not(test))]
+pub fn this() -> &'static ThisCpu {
+    let own: *const ThisCpu;
+    // SAFETY: `install` has run on this processor before anything asks, and what it installed is never freed.
+    unsafe {
+        core::arch::asm!("mov {}, gs:[0]", out(reg) own, options(nostack, preserves_flags, readonly));
+        &*own
+    }
+}
+
+/// A thread stands for a processor in tests.
+#[cfg(test)]
+pub fn this() -> &'static ThisCpu {
+    std::thread_local!(static OWN: &'static ThisCpu = Box::leak(Box::default()));
+    OWN.with(|own| *own)
+}

@@ -1,0 +1,200 @@
+//! Who runs which guest: the processors share the modules out, and the first one tells what came of it all.
+
+use alloc::{string::String, vec::Vec};
+use core::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use spin::Mutex;
+
+use super::{loader::Module, machine::Machine, memory::FRAMES, ports::MachineService, run::Runner, start::Maker};
+use crate::{
+    addr::PAGE_SIZE,
+    apic, console,
+    cpu::{self, fpu::Xsave, interrupts, tables::Bases},
+    event,
+    ims::GuestId,
+    memory::FrameSource,
+    vmx::{Capabilities, Host, Refusal, caps::Raw, instr::Failure},
+};
+
+/// Why a processor cannot run guests.
+#[derive(Clone, Copy, Debug)]
+pub enum Unfit {
+    /// It lacks something.
+    Lacks(Refusal),
+    /// There is no memory for what it needs.
+    Memory,
+    /// It refused to enter VMX operation.
+    Vmxon(Failure),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lacks(refusal) => refusal.fmt(f),
+            Self::Memory => f.write_str("no frame for VMXON"),
+            Self::Vmxon(failure) => write!(f, "VMXON: {failure}"),
+        }
+    }
+}
+
+/// A processor in VMX operation.
+pub struct Processor {
+    host: Host,
+    xsave: Xsave,
+}
+
+impl Processor {
+    /// Brings this processor up. Its tables and its local APIC are.
+    pub fn bring_up(bases: Bases) -> Result<Self, Unfit> {
+        let capabilities = Capabilities::check(&Raw::read()).map_err(Unfit::Lacks)?;
+        let xsave = Xsave::enable().ok_or(Unfit::Lacks(Refusal::Xsave))?;
+        let region = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(Unfit::Memory)?;
+        let host = Host::enter_vmx(capabilities, bases, region).map_err(Unfit::Vmxon)?;
+        Ok(Self { host, xsave })
+    }
+}
+
+/// What the processors work on.
+pub struct Work {
+    machine: &'static Machine,
+    service: &'static MachineService,
+    modules: Vec<Module>,
+    /// APIC ID of the first processor.
+    leader: u32,
+    /// TSC at the hypervisor's entry.
+    epoch: u64,
+    /// Numbers of the processors that are fit, once the first one has said `go`.
+    fit: Mutex<Vec<usize>>,
+    ready: AtomicUsize,
+    go: AtomicBool,
+    done: AtomicUsize,
+    good: AtomicBool,
+}
+
+impl Work {
+    /// For a machine whose first processor has APIC ID `leader`.
+    pub fn new(
+        machine: &'static Machine,
+        service: &'static MachineService,
+        modules: Vec<Module>,
+        leader: u32,
+        epoch: u64,
+    ) -> Self {
+        Self {
+            machine,
+            service,
+            modules,
+            leader,
+            epoch,
+            fit: Mutex::new(alloc::vec![0]),
+            ready: AtomicUsize::new(0),
+            go: AtomicBool::new(false),
+            done: AtomicUsize::new(0),
+            good: AtomicBool::new(true),
+        }
+    }
+
+    /// The first processor's part, with `followers` others. Returns whether all was well.
+    pub fn lead(&self, processor: Processor, followers: usize) -> bool {
+        if self.modules.is_empty() {
+            self.fail();
+            event!("refused what=guest why=\"the boot loader gave no module: there is no guest to run\"");
+        }
+        // Every processor that has arrived gets here: nothing that it waits for is in doubt.
+        while self.ready.load(Ordering::Acquire) < followers {
+            core::hint::spin_loop();
+        }
+        let free = FRAMES.statistics().0;
+        self.go.store(true, Ordering::Release);
+        self.share(0, processor);
+        while self.done.load(Ordering::Acquire) < followers {
+            while console::pump() {
+                interrupts::poll();
+            }
+            interrupts::idle();
+            let faults = interrupts::take().filter(|&vector| vector == apic::FAULT_VECTOR).count();
+            if faults != 0 {
+                self.service.ports().report_faults();
+            }
+        }
+        self.service.ports().report_faults();
+        self.report(free) && self.good.load(Ordering::Acquire)
+    }
+
+    /// Another processor's part.
+    pub fn follow(&self, number: usize, processor: Result<Processor, Unfit>) {
+        match &processor {
+            Ok(_) => self.fit.lock().push(number),
+            Err(why) => event!("refused what=processor number={number} why=\"{why}\""),
+        }
+        self.ready.fetch_add(1, Ordering::Release);
+        while !self.go.load(Ordering::Acquire) {
+            core::hint::spin_loop();
+        }
+        if let Ok(processor) = processor {
+            self.share(number, processor);
+        }
+        self.done.fetch_add(1, Ordering::Release);
+        apic::notify(self.leader, apic::WAKE_UP_VECTOR);
+    }
+
+    /// Makes and runs the guests that fall to processor `number`: every so-many-th module.
+    fn share(&self, number: usize, Processor { host, xsave }: Processor) {
+        let fit = self.fit.lock().clone();
+        let maker = Maker { machine: self.machine, service: self.service, host };
+        let mut runner = Runner::new(host, xsave, self.service, self.epoch);
+        for (index, module) in self.modules.iter().enumerate() {
+            if fit.get(index % fit.len().max(1)) != Some(&number) {
+                continue;
+            }
+            match maker.make(GuestId(index as u16), module) {
+                Ok(guest) => runner.add(guest),
+                Err(why) => self.refuse(index, &why),
+            }
+        }
+        if !runner.run() {
+            self.fail();
+        }
+    }
+
+    fn refuse(&self, guest: usize, why: &String) {
+        self.fail();
+        event!("refused what=guest guest={guest} why=\"{why}\"");
+    }
+
+    fn fail(&self) {
+        self.good.store(false, Ordering::Release);
+    }
+
+    /// The last figures. Returns whether everything that guests held came back.
+    fn report(&self, free_before: u64) -> bool {
+        let ports = self.service.ports();
+        let counters = self.service.counters();
+        let (mut waits, mut faults) = (0, 0);
+        for unit in ports.units() {
+            let statistics = unit.statistics();
+            waits += statistics.waits;
+            faults += statistics.faults;
+        }
+        let vectors: usize = ports.vectors().iter().map(|vectors| vectors.used()).sum();
+        event!(
+            "remap live={} high_water={} programmed={} flushes={} waits={waits} faults={faults} vectors={vectors} strays={}",
+            counters.live,
+            counters.high_water,
+            counters.programmed,
+            counters.flushes,
+            ports.strays()
+        );
+        let free = FRAMES.statistics().0;
+        if free != free_before {
+            log::error!("{} KiB of guests' memory did not come back", free_before.saturating_sub(free) >> 10);
+        }
+        if cpu::interrupts::nmis() != 0 {
+            log::info!("{} NMIs", cpu::interrupts::nmis());
+        }
+        counters.live == 0 && vectors == 0 && free == free_before
+    }
+}
