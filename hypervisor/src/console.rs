@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 use log::{LevelFilter, Log, Metadata, Record};
-use spin::Mutex;
+use spin::mutex::TicketMutex;
 use uart_16550::{Config, Uart16550, backend::PioBackend, spec::registers::LSR};
 
 /// I/O port of COM1.
@@ -15,7 +15,8 @@ const RING: usize = 32 * 1024;
 /// Reads of the status register before a byte is given up: a port that nobody answers must not stop the machine.
 const SEND_ATTEMPTS: u32 = 1_000_000;
 
-static CONSOLE: Mutex<Option<Console>> = Mutex::new(None);
+/// First come, first served: a processor that has nothing else to do asks for it without end, and must not keep the others out.
+static CONSOLE: TicketMutex<Option<Console>> = TicketMutex::new(None);
 
 struct Console {
     uart: Uart16550<PioBackend>,

@@ -111,10 +111,12 @@ impl Work {
         self.go.store(true, Ordering::Release);
         self.share(0, processor);
         while self.done.load(Ordering::Acquire) < followers {
-            while console::pump() {
+            // The last one's wake-up may come in `poll` as well as in `idle`; what `poll` took is looked at before anyone sleeps.
+            if console::pump() {
                 interrupts::poll();
+            } else {
+                interrupts::idle();
             }
-            interrupts::idle();
             let faults = interrupts::take().filter(|&vector| vector == apic::FAULT_VECTOR).count();
             if faults != 0 {
                 self.service.ports().report_faults();
