@@ -3,9 +3,11 @@
 //! - [`imports`] reads who imports whom in the hypervisor's sources; `tests/imports.rs` holds the arrows.
 //! - [`bench`] has the emulator, the hypervisor and the guests ready, each fetched or built once.
 //! - [`scenario`] boots them, at most two machines at a time, and keeps what came of it; `tests/boot.rs` judges it.
+//! - [`figures`] is `cargo bench`.
 //! - [`elf`] weighs images, and makes those that no guest should be.
 
 pub mod bench;
 pub mod elf;
+pub mod figures;
 pub mod imports;
 pub mod scenario;

@@ -52,15 +52,21 @@ impl Scenario {
     fn boot(&self) -> Result<Ran> {
         let mut plan = Plan::new()?;
         (self.set_up)(&mut plan)?;
-        let (paths, tools, hypervisor) = (bench::paths()?, bench::tools()?, bench::hypervisor()?);
-        let _seat = bench::seat();
-        bench::say(&format!("booting {}", self.name));
-        let outcome = machine::boot(paths, tools, &plan.config, hypervisor, &plan.modules)?;
-        let seconds = outcome.wall.as_secs_f32();
-        bench::say(&format!("booted {}: {} after {seconds:.1} s", self.name, outcome.end));
+        let outcome = boot(self.name, &plan)?;
         let modules = plan.modules.iter().map(|module| module.name().to_owned()).collect();
         Ok(Ran { modules, summary: outcome.summary(), outcome })
     }
+}
+
+/// Boots a plan, when its turn comes.
+pub(crate) fn boot(name: &str, plan: &Plan) -> Result<Outcome> {
+    let (paths, tools, hypervisor) = (bench::paths()?, bench::tools()?, bench::hypervisor()?);
+    let _seat = bench::seat();
+    bench::say(&format!("booting {name}"));
+    let outcome = machine::boot(paths, tools, &plan.config, hypervisor, &plan.modules)?;
+    let seconds = outcome.wall.as_secs_f32();
+    bench::say(&format!("booted {name}: {} after {seconds:.1} s", outcome.end));
+    Ok(outcome)
 }
 
 /// What a scenario consists of.
@@ -73,7 +79,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn new() -> Result<Self> {
+    /// The default machine without a guest.
+    pub(crate) fn new() -> Result<Self> {
         let plugin = Some(bench::plugin()?.to_owned());
         let config = Config { plugin, silence: SILENCE, limit: LIMIT, ..Config::default() };
         Ok(Self { config, modules: Vec::new(), made: tempfile::tempdir().context("a directory for modules")? })

@@ -42,6 +42,8 @@ pub struct Options {
     pub apicv: Option<bool>,
     /// Whether its devices' interrupts are posted, if it said so.
     pub posting: Option<bool>,
+    /// `exits=marks`: its VM exits so far are told after each mark on its console.
+    pub marks: bool,
 }
 
 /// Why a string describes no guest.
@@ -55,7 +57,7 @@ pub enum Error {
     Unfinished,
     /// There is no name, or it is not `[a-z0-9-]{1,16}`.
     Name(String),
-    /// A word that is not `mem=`, `device=` or `cmdline=`.
+    /// A word that is no option.
     Unknown(String),
     /// This option is there twice.
     Repeated(&'static str),
@@ -67,6 +69,8 @@ pub enum Error {
     Device(String),
     /// More than eight devices.
     TooManyDevices,
+    /// Something else than `exits=marks`.
+    Exits(String),
     /// The command line does not fit.
     CmdlineTooLong(usize),
 }
@@ -78,7 +82,7 @@ impl fmt::Display for Error {
             Self::Character(at) => write!(f, "byte {at} is not printable ASCII"),
             Self::Unfinished => write!(f, "a quote is not closed, or a backslash stands at the end"),
             Self::Name(name) => write!(f, "'{name}' is no name: 1 to {NAME_MAX} of a-z, 0-9 and -"),
-            Self::Unknown(word) => write!(f, "'{word}' is not mem=, device=, apicv=, posting= or cmdline="),
+            Self::Unknown(word) => write!(f, "'{word}' is not mem=, device=, apicv=, posting=, exits= or cmdline="),
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
             Self::Memory(value) => write!(
                 f,
@@ -90,6 +94,7 @@ impl fmt::Display for Error {
             Self::Device(value) => write!(f, "device={value}: bus:device.function, as in 00:1e.0, or dsa"),
             Self::Switch(word) => write!(f, "{word}: on or off"),
             Self::TooManyDevices => write!(f, "more than {DEVICES_MAX} devices"),
+            Self::Exits(value) => write!(f, "exits={value}: only exits=marks is known"),
             Self::CmdlineTooLong(len) => write!(f, "the command line has {len} bytes, {} fit", CMDLINE_SIZE - 1),
         }
     }
@@ -110,13 +115,15 @@ impl Options {
             return Err(Error::Name(name));
         }
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
-        let (mut apicv, mut posting) = (None, None);
+        let (mut apicv, mut posting, mut marks) = (None, None, None);
         for word in words {
             match word.split_once('=') {
                 Some(("mem", value)) => set(&mut memory, parse_memory(value)?, "mem")?,
                 Some(("cmdline", value)) => set(&mut cmdline, parse_cmdline(value)?, "cmdline")?,
                 Some(("apicv", value)) => set(&mut apicv, parse_switch(value, &word)?, "apicv")?,
                 Some(("posting", value)) => set(&mut posting, parse_switch(value, &word)?, "posting")?,
+                Some(("exits", "marks")) => set(&mut marks, true, "exits")?,
+                Some(("exits", value)) => return Err(Error::Exits(value.into())),
                 Some(("device", _)) if devices.len() == DEVICES_MAX => return Err(Error::TooManyDevices),
                 Some(("device", value)) => devices.push(parse_device(value)?),
                 _ => return Err(Error::Unknown(word)),
@@ -132,6 +139,7 @@ impl Options {
             cmdline: cmdline.unwrap_or_default(),
             apicv,
             posting,
+            marks: marks.unwrap_or(false),
         })
     }
 }
@@ -222,11 +230,13 @@ mod tests {
     #[test]
     fn all_options_are_read() {
         let options =
-            Options::parse(r#"demo-1  mem=128M device=00:1e.0 device=dsa cmdline="console=ttyS0 a=b""#).unwrap();
+            Options::parse(r#"demo-1  mem=128M device=00:1e.0 device=dsa exits=marks cmdline="console=ttyS0 a=b""#)
+                .unwrap();
         assert_eq!(options.name, "demo-1");
         assert_eq!(options.memory, 128 << 20);
         assert_eq!(options.devices, [Device::At(Bdf::new(0, 0x1e, 0)), Device::FirstDsa]);
         assert_eq!(options.cmdline, "console=ttyS0 a=b");
+        assert!(options.marks && !Options::parse("x").unwrap().marks);
     }
 
     #[test]
@@ -267,6 +277,10 @@ mod tests {
         for value in ["", "0:1e.0", "00:20.0", "00:1e.8", "00:1e", "00:1e.0.0", "0000:00:1e.0", "+0:1e.0", "DSA"] {
             assert_eq!(error(&format!("x device={value}")), Error::Device(value.into()));
         }
+        for value in ["", "mark", "MARKS"] {
+            assert_eq!(error(&format!("x exits={value}")), Error::Exits(value.into()));
+        }
+        assert_eq!(error("x exits=marks exits=marks"), Error::Repeated("exits"));
         let many: String = (0..9).map(|n| format!(" device=00:0{n}.0")).collect();
         assert_eq!(error(&format!("x{many}")), Error::TooManyDevices);
         assert_eq!(error(&format!("x cmdline={}", "a".repeat(2048))), Error::CmdlineTooLong(2048));

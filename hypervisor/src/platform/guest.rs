@@ -55,6 +55,23 @@ impl Counts {
     pub fn exit(&mut self, number: u16) {
         self.exits[usize::from(number).min(REASONS - 1)] += 1;
     }
+
+    /// Tells the exits so far. One key for each name of a reason; several reasons can share a name.
+    pub fn report_exits(&self, guest: GuestId) {
+        let mut named: Vec<(&str, u64)> = Vec::new();
+        for (number, &count) in (0..).zip(&self.exits).filter(|(_, count)| **count != 0) {
+            let name = Reason::name(number);
+            match named.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += count,
+                None => named.push((name, count)),
+            }
+        }
+        let mut line = alloc::string::String::new();
+        for (name, count) in named {
+            let _ = core::fmt::write(&mut line, format_args!(" {name}={count}"));
+        }
+        event!("exits guest={}{line}", guest.0);
+    }
 }
 
 /// What a guest holds of the machine, apart from its processor. It is given back when this is dropped: interrupts first, then the
@@ -153,7 +170,8 @@ impl Guest {
         let Holdings { service, ram: Some(ram), functions, domain: Some(domain), .. } = &mut self.holdings else {
             return Next::End(EndReason::Killed("it has no memory"));
         };
-        let mut reach = Reach { outside: &mut self.outside, functions, service, domain };
+        let mut reach =
+            Reach { guest: self.id, counts: &self.counts, outside: &mut self.outside, functions, service, domain };
         let mut context = Context {
             vcpu: &mut self.vcpu,
             devices: &mut self.devices,
@@ -240,7 +258,9 @@ impl Guest {
     /// Tells how it ended, and what it did.
     pub fn report(&mut self, reason: EndReason) {
         let Self { devices, outside, .. } = self;
-        devices.uart.flush(&mut |line| outside.console(line));
+        devices.uart.flush(&mut |line| {
+            outside.console(line);
+        });
         if let EndReason::Killed(why) = reason {
             log::error!("guest {}: {why}", self.name());
             self.vcpu.dump();
@@ -248,7 +268,7 @@ impl Guest {
         if reason == EndReason::TripleFault {
             self.vcpu.dump();
         }
-        self.report_exits();
+        self.counts.report_exits(self.id);
         let domain = self.holdings.domain.as_ref().map(|domain| domain.counters()).unwrap_or_default();
         event!(
             "interrupts guest={} delivered={} merged={} dropped={} hypercalls={} trapped_writes={} refused={}",
@@ -261,23 +281,6 @@ impl Guest {
             domain.refused
         );
         event!("guest-end guest={} name={} reason={} code={}", self.id.0, self.name(), reason.name(), reason.code());
-    }
-
-    /// One key for each name of a reason; several reasons can share a name.
-    fn report_exits(&self) {
-        let mut named: Vec<(&str, u64)> = Vec::new();
-        for (number, &count) in (0..).zip(&self.counts.exits).filter(|(_, count)| **count != 0) {
-            let name = Reason::name(number);
-            match named.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, sum)) => *sum += count,
-                None => named.push((name, count)),
-            }
-        }
-        let mut line = alloc::string::String::new();
-        for (name, count) in named {
-            let _ = core::fmt::write(&mut line, format_args!(" {name}={count}"));
-        }
-        event!("exits guest={}{line}", self.id.0);
     }
 
     /// Gives back everything that the guest held.

@@ -7,6 +7,7 @@ use hcall_abi::{DeviceId, Status};
 
 use super::{
     assign::Assigned,
+    guest::Counts,
     ports::MachineService,
     start::by_id,
     windows::{Kind, Windows},
@@ -15,7 +16,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa},
     console,
     exits::Platform,
-    ims::{Domain, GuestMemory},
+    ims::{Domain, GuestId, GuestMemory},
     memory::Ram,
     vdev::pci::{Effect, VirtualBus},
 };
@@ -23,33 +24,43 @@ use crate::{
 /// Lines that a guest may write before the hypervisor stops showing them: a guest cannot bury the others' (XSA-96).
 const CONSOLE_LINES: u32 = 10_000;
 
+/// What begins a line of the console after which a guest's VM exits so far are told, if its options ask for that.
+const MARK: &str = "@mark";
+
 /// A guest's console and windows.
 pub struct Outside {
     /// The guest's name, before each line of its console.
     pub name: String,
     windows: Windows,
     lines: u32,
+    marks: bool,
 }
 
 impl Outside {
-    /// Shows a line of the guest's console.
-    pub fn console(&mut self, line: &str) {
+    /// Shows a line of the guest's console. Returns whether the guest's VM exits so far are to be told.
+    pub fn console(&mut self, line: &str) -> bool {
         self.lines = self.lines.saturating_add(1);
         if self.lines < CONSOLE_LINES {
             console::line(format_args!("[{}] {line}", self.name));
+            return self.marks && line.starts_with(MARK);
         } else if self.lines == CONSOLE_LINES {
             log::warn!("guest {} has written {CONSOLE_LINES} lines; no more are shown", self.name);
         }
+        false
     }
 
-    /// For a guest named `name`.
-    pub fn new(name: String, windows: Windows) -> Self {
-        Self { name, windows, lines: 0 }
+    /// For a guest named `name`; `marks` as in its options.
+    pub fn new(name: String, windows: Windows, marks: bool) -> Self {
+        Self { name, windows, lines: 0, marks }
     }
 }
 
 /// Everything outside of one guest that the guest can reach.
 pub struct Reach<'a> {
+    /// Which guest.
+    pub guest: GuestId,
+    /// What happened to it so far.
+    pub counts: &'a Counts,
     /// Its console and windows.
     pub outside: &'a mut Outside,
     /// The functions assigned to it.
@@ -75,7 +86,9 @@ impl GuestMemory for Memory<'_> {
 
 impl Platform for Reach<'_> {
     fn console(&mut self, line: &str) {
-        self.outside.console(line);
+        if self.outside.console(line) {
+            self.counts.report_exits(self.guest);
+        }
     }
 
     fn pci(&mut self, function: Bdf, effect: Effect) {

@@ -104,7 +104,7 @@ impl Maker {
         let virtual_apic = self.virtual_apic(holdings, id, options)?;
         let vcpu = self.vcpu(holdings, id, eptp, &start, virtual_apic.as_ref())?;
         let devices = self.devices(bus, virtual_apic.is_some());
-        Ok(Parts { id, name: options.name.clone(), vcpu, virtual_apic, devices, windows })
+        Ok(Parts { id, name: options.name.clone(), marks: options.marks, vcpu, virtual_apic, devices, windows })
     }
 
     /// Finds the functions asked for and gives them to the guest.
@@ -257,6 +257,7 @@ impl Maker {
 struct Parts {
     id: GuestId,
     name: String,
+    marks: bool,
     vcpu: Vcpu,
     virtual_apic: Option<VirtualApic>,
     devices: Devices,
@@ -272,7 +273,7 @@ impl Parts {
             world: World::default(),
             devices: self.devices,
             virtual_apic: self.virtual_apic,
-            outside: Outside::new(self.name, self.windows),
+            outside: Outside::new(self.name, self.windows, self.marks),
             holdings,
             counts: Counts::default(),
             announced: false,

@@ -8,6 +8,7 @@
 //! | [`dsa`] | the device: registers, descriptors, commands |
 //! | [`tally`] | which interrupt was expected, which came |
 //! | [`store_image`] | what a store must hold after writes of any width |
+//! | [`samples`] | what was measured, in order |
 //! | [`crc32c`], [`random`] | to make data and to check it |
 //! | `bare` (feature) | entry, interrupts, console, exit |
 //!
@@ -22,6 +23,7 @@ pub mod dsa;
 pub mod memory;
 pub mod pci;
 pub mod random;
+pub mod samples;
 pub mod store_image;
 pub mod tally;
 

@@ -10,7 +10,8 @@ pub fn enable_interrupts() {
     unsafe { asm!("sti", options(nostack)) }
 }
 
-fn disable_interrupts() {
+/// Keeps interrupts away.
+pub fn disable_interrupts() {
     // SAFETY: keeps interrupts away; nothing else changes.
     unsafe { asm!("cli", options(nostack)) }
 }
@@ -45,6 +46,17 @@ pub fn wait_until(limit: u64, done: impl Fn() -> bool) -> bool {
     }
     enable_interrupts();
     in_time
+}
+
+/// Sleeps until `done`, however long that takes. Interrupts are on at the end; whoever had them off beforehand can be sure that
+/// the guest sleeps before the next one comes.
+pub fn sleep_until(done: impl Fn() -> bool) {
+    disable_interrupts();
+    while !done() {
+        sleep();
+        disable_interrupts();
+    }
+    enable_interrupts();
 }
 
 /// Looks again and again, without sleeping, until `done` or until the TSC has gone on by `limit`. Returns whether it was done.

@@ -1,0 +1,91 @@
+//! Interrupts, from the doorbell to the handler.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use guests::bare::assigned::{AssignedDsa, Records};
+use guests::bare::{idle, interrupts};
+use guests::dsa::{Completion, Descriptor};
+
+use crate::bench::{Bench, Scenario, now, timed};
+use crate::pool::Pool;
+
+/// Slots, each with a vector of its own, and descriptors under way at most.
+const SLOTS: usize = 64;
+/// Interrupts whose exits are counted, where they come one at a time.
+const MARKED: usize = 16;
+
+static RECORDS: Records<{ SLOTS * Completion::SIZE as usize }> = Records::new();
+static HANDLED: AtomicU32 = AtomicU32::new(0);
+static HANDLED_AT: AtomicU64 = AtomicU64::new(0);
+
+/// How many interrupts came.
+pub fn handled() -> u32 {
+    HANDLED.load(SeqCst)
+}
+
+fn handler(_vector: u8) {
+    HANDLED_AT.store(now(), SeqCst);
+    HANDLED.fetch_add(1, SeqCst);
+}
+
+struct Doorbells {
+    device: AssignedDsa,
+    handles: [u16; SLOTS],
+}
+
+impl Doorbells {
+    fn ring(&self, n: usize) {
+        let descriptor = Descriptor::noop(RECORDS.address(n), self.handles[n]);
+        self.device.portals[n % self.device.portals.len()].submit(&descriptor);
+    }
+
+    /// Rings once and waits; the time from the doorbell to the handler.
+    fn one(&self, wait: impl FnOnce(u32)) -> u64 {
+        let before = handled();
+        self.ring(0);
+        let rung = now();
+        wait(before);
+        HANDLED_AT.load(SeqCst).saturating_sub(rung)
+    }
+}
+
+/// Latency with the guest running and idle, and many at a time.
+pub fn measure(bench: &mut Bench, pool: &mut Pool, mut device: AssignedDsa) -> Result<(), &'static str> {
+    interrupts::set_handler(handler);
+    pool.fill(SLOTS);
+    let mut handles = [0; SLOTS];
+    for (n, handle) in handles.iter_mut().enumerate() {
+        *handle = device.dsa.request_ims_handle(pool.index(n)).map_err(|_| "no handle for a slot")?;
+    }
+    let mut doorbells = Doorbells { device, handles };
+    // Once in any case: what is measured has to work.
+    doorbells.one(|before| while handled() == before {});
+    latency(bench, &mut doorbells);
+    let all = |doorbells: &mut Doorbells| {
+        let end = handled() + SLOTS as u32;
+        timed(|| {
+            (0..SLOTS).for_each(|n| doorbells.ring(n));
+            while handled() < end {}
+        })
+    };
+    bench.measure(Scenario::new("interrupt-stream", "injected", SLOTS, SLOTS), &mut doorbells, |_| {}, all);
+    Ok(())
+}
+
+fn latency(bench: &mut Bench, doorbells: &mut Doorbells) {
+    let scenario = |name, variant| Scenario { marked: MARKED, ..Scenario::new(name, variant, SLOTS, 1) };
+    let device = |doorbells: &mut Doorbells| {
+        RECORDS.clear(0);
+        let descriptor = Descriptor::noop(RECORDS.address(0), 0).without_interrupt();
+        doorbells.device.portals[0].submit(&descriptor);
+        timed(|| while !RECORDS.complete(0) {})
+    };
+    bench.measure(scenario("doorbell-to-record", "device"), doorbells, |_| {}, device);
+    let running = |doorbells: &mut Doorbells| doorbells.one(|before| while handled() == before {});
+    bench.measure(scenario("interrupt-latency", "injected-running"), doorbells, |_| {}, running);
+    let idle = |doorbells: &mut Doorbells| {
+        idle::disable_interrupts();
+        doorbells.one(|before| idle::sleep_until(|| handled() != before))
+    };
+    bench.measure(scenario("interrupt-latency", "injected-idle"), doorbells, |_| {}, idle);
+}

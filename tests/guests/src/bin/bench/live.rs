@@ -1,0 +1,56 @@
+//! The same operations with few and with many live slots: the cost must not depend on their number.
+
+use guests::bare::vector;
+use guests::guest_shim::hcall_abi::Call;
+use guests::guest_shim::store::Field;
+
+use crate::bench::{Bench, Scenario, timed};
+use crate::pool::{self, Pool};
+
+/// Operations of a round, where there are so many slots.
+const OPS: usize = 16;
+/// Vectors of the slot that is written.
+const OWN: [u8; 2] = [vector::LAST - 1, vector::LAST];
+/// Live slots.
+const COUNTS: [usize; 5] = [1, 16, 256, 1024, 4096];
+
+/// Trapped writes, mask and map at each number of live slots.
+pub fn measure(bench: &mut Bench, pool: &mut Pool) {
+    let slots = pool.slots;
+    for live in COUNTS.into_iter().filter(|&live| live <= slots) {
+        pool.fill(live - 1);
+        trapped(bench, pool, live);
+        pool.fill(live);
+        by_call(bench, pool, live);
+    }
+}
+
+/// One slot is written, to other vectors that no other slot has: first live, then masked. The others were mapped by calls.
+fn trapped(bench: &mut Bench, pool: &mut Pool, live: usize) {
+    let [one, other] = OWN;
+    pool.write_message(0, one);
+    pool.write(0, Field::Control, 0);
+    let turn = |pool: &mut Pool| pool.turn = !pool.turn;
+    let data = |pool: &mut Pool| {
+        let vectors = if pool.turn { [other, one] } else { [one, other] };
+        timed(|| (0..OPS).for_each(|n| pool.write(0, Field::Data, vectors[n % 2].into())))
+    };
+    bench.measure(Scenario::new("slot-write", "data-of-live-slot", live, OPS), pool, turn, data);
+    pool.write(0, Field::Control, 1);
+    bench.measure(Scenario::new("slot-write", "data", live, OPS), pool, turn, data);
+    pool.blank(0);
+}
+
+fn by_call(bench: &mut Bench, pool: &mut Pool, live: usize) {
+    let ops = OPS.min(live);
+    let first = live - ops;
+    let each = |pool: &mut Pool, call| (first..live).for_each(|n| pool.on_slot(call, n, 0));
+    let mask = |pool: &mut Pool| timed(|| each(pool, Call::Mask));
+    bench.measure(Scenario::new("mask", "hypercall", live, ops), pool, |pool| each(pool, Call::Unmask), mask);
+    let unmap = |pool: &mut Pool| {
+        each(pool, Call::Unmap);
+        pool.put_items(first, ops, pool::own_vector);
+    };
+    let map = |pool: &mut Pool| timed(|| (0..ops).for_each(|n| pool.map_items(n, 1)));
+    bench.measure(Scenario::new("map-1", "hypercall", live, ops), pool, unmap, map);
+}

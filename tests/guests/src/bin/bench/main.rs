@@ -1,0 +1,52 @@
+//! The benchmarks: what the trap and remap path costs, as a guest sees it.
+//!
+//! A scenario is measured in rounds by the TSC, each round a few operations. One more round lies between two marks on the console,
+//! after which the hypervisor tells the guest's VM exits (`exits=marks` among the module's options): their difference is what
+//! the round's operations took. `only=` on the command line chooses scenarios by a part of their names.
+#![no_std]
+#![no_main]
+
+mod bench;
+mod calls;
+mod floor;
+mod interrupts;
+mod live;
+mod pool;
+mod stores;
+
+use bench::Bench;
+use guests::bare::assigned::{AssignedDsa, hypercalls};
+use guests::bare::{Guest, idle};
+use guests::println;
+use pool::Pool;
+
+guests::guest!(main);
+
+fn main(guest: &Guest) -> u8 {
+    match run(guest) {
+        Ok(()) => 0,
+        Err(why) => {
+            println!("bench: {why}");
+            1
+        }
+    }
+}
+
+fn run(guest: &Guest) -> Result<(), &'static str> {
+    let interface = *hypercalls().ok_or("no hypercall domain, or bare metal")?.interface();
+    let device = AssignedDsa::start(guest).map_err(|missing| {
+        println!("bench: {missing:?}");
+        "no device to work with"
+    })?;
+    let mut bench = Bench::new(guest.command_line);
+    let mut pool = Pool::new(interface, &device);
+    idle::enable_interrupts();
+    floor::measure(&mut bench, &mut pool);
+    interrupts::measure(&mut bench, &mut pool, device)?;
+    stores::measure(&mut bench, &mut pool);
+    calls::measure(&mut bench, &mut pool);
+    live::measure(&mut bench, &mut pool);
+    let errors = pool.errors;
+    println!("@result handled={} errors={errors}", interrupts::handled());
+    if errors == 0 { Ok(()) } else { Err("a call failed") }
+}

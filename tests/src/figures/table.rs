@@ -1,0 +1,97 @@
+//! The table, for the terminal and for the README.
+
+use super::Figure;
+
+const HEADS: [&str; 8] = ["scenario", "variant", "live slots", "exits/op", "min", "median", "p99", "× null exit"];
+/// The first two columns are words, the others numbers.
+const WORDS: usize = 2;
+
+fn rows(figures: &[Figure]) -> Vec<[String; 8]> {
+    figures.iter().map(row).collect()
+}
+
+fn row(figure: &Figure) -> [String; 8] {
+    [
+        figure.scenario.clone(),
+        figure.variant.clone(),
+        figure.slots.to_string(),
+        exits(figure.exits_per_op),
+        grouped(figure.min),
+        grouped(figure.median),
+        grouped(figure.p99),
+        format!("{:.2}", figure.ratio),
+    ]
+}
+
+/// Exits of an operation, as short as can be.
+pub fn exits(count: f64) -> String {
+    let text = format!("{count:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A whole number with its thousands apart.
+pub fn grouped(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// For a terminal: columns under each other.
+pub fn terminal(figures: &[Figure]) -> String {
+    let rows = rows(figures);
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([HEADS[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: [usize; 8] = std::array::from_fn(width);
+    let line = |cells: [&str; 8]| {
+        let cell = |(n, text): (usize, &str)| {
+            let width = widths[n];
+            if n < WORDS { format!("  {text:<width$}") } else { format!("  {text:>width$}") }
+        };
+        cells.into_iter().enumerate().map(cell).collect::<String>() + "\n"
+    };
+    let mut text = format!("\n{}  {}\n", line(HEADS), "─".repeat(widths.iter().sum::<usize>() + 14));
+    rows.iter().for_each(|row| text += &line(row.each_ref().map(String::as_str)));
+    text
+}
+
+/// For the README.
+pub fn markdown(figures: &[Figure]) -> String {
+    let mut text = format!("| {} |\n|---|---|---:|---:|---:|---:|---:|---:|\n", HEADS.join(" | "));
+    rows(figures).iter().for_each(|row| text += &format!("| {} |\n", row.join(" | ")));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::figure;
+    use super::*;
+
+    #[test]
+    fn numbers_are_short_and_grouped() {
+        assert_eq!([0.0, 999.6, 1000.0, 1_234_567.0].map(grouped), ["0", "1,000", "1,000", "1,234,567"]);
+        assert_eq!([1.0, 0.0625, 10.0, 2.90625, 0.0].map(exits), ["1", "0.0625", "10", "2.9062", "0"]);
+    }
+
+    #[test]
+    fn columns_stand_under_each_other() {
+        let text = terminal(&[figure("mask", "trapped", 16, 1234.0), figure("a-long-scenario", "x", 4096, 7.0)]);
+        let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(lines.len(), 4);
+        assert!(lines.iter().all(|line| line.chars().count() == lines[0].chars().count()), "{text}");
+    }
+
+    #[test]
+    fn the_readme_s_table_has_a_row_for_each_figure() {
+        let text = markdown(&[figure("mask", "trapped", 16, 1234.0)]);
+        assert!(text.ends_with("| mask | trapped | 16 | 1 | 1,233 | 1,234 | 1,235 | 12.34 |\n"), "{text}");
+        assert!(text.lines().all(|line| line.matches('|').count() == 9), "{text}");
+    }
+}
