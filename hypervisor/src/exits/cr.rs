@@ -58,7 +58,7 @@ fn write_cr0(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     if paging_changes && set(cr0::PG) && long_enabled && vcpu.cr4() & cr4::PAE == 0 {
         return None;
     }
-    if paging_changes && !set(cr0::PG) && vcpu.is_64_bit_code() {
+    if paging_changes && !set(cr0::PG) && (vcpu.is_64_bit_code() || vcpu.cr4() & cr4::PCIDE != 0) {
         return None;
     }
     let long_mode = set(cr0::PG) && long_enabled;

@@ -51,9 +51,9 @@ impl Devices {
         now.wrapping_add(self.tsc_offset)
     }
 
-    /// The machine's TSC when the guest's is `guest`.
-    pub fn host_tsc(&self, guest: u64) -> u64 {
-        guest.wrapping_sub(self.tsc_offset)
+    /// The machine's TSC at a deadline of the guest's, when it is `now`. A deadline that the machine's counter never reaches is its end.
+    pub fn host_deadline(&self, deadline: u64, now: u64) -> u64 {
+        now.saturating_add(deadline.saturating_sub(self.guest_tsc(now)))
     }
 }
 

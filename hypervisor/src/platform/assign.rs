@@ -77,6 +77,8 @@ pub struct Assigned {
     machine: &'static Machine,
     function: Function,
     registers: Mmio,
+    /// The guest has been told of as one that moves its BARs: once is enough.
+    moves_told: bool,
 }
 
 /// A function that is ready to be given away, with all that the guest will see of it.
@@ -129,7 +131,11 @@ pub fn prepare(
     layout.map_commands()?;
     let frames = core::mem::take(&mut layout.frames);
     let spec = DeviceSpec { id, requester: function.bdf, msix, ims: Some(ims) };
-    Ok(Prepared { spec, frames, assigned: Assigned { id, machine, function: function.clone(), registers } })
+    Ok(Prepared {
+        spec,
+        frames,
+        assigned: Assigned { id, machine, function: function.clone(), registers, moves_told: false },
+    })
 }
 
 /// The device's registers, mapped in the hypervisor. All its memory BARs are, because guests' accesses can be emulated anywhere.
@@ -260,13 +266,17 @@ impl Assigned {
     }
 
     /// The guest has written to its configuration space.
-    pub fn configure(&self, effect: Effect) {
+    pub fn configure(&mut self, effect: Effect) {
         let config = self.machine.config();
         match effect {
             Effect::None => {}
             Effect::Command { bus_master: true, .. } => pci::function::enable(config, self.function.bdf),
             Effect::Command { bus_master: false, .. } => pci::function::disable_bus_master(config, self.function.bdf),
-            Effect::BarMoved(bar) => log::info!("{}: a guest tried to move BAR {bar}", self.function.bdf),
+            Effect::BarMoved(bar) if !self.moves_told => {
+                self.moves_told = true;
+                log::info!("{}: its guest tries to move BAR {bar}, which stays where it is", self.function.bdf);
+            }
+            Effect::BarMoved(_) => {}
             Effect::Msix { enable, function_mask } => self.set_msix(enable, function_mask),
         }
     }

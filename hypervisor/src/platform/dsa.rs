@@ -28,7 +28,7 @@ const IMS_UNIT: u32 = 256;
 const OFFSET_UNIT: u32 = 0x100;
 
 /// Reads of the status register before a command counts as stuck.
-const STATUS_READS: u32 = 1_000_000;
+const STATUS_READS: u32 = 100_000;
 
 /// Where a store is in [`REGISTERS_BAR`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

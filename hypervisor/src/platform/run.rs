@@ -176,10 +176,13 @@ impl Runner {
 
     /// Nobody can run: waits for an interrupt, or for the next timer of a guest.
     fn idle(&mut self) {
-        let next =
-            self.guests.iter().filter_map(|guest| Some(guest.devices.host_tsc(guest.devices.apic.next_deadline()?)));
+        let now = cpu::tsc();
+        let next = self.guests.iter().filter_map(|guest| {
+            let devices = &guest.devices;
+            Some(devices.host_deadline(devices.apic.next_deadline()?, now))
+        });
         match next.min() {
-            Some(deadline) if deadline <= cpu::tsc() => return,
+            Some(deadline) if deadline <= now => return,
             Some(deadline) if self.has_tsc_deadline => apic::arm_timer(deadline),
             Some(_) => return interrupts::poll(),
             None => apic::disarm_timer(),
@@ -225,7 +228,7 @@ fn enter_prepared(guest: &mut Guest, now: u64, slice_end: u64, preemption_shift:
     let devices = &mut guest.devices;
     let guest_now = devices.guest_tsc(now);
     devices.apic.expire(guest_now);
-    let deadline = devices.apic.next_deadline().map_or(slice_end, |at| devices.host_tsc(at).min(slice_end));
+    let deadline = devices.apic.next_deadline().map_or(slice_end, |at| devices.host_deadline(at, now).min(slice_end));
     let ticks = deadline.saturating_sub(now) >> preemption_shift;
     guest.vcpu.write(fields::PREEMPTION_TIMER, u32::try_from(ticks).unwrap_or(u32::MAX));
     if guest.hand_over_requests() {

@@ -122,6 +122,11 @@ impl Event {
         self.kind() >= EventKind::SoftwareInterrupt as u32
     }
 
+    /// The same event, which says nothing of an error code.
+    pub const fn without_error_code(self) -> Self {
+        Self(self.0 & !Self::ERROR_CODE)
+    }
+
     /// Whether it has an error code.
     pub const fn has_error_code(self) -> bool {
         self.0 & Self::ERROR_CODE != 0
@@ -354,6 +359,7 @@ mod tests {
         let event = Event::new(EventKind::HardwareException, 14, true);
         assert_eq!(Event::from_field(event.entry_field()), Some(event));
         assert!(event.has_error_code() && !event.is_software());
+        assert_eq!(event.without_error_code(), Event::new(EventKind::HardwareException, 14, false));
         assert_eq!(Event::from_field(0x0000_0b0e), None);
     }
 }
