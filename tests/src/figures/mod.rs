@@ -99,8 +99,7 @@ fn rounded(value: f64) -> f64 {
 
 /// Measures, shows and writes everything.
 pub fn run(options: &Options) -> Result<()> {
-    let outcome = boot(options)?;
-    let figures = console::read(&outcome)?;
+    let figures = measure(options.rounds, options.only.as_deref())?;
     print!("{}", table::terminal(&figures));
     let home = &crate::bench::paths()?.home;
     let mut files = vec![write(home, "bench.json", &json_text(&figures)?)?];
@@ -115,11 +114,16 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn boot(options: &Options) -> Result<Outcome> {
-    let mut command_line = format!("rounds={}", options.rounds);
-    if let Some(only) = &options.only {
+/// Boots the guest and reads what it measured: the scenarios with `only` in their names, and the floor.
+pub fn measure(rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
+    let mut command_line = format!("rounds={rounds}");
+    if let Some(only) = only {
         command_line += &format!(" only={only}");
     }
+    console::read(&boot(&command_line)?)
+}
+
+fn boot(command_line: &str) -> Result<Outcome> {
     let mut plan = Plan::new()?;
     plan.guest("bench", &format!("bench mem=64M device=dsa exits=marks cmdline=\"{command_line}\""))?;
     let outcome = scenario::boot("the benchmarks", &plan)?;

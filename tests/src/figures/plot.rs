@@ -44,7 +44,7 @@ pub fn slots(figures: &[Figure]) -> Result<Option<String>> {
     }
     let points = || series.values().flatten();
     let most = points().map(|point| point.0).fold(2.0, f64::max);
-    let top = points().map(|point| point.1).fold(0.0, f64::max) * 1.3;
+    let top = points().map(|point| point.1).fold(0.0, f64::max) * 1.4;
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (800, 440)).into_drawing_area();
@@ -77,7 +77,8 @@ fn draw_slots(root: &Area<'_>, series: &Series<'_>, most: f64, top: f64) -> Draw
             .label(format!("{scenario}, {variant}"))
             .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(PEERS).draw()?;
+    let labels = &mut chart.configure_series_labels();
+    labels.position(SeriesLabelPosition::UpperLeft).background_style(WHITE).border_style(PEERS).draw()?;
     root.present()?;
     Ok(())
 }

@@ -1,0 +1,30 @@
+//! The benchmarks, briefly: that they measure, and what holds at any time.
+
+use std::sync::OnceLock;
+
+use imsvisor_tests::figures::{self, Figure};
+
+/// Masks and unmasks, and the floor.
+fn masks() -> &'static [Figure] {
+    static FIGURES: OnceLock<Vec<Figure>> = OnceLock::new();
+    FIGURES.get_or_init(|| figures::measure(4, Some("mask")).unwrap_or_else(|error| panic!("{error:#}")))
+}
+
+#[test]
+fn a_null_exit_and_a_mask_are_one_exit_each() {
+    for (scenario, variant) in
+        [("null-exit", "cpuid"), ("null-exit", "hypercall"), ("mask", "trapped"), ("unmask", "hypercall")]
+    {
+        let mut found = masks().iter().filter(|figure| figure.scenario == scenario && figure.variant == variant);
+        assert_eq!(found.next().map(|figure| figure.exits_per_op), Some(1.0), "{scenario} {variant}");
+    }
+}
+
+#[test]
+fn a_mask_costs_the_same_with_few_and_with_many_live_slots() {
+    let calls = masks().iter().filter(|figure| figure.scenario == "mask" && figure.variant == "hypercall");
+    let (slots, medians): (Vec<_>, Vec<_>) = calls.map(|figure| (figure.slots, figure.median)).unzip();
+    assert_eq!((slots.first(), slots.last()), (Some(&1), Some(&4096)));
+    let (least, most) = medians.iter().fold((f64::MAX, 0f64), |(least, most), &m| (least.min(m), most.max(m)));
+    assert!(most <= least * 1.05, "{medians:?} instructions at {slots:?} slots");
+}
