@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use guests::bare::assigned::{AssignedDsa, Records};
 use guests::bare::{idle, interrupts};
+use guests::command_line;
 use guests::dsa::{Completion, Descriptor};
 
 use crate::bench::{Bench, Scenario, now, timed};
@@ -17,6 +18,24 @@ const MARKED: usize = 16;
 static RECORDS: Records<{ SLOTS * Completion::SIZE as usize }> = Records::new();
 static HANDLED: AtomicU32 = AtomicU32::new(0);
 static HANDLED_AT: AtomicU64 = AtomicU64::new(0);
+
+/// How interrupts come, for the variants' names. The hypervisor decides it; the command line only says it.
+pub struct Delivery {
+    running: &'static str,
+    idle: &'static str,
+    many: &'static str,
+}
+
+impl Delivery {
+    /// From a command line with `delivery=posted`, or without.
+    pub fn new(line: &str) -> Self {
+        if command_line::option(line, "delivery") == Some("posted") {
+            Self { running: "posted-running", idle: "posted-idle", many: "posted" }
+        } else {
+            Self { running: "injected-running", idle: "injected-idle", many: "injected" }
+        }
+    }
+}
 
 /// How many interrupts came.
 pub fn handled() -> u32 {
@@ -50,7 +69,12 @@ impl Doorbells {
 }
 
 /// Latency with the guest running and idle, and many at a time.
-pub fn measure(bench: &mut Bench, pool: &mut Pool, mut device: AssignedDsa) -> Result<(), &'static str> {
+pub fn measure(
+    bench: &mut Bench,
+    pool: &mut Pool,
+    mut device: AssignedDsa,
+    delivery: &Delivery,
+) -> Result<(), &'static str> {
     interrupts::set_handler(handler);
     pool.fill(SLOTS);
     let mut handles = [0; SLOTS];
@@ -60,7 +84,7 @@ pub fn measure(bench: &mut Bench, pool: &mut Pool, mut device: AssignedDsa) -> R
     let mut doorbells = Doorbells { device, handles };
     // Once in any case: what is measured has to work.
     doorbells.one(|before| while handled() == before {});
-    latency(bench, &mut doorbells);
+    latency(bench, &mut doorbells, delivery);
     let all = |doorbells: &mut Doorbells| {
         let end = handled() + SLOTS as u32;
         timed(|| {
@@ -68,11 +92,11 @@ pub fn measure(bench: &mut Bench, pool: &mut Pool, mut device: AssignedDsa) -> R
             while handled() < end {}
         })
     };
-    bench.measure(Scenario::new("interrupt-stream", "injected", SLOTS, SLOTS), &mut doorbells, |_| {}, all);
+    bench.measure(Scenario::new("interrupt-stream", delivery.many, SLOTS, SLOTS), &mut doorbells, |_| {}, all);
     Ok(())
 }
 
-fn latency(bench: &mut Bench, doorbells: &mut Doorbells) {
+fn latency(bench: &mut Bench, doorbells: &mut Doorbells, delivery: &Delivery) {
     let scenario = |name, variant| Scenario { marked: MARKED, ..Scenario::new(name, variant, SLOTS, 1) };
     let device = |doorbells: &mut Doorbells| {
         RECORDS.clear(0);
@@ -82,10 +106,10 @@ fn latency(bench: &mut Bench, doorbells: &mut Doorbells) {
     };
     bench.measure(scenario("doorbell-to-record", "device"), doorbells, |_| {}, device);
     let running = |doorbells: &mut Doorbells| doorbells.one(|before| while handled() == before {});
-    bench.measure(scenario("interrupt-latency", "injected-running"), doorbells, |_| {}, running);
+    bench.measure(scenario("interrupt-latency", delivery.running), doorbells, |_| {}, running);
     let idle = |doorbells: &mut Doorbells| {
         idle::disable_interrupts();
         doorbells.one(|before| idle::sleep_until(|| handled() != before))
     };
-    bench.measure(scenario("interrupt-latency", "injected-idle"), doorbells, |_| {}, idle);
+    bench.measure(scenario("interrupt-latency", delivery.idle), doorbells, |_| {}, idle);
 }

@@ -18,6 +18,7 @@ use bench::Bench;
 use guests::bare::assigned::{AssignedDsa, hypercalls};
 use guests::bare::{Guest, idle};
 use guests::println;
+use interrupts::Delivery;
 use pool::Pool;
 
 guests::guest!(main);
@@ -42,7 +43,7 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
     let mut pool = Pool::new(interface, &device);
     idle::enable_interrupts();
     floor::measure(&mut bench, &mut pool);
-    interrupts::measure(&mut bench, &mut pool, device)?;
+    interrupts::measure(&mut bench, &mut pool, device, &Delivery::new(guest.command_line))?;
     stores::measure(&mut bench, &mut pool);
     calls::measure(&mut bench, &mut pool);
     live::measure(&mut bench, &mut pool);
