@@ -61,7 +61,7 @@ fn draw_slots(root: &Area<'_>, series: &Series<'_>, most: f64, top: f64) -> Draw
         .caption("Instructions of an operation by number of live slots (median)", (FONT, 18))
         .margin(12)
         .x_label_area_size(40)
-        .y_label_area_size(60)
+        .y_label_area_size(70)
         .build_cartesian_2d((1f64..most).log_scale().base(4.0), 0f64..top)?;
     chart
         .configure_mesh()
@@ -69,6 +69,8 @@ fn draw_slots(root: &Area<'_>, series: &Series<'_>, most: f64, top: f64) -> Draw
         .y_desc("instructions")
         .x_label_formatter(&|slots| table::grouped(*slots))
         .y_label_formatter(&|count| table::grouped(*count))
+        .label_style((FONT, 14))
+        .axis_desc_style((FONT, 15))
         .light_line_style(TRANSPARENT)
         .draw()?;
     for (((scenario, variant), points), color) in series.iter().zip(LINES.iter().cycle()) {
@@ -78,7 +80,12 @@ fn draw_slots(root: &Area<'_>, series: &Series<'_>, most: f64, top: f64) -> Draw
             .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
     }
     let labels = &mut chart.configure_series_labels();
-    labels.position(SeriesLabelPosition::UpperLeft).background_style(WHITE).border_style(PEERS).draw()?;
+    labels
+        .label_font((FONT, 14))
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE)
+        .border_style(PEERS)
+        .draw()?;
     root.present()?;
     Ok(())
 }
@@ -116,7 +123,7 @@ pub fn scenarios(figures: &[Figure]) -> Result<Option<String>> {
     let mut svg = String::new();
     {
         let height = HEAD as u32 + ROW as u32 * bars.len() as u32 + 40;
-        let root = SVGBackend::with_string(&mut svg, (1100, height)).into_drawing_area();
+        let root = SVGBackend::with_string(&mut svg, (1140, height)).into_drawing_area();
         draw_bars(&root, &bars).map_err(|error| anyhow!("a plot: {error}"))?;
     }
     Ok(Some(svg))
@@ -126,21 +133,21 @@ pub fn scenarios(figures: &[Figure]) -> Result<Option<String>> {
 const HEAD: i32 = 60;
 const ROW: i32 = 22;
 /// Where the bars of each panel begin, and how long the longest one is.
-const INSTRUCTIONS: (i32, f64) = (420, 330.0);
-const EXITS: (i32, f64) = (850, 160.0);
+const INSTRUCTIONS: (i32, f64) = (450, 330.0);
+const EXITS: (i32, f64) = (890, 160.0);
 
 fn draw_bars(root: &Area<'_>, bars: &[Bar]) -> Drawn {
     root.fill(&WHITE)?;
     let style = |size: i32, anchor| (FONT, size).into_font().color(&BLACK).pos(anchor);
     let left = Pos::new(HPos::Left, VPos::Center);
     root.draw_text("Instructions and VM exits of an operation (median)", &style(18, left), (12, 18))?;
-    root.draw_text("instructions", &style(13, left), (INSTRUCTIONS.0, 46))?;
-    root.draw_text("VM exits", &style(13, left), (EXITS.0, 46))?;
+    root.draw_text("instructions", &style(15, left), (INSTRUCTIONS.0, 46))?;
+    root.draw_text("VM exits", &style(15, left), (EXITS.0, 46))?;
     let most = |of: fn(&Bar) -> f64| bars.iter().map(of).fold(1.0, f64::max);
     let (instructions, exits) = (most(|bar| bar.instructions), most(|bar| bar.exits));
     for (n, bar) in (0..).zip(bars) {
         let y = HEAD + n * ROW + ROW / 2;
-        root.draw_text(&bar.name, &style(12, Pos::new(HPos::Right, VPos::Center)), (INSTRUCTIONS.0 - 8, y))?;
+        root.draw_text(&bar.name, &style(14, Pos::new(HPos::Right, VPos::Center)), (INSTRUCTIONS.0 - 8, y))?;
         let panels = [
             (INSTRUCTIONS, bar.instructions / instructions, table::grouped(bar.instructions)),
             (EXITS, bar.exits / exits, table::exits(bar.exits)),
@@ -149,11 +156,11 @@ fn draw_bars(root: &Area<'_>, bars: &[Bar]) -> Drawn {
             let end = x + (share * longest).round() as i32;
             let color = if bar.ours { OURS } else { PEERS };
             root.draw(&Rectangle::new([(x, y - 7), (end, y + 7)], color.filled()))?;
-            root.draw_text(&text, &style(12, left), (end + 5, y))?;
+            root.draw_text(&text, &style(14, left), (end + 5, y))?;
         }
     }
     let note = format!("Grey: {}.", peer::SOURCE);
-    root.draw_text(&note, &style(12, left), (12, HEAD + ROW * bars.len() as i32 + 20))?;
+    root.draw_text(&note, &style(14, left), (12, HEAD + ROW * bars.len() as i32 + 20))?;
     root.present()?;
     Ok(())
 }
