@@ -98,7 +98,8 @@ pub enum Next {
 
 /// Serves an exit. An event whose delivery the exit cut short is delivered again first.
 pub fn serve<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Next {
-    let interrupted = Event::from_field(context.vcpu.read(fields::IDT_VECTORING)).is_some();
+    // An instruction that exits by itself is executed after every event has been delivered.
+    let interrupted = !exit.is_instruction() && Event::from_field(context.vcpu.read(fields::IDT_VECTORING)).is_some();
     if interrupted {
         if let Exit::EptViolation(_) = exit {
             return Next::End(EndReason::Killed("an event was delivered through a page that is no memory"));

@@ -48,7 +48,10 @@ impl Vectors {
     pub fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
         let owner = Owner { guest, target };
         let mut uses = self.uses.lock();
-        let known = uses.iter().position(|slot| slot.is_some_and(|u| u.owner == owner));
+        // Most have the vector of their own number.
+        let is_own = |slot: &Option<Use>| slot.is_some_and(|u| u.owner == owner);
+        let same = usize::from(target.vector);
+        let known = if is_own(&uses[same]) { Some(same) } else { uses.iter().position(is_own) };
         let vector = known.or_else(|| free_vector(&uses, target.vector)).ok_or(Status::NoFreeVector)?;
         let count = uses[vector].map_or(0, |u| u.count);
         uses[vector] = Some(Use { owner, count: count.checked_add(1).ok_or(Status::NoFreeVector)? });

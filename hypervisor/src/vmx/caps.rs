@@ -58,6 +58,8 @@ pub const EXIT_HOST_64: u32 = 1 << 9;
 pub const EXIT_ACK_INTERRUPT: u32 = 1 << 15;
 /// VM exit: save and load IA32_PAT, save and load IA32_EFER.
 pub const EXIT_PAT_EFER: u32 = 1 << 18 | 1 << 19 | 1 << 20 | 1 << 21;
+/// VM exit: save VMX-preemption timer value.
+pub const EXIT_SAVE_TIMER: u32 = 1 << 22;
 /// VM entry: IA-32e mode guest.
 pub const ENTRY_IA32E: u32 = 1 << 9;
 /// VM entry: load IA32_PAT and IA32_EFER.
@@ -273,6 +275,7 @@ impl Capabilities {
                     (EXIT_HOST_64, "host address-space size"),
                     (EXIT_ACK_INTERRUPT, "acknowledge interrupt on exit"),
                     (EXIT_PAT_EFER, "save and load IA32_PAT and IA32_EFER on exit"),
+                    (EXIT_SAVE_TIMER, "save VMX-preemption timer value"),
                 ],
                 0,
                 &[],

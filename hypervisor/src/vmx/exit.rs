@@ -257,6 +257,25 @@ pub enum Exit {
     Other(u16),
 }
 
+impl Exit {
+    /// Whether the exit is the doing of an instruction that the guest executed, and of nothing else.
+    pub const fn is_instruction(&self) -> bool {
+        matches!(
+            self,
+            Self::Cpuid
+                | Self::Hlt
+                | Self::CacheFlush
+                | Self::Vmcall
+                | Self::ControlRegister(_)
+                | Self::Io(_)
+                | Self::Rdmsr
+                | Self::Wrmsr
+                | Self::Xsetbv
+                | Self::NotOffered
+        )
+    }
+}
+
 /// The last exit's basic reason, and the exit as a value. Reads the current VMCS.
 pub fn read() -> Result<(u16, Exit), Failure> {
     let reason = vmread(fields::EXIT_REASON)?;

@@ -82,30 +82,45 @@ with_pointer! {
     vmptrld, "vmptrld"
 }
 
-/// Reads a field of the current VMCS.
-pub fn vmread<W: Width>(field: Field<W>) -> Result<W::Value, Failure> {
-    let (invalid, valid): (u8, u8);
-    let value: u64;
-    // SAFETY: VMREAD changes nothing; a caller outside VMX operation gets #UD, which is a panic, not a hazard to memory.
+/// Why the VMREAD or VMWRITE before this failed: the error of the current VMCS, or that there is none.
+#[cold]
+fn field_failure() -> Failure {
+    let (invalid, error): (u8, u64);
+    // SAFETY: as in `instruction_error`.
     unsafe {
-        asm!("vmread {}, {}", "setc {}", "setz {}", out(reg) value, in(reg) u64::from(field.encoding()),
-            lateout(reg_byte) invalid, lateout(reg_byte) valid, options(nomem, nostack));
+        asm!("vmread {}, {}", "setc {}", out(reg) error, in(reg) u64::from(INSTRUCTION_ERROR.encoding()),
+            lateout(reg_byte) invalid, options(nomem, nostack));
     }
-    outcome(invalid, valid).map(|()| W::narrow(value))
+    if invalid != 0 { Failure::Invalid } else { Failure::Valid(error as u32) }
+}
+
+/// Reads a field of the current VMCS.
+#[inline(always)]
+pub fn vmread<W: Width>(field: Field<W>) -> Result<W::Value, Failure> {
+    let failed: u8;
+    let value: u64;
+    // SAFETY: VMREAD changes nothing; a caller outside VMX operation gets #UD, which is a panic, not a hazard to memory. Both ways
+    // to fail set CF or ZF.
+    unsafe {
+        asm!("vmread {}, {}", "setbe {}", out(reg) value, in(reg) u64::from(field.encoding()), lateout(reg_byte) failed,
+            options(nomem, nostack));
+    }
+    if failed != 0 { Err(field_failure()) } else { Ok(W::narrow(value)) }
 }
 
 /// Writes a field of the current VMCS.
 ///
 /// # Safety
 /// The value must keep the guest within its memory and the exit within the hypervisor's code.
+#[inline(always)]
 pub unsafe fn vmwrite<W: Width>(field: Field<W>, value: W::Value) -> Result<(), Failure> {
-    let (invalid, valid): (u8, u8);
+    let failed: u8;
     // SAFETY: the caller vouches for the value.
     unsafe {
-        asm!("vmwrite {}, {}", "setc {}", "setz {}", in(reg) u64::from(field.encoding()), in(reg) W::widen(value),
-            lateout(reg_byte) invalid, lateout(reg_byte) valid, options(nostack));
+        asm!("vmwrite {}, {}", "setbe {}", in(reg) u64::from(field.encoding()), in(reg) W::widen(value),
+            lateout(reg_byte) failed, options(nostack));
     }
-    outcome(invalid, valid)
+    if failed != 0 { Err(field_failure()) } else { Ok(()) }
 }
 
 /// Scope of INVEPT and INVVPID: one context.

@@ -221,7 +221,8 @@ impl Vcpu {
     pub fn advance(&mut self, length: u8) {
         let rip = self.read(fields::GUEST_RIP);
         let mut next = rip.wrapping_add(u64::from(length));
-        if !self.is_64_bit_code() {
+        // Only at the end of 4 GiB does it matter what code this is.
+        if (rip ^ next) >> 32 != 0 && !self.is_64_bit_code() {
             next &= 0xffff_ffff;
         }
         self.write(fields::GUEST_RIP, next);
