@@ -3,6 +3,7 @@
 use super::{
     Action, EndReason, cpuid, cr, io,
     machine::VcpuMachine,
+    memo::Memo,
     mmio::{Exception, Fault, Outcome, emulate},
     msr, vmcall,
 };
@@ -37,6 +38,8 @@ pub struct Devices {
     pub msrs: Msrs,
     /// What CPUID tells.
     pub policy: Policy,
+    /// Instructions that it has executed on trapped pages.
+    pub memo: Memo,
     /// Added to the machine's TSC.
     pub tsc_offset: u64,
     /// Its x2APIC ID.
@@ -190,6 +193,7 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
         ram: context.ram,
         platform: context.platform,
         bus: &mut context.devices.bus,
+        memo: &mut context.devices.memo,
         physical_bits: context.devices.physical_bits,
     };
     match emulate(&mut machine, Fault { gpa: violation.gpa, gva, write: violation.write }) {

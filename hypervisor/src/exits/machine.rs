@@ -3,6 +3,7 @@
 use super::{
     Platform,
     decode::{Mode, Segment, Width},
+    memo::Memo,
     mmio::{Machine, Region, SegmentState},
     walk::{GuestMemory, OutsideMemory, Paging},
 };
@@ -23,6 +24,8 @@ pub struct VcpuMachine<'a, P> {
     pub platform: &'a mut P,
     /// Its PCI bus.
     pub bus: &'a mut VirtualBus,
+    /// Instructions that the processor has executed on trapped pages.
+    pub memo: &'a mut Memo,
     /// Bits of a physical address.
     pub physical_bits: u8,
 }
@@ -30,6 +33,10 @@ pub struct VcpuMachine<'a, P> {
 impl<P> GuestMemory for VcpuMachine<'_, P> {
     fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), OutsideMemory> {
         self.ram.read(gpa, buffer).map_err(|_| OutsideMemory(gpa))
+    }
+
+    fn read_u64(&self, gpa: Gpa) -> Result<u64, OutsideMemory> {
+        self.ram.read_u64(gpa).map_err(|_| OutsideMemory(gpa))
     }
 
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), OutsideMemory> {
@@ -42,6 +49,10 @@ impl<P> GuestMemory for VcpuMachine<'_, P> {
 }
 
 impl<P: Platform> Machine for VcpuMachine<'_, P> {
+    fn memo(&mut self) -> &mut Memo {
+        self.memo
+    }
+
     fn general(&self, number: u8) -> u64 {
         self.vcpu.general(number.into())
     }

@@ -14,6 +14,7 @@ use super::alu::Alu;
 use super::decode::{
     self, Address, Decoded, MAX_LENGTH, Mode, Operation, Register, Segment, Source, StringKind, StringOperation, Width,
 };
+use super::memo::Memo;
 use super::walk::{Access, GuestMemory, OutsideMemory, Paging, WalkError, walk};
 use crate::addr::{Gpa, Gva, PAGE_SIZE};
 
@@ -72,6 +73,8 @@ pub trait Machine: GuestMemory {
     fn mode(&self) -> Mode;
     /// The registers that decide on translations.
     fn paging(&self) -> Paging;
+    /// Instructions that this processor has executed here before.
+    fn memo(&mut self) -> &mut Memo;
     /// What lies in the page of `gpa`.
     fn region(&self, gpa: Gpa) -> Region;
     /// A guest's read from a trapped page: anywhere in it, but not beyond its end.
@@ -206,11 +209,24 @@ impl<M: Machine> Emulation<'_, M> {
         let here = MAX_LENGTH.min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
         let (first, rest) = bytes.split_at_mut(here);
         self.fetch_part(linear, first)?;
+        if here == MAX_LENGTH {
+            return self.decode(rip, &bytes);
+        }
         if let Ok(decoded) = decode::decode(first, rip, self.mode) {
             return Ok(decoded);
         }
         self.fetch_part(self.linear_of(linear.wrapping_add(here as u64)), rest)?;
-        decode::decode(&bytes, rip, self.mode).map_err(|decode::Truncated| Stop::UNSUPPORTED)
+        self.decode(rip, &bytes)
+    }
+
+    /// What the instruction at `rip` does, remembered or found out.
+    fn decode(&mut self, rip: u64, bytes: &[u8; MAX_LENGTH]) -> Result<Decoded, Stop> {
+        if let Some(decoded) = self.machine.memo().find(rip, self.mode, bytes) {
+            return Ok(decoded);
+        }
+        let decoded = decode::decode(bytes, rip, self.mode).map_err(|decode::Truncated| Stop::UNSUPPORTED)?;
+        self.machine.memo().keep(rip, self.mode, bytes, decoded);
+        Ok(decoded)
     }
 
     fn fetch_part(&mut self, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {

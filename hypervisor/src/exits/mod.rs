@@ -9,6 +9,7 @@ pub mod dispatch;
 mod fast;
 pub mod io;
 pub mod machine;
+pub mod memo;
 pub mod mmio;
 pub mod msr;
 pub mod vmcall;

@@ -44,6 +44,13 @@ pub trait GuestMemory {
     /// Fills `buffer` from `gpa`.
     fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), OutsideMemory>;
 
+    /// The 8 bytes at `gpa`, a multiple of 8.
+    fn read_u64(&self, gpa: Gpa) -> Result<u64, OutsideMemory> {
+        let mut bytes = [0; 8];
+        self.read(gpa, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
     /// Writes `bytes` to `gpa`.
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), OutsideMemory>;
 
@@ -275,7 +282,7 @@ fn walk_quickly<M: GuestMemory + ?Sized>(memory: &M, paging: &Paging, gva: u64, 
     let frame = bits(12, high);
     let (mut table, mut all, mut any) = (paging.cr3 & frame, u64::MAX, 0);
     for shift in [39, 30, 21, 12] {
-        let entry = read_entry(memory, Gpa::new(table | (gva >> shift & 0x1ff) << 3), 8).ok()?;
+        let entry = memory.read_u64(Gpa::new(table | (gva >> shift & 0x1ff) << 3)).ok()?;
         (all, any, table) = (all & entry, any | entry, entry & frame);
         if shift == 12 || entry & LARGE != 0 {
             let offset = (1 << shift) - 1;
@@ -343,9 +350,7 @@ fn read_entry<M: GuestMemory + ?Sized>(memory: &M, at: Gpa, bytes: usize) -> Res
         memory.read(at, &mut entry)?;
         return Ok(u64::from(u32::from_le_bytes(entry)));
     }
-    let mut entry = [0; 8];
-    memory.read(at, &mut entry)?;
-    Ok(u64::from_le_bytes(entry))
+    memory.read_u64(at)
 }
 
 /// A step that was not taken asks for no flags.

@@ -58,16 +58,23 @@ impl Ram {
     /// Copies out of the guest.
     pub fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Outside> {
         let source = self.pointer(from, into.len())?.cast_const();
-        if let (8, true) = (into.len(), source.cast::<u64>().is_aligned()) {
-            // SAFETY: `pointer` has checked the range, the pointer is aligned, and any bits make a u64.
-            into.copy_from_slice(&unsafe { source.cast::<u64>().read_volatile() }.to_le_bytes());
-            return Ok(());
-        }
-        for (n, byte) in into.iter_mut().enumerate() {
+        let (words, rest) = into.as_chunks_mut::<8>();
+        for (n, word) in words.iter_mut().enumerate() {
             // SAFETY: `pointer` has checked the range.
-            *byte = unsafe { source.add(n).read_volatile() };
+            *word = unsafe { load(source.add(8 * n)) }.to_le_bytes();
+        }
+        let copied = 8 * words.len();
+        for (n, byte) in rest.iter_mut().enumerate() {
+            // SAFETY: `pointer` has checked the range.
+            *byte = unsafe { source.add(copied + n).read_volatile() };
         }
         Ok(())
+    }
+
+    /// The 8 bytes at `gpa`.
+    pub fn read_u64(&self, gpa: Gpa) -> Result<u64, Outside> {
+        // SAFETY: `pointer` has checked the range.
+        Ok(unsafe { load(self.pointer(gpa, 8)?) })
     }
 
     /// Copies into the guest.
@@ -113,6 +120,20 @@ impl Ram {
         }
         Ok((self.base.as_u64() + gpa.as_u64()) as *mut u8)
     }
+}
+
+/// Loads 8 bytes, at any alignment, that somebody else may be changing: each byte is loaded once.
+///
+/// # Safety
+/// The bytes are mapped.
+unsafe fn load(from: *const u8) -> u64 {
+    let value: u64;
+    // SAFETY: the caller vouches for the bytes. Assembler, because to Rust a volatile load has to be aligned, and memory that a guest
+    // writes meanwhile is none that another load may read.
+    unsafe {
+        core::arch::asm!("mov {}, [{}]", lateout(reg) value, in(reg) from, options(nostack, preserves_flags, readonly));
+    }
+    value
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     cpu,
     ept::{Access, Ept},
-    exits::Devices,
+    exits::{Devices, memo::Memo},
     guest::{
         build::{self, GuestRam},
         memory_map::{BarAllocator, ECAM, ECAM_SIZE},
@@ -246,6 +246,7 @@ impl Maker {
                 features: self.features(apicv),
                 limits: LIMITS,
             },
+            memo: Memo::default(),
             tsc_offset: 0,
             apic_id: APIC_ID,
             physical_bits,

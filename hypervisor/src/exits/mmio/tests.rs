@@ -81,6 +81,7 @@ struct Guest {
     device: BTreeMap<u64, u8>,
     writes: Vec<(u64, usize, u64)>,
     reads: Vec<(u64, usize)>,
+    memo: Memo,
 }
 
 impl GuestMemory for Guest {
@@ -99,6 +100,10 @@ impl GuestMemory for Guest {
 }
 
 impl Machine for Guest {
+    fn memo(&mut self) -> &mut Memo {
+        &mut self.memo
+    }
+
     fn general(&self, number: u8) -> u64 {
         self.general[usize::from(number)]
     }
@@ -180,6 +185,7 @@ impl Guest {
             device: BTreeMap::new(),
             writes: Vec::new(),
             reads: Vec::new(),
+            memo: Memo::default(),
         }
     }
 
