@@ -205,36 +205,45 @@ impl<M: Machine> Emulation<'_, M> {
         let rip = self.machine.rip();
         let base = if self.mode == Mode::Bits64 { 0 } else { self.machine.segment(Segment::Cs).base };
         let linear = self.linear_of(base.wrapping_add(rip));
+        if linear % PAGE_SIZE <= PAGE_SIZE - 16 {
+            return self.fetch_within_page(rip, linear);
+        }
         let mut bytes = [0; MAX_LENGTH];
         let here = MAX_LENGTH.min((PAGE_SIZE - linear % PAGE_SIZE) as usize);
         let (first, rest) = bytes.split_at_mut(here);
         self.fetch_part(linear, first)?;
-        if here == MAX_LENGTH {
-            return self.decode(rip, &bytes);
-        }
         if let Ok(decoded) = decode::decode(first, rip, self.mode) {
             return Ok(decoded);
         }
         self.fetch_part(self.linear_of(linear.wrapping_add(here as u64)), rest)?;
-        self.decode(rip, &bytes)
+        decode::decode(&bytes, rip, self.mode).map_err(|decode::Truncated| Stop::UNSUPPORTED)
     }
 
-    /// What the instruction at `rip` does, remembered or found out.
-    fn decode(&mut self, rip: u64, bytes: &[u8; MAX_LENGTH]) -> Result<Decoded, Stop> {
-        if let Some(decoded) = self.machine.memo().find(rip, self.mode, bytes) {
-            return Ok(decoded);
+    /// The same for an instruction that does not reach the end of its page, which was perhaps decoded before.
+    fn fetch_within_page(&mut self, rip: u64, linear: u64) -> Result<Decoded, Stop> {
+        let gpa = self.translate_code(linear)?;
+        let high = Gpa::new(gpa.as_u64() + 8);
+        let words = [self.machine.read_u64(gpa)?, self.machine.read_u64(high)? & (u64::MAX >> 8)];
+        if let Some(decoded) = self.machine.memo().find(rip, self.mode, words) {
+            return Ok(*decoded);
         }
-        let decoded = decode::decode(bytes, rip, self.mode).map_err(|decode::Truncated| Stop::UNSUPPORTED)?;
-        self.machine.memo().keep(rip, self.mode, bytes, decoded);
+        let mut bytes = [0; MAX_LENGTH];
+        let all = words.into_iter().flat_map(u64::to_le_bytes);
+        bytes.iter_mut().zip(all).for_each(|(place, byte)| *place = byte);
+        let decoded = decode::decode(&bytes, rip, self.mode).map_err(|decode::Truncated| Stop::UNSUPPORTED)?;
+        self.machine.memo().keep(rip, self.mode, words, decoded);
         Ok(decoded)
     }
 
-    fn fetch_part(&mut self, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
+    fn translate_code(&mut self, linear: u64) -> Result<Gpa, Stop> {
         if !self.is_canonical(linear) {
             return Err(Stop::segment_violation(Segment::Cs));
         }
-        let gpa = walk(self.machine, &self.paging, Gva::new(linear), Access::Execute)
-            .map_err(|error| Stop::walk(error, linear))?;
+        walk(self.machine, &self.paging, Gva::new(linear), Access::Execute).map_err(|error| Stop::walk(error, linear))
+    }
+
+    fn fetch_part(&mut self, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
+        let gpa = self.translate_code(linear)?;
         Ok(self.machine.read(gpa, bytes)?)
     }
 

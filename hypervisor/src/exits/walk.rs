@@ -44,7 +44,7 @@ pub trait GuestMemory {
     /// Fills `buffer` from `gpa`.
     fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), OutsideMemory>;
 
-    /// The 8 bytes at `gpa`, a multiple of 8.
+    /// The 8 bytes at `gpa`.
     fn read_u64(&self, gpa: Gpa) -> Result<u64, OutsideMemory> {
         let mut bytes = [0; 8];
         self.read(gpa, &mut bytes)?;
