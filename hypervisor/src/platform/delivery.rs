@@ -3,6 +3,8 @@
 //! A host vector stands for one vector of one virtual processor, however many entries lead there: two interrupts that meet in it
 //! would have met in the guest's own IRR as well.
 
+use alloc::vec::Vec;
+
 use hcall_abi::{Status, Target};
 use spin::Mutex;
 
@@ -28,17 +30,34 @@ struct Use {
     count: u32,
 }
 
+/// Host vectors of one virtual processor, by its own vectors; 0 where it has none.
+struct Routes {
+    guest: GuestId,
+    apic_id: u32,
+    hosts: [u8; 256],
+}
+
+/// What a processor's vectors are used for.
+struct Table {
+    uses: [Option<Use>; 256],
+    /// A bit for each vector that is free.
+    free: [u64; 4],
+    /// Of each virtual processor that has had a vector here.
+    routes: Vec<Routes>,
+}
+
 /// The vectors of one processor.
 pub struct Vectors {
     /// Its APIC ID.
     destination: u32,
-    uses: Mutex<[Option<Use>; 256]>,
+    table: Mutex<Table>,
 }
 
 impl Vectors {
     /// All vectors are free.
     pub const fn new(destination: u32) -> Self {
-        Self { destination, uses: Mutex::new([None; 256]) }
+        let table = Table { uses: [None; 256], free: FREE, routes: Vec::new() };
+        Self { destination, table: Mutex::new(table) }
     }
 
     /// The route to a guest's vector. The same pair gives the same route and counts a use more.
@@ -46,52 +65,100 @@ impl Vectors {
     /// A free vector of the guest vector's own priority class is preferred, so that the machine serves interrupts in the order
     /// that the guest would.
     pub fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
-        let owner = Owner { guest, target };
-        let mut uses = self.uses.lock();
-        // Most have the vector of their own number.
-        let is_own = |slot: &Option<Use>| slot.is_some_and(|u| u.owner == owner);
-        let same = usize::from(target.vector);
-        let known = if is_own(&uses[same]) { Some(same) } else { uses.iter().position(is_own) };
-        let vector = known.or_else(|| free_vector(&uses, target.vector)).ok_or(Status::NoFreeVector)?;
-        let count = uses[vector].map_or(0, |u| u.count);
-        uses[vector] = Some(Use { owner, count: count.checked_add(1).ok_or(Status::NoFreeVector)? });
-        Ok(HostRoute::Remapped { vector: vector as u8, destination: self.destination })
+        let mut table = self.table.lock();
+        let vector = match table.known(guest, target) {
+            Some(vector) => vector,
+            None => table.take(guest, target)?,
+        };
+        let held = table.uses[usize::from(vector)].as_mut().ok_or(Status::NoFreeVector)?;
+        held.count = held.count.checked_add(1).ok_or(Status::NoFreeVector)?;
+        Ok(HostRoute::Remapped { vector, destination: self.destination })
     }
 
     /// Ends one use of a route.
     pub fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
         let HostRoute::Remapped { vector, .. } = route else { return };
-        let mut uses = self.uses.lock();
-        let slot = &mut uses[usize::from(vector)];
-        if let Some(held) = slot
+        let mut table = self.table.lock();
+        if let Some(held) = &mut table.uses[usize::from(vector)]
             && held.owner == (Owner { guest, target })
         {
             held.count -= 1;
             if held.count == 0 {
-                *slot = None;
+                table.give_back(vector, guest, target);
             }
         }
     }
 
     /// Whose a vector is.
     pub fn owner(&self, vector: u8) -> Option<Owner> {
-        self.uses.lock()[usize::from(vector)].map(|held| held.owner)
+        self.table.lock().uses[usize::from(vector)].map(|held| held.owner)
     }
 
     /// Vectors in use.
     pub fn used(&self) -> usize {
-        self.uses.lock().iter().flatten().count()
+        self.table.lock().uses.iter().flatten().count()
+    }
+
+    /// A guest is gone, and has given its vectors back.
+    pub fn forget(&self, guest: GuestId) {
+        self.table.lock().routes.retain(|routes| routes.guest != guest);
     }
 }
 
-fn free_vector(uses: &[Option<Use>; 256], wanted: u8) -> Option<usize> {
-    let free = |vector: &usize| uses[*vector].is_none();
-    let (first, last) = (usize::from(FIRST), usize::from(LAST));
-    let class = usize::from(wanted & 0xf0);
-    let own = Some(usize::from(wanted)).filter(|vector| (first..=last).contains(vector));
-    own.filter(free)
-        .or_else(|| (class.max(first)..=(class | 15).min(last)).find(free))
-        .or_else(|| (first..=last).find(free))
+/// The vectors from [`FIRST`] to [`LAST`].
+const FREE: [u64; 4] = {
+    let mut free = [0; 4];
+    let mut vector = FIRST as usize;
+    while vector <= LAST as usize {
+        free[vector / 64] |= 1 << (vector % 64);
+        vector += 1;
+    }
+    free
+};
+
+impl Table {
+    fn known(&self, guest: GuestId, target: Target) -> Option<u8> {
+        let is_its = |routes: &&Routes| (routes.guest, routes.apic_id) == (guest, target.apic_id);
+        let vector = self.routes.iter().find(is_its)?.hosts[usize::from(target.vector)];
+        (vector != 0).then_some(vector)
+    }
+
+    /// Takes a free vector for a guest's, with no use yet.
+    fn take(&mut self, guest: GuestId, target: Target) -> Result<u8, Status> {
+        let vector = self.free_vector(target.vector).ok_or(Status::NoFreeVector)?;
+        self.free[usize::from(vector / 64)] &= !(1 << (vector % 64));
+        self.uses[usize::from(vector)] = Some(Use { owner: Owner { guest, target }, count: 0 });
+        self.hosts(guest, target.apic_id)[usize::from(target.vector)] = vector;
+        Ok(vector)
+    }
+
+    fn give_back(&mut self, vector: u8, guest: GuestId, target: Target) {
+        self.uses[usize::from(vector)] = None;
+        self.free[usize::from(vector / 64)] |= 1 << (vector % 64);
+        self.hosts(guest, target.apic_id)[usize::from(target.vector)] = 0;
+    }
+
+    fn hosts(&mut self, guest: GuestId, apic_id: u32) -> &mut [u8; 256] {
+        let is_its = |routes: &Routes| (routes.guest, routes.apic_id) == (guest, apic_id);
+        let at = self.routes.iter().position(is_its).unwrap_or_else(|| {
+            self.routes.push(Routes { guest, apic_id, hosts: [0; 256] });
+            self.routes.len() - 1
+        });
+        &mut self.routes[at].hosts
+    }
+
+    /// The vector of the same number, else one of its class, else any.
+    fn free_vector(&self, wanted: u8) -> Option<u8> {
+        let word = usize::from(wanted / 64);
+        let class = 0xffff << (wanted % 64 / 16 * 16);
+        let lowest = |word: usize, mask: u64| {
+            let free = self.free[word] & mask;
+            (free != 0).then(|| (word * 64) as u8 + free.trailing_zeros() as u8)
+        };
+        lowest(word, 1 << (wanted % 64))
+            .or_else(|| lowest(word, class))
+            .or_else(|| (0..4).find_map(|w| lowest(w, u64::MAX)))
+    }
 }
 
 #[cfg(test)]
@@ -139,6 +206,22 @@ mod tests {
             }
         }
         assert_eq!(got, usize::from(LAST - FIRST) + 1);
+    }
+
+    #[test]
+    fn a_vector_of_the_same_class_is_next_best_and_a_freed_one_is_found_again() {
+        let vectors = Vectors::new(0);
+        let host = |route| match route {
+            Ok(HostRoute::Remapped { vector, .. }) => vector,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(host(vectors.route(GUEST, target(0x85))), 0x85);
+        let route = vectors.route(GuestId(1), target(0x85));
+        assert_eq!(host(route), 0x80);
+        vectors.unroute(GuestId(1), target(0x85), route.unwrap());
+        vectors.forget(GuestId(1));
+        assert_eq!(host(vectors.route(GuestId(2), target(0x80))), 0x80);
+        assert_eq!(host(vectors.route(GUEST, target(0x10))), FIRST, "no vector of that class can be had");
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl MachinePorts {
     pub fn forget(&self, guest: GuestId) {
         self.posted.lock().retain(|(other, ..)| *other != guest);
         self.homes.lock().retain(|(other, _)| *other != guest);
+        self.vectors.iter().for_each(|vectors| vectors.forget(guest));
     }
 
     /// Counts an interrupt that nobody was waiting for.

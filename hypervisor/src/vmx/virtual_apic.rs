@@ -54,9 +54,13 @@ impl VirtualApic {
         if !self.descriptor.has_requests() {
             return false;
         }
-        let requests = self.descriptor.take();
-        for vector in (0..=255u8).filter(|vector| requests[usize::from(vector / 64)] & 1 << (vector % 64) != 0) {
-            self.set(VIRR, vector);
+        for (requests, word) in self.descriptor.take().into_iter().zip(0u64..) {
+            for (half, register) in [requests as u32, (requests >> 32) as u32].into_iter().zip(2 * word..) {
+                let offset = VIRR + 0x10 * register;
+                if half != 0 {
+                    self.page.set(offset / 8, self.page.get(offset / 8) | u64::from(half));
+                }
+            }
         }
         true
     }
