@@ -6,6 +6,7 @@
 use super::Action;
 use crate::{
     addr::Gpa,
+    vdev::cpuid,
     vmx::{
         Registers, Vcpu,
         exit::CrAccess,
@@ -133,17 +134,10 @@ fn load_pdptes(vcpu: &mut Vcpu, pdptes: ReadPdptes<'_>) -> Option<()> {
 /// Serves XSETBV: XCR0 alone, only what the guest's CPUID offers, x87 always, AVX only with SSE (SDM vol. 2, XSETBV).
 /// `Err` is #GP. The value is the guest's new XCR0.
 pub fn xsetbv(vcpu: &Vcpu, supported: u64) -> Result<u64, Action> {
-    const X87: u64 = 1;
-    const SSE: u64 = 1 << 1;
-    const AVX: u64 = 1 << 2;
     if vcpu.cr4() & cr4::OSXSAVE == 0 {
         return Err(Action::UNDEFINED_OPCODE);
     }
     let value = vcpu.registers.edx_eax();
-    let bad = vcpu.cpl() != 0
-        || vcpu.registers.get32(Registers::RCX) != 0
-        || value & X87 == 0
-        || value & !supported != 0
-        || value & AVX != 0 && value & SSE == 0;
+    let bad = vcpu.cpl() != 0 || vcpu.registers.get32(Registers::RCX) != 0 || !cpuid::is_valid_xcr0(value, supported);
     if bad { Err(Action::GENERAL_PROTECTION) } else { Ok(value) }
 }

@@ -322,3 +322,8 @@ impl Assigned {
         config.write(self.function.bdf, msix.capability, old & !(MSIX_ENABLE | MSIX_FUNCTION_MASK) | control);
     }
 }
+
+/// A function in a guest's hands, by its name there.
+pub(super) fn by_id(functions: &mut [Assigned], id: DeviceId) -> Option<&mut Assigned> {
+    functions.iter_mut().find(|assigned| assigned.id == id)
+}

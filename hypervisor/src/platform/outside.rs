@@ -6,10 +6,9 @@ use core::ptr::{read_volatile, write_volatile};
 use hcall_abi::{DeviceId, Status};
 
 use super::{
-    assign::Assigned,
+    assign::{Assigned, by_id},
     guest::Counts,
     ports::MachineService,
-    start::by_id,
     windows::{Kind, Windows},
 };
 use crate::{

@@ -4,7 +4,7 @@ use alloc::{format, string::String, sync::Arc, vec::Vec};
 use core::fmt::Display;
 
 use super::{
-    assign::{self, Assigned, Prepared, prepare},
+    assign::{self, Prepared, prepare},
     dsa,
     guest::{Counts, Guest, Holdings, State},
     loader::Module,
@@ -330,9 +330,4 @@ fn text(error: impl Display) -> String {
 
 fn debug(error: impl core::fmt::Debug) -> String {
     format!("{error:?}")
-}
-
-/// A function in a guest's hands, by its name there.
-pub(super) fn by_id(functions: &mut [Assigned], id: hcall_abi::DeviceId) -> Option<&mut Assigned> {
-    functions.iter_mut().find(|assigned| assigned.id == id)
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::super::memo::Memo;
+use super::super::walk::GuestMemory;
 use super::*;
 
 /// The trapped page, guest-physical; it is mapped at [`WINDOW`].

@@ -1,0 +1,96 @@
+//! What the emulation of an instruction is given, asks for, and answers.
+#![forbid(unsafe_code)]
+
+use super::super::decode::{Mode, Segment, Width};
+use super::super::memo::Memo;
+use super::super::walk::{GuestMemory, Paging};
+use crate::addr::{Gpa, Gva};
+
+const UD: u8 = 6;
+
+/// A segment register's hidden part, as the VMCS holds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentState {
+    /// Base.
+    pub base: u64,
+    /// Limit, in bytes.
+    pub limit: u32,
+    /// Access rights in the VMCS's format (SDM volume 3, 26.4.1).
+    pub rights: u32,
+}
+
+/// What lies at a guest-physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Region {
+    /// The guest's memory.
+    Memory,
+    /// A trapped page.
+    Mmio,
+    /// Nothing.
+    Outside,
+}
+
+/// The virtual processor that had the exit, and its memory.
+pub trait Machine: GuestMemory {
+    /// General register `number`, 0 (RAX) to 15, RSP among them.
+    fn general(&self, number: u8) -> u64;
+    /// Sets general register `number`.
+    fn set_general(&mut self, number: u8, value: u64);
+    /// RIP: the offset of the instruction that had the exit.
+    fn rip(&self) -> u64;
+    /// RFLAGS.
+    fn rflags(&self) -> u64;
+    /// Sets RFLAGS; only arithmetic flags differ from before.
+    fn set_rflags(&mut self, rflags: u64);
+    /// A segment register. In 64-bit code only the bases of FS and GS are asked for.
+    fn segment(&self, segment: Segment) -> SegmentState;
+    /// What code runs.
+    fn mode(&self) -> Mode;
+    /// The registers that decide on translations.
+    fn paging(&self) -> Paging;
+    /// Instructions that this processor has executed here before.
+    fn memo(&mut self) -> &mut Memo;
+    /// What lies in the page of `gpa`.
+    fn region(&self, gpa: Gpa) -> Region;
+    /// A guest's read from a trapped page: anywhere in it, but not beyond its end.
+    fn mmio_read(&mut self, gpa: Gpa, width: Width) -> u64;
+    /// A guest's write to a trapped page: anywhere in it, but not beyond its end. Bits above `width` are 0.
+    fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64);
+}
+
+/// An EPT violation by an access to a linear address's translation (exit qualification bits 7 and 8 set), not by a fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The guest-physical address.
+    pub gpa: Gpa,
+    /// The guest-linear address.
+    pub gva: Gva,
+    /// A write, or a read and write.
+    pub write: bool,
+}
+
+/// An exception for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// Its vector.
+    pub vector: u8,
+    /// Its error code, for the vectors that have one.
+    pub error_code: Option<u32>,
+    /// What CR2 must hold first (page faults).
+    pub cr2: Option<u64>,
+}
+
+impl Exception {
+    pub(super) const INVALID_OPCODE: Self = Self { vector: UD, error_code: None, cr2: None };
+}
+
+/// What is to happen to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The instruction is done: RIP moves by its length, blocking by STI or MOV SS ends.
+    Advance(u8),
+    /// The guest goes on at the same RIP.
+    Again,
+    /// The instruction faults.
+    Inject(Exception),
+}
