@@ -3,7 +3,7 @@
 use imsvisor_boot::report::Guest;
 use imsvisor_tests::bench;
 use imsvisor_tests::elf::{Executable, loaded_bytes};
-use imsvisor_tests::scenario::{Boot, Scenario};
+use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 use object::elf::{ELFCLASS32, EM_AARCH64};
 
 const MIB: u64 = 1 << 20;
@@ -374,6 +374,51 @@ fn a_descriptor_that_points_outside_the_guest_is_a_recorded_fault_and_nothing_is
         let sid = fault.number("sid").or_else(|| u64::from_str_radix(fault.get("sid")?, 16).ok());
         assert!(sid == Some(DSA_SID) || fault.get("sid") == Some("00:1e.0"), "not the device's: {fault}");
         assert!(fault.get("address").is_some() && fault.get("reason").is_some(), "{fault}");
+    }
+}
+
+static NEIGHBOURS: Scenario = Scenario::new("two guests on one processor", |plan| {
+    plan.guest("neighbour", "left mem=32M cmdline=seed=1")?;
+    plan.guest("neighbour", "right mem=32M cmdline=seed=2")
+});
+
+#[test]
+fn guests_that_share_a_processor_do_not_see_each_others_registers() {
+    let boot = NEIGHBOURS.run();
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("left");
+    boot.assert_guest_right("right");
+}
+
+fn crowd_on(plan: &mut Plan, cpus: u32) -> anyhow::Result<()> {
+    plan.config.cpus = cpus;
+    plan.guest("neighbour", "left mem=32M cmdline=seed=1")?;
+    plan.guest("demo", DEMO_GUEST)?;
+    plan.guest("neighbour", "right mem=32M cmdline=seed=2")?;
+    plan.guest("hello", "hello mem=32M")
+}
+
+/// Two guests, and one, on a processor, the demo among them.
+static PROCESSORS: [Scenario; 2] = [
+    Scenario::new("two processors", |plan| crowd_on(plan, 2)),
+    Scenario::new("four processors", |plan| crowd_on(plan, 4)),
+];
+
+#[test]
+fn every_processor_runs_guests_and_interrupts_go_where_the_guest_is() {
+    for scenario in &PROCESSORS {
+        let boot = scenario.run();
+        boot.assert_hypervisor_lived();
+        // The second module is the second processor's.
+        for name in ["left", "demo", "right", "hello"] {
+            boot.assert_guest_right(name);
+        }
+        let counts = boot.interrupts();
+        let raised = counts.raised.expect("the device counts its messages");
+        assert!(raised >= SLOTS);
+        let handled = Some(reported(boot.guest("demo"), "handled"));
+        assert_eq!([counts.remapped, counts.delivered, handled], [Some(raised); 3]);
+        assert_eq!(boot.done.as_deref(), Some("ok"));
     }
 }
 
