@@ -10,9 +10,6 @@ const AREA: usize = 1024;
 /// x87, SSE, AVX: bits of XCR0 a guest may set.
 pub const XCR0_GUEST: u64 = 0b111;
 
-/// CR4.OSXSAVE.
-const CR4_OSXSAVE: u64 = 1 << 18;
-
 /// A guest's state while it does not run: SDM vol. 1, 13.4.
 #[repr(C, align(64))]
 pub struct State {
@@ -71,7 +68,7 @@ impl Xsave {
             return None;
         }
         // SAFETY: the processor has XSAVE; the other bits stay as they are.
-        unsafe { super::write_cr4(super::cr4() | CR4_OSXSAVE) };
+        unsafe { super::write_cr4(super::cr4() | super::bits::cr4::OSXSAVE) };
         let leaf = __cpuid_count(0xd, 0);
         let mask = u64::from(leaf.eax) & XCR0_GUEST;
         set_xcr0(mask);

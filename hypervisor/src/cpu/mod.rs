@@ -1,5 +1,6 @@
 //! The processor the hypervisor runs on: tables, exceptions, interrupts, registers that guests share with it.
 
+pub mod bits;
 pub mod exception;
 pub mod fpu;
 pub mod interrupts;

@@ -6,13 +6,9 @@
 use super::Action;
 use crate::{
     addr::Gpa,
+    cpu::bits::{cr0, cr4, efer},
     vdev::cpuid,
-    vmx::{
-        Registers, Vcpu,
-        exit::CrAccess,
-        fields,
-        vcpu::{cr0, cr4, efer},
-    },
+    vmx::{Registers, Vcpu, exit::CrAccess, fields, vcpu::CR4_ALLOWED},
 };
 
 /// Reads the guest's memory: four page-directory-pointer-table entries at a 32-byte aligned address.
@@ -102,7 +98,7 @@ fn write_cr4(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
 /// CR4 bits that a guest may set on this processor.
 fn supported_cr4() -> u64 {
     let cpuid = raw_cpuid::CpuId::new();
-    let mut bits = cr4::ALLOWED;
+    let mut bits = CR4_ALLOWED;
     let extended = cpuid.get_extended_feature_info();
     let mut need = |bit: u64, present: bool| {
         if !present {

@@ -9,9 +9,10 @@ use super::{
 };
 use crate::{
     addr::Gpa,
+    cpu::bits::{efer, rflags},
     memory::Ram,
     vdev::pci::VirtualBus,
-    vmx::{Vcpu, fields, fields::Segment as VmcsSegment, vcpu::efer},
+    vmx::{Vcpu, fields, fields::Segment as VmcsSegment},
 };
 
 /// A virtual processor, its memory and its trapped pages.
@@ -101,14 +102,13 @@ impl<P: Platform> Machine for VcpuMachine<'_, P> {
     }
 
     fn paging(&self) -> Paging {
-        const RFLAGS_AC: u64 = 1 << 18;
         Paging {
             cr0: self.vcpu.cr0(),
             cr3: self.vcpu.cr3().as_u64(),
             cr4: self.vcpu.cr4(),
             efer: self.vcpu.read(fields::GUEST_EFER) & (efer::LMA | efer::NXE | efer::LME),
             cpl: self.vcpu.cpl(),
-            ac: self.rflags() & RFLAGS_AC != 0,
+            ac: self.rflags() & rflags::AC != 0,
             physical_bits: self.physical_bits,
         }
     }

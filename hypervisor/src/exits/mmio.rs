@@ -19,7 +19,10 @@ use super::decode::{
     self, Address, Decoded, MAX_LENGTH, Mode, Operation, Register, Segment, Source, StringKind, StringOperation, Width,
 };
 use super::walk::{Access, OutsideMemory, Paging, WalkError, walk};
-use crate::addr::{Gpa, Gva, PAGE_SIZE};
+use crate::{
+    addr::{Gpa, Gva, PAGE_SIZE},
+    cpu::bits::{cr4, rflags},
+};
 
 /// Elements of a repeated string instruction for one exit, so that interrupts are not held up for longer.
 pub const MAX_ELEMENTS: u32 = 64;
@@ -28,8 +31,6 @@ const RAX: u8 = 0;
 const RCX: u8 = 1;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
-const RFLAGS_DF: u64 = 1 << 10;
-const CR4_LA57: u64 = 1 << 12;
 
 const SS: u8 = 12;
 const GP: u8 = 13;
@@ -251,7 +252,7 @@ impl<M: Machine> Emulation<'_, M> {
             Some(to) => self.store(&to, value)?,
             None => self.set_register(Register { number: RAX, width: string.width, high: false }, value),
         }
-        let down = self.machine.rflags() & RFLAGS_DF != 0;
+        let down = self.machine.rflags() & rflags::DF != 0;
         let step = string.width.bytes() as u64;
         let step = if down { step.wrapping_neg() } else { step };
         if reads {
@@ -306,7 +307,7 @@ impl<M: Machine> Emulation<'_, M> {
     }
 
     fn is_canonical(&self, linear: u64) -> bool {
-        let unused = if self.paging.cr4 & CR4_LA57 != 0 { 7 } else { 16 };
+        let unused = if self.paging.cr4 & cr4::LA57 != 0 { 7 } else { 16 };
         self.mode != Mode::Bits64 || ((linear << unused) as i64 >> unused) as u64 == linear
     }
 

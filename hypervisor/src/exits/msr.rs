@@ -2,11 +2,12 @@
 
 use super::{Action, Devices};
 use crate::{
+    cpu::bits::cr0,
     vdev::{
         msr::{Effect, VcpuState},
         x2apic,
     },
-    vmx::{Registers, Vcpu, fields, vcpu::cr0},
+    vmx::{Registers, Vcpu, fields},
 };
 
 /// Serves RDMSR.

@@ -6,26 +6,10 @@
 //! without loading CR3 can mislead itself only.
 #![forbid(unsafe_code)]
 
-use crate::addr::{Gpa, Gva};
-
-/// CR0.WP: supervisor writes obey R/W.
-const CR0_WP: u64 = 1 << 16;
-/// CR0.PG.
-const CR0_PG: u64 = 1 << 31;
-/// CR4.PSE: 4 MiB pages in 32-bit paging.
-const CR4_PSE: u64 = 1 << 4;
-/// CR4.PAE.
-const CR4_PAE: u64 = 1 << 5;
-/// CR4.LA57: five levels.
-const CR4_LA57: u64 = 1 << 12;
-/// CR4.SMEP.
-const CR4_SMEP: u64 = 1 << 20;
-/// CR4.SMAP.
-const CR4_SMAP: u64 = 1 << 21;
-/// EFER.LMA: long mode active.
-const EFER_LMA: u64 = 1 << 10;
-/// EFER.NXE: entries have an execute-disable bit.
-const EFER_NXE: u64 = 1 << 11;
+use crate::{
+    addr::{Gpa, Gva},
+    cpu::bits::{cr0, cr4, efer},
+};
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;
@@ -119,10 +103,10 @@ enum Format {
 
 impl Format {
     fn of(paging: &Paging) -> Self {
-        match (paging.cr4 & CR4_PAE != 0, paging.efer & EFER_LMA != 0) {
+        match (paging.cr4 & cr4::PAE != 0, paging.efer & efer::LMA != 0) {
             (false, _) => Self::Legacy,
             (true, false) => Self::Pae,
-            (true, true) if paging.cr4 & CR4_LA57 != 0 => Self::Long(5),
+            (true, true) if paging.cr4 & cr4::LA57 != 0 => Self::Long(5),
             (true, true) => Self::Long(4),
         }
     }
@@ -157,7 +141,7 @@ impl Format {
     /// Whether an entry of this level can map a page when its bit 7 is set.
     const fn can_be_large(self, level: u8, paging: &Paging) -> bool {
         match self {
-            Self::Legacy => level == 2 && paging.cr4 & CR4_PSE != 0,
+            Self::Legacy => level == 2 && paging.cr4 & cr4::PSE != 0,
             Self::Pae => level == 2,
             Self::Long(_) => level == 2 || level == 3,
         }
@@ -200,7 +184,7 @@ impl Paging {
         if format == Format::Legacy {
             return if large { bits(high.min(40) - 19, 22) } else { 0 };
         }
-        let no_execute = if self.efer & EFER_NXE == 0 { NO_EXECUTE } else { 0 };
+        let no_execute = if self.efer & efer::NXE == 0 { NO_EXECUTE } else { 0 };
         let common = match format {
             Format::Pae if level == 3 => return bits(high, 64) | bits(5, 9) | bits(1, 3),
             Format::Pae => bits(high, 63) | no_execute,
@@ -215,7 +199,7 @@ impl Paging {
 
     /// The error code of a page fault (SDM volume 3, 4.7).
     fn fault(&self, access: Access, cause: u32) -> WalkError {
-        let execute_known = self.cr4 & CR4_SMEP != 0 || self.cr4 & CR4_PAE != 0 && self.efer & EFER_NXE != 0;
+        let execute_known = self.cr4 & cr4::SMEP != 0 || self.cr4 & cr4::PAE != 0 && self.efer & efer::NXE != 0;
         let code = cause
             | u32::from(access == Access::Write) << 1
             | u32::from(self.cpl == 3) << 2
@@ -230,10 +214,10 @@ impl Paging {
             return false;
         }
         match access {
-            Access::Execute => !(rights.no_execute || supervisor && rights.user && self.cr4 & CR4_SMEP != 0),
-            _ if supervisor && rights.user && self.cr4 & CR4_SMAP != 0 && !self.ac => false,
+            Access::Execute => !(rights.no_execute || supervisor && rights.user && self.cr4 & cr4::SMEP != 0),
+            _ if supervisor && rights.user && self.cr4 & cr4::SMAP != 0 && !self.ac => false,
             Access::Read => true,
-            Access::Write => rights.writable || supervisor && self.cr0 & CR0_WP == 0,
+            Access::Write => rights.writable || supervisor && self.cr0 & cr0::WP == 0,
         }
     }
 
@@ -263,7 +247,7 @@ pub fn walk<M: GuestMemory + ?Sized>(
     gva: Gva,
     access: Access,
 ) -> Result<Gpa, WalkError> {
-    if paging.cr0 & CR0_PG == 0 {
+    if paging.cr0 & cr0::PG == 0 {
         return Ok(Gpa::new(gva.as_u64() & bits(0, 32)));
     }
     let format = Format::of(paging);
@@ -278,7 +262,7 @@ pub fn walk<M: GuestMemory + ?Sized>(
 /// The short way through four levels when nothing is amiss and no flag is to be set: a third of [`walk_any`]'s instructions.
 fn walk_quickly<M: GuestMemory + ?Sized>(memory: &M, paging: &Paging, gva: u64, access: Access) -> Option<Gpa> {
     let high = paging.physical_bits();
-    let refused = bits(high, 52) | if paging.efer & EFER_NXE == 0 { NO_EXECUTE } else { 0 };
+    let refused = bits(high, 52) | if paging.efer & efer::NXE == 0 { NO_EXECUTE } else { 0 };
     let frame = bits(12, high);
     let (mut table, mut all, mut any) = (paging.cr3 & frame, u64::MAX, 0);
     for shift in [39, 30, 21, 12] {

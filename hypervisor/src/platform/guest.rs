@@ -238,7 +238,7 @@ impl Guest {
 
     /// Whether an interrupt could wake it from HLT: RFLAGS.IF.
     pub fn can_wake(&self) -> bool {
-        self.vcpu.read(fields::GUEST_RFLAGS) & vcpu::rflags::IF != 0
+        self.vcpu.read(fields::GUEST_RFLAGS) & cpu::bits::rflags::IF != 0
     }
 
     /// Tells that the guest starts, once, right before its first instruction. `epoch` is the TSC at the hypervisor's entry.

@@ -50,8 +50,6 @@ pub const SECONDARY_WBINVD: u32 = 1 << 6;
 pub const SECONDARY_UNRESTRICTED: u32 = 1 << 7;
 /// Secondary: enable INVPCID.
 pub const SECONDARY_INVPCID: u32 = 1 << 12;
-/// Secondary: enable XSAVES and XRSTORS.
-pub const SECONDARY_XSAVES: u32 = 1 << 20;
 /// VM exit: host address-space size, that is, 64-bit.
 pub const EXIT_HOST_64: u32 = 1 << 9;
 /// VM exit: acknowledge interrupt on exit.

@@ -1,20 +1,29 @@
-//! VMCS fields: SDM vol. 3, appendix B. A field's width is part of its type.
+//! VMCS fields: SDM vol. 3, appendix B. A field's width, and who may write it, are part of its type.
 
 use core::marker::PhantomData;
 
-/// A field of the VMCS; `W` is the type of its value.
+/// A field of the VMCS; `W` is the type of its value, `S` is [`Guarded`] or [`Guests`].
 #[derive(Debug)]
-pub struct Field<W>(u32, PhantomData<W>);
+pub struct Field<W, S = Guarded>(u32, PhantomData<(W, S)>);
 
-impl<W> Clone for Field<W> {
+/// Host state, controls, exit information: a wrong value would open a way out of the guest, or cannot be written at all.
+#[derive(Clone, Copy, Debug)]
+pub struct Guarded;
+
+/// The guest's state and what it is told: whatever the value, nobody but the guest can suffer from it, because what a guest reaches is
+/// decided by [`Guarded`] fields.
+#[derive(Clone, Copy, Debug)]
+pub struct Guests;
+
+impl<W, S> Clone for Field<W, S> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<W> Copy for Field<W> {}
+impl<W, S> Copy for Field<W, S> {}
 
-impl<W> Field<W> {
+impl<W, S> Field<W, S> {
     const fn new(encoding: u32) -> Self {
         Self(encoding, PhantomData)
     }
@@ -58,8 +67,8 @@ width!(u64, u64);
 width!(Natural, u64);
 
 macro_rules! fields {
-    ($($width:ty { $($(#[doc = $doc:literal])+ $name:ident = $encoding:literal,)+ })+) => {
-        $($($(#[doc = $doc])+ pub const $name: Field<$width> = Field::new($encoding);)+)+
+    ($($width:ty, $side:ty { $($(#[doc = $doc:literal])+ $name:ident = $encoding:literal,)+ })+) => {
+        $($($(#[doc = $doc])+ pub const $name: Field<$width, $side> = Field::new($encoding);)+)+
 
         #[cfg(test)]
         const ENCODINGS: &[(&str, u32, usize)] =
@@ -68,17 +77,11 @@ macro_rules! fields {
 }
 
 fields! {
-    u16 {
+    u16, Guarded {
         /// Virtual-processor identifier.
         VPID = 0x0000,
         /// Vector at which the processor looks into the posted-interrupt descriptor.
         POSTED_NOTIFICATION_VECTOR = 0x0002,
-        /// Guest ES selector; the other segments follow in steps of 2.
-        GUEST_ES_SELECTOR = 0x0800,
-        /// Guest TR selector.
-        GUEST_TR_SELECTOR = 0x080e,
-        /// Guest interrupt status: RVI 7:0, SVI 15:8.
-        GUEST_INTERRUPT_STATUS = 0x0810,
         /// Host ES selector.
         HOST_ES_SELECTOR = 0x0c00,
         /// Host CS selector.
@@ -94,27 +97,37 @@ fields! {
         /// Host TR selector.
         HOST_TR_SELECTOR = 0x0c0c,
     }
-    u64 {
-        /// Address of I/O bitmap A.
-        IO_BITMAP_A = 0x2000,
-        /// Address of I/O bitmap B.
-        IO_BITMAP_B = 0x2002,
+    u16, Guests {
+        /// Guest ES selector; the other segments follow in steps of 2.
+        GUEST_ES_SELECTOR = 0x0800,
+        /// Guest TR selector.
+        GUEST_TR_SELECTOR = 0x080e,
+        /// Guest interrupt status: RVI 7:0, SVI 15:8.
+        GUEST_INTERRUPT_STATUS = 0x0810,
+    }
+    u64, Guarded {
         /// Address of the MSR bitmaps.
         MSR_BITMAP = 0x2004,
-        /// Added to the TSC that the guest reads.
-        TSC_OFFSET = 0x2010,
         /// Address of the virtual-APIC page.
         VIRTUAL_APIC_PAGE = 0x2012,
         /// Address of the posted-interrupt descriptor.
         POSTED_DESCRIPTOR = 0x2016,
-        /// EOI-exit bitmap 0; the others follow in steps of 2.
-        EOI_EXIT_BITMAP0 = 0x201c,
         /// EPT pointer.
         EPT_POINTER = 0x201a,
+        /// EOI-exit bitmap 0; the others follow in steps of 2.
+        EOI_EXIT_BITMAP0 = 0x201c,
         /// Guest-physical address of an EPT violation.
         GUEST_PHYSICAL_ADDRESS = 0x2400,
         /// VMCS link pointer.
         LINK_POINTER = 0x2800,
+        /// Host IA32_PAT.
+        HOST_PAT = 0x2c00,
+        /// Host IA32_EFER.
+        HOST_EFER = 0x2c02,
+    }
+    u64, Guests {
+        /// Added to the TSC that the guest reads.
+        TSC_OFFSET = 0x2010,
         /// Guest IA32_DEBUGCTL.
         GUEST_DEBUGCTL = 0x2802,
         /// Guest IA32_PAT.
@@ -123,12 +136,8 @@ fields! {
         GUEST_EFER = 0x2806,
         /// Guest PDPTE 0; the others follow in steps of 2.
         GUEST_PDPTE0 = 0x280a,
-        /// Host IA32_PAT.
-        HOST_PAT = 0x2c00,
-        /// Host IA32_EFER.
-        HOST_EFER = 0x2c02,
     }
-    u32 {
+    u32, Guarded {
         /// Pin-based controls.
         PIN_CONTROLS = 0x4000,
         /// Primary processor-based controls.
@@ -151,12 +160,6 @@ fields! {
         ENTRY_CONTROLS = 0x4012,
         /// Number of MSRs loaded at VM entry.
         ENTRY_MSR_LOAD_COUNT = 0x4014,
-        /// Event to inject at VM entry.
-        ENTRY_INTERRUPTION = 0x4016,
-        /// Error code of the event to inject.
-        ENTRY_ERROR_CODE = 0x4018,
-        /// Length of the instruction that a software interrupt was.
-        ENTRY_INSTRUCTION_LENGTH = 0x401a,
         /// TPR threshold.
         TPR_THRESHOLD = 0x401c,
         /// Secondary processor-based controls.
@@ -175,8 +178,16 @@ fields! {
         IDT_VECTORING_ERROR_CODE = 0x440a,
         /// Length of the instruction that caused the exit.
         EXIT_INSTRUCTION_LENGTH = 0x440c,
-        /// More about the instruction that caused the exit.
-        EXIT_INSTRUCTION_INFO = 0x440e,
+        /// Host IA32_SYSENTER_CS.
+        HOST_SYSENTER_CS = 0x4c00,
+    }
+    u32, Guests {
+        /// Event to inject at VM entry.
+        ENTRY_INTERRUPTION = 0x4016,
+        /// Error code of the event to inject.
+        ENTRY_ERROR_CODE = 0x4018,
+        /// Length of the instruction that a software interrupt was.
+        ENTRY_INSTRUCTION_LENGTH = 0x401a,
         /// Guest ES limit; the other segments follow in steps of 2.
         GUEST_ES_LIMIT = 0x4800,
         /// Guest GDTR limit.
@@ -197,22 +208,44 @@ fields! {
         GUEST_SYSENTER_CS = 0x482a,
         /// VMX-preemption timer.
         PREEMPTION_TIMER = 0x482e,
-        /// Host IA32_SYSENTER_CS.
-        HOST_SYSENTER_CS = 0x4c00,
     }
-    Natural {
+    Natural, Guarded {
         /// CR0 bits that the guest does not own.
         CR0_MASK = 0x6000,
         /// CR4 bits that the guest does not own.
         CR4_MASK = 0x6002,
-        /// What the guest reads of CR0 bits that it does not own.
-        CR0_SHADOW = 0x6004,
-        /// What the guest reads of CR4 bits that it does not own.
-        CR4_SHADOW = 0x6006,
         /// Exit qualification.
         EXIT_QUALIFICATION = 0x6400,
         /// Guest-linear address of an EPT violation.
         GUEST_LINEAR_ADDRESS = 0x640a,
+        /// Host CR0.
+        HOST_CR0 = 0x6c00,
+        /// Host CR3.
+        HOST_CR3 = 0x6c02,
+        /// Host CR4.
+        HOST_CR4 = 0x6c04,
+        /// Host FS base.
+        HOST_FS_BASE = 0x6c06,
+        /// Host GS base.
+        HOST_GS_BASE = 0x6c08,
+        /// Host TR base.
+        HOST_TR_BASE = 0x6c0a,
+        /// Host GDTR base.
+        HOST_GDTR_BASE = 0x6c0c,
+        /// Host IDTR base.
+        HOST_IDTR_BASE = 0x6c0e,
+        /// Host IA32_SYSENTER_ESP.
+        HOST_SYSENTER_ESP = 0x6c10,
+        /// Host IA32_SYSENTER_EIP.
+        HOST_SYSENTER_EIP = 0x6c12,
+        /// Host RIP.
+        HOST_RIP = 0x6c16,
+    }
+    Natural, Guests {
+        /// What the guest reads of CR0 bits that it does not own.
+        CR0_SHADOW = 0x6004,
+        /// What the guest reads of CR4 bits that it does not own.
+        CR4_SHADOW = 0x6006,
         /// Guest CR0.
         GUEST_CR0 = 0x6800,
         /// Guest CR3.
@@ -239,30 +272,6 @@ fields! {
         GUEST_SYSENTER_ESP = 0x6824,
         /// Guest IA32_SYSENTER_EIP.
         GUEST_SYSENTER_EIP = 0x6826,
-        /// Host CR0.
-        HOST_CR0 = 0x6c00,
-        /// Host CR3.
-        HOST_CR3 = 0x6c02,
-        /// Host CR4.
-        HOST_CR4 = 0x6c04,
-        /// Host FS base.
-        HOST_FS_BASE = 0x6c06,
-        /// Host GS base.
-        HOST_GS_BASE = 0x6c08,
-        /// Host TR base.
-        HOST_TR_BASE = 0x6c0a,
-        /// Host GDTR base.
-        HOST_GDTR_BASE = 0x6c0c,
-        /// Host IDTR base.
-        HOST_IDTR_BASE = 0x6c0e,
-        /// Host IA32_SYSENTER_ESP.
-        HOST_SYSENTER_ESP = 0x6c10,
-        /// Host IA32_SYSENTER_EIP.
-        HOST_SYSENTER_EIP = 0x6c12,
-        /// Host RSP.
-        HOST_RSP = 0x6c14,
-        /// Host RIP.
-        HOST_RIP = 0x6c16,
     }
 }
 
@@ -286,22 +295,22 @@ impl Segment {
     pub const ALL: [Self; 8] = [Self::Es, Self::Cs, Self::Ss, Self::Ds, Self::Fs, Self::Gs, Self::Ldtr, Self::Tr];
 
     /// Its selector.
-    pub const fn selector(self) -> Field<u16> {
+    pub const fn selector(self) -> Field<u16, Guests> {
         Field::new(GUEST_ES_SELECTOR.0 + 2 * self as u32)
     }
 
     /// Its base.
-    pub const fn base(self) -> Field<Natural> {
+    pub const fn base(self) -> Field<Natural, Guests> {
         Field::new(GUEST_ES_BASE.0 + 2 * self as u32)
     }
 
     /// Its limit.
-    pub const fn limit(self) -> Field<u32> {
+    pub const fn limit(self) -> Field<u32, Guests> {
         Field::new(GUEST_ES_LIMIT.0 + 2 * self as u32)
     }
 
     /// Its access rights.
-    pub const fn rights(self) -> Field<u32> {
+    pub const fn rights(self) -> Field<u32, Guests> {
         Field::new(GUEST_ES_RIGHTS.0 + 2 * self as u32)
     }
 }
@@ -312,7 +321,7 @@ pub const fn eoi_exit_bitmap(n: u32) -> Field<u64> {
 }
 
 /// Guest PDPTE `n`, 0 to 3.
-pub const fn guest_pdpte(n: u32) -> Field<u64> {
+pub const fn guest_pdpte(n: u32) -> Field<u64, Guests> {
     Field::new(GUEST_PDPTE0.0 + 2 * n)
 }
 

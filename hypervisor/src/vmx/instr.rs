@@ -96,7 +96,7 @@ fn field_failure() -> Failure {
 
 /// Reads a field of the current VMCS.
 #[inline(always)]
-pub fn vmread<W: Width>(field: Field<W>) -> Result<W::Value, Failure> {
+pub fn vmread<W: Width, S>(field: Field<W, S>) -> Result<W::Value, Failure> {
     let failed: u8;
     let value: u64;
     // SAFETY: VMREAD changes nothing; a caller outside VMX operation gets #UD, which is a panic, not a hazard to memory. Both ways
@@ -111,9 +111,10 @@ pub fn vmread<W: Width>(field: Field<W>) -> Result<W::Value, Failure> {
 /// Writes a field of the current VMCS.
 ///
 /// # Safety
-/// The value must keep the guest within its memory and the exit within the hypervisor's code.
+/// Of a [`Guarded`](super::fields::Guarded) field, the value must keep the guest within its memory and the exit within the hypervisor's
+/// code.
 #[inline(always)]
-pub unsafe fn vmwrite<W: Width>(field: Field<W>, value: W::Value) -> Result<(), Failure> {
+pub unsafe fn vmwrite<W: Width, S>(field: Field<W, S>, value: W::Value) -> Result<(), Failure> {
     let failed: u8;
     // SAFETY: the caller vouches for the value.
     unsafe {

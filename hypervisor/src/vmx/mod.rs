@@ -8,6 +8,7 @@ pub mod fields;
 pub mod instr;
 pub mod posted;
 pub mod root;
+mod setup;
 pub mod vcpu;
 pub mod virtual_apic;
 
@@ -15,5 +16,6 @@ pub use caps::{Capabilities, Refusal};
 pub use entry::Registers;
 pub use exit::{Event, EventKind, Exit};
 pub use root::Host;
-pub use vcpu::{Frames, LocalApic, Start, Vcpu};
+pub use setup::{Frames, LocalApic, Start};
+pub use vcpu::Vcpu;
 pub use virtual_apic::VirtualApic;

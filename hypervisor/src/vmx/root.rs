@@ -8,8 +8,6 @@ use super::{
 };
 use crate::{addr::Hpa, cpu};
 
-const CR4_VMXE: u64 = 1 << 13;
-
 /// What every VMCS of this processor has in its host state.
 #[derive(Clone, Copy, Debug)]
 pub struct Host {
@@ -37,7 +35,7 @@ impl Host {
         // SAFETY: the bits that VMX demands are NE and VMXE (`Capabilities::check`), which the hypervisor's code does not notice.
         unsafe {
             cpu::write_cr0((cpu::cr0() | capabilities.cr0[0]) & capabilities.cr0[1]);
-            cpu::write_cr4(cpu::cr4() | CR4_VMXE);
+            cpu::write_cr4(cpu::cr4() | cpu::bits::cr4::VMXE);
         }
         prepare_region(region, capabilities.revision);
         // SAFETY: the region is prepared and the caller has given it away; the registers were set just now.

@@ -7,70 +7,34 @@ use super::{
     caps,
     entry::{self, Registers},
     exit::{self, Event, Exit},
-    fields::{self, Field, Segment, Width},
+    fields::{self, Field, Guests, Width},
     instr::{self, Failure},
     root::{Host, prepare_region},
+    setup::{Frames, LocalApic, Start},
 };
 use crate::{
     addr::{Gpa, Hpa},
-    apic::NOTIFICATION_VECTOR,
-    cpu::tables::{CODE, DATA, TSS},
+    cpu::bits::{cr0, cr4, efer, rflags},
 };
 
-/// CR0 bits by name.
-pub mod cr0 {
-    #![allow(missing_docs)]
-    pub const PE: u64 = 1 << 0;
-    pub const ET: u64 = 1 << 4;
-    pub const NE: u64 = 1 << 5;
-    pub const WP: u64 = 1 << 16;
-    pub const NW: u64 = 1 << 29;
-    pub const CD: u64 = 1 << 30;
-    pub const PG: u64 = 1 << 31;
-    /// Bits whose changes the hypervisor wants to see; the guest owns the others.
-    pub const WATCHED: u64 = PE | NE | NW | CD | PG;
-}
+/// CR0 bits whose changes the hypervisor wants to see; the guest owns the others.
+pub const CR0_WATCHED: u64 = cr0::PE | cr0::NE | cr0::NW | cr0::CD | cr0::PG;
 
-/// CR4 bits by name.
-pub mod cr4 {
-    #![allow(missing_docs)]
-    pub const TSD: u64 = 1 << 2;
-    pub const DE: u64 = 1 << 3;
-    pub const PSE: u64 = 1 << 4;
-    pub const PAE: u64 = 1 << 5;
-    pub const MCE: u64 = 1 << 6;
-    pub const PGE: u64 = 1 << 7;
-    pub const OSFXSR: u64 = 1 << 9;
-    pub const OSXMMEXCPT: u64 = 1 << 10;
-    pub const UMIP: u64 = 1 << 11;
-    pub const VMXE: u64 = 1 << 13;
-    pub const FSGSBASE: u64 = 1 << 16;
-    pub const PCIDE: u64 = 1 << 17;
-    pub const OSXSAVE: u64 = 1 << 18;
-    pub const SMEP: u64 = 1 << 20;
-    pub const SMAP: u64 = 1 << 21;
-    /// Bits the guest may change without an exit: none of them changes what an exit or an entry means.
-    pub const OWNED: u64 = TSD | DE | PGE | OSFXSR | OSXMMEXCPT;
-    /// Bits a guest may set at all, as far as the processor knows them.
-    pub const ALLOWED: u64 = OWNED | 0b11 | PSE | PAE | MCE | UMIP | FSGSBASE | PCIDE | OSXSAVE | SMEP | SMAP;
-}
-
-/// IA32_EFER bits by name.
-pub mod efer {
-    #![allow(missing_docs)]
-    pub const SCE: u64 = 1 << 0;
-    pub const LME: u64 = 1 << 8;
-    pub const LMA: u64 = 1 << 10;
-    pub const NXE: u64 = 1 << 11;
-}
-
-/// RFLAGS bits by name.
-pub mod rflags {
-    #![allow(missing_docs)]
-    pub const FIXED: u64 = 1 << 1;
-    pub const TF: u64 = 1 << 8;
-    pub const IF: u64 = 1 << 9;
-}
+/// CR4 bits the guest may change without an exit: none of them changes what an exit or an entry means.
+pub const CR4_OWNED: u64 = cr4::TSD | cr4::DE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+/// CR4 bits a guest may set at all, as far as the processor knows them.
+pub const CR4_ALLOWED: u64 = CR4_OWNED
+    | cr4::VME
+    | cr4::PVI
+    | cr4::PSE
+    | cr4::PAE
+    | cr4::MCE
+    | cr4::UMIP
+    | cr4::FSGSBASE
+    | cr4::PCIDE
+    | cr4::OSXSAVE
+    | cr4::SMEP
+    | cr4::SMAP;
 
 /// Interruptibility: blocking by STI, by MOV SS, by NMI.
 const BLOCKING_STI: u32 = 1 << 0;
@@ -87,48 +51,6 @@ pub const VECTOR_AC: u8 = 17;
 /// Machine check: see [`VECTOR_DB`].
 pub const VECTOR_MC: u8 = 18;
 
-/// Where and how a guest begins: Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst).
-#[derive(Clone, Copy, Debug)]
-pub struct Start {
-    /// First instruction.
-    pub rip: u64,
-    /// Stack.
-    pub rsp: u64,
-    /// `boot_params`.
-    pub rsi: u64,
-    /// Page tables: at least an identity map of what the guest needs at first.
-    pub cr3: u64,
-    /// Base and limit of the GDT.
-    pub gdt: (u64, u16),
-    /// Selectors of the 64-bit code segment, the data segment and the TSS.
-    pub selectors: [u16; 3],
-    /// Base and limit of the TSS.
-    pub tss: (u64, u32),
-}
-
-/// Frames that a virtual processor is made of. Whoever made it takes them back when it is gone.
-#[derive(Clone, Copy, Debug)]
-pub struct Frames {
-    /// The VMCS, zeroed.
-    pub vmcs: Hpa,
-    /// The MSR bitmaps, filled in.
-    pub msr_bitmap: Hpa,
-}
-
-/// Who keeps a virtual processor's local APIC.
-#[derive(Clone, Copy, Debug)]
-pub enum LocalApic {
-    /// The hypervisor alone: it injects interrupts.
-    Emulated,
-    /// The processor, in this page, which posted interrupts of this descriptor reach while the guest runs.
-    Virtualised {
-        /// The virtual-APIC page.
-        page: Hpa,
-        /// The posted-interrupt descriptor.
-        descriptor: Hpa,
-    },
-}
-
 /// A virtual processor.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -136,15 +58,16 @@ pub struct Vcpu {
     pub registers: Registers,
     vmcs: Hpa,
     launched: bool,
-    entry_controls: u32,
-    primary_controls: u32,
+    pub(super) entry_controls: u32,
+    pub(super) primary_controls: u32,
 }
 
 impl Vcpu {
     /// Makes a virtual processor that begins at `start` and sees the memory of `eptp`. Its VMCS is current afterwards.
     ///
     /// # Safety
-    /// `eptp` maps nothing but the guest's own memory, and the bitmap lets through no MSR that endangers the hypervisor.
+    /// `eptp` maps nothing but the guest's own memory, and the bitmap lets through no MSR that endangers the hypervisor. The frames, and
+    /// those of `apic`, are used for nothing else until the virtual processor is retired.
     pub unsafe fn new(
         host: &Host,
         frames: Frames,
@@ -166,9 +89,11 @@ impl Vcpu {
             entry_controls: host.capabilities.entry | caps::ENTRY_IA32E,
             primary_controls: host.capabilities.primary,
         };
-        vcpu.write_controls(host, frames.msr_bitmap, eptp, vpid);
+        // SAFETY: the caller vouches for the EPT, the bitmap and the frames.
+        unsafe { vcpu.write_controls(host, frames.msr_bitmap, eptp, vpid) };
         if let LocalApic::Virtualised { page, descriptor } = apic {
-            vcpu.virtualise_apic(host, page, descriptor);
+            // SAFETY: as above.
+            unsafe { vcpu.virtualise_apic(host, page, descriptor) };
         }
         vcpu.write_host_state(host);
         vcpu.write_guest_state(start);
@@ -197,14 +122,22 @@ impl Vcpu {
     }
 
     /// Reads a field. The VMCS must be current.
-    pub fn read<W: Width>(&self, field: Field<W>) -> W::Value {
+    pub fn read<W: Width, S>(&self, field: Field<W, S>) -> W::Value {
         instr::vmread(field).unwrap_or_else(|failure| panic!("VMREAD of field {:#x}: {failure}", field.encoding()))
     }
 
-    /// Writes a field of the guest's state, or one of an entry's parameters.
-    pub fn write<W: Width>(&mut self, field: Field<W>, value: W::Value) {
-        // SAFETY: the guest's own state can endanger the guest only: what it may reach is decided by the EPT, the bitmaps and the
-        // controls, which `new` alone writes (and `set_interrupt_window`, `set_long_mode`, of which neither opens a way).
+    /// Writes a field of the guest's state, or one of an entry's parameters. The VMCS must be current.
+    pub fn write<W: Width>(&mut self, field: Field<W, Guests>, value: W::Value) {
+        // SAFETY: such a field can endanger the guest only, as `Guests` says.
+        unsafe { self.write_guarded(field, value) }
+    }
+
+    /// Writes any field. The VMCS must be current.
+    ///
+    /// # Safety
+    /// As for [`instr::vmwrite`].
+    pub(super) unsafe fn write_guarded<W: Width, S>(&mut self, field: Field<W, S>, value: W::Value) {
+        // SAFETY: the caller vouches for the value.
         unsafe { instr::vmwrite(field, value) }
             .unwrap_or_else(|failure| panic!("VMWRITE of field {:#x}: {failure}", field.encoding()));
     }
@@ -249,12 +182,12 @@ impl Vcpu {
 
     /// CR0 as the guest sees it.
     pub fn cr0(&self) -> u64 {
-        self.read(fields::GUEST_CR0) & !cr0::WATCHED | self.read(fields::CR0_SHADOW) & cr0::WATCHED
+        self.read(fields::GUEST_CR0) & !CR0_WATCHED | self.read(fields::CR0_SHADOW) & CR0_WATCHED
     }
 
     /// CR4 as the guest sees it.
     pub fn cr4(&self) -> u64 {
-        self.read(fields::GUEST_CR4) & cr4::OWNED | self.read(fields::CR4_SHADOW) & !cr4::OWNED
+        self.read(fields::GUEST_CR4) & CR4_OWNED | self.read(fields::CR4_SHADOW) & !CR4_OWNED
     }
 
     /// General register `number`, RSP included.
@@ -286,7 +219,8 @@ impl Vcpu {
         };
         if controls != self.primary_controls {
             self.primary_controls = controls;
-            self.write(fields::PRIMARY_CONTROLS, controls);
+            // SAFETY: the controls are those of `new`, but for an exit more or less that nothing is kept by.
+            unsafe { self.write_guarded(fields::PRIMARY_CONTROLS, controls) }
         }
     }
 
@@ -326,136 +260,14 @@ impl Vcpu {
             self.entry_controls &= !caps::ENTRY_IA32E;
             self.write(fields::GUEST_EFER, value & !efer::LMA);
         }
-        self.write(fields::ENTRY_CONTROLS, self.entry_controls);
-    }
-
-    fn write_controls(&mut self, host: &Host, msr_bitmap: Hpa, eptp: u64, vpid: u16) {
-        let c = &host.capabilities;
-        self.write(fields::PIN_CONTROLS, c.pin);
-        self.write(fields::PRIMARY_CONTROLS, c.primary);
-        self.write(fields::SECONDARY_CONTROLS, c.secondary);
-        self.write(fields::EXIT_CONTROLS, c.exit);
-        self.write(fields::ENTRY_CONTROLS, self.entry_controls);
-        self.write(fields::EXCEPTION_BITMAP, 1 << VECTOR_DB | 1 << VECTOR_AC | 1 << VECTOR_MC);
-        for zero in [
-            fields::PAGE_FAULT_MASK,
-            fields::PAGE_FAULT_MATCH,
-            fields::CR3_TARGET_COUNT,
-            fields::EXIT_MSR_STORE_COUNT,
-            fields::EXIT_MSR_LOAD_COUNT,
-            fields::ENTRY_MSR_LOAD_COUNT,
-            fields::ENTRY_INTERRUPTION,
-        ] {
-            self.write(zero, 0);
-        }
-        self.write(fields::MSR_BITMAP, msr_bitmap.as_u64());
-        self.write(fields::TSC_OFFSET, 0);
-        self.write(fields::EPT_POINTER, eptp);
-        self.write(fields::VPID, vpid);
-        self.write(fields::LINK_POINTER, u64::MAX);
-        self.write(fields::CR0_MASK, cr0::WATCHED);
-        self.write(fields::CR4_MASK, !cr4::OWNED);
-    }
-
-    /// SDM vol. 3, 26.6.8 and 31.1. MONITOR and MWAIT do not exit: a guest whose interrupts come without exits idles without one.
-    fn virtualise_apic(&mut self, host: &Host, page: Hpa, descriptor: Hpa) {
-        let c = &host.capabilities;
-        let off = caps::PRIMARY_CR8 | caps::PRIMARY_MONITOR | caps::PRIMARY_MWAIT;
-        self.primary_controls = c.primary & !off | caps::PRIMARY_TPR_SHADOW;
-        self.write(fields::PRIMARY_CONTROLS, self.primary_controls);
-        self.write(fields::SECONDARY_CONTROLS, c.secondary | caps::SECONDARY_APICV);
-        self.write(fields::PIN_CONTROLS, c.pin | caps::PIN_POSTED);
-        self.write(fields::VIRTUAL_APIC_PAGE, page.as_u64());
-        self.write(fields::POSTED_DESCRIPTOR, descriptor.as_u64());
-        self.write(fields::POSTED_NOTIFICATION_VECTOR, NOTIFICATION_VECTOR.into());
-        self.write(fields::TPR_THRESHOLD, 0);
-        self.write(fields::GUEST_INTERRUPT_STATUS, 0);
-        for n in 0..4 {
-            self.write(fields::eoi_exit_bitmap(n), 0);
-        }
+        // SAFETY: the controls are those of `new`, but for the mode that the guest is in.
+        unsafe { self.write_guarded(fields::ENTRY_CONTROLS, self.entry_controls) }
     }
 
     /// Tells the processor the highest requested vector of the virtual-APIC page: RVI. It delivers what it can from then on.
     pub fn set_requested(&mut self, vector: u8) {
         let status = self.read(fields::GUEST_INTERRUPT_STATUS);
         self.write(fields::GUEST_INTERRUPT_STATUS, status & 0xff00 | u16::from(vector));
-    }
-
-    fn write_host_state(&mut self, host: &Host) {
-        let [cr0, cr3, cr4] = host.cr;
-        self.write(fields::HOST_CR0, cr0);
-        self.write(fields::HOST_CR3, cr3);
-        self.write(fields::HOST_CR4, cr4);
-        self.write(fields::HOST_PAT, host.pat);
-        self.write(fields::HOST_EFER, host.efer);
-        self.write(fields::HOST_CS_SELECTOR, CODE);
-        for selector in [fields::HOST_SS_SELECTOR, fields::HOST_DS_SELECTOR, fields::HOST_ES_SELECTOR] {
-            self.write(selector, DATA);
-        }
-        self.write(fields::HOST_FS_SELECTOR, 0);
-        self.write(fields::HOST_GS_SELECTOR, 0);
-        self.write(fields::HOST_TR_SELECTOR, TSS);
-        self.write(fields::HOST_FS_BASE, 0);
-        self.write(fields::HOST_GS_BASE, crate::cpu::this::base());
-        self.write(fields::HOST_TR_BASE, host.bases.tss);
-        self.write(fields::HOST_GDTR_BASE, host.bases.gdt);
-        self.write(fields::HOST_IDTR_BASE, host.bases.idt);
-        self.write(fields::HOST_SYSENTER_CS, 0);
-        self.write(fields::HOST_SYSENTER_ESP, 0);
-        self.write(fields::HOST_SYSENTER_EIP, 0);
-        self.write(fields::HOST_RIP, entry::exit_address());
-    }
-
-    fn write_guest_state(&mut self, start: &Start) {
-        let cr0_value = cr0::PE | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
-        self.write(fields::GUEST_CR0, cr0_value);
-        self.write(fields::CR0_SHADOW, cr0_value);
-        self.write(fields::GUEST_CR4, cr4::PAE | cr4::VMXE);
-        self.write(fields::CR4_SHADOW, cr4::PAE);
-        self.write(fields::GUEST_CR3, start.cr3);
-        self.write(fields::GUEST_EFER, efer::LME | efer::LMA);
-        // The PAT after reset: SDM vol. 3, table 13-12.
-        self.write(fields::GUEST_PAT, 0x0007_0406_0007_0406);
-        self.write(fields::GUEST_DEBUGCTL, 0);
-        self.write(fields::GUEST_RIP, start.rip);
-        self.write(fields::GUEST_RSP, start.rsp);
-        self.write(fields::GUEST_RFLAGS, rflags::FIXED);
-        self.write(fields::GUEST_DR7, 0x400);
-        self.write(fields::GUEST_GDTR_BASE, start.gdt.0);
-        self.write(fields::GUEST_GDTR_LIMIT, start.gdt.1.into());
-        self.write(fields::GUEST_IDTR_BASE, 0);
-        self.write(fields::GUEST_IDTR_LIMIT, 0);
-        self.write(fields::GUEST_INTERRUPTIBILITY, 0);
-        self.write(fields::GUEST_ACTIVITY, 0);
-        self.write(fields::GUEST_PENDING_DEBUG, 0);
-        self.write(fields::GUEST_SYSENTER_CS, 0);
-        self.write(fields::GUEST_SYSENTER_ESP, 0);
-        self.write(fields::GUEST_SYSENTER_EIP, 0);
-        for n in 0..4 {
-            self.write(fields::guest_pdpte(n), 0);
-        }
-        for segment in Segment::ALL {
-            self.write_segment(segment, start);
-        }
-    }
-
-    /// Flat segments: SDM vol. 3, 28.3.1.2, tells what VM entry wants of each.
-    fn write_segment(&mut self, segment: Segment, start: &Start) {
-        const CODE_64: u32 = 0xa09b;
-        const DATA_FLAT: u32 = 0xc093;
-        const TSS_BUSY: u32 = 0x008b;
-        const UNUSABLE: u32 = 1 << 16;
-        let [code, data, tss] = start.selectors;
-        let (selector, base, limit, rights) = match segment {
-            Segment::Cs => (code, 0, u32::MAX, CODE_64),
-            Segment::Ldtr => (0, 0, 0, UNUSABLE),
-            Segment::Tr => (tss, start.tss.0, start.tss.1, TSS_BUSY),
-            _ => (data, 0, u32::MAX, DATA_FLAT),
-        };
-        self.write(segment.selector(), selector);
-        self.write(segment.base(), base);
-        self.write(segment.limit(), limit);
-        self.write(segment.rights(), rights);
     }
 
     /// What a person wants to see of a guest that went wrong.

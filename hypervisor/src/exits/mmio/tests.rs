@@ -293,7 +293,7 @@ fn attack_18_rep_stos_goes_both_ways_and_stops_where_it_should() {
     assert_eq!((up.general[1], up.general[7]), (0, WINDOW + 12));
 
     let mut down = guest(9, WINDOW + 8);
-    down.rflags |= RFLAGS_DF;
+    down.rflags |= rflags::DF;
     assert_eq!(down.fault(8, true), Ok(Outcome::Again), "the fourth is in the page before");
     assert_eq!(down.writes, [(8, 4, 7), (4, 4, 7), (0, 4, 7)]);
     assert_eq!((down.general[1], down.general[7]), (6, WINDOW - 4));

@@ -3,19 +3,19 @@
 use super::*;
 use crate::exits::mmio::tests::Ram;
 
-const PG: u64 = CR0_PG | CR0_WP | 1;
+const PG: u64 = cr0::PG | cr0::WP | 1;
 const ALL: u64 = PRESENT | WRITABLE | USER;
 
 fn legacy() -> Paging {
-    Paging { cr0: PG, cr3: 0x1000, cr4: CR4_PSE, physical_bits: 40, ..Paging::default() }
+    Paging { cr0: PG, cr3: 0x1000, cr4: cr4::PSE, physical_bits: 40, ..Paging::default() }
 }
 
 fn pae() -> Paging {
-    Paging { cr4: CR4_PAE, efer: EFER_NXE, ..legacy() }
+    Paging { cr4: cr4::PAE, efer: efer::NXE, ..legacy() }
 }
 
 fn long() -> Paging {
-    Paging { efer: EFER_NXE | EFER_LMA, ..pae() }
+    Paging { efer: efer::NXE | efer::LMA, ..pae() }
 }
 
 /// 4-level tables that map `gva` 0x0000_1234_5678_9000 to 0x5000.
@@ -91,7 +91,7 @@ fn long_mode_maps_every_page_size() {
 fn five_levels_are_walked_when_la57_is_set() {
     let (mut ram, gva) = long_tables(0x5000 | ALL);
     ram.put64(0x8000 + 8, 0x1000 | ALL);
-    let paging = Paging { cr3: 0x8000, cr4: CR4_PAE | CR4_LA57, ..long() };
+    let paging = Paging { cr3: 0x8000, cr4: cr4::PAE | cr4::LA57, ..long() };
     assert_eq!(go(&mut ram, &paging, gva.as_u64() | 1 << 48, Access::Read), Ok(0x5000));
     assert_eq!(go(&mut ram, &paging, gva.as_u64(), Access::Read), Err(WalkError::PageFault(0)));
 }
@@ -99,14 +99,14 @@ fn five_levels_are_walked_when_la57_is_set() {
 #[test]
 fn rights_follow_the_manual() {
     let user = Paging { cpl: 3, ..long() };
-    let smap = Paging { cr4: CR4_PAE | CR4_SMAP | CR4_SMEP, ..long() };
+    let smap = Paging { cr4: cr4::PAE | cr4::SMAP | cr4::SMEP, ..long() };
     let fault = |code| Err(WalkError::PageFault(code));
     let cases = [
         ("user page, user", 0, user, Access::Write, Ok(0x5000)),
         ("supervisor page, user", USER, user, Access::Read, fault(0b0101)),
         ("read-only page, user", WRITABLE, user, Access::Write, fault(0b0111)),
         ("read-only page, supervisor with WP", WRITABLE, long(), Access::Write, fault(0b0011)),
-        ("read-only page, no WP", WRITABLE, Paging { cr0: CR0_PG, ..long() }, Access::Write, Ok(0x5000)),
+        ("read-only page, no WP", WRITABLE, Paging { cr0: cr0::PG, ..long() }, Access::Write, Ok(0x5000)),
         ("SMAP", 0, smap, Access::Read, fault(0b0001)),
         ("SMAP and AC", 0, Paging { ac: true, ..smap }, Access::Read, Ok(0x5000)),
         ("SMAP, supervisor page", USER, smap, Access::Write, Ok(0x5000)),
@@ -120,7 +120,7 @@ fn rights_follow_the_manual() {
     }
     let (mut ram, gva) = long_tables(0x5000 | ALL | NO_EXECUTE);
     assert_eq!(go(&mut ram, &long(), gva.as_u64(), Access::Execute), fault(0b1_0001), "NX");
-    let without_nx = Paging { efer: EFER_LMA, ..long() };
+    let without_nx = Paging { efer: efer::LMA, ..long() };
     assert_eq!(go(&mut ram, &without_nx, gva.as_u64(), Access::Read), fault(0b1001), "NX is reserved");
 }
 
@@ -167,7 +167,7 @@ proptest::proptest! {
             let entry = entries[at as usize % 64];
             ram.put64(at * 8, if entry >> 60 == 0 { entry } else { entry & 0x3fff | PRESENT });
         }
-        let paging = Paging { cr0: cr0 | CR0_PG, cr3: cr3 & 0x3fff, cr4, efer, cpl, ac: false, physical_bits };
+        let paging = Paging { cr0: cr0 | cr0::PG, cr3: cr3 & 0x3fff, cr4, efer, cpl, ac: false, physical_bits };
         for access in [Access::Read, Access::Write, Access::Execute] {
             let _ = walk(&mut ram, &paging, Gva::new(gva), access);
         }
@@ -186,9 +186,9 @@ proptest::proptest! {
         for (level, bit) in flips {
             ram.put64(at(level), ram.get64(at(level)) ^ 1 << bit);
         }
-        let cr4 = CR4_PAE | if smap { CR4_SMAP | CR4_SMEP } else { 0 };
-        let efer = EFER_LMA | if nxe { EFER_NXE } else { 0 };
-        let paging = Paging { cr0: CR0_PG | if wp { CR0_WP } else { 0 }, cr4, efer, cpl, ..long() };
+        let cr4 = cr4::PAE | if smap { cr4::SMAP | cr4::SMEP } else { 0 };
+        let efer = efer::LMA | if nxe { efer::NXE } else { 0 };
+        let paging = Paging { cr0: cr0::PG | if wp { cr0::WP } else { 0 }, cr4, efer, cpl, ..long() };
         if let Some(gpa) = walk_quickly(&ram, &paging, gva.as_u64(), access) {
             proptest::prop_assert_eq!(walk_any(&mut ram, &paging, Format::Long(4), gva, access), Ok(gpa));
         }

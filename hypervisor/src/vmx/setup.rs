@@ -1,0 +1,200 @@
+//! What a VMCS holds before its guest's first instruction.
+
+use super::{
+    caps, entry,
+    fields::{self, Segment},
+    root::Host,
+    vcpu::{CR0_WATCHED, CR4_OWNED, VECTOR_AC, VECTOR_DB, VECTOR_MC, Vcpu},
+};
+use crate::{
+    addr::Hpa,
+    apic::NOTIFICATION_VECTOR,
+    cpu::{
+        self,
+        bits::{cr0, cr4, efer, rflags},
+        tables::{CODE, DATA, TSS},
+    },
+};
+
+/// Where and how a guest begins: Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst).
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// First instruction.
+    pub rip: u64,
+    /// Stack.
+    pub rsp: u64,
+    /// `boot_params`.
+    pub rsi: u64,
+    /// Page tables: at least an identity map of what the guest needs at first.
+    pub cr3: u64,
+    /// Base and limit of the GDT.
+    pub gdt: (u64, u16),
+    /// Selectors of the 64-bit code segment, the data segment and the TSS.
+    pub selectors: [u16; 3],
+    /// Base and limit of the TSS.
+    pub tss: (u64, u32),
+}
+
+/// Frames that a virtual processor is made of. Whoever made it takes them back when it is gone.
+#[derive(Clone, Copy, Debug)]
+pub struct Frames {
+    /// The VMCS, zeroed.
+    pub vmcs: Hpa,
+    /// The MSR bitmaps, filled in.
+    pub msr_bitmap: Hpa,
+}
+
+/// Who keeps a virtual processor's local APIC.
+#[derive(Clone, Copy, Debug)]
+pub enum LocalApic {
+    /// The hypervisor alone: it injects interrupts.
+    Emulated,
+    /// The processor, in this page, which posted interrupts of this descriptor reach while the guest runs.
+    Virtualised {
+        /// The virtual-APIC page.
+        page: Hpa,
+        /// The posted-interrupt descriptor.
+        descriptor: Hpa,
+    },
+}
+
+impl Vcpu {
+    /// # Safety
+    /// The EPT and the bitmap are as [`Vcpu::new`] asks for them.
+    pub(super) unsafe fn write_controls(&mut self, host: &Host, msr_bitmap: Hpa, eptp: u64, vpid: u16) {
+        let c = &host.capabilities;
+        // SAFETY: the controls are those that the hypervisor was made for; the caller vouches for the EPT and the bitmap.
+        unsafe {
+            self.write_guarded(fields::PIN_CONTROLS, c.pin);
+            self.write_guarded(fields::PRIMARY_CONTROLS, c.primary);
+            self.write_guarded(fields::SECONDARY_CONTROLS, c.secondary);
+            self.write_guarded(fields::EXIT_CONTROLS, c.exit);
+            self.write_guarded(fields::ENTRY_CONTROLS, self.entry_controls);
+            self.write_guarded(fields::EXCEPTION_BITMAP, 1 << VECTOR_DB | 1 << VECTOR_AC | 1 << VECTOR_MC);
+            for zero in [
+                fields::PAGE_FAULT_MASK,
+                fields::PAGE_FAULT_MATCH,
+                fields::CR3_TARGET_COUNT,
+                fields::EXIT_MSR_STORE_COUNT,
+                fields::EXIT_MSR_LOAD_COUNT,
+                fields::ENTRY_MSR_LOAD_COUNT,
+            ] {
+                self.write_guarded(zero, 0);
+            }
+            self.write_guarded(fields::MSR_BITMAP, msr_bitmap.as_u64());
+            self.write_guarded(fields::EPT_POINTER, eptp);
+            self.write_guarded(fields::VPID, vpid);
+            self.write_guarded(fields::LINK_POINTER, u64::MAX);
+            self.write_guarded(fields::CR0_MASK, CR0_WATCHED);
+            self.write_guarded(fields::CR4_MASK, !CR4_OWNED);
+        }
+        self.write(fields::ENTRY_INTERRUPTION, 0);
+        self.write(fields::TSC_OFFSET, 0);
+    }
+
+    /// SDM vol. 3, 26.6.8 and 31.1. MONITOR and MWAIT do not exit: a guest whose interrupts come without exits idles without one.
+    ///
+    /// # Safety
+    /// The page and the descriptor are as [`Vcpu::new`] asks for them.
+    pub(super) unsafe fn virtualise_apic(&mut self, host: &Host, page: Hpa, descriptor: Hpa) {
+        let c = &host.capabilities;
+        let off = caps::PRIMARY_CR8 | caps::PRIMARY_MONITOR | caps::PRIMARY_MWAIT;
+        self.primary_controls = c.primary & !off | caps::PRIMARY_TPR_SHADOW;
+        // SAFETY: with a TPR shadow CR8 is the page's, not the machine's; the caller vouches for the page and the descriptor.
+        unsafe {
+            self.write_guarded(fields::PRIMARY_CONTROLS, self.primary_controls);
+            self.write_guarded(fields::SECONDARY_CONTROLS, c.secondary | caps::SECONDARY_APICV);
+            self.write_guarded(fields::PIN_CONTROLS, c.pin | caps::PIN_POSTED);
+            self.write_guarded(fields::VIRTUAL_APIC_PAGE, page.as_u64());
+            self.write_guarded(fields::POSTED_DESCRIPTOR, descriptor.as_u64());
+            self.write_guarded(fields::POSTED_NOTIFICATION_VECTOR, NOTIFICATION_VECTOR.into());
+            self.write_guarded(fields::TPR_THRESHOLD, 0);
+            for n in 0..4 {
+                self.write_guarded(fields::eoi_exit_bitmap(n), 0);
+            }
+        }
+        self.write(fields::GUEST_INTERRUPT_STATUS, 0);
+    }
+
+    /// What VM exit sets back (SDM vol. 3, 29.5): this processor's own registers and tables.
+    pub(super) fn write_host_state(&mut self, host: &Host) {
+        let [cr0, cr3, cr4] = host.cr;
+        // SAFETY: VM exit leads into `entry`, with the control registers and tables that are in force now.
+        unsafe {
+            self.write_guarded(fields::HOST_CR0, cr0);
+            self.write_guarded(fields::HOST_CR3, cr3);
+            self.write_guarded(fields::HOST_CR4, cr4);
+            self.write_guarded(fields::HOST_PAT, host.pat);
+            self.write_guarded(fields::HOST_EFER, host.efer);
+            self.write_guarded(fields::HOST_CS_SELECTOR, CODE);
+            for selector in [fields::HOST_SS_SELECTOR, fields::HOST_DS_SELECTOR, fields::HOST_ES_SELECTOR] {
+                self.write_guarded(selector, DATA);
+            }
+            self.write_guarded(fields::HOST_FS_SELECTOR, 0);
+            self.write_guarded(fields::HOST_GS_SELECTOR, 0);
+            self.write_guarded(fields::HOST_TR_SELECTOR, TSS);
+            self.write_guarded(fields::HOST_FS_BASE, 0);
+            self.write_guarded(fields::HOST_GS_BASE, cpu::this::base());
+            self.write_guarded(fields::HOST_TR_BASE, host.bases.tss);
+            self.write_guarded(fields::HOST_GDTR_BASE, host.bases.gdt);
+            self.write_guarded(fields::HOST_IDTR_BASE, host.bases.idt);
+            self.write_guarded(fields::HOST_SYSENTER_CS, 0);
+            self.write_guarded(fields::HOST_SYSENTER_ESP, 0);
+            self.write_guarded(fields::HOST_SYSENTER_EIP, 0);
+            self.write_guarded(fields::HOST_RIP, entry::exit_address());
+        }
+    }
+
+    /// As Linux's 64-bit entry wants it: long mode, paging on, interrupts off.
+    pub(super) fn write_guest_state(&mut self, start: &Start) {
+        let cr0_value = cr0::PE | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
+        self.write(fields::GUEST_CR0, cr0_value);
+        self.write(fields::CR0_SHADOW, cr0_value);
+        self.write(fields::GUEST_CR4, cr4::PAE | cr4::VMXE);
+        self.write(fields::CR4_SHADOW, cr4::PAE);
+        self.write(fields::GUEST_CR3, start.cr3);
+        self.write(fields::GUEST_EFER, efer::LME | efer::LMA);
+        // The PAT after reset: SDM vol. 3, table 13-12.
+        self.write(fields::GUEST_PAT, 0x0007_0406_0007_0406);
+        self.write(fields::GUEST_DEBUGCTL, 0);
+        self.write(fields::GUEST_RIP, start.rip);
+        self.write(fields::GUEST_RSP, start.rsp);
+        self.write(fields::GUEST_RFLAGS, rflags::FIXED);
+        self.write(fields::GUEST_DR7, 0x400);
+        self.write(fields::GUEST_GDTR_BASE, start.gdt.0);
+        self.write(fields::GUEST_GDTR_LIMIT, start.gdt.1.into());
+        self.write(fields::GUEST_IDTR_BASE, 0);
+        self.write(fields::GUEST_IDTR_LIMIT, 0);
+        self.write(fields::GUEST_INTERRUPTIBILITY, 0);
+        self.write(fields::GUEST_ACTIVITY, 0);
+        self.write(fields::GUEST_PENDING_DEBUG, 0);
+        self.write(fields::GUEST_SYSENTER_CS, 0);
+        self.write(fields::GUEST_SYSENTER_ESP, 0);
+        self.write(fields::GUEST_SYSENTER_EIP, 0);
+        for n in 0..4 {
+            self.write(fields::guest_pdpte(n), 0);
+        }
+        for segment in Segment::ALL {
+            self.write_segment(segment, start);
+        }
+    }
+
+    /// Flat segments: SDM vol. 3, 28.3.1.2, tells what VM entry wants of each.
+    fn write_segment(&mut self, segment: Segment, start: &Start) {
+        const CODE_64: u32 = 0xa09b;
+        const DATA_FLAT: u32 = 0xc093;
+        const TSS_BUSY: u32 = 0x008b;
+        const UNUSABLE: u32 = 1 << 16;
+        let [code, data, tss] = start.selectors;
+        let (selector, base, limit, rights) = match segment {
+            Segment::Cs => (code, 0, u32::MAX, CODE_64),
+            Segment::Ldtr => (0, 0, 0, UNUSABLE),
+            Segment::Tr => (tss, start.tss.0, start.tss.1, TSS_BUSY),
+            _ => (data, 0, u32::MAX, DATA_FLAT),
+        };
+        self.write(segment.selector(), selector);
+        self.write(segment.base(), base);
+        self.write(segment.limit(), limit);
+        self.write(segment.rights(), rights);
+    }
+}
