@@ -1,6 +1,6 @@
 //! A guest that runs, or waits.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{format, string::String, sync::Arc, vec::Vec};
 
 use super::{
     assign::Assigned,
@@ -18,7 +18,7 @@ use crate::{
     ims::{Domain, GuestId},
     memory::{FrameSource, Ram},
     vdev::x2apic::Accepted,
-    vmx::{Exit, Vcpu, VirtualApic, exit::Reason, fields, instr, posted::Turn, vcpu},
+    vmx::{Exit, Vcpu, VirtualApic, exit::Reason, fields, instr, posted::Turn},
 };
 
 /// Exit reasons that are counted: all that the processor can give, in 16 bits, end far below this.
@@ -92,6 +92,11 @@ pub struct Holdings {
 }
 
 impl Holdings {
+    /// Whether its devices' interrupts are posted.
+    pub fn is_posted(&self) -> bool {
+        self.service.ports().posts_to(self.id)
+    }
+
     /// Nothing, for guest `id`.
     pub fn new(id: GuestId, service: &'static MachineService) -> Self {
         Self { id, service, ram: None, ept: None, frames: Vec::new(), functions: Vec::new(), domain: None }
@@ -270,10 +275,15 @@ impl Guest {
         }
         self.counts.report_exits(self.id);
         let domain = self.holdings.domain.as_ref().map(|domain| domain.counters()).unwrap_or_default();
+        // Posted interrupts pass the hypervisor by: nobody there could count them.
+        let delivered = if self.holdings.is_posted() {
+            String::from("posted=yes")
+        } else {
+            format!("delivered={}", self.counts.delivered)
+        };
         event!(
-            "interrupts guest={} delivered={} merged={} dropped={} hypercalls={} trapped_writes={} refused={}",
+            "interrupts guest={} {delivered} merged={} dropped={} hypercalls={} trapped_writes={} refused={}",
             self.id.0,
-            self.counts.delivered,
             self.counts.merged,
             self.counts.dropped,
             domain.hypercalls,

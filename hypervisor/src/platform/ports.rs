@@ -119,6 +119,11 @@ impl MachinePorts {
         self.posted.lock().push((guest, apic_id, descriptor));
     }
 
+    /// Whether a guest's interrupts are posted.
+    pub fn posts_to(&self, guest: GuestId) -> bool {
+        self.posted.lock().iter().any(|(other, ..)| *other == guest)
+    }
+
     /// Forgets a guest's processor and descriptors. Nothing leads there any more: the service has given its routes back.
     pub fn forget(&self, guest: GuestId) {
         self.posted.lock().retain(|(other, ..)| *other != guest);
