@@ -66,7 +66,9 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
 fn service(machine: &'static Machine, apic_id: u32, others: &[u32]) -> &'static MachineService {
     let units = machine.bring_up_units(REMAPPING_ENTRIES, apic_id);
     let vectors = [apic_id].iter().chain(others).map(|&id| Vectors::new(id)).collect();
-    Box::leak(Box::new(Service::new(MachinePorts::new(machine, units, vectors))))
+    // SAFETY: guests are made by `platform::start` alone, which tells the service of the stores that `assign` prepared.
+    let ports = unsafe { MachinePorts::new(machine, units, vectors) };
+    Box::leak(Box::new(Service::new(ports)))
 }
 
 fn tell(machine: &Machine, service: &MachineService, processors: usize) {

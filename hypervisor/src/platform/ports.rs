@@ -54,7 +54,11 @@ pub struct MachinePorts {
 
 impl MachinePorts {
     /// With the machine's units, in its order, as far as they are up, and the vectors of each processor by its number.
-    pub fn new(machine: &'static Machine, units: Vec<Option<Unit>>, vectors: Vec<Vectors>) -> Self {
+    ///
+    /// # Safety
+    /// Each [`StoreSpec`] that a service with these ports is told of is one that [`assign::prepare`] made: `slots` slots of mapped,
+    /// uncached device memory at `base`, and of frames of its own at `shadow`, for as long as the service holds it.
+    pub unsafe fn new(machine: &'static Machine, units: Vec<Option<Unit>>, vectors: Vec<Vectors>) -> Self {
         Self {
             machine,
             units,
@@ -271,20 +275,21 @@ fn field(base: Hpa, slot: u16, field: Field) -> u64 {
 
 impl Store for MachinePorts {
     fn write(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
-        // SAFETY: `assign` makes the specifications, whose `base` has `slots` slots in mapped device memory; the service's slots
-        // are below that. What the message leads to is the entry's business.
+        // SAFETY: `MachinePorts::new` was promised that `base` has `slots` slots of mapped device memory, and the service has checked
+        // `slot` against that. The device sends what is written here through the remapping unit, so it is no way to memory.
         unsafe { write_volatile(field(store.base, slot, which) as *mut u32, value) }
     }
 
     fn read_back(&self, store: &StoreSpec, slot: u16, which: Field) -> u32 {
-        // SAFETY: as above.
+        // SAFETY: as in `write`; reading a slot has no side effect.
         unsafe { read_volatile(field(store.base, slot, which) as *const u32) }
     }
 }
 
 impl Shadow for MachinePorts {
     fn show(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
-        // SAFETY: as above: `shadow` has room for `slots` slots in frames of its own. The guest reads them, no Rust reference does.
+        // SAFETY: `MachinePorts::new` was promised that `shadow` has room for `slots` slots in frames of its own, and the service has
+        // checked `slot`. The guest reads them meanwhile; no Rust reference leads there.
         unsafe { write_volatile(field(store.shadow, slot, which) as *mut u32, value) }
     }
 }
