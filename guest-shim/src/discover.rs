@@ -63,11 +63,6 @@ impl Interface {
         let most = if self.features.contains(Features::BATCH) { self.limits.batch } else { 1 };
         usize::try_from(most).unwrap_or(usize::MAX).max(1)
     }
-
-    /// Whether the platform forbids to use a store without this domain.
-    pub const fn forbids_native(&self) -> bool {
-        self.features.contains(Features::IMS_FORBIDDEN)
-    }
 }
 
 /// Why there is no domain to use.

@@ -17,8 +17,6 @@ pub enum Field {
 
 /// Control: the slot is masked.
 pub const CONTROL_MASK: u32 = 1 << 0;
-/// Control: a message waits for the slot to be unmasked.
-pub const CONTROL_PENDING: u32 = 1 << 1;
 
 /// A store of 16-byte slots.
 pub trait Store {

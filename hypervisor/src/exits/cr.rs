@@ -6,10 +6,16 @@
 use super::Action;
 use crate::{
     addr::Gpa,
-    cpu::bits::{cr0, cr4, efer},
+    cpu::{
+        bits::{cr0, cr4, efer},
+        fpu::XCR0_GUEST,
+    },
     vdev::cpuid,
     vmx::{Registers, Vcpu, exit::CrAccess, fields, vcpu::CR4_ALLOWED},
 };
+
+// The room of virtual devices knows nothing of the processor, so each has its own list of the components that a guest may have.
+const _: () = assert!(cpuid::XCR0_ALLOWED == XCR0_GUEST);
 
 /// Reads the guest's memory: four page-directory-pointer-table entries at a 32-byte aligned address.
 pub type ReadPdptes<'a> = &'a dyn Fn(Gpa) -> Option<[u64; 4]>;

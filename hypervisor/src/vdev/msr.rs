@@ -8,11 +8,11 @@ use super::mtrr::Mtrrs;
 use super::x2apic::{self, X2Apic};
 
 /// IA32_EFER.
-pub const EFER: u32 = 0xc000_0080;
+const EFER: u32 = 0xc000_0080;
 /// IA32_PAT.
-pub const PAT: u32 = 0x277;
+const PAT: u32 = 0x277;
 /// IA32_TIME_STAMP_COUNTER.
-pub const TSC: u32 = 0x10;
+const TSC: u32 = 0x10;
 
 const PLATFORM_ID: u32 = 0x17;
 const FEATURE_CONTROL: u32 = 0x3a;
@@ -23,16 +23,16 @@ const DEBUGCTL: u32 = 0x1d9;
 const TSC_AUX: u32 = 0xc000_0103;
 
 /// SYSCALL enable.
-pub const EFER_SCE: u64 = 1 << 0;
+const EFER_SCE: u64 = 1 << 0;
 /// Long mode enable.
-pub const EFER_LME: u64 = 1 << 8;
+const EFER_LME: u64 = 1 << 8;
 /// Long mode active: read-only for software.
-pub const EFER_LMA: u64 = 1 << 10;
+const EFER_LMA: u64 = 1 << 10;
 /// No-execute enable.
-pub const EFER_NXE: u64 = 1 << 11;
+const EFER_NXE: u64 = 1 << 11;
 
 /// Value of IA32_PAT after reset.
-pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// Locked, VMX and SMX off.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
 /// A revision other than 0, in the upper half.

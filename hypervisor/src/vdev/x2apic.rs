@@ -11,10 +11,6 @@ use super::x2apic_timer::{Mode, Timer};
 pub const MSR_APIC_BASE: u32 = 0x1b;
 /// IA32_TSC_DEADLINE.
 pub const MSR_TSC_DEADLINE: u32 = 0x6e0;
-/// First of the x2APIC's registers.
-pub const MSR_FIRST: u32 = 0x800;
-/// Last of the x2APIC's registers that exist.
-pub const MSR_LAST: u32 = 0x83f;
 
 /// Version 0x15 with six LVT entries and no suppression of EOI broadcasts.
 const VERSION: u32 = 5 << 16 | 0x15;
@@ -90,7 +86,7 @@ pub struct Ipi {
     pub vector: u8,
     /// How.
     pub delivery: Delivery,
-    /// To whom. It can include the sender: see [`X2Apic::is_target`].
+    /// To whom. It can include the sender.
     pub destination: Destination,
 }
 
@@ -204,16 +200,6 @@ impl X2Apic {
     /// Whether software has it enabled (SVR bit 8).
     pub const fn is_enabled(&self) -> bool {
         self.svr & SVR_ENABLED != 0
-    }
-
-    /// Whether a command from the APIC with ID `sender` to `destination` is for this one.
-    pub const fn is_target(&self, destination: Destination, sender: u32) -> bool {
-        match destination {
-            Destination::All | Destination::Physical(u32::MAX) | Destination::Logical(u32::MAX) => true,
-            Destination::AllButSelf => self.id != sender,
-            Destination::Physical(id) => self.id == id,
-            Destination::Logical(mask) => mask >> 16 == self.ldr() >> 16 && mask & self.ldr() & 0xffff != 0,
-        }
     }
 
     /// Takes an edge-triggered interrupt: from a device, a timer or another processor.

@@ -34,7 +34,8 @@ impl<R: Registers> Unit<R> {
         &self.capabilities
     }
 
-    /// Has less patience: for tests.
+    /// Has less patience.
+    #[cfg(test)]
     #[must_use]
     pub fn with_polls(mut self, polls: u32) -> Self {
         self.polls = polls;

@@ -30,8 +30,7 @@ pub const COMMAND_ENABLE_WQ: u32 = 6;
 pub const COMMAND_REQUEST_INT_HANDLE: u32 = 13;
 pub const COMMAND_RELEASE_INT_HANDLE: u32 = 14;
 
-/// Bytes of a group's configuration: WQ mask at 0, engines at 32, flags at 40.
-pub const GROUP_SIZE: u64 = 64;
+/// In a group's configuration: its engines, its flags. The mask of its work queues is at 0.
 pub const GROUP_ENGINES: u64 = 32;
 pub const GROUP_FLAGS: u64 = 40;
 pub const WQCFG_MODE_DEDICATED: u32 = 1;
