@@ -354,6 +354,14 @@ fn no_message_leaves_the_device_for_a_slot_that_holds_nonsense() {
     assert_eq!(boot.outcome().counter("vtd.blocked"), 0, "requests that the remapping unit had to refuse");
 }
 
+#[test]
+fn a_device_whose_guest_has_ended_is_disabled_and_reaches_no_memory() {
+    let boot = NONSENSE.run();
+    for state in ["dsa.enabled", "dsa.bus_master"] {
+        assert_eq!(boot.plugin.get(state), Some(&0), "{state}");
+    }
+}
+
 static STRAY_DMA: Scenario = Scenario::new("a guest whose device is sent astray", |plan| {
     plan.guest("stray-dma", "stray-dma mem=64M device=dsa")?;
     plan.guest("hello", "hello mem=32M")

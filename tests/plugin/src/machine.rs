@@ -234,6 +234,8 @@ impl Machine {
                 ("pending", stats.pending),
                 ("refused", stats.refused),
                 ("faults", stats.faults),
+                ("enabled", dsa.enabled().into()),
+                ("bus_master", u64::from(dsa.config_read(4, 2) >> 2 & 1)),
             ] {
                 let _ = writeln!(text, "dsa.{key}={value}");
             }

@@ -53,9 +53,14 @@ impl AssignedDsa {
         }
         pci::enable(&config::Ports, function);
         let mut device = Self::map(function).ok_or(Missing::Device)?;
-        let queues: [_; QUEUES as usize] = core::array::from_fn(|n| WorkQueue { index: n as u8, size: QUEUE_SIZE });
-        device.dsa.start(&queues).map_err(Missing::Start)?;
+        device.restart().map_err(Missing::Start)?;
         Ok(device)
+    }
+
+    /// Resets the device and starts it again.
+    pub fn restart(&mut self) -> Result<(), Error> {
+        let queues: [_; QUEUES as usize] = core::array::from_fn(|n| WorkQueue { index: n as u8, size: QUEUE_SIZE });
+        self.dsa.start(&queues)
     }
 
     fn map(function: Function) -> Option<Self> {

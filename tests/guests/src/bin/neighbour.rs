@@ -21,8 +21,8 @@ const HELD_BACK: u64 = 3_000;
 const PROMPT: u64 = 20_000;
 const GIVE_UP: u64 = 10_000_000;
 
-/// IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE.
-const MSRS: [u32; 5] = [0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0102];
+/// IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE, IA32_TSC_AUX.
+const MSRS: [u32; 6] = [0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0102, 0xc000_0103];
 
 /// A register, by what is done with it.
 struct Register {
@@ -53,7 +53,7 @@ macro_rules! moved {
 /// Addresses stay canonical below this.
 const LOW: u64 = 0x7fff_ffff_f000;
 
-const REGISTERS: [Register; 6] = [
+const REGISTERS: [Register; 7] = [
     moved!("dr0", LOW),
     moved!("dr1", LOW),
     moved!("dr2", LOW),
@@ -71,11 +71,32 @@ const REGISTERS: [Register; 6] = [
         },
         mask: u64::MAX,
     },
+    Register {
+        name: "xcr0",
+        // SAFETY: `enable_xsave` was called. SSE state on or off: nobody saves it by XSAVE here.
+        write: |value| unsafe {
+            asm!("xsetbv", in("ecx") 0, in("eax") value as u32 | 1, in("edx") 0, options(nomem, nostack));
+        },
+        read: || {
+            let value: u32;
+            // SAFETY: as above.
+            unsafe { asm!("xgetbv", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
+            value.into()
+        },
+        mask: 1 << 1,
+    },
 ];
+
+/// Lets XCR0 be read and written: CR4.OSXSAVE.
+fn enable_xsave() {
+    // SAFETY: nobody looks at CPUID for it here.
+    unsafe { asm!("mov {r}, cr4", "or {r}, 0x40000", "mov cr4, {r}", r = out(reg) _, options(nomem, nostack)) };
+}
 
 fn main(guest: &Guest) -> u8 {
     let seed = command_line::option(guest.command_line, "seed").and_then(|seed| seed.parse().ok()).unwrap_or(0u64);
     poke::enable_sse();
+    enable_xsave();
     let value = |n: u64| (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(7 * n as u32 + 1);
     for (n, register) in (0..).zip(&REGISTERS) {
         (register.write)(value(n) & register.mask);
@@ -87,7 +108,7 @@ fn main(guest: &Guest) -> u8 {
     for _ in 0..ROUNDS {
         idle::wait_until(TICKS, || false);
         for (n, register) in (0..).zip(&REGISTERS) {
-            errors += differs(register.name, (register.read)(), value(n) & register.mask);
+            errors += differs(register.name, (register.read)() & register.mask, value(n) & register.mask);
         }
         for (n, msr) in (10..).zip(MSRS) {
             errors += differs("an MSR", read_msr(msr), value(n) & msr_mask(msr));
@@ -126,9 +147,9 @@ fn differs(name: &str, found: u64, expected: u64) -> u32 {
     1
 }
 
-/// IA32_FMASK has 32 bits; the others hold addresses, IA32_STAR selectors.
+/// IA32_FMASK and IA32_TSC_AUX have 32 bits; the others hold addresses, IA32_STAR selectors.
 fn msr_mask(msr: u32) -> u64 {
-    if msr == 0xc000_0084 { 0xffff_ffff } else { LOW }
+    if matches!(msr, 0xc000_0084 | 0xc000_0103) { 0xffff_ffff } else { LOW }
 }
 
 fn write_msr(msr: u32, value: u64) {

@@ -139,6 +139,11 @@ impl Dsa {
         self.stats
     }
 
+    /// Whether the device is enabled (GENSTS).
+    pub fn enabled(&self) -> bool {
+        self.registers.enabled()
+    }
+
     /// Whether the function answers memory accesses (the command register's memory space bit).
     pub fn memory_enabled(&self) -> bool {
         self.space.memory_enabled()

@@ -9,6 +9,7 @@
 mod calls;
 mod messages;
 mod mode32;
+mod privileges;
 mod stores;
 
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -72,6 +73,8 @@ fn main(guest: &Guest) -> u8 {
     attacker.program_good_slot();
     messages::all(&mut attacker);
     stores::all(&mut attacker);
+    privileges::all(&mut attacker, calls.interface().call_base);
+    attacker.restart_device();
     calls::all(&mut attacker, &calls, batch_page(&PAGE));
     attacker.report()
 }
@@ -142,6 +145,19 @@ impl Attacker {
         } else {
             self.error(format_args!("the good slot does not work"));
         }
+    }
+
+    /// After a reset of the device a slot is as after power-on, the guest sees it so, and it can be used again (attack 23).
+    fn restart_device(&mut self) {
+        self.cases += 1;
+        if let Err(error) = self.device.restart() {
+            self.error(format_args!("the device does not start again: {error:?}"));
+        }
+        let seen = [0, 1, 2, 3].map(|n| self.dword(GOOD_SLOT, n));
+        if seen != [0, 0, 0, 1] {
+            self.error(format_args!("a slot after a reset of the device: {seen:x?}"));
+        }
+        self.program_good_slot();
     }
 
     /// Does something of which no interrupt may come.

@@ -1,0 +1,160 @@
+//! What is not for a guest, or not for a guest's user mode: VMX, the host's registers, a call from CPL 3 (attack 27).
+
+use guests::guest_shim::hcall_abi::{Status, result_from_rax};
+use guests::may_fault;
+
+use super::Attacker;
+
+/// #UD and #GP.
+const UNDEFINED: Option<u8> = Some(6);
+const PROTECTION: Option<u8> = Some(13);
+
+/// CR4.VMXE.
+const VMXE: u64 = 1 << 13;
+/// IA32_VMX_BASIC, IA32_SMM_MONITOR_CTL, an MSR that no bitmap covers.
+const FOREIGN_MSRS: [u32; 3] = [0x480, 0x9b, 0x4000_0000];
+
+/// Tries all of them. `call_base` is the number of the call that does nothing.
+pub fn all(attacker: &mut Attacker, call_base: u32) {
+    attacker.cases += 1;
+    if cr4() & VMXE != 0 {
+        attacker.error(format_args!("the guest sees CR4.VMXE"));
+    }
+    attacker.cases += 1;
+    let fault = set_vmxe();
+    if fault != PROTECTION || cr4() & VMXE != 0 {
+        attacker.error(format_args!("CR4.VMXE can be set: {fault:?}"));
+    }
+    attacker.cases += 1;
+    let fault = vmxoff();
+    if fault != UNDEFINED {
+        attacker.error(format_args!("VMXOFF: {fault:?}"));
+    }
+    for msr in FOREIGN_MSRS {
+        attacker.cases += 1;
+        let fault = read_msr(msr);
+        if fault != PROTECTION {
+            attacker.error(format_args!("MSR {msr:#x} can be read: {fault:?}"));
+        }
+    }
+    attacker.cases += 1;
+    let from_user = vmcall_from_user(call_base);
+    if from_user != Err(Status::NotPrivileged) {
+        attacker.error(format_args!("a call from CPL 3: {from_user:?}"));
+    }
+}
+
+fn cr4() -> u64 {
+    let value: u64;
+    // SAFETY: reading it changes nothing.
+    unsafe { core::arch::asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+fn set_vmxe() -> Option<u8> {
+    // SAFETY: the bit means nothing to the program.
+    unsafe { may_fault!(["mov cr4, {value}"], value = in(reg) cr4() | VMXE) }
+}
+
+fn vmxoff() -> Option<u8> {
+    // SAFETY: the guest is not in VMX operation.
+    unsafe { may_fault!(["vmxoff"]) }
+}
+
+fn read_msr(msr: u32) -> Option<u8> {
+    // SAFETY: reading it changes nothing.
+    unsafe { may_fault!(["rdmsr"], in("ecx") msr, out("eax") _, out("edx") _) }
+}
+
+// IRET leads to CPL 3 and SYSCALL back, without a stack in between and with interrupts off. The run-time's descriptor table has no
+// segments for CPL 3, so another one is loaded meanwhile; its other segments are at the same places.
+core::arch::global_asm!(
+    ".pushsection .text.vmcall_from_user_mode, \"ax\"",
+    ".globl vmcall_from_user_mode",
+    "vmcall_from_user_mode:",
+    "push rbx",
+    "push rbp",
+    "pushfq",
+    "cli",
+    "sub rsp, 16",
+    "sgdt [rsp]",
+    "lgdt [rip + 5f]",
+    "mov ecx, 0xc0000080", // IA32_EFER.SCE
+    "rdmsr",
+    "or eax, 1",
+    "wrmsr",
+    "mov ecx, 0xc0000081", // IA32_STAR: SYSCALL loads CS with 0x10, SS with 0x18
+    "xor eax, eax",
+    "mov edx, 0x10",
+    "wrmsr",
+    "mov ecx, 0xc0000082", // IA32_LSTAR
+    "lea rax, [rip + 3f]",
+    "xor edx, edx",
+    "wrmsr",
+    "mov eax, edi",
+    "mov rbp, rsp",
+    "lea rcx, [rip + 2f]",
+    "push 0x2b",
+    "push rbp",
+    "push 2",
+    "push 0x23",
+    "push rcx",
+    "iretq",
+    "2:",
+    "xor ebx, ebx",
+    "xor ecx, ecx",
+    "xor edx, edx",
+    "xor esi, esi",
+    "vmcall",
+    "syscall",
+    "3:",
+    "mov rsp, rbp",
+    "lgdt [rsp]",
+    "add rsp, 16",
+    "popfq",
+    "pop rbp",
+    "pop rbx",
+    "ret",
+    ".popsection",
+    ".pushsection .rodata.gdt_user, \"a\"",
+    ".balign 8",
+    "4: .quad 0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00affb000000ffff, 0x00cff3000000ffff",
+    "5: .word 47",
+    ".quad 4b",
+    ".popsection",
+);
+
+unsafe extern "sysv64" {
+    fn vmcall_from_user_mode(number: u32) -> u64;
+}
+
+/// Makes a call without arguments from CPL 3.
+fn vmcall_from_user(number: u32) -> Result<u64, Status> {
+    let_user_in();
+    // SAFETY: a hypervisor answers VMCALL; user mode may fetch the code now; what is changed is brought back, or used by nobody else.
+    result_from_rax(unsafe { vmcall_from_user_mode(number) })
+}
+
+/// Lets user mode reach the low 2 MiB-page's worth of addresses around the code: U/S in each entry on the way (SDM 3, 5.5).
+fn let_user_in() {
+    const USER: u64 = 1 << 2;
+    const LARGE: u64 = 1 << 7;
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    let address = vmcall_from_user_mode as *const () as u64;
+    let mut table: u64;
+    // SAFETY: reading it changes nothing.
+    unsafe { core::arch::asm!("mov {}, cr3", out(reg) table, options(nomem, nostack, preserves_flags)) };
+    for level in (0..4).rev() {
+        let entry = ((table & ADDRESS) + (address >> (12 + 9 * level) & 511) * 8) as *mut u64;
+        // SAFETY: the page tables are where CR3 and their entries say, mapped to themselves, and belong to no object of the program.
+        let value = unsafe { entry.read_volatile() } | USER;
+        // SAFETY: as above; one bit more, which supervisor code does not see.
+        unsafe { entry.write_volatile(value) };
+        if value & LARGE != 0 && level > 0 {
+            break;
+        }
+        table = value;
+    }
+    // SAFETY: the same tables again, so that the processor forgets what it knew of them.
+    unsafe { core::arch::asm!("mov {r}, cr3", "mov cr3, {r}", r = out(reg) _, options(nostack, preserves_flags)) };
+}
