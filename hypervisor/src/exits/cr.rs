@@ -11,7 +11,12 @@ use crate::{
         fpu::XCR0_GUEST,
     },
     vdev::cpuid,
-    vmx::{Registers, Vcpu, exit::CrAccess, fields, vcpu::CR4_ALLOWED},
+    vmx::{
+        Registers, Vcpu,
+        exit::CrAccess,
+        fields::{self, Segment},
+        vcpu::CR4_ALLOWED,
+    },
 };
 
 // The room of virtual devices knows nothing of the processor, so each has its own list of the components that a guest may have.
@@ -21,14 +26,17 @@ const _: () = assert!(cpuid::XCR0_ALLOWED == XCR0_GUEST);
 pub type ReadPdptes<'a> = &'a dyn Fn(Gpa) -> Option<[u64; 4]>;
 
 /// Serves a MOV to CR, CLTS or LMSW. Wrong values are #GP in the guest, as the processor itself would do (SDM vol. 2, MOV CR).
-pub fn access(vcpu: &mut Vcpu, access: CrAccess, pdptes: ReadPdptes<'_>) -> Action {
+///
+/// The guest's CPUID tells `physical_bits`.
+pub fn access(vcpu: &mut Vcpu, access: CrAccess, physical_bits: u8, pdptes: ReadPdptes<'_>) -> Action {
+    let pdptes: ReadPdptes<'_> = &|gpa| pdptes(gpa).filter(|entries| are_valid_pdptes(entries, physical_bits));
     let done = match access {
         CrAccess::Write { register: 0, source } => {
-            let value = vcpu.general(source.into());
+            let value = operand(vcpu, source);
             write_cr0(vcpu, value, pdptes)
         }
         CrAccess::Write { register: 4, source } => {
-            let value = vcpu.general(source.into());
+            let value = operand(vcpu, source);
             write_cr4(vcpu, value, pdptes)
         }
         CrAccess::Clts => {
@@ -49,6 +57,12 @@ pub fn access(vcpu: &mut Vcpu, access: CrAccess, pdptes: ReadPdptes<'_>) -> Acti
     }
 }
 
+/// The general register that a MOV to a control register reads: its low half outside of 64-bit code.
+pub fn operand(vcpu: &Vcpu, register: u8) -> u64 {
+    let value = vcpu.general(register.into());
+    if vcpu.is_64_bit_code() { value } else { value & 0xffff_ffff }
+}
+
 fn write_cr0(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> {
     let old = vcpu.cr0();
     let set = |bit| value & bit != 0;
@@ -58,8 +72,11 @@ fn write_cr0(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     let efer_value = vcpu.read(fields::GUEST_EFER);
     let long_enabled = efer_value & efer::LME != 0;
     let paging_changes = (old ^ value) & cr0::PG != 0;
-    if paging_changes && set(cr0::PG) && long_enabled && vcpu.cr4() & cr4::PAE == 0 {
-        return None;
+    if paging_changes && set(cr0::PG) && long_enabled {
+        let (cs, tr) = (vcpu.read(fields::GUEST_CS_RIGHTS), vcpu.read(Segment::Tr.rights()));
+        if vcpu.cr4() & cr4::PAE == 0 || !can_enter_long_mode(cs, tr) {
+            return None;
+        }
     }
     if paging_changes && !set(cr0::PG) && (vcpu.is_64_bit_code() || vcpu.cr4() & cr4::PCIDE != 0) {
         return None;
@@ -70,6 +87,9 @@ fn write_cr0(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     }
     if paging_changes && long_enabled {
         vcpu.set_long_mode(set(cr0::PG));
+    }
+    if paging_changes {
+        vcpu.flush_translations();
     }
     // CD and NW stay clear: the guest's caches are the machine's.
     vcpu.write(fields::GUEST_CR0, value & !(cr0::CD | cr0::NW) | cr0::NE | cr0::ET);
@@ -96,6 +116,10 @@ fn write_cr4(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     {
         load_pdptes(vcpu, pdptes)?;
     }
+    // SDM vol. 3, 5.10.4.1: what a MOV to CR4 drops besides. PGE is the guest's own.
+    if (old ^ value) & (cr4::PAE | cr4::PSE | cr4::PCIDE | cr4::SMEP) != 0 {
+        vcpu.flush_translations();
+    }
     vcpu.write(fields::GUEST_CR4, value | cr4::VMXE);
     vcpu.write(fields::CR4_SHADOW, value);
     Some(())
@@ -119,18 +143,29 @@ fn supported_cr4() -> u64 {
     bits
 }
 
-/// Loads the PDPTEs that PAE paging keeps in the processor (SDM vol. 3, 4.4.1). Reserved bits are #GP.
+/// Whether these segments may be in use when paging turns long mode on: 64-bit code and a 16-bit TSS are #GP (SDM vol. 3, 11.8.5),
+/// and states that VM entry refuses.
+const fn can_enter_long_mode(cs_rights: u32, tr_rights: u32) -> bool {
+    const CS_L: u32 = 1 << 13;
+    const BUSY_TSS: u32 = 11;
+    cs_rights & CS_L == 0 && tr_rights & 0xf == BUSY_TSS
+}
+
+/// Loads the PDPTEs that PAE paging keeps in the processor (SDM vol. 3, 4.4.1).
 fn load_pdptes(vcpu: &mut Vcpu, pdptes: ReadPdptes<'_>) -> Option<()> {
-    const PRESENT: u64 = 1;
-    const RESERVED: u64 = 0xfff0_0000_0000_01e6;
     let entries = pdptes(Gpa::new(vcpu.cr3().as_u64() & 0xffff_ffe0))?;
-    if entries.iter().any(|entry| entry & PRESENT != 0 && entry & RESERVED != 0) {
-        return None;
-    }
     for (n, entry) in (0..).zip(entries) {
         vcpu.write(fields::guest_pdpte(n), entry);
     }
     Some(())
+}
+
+/// Reserved bits in an entry that is present are #GP, and a state that VM entry refuses.
+fn are_valid_pdptes(entries: &[u64; 4], physical_bits: u8) -> bool {
+    const PRESENT: u64 = 1;
+    const RESERVED: u64 = 0x1e6;
+    let reserved = RESERVED | u64::MAX << physical_bits.clamp(32, 52);
+    entries.iter().all(|entry| entry & PRESENT == 0 || entry & reserved == 0)
 }
 
 /// Serves XSETBV: XCR0 alone, only what the guest's CPUID offers, x87 always, AVX only with SSE (SDM vol. 2, XSETBV).
@@ -142,4 +177,33 @@ pub fn xsetbv(vcpu: &Vcpu, supported: u64) -> Result<u64, Action> {
     let value = vcpu.registers.edx_eax();
     let bad = vcpu.cpl() != 0 || vcpu.registers.get32(Registers::RCX) != 0 || !cpuid::is_valid_xcr0(value, supported);
     if bad { Err(Action::GENERAL_PROTECTION) } else { Ok(value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_mode_wants_neither_64_bit_code_nor_a_16_bit_tss() {
+        const CODE_32: u32 = 0xc09b;
+        const CODE_64_AND_32: u32 = CODE_32 | 1 << 13;
+        const TSS_32_BUSY: u32 = 0x8b;
+        const TSS_16_BUSY: u32 = 0x83;
+        assert!(can_enter_long_mode(CODE_32, TSS_32_BUSY));
+        assert!(!can_enter_long_mode(CODE_64_AND_32, TSS_32_BUSY));
+        assert!(!can_enter_long_mode(CODE_32, TSS_16_BUSY));
+    }
+
+    #[test]
+    fn reserved_bits_of_pdptes_end_where_the_address_does() {
+        let with = |bit: u32, present: u64| [0, present | 1 << bit, 0, 0];
+        for bit in [1, 2, 5, 8, 39, 52, 63] {
+            assert!(!are_valid_pdptes(&with(bit, 1), 39), "{bit}");
+            assert!(are_valid_pdptes(&with(bit, 0), 39), "{bit}, not present");
+        }
+        for bit in [3, 4, 9, 12, 38] {
+            assert!(are_valid_pdptes(&with(bit, 1), 39), "{bit}");
+        }
+        assert!(are_valid_pdptes(&with(51, 1), 52));
+    }
 }

@@ -214,7 +214,7 @@ fn inject(exception: Exception) -> Action {
 
 fn control_register(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, access: CrAccess) -> Action {
     match access {
-        CrAccess::Write { register: 8, source } => match devices.apic.set_cr8(vcpu.general(source.into())) {
+        CrAccess::Write { register: 8, source } => match devices.apic.set_cr8(cr::operand(vcpu, source)) {
             Ok(_) => Action::Advance,
             Err(_) => Action::GENERAL_PROTECTION,
         },
@@ -222,7 +222,7 @@ fn control_register(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, access: C
             vcpu.set_general(target.into(), devices.apic.cr8().into());
             Action::Advance
         }
-        _ => cr::access(vcpu, access, &|gpa| read_pdptes(ram, gpa)),
+        _ => cr::access(vcpu, access, devices.physical_bits, &|gpa| read_pdptes(ram, gpa)),
     }
 }
 
@@ -242,6 +242,7 @@ fn exception(vcpu: &mut Vcpu, event: Event, error_code: u32, qualification: u64)
         VECTOR_MC => panic!("machine check"),
         VECTOR_DB => {
             cpu::add_dr6(qualification);
+            vcpu.keep_single_step();
             // Delivery of #DB clears DR7.GD.
             const GD: u64 = 1 << 13;
             let dr7 = vcpu.read(fields::GUEST_DR7);

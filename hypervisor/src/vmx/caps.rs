@@ -50,6 +50,8 @@ pub const SECONDARY_WBINVD: u32 = 1 << 6;
 pub const SECONDARY_UNRESTRICTED: u32 = 1 << 7;
 /// Secondary: enable INVPCID.
 pub const SECONDARY_INVPCID: u32 = 1 << 12;
+/// VM exit: save debug controls (DR7, IA32_DEBUGCTL). VM entry: load them.
+pub const DEBUG_CONTROLS: u32 = 1 << 2;
 /// VM exit: host address-space size, that is, 64-bit.
 pub const EXIT_HOST_64: u32 = 1 << 9;
 /// VM exit: acknowledge interrupt on exit.
@@ -270,6 +272,7 @@ impl Capabilities {
             secondary: choose_secondary(Allowed::from_msr(raw.secondary))?,
             exit: exit.choose(
                 &[
+                    (DEBUG_CONTROLS, "save debug controls"),
                     (EXIT_HOST_64, "host address-space size"),
                     (EXIT_ACK_INTERRUPT, "acknowledge interrupt on exit"),
                     (EXIT_PAT_EFER, "save and load IA32_PAT and IA32_EFER on exit"),
@@ -279,7 +282,11 @@ impl Capabilities {
                 &[],
             )?,
             entry: entry.choose(
-                &[(ENTRY_IA32E, "IA-32e mode guest"), (ENTRY_PAT_EFER, "load IA32_PAT and IA32_EFER on entry")],
+                &[
+                    (DEBUG_CONTROLS, "load debug controls"),
+                    (ENTRY_IA32E, "IA-32e mode guest"),
+                    (ENTRY_PAT_EFER, "load IA32_PAT and IA32_EFER on entry"),
+                ],
                 0,
                 &[],
             )? & !ENTRY_IA32E,

@@ -57,6 +57,7 @@ pub struct Vcpu {
     /// General registers.
     pub registers: Registers,
     vmcs: Hpa,
+    vpid: u16,
     launched: bool,
     pub(super) entry_controls: u32,
     pub(super) primary_controls: u32,
@@ -85,6 +86,7 @@ impl Vcpu {
         let mut vcpu = Self {
             registers: Registers::default(),
             vmcs: frames.vmcs,
+            vpid,
             launched: false,
             entry_controls: host.capabilities.entry | caps::ENTRY_IA32E,
             primary_controls: host.capabilities.primary,
@@ -167,6 +169,22 @@ impl Vcpu {
             let pending = self.read(fields::GUEST_PENDING_DEBUG);
             self.write(fields::GUEST_PENDING_DEBUG, pending | PENDING_BS);
         }
+    }
+
+    /// Keeps the guest's state one that VM entry takes when a debug exception has exited right behind STI or MOV SS: such an exit
+    /// drops the single step that TF has pending there, and VM entry wants it (SDM vol. 3, 28.3.1.5).
+    pub fn keep_single_step(&mut self) {
+        let shadowed = self.read(fields::GUEST_INTERRUPTIBILITY) & (BLOCKING_STI | BLOCKING_MOV_SS) != 0;
+        if shadowed && self.read(fields::GUEST_RFLAGS) & rflags::TF != 0 {
+            let pending = self.read(fields::GUEST_PENDING_DEBUG);
+            self.write(fields::GUEST_PENDING_DEBUG, pending | PENDING_BS);
+        }
+    }
+
+    /// Drops the guest's cached translations, as a change of its paging mode does on a processor of its own: with a VPID, VM entry
+    /// keeps them.
+    pub fn flush_translations(&self) {
+        instr::invvpid(self.vpid).unwrap_or_else(|failure| panic!("INVVPID {}: {failure}", self.vpid));
     }
 
     /// Whether the guest runs 64-bit code: long mode active and CS.L set.
