@@ -79,6 +79,8 @@ pub struct Assigned {
     registers: Mmio,
     /// The guest has been told of as one that moves its BARs: once is enough.
     moves_told: bool,
+    /// The device has been told of as one that does not finish its reset.
+    reset_told: bool,
 }
 
 /// A function that is ready to be given away, with all that the guest will see of it.
@@ -134,7 +136,7 @@ pub fn prepare(
     Ok(Prepared {
         spec,
         frames,
-        assigned: Assigned { id, machine, function: function.clone(), registers, moves_told: false },
+        assigned: Assigned { id, machine, function: function.clone(), registers, moves_told: false, reset_told: false },
     })
 }
 
@@ -292,7 +294,8 @@ impl Assigned {
     ) {
         if dsa::is_reset(offset, bytes, value) {
             // The device has masked all slots by itself; the service forgets what they held.
-            if !dsa::wait_command(&self.registers) {
+            if !dsa::wait_command(&self.registers) && !self.reset_told {
+                self.reset_told = true;
                 log::warn!("{}: does not finish its reset", self.function.bdf);
             }
             let _ = service.device_reset(domain, self.id);

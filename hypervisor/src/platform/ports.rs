@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::{
     ptr::{read_volatile, write_volatile},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use hcall_abi::{Status, Target};
@@ -50,6 +50,7 @@ pub struct MachinePorts {
     posted: Mutex<Vec<(GuestId, u32, Hpa)>>,
     strays: AtomicU64,
     told: AtomicU64,
+    lost_told: AtomicBool,
 }
 
 impl MachinePorts {
@@ -68,6 +69,7 @@ impl MachinePorts {
             posted: Mutex::new(Vec::new()),
             strays: AtomicU64::new(0),
             told: AtomicU64::new(0),
+            lost_told: AtomicBool::new(false),
         }
     }
 
@@ -180,8 +182,15 @@ impl MachinePorts {
     pub fn report_faults(&self) {
         for unit in self.units() {
             if unit.take_faults(|fault| self.tell(&fault)) {
-                log::warn!("a remapping unit had more faults than it has records");
+                self.tell_of_lost_faults();
             }
+        }
+    }
+
+    /// Once: a guest's device can overflow the records as often as it likes.
+    fn tell_of_lost_faults(&self) {
+        if !self.lost_told.swap(true, Ordering::Relaxed) {
+            log::warn!("a remapping unit had more faults than it has records; this is told of once");
         }
     }
 

@@ -133,15 +133,16 @@ impl Runner {
         let mut look_at_time = true;
         loop {
             let guest = &mut self.guests[index];
-            // The timer stands still while the hypervisor works: a guest that exits all the time is looked at more often.
+            // The timer stands still while the hypervisor works, and what an exit asks for may take long (a reset of the device, a
+            // batch): the slice is over when it is.
             exits = exits.wrapping_add(1);
+            let now = cpu::tsc();
+            if now >= end {
+                interrupts::poll();
+                return None;
+            }
             if look_at_time || exits.is_multiple_of(EXITS_BETWEEN_LOOKS) {
                 guest.announce(self.epoch);
-                let now = cpu::tsc();
-                if now >= end {
-                    interrupts::poll();
-                    return None;
-                }
                 set_timer(guest, now, end, shift);
             }
             prepare_interrupts(guest);
