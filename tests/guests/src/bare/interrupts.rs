@@ -157,7 +157,9 @@ extern "C" fn dispatch(frame: &mut Frame) {
 
 fn exception(frame: &mut Frame, vector: u8) {
     if let Some(resume) = faults::catch(vector) {
-        frame.rip = resume;
+        // A single step ends with its first trap.
+        const TF: u64 = 1 << 8;
+        (frame.rip, frame.rflags) = (resume, frame.rflags & !TF);
         return;
     }
     let address: u64;
