@@ -74,7 +74,10 @@ pub fn init() -> u32 {
 
 /// Starts the processor with this APIC ID at the page `page` (its number, below 256): INIT, then SIPI twice (SDM vol. 3, 9.4.4). `wait`
 /// waits for at least as many microseconds as it is told.
-pub fn start(apic_id: u32, page: u8, wait: impl Fn(u32)) {
+///
+/// # Safety
+/// The page holds code for a processor in real mode that keeps to memory of its own, until that processor has left it.
+pub unsafe fn start(apic_id: u32, page: u8, wait: impl Fn(u32)) {
     send(apic_id, ICR_INIT);
     wait(10_000);
     for _ in 0..2 {

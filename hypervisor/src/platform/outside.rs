@@ -98,8 +98,14 @@ impl Platform for Reach<'_> {
 
     fn mmio_read(&mut self, bus: &VirtualBus, gpa: Gpa, bytes: u8) -> u64 {
         match self.outside.windows.find(gpa) {
-            Some((Kind::Store { shadow, .. }, offset)) => read_shadow(shadow, offset, bytes),
-            Some((Kind::Registers { base, .. }, offset)) => read_device(base, offset, bytes),
+            Some((Kind::Store { shadow, .. }, offset)) => {
+                // SAFETY: `Windows::add` was promised the shadow, and `find` gave an offset in it.
+                unsafe { read_shadow(shadow, offset, bytes) }
+            }
+            Some((Kind::Registers { base, .. }, offset)) => {
+                // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them.
+                unsafe { read_device(base, offset, bytes) }
+            }
             Some((Kind::Ecam, offset)) => {
                 let (function, register) = VirtualBus::ecam(offset);
                 bus.read(function, register, bytes).into()
@@ -115,7 +121,9 @@ impl Platform for Reach<'_> {
                 let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
             }
             Some((Kind::Registers { device, base, commands }, offset)) => {
-                write_device(base, offset, bytes, value);
+                // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
+                // included, stays within the guest: its requester ID has the guest's second-level tables.
+                unsafe { write_device(base, offset, bytes, value) };
                 if commands && let Some(assigned) = by_id(self.functions, device) {
                     assigned.command_written(offset, bytes, value, self.service, self.domain);
                 }
@@ -135,9 +143,12 @@ impl Platform for Reach<'_> {
 }
 
 /// Reads a store's shadow, at any alignment.
-fn read_shadow(shadow: Hpa, offset: u64, bytes: u8) -> u64 {
+///
+/// # Safety
+/// The shadow is mapped over the whole page that `offset` leads to.
+unsafe fn read_shadow(shadow: Hpa, offset: u64, bytes: u8) -> u64 {
     (0..u64::from(bytes.min(8))).fold(0, |value, at| {
-        // SAFETY: `Windows::find` gives offsets inside of the store, an access does not leave its page, and a shadow is whole pages.
+        // SAFETY: the caller vouches for the page, and an access does not leave it.
         let byte = unsafe { read_volatile((shadow.as_u64() + offset + at) as *const u8) };
         value | u64::from(byte) << (8 * at)
     })
@@ -145,12 +156,15 @@ fn read_shadow(shadow: Hpa, offset: u64, bytes: u8) -> u64 {
 
 /// Reads a register as wide as the guest did. What is not aligned reads as ones, as on a bus that knows no
 /// such access.
-fn read_device(base: Hpa, offset: u64, bytes: u8) -> u64 {
+///
+/// # Safety
+/// Registers are mapped at `base`, uncached, over the whole page that `offset` leads to.
+unsafe fn read_device(base: Hpa, offset: u64, bytes: u8) -> u64 {
     let address = base.as_u64() + offset;
     if !address.is_multiple_of(u64::from(bytes.max(1))) {
         return u64::MAX;
     }
-    // SAFETY: `Windows::find` gives offsets inside of a window, and `assign` makes windows of mapped registers alone.
+    // SAFETY: the caller vouches for the page, and an aligned access does not leave it.
     unsafe {
         match bytes {
             1 => read_volatile(address as *const u8).into(),
@@ -163,13 +177,15 @@ fn read_device(base: Hpa, offset: u64, bytes: u8) -> u64 {
 }
 
 /// Writes a register as wide as the guest did. What is not aligned is dropped.
-fn write_device(base: Hpa, offset: u64, bytes: u8, value: u64) {
+///
+/// # Safety
+/// As for [`read_device`]; besides, the device reaches no memory but its guest's.
+unsafe fn write_device(base: Hpa, offset: u64, bytes: u8, value: u64) {
     let address = base.as_u64() + offset;
     if !address.is_multiple_of(u64::from(bytes.max(1))) {
         return;
     }
-    // SAFETY: as for `read_device`; what the device is told, its DMA included, stays within the guest: its requester ID has the
-    // guest's second-level tables.
+    // SAFETY: the caller vouches for the page and the device, and an aligned access does not leave the page.
     unsafe {
         match bytes {
             1 => write_volatile(address as *mut u8, value as u8),

@@ -52,9 +52,12 @@ pub fn start(apic_ids: &[u32], entry: Entry) -> usize {
             log::warn!("no memory for the stack of processor {apic_id}");
             return number - 1;
         };
-        // SAFETY: the page was mapped for this just now, and no processor is under way: all that were started have arrived.
-        unsafe { write_trampoline([cpu::cr3(), stack, number as u64, entry as usize as u64]) };
-        apic::start(apic_id, (PAGE / PAGE_SIZE) as u8, wait);
+        // SAFETY: the page was mapped for this just now, and no processor is under way: all that were started have arrived. What starts
+        // there has a stack of its own.
+        unsafe {
+            write_trampoline([cpu::cr3(), stack, number as u64, entry as usize as u64]);
+            apic::start(apic_id, (PAGE / PAGE_SIZE) as u8, wait);
+        }
         if (0..SHOW_UP_WAITS).all(|_| {
             wait(1);
             ARRIVED.load(Ordering::Acquire) < number

@@ -52,7 +52,9 @@ impl Processor {
         let capabilities = Capabilities::check(&Raw::read()).map_err(Unfit::Lacks)?;
         let xsave = Xsave::enable().ok_or(Unfit::Lacks(Refusal::Xsave))?;
         let region = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(Unfit::Memory)?;
-        let host = Host::enter_vmx(capabilities, bases, region).map_err(Unfit::Vmxon)?;
+        // SAFETY: the frame was allocated just now and is never freed; the capabilities were read on this processor, and the caller's
+        // tables are in force here.
+        let host = unsafe { Host::enter_vmx(capabilities, bases, region) }.map_err(Unfit::Vmxon)?;
         Ok(Self { host, xsave })
     }
 }

@@ -27,7 +27,14 @@ impl Host {
     /// Enters VMX operation with `region`, a frame that nobody else uses from now on.
     ///
     /// CR0, CR3 and CR4 must be final when this is called: every VM exit sets them back to what they are now.
-    pub fn enter_vmx(capabilities: Capabilities, bases: cpu::tables::Bases, region: Hpa) -> Result<Self, Failure> {
+    ///
+    /// # Safety
+    /// `region` is a zeroed frame that nobody else uses from now on; `capabilities` and `bases` are this processor's.
+    pub unsafe fn enter_vmx(
+        capabilities: Capabilities,
+        bases: cpu::tables::Bases,
+        region: Hpa,
+    ) -> Result<Self, Failure> {
         if capabilities.unlock {
             // SAFETY: `unlock` says that the register is not locked.
             unsafe { caps::unlock_feature_control() };
@@ -37,15 +44,17 @@ impl Host {
             cpu::write_cr0((cpu::cr0() | capabilities.cr0[0]) & capabilities.cr0[1]);
             cpu::write_cr4(cpu::cr4() | cpu::bits::cr4::VMXE);
         }
-        prepare_region(region, capabilities.revision);
-        // SAFETY: the region is prepared and the caller has given it away; the registers were set just now.
-        unsafe { vmxon(region)? };
+        // SAFETY: the caller has given the frame away; the registers were set just now.
+        unsafe {
+            prepare_region(region, capabilities.revision);
+            vmxon(region)?;
+        }
         Ok(Self {
             bases,
             cr: [cpu::cr0(), cpu::cr3(), cpu::cr4()],
             // SAFETY: both MSRs exist on every processor with long mode and VMX.
             pat: unsafe { msr::rdmsr(msr::IA32_PAT) },
-            // SAFETY: as above.
+            // SAFETY: as for IA32_PAT.
             efer: unsafe { msr::rdmsr(msr::IA32_EFER) },
             capabilities,
         })
@@ -53,7 +62,10 @@ impl Host {
 }
 
 /// Writes the revision identifier into a zeroed frame: SDM vol. 3, 26.2 and 26.11.5.
-pub(super) fn prepare_region(region: Hpa, revision: u32) {
-    // SAFETY: the frame belongs to the caller and is identity-mapped.
+///
+/// # Safety
+/// The frame is the caller's own.
+pub(super) unsafe fn prepare_region(region: Hpa, revision: u32) {
+    // SAFETY: the frame is the caller's, and frames are identity-mapped.
     unsafe { core::ptr::write_volatile(region.as_u64() as *mut u32, revision) }
 }

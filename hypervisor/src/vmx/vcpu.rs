@@ -77,9 +77,9 @@ impl Vcpu {
         start: &Start,
         apic: LocalApic,
     ) -> Result<Self, Failure> {
-        prepare_region(frames.vmcs, host.capabilities.revision);
-        // SAFETY: the frame is prepared, and the caller has given it away.
+        // SAFETY: the caller has given the frame away, and it is prepared before it is used.
         unsafe {
+            prepare_region(frames.vmcs, host.capabilities.revision);
             instr::vmclear(frames.vmcs)?;
             instr::vmptrld(frames.vmcs)?;
         }
