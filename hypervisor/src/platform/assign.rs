@@ -87,8 +87,6 @@ pub struct Assigned {
 pub struct Prepared {
     /// What the service is told.
     pub spec: DeviceSpec,
-    /// Frames of the shadows.
-    pub frames: Vec<(Hpa, u64)>,
     /// The function.
     pub assigned: Assigned,
 }
@@ -104,7 +102,8 @@ pub fn make_room(machine: &Machine, ports: &MachinePorts) {
     }
 }
 
-/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest.
+/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest. The frames of its shadows are added to
+/// `frames`, those of a preparation that fails too.
 pub fn prepare(
     machine: &'static Machine,
     function: &Function,
@@ -112,6 +111,7 @@ pub fn prepare(
     bars: &mut BarAllocator,
     ept: &mut Ept,
     windows: &mut Windows,
+    frames: &mut Vec<(Hpa, u64)>,
 ) -> Result<Prepared, Refusal> {
     let registers = registers(function)?;
     pci::function::enable(machine.config(), function.bdf);
@@ -122,7 +122,7 @@ pub fn prepare(
     let descr = describe(machine, function, bars)?;
     let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
     let id = DeviceId(bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
-    let mut layout = Layout { function, descr: &descr, id, ept, windows, frames: Vec::new() };
+    let mut layout = Layout { function, descr: &descr, id, ept, windows, frames };
     layout.map_bars()?;
     let ims = layout.map_store(StoreName::Ims, (dsa::REGISTERS_BAR, store.offset), store.slots)?;
     let msix = match descr.msix {
@@ -131,11 +131,9 @@ pub fn prepare(
     };
     layout.map_pending_bits()?;
     layout.map_commands()?;
-    let frames = core::mem::take(&mut layout.frames);
     let spec = DeviceSpec { id, requester: function.bdf, msix, ims: Some(ims) };
     Ok(Prepared {
         spec,
-        frames,
         assigned: Assigned { id, machine, function: function.clone(), registers, moves_told: false, reset_told: false },
     })
 }
@@ -197,7 +195,7 @@ struct Layout<'a> {
     id: DeviceId,
     ept: &'a mut Ept,
     windows: &'a mut Windows,
-    frames: Vec<(Hpa, u64)>,
+    frames: &'a mut Vec<(Hpa, u64)>,
 }
 
 impl Layout<'_> {

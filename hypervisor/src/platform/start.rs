@@ -120,12 +120,11 @@ impl Maker {
         for &device in &options.devices {
             let function = self.find(device).map_err(|why| refused(device, why))?;
             self.allow(function.bdf).map_err(|why| refused(device, why))?;
-            let Some((ept, ram)) = holdings.ept.as_mut().zip(holdings.ram.as_ref()) else {
+            let Holdings { ept: Some(ept), ram: Some(ram), frames, .. } = &mut *holdings else {
                 return Err("it has no memory".into());
             };
-            let prepared = prepare(self.machine, function, bus, &mut bars, ept, windows);
-            let Prepared { spec, mut frames, assigned } = prepared.map_err(|why| refused(device, why))?;
-            holdings.frames.append(&mut frames);
+            let prepared = prepare(self.machine, function, bus, &mut bars, ept, windows, frames);
+            let Prepared { spec, assigned } = prepared.map_err(|why| refused(device, why))?;
             let attached = self.service.ports().attach(function.bdf, ram);
             holdings.functions.push(assigned);
             attached.map_err(|why| refused(device, why))?;
