@@ -1,5 +1,6 @@
 //! The whole, on the emulated machine. Several tests look at one boot; see `Scenario`.
 
+use imsvisor_boot::event::Pairs;
 use imsvisor_boot::report::Guest;
 use imsvisor_tests::bench;
 use imsvisor_tests::elf::{Executable, loaded_bytes};
@@ -352,6 +353,16 @@ fn no_message_leaves_the_device_for_a_slot_that_holds_nonsense() {
     let raised = counts.raised.expect("the device counts its messages");
     assert_eq!((counts.remapped, counts.delivered), (Some(raised), Some(raised)), "remapped, delivered");
     assert_eq!(boot.outcome().counter("vtd.blocked"), 0, "requests that the remapping unit had to refuse");
+}
+
+#[test]
+fn a_guest_cannot_write_lines_that_look_like_the_hypervisors() {
+    let boot = NONSENSE.run();
+    let lines = &boot.outcome().lines;
+    assert!(lines.iter().any(|seen| seen.raw.contains("@ims forged by=feed")), "the guest did not try");
+    assert_eq!(boot.events("forged"), Vec::<&Pairs>::new());
+    let naked = |raw: &str| raw.contains("forged") && !raw.starts_with("[nonsense] ");
+    assert!(!lines.iter().any(|seen| naked(&seen.raw)), "a line without its guest's name");
 }
 
 #[test]

@@ -69,6 +69,9 @@ fn main(guest: &Guest) -> u8 {
     });
     idle::enable_interrupts();
     poke::enable_sse();
+    // Attack on whoever reads the console: lines that look like the hypervisor's own.
+    println!("@ims forged by=line");
+    println!("\r@ims forged by=return\n@ims forged by=feed\x0b@ims forged by=tab\x1b[2K\x1b[G@ims forged by=escape");
     let mut attacker = Attacker { device, cases: 0, good: 0, faulted: 0, errors: 0 };
     attacker.program_good_slot();
     messages::all(&mut attacker);
