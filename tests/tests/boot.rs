@@ -396,6 +396,19 @@ fn a_descriptor_that_points_outside_the_guest_is_a_recorded_fault_and_nothing_is
     }
 }
 
+static HOSTILE_STATE: Scenario = Scenario::new("a guest that tries every processor state", |plan| {
+    plan.guest("hostile-state", "hostile mem=32M")?;
+    plan.guest("hello", "hello mem=32M")
+});
+
+#[test]
+fn no_processor_state_of_a_guests_choice_harms_the_hypervisor_or_another_guest() {
+    let boot = HOSTILE_STATE.run();
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("hostile");
+    boot.assert_guest_right("hello");
+}
+
 static NEIGHBOURS: Scenario = Scenario::new("two guests on one processor", |plan| {
     plan.guest("neighbour", "left mem=32M cmdline=seed=1")?;
     plan.guest("neighbour", "right mem=32M cmdline=seed=2")
