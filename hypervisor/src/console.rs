@@ -12,6 +12,9 @@ const COM1: u16 = 0x3f8;
 /// Bytes that wait for the line. A byte takes 87 µs at 115,200 baud; nobody waits that long for a log line.
 const RING: usize = 32 * 1024;
 
+/// Bytes that guests leave free, for a line of theirs on each of a few processors, and for the hypervisor's own.
+const RESERVE: usize = 4 * 1024;
+
 /// Reads of the status register before a byte is given up: a port that nobody answers must not stop the machine.
 const SEND_ATTEMPTS: u32 = 1_000_000;
 
@@ -26,6 +29,8 @@ struct Console {
     /// Bytes put into the ring and taken out of it, ever.
     put: usize,
     taken: usize,
+    /// Guests that found no room since the line last took a byte.
+    turned_away: u32,
 }
 
 impl Console {
@@ -43,6 +48,20 @@ impl Console {
         while self.taken < self.put && self.uart.try_send_byte(self.ring[self.taken % RING]).is_ok() {
             self.taken += 1;
         }
+    }
+
+    /// Whether a guest may write a line. When the line never takes a byte, what waits for it is lost.
+    fn has_room(&mut self) -> bool {
+        if self.put - self.taken <= RING - RESERVE {
+            return true;
+        }
+        let before = self.taken;
+        self.pump();
+        self.turned_away = if self.taken == before { self.turned_away + 1 } else { 0 };
+        if self.turned_away == SEND_ATTEMPTS {
+            (self.taken, self.turned_away) = (self.put, 0);
+        }
+        self.put - self.taken <= RING - RESERVE
     }
 
     /// Waits until the line has taken a byte; when it never does, the byte is lost.
@@ -100,7 +119,7 @@ pub fn init(epoch: u64) {
     if let Ok(mut uart) = unsafe { Uart16550::new_port(COM1) }
         && uart.init(Config::default()).is_ok()
     {
-        *CONSOLE.lock() = Some(Console { uart, epoch, ring: [0; RING], put: 0, taken: 0 });
+        *CONSOLE.lock() = Some(Console { uart, epoch, ring: [0; RING], put: 0, taken: 0, turned_away: 0 });
     }
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(LevelFilter::Info);
@@ -125,6 +144,11 @@ pub fn pump() -> bool {
         console.pump();
         console.taken < console.put
     })
+}
+
+/// Whether a guest may write a line now without waiting for the console's line.
+pub fn has_room() -> bool {
+    CONSOLE.lock().as_mut().is_none_or(Console::has_room)
 }
 
 /// Waits until everything has left the machine.

@@ -252,6 +252,7 @@ static CROWD: Scenario = Scenario::new("a crowd of wrong modules", |plan| {
         plan.file(&bytes, &format!("{name} mem=32M"))?;
     }
     plan.guest("triple", "triple mem=32M")?;
+    plan.guest("hostile-state", "hostile-state mem=32M")?;
     for (string, _) in WRONG_STRINGS {
         plan.guest("hello", string)?;
     }
@@ -285,6 +286,14 @@ fn a_triple_fault_ends_only_the_guest_that_has_it() {
     let end = boot.guest("triple").end.as_ref().expect("the guest ended");
     assert_eq!(end.get("reason"), Some("triple-fault"));
     boot.assert_guest_right("first");
+    boot.assert_guest_right("last");
+}
+
+#[test]
+fn a_guest_that_tries_every_state_and_instruction_lives_and_harms_nobody() {
+    let boot = CROWD.run();
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("hostile-state");
     boot.assert_guest_right("last");
 }
 

@@ -62,6 +62,8 @@ impl Devices {
 
 /// What a guest's exits have to do outside of the guest.
 pub trait Platform {
+    /// Whether a line of the guest's console could be shown now.
+    fn console_has_room(&mut self) -> bool;
     /// A line of the guest's console is complete.
     fn console(&mut self, line: &str);
     /// The configuration of a function on the guest's bus was written.
@@ -93,6 +95,8 @@ pub struct Context<'a, P> {
 pub enum Next {
     /// It goes on.
     Run,
+    /// It goes on when the others have had their turns.
+    Yield,
     /// It waits for an interrupt.
     Halt,
     /// It is at its end.
@@ -173,6 +177,7 @@ fn finish(vcpu: &mut Vcpu, action: Action) -> Next {
             Next::Halt
         }
         Action::Resume => Next::Run,
+        Action::Yield => Next::Yield,
         Action::Inject { event, error_code } => {
             vcpu.inject(event, error_code);
             Next::Run

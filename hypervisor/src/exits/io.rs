@@ -2,7 +2,10 @@
 
 use super::{Action, Devices, EndReason, Platform};
 use crate::{
-    vdev::ports::{Effect, Ports},
+    vdev::{
+        ports::{Effect, Ports},
+        uart,
+    },
     vmx::{Registers, Vcpu, exit::IoAccess},
 };
 
@@ -20,6 +23,10 @@ pub fn access(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platfo
         let kept = if access.width == 4 { 0 } else { rax & !mask };
         vcpu.registers.set(Registers::RAX, kept | value);
         return Action::Advance;
+    }
+    // A guest that writes faster than the console's line takes it waits by itself: neither the processor nor a lock does.
+    if access.port == uart::BASE && !platform.console_has_room() {
+        return Action::Yield;
     }
     let value = (rax & mask) as u32;
     match ports.write(access.port, access.width, value, &mut |line| platform.console(line)) {

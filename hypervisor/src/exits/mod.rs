@@ -28,6 +28,8 @@ pub enum Action {
     AdvanceBy(u8),
     /// The guest goes on where it is.
     Resume,
+    /// The guest executes the instruction again when the others have had their turns.
+    Yield,
     /// An event is delivered to the guest where it is.
     Inject {
         /// The event.

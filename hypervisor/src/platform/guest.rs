@@ -31,6 +31,8 @@ pub enum State {
     Ready,
     /// It waits for an interrupt.
     Halted,
+    /// It waits for room on the console.
+    Blocked,
 }
 
 /// What happened to a guest so far.

@@ -48,6 +48,11 @@ impl Outside {
         false
     }
 
+    /// Whether a line could be shown now, or would not be in any case.
+    pub fn has_room(&self) -> bool {
+        self.lines >= CONSOLE_LINES || console::has_room()
+    }
+
     /// For a guest named `name`; `marks` as in its options.
     pub fn new(name: String, windows: Windows, marks: bool) -> Self {
         Self { name, windows, lines: 0, marks }
@@ -84,6 +89,10 @@ impl GuestMemory for Memory<'_> {
 }
 
 impl Platform for Reach<'_> {
+    fn console_has_room(&mut self) -> bool {
+        self.outside.has_room()
+    }
+
     fn console(&mut self, line: &str) {
         if self.outside.console(line) {
             self.counts.report_exits(self.guest);

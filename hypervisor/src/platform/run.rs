@@ -22,6 +22,11 @@ const SLICE: u64 = 4_000_000;
 /// Exits after which the time is looked at in any case.
 const EXITS_BETWEEN_LOOKS: u32 = 64;
 
+/// Ticks after the VMX-preemption timer's end at which the local APIC's timer ends a guest's MWAIT: in C-states deeper than C2 the
+/// VMX-preemption timer stands still (SDM vol. 3, 27.5.1), and a guest could keep the processor from the others, or sleep through its
+/// own timer.
+const SLEEP_GRACE: u64 = 10_000;
+
 /// What the processor has, and who runs on it.
 pub struct Runner {
     host: Host,
@@ -76,6 +81,9 @@ impl Runner {
                     if let Some(reason) = self.slice(index) {
                         good &= reason == EndReason::Exit(0);
                         self.end(index, reason);
+                    } else if self.guests[index].state == State::Blocked {
+                        // Who finds no room is the first when there is some.
+                        turn = index;
                     }
                 }
                 None => self.idle(),
@@ -100,7 +108,12 @@ impl Runner {
         for guest in &mut self.guests {
             let guest_now = guest.devices.guest_tsc(now);
             guest.devices.apic.expire(guest_now);
-            if guest.state == State::Halted && guest.has_pending() {
+            let goes_on = match guest.state {
+                State::Ready => true,
+                State::Halted => guest.has_pending(),
+                State::Blocked => console::has_room(),
+            };
+            if goes_on {
                 guest.state = State::Ready;
             }
         }
@@ -143,7 +156,11 @@ impl Runner {
             }
             if look_at_time || exits.is_multiple_of(EXITS_BETWEEN_LOOKS) {
                 guest.announce(self.epoch);
-                set_timer(guest, now, end, shift);
+                let deadline = set_timer(guest, now, end, shift);
+                // Such a guest's MWAIT does not exit.
+                if guest.virtual_apic.is_some() && self.has_tsc_deadline {
+                    apic::arm_timer(deadline.saturating_add(SLEEP_GRACE));
+                }
             }
             prepare_interrupts(guest);
             let (number, exit) = match guest.vcpu.run() {
@@ -157,6 +174,10 @@ impl Runner {
             look_at_time = matches!(exit, Exit::Wrmsr | Exit::PreemptionTimer | Exit::Hlt);
             match guest.serve(exit, self.xsave.supported()) {
                 Next::Run => {}
+                Next::Yield => {
+                    self.guests[index].state = State::Blocked;
+                    return None;
+                }
                 Next::Halt => {
                     if !self.halt(index) {
                         return (!self.guests[index].can_wake()).then_some(EndReason::Halted);
@@ -198,14 +219,18 @@ impl Runner {
             Some(_) => return interrupts::poll(),
             None => apic::disarm_timer(),
         }
-        // The console's line takes its time; whatever comes meanwhile ends the wait.
+        // The console's line takes its time; whatever comes meanwhile ends the wait, and so does room for a guest's line.
+        let blocked = self.guests.iter().any(|guest| guest.state == State::Blocked);
         while console::pump() {
             interrupts::poll();
-            if interrupts::any() {
+            if interrupts::any() || blocked && console::has_room() {
                 return;
             }
         }
-        interrupts::idle();
+        // With the ring empty there is room: nobody would wake who waits for that.
+        if !blocked {
+            interrupts::idle();
+        }
     }
 
     fn switch_to(&mut self, index: usize) {
@@ -215,7 +240,7 @@ impl Runner {
         }
         if let Some(guest) = self.current.and_then(|current| self.guests.get_mut(current)) {
             guest.world.save(self.xsave, self.has_tsc_aux);
-            if guest.state == State::Ready {
+            if guest.state != State::Halted {
                 guest.set_turn(Turn::Preempted);
             }
         }
@@ -236,13 +261,16 @@ impl Runner {
 
 /// Lets the guest exit at the end of its slice, or when its local APIC's timer is due. The timer goes on where it was after each exit,
 /// so that this is to be done only when one of them has changed.
-fn set_timer(guest: &mut Guest, now: u64, slice_end: u64, preemption_shift: u32) {
+///
+/// Returns when that is, as the machine's TSC.
+fn set_timer(guest: &mut Guest, now: u64, slice_end: u64, preemption_shift: u32) -> u64 {
     let devices = &mut guest.devices;
     let guest_now = devices.guest_tsc(now);
     devices.apic.expire(guest_now);
     let deadline = devices.apic.next_deadline().map_or(slice_end, |at| devices.host_deadline(at, now).min(slice_end));
     let ticks = deadline.saturating_sub(now) >> preemption_shift;
     guest.vcpu.write(fields::PREEMPTION_TIMER, u32::try_from(ticks).unwrap_or(u32::MAX));
+    deadline
 }
 
 /// Has the interrupt delivered that the guest can take, or an exit when it can.
