@@ -13,8 +13,13 @@ use super::this::this;
 /// The next interrupt with this vector may come as soon as this returns; it is noted again, and lost only if the first one has
 /// not been taken by then. A binding's vector stands for one guest vector, whose IRR would merge the two as well.
 pub fn arrived(vector: u8) {
-    this().arrived[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
+    raise(vector);
     crate::apic::eoi();
+}
+
+/// Notes a vector that this processor would have sent to itself.
+pub fn raise(vector: u8) {
+    this().arrived[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
 }
 
 /// Notes an NMI. They have no meaning here; the count goes into the log at the end.
@@ -64,7 +69,7 @@ mod tests {
     #[test]
     fn vectors_come_out_once_and_highest_first() {
         for vector in [0x30u8, 0xfe, 0x7f, 0x80] {
-            this().arrived[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
+            raise(vector);
         }
         assert!(any());
         assert_eq!(take().collect::<Vec<_>>(), [0xfe, 0x80, 0x7f, 0x30]);

@@ -13,6 +13,11 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// The processor's signature: family, model, stepping, as CPUID tells them.
+pub fn signature() -> u32 {
+    core::arch::x86_64::__cpuid(1).eax
+}
+
 /// Stops this processor for good.
 pub fn stop() -> ! {
     loop {

@@ -8,15 +8,13 @@ use super::{
     msr, vmcall,
 };
 use crate::{
-    addr::{Bdf, Gpa},
+    addr::Gpa,
     cpu,
     memory::Ram,
     vdev::{
         cpuid::Policy,
         msr::Msrs,
-        pci::{self, VirtualBus},
-        uart::Uart,
-        x2apic::X2Apic,
+        x2apic::{Ipi, X2Apic},
     },
     vmx::{
         Event, EventKind, Exit, Vcpu,
@@ -26,14 +24,10 @@ use crate::{
     },
 };
 
-/// A guest's virtual devices.
+/// What a virtual processor has of its own beside its VMCS.
 pub struct Devices {
     /// Local APIC.
     pub apic: X2Apic,
-    /// Serial port.
-    pub uart: Uart,
-    /// PCI bus.
-    pub bus: VirtualBus,
     /// Model-specific registers.
     pub msrs: Msrs,
     /// What CPUID tells.
@@ -62,21 +56,34 @@ impl Devices {
 
 /// What a guest's exits have to do outside of the guest.
 pub trait Platform {
-    /// Whether a line of the guest's console could be shown now.
-    fn console_has_room(&mut self) -> bool;
-    /// A line of the guest's console is complete.
-    fn console(&mut self, line: &str);
-    /// The configuration of a function on the guest's bus was written.
-    fn pci(&mut self, function: Bdf, effect: pci::Effect);
+    /// IN of `width` (1, 2 or 4) bytes. The low bytes of the result count.
+    fn port_read(&mut self, port: u16, width: u8) -> u32;
+    /// OUT of `width` (1, 2 or 4) bytes.
+    fn port_write(&mut self, port: u16, width: u8, value: u32) -> PortWrite;
     /// The guest reads `bytes` bytes outside of its memory. The low bytes of the result count.
-    fn mmio_read(&mut self, bus: &VirtualBus, gpa: Gpa, bytes: u8) -> u64;
+    fn mmio_read(&mut self, gpa: Gpa, bytes: u8) -> u64;
     /// The guest writes `bytes` bytes outside of its memory.
-    fn mmio_write(&mut self, bus: &mut VirtualBus, gpa: Gpa, bytes: u8, value: u64);
+    fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64);
+    /// The virtual processor sends an interrupt command.
+    fn ipi(&mut self, ipi: Ipi);
     /// A hypercall: its number and arguments; the result for RAX.
     fn hypercall(&mut self, ram: &Ram, number: u64, arguments: [u64; 4]) -> u64;
 }
 
-/// The guest whose exit is served.
+/// What came of a write to a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortWrite {
+    /// It is done.
+    Done,
+    /// The console has no room: it is to be tried again.
+    NoRoom,
+    /// The guest ends, with this code.
+    Exit(u8),
+    /// The guest asks for a reset.
+    Reset,
+}
+
+/// The virtual processor whose exit is served.
 pub struct Context<'a, P> {
     /// Its processor.
     pub vcpu: &'a mut Vcpu,
@@ -130,12 +137,12 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
         }
         Exit::EptViolation(violation) => ept_violation(context, violation),
         Exit::Vmcall => vmcall::handle(vcpu, ram, *platform),
-        Exit::Wrmsr => msr::write(vcpu, devices, cpu::tsc()),
+        Exit::Wrmsr => msr::write(vcpu, devices, *platform, cpu::tsc()),
         Exit::Rdmsr => msr::read(vcpu, devices, cpu::tsc()),
         Exit::Cpuid => cpuid::handle(vcpu, &devices.policy, devices.apic_id, *xcr0.0),
-        Exit::Io(access) => io::access(vcpu, devices, *platform, access),
+        Exit::Io(access) => io::access(vcpu, *platform, access),
         Exit::Hlt => Action::Halt,
-        Exit::InterruptWindow | Exit::PreemptionTimer => Action::Resume,
+        Exit::InterruptWindow | Exit::NmiWindow | Exit::PreemptionTimer => Action::Resume,
         Exit::Nmi => {
             cpu::interrupts::count_nmi();
             Action::Resume
@@ -197,7 +204,6 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
         vcpu: context.vcpu,
         ram: context.ram,
         platform: context.platform,
-        bus: &mut context.devices.bus,
         memo: &mut context.devices.memo,
         physical_bits: context.devices.physical_bits,
     };

@@ -11,7 +11,6 @@ use crate::{
     addr::Gpa,
     cpu::bits::{efer, rflags},
     memory::Ram,
-    vdev::pci::VirtualBus,
     vmx::{Vcpu, fields, fields::Segment as VmcsSegment},
 };
 
@@ -23,8 +22,6 @@ pub struct VcpuMachine<'a, P> {
     pub ram: &'a Ram,
     /// What lies outside of its memory.
     pub platform: &'a mut P,
-    /// Its PCI bus.
-    pub bus: &'a mut VirtualBus,
     /// Instructions that the processor has executed on trapped pages.
     pub memo: &'a mut Memo,
     /// Bits of a physical address.
@@ -118,10 +115,10 @@ impl<P: Platform> Machine for VcpuMachine<'_, P> {
     }
 
     fn mmio_read(&mut self, gpa: Gpa, width: Width) -> u64 {
-        self.platform.mmio_read(self.bus, gpa, width.bytes() as u8)
+        self.platform.mmio_read(gpa, width.bytes() as u8)
     }
 
     fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64) {
-        self.platform.mmio_write(self.bus, gpa, width.bytes() as u8, value);
+        self.platform.mmio_write(gpa, width.bytes() as u8, value);
     }
 }

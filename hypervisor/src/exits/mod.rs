@@ -15,7 +15,7 @@ pub mod msr;
 pub mod vmcall;
 pub mod walk;
 
-pub use dispatch::{Context, Devices, Next, Platform};
+pub use dispatch::{Context, Devices, Next, Platform, PortWrite};
 
 use crate::vmx::{Event, EventKind};
 

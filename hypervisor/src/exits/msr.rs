@@ -1,6 +1,6 @@
 //! RDMSR and WRMSR of registers that the bitmap does not let through.
 
-use super::{Action, Devices};
+use super::{Action, Devices, Platform};
 use crate::{
     cpu::bits::cr0,
     vdev::{
@@ -24,13 +24,13 @@ pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, now: u64) -> Action {
 }
 
 /// Serves WRMSR.
-pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, now: u64) -> Action {
+pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, now: u64) -> Action {
     let register = vcpu.registers.get32(Registers::RCX);
     let value = vcpu.registers.edx_eax();
     let state = state(vcpu, devices, now);
     match devices.msrs.write(register, value, state, &mut devices.apic) {
         Ok(effect) => {
-            apply(vcpu, devices, effect, now);
+            apply(vcpu, devices, platform, effect, now);
             Action::Advance
         }
         Err(_) => Action::GENERAL_PROTECTION,
@@ -41,7 +41,7 @@ fn state(vcpu: &Vcpu, devices: &Devices, now: u64) -> VcpuState {
     VcpuState { tsc: devices.guest_tsc(now), efer: vcpu.read(fields::GUEST_EFER), paging: vcpu.cr0() & cr0::PG != 0 }
 }
 
-fn apply(vcpu: &mut Vcpu, devices: &mut Devices, effect: Effect, now: u64) {
+fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, effect: Effect, now: u64) {
     match effect {
         Effect::None => {}
         Effect::Efer(value) => vcpu.write(fields::GUEST_EFER, value),
@@ -50,14 +50,10 @@ fn apply(vcpu: &mut Vcpu, devices: &mut Devices, effect: Effect, now: u64) {
             devices.tsc_offset = value.wrapping_sub(now);
             vcpu.write(fields::TSC_OFFSET, devices.tsc_offset);
         }
-        // The run loop looks at the APIC before every entry. A guest has one virtual processor: an IPI to another one goes nowhere,
-        // as on a machine where nobody has that ID.
+        Effect::Apic(x2apic::Effect::Ipi(ipi)) => platform.ipi(ipi),
+        // The run loop looks at the APIC before every entry.
         Effect::Apic(
-            x2apic::Effect::None
-            | x2apic::Effect::Recheck
-            | x2apic::Effect::Timer
-            | x2apic::Effect::Eoi(_)
-            | x2apic::Effect::Ipi(_),
+            x2apic::Effect::None | x2apic::Effect::Recheck | x2apic::Effect::Timer | x2apic::Effect::Eoi(_),
         ) => {}
     }
 }

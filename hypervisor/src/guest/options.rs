@@ -13,6 +13,8 @@ use core::fmt;
 pub const NAME_MAX: usize = 16;
 /// Most devices of one guest.
 pub const DEVICES_MAX: usize = 8;
+/// Most virtual processors of one guest.
+pub const CPUS_MAX: u32 = 64;
 /// Memory without `mem=`.
 pub const DEFAULT_MEMORY: u64 = 64 << 20;
 /// Longest string.
@@ -34,6 +36,8 @@ pub struct Options {
     pub name: String,
     /// Bytes of memory.
     pub memory: u64,
+    /// Its virtual processors.
+    pub cpus: u32,
     /// Functions to assign.
     pub devices: Vec<Device>,
     /// Its command line, printable ASCII.
@@ -63,6 +67,8 @@ pub enum Error {
     Repeated(&'static str),
     /// No number with M or G, or no size that a guest can have.
     Memory(String),
+    /// No number of processors that a guest can have.
+    Cpus(String),
     /// Neither `on` nor `off`.
     Switch(String),
     /// Neither `bus:device.function` in hexadecimal nor `dsa`.
@@ -82,7 +88,9 @@ impl fmt::Display for Error {
             Self::Character(at) => write!(f, "byte {at} is not printable ASCII"),
             Self::Unfinished => write!(f, "a quote is not closed, or a backslash stands at the end"),
             Self::Name(name) => write!(f, "'{name}' is no name: 1 to {NAME_MAX} of a-z, 0-9 and -"),
-            Self::Unknown(word) => write!(f, "'{word}' is not mem=, device=, apicv=, posting=, exits= or cmdline="),
+            Self::Unknown(word) => {
+                write!(f, "'{word}' is not mem=, cpus=, device=, apicv=, posting=, exits= or cmdline=")
+            }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
             Self::Memory(value) => write!(
                 f,
@@ -92,6 +100,7 @@ impl fmt::Display for Error {
                 RAM_GRANULE >> 20
             ),
             Self::Device(value) => write!(f, "device={value}: bus:device.function, as in 00:1e.0, or dsa"),
+            Self::Cpus(value) => write!(f, "cpus={value}: 1 to {CPUS_MAX}"),
             Self::Switch(word) => write!(f, "{word}: on or off"),
             Self::TooManyDevices => write!(f, "more than {DEVICES_MAX} devices"),
             Self::Exits(value) => write!(f, "exits={value}: only exits=marks is known"),
@@ -115,10 +124,11 @@ impl Options {
             return Err(Error::Name(name));
         }
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
-        let (mut apicv, mut posting, mut marks) = (None, None, None);
+        let (mut cpus, mut apicv, mut posting, mut marks) = (None, None, None, None);
         for word in words {
             match word.split_once('=') {
                 Some(("mem", value)) => set(&mut memory, parse_memory(value)?, "mem")?,
+                Some(("cpus", value)) => set(&mut cpus, parse_cpus(value)?, "cpus")?,
                 Some(("cmdline", value)) => set(&mut cmdline, parse_cmdline(value)?, "cmdline")?,
                 Some(("apicv", value)) => set(&mut apicv, parse_switch(value, &word)?, "apicv")?,
                 Some(("posting", value)) => set(&mut posting, parse_switch(value, &word)?, "posting")?,
@@ -135,6 +145,7 @@ impl Options {
         Ok(Self {
             name,
             memory: memory.unwrap_or(DEFAULT_MEMORY),
+            cpus: cpus.unwrap_or(1),
             devices,
             cmdline: cmdline.unwrap_or_default(),
             apicv,
@@ -183,6 +194,12 @@ fn words(string: &str) -> Result<Vec<String>, Error> {
     if quote.is_some() { Err(Error::Unfinished) } else { Ok(words) }
 }
 
+fn parse_cpus(value: &str) -> Result<u32, Error> {
+    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+    let number = value.parse().ok().filter(|number| digits && (1..=CPUS_MAX).contains(number));
+    number.ok_or_else(|| Error::Cpus(value.into()))
+}
+
 fn parse_memory(value: &str) -> Result<u64, Error> {
     let bytes = || {
         let (number, shift) = match value.strip_suffix('M') {
@@ -229,11 +246,12 @@ mod tests {
 
     #[test]
     fn all_options_are_read() {
-        let options =
-            Options::parse(r#"demo-1  mem=128M device=00:1e.0 device=dsa exits=marks cmdline="console=ttyS0 a=b""#)
-                .unwrap();
+        let options = Options::parse(
+            r#"demo-1  mem=128M cpus=4 device=00:1e.0 device=dsa exits=marks cmdline="console=ttyS0 a=b""#,
+        )
+        .unwrap();
         assert_eq!(options.name, "demo-1");
-        assert_eq!(options.memory, 128 << 20);
+        assert_eq!((options.memory, options.cpus), (128 << 20, 4));
         assert_eq!(options.devices, [Device::At(Bdf::new(0, 0x1e, 0)), Device::FirstDsa]);
         assert_eq!(options.cmdline, "console=ttyS0 a=b");
         assert!(options.marks && !Options::parse("x").unwrap().marks);
@@ -242,7 +260,8 @@ mod tests {
     #[test]
     fn a_name_is_enough() {
         let options = Options::parse("x").unwrap();
-        assert_eq!((options.memory, options.devices.len(), options.cmdline.as_str()), (DEFAULT_MEMORY, 0, ""));
+        let Options { memory, cpus, devices, cmdline, .. } = options;
+        assert_eq!((memory, cpus, devices.len(), cmdline.as_str()), (DEFAULT_MEMORY, 1, 0, ""));
     }
 
     #[test]
@@ -276,6 +295,9 @@ mod tests {
         }
         for value in ["", "0:1e.0", "00:20.0", "00:1e.8", "00:1e", "00:1e.0.0", "0000:00:1e.0", "+0:1e.0", "DSA"] {
             assert_eq!(error(&format!("x device={value}")), Error::Device(value.into()));
+        }
+        for value in ["", "0", "65", "+1", "4294967297", "x"] {
+            assert_eq!(error(&format!("x cpus={value}")), Error::Cpus(value.into()));
         }
         for value in ["", "mark", "MARKS"] {
             assert_eq!(error(&format!("x exits={value}")), Error::Exits(value.into()));

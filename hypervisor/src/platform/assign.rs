@@ -1,6 +1,6 @@
 //! A PCI function given to a guest: what the guest sees of it, and how it gets there.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::vec::Vec;
 use core::fmt;
 
 use hcall_abi::DeviceId;
@@ -10,7 +10,7 @@ use super::{
     machine::Machine,
     memory::{FRAMES, map_device},
     ports::{MachinePorts, MachineService},
-    windows::{Kind, Window, Windows},
+    windows::{Kind, Registers, Window, Windows},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
@@ -241,7 +241,7 @@ impl Layout<'_> {
     fn map_commands(&mut self) -> Result<(), Refusal> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, 0), PAGE_SIZE)?;
         self.map(gpa, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
-        let kind = Kind::Registers { device: self.id, base, commands: true };
+        let kind = Kind::Registers(Registers { device: self.id, base, commands: true });
         // SAFETY: `registers` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
         unsafe { self.windows.add(Window { start: gpa, len: PAGE_SIZE, kind }) };
         Ok(())
@@ -284,14 +284,7 @@ impl Assigned {
     }
 
     /// The guest has written to the page of the command register.
-    pub fn command_written(
-        &mut self,
-        offset: u64,
-        bytes: u8,
-        value: u64,
-        service: &MachineService,
-        domain: &Arc<Domain>,
-    ) {
+    pub fn command_written(&mut self, offset: u64, bytes: u8, value: u64, service: &MachineService, domain: &Domain) {
         if dsa::is_reset(offset, bytes, value) {
             // The device has masked all slots by itself; the service forgets what they held.
             if !dsa::wait_command(&self.registers) && !self.reset_told {

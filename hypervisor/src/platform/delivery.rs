@@ -2,8 +2,13 @@
 //!
 //! A host vector stands for one vector of one virtual processor, however many entries lead there: two interrupts that meet in it
 //! would have met in the guest's own IRR as well.
+//!
+//! A vector whose last use has ended is *retiring*: no entry leads there, but an interrupt that came before may wait in the processor's
+//! local APIC. It still belongs to whom it belonged, and is free when that processor has let everything in that waited
+//! ([`Vectors::begin_sweep`]). Linux keeps the old vector of a moved interrupt in the same way (`irq_complete_move`).
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use hcall_abi::{Status, Target};
 use spin::Mutex;
@@ -42,6 +47,9 @@ struct Table {
     uses: [Option<Use>; 256],
     /// A bit for each vector that is free.
     free: [u64; 4],
+    /// A bit for each vector that is retiring, and for those that were so when the last sweep began.
+    retiring: [u64; 4],
+    swept: [u64; 4],
     /// Of each virtual processor that has had a vector here.
     routes: Vec<Routes>,
 }
@@ -50,14 +58,21 @@ struct Table {
 pub struct Vectors {
     /// Its APIC ID.
     destination: u32,
+    /// Whether vectors are retiring.
+    sweep: AtomicBool,
     table: Mutex<Table>,
 }
 
 impl Vectors {
     /// All vectors are free.
     pub const fn new(destination: u32) -> Self {
-        let table = Table { uses: [None; 256], free: FREE, routes: Vec::new() };
-        Self { destination, table: Mutex::new(table) }
+        let table = Table { uses: [None; 256], free: FREE, retiring: [0; 4], swept: [0; 4], routes: Vec::new() };
+        Self { destination, sweep: AtomicBool::new(false), table: Mutex::new(table) }
+    }
+
+    /// Its APIC ID.
+    pub const fn destination(&self) -> u32 {
+        self.destination
     }
 
     /// The route to a guest's vector. The same pair gives the same route and counts a use more.
@@ -72,6 +87,7 @@ impl Vectors {
         };
         let held = table.uses[usize::from(vector)].as_mut().ok_or(Status::NoFreeVector)?;
         held.count = held.count.checked_add(1).ok_or(Status::NoFreeVector)?;
+        table.set_retiring(vector, false);
         Ok(HostRoute::Remapped { vector, destination: self.destination })
     }
 
@@ -81,10 +97,12 @@ impl Vectors {
         let mut table = self.table.lock();
         if let Some(held) = &mut table.uses[usize::from(vector)]
             && held.owner == (Owner { guest, target })
+            && held.count != 0
         {
             held.count -= 1;
             if held.count == 0 {
-                table.give_back(vector, guest, target);
+                table.set_retiring(vector, true);
+                self.sweep.store(true, Ordering::Release);
             }
         }
     }
@@ -94,12 +112,29 @@ impl Vectors {
         self.table.lock().uses[usize::from(vector)].map(|held| held.owner)
     }
 
-    /// Vectors in use.
+    /// Vectors in use, without those that are retiring.
     pub fn used(&self) -> usize {
-        self.table.lock().uses.iter().flatten().count()
+        self.table.lock().uses.iter().flatten().filter(|held| held.count != 0).count()
     }
 
-    /// A guest is gone, and has given its vectors back.
+    /// Whether vectors are retiring. If so, the processor lets in what waits in its local APIC, gives it to whom it belongs, and calls
+    /// [`Vectors::finish_sweep`]. Only the processor whose vectors these are.
+    pub fn begin_sweep(&self) -> bool {
+        if !self.sweep.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut table = self.table.lock();
+        self.sweep.store(false, Ordering::Relaxed);
+        table.swept = table.retiring;
+        true
+    }
+
+    /// Frees the vectors that have been retiring since the sweep began.
+    pub fn finish_sweep(&self) {
+        self.table.lock().free_swept();
+    }
+
+    /// A guest is gone, and has given its routes back.
     pub fn forget(&self, guest: GuestId) {
         self.table.lock().routes.retain(|routes| routes.guest != guest);
     }
@@ -132,10 +167,36 @@ impl Table {
         Ok(vector)
     }
 
-    fn give_back(&mut self, vector: u8, guest: GuestId, target: Target) {
-        self.uses[usize::from(vector)] = None;
-        self.free[usize::from(vector / 64)] |= 1 << (vector % 64);
-        self.hosts(guest, target.apic_id)[usize::from(target.vector)] = 0;
+    /// A vector begins to retire, or is used again.
+    fn set_retiring(&mut self, vector: u8, retiring: bool) {
+        let (word, bit) = (usize::from(vector / 64), 1 << (vector % 64));
+        if retiring {
+            self.retiring[word] |= bit;
+        } else {
+            self.retiring[word] &= !bit;
+            self.swept[word] &= !bit;
+        }
+    }
+
+    fn free_swept(&mut self) {
+        for word in 0..4 {
+            let mut bits = core::mem::take(&mut self.swept[word]);
+            self.retiring[word] &= !bits;
+            while bits != 0 {
+                let vector = word * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                self.free[word] |= 1 << (vector % 64);
+                if let Some(Use { owner: Owner { guest, target }, .. }) = self.uses[vector].take()
+                    && let Some(routes) = self.routes_of(guest, target.apic_id)
+                {
+                    routes.hosts[usize::from(target.vector)] = 0;
+                }
+            }
+        }
+    }
+
+    fn routes_of(&mut self, guest: GuestId, apic_id: u32) -> Option<&mut Routes> {
+        self.routes.iter_mut().find(|routes| (routes.guest, routes.apic_id) == (guest, apic_id))
     }
 
     fn hosts(&mut self, guest: GuestId, apic_id: u32) -> &mut [u8; 256] {
@@ -180,9 +241,43 @@ mod tests {
         vectors.unroute(GUEST, target(0x41), route);
         assert_eq!(vectors.owner(0x41), Some(Owner { guest: GUEST, target: target(0x41) }));
         vectors.unroute(GUEST, target(0x41), route);
-        assert_eq!(vectors.owner(0x41), None);
         vectors.unroute(GUEST, target(0x41), route);
         assert_eq!(vectors.used(), 0);
+        sweep(&vectors);
+        assert_eq!(vectors.owner(0x41), None);
+    }
+
+    fn sweep(vectors: &Vectors) {
+        assert!(vectors.begin_sweep());
+        vectors.finish_sweep();
+    }
+
+    #[test]
+    fn a_vector_is_its_owners_until_the_processor_has_swept() {
+        let vectors = Vectors::new(0);
+        assert!(!vectors.begin_sweep());
+        let route = vectors.route(GUEST, target(0x41)).unwrap();
+        vectors.unroute(GUEST, target(0x41), route);
+        assert_eq!(vectors.owner(0x41), Some(Owner { guest: GUEST, target: target(0x41) }), "one may be on its way");
+        assert_ne!(vectors.route(GuestId(1), target(0x41)), Ok(route), "nobody else gets it");
+        sweep(&vectors);
+        assert_eq!(vectors.owner(0x41), None);
+        assert_eq!(vectors.route(GuestId(2), target(0x41)), Ok(route));
+    }
+
+    #[test]
+    fn a_vector_that_is_used_again_during_a_sweep_is_not_freed_by_it() {
+        let vectors = Vectors::new(0);
+        let route = vectors.route(GUEST, target(0x41)).unwrap();
+        vectors.unroute(GUEST, target(0x41), route);
+        assert!(vectors.begin_sweep());
+        assert_eq!(vectors.route(GUEST, target(0x41)), Ok(route), "the same one");
+        vectors.unroute(GUEST, target(0x41), route);
+        vectors.finish_sweep();
+        assert!(vectors.owner(0x41).is_some(), "what came in between was not let in by the sweep");
+        sweep(&vectors);
+        assert_eq!(vectors.owner(0x41), None);
+        assert!(!vectors.begin_sweep());
     }
 
     #[test]
@@ -220,6 +315,7 @@ mod tests {
         assert_eq!(host(route), 0x80);
         vectors.unroute(GuestId(1), target(0x85), route.unwrap());
         vectors.forget(GuestId(1));
+        sweep(&vectors);
         assert_eq!(host(vectors.route(GuestId(2), target(0x80))), 0x80);
         assert_eq!(host(vectors.route(GUEST, target(0x10))), FIRST, "no vector of that class can be had");
     }

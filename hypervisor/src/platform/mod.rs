@@ -7,7 +7,9 @@ pub mod windows;
 #[cfg(feature = "bare")]
 pub mod assign;
 #[cfg(feature = "bare")]
-pub mod guest;
+pub mod board;
+#[cfg(feature = "bare")]
+pub mod holdings;
 #[cfg(feature = "bare")]
 pub mod loader;
 #[cfg(feature = "bare")]
@@ -23,9 +25,15 @@ pub mod power;
 #[cfg(feature = "bare")]
 pub mod run;
 #[cfg(feature = "bare")]
+pub mod seat;
+#[cfg(feature = "bare")]
 pub mod smp;
 #[cfg(feature = "bare")]
 pub mod start;
+#[cfg(feature = "bare")]
+pub mod virtual_cpu;
+#[cfg(feature = "bare")]
+pub mod vm;
 #[cfg(feature = "bare")]
 pub mod work;
 #[cfg(feature = "bare")]

@@ -1,78 +1,58 @@
 //! What a guest's exits reach outside of the guest: its console, its devices, the service.
 
-use alloc::{string::String, sync::Arc};
 use core::ptr::{read_volatile, write_volatile};
 
 use hcall_abi::{DeviceId, Status};
 
 use super::{
-    assign::{Assigned, by_id},
-    guest::Counts,
-    ports::MachineService,
-    windows::{Kind, Windows},
+    assign::by_id,
+    vm::Vm,
+    windows::{Kind, Registers},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa},
-    console,
-    exits::Platform,
-    ims::{Domain, GuestId, GuestMemory},
+    exits::{Platform, PortWrite},
+    ims::{Domain, GuestMemory},
     memory::Ram,
-    vdev::pci::{Effect, VirtualBus},
+    vdev::{
+        pci::{Effect, VirtualBus},
+        x2apic::Ipi,
+    },
 };
 
-/// Lines that a guest may write before the hypervisor stops showing them: a guest cannot bury the others' (XSA-96).
-const CONSOLE_LINES: u32 = 10_000;
-
-/// What begins a line of the console after which a guest's VM exits so far are told, if its options ask for that.
-const MARK: &str = "@mark";
-
-/// A guest's console and windows.
-pub struct Outside {
-    /// The guest's name, before each line of its console.
-    pub name: String,
-    windows: Windows,
-    lines: u32,
-    marks: bool,
-}
-
-impl Outside {
-    /// Shows a line of the guest's console. Returns whether the guest's VM exits so far are to be told.
-    pub fn console(&mut self, line: &str) -> bool {
-        self.lines = self.lines.saturating_add(1);
-        if self.lines < CONSOLE_LINES {
-            console::line(format_args!("[{}] {line}", self.name));
-            return self.marks && line.starts_with(MARK);
-        } else if self.lines == CONSOLE_LINES {
-            log::warn!("guest {} has written {CONSOLE_LINES} lines; no more are shown", self.name);
-        }
-        false
-    }
-
-    /// Whether a line could be shown now, or would not be in any case.
-    pub fn has_room(&self) -> bool {
-        self.lines >= CONSOLE_LINES || console::has_room()
-    }
-
-    /// For a guest named `name`; `marks` as in its options.
-    pub fn new(name: String, windows: Windows, marks: bool) -> Self {
-        Self { name, windows, lines: 0, marks }
-    }
-}
-
-/// Everything outside of one guest that the guest can reach.
+/// Everything outside of one virtual processor that it can reach.
 pub struct Reach<'a> {
-    /// Which guest.
-    pub guest: GuestId,
-    /// What happened to it so far.
-    pub counts: &'a Counts,
-    /// Its console and windows.
-    pub outside: &'a mut Outside,
-    /// The functions assigned to it.
-    pub functions: &'a mut [Assigned],
-    /// The service.
-    pub service: &'static MachineService,
-    /// Its interrupt domain.
-    pub domain: &'a Arc<Domain>,
+    /// The guest.
+    pub vm: &'a Vm,
+    /// The virtual processor's number.
+    pub number: usize,
+    /// The guest's interrupt domain.
+    pub domain: &'a Domain,
+}
+
+impl Reach<'_> {
+    /// Does what a write of configuration makes necessary.
+    fn configure(&self, function: Bdf, effect: Effect) {
+        if effect != Effect::None
+            && let Some(assigned) = by_id(&mut self.vm.holdings.functions.lock(), DeviceId(function.0))
+        {
+            assigned.configure(effect);
+        }
+    }
+
+    /// Passes a write of a register on, and looks at it if it may be a command. The lock keeps what a device is told and what is known
+    /// of it together when several virtual processors write.
+    fn write_register(&self, window: Registers, offset: u64, bytes: u8, value: u64) {
+        let functions = window.commands.then(|| self.vm.holdings.functions.lock());
+        // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
+        // included, stays within the guest: its requester ID has the guest's second-level tables.
+        unsafe { write_device(window.base, offset, bytes, value) };
+        if let Some(mut functions) = functions
+            && let Some(assigned) = by_id(&mut functions, window.device)
+        {
+            assigned.command_written(offset, bytes, value, self.vm.holdings.service, self.domain);
+        }
+    }
 }
 
 /// The guest's memory, as the service wants it.
@@ -89,65 +69,62 @@ impl GuestMemory for Memory<'_> {
 }
 
 impl Platform for Reach<'_> {
-    fn console_has_room(&mut self) -> bool {
-        self.outside.has_room()
+    fn port_read(&mut self, port: u16, width: u8) -> u32 {
+        self.vm.board.lock().read(port, width)
     }
 
-    fn console(&mut self, line: &str) {
-        if self.outside.console(line) {
-            self.counts.report_exits(self.guest);
+    fn port_write(&mut self, port: u16, width: u8, value: u32) -> PortWrite {
+        let written = self.vm.board.lock().write(self.vm, port, width, value);
+        if let Some((function, effect)) = written.pci {
+            self.configure(function, effect);
         }
-    }
-
-    fn pci(&mut self, function: Bdf, effect: Effect) {
-        if let Some(assigned) = by_id(self.functions, DeviceId(function.0)) {
-            assigned.configure(effect);
+        if written.mark {
+            self.vm.report_exits();
         }
+        written.outcome
     }
 
-    fn mmio_read(&mut self, bus: &VirtualBus, gpa: Gpa, bytes: u8) -> u64 {
-        match self.outside.windows.find(gpa) {
+    fn mmio_read(&mut self, gpa: Gpa, bytes: u8) -> u64 {
+        match self.vm.windows.find(gpa) {
             Some((Kind::Store { shadow, .. }, offset)) => {
                 // SAFETY: `Windows::add` was promised the shadow, and `find` gave an offset in it.
                 unsafe { read_shadow(shadow, offset, bytes) }
             }
-            Some((Kind::Registers { base, .. }, offset)) => {
+            Some((Kind::Registers(Registers { base, .. }), offset)) => {
                 // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them.
                 unsafe { read_device(base, offset, bytes) }
             }
             Some((Kind::Ecam, offset)) => {
                 let (function, register) = VirtualBus::ecam(offset);
-                bus.read(function, register, bytes).into()
+                self.vm.board.lock().bus.read(function, register, bytes).into()
             }
             None => u64::MAX,
         }
     }
 
-    fn mmio_write(&mut self, bus: &mut VirtualBus, gpa: Gpa, bytes: u8, value: u64) {
-        match self.outside.windows.find(gpa) {
+    fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64) {
+        match self.vm.windows.find(gpa) {
             Some((Kind::Store { device, name, .. }, offset)) => {
                 // The service counts what it refuses. A guest is not told, as hardware would not.
-                let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
+                let service = self.vm.holdings.service;
+                let _ = service.store_write(self.domain, device, name, offset, bytes, value);
             }
-            Some((Kind::Registers { device, base, commands }, offset)) => {
-                // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
-                // included, stays within the guest: its requester ID has the guest's second-level tables.
-                unsafe { write_device(base, offset, bytes, value) };
-                if commands && let Some(assigned) = by_id(self.functions, device) {
-                    assigned.command_written(offset, bytes, value, self.service, self.domain);
-                }
-            }
+            Some((Kind::Registers(window), offset)) => self.write_register(window, offset, bytes, value),
             Some((Kind::Ecam, offset)) => {
                 let (function, register) = VirtualBus::ecam(offset);
-                let effect = bus.write(function, register, bytes, value as u32);
-                self.pci(function, effect);
+                let effect = self.vm.board.lock().bus.write(function, register, bytes, value as u32);
+                self.configure(function, effect);
             }
             None => {}
         }
     }
 
     fn hypercall(&mut self, ram: &Ram, number: u64, arguments: [u64; 4]) -> u64 {
-        self.service.hypercall(self.domain, number, arguments, &Memory(ram))
+        self.vm.holdings.service.hypercall(self.domain, number, arguments, &Memory(ram))
+    }
+
+    fn ipi(&mut self, ipi: Ipi) {
+        self.vm.send(self.number, ipi);
     }
 }
 

@@ -7,7 +7,7 @@ use core::{
 };
 
 use hcall_abi::{Status, Target};
-use spin::Mutex;
+use spin::{Mutex, RwLock};
 
 use super::{assign, delivery::Vectors, machine::Machine};
 use crate::{
@@ -43,11 +43,11 @@ pub struct MachinePorts {
     units: Vec<Option<Unit>>,
     /// Of each processor, by its number.
     vectors: Vec<Vectors>,
-    /// On which processor each guest runs.
-    homes: Mutex<Vec<(GuestId, usize)>>,
+    /// On which processor each virtual processor runs.
+    homes: RwLock<Vec<(GuestId, u32, usize)>>,
     attachments: Mutex<Vec<Attachment>>,
     /// Virtual processors whose interrupts are posted, and their descriptors.
-    posted: Mutex<Vec<(GuestId, u32, Hpa)>>,
+    posted: RwLock<Vec<(GuestId, u32, Hpa)>>,
     strays: AtomicU64,
     told: AtomicU64,
     lost_told: AtomicBool,
@@ -64,9 +64,9 @@ impl MachinePorts {
             machine,
             units,
             vectors,
-            homes: Mutex::new(Vec::new()),
+            homes: RwLock::new(Vec::new()),
             attachments: Mutex::new(Vec::new()),
-            posted: Mutex::new(Vec::new()),
+            posted: RwLock::new(Vec::new()),
             strays: AtomicU64::new(0),
             told: AtomicU64::new(0),
             lost_told: AtomicBool::new(false),
@@ -83,14 +83,15 @@ impl MachinePorts {
         self.vectors.get(number)
     }
 
-    /// A guest runs on processor `number` from now on, so its interrupts go there.
-    pub fn settle(&self, guest: GuestId, number: usize) {
-        self.homes.lock().push((guest, number));
+    /// A guest's virtual processor runs on processor `number` from now on, so its interrupts go there.
+    pub fn settle(&self, guest: GuestId, apic_id: u32, number: usize) {
+        self.homes.write().push((guest, apic_id, number));
     }
 
-    /// The vectors of the processor on which a guest runs.
-    fn home(&self, guest: GuestId) -> Option<&Vectors> {
-        let number = self.homes.lock().iter().find(|(other, _)| *other == guest)?.1;
+    /// The vectors of the processor on which a virtual processor runs.
+    fn home(&self, guest: GuestId, apic_id: u32) -> Option<&Vectors> {
+        let is_its = |home: &&(GuestId, u32, usize)| (home.0, home.1) == (guest, apic_id);
+        let number = self.homes.read().iter().find(is_its)?.2;
         self.vectors.get(number)
     }
 
@@ -122,18 +123,18 @@ impl MachinePorts {
 
     /// Posts a virtual processor's interrupts from now on: routes that are asked for lead into its descriptor.
     pub fn post_to(&self, guest: GuestId, apic_id: u32, descriptor: Hpa) {
-        self.posted.lock().push((guest, apic_id, descriptor));
+        self.posted.write().push((guest, apic_id, descriptor));
     }
 
     /// Whether a guest's interrupts are posted.
     pub fn posts_to(&self, guest: GuestId) -> bool {
-        self.posted.lock().iter().any(|(other, ..)| *other == guest)
+        self.posted.read().iter().any(|(other, ..)| *other == guest)
     }
 
     /// Forgets a guest's processor and descriptors. Nothing leads there any more: the service has given its routes back.
     pub fn forget(&self, guest: GuestId) {
-        self.posted.lock().retain(|(other, ..)| *other != guest);
-        self.homes.lock().retain(|(other, _)| *other != guest);
+        self.posted.write().retain(|(other, ..)| *other != guest);
+        self.homes.write().retain(|(other, ..)| *other != guest);
         self.vectors.iter().for_each(|vectors| vectors.forget(guest));
     }
 
@@ -305,15 +306,15 @@ impl Shadow for MachinePorts {
 
 impl Delivery for MachinePorts {
     fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
-        let posted = self.posted.lock();
+        let posted = self.posted.read();
         match posted.iter().find(|(owner, apic_id, _)| (*owner, *apic_id) == (guest, target.apic_id)) {
             Some(&(.., descriptor)) => Ok(HostRoute::Posted { descriptor, vector: target.vector }),
-            None => self.home(guest).ok_or(Status::BadTarget)?.route(guest, target),
+            None => self.home(guest, target.apic_id).ok_or(Status::BadTarget)?.route(guest, target),
         }
     }
 
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
-        if let Some(vectors) = self.home(guest) {
+        if let Some(vectors) = self.home(guest, target.apic_id) {
             vectors.unroute(guest, target, route);
         }
     }

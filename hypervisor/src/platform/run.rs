@@ -1,13 +1,14 @@
 //! The run loop: whose turn it is, what waits for it, and what became of it.
 //!
-//! One processor serves all guests in turn. A guest runs until its slice is over, it waits, or it ends; interrupts of the machine come
-//! in by VM exits, or, when nobody runs, by the interrupt that ends the processor's HLT.
+//! A processor serves its virtual processors in turn. One runs until its slice is over, it waits, or its guest ends; interrupts of the
+//! machine come in by VM exits, or, when nobody runs, by the interrupt that ends the processor's HLT.
 
 use alloc::vec::Vec;
 
 use super::{
-    guest::{Guest, State},
+    delivery::Vectors,
     ports::MachineService,
+    virtual_cpu::{State, VirtualCpu},
 };
 use crate::{
     apic, console,
@@ -16,7 +17,7 @@ use crate::{
     vmx::{Event, EventKind, Exit, Host, fields, posted::Turn},
 };
 
-/// Ticks of the TSC that a guest runs before another one's turn.
+/// Ticks of the TSC that a virtual processor runs before another one's turn.
 const SLICE: u64 = 4_000_000;
 
 /// Exits after which the time is looked at in any case.
@@ -34,7 +35,7 @@ pub struct Runner {
     has_tsc_aux: bool,
     has_tsc_deadline: bool,
     service: &'static MachineService,
-    guests: Vec<Guest>,
+    cpus: Vec<VirtualCpu>,
     /// Whose registers are in the processor.
     current: Option<usize>,
     /// TSC at the hypervisor's entry.
@@ -53,7 +54,7 @@ impl Runner {
             has_tsc_aux,
             has_tsc_deadline: apic::has_tsc_deadline(),
             service,
-            guests: Vec::new(),
+            cpus: Vec::new(),
             current: None,
             epoch,
         }
@@ -64,59 +65,73 @@ impl Runner {
         &self.host
     }
 
-    /// Adds a guest that has not run yet.
-    pub fn add(&mut self, guest: Guest) {
-        self.guests.push(guest);
+    /// Adds a virtual processor that has not run yet.
+    pub fn add(&mut self, cpu: VirtualCpu) {
+        self.cpus.push(cpu);
     }
 
-    /// Runs all guests until each has ended. Returns whether all of them ended well.
+    /// Runs all virtual processors until their guests have ended. Returns whether all guests that the processor saw the end of ended
+    /// well.
     pub fn run(mut self) -> bool {
         let mut turn = 0;
         let mut good = true;
-        while !self.guests.is_empty() {
+        while !self.cpus.is_empty() {
             self.deliver();
             match self.next(turn) {
                 Some(index) => {
                     turn = index + 1;
                     if let Some(reason) = self.slice(index) {
-                        good &= reason == EndReason::Exit(0);
                         self.end(index, reason);
-                    } else if self.guests[index].state == State::Blocked {
+                    } else if self.cpus[index].state == State::Blocked {
                         // Who finds no room is the first when there is some.
                         turn = index;
                     }
                 }
                 None => self.idle(),
             }
+            good &= self.reap();
             console::pump();
         }
         good
     }
 
-    /// The next guest in turn that can run.
+    /// The next one in turn that can run.
     fn next(&self, turn: usize) -> Option<usize> {
-        let count = self.guests.len();
-        (0..count).map(|n| (turn + n) % count).find(|&index| self.guests[index].state == State::Ready)
+        let count = self.cpus.len();
+        (0..count).map(|n| (turn + n) % count).find(|&index| self.cpus[index].state.is_ready())
     }
 
     /// Gives the interrupts that have arrived to whom they are for, lets timers expire, and wakes who has something to do.
     fn deliver(&mut self) {
+        let sweeps = self.vectors().is_some_and(Vectors::begin_sweep);
+        if sweeps {
+            interrupts::poll();
+        }
         for vector in interrupts::take() {
             self.interrupt(vector);
         }
+        if sweeps && let Some(own) = self.vectors() {
+            own.finish_sweep();
+        }
         let now = cpu::tsc();
-        for guest in &mut self.guests {
-            let guest_now = guest.devices.guest_tsc(now);
-            guest.devices.apic.expire(guest_now);
-            let goes_on = match guest.state {
-                State::Ready => true,
-                State::Halted => guest.has_pending(),
+        for cpu in &mut self.cpus {
+            cpu.take_sent();
+            let guest_now = cpu.devices.guest_tsc(now);
+            cpu.devices.apic.expire(guest_now);
+            let wakes = match cpu.state {
+                State::Halted => cpu.has_pending(),
                 State::Blocked => console::has_room(),
+                _ => false,
             };
-            if goes_on {
-                guest.state = State::Ready;
+            if wakes {
+                cpu.state = State::Ready;
             }
         }
+    }
+
+    /// This processor's vectors.
+    fn vectors(&self) -> Option<&'static Vectors> {
+        self.service.ports().vectors_of(cpu::this::this().number)
     }
 
     fn interrupt(&mut self, vector: u8) {
@@ -125,19 +140,21 @@ impl Runner {
             apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
             apic::FAULT_VECTOR => self.service.ports().report_faults(),
             _ => {
-                let own = self.service.ports().vectors_of(cpu::this::this().number);
-                let owner = own.and_then(|vectors| vectors.owner(vector));
-                let guest = owner.and_then(|o| Some((self.guests.iter_mut().find(|g| g.id == o.guest)?, o)));
-                if let Some((guest, owner)) = guest {
-                    guest.accept(owner.target.vector);
-                } else {
-                    self.service.ports().count_stray();
+                let owner = self.vectors().and_then(|vectors| vectors.owner(vector));
+                let cpu = owner.and_then(|owner| {
+                    let is_its =
+                        |cpu: &&mut VirtualCpu| cpu.vm.id == owner.guest && cpu.number == owner.target.apic_id as usize;
+                    Some((self.cpus.iter_mut().find(is_its)?, owner.target.vector))
+                });
+                match cpu {
+                    Some((cpu, vector)) => cpu.accept(vector),
+                    None => self.service.ports().count_stray(),
                 }
             }
         }
     }
 
-    /// Runs a guest until its slice is over or it cannot go on. `Some` when it has ended.
+    /// Runs a virtual processor until its slice is over or it cannot go on. `Some` when it ends its guest.
     fn slice(&mut self, index: usize) -> Option<EndReason> {
         self.switch_to(index);
         let shift = self.host.capabilities.preemption_shift;
@@ -145,7 +162,7 @@ impl Runner {
         let mut exits = 0u32;
         let mut look_at_time = true;
         loop {
-            let guest = &mut self.guests[index];
+            let guest = &mut self.cpus[index];
             // The timer stands still while the hypervisor works, and what an exit asks for may take long (a reset of the device, a
             // batch): the slice is over when it is.
             exits = exits.wrapping_add(1);
@@ -155,7 +172,7 @@ impl Runner {
                 return None;
             }
             if look_at_time || exits.is_multiple_of(EXITS_BETWEEN_LOOKS) {
-                guest.announce(self.epoch);
+                guest.vm.announce(self.epoch);
                 let deadline = set_timer(guest, now, end, shift);
                 // Such a guest's MWAIT does not exit.
                 if guest.virtual_apic.is_some() && self.has_tsc_deadline {
@@ -166,50 +183,64 @@ impl Runner {
             let (number, exit) = match guest.vcpu.run() {
                 Ok(done) => done,
                 Err(failure) => {
-                    log::error!("guest {}: VM entry: {failure}", guest.name());
+                    log::error!("guest {}: VM entry: {failure}", guest.vm.name);
                     return Some(EndReason::Killed("VM entry failed"));
                 }
             };
-            guest.counts.exit(number);
+            guest.seat().counts.exit(number);
             look_at_time = matches!(exit, Exit::Wrmsr | Exit::PreemptionTimer | Exit::Hlt);
             match guest.serve(exit, self.xsave.supported()) {
                 Next::Run => {}
                 Next::Yield => {
-                    self.guests[index].state = State::Blocked;
+                    self.cpus[index].state = State::Blocked;
                     return None;
                 }
                 Next::Halt => {
                     if !self.halt(index) {
-                        return (!self.guests[index].can_wake()).then_some(EndReason::Halted);
+                        return None;
                     }
                 }
                 Next::End(reason) => return Some(reason),
             }
             if interrupts::any() {
                 self.deliver();
+                if self.cpus[index].state != State::Ready {
+                    return None;
+                }
             }
         }
     }
 
-    /// The guest waits for an interrupt. Returns whether there is one already, so that it goes on.
+    /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.
     fn halt(&mut self, index: usize) -> bool {
         interrupts::poll();
         self.deliver();
-        let guest = &mut self.guests[index];
-        guest.set_turn(Turn::Halted);
-        let wakes = guest.can_wake() && guest.has_pending();
-        if wakes {
-            guest.set_turn(Turn::Running);
-        } else {
-            guest.state = State::Halted;
+        let cpu = &mut self.cpus[index];
+        if cpu.state != State::Ready {
+            return false;
         }
-        wakes
+        cpu.set_turn(Turn::Halted);
+        if cpu.nmi || cpu.can_wake() && cpu.has_pending() {
+            cpu.set_turn(Turn::Running);
+            return true;
+        }
+        if cpu.can_wake() {
+            cpu.state = State::Halted;
+        } else {
+            cpu.state = State::Stopped;
+            cpu.vm.stopped(cpu.number);
+        }
+        false
     }
 
     /// Nobody can run: waits for an interrupt, or for the next timer of a guest.
     fn idle(&mut self) {
+        // What processors send to their own come without an interrupt.
+        if interrupts::any() {
+            return;
+        }
         let now = cpu::tsc();
-        let next = self.guests.iter().filter_map(|guest| {
+        let next = self.cpus.iter().filter_map(|guest| {
             let devices = &guest.devices;
             Some(devices.host_deadline(devices.apic.next_deadline()?, now))
         });
@@ -220,7 +251,7 @@ impl Runner {
             None => apic::disarm_timer(),
         }
         // The console's line takes its time; whatever comes meanwhile ends the wait, and so does room for a guest's line.
-        let blocked = self.guests.iter().any(|guest| guest.state == State::Blocked);
+        let blocked = self.cpus.iter().any(|guest| guest.state == State::Blocked);
         while console::pump() {
             interrupts::poll();
             if interrupts::any() || blocked && console::has_room() {
@@ -234,28 +265,42 @@ impl Runner {
     }
 
     fn switch_to(&mut self, index: usize) {
-        self.guests[index].set_turn(Turn::Running);
+        self.cpus[index].set_turn(Turn::Running);
         if self.current == Some(index) {
-            return;
+            return self.cpus[index].begin();
         }
-        if let Some(guest) = self.current.and_then(|current| self.guests.get_mut(current)) {
+        if let Some(guest) = self.current.and_then(|current| self.cpus.get_mut(current)) {
             guest.world.save(self.xsave, self.has_tsc_aux);
-            if guest.state != State::Halted {
+            if matches!(guest.state, State::Ready | State::Blocked) {
                 guest.set_turn(Turn::Preempted);
             }
         }
-        let guest = &self.guests[index];
+        let guest = &self.cpus[index];
         guest.vcpu.make_current().unwrap_or_else(|failure| panic!("VMPTRLD: {failure}"));
         guest.world.restore(self.xsave, self.has_tsc_aux);
         self.current = Some(index);
+        self.cpus[index].begin();
     }
 
-    /// A guest is at its end: its report, and everything back that it held.
+    /// A virtual processor, which is the current one, has ended its guest.
     fn end(&mut self, index: usize, reason: EndReason) {
-        let mut guest = self.guests.remove(index);
-        self.current = None;
-        guest.report(reason);
-        guest.tear_down();
+        let cpu = &mut self.cpus[index];
+        if matches!(reason, EndReason::Killed(_) | EndReason::TripleFault) {
+            cpu.vcpu.dump(&cpu.vm.name, cpu.number);
+        }
+        cpu.vm.end(reason);
+        cpu.state = State::Ended;
+    }
+
+    /// Lets the virtual processors go whose guests are at their end. Returns whether the guests whose last one this was ended well.
+    fn reap(&mut self) -> bool {
+        let mut good = true;
+        while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {
+            let cpu = self.cpus.remove(index);
+            self.current = self.current.filter(|&current| current != index).map(|n| if n > index { n - 1 } else { n });
+            good &= cpu.leave().unwrap_or(true);
+        }
+        good
     }
 }
 
@@ -263,7 +308,7 @@ impl Runner {
 /// so that this is to be done only when one of them has changed.
 ///
 /// Returns when that is, as the machine's TSC.
-fn set_timer(guest: &mut Guest, now: u64, slice_end: u64, preemption_shift: u32) -> u64 {
+fn set_timer(guest: &mut VirtualCpu, now: u64, slice_end: u64, preemption_shift: u32) -> u64 {
     let devices = &mut guest.devices;
     let guest_now = devices.guest_tsc(now);
     devices.apic.expire(guest_now);
@@ -274,7 +319,10 @@ fn set_timer(guest: &mut Guest, now: u64, slice_end: u64, preemption_shift: u32)
 }
 
 /// Has the interrupt delivered that the guest can take, or an exit when it can.
-fn prepare_interrupts(guest: &mut Guest) {
+fn prepare_interrupts(guest: &mut VirtualCpu) {
+    if guest.nmi {
+        guest.nmi = !guest.vcpu.inject_nmi(false);
+    }
     if guest.hand_over_requests() {
         return;
     }

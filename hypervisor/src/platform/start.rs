@@ -1,17 +1,24 @@
 //! From a module to a guest that can run.
 
 use alloc::{format, string::String, sync::Arc, vec::Vec};
-use core::fmt::Display;
+use core::{
+    fmt::Display,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use super::{
     assign::{self, Prepared, prepare},
+    board::Board,
+    delivery::Vectors,
     dsa,
-    guest::{Counts, Guest, Holdings, State},
+    holdings::Holdings,
     loader::Module,
     machine::Machine,
     memory::FRAMES,
-    outside::Outside,
     ports::MachineService,
+    seat::Seat,
+    virtual_cpu::{State, VirtualCpu},
+    vm::Vm,
     windows::{Kind, Window, Windows},
     world::World,
 };
@@ -19,9 +26,8 @@ use hcall_abi::cpuid::Features;
 
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
-    cpu,
     ept::{Access, Ept},
-    exits::{Devices, memo::Memo},
+    exits::{Devices, EndReason, memo::Memo},
     guest::{
         build::{self, GuestRam},
         memory_map::{BarAllocator, ECAM, ECAM_SIZE},
@@ -34,14 +40,10 @@ use crate::{
         cpuid::Policy,
         msr::{self, Msrs},
         pci::{ConfigPage, VirtualBus},
-        uart::Uart,
         x2apic::X2Apic,
     },
-    vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic, bitmap::MsrBitmap, caps, virtual_apic},
+    vmx::{Capabilities, Frames, Host, LocalApic, Start, Vcpu, VirtualApic, bitmap::MsrBitmap, caps, virtual_apic},
 };
-
-/// x2APIC ID of a guest's one processor.
-const APIC_ID: u32 = 0;
 
 /// What a guest reads where its bus has no function.
 static ABSENT: ConfigPage = ConfigPage::ABSENT;
@@ -52,25 +54,41 @@ pub struct Maker {
     pub machine: &'static Machine,
     /// The service.
     pub service: &'static MachineService,
-    /// The processor.
-    pub host: Host,
+    /// What this processor can do: the others can do the same.
+    pub capabilities: Capabilities,
+}
+
+/// What a module asks for.
+pub fn options(module: &Module) -> Result<Options, String> {
+    let string = module.string.as_deref().ok_or("its string is not UTF-8")?;
+    Options::parse(string).map_err(|error| {
+        let name: String = string.chars().take_while(|c| c.is_ascii_graphic() && *c != '"').take(32).collect();
+        format!("{name}: its string: {error}")
+    })
 }
 
 impl Maker {
-    /// Makes a guest of a module. On failure nothing is held any more, and the reason is said in words.
-    pub fn make(&self, id: GuestId, module: &Module) -> Result<Guest, String> {
-        let string = module.string.as_deref().ok_or("its string is not UTF-8")?;
-        let options = Options::parse(string).map_err(|error| {
-            let name: String = string.chars().take_while(|c| c.is_ascii_graphic() && *c != '"').take(32).collect();
-            format!("{name}: its string: {error}")
-        })?;
-        let mut holdings = Holdings::new(id, self.service);
-        let made = self.fill(&mut holdings, id, module, &options);
-        made.map(|parts| parts.guest(holdings)).map_err(|why| format!("{}: {why}", options.name))
+    /// Makes a guest of a module, whose virtual processors are to run on the processors with these numbers. On failure nothing is held any
+    /// more, and the reason is said in words.
+    pub fn make(
+        &self,
+        id: GuestId,
+        module: &Module,
+        options: &Options,
+        processors: &[usize],
+    ) -> Result<Vec<Seed>, String> {
+        let holdings = Holdings::new(id, self.service);
+        self.fill(holdings, id, module, options, processors).map_err(|why| format!("{}: {why}", options.name))
     }
 
-    fn fill(&self, holdings: &mut Holdings, id: GuestId, module: &Module, options: &Options) -> Result<Parts, String> {
-        self.service.ports().settle(id, cpu::this::this().number);
+    fn fill(
+        &self,
+        mut holdings: Holdings,
+        id: GuestId,
+        module: &Module,
+        options: &Options,
+        processors: &[usize],
+    ) -> Result<Vec<Seed>, String> {
         let free = FRAMES.statistics().0;
         let ram =
             holdings
@@ -78,33 +96,42 @@ impl Maker {
                 .insert(Ram::alloc(&FRAMES, options.memory).ok_or_else(|| {
                     format!("mem={}M: the machine has {} MiB left", options.memory >> 20, free >> 20)
                 })?);
-        let image = image(module);
-        let entry = build::build(&mut Building(ram), image, &options.cmdline, 1).map_err(text)?;
-        let gibibyte_pages = self.host.capabilities.ept_1g;
-        let ept = holdings.ept.insert(Ept::new(&FRAMES, gibibyte_pages).map_err(debug)?);
+        let entry = build::build(&mut Building(ram), image(module), &options.cmdline, options.cpus).map_err(text)?;
+        let ept = holdings.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(debug)?);
         ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), Access::Ram).map_err(debug)?;
         let mut bus = VirtualBus::new();
         let mut windows = Windows::default();
-        let devices = self.assign(holdings, options, &mut bus, &mut windows)?;
-        let ept = holdings.ept.as_mut().ok_or("it has no page tables")?;
-        map_ecam(ept, &bus, &mut windows)?;
-        let eptp = ept.pointer();
-        let spec = GuestSpec { guest: id, apic_ids: [APIC_ID].into(), devices };
-        let domain = self.service.attach(spec).map_err(|status| format!("the service: {status}"))?;
-        holdings.domain = Some(Arc::clone(&domain));
-        let start = Start {
-            rip: entry.rip,
-            rsp: entry.rsp,
-            rsi: entry.rsi,
-            cr3: entry.cr3,
-            gdt: (entry.gdt.as_u64(), entry.gdt_limit),
-            selectors: [entry.code_selector, entry.data_selector, 0],
-            tss: (0, 0x67),
-        };
-        let virtual_apic = self.virtual_apic(holdings, id, options)?;
-        let vcpu = self.vcpu(holdings, id, eptp, &start, virtual_apic.as_ref())?;
-        let devices = self.devices(bus, virtual_apic.is_some());
-        Ok(Parts { id, name: options.name.clone(), marks: options.marks, vcpu, virtual_apic, devices, windows })
+        let devices = self.assign(&mut holdings, options, &mut bus, &mut windows)?;
+        map_ecam(holdings.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut windows)?;
+        let seeds = self.seeds(&mut holdings, id, options, processors)?;
+        let spec = GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), devices };
+        holdings.domain = Some(self.service.attach(spec).map_err(|status| format!("the service: {status}"))?);
+        let seats = seeds.iter().map(|seed| seed.seat(self.service)).collect();
+        let board = Board::new(bus, options.marks);
+        let vm = Arc::new(Vm::new(id, options.name.clone(), holdings, windows, board, seats));
+        let start = start(&entry);
+        Ok(seeds.into_iter().map(|parts| Seed { vm: Arc::clone(&vm), parts, start }).collect())
+    }
+
+    /// The parts of each virtual processor.
+    fn seeds(
+        &self,
+        holdings: &mut Holdings,
+        id: GuestId,
+        options: &Options,
+        processors: &[usize],
+    ) -> Result<Vec<Parts>, String> {
+        let mut seeds = Vec::with_capacity(processors.len());
+        for (number, &processor) in processors.iter().enumerate() {
+            self.service.ports().settle(id, number as u32, processor);
+            let virtual_apic = self.virtual_apic(holdings, (id, number as u32), options, processor)?;
+            let frames = self.frames(holdings, virtual_apic.is_some())?;
+            let vpid = VPIDS.fetch_add(1, Ordering::Relaxed);
+            let vpid = u16::try_from(vpid).map_err(|_| "too many virtual processors")?;
+            let policy = self.policy(options.cpus, virtual_apic.is_some());
+            seeds.push(Parts { number, processor, vpid, frames, virtual_apic, policy });
+        }
+        Ok(seeds)
     }
 
     /// Finds the functions asked for and gives them to the guest.
@@ -126,7 +153,7 @@ impl Maker {
             let prepared = prepare(self.machine, function, bus, &mut bars, ept, windows, frames);
             let Prepared { spec, assigned } = prepared.map_err(|why| refused(device, why))?;
             let attached = self.service.ports().attach(function.bdf, ram);
-            holdings.functions.push(assigned);
+            holdings.functions.get_mut().push(assigned);
             attached.map_err(|why| refused(device, why))?;
             specs.push(spec);
         }
@@ -160,10 +187,11 @@ impl Maker {
     fn virtual_apic(
         &self,
         holdings: &mut Holdings,
-        id: GuestId,
+        (id, apic_id): (GuestId, u32),
         options: &Options,
+        processor: usize,
     ) -> Result<Option<VirtualApic>, String> {
-        let capable = self.host.capabilities.apicv;
+        let capable = self.capabilities.apicv;
         if options.apicv == Some(true) && !capable {
             return Err("apicv=on: the processor does not virtualise the local APIC".into());
         }
@@ -173,111 +201,148 @@ impl Maker {
                 _ => Ok(None),
             };
         }
-        let destination = u8::try_from(cpu::this::this().apic_id);
-        let destination = destination.map_err(|_| "the processor's APIC ID does not fit into a descriptor")?;
+        let ports = self.service.ports();
+        let destination = ports.vectors_of(processor).map(Vectors::destination).and_then(|id| u8::try_from(id).ok());
+        let destination = destination.ok_or("the processor's APIC ID does not fit into a descriptor")?;
         let virtual_apic = VirtualApic::new(&FRAMES, destination).ok_or("memory ran out")?;
         holdings.frames.extend([(virtual_apic.page(), 1), (virtual_apic.descriptor().address(), 1)]);
-        let can_post = self.service.ports().can_post();
+        let can_post = ports.can_post();
         if options.posting == Some(true) && !can_post {
             return Err("posting=on: a remapping unit cannot post interrupts (CAP.PI)".into());
         }
         if options.posting.unwrap_or(can_post) {
-            self.service.ports().post_to(id, APIC_ID, virtual_apic.descriptor().address());
+            ports.post_to(id, apic_id, virtual_apic.descriptor().address());
         }
         Ok(Some(virtual_apic))
     }
 
-    fn vcpu(
-        &self,
-        holdings: &mut Holdings,
-        id: GuestId,
-        eptp: u64,
-        start: &Start,
-        virtual_apic: Option<&VirtualApic>,
-    ) -> Result<Vcpu, String> {
+    fn frames(&self, holdings: &mut Holdings, apicv: bool) -> Result<Frames, String> {
         let mut frame = || {
             let frame = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or("memory ran out")?;
             holdings.frames.push((frame, 1));
             Ok::<Hpa, &str>(frame)
         };
         let frames = Frames { vmcs: frame()?, msr_bitmap: frame()? };
-        let rdtscp = self.host.capabilities.secondary & caps::SECONDARY_RDTSCP != 0;
+        let rdtscp = self.capabilities.secondary & caps::SECONDARY_RDTSCP != 0;
         let mut bitmap = MsrBitmap::new(msr::passthrough(rdtscp));
-        let apic = match virtual_apic {
-            None => LocalApic::Emulated,
-            Some(apic) => {
-                bitmap.allow_reads(virtual_apic::read_from_page());
-                bitmap.allow_writes(virtual_apic::written_by_processor());
-                LocalApic::Virtualised { page: apic.page(), descriptor: apic.descriptor().address() }
-            }
-        };
+        if apicv {
+            bitmap.allow_reads(virtual_apic::read_from_page());
+            bitmap.allow_writes(virtual_apic::written_by_processor());
+        }
         // SAFETY: the frame was allocated just now and is as large as the bitmap.
         unsafe {
             let bytes = bitmap.bytes();
             FRAMES.pointer(frames.msr_bitmap).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
         }
-        let vpid = id.0.checked_add(1).ok_or("too many guests")?;
-        // SAFETY: the EPT maps the guest's memory, its devices and its shadows; the bitmap lets through only what `vdev::msr` says.
-        unsafe { Vcpu::new(&self.host, frames, eptp, vpid, start, apic) }.map_err(|failure| format!("VMCS: {failure}"))
+        Ok(frames)
     }
 
-    fn features(&self, apicv: bool) -> Features {
-        if apicv { FEATURES.union(Features::POSTED) } else { FEATURES }
+    fn policy(&self, vcpus: u32, apicv: bool) -> Policy {
+        let secondary = self.capabilities.secondary;
+        Policy {
+            vcpus,
+            tsc_hz: None,
+            rdtscp: secondary & caps::SECONDARY_RDTSCP != 0,
+            invpcid: secondary & caps::SECONDARY_INVPCID != 0,
+            monitor: apicv,
+            kvm_signature: false,
+            features: if apicv { FEATURES.union(Features::POSTED) } else { FEATURES },
+            limits: LIMITS,
+        }
+    }
+}
+
+/// The next virtual processor's VPID. None is given twice, so that no processor ever has translations of another one under it.
+static VPIDS: AtomicU32 = AtomicU32::new(1);
+
+/// What a virtual processor is made of, apart from its guest.
+struct Parts {
+    number: usize,
+    processor: usize,
+    vpid: u16,
+    frames: Frames,
+    virtual_apic: Option<VirtualApic>,
+    policy: Policy,
+}
+
+impl Parts {
+    fn seat(&self, service: &MachineService) -> Seat {
+        let host_apic_id = service.ports().vectors_of(self.processor).map_or(0, Vectors::destination);
+        let descriptor = self.virtual_apic.as_ref().map(|apic| Arc::clone(apic.descriptor()));
+        Seat::new(self.processor, host_apic_id, descriptor)
     }
 
-    fn devices(&self, bus: VirtualBus, apicv: bool) -> Devices {
-        let secondary = self.host.capabilities.secondary;
+    fn devices(&self) -> Devices {
         let physical_bits = raw_cpuid::CpuId::new()
             .get_processor_capacity_feature_info()
             .map_or(36, |info| info.physical_address_bits());
+        let apic_id = self.number as u32;
         Devices {
-            apic: X2Apic::new(APIC_ID, true),
-            uart: Uart::new(),
-            bus,
-            msrs: Msrs::new(physical_bits, apicv),
-            policy: Policy {
-                vcpus: 1,
-                tsc_hz: None,
-                rdtscp: secondary & caps::SECONDARY_RDTSCP != 0,
-                invpcid: secondary & caps::SECONDARY_INVPCID != 0,
-                monitor: apicv,
-                kvm_signature: false,
-                features: self.features(apicv),
-                limits: LIMITS,
-            },
+            apic: X2Apic::new(apic_id, apic_id == 0),
+            msrs: Msrs::new(physical_bits, self.virtual_apic.is_some()),
+            policy: self.policy,
             memo: Memo::default(),
             tsc_offset: 0,
-            apic_id: APIC_ID,
+            apic_id,
             physical_bits,
         }
     }
 }
 
-/// A guest but for what it holds.
-struct Parts {
-    id: GuestId,
-    name: String,
-    marks: bool,
-    vcpu: Vcpu,
-    virtual_apic: Option<VirtualApic>,
-    devices: Devices,
-    windows: Windows,
+/// A virtual processor that its processor has yet to make: a VMCS holds what is that processor's own.
+pub struct Seed {
+    vm: Arc<Vm>,
+    parts: Parts,
+    start: Start,
 }
 
-impl Parts {
-    fn guest(self, holdings: Holdings) -> Guest {
-        Guest {
-            id: self.id,
-            state: State::Ready,
-            vcpu: self.vcpu,
-            world: World::default(),
-            devices: self.devices,
-            virtual_apic: self.virtual_apic,
-            outside: Outside::new(self.name, self.windows, self.marks),
-            holdings,
-            counts: Counts::default(),
-            announced: false,
+impl Seed {
+    /// The number of the processor that it is for.
+    pub fn processor(&self) -> usize {
+        self.parts.processor
+    }
+
+    /// Makes the virtual processor, on its processor. When that fails, its guest is at its end.
+    pub fn grow(self, host: &Host) -> Option<VirtualCpu> {
+        let Self { vm, parts, start } = self;
+        let apic = match &parts.virtual_apic {
+            None => LocalApic::Emulated,
+            Some(apic) => LocalApic::Virtualised { page: apic.page(), descriptor: apic.descriptor().address() },
+        };
+        let eptp = vm.holdings.ept.as_ref().map_or(0, Ept::pointer);
+        // SAFETY: the EPT maps the guest's memory, its devices and its shadows; the bitmap lets through only what `vdev::msr` says; the
+        // frames are the guest's, which gives them back after its virtual processors have left.
+        match unsafe { Vcpu::new(host, parts.frames, eptp, parts.vpid, &start, apic) } {
+            Ok(vcpu) => Some(VirtualCpu {
+                number: parts.number,
+                state: if parts.number == 0 { State::Ready } else { State::WaitForSipi },
+                vcpu,
+                world: World::default(),
+                devices: parts.devices(),
+                virtual_apic: parts.virtual_apic,
+                nmi: false,
+                vm,
+            }),
+            Err(failure) => {
+                log::error!("guest {}: VMCS: {failure}", vm.name);
+                vm.end(EndReason::Killed("its VMCS could not be made"));
+                vm.leave();
+                None
+            }
         }
+    }
+}
+
+/// How the first virtual processor begins. The others start as their guest tells them.
+fn start(entry: &build::Entry) -> Start {
+    Start {
+        rip: entry.rip,
+        rsp: entry.rsp,
+        rsi: entry.rsi,
+        cr3: entry.cr3,
+        gdt: (entry.gdt.as_u64(), entry.gdt_limit),
+        selectors: [entry.code_selector, entry.data_selector, 0],
+        tss: (0, 0x67),
     }
 }
 

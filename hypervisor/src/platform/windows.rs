@@ -22,16 +22,20 @@ pub enum Kind {
         shadow: Hpa,
     },
     /// Registers of a device; those in the command page are looked at before they are passed on.
-    Registers {
-        /// Whose.
-        device: DeviceId,
-        /// The window's start on the machine.
-        base: Hpa,
-        /// Whether the window is the page of the device's commands.
-        commands: bool,
-    },
+    Registers(Registers),
     /// Configuration space of bus 0.
     Ecam,
+}
+
+/// Registers of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// Whose.
+    pub device: DeviceId,
+    /// The window's start on the machine.
+    pub base: Hpa,
+    /// Whether the window is the page of the device's commands.
+    pub commands: bool,
 }
 
 /// A range of guest-physical addresses.

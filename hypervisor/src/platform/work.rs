@@ -8,7 +8,14 @@ use core::{
 
 use spin::Mutex;
 
-use super::{loader::Module, machine::Machine, memory::FRAMES, ports::MachineService, run::Runner, start::Maker};
+use super::{
+    loader::Module,
+    machine::Machine,
+    memory::FRAMES,
+    ports::MachineService,
+    run::Runner,
+    start::{Maker, Seed, options},
+};
 use crate::{
     addr::PAGE_SIZE,
     apic, console,
@@ -70,6 +77,9 @@ pub struct Work {
     epoch: u64,
     /// Numbers of the processors that are fit, once the first one has said `go`.
     fit: Mutex<Vec<usize>>,
+    /// Virtual processors that their processors have yet to make.
+    seeds: Mutex<Vec<Seed>>,
+    made: AtomicUsize,
     ready: AtomicUsize,
     go: AtomicBool,
     done: AtomicUsize,
@@ -92,6 +102,8 @@ impl Work {
             leader,
             epoch,
             fit: Mutex::new(alloc::vec![0]),
+            seeds: Mutex::new(Vec::new()),
+            made: AtomicUsize::new(0),
             ready: AtomicUsize::new(0),
             go: AtomicBool::new(false),
             done: AtomicUsize::new(0),
@@ -145,22 +157,48 @@ impl Work {
         apic::notify(self.leader, apic::WAKE_UP_VECTOR);
     }
 
-    /// Makes and runs the guests that fall to processor `number`: every so-many-th module.
+    /// Makes the guests whose first virtual processor falls to processor `number`, and runs the virtual processors that fall to it.
     fn share(&self, number: usize, Processor { host, xsave }: Processor) {
         let fit = self.fit.lock().clone();
-        let maker = Maker { machine: self.machine, service: self.service, host };
+        self.make(number, &host, &fit);
+        // Whoever makes a guest gives the others their part of it; then all of them know what they have to do.
+        self.made.fetch_add(1, Ordering::AcqRel);
+        while self.made.load(Ordering::Acquire) < fit.len() {
+            core::hint::spin_loop();
+        }
+        let seeds: Vec<Seed> = {
+            let mut seeds = self.seeds.lock();
+            let (own, others) = seeds.drain(..).partition(|seed: &Seed| seed.processor() == number);
+            *seeds = others;
+            own
+        };
         let mut runner = Runner::new(host, xsave, self.service, self.epoch);
-        for (index, module) in self.modules.iter().enumerate() {
-            if fit.get(index % fit.len().max(1)) != Some(&number) {
-                continue;
-            }
-            match maker.make(GuestId(index as u16), module) {
-                Ok(guest) => runner.add(guest),
-                Err(why) => self.refuse(index, &why),
+        for seed in seeds {
+            match seed.grow(runner.host()) {
+                Some(cpu) => runner.add(cpu),
+                None => self.fail(),
             }
         }
         if !runner.run() {
             self.fail();
+        }
+    }
+
+    /// Virtual processors are dealt out in turn, in the order of the modules. Every processor counts along and makes its own guests.
+    fn make(&self, number: usize, host: &Host, fit: &[usize]) {
+        let maker = Maker { machine: self.machine, service: self.service, capabilities: host.capabilities };
+        let mut turns = fit.iter().copied().cycle();
+        for (index, module) in self.modules.iter().enumerate() {
+            let options = options(module);
+            let cpus = options.as_ref().map_or(1, |options| options.cpus as usize);
+            let processors: Vec<usize> = turns.by_ref().take(cpus).collect();
+            if processors.first() != Some(&number) {
+                continue;
+            }
+            match options.and_then(|options| maker.make(GuestId(index as u16), module, &options, &processors)) {
+                Ok(seeds) => self.seeds.lock().extend(seeds),
+                Err(why) => self.refuse(index, &why),
+            }
         }
     }
 

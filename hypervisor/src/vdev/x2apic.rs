@@ -79,6 +79,18 @@ pub enum Destination {
     AllButSelf,
 }
 
+impl Destination {
+    /// Whether the processor with this x2APIC ID is named, in a command of processor `sender` (SDM 11.12.9 and 11.12.10).
+    pub const fn names(self, id: u32, sender: u32) -> bool {
+        match self {
+            Self::All | Self::Physical(u32::MAX) | Self::Logical(u32::MAX) => true,
+            Self::AllButSelf => id != sender,
+            Self::Physical(named) => named == id,
+            Self::Logical(named) => named >> 16 == id >> 4 && named & 1 << (id & 15) != 0,
+        }
+    }
+}
+
 /// An interrupt command for other processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipi {
@@ -150,6 +162,11 @@ impl X2Apic {
             isr: VectorSet::EMPTY,
             timer: Timer::default(),
         }
+    }
+
+    /// INIT: as after reset; the ID, and who is the bootstrap processor, stay (SDM 11.4.7.3).
+    pub fn reset(&mut self) {
+        *self = Self::new(self.id, self.bsp);
     }
 
     /// Whether `msr` belongs to this APIC.

@@ -8,6 +8,8 @@ use x86::msr::{self, rdmsr};
 pub const PIN_EXTERNAL_INTERRUPT: u32 = 1 << 0;
 /// Pin-based: NMI exiting.
 pub const PIN_NMI: u32 = 1 << 3;
+/// Pin-based: virtual NMIs.
+pub const PIN_VIRTUAL_NMIS: u32 = 1 << 5;
 /// Pin-based: VMX-preemption timer.
 pub const PIN_PREEMPTION_TIMER: u32 = 1 << 6;
 /// Pin-based: process posted interrupts.
@@ -30,6 +32,8 @@ pub const PRIMARY_CR8: u32 = 1 << 19 | 1 << 20;
 pub const PRIMARY_TPR_SHADOW: u32 = 1 << 21;
 /// Primary: unconditional I/O exiting.
 pub const PRIMARY_IO: u32 = 1 << 24;
+/// Primary: NMI-window exiting.
+pub const PRIMARY_NMI_WINDOW: u32 = 1 << 22;
 /// Primary: use MSR bitmaps.
 pub const PRIMARY_MSR_BITMAPS: u32 = 1 << 28;
 /// Primary: MONITOR exiting.
@@ -313,6 +317,7 @@ fn choose_pin(allowed: Allowed) -> Result<u32, Refusal> {
         &[
             (PIN_EXTERNAL_INTERRUPT, "external-interrupt exiting"),
             (PIN_NMI, "NMI exiting"),
+            (PIN_VIRTUAL_NMIS, "virtual NMIs"),
             (PIN_PREEMPTION_TIMER, "VMX-preemption timer"),
         ],
         0,
@@ -325,6 +330,7 @@ fn choose_primary(allowed: Allowed) -> Result<u32, Refusal> {
         .choose(
             &[
                 (PRIMARY_INTERRUPT_WINDOW, "interrupt-window exiting"),
+                (PRIMARY_NMI_WINDOW, "NMI-window exiting"),
                 (PRIMARY_TSC_OFFSETTING, "TSC offsetting"),
                 (PRIMARY_HLT, "HLT exiting"),
                 (PRIMARY_MWAIT, "MWAIT exiting"),
@@ -338,7 +344,7 @@ fn choose_primary(allowed: Allowed) -> Result<u32, Refusal> {
             0,
             &[(PRIMARY_CR3, "CR3 accesses without exit")],
         )
-        .map(|controls| controls & !PRIMARY_INTERRUPT_WINDOW)
+        .map(|controls| controls & !(PRIMARY_INTERRUPT_WINDOW | PRIMARY_NMI_WINDOW))
 }
 
 fn choose_secondary(allowed: Allowed) -> Result<u32, Refusal> {

@@ -33,6 +33,7 @@ reasons! {
     ExternalInterrupt = 1, "external-interrupt";
     TripleFault = 2, "triple-fault";
     InterruptWindow = 7, "interrupt-window";
+    NmiWindow = 8, "nmi-window";
     TaskSwitch = 9, "task-switch";
     Cpuid = 10, "cpuid";
     Hlt = 12, "hlt";
@@ -237,6 +238,8 @@ pub enum Exit {
     ExternalInterrupt(u8),
     TripleFault,
     InterruptWindow,
+    /// The guest can take an NMI.
+    NmiWindow,
     Cpuid,
     Hlt,
     /// INVD or WBINVD.
@@ -289,6 +292,7 @@ pub fn read() -> Result<(u16, Exit), Failure> {
         Some(Reason::ExternalInterrupt) => Exit::ExternalInterrupt(vmread(fields::EXIT_INTERRUPTION)? as u8),
         Some(Reason::TripleFault) => Exit::TripleFault,
         Some(Reason::InterruptWindow) => Exit::InterruptWindow,
+        Some(Reason::NmiWindow) => Exit::NmiWindow,
         Some(Reason::Cpuid) => Exit::Cpuid,
         Some(Reason::Hlt) => Exit::Hlt,
         Some(Reason::Invd | Reason::Wbinvd) => Exit::CacheFlush,

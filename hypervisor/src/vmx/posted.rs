@@ -75,6 +75,15 @@ impl Descriptor {
         fence(Ordering::SeqCst);
     }
 
+    /// Requests an interrupt as hardware does (VT-d specification, 5.2.5). Returns the vector at which the processor is to be notified,
+    /// unless it has been or nobody need know.
+    pub fn post(&self, vector: u8) -> Option<u8> {
+        self.table.entry(u64::from(vector / 64)).fetch_or(1 << (vector % 64), Ordering::SeqCst);
+        let notify = |old: u64| (old & (ON | SN) == 0).then_some(old | ON);
+        let old = self.table.entry(CONTROL).fetch_update(Ordering::SeqCst, Ordering::Relaxed, notify).ok()?;
+        Some((old >> NV_SHIFT) as u8)
+    }
+
     /// Whether there may be requests.
     pub fn has_requests(&self) -> bool {
         self.table.get(CONTROL) & ON != 0 || (0..REQUESTS).any(|n| self.table.get(n) != 0)
@@ -124,6 +133,19 @@ mod tests {
         assert_eq!(descriptor.take(), [0, 1 << 5, 0, 0]);
         assert!(!descriptor.has_requests());
         assert_eq!(descriptor.take(), [0; 4]);
+    }
+
+    #[test]
+    fn a_post_notifies_once_and_whom_the_turn_says() {
+        let frames = TestFrames::default();
+        let descriptor = Descriptor::new(&frames, 0).unwrap();
+        assert_eq!(descriptor.post(0x41), None, "nobody is notified before it runs");
+        descriptor.set_turn(Turn::Halted);
+        assert_eq!(descriptor.post(0xff), Some(WAKE_UP_VECTOR));
+        assert_eq!(descriptor.post(0x42), None, "one notification is enough");
+        assert_eq!(descriptor.take(), [0, 0b110, 0, 1 << 63]);
+        descriptor.set_turn(Turn::Running);
+        assert_eq!(descriptor.post(0x41), Some(NOTIFICATION_VECTOR));
     }
 
     #[test]

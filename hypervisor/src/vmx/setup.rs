@@ -1,7 +1,8 @@
 //! What a VMCS holds before its guest's first instruction.
 
 use super::{
-    caps, entry,
+    caps,
+    entry::{self, Registers},
     fields::{self, Segment},
     root::Host,
     vcpu::{CR0_WATCHED, CR4_OWNED, VECTOR_AC, VECTOR_DB, VECTOR_MC, Vcpu},
@@ -88,7 +89,6 @@ impl Vcpu {
             self.write_guarded(fields::CR0_MASK, CR0_WATCHED);
             self.write_guarded(fields::CR4_MASK, !CR4_OWNED);
         }
-        self.write(fields::ENTRY_INTERRUPTION, 0);
         self.write(fields::TSC_OFFSET, 0);
     }
 
@@ -159,24 +159,76 @@ impl Vcpu {
         self.write(fields::GUEST_DEBUGCTL, 0);
         self.write(fields::GUEST_RIP, start.rip);
         self.write(fields::GUEST_RSP, start.rsp);
-        self.write(fields::GUEST_RFLAGS, rflags::FIXED);
-        self.write(fields::GUEST_DR7, 0x400);
+        self.write_common_state();
         self.write(fields::GUEST_GDTR_BASE, start.gdt.0);
         self.write(fields::GUEST_GDTR_LIMIT, start.gdt.1.into());
         self.write(fields::GUEST_IDTR_BASE, 0);
         self.write(fields::GUEST_IDTR_LIMIT, 0);
-        self.write(fields::GUEST_INTERRUPTIBILITY, 0);
-        self.write(fields::GUEST_ACTIVITY, 0);
-        self.write(fields::GUEST_PENDING_DEBUG, 0);
         self.write(fields::GUEST_SYSENTER_CS, 0);
         self.write(fields::GUEST_SYSENTER_ESP, 0);
         self.write(fields::GUEST_SYSENTER_EIP, 0);
-        for n in 0..4 {
-            self.write(fields::guest_pdpte(n), 0);
-        }
         for segment in Segment::ALL {
             self.write_segment(segment, start);
         }
+    }
+
+    /// What is the same at every beginning.
+    fn write_common_state(&mut self) {
+        self.write(fields::GUEST_RFLAGS, rflags::FIXED);
+        self.write(fields::GUEST_DR7, 0x400);
+        self.write(fields::GUEST_INTERRUPTIBILITY, 0);
+        self.write(fields::GUEST_ACTIVITY, 0);
+        self.write(fields::GUEST_PENDING_DEBUG, 0);
+        self.write(fields::ENTRY_INTERRUPTION, 0);
+        for n in 0..4 {
+            self.write(fields::guest_pdpte(n), 0);
+        }
+    }
+
+    /// Makes it what it is after INIT and a start-up command for `page`: real mode, CS at the page, IP 0 (SDM vol. 3, 10.1.1 and
+    /// 10.4.4.2). `signature` is CPUID's, for EDX. MSRs but for EFER stay. Its VMCS must be current.
+    pub fn start_up(&mut self, page: u8, signature: u32) {
+        let reset = cr0::CD | cr0::NW | cr0::ET;
+        self.write(fields::GUEST_CR0, cr0::ET | cr0::NE);
+        self.write(fields::CR0_SHADOW, reset);
+        self.write(fields::GUEST_CR3, 0);
+        self.write(fields::GUEST_CR4, cr4::VMXE);
+        self.write(fields::CR4_SHADOW, 0);
+        self.set_long_mode(false);
+        self.write(fields::GUEST_EFER, 0);
+        self.write_common_state();
+        self.write(fields::GUEST_RIP, 0);
+        self.write(fields::GUEST_RSP, 0);
+        for (base, limit) in
+            [(fields::GUEST_GDTR_BASE, fields::GUEST_GDTR_LIMIT), (fields::GUEST_IDTR_BASE, fields::GUEST_IDTR_LIMIT)]
+        {
+            self.write(base, 0);
+            self.write(limit, 0xffff);
+        }
+        for segment in Segment::ALL {
+            self.write_real_mode_segment(segment, page);
+        }
+        self.registers = Registers::default();
+        self.registers.set(Registers::RDX, signature.into());
+        self.set_window(caps::PRIMARY_INTERRUPT_WINDOW | caps::PRIMARY_NMI_WINDOW, false);
+        self.flush_translations();
+    }
+
+    fn write_real_mode_segment(&mut self, segment: Segment, page: u8) {
+        const CODE_16: u32 = 0x009b;
+        const DATA_16: u32 = 0x0093;
+        const LDT: u32 = 0x0082;
+        const TSS_BUSY: u32 = 0x008b;
+        let (selector, rights) = match segment {
+            Segment::Cs => (u16::from(page) << 8, CODE_16),
+            Segment::Ldtr => (0, LDT),
+            Segment::Tr => (0, TSS_BUSY),
+            _ => (0, DATA_16),
+        };
+        self.write(segment.selector(), selector);
+        self.write(segment.base(), u64::from(selector) << 4);
+        self.write(segment.limit(), 0xffff);
+        self.write(segment.rights(), rights);
     }
 
     /// Flat segments: SDM vol. 3, 28.3.1.2, tells what VM entry wants of each.

@@ -6,7 +6,7 @@
 use super::{
     caps,
     entry::{self, Registers},
-    exit::{self, Event, Exit},
+    exit::{self, Event, EventKind, Exit},
     fields::{self, Field, Guests, Width},
     instr::{self, Failure},
     root::{Host, prepare_region},
@@ -39,6 +39,7 @@ pub const CR4_ALLOWED: u64 = CR4_OWNED
 /// Interruptibility: blocking by STI, by MOV SS, by NMI.
 const BLOCKING_STI: u32 = 1 << 0;
 const BLOCKING_MOV_SS: u32 = 1 << 1;
+const BLOCKING_NMI: u32 = 1 << 3;
 
 /// Pending debug exceptions: single step.
 const PENDING_BS: u64 = 1 << 14;
@@ -230,11 +231,24 @@ impl Vcpu {
 
     /// Asks for an exit as soon as the guest can take an interrupt, or no longer.
     pub fn set_interrupt_window(&mut self, wanted: bool) {
-        let controls = if wanted {
-            self.primary_controls | caps::PRIMARY_INTERRUPT_WINDOW
-        } else {
-            self.primary_controls & !caps::PRIMARY_INTERRUPT_WINDOW
-        };
+        self.set_window(caps::PRIMARY_INTERRUPT_WINDOW, wanted);
+    }
+
+    /// Injects an NMI at the next entry if the guest can take one. Otherwise, or when `more` are to come, there is an exit as soon as it
+    /// can. Returns whether it was injected.
+    pub fn inject_nmi(&mut self, more: bool) -> bool {
+        const VECTOR_NMI: u8 = 2;
+        let blocking = BLOCKING_STI | BLOCKING_MOV_SS | BLOCKING_NMI;
+        let possible = !self.injects() && self.read(fields::GUEST_INTERRUPTIBILITY) & blocking == 0;
+        if possible {
+            self.inject(Event::new(EventKind::Nmi, VECTOR_NMI, false), 0);
+        }
+        self.set_window(caps::PRIMARY_NMI_WINDOW, more || !possible);
+        possible
+    }
+
+    pub(super) fn set_window(&mut self, window: u32, wanted: bool) {
+        let controls = if wanted { self.primary_controls | window } else { self.primary_controls & !window };
         if controls != self.primary_controls {
             self.primary_controls = controls;
             // SAFETY: the controls are those of `new`, but for an exit more or less that nothing is kept by.
@@ -263,6 +277,11 @@ impl Vcpu {
     /// Injects again the event whose delivery the last exit cut short, if there is one (SDM vol. 3, 29.2.4).
     pub fn reinject(&mut self) {
         if let Some(event) = Event::from_field(self.read(fields::IDT_VECTORING)) {
+            // VM entry refuses an NMI while NMIs are blocked, and the one that was cut short has blocked them (SDM vol. 3, 27.2.1.3).
+            if event.is_nmi() {
+                let interruptibility = self.read(fields::GUEST_INTERRUPTIBILITY);
+                self.write(fields::GUEST_INTERRUPTIBILITY, interruptibility & !BLOCKING_NMI);
+            }
             let error_code = self.read(fields::IDT_VECTORING_ERROR_CODE);
             self.inject(event, error_code);
         }
@@ -288,10 +307,10 @@ impl Vcpu {
         self.write(fields::GUEST_INTERRUPT_STATUS, status & 0xff00 | u16::from(vector));
     }
 
-    /// What a person wants to see of a guest that went wrong.
-    pub fn dump(&self) {
+    /// What a person wants to see of virtual processor `number` of a guest that went wrong.
+    pub fn dump(&self, guest: &str, number: usize) {
         log::info!(
-            "rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+            "guest {guest}, processor {number}: rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
             self.read(fields::GUEST_RIP),
             self.read(fields::GUEST_RSP),
             self.read(fields::GUEST_RFLAGS),

@@ -3,6 +3,8 @@
 //! Task priority, in-service and requested interrupts live in the page, and the processor delivers from there and ends interrupts
 //! without an exit. The rest of the local APIC stays a model (`vdev::x2apic`).
 
+use alloc::sync::Arc;
+
 use super::posted::{Descriptor, Turn};
 use crate::{
     addr::Hpa,
@@ -20,13 +22,13 @@ const WORDS: u64 = 8;
 /// A virtual processor's page and its descriptor.
 pub struct VirtualApic {
     page: Table,
-    descriptor: Descriptor,
+    descriptor: Arc<Descriptor>,
 }
 
 impl VirtualApic {
     /// As after reset, for a virtual processor on the processor with xAPIC ID `destination`.
     pub fn new(frames: &impl FrameSource, destination: u8) -> Option<Self> {
-        Some(Self { page: Table::new(frames)?, descriptor: Descriptor::new(frames, destination)? })
+        Some(Self { page: Table::new(frames)?, descriptor: Arc::new(Descriptor::new(frames, destination)?) })
     }
 
     /// Where the page is.
@@ -34,8 +36,15 @@ impl VirtualApic {
         self.page.address()
     }
 
+    /// As after INIT: nothing is requested or in service, and the task priority is 0. Only while the virtual processor does not run.
+    pub fn reset(&self) {
+        self.descriptor.take();
+        let registers = [VTPR, VPPR].into_iter().chain((0..WORDS).flat_map(|n| [VISR + 0x10 * n, VIRR + 0x10 * n]));
+        registers.for_each(|offset| self.page.set(offset / 8, 0));
+    }
+
     /// The posted-interrupt descriptor.
-    pub fn descriptor(&self) -> &Descriptor {
+    pub fn descriptor(&self) -> &Arc<Descriptor> {
         &self.descriptor
     }
 

@@ -1,0 +1,93 @@
+//! A guest's serial port and PCI bus: what all its virtual processors share, behind one lock.
+
+use super::vm::Vm;
+use crate::{
+    addr::Bdf,
+    console,
+    exits::PortWrite,
+    vdev::{
+        pci::{self, VirtualBus},
+        ports::{Effect, Ports},
+        uart::{self, Uart},
+    },
+};
+
+/// Lines that a guest may write before the hypervisor stops showing them: a guest cannot bury the others' (XSA-96).
+const CONSOLE_LINES: u32 = 10_000;
+
+/// What begins a line of the console after which a guest's VM exits so far are told, if its options ask for that.
+const MARK: &str = "@mark";
+
+/// The devices behind a guest's ports.
+pub struct Board {
+    /// Its PCI bus.
+    pub bus: VirtualBus,
+    uart: Uart,
+    lines: u32,
+    marks: bool,
+}
+
+/// What a write to a port leaves to be done when the board is free again.
+pub struct Written {
+    /// What the guest gets to see of it.
+    pub outcome: PortWrite,
+    /// Configuration of a function was written.
+    pub pci: Option<(Bdf, pci::Effect)>,
+    /// The guest's VM exits so far are to be told.
+    pub mark: bool,
+}
+
+impl Board {
+    /// With the guest's bus; `marks` as in its options.
+    pub fn new(bus: VirtualBus, marks: bool) -> Self {
+        Self { bus, uart: Uart::new(), lines: 0, marks }
+    }
+
+    /// IN.
+    pub fn read(&mut self, port: u16, width: u8) -> u32 {
+        Ports { uart: &mut self.uart, bus: &mut self.bus }.read(port, width)
+    }
+
+    /// OUT, by guest `vm`.
+    pub fn write(&mut self, vm: &Vm, port: u16, width: u8, value: u32) -> Written {
+        let Self { bus, uart, lines, marks } = self;
+        let mut written = Written { outcome: PortWrite::Done, pci: None, mark: false };
+        // A guest that writes faster than the console's line takes it waits by itself: neither the processor nor a lock does.
+        if port == uart::BASE && *lines < CONSOLE_LINES && !console::has_room() {
+            written.outcome = PortWrite::NoRoom;
+            return written;
+        }
+        let mut mark = false;
+        let effect = Ports { uart, bus }.write(port, width, value, &mut |line| {
+            mark |= show(&vm.name, lines, line) && *marks && line.starts_with(MARK);
+        });
+        written.mark = mark;
+        match effect {
+            Effect::None => {}
+            Effect::Exit(code) => written.outcome = PortWrite::Exit(code),
+            Effect::Reset => written.outcome = PortWrite::Reset,
+            Effect::Pci(function, effect) => written.pci = Some((function, effect)),
+        }
+        written
+    }
+
+    /// Shows what is left of an unfinished line: for the end of the guest named `name`.
+    pub fn flush(&mut self, name: &str) {
+        let Self { uart, lines, .. } = self;
+        uart.flush(&mut |line| {
+            show(name, lines, line);
+        });
+    }
+}
+
+/// Shows a line of a guest's console, unless it has written too many. Returns whether it is shown.
+fn show(name: &str, lines: &mut u32, line: &str) -> bool {
+    *lines = lines.saturating_add(1);
+    if *lines == CONSOLE_LINES {
+        log::warn!("guest {name} has written {CONSOLE_LINES} lines; no more are shown");
+    }
+    if *lines < CONSOLE_LINES {
+        console::line(format_args!("[{name}] {line}"));
+    }
+    *lines < CONSOLE_LINES
+}

@@ -1,0 +1,83 @@
+//! What a guest holds of the machine, and the order in which it comes back.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use spin::Mutex;
+
+use super::{assign::Assigned, memory::FRAMES, ports::MachineService};
+use crate::{
+    addr::Hpa,
+    ept::Ept,
+    ims::{Domain, GuestId},
+    memory::{FrameSource, Ram},
+    vmx::instr,
+};
+
+/// What a guest holds of the machine, apart from its processors. It is given back when this is dropped: interrupts first, then the
+/// devices' ways to memory, then memory.
+pub struct Holdings {
+    id: GuestId,
+    /// The service that its domain is of.
+    pub service: &'static MachineService,
+    /// Its memory.
+    pub ram: Option<Ram>,
+    /// Its extended page tables.
+    pub ept: Option<Ept>,
+    /// Frames that are its own besides: VMCSs, bitmaps, shadows; first frame and number.
+    pub frames: Vec<(Hpa, u64)>,
+    /// The functions assigned to it.
+    pub functions: Mutex<Vec<Assigned>>,
+    /// Its interrupt domain.
+    pub domain: Option<Arc<Domain>>,
+}
+
+impl Holdings {
+    /// Nothing, for guest `id`.
+    pub fn new(id: GuestId, service: &'static MachineService) -> Self {
+        let functions = Mutex::new(Vec::new());
+        Self { id, service, ram: None, ept: None, frames: Vec::new(), functions, domain: None }
+    }
+
+    /// Whether its devices' interrupts are posted.
+    pub fn is_posted(&self) -> bool {
+        self.service.ports().posts_to(self.id)
+    }
+}
+
+impl Drop for Holdings {
+    fn drop(&mut self) {
+        let functions = self.functions.get_mut();
+        for function in functions.iter() {
+            function.quiesce();
+        }
+        if let Some(domain) = self.domain.take() {
+            self.service.detach(&domain);
+        }
+        self.service.ports().forget(self.id);
+        let mut detached = true;
+        for function in functions.drain(..) {
+            detached &= function.release(self.service.ports());
+        }
+        let (ept, ram) = (self.ept.take(), self.ram.take());
+        if let Some(ept) = &ept {
+            instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
+        }
+        if !detached {
+            log::error!("a device could not be detached: the memory that it could reach is given up");
+            return;
+        }
+        // SAFETY: the guest's VMCSs were cleared before this is dropped, and each processor that ran it has dropped its cached
+        // translations with them (`VirtualCpu::leave`); the devices are detached and flushed. So nothing leads to these frames.
+        unsafe {
+            if let Some(ept) = ept {
+                ept.free(&FRAMES);
+            }
+            if let Some(ram) = ram {
+                ram.free(&FRAMES);
+            }
+            for (base, count) in self.frames.drain(..) {
+                FRAMES.free(base, count);
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What other processors may touch of a virtual processor: the interrupts they send it, and the count of what happened to it.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::{apic, cpu, vmx::posted::Descriptor};
+
+/// Exit reasons that are counted: all that the processor can give, in 16 bits, end far below this.
+const REASONS: usize = 80;
+
+/// What happened to a virtual processor so far. Only the processor that runs it counts; others may look.
+pub struct Counts {
+    exits: [AtomicU64; REASONS],
+    /// Devices' interrupts given to its local APIC.
+    pub delivered: AtomicU64,
+    /// Those that met one with the same vector there, and became one with it.
+    pub merged: AtomicU64,
+    /// Those that its local APIC did not take.
+    pub dropped: AtomicU64,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        let [delivered, merged, dropped] = [const { AtomicU64::new(0) }; 3];
+        Self { exits: [const { AtomicU64::new(0) }; REASONS], delivered, merged, dropped }
+    }
+}
+
+/// Counts one more: nobody else writes the counter, so that it needs no locked instruction.
+pub fn count(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+impl Counts {
+    /// Counts an exit by its basic reason's number.
+    pub fn exit(&self, number: u16) {
+        count(&self.exits[usize::from(number).min(REASONS - 1)]);
+    }
+
+    /// Exits so far, by their reasons' numbers.
+    pub fn exits(&self) -> impl Iterator<Item = u64> {
+        self.exits.iter().map(|exits| exits.load(Ordering::Relaxed))
+    }
+}
+
+/// A virtual processor's place.
+pub struct Seat {
+    /// Number and APIC ID of the processor that runs it.
+    processor: usize,
+    host_apic_id: u32,
+    /// Vectors that other virtual processors have sent, where the hypervisor keeps its local APIC.
+    requests: [AtomicU64; 4],
+    /// Where the processor keeps it: senders post, as devices do.
+    descriptor: Option<Arc<Descriptor>>,
+    /// There is something to take, and the processor has been told.
+    signalled: AtomicBool,
+    /// What happened to it.
+    pub counts: Counts,
+}
+
+impl Seat {
+    /// On a processor, whose number and APIC ID these are. With a descriptor, interrupts are posted there.
+    pub fn new(processor: usize, host_apic_id: u32, descriptor: Option<Arc<Descriptor>>) -> Self {
+        Self {
+            processor,
+            host_apic_id,
+            requests: [const { AtomicU64::new(0) }; 4],
+            descriptor,
+            signalled: AtomicBool::new(false),
+            counts: Counts::default(),
+        }
+    }
+
+    /// The number of the processor that runs it.
+    pub fn processor(&self) -> usize {
+        self.processor
+    }
+
+    /// Sends it an interrupt.
+    pub fn request(&self, vector: u8) {
+        match &self.descriptor {
+            Some(descriptor) => {
+                if let Some(notification) = descriptor.post(vector) {
+                    self.notify(notification);
+                }
+            }
+            None => {
+                self.requests[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
+                self.signal();
+            }
+        }
+    }
+
+    /// Has its processor look at it. One look that is still to come is enough for any number of signals.
+    pub fn signal(&self) {
+        if !self.signalled.swap(true, Ordering::SeqCst) {
+            self.notify(apic::WAKE_UP_VECTOR);
+        }
+    }
+
+    fn notify(&self, vector: u8) {
+        if cpu::this::this().number == self.processor {
+            cpu::interrupts::raise(vector);
+        } else {
+            apic::notify(self.host_apic_id, vector);
+        }
+    }
+
+    /// Whether there has been a signal since this was asked last.
+    pub fn take_signal(&self) -> bool {
+        self.signalled.load(Ordering::Relaxed) && self.signalled.swap(false, Ordering::SeqCst)
+    }
+
+    /// Takes the vectors that were sent.
+    pub fn take_requests(&self) -> impl Iterator<Item = u8> {
+        (0..4u8).flat_map(|word| {
+            let bits = self.requests[usize::from(word)].swap(0, Ordering::Relaxed);
+            (0..64).filter(move |bit| bits & 1 << bit != 0).map(move |bit| word * 64 + bit)
+        })
+    }
+}
+
+/// Exits of all these by reason.
+pub fn sum_of_exits<'a>(seats: impl Iterator<Item = &'a Seat>) -> Vec<u64> {
+    let mut sums = alloc::vec![0; REASONS];
+    for seat in seats {
+        sums.iter_mut().zip(seat.counts.exits()).for_each(|(sum, exits)| *sum += exits);
+    }
+    sums
+}

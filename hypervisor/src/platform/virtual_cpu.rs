@@ -1,0 +1,209 @@
+//! A virtual processor that runs, or waits, on this processor.
+
+use alloc::sync::Arc;
+
+use super::{
+    outside::Reach,
+    seat::{Seat, count},
+    vm::Vm,
+    world::World,
+};
+use crate::{
+    cpu,
+    exits::{Context, Devices, EndReason, Next, dispatch},
+    vdev::x2apic::Accepted,
+    vmx::{Exit, Vcpu, VirtualApic, fields, instr, posted::Turn},
+};
+
+/// Whether a virtual processor can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It can.
+    Ready,
+    /// It can, and begins at this page.
+    Starting(u8),
+    /// It waits for an interrupt.
+    Halted,
+    /// It has halted with interrupts off: only a command can wake it.
+    Stopped,
+    /// It waits for a start-up command.
+    WaitForSipi,
+    /// It waits for room on the console.
+    Blocked,
+    /// Its guest is at its end.
+    Ended,
+}
+
+impl State {
+    /// Whether it can run.
+    pub const fn is_ready(self) -> bool {
+        matches!(self, Self::Ready | Self::Starting(_))
+    }
+}
+
+/// A virtual processor.
+pub struct VirtualCpu {
+    /// Its guest.
+    pub vm: Arc<Vm>,
+    /// Its number in the guest, and its x2APIC ID.
+    pub number: usize,
+    /// Whether it can run.
+    pub state: State,
+    /// Its VMCS and registers.
+    pub vcpu: Vcpu,
+    /// Its share of the processor while another one runs.
+    pub world: World,
+    /// Its virtual devices.
+    pub devices: Devices,
+    /// Where the processor keeps its local APIC, if it does.
+    pub virtual_apic: Option<VirtualApic>,
+    /// An NMI waits for it.
+    pub nmi: bool,
+}
+
+impl VirtualCpu {
+    /// Its place in the guest.
+    pub fn seat(&self) -> &Seat {
+        self.vm.seat(self.number)
+    }
+
+    /// Serves an exit. `xcr0_supported` are the bits that it may set in XCR0.
+    pub fn serve(&mut self, exit: Exit, xcr0_supported: u64) -> Next {
+        let (Some(ram), Some(domain)) = (&self.vm.holdings.ram, &self.vm.holdings.domain) else {
+            return Next::End(EndReason::Killed("it has no memory"));
+        };
+        let mut reach = Reach { vm: &self.vm, number: self.number, domain };
+        let mut context = Context {
+            vcpu: &mut self.vcpu,
+            devices: &mut self.devices,
+            ram,
+            xcr0: (&mut self.world.fpu.xcr0, xcr0_supported),
+            platform: &mut reach,
+        };
+        dispatch::serve(&mut context, exit)
+    }
+
+    /// A device's interrupt that the hypervisor has taken for it.
+    pub fn accept(&mut self, vector: u8) {
+        let counts = &self.vm.seat(self.number).counts;
+        if let Some(virtual_apic) = &self.virtual_apic {
+            virtual_apic.request(vector);
+            return count(&counts.delivered);
+        }
+        count(match self.devices.apic.accept(vector) {
+            Accepted::New => &counts.delivered,
+            Accepted::Merged => &counts.merged,
+            Accepted::Illegal | Accepted::Disabled => &counts.dropped,
+        });
+    }
+
+    /// Takes what other processors have sent since this was called last.
+    pub fn take_sent(&mut self) {
+        if !self.seat().take_signal() {
+            return;
+        }
+        for vector in self.vm.seat(self.number).take_requests() {
+            self.devices.apic.accept(vector);
+        }
+        let commands = self.vm.take_commands(self.number);
+        if commands.init {
+            self.init();
+        }
+        if let (State::WaitForSipi, Some(page)) = (self.state, commands.start_up) {
+            self.state = State::Starting(page);
+        }
+        if commands.nmi && self.state != State::WaitForSipi {
+            self.nmi = true;
+            if matches!(self.state, State::Halted | State::Stopped) {
+                self.state = State::Ready;
+            }
+        }
+        if self.vm.is_ending() {
+            self.state = State::Ended;
+        } else if matches!(self.state, State::Stopped | State::WaitForSipi) {
+            self.vm.stopped(self.number);
+        }
+    }
+
+    /// INIT: the bootstrap processor begins with the firmware, which a guest has none of, so the guest is reset; the others wait to be
+    /// started.
+    fn init(&mut self) {
+        if self.number == 0 {
+            return self.vm.end(EndReason::Reset);
+        }
+        self.state = State::WaitForSipi;
+        self.nmi = false;
+        self.devices.apic.reset();
+        if let Some(virtual_apic) = &self.virtual_apic {
+            virtual_apic.set_turn(Turn::Preempted);
+            virtual_apic.reset();
+        }
+    }
+
+    /// Begins at a page, if it is about to. Its VMCS must be current.
+    pub fn begin(&mut self) {
+        if let State::Starting(page) = self.state {
+            self.state = State::Ready;
+            self.vcpu.start_up(page, cpu::signature());
+            if self.virtual_apic.is_some() {
+                self.vcpu.write(fields::GUEST_INTERRUPT_STATUS, 0);
+            }
+        }
+    }
+
+    /// Whether an interrupt would be delivered if it could take any. Only while it does not run.
+    pub fn has_pending(&mut self) -> bool {
+        self.gather_requests();
+        match &self.virtual_apic {
+            Some(virtual_apic) => virtual_apic.is_pending(),
+            None => self.devices.apic.pending().is_some(),
+        }
+    }
+
+    /// Says who runs, to those who post interrupts.
+    pub fn set_turn(&self, turn: Turn) {
+        if let Some(virtual_apic) = &self.virtual_apic {
+            virtual_apic.set_turn(turn);
+        }
+    }
+
+    /// Leaves the delivery of interrupts to the processor, where it keeps the local APIC. Returns whether it does.
+    pub fn hand_over_requests(&mut self) -> bool {
+        let gathered = self.gather_requests();
+        let Some(virtual_apic) = &self.virtual_apic else { return false };
+        if gathered && let Some(vector) = virtual_apic.highest_request() {
+            self.vcpu.set_requested(vector);
+        }
+        true
+    }
+
+    /// Puts what was posted, and what the model of the local APIC requests (its timer, IPIs), into the virtual-APIC page. Returns
+    /// whether there may be something new.
+    fn gather_requests(&mut self) -> bool {
+        let Some(virtual_apic) = &self.virtual_apic else { return false };
+        while let Some(vector) = self.devices.apic.pending() {
+            // The model has done its part with the request: service and EOI are the page's.
+            self.devices.apic.begin(vector);
+            self.devices.apic.end();
+            virtual_apic.request(vector);
+        }
+        virtual_apic.take_posted();
+        true
+    }
+
+    /// Whether an interrupt could wake it from HLT: RFLAGS.IF.
+    pub fn can_wake(&self) -> bool {
+        self.vcpu.read(fields::GUEST_RFLAGS) & cpu::bits::rflags::IF != 0
+    }
+
+    /// Leaves the processor for good. Returns what [`Vm::leave`] does.
+    pub fn leave(self) -> Option<bool> {
+        let Self { vm, vcpu, .. } = self;
+        // The frame of the VMCS is among the guest's holdings, and so are the tables that this processor may have cached.
+        vcpu.retire().unwrap_or_else(|failure| panic!("VMCLEAR: {failure}"));
+        if let Some(ept) = &vm.holdings.ept {
+            instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
+        }
+        vm.leave()
+    }
+}

@@ -1,0 +1,223 @@
+//! A guest: what its virtual processors share.
+
+use alloc::{format, string::String, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use spin::Mutex;
+
+use super::{
+    board::Board,
+    holdings::Holdings,
+    seat::{Seat, sum_of_exits},
+    windows::Windows,
+};
+use crate::{
+    cpu, event,
+    exits::EndReason,
+    ims::GuestId,
+    memory::Ram,
+    vdev::x2apic::{Delivery, Ipi},
+    vmx::exit::Reason,
+};
+
+/// What a virtual processor is told beside interrupts, and has not taken yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Commands {
+    /// INIT.
+    pub init: bool,
+    /// Start-up, at this page.
+    pub start_up: Option<u8>,
+    /// A non-maskable interrupt.
+    pub nmi: bool,
+}
+
+/// Whether a guest goes on.
+struct Life {
+    /// Of each virtual processor: it waits for something that only another one can send, a command.
+    stopped: Vec<bool>,
+    commands: Vec<Commands>,
+    reason: Option<EndReason>,
+}
+
+/// A guest. Each of its virtual processors holds it; the last one to leave gives back what it held.
+///
+/// Locks, each taken alone but for the console's below the board's: `life` (commands and the end: rare), `board` (ports and
+/// configuration space), and the functions' in [`Holdings`] (their command registers). A trapped write of a store, a hypercall and
+/// an interrupt between virtual processors take none of them.
+pub struct Vm {
+    /// Which.
+    pub id: GuestId,
+    /// Its name.
+    pub name: String,
+    /// What it holds of the machine.
+    pub holdings: Holdings,
+    /// What it finds outside of its memory.
+    pub windows: Windows,
+    /// Its console and its PCI bus.
+    pub board: Mutex<Board>,
+    seats: Vec<Seat>,
+    life: Mutex<Life>,
+    ending: AtomicBool,
+    announced: AtomicBool,
+}
+
+impl Vm {
+    /// With a seat for each virtual processor, in the order of their APIC IDs, which count from 0. All but the first wait to be started.
+    pub fn new(
+        id: GuestId,
+        name: String,
+        holdings: Holdings,
+        windows: Windows,
+        board: Board,
+        seats: Vec<Seat>,
+    ) -> Self {
+        let stopped = (0..seats.len()).map(|number| number != 0).collect();
+        let commands = alloc::vec![Commands::default(); seats.len()];
+        Self {
+            id,
+            name,
+            holdings,
+            windows,
+            board: Mutex::new(board),
+            seats,
+            life: Mutex::new(Life { stopped, commands, reason: None }),
+            ending: AtomicBool::new(false),
+            announced: AtomicBool::new(false),
+        }
+    }
+
+    /// The place of virtual processor `number`.
+    pub fn seat(&self, number: usize) -> &Seat {
+        &self.seats[number]
+    }
+
+    /// Carries out an interrupt command of virtual processor `sender` (SDM vol. 3, 12.6).
+    pub fn send(&self, sender: usize, ipi: Ipi) {
+        let named = (0..).zip(&self.seats).filter(|(id, _)| ipi.destination.names(*id, sender as u32));
+        match ipi.delivery {
+            Delivery::Fixed => named.for_each(|(_, seat)| seat.request(ipi.vector)),
+            // Which one is the machine's to choose.
+            Delivery::LowestPriority => named.take(1).for_each(|(_, seat)| seat.request(ipi.vector)),
+            Delivery::Nmi => self.command(named, |commands| commands.nmi = true),
+            Delivery::Init => {
+                self.command(named, |commands| *commands = Commands { init: true, ..Commands::default() })
+            }
+            Delivery::StartUp => self.command(named, |commands| {
+                commands.start_up.get_or_insert(ipi.vector);
+            }),
+            Delivery::Smi => {}
+        }
+    }
+
+    fn command<'a>(&self, named: impl Iterator<Item = (u32, &'a Seat)>, change: impl Fn(&mut Commands)) {
+        for (id, seat) in named {
+            let mut life = self.life.lock();
+            change(&mut life.commands[id as usize]);
+            // Until it has looked, it may go on.
+            life.stopped[id as usize] = false;
+            drop(life);
+            seat.signal();
+        }
+    }
+
+    /// Takes what virtual processor `number` was told.
+    pub fn take_commands(&self, number: usize) -> Commands {
+        core::mem::take(&mut self.life.lock().commands[number])
+    }
+
+    /// Virtual processor `number` can go on only when it is told so. When that holds for all of them, the guest is at its end.
+    pub fn stopped(&self, number: usize) {
+        let mut life = self.life.lock();
+        life.stopped[number] = life.commands[number] == Commands::default();
+        let all = life.stopped.iter().all(|stopped| *stopped);
+        drop(life);
+        if all {
+            self.end(EndReason::Halted);
+        }
+    }
+
+    /// The guest is at its end. All its virtual processors are told; the first reason counts.
+    pub fn end(&self, reason: EndReason) {
+        let mut life = self.life.lock();
+        if life.reason.is_some() {
+            return;
+        }
+        life.reason = Some(reason);
+        drop(life);
+        self.ending.store(true, Ordering::Release);
+        self.seats.iter().for_each(Seat::signal);
+    }
+
+    /// Whether the guest is at its end.
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    /// Tells that the guest starts, once, right before its first instruction. `epoch` is the TSC at the hypervisor's entry.
+    pub fn announce(&self, epoch: u64) {
+        if self.announced.load(Ordering::Relaxed) || self.announced.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        event!(
+            "guest-start guest={} name={} memory_mib={} cpus={} entry_instructions={}",
+            self.id.0,
+            self.name,
+            self.holdings.ram.as_ref().map_or(0, Ram::len) >> 20,
+            self.seats.len(),
+            cpu::tsc().wrapping_sub(epoch)
+        );
+    }
+
+    /// Tells the exits of all virtual processors so far. One key for each name of a reason; several reasons can share a name.
+    pub fn report_exits(&self) {
+        let mut named: Vec<(&str, u64)> = Vec::new();
+        let sums = sum_of_exits(self.seats.iter());
+        for (number, count) in (0..).zip(sums).filter(|(_, count)| *count != 0) {
+            let name = Reason::name(number);
+            match named.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += count,
+                None => named.push((name, count)),
+            }
+        }
+        let mut line = String::new();
+        for (name, count) in named {
+            let _ = core::fmt::write(&mut line, format_args!(" {name}={count}"));
+        }
+        event!("exits guest={}{line}", self.id.0);
+    }
+
+    /// A virtual processor has left. The last one tells how the guest ended and gives everything back; it gets to know whether the guest
+    /// ended well.
+    pub fn leave(self: Arc<Self>) -> Option<bool> {
+        let mut vm = Arc::into_inner(self)?;
+        let reason = vm.life.get_mut().reason.unwrap_or(EndReason::Killed("its processors have left"));
+        vm.report(reason);
+        Some(reason == EndReason::Exit(0))
+    }
+
+    fn report(&mut self, reason: EndReason) {
+        self.board.get_mut().flush(&self.name);
+        if let EndReason::Killed(why) = reason {
+            log::error!("guest {}: {why}", self.name);
+        }
+        self.report_exits();
+        let sum = |counter: fn(&Seat) -> u64| self.seats.iter().map(counter).sum::<u64>();
+        let domain = self.holdings.domain.as_ref().map(|domain| domain.counters()).unwrap_or_default();
+        // Posted interrupts pass the hypervisor by: nobody there could count them.
+        let delivered = if self.holdings.is_posted() {
+            String::from("posted=yes")
+        } else {
+            format!("delivered={}", sum(|seat| seat.counts.delivered.load(Ordering::Relaxed)))
+        };
+        event!(
+            "interrupts guest={} {delivered} merged={} dropped={} hypercalls={} trapped_writes={} refused={}",
+            self.id.0,
+            sum(|seat| seat.counts.merged.load(Ordering::Relaxed)),
+            sum(|seat| seat.counts.dropped.load(Ordering::Relaxed)),
+            domain.hypercalls,
+            domain.trapped_writes,
+            domain.refused
+        );
+        event!("guest-end guest={} name={} reason={} code={}", self.id.0, self.name, reason.name(), reason.code());
+    }
+}
