@@ -69,7 +69,7 @@ fn write_cr0(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     if value >> 32 != 0 || set(cr0::PG) && !set(cr0::PE) || set(cr0::NW) && !set(cr0::CD) {
         return None;
     }
-    let efer_value = vcpu.read(fields::GUEST_EFER);
+    let efer_value = vcpu.efer();
     let long_enabled = efer_value & efer::LME != 0;
     let paging_changes = (old ^ value) & cr0::PG != 0;
     if paging_changes && set(cr0::PG) && long_enabled {
@@ -93,13 +93,13 @@ fn write_cr0(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     }
     // CD and NW stay clear: the guest's caches are the machine's.
     vcpu.write(fields::GUEST_CR0, value & !(cr0::CD | cr0::NW) | cr0::NE | cr0::ET);
-    vcpu.write(fields::CR0_SHADOW, value | cr0::ET);
+    vcpu.set_cr0_shadow(value | cr0::ET);
     Some(())
 }
 
 fn write_cr4(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> {
     let old = vcpu.cr4();
-    let long_mode = vcpu.read(fields::GUEST_EFER) & efer::LMA != 0;
+    let long_mode = vcpu.efer() & efer::LMA != 0;
     let paging = vcpu.cr0() & cr0::PG != 0;
     if value & !supported_cr4() != 0 || long_mode && value & cr4::PAE == 0 {
         return None;
@@ -121,7 +121,7 @@ fn write_cr4(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
         vcpu.flush_translations();
     }
     vcpu.write(fields::GUEST_CR4, value | cr4::VMXE);
-    vcpu.write(fields::CR4_SHADOW, value);
+    vcpu.set_cr4_shadow(value);
     Some(())
 }
 

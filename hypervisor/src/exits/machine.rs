@@ -47,7 +47,11 @@ impl<P> GuestMemory for VcpuMachine<'_, P> {
 }
 
 impl<P: Platform> Machine for VcpuMachine<'_, P> {
-    fn memo(&mut self) -> &mut Memo {
+    fn memo(&self) -> &Memo {
+        self.memo
+    }
+
+    fn memo_mut(&mut self) -> &mut Memo {
         self.memo
     }
 
@@ -103,7 +107,7 @@ impl<P: Platform> Machine for VcpuMachine<'_, P> {
             cr0: self.vcpu.cr0(),
             cr3: self.vcpu.cr3().as_u64(),
             cr4: self.vcpu.cr4(),
-            efer: self.vcpu.read(fields::GUEST_EFER) & (efer::LMA | efer::NXE | efer::LME),
+            efer: self.vcpu.efer() & (efer::LMA | efer::NXE | efer::LME),
             cpl: self.vcpu.cpl(),
             ac: self.rflags() & rflags::AC != 0,
             physical_bits: self.physical_bits,

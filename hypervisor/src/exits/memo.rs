@@ -4,10 +4,12 @@
 //! address and the mode, so all three are compared each time: a guest that changes its code changes what is found.
 #![forbid(unsafe_code)]
 
+use alloc::boxed::Box;
+
 use super::decode::{Decoded, Mode};
 
 /// Instructions that are remembered. A power of two.
-const PLACES: usize = 32;
+const PLACES: usize = 128;
 
 /// The 15 bytes from an instruction's first on, little-endian; the 16th is 0. Two words, because they are compared at each exit.
 pub type Bytes = [u64; 2];
@@ -22,11 +24,18 @@ struct Entry {
 }
 
 /// What one virtual processor has executed.
-#[derive(Debug, Default)]
-pub struct Memo([Option<Entry>; PLACES]);
+#[derive(Clone, Debug)]
+pub struct Memo(Box<[Option<Entry>; PLACES]>);
+
+impl Default for Memo {
+    fn default() -> Self {
+        Self(Box::new([const { None }; PLACES]))
+    }
+}
 
 impl Memo {
     /// What the instruction does, if it was decoded before.
+    #[inline]
     pub fn find(&self, rip: u64, mode: Mode, bytes: Bytes) -> Option<&Decoded> {
         let entry = self.0[place(rip)].as_ref()?;
         (entry.rip == rip && entry.mode == mode && entry.bytes == bytes).then_some(&entry.decoded)
@@ -38,9 +47,9 @@ impl Memo {
     }
 }
 
-/// Instructions that follow each other differ in their low bits.
+/// Stores are seldom shorter than 4 bytes, so those of a function, or of an unrolled loop, do not push each other out.
 const fn place(rip: u64) -> usize {
-    (rip ^ rip >> 5) as usize % PLACES
+    (rip >> 2) as usize % PLACES
 }
 
 #[cfg(test)]
@@ -61,6 +70,17 @@ mod tests {
             let mut other = bytes;
             other[at / 8] ^= 1 << (8 * (at % 8));
             assert_eq!(memo.find(0x1000, Mode::Bits64, other), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn the_stores_of_an_unrolled_loop_all_have_their_places() {
+        let mut memo = Memo::default();
+        let decoded = Decoded { length: 7, operation: Operation::NoAccess };
+        let loop_of = |length: u64| (0..512 / length).map(move |n| 0x40_1003 + n * length);
+        for length in [4, 6, 7, 10, 11] {
+            loop_of(length).for_each(|rip| memo.keep(rip, Mode::Bits64, [rip, 0], decoded));
+            assert!(loop_of(length).all(|rip| memo.find(rip, Mode::Bits64, [rip, 0]).is_some()), "{length}");
         }
     }
 }

@@ -12,6 +12,7 @@
 
 mod access;
 mod port;
+mod quick;
 
 pub use port::{Exception, Fault, Machine, Outcome, Region, SegmentState};
 
@@ -77,6 +78,13 @@ impl Stop {
 /// The instruction, its paging structures or its other operand lie outside the guest's memory; only what was complete before
 /// (elements of a string) took effect.
 pub fn emulate<M: Machine>(machine: &mut M, fault: Fault) -> Result<Outcome, OutsideMemory> {
+    match quick::store(machine, fault) {
+        Some(outcome) => Ok(outcome),
+        None => emulate_any(machine, fault),
+    }
+}
+
+fn emulate_any<M: Machine>(machine: &mut M, fault: Fault) -> Result<Outcome, OutsideMemory> {
     let (mode, paging) = (machine.mode(), machine.paging());
     let mut emulation = Emulation { machine, fault, mode, paging };
     let result = emulation.fetch().and_then(|decoded| emulation.execute(decoded));
@@ -125,7 +133,7 @@ impl<M: Machine> Emulation<'_, M> {
         let all = words.into_iter().flat_map(u64::to_le_bytes);
         bytes.iter_mut().zip(all).for_each(|(place, byte)| *place = byte);
         let decoded = decode::decode(&bytes, rip, self.mode).map_err(|decode::Truncated| Stop::UNSUPPORTED)?;
-        self.machine.memo().keep(rip, self.mode, words, decoded);
+        self.machine.memo_mut().keep(rip, self.mode, words, decoded);
         Ok(decoded)
     }
 

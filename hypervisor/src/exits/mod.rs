@@ -19,8 +19,9 @@ pub use dispatch::{Context, Devices, Next, Platform, PortWrite};
 
 use crate::vmx::{Event, EventKind};
 
-/// What has to happen before the guest goes on.
+/// What has to happen before the guest goes on. With a tag of its own, as [`Exit`](crate::vmx::Exit).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Action {
     /// The instruction is done: RIP moves behind it.
     Advance,

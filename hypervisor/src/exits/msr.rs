@@ -38,13 +38,13 @@ pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platfor
 }
 
 fn state(vcpu: &Vcpu, devices: &Devices, now: u64) -> VcpuState {
-    VcpuState { tsc: devices.guest_tsc(now), efer: vcpu.read(fields::GUEST_EFER), paging: vcpu.cr0() & cr0::PG != 0 }
+    VcpuState { tsc: devices.guest_tsc(now), efer: vcpu.efer(), paging: vcpu.cr0() & cr0::PG != 0 }
 }
 
 fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, effect: Effect, now: u64) {
     match effect {
         Effect::None => {}
-        Effect::Efer(value) => vcpu.write(fields::GUEST_EFER, value),
+        Effect::Efer(value) => vcpu.set_efer(value),
         Effect::Pat(value) => vcpu.write(fields::GUEST_PAT, value),
         Effect::Tsc(value) => {
             devices.tsc_offset = value.wrapping_sub(now);

@@ -114,8 +114,7 @@ impl Ram {
 
     /// Where `len` bytes at `gpa` are on the host, if all of them are the guest's.
     fn pointer(&self, gpa: Gpa, len: usize) -> Result<*mut u8, Outside> {
-        let end = gpa.as_u64().checked_add(len as u64).ok_or(Outside)?;
-        if end > self.len {
+        if self.len.checked_sub(len as u64).is_none_or(|last| gpa.as_u64() > last) {
             return Err(Outside);
         }
         Ok((self.base.as_u64() + gpa.as_u64()) as *mut u8)

@@ -168,19 +168,26 @@ impl VirtualCpu {
     }
 
     /// Leaves the delivery of interrupts to the processor, where it keeps the local APIC. Returns whether it does.
+    #[inline]
     pub fn hand_over_requests(&mut self) -> bool {
-        let gathered = self.gather_requests();
-        let Some(virtual_apic) = &self.virtual_apic else { return false };
-        if gathered && let Some(vector) = virtual_apic.highest_request() {
-            self.vcpu.set_requested(vector);
+        let posts = self.virtual_apic.is_some();
+        if posts {
+            self.hand_over_to_processor();
         }
-        true
+        posts
     }
 
-    /// Puts what was posted, and what the model of the local APIC requests (its timer, IPIs), into the virtual-APIC page. Returns
-    /// whether there may be something new.
-    fn gather_requests(&mut self) -> bool {
-        let Some(virtual_apic) = &self.virtual_apic else { return false };
+    fn hand_over_to_processor(&mut self) {
+        self.gather_requests();
+        if let Some(vector) = self.virtual_apic.as_ref().and_then(VirtualApic::highest_request) {
+            self.vcpu.set_requested(vector);
+        }
+    }
+
+    /// Puts what was posted, and what the model of the local APIC requests (its timer, IPIs), into the virtual-APIC page, if there is
+    /// one.
+    fn gather_requests(&mut self) {
+        let Some(virtual_apic) = &self.virtual_apic else { return };
         while let Some(vector) = self.devices.apic.pending() {
             // The model has done its part with the request: service and EOI are the page's.
             self.devices.apic.begin(vector);
@@ -188,7 +195,6 @@ impl VirtualCpu {
             virtual_apic.request(vector);
         }
         virtual_apic.take_posted();
-        true
     }
 
     /// Whether an interrupt could wake it from HLT: RFLAGS.IF.

@@ -34,8 +34,17 @@ impl VectorSet {
         self.0[word] & bit != 0
     }
 
+    /// Whether no vector is in it.
+    pub const fn is_empty(&self) -> bool {
+        let [a, b, c, d] = self.0;
+        a | b | c | d == 0
+    }
+
     /// The highest vector in it: the one of highest priority.
     pub fn highest(&self) -> Option<u8> {
+        if self.is_empty() {
+            return None;
+        }
         let (index, word) = self.0.iter().enumerate().rev().find(|(_, word)| **word != 0)?;
         Some((index as u32 * 64 + 63 - word.leading_zeros()) as u8)
     }

@@ -1,9 +1,6 @@
 //! VM exits as values: SDM vol. 3, 29.2 and appendix C.
 
-use super::{
-    fields,
-    instr::{Failure, vmread},
-};
+use super::{fields, instr::vmread};
 use crate::addr::{Gpa, Gva};
 
 macro_rules! reasons {
@@ -223,7 +220,10 @@ impl EptViolation {
 }
 
 /// Why a guest stopped.
+///
+/// With a tag of its own, so that it need not be made out of the payloads at each look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 #[allow(missing_docs)]
 pub enum Exit {
     /// An exception that the exception bitmap intercepts.
@@ -280,16 +280,16 @@ impl Exit {
 }
 
 /// The last exit's basic reason, and the exit as a value. Reads the current VMCS.
-pub fn read() -> Result<(u16, Exit), Failure> {
-    let reason = vmread(fields::EXIT_REASON)?;
+pub fn read() -> (u16, Exit) {
+    let reason = vmread(fields::EXIT_REASON);
     let number = reason as u16;
     const ENTRY_FAILED: u32 = 1 << 31;
     if reason & ENTRY_FAILED != 0 {
-        return Ok((number, Exit::EntryFailure(number)));
+        return (number, Exit::EntryFailure(number));
     }
     let exit = match Reason::from_number(number) {
-        Some(Reason::ExceptionOrNmi) => exception()?,
-        Some(Reason::ExternalInterrupt) => Exit::ExternalInterrupt(vmread(fields::EXIT_INTERRUPTION)? as u8),
+        Some(Reason::ExceptionOrNmi) => exception(),
+        Some(Reason::ExternalInterrupt) => Exit::ExternalInterrupt(vmread(fields::EXIT_INTERRUPTION) as u8),
         Some(Reason::TripleFault) => Exit::TripleFault,
         Some(Reason::InterruptWindow) => Exit::InterruptWindow,
         Some(Reason::NmiWindow) => Exit::NmiWindow,
@@ -297,15 +297,15 @@ pub fn read() -> Result<(u16, Exit), Failure> {
         Some(Reason::Hlt) => Exit::Hlt,
         Some(Reason::Invd | Reason::Wbinvd) => Exit::CacheFlush,
         Some(Reason::Vmcall) => Exit::Vmcall,
-        Some(Reason::ControlRegister) => Exit::ControlRegister(CrAccess::from_qualification(qualification()?)),
-        Some(Reason::Io) => Exit::Io(IoAccess::from_qualification(qualification()?)),
+        Some(Reason::ControlRegister) => Exit::ControlRegister(CrAccess::from_qualification(qualification())),
+        Some(Reason::Io) => Exit::Io(IoAccess::from_qualification(qualification())),
         Some(Reason::Rdmsr) => Exit::Rdmsr,
         Some(Reason::Wrmsr) => Exit::Wrmsr,
         Some(Reason::Xsetbv) => Exit::Xsetbv,
         Some(Reason::EptViolation) => Exit::EptViolation(EptViolation::new(
-            qualification()?,
-            vmread(fields::GUEST_PHYSICAL_ADDRESS)?,
-            vmread(fields::GUEST_LINEAR_ADDRESS)?,
+            qualification(),
+            vmread(fields::GUEST_PHYSICAL_ADDRESS),
+            vmread(fields::GUEST_LINEAR_ADDRESS),
         )),
         Some(Reason::PreemptionTimer) => Exit::PreemptionTimer,
         Some(
@@ -333,20 +333,20 @@ pub fn read() -> Result<(u16, Exit), Failure> {
         )
         | None => Exit::Other(number),
     };
-    Ok((number, exit))
+    (number, exit)
 }
 
-fn qualification() -> Result<u64, Failure> {
+fn qualification() -> u64 {
     vmread(fields::EXIT_QUALIFICATION)
 }
 
-fn exception() -> Result<Exit, Failure> {
-    Ok(match Event::from_field(vmread(fields::EXIT_INTERRUPTION)?) {
+fn exception() -> Exit {
+    match Event::from_field(vmread(fields::EXIT_INTERRUPTION)) {
         Some(event) if !event.is_nmi() => {
-            Exit::Exception { event, error_code: vmread(fields::EXIT_ERROR_CODE)?, qualification: qualification()? }
+            Exit::Exception { event, error_code: vmread(fields::EXIT_ERROR_CODE), qualification: qualification() }
         }
         _ => Exit::Nmi,
-    })
+    }
 }
 
 #[cfg(test)]

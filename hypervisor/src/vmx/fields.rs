@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-/// A field of the VMCS; `W` is the type of its value, `S` is [`Guarded`] or [`Guests`].
+/// A field of the VMCS; `W` is the type of its value, `S` is [`Guarded`], [`Guests`] or [`Kept`].
 #[derive(Debug)]
 pub struct Field<W, S = Guarded>(u32, PhantomData<(W, S)>);
 
@@ -14,6 +14,10 @@ pub struct Guarded;
 /// decided by [`Guarded`] fields.
 #[derive(Clone, Copy, Debug)]
 pub struct Guests;
+
+/// As [`Guests`], but only the hypervisor changes it, and [`Vcpu`](super::Vcpu) keeps a copy: it has a method for each.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept;
 
 impl<W, S> Clone for Field<W, S> {
     fn clone(&self) -> Self {
@@ -132,10 +136,12 @@ fields! {
         GUEST_DEBUGCTL = 0x2802,
         /// Guest IA32_PAT.
         GUEST_PAT = 0x2804,
-        /// Guest IA32_EFER.
-        GUEST_EFER = 0x2806,
         /// Guest PDPTE 0; the others follow in steps of 2.
         GUEST_PDPTE0 = 0x280a,
+    }
+    u64, Kept {
+        /// Guest IA32_EFER.
+        GUEST_EFER = 0x2806,
     }
     u32, Guarded {
         /// Pin-based controls.
@@ -241,11 +247,13 @@ fields! {
         /// Host RIP.
         HOST_RIP = 0x6c16,
     }
-    Natural, Guests {
+    Natural, Kept {
         /// What the guest reads of CR0 bits that it does not own.
         CR0_SHADOW = 0x6004,
         /// What the guest reads of CR4 bits that it does not own.
         CR4_SHADOW = 0x6006,
+    }
+    Natural, Guests {
         /// Guest CR0.
         GUEST_CR0 = 0x6800,
         /// Guest CR3.

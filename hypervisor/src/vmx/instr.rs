@@ -82,46 +82,72 @@ with_pointer! {
     vmptrld, "vmptrld"
 }
 
-/// Why the VMREAD or VMWRITE before this failed: the error of the current VMCS, or that there is none.
-#[cold]
-fn field_failure() -> Failure {
+// VMREAD and VMWRITE fail only by a defect of ours (see `vcpu`), so what follows them is one jump that is never taken, to here.
+core::arch::global_asm!(
+    ".section .text.vmx_field_failed, \"ax\"",
+    "vmx_field_failed:", // RDI = the field's encoding. The stack may be at any multiple of 8.
+    "and rsp, -16",
+    "call {failed}",
+    failed = sym field_failed,
+);
+
+/// The end of a VMREAD or VMWRITE that failed: tells why.
+extern "C" fn field_failed(encoding: u64) -> ! {
     let (invalid, error): (u8, u64);
     // SAFETY: as in `instruction_error`.
     unsafe {
         asm!("vmread {}, {}", "setc {}", out(reg) error, in(reg) u64::from(INSTRUCTION_ERROR.encoding()),
             lateout(reg_byte) invalid, options(nomem, nostack));
     }
-    if invalid != 0 { Failure::Invalid } else { Failure::Valid(error as u32) }
+    let failure = if invalid != 0 { Failure::Invalid } else { Failure::Valid(error as u32) };
+    panic!("VMREAD or VMWRITE of field {encoding:#x}: {failure}")
 }
 
-/// Reads a field of the current VMCS.
+/// Reads a field of the current VMCS, which must be complete: else this panics.
 #[inline(always)]
-pub fn vmread<W: Width, S>(field: Field<W, S>) -> Result<W::Value, Failure> {
-    let failed: u8;
+pub fn vmread<W: Width, S>(field: Field<W, S>) -> W::Value {
     let value: u64;
     // SAFETY: VMREAD changes nothing; a caller outside VMX operation gets #UD, which is a panic, not a hazard to memory. Both ways
-    // to fail set CF or ZF.
+    // to fail set CF or ZF, and what is jumped to then never returns.
     unsafe {
-        asm!("vmread {}, {}", "setbe {}", out(reg) value, in(reg) u64::from(field.encoding()), lateout(reg_byte) failed,
-            options(nomem, nostack));
+        asm!(
+            "vmread {value}, {field}",
+            "jbe 3f",
+            ".pushsection .text.vmx_field_failed, \"ax\"",
+            "3:",
+            "mov rdi, {field}",
+            "jmp vmx_field_failed",
+            ".popsection",
+            value = out(reg) value,
+            field = in(reg) u64::from(field.encoding()),
+            options(nomem, nostack),
+        );
     }
-    if failed != 0 { Err(field_failure()) } else { Ok(W::narrow(value)) }
+    W::narrow(value)
 }
 
-/// Writes a field of the current VMCS.
+/// Writes a field of the current VMCS, which must be complete: else this panics.
 ///
 /// # Safety
 /// Of a [`Guarded`](super::fields::Guarded) field, the value must keep the guest within its memory and the exit within the hypervisor's
 /// code.
 #[inline(always)]
-pub unsafe fn vmwrite<W: Width, S>(field: Field<W, S>, value: W::Value) -> Result<(), Failure> {
-    let failed: u8;
-    // SAFETY: the caller vouches for the value.
+pub unsafe fn vmwrite<W: Width, S>(field: Field<W, S>, value: W::Value) {
+    // SAFETY: the caller vouches for the value; for failures see `vmread`.
     unsafe {
-        asm!("vmwrite {}, {}", "setbe {}", in(reg) u64::from(field.encoding()), in(reg) W::widen(value),
-            lateout(reg_byte) failed, options(nostack));
+        asm!(
+            "vmwrite {field}, {value}",
+            "jbe 3f",
+            ".pushsection .text.vmx_field_failed, \"ax\"",
+            "3:",
+            "mov rdi, {field}",
+            "jmp vmx_field_failed",
+            ".popsection",
+            field = in(reg) u64::from(field.encoding()),
+            value = in(reg) W::widen(value),
+            options(nostack),
+        );
     }
-    if failed != 0 { Err(field_failure()) } else { Ok(()) }
 }
 
 /// Scope of INVEPT and INVVPID: one context.

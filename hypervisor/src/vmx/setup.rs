@@ -149,11 +149,11 @@ impl Vcpu {
     pub(super) fn write_guest_state(&mut self, start: &Start) {
         let cr0_value = cr0::PE | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
         self.write(fields::GUEST_CR0, cr0_value);
-        self.write(fields::CR0_SHADOW, cr0_value);
+        self.set_cr0_shadow(cr0_value);
         self.write(fields::GUEST_CR4, cr4::PAE | cr4::VMXE);
-        self.write(fields::CR4_SHADOW, cr4::PAE);
+        self.set_cr4_shadow(cr4::PAE);
         self.write(fields::GUEST_CR3, start.cr3);
-        self.write(fields::GUEST_EFER, efer::LME | efer::LMA);
+        self.set_efer(efer::LME | efer::LMA);
         // The PAT after reset: SDM vol. 3, table 13-12.
         self.write(fields::GUEST_PAT, 0x0007_0406_0007_0406);
         self.write(fields::GUEST_DEBUGCTL, 0);
@@ -190,12 +190,12 @@ impl Vcpu {
     pub fn start_up(&mut self, page: u8, signature: u32) {
         let reset = cr0::CD | cr0::NW | cr0::ET;
         self.write(fields::GUEST_CR0, cr0::ET | cr0::NE);
-        self.write(fields::CR0_SHADOW, reset);
+        self.set_cr0_shadow(reset);
         self.write(fields::GUEST_CR3, 0);
         self.write(fields::GUEST_CR4, cr4::VMXE);
-        self.write(fields::CR4_SHADOW, 0);
+        self.set_cr4_shadow(0);
         self.set_long_mode(false);
-        self.write(fields::GUEST_EFER, 0);
+        self.set_efer(0);
         self.write_common_state();
         self.write(fields::GUEST_RIP, 0);
         self.write(fields::GUEST_RSP, 0);

@@ -52,6 +52,14 @@ pub const VECTOR_AC: u8 = 17;
 /// Machine check: see [`VECTOR_DB`].
 pub const VECTOR_MC: u8 = 18;
 
+/// Copies of fields that only the hypervisor changes: the guest's mode is asked for at most exits.
+#[derive(Debug, Default)]
+struct Kept {
+    cr0_shadow: u64,
+    cr4_shadow: u64,
+    efer: u64,
+}
+
 /// A virtual processor.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -60,6 +68,8 @@ pub struct Vcpu {
     vmcs: Hpa,
     vpid: u16,
     launched: bool,
+    /// What the VMCS holds of the [`fields::Kept`] fields.
+    kept: Kept,
     pub(super) entry_controls: u32,
     pub(super) primary_controls: u32,
 }
@@ -89,6 +99,7 @@ impl Vcpu {
             vmcs: frames.vmcs,
             vpid,
             launched: false,
+            kept: Kept::default(),
             entry_controls: host.capabilities.entry | caps::ENTRY_IA32E,
             primary_controls: host.capabilities.primary,
         };
@@ -121,12 +132,12 @@ impl Vcpu {
         // SAFETY: `new` has completed the VMCS, and whoever called it vouches for the EPT.
         unsafe { entry::enter(&mut self.registers, self.launched)? };
         self.launched = true;
-        exit::read()
+        Ok(exit::read())
     }
 
     /// Reads a field. The VMCS must be current.
     pub fn read<W: Width, S>(&self, field: Field<W, S>) -> W::Value {
-        instr::vmread(field).unwrap_or_else(|failure| panic!("VMREAD of field {:#x}: {failure}", field.encoding()))
+        instr::vmread(field)
     }
 
     /// Writes a field of the guest's state, or one of an entry's parameters. The VMCS must be current.
@@ -142,7 +153,6 @@ impl Vcpu {
     pub(super) unsafe fn write_guarded<W: Width, S>(&mut self, field: Field<W, S>, value: W::Value) {
         // SAFETY: the caller vouches for the value.
         unsafe { instr::vmwrite(field, value) }
-            .unwrap_or_else(|failure| panic!("VMWRITE of field {:#x}: {failure}", field.encoding()));
     }
 
     /// The length of the instruction that caused the exit. Valid for instructions that exit unconditionally or by a control
@@ -191,7 +201,7 @@ impl Vcpu {
     /// Whether the guest runs 64-bit code: long mode active and CS.L set.
     pub fn is_64_bit_code(&self) -> bool {
         const CS_L: u32 = 1 << 13;
-        self.read(fields::GUEST_EFER) & efer::LMA != 0 && self.read(fields::GUEST_CS_RIGHTS) & CS_L != 0
+        self.kept.efer & efer::LMA != 0 && self.read(fields::GUEST_CS_RIGHTS) & CS_L != 0
     }
 
     /// The current privilege level: DPL of SS (SDM vol. 3, 26.4.1).
@@ -199,14 +209,40 @@ impl Vcpu {
         (self.read(fields::GUEST_SS_RIGHTS) >> 5 & 3) as u8
     }
 
+    /// The guest's EFER.
+    pub fn efer(&self) -> u64 {
+        self.kept.efer
+    }
+
+    /// Sets the guest's EFER. LMA goes with an entry control: [`Vcpu::set_long_mode`].
+    pub fn set_efer(&mut self, value: u64) {
+        self.kept.efer = value;
+        // SAFETY: the register is the guest's own.
+        unsafe { self.write_guarded(fields::GUEST_EFER, value) }
+    }
+
+    /// Sets what the guest reads of the CR0 bits that it does not own.
+    pub fn set_cr0_shadow(&mut self, value: u64) {
+        self.kept.cr0_shadow = value;
+        // SAFETY: only the guest reads it.
+        unsafe { self.write_guarded(fields::CR0_SHADOW, value) }
+    }
+
+    /// Sets what the guest reads of the CR4 bits that it does not own.
+    pub fn set_cr4_shadow(&mut self, value: u64) {
+        self.kept.cr4_shadow = value;
+        // SAFETY: only the guest reads it.
+        unsafe { self.write_guarded(fields::CR4_SHADOW, value) }
+    }
+
     /// CR0 as the guest sees it.
     pub fn cr0(&self) -> u64 {
-        self.read(fields::GUEST_CR0) & !CR0_WATCHED | self.read(fields::CR0_SHADOW) & CR0_WATCHED
+        self.read(fields::GUEST_CR0) & !CR0_WATCHED | self.kept.cr0_shadow & CR0_WATCHED
     }
 
     /// CR4 as the guest sees it.
     pub fn cr4(&self) -> u64 {
-        self.read(fields::GUEST_CR4) & CR4_OWNED | self.read(fields::CR4_SHADOW) & !CR4_OWNED
+        self.read(fields::GUEST_CR4) & CR4_OWNED | self.kept.cr4_shadow & !CR4_OWNED
     }
 
     /// General register `number`, RSP included.
@@ -289,13 +325,13 @@ impl Vcpu {
 
     /// Makes EFER.LMA, and the entry control that goes with it, what `active` says.
     pub fn set_long_mode(&mut self, active: bool) {
-        let value = self.read(fields::GUEST_EFER);
+        let value = self.kept.efer;
         if active {
             self.entry_controls |= caps::ENTRY_IA32E;
-            self.write(fields::GUEST_EFER, value | efer::LMA);
+            self.set_efer(value | efer::LMA);
         } else {
             self.entry_controls &= !caps::ENTRY_IA32E;
-            self.write(fields::GUEST_EFER, value & !efer::LMA);
+            self.set_efer(value & !efer::LMA);
         }
         // SAFETY: the controls are those of `new`, but for the mode that the guest is in.
         unsafe { self.write_guarded(fields::ENTRY_CONTROLS, self.entry_controls) }
@@ -317,7 +353,7 @@ impl Vcpu {
             self.cr0(),
             self.read(fields::GUEST_CR3),
             self.cr4(),
-            self.read(fields::GUEST_EFER)
+            self.kept.efer
         );
     }
 

@@ -49,7 +49,9 @@ pub trait Machine: GuestMemory {
     /// The registers that decide on translations.
     fn paging(&self) -> Paging;
     /// Instructions that this processor has executed here before.
-    fn memo(&mut self) -> &mut Memo;
+    fn memo(&self) -> &Memo;
+    /// The same, to add one.
+    fn memo_mut(&mut self) -> &mut Memo;
     /// What lies in the page of `gpa`.
     fn region(&self, gpa: Gpa) -> Region;
     /// A guest's read from a trapped page: anywhere in it, but not beyond its end.

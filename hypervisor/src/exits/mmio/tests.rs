@@ -17,11 +17,14 @@ const AFTER: u64 = 0x40_2000;
 const ABSENT: u64 = 0x40_3000;
 /// Linear and physical: the code, and the page after it.
 const CODE: u64 = 0x8000;
+/// Physical: the page tables.
+const TABLES: core::ops::Range<usize> = 0x1000..0x6000;
 /// Physical: what lies behind [`BEFORE`] and [`AFTER`].
 const BEFORE_RAM: u64 = 0xa000;
 const AFTER_RAM: u64 = 0xb000;
 
 /// RAM from address 0.
+#[derive(Clone)]
 pub(crate) struct Ram {
     bytes: Vec<u8>,
     /// Every compare-and-exchange finds something else.
@@ -71,6 +74,7 @@ impl GuestMemory for Ram {
 }
 
 /// A guest in 64-bit code at CPL 0.
+#[derive(Clone)]
 struct Guest {
     ram: Ram,
     general: [u64; 16],
@@ -102,7 +106,10 @@ impl GuestMemory for Guest {
 }
 
 impl Machine for Guest {
-    fn memo(&mut self) -> &mut Memo {
+    fn memo(&self) -> &Memo {
+        &self.memo
+    }
+    fn memo_mut(&mut self) -> &mut Memo {
         &mut self.memo
     }
 
@@ -198,8 +205,55 @@ impl Guest {
 
     /// What the guest does when `offset` of the trapped page faults.
     fn fault(&mut self, offset: u64, write: bool) -> Result<Outcome, OutsideMemory> {
-        emulate(self, Fault { gpa: Gpa::new(TRAPPED + offset), gva: Gva::new(WINDOW + offset), write })
+        let fault = Fault { gpa: Gpa::new(TRAPPED + offset), gva: Gva::new(WINDOW + offset), write };
+        let before = self.clone();
+        let outcome = emulate_any(self, fault);
+        self.assert_quick_way_agrees(before, fault, outcome);
+        outcome
     }
+
+    /// The same from `before`, with the instruction known and the tables' flags set, has come to the same end.
+    fn assert_quick_way_agrees(&self, before: Self, fault: Fault, outcome: Result<Outcome, OutsideMemory>) {
+        let mut again = Self { memo: self.memo.clone(), ..before };
+        again.ram.bytes[TABLES].copy_from_slice(&self.ram.bytes[TABLES]);
+        assert_eq!(emulate(&mut again, fault), outcome);
+        assert_eq!((again.general, again.rflags), (self.general, self.rflags));
+        assert_eq!((&again.writes, &again.reads), (&self.writes, &self.reads));
+        assert!(again.ram.bytes == self.ram.bytes);
+    }
+}
+
+#[test]
+fn the_quick_way_takes_stores_it_knows_and_nothing_it_does_not() {
+    let fault = Fault { gpa: Gpa::new(TRAPPED + 8), gva: Gva::new(WINDOW + 8), write: true };
+    let known = |code: &[u8]| {
+        let mut guest = Guest::new(code).with(RDI, WINDOW + 8).with(RAX, 0x1234_5678);
+        assert_eq!(quick::store(&mut guest.clone(), fault), None, "never seen");
+        emulate_any(&mut guest, fault).unwrap();
+        guest.writes.clear();
+        guest
+    };
+    let mut guest = known(&[0x89, 0x07]);
+    assert_eq!(quick::store(&mut guest, fault), Some(Outcome::Advance(2)));
+    assert_eq!(guest.writes, [(8, 4, 0x1234_5678)]);
+    let refused = |change: &dyn Fn(&mut Guest), fault| {
+        let mut guest = known(&[0x89, 0x07]);
+        change(&mut guest);
+        assert_eq!(quick::store(&mut guest, fault), None);
+        assert_eq!(guest.writes, []);
+    };
+    refused(&|_| {}, Fault { write: false, ..fault });
+    refused(&|guest| guest.general[usize::from(RDI)] += 1, fault);
+    refused(&|guest| guest.ram.bytes[CODE as usize] = 0x8b, fault);
+    refused(&|guest| guest.ram.put64(0x4000 + 8 * 8, 0), fault);
+    refused(&|guest| guest.ram.put64(0x4000 + 8 * 8, 0x9000 | 0x27), fault);
+    refused(&|guest| guest.ram.put64(0x4000 + 8 * 8, CODE | 0x27 | 1 << 63), fault);
+    refused(&|guest| guest.mode = Mode::Bits32, fault);
+    refused(&|guest| guest.rip = CODE | 1 << 63, fault);
+    refused(&|_| {}, Fault { gpa: Gpa::new(CODE + 8), ..fault });
+    let mut wide = known(&[0x48, 0x89, 0x07]).with(RDI, WINDOW + 0xffc);
+    let at_the_end = Fault { gpa: Gpa::new(TRAPPED + 0xffc), gva: Gva::new(WINDOW + 0xffc), write: true };
+    assert_eq!(quick::store(&mut wide, at_the_end), None, "it leaves the page");
 }
 
 const UNDEFINED: Outcome = Outcome::Inject(Exception::INVALID_OPCODE);

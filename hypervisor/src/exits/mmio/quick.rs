@@ -1,0 +1,56 @@
+//! What nearly every exit is: 64-bit code stores a register or a constant, by an instruction that was decoded before, where the
+//! processor has just found a trapped page.
+//!
+//! What this does not take, whatever the reason, it leaves untouched to the emulation of everything; so each question here may be
+//! answered with "perhaps not". It looks at the same things: what it leaves out follows from what it has asked.
+#![forbid(unsafe_code)]
+
+use super::super::decode::{Address, Decoded, Mode, Operation, Segment, Source, Width};
+use super::super::walk::{Access, walk_quickly};
+use super::port::{Fault, Machine, Outcome, Region};
+use crate::addr::{Gpa, PAGE_SIZE};
+
+/// Carries the store out, if it is one that this can do.
+#[inline]
+pub(super) fn store<M: Machine>(machine: &mut M, fault: Fault) -> Option<Outcome> {
+    if !fault.write || machine.mode() != Mode::Bits64 {
+        return None;
+    }
+    let decoded = known_instruction(machine)?;
+    let Operation::Store { ref to, width, value, swap: false } = decoded.operation else { return None };
+    let gpa = destination(machine, fault, to, width)?;
+    let value = match value {
+        Source::Register(register) if register.high => return None,
+        Source::Register(register) => machine.general(register.number) & width.mask(),
+        Source::Immediate(value) => value & width.mask(),
+    };
+    let length = decoded.length;
+    machine.mmio_write(gpa, width, value);
+    Some(Outcome::Advance(length))
+}
+
+/// The instruction at RIP, if its bytes are the same as before. They are read anew, through the guest's tables as they are now.
+#[inline]
+fn known_instruction<M: Machine>(machine: &M) -> Option<&Decoded> {
+    let rip = machine.rip();
+    // Bytes that are not the instruction's do no harm, but they have to be there.
+    if rip % PAGE_SIZE > PAGE_SIZE - 16 || ((rip << 16) as i64 >> 16) as u64 != rip {
+        return None;
+    }
+    let gpa = walk_quickly(machine, &machine.paging(), rip, Access::Execute)?;
+    let low = machine.read_u64(gpa).ok()?;
+    let high = machine.read_u64(Gpa::new(gpa.as_u64() + 8)).ok()?;
+    machine.memo().find(rip, Mode::Bits64, [low, high & (u64::MAX >> 8)])
+}
+
+/// Where a store that begins at the faulting address goes, if it stays in that page: the processor has translated it, and checked
+/// that it may be written. An address that it translates is canonical, and but for FS and GS no segment has a say (SDM volume 1,
+/// 3.4.2.1).
+#[inline]
+fn destination<M: Machine>(machine: &M, fault: Fault, to: &Address, width: Width) -> Option<Gpa> {
+    let offset = to.offset(|number| machine.general(number));
+    let same = offset == fault.gva.as_u64() && fault.gva.page_offset() == fault.gpa.page_offset();
+    let within = fault.gpa.page_offset() + width.bytes() as u64 <= PAGE_SIZE;
+    let flat = !matches!(to.segment, Segment::Fs | Segment::Gs);
+    (same && within && flat && machine.region(fault.gpa) == Region::Mmio).then_some(fault.gpa)
+}
