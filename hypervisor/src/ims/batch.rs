@@ -1,10 +1,10 @@
 //! The map call: many slots, one flush.
 
-use hcall_abi::{ItemLayout, MapReply, MapRequest, Status};
+use hcall_abi::{ItemLayout, MapReply, MapRequest, MessagePair, SlotHandle, Status};
 
 use super::{
     counters::count,
-    device::{Bank, DeviceState},
+    device::Bank,
     domain::Domain,
     place::Place,
     ports::{EntryIndex, GuestMemory, Ports},
@@ -17,32 +17,23 @@ pub const BATCH_LIMIT: usize = PAGE_SIZE as usize / MapRequest::SIZE;
 
 /// Room for a batch.
 pub struct Batch {
+    /// Its name among the device's.
+    name: u8,
     /// Requests, then replies.
     items: [[u8; MapRequest::SIZE]; BATCH_LIMIT],
     plan: [Planned; BATCH_LIMIT],
+    /// The entries that the flush is for.
     entries: [EntryIndex; BATCH_LIMIT],
+    fresh: usize,
 }
 
 /// What is to be done for an item after the flush.
 #[derive(Clone, Copy)]
 enum Planned {
     /// Nothing: it failed.
-    Failed(Status),
-    /// The slot was bound by this batch.
-    Fresh { index: u16, unmask: bool },
-    /// It was mapped that way already.
-    Again { index: u16, unmask: bool },
-}
-
-impl Batch {
-    /// Room, empty.
-    pub const fn new() -> Self {
-        Self {
-            items: [[0; MapRequest::SIZE]; BATCH_LIMIT],
-            plan: [Planned::Failed(Status::InvalidArgument); BATCH_LIMIT],
-            entries: [EntryIndex(0); BATCH_LIMIT],
-        }
-    }
+    Failed,
+    /// The slot was given an entry by this batch, or was mapped that way already.
+    Bound { handle: SlotHandle, unmask: bool },
 }
 
 /// Checks what the registers say of a batch, and counts its items.
@@ -63,137 +54,148 @@ pub fn check(items: Gpa, number: u64, layout: u64) -> Result<usize, Status> {
     Ok(number)
 }
 
-/// Maps `number` items at `at`. The number of those that succeeded.
-///
-/// The items are read once. Entries are programmed, then flushed together; the replies are written while everything can
-/// still be undone; what follows cannot fail: messages into the device, and unmask.
-pub fn map<P: Ports>(
-    domain: &Domain,
-    place: &Place<P>,
-    state: &mut DeviceState,
-    memory: &dyn GuestMemory,
-    at: Gpa,
-    number: usize,
-) -> Result<u64, Status> {
-    let DeviceState { ims: bank, batch, .. } = state;
-    let Batch { items, plan, entries } = &mut **batch;
-    let items = items.get_mut(..number).ok_or(Status::InvalidArgument)?;
-    memory.read(at, items.as_flattened_mut())?;
-
-    let mut to_flush = Entries { entries, count: 0 };
-    for (item, planned) in items.iter().zip(plan.iter_mut()) {
-        let prepared = MapRequest::from_bytes(item).and_then(|request| prepare(domain, place, bank, request));
-        *planned = prepared.unwrap_or_else(Planned::Failed);
-        to_flush.note(bank, *planned);
-    }
-    let plan = plan.get(..number).ok_or(Status::InvalidArgument)?;
-
-    let flushed = if to_flush.count == 0 { Ok(()) } else { place.service.flush(to_flush.get()) };
-    let done = flushed.and_then(|()| {
-        for (item, planned) in items.iter_mut().zip(plan) {
-            *item = reply(bank, *planned).to_bytes();
-        }
-        memory.write(at, items.as_flattened())
-    });
-    if let Err(status) = done {
-        undo(place, bank, plan);
-        return Err(status);
-    }
-    Ok(plan.iter().map(|planned| u64::from(finish(domain, place, bank, *planned))).sum())
-}
-
-/// The entries that one flush is for.
-struct Entries<'a> {
-    entries: &'a mut [EntryIndex; BATCH_LIMIT],
-    count: usize,
-}
-
-impl Entries<'_> {
-    /// Notes the entry of a planned item, unless it is flushed already.
-    fn note(&mut self, bank: &Bank, planned: Planned) {
-        if let Planned::Fresh { index, .. } | Planned::Again { index, .. } = planned
-            && let Some(slot) = bank.slots.get(usize::from(index)).filter(|slot| !slot.flushed)
-            && let Some(binding) = slot.binding
-            && let Some(place) = self.entries.get_mut(self.count)
-        {
-            *place = binding.entry;
-            self.count += 1;
+impl Batch {
+    /// Room, empty.
+    pub const fn new(name: u8) -> Self {
+        Self {
+            name,
+            items: [[0; MapRequest::SIZE]; BATCH_LIMIT],
+            plan: [Planned::Failed; BATCH_LIMIT],
+            entries: [EntryIndex(0); BATCH_LIMIT],
+            fresh: 0,
         }
     }
 
-    fn get(&self) -> &[EntryIndex] {
-        self.entries.get(..self.count).unwrap_or_default()
+    /// Maps `number` items at `at`. The number of those that succeeded.
+    ///
+    /// The items are read once. Entries are programmed, then flushed together; the replies are written while everything can
+    /// still be undone; what follows cannot fail: messages into the device, and unmask. Slots are locked one after another; between
+    /// the first look at a slot and the last one [`State::Mapping`] keeps others away.
+    pub fn map<P: Ports>(
+        &mut self,
+        domain: &Domain,
+        place: &Place<P>,
+        bank: &Bank,
+        memory: &dyn GuestMemory,
+        at: Gpa,
+        number: usize,
+    ) -> Result<u64, Status> {
+        let items = self.items.get_mut(..number).ok_or(Status::InvalidArgument)?;
+        memory.read(at, items.as_flattened_mut())?;
+        self.fresh = 0;
+        for n in 0..number {
+            self.prepare_item(domain, place, bank, n);
+        }
+        let entries = self.entries.get(..self.fresh).unwrap_or_default();
+        let flushed = if entries.is_empty() { Ok(()) } else { place.service.flush(entries) };
+        let items = self.items.get(..number).unwrap_or_default();
+        if let Err(status) = flushed.and_then(|()| memory.write(at, items.as_flattened())) {
+            self.undo(place, bank, number);
+            return Err(status);
+        }
+        let plan = self.plan.get(..number).unwrap_or_default();
+        Ok(plan.iter().map(|planned| u64::from(self.finish(domain, place, bank, *planned))).sum())
+    }
+
+    /// Gives an item's slot its entry, or finds that it has it, and puts the reply in the item's place.
+    fn prepare_item<P: Ports>(&mut self, domain: &Domain, place: &Place<P>, bank: &Bank, n: usize) {
+        let (Some(item), Some(planned), Some(entry)) =
+            (self.items.get_mut(n), self.plan.get_mut(n), self.entries.get_mut(self.fresh))
+        else {
+            return;
+        };
+        let own = State::Mapping { batch: self.name };
+        let prepared = MapRequest::from_bytes(item).and_then(|request| {
+            *planned = Planned::Bound { handle: request.handle, unmask: request.unmask };
+            prepare(domain, place, bank, own, request, entry)
+        });
+        let reply = match prepared {
+            Ok((slot, fresh)) => {
+                self.fresh += usize::from(fresh);
+                Ok(slot)
+            }
+            Err(status) => {
+                *planned = Planned::Failed;
+                Err(status)
+            }
+        };
+        *item = MapReply(reply).to_bytes();
+    }
+
+    /// Takes back what [`prepare`] gave, last first.
+    fn undo<P: Ports>(&self, place: &Place<P>, bank: &Bank, number: usize) {
+        let mut held = alloc::vec::Vec::new();
+        for planned in self.plan.iter().take(number).rev() {
+            if let Planned::Bound { handle, .. } = planned
+                && let Ok(mut slot) = bank.held(*handle)
+                && slot.state == (State::Mapping { batch: self.name })
+            {
+                held.extend(slot.take_binding().map(|binding| place.withdraw(binding)));
+                slot.state = State::Allocated;
+                slot.cookie = 0;
+                slot.flushed = true;
+            }
+        }
+        place.service.give_back(&held);
+    }
+
+    /// Stores and unmasks, after the flush. Whether the item succeeded.
+    fn finish<P: Ports>(&self, domain: &Domain, place: &Place<P>, bank: &Bank, planned: Planned) -> bool {
+        let Planned::Bound { handle, unmask } = planned else {
+            count(&domain.counts.refused);
+            return false;
+        };
+        // A slot that was mapped before may have been freed since: then that came last.
+        let Ok(mut slot) = bank.held(handle) else { return true };
+        let (index, slot) = (handle.index(), &mut *slot);
+        if slot.state == (State::Mapping { batch: self.name }) {
+            slot.state = State::Mapped;
+            slot.flushed = true;
+            slot.masked = true;
+            if let Some(binding) = slot.binding() {
+                place.store_message(index, binding);
+            }
+        }
+        if slot.state == State::Mapped {
+            show_pair(place, index, slot, unmask);
+            // Cannot fail: the slot has a binding, and but for a failed retarget meanwhile it is flushed.
+            return slot.masked || place.unmask(index, slot).is_ok();
+        }
+        true
     }
 }
 
-/// Gives an item's slot its entry, or finds that it has it. The slot stays masked in the device.
+/// Gives a slot an entry, which is noted, or finds that it has it. The slot stays masked in the device. The pair for the guest, and
+/// whether the entry is fresh.
 fn prepare<P: Ports>(
     domain: &Domain,
     place: &Place<P>,
-    bank: &mut Bank,
+    bank: &Bank,
+    own: State,
     request: MapRequest,
-) -> Result<Planned, Status> {
-    let MapRequest { handle, target, unmask, cookie } = request;
+    entry: &mut EntryIndex,
+) -> Result<(MessagePair, bool), Status> {
+    let MapRequest { handle, target, cookie, .. } = request;
     let index = handle.index();
-    let slot = bank.held(handle)?;
+    let slot = &mut *bank.held(handle)?;
     let target = domain.own(target)?;
-    if let Some(binding) = slot.binding {
-        let same = binding.target == target && slot.cookie == cookie;
-        return if same { Ok(Planned::Again { index, unmask }) } else { Err(Status::Exists) };
+    if slot.state == State::Allocated {
+        let binding = place.acquire(index, target)?;
+        *entry = binding.entry;
+        slot.bind(binding);
+        slot.flushed = false;
+        slot.state = own;
+        slot.cookie = cookie;
+        return Ok((slot.pair(index), true));
     }
-    slot.binding = Some(place.acquire(index, target)?);
-    slot.flushed = false;
-    slot.state = State::Mapped;
-    slot.cookie = cookie;
-    Ok(Planned::Fresh { index, unmask })
-}
-
-fn reply(bank: &Bank, planned: Planned) -> MapReply {
-    MapReply(match planned {
-        Planned::Failed(status) => Err(status),
-        Planned::Fresh { index, .. } | Planned::Again { index, .. } => {
-            bank.slots.get(usize::from(index)).map(|slot| slot.pair(index)).ok_or(Status::NoSuchSlot)
-        }
-    })
-}
-
-/// Takes back what [`prepare`] gave, last first.
-fn undo<P: Ports>(place: &Place<P>, bank: &mut Bank, plan: &[Planned]) {
-    let mut held = alloc::vec::Vec::new();
-    for planned in plan.iter().rev() {
-        if let Planned::Fresh { index, .. } = planned
-            && let Some(slot) = bank.slots.get_mut(usize::from(*index))
-        {
-            held.extend(slot.binding.take().map(|binding| place.withdraw(binding)));
-            slot.state = State::Allocated;
-            slot.cookie = 0;
-            slot.flushed = true;
-        }
+    let same = slot.binding().is_some_and(|binding| binding.target == target) && slot.cookie == cookie;
+    if !same || slot.state != own && slot.state != State::Mapped {
+        return Err(Status::Exists);
     }
-    place.service.give_back(&held);
-}
-
-/// Stores and unmasks, after the flush. Whether the item succeeded.
-fn finish<P: Ports>(domain: &Domain, place: &Place<P>, bank: &mut Bank, planned: Planned) -> bool {
-    let (index, unmask, fresh) = match planned {
-        Planned::Failed(_) => {
-            count(&domain.counts.refused);
-            return false;
-        }
-        Planned::Fresh { index, unmask } => (index, unmask, true),
-        Planned::Again { index, unmask } => (index, unmask, false),
-    };
-    let Some(slot) = bank.slots.get_mut(usize::from(index)) else { return false };
-    slot.flushed = true;
-    if fresh {
-        if let Some(binding) = slot.binding {
-            place.store_message(index, binding);
-        }
-        slot.masked = true;
+    if slot.state == State::Mapped {
+        place.complete_flush(slot)?;
     }
-    show_pair(place, index, slot, unmask);
-    // Cannot fail: the slot has a binding, and it is flushed.
-    slot.masked || place.unmask(index, slot).is_ok()
+    Ok((slot.pair(index), false))
 }
 
 /// The guest sees the pair, whatever was there.

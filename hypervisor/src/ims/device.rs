@@ -1,14 +1,15 @@
-//! A device's slots, behind its lock.
+//! A device's slots, each behind its own lock.
 
-use alloc::{boxed::Box, vec, vec::Vec};
+use alloc::{boxed::Box, vec::Vec};
 
 use hcall_abi::{SlotHandle, Status};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use super::{
     batch::Batch,
     domain::{DeviceSpec, GuestId},
-    slot::{FreeMap, Slot, StoreName},
+    ports::UnitNumber,
+    slot::{FreeMap, Slot, State, StoreName},
 };
 
 /// A device of a guest.
@@ -19,39 +20,71 @@ pub struct Device {
     pub guest: GuestId,
     /// What is fixed.
     pub spec: DeviceSpec,
-    /// What changes.
-    pub state: Mutex<DeviceState>,
+    /// The remapping unit that serves it.
+    pub unit: Result<UnitNumber, Status>,
+    /// What changes: shared by writes and calls, which then lock slots; exclusive for a reset or detaching.
+    slots: RwLock<Slots>,
+    /// Rooms for batches, one for each virtual processor of the guest, so that a batch needs neither stack nor allocator.
+    batches: Mutex<Vec<Box<Batch>>>,
 }
 
-/// What changes of a device.
-pub struct DeviceState {
+/// All slots of a device.
+pub struct Slots {
     /// False once the guest was detached: nothing is done then any more.
     pub attached: bool,
     /// Slots of the MSI-X table.
     pub msix: Bank,
     /// Slots of the interrupt message store.
     pub ims: Bank,
-    /// Room for one batch, so that it needs neither stack nor allocator.
-    pub batch: Box<Batch>,
 }
 
 impl Device {
-    /// A device whose slots are as after reset.
-    pub fn new(number: u32, guest: GuestId, spec: DeviceSpec) -> Self {
-        let slots = |store: Option<super::StoreSpec>| Bank::new(store.map_or(0, |store| store.slots));
-        let (msix, ims) = (slots(spec.msix), slots(spec.ims));
-        Self {
-            number,
-            guest,
-            spec,
-            state: Mutex::new(DeviceState { attached: true, msix, ims, batch: Box::new(Batch::new()) }),
-        }
+    /// A device whose slots are as after reset, of a guest with so many virtual processors.
+    pub fn new(
+        number: u32,
+        guest: GuestId,
+        spec: DeviceSpec,
+        unit: Result<UnitNumber, Status>,
+        processors: usize,
+    ) -> Self {
+        let bank = |store: Option<super::StoreSpec>| Bank::new(store.map_or(0, |store| store.slots));
+        let slots = Slots { attached: true, msix: bank(spec.msix), ims: bank(spec.ims) };
+        let batches = (0..=u8::MAX).take(processors).map(|name| Box::new(Batch::new(name))).collect();
+        Self { number, guest, spec, unit, slots: RwLock::new(slots), batches: Mutex::new(batches) }
+    }
+
+    /// The slots, to lock some of them one after another. `NoSuchDevice` once the guest was detached.
+    #[inline]
+    pub fn slots(&self) -> Result<RwLockReadGuard<'_, Slots>, Status> {
+        let slots = self.slots.read();
+        if slots.attached { Ok(slots) } else { Err(Status::NoSuchDevice) }
+    }
+
+    /// Does something with all slots, when nobody is at any. Who wants to be at one meanwhile waits, so this begins soon.
+    pub fn exclusively<T>(&self, what: impl FnOnce(&mut Slots) -> T) -> T {
+        what(&mut self.slots.upgradeable_read().upgrade())
+    }
+
+    /// Lends the room for a batch. `NoFreeSlot` while more batches are under way than the guest has virtual processors.
+    pub fn with_batch<T>(&self, what: impl FnOnce(&mut Batch) -> Result<T, Status>) -> Result<T, Status> {
+        let mut batch = self.batches.lock().pop().ok_or(Status::NoFreeSlot)?;
+        let result = what(&mut batch);
+        self.batches.lock().push(batch);
+        result
     }
 }
 
-impl DeviceState {
+impl Slots {
     /// The slots of a store.
-    pub fn bank(&mut self, name: StoreName) -> &mut Bank {
+    pub fn bank(&self, name: StoreName) -> &Bank {
+        match name {
+            StoreName::Msix => &self.msix,
+            StoreName::Ims => &self.ims,
+        }
+    }
+
+    /// The slots of a store, all for the caller.
+    pub fn bank_mut(&mut self, name: StoreName) -> &mut Bank {
         match name {
             StoreName::Msix => &mut self.msix,
             StoreName::Ims => &mut self.ims,
@@ -62,19 +95,41 @@ impl DeviceState {
 /// The slots of a store.
 pub struct Bank {
     /// All of them.
-    pub slots: Vec<Slot>,
-    /// Those in [`State::Free`](super::slot::State::Free).
-    pub free: FreeMap,
+    pub slots: Vec<Mutex<Slot>>,
+    /// Those in [`State::Free`], whenever nobody holds the slot's lock: changed only by who does.
+    pub free: Mutex<FreeMap>,
 }
 
 impl Bank {
     fn new(slots: u32) -> Self {
-        Self { slots: vec![Slot::RESET; slots as usize], free: FreeMap::new(slots) }
+        let all = (0..slots).map(|_| Mutex::new(Slot::RESET)).collect();
+        Self { slots: all, free: Mutex::new(FreeMap::new(slots)) }
     }
 
-    /// The slot that a call names.
-    pub fn held(&mut self, handle: SlotHandle) -> Result<&mut Slot, Status> {
-        let slot = self.slots.get_mut(usize::from(handle.index())).ok_or(Status::NoSuchSlot)?;
+    /// A slot, locked.
+    #[inline]
+    pub fn lock(&self, index: u16) -> Result<MutexGuard<'_, Slot>, Status> {
+        self.slots.get(usize::from(index)).map(Mutex::lock).ok_or(Status::NoSuchSlot)
+    }
+
+    /// The slot that a call names, locked.
+    #[inline]
+    pub fn held(&self, handle: SlotHandle) -> Result<MutexGuard<'_, Slot>, Status> {
+        let slot = self.lock(handle.index())?;
         if slot.is_held_by(handle) { Ok(slot) } else { Err(Status::StaleHandle) }
+    }
+
+    /// Allocates the lowest free slot.
+    pub fn allocate(&self) -> Result<SlotHandle, Status> {
+        // Who takes a slot from under us has got one, so not every try can fail.
+        for _ in 0..=self.slots.len() {
+            let index = self.free.lock().lowest().ok_or(Status::NoFreeSlot)?;
+            let mut slot = self.lock(index)?;
+            if slot.state == State::Free {
+                self.free.lock().take(index);
+                return Ok(slot.allocate(index));
+            }
+        }
+        Err(Status::NoFreeSlot)
     }
 }

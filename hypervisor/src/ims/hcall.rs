@@ -9,7 +9,7 @@ use hcall_abi::{
 use super::{
     batch,
     counters::count,
-    device::{Device, DeviceState},
+    device::{Bank, Device},
     domain::{Domain, MOST_IMS_SLOTS},
     place::Place,
     ports::{Field, GuestMemory, Ports},
@@ -55,47 +55,50 @@ impl<P: Ports> Service<P> {
             Call::Unmask => self.on_slot(domain, args, 2, Self::unmask),
             Call::SetAffinity => {
                 let target = Target::from_register(args[2])?;
-                self.on_slot(domain, args, 3, |place, state, handle| {
+                self.on_slot(domain, args, 3, |place, _, index, slot| {
                     let target = domain.own(target)?;
-                    place.retarget(handle.index(), mapped(state, handle)?, target)
+                    mapped(slot)?;
+                    place.retarget(index, slot, target)
                 })
             }
         }
     }
 
-    /// Does something with a device that has an interrupt message store, under its lock.
+    /// Does something with the slots of a device that has an interrupt message store.
+    #[inline]
     fn on_device<T>(
         &self,
         domain: &Domain,
         device: u64,
-        what: impl FnOnce(&Place<P>, &mut DeviceState) -> Result<T, Status>,
+        what: impl FnOnce(&Place<P>, &Bank) -> Result<T, Status>,
     ) -> Result<T, Status> {
         let device = domain.device(DeviceId::from_register(device)?)?;
         let place = Place::new(self, device, StoreName::Ims)?;
-        let mut state = device.state.lock();
-        if state.attached { what(&place, &mut state) } else { Err(Status::NoSuchDevice) }
+        let slots = device.slots()?;
+        what(&place, &slots.ims)
     }
 
-    /// Does something with the slot that RBX (device) and RCX (handle) name; the first `used` arguments are the call's.
+    /// Does something with the slot that RBX (device) and RCX (handle) name, under its lock; the first `used` arguments are the call's.
+    #[inline]
     fn on_slot(
         &self,
         domain: &Domain,
         args: Args,
         used: usize,
-        what: impl FnOnce(&Place<P>, &mut DeviceState, SlotHandle) -> Result<(), Status>,
+        what: impl FnOnce(&Place<P>, &Bank, u16, &mut Slot) -> Result<(), Status>,
     ) -> Result<u64, Status> {
         unused(args.get(used..).unwrap_or_default())?;
         let handle = SlotHandle::from_register(args[1])?;
-        self.on_device(domain, args[0], |place, state| {
-            state.ims.held(handle)?;
-            what(place, state, handle).map(|()| 0)
+        self.on_device(domain, args[0], |place, bank| {
+            let slot = &mut *bank.held(handle)?;
+            what(place, bank, handle.index(), slot).map(|()| 0)
         })
     }
 
     fn query(&self, domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
         unused(&args[2..])?;
         let at = Gpa::new(args[1]);
-        self.on_device(domain, args[0], |place, state| {
+        self.on_device(domain, args[0], |place, bank| {
             if at.page_offset() + DeviceInfo::SIZE as u64 > PAGE_SIZE {
                 return Err(Status::CrossesPage);
             }
@@ -105,7 +108,7 @@ impl<P: Ports> Service<P> {
             let info = DeviceInfo {
                 kind: StoreKind::Array,
                 slots: place.store.slots,
-                free: state.ims.free.count(),
+                free: bank.free.lock().count(),
                 bar: place.store.bar,
                 offset: place.store.offset,
                 device: place.device.spec.id,
@@ -119,11 +122,7 @@ impl<P: Ports> Service<P> {
         if args[1] >= LIMITS.groups.into() {
             return Err(Status::InvalidArgument);
         }
-        self.on_device(domain, args[0], |_, state| {
-            let index = state.ims.free.take_lowest().ok_or(Status::NoFreeSlot)?;
-            let slot = state.ims.slots.get_mut(usize::from(index)).ok_or(Status::NoFreeSlot)?;
-            Ok(slot.allocate(index).bits().into())
-        })
+        self.on_device(domain, args[0], |_, bank| Ok(bank.allocate()?.bits().into()))
     }
 
     fn map(
@@ -134,22 +133,22 @@ impl<P: Ports> Service<P> {
     ) -> Result<u64, Status> {
         let at = Gpa::new(at);
         let number = batch::check(at, number, layout)?;
-        self.on_device(domain, device, |place, state| batch::map(domain, place, state, memory, at, number))
+        self.on_device(domain, device, |place, bank| {
+            place.device.with_batch(|batch| batch.map(domain, place, bank, memory, at, number))
+        })
     }
 
-    fn free(place: &Place<P>, state: &mut DeviceState, handle: SlotHandle) -> Result<(), Status> {
-        let index = handle.index();
-        let slot = state.ims.held(handle)?;
+    fn free(place: &Place<P>, bank: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
+        not_being_mapped(slot)?;
         place.unbind(index, slot)?;
         slot.reset();
         place.show_all(index, slot);
-        state.ims.free.put(index);
+        bank.free.lock().put(index);
         Ok(())
     }
 
-    fn unmap(place: &Place<P>, state: &mut DeviceState, handle: SlotHandle) -> Result<(), Status> {
-        let index = handle.index();
-        let slot = state.ims.held(handle)?;
+    fn unmap(place: &Place<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
+        not_being_mapped(slot)?;
         if slot.state == State::Mapped {
             place.unbind(index, slot)?;
             slot.reset();
@@ -159,31 +158,34 @@ impl<P: Ports> Service<P> {
         Ok(())
     }
 
-    fn mask(place: &Place<P>, state: &mut DeviceState, handle: SlotHandle) -> Result<(), Status> {
-        let slot = mapped(state, handle)?;
-        place.mask(handle.index(), slot)?;
+    fn mask(place: &Place<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
+        mapped(slot)?;
+        place.mask(index, slot)?;
         slot.masked = true;
-        place.show(handle.index(), slot, Field::Ctrl);
+        place.show(index, slot, Field::Ctrl);
         Ok(())
     }
 
     /// A slot into which the guest wrote something else than its pair stays masked: mapping it again mends it.
-    fn unmask(place: &Place<P>, state: &mut DeviceState, handle: SlotHandle) -> Result<(), Status> {
-        let slot = mapped(state, handle)?;
-        if !slot.holds_pair(handle.index()) {
+    fn unmask(place: &Place<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
+        mapped(slot)?;
+        if !slot.holds_pair(index) {
             return Err(Status::InvalidArgument);
         }
-        place.unmask(handle.index(), slot)?;
+        place.unmask(index, slot)?;
         slot.masked = false;
-        place.show(handle.index(), slot, Field::Ctrl);
+        place.show(index, slot, Field::Ctrl);
         Ok(())
     }
 }
 
-/// The slot of `handle`, if it is mapped.
-fn mapped(state: &mut DeviceState, handle: SlotHandle) -> Result<&mut Slot, Status> {
-    let slot = state.ims.held(handle)?;
-    if slot.state == State::Mapped { Ok(slot) } else { Err(Status::NotMapped) }
+fn mapped(slot: &Slot) -> Result<(), Status> {
+    if slot.state == State::Mapped { Ok(()) } else { Err(Status::NotMapped) }
+}
+
+/// Another virtual processor's call is mapping the slot just now: it is not mapped yet, and is not to be pulled from under that call.
+fn not_being_mapped(slot: &Slot) -> Result<(), Status> {
+    if matches!(slot.state, State::Mapping { .. }) { Err(Status::NotMapped) } else { Ok(()) }
 }
 
 fn unused(args: &[u64]) -> Result<(), Status> {

@@ -4,7 +4,7 @@
 //! their shadows, and delivery. Nothing here touches hardware, and nothing a guest says can panic or loop here.
 //!
 //! # Order
-//! Making a binding: route, reserve an entry, program it, flush the interrupt-entry cache, store the message in the device,
+//! Making a binding: route, take an entry and program it, flush the interrupt-entry cache, store the message in the device,
 //! unmask last. Taking it away is the reverse: mask in the device and read back, clear the entry, flush, and only then release
 //! the index and the route. Changing one: the new route is acquired first, the entry changes by one write, and the old route
 //! is given back when the flush has completed.
@@ -14,12 +14,16 @@
 //! ([`Service::reclaim`]); a slot whose entry is not surely flushed stays masked in the device.
 //!
 //! # Locks, in order
-//! 1. [`Service`]'s list of guests (attach, detach, lookup; never on the path of a trap or a call, which get their [`Domain`]),
-//! 2. one lock a device, held for a whole write or call,
-//! 3. the quarantine (only after a failure),
-//! 4. whatever the ports lock inside.
+//! 1. [`Service`]'s list of devices (attach, detach, lookup; never on the path of a trap or a call, which get their [`Domain`]),
+//! 2. a device's slots as a whole: writes and calls share it, so they do not wait for each other there; a reset and detaching have it
+//!    for themselves,
+//! 3. one slot: held while it is changed, its flush included. Nobody holds two: a batch locks its slots one after another, and marks
+//!    those that it has begun (`State::Mapping`). So writes and calls wait for each other only where they mean the same slot,
+//! 4. which slots are free, and rooms for batches: for some instructions at a time, and nothing is locked meanwhile,
+//! 5. the quarantine (only after a failure),
+//! 6. whatever the ports lock inside.
 //!
-//! A holder of a lock never takes one of a lower number.
+//! A holder of a lock never takes one of a lower number. What is counted, and whom an entry belongs to, are atomic words.
 #![forbid(unsafe_code)]
 
 pub mod ports;
@@ -40,6 +44,8 @@ mod tests;
 pub use counters::{GuestCounters, RemapCounters};
 pub use domain::{DeviceSpec, Domain, GuestId, GuestSpec, StoreSpec};
 pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};
-pub use ports::{Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, Ports, Remap, Shadow, Store};
+pub use ports::{
+    Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, Ports, Remap, Shadow, Store, UnitNumber,
+};
 pub use service::{Attribution, Service};
 pub use slot::StoreName;

@@ -38,9 +38,7 @@ impl<'a, P: Ports> Place<'a, P> {
 
     /// Shows the guest its slot.
     pub fn show_all(&self, index: u16, slot: &Slot) {
-        for field in Field::ALL {
-            self.show(index, slot, field);
-        }
+        self.service.ports.show_slot(self.store, index, Field::ALL.map(|field| slot.field(field)));
     }
 
     /// Masks the slot in the device. When this returns `Ok`, no message of the slot is sent any more. When the device did not
@@ -86,14 +84,20 @@ impl<'a, P: Ports> Place<'a, P> {
         if !slot.device_masked {
             return Ok(());
         }
-        let binding = slot.binding.ok_or(Status::NotMapped)?;
+        self.complete_flush(slot)?;
+        self.service.ports.write(self.store, index, Field::Ctrl, 0);
+        slot.device_masked = false;
+        slot.pending = false;
+        Ok(())
+    }
+
+    /// Makes sure that the entry of a bound slot is flushed.
+    pub fn complete_flush(&self, slot: &mut Slot) -> Result<(), Status> {
+        let binding = slot.binding().ok_or(Status::NotMapped)?;
         if !slot.flushed {
             self.service.flush(&[binding.entry])?;
             slot.flushed = true;
         }
-        self.service.ports.write(self.store, index, Field::Ctrl, 0);
-        slot.device_masked = false;
-        slot.pending = false;
         Ok(())
     }
 
@@ -101,7 +105,7 @@ impl<'a, P: Ports> Place<'a, P> {
     pub fn acquire(&self, index: u16, target: Target) -> Result<Binding, Status> {
         let service = self.service;
         let route = service.ports.route(self.guest(), target)?;
-        let entry = match service.ports.reserve(self.device.spec.requester) {
+        let entry = match self.device.unit.and_then(|unit| service.bind(unit, self.device.spec.requester, route)) {
             Ok(entry) => entry,
             Err(status) => {
                 service.ports.unroute(self.guest(), target, route);
@@ -109,7 +113,6 @@ impl<'a, P: Ports> Place<'a, P> {
             }
         };
         service.own(entry, self.device.number, self.name, index);
-        service.program(entry, route);
         Ok(Binding { route, target, entry })
     }
 
@@ -129,7 +132,7 @@ impl<'a, P: Ports> Place<'a, P> {
             return Err(status);
         }
         self.store_message(index, binding);
-        slot.binding = Some(binding);
+        slot.bind(binding);
         slot.flushed = true;
         Ok(())
     }
@@ -146,7 +149,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// Sends a bound slot's interrupts elsewhere. The entry is present all the time, and until the flush is complete both
     /// routes work: no interrupt is lost, and the slot need not be masked.
     pub fn retarget(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
-        let old = slot.binding.ok_or(Status::NotMapped)?;
+        let old = slot.binding().ok_or(Status::NotMapped)?;
         if old.target == target {
             return Ok(());
         }
@@ -157,7 +160,7 @@ impl<'a, P: Ports> Place<'a, P> {
         match service.flush(&[new.entry]) {
             Ok(()) => {
                 service.ports.unroute(self.guest(), old.target, old.route);
-                slot.binding = Some(new);
+                slot.bind(new);
                 slot.flushed = true;
                 Ok(())
             }
@@ -187,7 +190,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// Ends a slot's binding. An error means that the device does not mask; nothing has changed then.
     pub fn unbind(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
         self.mask(index, slot)?;
-        if let Some(binding) = slot.binding.take() {
+        if let Some(binding) = slot.take_binding() {
             self.service.give_back(&[self.withdraw(binding)]);
             slot.flushed = true;
         }

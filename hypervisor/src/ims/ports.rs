@@ -11,6 +11,10 @@ use crate::addr::{Bdf, Gpa, Hpa};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryIndex(pub u32);
 
+/// A remapping unit, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitNumber(pub u16);
+
 /// Where an interrupt goes on the host: what an entry holds besides its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HostRoute {
@@ -41,14 +45,17 @@ pub struct Message {
 
 /// The interrupt remapping unit (VT-d 5.1, 6.5).
 ///
-/// Each entry that [`program`](Remap::program) writes has SVT = 1 and SID = the requester it was reserved for.
+/// Each entry that [`bind`](Remap::bind) or [`program`](Remap::program) writes has SVT = 1 and SID = the requester it was reserved for.
 pub trait Remap {
     /// How many [`EntryIndex`] values there can be: each is below this.
     fn capacity(&self) -> u32;
 
-    /// Takes a free entry for messages of `requester`. The entry is not present, and its former use is flushed.
-    /// [`Status::NoFreeEntry`] when there is none.
-    fn reserve(&self, requester: Bdf) -> Result<EntryIndex, Status>;
+    /// The unit that serves `requester`. [`Status::Unsupported`] when there is none.
+    fn unit_of(&self, requester: Bdf) -> Result<UnitNumber, Status>;
+
+    /// Takes a free entry of the unit for messages of `requester` and makes it present with `route`, by one 128-bit write. Its former
+    /// use is flushed. Does not flush. [`Status::NoFreeEntry`] when there is none.
+    fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status>;
 
     /// Makes the entry present with `route`, whatever it held before, by one 128-bit write. Does not flush.
     fn program(&self, entry: EntryIndex, route: HostRoute);
@@ -105,6 +112,9 @@ pub trait Store {
 pub trait Shadow {
     /// Writes a dword at [`StoreSpec::shadow`] + [`Field::offset`].
     fn show(&self, store: &StoreSpec, slot: u16, field: Field, value: u32);
+
+    /// Writes a whole slot, its dwords in their order.
+    fn show_slot(&self, store: &StoreSpec, slot: u16, dwords: [u32; 4]);
 }
 
 /// Host vectors and posted-interrupt descriptors.

@@ -8,10 +8,10 @@ use spin::{Mutex, RwLock};
 
 use super::{
     counters::{RemapCounters, RemapCounts, count},
-    device::{Device, DeviceState},
+    device::{Device, Slots},
     domain::{Domain, GuestId, GuestSpec},
     place::Place,
-    ports::{EntryIndex, Field, HostRoute, Ports},
+    ports::{EntryIndex, Field, HostRoute, Ports, UnitNumber},
     slot::{Binding, CTRL_MASK, Slot, State, StoreName},
 };
 use crate::addr::Bdf;
@@ -92,7 +92,8 @@ impl<P: Ports> Service<P> {
         for device in spec.devices {
             let number = list.iter().position(Option::is_none).unwrap_or(list.len());
             let name = u32::try_from(number).map_err(|_| Status::InvalidArgument)?;
-            let device = Arc::new(Device::new(name, spec.guest, device));
+            let unit = self.ports.unit_of(device.requester);
+            let device = Arc::new(Device::new(name, spec.guest, device, unit, spec.apic_ids.len()));
             match list.get_mut(number) {
                 Some(place) => *place = Some(device.clone()),
                 None => list.push(Some(device.clone())),
@@ -108,12 +109,11 @@ impl<P: Ports> Service<P> {
 
     /// Masks all slots in the device, and shows them as after reset.
     fn start(&self, device: &Device) {
-        let state = device.state.lock();
-        for (name, bank) in [(StoreName::Msix, &state.msix), (StoreName::Ims, &state.ims)] {
+        for name in [StoreName::Msix, StoreName::Ims] {
             let Ok(place) = Place::new(self, device, name) else { continue };
-            for (index, slot) in (0..=u16::MAX).zip(&bank.slots) {
+            for index in (0..=u16::MAX).take(place.store.slots as usize) {
                 self.ports.write(place.store, index, Field::Ctrl, CTRL_MASK);
-                place.show_all(index, slot);
+                place.show_all(index, &Slot::RESET);
             }
             self.ports.read_back(place.store, 0, Field::Ctrl);
         }
@@ -123,10 +123,11 @@ impl<P: Ports> Service<P> {
     /// `NoSuchDevice`. For a guest that stopped, was reset (attach it again) or crashed.
     pub fn detach(&self, domain: &Domain) {
         for device in &domain.devices {
-            let mut state = device.state.lock();
-            if core::mem::replace(&mut state.attached, false) {
-                self.evict(device, &mut state);
-            }
+            device.exclusively(|slots| {
+                if core::mem::replace(&mut slots.attached, false) {
+                    self.evict(device, slots);
+                }
+            });
         }
         let mut list = self.devices.write();
         for place in list.iter_mut() {
@@ -142,46 +143,51 @@ impl<P: Ports> Service<P> {
     /// again.
     pub fn device_reset(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
         let device = domain.device(device)?;
-        let mut state = device.state.lock();
-        if !state.attached {
-            return Err(Status::NoSuchDevice);
-        }
-        self.evict(device, &mut state);
-        Ok(())
+        device.exclusively(|slots| {
+            if !slots.attached {
+                return Err(Status::NoSuchDevice);
+            }
+            self.evict(device, slots);
+            Ok(())
+        })
     }
 
     /// Resets all slots of a device.
-    fn evict(&self, device: &Device, state: &mut DeviceState) {
+    fn evict(&self, device: &Device, slots: &mut Slots) {
         for name in [StoreName::Msix, StoreName::Ims] {
             let Ok(place) = Place::new(self, device, name) else { continue };
-            let bank = state.bank(name);
+            let bank = slots.bank_mut(name);
             for (first, slots) in (0..=u16::MAX).step_by(CHUNK).zip(bank.slots.chunks_mut(CHUNK)) {
                 self.evict_chunk(&place, first, slots);
-                (first..=u16::MAX).take(slots.len()).for_each(|index| bank.free.put(index));
+                (first..=u16::MAX).take(slots.len()).for_each(|index| bank.free.get_mut().put(index));
             }
         }
     }
 
     /// Masks first, all of them; one read pushes the writes out; then the entries go, with one flush.
-    fn evict_chunk(&self, place: &Place<P>, first: u16, slots: &mut [Slot]) {
+    fn evict_chunk(&self, place: &Place<P>, first: u16, slots: &mut [Mutex<Slot>]) {
         let mut last = None;
-        for (index, _) in (first..=u16::MAX).zip(slots.iter()).filter(|(_, slot)| !slot.device_masked) {
-            self.ports.write(place.store, index, Field::Ctrl, CTRL_MASK);
-            last = Some(index);
+        for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut()) {
+            if !slot.get_mut().device_masked {
+                self.ports.write(place.store, index, Field::Ctrl, CTRL_MASK);
+                last = Some(index);
+            }
         }
         if let Some(index) = last {
             self.ports.read_back(place.store, index, Field::Ctrl);
         }
         let mut held = Vec::new();
-        for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut()).filter(|(_, slot)| slot.state != State::Free) {
-            held.extend(slot.binding.take().map(|binding| place.withdraw(binding)));
-            slot.reset();
-            place.show_all(index, slot);
+        for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut().map(Mutex::get_mut)) {
+            if slot.state != State::Free {
+                held.extend(slot.take_binding().map(|binding| place.withdraw(binding)));
+                slot.reset();
+                place.show_all(index, slot);
+            }
         }
         self.give_back(&held);
     }
 
-    /// Whose entry this is. Waits for the device's lock, so the caller must hold none, nor have interrupted a holder.
+    /// Whose entry this is. Waits for the slot's lock, so the caller must hold none, nor have interrupted a holder.
     pub fn lookup(&self, entry: EntryIndex) -> Option<Attribution> {
         let owner = self.owners.get(entry.0 as usize)?.load(Relaxed);
         if owner & 1 == 0 {
@@ -190,8 +196,8 @@ impl<P: Ports> Service<P> {
         let device = self.devices.read().get((owner >> 32) as usize)?.clone()?;
         let store = if owner >> 17 & 1 == 0 { StoreName::Msix } else { StoreName::Ims };
         let index = (owner >> 1) as u16;
-        let mut state = device.state.lock();
-        let slot = state.bank(store).slots.get(usize::from(index))?;
+        let slots = device.slots().ok()?;
+        let slot = slots.bank(store).lock(index).ok()?;
         Some(Attribution {
             guest: device.guest,
             device: device.spec.id,
@@ -267,6 +273,12 @@ impl<P: Ports> Service<P> {
     pub(super) fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status> {
         count(&self.counts.flushes);
         self.ports.flush(entries)
+    }
+
+    /// Takes an entry, which is present at once.
+    pub(super) fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
+        count(&self.counts.programmed);
+        self.ports.bind(unit, requester, route)
     }
 
     /// Writes a present entry.

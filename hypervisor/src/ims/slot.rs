@@ -34,6 +34,11 @@ pub enum State {
     Raw,
     /// Taken by a call.
     Allocated,
+    /// A call is mapping it, with this batch's room: it has an entry, which is not flushed, and no message. Nobody else touches it.
+    Mapping {
+        /// Whose.
+        batch: u8,
+    },
     /// Taken and mapped by calls.
     Mapped,
 }
@@ -49,15 +54,17 @@ pub struct Binding {
     pub entry: EntryIndex,
 }
 
-/// All that is kept of a slot: at most 64 bytes.
+/// All that is kept of a slot: 64 bytes with its lock.
 ///
-/// Always true, between calls: without a binding the slot is masked in the device; only a [`State::Raw`] or
-/// [`State::Mapped`] slot has a binding, and a mapped one always has; an entry that is not surely flushed belongs to a slot
-/// that is masked in the device.
+/// Always true while nobody holds the lock: without a binding the slot is masked in the device; only a [`State::Raw`],
+/// [`State::Mapping`] or [`State::Mapped`] slot has a binding, and the last two always have; an entry that is not surely flushed belongs
+/// to a slot that is masked in the device.
 #[derive(Clone, Debug)]
 pub struct Slot {
-    /// The entry, if it has one.
-    pub binding: Option<Binding>,
+    /// The binding, in parts, because they take less room so; without a route there is none.
+    route: Option<HostRoute>,
+    target: Target,
+    entry: EntryIndex,
     /// The guest's name for a mapped slot.
     pub cookie: u64,
     /// Address and data as the guest sees them.
@@ -79,7 +86,9 @@ pub struct Slot {
 impl Slot {
     /// As after reset: zeros, with mask set.
     pub const RESET: Self = Self {
-        binding: None,
+        route: None,
+        target: Target { apic_id: 0, vector: 0 },
+        entry: EntryIndex(0),
         cookie: 0,
         image: [0; 3],
         generation: 0,
@@ -89,6 +98,23 @@ impl Slot {
         flushed: true,
         pending: false,
     };
+
+    /// The entry in use, and where it leads.
+    pub fn binding(&self) -> Option<Binding> {
+        self.route.map(|route| Binding { route, target: self.target, entry: self.entry })
+    }
+
+    /// Gives the slot a binding, in the place of another one if it has one.
+    pub fn bind(&mut self, Binding { route, target, entry }: Binding) {
+        (self.route, self.target, self.entry) = (Some(route), target, entry);
+    }
+
+    /// Takes the binding out.
+    pub fn take_binding(&mut self) -> Option<Binding> {
+        let binding = self.binding();
+        self.route = None;
+        binding
+    }
 
     /// Back to [`Self::RESET`]; only the generation lives on. The binding must have been taken out.
     pub fn reset(&mut self) {
@@ -105,7 +131,7 @@ impl Slot {
 
     /// Whether `handle` is the slot's present allocation.
     pub fn is_held_by(&self, handle: SlotHandle) -> bool {
-        matches!(self.state, State::Allocated | State::Mapped) && self.generation == handle.generation()
+        !matches!(self.state, State::Free | State::Raw) && self.generation == handle.generation()
     }
 
     /// ctrl as the guest sees it.
@@ -192,14 +218,12 @@ impl FreeMap {
         self.count
     }
 
-    /// Takes the lowest free slot.
-    pub fn take_lowest(&mut self) -> Option<u16> {
+    /// The lowest free slot.
+    pub fn lowest(&self) -> Option<u16> {
         let (group, summary) = self.summary.iter().enumerate().find(|(_, bits)| **bits != 0)?;
         let word = group * 64 + summary.trailing_zeros() as usize;
         let slot = word * 64 + self.words.get(word)?.trailing_zeros() as usize;
-        let slot = u16::try_from(slot).ok()?;
-        self.take(slot);
-        Some(slot)
+        u16::try_from(slot).ok()
     }
 
     /// Makes a slot taken.
@@ -236,8 +260,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_costs_at_most_64_bytes() {
-        assert!(size_of::<Slot>() <= 64, "{}", size_of::<Slot>());
+    fn a_slot_costs_64_bytes_with_its_lock() {
+        assert_eq!(size_of::<spin::Mutex<Slot>>(), 64);
     }
 
     #[test]
@@ -253,19 +277,25 @@ mod tests {
         assert_eq!(slot.allocate(3).generation(), 2, "65,535 of them, round and round");
     }
 
+    fn take_lowest(map: &mut FreeMap) -> Option<u16> {
+        let slot = map.lowest()?;
+        map.take(slot);
+        Some(slot)
+    }
+
     #[test]
     fn every_slot_is_found_free_once() {
         for slots in [1, 63, 64, 65, 4096, 65_536] {
             let mut map = FreeMap::new(slots);
             assert_eq!(map.count(), slots);
             for expected in 0..slots {
-                assert_eq!(map.take_lowest(), Some(expected as u16));
+                assert_eq!(take_lowest(&mut map), Some(expected as u16));
             }
-            assert_eq!((map.take_lowest(), map.count()), (None, 0));
+            assert_eq!((take_lowest(&mut map), map.count()), (None, 0));
             map.put((slots - 1) as u16);
             map.put((slots - 1) as u16);
             assert_eq!(map.count(), 1);
-            assert_eq!(map.take_lowest(), Some((slots - 1) as u16));
+            assert_eq!(take_lowest(&mut map), Some((slots - 1) as u16));
         }
     }
 

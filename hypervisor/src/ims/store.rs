@@ -33,25 +33,42 @@ impl<P: Ports> Service<P> {
         value: u64,
     ) -> Result<(), Status> {
         count(&domain.counts.trapped_writes);
-        let result = Write::new(offset, width, value).and_then(|write| self.apply(domain, device, name, write));
+        let result = self.apply(domain, device, name, offset, width, value);
         Place::<P>::counted(&domain.counts.refused, result)
     }
 
-    fn apply(&self, domain: &Domain, device: DeviceId, name: StoreName, mut write: Write) -> Result<(), Status> {
+    fn apply(
+        &self,
+        domain: &Domain,
+        device: DeviceId,
+        name: StoreName,
+        offset: u64,
+        width: u8,
+        value: u64,
+    ) -> Result<(), Status> {
+        if !(1..=8).contains(&width) {
+            return Err(Status::InvalidArgument);
+        }
         let device = domain.device(device)?;
         let place = Place::new(self, device, name)?;
-        if write.end > u64::from(place.store.slots) * SLOT_SIZE {
+        let end = offset.checked_add(width.into()).ok_or(Status::NoSuchSlot)?;
+        if end > u64::from(place.store.slots) * SLOT_SIZE {
             return Err(Status::NoSuchSlot);
         }
-        let mut state = device.state.lock();
-        if !state.attached {
-            return Err(Status::NoSuchDevice);
+        let slots = device.slots()?;
+        let bank = slots.bank(name);
+        if width == 4 && offset.is_multiple_of(4) {
+            // What drivers do.
+            let field = Field::ALL[(offset / 4 % 4) as usize];
+            let index = (offset / SLOT_SIZE) as u16;
+            return write_slot(domain, &place, bank, index, core::iter::once((field, value as u32, u32::MAX)));
         }
-        let bank = state.bank(name);
+        let mut write = Write::new(offset, width, value);
         let mut result = Ok(());
         while let Some(index) = write.slot() {
             // The next slot is written whatever became of this one.
-            result = result.and(write_slot(domain, &place, bank, index, &mut write));
+            let dwords = core::iter::from_fn(|| write.next_in(index));
+            result = result.and(write_slot(domain, &place, bank, index, dwords));
         }
         result
     }
@@ -65,19 +82,14 @@ struct Write {
     value: u128,
     /// Which of them are written.
     bits: u128,
-    /// Where the write ends, in bytes.
-    end: u64,
 }
 
 impl Write {
-    fn new(offset: u64, width: u8, value: u64) -> Result<Self, Status> {
-        if !(1..=8).contains(&width) {
-            return Err(Status::InvalidArgument);
-        }
-        let end = offset.checked_add(width.into()).ok_or(Status::NoSuchSlot)?;
+    /// Of 1 to 8 bytes.
+    fn new(offset: u64, width: u8, value: u64) -> Self {
         let shift = offset % 4 * 8;
         let bits = u128::from(u64::MAX >> (64 - u32::from(width) * 8));
-        Ok(Self { dword: offset / 4, value: u128::from(value) << shift, bits: bits << shift, end })
+        Self { dword: offset / 4, value: u128::from(value) << shift, bits: bits << shift }
     }
 
     /// The slot of the next dword.
@@ -99,17 +111,18 @@ impl Write {
     }
 }
 
-/// Takes the dwords that belong to a slot, and makes the slot what it says.
+/// Takes dwords of a slot (field, new bits, and which of them are written), and makes the slot what it says.
+#[inline]
 fn write_slot<P: Ports>(
     domain: &Domain,
     place: &Place<P>,
-    bank: &mut Bank,
+    bank: &Bank,
     index: u16,
-    write: &mut Write,
+    dwords: impl Iterator<Item = (Field, u32, u32)>,
 ) -> Result<(), Status> {
-    let Some(slot) = bank.slots.get_mut(usize::from(index)) else { return Err(Status::NoSuchSlot) };
+    let slot = &mut *bank.lock(index)?;
     let mut ctrl_written = false;
-    while let Some((field, value, bits)) = write.next_in(index) {
+    for (field, value, bits) in dwords {
         slot.merge(field, value, bits);
         if field == Field::Ctrl {
             ctrl_written = true;
@@ -119,20 +132,20 @@ fn write_slot<P: Ports>(
     }
     if slot.state == State::Free && !slot.is_blank() {
         slot.state = State::Raw;
-        bank.free.take(index);
+        bank.free.lock().take(index);
     }
     let was_masked = slot.device_masked;
     let result = settle(domain, place, index, slot);
     if ctrl_written {
         // A driver masks and looks for the pending bit; if masking did not read it just now, do so.
-        if slot.masked && was_masked && slot.binding.is_some() {
+        if slot.masked && was_masked && slot.binding().is_some() {
             place.read_pending(index, slot);
         }
         place.show(index, slot, Field::Ctrl);
     }
-    if slot.state == State::Raw && slot.is_blank() && slot.binding.is_none() {
+    if slot.state == State::Raw && slot.is_blank() && slot.binding().is_none() {
         slot.reset();
-        bank.free.put(index);
+        bank.free.lock().put(index);
     }
     result
 }
@@ -148,7 +161,7 @@ pub(super) fn settle<P: Ports>(domain: &Domain, place: &Place<P>, index: u16, sl
             or_masked(place, index, slot, result)
         }
         // Taken by a call, so only a call can map it.
-        State::Allocated => Err(Status::NotMapped),
+        State::Allocated | State::Mapping { .. } => Err(Status::NotMapped),
         State::Mapped if slot.holds_pair(index) => place.unmask(index, slot),
         State::Mapped => or_masked(place, index, slot, Err(Status::InvalidArgument)),
     }
@@ -157,7 +170,7 @@ pub(super) fn settle<P: Ports>(domain: &Domain, place: &Place<P>, index: u16, sl
 /// Makes an unmasked slot send the message that the guest wrote.
 fn settle_message<P: Ports>(domain: &Domain, place: &Place<P>, index: u16, slot: &mut Slot) -> Result<(), Status> {
     let target = message::parse(domain, slot.image)?;
-    if slot.binding.is_some() {
+    if slot.binding().is_some() {
         place.retarget(index, slot, target)?;
     } else {
         place.bind(index, slot, target)?;

@@ -80,12 +80,12 @@ impl Ram {
     /// Copies into the guest.
     pub fn write(&self, to: Gpa, bytes: &[u8]) -> Result<(), Outside> {
         let target = self.pointer(to, bytes.len())?;
-        if let (Ok(word), true) = (<[u8; 8]>::try_from(bytes), target.cast::<u64>().is_aligned()) {
-            // SAFETY: `pointer` has checked the range, and the pointer is aligned.
-            unsafe { target.cast::<u64>().write_volatile(u64::from_le_bytes(word)) };
-            return Ok(());
+        let words = if target.cast::<u64>().is_aligned() { bytes.as_chunks::<8>().0 } else { &[] };
+        for (n, word) in words.iter().enumerate() {
+            // SAFETY: `pointer` has checked the range, nothing of ours lies there, and the pointer is aligned.
+            unsafe { target.cast::<u64>().add(n).write_volatile(u64::from_le_bytes(*word)) };
         }
-        for (n, byte) in bytes.iter().enumerate() {
+        for (n, byte) in bytes.iter().enumerate().skip(8 * words.len()) {
             // SAFETY: `pointer` has checked the range; nothing of ours lies there.
             unsafe { target.add(n).write_volatile(*byte) };
         }

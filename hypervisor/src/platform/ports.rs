@@ -13,7 +13,9 @@ use super::{assign, delivery::Vectors, machine::Machine};
 use crate::{
     addr::{Bdf, Gpa, Hpa},
     event,
-    ims::{Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec},
+    ims::{
+        Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec, UnitNumber,
+    },
     memory::{Frames, Mmio, Ram},
     vtd::{self, Domain, Fault, Remapper, Request, Route},
 };
@@ -220,6 +222,15 @@ impl MachinePorts {
     }
 }
 
+impl From<HostRoute> for Route {
+    fn from(route: HostRoute) -> Self {
+        match route {
+            HostRoute::Remapped { vector, destination } => Self::Remapped { vector, destination },
+            HostRoute::Posted { descriptor, vector } => Self::Posted { descriptor, vector },
+        }
+    }
+}
+
 fn status(error: vtd::Error) -> Status {
     match error {
         vtd::Error::NoFreeEntry => Status::NoFreeEntry,
@@ -242,18 +253,19 @@ impl Remap for MachinePorts {
         (self.units.len() as u32) << UNIT_SHIFT
     }
 
-    fn reserve(&self, requester: Bdf) -> Result<EntryIndex, Status> {
-        let (number, unit) = self.unit(requester).ok_or(Status::Unsupported)?;
-        let index = unit.reserve(requester).map_err(status)?;
-        Ok(EntryIndex((number as u32) << UNIT_SHIFT | u32::from(index)))
+    fn unit_of(&self, requester: Bdf) -> Result<UnitNumber, Status> {
+        let number = self.unit(requester).and_then(|(number, _)| u16::try_from(number).ok());
+        number.map(UnitNumber).ok_or(Status::Unsupported)
+    }
+
+    fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
+        let remapper = self.units.get(usize::from(unit.0)).and_then(Option::as_ref).ok_or(Status::Unsupported)?;
+        let index = remapper.bind(requester, route.into()).map_err(status)?;
+        Ok(EntryIndex(u32::from(unit.0) << UNIT_SHIFT | u32::from(index)))
     }
 
     fn program(&self, entry: EntryIndex, route: HostRoute) {
-        let route = match route {
-            HostRoute::Remapped { vector, destination } => Route::Remapped { vector, destination },
-            HostRoute::Posted { descriptor, vector } => Route::Posted { descriptor, vector },
-        };
-        must("programming", entry, self.entry(entry).map(|(unit, index)| unit.program(index, route)));
+        must("programming", entry, self.entry(entry).map(|(unit, index)| unit.program(index, route.into())));
     }
 
     fn clear(&self, entry: EntryIndex) {
@@ -301,6 +313,15 @@ impl Shadow for MachinePorts {
         // SAFETY: `MachinePorts::new` was promised that `shadow` has room for `slots` slots in frames of its own, and the service has
         // checked `slot`. The guest reads them meanwhile; no Rust reference leads there.
         unsafe { write_volatile(field(store.shadow, slot, which) as *mut u32, value) }
+    }
+
+    fn show_slot(&self, store: &StoreSpec, slot: u16, [lo, hi, data, ctrl]: [u32; 4]) {
+        let at = field(store.shadow, slot, Field::AddressLo) as *mut u64;
+        // SAFETY: as in `show`; a slot is aligned to its 16 bytes.
+        unsafe {
+            write_volatile(at, u64::from(hi) << 32 | u64::from(lo));
+            write_volatile(at.add(1), u64::from(ctrl) << 32 | u64::from(data));
+        }
     }
 }
 

@@ -113,9 +113,17 @@ impl InterruptTable {
 
     /// Takes a free entry for messages of `source`. It is not present.
     pub fn reserve(&mut self, source: Bdf) -> Result<u16, Error> {
+        self.take(Irte(0).with_avail(RESERVED).with_sid(source.0.into()).with_svt(SVT_SID))
+    }
+
+    /// Takes a free entry for messages of `source` and makes it present with `route` by the same write.
+    pub fn bind(&mut self, source: Bdf, route: Route) -> Result<u16, Error> {
+        self.take(self.present(source.0.into(), route)?)
+    }
+
+    fn take(&mut self, new: Irte) -> Result<u16, Error> {
         let index = if self.free != END { self.free } else { self.fresh };
         let old = self.read(index).ok_or(Error::NoFreeEntry)?;
-        let new = Irte(0).with_avail(RESERVED).with_sid(source.0.into()).with_svt(SVT_SID);
         self.exchange(index, old, new)?;
         if self.free != END {
             self.free = old.dst() as u32;
@@ -131,11 +139,7 @@ impl InterruptTable {
     /// one, never none. SVT and SID are those that it was reserved with.
     pub fn program(&mut self, index: u16, route: Route) -> Result<(), Error> {
         let old = self.held(index)?;
-        let base = Irte(0).with_p(1).with_avail(USED).with_sid(old.sid()).with_svt(SVT_SID);
-        let new = match route {
-            Route::Remapped { vector, destination } => self.remapped(base, vector, destination)?,
-            Route::Posted { descriptor, vector } => self.posted(base, vector, descriptor)?,
-        };
+        let new = self.present(old.sid(), route)?;
         self.exchange(index.into(), old, new)
     }
 
@@ -170,6 +174,15 @@ impl InterruptTable {
     /// What an entry holds; for dumps and tests.
     pub fn get(&self, index: u16) -> Option<Irte> {
         self.read(index.into())
+    }
+
+    /// A present entry for messages of `sid`.
+    fn present(&self, sid: u128, route: Route) -> Result<Irte, Error> {
+        let base = Irte(0).with_p(1).with_avail(USED).with_sid(sid).with_svt(SVT_SID);
+        match route {
+            Route::Remapped { vector, destination } => self.remapped(base, vector, destination),
+            Route::Posted { descriptor, vector } => self.posted(base, vector, descriptor),
+        }
     }
 
     fn remapped(&self, base: Irte, vector: u8, destination: u32) -> Result<Irte, Error> {

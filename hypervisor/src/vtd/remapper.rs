@@ -119,6 +119,13 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         self.interrupts.lock().reserve(source)
     }
 
+    /// Takes a free interrupt entry for messages of `source` and makes it present at once: [`InterruptTable::bind`].
+    pub fn bind(&self, source: Bdf, route: Route) -> Result<u16, Error> {
+        let index = self.interrupts.lock().bind(source, route)?;
+        count(&self.counters.programmed, 1);
+        Ok(index)
+    }
+
     /// Makes a reserved entry present with `route`: [`InterruptTable::program`]. Flush it if it was present or used before.
     pub fn program(&self, index: u16, route: Route) -> Result<(), Error> {
         self.interrupts.lock().program(index, route)?;

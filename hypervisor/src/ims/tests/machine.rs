@@ -7,7 +7,7 @@ use hcall_abi::{Status, Target};
 
 use crate::{
     addr::Bdf,
-    ims::{Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Shadow, Store, StoreSpec},
+    ims::{Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Shadow, Store, StoreSpec, UnitNumber},
 };
 
 /// What a port was asked to do.
@@ -226,7 +226,11 @@ impl Remap for Machine {
         self.0.borrow().entries.len() as u32
     }
 
-    fn reserve(&self, requester: Bdf) -> Result<EntryIndex, Status> {
+    fn unit_of(&self, _: Bdf) -> Result<UnitNumber, Status> {
+        Ok(UnitNumber(0))
+    }
+
+    fn bind(&self, _: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
         if self.fails() {
             return Err(Status::NoFreeEntry);
         }
@@ -234,6 +238,7 @@ impl Remap for Machine {
         let index = self.0.borrow_mut().free.pop().ok_or(Status::NoFreeEntry)?;
         self.0.borrow_mut().entries[index as usize].requester = Some(requester);
         self.done(Op::Reserve(index));
+        self.program(EntryIndex(index), route);
         Ok(EntryIndex(index))
     }
 
@@ -309,6 +314,12 @@ impl Shadow for Machine {
         let base = store.base.as_u64();
         assert_eq!(store.shadow.as_u64(), base + 0x1_0000_0000);
         inner.devices.get_mut(&base).unwrap().shadow[usize::from(slot)][field as usize] = value;
+    }
+
+    fn show_slot(&self, store: &StoreSpec, slot: u16, dwords: [u32; 4]) {
+        for (field, value) in Field::ALL.into_iter().zip(dwords) {
+            self.show(store, slot, field, value);
+        }
     }
 }
 
