@@ -77,6 +77,7 @@ impl Runner {
         let mut good = true;
         while !self.cpus.is_empty() {
             self.deliver();
+            good &= self.reap();
             match self.next(turn) {
                 Some(index) => {
                     turn = index + 1;
@@ -87,9 +88,9 @@ impl Runner {
                         turn = index;
                     }
                 }
+                None if self.cpus.is_empty() => {}
                 None => self.idle(),
             }
-            good &= self.reap();
             console::pump();
         }
         good

@@ -6,20 +6,42 @@ const ID: u32 = 0x802;
 const TPR: u32 = 0x808;
 const EOI: u32 = 0x80b;
 const SVR: u32 = 0x80f;
+const ICR: u32 = 0x830;
 const LVT_TIMER: u32 = 0x832;
 const TSC_DEADLINE: u32 = 0x6e0;
 
 const SVR_ENABLED: u64 = 1 << 8;
 const LVT_TSC_DEADLINE: u64 = 2 << 17;
 
+/// Interrupt commands (SDM 3, 11.6.1): delivery modes and shorthands, to be joined with a vector.
+pub const FIXED: u64 = 1 << 14;
+/// To one of the named processors.
+pub const LOWEST_PRIORITY: u64 = FIXED | 1 << 8;
+/// Non-maskable.
+pub const NMI: u64 = FIXED | 4 << 8;
+/// Resets a processor.
+pub const INIT: u64 = FIXED | 5 << 8;
+/// Starts one at the page in the vector's place.
+pub const START_UP: u64 = FIXED | 6 << 8;
+/// The destination is a logical one.
+pub const LOGICAL: u64 = 1 << 11;
+/// To the sender, whatever the destination.
+pub const TO_SELF: u64 = 1 << 18;
+/// To all.
+pub const TO_ALL: u64 = 2 << 18;
+/// To all but the sender.
+pub const TO_OTHERS: u64 = 3 << 18;
+
 /// The vector of spurious interrupts, which get no EOI.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 /// The timer's vector.
 pub const TIMER_VECTOR: u8 = 0xf0;
 
+/// Writes a register.
+///
 /// # Safety
 /// The register exists, and the value does not break the program's memory.
-unsafe fn wrmsr(register: u32, value: u64) {
+pub(super) unsafe fn wrmsr(register: u32, value: u64) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!("wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack));
@@ -49,6 +71,12 @@ pub fn enable() {
 pub fn id() -> u32 {
     // SAFETY: the x2APIC is enabled.
     unsafe { rdmsr(ID) as u32 }
+}
+
+/// Sends an interrupt command.
+pub fn send(destination: u32, command: u64) {
+    // SAFETY: the x2APIC is enabled, and every vector has a handler.
+    unsafe { wrmsr(ICR, u64::from(destination) << 32 | command) }
 }
 
 /// Ends the interrupt in service.

@@ -12,6 +12,9 @@ pub struct DeviceMemory {
     size: u64,
 }
 
+// SAFETY: a device's registers belong to no processor more than to another (`new`).
+unsafe impl Send for DeviceMemory {}
+
 impl DeviceMemory {
     /// `size` bytes at the physical address `base`; `None` when they are not mapped.
     ///

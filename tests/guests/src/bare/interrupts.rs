@@ -7,6 +7,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering::SeqCst};
 use super::{EXIT_EXCEPTION, apic, exit, faults};
 use crate::println;
 
+/// The vector of non-maskable interrupts, which get no EOI.
+pub const NMI: u8 = 2;
 /// Vectors below this are exceptions.
 const EXCEPTIONS: u64 = 32;
 /// The code segment of the boot protocol.
@@ -109,6 +111,11 @@ pub(super) fn load() {
         // SAFETY: the address of a stub; nothing is read.
         *entry = gate(unsafe { &raw const interrupt_stubs[n] } as u64);
     }
+    use_table();
+}
+
+/// Points this processor to the table, which is filled in.
+pub(super) fn use_table() {
     load_table(TABLE.0.get() as u64, size_of::<Table>() as u16 - 1);
 }
 
@@ -140,6 +147,10 @@ pub fn count(vector: u8) -> u32 {
 
 extern "C" fn dispatch(frame: &mut Frame) {
     let vector = frame.vector as u8;
+    if vector == NMI {
+        COUNTS[usize::from(vector)].fetch_add(1, SeqCst);
+        return;
+    }
     if frame.vector < EXCEPTIONS {
         return exception(frame, vector);
     }

@@ -1,6 +1,6 @@
 //! The run-time of a guest without an operating system: entry, interrupts, console, exit.
 //!
-//! Everything here assumes what imsvisor gives to a guest: one vCPU, 64-bit mode, the low 4 GiB mapped to themselves, an x2APIC
+//! Everything here assumes what imsvisor gives to a guest: 64-bit mode on the first processor, the low 4 GiB mapped to themselves, an x2APIC
 //! that is enabled, a 16550 at port 0x3F8, and the exit port 0xF4.
 
 pub mod apic;
@@ -13,9 +13,11 @@ mod entry;
 pub mod faults;
 pub mod idle;
 pub mod interrupts;
+pub mod lock;
 pub mod physical;
 pub mod poke;
 pub mod port;
+pub mod smp;
 pub mod take_once;
 pub mod vector;
 

@@ -9,6 +9,9 @@ use super::Descriptor;
 #[derive(Clone, Copy, Debug)]
 pub struct Portal(NonNull<u64>);
 
+// SAFETY: a portal belongs to no processor more than to another; `submit` wants one at a time, which a lock must see to.
+unsafe impl Send for Portal {}
+
 impl Portal {
     /// The page at `page`.
     ///
