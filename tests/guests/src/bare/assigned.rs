@@ -19,7 +19,7 @@ pub const QUEUES: u8 = 2;
 pub const QUEUE_SIZE: u16 = 64;
 
 /// The device.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct AssignedDsa {
     /// Where it is.
     pub function: Function,

@@ -43,7 +43,7 @@ const COMMAND_POLLS: usize = 100_000;
 const PRIORITY: u32 = 8;
 
 /// A DSA.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Dsa<R> {
     registers: R,
     groups: u64,

@@ -1,10 +1,11 @@
-//! A guest with several processors. It starts them, sends every kind of interrupt between them, and then has all of them map, mask,
-//! re-target and free slots at random while the device raises them.
+//! A guest with several processors. It starts them and sends every kind of interrupt between them. With `ops=` all of them map, mask,
+//! re-target and free slots at random while the device raises them; with `race=` they fight for the same slots.
 #![no_std]
 #![no_main]
 
 mod ipis;
 mod oracle;
+mod race;
 mod stress;
 
 use guests::bare::{Guest, idle, smp};
@@ -27,9 +28,13 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
     let cpus = (number("cpus").unwrap_or(1) as usize).clamp(1, smp::MOST);
     smp::install();
     idle::enable_interrupts();
-    ipis::all(cpus)?;
-    match number("ops") {
-        Some(ops) => stress::run(guest, cpus, ops as u32),
+    let ipis = ipis::all(cpus)?;
+    println!("smp: {ipis} interrupts between {cpus} processors");
+    if let Some(ops) = number("ops") {
+        stress::run(guest, cpus, ipis, ops)?;
+    }
+    match number("race") {
+        Some(rounds) => race::run(guest, cpus, rounds),
         None => Ok(()),
     }
 }

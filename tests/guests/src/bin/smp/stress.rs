@@ -47,8 +47,8 @@ fn error(slot: usize, what: &str, status: Result<(), Status>) {
     }
 }
 
-/// `ops` operations, shared out to `cpus` processors.
-pub fn run(guest: &Guest, cpus: usize, ops: u32) -> Result<(), &'static str> {
+/// `ops` operations, shared out to `cpus` processors. The report tells of `ipis`, too.
+pub fn run(guest: &Guest, cpus: usize, ipis: u32, ops: u32) -> Result<(), &'static str> {
     *CALLS.lock() = Some(hypercalls().ok_or("no hypercall domain")?);
     *DEVICE.lock() = Some(AssignedDsa::start(guest).map_err(|_| "no device to work with")?);
     interrupts::set_handler(oracle::came);
@@ -66,7 +66,7 @@ pub fn run(guest: &Guest, cpus: usize, ops: u32) -> Result<(), &'static str> {
     let sum = oracle::sum();
     let errors = ERRORS.load(SeqCst);
     println!(
-        "@result ops={} raised={} lost={} doubled={} astray={} stress_errors={errors}",
+        "@result cpus={cpus} ipis={ipis} ops={} raised={} lost={} doubled={} astray={} errors={errors}",
         OPS.load(SeqCst) * cpus as u32,
         sum.raised,
         sum.lost,
