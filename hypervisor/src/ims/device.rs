@@ -101,7 +101,8 @@ pub struct Bank {
 }
 
 impl Bank {
-    fn new(slots: u32) -> Self {
+    /// So many, as after reset.
+    pub fn new(slots: u32) -> Self {
         let all = (0..slots).map(|_| Mutex::new(Slot::RESET)).collect();
         Self { slots: all, free: Mutex::new(FreeMap::new(slots)) }
     }

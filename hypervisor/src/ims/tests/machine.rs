@@ -1,7 +1,10 @@
 //! A machine that believes nothing: writes to a device are posted until they are read back, the cache may hold all that an
 //! entry was since its last flush, and after each operation every slot that may be unmasked must be safe in all these ways.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard},
+};
 
 use hcall_abi::{Status, Target};
 
@@ -72,18 +75,25 @@ pub struct Snapshot {
     devices: HashMap<u64, Device>,
 }
 
+/// Most operations that are remembered.
+const LOG: usize = 1 << 16;
+
 #[derive(Debug)]
-pub struct Machine(RefCell<Inner>);
+pub struct Machine(Mutex<Inner>);
 
 impl Machine {
     /// With `entries` entries in the table and `vectors` routes.
     pub fn new(entries: u32, vectors: usize) -> Self {
-        Self(RefCell::new(Inner {
+        Self(Mutex::new(Inner {
             entries: (0..entries).map(|_| Entry { requester: None, maybe: vec![None] }).collect(),
             free: (0..entries).rev().collect(),
             vectors,
             ..Inner::default()
         }))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
     }
 
     /// Puts a store on the bus..
@@ -97,19 +107,19 @@ impl Machine {
             shadow: vec![[!0; 4]; slots],
             pending: vec![false; slots],
         };
-        self.0.borrow_mut().devices.insert(store.base.as_u64(), device);
+        self.inner().devices.insert(store.base.as_u64(), device);
     }
 
     /// The `k`-th call from now that can fail does, and so do `count` altogether.
     pub fn fail(&self, k: usize, count: usize) {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         let start = inner.fallible + k;
         inner.failing = start..start.saturating_add(count);
     }
 
     /// Nothing fails from now on. Whether anything did since [`Self::fail`].
     pub fn mend(&self) -> bool {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         let failed = inner.fallible > inner.failing.start;
         inner.failing = 0..0;
         failed
@@ -117,7 +127,7 @@ impl Machine {
 
     /// Counts a call that can fail.
     pub fn fails(&self) -> bool {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         inner.fallible += 1;
         let this = inner.fallible - 1;
         inner.failing.contains(&this)
@@ -125,11 +135,11 @@ impl Machine {
 
     /// What was done since this was last asked.
     pub fn log(&self) -> Vec<Op> {
-        std::mem::take(&mut self.0.borrow_mut().log)
+        std::mem::take(&mut self.inner().log)
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        let inner = self.0.borrow();
+        let inner = self.inner();
         let mut snapshot =
             Snapshot { entries: inner.entries.clone(), routes: inner.routes.clone(), devices: inner.devices.clone() };
         for slot in snapshot.devices.values_mut().flat_map(|device| &mut device.slots) {
@@ -140,33 +150,33 @@ impl Machine {
 
     /// Entries and routes in use.
     pub fn used(&self) -> (usize, usize) {
-        let inner = self.0.borrow();
+        let inner = self.inner();
         (inner.entries.len() - inner.free.len(), inner.routes.len())
     }
 
     /// What a device's slot holds.
     pub fn slot(&self, store: &StoreSpec, slot: u16) -> [u32; 4] {
-        *self.0.borrow().devices[&store.base.as_u64()].slots[usize::from(slot)].last().unwrap()
+        *self.inner().devices[&store.base.as_u64()].slots[usize::from(slot)].last().unwrap()
     }
 
     pub fn shadow(&self, store: &StoreSpec, slot: u16) -> [u32; 4] {
-        self.0.borrow().devices[&store.base.as_u64()].shadow[usize::from(slot)]
+        self.inner().devices[&store.base.as_u64()].shadow[usize::from(slot)]
     }
 
     pub fn set_pending(&self, store: &StoreSpec, slot: u16, pending: bool) {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         inner.devices.get_mut(&store.base.as_u64()).unwrap().pending[usize::from(slot)] = pending;
     }
 
     /// The device resets itself.
     pub fn reset(&self, store: &StoreSpec) {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         inner.devices.get_mut(&store.base.as_u64()).unwrap().slots.fill(vec![[0, 0, 0, 1]]);
     }
 
     /// The device raises the slot's interrupt. Where it comes out, unless it is masked.
     pub fn fire(&self, store: &StoreSpec, slot: u16) -> Option<Target> {
-        let inner = self.0.borrow();
+        let inner = self.inner();
         let device = &inner.devices[&store.base.as_u64()];
         let slot = *device.slots[usize::from(slot)].last().unwrap();
         if slot[3] & 1 != 0 {
@@ -179,13 +189,16 @@ impl Machine {
     }
 
     fn done(&self, op: Op) {
-        let mut inner = self.0.borrow_mut();
-        inner.log.push(op);
+        let mut inner = self.inner();
+        // Whoever never looks has no use for more.
+        if inner.log.len() < LOG {
+            inner.log.push(op);
+        }
         inner.check();
     }
 
     fn entry<T>(&self, entry: EntryIndex, what: impl FnOnce(&mut Entry) -> T) -> T {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         let entry = &mut inner.entries[entry.0 as usize];
         assert!(entry.requester.is_some(), "an entry that is not reserved");
         what(entry)
@@ -223,7 +236,7 @@ impl Inner {
 
 impl Remap for Machine {
     fn capacity(&self) -> u32 {
-        self.0.borrow().entries.len() as u32
+        self.inner().entries.len() as u32
     }
 
     fn unit_of(&self, _: Bdf) -> Result<UnitNumber, Status> {
@@ -235,8 +248,8 @@ impl Remap for Machine {
             return Err(Status::NoFreeEntry);
         }
         // The one that was last given back comes first: nothing stale is ever old.
-        let index = self.0.borrow_mut().free.pop().ok_or(Status::NoFreeEntry)?;
-        self.0.borrow_mut().entries[index as usize].requester = Some(requester);
+        let index = self.inner().free.pop().ok_or(Status::NoFreeEntry)?;
+        self.inner().entries[index as usize].requester = Some(requester);
         self.done(Op::Reserve(index));
         self.program(EntryIndex(index), route);
         Ok(EntryIndex(index))
@@ -254,10 +267,12 @@ impl Remap for Machine {
 
     fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status> {
         assert!(!entries.is_empty() && entries.len() <= 256);
+        // It takes its time, and whatever need not wait for it goes on.
+        std::thread::yield_now();
         let failed = self.fails();
         if !failed {
             for &entry in entries {
-                let maybe = &mut self.0.borrow_mut().entries[entry.0 as usize].maybe;
+                let maybe = &mut self.inner().entries[entry.0 as usize].maybe;
                 maybe.drain(..maybe.len() - 1);
             }
         }
@@ -270,7 +285,7 @@ impl Remap for Machine {
             assert_eq!(entry.maybe, [None], "released before its flush completed (invariant 4)");
             entry.requester = None;
         });
-        self.0.borrow_mut().free.push(entry.0);
+        self.inner().free.push(entry.0);
         self.done(Op::Release(entry.0));
     }
 
@@ -282,7 +297,7 @@ impl Remap for Machine {
 
 impl Store for Machine {
     fn write(&self, store: &StoreSpec, slot: u16, field: Field, value: u32) {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         let states = &mut inner.devices.get_mut(&store.base.as_u64()).unwrap().slots[usize::from(slot)];
         let mut state = *states.last().unwrap();
         state[field as usize] = value;
@@ -294,7 +309,7 @@ impl Store for Machine {
 
     fn read_back(&self, store: &StoreSpec, slot: u16, field: Field) -> u32 {
         let failed = self.fails();
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         let device = inner.devices.get_mut(&store.base.as_u64()).unwrap();
         let mut arrived = *device.slots[usize::from(slot)].last().unwrap();
         arrived[3] |= u32::from(device.pending[usize::from(slot)]) << 1;
@@ -310,7 +325,7 @@ impl Store for Machine {
 
 impl Shadow for Machine {
     fn show(&self, store: &StoreSpec, slot: u16, field: Field, value: u32) {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         let base = store.base.as_u64();
         assert_eq!(store.shadow.as_u64(), base + 0x1_0000_0000);
         inner.devices.get_mut(&base).unwrap().shadow[usize::from(slot)][field as usize] = value;
@@ -328,7 +343,7 @@ impl Delivery for Machine {
         if self.fails() {
             return Err(Status::NoFreeVector);
         }
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         let destination = u32::from(guest.0) << 16 | target.apic_id;
         let route = HostRoute::Remapped { vector: target.vector, destination };
         if inner.routes.len() == inner.vectors && !inner.routes.contains_key(&route) {
@@ -341,7 +356,7 @@ impl Delivery for Machine {
     }
 
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.inner();
         let (route_of, uses) = inner.routes.get_mut(&route).expect("a route that is not in use");
         assert_eq!(*route_of, (guest, target.apic_id, target.vector));
         *uses -= 1;

@@ -5,6 +5,7 @@ mod failures;
 mod machine;
 mod random;
 mod stores;
+mod threads;
 
 use std::{cell::RefCell, sync::Arc};
 
