@@ -1,4 +1,4 @@
-//! `cargo bench`: boots the guest `bench`, once for interrupts that are injected and once for those that are posted, and makes a table, JSON and plots of what it measured.
+//! `cargo bench`: boots the guest `bench`, once for interrupts that are injected, once for those that are posted and once on several processors, and makes a table, JSON and plots of what it measured.
 
 mod console;
 mod document;
@@ -118,22 +118,32 @@ pub fn run(options: &Options) -> Result<()> {
 /// Boots the guest and reads what it measured: the scenarios with `only` in their names, and the floor.
 pub fn measure(rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
     let only = only.unwrap_or_default();
-    let mut figures = console::read(&boot("", &format!("rounds={rounds} only={only}"))?)?;
+    let mut figures = console::read(&boot(1, "", &format!("rounds={rounds} only={only}"))?)?;
     // What is posted needs another guest, and differs from what is injected in nothing else.
     if INTERRUPTS.contains(only) {
-        let posted = boot("apicv=on posting=on", &format!("rounds={rounds} only={INTERRUPTS} delivery=posted"))?;
+        let posted = boot(1, "apicv=on posting=on", &format!("rounds={rounds} only={INTERRUPTS} delivery=posted"))?;
         let posted = console::read(&posted)?.into_iter().filter(|figure| figure.scenario.contains(INTERRUPTS));
         let after = figures.iter().rposition(|figure| figure.scenario.contains(INTERRUPTS)).map_or(0, |last| last + 1);
         figures.splice(after..after, posted);
     }
+    // Several processors are another machine.
+    let several =
+        boot(PROCESSORS, &format!("cpus={PROCESSORS}"), &format!("rounds={rounds} only={only} cpus={PROCESSORS}"))?;
+    figures.extend(console::read(&several)?.into_iter().filter(|figure| figure.scenario != FLOOR));
     Ok(figures)
 }
+
+/// Processors of the machine, and of the guest, where there are several.
+const PROCESSORS: u32 = 4;
+/// The scenario that all others are compared with.
+const FLOOR: &str = "null-exit";
 
 /// What the names of scenarios have in common whose interrupts can come in two ways.
 const INTERRUPTS: &str = "interrupt";
 
-fn boot(options: &str, command_line: &str) -> Result<Outcome> {
+fn boot(processors: u32, options: &str, command_line: &str) -> Result<Outcome> {
     let mut plan = Plan::new()?;
+    plan.config.cpus = processors;
     plan.guest("bench", &format!("bench mem=64M device=dsa exits=marks {options} cmdline=\"{command_line}\""))?;
     let outcome = scenario::boot("the benchmarks", &plan)?;
     if let Err(error) = judge(&outcome.summary()) {

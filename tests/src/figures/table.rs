@@ -2,19 +2,22 @@
 
 use super::Figure;
 
-const HEADS: [&str; 8] = ["scenario", "variant", "live slots", "exits/op", "min", "median", "p99", "× null exit"];
+const COLUMNS: usize = 9;
+const HEADS: [&str; COLUMNS] =
+    ["scenario", "variant", "live slots", "vCPUs", "exits/op", "min", "median", "p99", "× null exit"];
 /// The first two columns are words, the others numbers.
 const WORDS: usize = 2;
 
-fn rows(figures: &[Figure]) -> Vec<[String; 8]> {
+fn rows(figures: &[Figure]) -> Vec<[String; COLUMNS]> {
     figures.iter().map(row).collect()
 }
 
-fn row(figure: &Figure) -> [String; 8] {
+fn row(figure: &Figure) -> [String; COLUMNS] {
     [
         figure.scenario.clone(),
         figure.variant.clone(),
         figure.slots.to_string(),
+        figure.vcpus.to_string(),
         exits(figure.exits_per_op),
         grouped(figure.min),
         grouped(figure.median),
@@ -49,22 +52,22 @@ pub fn terminal(figures: &[Figure]) -> String {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([HEADS[column].chars().count()]).max().unwrap_or(0)
     };
-    let widths: [usize; 8] = std::array::from_fn(width);
-    let line = |cells: [&str; 8]| {
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let line = |cells: [&str; COLUMNS]| {
         let cell = |(n, text): (usize, &str)| {
             let width = widths[n];
             if n < WORDS { format!("  {text:<width$}") } else { format!("  {text:>width$}") }
         };
         cells.into_iter().enumerate().map(cell).collect::<String>() + "\n"
     };
-    let mut text = format!("\n{}  {}\n", line(HEADS), "─".repeat(widths.iter().sum::<usize>() + 14));
+    let mut text = format!("\n{}  {}\n", line(HEADS), "─".repeat(widths.iter().sum::<usize>() + 2 * (COLUMNS - 1)));
     rows.iter().for_each(|row| text += &line(row.each_ref().map(String::as_str)));
     text
 }
 
 /// For the README.
 pub fn markdown(figures: &[Figure]) -> String {
-    let mut text = format!("| {} |\n|---|---|---:|---:|---:|---:|---:|---:|\n", HEADS.join(" | "));
+    let mut text = format!("| {} |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n", HEADS.join(" | "));
     rows(figures).iter().for_each(|row| text += &format!("| {} |\n", row.join(" | ")));
     text
 }
@@ -91,7 +94,7 @@ mod tests {
     #[test]
     fn the_readme_s_table_has_a_row_for_each_figure() {
         let text = markdown(&[figure("mask", "trapped", 16, 1234.0)]);
-        assert!(text.ends_with("| mask | trapped | 16 | 1 | 1,233 | 1,234 | 1,235 | 12.34 |\n"), "{text}");
-        assert!(text.lines().all(|line| line.matches('|').count() == 9), "{text}");
+        assert!(text.ends_with("| mask | trapped | 16 | 1 | 1 | 1,233 | 1,234 | 1,235 | 12.34 |\n"), "{text}");
+        assert!(text.lines().all(|line| line.matches('|').count() == COLUMNS + 1), "{text}");
     }
 }

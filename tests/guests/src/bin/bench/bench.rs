@@ -25,6 +25,8 @@ pub struct Scenario {
     pub variant: &'static str,
     /// Slots that are live meanwhile.
     pub slots: usize,
+    /// Processors that work on it.
+    pub vcpus: usize,
     /// Operations of a round.
     pub ops: usize,
     /// Rounds between the marks. Where there are several, their preparation must not exit.
@@ -34,7 +36,7 @@ pub struct Scenario {
 impl Scenario {
     /// With one round between the marks.
     pub const fn new(name: &'static str, variant: &'static str, slots: usize, ops: usize) -> Self {
-        Self { name, variant, slots, ops, marked: 1 }
+        Self { name, variant, slots, vcpus: 1, ops, marked: 1 }
     }
 }
 
@@ -65,7 +67,7 @@ impl Bench {
         prepare: impl Fn(&mut S),
         round: impl Fn(&mut S) -> u64,
     ) {
-        let Scenario { name, variant, slots, ops, marked } = scenario;
+        let Scenario { name, variant, slots, vcpus, ops, marked } = scenario;
         // The floor is what everything is compared with.
         if !name.contains(self.only) && name != "null-exit" {
             return;
@@ -85,7 +87,7 @@ impl Bench {
             round(state);
         }
         println!(
-            "@mark scenario={name} variant={variant} slots={slots} vcpus=1 ops={ops} rounds={} marked={marked} min={} median={} p99={}",
+            "@mark scenario={name} variant={variant} slots={slots} vcpus={vcpus} ops={ops} rounds={} marked={marked} min={} median={} p99={}",
             self.rounds, spread.min, spread.median, spread.p99
         );
     }

@@ -12,12 +12,13 @@ mod floor;
 mod interrupts;
 mod live;
 mod pool;
+mod processors;
 mod stores;
 
 use bench::Bench;
 use guests::bare::assigned::{AssignedDsa, hypercalls};
-use guests::bare::{Guest, idle};
-use guests::println;
+use guests::bare::{Guest, idle, smp};
+use guests::{command_line, println};
 use interrupts::Delivery;
 use pool::Pool;
 
@@ -43,11 +44,21 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
     let mut pool = Pool::new(interface, &device);
     idle::enable_interrupts();
     floor::measure(&mut bench, &mut pool);
+    let cpus = command_line::number(guest.command_line, "cpus").unwrap_or(1) as usize;
+    if cpus > 1 {
+        processors::measure(&mut bench, &mut pool, device, interface, cpus.min(smp::MOST))?;
+        return end(&pool, processors::handled_of_device());
+    }
     interrupts::measure(&mut bench, &mut pool, device, &Delivery::new(guest.command_line))?;
     stores::measure(&mut bench, &mut pool);
     calls::measure(&mut bench, &mut pool);
     live::measure(&mut bench, &mut pool);
+    end(&pool, interrupts::handled())
+}
+
+/// The report, of `handled` interrupts.
+fn end(pool: &Pool, handled: u32) -> Result<(), &'static str> {
     let errors = pool.errors;
-    println!("@result handled={} errors={errors}", interrupts::handled());
+    println!("@result handled={handled} errors={errors}");
     if errors == 0 { Ok(()) } else { Err("a call failed") }
 }

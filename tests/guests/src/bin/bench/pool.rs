@@ -38,6 +38,8 @@ pub struct Pool {
     handles: &'static mut [Option<SlotHandle>; MOST],
     count: usize,
     apic_id: u32,
+    /// Processors that slots go to.
+    cpus: u32,
     /// Slots of the store.
     pub slots: usize,
     /// Calls that failed.
@@ -58,6 +60,7 @@ impl Pool {
             handles: HANDLES.take(),
             count: 0,
             apic_id: apic::id(),
+            cpus: 1,
             slots: (device.dsa.ims_slots() as usize).min(MOST),
             errors: 0,
             turn: false,
@@ -94,11 +97,36 @@ impl Pool {
         self.handles[n].map_or(0, SlotHandle::index)
     }
 
+    /// The handle of the `n`-th taken slot.
+    pub fn handle(&self, n: usize) -> Option<SlotHandle> {
+        self.handles[n]
+    }
+
+    /// The data of a slot that is counted from the store's end.
+    pub fn data(&self, from_end: usize) -> NonNull<u32> {
+        assert!(from_end < self.slots);
+        // SAFETY: the dword lies in the store (checked).
+        unsafe { self.store.add((self.slots - 1 - from_end) * 4 + Field::Data as usize) }
+    }
+
+    /// The way to the hypervisor.
+    pub const fn transport(&self) -> Vmcall {
+        self.transport
+    }
+
+    /// Takes and maps slots until there are `count`, to the first `cpus` processors in turn.
+    pub fn fill_to(&mut self, count: usize, cpus: usize) {
+        self.cpus = cpus as u32;
+        self.fill(count);
+        self.cpus = 1;
+    }
+
     /// Puts the items into the page that map the taken slots from `first` on to the vectors of their numbers.
     pub fn put_items(&mut self, first: usize, count: usize, vector: fn(usize) -> u8) {
         for n in 0..count {
             let Some(handle) = self.handles[first + n] else { continue };
-            let target = Target { apic_id: self.apic_id, vector: vector(first + n) };
+            let apic_id = self.apic_id + (first + n) as u32 % self.cpus;
+            let target = Target { apic_id, vector: vector(first + n) };
             let item = MapRequest { handle, target, unmask: true, cookie: n as u64 };
             let bytes = item.to_bytes();
             for (half, word) in bytes.as_chunks().0.iter().enumerate() {
