@@ -35,6 +35,8 @@ pub struct Runner {
     has_tsc_aux: bool,
     has_tsc_deadline: bool,
     service: &'static MachineService,
+    /// Its own vectors.
+    vectors: Option<&'static Vectors>,
     cpus: Vec<VirtualCpu>,
     /// Whose registers are in the processor.
     current: Option<usize>,
@@ -54,6 +56,7 @@ impl Runner {
             has_tsc_aux,
             has_tsc_deadline: apic::has_tsc_deadline(),
             service,
+            vectors: service.ports().vectors_of(cpu::this::this().number),
             cpus: Vec::new(),
             current: None,
             epoch,
@@ -104,14 +107,14 @@ impl Runner {
 
     /// Gives the interrupts that have arrived to whom they are for, lets timers expire, and wakes who has something to do.
     fn deliver(&mut self) {
-        let sweeps = self.vectors().is_some_and(Vectors::begin_sweep);
+        let sweeps = self.vectors.is_some_and(Vectors::begin_sweep);
         if sweeps {
             interrupts::poll();
         }
         for vector in interrupts::take() {
             self.interrupt(vector);
         }
-        if sweeps && let Some(own) = self.vectors() {
+        if sweeps && let Some(own) = self.vectors {
             own.finish_sweep();
         }
         let now = cpu::tsc();
@@ -130,18 +133,13 @@ impl Runner {
         }
     }
 
-    /// This processor's vectors.
-    fn vectors(&self) -> Option<&'static Vectors> {
-        self.service.ports().vectors_of(cpu::this::this().number)
-    }
-
     fn interrupt(&mut self, vector: u8) {
         match vector {
             // Whoever waits for them is looked after in any case.
             apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
             apic::FAULT_VECTOR => self.service.ports().report_faults(),
             _ => {
-                let owner = self.vectors().and_then(|vectors| vectors.owner(vector));
+                let owner = self.vectors.and_then(|vectors| vectors.owner(vector));
                 let cpu = owner.and_then(|owner| {
                     let is_its =
                         |cpu: &&mut VirtualCpu| cpu.vm.id == owner.guest && cpu.number == owner.target.apic_id as usize;
