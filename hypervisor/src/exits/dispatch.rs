@@ -115,7 +115,7 @@ pub fn serve<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Next {
     // An instruction that exits by itself is executed after every event has been delivered.
     let interrupted = !exit.is_instruction() && Event::from_field(context.vcpu.read(fields::IDT_VECTORING)).is_some();
     if interrupted {
-        if let Exit::EptViolation(_) = exit {
+        if exit == Exit::EptViolation {
             return Next::End(EndReason::Killed("an event was delivered through a page that is no memory"));
         }
         context.vcpu.reinject();
@@ -135,7 +135,7 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
             cpu::interrupts::arrived(vector);
             Action::Resume
         }
-        Exit::EptViolation(violation) => ept_violation(context, violation),
+        Exit::EptViolation => ept_violation(context, EptViolation::read()),
         Exit::Vmcall => vmcall::handle(vcpu, ram, *platform),
         Exit::Wrmsr => msr::write(vcpu, devices, *platform, cpu::tsc()),
         Exit::Rdmsr => msr::read(vcpu, devices, cpu::tsc()),

@@ -1,15 +1,19 @@
-//! Instructions that were decoded before.
+//! Instructions that were decoded before, and the pages in which they lie.
 //!
 //! A driver writes its slots with the same few instructions again and again. What an instruction does follows from its bytes, its
-//! address and the mode, so all three are compared each time: a guest that changes its code changes what is found.
+//! address and the mode, so all three are compared each time: a guest that changes its code changes what is found. Where its code lies
+//! follows from its page tables, whose entries are compared each time as well ([`Walked`]).
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
 
 use super::decode::{Decoded, Mode};
+use super::walk::Walked;
 
 /// Instructions that are remembered. A power of two.
 const PLACES: usize = 128;
+/// Pages of code that are remembered. A power of two.
+const PAGES: usize = 16;
 
 /// The 15 bytes from an instruction's first on, little-endian; the 16th is 0. Two words, because they are compared at each exit.
 pub type Bytes = [u64; 2];
@@ -25,11 +29,14 @@ struct Entry {
 
 /// What one virtual processor has executed.
 #[derive(Clone, Debug)]
-pub struct Memo(Box<[Option<Entry>; PLACES]>);
+pub struct Memo {
+    instructions: Box<[Option<Entry>; PLACES]>,
+    pages: Box<[Option<Walked>; PAGES]>,
+}
 
 impl Default for Memo {
     fn default() -> Self {
-        Self(Box::new([const { None }; PLACES]))
+        Self { instructions: Box::new([const { None }; PLACES]), pages: Box::new([const { None }; PAGES]) }
     }
 }
 
@@ -37,19 +44,34 @@ impl Memo {
     /// What the instruction does, if it was decoded before.
     #[inline]
     pub fn find(&self, rip: u64, mode: Mode, bytes: Bytes) -> Option<&Decoded> {
-        let entry = self.0[place(rip)].as_ref()?;
+        let entry = self.instructions[place(rip)].as_ref()?;
         (entry.rip == rip && entry.mode == mode && entry.bytes == bytes).then_some(&entry.decoded)
     }
 
     /// Remembers an instruction, in the place of another one.
     pub fn keep(&mut self, rip: u64, mode: Mode, bytes: Bytes, decoded: Decoded) {
-        self.0[place(rip)] = Some(Entry { rip, mode, bytes, decoded });
+        self.instructions[place(rip)] = Some(Entry { rip, mode, bytes, decoded });
+    }
+
+    /// A walk for the execution of code at or near `rip`, or of other code.
+    #[inline]
+    pub fn walked(&self, rip: u64) -> Option<&Walked> {
+        self.pages[page(rip)].as_ref()
+    }
+
+    /// Remembers the walk for the execution of the code at `rip`, in the place of another one.
+    pub fn keep_walked(&mut self, rip: u64, walked: Walked) {
+        self.pages[page(rip)] = Some(walked);
     }
 }
 
 /// Stores are seldom shorter than 4 bytes, so those of a function, or of an unrolled loop, do not push each other out.
 const fn place(rip: u64) -> usize {
     (rip >> 2) as usize % PLACES
+}
+
+const fn page(rip: u64) -> usize {
+    (rip >> 12) as usize % PAGES
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::{
-    addr::{Gpa, Gva},
+    addr::{Gpa, Gva, PAGE_SIZE},
     cpu::bits::{cr0, cr4, efer},
 };
 
@@ -250,16 +250,42 @@ pub fn walk<M: GuestMemory + ?Sized>(
     if paging.cr0 & cr0::PG == 0 {
         return Ok(Gpa::new(gva.as_u64() & bits(0, 32)));
     }
-    if let Some(gpa) = walk_quickly(memory, paging, gva.as_u64(), access) {
-        return Ok(gpa);
+    if let Some(walked) = walk_quickly(memory, paging, gva.as_u64(), access) {
+        return Ok(walked.gpa(gva.as_u64()));
     }
     walk_any(memory, paging, Format::of(paging), gva, access)
 }
 
+/// A walk through four levels: the registers that decided on it, the entries that it read, and where it led. Nothing else has a say,
+/// so it need not be done again as long as all of them are the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Walked {
+    paging: Paging,
+    page: u64,
+    /// Where a large page ends the walk, the last one again.
+    entries: [(Gpa, u64); 4],
+    frame: u64,
+}
+
+impl Walked {
+    /// Where an address in the same page leads.
+    pub fn gpa(&self, gva: u64) -> Gpa {
+        Gpa::new(self.frame | gva & (PAGE_SIZE - 1))
+    }
+
+    /// Where `gva` leads now, if another walk for the same kind of access would come to the same end.
+    #[inline]
+    pub fn again<M: GuestMemory + ?Sized>(&self, memory: &M, paging: &Paging, gva: u64) -> Option<Gpa> {
+        let same = gva & !(PAGE_SIZE - 1) == self.page
+            && *paging == self.paging
+            && self.entries.iter().all(|&(at, entry)| memory.read_u64(at) == Ok(entry));
+        same.then(|| self.gpa(gva))
+    }
+}
+
 /// The short way through four levels when nothing is amiss and no flag is to be set: a third of [`walk_any`]'s instructions. `None`
 /// says nothing.
-#[inline]
-pub fn walk_quickly<M: GuestMemory + ?Sized>(memory: &M, paging: &Paging, gva: u64, access: Access) -> Option<Gpa> {
+pub fn walk_quickly<M: GuestMemory + ?Sized>(memory: &M, paging: &Paging, gva: u64, access: Access) -> Option<Walked> {
     let four_levels =
         paging.cr0 & cr0::PG != 0 && paging.efer & efer::LMA != 0 && paging.cr4 & (cr4::PAE | cr4::LA57) == cr4::PAE;
     if !four_levels {
@@ -268,9 +294,12 @@ pub fn walk_quickly<M: GuestMemory + ?Sized>(memory: &M, paging: &Paging, gva: u
     let high = paging.physical_bits();
     let refused = bits(high, 52) | if paging.efer & efer::NXE == 0 { NO_EXECUTE } else { 0 };
     let frame = bits(12, high);
+    let mut entries = [(Gpa::new(0), 0); 4];
     let (mut table, mut all, mut any) = (paging.cr3 & frame, u64::MAX, 0);
-    for shift in [39, 30, 21, 12] {
-        let entry = memory.read_u64(Gpa::new(table | (gva >> shift & 0x1ff) << 3)).ok()?;
+    for (level, shift) in [39, 30, 21, 12].into_iter().enumerate() {
+        let at = Gpa::new(table | (gva >> shift & 0x1ff) << 3);
+        let entry = memory.read_u64(at).ok()?;
+        entries[level..].fill((at, entry));
         (all, any, table) = (all & entry, any | entry, entry & frame);
         if shift == 12 || entry & LARGE != 0 {
             let offset = (1 << shift) - 1;
@@ -280,7 +309,8 @@ pub fn walk_quickly<M: GuestMemory + ?Sized>(memory: &M, paging: &Paging, gva: u
             let plain = shift != 39 && table & offset & !(1 << 12) == 0 && any & refused == 0;
             let flagged = all & ACCESSED != 0 && (access != Access::Write || entry & DIRTY != 0);
             let good = plain && flagged && all & PRESENT != 0 && paging.allows(&rights, access);
-            return good.then(|| Gpa::new(table & !offset | gva & offset));
+            let page = gva & !(PAGE_SIZE - 1);
+            return good.then_some(Walked { paging: *paging, page, entries, frame: table & !offset | page & offset });
         }
         if entry & PRESENT == 0 {
             return None;

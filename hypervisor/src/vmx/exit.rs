@@ -207,6 +207,12 @@ pub struct EptViolation {
 }
 
 impl EptViolation {
+    /// The one that the last exit was for. Reads the current VMCS.
+    #[inline]
+    pub fn read() -> Self {
+        Self::new(qualification(), vmread(fields::GUEST_PHYSICAL_ADDRESS), vmread(fields::GUEST_LINEAR_ADDRESS))
+    }
+
     const fn new(qualification: u64, gpa: u64, linear: u64) -> Self {
         const LINEAR_VALID_AND_FINAL: u64 = 1 << 7 | 1 << 8;
         let linear_is_final = qualification & LINEAR_VALID_AND_FINAL == LINEAR_VALID_AND_FINAL;
@@ -250,7 +256,8 @@ pub enum Exit {
     Rdmsr,
     Wrmsr,
     Xsetbv,
-    EptViolation(EptViolation),
+    /// What there is to tell, [`EptViolation::read`] does.
+    EptViolation,
     PreemptionTimer,
     /// An instruction that the guest's CPUID does not offer: MONITOR, MWAIT, RDPMC, any of VMX's.
     NotOffered,
@@ -302,11 +309,7 @@ pub fn read() -> (u16, Exit) {
         Some(Reason::Rdmsr) => Exit::Rdmsr,
         Some(Reason::Wrmsr) => Exit::Wrmsr,
         Some(Reason::Xsetbv) => Exit::Xsetbv,
-        Some(Reason::EptViolation) => Exit::EptViolation(EptViolation::new(
-            qualification(),
-            vmread(fields::GUEST_PHYSICAL_ADDRESS),
-            vmread(fields::GUEST_LINEAR_ADDRESS),
-        )),
+        Some(Reason::EptViolation) => Exit::EptViolation,
         Some(Reason::PreemptionTimer) => Exit::PreemptionTimer,
         Some(
             Reason::Vmclear

@@ -16,7 +16,9 @@ pub(super) fn store<M: Machine>(machine: &mut M, fault: Fault) -> Option<Outcome
     if !fault.write || machine.mode() != Mode::Bits64 {
         return None;
     }
-    let decoded = known_instruction(machine)?;
+    let rip = machine.rip();
+    let code = code_address(machine, rip)?;
+    let decoded = known_instruction(machine, rip, code)?;
     let Operation::Store { ref to, width, value, swap: false } = decoded.operation else { return None };
     let gpa = destination(machine, fault, to, width)?;
     let value = match value {
@@ -29,18 +31,28 @@ pub(super) fn store<M: Machine>(machine: &mut M, fault: Fault) -> Option<Outcome
     Some(Outcome::Advance(length))
 }
 
-/// The instruction at RIP, if its bytes are the same as before. They are read anew, through the guest's tables as they are now.
+/// The instruction at `rip`, which leads to `gpa`, if its bytes, read anew, are the same as before.
 #[inline]
-fn known_instruction<M: Machine>(machine: &M) -> Option<&Decoded> {
-    let rip = machine.rip();
+fn known_instruction<M: Machine>(machine: &M, rip: u64, gpa: Gpa) -> Option<&Decoded> {
+    let low = machine.read_u64(gpa).ok()?;
+    let high = machine.read_u64(Gpa::new(gpa.as_u64() + 8)).ok()?;
+    machine.memo().find(rip, Mode::Bits64, [low, high & (u64::MAX >> 8)])
+}
+
+/// Where the code at `rip` is, through the guest's tables as they are now.
+#[inline]
+fn code_address<M: Machine>(machine: &mut M, rip: u64) -> Option<Gpa> {
     // Bytes that are not the instruction's do no harm, but they have to be there.
     if rip % PAGE_SIZE > PAGE_SIZE - 16 || ((rip << 16) as i64 >> 16) as u64 != rip {
         return None;
     }
-    let gpa = walk_quickly(machine, &machine.paging(), rip, Access::Execute)?;
-    let low = machine.read_u64(gpa).ok()?;
-    let high = machine.read_u64(Gpa::new(gpa.as_u64() + 8)).ok()?;
-    machine.memo().find(rip, Mode::Bits64, [low, high & (u64::MAX >> 8)])
+    let paging = machine.paging();
+    if let Some(gpa) = machine.memo().walked(rip).and_then(|walked| walked.again(machine, &paging, rip)) {
+        return Some(gpa);
+    }
+    let walked = walk_quickly(machine, &paging, rip, Access::Execute)?;
+    machine.memo_mut().keep_walked(rip, walked);
+    Some(walked.gpa(rip))
 }
 
 /// Where a store that begins at the faulting address goes, if it stays in that page: the processor has translated it, and checked

@@ -230,6 +230,8 @@ fn the_quick_way_takes_stores_it_knows_and_nothing_it_does_not() {
         let mut guest = Guest::new(code).with(RDI, WINDOW + 8).with(RAX, 0x1234_5678);
         assert_eq!(quick::store(&mut guest.clone(), fault), None, "never seen");
         emulate_any(&mut guest, fault).unwrap();
+        // The walk to the code is known as well from the second time on.
+        quick::store(&mut guest, fault);
         guest.writes.clear();
         guest
     };
@@ -248,6 +250,9 @@ fn the_quick_way_takes_stores_it_knows_and_nothing_it_does_not() {
     refused(&|guest| guest.ram.put64(0x4000 + 8 * 8, 0), fault);
     refused(&|guest| guest.ram.put64(0x4000 + 8 * 8, 0x9000 | 0x27), fault);
     refused(&|guest| guest.ram.put64(0x4000 + 8 * 8, CODE | 0x27 | 1 << 63), fault);
+    refused(&|guest| guest.ram.put64(0x3000, 0), fault);
+    refused(&|guest| guest.ram.put64(0x1000, 0x2000 | 0x27 | 1 << 63), fault);
+    refused(&|guest| guest.paging.cr3 = 0x7000, fault);
     refused(&|guest| guest.mode = Mode::Bits32, fault);
     refused(&|guest| guest.rip = CODE | 1 << 63, fault);
     refused(&|_| {}, Fault { gpa: Gpa::new(CODE + 8), ..fault });

@@ -189,8 +189,10 @@ proptest::proptest! {
         let cr4 = cr4::PAE | if smap { cr4::SMAP | cr4::SMEP } else { 0 };
         let efer = efer::LMA | if nxe { efer::NXE } else { 0 };
         let paging = Paging { cr0: cr0::PG | if wp { cr0::WP } else { 0 }, cr4, efer, cpl, ..long() };
-        if let Some(gpa) = walk_quickly(&ram, &paging, gva.as_u64(), access) {
+        if let Some(walked) = walk_quickly(&ram, &paging, gva.as_u64(), access) {
+            let gpa = walked.gpa(gva.as_u64());
             proptest::prop_assert_eq!(walk_any(&mut ram, &paging, Format::Long(4), gva, access), Ok(gpa));
+            proptest::prop_assert_eq!(walked.again(&ram, &paging, gva.as_u64()), Some(gpa));
         }
     }
 
@@ -199,8 +201,35 @@ proptest::proptest! {
         let (mut ram, gva) = long_tables(0x5000 | ALL);
         let gva = gva.as_u64() + offset;
         let access = if write { Access::Write } else { Access::Read };
-        proptest::prop_assert_eq!(walk_quickly(&ram, &long(), gva, access), None, "flags are to be set");
+        proptest::prop_assert!(walk_quickly(&ram, &long(), gva, access).is_none(), "flags are to be set");
         let gpa = go(&mut ram, &long(), gva, access);
-        proptest::prop_assert_eq!(walk_quickly(&ram, &long(), gva, access).map(Gpa::as_u64).ok_or(WalkError::Changed), gpa);
+        let walked = walk_quickly(&ram, &long(), gva, access).map(|walked| walked.gpa(gva).as_u64());
+        proptest::prop_assert_eq!(walked.ok_or(WalkError::Changed), gpa);
+    }
+
+    #[test]
+    fn a_walk_is_not_taken_for_another_one(bit in 0u32..64, register in 0usize..7) {
+        let (mut ram, gva) = long_tables(0x5000 | ALL);
+        let gva = gva.as_u64();
+        go(&mut ram, &long(), gva, Access::Read).unwrap();
+        let walked = walk_quickly(&ram, &long(), gva, Access::Read).unwrap();
+        proptest::prop_assert!(walked.again(&ram, &long(), gva ^ 1 << bit).is_none() == (bit >= 12), "another page");
+        let mut other = long();
+        match register {
+            0 => other.cr0 ^= 1 << bit,
+            1 => other.cr3 ^= 1 << bit,
+            2 => other.cr4 ^= 1 << bit,
+            3 => other.efer ^= 1 << bit,
+            4 => other.cpl ^= 3,
+            5 => other.ac ^= true,
+            _ => other.physical_bits -= 1,
+        }
+        proptest::prop_assert_eq!(walked.again(&ram, &other, gva), None);
+        for (at, entry) in walked.entries {
+            ram.put64(at.as_u64(), entry ^ 1 << bit);
+            proptest::prop_assert_eq!(walked.again(&ram, &long(), gva), None);
+            ram.put64(at.as_u64(), entry);
+        }
+        proptest::prop_assert_eq!(walked.again(&ram, &long(), gva), Some(walked.gpa(gva)));
     }
 }
