@@ -62,6 +62,17 @@ fn under_stress_no_interrupt_is_lost_doubled_or_delivered_elsewhere() {
     }
 }
 
+/// A slice is 4 million ticks.
+const SOON: u64 = 200_000;
+
+#[test]
+fn a_virtual_processor_that_wakes_need_not_wait_for_the_end_of_anothers_slice() {
+    for scenario in &STRESSED {
+        let wake = reported(&scenario.run(), "wake");
+        assert!(wake < SOON, "it took {wake} ticks");
+    }
+}
+
 static RACES: [Scenario; 2] = [
     Scenario::new("four virtual processors that fight", |plan| smp(plan, 4, 4, "race=20000")),
     Scenario::new("three virtual processors that fight on two", |plan| smp(plan, 2, 3, "race=10000")),

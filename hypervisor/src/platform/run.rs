@@ -1,7 +1,8 @@
 //! The run loop: whose turn it is, what waits for it, and what became of it.
 //!
-//! A processor serves its virtual processors in turn. One runs until its slice is over, it waits, or its guest ends; interrupts of the
-//! machine come in by VM exits, or, when nobody runs, by the interrupt that ends the processor's HLT.
+//! A processor serves its virtual processors in turn: the one that has run least comes next. One runs until its slice is over, it waits,
+//! its guest ends, or one wakes that has run less; interrupts of the machine come in by VM exits, or, when nobody runs, by the
+//! interrupt that ends the processor's HLT.
 
 use alloc::vec::Vec;
 
@@ -19,6 +20,9 @@ use crate::{
 
 /// Ticks of the TSC that a virtual processor runs before another one's turn.
 const SLICE: u64 = 4_000_000;
+
+/// Ticks that one which wakes may be ahead of the others: it gets its turn soon, and cannot save up more than this.
+const HEAD_START: u64 = SLICE / 2;
 
 /// Exits after which the time is looked at in any case.
 const EXITS_BETWEEN_LOOKS: u32 = 64;
@@ -40,6 +44,8 @@ pub struct Runner {
     cpus: Vec<VirtualCpu>,
     /// Whose registers are in the processor.
     current: Option<usize>,
+    /// One has woken that has run less than the one that runs.
+    preempt: bool,
     /// TSC at the hypervisor's entry.
     epoch: u64,
 }
@@ -59,6 +65,7 @@ impl Runner {
             vectors: service.ports().vectors_of(cpu::this::this().number),
             cpus: Vec::new(),
             current: None,
+            preempt: false,
             epoch,
         }
     }
@@ -76,21 +83,12 @@ impl Runner {
     /// Runs all virtual processors until their guests have ended. Returns whether all guests that the processor saw the end of ended
     /// well.
     pub fn run(mut self) -> bool {
-        let mut turn = 0;
         let mut good = true;
         while !self.cpus.is_empty() {
             self.deliver();
             good &= self.reap();
-            match self.next(turn) {
-                Some(index) => {
-                    turn = index + 1;
-                    if let Some(reason) = self.slice(index) {
-                        self.end(index, reason);
-                    } else if self.cpus[index].state == State::Blocked {
-                        // Who finds no room is the first when there is some.
-                        turn = index;
-                    }
-                }
+            match self.next() {
+                Some(index) => self.turn(index),
                 None if self.cpus.is_empty() => {}
                 None => self.idle(),
             }
@@ -99,10 +97,23 @@ impl Runner {
         good
     }
 
-    /// The next one in turn that can run.
-    fn next(&self, turn: usize) -> Option<usize> {
-        let count = self.cpus.len();
-        (0..count).map(|n| (turn + n) % count).find(|&index| self.cpus[index].state.is_ready())
+    /// Who can run and has run least.
+    fn next(&self) -> Option<usize> {
+        let ready = self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.state.is_ready());
+        ready.min_by_key(|(_, cpu)| cpu.ran).map(|(index, _)| index)
+    }
+
+    fn turn(&mut self, index: usize) {
+        self.preempt = false;
+        let began = cpu::tsc();
+        self.cpus[index].turn_began = Some(began);
+        let ended = self.slice(index);
+        let cpu = &mut self.cpus[index];
+        cpu.turn_began = None;
+        cpu.ran = cpu.ran.saturating_add(cpu::tsc().saturating_sub(began));
+        if let Some(reason) = ended {
+            self.end(index, reason);
+        }
     }
 
     /// Gives the interrupts that have arrived to whom they are for, lets timers expire, and wakes who has something to do.
@@ -118,7 +129,9 @@ impl Runner {
             own.finish_sweep();
         }
         let now = cpu::tsc();
-        for cpu in &mut self.cpus {
+        for index in 0..self.cpus.len() {
+            let cpu = &mut self.cpus[index];
+            let was_ready = cpu.state.is_ready();
             cpu.take_sent();
             let guest_now = cpu.devices.guest_tsc(now);
             cpu.devices.apic.expire(guest_now);
@@ -130,7 +143,20 @@ impl Runner {
             if wakes {
                 cpu.state = State::Ready;
             }
+            if !was_ready && cpu.state.is_ready() {
+                self.woken(index, now);
+            }
         }
+    }
+
+    /// One can run again: it may have its turn before those that have run more, but what it slept through is lost.
+    fn woken(&mut self, index: usize, now: u64) {
+        let others = self.cpus.iter().enumerate().filter(|(n, cpu)| *n != index && cpu.state.is_ready());
+        let Some(least) = others.map(|(_, cpu)| cpu.ran_until(now)).min() else { return };
+        let running = self.cpus.iter().find(|cpu| cpu.turn_began.is_some()).map(|cpu| cpu.ran_until(now));
+        let cpu = &mut self.cpus[index];
+        cpu.ran = cpu.ran.max(least.saturating_sub(HEAD_START));
+        self.preempt |= running.is_some_and(|running| cpu.ran < running);
     }
 
     fn interrupt(&mut self, vector: u8) {
@@ -203,7 +229,7 @@ impl Runner {
             }
             if interrupts::any() {
                 self.deliver();
-                if self.cpus[index].state != State::Ready {
+                if self.cpus[index].state != State::Ready || self.preempt {
                     return None;
                 }
             }

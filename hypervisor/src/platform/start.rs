@@ -321,6 +321,8 @@ impl Seed {
                 devices: parts.devices(),
                 virtual_apic: parts.virtual_apic,
                 nmi: false,
+                ran: 0,
+                turn_began: None,
                 vm,
             }),
             Err(failure) => {

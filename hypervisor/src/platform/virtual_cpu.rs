@@ -59,9 +59,18 @@ pub struct VirtualCpu {
     pub virtual_apic: Option<VirtualApic>,
     /// An NMI waits for it.
     pub nmi: bool,
+    /// Ticks that it has run, or is taken to have run.
+    pub ran: u64,
+    /// The TSC at the beginning of its turn, while it has one.
+    pub turn_began: Option<u64>,
 }
 
 impl VirtualCpu {
+    /// Ticks that it will have run at `now`, the turn that it has included.
+    pub fn ran_until(&self, now: u64) -> u64 {
+        self.ran.saturating_add(self.turn_began.map_or(0, |began| now.saturating_sub(began)))
+    }
+
     /// Its place in the guest.
     pub fn seat(&self) -> &Seat {
         self.vm.seat(self.number)

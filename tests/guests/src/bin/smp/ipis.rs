@@ -53,8 +53,9 @@ fn expect(cpus: usize, what: &str, destination: u32, command: u64, expected: u32
     Err("an interrupt between processors went wrong")
 }
 
-/// All of it. At the end the other processors sleep. Returns how many interrupts came.
-pub fn all(cpus: usize) -> Result<u32, &'static str> {
+/// All of it. At the end the other processors sleep. Returns how many interrupts came, and the most ticks that a sleeping
+/// processor took to handle one.
+pub fn all(cpus: usize) -> Result<(u32, u64), &'static str> {
     interrupts::set_handler(handler);
     for n in 1..cpus {
         if !smp::start(n, sleeper) {
@@ -76,17 +77,20 @@ pub fn all(cpus: usize) -> Result<u32, &'static str> {
     expect(cpus, "self", last, apic::FIXED | apic::TO_SELF, 1)?;
     expect(cpus, "nobody", 77, apic::FIXED, 0)?;
     one_of_all(cpus)?;
+    let mut slowest = 0;
     for _ in 0..ROUNDS {
         let before = CAME[last as usize].load(SeqCst);
+        let sent = apic::tsc();
         apic::send(last, apic::FIXED | u64::from(VECTOR));
         if !idle::poll_until(LIMIT, || CAME[last as usize].load(SeqCst) == before + 1) {
             return Err("an interrupt to a sleeping processor is lost");
         }
+        slowest = slowest.max(apic::tsc() - sent);
     }
     if cpus > 1 {
         commands(last)?;
     }
-    Ok(came(cpus).iter().sum())
+    Ok((came(cpus).iter().sum(), slowest))
 }
 
 fn one_of_all(cpus: usize) -> Result<(), &'static str> {

@@ -47,8 +47,8 @@ fn error(slot: usize, what: &str, status: Result<(), Status>) {
     }
 }
 
-/// `ops` operations, shared out to `cpus` processors. The report tells of `ipis`, too.
-pub fn run(guest: &Guest, cpus: usize, ipis: u32, ops: u32) -> Result<(), &'static str> {
+/// `ops` operations, shared out to `cpus` processors. The report tells of the interrupts between them, too.
+pub fn run(guest: &Guest, cpus: usize, (ipis, wake): (u32, u64), ops: u32) -> Result<(), &'static str> {
     *CALLS.lock() = Some(hypercalls().ok_or("no hypercall domain")?);
     *DEVICE.lock() = Some(AssignedDsa::start(guest).map_err(|_| "no device to work with")?);
     interrupts::set_handler(oracle::came);
@@ -66,7 +66,7 @@ pub fn run(guest: &Guest, cpus: usize, ipis: u32, ops: u32) -> Result<(), &'stat
     let sum = oracle::sum();
     let errors = ERRORS.load(SeqCst);
     println!(
-        "@result cpus={cpus} ipis={ipis} ops={} raised={} lost={} doubled={} astray={} errors={errors}",
+        "@result cpus={cpus} ipis={ipis} wake={wake} ops={} raised={} lost={} doubled={} astray={} errors={errors}",
         OPS.load(SeqCst) * cpus as u32,
         sum.raised,
         sum.lost,
