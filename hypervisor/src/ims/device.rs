@@ -1,6 +1,7 @@
 //! A device's slots, each behind its own lock.
 
 use alloc::{boxed::Box, vec::Vec};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use hcall_abi::{SlotHandle, Status};
 use spin::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
@@ -24,6 +25,10 @@ pub struct Device {
     pub unit: Result<UnitNumber, Status>,
     /// What changes: shared by writes and calls, which then lock slots; exclusive for a reset or detaching.
     slots: RwLock<Slots>,
+    /// Somebody wants them alone: who comes now waits without touching the lock, whose count of readers would else never be zero.
+    closing: AtomicBool,
+    /// Who does.
+    alone: Mutex<()>,
     /// Rooms for batches, one for each virtual processor of the guest, so that a batch needs neither stack nor allocator.
     batches: Mutex<Vec<Box<Batch>>>,
 }
@@ -50,19 +55,35 @@ impl Device {
         let bank = |store: Option<super::StoreSpec>| Bank::new(store.map_or(0, |store| store.slots));
         let slots = Slots { attached: true, msix: bank(spec.msix), ims: bank(spec.ims) };
         let batches = (0..=u8::MAX).take(processors).map(|name| Box::new(Batch::new(name))).collect();
-        Self { number, guest, spec, unit, slots: RwLock::new(slots), batches: Mutex::new(batches) }
+        Self {
+            number,
+            guest,
+            spec,
+            unit,
+            slots: RwLock::new(slots),
+            closing: AtomicBool::new(false),
+            alone: Mutex::new(()),
+            batches: Mutex::new(batches),
+        }
     }
 
     /// The slots, to lock some of them one after another. `NoSuchDevice` once the guest was detached.
     #[inline]
     pub fn slots(&self) -> Result<RwLockReadGuard<'_, Slots>, Status> {
+        while self.closing.load(Ordering::Acquire) {
+            core::hint::spin_loop();
+        }
         let slots = self.slots.read();
         if slots.attached { Ok(slots) } else { Err(Status::NoSuchDevice) }
     }
 
     /// Does something with all slots, when nobody is at any. Who wants to be at one meanwhile waits, so this begins soon.
     pub fn exclusively<T>(&self, what: impl FnOnce(&mut Slots) -> T) -> T {
-        what(&mut self.slots.upgradeable_read().upgrade())
+        let _alone = self.alone.lock();
+        self.closing.store(true, Ordering::Release);
+        let mut slots = self.slots.write();
+        self.closing.store(false, Ordering::Release);
+        what(&mut slots)
     }
 
     /// Lends the room for a batch. `NoFreeSlot` while more batches are under way than the guest has virtual processors.
