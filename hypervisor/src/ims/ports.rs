@@ -65,7 +65,7 @@ pub trait Remap {
 
     /// Flushes the entries from the interrupt-entry cache: an index-selective invalidation for each contiguous run, and one
     /// wait for all. [`Status::HardwareError`] when the unit did not complete it: nothing is known of the cache then. An
-    /// entry that was given back meanwhile may be among them.
+    /// entry that was given back meanwhile may be among them. Several processors may flush at once.
     fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status>;
 
     /// Gives a cleared and flushed entry back.

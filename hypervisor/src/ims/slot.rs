@@ -193,12 +193,14 @@ impl Slot {
     }
 }
 
-/// Which slots are free: two levels of bits, so that finding one takes the same time in a store of any size.
+/// Which slots are free, of at most 65,536: three levels of bits, so that finding one takes the same time in a store of any size.
 #[derive(Clone, Debug)]
 pub struct FreeMap {
     words: Vec<u64>,
     /// A bit for each word that is not zero.
     summary: Vec<u64>,
+    /// A bit for each word of the summary that is not zero: there are at most 16.
+    top: u64,
     count: u32,
 }
 
@@ -206,7 +208,7 @@ impl FreeMap {
     /// `slots` free slots.
     pub fn new(slots: u32) -> Self {
         let words = slots.div_ceil(64) as usize;
-        let mut map = Self { words: vec![0; words], summary: vec![0; words.div_ceil(64)], count: 0 };
+        let mut map = Self { words: vec![0; words], summary: vec![0; words.div_ceil(64)], top: 0, count: 0 };
         for slot in 0..slots.min(1 << 16) {
             map.put(slot as u16);
         }
@@ -220,8 +222,8 @@ impl FreeMap {
 
     /// The lowest free slot.
     pub fn lowest(&self) -> Option<u16> {
-        let (group, summary) = self.summary.iter().enumerate().find(|(_, bits)| **bits != 0)?;
-        let word = group * 64 + summary.trailing_zeros() as usize;
+        let group = self.top.trailing_zeros() as usize;
+        let word = group * 64 + self.summary.get(group)?.trailing_zeros() as usize;
         let slot = word * 64 + self.words.get(word)?.trailing_zeros() as usize;
         u16::try_from(slot).ok()
     }
@@ -236,6 +238,9 @@ impl FreeMap {
             && let Some(summary) = self.summary.get_mut(word / 64)
         {
             *summary &= !(1 << (word % 64));
+            if *summary == 0 {
+                self.top &= !(1 << (word / 64));
+            }
         }
     }
 
@@ -247,6 +252,7 @@ impl FreeMap {
         *bits |= bit;
         if let Some(summary) = self.summary.get_mut(word / 64) {
             *summary |= 1 << (word % 64);
+            self.top |= 1 << (word / 64);
         }
     }
 
@@ -296,6 +302,25 @@ mod tests {
             map.put((slots - 1) as u16);
             assert_eq!(map.count(), 1);
             assert_eq!(take_lowest(&mut map), Some((slots - 1) as u16));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_lowest_free_slot_is_found_in_the_largest_store(slots in proptest::collection::vec(proptest::num::u16::ANY, 1..200)) {
+            let mut map = FreeMap::new(1 << 16);
+            (0..=u16::MAX).for_each(|slot| map.take(slot));
+            let mut free = std::collections::BTreeSet::new();
+            for slot in slots {
+                if free.remove(&slot) {
+                    map.take(slot);
+                } else {
+                    free.insert(slot);
+                    map.put(slot);
+                }
+                proptest::prop_assert_eq!(map.lowest(), free.first().copied());
+                proptest::prop_assert_eq!(map.count() as usize, free.len());
+            }
         }
     }
 

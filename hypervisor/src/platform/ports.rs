@@ -39,17 +39,25 @@ struct Attachment {
     domain: Domain,
 }
 
+/// Where a virtual processor's interrupts go.
+struct Home {
+    guest: GuestId,
+    apic_id: u32,
+    /// The number of the processor that runs it.
+    processor: usize,
+    /// Into this descriptor, if they are posted.
+    descriptor: Option<Hpa>,
+}
+
 /// The machine below the service.
 pub struct MachinePorts {
     machine: &'static Machine,
     units: Vec<Option<Unit>>,
     /// Of each processor, by its number.
     vectors: Vec<Vectors>,
-    /// On which processor each virtual processor runs.
-    homes: RwLock<Vec<(GuestId, u32, usize)>>,
+    /// Of each virtual processor.
+    homes: RwLock<Vec<Home>>,
     attachments: Mutex<Vec<Attachment>>,
-    /// Virtual processors whose interrupts are posted, and their descriptors.
-    posted: RwLock<Vec<(GuestId, u32, Hpa)>>,
     strays: AtomicU64,
     told: AtomicU64,
     lost_told: AtomicBool,
@@ -68,7 +76,6 @@ impl MachinePorts {
             vectors,
             homes: RwLock::new(Vec::new()),
             attachments: Mutex::new(Vec::new()),
-            posted: RwLock::new(Vec::new()),
             strays: AtomicU64::new(0),
             told: AtomicU64::new(0),
             lost_told: AtomicBool::new(false),
@@ -87,14 +94,7 @@ impl MachinePorts {
 
     /// A guest's virtual processor runs on processor `number` from now on, so its interrupts go there.
     pub fn settle(&self, guest: GuestId, apic_id: u32, number: usize) {
-        self.homes.write().push((guest, apic_id, number));
-    }
-
-    /// The vectors of the processor on which a virtual processor runs.
-    fn home(&self, guest: GuestId, apic_id: u32) -> Option<&Vectors> {
-        let is_its = |home: &&(GuestId, u32, usize)| (home.0, home.1) == (guest, apic_id);
-        let number = self.homes.read().iter().find(is_its)?.2;
-        self.vectors.get(number)
+        self.homes.write().push(Home { guest, apic_id, processor: number, descriptor: None });
     }
 
     /// The units that are up.
@@ -123,20 +123,21 @@ impl MachinePorts {
         self.units().all(|unit| unit.unit().capabilities().posts())
     }
 
-    /// Posts a virtual processor's interrupts from now on: routes that are asked for lead into its descriptor.
+    /// Posts the interrupts of a virtual processor that has settled: routes that are asked for lead into its descriptor from now on.
     pub fn post_to(&self, guest: GuestId, apic_id: u32, descriptor: Hpa) {
-        self.posted.write().push((guest, apic_id, descriptor));
+        if let Some(home) = self.homes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
+            home.descriptor = Some(descriptor);
+        }
     }
 
     /// Whether a guest's interrupts are posted.
     pub fn posts_to(&self, guest: GuestId) -> bool {
-        self.posted.read().iter().any(|(other, ..)| *other == guest)
+        self.homes.read().iter().any(|home| home.guest == guest && home.descriptor.is_some())
     }
 
     /// Forgets a guest's processor and descriptors. Nothing leads there any more: the service has given its routes back.
     pub fn forget(&self, guest: GuestId) {
-        self.posted.write().retain(|(other, ..)| *other != guest);
-        self.homes.write().retain(|(other, ..)| *other != guest);
+        self.homes.write().retain(|home| home.guest != guest);
         self.vectors.iter().for_each(|vectors| vectors.forget(guest));
     }
 
@@ -325,17 +326,27 @@ impl Shadow for MachinePorts {
     }
 }
 
+impl Home {
+    fn is_of(&self, guest: GuestId, apic_id: u32) -> bool {
+        self.guest == guest && self.apic_id == apic_id
+    }
+}
+
 impl Delivery for MachinePorts {
     fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
-        let posted = self.posted.read();
-        match posted.iter().find(|(owner, apic_id, _)| (*owner, *apic_id) == (guest, target.apic_id)) {
-            Some(&(.., descriptor)) => Ok(HostRoute::Posted { descriptor, vector: target.vector }),
-            None => self.home(guest, target.apic_id).ok_or(Status::BadTarget)?.route(guest, target),
+        let homes = self.homes.read();
+        let home = homes.iter().find(|home| home.is_of(guest, target.apic_id)).ok_or(Status::BadTarget)?;
+        match home.descriptor {
+            Some(descriptor) => Ok(HostRoute::Posted { descriptor, vector: target.vector }),
+            None => self.vectors.get(home.processor).ok_or(Status::BadTarget)?.route(guest, target),
         }
     }
 
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
-        if let Some(vectors) = self.home(guest, target.apic_id) {
+        let homes = self.homes.read();
+        if let Some(home) = homes.iter().find(|home| home.is_of(guest, target.apic_id))
+            && let Some(vectors) = self.vectors.get(home.processor)
+        {
             vectors.unroute(guest, target, route);
         }
     }

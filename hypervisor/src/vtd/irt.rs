@@ -70,6 +70,8 @@ pub struct InterruptTable {
     fresh: u32,
     reserved: u32,
     high_water: u32,
+    /// Counts [`InterruptTable::clear`]; DST of a cleared entry says which it was.
+    clears: u32,
 }
 
 // SAFETY: the frames are the table's own, and are accessed atomically.
@@ -88,7 +90,7 @@ impl InterruptTable {
         // SAFETY: just allocated.
         unsafe { coherence.publish(first, bytes) };
         let first = first.cast();
-        Ok(Self { base, first, order, format, coherence, free: END, fresh: 0, reserved: 0, high_water: 0 })
+        Ok(Self { base, first, order, format, coherence, free: END, fresh: 0, reserved: 0, high_water: 0, clears: 0 })
     }
 
     /// Where it is.
@@ -146,14 +148,23 @@ impl InterruptTable {
     /// Makes a reserved entry not present. The cache may still hold it until it is flushed.
     pub fn clear(&mut self, index: u16) -> Result<(), Error> {
         let old = self.held(index)?;
+        self.clears = self.clears.wrapping_add(1);
         let new = Irte(0).with_avail(old.avail()).with_sid(old.sid()).with_svt(SVT_SID);
+        let new = new.with_dst(self.clears.into());
         self.exchange(index.into(), old, new)
     }
 
-    /// The cache does not hold the entry: to be called after a flush, for what is not present.
-    pub fn mark_flushed(&mut self, index: u16) -> Result<(), Error> {
+    /// How often entries have been cleared so far.
+    pub fn clears(&self) -> u32 {
+        self.clears
+    }
+
+    /// The cache does not hold the entry: to be called after a flush, for what is not present. `clears` is [`InterruptTable::clears`]
+    /// when the flush began: an entry that was cleared later stays as it is.
+    pub fn mark_flushed(&mut self, index: u16, clears: u32) -> Result<(), Error> {
         let old = self.held(index)?;
-        if old.p() != 0 || old.avail() == RESERVED {
+        let later = clears.wrapping_sub(old.dst() as u32) as i32;
+        if old.p() != 0 || old.avail() == RESERVED || later < 0 {
             return Ok(());
         }
         self.exchange(index.into(), old, old.with_avail(RESERVED))
@@ -266,4 +277,27 @@ unsafe fn compare_exchange(at: *mut u128, old: u128, new: u128) -> u128 {
         );
     }
     u128::from(high) << 64 | u128::from(low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::testing::TestFrames;
+
+    #[test]
+    fn an_entry_that_was_cleared_when_a_flush_had_begun_is_not_taken_for_flushed() {
+        let frames = TestFrames::default();
+        let format = Format { wide: false, posts: false };
+        let mut table = InterruptTable::new(&frames, 256, format, Coherence(true)).unwrap();
+        let route = Route::Remapped { vector: 0x41, destination: 0 };
+        let index = table.bind(Bdf(0xf0), route).unwrap();
+        table.clear(index).unwrap();
+        let begun = table.clears();
+        table.program(index, route).unwrap();
+        table.clear(index).unwrap();
+        table.mark_flushed(index, begun).unwrap();
+        assert_eq!(table.release(index), Err(Error::NotFlushed));
+        table.mark_flushed(index, table.clears()).unwrap();
+        assert_eq!(table.release(index), Ok(()));
+    }
 }

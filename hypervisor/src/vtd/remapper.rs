@@ -148,14 +148,16 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         self.interrupts.lock().get(index)
     }
 
-    /// Flushes entries from the interrupt entry cache: index-selective invalidations for each run of consecutive indexes, and
+    /// Flushes entries from the interrupt entry cache: index-selective invalidations for each run of consecutive indexes, up or down, and
     /// one wait (one more for every [`super::queue::CAPACITY`] invalidations).
     pub fn flush_entries(&self, entries: impl Iterator<Item = u16> + Clone) -> Result<(), Error> {
-        let mut interrupts = self.interrupts.lock();
         let max_mask = self.unit.capabilities().max_handle_mask();
+        let clears = self.interrupts.lock().clears();
+        // Meanwhile others may change the table.
         self.submit(Blocks::new(entries.clone(), max_mask))?;
+        let mut interrupts = self.interrupts.lock();
         // A result is of no use here: an index that is not reserved has nothing to be marked.
-        entries.for_each(|index| _ = interrupts.mark_flushed(index));
+        entries.for_each(|index| _ = interrupts.mark_flushed(index, clears));
         Ok(())
     }
 
@@ -321,10 +323,14 @@ impl<I: Iterator<Item = u16>> Blocks<I> {
     }
 
     fn next_run(&mut self) -> Option<(u32, u32)> {
-        let first = u32::from(self.indexes.next()?);
+        let mut first = u32::from(self.indexes.next()?);
         let mut end = first + 1;
         while self.indexes.next_if(|&index| u32::from(index) == end).is_some() {
             end += 1;
+        }
+        // Entries that were given back in order are taken in the opposite one.
+        while self.indexes.next_if(|&index| u32::from(index) + 1 == first).is_some() {
+            first -= 1;
         }
         Some((first, end))
     }
