@@ -24,6 +24,9 @@ pub const CAPACITY: usize = SLOTS - 2;
 /// The status is looked at this often between looks at the fault status, which is a slow register.
 const STATUS_POLLS: u32 = 256;
 
+/// The doubleword of the status frame that takes what is of no use.
+const UNREAD: u64 = 1;
+
 /// The queue of a unit.
 pub struct Queue {
     base: Hpa,
@@ -89,11 +92,15 @@ impl Queue {
             return Err(QueueError::TimedOut);
         }
         self.sequence = self.sequence.wrapping_add(1);
-        let status = self.status_address.as_u64() >> 2;
-        let wait = Wait::NEW.with_sw(1).with_status(self.sequence.into()).with_address(status.into());
-        self.write(wait.0);
+        self.write(self.status_wait(0, self.sequence));
         unit.set_queue_tail(self.tail * SLOT);
         self.wait(unit).inspect_err(|_| self.recover(unit))
+    }
+
+    /// A wait that writes `status` to doubleword `word` of the status frame. QEMU's unit refuses one that does nothing.
+    fn status_wait(&self, word: u64, status: u32) -> u128 {
+        let address = (self.status_address.as_u64() >> 2) + word;
+        Wait::NEW.with_sw(1).with_status(status.into()).with_address(address.into()).0
     }
 
     fn write(&mut self, descriptor: u128) {
@@ -123,20 +130,22 @@ impl Queue {
         Err(QueueError::TimedOut)
     }
 
-    /// After an error: what has not been done becomes waits that say nothing, and the unit goes on. If it does not reach the
-    /// end, the queue is stuck, until it has.
+    /// After an error: what has not been done becomes waits whose status nobody reads, and the unit goes on. If it does not reach the
+    /// end, the queue is stuck, until it has. The tail is written again, because QEMU's unit looks at the queue only then.
     fn recover<R: Registers>(&mut self, unit: &Unit<R>) {
         let (end, mut at) = (self.tail, unit.queue_head() / SLOT % SLOTS);
+        let filler = self.status_wait(UNREAD, 0);
         for _ in 0..SLOTS {
             if at == end {
                 break;
             }
             self.tail = at;
-            self.write(Wait::NEW.0);
+            self.write(filler);
             at = self.tail;
         }
         self.tail = end;
         unit.clear_queue_errors();
+        unit.set_queue_tail(end * SLOT);
         self.stuck = !(0..unit.polls()).any(|_| unit.queue_head() == end * SLOT);
     }
 }
