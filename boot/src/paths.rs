@@ -42,11 +42,6 @@ impl Paths {
         Ok(Self { workspace, home: Path::new(target).join("imsvisor") })
     }
 
-    /// The private prefix with the emulator and GRUB's tools.
-    pub fn prefix(&self) -> PathBuf {
-        self.home.join("prefix")
-    }
-
     /// The nested cargo's target directory: separate, so that other flags do not rebuild the launcher's own packages.
     pub fn build(&self) -> PathBuf {
         self.home.join("build")

@@ -1,4 +1,4 @@
-//! Fetches the emulator and GRUB's tools into the private prefix, without root.
+//! Fetches emulators and GRUB's tools into private prefixes, without root.
 //!
 //! Everything is unpacked into a directory beside the prefix, which is renamed when it is complete: an interrupted fetch
 //! leaves nothing that looks finished.
@@ -14,73 +14,84 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::apt::Apt;
 use super::sources::{self, Release, Source};
-use super::{WORKING_BOCHS, works};
 use crate::paths::{Paths, on_path, replace_directory};
 use crate::progress::Step;
 
-/// Debian's release that has the Bochs we want.
+/// Debian's release that has the versions we want.
 const SUITE: &str = "trixie";
 /// Debian's keys, as its package installs them.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// A mirror of Debian for hosts whose own configuration names none.
 pub const MIRROR_VARIABLE: &str = "IMSVISOR_DEBIAN_MIRROR";
 
-/// What the prefix holds.
-const PACKAGES: [&str; 9] = [
-    "bochs",
-    "bochs-term",
-    "bochsbios",
-    "seabios",
-    "grub-common",
-    "grub-pc-bin",
-    "grub-efi-amd64-bin",
-    "xorriso",
-    "mtools",
-];
+/// Programs that are fetched together, with all that they depend on, into a prefix of their own.
+#[derive(Debug)]
+pub struct Kit {
+    /// The prefix's name below the launcher's directory.
+    pub directory: &'static str,
+    /// What it is, for people.
+    pub what: &'static str,
+    /// The packages. The first is the one whose version counts.
+    pub packages: &'static [&'static str],
+    /// Whether that version is one that works.
+    pub works: fn(&str) -> bool,
+    /// The version that is needed, for people.
+    pub needed: &'static str,
+    /// What to install by hand where nothing can be fetched.
+    pub by_hand: &'static str,
+    /// The environment variable that names another program instead.
+    pub variable: &'static str,
+    /// Changes whenever a prefix made by an older launcher would not do.
+    pub recipe: &'static str,
+}
 
-/// Changes whenever a prefix made by an older launcher would not do.
-const RECIPE: &str = "2";
+impl Kit {
+    /// The package whose version counts.
+    fn leader(&self) -> &'static str {
+        self.packages.first().copied().unwrap_or_default()
+    }
+}
 
-/// The file that says that the prefix is complete, and which Bochs it holds.
+/// The file that says that a prefix is complete, and which version it holds.
 const STAMP: &str = ".imsvisor";
 
-/// Makes sure that the prefix is there and complete.
-pub fn ensure(paths: &Paths) -> Result<PathBuf> {
-    let prefix = paths.prefix();
-    if is_complete(&prefix) {
+/// Makes sure that a kit's prefix is there and complete.
+pub fn ensure(paths: &Paths, kit: &Kit) -> Result<PathBuf> {
+    let prefix = paths.home.join(kit.directory);
+    if is_complete(&prefix, kit) {
         return Ok(prefix);
     }
     fs::create_dir_all(&paths.home).with_context(|| format!("cannot create {}", paths.home.display()))?;
-    let lock = File::create(paths.home.join("prefix.lock")).context("cannot create the prefix's lock")?;
+    let lock = File::create(prefix.with_extension("lock")).context("cannot create the prefix's lock")?;
     flock(&lock, FlockOperation::LockExclusive).context("cannot lock the prefix")?;
     // Another process may have fetched it while this one waited.
-    if !is_complete(&prefix) {
-        fetch(paths).context("cannot fetch the emulator")?;
+    if !is_complete(&prefix, kit) {
+        fetch(&prefix, kit).with_context(|| format!("cannot fetch {}", kit.what))?;
     }
     Ok(prefix)
 }
 
-fn is_complete(prefix: &Path) -> bool {
-    fs::read_to_string(prefix.join(STAMP)).is_ok_and(|stamp| stamp.lines().next() == Some(RECIPE))
+fn is_complete(prefix: &Path, kit: &Kit) -> bool {
+    fs::read_to_string(prefix.join(STAMP)).is_ok_and(|stamp| stamp.lines().next() == Some(kit.recipe))
 }
 
-fn fetch(paths: &Paths) -> Result<()> {
+fn fetch(prefix: &Path, kit: &Kit) -> Result<()> {
     for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
         if on_path(tool).is_none() {
-            bail!("{}", without_apt(tool));
+            bail!("{}", without_apt(tool, kit));
         }
     }
-    let mut step = Step::new("fetching the emulator and GRUB's tools");
-    let work = paths.home.join("prefix.partial");
+    let mut step = Step::new(&format!("fetching {}", kit.what));
+    let work = prefix.with_extension("partial");
     remove(&work)?;
-    let (apt, version) = apt_with_bochs(&work.join("apt"), &mut step)?;
-    let packages = apt.download(&PACKAGES, &mut step)?;
+    let (apt, version) = apt_with(kit, &work.join("apt"), &mut step)?;
+    let packages = apt.download(kit.packages, &mut step)?;
     let root = work.join("root");
     unpack(&packages, &root, &mut step)?;
-    fs::write(root.join(STAMP), format!("{RECIPE}\nbochs {version}\n"))?;
-    replace_directory(&root, &paths.prefix()).context("cannot move the prefix into its place")?;
+    fs::write(root.join(STAMP), format!("{}\n{} {version}\n", kit.recipe, kit.leader()))?;
+    replace_directory(&root, prefix).context("cannot move the prefix into its place")?;
     remove(&work)?;
-    step.done(&format!("Bochs {version}, {} packages", packages.len()));
+    step.done(&format!("{} {version}, {} packages", kit.leader(), packages.len()));
     Ok(())
 }
 
@@ -93,35 +104,35 @@ fn remove(directory: &Path) -> Result<()> {
     }
 }
 
-/// An apt whose sources have a Bochs that works, and that Bochs' version.
-fn apt_with_bochs(directory: &Path, step: &mut Step) -> Result<(Apt, String)> {
+/// An apt whose sources have a version that works, and that version.
+fn apt_with(kit: &Kit, directory: &Path, step: &mut Step) -> Result<(Apt, String)> {
     let release = sources::release(&fs::read_to_string("/etc/os-release").unwrap_or_default());
     let host = sources::of_host(Path::new("/etc/apt"));
     if let Some(mirror) = std::env::var_os(MIRROR_VARIABLE) {
         let mirror = mirror.to_string_lossy().into_owned();
-        return debian(directory, mirror, keyring(None)?, step);
+        return debian(kit, directory, mirror, keyring(None)?, step);
     }
     if release.id == "debian" {
         let own = sources::main_archive(&host, &release.codename)
             .ok_or_else(|| anyhow!("/etc/apt names no Debian archive: set {MIRROR_VARIABLE} to a mirror's address"))?;
-        return debian(directory, own.uri.clone(), keyring(own.signed_by.as_deref())?, step);
+        return debian(kit, directory, own.uri.clone(), keyring(own.signed_by.as_deref())?, step);
     }
-    other(directory, &release, &host, step)
+    other(kit, directory, &release, &host, step)
 }
 
 /// Debian's own archive at this mirror.
-fn debian(directory: &Path, mirror: String, keyring: PathBuf, step: &mut Step) -> Result<(Apt, String)> {
+fn debian(kit: &Kit, directory: &Path, mirror: String, keyring: PathBuf, step: &mut Step) -> Result<(Apt, String)> {
     let source = Source { uri: mirror, suite: SUITE.into(), components: vec!["main".into()], signed_by: Some(keyring) };
     let apt = Apt::new(directory, &[source])?;
     apt.update(step)?;
-    match apt.candidate("bochs")? {
-        Some(version) if works(&version) => Ok((apt, version)),
-        found => bail!("Debian {SUITE} has {}, but {WORKING_BOCHS} is needed", described(found.as_deref())),
+    match apt.candidate(kit.leader())? {
+        Some(version) if (kit.works)(&version) => Ok((apt, version)),
+        found => bail!("Debian {SUITE} has {}, but {} is needed", described(kit, found.as_deref()), kit.needed),
     }
 }
 
-fn described(version: Option<&str>) -> String {
-    version.map_or_else(|| "no bochs".to_owned(), |version| format!("bochs {version}"))
+fn described(kit: &Kit, version: Option<&str>) -> String {
+    version.map_or_else(|| format!("no {}", kit.leader()), |version| format!("{} {version}", kit.leader()))
 }
 
 /// Debian's keys on this host.
@@ -133,22 +144,22 @@ fn keyring(signed_by: Option<&Path>) -> Result<PathBuf> {
         .ok_or_else(|| anyhow!("Debian's keys are not here: install the package debian-archive-keyring"))
 }
 
-/// Ubuntu and the like: their own Bochs if it works; else Debian's, whose keys and default mirror their packages
+/// Ubuntu and the like: their own version if it works; else Debian's, whose keys and default mirror their packages
 /// `debian-archive-keyring` and `debootstrap` carry.
-fn other(directory: &Path, release: &Release, host: &[Source], step: &mut Step) -> Result<(Apt, String)> {
+fn other(kit: &Kit, directory: &Path, release: &Release, host: &[Source], step: &mut Step) -> Result<(Apt, String)> {
     let mut own: Vec<Source> = host.iter().filter(|source| source.belongs_to(&release.codename)).cloned().collect();
     if own.is_empty() {
         own = host.to_vec();
     }
     let apt = Apt::new(&directory.join("own"), &own)?;
     apt.update(step)?;
-    let version = apt.candidate("bochs")?;
-    if let Some(version) = version.as_deref().filter(|version| works(version)) {
+    let version = apt.candidate(kit.leader())?;
+    if let Some(version) = version.as_deref().filter(|version| (kit.works)(version)) {
         return Ok((apt, version.to_owned()));
     }
     let (mirror, keyring) =
-        debian_from(&apt, directory, step).with_context(|| without_bochs(&release.pretty, version.as_deref()))?;
-    debian(&directory.join("debian"), mirror, keyring, step)
+        debian_from(&apt, directory, step).with_context(|| without_it(kit, &release.pretty, version.as_deref()))?;
+    debian(kit, &directory.join("debian"), mirror, keyring, step)
 }
 
 /// Debian's default mirror and its keys, out of packages that the host's own distribution has signed.
@@ -221,37 +232,36 @@ fn unpack_one(package: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn without_apt(tool: &str) -> String {
+fn without_apt(tool: &str, kit: &Kit) -> String {
     format!(
-        "this machine has no {tool}, so the emulator cannot be fetched. Install these yourself:\n\
-         - {WORKING_BOCHS}, built with plugins, `--enable-smp`, VMX and the `term` or `nogui` display, with its BIOS and SeaBIOS' \
-         vgabios-stdvga.bin (or name another program in {})\n\
-         - GRUB 2's grub-mkimage with its i386-pc modules, and xorriso",
-        super::BOCHS_VARIABLE
+        "this machine has no {tool}, so {} cannot be fetched. Install these yourself:\n{} (or name another program in {})",
+        kit.what, kit.by_hand, kit.variable
     )
 }
 
-fn without_bochs(system: &str, version: Option<&str>) -> String {
+fn without_it(kit: &Kit, system: &str, version: Option<&str>) -> String {
     format!(
-        "{system} has {}, but {WORKING_BOCHS} is needed. Any of these helps: set {MIRROR_VARIABLE} to the address of a Debian \
-         mirror and install the package debian-archive-keyring; or set {} to a Bochs 3.0 of your own",
-        described(version),
-        super::BOCHS_VARIABLE
+        "{system} has {}, but {} is needed. Any of these helps: set {MIRROR_VARIABLE} to the address of a Debian mirror and \
+         install the package debian-archive-keyring; or set {} to a program of your own",
+        described(kit, version),
+        kit.needed,
+        kit.variable
     )
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{BOCHS, qemu::QEMU};
     use super::*;
 
     #[test]
     fn a_prefix_is_complete_only_with_the_stamp_of_this_recipe() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(!is_complete(directory.path()));
+        assert!(!is_complete(directory.path(), &BOCHS));
         fs::write(directory.path().join(STAMP), "0\nbochs 2.7\n").unwrap();
-        assert!(!is_complete(directory.path()));
-        fs::write(directory.path().join(STAMP), format!("{RECIPE}\nbochs 3.0\n")).unwrap();
-        assert!(is_complete(directory.path()));
+        assert!(!is_complete(directory.path(), &BOCHS));
+        fs::write(directory.path().join(STAMP), format!("{}\nbochs 3.0\n", BOCHS.recipe)).unwrap();
+        assert!(is_complete(directory.path(), &BOCHS));
     }
 
     #[test]
@@ -272,9 +282,10 @@ mod tests {
 
     #[test]
     fn messages_say_what_to_install() {
-        assert!(without_apt("apt-get").contains("xorriso"));
-        assert!(
-            without_bochs("Ubuntu 24.04", Some("2.7")).contains("Ubuntu 24.04 has bochs 2.7, but Bochs 3.0 is needed")
-        );
+        assert!(without_apt("apt-get", &BOCHS).contains("xorriso"));
+        let words = without_it(&BOCHS, "Ubuntu 24.04", Some("2.7"));
+        assert!(words.contains("Ubuntu 24.04 has bochs 2.7, but Bochs 3.0 is needed"), "{words}");
+        let words = without_it(&QEMU, "Ubuntu 22.04", None);
+        assert!(words.contains("Ubuntu 22.04 has no qemu-system-x86, but QEMU 10.0 or later is needed"), "{words}");
     }
 }

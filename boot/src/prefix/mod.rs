@@ -1,8 +1,9 @@
-//! The programs that a run needs: Bochs and its firmware, GRUB's image maker, xorriso. Those of the system where they
-//! work, else those of the private prefix.
+//! The programs that a run needs: Bochs and its firmware, GRUB's image maker, xorriso; QEMU where it is asked for. Those of
+//! the system where they work, else those of a private prefix.
 
 mod apt;
 mod fetch;
+mod qemu;
 pub mod sources;
 
 use std::ffi::OsString;
@@ -11,7 +12,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use fetch::Kit;
 pub use fetch::MIRROR_VARIABLE;
+pub use qemu::{QEMU_VARIABLE, Qemu, WORKING_QEMU, qemu};
 
 use crate::paths::{Paths, on_path};
 
@@ -19,6 +22,29 @@ use crate::paths::{Paths, on_path};
 pub const WORKING_BOCHS: &str = "Bochs 3.0";
 /// Names a Bochs to use instead of the system's or the prefix's.
 pub const BOCHS_VARIABLE: &str = "IMSVISOR_BOCHS";
+
+/// Bochs, and what makes images for it.
+const BOCHS: Kit = Kit {
+    directory: "prefix",
+    what: "the emulator and GRUB's tools",
+    packages: &[
+        "bochs",
+        "bochs-term",
+        "bochsbios",
+        "seabios",
+        "grub-common",
+        "grub-pc-bin",
+        "grub-efi-amd64-bin",
+        "xorriso",
+        "mtools",
+    ],
+    works,
+    needed: WORKING_BOCHS,
+    by_hand: "- Bochs 3.0, built with plugins, `--enable-smp`, VMX and the `term` or `nogui` display, with its BIOS and SeaBIOS' \
+              vgabios-stdvga.bin\n- GRUB 2's grub-mkimage with its i386-pc modules, and xorriso",
+    variable: BOCHS_VARIABLE,
+    recipe: "2",
+};
 
 /// Where Debian keeps 64-bit libraries.
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
@@ -94,6 +120,8 @@ pub struct Grub {
 pub struct Tools {
     /// The emulator; none where only an image is made or QEMU is used.
     pub bochs: Option<Bochs>,
+    /// QEMU, where it was asked for.
+    pub qemu: Option<Qemu>,
     /// What makes the image.
     pub grub: Grub,
 }
@@ -104,21 +132,26 @@ pub fn tools(paths: &Paths) -> Result<Tools> {
         Some(bochs) => bochs,
         None => match bochs_of_system() {
             Some(bochs) => bochs,
-            None => bochs_of_prefix(&fetch::ensure(paths)?)?,
+            None => bochs_of_prefix(&fetch::ensure(paths, &BOCHS)?)?,
         },
     };
-    Ok(Tools { bochs: Some(bochs), grub: grub(paths)? })
+    Ok(Tools { bochs: Some(bochs), qemu: None, grub: grub(paths)? })
 }
 
 /// Only what makes images.
 pub fn image_tools(paths: &Paths) -> Result<Tools> {
-    Ok(Tools { bochs: None, grub: grub(paths)? })
+    Ok(Tools { bochs: None, qemu: None, grub: grub(paths)? })
+}
+
+/// QEMU, and what makes images.
+pub fn qemu_tools(paths: &Paths) -> Result<Tools> {
+    Ok(Tools { qemu: Some(qemu(paths)?), ..image_tools(paths)? })
 }
 
 fn grub(paths: &Paths) -> Result<Grub> {
     match grub_of_system() {
         Some(grub) => Ok(grub),
-        None => grub_of_prefix(&fetch::ensure(paths)?),
+        None => grub_of_prefix(&fetch::ensure(paths, &BOCHS)?),
     }
 }
 
@@ -175,7 +208,7 @@ fn bochs_of_variable(paths: &Paths) -> Result<Option<Bochs>> {
         return Ok(Some(bochs));
     }
     // A Bochs in its build directory has no firmware beside it: the prefix has.
-    let of_prefix = bochs_of_prefix(&fetch::ensure(paths)?)?;
+    let of_prefix = bochs_of_prefix(&fetch::ensure(paths, &BOCHS)?)?;
     Ok(Some(Bochs { program, plugins: own_plugins(&file), ..of_prefix }))
 }
 
