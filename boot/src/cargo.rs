@@ -51,6 +51,15 @@ pub fn hypervisor(paths: &Paths) -> Result<PathBuf> {
     programs.remove("imsvisor").context("the build left no hypervisor")
 }
 
+/// The image that holds the hypervisor's VT-d code against QEMU's remapping unit.
+pub fn vtd_check(paths: &Paths) -> Result<PathBuf> {
+    toolchain::ensure_target()?;
+    let mut arguments = vec!["-p", "vtd-check"];
+    arguments.extend(BARE);
+    let mut programs = executables(build(paths, "building the VT-d check", &arguments)?);
+    programs.remove("vtd-check").context("the build left no vtd-check")
+}
+
 /// The guests of these names, none for all.
 pub fn guests(paths: &Paths, names: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     toolchain::ensure_target()?;

@@ -23,6 +23,7 @@ Examples:
 
 Environment:
   IMSVISOR_BOCHS          a Bochs 3.0 to use instead of the system's or the fetched one
+  IMSVISOR_QEMU           a QEMU 10.0 or later to use instead of the system's or the fetched one
   IMSVISOR_DEBIAN_MIRROR  where to fetch Debian packages from, if not where /etc/apt says
   CARGO_TARGET_DIR        everything fetched, built and logged goes to `imsvisor` below it
 

@@ -57,7 +57,7 @@ fn run(options: &Options) -> Result<bool> {
     let kind = Kind::choose(options.machine, kvm::preflight).context("--machine kvm")?;
     let on_bochs = kind == Kind::Bochs;
     let wishes = options.wishes(on_bochs)?;
-    let tools = if on_bochs { prefix::tools(&paths)? } else { prefix::image_tools(&paths)? };
+    let tools = if on_bochs { prefix::tools(&paths)? } else { prefix::qemu_tools(&paths)? };
     let mut config = options.config();
     if on_bochs {
         config.plugin = Some(cargo::plugin(&paths)?);

@@ -1,148 +1,227 @@
-//! QEMU with nested KVM: real VT-x, on an Intel machine whose KVM offers VMX to its guests.
+//! Whether this machine can run the hypervisor under nested KVM, and if not, what it lacks and what helps.
+//!
+//! What is there is gathered first ([`Host`]), and judged after that, so that the judgement can be tested anywhere.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::Kvm;
 
-use super::run::Run;
-use super::{Config, IMAGE, SERIAL};
-use crate::paths::on_path;
-
-const QEMU: &str = "qemu-system-x86_64";
-const OUTPUT: &str = "qemu.out";
+const DEVICE: &str = "/dev/kvm";
+/// Whether kvm_intel gives VMX to its guests: `Y` or `1`.
+const NESTED: &str = "/sys/module/kvm_intel/parameters/nested";
 
 /// CPUID leaf 1, ECX: VMX (SDM volume 2A, CPUID, "Feature Information Returned in the ECX Register").
 const CPUID_1_ECX_VMX: u32 = 1 << 5;
 
-/// What the hypervisor writes to end a run.
-const SHUTDOWN: &[u8] = b"Shutdown";
-
-/// Whether this machine can do it: QEMU is there, KVM works, and KVM offers VMX to guests.
+/// Whether this machine can do it: KVM works, and offers VMX to guests. QEMU is looked for after that.
 pub fn preflight() -> Result<()> {
-    if on_path(QEMU).is_none() {
-        bail!("{QEMU} is not installed (Debian, Ubuntu: qemu-system-x86)");
+    match Host::look().lacks() {
+        None => Ok(()),
+        Some(what) => bail!("{what}"),
     }
-    let kvm = Kvm::new().context("/dev/kvm cannot be opened (does it exist, and is this user in the group kvm?)")?;
-    // A container may show a /dev/kvm behind which there is nothing.
-    kvm.create_vm().context("/dev/kvm is there, but no machine can be created with it")?;
-    if !offers_vmx(&kvm)? {
-        bail!("KVM offers no VMX to guests (an Intel processor with kvm_intel nested=1 is needed)");
+}
+
+/// How /dev/kvm answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Device {
+    /// There is no such file.
+    Absent,
+    /// This user may not open it.
+    Forbidden,
+    /// It cannot be used for another reason.
+    Broken(String),
+    /// A machine can be created; whether KVM says that it gives VMX to guests.
+    Works(bool),
+}
+
+/// What is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Host {
+    device: Device,
+    /// The flags of the first processor in /proc/cpuinfo.
+    flags: String,
+    /// `kvm_intel`'s parameter `nested`; none where the module is not loaded.
+    nested: Option<String>,
+    /// /proc/cpuinfo's vendor.
+    vendor: String,
+}
+
+impl Host {
+    fn look() -> Self {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        Self {
+            device: look_at_device(),
+            flags: field(&cpuinfo, "flags"),
+            vendor: field(&cpuinfo, "vendor_id"),
+            nested: fs::read_to_string(NESTED).ok().map(|text| text.trim().to_owned()),
+        }
     }
-    Ok(())
+
+    fn has(&self, flag: &str) -> bool {
+        self.flags.split_whitespace().any(|other| other == flag)
+    }
+
+    /// The first thing that is missing, and what to do.
+    fn lacks(&self) -> Option<String> {
+        self.lacks_processor().or_else(|| self.lacks_device()).or_else(|| self.lacks_nesting())
+    }
+
+    fn lacks_processor(&self) -> Option<String> {
+        if self.has("vmx") {
+            return None;
+        }
+        let words = if self.has("svm") {
+            "this processor has AMD's SVM (CPU flag svm), not Intel's VT-x (vmx): nothing but another machine helps"
+                .to_owned()
+        } else if self.has("hypervisor") {
+            "this is a virtual machine without VT-x (no CPU flag vmx): its host has to give it nested virtualisation"
+                .to_owned()
+        } else if self.vendor == "GenuineIntel" {
+            "this processor shows no VT-x (no CPU flag vmx): switch it on in the firmware's setup".to_owned()
+        } else {
+            format!("this processor ({}) has no VT-x (no CPU flag vmx)", self.vendor)
+        };
+        Some(words)
+    }
+
+    fn lacks_device(&self) -> Option<String> {
+        match &self.device {
+            Device::Works(_) => None,
+            Device::Absent if self.nested.is_none() => {
+                Some(format!("{DEVICE} is missing: load the module (modprobe kvm_intel)"))
+            }
+            Device::Absent => {
+                Some(format!("{DEVICE} is missing, although kvm_intel is loaded: a container has to be given it"))
+            }
+            Device::Forbidden => Some(format!(
+                "{DEVICE} may not be opened by this user: join its group (usermod -aG kvm USER, then log in again)"
+            )),
+            // A container may show a device behind which there is nothing.
+            Device::Broken(why) => Some(format!("{DEVICE} is there, but no machine can be created with it: {why}")),
+        }
+    }
+
+    fn lacks_nesting(&self) -> Option<String> {
+        if self.device == Device::Works(true) {
+            return None;
+        }
+        let reload = "modprobe -r kvm_intel && modprobe kvm_intel nested=1, while no virtual machine runs";
+        Some(match self.nested.as_deref() {
+            Some("N" | "0") => format!("kvm_intel is loaded with nested=N, so guests get no VMX: {reload}"),
+            Some(value) => format!("KVM gives no VMX to guests, although kvm_intel says nested={value}: {reload}"),
+            None => format!("KVM gives no VMX to guests, and kvm_intel is not loaded: {reload}"),
+        })
+    }
+}
+
+/// The first value of a field in /proc/cpuinfo.
+fn field(cpuinfo: &str, name: &str) -> String {
+    let fields = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+    let found = fields.into_iter().find(|(key, _)| key.trim() == name);
+    found.map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+}
+
+fn look_at_device() -> Device {
+    if !Path::new(DEVICE).exists() {
+        return Device::Absent;
+    }
+    if let Err(error) = fs::OpenOptions::new().read(true).write(true).open(DEVICE) {
+        return match error.kind() {
+            ErrorKind::PermissionDenied => Device::Forbidden,
+            _ => Device::Broken(error.to_string()),
+        };
+    }
+    offers_vmx().map_or_else(|error| Device::Broken(format!("{error:#}")), Device::Works)
 }
 
 /// What KVM says that it can give to guests; `nested=0` takes VMX away from this list.
-fn offers_vmx(kvm: &Kvm) -> Result<bool> {
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM does not say what it supports")?;
+fn offers_vmx() -> Result<bool> {
+    let kvm = Kvm::new().context("it cannot be opened")?;
+    kvm.create_vm().context("a machine is refused")?;
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("it does not say what it supports")?;
     Ok(cpuid.as_slice().iter().any(|entry| entry.function == 1 && entry.ecx & CPUID_1_ECX_VMX != 0))
-}
-
-/// Starts QEMU in a run's directory that holds the image.
-pub(super) fn start(config: &Config, directory: PathBuf) -> Result<Run> {
-    let mut command = Command::new(QEMU);
-    let output = File::create(directory.join(OUTPUT)).context("cannot create QEMU's output")?;
-    let errors = output.try_clone().context("cannot share QEMU's output")?;
-    command.args(arguments(config)).env_remove("LD_LIBRARY_PATH").stdin(Stdio::null()).stdout(output).stderr(errors);
-    Run::start(command, directory, config, inquest)
-}
-
-/// QEMU's arguments. The remapping unit comes before every other device, as QEMU asks.
-fn arguments(config: &Config) -> Vec<String> {
-    let mut cpu = String::from("host,+vmx");
-    for feature in &config.exclude_features {
-        cpu.push_str(",-");
-        cpu.push_str(feature);
-    }
-    let fixed = [
-        ("-machine", "q35,kernel-irqchip=split".to_owned()),
-        ("-accel", "kvm".to_owned()),
-        ("-cpu", cpu),
-        ("-m", config.memory_mib.to_string()),
-        ("-smp", config.cpus.to_string()),
-        ("-device", "intel-iommu,intremap=on".to_owned()),
-        ("-device", "edu".to_owned()),
-        // The port and the byte by which the hypervisor ends a run on Bochs end QEMU, too.
-        ("-device", "isa-debug-exit,iobase=0x8900,iosize=0x1".to_owned()),
-        ("-cdrom", IMAGE.to_owned()),
-        ("-boot", "d".to_owned()),
-        ("-serial", format!("file:{SERIAL}")),
-        ("-display", "none".to_owned()),
-        ("-monitor", "none".to_owned()),
-    ];
-    let mut arguments: Vec<String> = fixed.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
-    arguments.push("-no-reboot".to_owned());
-    arguments.extend(config.extra.iter().cloned());
-    arguments
-}
-
-/// `isa-debug-exit` ends QEMU with twice the byte plus one. Old versions end at the first byte, newer ones a moment later,
-/// with whichever came last.
-fn was_switched_off(status: ExitStatus) -> bool {
-    status.code().is_some_and(|code| SHUTDOWN.iter().any(|byte| code == i32::from(*byte) * 2 + 1))
-}
-
-fn inquest(directory: &Path, status: ExitStatus) -> Result<(), String> {
-    if was_switched_off(status) {
-        return Ok(());
-    }
-    let output = fs::read_to_string(directory.join(OUTPUT)).unwrap_or_default();
-    let words = output.lines().last().unwrap_or("it says nothing (a triple fault?)");
-    Err(format!("QEMU ended with {status}: {words}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-
     use super::*;
 
-    fn value<'a>(arguments: &'a [String], name: &str) -> Vec<&'a str> {
-        let is_name = |pair: &&[String]| pair[0] == name;
-        arguments.windows(2).filter(is_name).map(|pair| pair[1].as_str()).collect()
-    }
-
-    #[test]
-    fn the_command_line_has_nested_vmx_and_a_remapping_unit() {
-        let arguments = arguments(&Config { memory_mib: 768, cpus: 2, ..Config::default() });
-        assert_eq!(value(&arguments, "-machine"), ["q35,kernel-irqchip=split"]);
-        assert_eq!(value(&arguments, "-accel"), ["kvm"]);
-        assert_eq!(value(&arguments, "-cpu"), ["host,+vmx"]);
-        assert_eq!((value(&arguments, "-m"), value(&arguments, "-smp")), (vec!["768"], vec!["2"]));
-        assert_eq!(value(&arguments, "-cdrom"), ["image.iso"]);
-        assert_eq!(value(&arguments, "-serial"), ["file:serial.log"]);
-        assert!(arguments.iter().any(|argument| argument == "-no-reboot"));
-    }
-
-    #[test]
-    fn the_remapping_unit_comes_before_other_devices() {
-        let arguments = arguments(&Config::default());
-        assert_eq!(value(&arguments, "-device")[0], "intel-iommu,intremap=on");
-        assert_eq!(value(&arguments, "-device")[1], "edu");
-    }
-
-    #[test]
-    fn features_are_taken_away_and_extra_arguments_come_last() {
-        let config = Config {
-            exclude_features: vec!["x2apic".into()],
-            extra: vec!["-d".into(), "int".into()],
-            ..Config::default()
-        };
-        let arguments = arguments(&config);
-        assert_eq!(value(&arguments, "-cpu"), ["host,+vmx,-x2apic"]);
-        assert_eq!(arguments[arguments.len() - 2..], ["-d", "int"]);
-    }
-
-    #[test]
-    fn only_a_byte_of_shutdown_ends_a_run_rightly() {
-        let directory = tempfile::tempdir().unwrap();
-        for code in [i32::from(b'S') * 2 + 1, i32::from(b'n') * 2 + 1] {
-            assert_eq!(inquest(directory.path(), ExitStatus::from_raw(code << 8)), Ok(()));
+    /// A machine that lacks nothing.
+    fn host() -> Host {
+        Host {
+            device: Device::Works(true),
+            flags: "fpu vmx x2apic".into(),
+            nested: Some("Y".into()),
+            vendor: "GenuineIntel".into(),
         }
-        assert!(inquest(directory.path(), ExitStatus::from_raw(1 << 8)).is_err());
-        assert!(inquest(directory.path(), ExitStatus::from_raw(0)).unwrap_err().contains("triple fault"));
+    }
+
+    fn words(host: Host) -> String {
+        host.lacks().expect("it lacks something")
+    }
+
+    #[test]
+    fn an_intel_machine_whose_kvm_nests_lacks_nothing() {
+        assert_eq!(host().lacks(), None);
+        // The kernel decides, whatever the parameter looks like.
+        assert_eq!(Host { nested: None, ..host() }.lacks(), None);
+    }
+
+    #[test]
+    fn a_processor_without_vmx_is_named_with_what_helps() {
+        let without = |flags: &str, vendor: &str| words(Host { flags: flags.into(), vendor: vendor.into(), ..host() });
+        assert!(without("fpu svm", "AuthenticAMD").contains("AMD"));
+        assert!(without("fpu hypervisor", "GenuineIntel").contains("its host"));
+        assert!(without("fpu", "GenuineIntel").contains("firmware"));
+        assert!(without("fpu", "CentaurHauls").contains("CentaurHauls"));
+        // A flag is a whole word.
+        assert!(without("vmxx avmx", "GenuineIntel").contains("no CPU flag vmx"));
+    }
+
+    #[test]
+    fn a_missing_device_names_the_module_or_the_container() {
+        let absent = Host { device: Device::Absent, ..host() };
+        assert!(words(Host { nested: None, ..absent.clone() }).contains("modprobe kvm_intel"));
+        assert!(words(absent).contains("container"));
+    }
+
+    #[test]
+    fn a_device_that_may_not_be_opened_names_the_group_and_a_broken_one_the_reason() {
+        assert!(words(Host { device: Device::Forbidden, ..host() }).contains("usermod -aG kvm"));
+        assert!(words(Host { device: Device::Broken("EIO".into()), ..host() }).contains("EIO"));
+    }
+
+    #[test]
+    fn kvm_without_nesting_names_the_parameter() {
+        let flat = Host { device: Device::Works(false), ..host() };
+        for value in ["N", "0"] {
+            let words = words(Host { nested: Some(value.into()), ..flat.clone() });
+            assert!(words.contains("nested=N") && words.contains("nested=1"), "{words}");
+        }
+        assert!(words(flat.clone()).contains("although kvm_intel says nested=Y"));
+        assert!(words(Host { nested: None, ..flat }).contains("not loaded"));
+    }
+
+    #[test]
+    fn the_processor_is_looked_at_before_the_device() {
+        let nothing = Host { device: Device::Absent, flags: String::new(), nested: None, vendor: String::new() };
+        assert!(words(nothing).contains("VT-x"));
+    }
+
+    #[test]
+    fn cpuinfo_is_read() {
+        let text = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vmx\n\nprocessor\t: 1\nflags\t\t: fpu\n";
+        assert_eq!((field(text, "flags"), field(text, "vendor_id")), ("fpu vmx".into(), "GenuineIntel".into()));
+        assert_eq!(field("", "flags"), "");
+    }
+
+    #[test]
+    fn this_machine_is_looked_at_without_a_panic() {
+        let host = Host::look();
+        assert_eq!(preflight().is_err(), host.lacks().is_some());
     }
 }

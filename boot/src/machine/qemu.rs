@@ -1,0 +1,160 @@
+//! QEMU: with nested KVM real VT-x; with its own emulation (TCG) none, but the same remapping unit and devices.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use anyhow::{Context, Result};
+
+use super::run::Run;
+use super::{Config, IMAGE, SERIAL};
+use crate::prefix::Tools;
+
+const OUTPUT: &str = "qemu.out";
+
+/// What the hypervisor writes to end a run.
+const SHUTDOWN: &[u8] = b"Shutdown";
+
+/// Who executes the machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Accelerator {
+    /// The processor.
+    Kvm,
+    /// QEMU itself.
+    Tcg,
+}
+
+impl Accelerator {
+    /// Machine, accelerator, processor. With KVM the remapping unit has to be between devices and local APICs, so the I/O APIC is
+    /// QEMU's. With TCG time goes by instructions, and nobody sleeps: a device that takes its time costs none of ours.
+    fn arguments(self, features: &str) -> Vec<String> {
+        let words: [&str; 6] = match self {
+            Self::Kvm => ["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host,+vmx"],
+            Self::Tcg => ["-machine", "q35", "-accel", "tcg", "-cpu", "max"],
+        };
+        let mut arguments = words.map(str::to_owned).to_vec();
+        if let Some(cpu) = arguments.last_mut() {
+            cpu.push_str(features);
+        }
+        if self == Self::Tcg {
+            arguments.extend(["-icount", "shift=7,sleep=off"].map(str::to_owned));
+        }
+        arguments
+    }
+}
+
+/// Starts QEMU in a run's directory that holds the image.
+pub(super) fn start(accelerator: Accelerator, tools: &Tools, config: &Config, directory: PathBuf) -> Result<Run> {
+    let qemu = tools.qemu.as_ref().context("no QEMU was looked for")?;
+    let mut command = qemu.command();
+    let output = File::create(directory.join(OUTPUT)).context("cannot create QEMU's output")?;
+    let errors = output.try_clone().context("cannot share QEMU's output")?;
+    command.args(arguments(accelerator, config)).stdout(output).stderr(errors);
+    Run::start(command, directory, config, inquest)
+}
+
+/// QEMU's arguments. The remapping unit comes before every other device, as QEMU asks.
+fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
+    let features: String = config.exclude_features.iter().map(|feature| format!(",-{feature}")).collect();
+    let mut arguments = accelerator.arguments(&features);
+    let fixed = [
+        ("-m", config.memory_mib.to_string()),
+        ("-smp", config.cpus.to_string()),
+        ("-device", "intel-iommu,intremap=on".to_owned()),
+        // A device for tests, whose DMA goes wherever it is told, and one with a table of messages.
+        ("-device", "edu,dma_mask=0xffffffffffffffff".to_owned()),
+        ("-device", "nvme,serial=imsvisor".to_owned()),
+        // The port and the bytes by which the hypervisor ends a run on Bochs end QEMU, too.
+        ("-device", "isa-debug-exit,iobase=0x8900,iosize=0x1".to_owned()),
+        ("-cdrom", IMAGE.to_owned()),
+        ("-boot", "d".to_owned()),
+        ("-serial", format!("file:{SERIAL}")),
+        ("-display", "none".to_owned()),
+        ("-vga", "none".to_owned()),
+        ("-nic", "none".to_owned()),
+        ("-monitor", "none".to_owned()),
+    ];
+    arguments.extend(fixed.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+    arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    arguments.extend(config.extra.iter().cloned());
+    arguments
+}
+
+/// `isa-debug-exit` ends QEMU with twice the byte plus one. Old versions end at the first byte, newer ones a moment later,
+/// with whichever came last.
+fn was_switched_off(status: ExitStatus) -> bool {
+    status.code().is_some_and(|code| SHUTDOWN.iter().any(|byte| code == i32::from(*byte) * 2 + 1))
+}
+
+fn inquest(directory: &Path, status: ExitStatus) -> Result<(), String> {
+    if was_switched_off(status) {
+        return Ok(());
+    }
+    let output = fs::read_to_string(directory.join(OUTPUT)).unwrap_or_default();
+    let words = output.lines().last().unwrap_or("it says nothing (a triple fault?)");
+    Err(format!("QEMU ended with {status}: {words}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    fn value<'a>(arguments: &'a [String], name: &str) -> Vec<&'a str> {
+        let is_name = |pair: &&[String]| pair[0] == name;
+        arguments.windows(2).filter(is_name).map(|pair| pair[1].as_str()).collect()
+    }
+
+    #[test]
+    fn with_kvm_there_is_nested_vmx_and_the_io_apic_is_behind_the_remapping_unit() {
+        let arguments = arguments(Accelerator::Kvm, &Config { memory_mib: 768, cpus: 2, ..Config::default() });
+        assert_eq!(value(&arguments, "-machine"), ["q35,kernel-irqchip=split"]);
+        assert_eq!(value(&arguments, "-accel"), ["kvm"]);
+        assert_eq!(value(&arguments, "-cpu"), ["host,+vmx"]);
+        assert_eq!((value(&arguments, "-m"), value(&arguments, "-smp")), (vec!["768"], vec!["2"]));
+        assert_eq!(value(&arguments, "-cdrom"), ["image.iso"]);
+        assert_eq!(value(&arguments, "-serial"), ["file:serial.log"]);
+        assert!(arguments.iter().any(|argument| argument == "-no-reboot"));
+        assert!(value(&arguments, "-icount").is_empty());
+    }
+
+    #[test]
+    fn without_kvm_time_goes_by_instructions() {
+        let arguments = arguments(Accelerator::Tcg, &Config::default());
+        assert_eq!((value(&arguments, "-accel"), value(&arguments, "-cpu")), (vec!["tcg"], vec!["max"]));
+        assert_eq!(value(&arguments, "-icount"), ["shift=7,sleep=off"]);
+    }
+
+    #[test]
+    fn the_remapping_unit_comes_before_other_devices() {
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            let arguments = arguments(accelerator, &Config::default());
+            let devices = value(&arguments, "-device");
+            assert_eq!(devices[0], "intel-iommu,intremap=on");
+            assert!(devices[1].starts_with("edu,") && devices[2].starts_with("nvme,"), "{devices:?}");
+        }
+    }
+
+    #[test]
+    fn features_are_taken_away_and_extra_arguments_come_last() {
+        let config = Config {
+            exclude_features: vec!["x2apic".into(), "pcid".into()],
+            extra: vec!["-d".into(), "int".into()],
+            ..Config::default()
+        };
+        let arguments = arguments(Accelerator::Kvm, &config);
+        assert_eq!(value(&arguments, "-cpu"), ["host,+vmx,-x2apic,-pcid"]);
+        assert_eq!(arguments[arguments.len() - 2..], ["-d", "int"]);
+    }
+
+    #[test]
+    fn only_a_byte_of_shutdown_ends_a_run_rightly() {
+        let directory = tempfile::tempdir().unwrap();
+        for code in [i32::from(b'S') * 2 + 1, i32::from(b'n') * 2 + 1] {
+            assert_eq!(inquest(directory.path(), ExitStatus::from_raw(code << 8)), Ok(()));
+        }
+        assert!(inquest(directory.path(), ExitStatus::from_raw(1 << 8)).is_err());
+        assert!(inquest(directory.path(), ExitStatus::from_raw(0)).unwrap_err().contains("triple fault"));
+    }
+}
