@@ -69,6 +69,18 @@ pub fn hypervisor() -> Result<&'static Path> {
     HYPERVISOR.get(|| prepare("the hypervisor", build)).map(PathBuf::as_path)
 }
 
+/// QEMU, and what makes images.
+pub fn qemu_tools() -> Result<&'static Tools> {
+    static TOOLS: Once<Tools> = Once::new();
+    TOOLS.get(|| prepare("QEMU", || prefix::qemu_tools(paths()?)))
+}
+
+/// The image that holds the VT-d code against QEMU's remapping unit.
+pub fn vtd_check() -> Result<&'static Path> {
+    static CHECK: Once<PathBuf> = Once::new();
+    CHECK.get(|| prepare("the VT-d check", || cargo::vtd_check(paths()?))).map(PathBuf::as_path)
+}
+
 /// The image of one of our guests.
 pub fn guest(name: &str) -> Result<&'static Path> {
     static GUESTS: Once<BTreeMap<String, PathBuf>> = Once::new();

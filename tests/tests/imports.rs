@@ -26,7 +26,7 @@ const PURE: [(&str, &[&str], &[&str]); 2] = [
 const FOR_TESTS: [&str; 2] = ["std", "proptest"];
 
 /// Workspace crates, and the workspace crates on which each may depend; `None`: nothing at all, not even others' crates.
-const CRATES: [(&str, Option<&[&str]>); 9] = [
+const CRATES: [(&str, Option<&[&str]>); 10] = [
     ("hcall-abi", None),
     ("guest-shim", Some(&["hcall-abi"])),
     ("imsvisor", Some(&["hcall-abi"])),
@@ -36,6 +36,7 @@ const CRATES: [(&str, Option<&[&str]>); 9] = [
     ("bochs-plugin", Some(&["vtd-model", "dsa-model"])),
     ("guests", Some(&["guest-shim", "hcall-abi"])),
     ("imsvisor-tests", Some(&["imsvisor-boot"])),
+    ("vtd-check", Some(&["imsvisor"])),
 ];
 
 /// What tests of a crate may use besides: the hypervisor's run against the models.

@@ -1,0 +1,142 @@
+//! The hypervisor's VT-d code against a remapping unit that others have written: QEMU's. One boot of `vtd-check`, and a test for each of
+//! its cases. Besides, the hypervisor itself on that machine, which has everything but VT-x.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use imsvisor_boot::event::Pairs;
+use imsvisor_boot::machine::{self, Config, Kind, Outcome};
+use imsvisor_boot::words::harmless;
+use imsvisor_tests::bench::{self, Once};
+
+/// Either run takes a second on a machine that has nothing else to do; one that writes no line for so long has hung.
+const SILENCE: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn boot(image: &Path) -> Result<Outcome> {
+    let config = Config { silence: SILENCE, limit: LIMIT, ..Config::default() };
+    Ok(machine::start_on(Kind::Tcg, bench::paths()?, bench::qemu_tools()?, &config, image, &[])?.finish())
+}
+
+/// What came of the cases.
+fn check() -> &'static Outcome {
+    static CHECK: Once<Outcome> = Once::new();
+    CHECK.get(|| boot(bench::vtd_check()?)).unwrap_or_else(|error| panic!("the check could not be booted: {error:#}"))
+}
+
+/// What came of the hypervisor.
+fn hypervisor() -> &'static Outcome {
+    static HYPERVISOR: Once<Outcome> = Once::new();
+    let booted = HYPERVISOR.get(|| boot(bench::hypervisor()?));
+    booted.unwrap_or_else(|error| panic!("the hypervisor could not be booted: {error:#}"))
+}
+
+fn events<'a>(outcome: &'a Outcome, name: &str) -> Vec<&'a Pairs> {
+    outcome.lines.iter().filter_map(|seen| seen.line.event(name)).collect()
+}
+
+/// The only event of a name.
+fn event<'a>(outcome: &'a Outcome, name: &str) -> &'a Pairs {
+    match events(outcome, name)[..] {
+        [event] => event,
+        _ => panic!("not one event {name}, but:\n{}", told(outcome)),
+    }
+}
+
+fn told(outcome: &Outcome) -> String {
+    format!("{}\n{}; logs: {}", harmless(&outcome.console()), outcome.end, outcome.directory.display())
+}
+
+/// The line of the case of this name.
+fn case(name: &str) -> &'static Pairs {
+    let outcome = check();
+    let found = events(outcome, "check").into_iter().find(|case| case.get("name") == Some(name));
+    found.unwrap_or_else(|| panic!("the case {name} was not run:\n{}", told(outcome)))
+}
+
+/// A test for each case, and a list of their names.
+macro_rules! cases {
+    ($list:ident, $judge:ident: $($name:ident)+) => {
+        const $list: &[&str] = &[$(stringify!($name)),+];
+        $(#[test] fn $name() { $judge(&stringify!($name).replace('_', "-")) })+
+    };
+}
+
+/// The unit does what the manual says.
+fn passed(name: &str) {
+    let case = case(name);
+    assert_eq!(case.get("result"), Some("passed"), "{case}");
+}
+
+/// QEMU does not look at this, and the image says so. A later QEMU may.
+fn unchecked(name: &str) {
+    let case = case(name);
+    let admitted = case.get("result") == Some("unchecked") && case.get("why").is_some_and(|why| why.contains("QEMU"));
+    assert!(admitted || case.get("result") == Some("passed"), "{case}");
+}
+
+cases! { CHECKED, passed:
+    dma_of_nobodys_function_is_refused
+    dma_reaches_what_is_mapped
+    dma_write_to_the_hypervisors_memory_is_refused
+    dma_read_of_the_hypervisors_memory_is_refused
+    dma_into_a_hole_is_refused
+    dma_write_to_a_read_only_page_is_refused
+    dma_of_a_detached_function_is_refused
+    dma_of_another_function_works_meanwhile
+    store_message_arrives_at_its_vector
+    store_message_to_an_absent_entry_is_refused
+    store_message_beyond_the_table_is_refused
+    store_message_to_reserved_bits_is_refused
+    store_message_follows_a_retarget
+    msi_arrives_at_its_vector
+    msi_to_an_absent_entry_is_refused
+    msi_beyond_the_table_is_refused
+    msi_to_reserved_bits_is_refused
+    msi_from_another_source_is_refused
+    msi_follows_a_retarget
+    msi_to_a_retired_entry_is_refused
+    each_index_leads_to_its_own_vector
+    msix_arrives_at_its_vector
+    msix_of_two_queues_arrives_at_two_vectors
+    msix_from_another_source_is_refused
+    msix_follows_a_retarget
+    the_queue_goes_on_after_a_refused_descriptor
+    the_queue_wraps_around
+}
+
+cases! { UNCHECKED, unchecked:
+    store_message_from_another_source
+    a_message_in_the_compatibility_format
+    an_entry_that_was_not_flushed
+}
+
+#[test]
+fn the_remapping_unit_of_others_comes_up() {
+    let machine = event(check(), "machine");
+    assert_eq!(machine.number("vtd_units"), Some(1), "{}", told(check()));
+    assert!(machine.number("functions").is_some_and(|count| count >= 3), "{machine}");
+}
+
+#[test]
+fn every_case_is_judged_here_and_the_image_comes_to_its_end() {
+    let outcome = check();
+    let ran: Vec<_> = events(outcome, "check").into_iter().filter_map(|case| case.get("name")).collect();
+    let mut judged: Vec<_> = CHECKED.iter().chain(UNCHECKED).map(|name| name.replace('_', "-")).collect();
+    judged.sort_by_key(|name| ran.iter().position(|other| other == name));
+    assert_eq!(ran, judged, "{}", told(outcome));
+    assert_eq!(event(outcome, "done").get("status"), Some("ok"), "{}", told(outcome));
+    assert!(outcome.end.is_right(), "{}", outcome.end);
+}
+
+#[test]
+fn without_vmx_the_hypervisor_says_so_and_ends() {
+    let outcome = hypervisor();
+    let refused = event(outcome, "refused");
+    assert_eq!(refused.get("what"), Some("vmx"), "{}", told(outcome));
+    assert!(refused.get("why").is_some_and(|why| why.contains("no VMX")), "{refused}");
+    assert_eq!(event(outcome, "done").get("status"), Some("failed"));
+    assert!(outcome.end.is_right(), "{}", told(outcome));
+    assert!(!outcome.console().contains("panicked"), "{}", told(outcome));
+}

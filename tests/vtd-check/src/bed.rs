@@ -1,0 +1,155 @@
+//! What the cases stand on: the unit, the two devices, and memory for their DMA.
+
+use alloc::vec::Vec;
+
+use imsvisor::{
+    acpi::{Dmar, Rsdp, Tables},
+    addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    apic::FAULT_VECTOR,
+    cpu::interrupts,
+    memory::Ram,
+    pci::Function,
+    platform::{
+        loader::Loader,
+        machine::Machine,
+        memory::{FRAMES, Firmware},
+        ports::Unit,
+    },
+    vtd::{Domain, Fault, Route},
+};
+
+use crate::{edu::Edu, nvme::Nvme, raw::Raw};
+
+/// Where the devices see their memory: not where it is.
+pub const WINDOW: u64 = 0x4000_0000;
+/// Bytes of it, in one large page.
+pub const WINDOW_BYTES: u64 = 2 << 20;
+/// A small page behind it.
+pub const SMALL: u64 = WINDOW + WINDOW_BYTES;
+/// A page that may only be read; between the two nothing is mapped.
+pub const READ_ONLY: u64 = SMALL + 2 * PAGE_SIZE;
+/// Nothing is mapped here.
+pub const HOLE: u64 = SMALL + PAGE_SIZE;
+
+/// QEMU's devices: vendor, device.
+const EDU: (u16, u16) = (0x1234, 0x11e8);
+const NVME: (u16, u16) = (0x1b36, 0x0010);
+
+/// So many turns of a short loop are time enough for an interrupt that has been sent.
+const SETTLE: u32 = 1000;
+
+/// Everything that the cases use.
+pub struct Bed {
+    /// The unit under which both devices are.
+    pub unit: Unit,
+    /// The processor that interrupts are for.
+    pub apic_id: u32,
+    /// The device whose DMA goes wherever it is told.
+    pub edu: Edu,
+    /// The device with MSI-X.
+    pub nvme: Nvme,
+    /// What both may reach.
+    pub domain: Domain,
+    /// The memory behind the domain.
+    pub ram: Ram,
+    /// The unit's tables, past the code under test.
+    pub raw: Raw,
+}
+
+impl Bed {
+    /// Finds the devices and makes their domain. Nobody is attached to it yet.
+    pub fn new(
+        loader: &Loader,
+        machine: &'static Machine,
+        units: Vec<Option<Unit>>,
+        apic_id: u32,
+    ) -> Result<Self, &'static str> {
+        let find = |(vendor, device)| machine.functions().iter().find(|f| (f.vendor, f.device) == (vendor, device));
+        let edu = find(EDU).ok_or("the machine has no edu")?;
+        let nvme = find(NVME).ok_or("the machine has no nvme")?;
+        let number = unit_of(machine, edu, nvme)?;
+        let unit = units.into_iter().nth(number).flatten().ok_or("the unit did not come up")?;
+        let ram = Ram::alloc(&FRAMES, 2 * WINDOW_BYTES).ok_or("too little memory")?;
+        let domain = domain(&unit, &ram).ok_or("no domain")?;
+        let raw = Raw::new(register_base(loader, number).ok_or("no DMAR")?)?;
+        let (edu, nvme) = (Edu::new(machine, edu)?, Nvme::new(machine, nvme)?);
+        Ok(Self { unit, apic_id, edu, nvme, domain, ram, raw })
+    }
+
+    /// A present entry for messages of `source`, that leads to `vector` of this processor.
+    pub fn bind(&self, source: Bdf, vector: u8) -> Result<u16, &'static str> {
+        self.unit.bind(source, self.route(vector)).map_err(|_| "no entry")
+    }
+
+    /// To `vector` of this processor.
+    pub fn route(&self, vector: u8) -> Route {
+        Route::Remapped { vector, destination: self.apic_id }
+    }
+
+    /// Has the unit forget what it may remember of an entry.
+    pub fn flush(&self, index: u16) -> Result<(), &'static str> {
+        self.unit.flush_entries([index].into_iter()).map_err(|_| "the flush failed")
+    }
+
+    /// Clears, flushes and gives back an entry.
+    pub fn retire(&self, index: u16) -> Result<(), &'static str> {
+        self.unit.clear(index).map_err(|_| "the entry cannot be cleared")?;
+        self.flush(index)?;
+        self.unit.release(index).map_err(|_| "the entry cannot be given back")
+    }
+
+    /// Everything that has arrived, and every fault that was recorded, since the last time.
+    pub fn seen(&self) -> Seen {
+        for _ in 0..SETTLE {
+            core::hint::spin_loop();
+        }
+        interrupts::poll();
+        let mut seen = Seen::default();
+        for vector in interrupts::take() {
+            if vector == FAULT_VECTOR { seen.fault_event = true } else { seen.vectors.push(vector) }
+        }
+        seen.lost = self.unit.take_faults(|fault| seen.faults.push(fault));
+        seen
+    }
+}
+
+/// What came of something.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Vectors that arrived, highest first.
+    pub vectors: Vec<u8>,
+    /// Faults that the unit recorded.
+    pub faults: Vec<Fault>,
+    /// The unit's fault event arrived.
+    pub fault_event: bool,
+    /// More faults than there is room for.
+    pub lost: bool,
+}
+
+fn unit_of(machine: &Machine, edu: &Function, nvme: &Function) -> Result<usize, &'static str> {
+    let number = machine.unit_of(edu.bdf).ok_or("no unit serves edu")?;
+    if machine.unit_of(nvme.bdf) == Some(number) { Ok(number) } else { Err("another unit serves nvme") }
+}
+
+fn domain(unit: &Unit, ram: &Ram) -> Option<Domain> {
+    let mut domain = unit.create_domain().ok()?;
+    let behind = ram.base().checked_add(WINDOW_BYTES)?;
+    let maps = [
+        (WINDOW, ram.base(), WINDOW_BYTES, true),
+        (SMALL, behind, PAGE_SIZE, true),
+        (READ_ONLY, behind.checked_add(PAGE_SIZE)?, PAGE_SIZE, false),
+    ];
+    for (gpa, hpa, len, writable) in maps {
+        // SAFETY: the memory was allocated for the devices, and is never given back.
+        unsafe { unit.map(&mut domain, Gpa::new(gpa), hpa, len, writable) }.ok()?;
+    }
+    Some(domain)
+}
+
+/// Where the firmware's table says that the unit's registers are.
+fn register_base(loader: &Loader, number: usize) -> Option<Hpa> {
+    let firmware = Firmware::new(loader);
+    let tables = Tables::new(&firmware, Rsdp::scan(&firmware)?)?;
+    let dmar = Dmar::parse(tables.find(b"DMAR")?).ok()?;
+    Some(dmar.units.get(number)?.base)
+}

@@ -1,0 +1,70 @@
+//! The hypervisor's VT-d code on a remapping unit that others have written.
+//!
+//! The image comes up as the hypervisor does, by the same code, but for VT-x. Then two devices of QEMU's send interrupts and
+//! DMA: `edu`, whose DMA engine writes wherever it is told (a write to 0xFEEx_xxxx is a message of an interrupt message store), and
+//! `nvme` with its MSI-X table. Each case ends in one line, `@ims check name=… result=… …`: *passed*, *failed*, or *unchecked*
+//! where QEMU does not look at what the manual tells a unit to look at.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod bed;
+mod cases;
+mod edu;
+mod nvme;
+mod raw;
+
+use alloc::boxed::Box;
+use core::{fmt::Display, panic::PanicInfo};
+
+use imsvisor::{
+    addr::Hpa,
+    apic, console,
+    cpu::{tables::Tables, this::ThisCpu},
+    event,
+    platform::{self, loader::Loader, machine::Machine, power},
+};
+
+use bed::Bed;
+
+core::arch::global_asm!(include_str!("../../../boot/entry/multiboot2.S"), entry = sym entry);
+
+/// Interrupt remapping entries: the smallest table, so that an index can lie behind it.
+const ENTRIES: u32 = 256;
+
+extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
+    console::init(tsc);
+    event!("boot version={}", env!("CARGO_PKG_VERSION"));
+    // SAFETY: the entry code passes on what the loader gave it.
+    let loader = unsafe { Loader::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
+    // SAFETY: the entry code has mapped the first 4 GiB, and this is the only call.
+    if !unsafe { platform::memory::take(&loader) } {
+        refuse("memory", "too little");
+    }
+    if let Err(error) = platform::memory::map(&loader) {
+        refuse("memory", format_args!("no page tables: {error:?}"));
+    }
+    Box::leak(Box::new(Tables::new())).load();
+    let apic_id = apic::init();
+    ThisCpu::install(0, apic_id);
+    let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&loader)));
+    let units = machine.bring_up_units(ENTRIES, apic_id);
+    event!("machine functions={} vtd_units={}", machine.functions().len(), units.iter().flatten().count());
+    let mut bed = Bed::new(&loader, machine, units, apic_id).unwrap_or_else(|why| refuse("bed", why));
+    power::end(cases::run(&mut bed))
+}
+
+/// Says what is missing, and ends.
+fn refuse(what: &str, why: impl Display) -> ! {
+    event!("refused what={what} why=\"{why}\"");
+    power::end(false)
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    // SAFETY: whoever holds the console does not go on.
+    unsafe { console::break_lock() };
+    log::error!("{info}");
+    power::end(false)
+}
