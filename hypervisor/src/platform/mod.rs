@@ -19,6 +19,8 @@ pub mod memory;
 #[cfg(feature = "bare")]
 pub mod outside;
 #[cfg(feature = "bare")]
+pub mod plan;
+#[cfg(feature = "bare")]
 pub mod ports;
 #[cfg(feature = "bare")]
 pub mod power;

@@ -107,11 +107,6 @@ impl MachinePorts {
         self.unit(bdf).is_some()
     }
 
-    /// Whether a guest has the function.
-    pub fn is_attached(&self, bdf: Bdf) -> bool {
-        self.attachments.lock().iter().any(|attachment| attachment.bdf == bdf)
-    }
-
     /// The unit that serves a function, and its number.
     fn unit(&self, bdf: Bdf) -> Option<(usize, &Unit)> {
         let number = self.machine.unit_of(bdf)?;

@@ -7,14 +7,14 @@ use core::{
 };
 
 use super::{
-    assign::{self, Prepared, prepare},
+    assign::{Prepared, prepare},
     board::Board,
     delivery::Vectors,
-    dsa,
     holdings::Holdings,
     loader::Module,
     machine::Machine,
     memory::FRAMES,
+    plan::Plan,
     ports::MachineService,
     seat::Seat,
     virtual_cpu::{State, VirtualCpu},
@@ -31,7 +31,7 @@ use crate::{
     guest::{
         build::{self, GuestRam},
         memory_map::{BarAllocator, ECAM, ECAM_SIZE},
-        options::{Device, Options},
+        options::Options,
     },
     ims::{FEATURES, GuestId, GuestSpec, LIMITS},
     memory::{FrameSource, Ram},
@@ -58,27 +58,11 @@ pub struct Maker {
     pub capabilities: Capabilities,
 }
 
-/// What a module asks for.
-pub fn options(module: &Module) -> Result<Options, String> {
-    let string = module.string.as_deref().ok_or("its string is not UTF-8")?;
-    Options::parse(string).map_err(|error| {
-        let name: String = string.chars().take_while(|c| c.is_ascii_graphic() && *c != '"').take(32).collect();
-        format!("{name}: its string: {error}")
-    })
-}
-
 impl Maker {
-    /// Makes a guest of a module, whose virtual processors are to run on the processors with these numbers. On failure nothing is held any
-    /// more, and the reason is said in words.
-    pub fn make(
-        &self,
-        id: GuestId,
-        module: &Module,
-        options: &Options,
-        processors: &[usize],
-    ) -> Result<Vec<Seed>, String> {
+    /// Makes a guest of a module. On failure nothing is held any more, and the reason is said in words.
+    pub fn make(&self, id: GuestId, module: &Module, plan: &Plan) -> Result<Vec<Seed>, String> {
         let holdings = Holdings::new(id, self.service);
-        self.fill(holdings, id, module, options, processors).map_err(|why| format!("{}: {why}", options.name))
+        self.fill(holdings, id, module, plan).map_err(|why| format!("{}: {why}", plan.options.name))
     }
 
     fn fill(
@@ -86,8 +70,7 @@ impl Maker {
         mut holdings: Holdings,
         id: GuestId,
         module: &Module,
-        options: &Options,
-        processors: &[usize],
+        Plan { options, processors, functions }: &Plan,
     ) -> Result<Vec<Seed>, String> {
         let free = FRAMES.statistics().0;
         let ram =
@@ -101,7 +84,7 @@ impl Maker {
         ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), Access::Ram).map_err(debug)?;
         let mut bus = VirtualBus::new();
         let mut windows = Windows::default();
-        let devices = self.assign(&mut holdings, options, &mut bus, &mut windows)?;
+        let devices = self.assign(&mut holdings, functions, &mut bus, &mut windows)?;
         map_ecam(holdings.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut windows)?;
         let seeds = self.seeds(&mut holdings, id, options, processors)?;
         let spec = GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), devices };
@@ -134,52 +117,29 @@ impl Maker {
         Ok(seeds)
     }
 
-    /// Finds the functions asked for and gives them to the guest.
+    /// Gives functions to the guest.
     fn assign(
         &self,
         holdings: &mut Holdings,
-        options: &Options,
+        functions: &[&'static Function],
         bus: &mut VirtualBus,
         windows: &mut Windows,
     ) -> Result<Vec<crate::ims::DeviceSpec>, String> {
         let mut bars = BarAllocator::new();
         let mut specs = Vec::new();
-        for &device in &options.devices {
-            let function = self.find(device).map_err(|why| refused(device, why))?;
-            self.allow(function.bdf).map_err(|why| refused(device, why))?;
+        for &function in functions {
+            let refused = |why| format!("device {} is refused: {why}", function.bdf);
             let Holdings { ept: Some(ept), ram: Some(ram), frames, .. } = &mut *holdings else {
                 return Err("it has no memory".into());
             };
             let prepared = prepare(self.machine, function, bus, &mut bars, ept, windows, frames);
-            let Prepared { spec, assigned } = prepared.map_err(|why| refused(device, why))?;
+            let Prepared { spec, assigned } = prepared.map_err(refused)?;
             let attached = self.service.ports().attach(function.bdf, ram);
             holdings.functions.get_mut().push(assigned);
-            attached.map_err(|why| refused(device, why))?;
+            attached.map_err(refused)?;
             specs.push(spec);
         }
         Ok(specs)
-    }
-
-    fn find(&self, device: Device) -> Result<&'static Function, assign::Refusal> {
-        let is_it = |function: &&Function| match device {
-            Device::At(bdf) => function.bdf == bdf,
-            Device::FirstDsa => dsa::is_one(function),
-        };
-        let function = self.machine.functions().iter().find(is_it).ok_or(assign::Refusal::NoSuchFunction)?;
-        // Its store is behind registers that only a DSA has.
-        if dsa::is_one(function) { Ok(function) } else { Err(assign::Refusal::NoStore) }
-    }
-
-    fn allow(&self, bdf: Bdf) -> Result<(), assign::Refusal> {
-        if !self.service.ports().covers(bdf) {
-            Err(assign::Refusal::NoRemapping)
-        } else if self.service.ports().is_attached(bdf) {
-            Err(assign::Refusal::Taken)
-        } else if self.machine.has_reserved_memory(bdf) {
-            Err(assign::Refusal::ReservedMemory)
-        } else {
-            Ok(())
-        }
     }
 
     /// Leaves the local APIC to the processor where it can keep it, unless the guest wants otherwise. On Bochs a guest has to ask for
@@ -381,13 +341,6 @@ impl GuestRam for Building<'_> {
 
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), build::Outside> {
         self.0.write(gpa, bytes).map_err(|_| build::Outside)
-    }
-}
-
-fn refused(device: Device, why: assign::Refusal) -> String {
-    match device {
-        Device::At(bdf) => format!("device {bdf} is refused: {why}"),
-        Device::FirstDsa => format!("device dsa is refused: {why}"),
     }
 }
 

@@ -6,15 +6,16 @@ use core::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 use super::{
     loader::Module,
     machine::Machine,
     memory::FRAMES,
+    plan::{Plans, plans},
     ports::MachineService,
     run::Runner,
-    start::{Maker, Seed, options},
+    start::{Maker, Seed},
 };
 use crate::{
     addr::PAGE_SIZE,
@@ -77,6 +78,8 @@ pub struct Work {
     epoch: u64,
     /// Numbers of the processors that are fit, once the first one has said `go`.
     fit: Mutex<Vec<usize>>,
+    /// Who gets what, once the first processor has said `go`.
+    plans: Once<Plans>,
     /// Virtual processors that their processors have yet to make.
     seeds: Mutex<Vec<Seed>>,
     made: AtomicUsize,
@@ -102,6 +105,7 @@ impl Work {
             leader,
             epoch,
             fit: Mutex::new(alloc::vec![0]),
+            plans: Once::new(),
             seeds: Mutex::new(Vec::new()),
             made: AtomicUsize::new(0),
             ready: AtomicUsize::new(0),
@@ -120,6 +124,12 @@ impl Work {
         // Every processor that has arrived gets here: nothing that it waits for is in doubt.
         while self.ready.load(Ordering::Acquire) < followers {
             core::hint::spin_loop();
+        }
+        let plans = self.plans.call_once(|| plans(self.machine, self.service.ports(), &self.modules, &self.fit.lock()));
+        for (index, plan) in plans.iter().enumerate() {
+            if let Err(why) = plan {
+                self.refuse(index, why);
+            }
         }
         let free = FRAMES.statistics().0;
         self.go.store(true, Ordering::Release);
@@ -159,11 +169,11 @@ impl Work {
 
     /// Makes the guests whose first virtual processor falls to processor `number`, and runs the virtual processors that fall to it.
     fn share(&self, number: usize, Processor { host, xsave }: Processor) {
-        let fit = self.fit.lock().clone();
-        self.make(number, &host, &fit);
+        let fit = self.fit.lock().len();
+        self.make(number, &host);
         // Whoever makes a guest gives the others their part of it; then all of them know what they have to do.
         self.made.fetch_add(1, Ordering::AcqRel);
-        while self.made.load(Ordering::Acquire) < fit.len() {
+        while self.made.load(Ordering::Acquire) < fit {
             core::hint::spin_loop();
         }
         let seeds: Vec<Seed> = {
@@ -184,20 +194,17 @@ impl Work {
         }
     }
 
-    /// Virtual processors are dealt out in turn, in the order of the modules. Every processor counts along and makes its own guests.
-    fn make(&self, number: usize, host: &Host, fit: &[usize]) {
+    fn make(&self, number: usize, host: &Host) {
         let maker = Maker { machine: self.machine, service: self.service, capabilities: host.capabilities };
-        let mut turns = fit.iter().copied().cycle();
-        for (index, module) in self.modules.iter().enumerate() {
-            let options = options(module);
-            let cpus = options.as_ref().map_or(1, |options| options.cpus as usize);
-            let processors: Vec<usize> = turns.by_ref().take(cpus).collect();
-            if processors.first() != Some(&number) {
-                continue;
-            }
-            match options.and_then(|options| maker.make(GuestId(index as u16), module, &options, &processors)) {
-                Ok(seeds) => self.seeds.lock().extend(seeds),
-                Err(why) => self.refuse(index, &why),
+        for (index, (module, plan)) in self.modules.iter().zip(self.plans.get().into_iter().flatten()).enumerate() {
+            match plan {
+                Ok(plan) if plan.processors.first() == Some(&number) => {
+                    match maker.make(GuestId(index as u16), module, plan) {
+                        Ok(seeds) => self.seeds.lock().extend(seeds),
+                        Err(why) => self.refuse(index, &why),
+                    }
+                }
+                _ => {}
             }
         }
     }

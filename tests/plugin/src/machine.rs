@@ -11,9 +11,8 @@ pub(crate) const UNIT_BASE: u64 = 0xfed9_0000;
 pub(crate) const MESSAGES: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 /// The ECAM window, bus 0.
 pub(crate) const ECAM: std::ops::RangeInclusive<u64> = 0xe800_0000..=0xe80f_ffff;
-/// The DSA's device and function number: 00:1e.0. On bus 0 that is its requester ID, too.
-pub(crate) const DSA_FUNCTION: u8 = 0x1e << 3;
-const DSA_SOURCE: u16 = DSA_FUNCTION as u16;
+/// The DSAs' device and function numbers: 00:1e.0 and 00:1f.0. On bus 0 that is the requester ID, too.
+pub(crate) const DSA_FUNCTIONS: [u8; 2] = [0x1e << 3, 0x1f << 3];
 /// The requester ID of message writes whose sender the emulator does not tell: ff:1f.7, which no function here has, so that
 /// a source-id check refuses it.
 pub(crate) const UNKNOWN_SOURCE: u16 = 0xffff;
@@ -39,12 +38,14 @@ pub(crate) trait Host: Memory {
 /// The models, and what was seen besides.
 pub(crate) struct Machine {
     unit: Option<Unit>,
-    dsa: Option<Dsa>,
+    /// In the order of [`DSA_FUNCTIONS`].
+    dsas: Vec<Dsa>,
     other_messages: u64,
 }
 
-/// The DSA's way upstream.
+/// A DSA's way upstream.
 struct Path<'a> {
+    source: u16,
     unit: Option<&'a mut Unit>,
     host: &'a mut dyn Host,
 }
@@ -112,7 +113,7 @@ impl Path<'_> {
     fn translate(&mut self, address: u64, len: usize, access: Access) -> Result<u64, Fault> {
         match &mut self.unit {
             Some(unit) => {
-                let translated = unit.dma(DSA_SOURCE, address, len, access, self.host);
+                let translated = unit.dma(self.source, address, len, access, self.host);
                 self.events();
                 translated.map_err(|_| Fault)
             }
@@ -131,7 +132,7 @@ impl Upstream for Path<'_> {
     fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
         if let Some(message) = is_message(address, data) {
             // A posted write: the device never learns what became of it.
-            self.message(DSA_SOURCE, address, message);
+            self.message(self.source, address, message);
             return Ok(());
         }
         let at = self.translate(address, data.len(), Access::Write)?;
@@ -144,7 +145,7 @@ impl Machine {
         let config = vtd_model::Config { host_address_width: HOST_ADDRESS_WIDTH, ..Default::default() };
         Self {
             unit: (!options.no_vtd).then(|| Unit::new(config)),
-            dsa: (!options.no_dsa).then(|| Dsa::new(dsa_model::Config::default())),
+            dsas: if options.no_dsa { Vec::new() } else { DSA_FUNCTIONS.map(|_| Dsa::new(options.dsa())).into() },
             other_messages: 0,
         }
     }
@@ -154,9 +155,7 @@ impl Machine {
         if let Some(unit) = &mut self.unit {
             unit.reset();
         }
-        if let Some(dsa) = &mut self.dsa {
-            dsa.reset();
-        }
+        self.dsas.iter_mut().for_each(Dsa::reset);
     }
 
     /// The tables that firmware has to show.
@@ -175,41 +174,46 @@ impl Machine {
     pub(crate) fn unit_write(&mut self, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
         if let Some(unit) = &mut self.unit {
             unit.write(offset, len, value, host);
-            Path { unit: Some(unit), host }.events();
+            Path { source: UNKNOWN_SOURCE, unit: Some(unit), host }.events();
         }
     }
 
-    /// The DSA with its way upstream.
-    fn dsa<'a>(&'a mut self, host: &'a mut dyn Host) -> Option<(&'a mut Dsa, Path<'a>)> {
-        Some((self.dsa.as_mut()?, Path { unit: self.unit.as_mut(), host }))
+    /// A DSA with its way upstream.
+    fn dsa<'a>(&'a mut self, n: usize, host: &'a mut dyn Host) -> Option<(&'a mut Dsa, Path<'a>)> {
+        let source = DSA_FUNCTIONS.get(n).copied()?.into();
+        Some((self.dsas.get_mut(n)?, Path { source, unit: self.unit.as_mut(), host }))
     }
 
-    pub(crate) fn bar0_read(&self, offset: u64, len: usize) -> u64 {
-        self.dsa.as_ref().map_or(u64::MAX, |dsa| dsa.bar0_read(offset, len))
+    pub(crate) fn bar0_read(&self, n: usize, offset: u64, len: usize) -> u64 {
+        self.dsas.get(n).map_or(u64::MAX, |dsa| dsa.bar0_read(offset, len))
     }
 
-    pub(crate) fn bar0_write(&mut self, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
-        if let Some((dsa, mut path)) = self.dsa(host) {
+    pub(crate) fn bar0_write(&mut self, n: usize, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
+        if let Some((dsa, mut path)) = self.dsa(n, host) {
             dsa.bar0_write(offset, len, value, &mut path);
         }
     }
 
     /// A store to a portal. Says whether there is work for the engines now.
-    pub(crate) fn portal_write(&mut self, offset: u64, data: &[u8]) -> bool {
-        self.dsa.as_mut().is_some_and(|dsa| dsa.portal_write(offset, data) == PortalWrite::Queued)
+    pub(crate) fn portal_write(&mut self, n: usize, offset: u64, data: &[u8]) -> bool {
+        self.dsas.get_mut(n).is_some_and(|dsa| dsa.portal_write(offset, data) == PortalWrite::Queued)
     }
 
     /// Lets the engines work. Says whether more is waiting.
     pub(crate) fn work(&mut self, host: &mut dyn Host) -> bool {
-        self.dsa(host).is_some_and(|(dsa, mut path)| dsa.work(&mut path))
+        let mut more = false;
+        for n in 0..DSA_FUNCTIONS.len() {
+            more |= self.dsa(n, host).is_some_and(|(dsa, mut path)| dsa.work(&mut path));
+        }
+        more
     }
 
-    pub(crate) fn config_read(&self, offset: u16, len: usize) -> u32 {
-        self.dsa.as_ref().map_or(u32::MAX, |dsa| dsa.config_read(offset, len))
+    pub(crate) fn config_read(&self, n: usize, offset: u16, len: usize) -> u32 {
+        self.dsas.get(n).map_or(u32::MAX, |dsa| dsa.config_read(offset, len))
     }
 
-    pub(crate) fn config_write(&mut self, offset: u16, len: usize, value: u32, host: &mut dyn Host) {
-        if let Some((dsa, mut path)) = self.dsa(host) {
+    pub(crate) fn config_write(&mut self, n: usize, offset: u16, len: usize, value: u32, host: &mut dyn Host) {
+        if let Some((dsa, mut path)) = self.dsa(n, host) {
             dsa.config_write(offset, len, value, &mut path);
         }
     }
@@ -218,33 +222,39 @@ impl Machine {
     pub(crate) fn other_message(&mut self, address: u64, data: &[u8], host: &mut dyn Host) {
         self.other_messages += 1;
         if let Some(message) = is_message(address, data) {
-            Path { unit: self.unit.as_mut(), host }.message(UNKNOWN_SOURCE, address, message);
+            Path { source: UNKNOWN_SOURCE, unit: self.unit.as_mut(), host }.message(UNKNOWN_SOURCE, address, message);
         }
     }
 
     /// The counters, `key=value` a line.
     pub(crate) fn report(&self) -> String {
         let mut text = String::new();
-        if let Some(dsa) = &self.dsa {
-            let stats = dsa.stats();
-            for (key, value) in [
-                ("descriptors", stats.descriptors),
-                ("bytes", stats.bytes),
-                ("messages", stats.messages),
-                ("pending", stats.pending),
-                ("refused", stats.refused),
-                ("faults", stats.faults),
-                ("enabled", dsa.enabled().into()),
-                ("bus_master", u64::from(dsa.config_read(4, 2) >> 2 & 1)),
-            ] {
-                let _ = writeln!(text, "dsa.{key}={value}");
-            }
+        if !self.dsas.is_empty() {
+            dsa_report(&self.dsas, &mut text);
         }
         if let Some(unit) = &self.unit {
             unit_report(unit, &mut text);
         }
         let _ = writeln!(text, "other.messages={}", self.other_messages);
         text
+    }
+}
+
+/// The sums of all functions.
+fn dsa_report(dsas: &[Dsa], text: &mut String) {
+    type Counter = fn(&Dsa) -> u64;
+    let counters: [(&str, Counter); 8] = [
+        ("descriptors", |dsa| dsa.stats().descriptors),
+        ("bytes", |dsa| dsa.stats().bytes),
+        ("messages", |dsa| dsa.stats().messages),
+        ("pending", |dsa| dsa.stats().pending),
+        ("refused", |dsa| dsa.stats().refused),
+        ("faults", |dsa| dsa.stats().faults),
+        ("enabled", |dsa| dsa.enabled().into()),
+        ("bus_master", |dsa| u64::from(dsa.config_read(4, 2) >> 2 & 1)),
+    ];
+    for (key, counter) in counters {
+        let _ = writeln!(text, "dsa.{key}={}", dsas.iter().map(counter).sum::<u64>());
     }
 }
 

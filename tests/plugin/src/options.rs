@@ -1,6 +1,9 @@
 //! What the environment asks for.
 
-/// Parts to leave out.
+/// The most that GENCAP's field of six bits can say, in units of 256 slots.
+const MOST_MULTIPLIER: u8 = 63;
+
+/// What differs from the default machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
     /// No remapping unit, and so no DMAR table.
@@ -9,6 +12,8 @@ pub(crate) struct Options {
     pub(crate) no_dsa: bool,
     /// No DMAR table: firmware hides the unit.
     pub(crate) no_dmar: bool,
+    /// Slots of each DSA's store: as many as its registers can tell of.
+    pub(crate) most_slots: bool,
 }
 
 impl Options {
@@ -23,10 +28,21 @@ impl Options {
                 "no-vtd" => options.no_vtd = true,
                 "no-dsa" => options.no_dsa = true,
                 "no-dmar" => options.no_dmar = true,
+                "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
             }
         }
         Ok(options)
+    }
+
+    /// How each DSA is made.
+    pub(crate) fn dsa(&self) -> dsa_model::Config {
+        if !self.most_slots {
+            return dsa_model::Config::default();
+        }
+        let slots = u16::from(MOST_MULTIPLIER) * dsa_model::spec::gencap::IMS_UNIT;
+        let interrupt_handles = slots + dsa_model::spec::MSIX_ENTRIES as u16;
+        dsa_model::Config { ims_multiplier: MOST_MULTIPLIER, interrupt_handles }
     }
 
     /// Whether firmware describes the remapping unit.
@@ -42,8 +58,9 @@ mod tests {
     #[test]
     fn options_are_a_list() {
         assert_eq!(Options::parse(""), Ok(Options::default()));
-        let both = Options { no_vtd: true, no_dsa: true, no_dmar: false };
+        let both = Options { no_vtd: true, no_dsa: true, ..Options::default() };
         assert_eq!(Options::parse("no-vtd, no-dsa"), Ok(both));
+        assert_eq!(Options::parse("most-slots").unwrap().dsa().ims_multiplier, 63);
         assert!(Options::default().dmar() && !both.dmar());
         assert!(!Options { no_dmar: true, ..Options::default() }.dmar());
     }

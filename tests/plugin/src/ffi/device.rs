@@ -5,10 +5,11 @@
 
 use super::symbols::Symbols;
 use super::{PLUGIN, handlers};
-use crate::machine::DSA_FUNCTION;
+use crate::machine::DSA_FUNCTIONS;
 use dsa_model::spec;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// More than `sizeof(bx_pci_device_c)` of any version (2.7: below 600 bytes).
 const ROOM: usize = 2048;
@@ -18,6 +19,10 @@ struct Device {
     vtable: *const c_void,
     fields: [u8; ROOM],
 }
+
+/// The object of each function, once it is made.
+static OBJECTS: [AtomicPtr<c_void>; DSA_FUNCTIONS.len()] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; DSA_FUNCTIONS.len()];
 
 /// The virtual functions of `bx_pci_device_c`, in the order of its declaration (iodev.h).
 #[repr(C)]
@@ -65,7 +70,13 @@ static VTABLE: Vtable = Vtable {
 ///
 /// `plugin` and `kind` are those that Bochs passed to INIT, and it happens once.
 pub(super) unsafe fn register(symbols: &Symbols, plugin: *mut c_void, kind: u16) {
-    // Bochs keeps pointers to it until the process ends.
+    let object = make(symbols, 0);
+    // SAFETY: the caller's promise; the object stays, and so does the name.
+    unsafe { (symbols.register_device)(plugin, kind, object.cast(), c"ims".as_ptr()) };
+}
+
+/// An object for PCI function `number`. Bochs keeps pointers to it until the process ends.
+fn make(symbols: &Symbols, number: usize) -> *mut Device {
     let device: &'static mut Device = Box::leak(Box::new(Device { vtable: ptr::null(), fields: [0; ROOM] }));
     let object: *mut Device = device;
     let vtable = (&raw const VTABLE.methods).cast();
@@ -75,8 +86,14 @@ pub(super) unsafe fn register(symbols: &Symbols, plugin: *mut c_void, kind: u16)
         (symbols.construct_log)(object.cast());
         (*object).vtable = vtable;
         (symbols.name_log)(object.cast(), c"ims".as_ptr(), c"IMS".as_ptr());
-        (symbols.register_device)(plugin, kind, object.cast(), c"ims".as_ptr());
     }
+    OBJECTS[number].store(object.cast(), Ordering::Relaxed);
+    object
+}
+
+/// Which function an object is; one more than there are for something else.
+pub(super) fn number(object: *mut c_void) -> usize {
+    OBJECTS.iter().position(|known| known.load(Ordering::Relaxed) == object).unwrap_or(OBJECTS.len())
 }
 
 extern "C" fn nothing(_: *mut Device) {}
@@ -87,7 +104,7 @@ extern "C" fn debug_dump(_: *mut Device, _: c_int, _: *mut *mut c_char) {}
 extern "C" fn init(device: *mut Device) {
     let Some(plugin) = PLUGIN.get() else { return };
     let installed = handlers::install(plugin)
-        .and_then(|()| if plugin.options.no_dsa { Ok(()) } else { install_function(&plugin.symbols, device) });
+        .and_then(|()| if plugin.options.no_dsa { Ok(()) } else { install_functions(&plugin.symbols, device) });
     if let Err(error) = installed {
         // There is nobody to return an error to, and the machine is not what was asked for.
         eprintln!("libbx_ims: {error}");
@@ -95,16 +112,22 @@ extern "C" fn init(device: *mut Device) {
     }
 }
 
-/// The PCI function with its two BARs.
-fn install_function(symbols: &Symbols, device: *mut Device) -> Result<(), String> {
-    let mut function = DSA_FUNCTION;
+/// All functions. The first one's object is the one that Bochs initialises.
+fn install_functions(symbols: &Symbols, first: *mut Device) -> Result<(), String> {
+    install_function(symbols, first, DSA_FUNCTIONS[0])?;
+    (1..DSA_FUNCTIONS.len()).try_for_each(|n| install_function(symbols, make(symbols, n), DSA_FUNCTIONS[n]))
+}
+
+/// A PCI function with its two BARs.
+fn install_function(symbols: &Symbols, device: *mut Device, place: u8) -> Result<(), String> {
+    let mut function = place;
     let device: *mut c_void = device.cast();
     // SAFETY: `device` is our object, which Bochs passed to its init; the strings stay; the handlers are of this library.
     let registered = unsafe {
         (symbols.register_pci)(symbols.devices.0, device, &mut function, c"ims".as_ptr(), c"DSA model".as_ptr(), 0)
     };
-    if !registered || function != DSA_FUNCTION {
-        return Err("PCI function 00:1e.0 is taken".to_string());
+    if !registered || function != place {
+        return Err(format!("PCI function 00:{:02x}.0 is taken", place >> 3));
     }
     // SAFETY: as above.
     unsafe {
@@ -132,11 +155,13 @@ extern "C" fn pci_read(device: *mut Device, register: u8, len: u32) -> u32 {
         // SAFETY: `device` is our object, which Bochs passed; the registers lie within its 256 bytes.
         return unsafe { (plugin.symbols.read_config)(device.cast(), register, len) };
     }
-    plugin.with(|machine, _| machine.config_read(register.into(), len as usize)).unwrap_or(u32::MAX)
+    let number = number(device.cast());
+    plugin.with(|machine, _| machine.config_read(number, register.into(), len as usize)).unwrap_or(u32::MAX)
 }
 
-extern "C" fn pci_write(_: *mut Device, register: u8, value: u32, len: u32) {
+extern "C" fn pci_write(device: *mut Device, register: u8, value: u32, len: u32) {
     if let Some(plugin) = PLUGIN.get() {
-        plugin.with(|machine, host| machine.config_write(register.into(), len as usize, value, host));
+        let number = number(device.cast());
+        plugin.with(|machine, host| machine.config_write(number, register.into(), len as usize, value, host));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{PLUGIN, Plugin};
 use crate::acpi;
-use crate::machine::{DSA_FUNCTION, ECAM, MESSAGES, UNIT_BASE};
+use crate::machine::{DSA_FUNCTIONS, ECAM, MESSAGES, UNIT_BASE};
 use dsa_model::spec::{BAR0_SIZE, BAR2_SIZE};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -71,13 +71,18 @@ fn pour(bytes: &[u8], offset: u64, mut write: impl FnMut(u64, usize, u64)) {
 }
 
 macro_rules! handlers {
-    ($($(#[$doc:meta])* $name:ident, $access:ident: |$address:ident, $plugin:ident, $bytes:ident| $body:expr;)*) => {
+    ($($(#[$doc:meta])* $name:ident, $access:ident: |$address:ident, $object:ident, $plugin:ident, $bytes:ident| $body:expr;)*) => {
         $($(#[$doc])*
         ///
         /// # Safety
         ///
-        /// Bochs calls it with `data` of `len` bytes.
-        pub(super) unsafe extern "C" fn $name($address: u64, len: u32, data: *mut c_void, _: *mut c_void) -> bool {
+        /// Bochs calls it with `data` of `len` bytes, and the object that it was registered with.
+        pub(super) unsafe extern "C" fn $name(
+            $address: u64,
+            len: u32,
+            data: *mut c_void,
+            $object: *mut c_void,
+        ) -> bool {
             // SAFETY: the caller's promise, passed on.
             unsafe { $access(len, data, |$plugin, $bytes| $body) }
         })*
@@ -86,53 +91,56 @@ macro_rules! handlers {
 
 handlers! {
     /// A read of the remapping unit's registers; only the first page of the 64 KiB that Bochs hands out is theirs.
-    unit_read, read: |address, plugin, bytes| {
+    unit_read, read: |address, _object, plugin, bytes| {
         let offset = address - UNIT_BASE;
         if offset < vtd_model::Unit::REGISTER_SPACE {
             plugin.with(|machine, _| fill(bytes, offset, |at, len| machine.unit_read(at, len)));
         }
     };
     /// A write of the remapping unit's registers.
-    unit_write, write: |address, plugin, bytes| {
+    unit_write, write: |address, _object, plugin, bytes| {
         let offset = address - UNIT_BASE;
         if offset < vtd_model::Unit::REGISTER_SPACE {
             plugin.with(|machine, host| pour(bytes, offset, |at, len, value| machine.unit_write(at, len, value, host)));
         }
     };
     /// A read of the message window: nothing answers.
-    message_read, read: |_address, _plugin, _bytes| ();
+    message_read, read: |_address, _object, _plugin, _bytes| ();
     /// A write to the message window: another device's message.
-    message_write, write: |address, plugin, bytes| {
+    message_write, write: |address, _object, plugin, bytes| {
         plugin.with(|machine, host| machine.other_message(address, bytes, host));
     };
     /// A read of the DSA's BAR0. BARs are naturally aligned, so the address has the offset.
-    bar0_read, read: |address, plugin, bytes| {
+    bar0_read, read: |address, object, plugin, bytes| {
+        let dsa = super::device::number(object);
         let offset = address % u64::from(BAR0_SIZE);
-        plugin.with(|machine, _| fill(bytes, offset, |at, len| machine.bar0_read(at, len)));
+        plugin.with(|machine, _| fill(bytes, offset, |at, len| machine.bar0_read(dsa, at, len)));
     };
     /// A write of the DSA's BAR0.
-    bar0_write, write: |address, plugin, bytes| {
+    bar0_write, write: |address, object, plugin, bytes| {
+        let dsa = super::device::number(object);
         let offset = address % u64::from(BAR0_SIZE);
-        plugin.with(|machine, host| pour(bytes, offset, |at, len, value| machine.bar0_write(at, len, value, host)));
+        plugin.with(|machine, host| pour(bytes, offset, |at, len, value| machine.bar0_write(dsa, at, len, value, host)));
     };
     /// A read of a portal: they are write-only.
-    portal_read, read: |_address, _plugin, _bytes| ();
+    portal_read, read: |_address, _object, _plugin, _bytes| ();
     /// A write to a portal.
-    portal_write, write: |address, plugin, bytes| {
+    portal_write, write: |address, object, plugin, bytes| {
+        let dsa = super::device::number(object);
         let offset = address % u64::from(BAR2_SIZE);
-        if plugin.with(|machine, _| machine.portal_write(offset, bytes)) == Some(true) {
+        if plugin.with(|machine, _| machine.portal_write(dsa, offset, bytes)) == Some(true) {
             start_engines(plugin);
         }
     };
     /// A read of the ECAM window.
-    ecam_read, read: |address, plugin, bytes| {
+    ecam_read, read: |address, _object, plugin, bytes| {
         for (n, chunk) in (0..).step_by(4).zip(bytes.chunks_mut(4)) {
             let value = ecam_read_dword(plugin, address - ECAM.start() + n, chunk.len()).to_le_bytes();
             chunk.iter_mut().zip(value).for_each(|(place, byte)| *place = byte);
         }
     };
     /// A write to the ECAM window.
-    ecam_write, write: |address, plugin, bytes| {
+    ecam_write, write: |address, _object, plugin, bytes| {
         for (n, chunk) in (0..).step_by(4).zip(bytes.chunks(4)) {
             let value = chunk.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
             ecam_write_dword(plugin, address - ECAM.start() + n, chunk.len(), value);
@@ -164,7 +172,12 @@ fn through_ports<R>(
     result
 }
 
-/// The first 256 bytes of every function come by the ports, so that both ways always agree. Beyond them only the DSA has
+/// Which DSA a function is.
+fn dsa_at(function: u8) -> Option<usize> {
+    DSA_FUNCTIONS.iter().position(|place| *place == function)
+}
+
+/// The first 256 bytes of every function come by the ports, so that both ways always agree. Beyond them only DSAs have
 /// anything.
 fn ecam_read_dword(plugin: &Plugin, offset: u64, len: usize) -> u32 {
     let (function, register) = ecam_place(offset);
@@ -174,10 +187,8 @@ fn ecam_read_dword(plugin: &Plugin, offset: u64, len: usize) -> u32 {
     if register < 0x100 {
         return through_ports(plugin, function, register, |host, port| host.port_in(port, len as u32));
     }
-    if function != DSA_FUNCTION {
-        return u32::MAX;
-    }
-    plugin.with(|machine, _| machine.config_read(register, len)).unwrap_or(u32::MAX)
+    let Some(dsa) = dsa_at(function) else { return u32::MAX };
+    plugin.with(|machine, _| machine.config_read(dsa, register, len)).unwrap_or(u32::MAX)
 }
 
 fn ecam_write_dword(plugin: &Plugin, offset: u64, len: usize, value: u32) {
@@ -187,8 +198,8 @@ fn ecam_write_dword(plugin: &Plugin, offset: u64, len: usize, value: u32) {
     }
     if register < 0x100 {
         through_ports(plugin, function, register, |host, port| host.port_out(port, value, len as u32));
-    } else if function == DSA_FUNCTION {
-        plugin.with(|machine, host| machine.config_write(register, len, value, host));
+    } else if let Some(dsa) = dsa_at(function) {
+        plugin.with(|machine, host| machine.config_write(dsa, register, len, value, host));
     }
 }
 

@@ -35,24 +35,24 @@ fn edge(vector: u8, dest: u32) -> Interrupt {
 fn ready(options: &str) -> (Machine, Fake) {
     let mut machine = Machine::new(&Options::parse(options).unwrap());
     let mut host = Fake { ram: Ram::new(0x100_0000), delivered: Vec::new() };
-    machine.config_write(4, 2, 6, &mut host);
+    machine.config_write(0, 4, 2, 6, &mut host);
     for (offset, value) in [(0x1000, 1), (0x1020, 1), (0x2000, 16), (0x2008, 16 << 32 | 0x11)] {
-        machine.bar0_write(offset, 8, value, &mut host);
+        machine.bar0_write(0, offset, 8, value, &mut host);
     }
     for command in [1 << 20, 6 << 20] {
-        machine.bar0_write(0xa0, 4, command, &mut host);
-        assert_eq!(machine.bar0_read(0xa8, 4), 0);
+        machine.bar0_write(0, 0xa0, 4, command, &mut host);
+        assert_eq!(machine.bar0_read(0, 0xa8, 4), 0);
     }
     (machine, host)
 }
 
 /// A NOP with record and interrupt through IMS slot 0, which holds this message.
 fn nop(machine: &mut Machine, host: &mut Fake, address: u64, data: u64) -> u8 {
-    machine.bar0_write(0x4_0000, 8, address, host);
-    machine.bar0_write(0x4_0008, 8, data, host);
+    machine.bar0_write(0, 0x4_0000, 8, address, host);
+    machine.bar0_write(0, 0x4_0008, 8, data, host);
     host.ram.set_u64(RECORD, 0);
     for (n, word) in [0x1c << 32, RECORD, 0, 0, 0, 0, 0, 0u64].into_iter().enumerate() {
-        assert_eq!(machine.portal_write(0x2000 + 8 * n as u64, &word.to_le_bytes()), n == 7);
+        assert_eq!(machine.portal_write(0, 0x2000 + 8 * n as u64, &word.to_le_bytes()), n == 7);
     }
     assert!(!machine.work(host));
     host.ram.u64(RECORD) as u8
@@ -114,7 +114,7 @@ fn the_units_own_events_are_not_remapped() {
 #[test]
 fn dma_beyond_memory_or_into_the_message_window_faults() {
     let (mut machine, mut host) = ready("no-vtd");
-    let mut path = Path { unit: None, host: &mut host };
+    let mut path = Path { source: DSA_FUNCTIONS[0].into(), unit: None, host: &mut host };
     assert_eq!(path.read(0x100_0000, &mut [0; 8]), Err(Fault));
     assert_eq!(path.write(0xfee0_0000, &[0; 8]), Err(Fault));
     assert_eq!(path.read(0xfee0_0000, &mut [0; 4]), Err(Fault));
@@ -127,8 +127,8 @@ fn dma_beyond_memory_or_into_the_message_window_faults() {
 fn parts_left_out_read_as_ones() {
     let mut machine = Machine::new(&Options::parse("no-vtd,no-dsa").unwrap());
     let options = Options::default();
-    assert_eq!((machine.unit_read(0, 4), machine.bar0_read(0, 4), machine.config_read(0, 4)), (!0, !0, !0));
-    assert!(!machine.portal_write(0, &[0; 64]));
+    assert_eq!((machine.unit_read(0, 4), machine.bar0_read(0, 0, 4), machine.config_read(0, 0, 4)), (!0, !0, !0));
+    assert!(!machine.portal_write(0, 0, &[0; 64]));
     assert_eq!(machine.report(), "other.messages=0\n");
     assert_eq!(machine.tables(&options).len(), 2);
     assert_eq!(machine.tables(&Options { no_dmar: true, ..options }).len(), 1);
@@ -158,7 +158,7 @@ fn dma_is_translated_by_requester() {
     assert_eq!(nop(&mut machine, &mut host, 0xfee0_0000, 0x41), 0, "nothing at the untranslated address");
     assert_eq!(host.ram.u64(0x20_5000) as u8, 1);
     // The next page is not mapped: its access is blocked, and recorded.
-    let mut path = Path { unit: machine.unit.as_mut(), host: &mut host };
+    let mut path = Path { source: DSA_FUNCTIONS[0].into(), unit: machine.unit.as_mut(), host: &mut host };
     assert_eq!(path.write(RECORD + 0x1000, &[0; 32]), Err(Fault));
     assert!(machine.report().lines().any(|line| line == "vtd.dma_faults=1"));
 }
