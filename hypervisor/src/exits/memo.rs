@@ -10,7 +10,8 @@ use alloc::boxed::Box;
 use super::decode::{Decoded, Mode};
 use super::walk::Walked;
 
-/// Instructions that are remembered. A power of two.
+/// Places for instructions, a power of two; each is for two of them, so that a function that masks and one that unmasks do not push each
+/// other's out all the time.
 const PLACES: usize = 128;
 /// Pages of code that are remembered. A power of two.
 const PAGES: usize = 16;
@@ -30,13 +31,13 @@ struct Entry {
 /// What one virtual processor has executed.
 #[derive(Clone, Debug)]
 pub struct Memo {
-    instructions: Box<[Option<Entry>; PLACES]>,
+    instructions: Box<[[Option<Entry>; 2]; PLACES]>,
     pages: Box<[Option<Walked>; PAGES]>,
 }
 
 impl Default for Memo {
     fn default() -> Self {
-        Self { instructions: Box::new([const { None }; PLACES]), pages: Box::new([const { None }; PAGES]) }
+        Self { instructions: Box::new([const { [None, None] }; PLACES]), pages: Box::new([const { None }; PAGES]) }
     }
 }
 
@@ -44,13 +45,19 @@ impl Memo {
     /// What the instruction does, if it was decoded before.
     #[inline]
     pub fn find(&self, rip: u64, mode: Mode, bytes: Bytes) -> Option<&Decoded> {
-        let entry = self.instructions[place(rip)].as_ref()?;
-        (entry.rip == rip && entry.mode == mode && entry.bytes == bytes).then_some(&entry.decoded)
+        let is_it = |entry: &&Entry| entry.rip == rip && entry.mode == mode && entry.bytes == bytes;
+        let [newer, older] = &self.instructions[place(rip)];
+        let found = newer.as_ref().filter(is_it).or_else(|| older.as_ref().filter(is_it))?;
+        Some(&found.decoded)
     }
 
-    /// Remembers an instruction, in the place of another one.
+    /// Remembers an instruction, in the place of the older one there, or of what was at its address.
     pub fn keep(&mut self, rip: u64, mode: Mode, bytes: Bytes, decoded: Decoded) {
-        self.instructions[place(rip)] = Some(Entry { rip, mode, bytes, decoded });
+        let [newer, older] = &mut self.instructions[place(rip)];
+        if newer.as_ref().is_some_and(|entry| entry.rip != rip) {
+            *older = *newer;
+        }
+        *newer = Some(Entry { rip, mode, bytes, decoded });
     }
 
     /// A walk for the execution of code at or near `rip`, or of other code.
@@ -96,13 +103,15 @@ mod tests {
     }
 
     #[test]
-    fn the_stores_of_an_unrolled_loop_all_have_their_places() {
+    fn the_stores_of_two_unrolled_loops_all_have_their_places() {
         let mut memo = Memo::default();
         let decoded = Decoded { length: 7, operation: Operation::NoAccess };
         let loop_of = |length: u64| (0..512 / length).map(move |n| 0x40_1003 + n * length);
         for length in [4, 6, 7, 10, 11] {
-            loop_of(length).for_each(|rip| memo.keep(rip, Mode::Bits64, [rip, 0], decoded));
-            assert!(loop_of(length).all(|rip| memo.find(rip, Mode::Bits64, [rip, 0]).is_some()), "{length}");
+            // And those of another one, which are at the same places.
+            let both = || loop_of(length).chain(loop_of(length).map(|rip| rip + 0x4_0000));
+            both().for_each(|rip| memo.keep(rip, Mode::Bits64, [rip, 0], decoded));
+            assert!(both().all(|rip| memo.find(rip, Mode::Bits64, [rip, 0]).is_some()), "{length}");
         }
     }
 }
