@@ -15,7 +15,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(120);
 
 fn boot(image: &Path) -> Result<Outcome> {
-    let config = Config { silence: SILENCE, limit: LIMIT, ..Config::default() };
+    let config = Config { cpus: 2, silence: SILENCE, limit: LIMIT, ..Config::default() };
     Ok(machine::start_on(Kind::Tcg, bench::paths()?, bench::qemu_tools()?, &config, image, &[])?.finish())
 }
 
@@ -96,14 +96,20 @@ cases! { CHECKED, passed:
     msi_to_reserved_bits_is_refused
     msi_from_another_source_is_refused
     msi_follows_a_retarget
+    msi_follows_a_retarget_to_another_processor
     msi_to_a_retired_entry_is_refused
     each_index_leads_to_its_own_vector
     msix_arrives_at_its_vector
     msix_of_two_queues_arrives_at_two_vectors
     msix_from_another_source_is_refused
     msix_follows_a_retarget
+    a_posting_entry_is_not_made_where_the_unit_cannot_post
     the_queue_goes_on_after_a_refused_descriptor
     the_queue_wraps_around
+    a_unit_in_use_is_taken_over_with_32_bit_destinations
+    destinations_of_32_bits_are_reached
+    the_new_table_is_the_one_in_use
+    a_domain_of_the_old_unit_is_refused
 }
 
 cases! { UNCHECKED, unchecked:

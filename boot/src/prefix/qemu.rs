@@ -69,8 +69,12 @@ pub fn qemu(paths: &Paths) -> Result<Qemu> {
 /// A QEMU of the system, or what it is instead of one that works.
 fn of_system(file: PathBuf) -> std::result::Result<Qemu, String> {
     let program = Program::of_system(file);
-    match version(&program) {
-        Some(version) if works(&version) => Ok(Qemu { program, firmware: Vec::new() }),
+    judge(version(&program)).map(|()| Qemu { program, firmware: Vec::new() })
+}
+
+fn judge(version: Option<String>) -> std::result::Result<(), String> {
+    match version {
+        Some(version) if works(&version) => Ok(()),
         Some(version) => Err(format!("QEMU {version}")),
         None => Err("no QEMU".to_owned()),
     }
@@ -129,6 +133,10 @@ mod tests {
 
     #[test]
     fn a_program_that_is_too_old_or_no_qemu_is_named() {
+        let judge = |version: Option<&str>| judge(version.map(str::to_owned));
+        assert_eq!(judge(Some("10.0.2")), Ok(()));
+        assert_eq!(judge(Some("7.2.17")), Err("QEMU 7.2.17".to_owned()));
+        assert_eq!(judge(None), Err("no QEMU".to_owned()));
         assert_eq!(of_system("/bin/true".into()).unwrap_err(), "no QEMU");
     }
 

@@ -44,6 +44,8 @@ pub struct Bed {
     pub unit: Unit,
     /// The processor that interrupts are for.
     pub apic_id: u32,
+    /// The second processor.
+    pub other: u32,
     /// The device whose DMA goes wherever it is told.
     pub edu: Edu,
     /// The device with MSI-X.
@@ -63,6 +65,7 @@ impl Bed {
         machine: &'static Machine,
         units: Vec<Option<Unit>>,
         apic_id: u32,
+        other: u32,
     ) -> Result<Self, &'static str> {
         let find = |(vendor, device)| machine.functions().iter().find(|f| (f.vendor, f.device) == (vendor, device));
         let edu = find(EDU).ok_or("the machine has no edu")?;
@@ -73,7 +76,7 @@ impl Bed {
         let domain = domain(&unit, &ram).ok_or("no domain")?;
         let raw = Raw::new(register_base(loader, number).ok_or("no DMAR")?)?;
         let (edu, nvme) = (Edu::new(machine, edu)?, Nvme::new(machine, nvme)?);
-        Ok(Self { unit, apic_id, edu, nvme, domain, ram, raw })
+        Ok(Self { unit, apic_id, other, edu, nvme, domain, ram, raw })
     }
 
     /// A present entry for messages of `source`, that leads to `vector` of this processor.

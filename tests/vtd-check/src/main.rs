@@ -13,6 +13,7 @@ mod bed;
 mod cases;
 mod edu;
 mod nvme;
+mod other;
 mod raw;
 
 use alloc::boxed::Box;
@@ -51,7 +52,8 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&loader)));
     let units = machine.bring_up_units(ENTRIES, apic_id);
     event!("machine functions={} vtd_units={}", machine.functions().len(), units.iter().flatten().count());
-    let mut bed = Bed::new(&loader, machine, units, apic_id).unwrap_or_else(|why| refuse("bed", why));
+    let other = other::start(machine, apic_id).unwrap_or_else(|why| refuse("processor", why));
+    let mut bed = Bed::new(&loader, machine, units, apic_id, other).unwrap_or_else(|why| refuse("bed", why));
     power::end(cases::run(&mut bed))
 }
 

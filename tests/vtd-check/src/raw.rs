@@ -11,14 +11,15 @@ use imsvisor::{
 
 const PAGE: u64 = 4096;
 const SLOT: u64 = 16;
-/// As much of the unit's registers as is used here.
-const REGISTERS: usize = 0x100;
+/// Bytes of the unit's registers.
+pub const REGISTERS: usize = 0x1000;
 
 /// A descriptor of a type that there is not, with bits that are reserved in all types.
 const NO_DESCRIPTOR: u128 = u128::MAX;
 
 /// The unit's registers, and through them its tables.
 pub struct Raw {
+    base: Hpa,
     registers: Mmio,
 }
 
@@ -26,7 +27,14 @@ impl Raw {
     /// The unit at `base`, whose registers are mapped.
     pub fn new(base: Hpa) -> Result<Self, &'static str> {
         // SAFETY: the unit has been brought up, so its registers are mapped; only what the cases say is written.
-        unsafe { Mmio::new(base, REGISTERS) }.map(|registers| Self { registers }).ok_or("misplaced registers")
+        let registers = unsafe { Mmio::new(base, REGISTERS) }.ok_or("misplaced registers")?;
+        Ok(Self { base, registers })
+    }
+
+    /// The registers, for another owner.
+    pub fn registers(&self) -> Result<Mmio, &'static str> {
+        // SAFETY: as in `new`. The former owner gives no commands any more.
+        unsafe { Mmio::new(self.base, REGISTERS) }.ok_or("misplaced registers")
     }
 
     /// An entry of the interrupt remapping table.

@@ -3,14 +3,15 @@
 use alloc::{format, string::String, vec::Vec};
 
 use imsvisor::{
-    addr::{Bdf, Gpa},
-    vtd::{Request, message, spec::irte::Irte},
+    addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    vtd::{Error, Request, Route, message, spec::irte::Irte},
 };
 
 use super::{Case, Found, Verdict, only_fault, only_vector};
 use crate::{
     bed::{Bed, WINDOW},
     nvme::IO_VECTOR,
+    other,
 };
 
 pub const CASES: &[Case] = &[
@@ -26,12 +27,14 @@ pub const CASES: &[Case] = &[
     ("msi-to-reserved-bits-is-refused", msi_reserved),
     ("msi-from-another-source-is-refused", msi_source),
     ("msi-follows-a-retarget", msi_retarget),
+    ("msi-follows-a-retarget-to-another-processor", msi_affinity),
     ("msi-to-a-retired-entry-is-refused", msi_retired),
     ("each-index-leads-to-its-own-vector", indexes),
     ("msix-arrives-at-its-vector", msix),
     ("msix-of-two-queues-arrives-at-two-vectors", msix_two),
     ("msix-from-another-source-is-refused", msix_source),
     ("msix-follows-a-retarget", msix_retarget),
+    ("a-posting-entry-is-not-made-where-the-unit-cannot-post", posting),
     ("a-message-in-the-compatibility-format", compatibility),
     ("an-entry-that-was-not-flushed", unflushed),
 ];
@@ -188,6 +191,19 @@ fn msi_retarget(bed: &mut Bed) -> Verdict {
     retarget(bed, bed.edu.bdf, send_msi)
 }
 
+fn msi_affinity(bed: &mut Bed) -> Verdict {
+    let index = bed.bind(bed.edu.bdf, ONE)?;
+    send_msi(bed, index)?;
+    only_vector(&bed.seen(), ONE)?;
+    bed.unit.program(index, Route::Remapped { vector: OTHER, destination: bed.other }).map_err(failed)?;
+    bed.flush(index)?;
+    bed.edu.interrupt();
+    let (there, here) = (other::seen(), bed.seen());
+    bed.retire(index)?;
+    let right = there == [OTHER] && here.vectors.is_empty() && here.faults.is_empty();
+    if right { Ok(Found::Right) } else { Err(format!("there {there:x?}, here {}", super::told(&here))) }
+}
+
 fn msi_retired(bed: &mut Bed) -> Verdict {
     let index = bed.bind(bed.edu.bdf, ONE)?;
     send_msi(bed, index)?;
@@ -205,8 +221,24 @@ fn indexes(bed: &mut Bed) -> Verdict {
         send_msi(bed, index)?;
         only_vector(&bed.seen(), vector(i))?;
     }
-    bound.iter().try_for_each(|&index| bed.retire(index))?;
+    retire_all(bed, &bound)?;
+    for &index in &bound {
+        send_msi(bed, index)?;
+        only_fault(&bed.seen(), Some(bed.edu.bdf), NOT_PRESENT, Request::Interrupt(index))?;
+    }
     Ok(Found::Right)
+}
+
+/// With one flush, whose descriptors name blocks of entries.
+fn retire_all(bed: &Bed, indexes: &[u16]) -> Result<(), String> {
+    indexes.iter().try_for_each(|&index| bed.unit.clear(index)).map_err(failed)?;
+    let before = bed.unit.statistics();
+    bed.unit.flush_entries(indexes.iter().copied()).map_err(failed)?;
+    let after = bed.unit.statistics();
+    if after.waits != before.waits + 1 || after.flushes >= before.flushes + indexes.len() as u64 {
+        return Err(format!("{before:?}, then {after:?}"));
+    }
+    indexes.iter().try_for_each(|&index| bed.unit.release(index)).map_err(failed)
 }
 
 fn msix(bed: &mut Bed) -> Verdict {
@@ -261,6 +293,16 @@ fn msix_retarget(bed: &mut Bed) -> Verdict {
     bed.retire(index)?;
     only_vector(&before, ONE)?;
     only_vector(&after, OTHER)
+}
+
+/// QEMU's unit has CAP.PI = 0, and would take such an entry for one that leads to a vector.
+fn posting(bed: &mut Bed) -> Verdict {
+    let route = Route::Posted { descriptor: Hpa::new(PAGE_SIZE), vector: ONE };
+    match (bed.unit.unit().capabilities().posts(), bed.unit.bind(bed.edu.bdf, route)) {
+        (false, Err(Error::NoPosting)) => Ok(Found::Right),
+        (true, _) => Err("this unit posts: it needs cases of its own".into()),
+        (false, result) => Err(format!("{result:?}")),
+    }
 }
 
 /// Section 5.1.4: with CFI off such a message is to be refused (fault 0x25).
