@@ -52,9 +52,13 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     ThisCpu::install(0, apic_id);
     exits::decode::prepare();
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&loader)));
-    let processor = Processor::bring_up(bases).unwrap_or_else(|why| refuse("vmx", why));
     let others = smp::others(machine.apic_ids(), apic_id);
     let service = service(machine, apic_id, &others);
+    let processor = Processor::bring_up(bases).unwrap_or_else(|why| {
+        // What the machine does have is known by now.
+        tell(machine, service, 1);
+        refuse("vmx", why)
+    });
     assign::make_room(machine, service.ports());
     let work = WORK.call_once(|| Work::new(machine, service, loader.modules(), apic_id, tsc));
     let started = smp::start(&others, processor_entry);

@@ -169,6 +169,13 @@ fn every_case_is_judged_here_and_the_image_comes_to_its_end() {
 }
 
 #[test]
+fn the_hypervisor_itself_finds_functions_and_brings_the_remapping_unit_up() {
+    let machine = event(hypervisor(), "machine");
+    assert_eq!(machine.number("vtd_units"), Some(1), "{}", told(hypervisor()));
+    assert_eq!(machine.number("functions"), event(check(), "machine").number("functions"), "{machine}");
+}
+
+#[test]
 fn without_vmx_the_hypervisor_says_so_and_ends() {
     let outcome = hypervisor();
     let refused = event(outcome, "refused");
