@@ -11,7 +11,7 @@ use crate::image::Module;
 use crate::machine::{Config, Kind};
 use crate::words;
 
-/// The guest that runs when none is named.
+/// The guest that runs, in two ways, when none is named.
 const DEMO: &str = "demo";
 
 const AFTER_HELP: &str = "\
@@ -46,8 +46,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
 
-    /// A guest to run instead of the demo: the name of one of ours or the path of an ELF image, then its options (mem=64M,
-    /// device=dsa, cmdline="…"); may be given several times
+    /// A guest to run instead of the demos: the name of one of ours or the path of an ELF image, then its options (mem=64M,
+    /// cpus=2, device=dsa, cmdline="…"); may be given several times
     #[arg(long = "guest", value_name = "GUEST OPTION=VALUE …")]
     pub guests: Vec<String>,
 
@@ -56,7 +56,7 @@ pub struct Options {
     pub memory: u32,
 
     /// The machine's processors
-    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub cpus: u32,
 
     /// End a run that takes longer than this
@@ -93,8 +93,7 @@ impl Options {
     /// The guests that were asked for; the demo if none was. With a device where the machine has one of ours.
     pub fn wishes(&self, with_dsa: bool) -> Result<Vec<Wish>> {
         if self.guests.is_empty() {
-            let options = if with_dsa { "mem=64M device=dsa" } else { "mem=64M" };
-            return Ok(vec![Wish::new(&format!("{DEMO} {options}"))?]);
+            return if with_dsa { demos() } else { Ok(vec![Wish::new(&format!("{DEMO} mem=64M"))?]) };
         }
         self.guests.iter().map(|text| Wish::new(text).with_context(|| format!("--guest '{text}'"))).collect()
     }
@@ -102,6 +101,13 @@ impl Options {
 
 fn without_separator(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     arguments.enumerate().filter(|(index, argument)| *index != 1 || argument != "--").map(|(_, argument)| argument)
+}
+
+/// The demo twice, each with a device of its own: interrupts are injected into one and posted to the other.
+fn demos() -> Result<Vec<Wish>> {
+    let mut posted = Wish::new(&format!("{DEMO} mem=64M device=dsa apicv=on cmdline=profile=posted"))?;
+    "posted".clone_into(&mut posted.words[0]);
+    Ok(vec![Wish::new(&format!("{DEMO} mem=64M device=dsa"))?, posted])
 }
 
 /// A guest that was asked for.
@@ -177,7 +183,10 @@ mod tests {
     #[test]
     fn without_guests_the_demo_runs_with_the_device_that_there_is() {
         let options = Options::parse_from(["cargo boot"]);
-        assert_eq!(options.wishes(true).unwrap()[0].words, ["demo", "mem=64M", "device=dsa"]);
+        let both = options.wishes(true).unwrap();
+        assert_eq!(both[0].words, ["demo", "mem=64M", "device=dsa"]);
+        assert_eq!(both[1].words, ["posted", "mem=64M", "device=dsa", "apicv=on", "cmdline=profile=posted"]);
+        assert_eq!((both.len(), both[1].ours()), (2, Some("demo")));
         assert_eq!(options.wishes(false).unwrap()[0].words, ["demo", "mem=64M"]);
     }
 

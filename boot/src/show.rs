@@ -155,10 +155,6 @@ fn rows(summary: &Summary) -> Vec<Row> {
         let texts: Vec<String> = stations.iter().map(|(name, count)| format!("{} {name}", grouped(*count))).collect();
         rows.push(("interrupts", texts.join(" → ")));
     }
-    let posted = summary.plugin.get("vtd.posted").copied().unwrap_or(0);
-    if posted > 0 {
-        rows.push(("", format!("{} of them posted: no VM exit", grouped(posted))));
-    }
     let number = |key: &str| summary.remap.number(key).map_or_else(|| "?".to_owned(), grouped);
     if summary.remap.iter().next().is_some() {
         let (live, most) = (number("live"), number("high_water"));
@@ -191,6 +187,11 @@ fn guest_rows(guest: &Guest) -> Vec<Row> {
         (counted(&guest.interrupts, "hypercalls"), counted(&guest.interrupts, "trapped_writes"))
     {
         rows.push(("requests", format!("{calls} hypercalls, {writes} trapped writes")));
+    }
+    if guest.interrupts.get("posted") == Some("yes") {
+        rows.push(("delivery", "interrupts are posted: no VM exit for any of them".to_owned()));
+    } else if let Some(delivered) = counted(&guest.interrupts, "delivered") {
+        rows.push(("delivery", format!("{delivered} interrupts injected")));
     }
     rows
 }

@@ -5,6 +5,7 @@ use core::arch::asm;
 const ID: u32 = 0x802;
 const TPR: u32 = 0x808;
 const EOI: u32 = 0x80b;
+const IRR: u32 = 0x820;
 const SVR: u32 = 0x80f;
 const ICR: u32 = 0x830;
 const LVT_TIMER: u32 = 0x832;
@@ -77,6 +78,12 @@ pub fn id() -> u32 {
 pub fn send(destination: u32, command: u64) {
     // SAFETY: the x2APIC is enabled, and every vector has a handler.
     unsafe { wrmsr(ICR, u64::from(destination) << 32 | command) }
+}
+
+/// Whether an interrupt is requested that has not been delivered yet.
+pub fn is_requested() -> bool {
+    // SAFETY: the x2APIC is enabled.
+    (0..8).any(|n| unsafe { rdmsr(IRR + n) } != 0)
 }
 
 /// Ends the interrupt in service.

@@ -3,7 +3,7 @@
 
 use core::cell::UnsafeCell;
 
-use super::{Guest, apic, console, exit, interrupts, physical::PhysicalMemory, take_once::TakeOnce};
+use super::{Guest, apic, console, exit, interrupts, physical::PhysicalMemory, profile, take_once::TakeOnce};
 use crate::boot_params::BootParams;
 
 const STACK_SIZE: usize = 64 * 1024;
@@ -64,9 +64,10 @@ unsafe extern "Rust" {
 extern "C" fn enter(boot_params: u64) -> ! {
     static COMMAND_LINE: TakeOnce<[u8; COMMAND_LINE_SIZE]> = TakeOnce::new([0; COMMAND_LINE_SIZE]);
     console::load();
-    interrupts::load();
-    apic::enable();
     let boot = BootParams::new(PhysicalMemory, boot_params);
     let command_line = boot.command_line(COMMAND_LINE.take());
+    profile::choose(command_line);
+    interrupts::load();
+    apic::enable();
     exit(guest_main(&Guest { boot, command_line }))
 }

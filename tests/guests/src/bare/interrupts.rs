@@ -4,7 +4,7 @@ use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering::SeqCst};
 
-use super::{EXIT_EXCEPTION, apic, exit, faults};
+use super::{EXIT_EXCEPTION, apic, exit, faults, profile};
 use crate::println;
 
 /// The vector of non-maskable interrupts, which get no EOI.
@@ -15,6 +15,8 @@ const EXCEPTIONS: u64 = 32;
 const CODE_SEGMENT: u64 = 0x10;
 /// Type and rights of a 64-bit interrupt gate, present, for CPL 0 (SDM 3, 6.14.1).
 const INTERRUPT_GATE: u64 = 0x8e00;
+/// A trap gate: it leaves IF as it is.
+const TRAP_GATE: u64 = 0x8f00;
 
 // Each vector's stub pushes a zero where the processor pushes no error code, and then its number: 16 bytes each.
 global_asm!(
@@ -95,9 +97,9 @@ static TABLE: Table = Table(UnsafeCell::new([[0; 2]; 256]));
 static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
-/// A gate to `stub` (SDM 3, 6.14.1).
-const fn gate(stub: u64) -> [u64; 2] {
-    [stub & 0xffff | CODE_SEGMENT << 16 | INTERRUPT_GATE << 32 | (stub & 0xffff_0000) << 32, stub >> 32]
+/// A gate of a kind to `stub` (SDM 3, 6.14.1).
+const fn gate(stub: u64, kind: u64) -> [u64; 2] {
+    [stub & 0xffff | CODE_SEGMENT << 16 | kind << 32 | (stub & 0xffff_0000) << 32, stub >> 32]
 }
 
 /// Fills the table in and loads it.
@@ -105,11 +107,12 @@ pub(super) fn load() {
     unsafe extern "C" {
         static interrupt_stubs: [[u8; 16]; 256];
     }
+    let kind = if profile::is_posted() { TRAP_GATE } else { INTERRUPT_GATE };
     // SAFETY: the only write, before interrupts are on.
     let table = unsafe { &mut *TABLE.0.get() };
     for (n, entry) in table.iter_mut().enumerate() {
         // SAFETY: the address of a stub; nothing is read.
-        *entry = gate(unsafe { &raw const interrupt_stubs[n] } as u64);
+        *entry = gate(unsafe { &raw const interrupt_stubs[n] } as u64, kind);
     }
     use_table();
 }
@@ -135,7 +138,7 @@ pub fn triple_fault() -> ! {
     unsafe { asm!("int3", "ud2", options(noreturn)) }
 }
 
-/// Calls `handler` with the vector of each interrupt that is not the timer's.
+/// Calls `handler` with the vector of each interrupt that is neither the timer's nor spurious.
 pub fn set_handler(handler: fn(u8)) {
     HANDLER.store(handler as *mut (), SeqCst);
 }
@@ -156,14 +159,15 @@ extern "C" fn dispatch(frame: &mut Frame) {
     }
     COUNTS[usize::from(vector)].fetch_add(1, SeqCst);
     let handler = HANDLER.load(SeqCst);
-    if vector != apic::TIMER_VECTOR && !handler.is_null() {
+    if !matches!(vector, apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR) && !handler.is_null() {
         // SAFETY: `set_handler` stored a function of this type.
         let handler = unsafe { core::mem::transmute::<*mut (), fn(u8)>(handler) };
         handler(vector);
     }
-    if vector != apic::SPURIOUS_VECTOR {
+    if vector != apic::SPURIOUS_VECTOR || profile::is_posted() {
         apic::end_of_interrupt();
     }
+    profile::came();
 }
 
 fn exception(frame: &mut Frame, vector: u8) {

@@ -17,6 +17,7 @@ pub mod lock;
 pub mod physical;
 pub mod poke;
 pub mod port;
+pub mod profile;
 pub mod smp;
 pub mod take_once;
 pub mod vector;
