@@ -33,8 +33,8 @@ const SLOTS: u32 = 16;
 const PLACE: u64 = 0x10_0000;
 const DATA: u64 = PLACE + 0x8000;
 
-/// Looks at a register or at memory until the controller counts as stuck.
-const LOOKS: u32 = 200_000;
+/// Looks at a register until the controller counts as stuck. It works in a thread of its own, on the host's time.
+const LOOKS: u32 = 3_000_000;
 
 /// MSI-X (PCIe 7.7.2): enable bit of the capability, bytes of a table entry.
 const MSIX_ENABLE: u32 = 1 << 31;
@@ -179,21 +179,22 @@ impl Nvme {
         self.registers.write32(doorbell(2 * queue.number), (slot + 1) % SLOTS);
         let phase = u32::from(round.is_multiple_of(2));
         let place = Gpa::new(queue.completions() + u64::from(slot) * 16 + 12);
-        let status = (0..LOOKS).find_map(|_| completed(ram, place, phase)).ok_or("nvme completes nothing")?;
+        let status = (0..LOOKS).find_map(|_| self.completed(ram, place, phase)).ok_or("nvme completes nothing")?;
+        // The register's turn comes after the completion's interrupt has been sent.
         self.registers.write32(doorbell(2 * queue.number + 1), (slot + 1) % SLOTS);
         Ok(status)
+    }
+
+    /// The status of a completion, once its phase is that of this round. A look at a register lets the controller work.
+    fn completed(&self, ram: &Ram, place: Gpa, phase: u32) -> Option<u32> {
+        let _ = self.registers.read32(CSTS);
+        let mut bytes = [0; 4];
+        ram.read(place, &mut bytes).ok()?;
+        let word = u32::from_le_bytes(bytes);
+        (word >> 16 & 1 == phase).then_some(word >> 17)
     }
 }
 
 fn doorbell(number: u32) -> usize {
     DOORBELLS + number as usize * 4
-}
-
-/// The status of a completion, once its phase is that of this round.
-fn completed(ram: &Ram, place: Gpa, phase: u32) -> Option<u32> {
-    core::hint::spin_loop();
-    let mut bytes = [0; 4];
-    ram.read(place, &mut bytes).ok()?;
-    let word = u32::from_le_bytes(bytes);
-    (word >> 16 & 1 == phase).then_some(word >> 17)
 }
