@@ -19,7 +19,9 @@ pub fn arrived(vector: u8) {
 
 /// Notes a vector that this processor would have sent to itself.
 pub fn raise(vector: u8) {
-    this().arrived[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
+    let own = this();
+    own.arrived[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
+    own.any_arrived.store(true, Ordering::Relaxed);
 }
 
 /// Notes an NMI. They have no meaning here; the count goes into the log at the end.
@@ -32,8 +34,10 @@ pub fn nmis() -> u64 {
     this().nmis.load(Ordering::Relaxed)
 }
 
-/// Takes the vectors noted so far, highest first.
+/// Takes the vectors noted so far, highest first. Whoever asks takes all of them.
 pub fn take() -> impl Iterator<Item = u8> {
+    // First, so that one that comes meanwhile is told of.
+    this().any_arrived.store(false, Ordering::Relaxed);
     (0..4u8).rev().flat_map(|word| {
         let mut bits = this().arrived[usize::from(word)].swap(0, Ordering::Relaxed);
         core::iter::from_fn(move || {
@@ -44,10 +48,9 @@ pub fn take() -> impl Iterator<Item = u8> {
     })
 }
 
-/// Whether a vector waits to be taken.
+/// Whether a vector waits to be taken, or was taken just when it came.
 pub fn any() -> bool {
-    let [a, b, c, d] = &this().arrived;
-    [a, b, c, d].iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) != 0
+    this().any_arrived.load(Ordering::Relaxed)
 }
 
 /// Lets pending interrupts in, without waiting for any.

@@ -1,6 +1,6 @@
 //! What each processor has of its own. The GS base leads there while the hypervisor runs; a VM exit sets it back from the VMCS.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicBool, AtomicU64};
 
 /// A processor's own.
 #[repr(C)]
@@ -14,6 +14,8 @@ pub struct ThisCpu {
     pub apic_id: u32,
     /// Vectors that have arrived and were not taken yet.
     pub(super) arrived: [AtomicU64; 4],
+    /// Whether there may be some: asked at each exit.
+    pub(super) any_arrived: AtomicBool,
     /// NMIs so far.
     pub(super) nmis: AtomicU64,
 }

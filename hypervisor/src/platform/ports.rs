@@ -269,6 +269,10 @@ impl Remap for MachinePorts {
     }
 
     fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status> {
+        if let [entry] = *entries {
+            let (unit, index) = self.entry(entry).ok_or(Status::HardwareError)?;
+            return unit.flush_entries(core::iter::once(index)).map_err(|_| Status::HardwareError);
+        }
         for (number, unit) in (0..).zip(&self.units).filter_map(|(number, unit)| Some((number, unit.as_ref()?))) {
             let own = entries.iter().filter(move |entry| entry.0 >> UNIT_SHIFT == number);
             unit.flush_entries(own.map(|entry| entry.0 as u16)).map_err(|_| Status::HardwareError)?;

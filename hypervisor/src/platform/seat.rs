@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{apic, cpu, vmx::posted::Descriptor};
 
-/// Exit reasons that are counted: all that the processor can give, in 16 bits, end far below this.
-const REASONS: usize = 80;
+/// Exit reasons that are counted: all that the processor gives, in 16 bits, end far below this. A power of two.
+const REASONS: usize = 128;
 
 /// What happened to a virtual processor so far. Only the processor that runs it counts; others may look.
 pub struct Counts {
@@ -34,7 +34,7 @@ pub fn count(counter: &AtomicU64) {
 impl Counts {
     /// Counts an exit by its basic reason's number.
     pub fn exit(&self, number: u16) {
-        count(&self.exits[usize::from(number).min(REASONS - 1)]);
+        count(&self.exits[usize::from(number) % REASONS]);
     }
 
     /// Exits so far, by their reasons' numbers.

@@ -89,7 +89,7 @@ impl Maker {
         let seeds = self.seeds(&mut holdings, id, options, processors)?;
         let spec = GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), devices };
         holdings.domain = Some(self.service.attach(spec).map_err(|status| format!("the service: {status}"))?);
-        let seats = seeds.iter().map(|seed| seed.seat(self.service)).collect();
+        let seats = seeds.iter().map(|seed| Arc::new(seed.seat(self.service))).collect();
         let board = Board::new(bus, options.marks);
         let vm = Arc::new(Vm::new(id, options.name.clone(), holdings, windows, board, seats));
         let start = start(&entry);
@@ -281,6 +281,7 @@ impl Seed {
                 devices: parts.devices(),
                 virtual_apic: parts.virtual_apic,
                 nmi: false,
+                seat: vm.seat(parts.number).clone(),
                 ran: 0,
                 turn_began: None,
                 vm,

@@ -59,6 +59,8 @@ pub struct VirtualCpu {
     pub virtual_apic: Option<VirtualApic>,
     /// An NMI waits for it.
     pub nmi: bool,
+    /// Its place in the guest.
+    pub seat: Arc<Seat>,
     /// Ticks that it has run, or is taken to have run.
     pub ran: u64,
     /// The TSC at the beginning of its turn, while it has one.
@@ -73,7 +75,7 @@ impl VirtualCpu {
 
     /// Its place in the guest.
     pub fn seat(&self) -> &Seat {
-        self.vm.seat(self.number)
+        &self.seat
     }
 
     /// Serves an exit. `xcr0_supported` are the bits that it may set in XCR0.

@@ -55,7 +55,7 @@ pub struct Vm {
     pub windows: Windows,
     /// Its console and its PCI bus.
     pub board: Mutex<Board>,
-    seats: Vec<Seat>,
+    seats: Vec<Arc<Seat>>,
     life: Mutex<Life>,
     ending: AtomicBool,
     announced: AtomicBool,
@@ -69,7 +69,7 @@ impl Vm {
         holdings: Holdings,
         windows: Windows,
         board: Board,
-        seats: Vec<Seat>,
+        seats: Vec<Arc<Seat>>,
     ) -> Self {
         let stopped = (0..seats.len()).map(|number| number != 0).collect();
         let commands = alloc::vec![Commands::default(); seats.len()];
@@ -87,13 +87,15 @@ impl Vm {
     }
 
     /// The place of virtual processor `number`.
-    pub fn seat(&self, number: usize) -> &Seat {
+    pub fn seat(&self, number: usize) -> &Arc<Seat> {
         &self.seats[number]
     }
 
     /// Carries out an interrupt command of virtual processor `sender` (SDM vol. 3, 12.6).
     pub fn send(&self, sender: usize, ipi: Ipi) {
-        let named = (0..).zip(&self.seats).filter(|(id, _)| ipi.destination.names(*id, sender as u32));
+        let named = (0..)
+            .zip(self.seats.iter().map(|seat| &**seat))
+            .filter(|(id, _)| ipi.destination.names(*id, sender as u32));
         match ipi.delivery {
             Delivery::Fixed => named.for_each(|(_, seat)| seat.request(ipi.vector)),
             // Which one is the machine's to choose.
@@ -145,7 +147,7 @@ impl Vm {
         life.reason = Some(reason);
         drop(life);
         self.ending.store(true, Ordering::Release);
-        self.seats.iter().for_each(Seat::signal);
+        self.seats.iter().for_each(|seat| seat.signal());
     }
 
     /// Whether the guest is at its end.
@@ -171,7 +173,7 @@ impl Vm {
     /// Tells the exits of all virtual processors so far. One key for each name of a reason; several reasons can share a name.
     pub fn report_exits(&self) {
         let mut named: Vec<(&str, u64)> = Vec::new();
-        let sums = sum_of_exits(self.seats.iter());
+        let sums = sum_of_exits(self.seats.iter().map(|seat| &**seat));
         for (number, count) in (0..).zip(sums).filter(|(_, count)| *count != 0) {
             let name = Reason::name(number);
             match named.iter_mut().find(|(known, _)| *known == name) {
@@ -201,7 +203,7 @@ impl Vm {
             log::error!("guest {}: {why}", self.name);
         }
         self.report_exits();
-        let sum = |counter: fn(&Seat) -> u64| self.seats.iter().map(counter).sum::<u64>();
+        let sum = |counter: fn(&Seat) -> u64| self.seats.iter().map(|seat| counter(seat)).sum::<u64>();
         let domain = self.holdings.domain.as_ref().map(|domain| domain.counters()).unwrap_or_default();
         // Posted interrupts pass the hypervisor by: nobody there could count them.
         let delivered = if self.holdings.is_posted() {
