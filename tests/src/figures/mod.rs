@@ -121,7 +121,11 @@ pub fn measure(rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
     let mut figures = console::read(&boot(1, "", &format!("rounds={rounds} only={only}"))?)?;
     // What is posted needs another guest, and differs from what is injected in nothing else.
     if INTERRUPTS.contains(only) {
-        let posted = boot(1, "apicv=on posting=on", &format!("rounds={rounds} only={INTERRUPTS} delivery=posted"))?;
+        let posted = boot(
+            1,
+            "apicv=on posting=on",
+            &format!("rounds={rounds} only={INTERRUPTS} delivery=posted profile=posted"),
+        )?;
         let posted = console::read(&posted)?.into_iter().filter(|figure| figure.scenario.contains(INTERRUPTS));
         let after = figures.iter().rposition(|figure| figure.scenario.contains(INTERRUPTS)).map_or(0, |last| last + 1);
         figures.splice(after..after, posted);
@@ -144,6 +148,7 @@ const INTERRUPTS: &str = "interrupt";
 fn boot(processors: u32, options: &str, command_line: &str) -> Result<Outcome> {
     let mut plan = Plan::new()?;
     plan.config.cpus = processors;
+    plan.config.plugin_options.push("most-slots".to_owned());
     plan.guest("bench", &format!("bench mem=64M device=dsa exits=marks {options} cmdline=\"{command_line}\""))?;
     let outcome = scenario::boot("the benchmarks", &plan)?;
     if let Err(error) = judge(&outcome.summary()) {

@@ -22,9 +22,8 @@ static HANDLED_AT: AtomicU64 = AtomicU64::new(0);
 /// How interrupts come, for the variants' names. The hypervisor decides it; the command line only says it.
 pub struct Delivery {
     running: &'static str,
-    /// None for posted interrupts: the emulator delivers them while IF = 0 (ARCHITECTURE.md, machine notes), so that a guest which
-    /// waits by `cli`, a look, and `sti; hlt` may sleep through its interrupt.
-    idle: Option<&'static str>,
+    /// Posted ones find a guest in MWAIT, injected ones one that has halted.
+    idle: &'static str,
     many: &'static str,
 }
 
@@ -32,9 +31,9 @@ impl Delivery {
     /// From a command line with `delivery=posted`, or without.
     pub fn new(line: &str) -> Self {
         if command_line::option(line, "delivery") == Some("posted") {
-            Self { running: "posted-running", idle: None, many: "posted" }
+            Self { running: "posted-running", idle: "posted-mwait", many: "posted" }
         } else {
-            Self { running: "injected-running", idle: Some("injected-idle"), many: "injected" }
+            Self { running: "injected-running", idle: "injected-idle", many: "injected" }
         }
     }
 }
@@ -109,10 +108,9 @@ fn latency(bench: &mut Bench, doorbells: &mut Doorbells, delivery: &Delivery) {
     bench.measure(scenario("doorbell-to-record", "device"), doorbells, |_| {}, device);
     let running = |doorbells: &mut Doorbells| doorbells.one(|before| while handled() == before {});
     bench.measure(scenario("interrupt-latency", delivery.running), doorbells, |_| {}, running);
-    let Some(variant) = delivery.idle else { return };
     let idle = |doorbells: &mut Doorbells| {
         idle::disable_interrupts();
         doorbells.one(|before| idle::sleep_until(|| handled() != before))
     };
-    bench.measure(scenario("interrupt-latency", variant), doorbells, |_| {}, idle);
+    bench.measure(scenario("interrupt-latency", delivery.idle), doorbells, |_| {}, idle);
 }

@@ -12,7 +12,7 @@ const OPS: usize = 16;
 /// Vectors of the slot that is written.
 const OWN: [u8; 2] = [vector::LAST - 1, vector::LAST];
 /// Live slots.
-const COUNTS: [usize; 5] = [1, 16, 256, 1024, 4096];
+const COUNTS: [usize; 6] = [1, 16, 256, 1024, 4096, 16_128];
 
 /// Trapped writes, mask and map at each number of live slots.
 pub fn measure(bench: &mut Bench, pool: &mut Pool) {

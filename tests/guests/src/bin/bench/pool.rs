@@ -14,7 +14,7 @@ use guests::guest_shim::{Interface, Transport};
 /// Items of a batch.
 pub const BATCH: usize = 256;
 /// Most slots of the store.
-pub const MOST: usize = 4096;
+pub const MOST: usize = 16_128;
 
 static PAGE: DmaBuffer<4096> = DmaBuffer::new();
 static HANDLES: TakeOnce<[Option<SlotHandle>; MOST]> = TakeOnce::new([None; MOST]);
