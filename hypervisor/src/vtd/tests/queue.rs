@@ -1,8 +1,11 @@
 //! The invalidation queue when all goes well, and when it does not.
 
+use std::cell::Cell;
+
 use super::super::coherence::Coherence;
 use super::super::queue::{CAPACITY, Queue};
 use super::super::spec::descriptor::InterruptEntryCache;
+use super::super::spec::registers::{FSTS, IQT};
 use super::super::{Error, QueueError, Unit};
 use super::*;
 
@@ -66,6 +69,53 @@ fn a_refused_descriptor_is_an_error_and_the_queue_goes_on() {
         assert_eq!(queue.submit(&unit), Ok(()));
     }
     assert_eq!(unit.fault_status().iqe(), 0);
+}
+
+/// QEMU's way: when the error is cleared the unit stays where it is, until the tail is written.
+struct Lazy<'a> {
+    bench: &'a Bench,
+    /// What was written to FSTS since.
+    cleared: Cell<u32>,
+}
+
+impl Registers for Lazy<'_> {
+    fn read32(&self, offset: usize) -> u32 {
+        let cleared = if offset == FSTS { self.cleared.get() } else { 0 };
+        self.bench.read32(offset) & !cleared
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        self.bench.read64(offset)
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        match offset {
+            FSTS => self.cleared.set(self.cleared.get() | value),
+            _ => self.bench.write32(offset, value),
+        }
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        if offset == IQT {
+            self.bench.write32(FSTS, self.cleared.take());
+        }
+        self.bench.write64(offset, value);
+    }
+}
+
+#[test]
+fn a_unit_that_looks_at_its_queue_only_when_the_tail_is_written_goes_on_as_well() {
+    let bench = Bench::new(capable());
+    let lazy = Lazy { bench: &bench, cleared: Cell::new(0) };
+    let unit = Unit::new(lazy, 4096, true).unwrap().with_polls(2000);
+    let mut queue = Queue::new(&bench.frames, Coherence(true)).unwrap();
+    queue.enable(&unit).unwrap();
+    for _ in 0..10 {
+        queue.push(NONSENSE);
+        assert_eq!(queue.submit(&unit), Err(QueueError::Refused(3)));
+        queue.push(InterruptEntryCache::NEW.0);
+        assert_eq!(queue.submit(&unit), Ok(()));
+    }
 }
 
 #[test]
