@@ -1,5 +1,6 @@
 //! This machine: bring-up, the ports of the service on its hardware, and the loop that runs its guests.
 
+pub mod burst;
 pub mod delivery;
 pub mod dsa;
 pub mod windows;
@@ -8,6 +9,8 @@ pub mod windows;
 pub mod assign;
 #[cfg(feature = "bare")]
 pub mod board;
+#[cfg(feature = "bare")]
+pub mod faults;
 #[cfg(feature = "bare")]
 pub mod holdings;
 #[cfg(feature = "bare")]

@@ -3,21 +3,20 @@
 use alloc::vec::Vec;
 use core::{
     ptr::{read_volatile, write_volatile},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use hcall_abi::{Status, Target};
 use spin::{Mutex, RwLock};
 
-use super::{assign, delivery::Vectors, machine::Machine};
+use super::{assign, delivery::Vectors, faults::FaultLog, machine::Machine};
 use crate::{
     addr::{Bdf, Gpa, Hpa},
-    event,
     ims::{
         Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec, UnitNumber,
     },
     memory::{Frames, Mmio, Ram},
-    vtd::{self, Domain, Fault, Remapper, Request, Route},
+    vtd::{self, Domain, Remapper, Route},
 };
 
 /// The service on this machine.
@@ -26,15 +25,18 @@ pub type MachineService = Service<MachinePorts>;
 /// A remapping unit in use.
 pub type Unit = Remapper<'static, Mmio, Frames>;
 
-/// Faults that are told of. More are counted only: a device can cause as many as it likes.
-const FAULTS_TOLD: u64 = 64;
-
 /// Entries of a unit are numbered from the unit's number times this.
 const UNIT_SHIFT: u32 = 16;
+
+/// The entry with this index in a unit.
+pub fn entry_index(unit: usize, index: u16) -> EntryIndex {
+    EntryIndex((unit as u32) << UNIT_SHIFT | u32::from(index))
+}
 
 /// A function whose DMA is confined.
 struct Attachment {
     bdf: Bdf,
+    guest: GuestId,
     unit: usize,
     domain: Domain,
 }
@@ -59,8 +61,7 @@ pub struct MachinePorts {
     homes: RwLock<Vec<Home>>,
     attachments: Mutex<Vec<Attachment>>,
     strays: AtomicU64,
-    told: AtomicU64,
-    lost_told: AtomicBool,
+    faults: FaultLog,
 }
 
 impl MachinePorts {
@@ -72,13 +73,12 @@ impl MachinePorts {
     pub unsafe fn new(machine: &'static Machine, units: Vec<Option<Unit>>, vectors: Vec<Vectors>) -> Self {
         Self {
             machine,
+            faults: FaultLog::new(units.len()),
             units,
             vectors,
             homes: RwLock::new(Vec::new()),
             attachments: Mutex::new(Vec::new()),
             strays: AtomicU64::new(0),
-            told: AtomicU64::new(0),
-            lost_told: AtomicBool::new(false),
         }
     }
 
@@ -100,6 +100,21 @@ impl MachinePorts {
     /// The units that are up.
     pub fn units(&self) -> impl Iterator<Item = &Unit> {
         self.units.iter().flatten()
+    }
+
+    /// The same with their numbers.
+    pub fn numbered_units(&self) -> impl Iterator<Item = (usize, &Unit)> {
+        self.units.iter().enumerate().filter_map(|(number, unit)| Some((number, unit.as_ref()?)))
+    }
+
+    /// What is known of the units' faults.
+    pub fn faults(&self) -> &FaultLog {
+        &self.faults
+    }
+
+    /// Who has a function.
+    pub fn guest_of(&self, bdf: Bdf) -> Option<GuestId> {
+        self.attachments.lock().iter().find(|attachment| attachment.bdf == bdf).map(|attachment| attachment.guest)
     }
 
     /// Whether a unit that is up serves the function.
@@ -152,7 +167,7 @@ impl MachinePorts {
     }
 
     /// Confines a function's DMA to a guest's memory, at the guest's own addresses.
-    pub fn attach(&self, bdf: Bdf, ram: &Ram) -> Result<(), assign::Refusal> {
+    pub fn attach(&self, guest: GuestId, bdf: Bdf, ram: &Ram) -> Result<(), assign::Refusal> {
         let (number, unit) = self.unit(bdf).ok_or(assign::Refusal::NoRemapping)?;
         let mut domain = unit.create_domain().map_err(|_| assign::Refusal::OutOfMemory)?;
         // SAFETY: the memory is the guest's, whose function it is; it is freed only after `detach` has succeeded.
@@ -163,7 +178,7 @@ impl MachinePorts {
             let _ = unit.destroy_domain(domain);
             return Err(assign::Refusal::Hardware);
         }
-        self.attachments.lock().push(Attachment { bdf, unit: number, domain });
+        self.attachments.lock().push(Attachment { bdf, guest, unit: number, domain });
         Ok(())
     }
 
@@ -175,41 +190,6 @@ impl MachinePorts {
         let Some(unit) = self.units.get(unit).and_then(Option::as_ref) else { return false };
         let detached = unit.detach(bdf, &mut domain).and_then(|()| unit.destroy_domain(domain));
         detached.inspect_err(|error| log::error!("{bdf}: cannot be detached: {error:?}")).is_ok()
-    }
-
-    /// Tells of the faults that the units have recorded, and takes them.
-    pub fn report_faults(&self) {
-        for unit in self.units() {
-            if unit.take_faults(|fault| self.tell(&fault)) {
-                self.tell_of_lost_faults();
-            }
-        }
-    }
-
-    /// Once: a guest's device can overflow the records as often as it likes.
-    fn tell_of_lost_faults(&self) {
-        if !self.lost_told.swap(true, Ordering::Relaxed) {
-            log::warn!("a remapping unit had more faults than it has records; this is told of once");
-        }
-    }
-
-    fn tell(&self, fault: &Fault) {
-        let told = self.told.fetch_add(1, Ordering::Relaxed);
-        if told == FAULTS_TOLD {
-            log::warn!("{FAULTS_TOLD} faults have been told of; more are counted only");
-        }
-        if told >= FAULTS_TOLD {
-            return;
-        }
-        let (sid, reason, text) = (fault.source, fault.reason.0, fault.reason.text());
-        match fault.request {
-            Request::Read(address) | Request::Write(address) => {
-                event!("fault kind=dma sid={sid} reason={reason:#x} why=\"{text}\" address={address:#x}");
-            }
-            Request::Interrupt(index) => {
-                event!("fault kind=interrupt sid={sid} reason={reason:#x} why=\"{text}\" index={index}");
-            }
-        }
     }
 
     /// The unit of an entry, and the entry's index there.

@@ -92,6 +92,7 @@ impl Runner {
                 None if self.cpus.is_empty() => {}
                 None => self.idle(),
             }
+            self.service.ports().faults().poll(self.service);
             console::pump();
         }
         good
@@ -163,7 +164,7 @@ impl Runner {
         match vector {
             // Whoever waits for them is looked after in any case.
             apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
-            apic::FAULT_VECTOR => self.service.ports().report_faults(),
+            apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
             _ => {
                 let owner = self.vectors.and_then(|vectors| vectors.owner(vector));
                 let cpu = owner.and_then(|owner| {

@@ -84,7 +84,7 @@ impl Maker {
         ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), Access::Ram).map_err(debug)?;
         let mut bus = VirtualBus::new();
         let mut windows = Windows::default();
-        let devices = self.assign(&mut holdings, functions, &mut bus, &mut windows)?;
+        let devices = self.assign(&mut holdings, id, functions, &mut bus, &mut windows)?;
         map_ecam(holdings.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut windows)?;
         let seeds = self.seeds(&mut holdings, id, options, processors)?;
         let spec = GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), devices };
@@ -121,6 +121,7 @@ impl Maker {
     fn assign(
         &self,
         holdings: &mut Holdings,
+        id: GuestId,
         functions: &[&'static Function],
         bus: &mut VirtualBus,
         windows: &mut Windows,
@@ -134,7 +135,7 @@ impl Maker {
             };
             let prepared = prepare(self.machine, function, bus, &mut bars, ept, windows, frames);
             let Prepared { spec, assigned } = prepared.map_err(refused)?;
-            let attached = self.service.ports().attach(function.bdf, ram);
+            let attached = self.service.ports().attach(id, function.bdf, ram);
             holdings.functions.get_mut().push(assigned);
             attached.map_err(refused)?;
             specs.push(spec);

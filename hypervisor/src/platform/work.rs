@@ -143,10 +143,10 @@ impl Work {
             }
             let faults = interrupts::take().filter(|&vector| vector == apic::FAULT_VECTOR).count();
             if faults != 0 {
-                self.service.ports().report_faults();
+                self.service.ports().faults().event(self.service);
             }
         }
-        self.service.ports().report_faults();
+        self.service.ports().faults().finish(self.service);
         self.report(free) && self.good.load(Ordering::Acquire)
     }
 

@@ -161,6 +161,11 @@ impl<R: Registers> Unit<R> {
         self.registers.write32(FECTL, 0);
     }
 
+    /// Holds fault events back, or lets them go (FECTL.IM). One that came meanwhile is sent then, if its fault is still recorded.
+    pub fn mask_fault_event(&self, masked: bool) {
+        self.registers.write32(FECTL, if masked { FECTL_IM } else { 0 });
+    }
+
     /// Switches a part on or off: what GSTS shows stays as it is, one-shot bits are not repeated (11.4, GCMD_REG).
     fn switch(&self, bit: u32, on: bool, what: &'static str) -> Result<(), Refusal> {
         let status = self.status();

@@ -10,7 +10,7 @@ use guests::bare::assigned::{AssignedDsa, Records, submit_and_poll};
 use guests::bare::dma::DmaBuffer;
 use guests::bare::{Guest, apic, idle, interrupts, vector};
 use guests::dsa::{Completion, Descriptor, Registers};
-use guests::println;
+use guests::{command_line, println};
 
 guests::guest!(main);
 
@@ -61,6 +61,9 @@ fn main(guest: &Guest) -> u8 {
     attempts.across_the_end(end);
     attempts.own_slot();
     attempts.forged_messages();
+    for _ in 0..command_line::number(guest.command_line, "storm").unwrap_or(0) {
+        attempts.destination(end);
+    }
     attempts.works("after all");
     attempts.report()
 }

@@ -1,0 +1,85 @@
+//! When a unit's fault events are masked, and when they come back.
+//!
+//! A guest's device can cause faults as fast as it likes, and an interrupt for each would take the processor from everybody else. So a
+//! burst of events masks them; from then on the unit's records are looked at from time to time, and when there is nothing in
+//! them the events are let in again.
+#![forbid(unsafe_code)]
+
+/// Ticks in which events are counted together, and between two looks while they are masked.
+const WINDOW: u64 = 1_000_000;
+/// Events in a window that are let in.
+const MOST: u32 = 32;
+
+/// The events of one unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Burst {
+    /// When the window began, or when the records were looked at last.
+    since: u64,
+    events: u32,
+    masked: bool,
+}
+
+impl Burst {
+    /// An event has come. Returns whether events are to be masked now.
+    pub fn event(&mut self, now: u64) -> bool {
+        if now.saturating_sub(self.since) >= WINDOW {
+            (self.since, self.events) = (now, 0);
+        }
+        self.events = self.events.saturating_add(1);
+        let mask = self.events >= MOST && !self.masked;
+        if mask {
+            (self.since, self.masked) = (now, true);
+        }
+        mask
+    }
+
+    /// Whether it is time to look at the records: only while events are masked.
+    pub fn is_due(&self, now: u64) -> bool {
+        self.masked && now.saturating_sub(self.since) >= WINDOW
+    }
+
+    /// The records were looked at. Returns whether events are to be let in again: when there was nothing.
+    pub fn looked(&mut self, now: u64, found: bool) -> bool {
+        self.since = now;
+        if !found {
+            (self.events, self.masked) = (0, false);
+        }
+        !found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn masked_at(now: u64) -> Burst {
+        let mut burst = Burst::default();
+        assert_eq!((1..=MOST).filter(|_| burst.event(now)).count(), 1, "once");
+        burst
+    }
+
+    #[test]
+    fn events_with_time_between_them_are_never_masked() {
+        let mut burst = Burst::default();
+        assert!((0..10_000).all(|n| !burst.event(n * WINDOW / 16)));
+        assert!(!burst.is_due(u64::MAX));
+    }
+
+    #[test]
+    fn a_burst_masks_until_a_look_finds_nothing() {
+        let mut burst = masked_at(5);
+        assert!(!burst.is_due(5 + WINDOW - 1) && burst.is_due(5 + WINDOW));
+        assert!(!burst.looked(5 + WINDOW, true), "it goes on");
+        assert!(!burst.is_due(5 + WINDOW + 1) && burst.is_due(5 + 2 * WINDOW));
+        assert!(burst.looked(5 + 2 * WINDOW, false));
+        assert!(!burst.is_due(u64::MAX));
+        assert!(!burst.event(6 + 2 * WINDOW), "it begins anew");
+    }
+
+    #[test]
+    fn one_that_was_under_way_when_they_were_masked_changes_nothing() {
+        let mut burst = masked_at(0);
+        assert!(!burst.event(1));
+        assert!(burst.is_due(WINDOW));
+    }
+}
