@@ -31,9 +31,6 @@ core::arch::global_asm!(include_str!("../../boot/entry/multiboot2.S"), entry = s
 /// What all processors work on.
 static WORK: Once<Work> = Once::new();
 
-/// Interrupt remapping entries of a unit: enough for the message stores of a few devices.
-const REMAPPING_ENTRIES: u32 = 32_768;
-
 /// From the entry code: EAX and EBX as the loader left them, and the TSC at the first instruction.
 extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     console::init(tsc);
@@ -68,7 +65,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
 
 /// The remapping units, and the service on top of them, for the processors with these APIC IDs.
 fn service(machine: &'static Machine, apic_id: u32, others: &[u32]) -> &'static MachineService {
-    let units = machine.bring_up_units(REMAPPING_ENTRIES, apic_id);
+    let units = machine.bring_up_units(assign::slots, apic_id);
     let vectors = [apic_id].iter().chain(others).map(|&id| Vectors::new(id)).collect();
     // SAFETY: guests are made by `platform::start` alone, which tells the service of the stores that `assign` prepared.
     let ports = unsafe { MachinePorts::new(machine, units, vectors) };

@@ -86,6 +86,11 @@ pub unsafe fn start(apic_id: u32, page: u8, wait: impl Fn(u32)) {
     }
 }
 
+/// Whether the local APICs are in x2APIC mode: only then do APIC IDs above 254 exist.
+pub fn is_x2apic() -> bool {
+    X2APIC.load(Ordering::Relaxed)
+}
+
 /// Interrupts a processor.
 pub fn notify(apic_id: u32, vector: u8) {
     send(apic_id, ICR_ASSERT | u64::from(vector));

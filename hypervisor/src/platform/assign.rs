@@ -102,6 +102,15 @@ pub fn make_room(machine: &Machine, ports: &MachinePorts) {
     }
 }
 
+/// How many slots a function has in its stores; those of a store that the hypervisor does not know do not count.
+pub fn slots(function: &Function) -> u32 {
+    if !dsa::is_one(function) {
+        return 0;
+    }
+    let store = registers(function).ok().and_then(|registers| dsa::message_store(&registers));
+    store.map_or(0, |store| store.slots) + function.msix.map_or(0, |msix| msix.entries.into())
+}
+
 /// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest. The frames of its shadows are added to
 /// `frames`, those of a preparation that fails too.
 pub fn prepare(

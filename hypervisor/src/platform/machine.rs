@@ -13,7 +13,7 @@ use crate::{
     apic, event,
     memory::{Mmio, PhysRange},
     pci::{ConfigPorts, ConfigSpace, Ecam, Function, scan, scan::buses_behind},
-    vtd::{Config, Remapper},
+    vtd::{Capabilities, Config, Remapper},
 };
 
 /// The PCI segment that is looked at.
@@ -98,9 +98,9 @@ impl Machine {
         })
     }
 
-    /// Brings all units up, in DMAR's order, with a table of `entries` each. `None` stands for a unit that was refused; what it serves
-    /// cannot be assigned. Their fault events go to the processor with this APIC ID.
-    pub fn bring_up_units(&self, entries: u32, apic_id: u32) -> Vec<Option<Unit>> {
+    /// Brings all units up, in DMAR's order, each with a table of as many entries as its functions have slots, by `slots`. `None` stands
+    /// for a unit that was refused; what it serves cannot be assigned. Their fault events go to the processor with this APIC ID.
+    pub fn bring_up_units(&self, slots: impl Fn(&Function) -> u32, apic_id: u32) -> Vec<Option<Unit>> {
         let Some(dmar) = &self.dmar else {
             event!("refused what=vtd why=\"the firmware reports no remapping unit (no DMAR table)\"");
             return Vec::new();
@@ -109,10 +109,17 @@ impl Machine {
             event!("refused what=vtd why=\"the firmware says that interrupts cannot be remapped (DMAR flags)\"");
             return Vec::new();
         }
-        (0..).zip(&dmar.units).map(|(number, unit)| self.bring_up(number, unit, entries, apic_id)).collect()
+        let wide = apic::is_x2apic() && dmar.units.iter().all(|unit| self.can_be_wide(unit));
+        let bring_up = |(number, unit)| {
+            let own = self.functions.iter().filter(|function| self.unit_of(function.bdf) == Some(number));
+            let entries = own.map(&slots).fold(0, u32::saturating_add);
+            self.bring_up(number, unit, entries, (apic_id, wide))
+        };
+        (0..).zip(&dmar.units).map(bring_up).collect()
     }
 
-    fn bring_up(&self, number: usize, unit: &Drhd, entries: u32, apic_id: u32) -> Option<Unit> {
+    /// A unit's registers, mapped.
+    fn registers(&self, unit: &Drhd) -> Option<Mmio> {
         let (base, size) = (unit.base, unit.size);
         // A unit in the middle of memory would be a table's lie, and mapping it a hole in the hypervisor.
         if self.is_memory(PhysRange::new(base, size)) {
@@ -122,14 +129,26 @@ impl Machine {
         map_device(base, size).ok()?;
         // SAFETY: the registers were mapped just now, uncached, and are no memory. What the unit does with memory is the tables'
         // that `vtd` makes for it.
-        let registers = unsafe { Mmio::new(base, usize::try_from(size).ok()?) }?;
-        let config = Config { entries, wide_destinations: false, register_bytes: size };
+        unsafe { Mmio::new(base, usize::try_from(size).ok()?) }
+    }
+
+    /// Whether a unit takes x2APIC IDs, or is none that will be used. All of them have to, because a posted-interrupt descriptor says its
+    /// destination in one way.
+    fn can_be_wide(&self, unit: &Drhd) -> bool {
+        let Some(registers) = self.registers(unit) else { return true };
+        let fits = |wide| Capabilities::read(&registers, unit.size, wide).is_ok();
+        fits(true) || !fits(false)
+    }
+
+    fn bring_up(&self, number: usize, unit: &Drhd, entries: u32, (apic_id, wide): (u32, bool)) -> Option<Unit> {
+        let registers = self.registers(unit)?;
+        let config = Config { entries, wide_destinations: wide, register_bytes: unit.size };
         let up = Remapper::new(registers, &FRAMES, config).and_then(|unit| {
-            unit.unit().set_fault_event(MESSAGES | u64::from(apic_id & 0xff) << 12, apic::FAULT_VECTOR.into());
+            unit.unit().set_fault_event(fault_message(apic_id), apic::FAULT_VECTOR.into());
             self.keep_firmware_working(number, &unit);
             unit.enable_dma_remapping().map(|()| unit)
         });
-        up.inspect_err(|refusal| event!("refused what=vtd why=\"the unit at {base}: {refusal}\"")).ok()
+        up.inspect_err(|refusal| event!("refused what=vtd why=\"the unit at {}: {refusal}\"", unit.base)).ok()
     }
 
     /// Lets the functions of unit `number` that the firmware has set to work reach the memory it keeps for them (RMRR, VT-d 8.4). No
@@ -167,9 +186,12 @@ fn is_bochs(fadt: &[u8]) -> bool {
     fadt.get(OEM_ID) == Some(b"BOCHS ") && !virtual_machine
 }
 
-/// Address of messages in the compatibility format, which a unit's own have: they are not remapped (VT-d 7.3). The destination is
-/// in bits 19:12.
-const MESSAGES: u64 = 0xfee0_0000;
+/// Where a unit sends its own messages, which are not remapped (VT-d 7.3), for a processor with this APIC ID: bits 7:0 of that are in the
+/// address's 19:12, and 31:8 in its 63:40.
+fn fault_message(apic_id: u32) -> u64 {
+    const MESSAGES: u64 = 0xfee0_0000;
+    MESSAGES | u64::from(apic_id & 0xff) << 12 | u64::from(apic_id & !0xff) << 32
+}
 
 /// By memory where the firmware tells where, else by ports.
 fn config_space(mcfg: Option<&[u8]>) -> Box<dyn ConfigSpace + Send + Sync> {

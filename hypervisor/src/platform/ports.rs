@@ -133,6 +133,12 @@ impl MachinePorts {
         self.units().all(|unit| unit.unit().capabilities().posts())
     }
 
+    /// A processor's APIC ID as a posted-interrupt descriptor names it: [`crate::vmx::posted::Descriptor::new`].
+    pub fn notification_destination(&self, apic_id: u32) -> Option<u32> {
+        let wide = self.units().all(Remapper::has_wide_destinations);
+        if wide { Some(apic_id) } else { u8::try_from(apic_id).ok().map(|id| u32::from(id) << 8) }
+    }
+
     /// Posts the interrupts of a virtual processor that has settled: routes that are asked for lead into its descriptor from now on.
     pub fn post_to(&self, guest: GuestId, apic_id: u32, descriptor: Hpa) {
         if let Some(home) = self.homes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {

@@ -108,5 +108,6 @@ fn wait(microseconds: u32) {
 pub fn others(all: impl Iterator<Item = u32>, own: u32) -> Vec<u32> {
     /// More processors than these stay asleep.
     const MOST: usize = 63;
-    all.filter(|&id| id != own && id < 255).take(MOST).collect()
+    let reachable = |id: u32| id < 255 || apic::is_x2apic();
+    all.filter(|&id| id != own && reachable(id)).take(MOST).collect()
 }

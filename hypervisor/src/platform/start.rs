@@ -148,7 +148,7 @@ impl Maker {
     fn virtual_apic(
         &self,
         holdings: &mut Holdings,
-        (id, apic_id): (GuestId, u32),
+        (id, number): (GuestId, u32),
         options: &Options,
         processor: usize,
     ) -> Result<Option<VirtualApic>, String> {
@@ -163,7 +163,8 @@ impl Maker {
             };
         }
         let ports = self.service.ports();
-        let destination = ports.vectors_of(processor).map(Vectors::destination).and_then(|id| u8::try_from(id).ok());
+        let apic_id = ports.vectors_of(processor).map(Vectors::destination);
+        let destination = apic_id.and_then(|apic_id| ports.notification_destination(apic_id));
         let destination = destination.ok_or("the processor's APIC ID does not fit into a descriptor")?;
         let virtual_apic = VirtualApic::new(&FRAMES, destination).ok_or("memory ran out")?;
         holdings.frames.extend([(virtual_apic.page(), 1), (virtual_apic.descriptor().address(), 1)]);
@@ -172,7 +173,7 @@ impl Maker {
             return Err("posting=on: a remapping unit cannot post interrupts (CAP.PI)".into());
         }
         if options.posting.unwrap_or(can_post) {
-            ports.post_to(id, apic_id, virtual_apic.descriptor().address());
+            ports.post_to(id, number, virtual_apic.descriptor().address());
         }
         Ok(Some(virtual_apic))
     }

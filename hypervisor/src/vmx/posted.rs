@@ -25,8 +25,6 @@ const ON: u64 = 1 << 0;
 const SN: u64 = 1 << 1;
 const NV_SHIFT: u32 = 16;
 const NDST_SHIFT: u32 = 32;
-/// In xAPIC mode the destination is in bits 15:8 of its field.
-const XAPIC_DESTINATION_SHIFT: u32 = 8;
 
 /// Who runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +44,11 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// An empty one for a virtual processor on the processor with xAPIC ID `destination`. It suppresses notifications until
-    /// [`Descriptor::set_turn`].
-    pub fn new(frames: &impl FrameSource, destination: u8) -> Option<Self> {
+    /// An empty one that notifies `destination`: an x2APIC ID where the remapping units are in extended interrupt mode, else an xAPIC
+    /// ID in bits 15:8 (VT-d specification, 9.11, NDST). It suppresses notifications until [`Descriptor::set_turn`].
+    pub fn new(frames: &impl FrameSource, destination: u32) -> Option<Self> {
         let table = Table::new(frames)?;
-        let destination = u64::from(destination) << XAPIC_DESTINATION_SHIFT << NDST_SHIFT;
+        let destination = u64::from(destination) << NDST_SHIFT;
         table.set(CONTROL, SN | u64::from(NOTIFICATION_VECTOR) << NV_SHIFT | destination);
         Some(Self { table, destination })
     }
@@ -108,7 +106,7 @@ mod tests {
     #[test]
     fn each_turn_says_whom_to_notify() {
         let frames = TestFrames::default();
-        let descriptor = Descriptor::new(&frames, 3).unwrap();
+        let descriptor = Descriptor::new(&frames, 3 << 8).unwrap();
         assert_eq!(control(&descriptor) & SN, SN, "nobody is notified before it runs");
         for (turn, vector, suppressed) in [
             (Turn::Running, NOTIFICATION_VECTOR, 0),

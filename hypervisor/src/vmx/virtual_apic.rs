@@ -26,8 +26,8 @@ pub struct VirtualApic {
 }
 
 impl VirtualApic {
-    /// As after reset, for a virtual processor on the processor with xAPIC ID `destination`.
-    pub fn new(frames: &impl FrameSource, destination: u8) -> Option<Self> {
+    /// As after reset; its descriptor notifies `destination`, as [`Descriptor::new`] wants it.
+    pub fn new(frames: &impl FrameSource, destination: u32) -> Option<Self> {
         Some(Self { page: Table::new(frames)?, descriptor: Arc::new(Descriptor::new(frames, destination)?) })
     }
 

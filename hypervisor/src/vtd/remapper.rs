@@ -62,6 +62,7 @@ fn count(counter: &AtomicU64, more: u64) {
 /// A unit that remaps interrupts, and DMA once that is switched on. All methods can be called by several processors at once.
 pub struct Remapper<'f, R: Registers, F: FrameSource> {
     unit: Unit<R>,
+    wide: bool,
     frames: &'f F,
     queue: Mutex<Queue>,
     interrupts: Mutex<InterruptTable>,
@@ -87,7 +88,8 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         let (queue, contexts) = (Mutex::new(queue), Mutex::new(contexts));
         unit.set_interrupt_table(interrupts.base(), interrupts.order(), config.wide_destinations)?;
         let interrupts = Mutex::new(interrupts);
-        let this = Self { unit, frames, queue, interrupts, contexts, counters: Counters::default() };
+        let wide = config.wide_destinations;
+        let this = Self { unit, wide, frames, queue, interrupts, contexts, counters: Counters::default() };
         if !can.flushes_on_sirtp() {
             this.submit([InterruptEntryCache::NEW.0])?;
         }
@@ -107,6 +109,11 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     /// The unit's registers.
     pub fn unit(&self) -> &Unit<R> {
         &self.unit
+    }
+
+    /// Whether destinations are x2APIC IDs (EIME).
+    pub fn has_wide_destinations(&self) -> bool {
+        self.wide
     }
 
     /// How many interrupt entries there are.
