@@ -405,6 +405,44 @@ fn a_descriptor_that_points_outside_the_guest_is_a_recorded_fault_and_nothing_is
     }
 }
 
+fn two_units(plan: &mut Plan, posted: &str) -> anyhow::Result<()> {
+    plan.config.cpus = 2;
+    plan.config.plugin_options.push("two-units".into());
+    plan.guest("demo", DEMO_GUEST)?;
+    plan.guest("demo", &format!("other mem=64M device=dsa {posted}"))
+}
+
+static TWO_UNITS: [Scenario; 2] = [
+    Scenario::new("two remapping units", |plan| two_units(plan, "")),
+    Scenario::new("two remapping units, and posting", |plan| two_units(plan, "apicv=on cmdline=profile=posted")),
+];
+
+#[test]
+fn each_function_goes_by_the_unit_in_whose_scope_it_is() {
+    for scenario in &TWO_UNITS {
+        let boot = scenario.run();
+        boot.assert_hypervisor_lived();
+        // The unit of the other function knows nothing of it: by that one no interrupt and no DMA would come through.
+        assert_eq!(boot.verdict().failures, Vec::<String>::new());
+        assert_eq!(boot.machine.number("vtd_units"), Some(2));
+        assert_eq!(remap(&boot, "faults"), 0);
+        assert_eq!(boot.outcome().counter("vtd.violations"), 0);
+    }
+}
+
+static MOST_SLOTS: Scenario = Scenario::new("stores of 16,128 slots", |plan| {
+    plan.config.plugin_options.push("most-slots".into());
+    plan.guest("demo", DEMO_GUEST)?;
+    plan.guest("demo", "other mem=64M device=dsa")
+});
+
+#[test]
+fn a_units_table_is_as_large_as_the_stores_need() {
+    let boot = MOST_SLOTS.run();
+    boot.assert_hypervisor_lived();
+    assert_eq!(boot.verdict().failures, Vec::<String>::new());
+}
+
 static STORM: Scenario = Scenario::new("a guest whose device faults without end", |plan| {
     plan.guest("stray-dma", "stray-dma mem=64M device=dsa cmdline=storm=600")?;
     plan.guest("demo", DEMO_GUEST)

@@ -31,15 +31,24 @@ fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A DMAR table with one unit that covers all of segment 0 and remaps interrupts.
-pub(crate) fn dmar(base: u64, host_address_width: u32) -> Vec<u8> {
+/// A DMAR table with units that remap interrupts of segment 0. The last one covers everything, one before it the function `scoped` of
+/// bus 0.
+pub(crate) fn dmar(bases: &[u64], scoped: Option<u8>, host_address_width: u32) -> Vec<u8> {
     const INTR_REMAP: u8 = 1;
     const INCLUDE_PCI_ALL: u8 = 1;
     let mut body = vec![host_address_width.saturating_sub(1) as u8, INTR_REMAP];
     body.extend([0; 10]);
-    // DRHD: type 0, 16 bytes, flags, size of the register set (4 KiB), segment 0.
-    body.extend([0, 0, 16, 0, INCLUDE_PCI_ALL, 0, 0, 0]);
-    body.extend(base.to_le_bytes());
+    for (n, base) in bases.iter().enumerate() {
+        // An endpoint: type 1, 8 bytes, two reserved, enumeration ID, bus, device and function.
+        let scope =
+            scoped.filter(|_| n + 1 < bases.len()).map(|function| [1, 8, 0, 0, 0, 0, function >> 3, function & 7]);
+        let scope = scope.as_ref().map_or(&[][..], |scope| scope);
+        let flags = if n + 1 == bases.len() { INCLUDE_PCI_ALL } else { 0 };
+        // DRHD: type 0, length, flags, size of the register set (4 KiB), segment 0.
+        body.extend([0, 0, 16 + scope.len() as u8, 0, flags, 0, 0, 0]);
+        body.extend(base.to_le_bytes());
+        body.extend(scope);
+    }
     table(b"DMAR", 1, &body)
 }
 
@@ -151,7 +160,7 @@ mod tests {
     #[test]
     fn the_new_rsdt_lists_the_old_tables_and_the_new_ones() {
         let (mut ram, bios) = machine();
-        let tables = [dmar(0xfed9_0000, 40), mcfg(0xe800_0000)];
+        let tables = [dmar(&[0xfed9_0000], None, 40), mcfg(0xe800_0000)];
         let patch = extend(&bios, &tables, 0x4000_0000, &mut ram).unwrap();
         assert_eq!((patch.address, sum(&patch.bytes)), (0xf_a0b0, 0));
         let rsdt = read_table(&mut ram, u32_at(&patch.bytes, 16).unwrap()).unwrap();
@@ -182,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_tables_have_their_fields() {
-        let dmar = dmar(0xfed9_0000, 40);
+        let dmar = dmar(&[0xfed9_0000], None, 40);
         assert_eq!((dmar.len(), sum(&dmar), dmar[36], dmar[37]), (64, 0, 39, 1));
         assert_eq!(
             (u32_at(&dmar, 48), u32_at(&dmar, 52), u32_at(&dmar, 56)),

@@ -5,8 +5,8 @@ use dsa_model::{Dsa, Fault, PortalWrite, Upstream};
 use std::fmt::Write;
 use vtd_model::{Access, Memory, Outcome, Unit};
 
-/// The remapping unit's registers.
-pub(crate) const UNIT_BASE: u64 = 0xfed9_0000;
+/// The registers of the remapping units: the one that covers everything is the last.
+pub(crate) const UNIT_BASES: [u64; 2] = [0xfed9_0000, 0xfeda_0000];
 /// The message window.
 pub(crate) const MESSAGES: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 /// The ECAM window, bus 0.
@@ -37,7 +37,8 @@ pub(crate) trait Host: Memory {
 
 /// The models, and what was seen besides.
 pub(crate) struct Machine {
-    unit: Option<Unit>,
+    /// One for everything, or one for the first DSA and one for everything else.
+    units: Vec<Unit>,
     /// In the order of [`DSA_FUNCTIONS`].
     dsas: Vec<Dsa>,
     other_messages: u64,
@@ -46,6 +47,7 @@ pub(crate) struct Machine {
 /// A DSA's way upstream.
 struct Path<'a> {
     source: u16,
+    /// That which the source is in the scope of.
     unit: Option<&'a mut Unit>,
     host: &'a mut dyn Host,
 }
@@ -144,7 +146,7 @@ impl Machine {
     pub(crate) fn new(options: &Options) -> Self {
         let config = vtd_model::Config { host_address_width: HOST_ADDRESS_WIDTH, ..Default::default() };
         Self {
-            unit: (!options.no_vtd).then(|| Unit::new(config)),
+            units: (0..options.units()).map(|_| Unit::new(config.clone())).collect(),
             dsas: if options.no_dsa { Vec::new() } else { DSA_FUNCTIONS.map(|_| Dsa::new(options.dsa())).into() },
             other_messages: 0,
         }
@@ -152,9 +154,7 @@ impl Machine {
 
     /// The platform's reset.
     pub(crate) fn reset(&mut self) {
-        if let Some(unit) = &mut self.unit {
-            unit.reset();
-        }
+        self.units.iter_mut().for_each(Unit::reset);
         self.dsas.iter_mut().for_each(Dsa::reset);
     }
 
@@ -162,17 +162,18 @@ impl Machine {
     pub(crate) fn tables(&self, options: &Options) -> Vec<Vec<u8>> {
         let mut tables = vec![crate::acpi::mcfg(*ECAM.start())];
         if options.dmar() {
-            tables.push(crate::acpi::dmar(UNIT_BASE, HOST_ADDRESS_WIDTH));
+            let scoped = (self.units.len() > 1).then_some(DSA_FUNCTIONS[0]);
+            tables.push(crate::acpi::dmar(&UNIT_BASES[..self.units.len()], scoped, HOST_ADDRESS_WIDTH));
         }
         tables
     }
 
-    pub(crate) fn unit_read(&mut self, offset: u64, len: usize) -> u64 {
-        self.unit.as_mut().map_or(u64::MAX, |unit| unit.read(offset, len))
+    pub(crate) fn unit_read(&mut self, n: usize, offset: u64, len: usize) -> u64 {
+        self.units.get_mut(n).map_or(u64::MAX, |unit| unit.read(offset, len))
     }
 
-    pub(crate) fn unit_write(&mut self, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
-        if let Some(unit) = &mut self.unit {
+    pub(crate) fn unit_write(&mut self, n: usize, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
+        if let Some(unit) = self.units.get_mut(n) {
             unit.write(offset, len, value, host);
             Path { source: UNKNOWN_SOURCE, unit: Some(unit), host }.events();
         }
@@ -181,7 +182,7 @@ impl Machine {
     /// A DSA with its way upstream.
     fn dsa<'a>(&'a mut self, n: usize, host: &'a mut dyn Host) -> Option<(&'a mut Dsa, Path<'a>)> {
         let source = DSA_FUNCTIONS.get(n).copied()?.into();
-        Some((self.dsas.get_mut(n)?, Path { source, unit: self.unit.as_mut(), host }))
+        Some((self.dsas.get_mut(n)?, Path { source, unit: unit_of(&mut self.units, source), host }))
     }
 
     pub(crate) fn bar0_read(&self, n: usize, offset: u64, len: usize) -> u64 {
@@ -222,7 +223,8 @@ impl Machine {
     pub(crate) fn other_message(&mut self, address: u64, data: &[u8], host: &mut dyn Host) {
         self.other_messages += 1;
         if let Some(message) = is_message(address, data) {
-            Path { source: UNKNOWN_SOURCE, unit: self.unit.as_mut(), host }.message(UNKNOWN_SOURCE, address, message);
+            let unit = unit_of(&mut self.units, UNKNOWN_SOURCE);
+            Path { source: UNKNOWN_SOURCE, unit, host }.message(UNKNOWN_SOURCE, address, message);
         }
     }
 
@@ -232,11 +234,20 @@ impl Machine {
         if !self.dsas.is_empty() {
             dsa_report(&self.dsas, &mut text);
         }
-        if let Some(unit) = &self.unit {
-            unit_report(unit, &mut text);
+        if !self.units.is_empty() {
+            unit_report(&self.units, &mut text);
         }
         let _ = writeln!(text, "other.messages={}", self.other_messages);
         text
+    }
+}
+
+/// The unit in whose scope a requester is.
+fn unit_of(units: &mut [Unit], source: u16) -> Option<&mut Unit> {
+    match units {
+        [scoped, _] if source == DSA_FUNCTIONS[0].into() => Some(scoped),
+        [.., rest] => Some(rest),
+        [] => None,
     }
 }
 
@@ -258,24 +269,26 @@ fn dsa_report(dsas: &[Dsa], text: &mut String) {
     }
 }
 
-fn unit_report(unit: &Unit, text: &mut String) {
-    let stats = unit.stats();
-    for (key, value) in [
-        ("remapped", stats.remapped),
-        ("posted", stats.posted),
-        ("notifications", stats.notifications),
-        ("compatibility", stats.compatibility),
-        ("blocked", stats.blocked),
-        ("interrupt_faults", stats.interrupt_faults),
-        ("dma_faults", stats.dma_faults),
-        ("iec_flushes", stats.iec_flushes),
-        ("waits", stats.waits),
-        ("cache_hits", stats.cache_hits),
-        ("violations", stats.violations),
-    ] {
-        let _ = writeln!(text, "vtd.{key}={value}");
+/// The sums of all units.
+fn unit_report(units: &[Unit], text: &mut String) {
+    type Counter = fn(&vtd_model::Stats) -> u64;
+    let counters: [(&str, Counter); 11] = [
+        ("remapped", |stats| stats.remapped),
+        ("posted", |stats| stats.posted),
+        ("notifications", |stats| stats.notifications),
+        ("compatibility", |stats| stats.compatibility),
+        ("blocked", |stats| stats.blocked),
+        ("interrupt_faults", |stats| stats.interrupt_faults),
+        ("dma_faults", |stats| stats.dma_faults),
+        ("iec_flushes", |stats| stats.iec_flushes),
+        ("waits", |stats| stats.waits),
+        ("cache_hits", |stats| stats.cache_hits),
+        ("violations", |stats| stats.violations),
+    ];
+    for (key, counter) in counters {
+        let _ = writeln!(text, "vtd.{key}={}", units.iter().map(|unit| counter(&unit.stats())).sum::<u64>());
     }
-    for violation in unit.violations() {
+    for violation in units.iter().flat_map(Unit::violations) {
         let _ = writeln!(text, "vtd.violation={:#x} {:#x} {}", violation.offset, violation.value, violation.rule);
     }
 }

@@ -12,6 +12,8 @@ pub(crate) struct Options {
     pub(crate) no_dsa: bool,
     /// No DMAR table: firmware hides the unit.
     pub(crate) no_dmar: bool,
+    /// Two remapping units: one for the first DSA, one for everything else.
+    pub(crate) two_units: bool,
     /// Slots of each DSA's store: as many as its registers can tell of.
     pub(crate) most_slots: bool,
 }
@@ -28,11 +30,21 @@ impl Options {
                 "no-vtd" => options.no_vtd = true,
                 "no-dsa" => options.no_dsa = true,
                 "no-dmar" => options.no_dmar = true,
+                "two-units" => options.two_units = true,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
             }
         }
         Ok(options)
+    }
+
+    /// How many remapping units there are.
+    pub(crate) fn units(&self) -> usize {
+        match (self.no_vtd, self.two_units) {
+            (true, _) => 0,
+            (false, true) => 2,
+            (false, false) => 1,
+        }
     }
 
     /// How each DSA is made.

@@ -2,7 +2,7 @@
 
 use super::{PLUGIN, Plugin};
 use crate::acpi;
-use crate::machine::{DSA_FUNCTIONS, ECAM, MESSAGES, UNIT_BASE};
+use crate::machine::{DSA_FUNCTIONS, ECAM, MESSAGES, UNIT_BASES};
 use dsa_model::spec::{BAR0_SIZE, BAR2_SIZE};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -89,19 +89,29 @@ macro_rules! handlers {
     };
 }
 
+/// Bytes that Bochs hands out for a unit's registers.
+const UNIT_WINDOW: u64 = 0x1_0000;
+
+/// Which unit an address belongs to, and the offset there.
+fn unit_at(address: u64) -> (usize, u64) {
+    let n =
+        UNIT_BASES.iter().position(|base| (*base..base + UNIT_WINDOW).contains(&address)).unwrap_or(UNIT_BASES.len());
+    (n, address % UNIT_WINDOW)
+}
+
 handlers! {
     /// A read of the remapping unit's registers; only the first page of the 64 KiB that Bochs hands out is theirs.
     unit_read, read: |address, _object, plugin, bytes| {
-        let offset = address - UNIT_BASE;
+        let (n, offset) = unit_at(address);
         if offset < vtd_model::Unit::REGISTER_SPACE {
-            plugin.with(|machine, _| fill(bytes, offset, |at, len| machine.unit_read(at, len)));
+            plugin.with(|machine, _| fill(bytes, offset, |at, len| machine.unit_read(n, at, len)));
         }
     };
     /// A write of the remapping unit's registers.
     unit_write, write: |address, _object, plugin, bytes| {
-        let offset = address - UNIT_BASE;
+        let (n, offset) = unit_at(address);
         if offset < vtd_model::Unit::REGISTER_SPACE {
-            plugin.with(|machine, host| pour(bytes, offset, |at, len, value| machine.unit_write(at, len, value, host)));
+            plugin.with(|machine, host| pour(bytes, offset, |at, len, value| machine.unit_write(n, at, len, value, host)));
         }
     };
     /// A read of the message window: nothing answers.
@@ -236,20 +246,15 @@ extern "C" fn bios_timer(_: *mut c_void) {
 
 /// Memory windows and timers, when Bochs initialises the device.
 pub(super) fn install(plugin: &Plugin) -> Result<(), String> {
-    let windows = [
-        (
-            unit_read as super::symbols::MemoryHandler,
-            unit_write as super::symbols::MemoryHandler,
-            UNIT_BASE,
-            UNIT_BASE + 0xffff,
-        ),
-        (message_read, message_write, *MESSAGES.start(), *MESSAGES.end()),
-        (ecam_read, ecam_write, *ECAM.start(), *ECAM.end()),
+    let mut windows = vec![
+        (message_read as super::symbols::MemoryHandler, message_write as super::symbols::MemoryHandler, MESSAGES),
+        (ecam_read, ecam_write, ECAM),
     ];
-    for (read, write, first, last) in windows {
-        if first == UNIT_BASE && plugin.options.no_vtd {
-            continue;
-        }
+    for base in UNIT_BASES.into_iter().take(plugin.options.units()) {
+        windows.push((unit_read, unit_write, base..=base + (UNIT_WINDOW - 1)));
+    }
+    for (read, write, window) in windows {
+        let (first, last) = (*window.start(), *window.end());
         let none = std::ptr::null_mut();
         // SAFETY: the handlers are functions of this library, which stays loaded; there is no direct access.
         if !unsafe { (plugin.symbols.register_memory)(none, read, write, none, first, last) } {

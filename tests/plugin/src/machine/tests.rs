@@ -60,15 +60,15 @@ fn nop(machine: &mut Machine, host: &mut Fake, address: u64, data: u64) -> u8 {
 
 /// Interrupt remapping on, compatibility format blocked, a table of 256 entries.
 fn remap(machine: &mut Machine, host: &mut Fake) {
-    machine.unit_write(0xb8, 8, TABLE | 7, host);
-    machine.unit_write(0x18, 4, 1 << 24, host);
-    machine.unit_write(0x90, 8, 0x18_0000, host);
-    machine.unit_write(0x18, 4, 1 << 26, host);
+    machine.unit_write(0, 0xb8, 8, TABLE | 7, host);
+    machine.unit_write(0, 0x18, 4, 1 << 24, host);
+    machine.unit_write(0, 0x90, 8, 0x18_0000, host);
+    machine.unit_write(0, 0x18, 4, 1 << 26, host);
     // A global flush of the interrupt entry cache.
     host.ram.set_u64(0x18_0000, 4);
-    machine.unit_write(0x88, 8, 16, host);
-    machine.unit_write(0x18, 4, 1 << 26 | 1 << 25, host);
-    assert_eq!(machine.unit_read(0x1c, 4) >> 23, 0b1110);
+    machine.unit_write(0, 0x88, 8, 16, host);
+    machine.unit_write(0, 0x18, 4, 1 << 26 | 1 << 25, host);
+    assert_eq!(machine.unit_read(0, 0x1c, 4) >> 23, 0b1110);
 }
 
 #[test]
@@ -104,9 +104,9 @@ fn the_units_own_events_are_not_remapped() {
     let (mut machine, mut host) = ready("");
     remap(&mut machine, &mut host);
     // Fault event: data, address, then unmasked.
-    machine.unit_write(0x3c, 4, 0x61, &mut host);
-    machine.unit_write(0x40, 4, 0xfee0_0000, &mut host);
-    machine.unit_write(0x38, 4, 0, &mut host);
+    machine.unit_write(0, 0x3c, 4, 0x61, &mut host);
+    machine.unit_write(0, 0x40, 4, 0xfee0_0000, &mut host);
+    machine.unit_write(0, 0x38, 4, 0, &mut host);
     nop(&mut machine, &mut host, 0xfee0_0010, 0);
     assert_eq!(host.delivered, [edge(0x61, 0)]);
 }
@@ -127,7 +127,7 @@ fn dma_beyond_memory_or_into_the_message_window_faults() {
 fn parts_left_out_read_as_ones() {
     let mut machine = Machine::new(&Options::parse("no-vtd,no-dsa").unwrap());
     let options = Options::default();
-    assert_eq!((machine.unit_read(0, 4), machine.bar0_read(0, 0, 4), machine.config_read(0, 0, 4)), (!0, !0, !0));
+    assert_eq!((machine.unit_read(0, 0, 4), machine.bar0_read(0, 0, 4), machine.config_read(0, 0, 4)), (!0, !0, !0));
     assert!(!machine.portal_write(0, 0, &[0; 64]));
     assert_eq!(machine.report(), "other.messages=0\n");
     assert_eq!(machine.tables(&options).len(), 2);
@@ -147,18 +147,18 @@ fn dma_is_translated_by_requester() {
     host.ram.set_u64(LEVELS[0], LEVELS[1] | 3);
     host.ram.set_u64(LEVELS[1] + 8, LEVELS[2] | 3);
     host.ram.set_u64(LEVELS[2], 0x20_5000 | 3);
-    machine.unit_write(0x20, 8, ROOT, &mut host);
-    machine.unit_write(0x18, 4, 1 << 30, &mut host);
+    machine.unit_write(0, 0x20, 8, ROOT, &mut host);
+    machine.unit_write(0, 0x18, 4, 1 << 30, &mut host);
     // Global invalidations of the context cache and of the IOTLB, by registers.
-    machine.unit_write(0x28, 8, 1 << 63 | 1 << 61, &mut host);
-    let iotlb = (machine.unit_read(0x10, 8) >> 8 & 0x3ff) * 16 + 8;
-    machine.unit_write(iotlb, 8, 1 << 63 | 1 << 60, &mut host);
-    machine.unit_write(0x18, 4, 1 << 31, &mut host);
-    assert_eq!(machine.unit_read(0x1c, 4) >> 31, 1);
+    machine.unit_write(0, 0x28, 8, 1 << 63 | 1 << 61, &mut host);
+    let iotlb = (machine.unit_read(0, 0x10, 8) >> 8 & 0x3ff) * 16 + 8;
+    machine.unit_write(0, iotlb, 8, 1 << 63 | 1 << 60, &mut host);
+    machine.unit_write(0, 0x18, 4, 1 << 31, &mut host);
+    assert_eq!(machine.unit_read(0, 0x1c, 4) >> 31, 1);
     assert_eq!(nop(&mut machine, &mut host, 0xfee0_0000, 0x41), 0, "nothing at the untranslated address");
     assert_eq!(host.ram.u64(0x20_5000) as u8, 1);
     // The next page is not mapped: its access is blocked, and recorded.
-    let mut path = Path { source: DSA_FUNCTIONS[0].into(), unit: machine.unit.as_mut(), host: &mut host };
+    let mut path = Path { source: DSA_FUNCTIONS[0].into(), unit: machine.units.first_mut(), host: &mut host };
     assert_eq!(path.write(RECORD + 0x1000, &[0; 32]), Err(Fault));
     assert!(machine.report().lines().any(|line| line == "vtd.dma_faults=1"));
 }

@@ -21,7 +21,7 @@ const LIMIT: u64 = 400_000_000;
 /// Errors that are told one by one.
 const ERRORS_TOLD: u32 = 20;
 /// Most slots a store can have.
-const STORE_SLOTS: usize = 1 << 12;
+const STORE_SLOTS: usize = 1 << 14;
 
 /// Counts the interrupts of slots by number.
 pub static TALLY: Tally<MAX_SLOTS> = Tally::new();
