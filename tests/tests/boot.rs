@@ -431,6 +431,7 @@ fn each_function_goes_by_the_unit_in_whose_scope_it_is() {
 }
 
 static MOST_SLOTS: Scenario = Scenario::new("stores of 16,128 slots", |plan| {
+    plan.config.cpus = 2;
     plan.config.plugin_options.push("most-slots".into());
     plan.guest("demo", DEMO_GUEST)?;
     plan.guest("demo", "other mem=64M device=dsa")

@@ -3,6 +3,9 @@
 //! A host vector stands for one vector of one virtual processor, however many entries lead there: two interrupts that meet in it
 //! would have met in the guest's own IRR as well.
 //!
+//! Virtual processors that share a processor share its vectors, first come, first served; but a few are kept for each of them, so that no
+//! guest can leave another one without any ([`GUARANTEED`]).
+//!
 //! A vector whose last use has ended is *retiring*: no entry leads there, but an interrupt that came before may wait in the processor's
 //! local APIC. It still belongs to whom it belonged, and is free when that processor has let everything in that waited
 //! ([`Vectors::begin_sweep`]). Linux keeps the old vector of a moved interrupt in the same way (`irq_complete_move`).
@@ -19,6 +22,9 @@ use crate::ims::{GuestId, HostRoute};
 /// hypervisor's own.
 const FIRST: u8 = 0x30;
 const LAST: u8 = 0xef;
+
+/// Vectors that every virtual processor of a processor can have, if there are not too many of them.
+const GUARANTEED: u32 = 16;
 
 /// Whom a host vector belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ struct Use {
 struct Routes {
     guest: GuestId,
     apic_id: u32,
+    /// How many it has, those that are retiring included.
+    used: u32,
     hosts: [u8; 256],
 }
 
@@ -50,7 +58,7 @@ struct Table {
     /// A bit for each vector that is retiring, and for those that were so when the last sweep began.
     retiring: [u64; 4],
     swept: [u64; 4],
-    /// Of each virtual processor that has had a vector here.
+    /// Of each virtual processor that runs here.
     routes: Vec<Routes>,
 }
 
@@ -68,6 +76,11 @@ impl Vectors {
     pub const fn new(destination: u32) -> Self {
         let table = Table { uses: [None; 256], free: FREE, retiring: [0; 4], swept: [0; 4], routes: Vec::new() };
         Self { destination, sweep: AtomicBool::new(false), table: Mutex::new(table) }
+    }
+
+    /// A virtual processor runs here from now on.
+    pub fn admit(&self, guest: GuestId, apic_id: u32) {
+        self.table.lock().routes.push(Routes { guest, apic_id, used: 0, hosts: [0; 256] });
     }
 
     /// Its APIC ID.
@@ -158,13 +171,30 @@ impl Table {
         (vector != 0).then_some(vector)
     }
 
-    /// Takes a free vector for a guest's, with no use yet.
+    /// Takes a free vector for a guest's, with no use yet. `BadTarget` for a virtual processor that does not run here.
     fn take(&mut self, guest: GuestId, target: Target) -> Result<u8, Status> {
+        let at = self.routes.iter().position(|routes| (routes.guest, routes.apic_id) == (guest, target.apic_id));
+        let at = at.ok_or(Status::BadTarget)?;
+        if !self.may_take(at) {
+            return Err(Status::NoFreeVector);
+        }
         let vector = self.free_vector(target.vector).ok_or(Status::NoFreeVector)?;
         self.free[usize::from(vector / 64)] &= !(1 << (vector % 64));
         self.uses[usize::from(vector)] = Some(Use { owner: Owner { guest, target }, count: 0 });
-        self.hosts(guest, target.apic_id)[usize::from(target.vector)] = vector;
+        let routes = &mut self.routes[at];
+        routes.used += 1;
+        routes.hosts[usize::from(target.vector)] = vector;
         Ok(vector)
+    }
+
+    /// Whether a virtual processor may have one more: what is guaranteed to it, or what is not kept for the others.
+    fn may_take(&self, at: usize) -> bool {
+        let share = (u32::from(LAST - FIRST) + 1) / (self.routes.len() as u32).max(1);
+        let guaranteed = GUARANTEED.min(share);
+        let others = self.routes.iter().enumerate().filter(|(n, _)| *n != at);
+        let kept: u32 = others.map(|(_, routes)| guaranteed.saturating_sub(routes.used)).sum();
+        let free: u32 = self.free.iter().map(|word| word.count_ones()).sum();
+        self.routes[at].used < guaranteed || free > kept
     }
 
     /// A vector begins to retire, or is used again.
@@ -189,6 +219,7 @@ impl Table {
                 if let Some(Use { owner: Owner { guest, target }, .. }) = self.uses[vector].take()
                     && let Some(routes) = self.routes_of(guest, target.apic_id)
                 {
+                    routes.used -= 1;
                     routes.hosts[usize::from(target.vector)] = 0;
                 }
             }
@@ -197,15 +228,6 @@ impl Table {
 
     fn routes_of(&mut self, guest: GuestId, apic_id: u32) -> Option<&mut Routes> {
         self.routes.iter_mut().find(|routes| (routes.guest, routes.apic_id) == (guest, apic_id))
-    }
-
-    fn hosts(&mut self, guest: GuestId, apic_id: u32) -> &mut [u8; 256] {
-        let is_its = |routes: &Routes| (routes.guest, routes.apic_id) == (guest, apic_id);
-        let at = self.routes.iter().position(is_its).unwrap_or_else(|| {
-            self.routes.push(Routes { guest, apic_id, hosts: [0; 256] });
-            self.routes.len() - 1
-        });
-        &mut self.routes[at].hosts
     }
 
     /// The vector of the same number, else one of its class, else any.
@@ -228,13 +250,39 @@ mod tests {
 
     const GUEST: GuestId = GuestId(0);
 
+    /// A processor that runs the first virtual processor of some guests.
+    fn vectors_of(destination: u32, guests: u16) -> Vectors {
+        let vectors = Vectors::new(destination);
+        (0..guests).for_each(|guest| vectors.admit(GuestId(guest), 0));
+        vectors
+    }
+
+    #[test]
+    fn no_guest_can_leave_another_one_without_vectors() {
+        let vectors = vectors_of(0, 3);
+        let all = |guest| (16..=255).filter(|&vector| vectors.route(GuestId(guest), target(vector)).is_ok()).count();
+        let most = usize::from(LAST - FIRST) + 1;
+        assert_eq!(all(0), most - 2 * GUARANTEED as usize);
+        assert_eq!((all(1), all(2)), (GUARANTEED as usize, GUARANTEED as usize));
+        assert_eq!(vectors.route(GuestId(3), target(0x41)), Err(Status::BadTarget), "it does not run here");
+    }
+
+    #[test]
+    fn many_virtual_processors_share_what_there_is() {
+        let vectors = vectors_of(0, 64);
+        for guest in 0..64 {
+            let got = (16..=255).filter(|&vector| vectors.route(GuestId(guest), target(vector)).is_ok()).count();
+            assert_eq!(got, 3, "guest {guest}");
+        }
+    }
+
     fn target(vector: u8) -> Target {
         Target { apic_id: 0, vector }
     }
 
     #[test]
     fn the_same_target_shares_a_vector_until_its_last_use_ends() {
-        let vectors = Vectors::new(3);
+        let vectors = vectors_of(3, 1);
         let route = vectors.route(GUEST, target(0x41)).unwrap();
         assert_eq!(vectors.route(GUEST, target(0x41)), Ok(route));
         assert_eq!(route, HostRoute::Remapped { vector: 0x41, destination: 3 });
@@ -254,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_vector_is_its_owners_until_the_processor_has_swept() {
-        let vectors = Vectors::new(0);
+        let vectors = vectors_of(0, 3);
         assert!(!vectors.begin_sweep());
         let route = vectors.route(GUEST, target(0x41)).unwrap();
         vectors.unroute(GUEST, target(0x41), route);
@@ -267,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_vector_that_is_used_again_during_a_sweep_is_not_freed_by_it() {
-        let vectors = Vectors::new(0);
+        let vectors = vectors_of(0, 3);
         let route = vectors.route(GUEST, target(0x41)).unwrap();
         vectors.unroute(GUEST, target(0x41), route);
         assert!(vectors.begin_sweep());
@@ -282,14 +330,14 @@ mod tests {
 
     #[test]
     fn two_guests_with_the_same_vector_get_two() {
-        let vectors = Vectors::new(0);
+        let vectors = vectors_of(0, 3);
         let routes = [GuestId(0), GuestId(1)].map(|guest| vectors.route(guest, target(0x80)).unwrap());
         assert_ne!(routes[0], routes[1]);
     }
 
     #[test]
     fn vectors_run_out_and_never_leave_their_range() {
-        let vectors = Vectors::new(0);
+        let vectors = vectors_of(0, 1);
         let mut got = 0;
         for vector in 16..=255 {
             match vectors.route(GUEST, target(vector)) {
@@ -305,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_vector_of_the_same_class_is_next_best_and_a_freed_one_is_found_again() {
-        let vectors = Vectors::new(0);
+        let vectors = vectors_of(0, 3);
         let host = |route| match route {
             Ok(HostRoute::Remapped { vector, .. }) => vector,
             other => panic!("{other:?}"),
@@ -322,7 +370,7 @@ mod tests {
 
     #[test]
     fn somebody_elses_route_is_not_ended() {
-        let vectors = Vectors::new(0);
+        let vectors = vectors_of(0, 3);
         let route = vectors.route(GUEST, target(0x50)).unwrap();
         vectors.unroute(GuestId(1), target(0x50), route);
         assert_eq!(vectors.used(), 1);

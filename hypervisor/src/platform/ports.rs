@@ -97,6 +97,15 @@ impl MachinePorts {
         self.homes.write().push(Home { guest, apic_id, processor: number, descriptor: None });
     }
 
+    /// A virtual processor that has settled gets a share of its processor's vectors: for guests with devices.
+    pub fn admit(&self, guest: GuestId, apic_id: u32) {
+        let homes = self.homes.read();
+        let home = homes.iter().find(|home| home.is_of(guest, apic_id) && home.descriptor.is_none());
+        if let Some(vectors) = home.and_then(|home| self.vectors.get(home.processor)) {
+            vectors.admit(guest, apic_id);
+        }
+    }
+
     /// The units that are up.
     pub fn units(&self) -> impl Iterator<Item = &Unit> {
         self.units.iter().flatten()

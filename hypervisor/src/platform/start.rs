@@ -108,6 +108,9 @@ impl Maker {
         for (number, &processor) in processors.iter().enumerate() {
             self.service.ports().settle(id, number as u32, processor);
             let virtual_apic = self.virtual_apic(holdings, (id, number as u32), options, processor)?;
+            if !options.devices.is_empty() {
+                self.service.ports().admit(id, number as u32);
+            }
             let frames = self.frames(holdings, virtual_apic.is_some())?;
             let vpid = VPIDS.fetch_add(1, Ordering::Relaxed);
             let vpid = u16::try_from(vpid).map_err(|_| "too many virtual processors")?;

@@ -27,7 +27,7 @@ const TICKS: u64 = 20_000;
 /// Ticks after which a completion or an interrupt is given up.
 const LIMIT: u64 = 400_000_000;
 /// The vector of the slot that is right.
-const GOOD_VECTOR: u8 = 0xe0;
+const GOOD_VECTOR: u8 = 0xdd;
 /// Its index in the store.
 const GOOD_SLOT: u16 = 100;
 
