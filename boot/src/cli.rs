@@ -38,7 +38,7 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "cargo boot", bin_name = "cargo boot", version, after_help = AFTER_HELP)]
 pub struct Options {
-    /// The machine to boot on [default: kvm where /dev/kvm offers VMX to guests, else bochs]
+    /// The machine to boot on [default: bochs]
     #[arg(long, value_enum)]
     pub machine: Option<Kind>,
 

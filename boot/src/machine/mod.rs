@@ -71,12 +71,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The machine that was asked for; else KVM where it offers VMX to guests, else Bochs.
+    /// The machine that was asked for; else Bochs, which has a device with a message store and is the same everywhere. KVM is refused where
+    /// it cannot offer VMX to guests.
     pub fn choose(asked: Option<Self>, kvm: impl FnOnce() -> Result<()>) -> Result<Self> {
         match asked {
             Some(Self::Kvm) => kvm().map(|()| Self::Kvm),
             Some(kind) => Ok(kind),
-            None => Ok(if kvm().is_ok() { Self::Kvm } else { Self::Bochs }),
+            None => Ok(Self::Bochs),
         }
     }
 }
@@ -131,8 +132,8 @@ mod tests {
     }
 
     #[test]
-    fn kvm_is_chosen_where_it_is_offered_and_bochs_elsewhere() {
-        assert_eq!(Kind::choose(None, || Ok(())).unwrap(), Kind::Kvm);
+    fn bochs_is_the_default_even_where_there_is_kvm() {
+        assert_eq!(Kind::choose(None, || Ok(())).unwrap(), Kind::Bochs);
         assert_eq!(Kind::choose(None, no_kvm).unwrap(), Kind::Bochs);
     }
 
