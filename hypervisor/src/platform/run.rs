@@ -21,6 +21,9 @@ use crate::{
 /// Ticks of the TSC that a virtual processor runs before another one's turn.
 const SLICE: u64 = 4_000_000;
 
+/// Ticks that one has in any case.
+const LEAST_TURN: u64 = 100_000;
+
 /// Ticks that one which wakes may be ahead of the others: it gets its turn soon, and cannot save up more than this.
 const HEAD_START: u64 = SLICE / 2;
 
@@ -184,7 +187,7 @@ impl Runner {
     fn slice(&mut self, index: usize) -> Option<EndReason> {
         self.switch_to(index);
         let shift = self.host.capabilities.preemption_shift;
-        let end = cpu::tsc().saturating_add(SLICE);
+        let end = self.slice_end(cpu::tsc());
         let mut exits = 0u32;
         let mut look_at_time = true;
         loop {
@@ -237,6 +240,19 @@ impl Runner {
         }
     }
 
+    /// When a slice that begins `now` ends: in time for the timers of those that have halted, though not before a least turn, or a timer
+    /// that fires without end would leave the others nothing.
+    fn slice_end(&self, now: u64) -> u64 {
+        let timer = self.next_timer(now).map_or(u64::MAX, |timer| timer.max(now.saturating_add(LEAST_TURN)));
+        timer.min(now.saturating_add(SLICE))
+    }
+
+    /// When the next timer of one that has halted fires.
+    fn next_timer(&self, now: u64) -> Option<u64> {
+        let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
+        halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now))).min()
+    }
+
     /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.
     fn halt(&mut self, index: usize) -> bool {
         interrupts::poll();
@@ -266,11 +282,7 @@ impl Runner {
             return;
         }
         let now = cpu::tsc();
-        let next = self.cpus.iter().filter_map(|guest| {
-            let devices = &guest.devices;
-            Some(devices.host_deadline(devices.apic.next_deadline()?, now))
-        });
-        match next.min() {
+        match self.next_timer(now) {
             Some(deadline) if deadline <= now => return,
             Some(deadline) if self.has_tsc_deadline => apic::arm_timer(deadline),
             Some(_) => return interrupts::poll(),

@@ -1,6 +1,6 @@
 //! Starting processors, and every kind of interrupt between them. Each is counted, on the processor where it came.
 
-use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use guests::bare::{apic, idle, interrupts, smp};
 use guests::println;
@@ -13,6 +13,13 @@ const VECTOR: u8 = 0x51;
 /// Interrupts sent one after another to a processor that sleeps between them.
 const ROUNDS: u32 = 200;
 
+/// Ticks of a nap, and how many there are.
+const NAP: u64 = 50_000;
+const NAPS: u32 = 20;
+
+/// The most ticks that a nap took too long, and the naps that are over.
+static LATEST: AtomicU64 = AtomicU64::new(0);
+static NAPPED: AtomicU32 = AtomicU32::new(0);
 static CAME: [AtomicU32; smp::MOST] = [const { AtomicU32::new(0) }; smp::MOST];
 
 fn handler(vector: u8) {
@@ -24,6 +31,17 @@ fn handler(vector: u8) {
 /// What another processor does: it sleeps, and takes what comes.
 fn sleeper(_number: usize) {
     idle::enable_interrupts();
+}
+
+/// What a processor does that sleeps by its timer.
+fn napper(_number: usize) {
+    idle::enable_interrupts();
+    for _ in 0..NAPS {
+        let began = apic::tsc();
+        idle::wait_until(NAP, || false);
+        LATEST.fetch_max(apic::tsc() - began - NAP, SeqCst);
+        NAPPED.fetch_add(1, SeqCst);
+    }
 }
 
 /// What a processor does that nothing but an NMI or INIT can wake.
@@ -54,8 +72,8 @@ fn expect(cpus: usize, what: &str, destination: u32, command: u64, expected: u32
 }
 
 /// All of it. At the end the other processors sleep. Returns how many interrupts came, and the most ticks that a sleeping
-/// processor took to handle one.
-pub fn all(cpus: usize) -> Result<(u32, u64), &'static str> {
+/// processor took to handle one, and by which its timer was late.
+pub fn all(cpus: usize) -> Result<(u32, u64, u64), &'static str> {
     interrupts::set_handler(handler);
     for n in 1..cpus {
         if !smp::start(n, sleeper) {
@@ -89,8 +107,9 @@ pub fn all(cpus: usize) -> Result<(u32, u64), &'static str> {
     }
     if cpus > 1 {
         commands(last)?;
+        nap(last as usize)?;
     }
-    Ok((came(cpus).iter().sum(), slowest))
+    Ok((came(cpus).iter().sum(), slowest, LATEST.load(SeqCst)))
 }
 
 fn one_of_all(cpus: usize) -> Result<(), &'static str> {
@@ -100,6 +119,12 @@ fn one_of_all(cpus: usize) -> Result<(), &'static str> {
     let in_time = idle::poll_until(LIMIT, || sum() != before);
     idle::linger(LINGER);
     if in_time && sum() == before + 1 { Ok(()) } else { Err("a lowest-priority interrupt did not come once") }
+}
+
+/// A processor sleeps by its timer while this one spins.
+fn nap(number: usize) -> Result<(), &'static str> {
+    let napped = smp::start(number, napper) && idle::poll_until(LIMIT, || NAPPED.load(SeqCst) == NAPS);
+    if napped { Ok(()) } else { Err("a timer does not fire") }
 }
 
 /// NMI, INIT and start-up, to a processor that runs and to one that has halted with interrupts off.

@@ -28,10 +28,10 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
     let cpus = (number("cpus").unwrap_or(1) as usize).clamp(1, smp::MOST);
     smp::install();
     idle::enable_interrupts();
-    let (ipis, wake) = ipis::all(cpus)?;
+    let (ipis, wake, late) = ipis::all(cpus)?;
     println!("smp: {ipis} interrupts between {cpus} processors, in at most {wake} ticks to one that sleeps");
     if let Some(ops) = number("ops") {
-        stress::run(guest, cpus, (ipis, wake), ops)?;
+        stress::run(guest, cpus, (ipis, wake, late), ops)?;
     }
     match number("race") {
         Some(rounds) => race::run(guest, cpus, rounds),

@@ -48,7 +48,7 @@ fn error(slot: usize, what: &str, status: Result<(), Status>) {
 }
 
 /// `ops` operations, shared out to `cpus` processors. The report tells of the interrupts between them, too.
-pub fn run(guest: &Guest, cpus: usize, (ipis, wake): (u32, u64), ops: u32) -> Result<(), &'static str> {
+pub fn run(guest: &Guest, cpus: usize, (ipis, wake, late): (u32, u64, u64), ops: u32) -> Result<(), &'static str> {
     *CALLS.lock() = Some(hypercalls().ok_or("no hypercall domain")?);
     *DEVICE.lock() = Some(AssignedDsa::start(guest).map_err(|_| "no device to work with")?);
     interrupts::set_handler(oracle::came);
@@ -66,7 +66,7 @@ pub fn run(guest: &Guest, cpus: usize, (ipis, wake): (u32, u64), ops: u32) -> Re
     let sum = oracle::sum();
     let errors = ERRORS.load(SeqCst);
     println!(
-        "@result cpus={cpus} ipis={ipis} wake={wake} ops={} raised={} lost={} doubled={} astray={} errors={errors}",
+        "@result cpus={cpus} ipis={ipis} wake={wake} late={late} ops={} raised={} lost={} doubled={} astray={} errors={errors}",
         OPS.load(SeqCst) * cpus as u32,
         sum.raised,
         sum.lost,
