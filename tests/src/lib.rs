@@ -1,7 +1,7 @@
 //! The harness: what the tests of the whole need.
 //!
 //! - [`imports`] reads who imports whom in the hypervisor's sources; `tests/imports.rs` holds the arrows.
-//! - [`bench`] has the emulator, the hypervisor and the guests ready, each fetched or built once.
+//! - [`mod@bench`] has the emulator, the hypervisor and the guests ready, each fetched or built once.
 //! - [`scenario`] boots them, at most two machines at a time, and keeps what came of it; `tests/boot.rs` judges it.
 //! - [`figures`] is `cargo bench`.
 //! - [`elf`] weighs images, and makes those that no guest should be.

@@ -1,6 +1,6 @@
 //! Whether this machine can run the hypervisor under nested KVM, and if not, what it lacks and what helps.
 //!
-//! What is there is gathered first ([`Host`]), and judged after that, so that the judgement can be tested anywhere.
+//! What is there is gathered first (`Host`), and judged after that, so that the judgement can be tested anywhere.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -283,7 +283,7 @@ impl Walked {
     }
 }
 
-/// The short way through four levels when nothing is amiss and no flag is to be set: a third of [`walk_any`]'s instructions. `None`
+/// The short way through four levels when nothing is amiss and no flag is to be set: a third of `walk_any`'s instructions. `None`
 /// says nothing.
 pub fn walk_quickly<M: GuestMemory + ?Sized>(memory: &M, paging: &Paging, gva: u64, access: Access) -> Option<Walked> {
     let four_levels =

@@ -4,7 +4,7 @@
 //! would have met in the guest's own IRR as well.
 //!
 //! Virtual processors that share a processor share its vectors, first come, first served; but a few are kept for each of them, so that no
-//! guest can leave another one without any ([`GUARANTEED`]).
+//! guest can leave another one without any (`GUARANTEED`).
 //!
 //! A vector whose last use has ended is *retiring*: no entry leads there, but an interrupt that came before may wait in the processor's
 //! local APIC. It still belongs to whom it belonged, and is free when that processor has let everything in that waited

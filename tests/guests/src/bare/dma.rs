@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 #[derive(Debug)]
 pub struct DmaBuffer<const BYTES: usize>(UnsafeCell<[u8; BYTES]>);
 
-// SAFETY: accesses are volatile and of single quadwords; a guest has one vCPU.
+// SAFETY: accesses are volatile and of single quadwords, each of which one processor at a time uses.
 unsafe impl<const BYTES: usize> Sync for DmaBuffer<BYTES> {}
 
 impl<const BYTES: usize> DmaBuffer<BYTES> {
