@@ -77,6 +77,8 @@ pub struct Interrupts {
     pub delivered: Option<u64>,
     /// Interrupts that guests' handlers saw, by the guests.
     pub handled: Option<u64>,
+    /// Of these, those of guests whose interrupts are posted.
+    pub handled_posted: u64,
 }
 
 impl Interrupts {
@@ -100,6 +102,16 @@ impl Interrupts {
                 _ => None,
             })
             .collect();
+        // What one kind of guest lost and the other had too much must not make up for each other.
+        if let (Some(remapped), Some(handled)) = (self.remapped, self.handled)
+            && remapped == handled
+            && self.posted != self.handled_posted
+        {
+            failures.push(format!(
+                "{} interrupts posted, but {} handled by guests that have them posted",
+                self.posted, self.handled_posted
+            ));
+        }
         if self.handled == Some(0) {
             failures.push("no interrupt was handled".to_owned());
         }
@@ -213,6 +225,8 @@ impl Summary {
     pub fn interrupts(&self) -> Interrupts {
         let counter = |name: &str| self.plugin.get(name).copied();
         let delivered: Vec<u64> = self.guests.iter().filter_map(|guest| guest.interrupts.number("delivered")).collect();
+        let is_posted = |guest: &&Guest| guest.interrupts.get("posted") == Some("yes");
+        let handled_posted = self.guests.iter().filter(is_posted).filter_map(|guest| guest.reported("handled")).sum();
         let handled: Vec<u64> = self.guests.iter().filter_map(|guest| guest.reported("handled")).collect();
         let remapped = (counter("vtd.remapped"), counter("vtd.posted"));
         Interrupts {
@@ -221,6 +235,7 @@ impl Summary {
                 .then(|| remapped.0.unwrap_or(0) + remapped.1.unwrap_or(0)),
             posted: remapped.1.unwrap_or(0),
             delivered: (!delivered.is_empty()).then(|| delivered.iter().sum()),
+            handled_posted,
             // A guest that does not count makes the sum meaningless.
             handled: (!handled.is_empty() && handled.len() == self.guests.len()).then(|| handled.iter().sum()),
         }
@@ -283,7 +298,8 @@ mod tests {
 ";
     const PLUGIN: [(&str, u64); 4] =
         [("dsa.messages", 10), ("vtd.remapped", 7), ("vtd.posted", 3), ("dsa.descriptors", 10)];
-    /// The same where nothing is posted.
+    /// The same where all are posted, and where none is.
+    const POSTED: [(&str, u64); 3] = [("dsa.messages", 10), ("vtd.remapped", 0), ("vtd.posted", 10)];
     const REMAPPED: [(&str, u64); 2] = [("dsa.messages", 10), ("vtd.remapped", 10)];
 
     fn outcome(console: &str, plugin: &[(&str, u64)], end: End) -> Outcome {
@@ -301,10 +317,10 @@ mod tests {
     #[test]
     fn posted_interrupts_are_compared_without_the_hypervisors_count() {
         let posted = CONSOLE.replace("delivered=10", "posted=yes");
-        let summary = outcome(&posted, &PLUGIN, End::Off).summary();
+        let summary = outcome(&posted, &POSTED, End::Off).summary();
         assert_eq!(summary.interrupts().stations(), [("raised", 10), ("remapped", 10), ("handled", 10)]);
         assert!(summary.verdict().is_right());
-        let lost = outcome(&posted.replace("handled=10", "handled=9"), &PLUGIN, End::Off).summary();
+        let lost = outcome(&posted.replace("handled=10", "handled=9"), &POSTED, End::Off).summary();
         assert_eq!(lost.verdict().failures, ["10 interrupts remapped, but 9 handled"]);
     }
 
@@ -325,6 +341,9 @@ mod tests {
         assert!(summary.verdict().is_right(), "{:?}", summary.verdict());
         let lost = outcome(&both.replace("handled=3", "handled=2"), &PLUGIN, End::Off).summary();
         assert_eq!(lost.verdict().failures, ["10 interrupts delivered, but 9 handled"]);
+        let moved = both.replace("handled=3", "handled=2").replace("handled=7", "handled=8");
+        let failures = outcome(&moved, &PLUGIN, End::Off).summary().verdict().failures;
+        assert_eq!(failures, ["3 interrupts posted, but 2 handled by guests that have them posted"]);
     }
 
     /// What the verdict says when one thing on the console is replaced by another.

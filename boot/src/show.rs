@@ -189,7 +189,13 @@ fn guest_rows(guest: &Guest) -> Vec<Row> {
         rows.push(("requests", format!("{calls} hypercalls, {writes} trapped writes")));
     }
     if guest.interrupts.get("posted") == Some("yes") {
-        rows.push(("delivery", "interrupts are posted: no VM exit for any of them".to_owned()));
+        let exits = |reason: &str| guest.exits.get(reason).copied().unwrap_or(0);
+        let by_interrupts = exits("external-interrupt") + exits("interrupt-window");
+        let handled = guest.reported("handled").map_or_else(String::new, |handled| format!("{} ", grouped(handled)));
+        rows.push((
+            "delivery",
+            format!("{handled}interrupts posted; {} VM exits by interrupts in all", grouped(by_interrupts)),
+        ));
     } else if let Some(delivered) = counted(&guest.interrupts, "delivered") {
         rows.push(("delivery", format!("{delivered} interrupts injected")));
     }

@@ -9,6 +9,9 @@ const INJECTED: &str = "injected mem=64M device=dsa";
 const POSTED: &str = "posted mem=64M device=dsa apicv=on cmdline=profile=posted";
 
 static ALONE: Scenario = Scenario::new("a guest with posted interrupts", |plan| plan.guest("demo", POSTED));
+static HALTING: Scenario = Scenario::new("a posted guest that halts", |plan| {
+    plan.guest("demo", "demo mem=64M device=dsa apicv=on cmdline=\"profile=posted idle=hlt\"")
+});
 static UNPOSTED: Scenario = Scenario::new("a virtualised local APIC without posting", |plan| {
     plan.guest("demo", "demo mem=64M device=dsa apicv=on posting=off cmdline=profile=posted")
 });
@@ -65,6 +68,18 @@ fn posted_interrupts_reach_a_guest_without_exits_and_end_without_them() {
     assert_no_exits_for(guest, handled);
     // An EOI that exited would be a WRMSR.
     assert!(exits(guest, "wrmsr") < handled / 2, "{:?}", guest.exits);
+}
+
+#[test]
+fn a_guest_that_has_halted_is_woken_by_what_is_posted() {
+    let boot = HALTING.run();
+    boot.assert_hypervisor_lived();
+    assert_eq!(boot.verdict().failures, Vec::<String>::new());
+    let guest = boot.guest("demo");
+    assert!(exits(guest, "hlt") > 20, "it hardly halts: {:?}", guest.exits);
+    assert_eq!(counter(&boot, "vtd.posted"), reported(guest, "handled"));
+    // Whoever slept through one would be woken by the timer, and that is set by a WRMSR.
+    assert!(exits(guest, "wrmsr") < reported(guest, "handled") / 2, "{:?}", guest.exits);
 }
 
 #[test]

@@ -120,14 +120,15 @@ pub fn measure(rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
     let only = only.unwrap_or_default();
     let mut figures = console::read(&boot(1, "", &format!("rounds={rounds} only={only}"))?)?;
     // What is posted needs another guest, and differs from what is injected in nothing else.
-    if INTERRUPTS.contains(only) {
-        let posted = boot(
-            1,
-            "apicv=on posting=on",
-            &format!("rounds={rounds} only={INTERRUPTS} delivery=posted profile=posted"),
-        )?;
-        let posted = console::read(&posted)?.into_iter().filter(|figure| figure.scenario.contains(INTERRUPTS));
-        let after = figures.iter().rposition(|figure| figure.scenario.contains(INTERRUPTS)).map_or(0, |last| last + 1);
+    if COME_IN_TWO_WAYS.iter().any(|name| name.contains(only)) {
+        let posted =
+            boot(1, "apicv=on posting=on", &format!("rounds={rounds} only={only} delivery=posted profile=posted"))?;
+        let posted =
+            console::read(&posted)?.into_iter().filter(|figure| COME_IN_TWO_WAYS.contains(&figure.scenario.as_str()));
+        let after = figures
+            .iter()
+            .rposition(|figure| COME_IN_TWO_WAYS.contains(&figure.scenario.as_str()))
+            .map_or(0, |last| last + 1);
         figures.splice(after..after, posted);
     }
     // Several processors are another machine.
@@ -142,8 +143,8 @@ const PROCESSORS: u32 = 4;
 /// The scenario that all others are compared with.
 const FLOOR: &str = "null-exit";
 
-/// What the names of scenarios have in common whose interrupts can come in two ways.
-const INTERRUPTS: &str = "interrupt";
+/// Scenarios whose interrupts can come in two ways.
+const COME_IN_TWO_WAYS: [&str; 2] = ["interrupt-latency", "interrupt-stream"];
 
 fn boot(processors: u32, options: &str, command_line: &str) -> Result<Outcome> {
     let mut plan = Plan::new()?;

@@ -30,7 +30,7 @@ pub fn disable_interrupts() {
 fn sleep_unless(done: impl Fn() -> bool) {
     if profile::is_posted() {
         enable_interrupts();
-        return profile::mwait(done);
+        return profile::sleep_unless(done);
     }
     disable_interrupts();
     if done() {
@@ -67,7 +67,8 @@ pub fn wait_until(limit: u64, done: impl Fn() -> bool) -> bool {
     in_time
 }
 
-/// Sleeps until `done`, however long that takes. Interrupts are on at the end; whoever had them off beforehand can be sure that
+/// Sleeps until `done`, however long that takes: a sleep that the machine is to be blamed for ends with the hypervisor's next slice.
+/// Interrupts are on at the end; whoever had them off beforehand can be sure that
 /// the guest sleeps before the next one comes.
 pub fn sleep_until(done: impl Fn() -> bool) {
     while !done() {

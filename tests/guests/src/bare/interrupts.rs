@@ -167,7 +167,7 @@ extern "C" fn dispatch(frame: &mut Frame) {
     if vector != apic::SPURIOUS_VECTOR || profile::is_posted() {
         apic::end_of_interrupt();
     }
-    profile::came();
+    profile::came(&mut frame.rip);
 }
 
 fn exception(frame: &mut Frame, vector: u8) {

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use guests::bare::assigned::{AssignedDsa, Records};
-use guests::bare::{idle, interrupts};
+use guests::bare::{idle, interrupts, profile};
 use guests::command_line;
 use guests::dsa::{Completion, Descriptor};
 
@@ -108,9 +108,14 @@ fn latency(bench: &mut Bench, doorbells: &mut Doorbells, delivery: &Delivery) {
     bench.measure(scenario("doorbell-to-record", "device"), doorbells, |_| {}, device);
     let running = |doorbells: &mut Doorbells| doorbells.one(|before| while handled() == before {});
     bench.measure(scenario("interrupt-latency", delivery.running), doorbells, |_| {}, running);
-    let idle = |doorbells: &mut Doorbells| {
+    let sleeping = |doorbells: &mut Doorbells| {
         idle::disable_interrupts();
         doorbells.one(|before| idle::sleep_until(|| handled() != before))
     };
-    bench.measure(scenario("interrupt-latency", delivery.idle), doorbells, |_| {}, idle);
+    bench.measure(scenario("interrupt-latency", delivery.idle), doorbells, |_| {}, sleeping);
+    if profile::is_posted() {
+        profile::halt_when_idle(true);
+        bench.measure(scenario("interrupt-latency", "posted-hlt"), doorbells, |_| {}, sleeping);
+        profile::halt_when_idle(false);
+    }
 }
