@@ -78,8 +78,7 @@ fn a_guest_that_has_halted_is_woken_by_what_is_posted() {
     let guest = boot.guest("demo");
     assert!(exits(guest, "hlt") > 20, "it hardly halts: {:?}", guest.exits);
     assert_eq!(counter(&boot, "vtd.posted"), reported(guest, "handled"));
-    // Whoever slept through one would be woken by the timer, and that is set by a WRMSR.
-    assert!(exits(guest, "wrmsr") < reported(guest, "handled") / 2, "{:?}", guest.exits);
+    assert_eq!(reported(guest, "timeouts"), 0, "its timer had to wake it");
 }
 
 #[test]
@@ -114,6 +113,11 @@ fn under_stress_no_posted_interrupt_is_lost_doubled_or_delivered_elsewhere() {
         boot.assert_guest_right("smp");
         for wrong in ["lost", "doubled", "astray", "errors"] {
             assert_eq!(reported(guest, wrong), 0, "{wrong}");
+        }
+        // A notification that goes nowhere would be made up for at the end of a slice, 4 million ticks long.
+        for key in ["wake", "late", "slowest"] {
+            let ticks = reported(guest, key);
+            assert!(ticks < 400_000, "{key}: {ticks} ticks");
         }
         assert_eq!(counter(&boot, "vtd.posted"), reported(guest, "raised"));
         assert_no_exits_for(guest, reported(guest, "raised"));

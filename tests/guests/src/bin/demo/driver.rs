@@ -3,7 +3,7 @@
 use guests::bare::assigned::{AssignedDsa, Records};
 use guests::bare::take_once::TakeOnce;
 use guests::bare::vector;
-use guests::bare::{apic, idle};
+use guests::bare::{apic, idle, interrupts};
 use guests::dsa::{Completion, Descriptor};
 use guests::guest_shim::domain::SlotState;
 use guests::guest_shim::hcall_abi::{DeviceInfo, Status, StoreKind, Target};
@@ -174,6 +174,13 @@ impl Driver {
         self.device.portals[queue].submit(&descriptor);
     }
 
+    /// Keeps slot number `n`'s queue busy with `count` descriptors that raise nothing.
+    pub fn dawdle(&mut self, n: u16, count: usize) {
+        let descriptor = Descriptor::noop(RECORDS.address(MAX_SLOTS - 1), 0).without_interrupt();
+        let queue = usize::from(n / 2) % self.device.portals.len();
+        (0..count).for_each(|_| self.device.portals[queue].submit(&descriptor));
+    }
+
     /// Sleeps until interrupts came for all that is expected.
     pub fn wait_for(&self, total: u32) -> bool {
         idle::wait_until(LIMIT, || TALLY.total() >= total)
@@ -218,13 +225,14 @@ impl Driver {
         }
         let fired = (0..self.count).filter(|&n| TALLY.handled(n) > 0).count();
         println!(
-            "@result descriptors={} bytes={} verified={} slots={} slots_fired={fired} handled={} errors={}",
+            "@result descriptors={} bytes={} verified={} slots={} slots_fired={fired} handled={} errors={} timeouts={}",
             self.descriptors,
             self.bytes,
             self.verified,
             self.count,
             TALLY.total(),
-            self.errors
+            self.errors,
+            interrupts::count(apic::TIMER_VECTOR)
         );
         let complete = fired == usize::from(self.count) && self.errors == 0;
         if complete { Ok(()) } else { Err("not everything was right") }

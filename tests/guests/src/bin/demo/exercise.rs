@@ -24,7 +24,7 @@ enum Failure {
 pub fn all(driver: &mut Driver) {
     let before = TALLY.total();
     for n in 0..SLOTS.min(driver.count()) {
-        for step in [mask, affinity, affinity_while_pending, unmap, replace] {
+        for step in [mask, affinity, affinity_while_pending, unmap, replace, late] {
             if let Err(failure) = step(driver, n) {
                 tell(driver, n, failure);
             }
@@ -70,6 +70,15 @@ fn fires(driver: &mut Driver, n: u16) -> Outcome {
     let before = TALLY.total();
     fire(driver, n);
     arrives(driver, n, before)
+}
+
+/// Descriptors before the one that raises a slot: time enough to fall asleep.
+const AHEAD: usize = 40;
+
+/// Raises the slot when the guest sleeps already.
+fn late(driver: &mut Driver, n: u16) -> Outcome {
+    driver.dawdle(n, AHEAD);
+    fires(driver, n)
 }
 
 /// Masks the slot and raises it: the descriptor completes, and the interrupt waits.

@@ -1,12 +1,12 @@
 //! Every processor works on its own slots of the one device, at random, and its interrupts go to any processor.
 
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use guests::bare::assigned::{AssignedDsa, Records, batch_page, hypercalls};
 use guests::bare::dma::DmaBuffer;
 use guests::bare::lock::Lock;
 use guests::bare::take_once::TakeOnce;
-use guests::bare::{Guest, idle, interrupts, smp};
+use guests::bare::{Guest, apic, idle, interrupts, smp};
 use guests::dsa::{Completion, Descriptor};
 use guests::guest_shim::domain::SlotState;
 use guests::guest_shim::hcall_abi::{Status, Target};
@@ -37,6 +37,8 @@ static CPUS: AtomicUsize = AtomicUsize::new(1);
 static OPS: AtomicU32 = AtomicU32::new(0);
 static READY: AtomicUsize = AtomicUsize::new(0);
 static DONE: AtomicUsize = AtomicUsize::new(0);
+/// The most ticks that anyone waited for an interrupt.
+static SLOWEST: AtomicU64 = AtomicU64::new(0);
 static ERRORS: AtomicU32 = AtomicU32::new(0);
 static LOG: Lock<()> = Lock::new(());
 
@@ -66,12 +68,13 @@ pub fn run(guest: &Guest, cpus: usize, (ipis, wake, late): (u32, u64, u64), ops:
     let sum = oracle::sum();
     let errors = ERRORS.load(SeqCst);
     println!(
-        "@result cpus={cpus} ipis={ipis} wake={wake} late={late} ops={} raised={} lost={} doubled={} astray={} errors={errors}",
+        "@result cpus={cpus} ipis={ipis} wake={wake} late={late} ops={} raised={} lost={} doubled={} astray={} errors={errors} slowest={}",
         OPS.load(SeqCst) * cpus as u32,
         sum.raised,
         sum.lost,
         sum.doubled,
-        sum.astray
+        sum.astray,
+        SLOWEST.load(SeqCst)
     );
     if errors + sum.lost + sum.doubled + sum.astray == 0 { Ok(()) } else { Err("not everything was right") }
 }
@@ -271,9 +274,11 @@ impl Worker {
         if self.held[n].as_ref().is_some_and(|held| held.mapped && held.masked) {
             self.unmask(n);
         }
+        let began = apic::tsc();
         if !idle::poll_until(LIMIT, || !oracle::is_under_way(slot)) {
             error(slot, "an interrupt is lost", Ok(()));
         }
+        SLOWEST.fetch_max(apic::tsc() - began, SeqCst);
         if let Some(held) = &self.held[n] {
             oracle::allow_only(slot, held.target);
         }
