@@ -194,7 +194,7 @@ fn guest_rows(guest: &Guest) -> Vec<Row> {
         let handled = guest.reported("handled").map_or_else(String::new, |handled| format!("{} ", grouped(handled)));
         rows.push((
             "delivery",
-            format!("{handled}interrupts posted; {} VM exits by interrupts in all", grouped(by_interrupts)),
+            format!("{handled}interrupts posted; VM exits by interrupts: {}", grouped(by_interrupts)),
         ));
     } else if let Some(delivered) = counted(&guest.interrupts, "delivered") {
         rows.push(("delivery", format!("{delivered} interrupts injected")));

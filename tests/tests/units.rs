@@ -33,8 +33,8 @@ fn each_function_goes_by_the_unit_in_whose_scope_it_is() {
 static MOST_SLOTS: Scenario = Scenario::new("stores of 16,128 slots", |plan| {
     plan.config.cpus = 2;
     plan.config.plugin_options.push("most-slots".into());
-    plan.guest("demo", DEMO_GUEST)?;
-    plan.guest("demo", "other mem=64M device=dsa")
+    plan.guest("demo", "demo mem=64M device=dsa cmdline=slots=1024")?;
+    plan.guest("demo", "other mem=64M device=dsa cmdline=slots=1024")
 });
 
 #[test]
@@ -42,6 +42,7 @@ fn a_units_table_is_as_large_as_the_stores_need() {
     let boot = MOST_SLOTS.run();
     boot.assert_hypervisor_lived();
     assert_eq!(boot.verdict().failures, Vec::<String>::new());
+    assert!(boot.remap.number("high_water") >= Some(2048), "{}", boot.remap);
 }
 
 static STORM: Scenario = Scenario::new("a guest whose device faults without end", |plan| {
