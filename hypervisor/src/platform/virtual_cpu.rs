@@ -156,7 +156,9 @@ impl VirtualCpu {
         if let State::Starting(page) = self.state {
             self.state = State::Ready;
             self.vcpu.start_up(page, cpu::signature());
-            if self.virtual_apic.is_some() {
+            if let Some(virtual_apic) = &self.virtual_apic {
+                // What came while it waited is lost: its local APIC was as after reset.
+                virtual_apic.reset();
                 self.vcpu.write(fields::GUEST_INTERRUPT_STATUS, 0);
             }
         }
