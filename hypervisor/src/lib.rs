@@ -4,7 +4,7 @@
 //!
 //! | layer | rooms |
 //! |---|---|
-//! | L0 words | [`addr`] |
+//! | L0 words | [`addr`], [`sync`] |
 //! | L1 machine | [`apic`], [`cpu`], [`console`], [`memory`], [`acpi`], [`pci`] |
 //! | L2 hardware | [`vtd`], [`ept`], [`vmx`] |
 //! | L2 pure | [`ims`] (the service), [`vdev`] (the guest's virtual devices) |
@@ -28,6 +28,7 @@ pub mod ims;
 pub mod memory;
 pub mod pci;
 pub mod platform;
+pub mod sync;
 pub mod vdev;
 pub mod vmx;
 pub mod vtd;

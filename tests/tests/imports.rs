@@ -7,8 +7,8 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 use imsvisor_tests::imports::{Arrow, Place, Sources};
 
 /// The hypervisor's rooms, lowest first: each imports only from those before it.
-const ROOMS: [&str; 15] = [
-    "addr", // words
+const ROOMS: [&str; 16] = [
+    "addr", "sync", // words
     "apic", "cpu", "console", "memory", "acpi", "pci", // the machine
     "vtd", "ept", "vmx", // hardware
     "ims", "vdev", // pure
@@ -18,7 +18,7 @@ const ROOMS: [&str; 15] = [
 
 /// Rooms that know nothing of the machine: the rooms and crates that they may import, and nothing else.
 const PURE: [(&str, &[&str], &[&str]); 2] = [
-    ("ims", &["addr"], &["core", "alloc", "hcall_abi", "spin"]),
+    ("ims", &["addr", "sync"], &["core", "alloc", "hcall_abi", "spin"]),
     ("vdev", &["addr"], &["core", "alloc", "hcall_abi", "bit_field", "bitflags"]),
 ];
 

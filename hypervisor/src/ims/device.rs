@@ -1,10 +1,9 @@
 //! A device's slots, each behind its own lock.
 
 use alloc::{boxed::Box, vec::Vec};
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use hcall_abi::{SlotHandle, Status};
-use spin::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use spin::{Mutex, MutexGuard, RwLockReadGuard};
 
 use super::{
     batch::Batch,
@@ -12,6 +11,7 @@ use super::{
     ports::UnitNumber,
     slot::{FreeMap, Slot, State, StoreName},
 };
+use crate::sync::Shared;
 
 /// A device of a guest.
 pub struct Device {
@@ -24,11 +24,7 @@ pub struct Device {
     /// The remapping unit that serves it.
     pub unit: Result<UnitNumber, Status>,
     /// What changes: shared by writes and calls, which then lock slots; exclusive for a reset or detaching.
-    slots: RwLock<Slots>,
-    /// Somebody wants them alone: who comes now waits without touching the lock, whose count of readers would else never be zero.
-    closing: AtomicBool,
-    /// Who does.
-    alone: Mutex<()>,
+    slots: Shared<Slots>,
     /// Rooms for batches, one for each virtual processor of the guest, so that a batch needs neither stack nor allocator.
     batches: Mutex<Vec<Box<Batch>>>,
 }
@@ -55,35 +51,19 @@ impl Device {
         let bank = |store: Option<super::StoreSpec>| Bank::new(store.map_or(0, |store| store.slots));
         let slots = Slots { attached: true, msix: bank(spec.msix), ims: bank(spec.ims) };
         let batches = (0..=u8::MAX).take(processors).map(|name| Box::new(Batch::new(name))).collect();
-        Self {
-            number,
-            guest,
-            spec,
-            unit,
-            slots: RwLock::new(slots),
-            closing: AtomicBool::new(false),
-            alone: Mutex::new(()),
-            batches: Mutex::new(batches),
-        }
+        Self { number, guest, spec, unit, slots: Shared::new(slots), batches: Mutex::new(batches) }
     }
 
     /// The slots, to lock some of them one after another. `NoSuchDevice` once the guest was detached.
     #[inline]
     pub fn slots(&self) -> Result<RwLockReadGuard<'_, Slots>, Status> {
-        while self.closing.load(Ordering::Acquire) {
-            core::hint::spin_loop();
-        }
         let slots = self.slots.read();
         if slots.attached { Ok(slots) } else { Err(Status::NoSuchDevice) }
     }
 
     /// Does something with all slots, when nobody is at any. Who wants to be at one meanwhile waits, so this begins soon.
     pub fn exclusively<T>(&self, what: impl FnOnce(&mut Slots) -> T) -> T {
-        let _alone = self.alone.lock();
-        self.closing.store(true, Ordering::Release);
-        let mut slots = self.slots.write();
-        self.closing.store(false, Ordering::Release);
-        what(&mut slots)
+        what(&mut self.slots.write())
     }
 
     /// Lends the room for a batch. `NoFreeSlot` while more batches are under way than the guest has virtual processors.

@@ -4,7 +4,7 @@ use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hcall_abi::{DeviceId, Status};
-use spin::{Mutex, RwLock};
+use spin::Mutex;
 
 use super::{
     counters::{RemapCounters, RemapCounts, count},
@@ -14,7 +14,7 @@ use super::{
     ports::{EntryIndex, Field, HostRoute, Ports, UnitNumber},
     slot::{Binding, CTRL_MASK, Slot, State, StoreName},
 };
-use crate::addr::Bdf;
+use crate::{addr::Bdf, sync::Shared};
 
 /// How many slots are taken away with one flush.
 const CHUNK: usize = 256;
@@ -49,7 +49,7 @@ pub(super) struct Held {
 pub struct Service<P> {
     pub(super) ports: P,
     /// Attached devices by number.
-    devices: RwLock<Vec<Option<Arc<Device>>>>,
+    devices: Shared<Vec<Option<Arc<Device>>>>,
     /// For each entry who uses it: see [`owner_word`].
     owners: Vec<AtomicU64>,
     quarantine: Mutex<Vec<Held>>,
@@ -67,7 +67,7 @@ impl<P: Ports> Service<P> {
         let owners = (0..ports.capacity()).map(|_| AtomicU64::new(0)).collect();
         Self {
             ports,
-            devices: RwLock::new(Vec::new()),
+            devices: Shared::new(Vec::new()),
             owners,
             quarantine: Mutex::new(Vec::new()),
             counts: RemapCounts::default(),

@@ -7,7 +7,7 @@ use core::{
 };
 
 use hcall_abi::{Status, Target};
-use spin::{Mutex, RwLock};
+use spin::Mutex;
 
 use super::{assign, delivery::Vectors, faults::FaultLog, machine::Machine};
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
         Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec, UnitNumber,
     },
     memory::{Frames, Mmio, Ram},
+    sync::Shared,
     vtd::{self, Domain, Remapper, Route},
 };
 
@@ -58,7 +59,7 @@ pub struct MachinePorts {
     /// Of each processor, by its number.
     vectors: Vec<Vectors>,
     /// Of each virtual processor.
-    homes: RwLock<Vec<Home>>,
+    homes: Shared<Vec<Home>>,
     attachments: Mutex<Vec<Attachment>>,
     strays: AtomicU64,
     faults: FaultLog,
@@ -76,7 +77,7 @@ impl MachinePorts {
             faults: FaultLog::new(units.len()),
             units,
             vectors,
-            homes: RwLock::new(Vec::new()),
+            homes: Shared::new(Vec::new()),
             attachments: Mutex::new(Vec::new()),
             strays: AtomicU64::new(0),
         }
