@@ -20,13 +20,14 @@ pub struct Burst {
 }
 
 impl Burst {
-    /// An event has come. Returns whether events are to be masked now.
-    pub fn event(&mut self, now: u64) -> bool {
+    /// An event has come; `endless` if there was more than could be taken, after which no other comes by itself. Returns whether
+    /// events are to be masked now.
+    pub fn event(&mut self, now: u64, endless: bool) -> bool {
         if now.saturating_sub(self.since) >= WINDOW {
             (self.since, self.events) = (now, 0);
         }
         self.events = self.events.saturating_add(1);
-        let mask = self.events >= MOST && !self.masked;
+        let mask = (endless || self.events >= MOST) && !self.masked;
         if mask {
             (self.since, self.masked) = (now, true);
         }
@@ -54,14 +55,14 @@ mod tests {
 
     fn masked_at(now: u64) -> Burst {
         let mut burst = Burst::default();
-        assert_eq!((1..=MOST).filter(|_| burst.event(now)).count(), 1, "once");
+        assert_eq!((1..=MOST).filter(|_| burst.event(now, false)).count(), 1, "once");
         burst
     }
 
     #[test]
     fn events_with_time_between_them_are_never_masked() {
         let mut burst = Burst::default();
-        assert!((0..10_000).all(|n| !burst.event(n * WINDOW / 16)));
+        assert!((0..10_000).all(|n| !burst.event(n * WINDOW / 16, false)));
         assert!(!burst.is_due(u64::MAX));
     }
 
@@ -73,13 +74,19 @@ mod tests {
         assert!(!burst.is_due(5 + WINDOW + 1) && burst.is_due(5 + 2 * WINDOW));
         assert!(burst.looked(5 + 2 * WINDOW, false));
         assert!(!burst.is_due(u64::MAX));
-        assert!(!burst.event(6 + 2 * WINDOW), "it begins anew");
+        assert!(!burst.event(6 + 2 * WINDOW, false), "it begins anew");
     }
 
     #[test]
     fn one_that_was_under_way_when_they_were_masked_changes_nothing() {
         let mut burst = masked_at(0);
-        assert!(!burst.event(1));
+        assert!(!burst.event(1, false));
         assert!(burst.is_due(WINDOW));
+    }
+
+    #[test]
+    fn what_cannot_be_taken_whole_masks_at_once() {
+        let mut burst = Burst::default();
+        assert!(burst.event(3, true) && burst.is_due(3 + WINDOW));
     }
 }

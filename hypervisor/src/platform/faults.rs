@@ -52,7 +52,8 @@ impl FaultLog {
     pub fn event(&self, service: &MachineService) {
         for (number, unit) in service.ports().numbered_units() {
             let mut burst = self.units[number].lock();
-            if self.take(service, number, unit) && burst.event(cpu::tsc()) {
+            let found = self.take(service, number, unit);
+            if found && burst.event(cpu::tsc(), unit.unit().has_faults()) {
                 unit.unit().mask_fault_event(true);
                 self.masked.fetch_add(1, Ordering::Relaxed);
                 self.once(

@@ -14,6 +14,8 @@ use crate::memory::Registers;
 
 /// How often a register is read before the unit counts as stuck. A read takes a good 100 ns on hardware.
 const POLLS: u32 = 10_000_000;
+/// How often all fault records are read before a device that goes on is left to whoever masks the events.
+const ROUNDS: usize = 4;
 
 /// A unit.
 pub struct Unit<R: Registers> {
@@ -130,27 +132,46 @@ impl<R: Registers> Unit<R> {
         self.registers.write32(FSTS, Fsts(0).with_iqe(1).with_ice(1).with_ite(1).0);
     }
 
-    /// Gives each recorded fault to `report` and clears its record; at most as many as there are records. Returns how many
-    /// there were, and whether others were lost.
+    /// Gives each recorded fault to `report` and clears its record, until there is none; at most [`ROUNDS`] times as many as there
+    /// are records. Returns how many there were, and whether others were lost. While a record or the overflow is pending the unit
+    /// sends no further event (7.3), so what came behind the reader's back has to be taken as well.
     pub fn take_faults(&self, mut report: impl FnMut(Fault)) -> (usize, bool) {
-        let status = self.fault_status();
+        let (mut taken, mut lost) = (0, false);
+        for _ in 0..ROUNDS {
+            let status = self.fault_status();
+            if !has_faults(status) {
+                break;
+            }
+            taken += self.take_records(status.fri() as usize, &mut report);
+            if status.pfo() != 0 {
+                self.registers.write32(FSTS, Fsts(0).with_pfo(1).0);
+                lost = true;
+            }
+        }
+        (taken, lost)
+    }
+
+    /// Whether a fault is recorded, or was lost: no event comes until that has been taken.
+    pub fn has_faults(&self) -> bool {
+        has_faults(self.fault_status())
+    }
+
+    /// Looks once at each record, from the first pending one on.
+    fn take_records(&self, first: usize, report: &mut impl FnMut(Fault)) -> usize {
         let (offset, records) = self.capabilities.fault_records();
         let mut taken = 0;
         for i in 0..records {
-            let at = offset + (status.fri() as usize + i) % records * 16;
+            let at = offset + (first + i) % records * 16;
             let high = u128::from(self.registers.read64(at + 8)) << 64;
             if Frcd(high).f() == 0 {
                 continue;
             }
             let record = Frcd(high | u128::from(self.registers.read64(at)));
             self.registers.write32(at + 12, FRCD_CLEAR);
-            Fault::decode(record).into_iter().for_each(&mut report);
+            Fault::decode(record).into_iter().for_each(&mut *report);
             taken += 1;
         }
-        if status.pfo() != 0 {
-            self.registers.write32(FSTS, Fsts(0).with_pfo(1).0);
-        }
-        (taken, status.pfo() != 0)
+        taken
     }
 
     /// Has the unit send this message when it records a fault (not remapped: 7.3).
@@ -192,4 +213,9 @@ impl<R: Registers> Unit<R> {
         }
         Err(Refusal::Stuck(what))
     }
+}
+
+/// PPF or PFO. A register that reads as all ones is no unit's any more.
+fn has_faults(status: Fsts) -> bool {
+    status.0 != u32::MAX && (status.ppf() != 0 || status.pfo() != 0)
 }

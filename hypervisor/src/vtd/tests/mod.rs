@@ -2,6 +2,7 @@
 
 mod bring_up;
 mod dma;
+mod faults;
 mod interrupts;
 mod queue;
 
