@@ -1,7 +1,7 @@
 // The first instructions of every processor but the first: from the real mode that SIPI leaves it in to Rust in long mode.
 //
 // The code is copied to a page below 1 MiB (`{page}`), which the final page tables map to itself with all rights, and its last words
-// are filled in for one processor at a time. SDM vol. 3, 9.4.4 (start-up of application processors), 10.8.5 (long mode).
+// are filled in for one processor at a time. SDM vol. 3, 10.4.4 (start-up of application processors), 11.8.5 (long mode).
 //
 // AT&T syntax: only there may an address be the difference of two symbols.
 

@@ -14,7 +14,7 @@ const DEVICE: &str = "/dev/kvm";
 /// Whether kvm_intel gives VMX to its guests: `Y` or `1`.
 const NESTED: &str = "/sys/module/kvm_intel/parameters/nested";
 
-/// CPUID leaf 1, ECX: VMX (SDM volume 2A, CPUID, "Feature Information Returned in the ECX Register").
+/// CPUID leaf 1, ECX: VMX (SDM vol. 2A, CPUID, "Feature Information Returned in the ECX Register").
 const CPUID_1_ECX_VMX: u32 = 1 << 5;
 
 /// Whether this machine can do it: KVM works, and offers VMX to guests. QEMU is looked for after that.

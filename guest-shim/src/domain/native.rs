@@ -32,12 +32,12 @@ pub struct NativeDomain<'a, S> {
     states: &'a mut [SlotState],
 }
 
-/// A message of this format can name x2APIC IDs up to here (SDM 3, 11.11.1: destination ID in address 19:12).
+/// A message of this format can name x2APIC IDs up to here (SDM vol. 3, 12.11.1: destination ID in address 19:12).
 const MAX_APIC_ID: u32 = 0xff;
 /// The window of interrupt messages.
 const MESSAGE_BASE: u32 = 0xfee0_0000;
 
-/// The message {address, data} for a target: fixed delivery, edge, physical destination (SDM 3, 11.11).
+/// The message {address, data} for a target: fixed delivery, edge, physical destination (SDM vol. 3, 12.11).
 fn compose(target: Target) -> Result<(u32, u32), Status> {
     if target.vector < 16 {
         Err(Status::BadVector)

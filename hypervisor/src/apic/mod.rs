@@ -72,7 +72,7 @@ pub fn init() -> u32 {
     (if x2apic { id } else { id >> 24 }) as u32
 }
 
-/// Starts the processor with this APIC ID at the page `page` (its number, below 256): INIT, then SIPI twice (SDM vol. 3, 9.4.4). `wait`
+/// Starts the processor with this APIC ID at the page `page` (its number, below 256): INIT, then SIPI twice (SDM vol. 3, 10.4.4). `wait`
 /// waits for at least as many microseconds as it is told.
 ///
 /// # Safety

@@ -1,4 +1,4 @@
-//! The arithmetic of instructions whose operand is in trapped memory: results and flags (SDM volume 1, appendix A).
+//! The arithmetic of instructions whose operand is in trapped memory: results and flags (SDM vol. 1, appendix A).
 #![forbid(unsafe_code)]
 
 use super::decode::Width;

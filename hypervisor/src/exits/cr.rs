@@ -104,7 +104,7 @@ fn write_cr4(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     if value & !supported_cr4() != 0 || long_mode && value & cr4::PAE == 0 {
         return None;
     }
-    // SDM vol. 3, 4.10.1: PCIDE can be set only in long mode and with PCID 0.
+    // SDM vol. 3, 5.10.1: PCIDE can be set only in long mode and with PCID 0.
     let pcide_rises = value & !old & cr4::PCIDE != 0;
     if pcide_rises && (!long_mode || vcpu.cr3().as_u64() & 0xfff != 0) {
         return None;
@@ -151,7 +151,7 @@ const fn can_enter_long_mode(cs_rights: u32, tr_rights: u32) -> bool {
     cs_rights & CS_L == 0 && tr_rights & 0xf == BUSY_TSS
 }
 
-/// Loads the PDPTEs that PAE paging keeps in the processor (SDM vol. 3, 4.4.1).
+/// Loads the PDPTEs that PAE paging keeps in the processor (SDM vol. 3, 5.4.1).
 fn load_pdptes(vcpu: &mut Vcpu, pdptes: ReadPdptes<'_>) -> Option<()> {
     let entries = pdptes(Gpa::new(vcpu.cr3().as_u64() & 0xffff_ffe0))?;
     for (n, entry) in (0..).zip(entries) {

@@ -11,7 +11,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, MemorySize, M
 
 use super::alu::Alu;
 
-/// The longest instruction (SDM volume 2, 2.3.11).
+/// The longest instruction (SDM vol. 2, 2.3.11).
 pub const MAX_LENGTH: usize = 15;
 
 /// How wide an access, a register or an address is.

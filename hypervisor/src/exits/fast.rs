@@ -96,7 +96,7 @@ fn complete(memory: &mut Address, relative: bool, bytes: &Bytes<'_>, rip: u64) {
     }
 }
 
-/// The memory operand of ModRM, SIB and displacement, and whether it is relative to RIP (SDM volume 2, tables 2-2 and 2-3).
+/// The memory operand of ModRM, SIB and displacement, and whether it is relative to RIP (SDM vol. 2, tables 2-2 and 2-3).
 fn address(bytes: &mut Bytes<'_>, modrm: u8, rex: u8) -> Option<(Address, bool)> {
     let (mode, rm) = (modrm >> 6, modrm & 7);
     let extension = |bit| if rex & bit != 0 { 8 } else { 0 };

@@ -1,7 +1,7 @@
 //! From a guest-linear to a guest-physical address, through the guest's own page tables.
 //!
-//! All paging modes of SDM volume 3, chapter 4 (32-bit with PSE and PSE-36, PAE, 4-level, 5-level), access rights of 4.6,
-//! error codes of 4.7, accessed and dirty flags of 4.8. Protection keys are not looked at: guests are not offered them.
+//! All paging modes of SDM vol. 3, chapter 5 (32-bit with PSE and PSE-36, PAE, 4-level, 5-level), access rights of 5.6,
+//! error codes of 5.7, accessed and dirty flags of 5.8. Protection keys are not looked at: guests are not offered them.
 //! PAE's four top entries come from memory, where the processor uses those it loaded with CR3; a guest that changes them
 //! without loading CR3 can mislead itself only.
 #![forbid(unsafe_code)]
@@ -178,7 +178,7 @@ impl Paging {
         u32::from(self.physical_bits).clamp(32, 52)
     }
 
-    /// The bits of an entry that must be 0 (SDM volume 3, tables 4-4 to 4-20).
+    /// The bits of an entry that must be 0 (SDM vol. 3, tables 5-4 to 5-20).
     fn reserved(&self, format: Format, level: u8, large: bool) -> u64 {
         let high = self.physical_bits();
         if format == Format::Legacy {
@@ -197,7 +197,7 @@ impl Paging {
         }
     }
 
-    /// The error code of a page fault (SDM volume 3, 4.7).
+    /// The error code of a page fault (SDM vol. 3, 5.7).
     fn fault(&self, access: Access, cause: u32) -> WalkError {
         let execute_known = self.cr4 & cr4::SMEP != 0 || self.cr4 & cr4::PAE != 0 && self.efer & efer::NXE != 0;
         let code = cause
@@ -207,7 +207,7 @@ impl Paging {
         WalkError::PageFault(code)
     }
 
-    /// SDM volume 3, 4.6.1.
+    /// SDM vol. 3, 5.6.1.
     fn allows(&self, rights: &Rights, access: Access) -> bool {
         let supervisor = self.cpl < 3;
         if !supervisor && !rights.user {

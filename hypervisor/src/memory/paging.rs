@@ -1,6 +1,6 @@
 //! The hypervisor's own page tables: an identity map with the least rights.
 //!
-//! Intel SDM volume 3, section 4.5 (4-level paging). RAM is write-back and never executable but for the hypervisor's text, which
+//! SDM vol. 3, 5.5 (4-level paging). RAM is write-back and never executable but for the hypervisor's text, which
 //! is never writable; device memory is uncached; page 0 and everything that nobody named is not mapped.
 
 use bit_field::BitField;

@@ -1,4 +1,4 @@
-//! What CPUID tells a guest (SDM volume 2, CPUID; volume 3, 11 and 13 for what the leaves promise).
+//! What CPUID tells a guest (SDM vol. 2, CPUID; volume 3, 11 and 13 for what the leaves promise).
 //!
 //! Features are passed by an allow-list: what is not named here is not offered, so that no new host feature reaches a guest before
 //! the hypervisor knows the state that comes with it. Leaves that are not named are zero.
@@ -223,7 +223,7 @@ fn kvm_signature() -> Leaf {
     Leaf::new(abi::FIRST_BASE + 1, b, c, d)
 }
 
-/// Leaf 0xD: x87, SSE and AVX only, no supervisor states. Sizes are those of the standard layout (SDM volume 1, 13.4):
+/// Leaf 0xD: x87, SSE and AVX only, no supervisor states. Sizes are those of the standard layout (SDM vol. 1, 13.4):
 /// AVX is at 576, both in the standard and in the compacted format, because nothing lies before it.
 fn xsave(subleaf: u32, vcpu: &VcpuState, host: &dyn Fn(u32, u32) -> Leaf) -> Leaf {
     const LEGACY_AND_HEADER: u32 = 576;
@@ -242,7 +242,7 @@ fn xsave(subleaf: u32, vcpu: &VcpuState, host: &dyn Fn(u32, u32) -> Leaf) -> Lea
     }
 }
 
-/// Whether XSETBV may set XCR0 to `value` (SDM volume 1, 13.3), given the `allowed` bits of leaf 0xD.
+/// Whether XSETBV may set XCR0 to `value` (SDM vol. 1, 13.3), given the `allowed` bits of leaf 0xD.
 pub const fn is_valid_xcr0(value: u64, allowed: u64) -> bool {
     let known = value & !(allowed & XCR0_ALLOWED) == 0;
     known && value & 1 != 0 && (value & 4 == 0 || value & 2 != 0)

@@ -1,4 +1,4 @@
-//! Which model-specific registers a guest has (SDM volume 4), and what they do.
+//! Which model-specific registers a guest has (SDM vol. 4), and what they do.
 //!
 //! Three kinds: those of [`PASSTHROUGH`], which the MSR bitmap leaves to the processor; those emulated here; and all others, which
 //! do not exist for the guest: #GP.
@@ -163,7 +163,7 @@ impl Msrs {
     }
 }
 
-/// LMA keeps its value; LME cannot change while paging is on (SDM volume 3, 2.2.1 and 10.8.5).
+/// LMA keeps its value; LME cannot change while paging is on (SDM vol. 3, 2.2.1 and 11.8.5).
 fn write_efer(value: u64, vcpu: VcpuState) -> Result<u64, Gp> {
     if value & !(EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE) != 0 {
         return Err(Gp);

@@ -1,4 +1,4 @@
-//! Memory type range registers that keep what a guest writes and do nothing (SDM volume 3, 12.11).
+//! Memory type range registers that keep what a guest writes and do nothing (SDM vol. 3, 13.11).
 //!
 //! A guest's memory is write-back and its devices are uncached by EPT, whatever these say.
 

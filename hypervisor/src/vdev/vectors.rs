@@ -1,4 +1,4 @@
-//! The 256-bit registers of a local APIC: IRR, ISR and TMR (SDM volume 3, 11.8.4).
+//! The 256-bit registers of a local APIC: IRR, ISR and TMR (SDM vol. 3, 12.8.4).
 
 /// A set of interrupt vectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! A virtual local APIC in x2APIC mode, one for each vCPU (SDM volume 3, chapter 11; x2APIC in 11.12).
+//! A virtual local APIC in x2APIC mode, one for each vCPU (SDM vol. 3, chapter 12; x2APIC in 12.12).
 //!
 //! There is no other mode: the guest is entered with its x2APIC enabled, and a write to IA32_APIC_BASE that would leave that
 //! state is refused. Reserved registers, reserved bits, reads of write-only registers and writes to read-only ones are #GP.
@@ -27,7 +27,7 @@ const LVT_MASKED: u32 = 1 << 16;
 const ESR_SEND_ILLEGAL: u32 = 1 << 5;
 const ESR_RECEIVE_ILLEGAL: u32 = 1 << 6;
 
-/// ICR bits 31:20, 17:16, 13 and 12 (SDM figure 11-28).
+/// ICR bits 31:20, 17:16, 13 and 12 (SDM vol. 3, figure 12-28).
 const ICR_RESERVED: u64 = 0xfff3_3000;
 
 const LVT_TIMER: usize = 0;
@@ -80,7 +80,7 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// Whether the processor with this x2APIC ID is named, in a command of processor `sender` (SDM 11.12.9 and 11.12.10).
+    /// Whether the processor with this x2APIC ID is named, in a command of processor `sender` (SDM vol. 3, 12.12.9 and 12.12.10).
     pub const fn names(self, id: u32, sender: u32) -> bool {
         match self {
             Self::All | Self::Physical(u32::MAX) | Self::Logical(u32::MAX) => true,
@@ -164,7 +164,7 @@ impl X2Apic {
         }
     }
 
-    /// INIT: as after reset; the ID, and who is the bootstrap processor, stay (SDM 11.4.7.3).
+    /// INIT: as after reset; the ID, and who is the bootstrap processor, stay (SDM vol. 3, 12.4.7.3).
     pub fn reset(&mut self) {
         *self = Self::new(self.id, self.bsp);
     }
@@ -179,12 +179,12 @@ impl X2Apic {
         self.id
     }
 
-    /// The logical ID that follows from the ID (SDM 11.12.10.2).
+    /// The logical ID that follows from the ID (SDM vol. 3, 12.12.10.2).
     pub const fn ldr(&self) -> u32 {
         (self.id >> 4) << 16 | 1 << (self.id & 15)
     }
 
-    /// The priority below which nothing is delivered (SDM 11.8.3.1).
+    /// The priority below which nothing is delivered (SDM vol. 3, 12.8.3.1).
     pub fn ppr(&self) -> u8 {
         let in_service = self.isr.highest().unwrap_or(0) & 0xf0;
         if self.tpr & 0xf0 >= in_service { self.tpr } else { in_service }
@@ -205,7 +205,7 @@ impl X2Apic {
         self.tpr >> 4
     }
 
-    /// MOV to CR8 (SDM 11.8.6).
+    /// MOV to CR8 (SDM vol. 3, 12.8.6).
     pub fn set_cr8(&mut self, value: u64) -> Result<Effect, Gp> {
         if value > 15 {
             return Err(Gp);
@@ -257,7 +257,7 @@ impl X2Apic {
         lvt & LVT_MASKED == 0 && self.accept(lvt as u8) == Accepted::New
     }
 
-    /// Notes an error; the first since the ESR was last written raises the error interrupt (SDM 11.5.3).
+    /// Notes an error; the first since the ESR was last written raises the error interrupt (SDM vol. 3, 12.5.3).
     fn error(&mut self, bit: u32) {
         let first = self.errors == 0;
         self.errors |= bit;
@@ -351,7 +351,7 @@ impl X2Apic {
         Ok(Effect::Eoi(vector))
     }
 
-    /// Clearing the enable bit masks every LVT entry; what is pending stays so (SDM 11.4.7.2).
+    /// Clearing the enable bit masks every LVT entry; what is pending stays so (SDM vol. 3, 12.4.7.2).
     fn write_svr(&mut self, value: u32, now: u64) {
         self.expire(now);
         self.svr = value;
@@ -360,7 +360,7 @@ impl X2Apic {
         }
     }
 
-    /// A write shows the errors since the last one and forgets them (SDM 11.5.3).
+    /// A write shows the errors since the last one and forgets them (SDM vol. 3, 12.5.3).
     fn write_esr(&mut self, _zero: u32) {
         self.esr = core::mem::take(&mut self.errors);
     }
@@ -395,7 +395,7 @@ impl X2Apic {
             self.error(ESR_SEND_ILLEGAL);
             return Ok(Effect::Recheck);
         }
-        // INIT level de-assert: nothing on processors since the Pentium 4 (SDM 11.6.1).
+        // INIT level de-assert: nothing on processors since the Pentium 4 (SDM vol. 3, 12.6.1).
         if delivery == Delivery::Init && value >> 14 & 3 == 2 {
             return Ok(Effect::None);
         }

@@ -1,4 +1,4 @@
-//! The timer of the virtual local APIC (SDM volume 3, 11.5.4).
+//! The timer of the virtual local APIC (SDM vol. 3, 12.5.4).
 //!
 //! It counts at the rate of the time stamp counter, as CPUID leaf 0x15 of [`super::cpuid`] says. All times are the guest's TSC.
 
@@ -46,7 +46,7 @@ impl Default for Timer {
 }
 
 impl Timer {
-    /// What a count of 1 lasts: the divide configuration, bits 3, 1 and 0 (SDM figure 11-10).
+    /// What a count of 1 lasts: the divide configuration, bits 3, 1 and 0 (SDM vol. 3, figure 12-10).
     const fn divisor(&self) -> u64 {
         match (self.divide >> 1 & 4) | (self.divide & 3) {
             7 => 1,
@@ -78,7 +78,7 @@ impl Timer {
         self.initial
     }
 
-    /// A change to or from TSC-deadline mode disarms it (SDM 11.5.4.1).
+    /// A change to or from TSC-deadline mode disarms it (SDM vol. 3, 12.5.4.1).
     pub fn set_mode(&mut self, mode: Mode) {
         if (mode == Mode::TscDeadline) != (self.mode == Mode::TscDeadline) {
             self.deadline = None;

@@ -185,7 +185,7 @@ impl Vcpu {
         }
     }
 
-    /// Makes it what it is after INIT and a start-up command for `page`: real mode, CS at the page, IP 0 (SDM vol. 3, 10.1.1 and
+    /// Makes it what it is after INIT and a start-up command for `page`: real mode, CS at the page, IP 0 (SDM vol. 3, 11.1.1 and
     /// 10.4.4.2). `signature` is CPUID's, for EDX. MSRs but for EFER stay. Its VMCS must be current.
     pub fn start_up(&mut self, page: u8, signature: u32) {
         let reset = cr0::CD | cr0::NW | cr0::ET;

@@ -1,4 +1,4 @@
-//! The local APIC in x2APIC mode (SDM 3, 11.12), which the guest finds enabled.
+//! The local APIC in x2APIC mode (SDM vol. 3, 12.12), which the guest finds enabled.
 
 use core::arch::asm;
 
@@ -14,7 +14,7 @@ const TSC_DEADLINE: u32 = 0x6e0;
 const SVR_ENABLED: u64 = 1 << 8;
 const LVT_TSC_DEADLINE: u64 = 2 << 17;
 
-/// Interrupt commands (SDM 3, 11.6.1): delivery modes and shorthands, to be joined with a vector.
+/// Interrupt commands (SDM vol. 3, 12.6.1): delivery modes and shorthands, to be joined with a vector.
 pub const FIXED: u64 = 1 << 14;
 /// To one of the named processors.
 pub const LOWEST_PRIORITY: u64 = FIXED | 1 << 8;

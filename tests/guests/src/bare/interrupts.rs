@@ -13,7 +13,7 @@ pub const NMI: u8 = 2;
 const EXCEPTIONS: u64 = 32;
 /// The code segment of the boot protocol.
 const CODE_SEGMENT: u64 = 0x10;
-/// Type and rights of a 64-bit interrupt gate, present, for CPL 0 (SDM 3, 6.14.1).
+/// Type and rights of a 64-bit interrupt gate, present, for CPL 0 (SDM vol. 3, 7.14.1).
 const INTERRUPT_GATE: u64 = 0x8e00;
 /// A trap gate: it leaves IF as it is.
 const TRAP_GATE: u64 = 0x8f00;
@@ -97,7 +97,7 @@ static TABLE: Table = Table(UnsafeCell::new([[0; 2]; 256]));
 static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
-/// A gate of a kind to `stub` (SDM 3, 6.14.1).
+/// A gate of a kind to `stub` (SDM vol. 3, 7.14.1).
 const fn gate(stub: u64, kind: u64) -> [u64; 2] {
     [stub & 0xffff | CODE_SEGMENT << 16 | kind << 32 | (stub & 0xffff_0000) << 32, stub >> 32]
 }

@@ -152,7 +152,7 @@ impl Odd {
     }
 }
 
-/// Lets SSE instructions be executed (SDM 3, 14.1.3): CR4.OSFXSR and CR0.MP set, CR0.EM cleared.
+/// Lets SSE instructions be executed (SDM vol. 3, 14.1.3): CR4.OSFXSR and CR0.MP set, CR0.EM cleared.
 pub fn enable_sse() {
     // SAFETY: no SSE instruction is in the program but those above.
     unsafe {

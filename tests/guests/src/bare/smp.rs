@@ -1,4 +1,4 @@
-//! The guest's other processors: started by INIT and SIPI (SDM 3, 9.4.4), told by interrupts.
+//! The guest's other processors: started by INIT and SIPI (SDM vol. 3, 10.4.4), told by interrupts.
 
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
@@ -28,7 +28,7 @@ static NUMBERS: [AtomicU64; MOST] = [const { AtomicU64::new(0) }; MOST];
 static MAIN: AtomicU64 = AtomicU64::new(0);
 static STARTS: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
 
-// From real mode straight into 64-bit mode: with EFER.LME set, PE and PG may rise together (SDM 3, 10.8.5). The words at the end are
+// From real mode straight into 64-bit mode: with EFER.LME set, PE and PG may rise together (SDM vol. 3, 11.8.5). The words at the end are
 // filled in for one processor at a time.
 global_asm!(
     ".pushsection .rodata.smp, \"a\"",

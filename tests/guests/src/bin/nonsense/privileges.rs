@@ -135,7 +135,7 @@ fn vmcall_from_user(number: u32) -> Result<u64, Status> {
     result_from_rax(unsafe { vmcall_from_user_mode(number) })
 }
 
-/// Lets user mode reach the low 2 MiB-page's worth of addresses around the code: U/S in each entry on the way (SDM 3, 5.5).
+/// Lets user mode reach the low 2 MiB-page's worth of addresses around the code: U/S in each entry on the way (SDM vol. 3, 5.5).
 fn let_user_in() {
     const USER: u64 = 1 << 2;
     const LARGE: u64 = 1 << 7;
