@@ -2,7 +2,7 @@
 
 /// CR0 bits by name.
 pub mod cr0 {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the manual's")]
     pub const PE: u64 = 1 << 0;
     pub const ET: u64 = 1 << 4;
     pub const NE: u64 = 1 << 5;
@@ -14,7 +14,7 @@ pub mod cr0 {
 
 /// CR4 bits by name.
 pub mod cr4 {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the manual's")]
     pub const VME: u64 = 1 << 0;
     pub const PVI: u64 = 1 << 1;
     pub const TSD: u64 = 1 << 2;
@@ -37,7 +37,7 @@ pub mod cr4 {
 
 /// IA32_EFER bits by name.
 pub mod efer {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the manual's")]
     pub const LME: u64 = 1 << 8;
     pub const LMA: u64 = 1 << 10;
     pub const NXE: u64 = 1 << 11;
@@ -45,7 +45,7 @@ pub mod efer {
 
 /// RFLAGS bits by name.
 pub mod rflags {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the manual's")]
     pub const FIXED: u64 = 1 << 1;
     pub const TF: u64 = 1 << 8;
     pub const IF: u64 = 1 << 9;

@@ -42,7 +42,7 @@ use crate::{
         pci::{ConfigPage, VirtualBus},
         x2apic::X2Apic,
     },
-    vmx::{Capabilities, Frames, Host, LocalApic, Start, Vcpu, VirtualApic, bitmap::MsrBitmap, caps, virtual_apic},
+    vmx::{Capabilities, Frames, Host, LocalApic, Start, Vcpu, VirtualApic, bitmap::MsrBitmap, controls, virtual_apic},
 };
 
 /// What a guest reads where its bus has no function.
@@ -188,7 +188,7 @@ impl Maker {
             Ok::<Hpa, &str>(frame)
         };
         let frames = Frames { vmcs: frame()?, msr_bitmap: frame()? };
-        let rdtscp = self.capabilities.secondary & caps::SECONDARY_RDTSCP != 0;
+        let rdtscp = self.capabilities.secondary & controls::SECONDARY_RDTSCP != 0;
         let mut bitmap = MsrBitmap::new(msr::passthrough(rdtscp));
         if apicv {
             bitmap.allow_reads(virtual_apic::read_from_page());
@@ -207,8 +207,8 @@ impl Maker {
         Policy {
             vcpus,
             tsc_hz: None,
-            rdtscp: secondary & caps::SECONDARY_RDTSCP != 0,
-            invpcid: secondary & caps::SECONDARY_INVPCID != 0,
+            rdtscp: secondary & controls::SECONDARY_RDTSCP != 0,
+            invpcid: secondary & controls::SECONDARY_INVPCID != 0,
             monitor: apicv,
             kvm_signature: false,
             features: if apicv { FEATURES.union(Features::POSTED) } else { FEATURES },

@@ -4,74 +4,34 @@ use core::fmt;
 
 use x86::msr::{self, rdmsr};
 
-/// Pin-based: external-interrupt exiting.
-pub const PIN_EXTERNAL_INTERRUPT: u32 = 1 << 0;
-/// Pin-based: NMI exiting.
-pub const PIN_NMI: u32 = 1 << 3;
-/// Pin-based: virtual NMIs.
-pub const PIN_VIRTUAL_NMIS: u32 = 1 << 5;
-/// Pin-based: VMX-preemption timer.
-pub const PIN_PREEMPTION_TIMER: u32 = 1 << 6;
-/// Pin-based: process posted interrupts.
-pub const PIN_POSTED: u32 = 1 << 7;
-/// Primary: interrupt-window exiting.
-pub const PRIMARY_INTERRUPT_WINDOW: u32 = 1 << 2;
-/// Primary: use TSC offsetting.
-pub const PRIMARY_TSC_OFFSETTING: u32 = 1 << 3;
-/// Primary: HLT exiting.
-pub const PRIMARY_HLT: u32 = 1 << 7;
-/// Primary: MWAIT exiting.
-pub const PRIMARY_MWAIT: u32 = 1 << 10;
-/// Primary: RDPMC exiting.
-pub const PRIMARY_RDPMC: u32 = 1 << 11;
-/// Primary: CR3-load and CR3-store exiting; on by default, wanted off.
-pub const PRIMARY_CR3: u32 = 1 << 15 | 1 << 16;
-/// Primary: CR8-load and CR8-store exiting: without a TPR shadow CR8 would be the machine's own.
-pub const PRIMARY_CR8: u32 = 1 << 19 | 1 << 20;
-/// Primary: use TPR shadow.
-pub const PRIMARY_TPR_SHADOW: u32 = 1 << 21;
-/// Primary: unconditional I/O exiting.
-pub const PRIMARY_IO: u32 = 1 << 24;
-/// Primary: NMI-window exiting.
-pub const PRIMARY_NMI_WINDOW: u32 = 1 << 22;
-/// Primary: use MSR bitmaps.
-pub const PRIMARY_MSR_BITMAPS: u32 = 1 << 28;
-/// Primary: MONITOR exiting.
-pub const PRIMARY_MONITOR: u32 = 1 << 29;
-/// Primary: activate secondary controls.
-pub const PRIMARY_SECONDARY: u32 = 1 << 31;
-/// Secondary: enable EPT.
-pub const SECONDARY_EPT: u32 = 1 << 1;
-/// Secondary: enable RDTSCP.
-pub const SECONDARY_RDTSCP: u32 = 1 << 3;
-/// Secondary: virtualize x2APIC mode, APIC-register virtualization, virtual-interrupt delivery.
-pub const SECONDARY_APICV: u32 = 1 << 4 | 1 << 8 | 1 << 9;
-/// Secondary: enable VPID.
-pub const SECONDARY_VPID: u32 = 1 << 5;
-/// Secondary: WBINVD exiting.
-pub const SECONDARY_WBINVD: u32 = 1 << 6;
-/// Secondary: unrestricted guest.
-pub const SECONDARY_UNRESTRICTED: u32 = 1 << 7;
-/// Secondary: enable INVPCID.
-pub const SECONDARY_INVPCID: u32 = 1 << 12;
-/// VM exit: save debug controls (DR7, IA32_DEBUGCTL). VM entry: load them.
-pub const DEBUG_CONTROLS: u32 = 1 << 2;
-/// VM exit: host address-space size, that is, 64-bit.
-pub const EXIT_HOST_64: u32 = 1 << 9;
-/// VM exit: acknowledge interrupt on exit.
-pub const EXIT_ACK_INTERRUPT: u32 = 1 << 15;
-/// VM exit: save and load IA32_PAT, save and load IA32_EFER.
-pub const EXIT_PAT_EFER: u32 = 1 << 18 | 1 << 19 | 1 << 20 | 1 << 21;
-/// VM exit: save VMX-preemption timer value.
-pub const EXIT_SAVE_TIMER: u32 = 1 << 22;
-/// VM entry: IA-32e mode guest.
-pub const ENTRY_IA32E: u32 = 1 << 9;
-/// VM entry: load IA32_PAT and IA32_EFER.
-pub const ENTRY_PAT_EFER: u32 = 1 << 14 | 1 << 15;
+use super::controls::{
+    DEBUG_CONTROLS, ENTRY_IA32E, ENTRY_PAT_EFER, EXIT_ACK_INTERRUPT, EXIT_HOST_64, EXIT_PAT_EFER, EXIT_SAVE_TIMER,
+    PIN_EXTERNAL_INTERRUPT, PIN_NMI, PIN_POSTED, PIN_PREEMPTION_TIMER, PIN_VIRTUAL_NMIS, PRIMARY_CR3, PRIMARY_CR8,
+    PRIMARY_HLT, PRIMARY_INTERRUPT_WINDOW, PRIMARY_IO, PRIMARY_MONITOR, PRIMARY_MSR_BITMAPS, PRIMARY_MWAIT,
+    PRIMARY_NMI_WINDOW, PRIMARY_RDPMC, PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW, PRIMARY_TSC_OFFSETTING, SECONDARY_APICV,
+    SECONDARY_EPT, SECONDARY_INVPCID, SECONDARY_RDTSCP, SECONDARY_UNRESTRICTED, SECONDARY_VPID, SECONDARY_WBINVD,
+};
+use crate::cpu::bits::{cr0, cr4};
 
 /// IA32_FEATURE_CONTROL: lock, VMX outside SMX.
 const FEATURE_LOCK: u64 = 1 << 0;
 const FEATURE_VMX: u64 = 1 << 2;
+
+/// IA32_VMX_BASIC: bit 31 is always 0; the memory type of VMX structures; the TRUE control MSRs exist.
+const BASIC_ZERO: u64 = 1 << 31;
+const BASIC_MEMORY_TYPE: u64 = 0xf << 50;
+const BASIC_WRITE_BACK: u64 = 6 << 50;
+const BASIC_TRUE_CONTROLS: u64 = 1 << 55;
+
+/// The control MSRs, in the order of [`Raw::controls`].
+const CONTROLS: [u32; 4] =
+    [msr::IA32_VMX_PINBASED_CTLS, msr::IA32_VMX_PROCBASED_CTLS, msr::IA32_VMX_EXIT_CTLS, msr::IA32_VMX_ENTRY_CTLS];
+const TRUE_CONTROLS: [u32; 4] = [
+    msr::IA32_VMX_TRUE_PINBASED_CTLS,
+    msr::IA32_VMX_TRUE_PROCBASED_CTLS,
+    msr::IA32_VMX_TRUE_EXIT_CTLS,
+    msr::IA32_VMX_TRUE_ENTRY_CTLS,
+];
 
 /// IA32_VMX_EPT_VPID_CAP: 4-level walk, write-back tables, 2 MiB pages, INVEPT of a single context.
 const EPT_WALK_4: u64 = 1 << 6;
@@ -190,24 +150,13 @@ impl Raw {
         if !vmx {
             return raw;
         }
-        // SAFETY: all of these exist where CPUID reports VMX; reading has no side effect. The TRUE controls exist where bit 55 of
+        // SAFETY: all of these exist where CPUID reports VMX; reading has no side effect. The TRUE controls exist where
         // IA32_VMX_BASIC says so, the last two where the controls say so (SDM vol. 3, appendix A).
         unsafe {
             raw.feature_control = rdmsr(msr::IA32_FEATURE_CONTROL);
             raw.basic = rdmsr(msr::IA32_VMX_BASIC);
-            let plain = [
-                msr::IA32_VMX_PINBASED_CTLS,
-                msr::IA32_VMX_PROCBASED_CTLS,
-                msr::IA32_VMX_EXIT_CTLS,
-                msr::IA32_VMX_ENTRY_CTLS,
-            ];
-            let truly = [
-                msr::IA32_VMX_TRUE_PINBASED_CTLS,
-                msr::IA32_VMX_TRUE_PROCBASED_CTLS,
-                msr::IA32_VMX_TRUE_EXIT_CTLS,
-                msr::IA32_VMX_TRUE_ENTRY_CTLS,
-            ];
-            raw.controls = if raw.basic & 1 << 55 != 0 { truly } else { plain }.map(|register| rdmsr(register));
+            raw.controls =
+                if raw.basic & BASIC_TRUE_CONTROLS != 0 { TRUE_CONTROLS } else { CONTROLS }.map(|msr| rdmsr(msr));
             raw.misc = rdmsr(msr::IA32_VMX_MISC);
             raw.cr0 = [rdmsr(msr::IA32_VMX_CR0_FIXED0), rdmsr(msr::IA32_VMX_CR0_FIXED1)];
             raw.cr4 = [rdmsr(msr::IA32_VMX_CR4_FIXED0), rdmsr(msr::IA32_VMX_CR4_FIXED1)];
@@ -241,7 +190,7 @@ pub struct Capabilities {
     pub ept_1g: bool,
     /// The preemption timer counts down once in 2^this TSC ticks.
     pub preemption_shift: u32,
-    /// CR0 bits that must be 1 in VMX operation, and those that may be.
+    /// CR0 bits that must be 1 in VMX operation, and those that may be. PE and PG an unrestricted guest may clear (SDM vol. 3, 28.3.1.1).
     pub cr0: [u64; 2],
     /// The same of CR4.
     pub cr4: [u64; 2],
@@ -250,9 +199,6 @@ pub struct Capabilities {
     /// IA32_FEATURE_CONTROL is not locked yet and has to be written.
     pub unlock: bool,
 }
-
-/// CR0.PE and CR0.PG: an unrestricted guest may clear them (SDM vol. 3, 28.3.1.1).
-const CR0_PE_PG: u64 = 1 << 31 | 1;
 
 impl Capabilities {
     /// Judges a processor. The refusal says what is missing.
@@ -264,48 +210,29 @@ impl Capabilities {
         if locked && raw.feature_control & FEATURE_VMX == 0 {
             return Err(Refusal::Firmware);
         }
-        // Memory type of VMX structures (53:50) is write-back (6).
-        if raw.basic >> 50 & 0xf != 6 || raw.basic & 1 << 31 != 0 {
+        if raw.basic & (BASIC_MEMORY_TYPE | BASIC_ZERO) != BASIC_WRITE_BACK {
             return Err(Refusal::Basic);
         }
         let [pin, primary, exit, entry] = raw.controls.map(Allowed::from_msr);
+        let secondary = Allowed::from_msr(raw.secondary);
         let capabilities = Self {
             revision: raw.basic as u32,
             pin: choose_pin(pin)?,
             primary: choose_primary(primary)?,
-            secondary: choose_secondary(Allowed::from_msr(raw.secondary))?,
-            exit: exit.choose(
-                &[
-                    (DEBUG_CONTROLS, "save debug controls"),
-                    (EXIT_HOST_64, "host address-space size"),
-                    (EXIT_ACK_INTERRUPT, "acknowledge interrupt on exit"),
-                    (EXIT_PAT_EFER, "save and load IA32_PAT and IA32_EFER on exit"),
-                    (EXIT_SAVE_TIMER, "save VMX-preemption timer value"),
-                ],
-                0,
-                &[],
-            )?,
-            entry: entry.choose(
-                &[
-                    (DEBUG_CONTROLS, "load debug controls"),
-                    (ENTRY_IA32E, "IA-32e mode guest"),
-                    (ENTRY_PAT_EFER, "load IA32_PAT and IA32_EFER on entry"),
-                ],
-                0,
-                &[],
-            )? & !ENTRY_IA32E,
+            secondary: choose_secondary(secondary)?,
+            exit: choose_exit(exit)?,
+            entry: choose_entry(entry)?,
             ept_1g: raw.ept_vpid & EPT_1G != 0,
             preemption_shift: (raw.misc & 0x1f) as u32,
-            cr0: [raw.cr0[0] & !CR0_PE_PG, raw.cr0[1]],
+            cr0: [raw.cr0[0] & !(cr0::PE | cr0::PG), raw.cr0[1]],
             cr4: raw.cr4,
             apicv: pin.may & PIN_POSTED != 0
                 && primary.may & PRIMARY_TPR_SHADOW != 0
-                && Allowed::from_msr(raw.secondary).may & SECONDARY_APICV == SECONDARY_APICV,
+                && secondary.may & SECONDARY_APICV == SECONDARY_APICV,
             unlock: !locked,
         };
         check_ept(raw.ept_vpid)?;
-        // CR0: NE beside PE and PG; CR4: VMXE.
-        if capabilities.cr0[0] & !(1 << 5) != 0 || capabilities.cr4[0] & !(1 << 13) != 0 {
+        if capabilities.cr0[0] & !cr0::NE != 0 || capabilities.cr4[0] & !cr4::VMXE != 0 {
             return Err(Refusal::FixedBits);
         }
         Ok(capabilities)
@@ -358,6 +285,35 @@ fn choose_secondary(allowed: Allowed) -> Result<u32, Refusal> {
         SECONDARY_RDTSCP | SECONDARY_INVPCID,
         &[],
     )
+}
+
+fn choose_exit(allowed: Allowed) -> Result<u32, Refusal> {
+    allowed.choose(
+        &[
+            (DEBUG_CONTROLS, "save debug controls"),
+            (EXIT_HOST_64, "host address-space size"),
+            (EXIT_ACK_INTERRUPT, "acknowledge interrupt on exit"),
+            (EXIT_PAT_EFER, "save and load IA32_PAT and IA32_EFER on exit"),
+            (EXIT_SAVE_TIMER, "save VMX-preemption timer value"),
+        ],
+        0,
+        &[],
+    )
+}
+
+/// Without [`ENTRY_IA32E`], which follows the guest's mode.
+fn choose_entry(allowed: Allowed) -> Result<u32, Refusal> {
+    allowed
+        .choose(
+            &[
+                (DEBUG_CONTROLS, "load debug controls"),
+                (ENTRY_IA32E, "IA-32e mode guest"),
+                (ENTRY_PAT_EFER, "load IA32_PAT and IA32_EFER on entry"),
+            ],
+            0,
+            &[],
+        )
+        .map(|controls| controls & !ENTRY_IA32E)
 }
 
 fn check_ept(ept_vpid: u64) -> Result<(), Refusal> {

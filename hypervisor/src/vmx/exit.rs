@@ -8,7 +8,7 @@ macro_rules! reasons {
         /// Basic exit reasons that the hypervisor knows: SDM vol. 3, appendix C.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u16)]
-        #[allow(missing_docs)]
+        #[allow(missing_docs, reason = "the names are the manual's")]
         pub enum Reason { $($name = $number,)+ }
 
         impl Reason {
@@ -71,7 +71,7 @@ pub struct Event(u32);
 /// Kind of an event: bits 10:8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the names are the manual's")]
 pub enum EventKind {
     ExternalInterrupt = 0,
     Nmi = 2,
@@ -230,34 +230,47 @@ impl EptViolation {
 /// With a tag of its own, so that it need not be made out of the payloads at each look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs)]
 pub enum Exit {
     /// An exception that the exception bitmap intercepts.
     Exception {
+        /// The exception.
         event: Event,
+        /// Its error code, where the event has one.
         error_code: u32,
+        /// Of #DB: what DR6 would say.
         qualification: u64,
     },
     /// An NMI of the machine.
     Nmi,
     /// An interrupt of the machine, acknowledged; its vector.
     ExternalInterrupt(u8),
+    /// A fault while delivering a fault while delivering a fault.
     TripleFault,
+    /// The guest can take an interrupt.
     InterruptWindow,
     /// The guest can take an NMI.
     NmiWindow,
+    /// CPUID.
     Cpuid,
+    /// HLT.
     Hlt,
     /// INVD or WBINVD.
     CacheFlush,
+    /// VMCALL: a hypercall.
     Vmcall,
+    /// MOV to or from a control register, CLTS, LMSW.
     ControlRegister(CrAccess),
+    /// IN, OUT, INS, OUTS.
     Io(IoAccess),
+    /// RDMSR of a register that is not passed through.
     Rdmsr,
+    /// WRMSR to such a register.
     Wrmsr,
+    /// XSETBV.
     Xsetbv,
     /// What there is to tell, [`EptViolation::read`] does.
     EptViolation,
+    /// The VMX-preemption timer has run down.
     PreemptionTimer,
     /// An instruction that the guest's CPUID does not offer: MONITOR, MWAIT, RDPMC, any of VMX's.
     NotOffered,

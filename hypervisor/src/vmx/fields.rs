@@ -286,7 +286,7 @@ fields! {
 /// Segment registers in the order of the VMCS's fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the names are the registers'")]
 pub enum Segment {
     Es = 0,
     Cs = 1,

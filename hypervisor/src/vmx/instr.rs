@@ -153,26 +153,28 @@ pub unsafe fn vmwrite<W: Width, S>(field: Field<W, S>, value: W::Value) {
 /// Scope of INVEPT and INVVPID: one context.
 const SINGLE_CONTEXT: u64 = 1;
 
-/// Drops all cached translations of the EPT pointer `eptp`.
-pub fn invept(eptp: u64) -> Result<(), Failure> {
-    let (invalid, valid): (u8, u8);
-    let descriptor = [eptp, 0u64];
-    // SAFETY: dropping translations is always safe.
-    unsafe {
-        asm!("invept {}, [{}]", "setc {}", "setz {}", in(reg) SINGLE_CONTEXT, in(reg) &raw const descriptor,
-            lateout(reg_byte) invalid, lateout(reg_byte) valid, options(nostack));
-    }
-    outcome(invalid, valid)
+/// Defines an invalidation of one context; its descriptor's first word names it.
+macro_rules! invalidation {
+    ($(#[$doc:meta])+ $name:ident, $context:ident: $type:ty, $mnemonic:literal) => {
+        $(#[$doc])+
+        pub fn $name($context: $type) -> Result<(), Failure> {
+            let (invalid, valid): (u8, u8);
+            let descriptor = [u64::from($context), 0];
+            // SAFETY: dropping translations is always safe.
+            unsafe {
+                asm!(concat!($mnemonic, " {}, [{}]"), "setc {}", "setz {}", in(reg) SINGLE_CONTEXT,
+                    in(reg) &raw const descriptor, lateout(reg_byte) invalid, lateout(reg_byte) valid, options(nostack));
+            }
+            outcome(invalid, valid)
+        }
+    };
 }
 
-/// Drops all cached linear translations of `vpid`.
-pub fn invvpid(vpid: u16) -> Result<(), Failure> {
-    let (invalid, valid): (u8, u8);
-    let descriptor = [u64::from(vpid), 0u64];
-    // SAFETY: dropping translations is always safe.
-    unsafe {
-        asm!("invvpid {}, [{}]", "setc {}", "setz {}", in(reg) SINGLE_CONTEXT, in(reg) &raw const descriptor,
-            lateout(reg_byte) invalid, lateout(reg_byte) valid, options(nostack));
-    }
-    outcome(invalid, valid)
+invalidation! {
+    /// Drops all cached translations of the EPT pointer `eptp`.
+    invept, eptp: u64, "invept"
+}
+invalidation! {
+    /// Drops all cached linear translations of `vpid`.
+    invvpid, vpid: u16, "invvpid"
 }

@@ -2,6 +2,7 @@
 
 pub mod bitmap;
 pub mod caps;
+pub mod controls;
 pub mod entry;
 pub mod exit;
 pub mod fields;

@@ -1,7 +1,7 @@
 //! What a VMCS holds before its guest's first instruction.
 
 use super::{
-    caps,
+    controls,
     entry::{self, Registers},
     fields::{self, Segment},
     root::Host,
@@ -98,13 +98,13 @@ impl Vcpu {
     /// The page and the descriptor are as [`Vcpu::new`] asks for them.
     pub(super) unsafe fn virtualise_apic(&mut self, host: &Host, page: Hpa, descriptor: Hpa) {
         let c = &host.capabilities;
-        let off = caps::PRIMARY_CR8 | caps::PRIMARY_MONITOR | caps::PRIMARY_MWAIT;
-        self.primary_controls = c.primary & !off | caps::PRIMARY_TPR_SHADOW;
+        let off = controls::PRIMARY_CR8 | controls::PRIMARY_MONITOR | controls::PRIMARY_MWAIT;
+        self.primary_controls = c.primary & !off | controls::PRIMARY_TPR_SHADOW;
         // SAFETY: with a TPR shadow CR8 is the page's, not the machine's; the caller vouches for the page and the descriptor.
         unsafe {
             self.write_guarded(fields::PRIMARY_CONTROLS, self.primary_controls);
-            self.write_guarded(fields::SECONDARY_CONTROLS, c.secondary | caps::SECONDARY_APICV);
-            self.write_guarded(fields::PIN_CONTROLS, c.pin | caps::PIN_POSTED);
+            self.write_guarded(fields::SECONDARY_CONTROLS, c.secondary | controls::SECONDARY_APICV);
+            self.write_guarded(fields::PIN_CONTROLS, c.pin | controls::PIN_POSTED);
             self.write_guarded(fields::VIRTUAL_APIC_PAGE, page.as_u64());
             self.write_guarded(fields::POSTED_DESCRIPTOR, descriptor.as_u64());
             self.write_guarded(fields::POSTED_NOTIFICATION_VECTOR, NOTIFICATION_VECTOR.into());
@@ -210,7 +210,7 @@ impl Vcpu {
         }
         self.registers = Registers::default();
         self.registers.set(Registers::RDX, signature.into());
-        self.set_window(caps::PRIMARY_INTERRUPT_WINDOW | caps::PRIMARY_NMI_WINDOW, false);
+        self.set_window(controls::PRIMARY_INTERRUPT_WINDOW | controls::PRIMARY_NMI_WINDOW, false);
         self.flush_translations();
     }
 

@@ -4,7 +4,7 @@
 //! hypervisor panics. Nothing a guest does leads there.
 
 use super::{
-    caps,
+    controls,
     entry::{self, Registers},
     exit::{self, Event, EventKind, Exit},
     fields::{self, Field, Guests, Width},
@@ -100,7 +100,7 @@ impl Vcpu {
             vpid,
             launched: false,
             kept: Kept::default(),
-            entry_controls: host.capabilities.entry | caps::ENTRY_IA32E,
+            entry_controls: host.capabilities.entry | controls::ENTRY_IA32E,
             primary_controls: host.capabilities.primary,
         };
         // SAFETY: the caller vouches for the EPT, the bitmap and the frames.
@@ -176,6 +176,11 @@ impl Vcpu {
         if interruptibility & (BLOCKING_STI | BLOCKING_MOV_SS) != 0 {
             self.write(fields::GUEST_INTERRUPTIBILITY, interruptibility & !(BLOCKING_STI | BLOCKING_MOV_SS));
         }
+        self.pend_single_step();
+    }
+
+    /// With RFLAGS.TF a single step is pending from now on.
+    fn pend_single_step(&mut self) {
         if self.read(fields::GUEST_RFLAGS) & rflags::TF != 0 {
             let pending = self.read(fields::GUEST_PENDING_DEBUG);
             self.write(fields::GUEST_PENDING_DEBUG, pending | PENDING_BS);
@@ -185,10 +190,8 @@ impl Vcpu {
     /// Keeps the guest's state one that VM entry takes when a debug exception has exited right behind STI or MOV SS: such an exit
     /// drops the single step that TF has pending there, and VM entry wants it (SDM vol. 3, 28.3.1.5).
     pub fn keep_single_step(&mut self) {
-        let shadowed = self.read(fields::GUEST_INTERRUPTIBILITY) & (BLOCKING_STI | BLOCKING_MOV_SS) != 0;
-        if shadowed && self.read(fields::GUEST_RFLAGS) & rflags::TF != 0 {
-            let pending = self.read(fields::GUEST_PENDING_DEBUG);
-            self.write(fields::GUEST_PENDING_DEBUG, pending | PENDING_BS);
+        if self.read(fields::GUEST_INTERRUPTIBILITY) & (BLOCKING_STI | BLOCKING_MOV_SS) != 0 {
+            self.pend_single_step();
         }
     }
 
@@ -267,7 +270,7 @@ impl Vcpu {
 
     /// Asks for an exit as soon as the guest can take an interrupt, or no longer.
     pub fn set_interrupt_window(&mut self, wanted: bool) {
-        self.set_window(caps::PRIMARY_INTERRUPT_WINDOW, wanted);
+        self.set_window(controls::PRIMARY_INTERRUPT_WINDOW, wanted);
     }
 
     /// Injects an NMI at the next entry if the guest can take one. Otherwise, or when `more` are to come, there is an exit as soon as it
@@ -279,7 +282,7 @@ impl Vcpu {
         if possible {
             self.inject(Event::new(EventKind::Nmi, VECTOR_NMI, false), 0);
         }
-        self.set_window(caps::PRIMARY_NMI_WINDOW, more || !possible);
+        self.set_window(controls::PRIMARY_NMI_WINDOW, more || !possible);
         possible
     }
 
@@ -327,10 +330,10 @@ impl Vcpu {
     pub fn set_long_mode(&mut self, active: bool) {
         let value = self.kept.efer;
         if active {
-            self.entry_controls |= caps::ENTRY_IA32E;
+            self.entry_controls |= controls::ENTRY_IA32E;
             self.set_efer(value | efer::LMA);
         } else {
-            self.entry_controls &= !caps::ENTRY_IA32E;
+            self.entry_controls &= !controls::ENTRY_IA32E;
             self.set_efer(value & !efer::LMA);
         }
         // SAFETY: the controls are those of `new`, but for the mode that the guest is in.
