@@ -78,7 +78,7 @@ fn tell(machine: &Machine, service: &MachineService, processors: usize) {
     event!(
         "machine cpu=\"{}\" processors={processors} memory_mib={} functions={} vtd_units={} ims_devices={stores}",
         brand.as_ref().map_or("unknown", |brand| brand.as_str().trim()),
-        FRAMES.statistics().1 >> 20,
+        FRAMES.total_bytes() >> 20,
         machine.functions().len(),
         service.ports().units().count(),
     );

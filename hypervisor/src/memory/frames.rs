@@ -199,10 +199,14 @@ impl Frames {
         self.0.lock().add_map(usable, reserved);
     }
 
-    /// Bytes: free, free at the start.
-    pub fn statistics(&self) -> (u64, u64) {
-        let frames = self.0.lock();
-        (frames.free_bytes(), frames.total_bytes())
+    /// Bytes that nobody owns.
+    pub fn free_bytes(&self) -> u64 {
+        self.0.lock().free_bytes()
+    }
+
+    /// Bytes that nobody owned at the start.
+    pub fn total_bytes(&self) -> u64 {
+        self.0.lock().total_bytes()
     }
 }
 

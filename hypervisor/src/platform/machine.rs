@@ -1,6 +1,7 @@
 //! What this machine has: its firmware's tables, its PCI functions, its remapping units.
 
 use alloc::{boxed::Box, vec::Vec};
+use core::fmt;
 
 use super::{
     loader::Loader,
@@ -118,37 +119,39 @@ impl Machine {
         (0..).zip(&dmar.units).map(bring_up).collect()
     }
 
-    /// A unit's registers, mapped.
-    fn registers(&self, unit: &Drhd) -> Option<Mmio> {
+    /// A unit's registers, mapped. `Err` says why they cannot be used.
+    fn registers(&self, unit: &Drhd) -> Result<Mmio, &'static str> {
         let (base, size) = (unit.base, unit.size);
         // A unit in the middle of memory would be a table's lie, and mapping it a hole in the hypervisor.
         if self.is_memory(PhysRange::new(base, size)) {
-            event!("refused what=vtd why=\"DMAR puts a unit at {base}, where memory is\"");
-            return None;
+            return Err("DMAR puts its registers where memory is");
         }
-        map_device(base, size).ok()?;
+        let unmapped = "its registers cannot be mapped";
+        map_device(base, size).map_err(|_| unmapped)?;
+        let bytes = usize::try_from(size).map_err(|_| unmapped)?;
         // SAFETY: the registers were mapped just now, uncached, and are no memory. What the unit does with memory is the tables'
         // that `vtd` makes for it.
-        unsafe { Mmio::new(base, usize::try_from(size).ok()?) }
+        unsafe { Mmio::new(base, bytes) }.ok_or(unmapped)
     }
 
     /// Whether a unit takes x2APIC IDs, or is none that will be used. All of them have to, because a posted-interrupt descriptor says its
     /// destination in one way.
     fn can_be_wide(&self, unit: &Drhd) -> bool {
-        let Some(registers) = self.registers(unit) else { return true };
+        let Ok(registers) = self.registers(unit) else { return true };
         let fits = |wide| Capabilities::read(&registers, unit.size, wide).is_ok();
         fits(true) || !fits(false)
     }
 
     fn bring_up(&self, number: usize, unit: &Drhd, entries: u32, (apic_id, wide): (u32, bool)) -> Option<Unit> {
-        let registers = self.registers(unit)?;
+        let refused = |why: &dyn fmt::Display| event!("refused what=vtd why=\"the unit at {}: {why}\"", unit.base);
+        let registers = self.registers(unit).inspect_err(|why| refused(why)).ok()?;
         let config = Config { entries, wide_destinations: wide, register_bytes: unit.size };
         let up = Remapper::new(registers, &FRAMES, config).and_then(|unit| {
             unit.unit().set_fault_event(fault_message(apic_id), apic::FAULT_VECTOR.into());
             self.keep_firmware_working(number, &unit);
             unit.enable_dma_remapping().map(|()| unit)
         });
-        up.inspect_err(|refusal| event!("refused what=vtd why=\"the unit at {}: {refusal}\"", unit.base)).ok()
+        up.inspect_err(|refusal| refused(refusal)).ok()
     }
 
     /// Lets the functions of unit `number` that the firmware has set to work reach the memory it keeps for them (RMRR, VT-d 8.4). No

@@ -32,6 +32,8 @@ pub mod run;
 #[cfg(feature = "bare")]
 pub mod seat;
 #[cfg(feature = "bare")]
+pub mod seed;
+#[cfg(feature = "bare")]
 pub mod smp;
 #[cfg(feature = "bare")]
 pub mod start;

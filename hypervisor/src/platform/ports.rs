@@ -29,7 +29,7 @@ pub type Unit = Remapper<'static, Mmio, Frames>;
 /// Entries of a unit are numbered from the unit's number times this.
 const UNIT_SHIFT: u32 = 16;
 
-/// The entry with this index in a unit.
+/// The entry with this index in the unit of this number.
 pub fn entry_index(unit: usize, index: u16) -> EntryIndex {
     EntryIndex((unit as u32) << UNIT_SHIFT | u32::from(index))
 }
@@ -253,7 +253,7 @@ impl Remap for MachinePorts {
     fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
         let remapper = self.units.get(usize::from(unit.0)).and_then(Option::as_ref).ok_or(Status::Unsupported)?;
         let index = remapper.bind(requester, route.into()).map_err(status)?;
-        Ok(EntryIndex(u32::from(unit.0) << UNIT_SHIFT | u32::from(index)))
+        Ok(entry_index(usize::from(unit.0), index))
     }
 
     fn program(&self, entry: EntryIndex, route: HostRoute) {
@@ -269,8 +269,8 @@ impl Remap for MachinePorts {
             let (unit, index) = self.entry(entry).ok_or(Status::HardwareError)?;
             return unit.flush_entries(core::iter::once(index)).map_err(|_| Status::HardwareError);
         }
-        for (number, unit) in (0..).zip(&self.units).filter_map(|(number, unit)| Some((number, unit.as_ref()?))) {
-            let own = entries.iter().filter(move |entry| entry.0 >> UNIT_SHIFT == number);
+        for (number, unit) in self.numbered_units() {
+            let own = entries.iter().filter(move |entry| (entry.0 >> UNIT_SHIFT) as usize == number);
             unit.flush_entries(own.map(|entry| entry.0 as u16)).map_err(|_| Status::HardwareError)?;
         }
         Ok(())

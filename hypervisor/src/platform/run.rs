@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 
 use super::{
-    delivery::Vectors,
+    delivery::{Owner, Vectors},
     ports::MachineService,
     virtual_cpu::{State, VirtualCpu},
 };
@@ -163,35 +163,33 @@ impl Runner {
         self.preempt |= running.is_some_and(|running| cpu.ran < running);
     }
 
+    /// Gives an interrupt that has arrived to whom its vector belongs.
     fn interrupt(&mut self, vector: u8) {
         match vector {
             // Whoever waits for them is looked after in any case.
             apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
             apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
-            _ => {
-                let owner = self.vectors.and_then(|vectors| vectors.owner(vector));
-                let cpu = owner.and_then(|owner| {
-                    let is_its =
-                        |cpu: &&mut VirtualCpu| cpu.vm.id == owner.guest && cpu.number == owner.target.apic_id as usize;
-                    Some((self.cpus.iter_mut().find(is_its)?, owner.target.vector))
-                });
-                match cpu {
-                    Some((cpu, vector)) => cpu.accept(vector),
-                    None => self.service.ports().count_stray(),
-                }
-            }
+            _ => match self.owner(vector) {
+                Some((cpu, vector)) => cpu.accept(vector),
+                None => self.service.ports().count_stray(),
+            },
         }
+    }
+
+    /// Whose a host vector is, and which of the virtual processor's own vectors it stands for.
+    fn owner(&mut self, vector: u8) -> Option<(&mut VirtualCpu, u8)> {
+        let Owner { guest, target } = self.vectors?.owner(vector)?;
+        let is_its = |cpu: &&mut VirtualCpu| cpu.vm.id == guest && cpu.number == target.apic_id as usize;
+        Some((self.cpus.iter_mut().find(is_its)?, target.vector))
     }
 
     /// Runs a virtual processor until its slice is over or it cannot go on. `Some` when it ends its guest.
     fn slice(&mut self, index: usize) -> Option<EndReason> {
         self.switch_to(index);
-        let shift = self.host.capabilities.preemption_shift;
         let end = self.slice_end(cpu::tsc());
         let mut exits = 0u32;
         let mut look_at_time = true;
         loop {
-            let guest = &mut self.cpus[index];
             // The timer stands still while the hypervisor works, and what an exit asks for may take long (a reset of the device, a
             // batch): the slice is over when it is.
             exits = exits.wrapping_add(1);
@@ -201,34 +199,23 @@ impl Runner {
                 return None;
             }
             if look_at_time || exits.is_multiple_of(EXITS_BETWEEN_LOOKS) {
-                guest.vm.announce(self.epoch);
-                let deadline = set_timer(guest, now, end, shift);
-                // Such a guest's MWAIT does not exit.
-                if guest.virtual_apic.is_some() && self.has_tsc_deadline {
-                    apic::arm_timer(deadline.saturating_add(SLEEP_GRACE));
-                }
+                self.prepare_timers(index, now, end);
             }
+            let guest = &mut self.cpus[index];
             prepare_interrupts(guest);
-            let (number, exit) = match guest.vcpu.run() {
-                Ok(done) => done,
-                Err(failure) => {
-                    log::error!("guest {}: VM entry: {failure}", guest.vm.name);
-                    return Some(EndReason::Killed("VM entry failed"));
-                }
+            let exit = match guest.enter() {
+                Ok(exit) => exit,
+                Err(reason) => return Some(reason),
             };
-            guest.seat().counts.exit(number);
             look_at_time = matches!(exit, Exit::Wrmsr | Exit::PreemptionTimer | Exit::Hlt);
             match guest.serve(exit, self.xsave.supported()) {
                 Next::Run => {}
                 Next::Yield => {
-                    self.cpus[index].state = State::Blocked;
+                    guest.state = State::Blocked;
                     return None;
                 }
-                Next::Halt => {
-                    if !self.halt(index) {
-                        return None;
-                    }
-                }
+                Next::Halt if self.halt(index) => {}
+                Next::Halt => return None,
                 Next::End(reason) => return Some(reason),
             }
             if interrupts::any() {
@@ -237,6 +224,17 @@ impl Runner {
                     return None;
                 }
             }
+        }
+    }
+
+    /// Sets what ends a turn in time, for the entry that follows `now`.
+    fn prepare_timers(&mut self, index: usize, now: u64, slice_end: u64) {
+        let guest = &mut self.cpus[index];
+        guest.vm.announce(self.epoch);
+        let deadline = set_timer(guest, now, slice_end, self.host.capabilities.preemption_shift);
+        // Such a guest's MWAIT does not exit.
+        if guest.virtual_apic.is_some() && self.has_tsc_deadline {
+            apic::arm_timer(deadline.saturating_add(SLEEP_GRACE));
         }
     }
 

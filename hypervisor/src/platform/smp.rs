@@ -30,6 +30,9 @@ unsafe extern "C" {
 const STACK_FRAMES: u64 = 64;
 const GUARD_FRAMES: u64 = 1;
 
+/// More processors than these stay asleep: 64 have a stack of 256 KiB each, so whatever the MADT says, that is 16 MiB.
+const MOST_OTHERS: usize = 63;
+
 /// Waits of about a microsecond for a processor to show up.
 const SHOW_UP_WAITS: u32 = 500_000;
 
@@ -104,10 +107,9 @@ fn wait(microseconds: u32) {
     }
 }
 
-/// The APIC IDs of the other processors: those of `all` but `own`, as many as can be started.
+/// The APIC IDs of the other processors: those of `all` but `own`, as many as can be started. Without x2APIC mode an ID beyond 254
+/// cannot be named.
 pub fn others(all: impl Iterator<Item = u32>, own: u32) -> Vec<u32> {
-    /// More processors than these stay asleep.
-    const MOST: usize = 63;
     let reachable = |id: u32| id < 255 || apic::is_x2apic();
-    all.filter(|&id| id != own && reachable(id)).take(MOST).collect()
+    all.filter(|&id| id != own && reachable(id)).take(MOST_OTHERS).collect()
 }

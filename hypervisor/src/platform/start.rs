@@ -6,6 +6,8 @@ use core::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use hcall_abi::cpuid::Features;
+
 use super::{
     assign::{Prepared, prepare},
     board::Board,
@@ -16,33 +18,27 @@ use super::{
     memory::FRAMES,
     plan::Plan,
     ports::MachineService,
-    seat::Seat,
-    virtual_cpu::{State, VirtualCpu},
+    seed::{Parts, Seed},
     vm::Vm,
     windows::{Kind, Window, Windows},
-    world::World,
 };
-use hcall_abi::cpuid::Features;
-
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     ept::{Access, Ept},
-    exits::{Devices, EndReason, memo::Memo},
     guest::{
         build::{self, GuestRam},
         memory_map::{BarAllocator, ECAM, ECAM_SIZE},
         options::Options,
     },
-    ims::{FEATURES, GuestId, GuestSpec, LIMITS},
+    ims::{DeviceSpec, FEATURES, GuestId, GuestSpec, LIMITS},
     memory::{FrameSource, Ram},
     pci::Function,
     vdev::{
         cpuid::Policy,
-        msr::{self, Msrs},
+        msr,
         pci::{ConfigPage, VirtualBus},
-        x2apic::X2Apic,
     },
-    vmx::{Capabilities, Frames, Host, LocalApic, Start, Vcpu, VirtualApic, bitmap::MsrBitmap, controls, virtual_apic},
+    vmx::{Capabilities, Frames, Start, VirtualApic, bitmap::MsrBitmap, controls, virtual_apic},
 };
 
 /// What a guest reads where its bus has no function.
@@ -72,7 +68,7 @@ impl Maker {
         module: &Module,
         Plan { options, processors, functions }: &Plan,
     ) -> Result<Vec<Seed>, String> {
-        let free = FRAMES.statistics().0;
+        let free = FRAMES.free_bytes();
         let ram =
             holdings
                 .ram
@@ -86,25 +82,25 @@ impl Maker {
         let mut windows = Windows::default();
         let devices = self.assign(&mut holdings, id, functions, &mut bus, &mut windows)?;
         map_ecam(holdings.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut windows)?;
-        let seeds = self.seeds(&mut holdings, id, options, processors)?;
+        let parts = self.parts(&mut holdings, id, options, processors)?;
         let spec = GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), devices };
         holdings.domain = Some(self.service.attach(spec).map_err(|status| format!("the service: {status}"))?);
-        let seats = seeds.iter().map(|seed| Arc::new(seed.seat(self.service))).collect();
+        let seats = parts.iter().map(|parts| Arc::new(parts.seat(self.service))).collect();
         let board = Board::new(bus, options.marks);
         let vm = Arc::new(Vm::new(id, options.name.clone(), holdings, windows, board, seats));
         let start = start(&entry);
-        Ok(seeds.into_iter().map(|parts| Seed { vm: Arc::clone(&vm), parts, start }).collect())
+        Ok(parts.into_iter().map(|parts| Seed::new(Arc::clone(&vm), parts, start)).collect())
     }
 
     /// The parts of each virtual processor.
-    fn seeds(
+    fn parts(
         &self,
         holdings: &mut Holdings,
         id: GuestId,
         options: &Options,
         processors: &[usize],
     ) -> Result<Vec<Parts>, String> {
-        let mut seeds = Vec::with_capacity(processors.len());
+        let mut all = Vec::with_capacity(processors.len());
         for (number, &processor) in processors.iter().enumerate() {
             self.service.ports().settle(id, number as u32, processor);
             let virtual_apic = self.virtual_apic(holdings, (id, number as u32), options, processor)?;
@@ -115,9 +111,9 @@ impl Maker {
             let vpid = VPIDS.fetch_add(1, Ordering::Relaxed);
             let vpid = u16::try_from(vpid).map_err(|_| "too many virtual processors")?;
             let policy = self.policy(options.cpus, virtual_apic.is_some());
-            seeds.push(Parts { number, processor, vpid, frames, virtual_apic, policy });
+            all.push(Parts { number, processor, vpid, frames, virtual_apic, policy });
         }
-        Ok(seeds)
+        Ok(all)
     }
 
     /// Gives functions to the guest.
@@ -128,7 +124,7 @@ impl Maker {
         functions: &[&'static Function],
         bus: &mut VirtualBus,
         windows: &mut Windows,
-    ) -> Result<Vec<crate::ims::DeviceSpec>, String> {
+    ) -> Result<Vec<DeviceSpec>, String> {
         let mut bars = BarAllocator::new();
         let mut specs = Vec::new();
         for &function in functions {
@@ -220,87 +216,6 @@ impl Maker {
 /// The next virtual processor's VPID. None is given twice, so that no processor ever has translations of another one under it.
 static VPIDS: AtomicU32 = AtomicU32::new(1);
 
-/// What a virtual processor is made of, apart from its guest.
-struct Parts {
-    number: usize,
-    processor: usize,
-    vpid: u16,
-    frames: Frames,
-    virtual_apic: Option<VirtualApic>,
-    policy: Policy,
-}
-
-impl Parts {
-    fn seat(&self, service: &MachineService) -> Seat {
-        let host_apic_id = service.ports().vectors_of(self.processor).map_or(0, Vectors::destination);
-        let descriptor = self.virtual_apic.as_ref().map(|apic| Arc::clone(apic.descriptor()));
-        Seat::new(self.processor, host_apic_id, descriptor)
-    }
-
-    fn devices(&self) -> Devices {
-        let physical_bits = raw_cpuid::CpuId::new()
-            .get_processor_capacity_feature_info()
-            .map_or(36, |info| info.physical_address_bits());
-        let apic_id = self.number as u32;
-        Devices {
-            apic: X2Apic::new(apic_id, apic_id == 0),
-            msrs: Msrs::new(physical_bits, self.virtual_apic.is_some()),
-            policy: self.policy,
-            memo: Memo::default(),
-            tsc_offset: 0,
-            apic_id,
-            physical_bits,
-        }
-    }
-}
-
-/// A virtual processor that its processor has yet to make: a VMCS holds what is that processor's own.
-pub struct Seed {
-    vm: Arc<Vm>,
-    parts: Parts,
-    start: Start,
-}
-
-impl Seed {
-    /// The number of the processor that it is for.
-    pub fn processor(&self) -> usize {
-        self.parts.processor
-    }
-
-    /// Makes the virtual processor, on its processor. When that fails, its guest is at its end.
-    pub fn grow(self, host: &Host) -> Option<VirtualCpu> {
-        let Self { vm, parts, start } = self;
-        let apic = match &parts.virtual_apic {
-            None => LocalApic::Emulated,
-            Some(apic) => LocalApic::Virtualised { page: apic.page(), descriptor: apic.descriptor().address() },
-        };
-        let eptp = vm.holdings.ept.as_ref().map_or(0, Ept::pointer);
-        // SAFETY: the EPT maps the guest's memory, its devices and its shadows; the bitmap lets through only what `vdev::msr` says; the
-        // frames are the guest's, which gives them back after its virtual processors have left.
-        match unsafe { Vcpu::new(host, parts.frames, eptp, parts.vpid, &start, apic) } {
-            Ok(vcpu) => Some(VirtualCpu {
-                number: parts.number,
-                state: if parts.number == 0 { State::Ready } else { State::WaitForSipi },
-                vcpu,
-                world: World::default(),
-                devices: parts.devices(),
-                virtual_apic: parts.virtual_apic,
-                nmi: false,
-                seat: vm.seat(parts.number).clone(),
-                ran: 0,
-                turn_began: None,
-                vm,
-            }),
-            Err(failure) => {
-                log::error!("guest {}: VMCS: {failure}", vm.name);
-                vm.end(EndReason::Killed("its VMCS could not be made"));
-                vm.leave();
-                None
-            }
-        }
-    }
-}
-
 /// How the first virtual processor begins. The others start as their guest tells them.
 fn start(entry: &build::Entry) -> Start {
     Start {
@@ -310,6 +225,7 @@ fn start(entry: &build::Entry) -> Start {
         cr3: entry.cr3,
         gdt: (entry.gdt.as_u64(), entry.gdt_limit),
         selectors: [entry.code_selector, entry.data_selector, 0],
+        // Of 104 bytes, as VM entry wants one; a guest that uses a TSS loads its own.
         tss: (0, 0x67),
     }
 }

@@ -59,7 +59,7 @@ pub struct VirtualCpu {
     pub virtual_apic: Option<VirtualApic>,
     /// An NMI waits for it.
     pub nmi: bool,
-    /// Its place in the guest.
+    /// Its place in the guest: [`Vm::seat`], at hand.
     pub seat: Arc<Seat>,
     /// Ticks that it has run, or is taken to have run.
     pub ran: u64,
@@ -73,9 +73,19 @@ impl VirtualCpu {
         self.ran.saturating_add(self.turn_began.map_or(0, |began| now.saturating_sub(began)))
     }
 
-    /// Its place in the guest.
-    pub fn seat(&self) -> &Seat {
-        &self.seat
+    /// Enters the guest, and counts the exit that it comes back with. `Err` says how the guest ends when it cannot be entered.
+    #[inline]
+    pub fn enter(&mut self) -> Result<Exit, EndReason> {
+        match self.vcpu.run() {
+            Ok((reason, exit)) => {
+                self.seat.counts.exit(reason);
+                Ok(exit)
+            }
+            Err(failure) => {
+                log::error!("guest {}: VM entry: {failure}", self.vm.name);
+                Err(EndReason::Killed("VM entry failed"))
+            }
+        }
     }
 
     /// Serves an exit. `xcr0_supported` are the bits that it may set in XCR0.
@@ -96,7 +106,7 @@ impl VirtualCpu {
 
     /// A device's interrupt that the hypervisor has taken for it.
     pub fn accept(&mut self, vector: u8) {
-        let counts = &self.vm.seat(self.number).counts;
+        let counts = &self.seat.counts;
         if let Some(virtual_apic) = &self.virtual_apic {
             virtual_apic.request(vector);
             return count(&counts.delivered);
@@ -110,10 +120,10 @@ impl VirtualCpu {
 
     /// Takes what other processors have sent since this was called last.
     pub fn take_sent(&mut self) {
-        if !self.seat().take_signal() {
+        if !self.seat.take_signal() {
             return;
         }
-        for vector in self.vm.seat(self.number).take_requests() {
+        for vector in self.seat.take_requests() {
             self.devices.apic.accept(vector);
         }
         let commands = self.vm.take_commands(self.number);

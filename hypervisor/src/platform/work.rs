@@ -15,7 +15,8 @@ use super::{
     plan::{Plans, plans},
     ports::MachineService,
     run::Runner,
-    start::{Maker, Seed},
+    seed::Seed,
+    start::Maker,
 };
 use crate::{
     addr::PAGE_SIZE,
@@ -131,7 +132,7 @@ impl Work {
                 self.refuse(index, why);
             }
         }
-        let free = FRAMES.statistics().0;
+        let free = FRAMES.free_bytes();
         self.go.store(true, Ordering::Release);
         self.share(0, processor);
         while self.done.load(Ordering::Acquire) < followers {
@@ -237,7 +238,7 @@ impl Work {
             counters.flushes,
             ports.strays()
         );
-        let free = FRAMES.statistics().0;
+        let free = FRAMES.free_bytes();
         if free != free_before {
             log::error!("{} KiB of guests' memory did not come back", free_before.saturating_sub(free) >> 10);
         }
