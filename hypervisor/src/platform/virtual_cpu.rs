@@ -73,21 +73,6 @@ impl VirtualCpu {
         self.ran.saturating_add(self.turn_began.map_or(0, |began| now.saturating_sub(began)))
     }
 
-    /// Enters the guest, and counts the exit that it comes back with. `Err` says how the guest ends when it cannot be entered.
-    #[inline]
-    pub fn enter(&mut self) -> Result<Exit, EndReason> {
-        match self.vcpu.run() {
-            Ok((reason, exit)) => {
-                self.seat.counts.exit(reason);
-                Ok(exit)
-            }
-            Err(failure) => {
-                log::error!("guest {}: VM entry: {failure}", self.vm.name);
-                Err(EndReason::Killed("VM entry failed"))
-            }
-        }
-    }
-
     /// Serves an exit. `xcr0_supported` are the bits that it may set in XCR0.
     pub fn serve(&mut self, exit: Exit, xcr0_supported: u64) -> Next {
         let (Some(ram), Some(domain)) = (&self.vm.holdings.ram, &self.vm.holdings.domain) else {
