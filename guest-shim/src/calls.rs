@@ -4,7 +4,11 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 use hcall_abi::{
-    Call, DeviceId, DeviceInfo, ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target, result_from_rax,
+    Call, DeviceId, DeviceInfo, FaultRecord, ItemLayout, MapReply, MapRequest, Pasid, SlotHandle, SlotInfo, Status,
+    Target, VERSION_MAJOR, VERSION_MINOR,
+    call::{FAULTS_MAX, HANDLES_MAX},
+    cpuid::Features,
+    result_from_rax,
 };
 
 use crate::discover::Interface;
@@ -41,6 +45,16 @@ impl<T: Transport> Hypercalls<T> {
         self.call(Call::Nop, [0; 4]).map(drop)
     }
 
+    /// [`Call::Enable`]: the guest's devices show their stores. An interface without that call shows them by itself. Returns the
+    /// minor version that both speak.
+    pub fn enable(&self) -> Result<u16, Status> {
+        if !self.interface.features.contains(Features::ENABLE) {
+            return Ok(self.interface.minor);
+        }
+        let version = u64::from(VERSION_MAJOR) << 16 | u64::from(VERSION_MINOR);
+        self.call(Call::Enable, [version, 0, 0, 0]).map(|minor| minor as u16)
+    }
+
     /// [`Call::Discover`]: this guest's `n`-th device with a store.
     pub fn device(&self, n: u32) -> Result<DeviceId, Status> {
         self.call(Call::Discover, [n.into(), 0, 0, 0]).and_then(DeviceId::from_register)
@@ -56,6 +70,74 @@ impl<T: Transport> Hypercalls<T> {
     /// [`Call::Alloc`].
     pub fn alloc(&self, device: DeviceId, group: u32) -> Result<SlotHandle, Status> {
         self.call(Call::Alloc, [device.0.into(), group.into(), 0, 0]).and_then(SlotHandle::from_register)
+    }
+
+    /// [`Call::AllocMany`]: from `min` to `max` slots, whose handles `take` gets. How many.
+    pub fn alloc_many(
+        &self,
+        device: DeviceId,
+        [min, max]: [u32; 2],
+        group: u32,
+        page: &mut BatchPage,
+        take: &mut dyn FnMut(SlotHandle),
+    ) -> Result<usize, Status> {
+        let range = u64::from(max) << 32 | u64::from(min);
+        let count = self.call(Call::AllocMany, [device.0.into(), page.physical(), range, group.into()])? as usize;
+        for n in 0..count.min(HANDLES_MAX as usize) {
+            take(SlotHandle::from_bits(page.word(n))?);
+        }
+        Ok(count)
+    }
+
+    /// [`Call::FreeMany`], for as many of the handles as one call takes. Returns how many were tried, and how many of them freed.
+    pub fn free_many(
+        &self,
+        device: DeviceId,
+        handles: &mut dyn Iterator<Item = SlotHandle>,
+        page: &mut BatchPage,
+    ) -> Result<(usize, usize), Status> {
+        let mut count = 0;
+        for handle in handles.take(HANDLES_MAX as usize) {
+            page.put_word(count, handle.bits());
+            count += 1;
+        }
+        if count == 0 {
+            return Ok((0, 0));
+        }
+        let freed = self.call(Call::FreeMany, [device.0.into(), page.physical(), count as u64, 0])?;
+        Ok((count, freed as usize))
+    }
+
+    /// [`Call::FreeGroup`]. How many slots were freed.
+    pub fn free_group(&self, device: DeviceId, group: u32) -> Result<usize, Status> {
+        self.call(Call::FreeGroup, [device.0.into(), group.into(), 0, 0]).map(|freed| freed as usize)
+    }
+
+    /// [`Call::SetAux`].
+    pub fn set_pasid(&self, device: DeviceId, handle: SlotHandle, pasid: Option<Pasid>) -> Result<(), Status> {
+        let pasid = Pasid::to_register(pasid);
+        self.call(Call::SetAux, [device.0.into(), handle.bits().into(), pasid.into(), 0]).map(drop)
+    }
+
+    /// [`Call::QuerySlot`].
+    pub fn query_slot(&self, device: DeviceId, handle: SlotHandle, page: &mut BatchPage) -> Result<SlotInfo, Status> {
+        page.put_bytes(&SlotInfo::request());
+        self.call(Call::QuerySlot, [device.0.into(), handle.bits().into(), page.physical(), 0])?;
+        SlotInfo::from_bytes(&page.get_bytes())
+    }
+
+    /// [`Call::ReadFaults`]: the oldest faults of the guest's slots go into `records`, and are gone. How many there were.
+    pub fn read_faults(&self, records: &mut [Option<FaultRecord>], page: &mut BatchPage) -> Result<usize, Status> {
+        let most = records.len().min(FAULTS_MAX as usize);
+        let count = self.call(Call::ReadFaults, [page.physical(), most as u64, 0, 0])? as usize;
+        records.fill(None);
+        for (n, place) in records.iter_mut().take(count).enumerate() {
+            let mut bytes = [0; FaultRecord::SIZE];
+            bytes[..16].copy_from_slice(&page.get(2 * n));
+            bytes[16..].copy_from_slice(&page.get(2 * n + 1));
+            *place = FaultRecord::from_bytes(&bytes).ok();
+        }
+        Ok(count)
     }
 
     /// [`Call::Free`].
@@ -157,6 +239,19 @@ impl BatchPage<'_> {
     fn get(&self, n: usize) -> [u8; 16] {
         // SAFETY: as in `put`.
         unsafe { self.item(n).read_volatile() }
+    }
+
+    /// Dword `n`.
+    fn word(&self, n: usize) -> u32 {
+        let item = self.get(n / 4);
+        let at = n % 4 * 4;
+        u32::from_le_bytes([item[at], item[at + 1], item[at + 2], item[at + 3]])
+    }
+
+    fn put_word(&mut self, n: usize, word: u32) {
+        let mut item = self.get(n / 4);
+        item[n % 4 * 4..][..4].copy_from_slice(&word.to_le_bytes());
+        self.put(n / 4, &item);
     }
 
     fn put_bytes<const N: usize>(&mut self, bytes: &[u8; N]) {

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use hcall_abi::cpuid::{CALL_BASE, Features, IMSVISOR_BASE, LEAF_MAX, Limits, signature_registers};
 use hcall_abi::{
-    Call, DeviceId, DeviceInfo, ItemLayout, MapReply, MapRequest, MessagePair, SlotHandle, Status, StoreKind, Target,
-    VERSION_MAJOR, VERSION_MINOR, rax_from_result,
+    Call, DeviceId, DeviceInfo, FaultKind, FaultRecord, ItemLayout, MapReply, MapRequest, MessagePair, Pasid,
+    SlotHandle, SlotInfo, Status, StoreKind, Target, VERSION_MAJOR, VERSION_MINOR, info::Mapping, rax_from_result,
 };
 
 use crate::calls::BatchPage;
@@ -47,6 +47,13 @@ impl Cpuid for FakeCpuid {
     }
 }
 
+const FEATURES: Features = Features::ARRAY_STORE
+    .union(Features::BATCH)
+    .union(Features::RETARGET)
+    .union(Features::ENABLE)
+    .union(Features::FEWER_GRANT)
+    .union(Features::GROUP);
+
 /// An interface with batches of 256.
 pub(crate) fn interface() -> Interface {
     assert_eq!(VERSION_MAJOR, 1);
@@ -54,7 +61,7 @@ pub(crate) fn interface() -> Interface {
         base: IMSVISOR_BASE,
         minor: VERSION_MINOR,
         call_base: CALL_BASE,
-        features: Features::ARRAY_STORE.union(Features::BATCH).union(Features::RETARGET),
+        features: FEATURES,
         limits: Limits { slots_per_device: 4096, batch: 256, groups: 4 },
     }
 }
@@ -88,6 +95,8 @@ pub(crate) struct FakeSlot {
     pub(crate) masked: bool,
     pub(crate) target: Option<Target>,
     pub(crate) cookie: u64,
+    pub(crate) group: u64,
+    pub(crate) pasid: Option<Pasid>,
 }
 
 /// A hypervisor with one device, that records its calls.
@@ -126,10 +135,75 @@ impl FakeHypervisor {
         if slot.taken && slot.generation == handle.generation() { f(slot) } else { Err(Status::StaleHandle) }
     }
 
-    fn alloc(&self) -> Result<u64, Status> {
+    fn alloc_many(&self, physical: u64, range: u64, group: u64) -> Result<u64, Status> {
+        let (min, max) = (range & 0xffff_ffff, range >> 32);
+        let free = (self.slots.borrow().len() - self.taken()) as u64;
+        if !(1..=max).contains(&min) || max > 1024 {
+            return Err(Status::InvalidArgument);
+        }
+        if free < min {
+            return Err(Status::NoFreeSlot);
+        }
+        for n in 0..free.min(max) {
+            let handle = self.alloc(group)? as u32;
+            // SAFETY: tests pass the address of a `Page` of their own.
+            unsafe { *((physical + 4 * n) as *mut u32) = handle };
+        }
+        Ok(free.min(max))
+    }
+
+    fn free(&self, handle: u64) -> Result<u64, Status> {
+        self.with_slot(handle, |slot| {
+            *slot = FakeSlot { generation: slot.generation, masked: true, ..FakeSlot::default() };
+            Ok(0)
+        })
+    }
+
+    fn free_many(&self, physical: u64, count: u64) -> u64 {
+        // SAFETY: tests pass the address of a `Page` of their own.
+        let handles = (0..count).map(|n| unsafe { *((physical + 4 * n) as *const u32) });
+        handles.filter(|handle| self.free(u64::from(*handle)).is_ok()).count() as u64
+    }
+
+    fn free_group(&self, group: u64) -> u64 {
+        let mut slots = self.slots.borrow_mut();
+        let of_group = slots.iter_mut().filter(|slot| slot.taken && slot.group == group);
+        of_group.map(|slot| slot.taken = false).count() as u64
+    }
+
+    fn query_slot(&self, handle: u64, physical: u64) -> Result<u64, Status> {
+        self.with_slot(handle, |slot| {
+            let pair = MessagePair::default();
+            let info = SlotInfo {
+                mapping: slot.target.map(|target| Mapping { target, cookie: slot.cookie, pair }),
+                masked: slot.masked,
+                pending: false,
+                limited: false,
+                group: slot.group as u16,
+                pasid: slot.pasid,
+            };
+            // SAFETY: tests pass the address of a `Page` of their own.
+            unsafe { *(physical as *mut [u8; 64]) = info.to_bytes() };
+            Ok(0)
+        })
+    }
+
+    /// Two faults, as many as are asked for.
+    fn read_faults(&self, physical: u64, most: u64) -> u64 {
+        for n in 0..most.min(2) {
+            let device = DeviceId(0x10);
+            let kind = FaultKind::Remapping(0x26);
+            let record = FaultRecord { cookie: 7, device, slot: n as u16, ims: true, kind, foreign: true, lost: 0 };
+            // SAFETY: tests pass the address of a `Page` of their own.
+            unsafe { *((physical + 32 * n) as *mut [u8; 32]) = record.to_bytes() };
+        }
+        most.min(2)
+    }
+
+    fn alloc(&self, group: u64) -> Result<u64, Status> {
         let mut slots = self.slots.borrow_mut();
         let (index, slot) = slots.iter_mut().enumerate().find(|(_, slot)| !slot.taken).ok_or(Status::NoFreeSlot)?;
-        *slot = FakeSlot { generation: slot.generation + 1, taken: true, masked: true, ..FakeSlot::default() };
+        *slot = FakeSlot { generation: slot.generation + 1, taken: true, masked: true, group, ..FakeSlot::default() };
         Ok(SlotHandle::new(index as u16, NonZeroU16::new(slot.generation).unwrap()).bits().into())
     }
 
@@ -181,7 +255,7 @@ impl FakeHypervisor {
     }
 
     fn answer(&self, call: Call, [first, second, third, fourth]: [u64; 4]) -> Result<u64, Status> {
-        let on_device = !matches!(call, Call::Nop | Call::Discover);
+        let on_device = !matches!(call, Call::Nop | Call::Discover | Call::Enable | Call::ReadFaults);
         if on_device && first != 0x10 {
             return Err(Status::NoSuchDevice);
         }
@@ -196,12 +270,22 @@ impl FakeHypervisor {
                 }
             }
             Call::QueryDevice => self.query(second),
-            Call::Alloc => self.alloc(),
+            Call::Enable => Ok(u64::from(VERSION_MINOR)),
+            Call::ReadFaults => Ok(self.read_faults(first, second)),
+            Call::AllocMany => self.alloc_many(second, third, fourth),
+            Call::FreeMany => Ok(self.free_many(second, third)),
+            Call::FreeGroup => Ok(self.free_group(second)),
+            Call::QuerySlot => self.query_slot(second, third),
+            Call::SetAux => {
+                let pasid = Pasid::from_register(third)?;
+                self.with_slot(second, |slot| {
+                    slot.pasid = pasid;
+                    Ok(0)
+                })
+            }
+            Call::Alloc => self.alloc(second),
             Call::Map => self.map(second, third, fourth),
-            Call::Free => self.with_slot(second, |slot| {
-                *slot = FakeSlot { generation: slot.generation, masked: true, ..FakeSlot::default() };
-                Ok(0)
-            }),
+            Call::Free => self.free(second),
             Call::Unmap => self.with_slot(second, |slot| {
                 (slot.target, slot.masked) = (None, true);
                 Ok(0)

@@ -8,7 +8,7 @@
 //! detect::on_bare_metal(&facts)         -> the bare-metal test
 //! policy::decide(bare_metal, forbidden, interface)
 //!     Decision::Native                  -> Domain::native(store, states)
-//!     Decision::Hypercall(interface)    -> Domain::hypercall(calls, device, page)
+//!     Decision::Hypercall(interface)    -> calls.enable(), then Domain::hypercall(calls, device, page)
 //!     Decision::Refuse(why)             -> use MSI-X
 //! ```
 //!

@@ -11,12 +11,19 @@ pub enum Field {
     AddressHi = 1,
     /// Message data.
     Data = 2,
-    /// Control: bit 0 mask, bit 1 pending (read-only).
+    /// Control: bit 0 mask, bit 1 pending (read-only), bit 3 PASID enable, bits 31:12 PASID.
     Control = 3,
 }
 
 /// Control: the slot is masked.
 pub const CONTROL_MASK: u32 = 1 << 0;
+
+/// Control: a message waits for the slot to be unmasked.
+pub const CONTROL_PENDING: u32 = 1 << 1;
+/// Control: the slot is only for work of the PASID in bits 31:12.
+pub const CONTROL_PASID_ENABLE: u32 = 1 << 3;
+/// Control: where the PASID begins.
+pub const CONTROL_PASID_SHIFT: u32 = 12;
 
 /// A store of 16-byte slots.
 pub trait Store {

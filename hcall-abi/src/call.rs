@@ -16,7 +16,7 @@ pub enum Call {
     /// RBX = device, RCX = guest-physical address of a [`DeviceInfo`](crate::DeviceInfo) whose `size` and `version` are set.
     /// Fills it in and returns 0.
     QueryDevice = 2,
-    /// RBX = device, RCX = group. Takes a free slot, which stays masked, and returns its handle.
+    /// RBX = device, RCX = group, below the number of groups. Takes a free slot, which stays masked, and returns its handle.
     Alloc = 3,
     /// RBX = device, RCX = handle. Masks and unmaps the slot and gives it back; the handle is stale from then on. Returns 0.
     Free = 4,
@@ -35,11 +35,46 @@ pub enum Call {
     /// RBX = device, RCX = handle, RDX = target. Sends the slot's interrupts elsewhere; the pair in the store stays as it
     /// is and no interrupt is lost. Returns 0.
     SetAffinity = 9,
+    /// RBX = the version that the guest speaks (major 31:16, minor 15:0). Has the guest's devices show that they have interrupt
+    /// message stores; until then they show none, and every other call but `Nop` is [`NotEnabled`]. Returns the minor version
+    /// that both speak. [`Unsupported`] for another major version.
+    ///
+    /// [`NotEnabled`]: crate::Status::NotEnabled
+    /// [`Unsupported`]: crate::Status::Unsupported
+    Enable = 10,
+    /// RBX = device, RCX = guest-physical address of room for *max* handles of 4 bytes each, in one page, aligned to 4; RDX =
+    /// *min* 31:0 and *max* 63:32 (1 ≤ *min* ≤ *max* ≤ [`HANDLES_MAX`]), RSI = group. Takes as many free slots as there are, at most
+    /// *max*, and returns their number; with fewer than *min*, [`NoFreeSlot`] and none is taken.
+    ///
+    /// [`NoFreeSlot`]: crate::Status::NoFreeSlot
+    AllocMany = 11,
+    /// RBX = device, RCX = guest-physical address of handles as `AllocMany` writes them, RDX = their number (1 to
+    /// [`HANDLES_MAX`]). Frees each, by one flush for many, and puts its result in its place: 0, or minus a
+    /// [`Status`](crate::Status). Returns the number of those that were freed.
+    FreeMany = 12,
+    /// RBX = device, RCX = group. Frees all slots that were allocated with this group. Returns their number.
+    FreeGroup = 13,
+    /// RBX = device, RCX = handle, RDX = PASID 19:0 and bit 31 set, or 0 for none. From then on the device takes the slot only for
+    /// work that was submitted with this PASID. [`BadPasid`] when the guest does not own it. Returns 0.
+    ///
+    /// [`BadPasid`]: crate::Status::BadPasid
+    SetAux = 14,
+    /// RBX = device, RCX = handle, RDX = guest-physical address of a [`SlotInfo`](crate::SlotInfo) whose `size` and `version` are
+    /// set. Fills it in and returns 0.
+    QuerySlot = 15,
+    /// RBX = guest-physical address of room for RCX (1 to [`FAULTS_MAX`]) [`FaultRecord`](crate::FaultRecord)s, in one page, aligned to
+    /// 32. Moves the oldest faults of the guest's slots there and returns their number.
+    ReadFaults = 16,
 }
+
+/// Most handles that one call takes: a page of them.
+pub const HANDLES_MAX: u64 = 1024;
+/// Most fault records that one call gives: a page of them.
+pub const FAULTS_MAX: u64 = 128;
 
 impl Call {
     /// Every call there is.
-    pub const ALL: [Call; 10] = [
+    pub const ALL: [Call; 17] = [
         Call::Nop,
         Call::Discover,
         Call::QueryDevice,
@@ -50,12 +85,24 @@ impl Call {
         Call::Mask,
         Call::Unmask,
         Call::SetAffinity,
+        Call::Enable,
+        Call::AllocMany,
+        Call::FreeMany,
+        Call::FreeGroup,
+        Call::SetAux,
+        Call::QuerySlot,
+        Call::ReadFaults,
     ];
 
     /// The call with number `base + n`, given that number.
     pub fn from_number(number: u64, base: u32) -> Option<Self> {
         let n = number.checked_sub(u64::from(base))?;
         Self::ALL.get(usize::try_from(n).ok()?).copied()
+    }
+
+    /// Whether a guest can make it before [`Call::Enable`].
+    pub const fn is_always_there(self) -> bool {
+        matches!(self, Self::Nop | Self::Enable)
     }
 
     /// The number to put into RAX.
@@ -78,8 +125,8 @@ mod tests {
 
     #[test]
     fn numbers_around_the_range_are_no_calls() {
-        for number in [0, u64::from(CALL_BASE) - 1, u64::from(CALL_BASE) + 10, u64::MAX, 1 << 32 | u64::from(CALL_BASE)]
-        {
+        let base = u64::from(CALL_BASE);
+        for number in [0, base - 1, base + Call::ALL.len() as u64, u64::MAX, 1 << 32 | base] {
             assert_eq!(Call::from_number(number, CALL_BASE), None, "{number:#x}");
         }
     }

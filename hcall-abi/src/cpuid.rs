@@ -52,16 +52,23 @@ impl Features {
     pub const POSTED: Self = Self(1 << 2);
     /// [`Call::Map`](crate::Call::Map) takes more than one item.
     pub const BATCH: Self = Self(1 << 3);
-    /// Enabling vectors may grant fewer than asked for.
+    /// [`Call::AllocMany`](crate::Call::AllocMany) and [`Call::FreeMany`](crate::Call::FreeMany) work: fewer may be granted than asked
+    /// for.
     pub const FEWER_GRANT: Self = Self(1 << 4);
-    /// Slots can be freed by group.
+    /// Slots can be freed by group: [`Call::FreeGroup`](crate::Call::FreeGroup).
     pub const GROUP: Self = Self(1 << 5);
-    /// Auxiliary data (PASID) can be set.
+    /// Auxiliary data (a PASID) can be set: [`Call::SetAux`](crate::Call::SetAux).
     pub const AUX_PASID: Self = Self(1 << 6);
     /// [`Call::SetAffinity`](crate::Call::SetAffinity) works.
     pub const RETARGET: Self = Self(1 << 7);
-    /// A guest can read the faults of its own slots.
+    /// A guest can read the faults of its own slots: [`Call::ReadFaults`](crate::Call::ReadFaults).
     pub const FAULT_LOG: Self = Self(1 << 8);
+    /// [`Call::Enable`](crate::Call::Enable) is there, and needed: devices show their stores after it only.
+    pub const ENABLE: Self = Self(1 << 9);
+    /// [`Call::QuerySlot`](crate::Call::QuerySlot) works.
+    pub const QUERY_SLOT: Self = Self(1 << 10);
+    /// A slot that fires faster than its limit is masked, and a fault record says so.
+    pub const STORM_LIMIT: Self = Self(1 << 11);
     /// The platform forbids this guest to use an interrupt message store without the hypercall domain.
     pub const IMS_FORBIDDEN: Self = Self(1 << 31);
 

@@ -19,19 +19,22 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod acpi;
 pub mod args;
 pub mod call;
 pub mod cpuid;
+pub mod info;
 pub mod status;
 
 pub use args::{DeviceId, DeviceInfo, ItemLayout, MapReply, MapRequest, MessagePair, SlotHandle, StoreKind, Target};
 pub use call::Call;
+pub use info::{FaultKind, FaultRecord, Pasid, SlotInfo, SlotState};
 pub use status::Status;
 
 /// Major version: guests and hypervisor must agree on it.
 pub const VERSION_MAJOR: u16 = 1;
 /// Minor version: counts additions.
-pub const VERSION_MINOR: u16 = 0;
+pub const VERSION_MINOR: u16 = 1;
 
 /// Splits what RAX holds after a call into the call's value or its [`Status`].
 ///

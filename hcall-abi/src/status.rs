@@ -56,6 +56,12 @@ statuses! {
     Forbidden = 17,
     /// The device or platform cannot do this.
     Unsupported = 18,
+    /// The guest has not made [`Call::Enable`](crate::Call::Enable).
+    NotEnabled = 19,
+    /// Others share the device's requester ID, so the guest cannot have a store that nobody watches.
+    NotIsolated = 20,
+    /// The guest does not own this PASID.
+    BadPasid = 21,
     /// No such call. The code is KVM's, so that a call that reaches another hypervisor looks the same.
     UnknownCall = 1000,
 }
@@ -88,6 +94,9 @@ impl core::fmt::Display for Status {
             Self::HardwareError => "hardware error",
             Self::Forbidden => "forbidden by the platform",
             Self::Unsupported => "not supported",
+            Self::NotEnabled => "the interface is not enabled",
+            Self::NotIsolated => "the requester ID is shared",
+            Self::BadPasid => "not the guest's PASID",
             Self::UnknownCall => "unknown call",
         })
     }

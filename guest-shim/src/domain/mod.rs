@@ -6,7 +6,7 @@ mod native;
 pub use hypercall::HypercallDomain;
 pub use native::{NativeDomain, SlotState};
 
-use hcall_abi::{DeviceId, MapRequest, SlotHandle, Status, Target};
+use hcall_abi::{DeviceId, MapRequest, Pasid, SlotHandle, SlotInfo, Status, Target};
 
 use crate::calls::{BatchPage, Hypercalls};
 use crate::store::Store;
@@ -46,6 +46,22 @@ impl Request {
     }
 }
 
+/// Takes slots one by one, at least `min`.
+fn alloc_each(
+    min: usize,
+    out: &mut dyn ExactSizeIterator<Item = &mut Option<Interrupt>>,
+    alloc: &mut dyn FnMut() -> Result<SlotHandle, Status>,
+) -> Result<(), Status> {
+    for (n, place) in out.enumerate() {
+        match alloc() {
+            Ok(handle) => *place = Some(Interrupt(handle)),
+            Err(Status::NoFreeSlot) if n >= min => break,
+            Err(status) => return Err(status),
+        }
+    }
+    Ok(())
+}
+
 /// Takes an item's position and what became of it.
 type Report<'a> = &'a mut dyn FnMut(usize, Result<(), Status>);
 
@@ -81,12 +97,49 @@ impl<'a, T: Transport, S: Store> Domain<'a, T, S> {
         Self::Native(NativeDomain::new(store, states))
     }
 
-    /// Takes a free slot; it stays masked. Only the hypercall way has groups: natively, `group` has no meaning.
+    /// Takes a free slot, in a group; it stays masked. By hypercall a group is below the number in the interface's limits.
     ///
     /// # Errors
     /// [`Status::NoFreeSlot`].
     pub fn alloc(&mut self, group: u32) -> Result<Interrupt, Status> {
         either!(self, domain => domain.alloc(group)).map(Interrupt)
+    }
+
+    /// Takes free slots for `out`, from its beginning: as many as there are, at least `min`. How many.
+    ///
+    /// # Errors
+    /// [`Status::NoFreeSlot`] with fewer than `min`; `out` is all `None` then, and nothing is taken.
+    pub fn alloc_many(&mut self, group: u32, min: usize, out: &mut [Option<Interrupt>]) -> Result<usize, Status> {
+        out.fill_with(|| None);
+        let result = either!(self, domain => domain.alloc_many(group, min, &mut out.iter_mut()));
+        let count = out.iter().flatten().count();
+        let enough = if count < min { Err(Status::NoFreeSlot) } else { Ok(count) };
+        result.and(enough).inspect_err(|_| _ = self.free_all(out))
+    }
+
+    /// Gives all of these slots back, by as few calls as can be; `interrupts` is all `None` then. How many there were; those that
+    /// could not be given back are lost to the driver.
+    pub fn free_all(&mut self, interrupts: &mut [Option<Interrupt>]) -> usize {
+        let mut handles = interrupts.iter_mut().filter_map(Option::take).map(|interrupt| interrupt.0);
+        either!(self, domain => domain.free_all(&mut handles))
+    }
+
+    /// Gives all slots back that were allocated with this group; their [`Interrupt`]s are good for nothing then. How many.
+    pub fn free_group(&mut self, group: u32) -> Result<usize, Status> {
+        either!(self, domain => domain.free_group(group))
+    }
+
+    /// From now on the device takes the slot only for work that is submitted with this PASID, or with any.
+    ///
+    /// # Errors
+    /// [`Status::BadPasid`] for one that is not the guest's.
+    pub fn set_pasid(&mut self, interrupt: &Interrupt, pasid: Option<Pasid>) -> Result<(), Status> {
+        either!(self, domain => domain.set_pasid(interrupt.0, pasid))
+    }
+
+    /// What is known of a slot.
+    pub fn query(&mut self, interrupt: &Interrupt) -> Result<SlotInfo, Status> {
+        either!(self, domain => domain.query(interrupt.0))
     }
 
     /// Gives a slot back: masked and unmapped. When this fails, the slot is lost to the driver.
@@ -139,25 +192,31 @@ impl<'a, T: Transport, S: Store> Domain<'a, T, S> {
     /// The first that came up; what had been taken is given back, and `out` is all `None`. [`Status::InvalidArgument`] when
     /// `out` is shorter than `requests`.
     pub fn request(&mut self, group: u32, requests: &[Request], out: &mut [Option<Interrupt>]) -> Result<(), Status> {
-        let out = out.get_mut(..requests.len()).ok_or(Status::InvalidArgument)?;
-        let result = self.request_all(group, requests, out);
-        if result.is_err() {
-            for interrupt in out.iter_mut().filter_map(Option::take) {
-                // The first error is the one to tell.
-                let _ = self.free(interrupt);
-            }
-        }
-        result
+        self.request_some(group, requests.len(), requests, out).map(drop)
     }
 
-    fn request_all(&mut self, group: u32, requests: &[Request], out: &mut [Option<Interrupt>]) -> Result<(), Status> {
-        out.fill_with(|| None);
-        for place in out.iter_mut() {
-            *place = Some(self.alloc(group)?);
-        }
+    /// Takes slots for the first of the requests, as many as there are and at least `min`, and maps them. How many; the rest of `out`
+    /// is `None`. What a driver does that can work with fewer interrupts than it asks for (`pci_alloc_irq_vectors`).
+    ///
+    /// # Errors
+    /// [`Status::NoFreeSlot`] with fewer than `min`, or what came up when they were mapped. Nothing is taken then, and `out` is all
+    /// `None`.
+    pub fn request_some(
+        &mut self,
+        group: u32,
+        min: usize,
+        requests: &[Request],
+        out: &mut [Option<Interrupt>],
+    ) -> Result<usize, Status> {
+        let out = out.get_mut(..requests.len()).ok_or(Status::InvalidArgument)?;
+        let count = self.alloc_many(group, min, out)?;
+        let mapped = self.map_requests(requests, out);
+        mapped.map(|()| count).inspect_err(|_| _ = self.free_all(out))
+    }
+
+    fn map_requests(&mut self, requests: &[Request], out: &[Option<Interrupt>]) -> Result<(), Status> {
         let mut failed = Ok(());
-        let taken = out.iter().flatten();
-        let mut items = requests.iter().zip(taken).map(|(request, interrupt)| request.item(interrupt));
+        let mut items = requests.iter().zip(out.iter().flatten()).map(|(request, interrupt)| request.item(interrupt));
         self.map_each(&mut items, &mut |_, result| failed = failed.and(result))?;
         failed
     }

@@ -5,10 +5,10 @@
 
 use core::num::NonZeroU16;
 
-use hcall_abi::{MapRequest, SlotHandle, Status, Target};
+use hcall_abi::{MapRequest, MessagePair, Pasid, SlotHandle, SlotInfo, Status, Target, info::Mapping};
 
-use super::Report;
-use crate::store::{CONTROL_MASK, Field, Store};
+use super::{Interrupt, Report};
+use crate::store::{CONTROL_MASK, CONTROL_PASID_ENABLE, CONTROL_PASID_SHIFT, CONTROL_PENDING, Field, Store};
 
 /// What the driver knows of a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,11 +18,15 @@ pub struct SlotState {
     taken: bool,
     unmasked: bool,
     target: Option<Target>,
+    cookie: u64,
+    group: u32,
+    pasid: Option<Pasid>,
 }
 
 impl SlotState {
     /// A slot that was never used: what an array of them begins with.
-    pub const FREE: Self = Self { generation: 0, taken: false, unmasked: false, target: None };
+    pub const FREE: Self =
+        Self { generation: 0, taken: false, unmasked: false, target: None, cookie: 0, group: 0, pasid: None };
 }
 
 /// A device's interrupts, programmed into its store.
@@ -79,19 +83,68 @@ impl<'a, S: Store> NativeDomain<'a, S> {
         self.state(handle).and_then(|state| if state.target.is_some() { Ok(state) } else { Err(Status::NotMapped) })
     }
 
-    pub(super) fn alloc(&mut self, _group: u32) -> Result<SlotHandle, Status> {
+    pub(super) fn alloc(&mut self, group: u32) -> Result<SlotHandle, Status> {
         let free = (0..=u16::MAX).zip(self.states.iter_mut()).find(|(_, state)| !state.taken);
         let (index, state) = free.ok_or(Status::NoFreeSlot)?;
         let generation = NonZeroU16::new(state.generation.wrapping_add(1)).unwrap_or(NonZeroU16::MIN);
-        *state = SlotState { generation: generation.get(), taken: true, unmasked: false, target: None };
+        *state = SlotState { generation: generation.get(), taken: true, group, ..SlotState::FREE };
         self.write_control(index, false);
         Ok(SlotHandle::new(index, generation))
     }
 
     pub(super) fn free(&mut self, handle: SlotHandle) -> Result<(), Status> {
         self.unmap(handle)?;
-        self.state(handle)?.taken = false;
+        let state = self.state(handle)?;
+        *state = SlotState { generation: state.generation, ..SlotState::FREE };
+        self.write_control(handle.index(), false);
         Ok(())
+    }
+
+    pub(super) fn alloc_many(
+        &mut self,
+        group: u32,
+        min: usize,
+        out: &mut dyn ExactSizeIterator<Item = &mut Option<Interrupt>>,
+    ) -> Result<(), Status> {
+        super::alloc_each(min, out, &mut || self.alloc(group))
+    }
+
+    pub(super) fn free_all(&mut self, handles: &mut dyn Iterator<Item = SlotHandle>) -> usize {
+        handles.filter(|handle| self.free(*handle).is_ok()).count()
+    }
+
+    pub(super) fn free_group(&mut self, group: u32) -> Result<usize, Status> {
+        let mut freed = 0;
+        for index in (0..=u16::MAX).take(self.states.len()) {
+            let state = self.states[usize::from(index)];
+            if let Some(generation) = NonZeroU16::new(state.generation)
+                && state.taken
+                && state.group == group
+            {
+                self.free(SlotHandle::new(index, generation))?;
+                freed += 1;
+            }
+        }
+        Ok(freed)
+    }
+
+    pub(super) fn set_pasid(&mut self, handle: SlotHandle, pasid: Option<Pasid>) -> Result<(), Status> {
+        let state = self.state(handle)?;
+        state.pasid = pasid;
+        let unmasked = state.unmasked;
+        self.write_control(handle.index(), unmasked);
+        Ok(())
+    }
+
+    pub(super) fn query(&mut self, handle: SlotHandle) -> Result<SlotInfo, Status> {
+        let SlotState { unmasked, target, cookie, group, pasid, .. } = *self.state(handle)?;
+        let mapping = target.map(|target| {
+            let (address, data) = compose(target).unwrap_or_default();
+            Mapping { target, cookie, pair: MessagePair { address: address.into(), data } }
+        });
+        let pending = self.store.read(handle.index(), Field::Control) & CONTROL_PENDING != 0;
+        let group = group as u16;
+        Ok(SlotInfo { mapping, masked: !unmasked, pending, limited: false, group, pasid })
     }
 
     pub(super) fn map_each(
@@ -112,7 +165,7 @@ impl<'a, S: Store> NativeDomain<'a, S> {
             Some(target) if target == item.target => {}
             Some(_) => return Err(Status::Exists),
             None => {
-                state.target = Some(item.target);
+                (state.target, state.cookie) = (Some(item.target), item.cookie);
                 self.write_message(item.handle.index(), message);
             }
         }
@@ -163,7 +216,10 @@ impl<'a, S: Store> NativeDomain<'a, S> {
     }
 
     fn write_control(&mut self, slot: u16, unmasked: bool) {
-        self.store.write(slot, Field::Control, if unmasked { 0 } else { CONTROL_MASK });
+        let mask = if unmasked { 0 } else { CONTROL_MASK };
+        let pasid = self.states.get(usize::from(slot)).and_then(|state| state.pasid);
+        let pasid = pasid.map_or(0, |pasid| pasid.value() << CONTROL_PASID_SHIFT | CONTROL_PASID_ENABLE);
+        self.store.write(slot, Field::Control, pasid | mask);
         self.store.read(slot, Field::Control);
     }
 }

@@ -82,6 +82,94 @@ fn both_ways_request_all_or_none() {
 }
 
 #[test]
+fn feature_grant_fewer_both_ways_give_what_there_is_or_refuse_with_nothing_changed() {
+    on_both_ways(5, |domain| {
+        let requests = [0x30, 0x31, 0x32, 0x33].map(request);
+        let mut first = [const { None }; 4];
+        assert_eq!(domain.request_some(0, 2, &requests, &mut first), Ok(4));
+        let mut rest = [const { None }; 4];
+        assert_eq!(domain.request_some(0, 2, &requests, &mut rest), Err(Status::NoFreeSlot), "one is left");
+        assert!(rest.iter().all(Option::is_none));
+        assert_eq!(domain.request_some(0, 1, &requests, &mut rest), Ok(1));
+        assert!(rest[0].is_some() && rest[1..].iter().all(Option::is_none));
+        assert_eq!(domain.free_all(&mut first), 4);
+        assert_eq!(domain.alloc_many(0, 1, &mut first), Ok(4), "they came back");
+    });
+}
+
+#[test]
+fn a_grant_takes_as_few_calls_as_can_be() {
+    let hypervisor = FakeHypervisor::new(3000);
+    on_hypervisor(&hypervisor, |domain| {
+        let mut out = [const { None }; 2500];
+        assert_eq!(domain.alloc_many(1, 2049, &mut out), Ok(2500));
+        assert!(out.iter().all(Option::is_some));
+        assert_eq!(hypervisor.count(Call::AllocMany), 3);
+        let mut rest = [const { None }; 1024];
+        assert_eq!(domain.alloc_many(1, 501, &mut rest), Err(Status::NoFreeSlot));
+        assert_eq!(domain.alloc_many(1, 500, &mut rest), Ok(500));
+        assert_eq!(domain.free_all(&mut out), 2500);
+        assert_eq!((hypervisor.count(Call::FreeMany), hypervisor.taken()), (3, 500));
+    });
+}
+
+#[test]
+fn feature_alloc_group_both_ways_free_a_group_and_leave_the_others() {
+    on_both_ways(6, |domain| {
+        let mut groups = [1, 2].map(|group| {
+            let mut slots = [const { None }; 2];
+            assert_eq!(domain.alloc_many(group, 2, &mut slots), Ok(2));
+            slots
+        });
+        assert_eq!(domain.free_group(1), Ok(2));
+        assert_eq!(domain.free_group(1), Ok(0));
+        assert_eq!(domain.free_all(&mut groups[0]), 0, "they are stale");
+        assert_eq!(domain.free_all(&mut groups[1]), 2);
+    });
+}
+
+#[test]
+fn feature_cookie_both_ways_give_it_back_in_queries() {
+    on_both_ways(2, |domain| {
+        let interrupt = domain.alloc(1).unwrap();
+        let info = domain.query(&interrupt).unwrap();
+        assert_eq!((info.mapping, info.masked, info.group, info.pasid), (None, true, 1, None));
+        domain.map(&interrupt, &request(0x44)).unwrap();
+        domain.set_pasid(&interrupt, Pasid::new(0x55)).unwrap();
+        let info = domain.query(&interrupt).unwrap();
+        let mapping = info.mapping.unwrap();
+        assert_eq!((mapping.target, mapping.cookie), (Target { apic_id: 0, vector: 0x44 }, 0x44));
+        assert_eq!((info.masked, info.pasid), (false, Pasid::new(0x55)));
+    });
+}
+
+#[test]
+fn faults_come_out_of_the_page() {
+    let hypervisor = FakeHypervisor::new(1);
+    let mut page = Page::new();
+    let calls = Hypercalls::new(&hypervisor, interface());
+    assert_eq!(calls.enable(), Ok(hcall_abi::VERSION_MINOR));
+    let mut records = [None; 3];
+    assert_eq!(calls.read_faults(&mut records, &mut page.batch_page()), Ok(2));
+    assert_eq!(records.map(|record| record.map(|record| record.slot)), [Some(0), Some(1), None]);
+}
+
+#[test]
+fn a_native_pasid_stays_in_the_slot_while_it_is_masked_and_unmasked() {
+    let store = FakeStore::new(1);
+    on_native(&store, |domain| {
+        let interrupt = domain.alloc(0).unwrap();
+        domain.map(&interrupt, &request(0x30)).unwrap();
+        domain.set_pasid(&interrupt, Pasid::new(0xabcde)).unwrap();
+        assert_eq!(store.memory.borrow()[0][3], 0xabcd_e008);
+        domain.mask(&interrupt).unwrap();
+        assert_eq!(store.memory.borrow()[0][3], 0xabcd_e009);
+        domain.free(interrupt).unwrap();
+        assert_eq!(store.memory.borrow()[0][3], 1);
+    });
+}
+
+#[test]
 fn both_ways_report_each_item_of_a_batch() {
     on_both_ways(3, |domain| {
         let taken = [(); 3].map(|()| domain.alloc(0).unwrap());
@@ -99,9 +187,9 @@ fn a_batch_of_hypercalls_is_as_few_calls_as_can_be() {
     on_hypervisor(&hypervisor, |domain| {
         let mut out = [const { None }; 600];
         domain.request(2, &[request(0x30); 600], &mut out).unwrap();
-        assert_eq!((hypervisor.count(Call::Map), hypervisor.count(Call::Alloc)), (3, 600));
+        assert_eq!((hypervisor.count(Call::Map), hypervisor.count(Call::AllocMany)), (3, 1));
         let calls = hypervisor.calls.borrow();
-        assert_eq!(calls[0].1, [0x10, 2, 0, 0], "the group");
+        assert_eq!(calls[0].1[3], 2, "the group");
         let counts: Vec<u64> = calls.iter().filter(|(call, _)| *call == Call::Map).map(|(_, args)| args[2]).collect();
         assert_eq!(counts, [256, 256, 88]);
         assert!(hypervisor.slots.borrow().iter().all(|slot| slot.target == Some(request(0x30).target) && !slot.masked));
@@ -116,7 +204,7 @@ fn slots_are_given_back_when_a_later_batch_fails() {
     on_hypervisor(&hypervisor, |domain| {
         let mut out = [const { None }; 600];
         assert_eq!(domain.request(0, &[request(0x30); 600], &mut out), Err(Status::NoFreeEntry));
-        assert_eq!((hypervisor.taken(), hypervisor.count(Call::Free)), (0, 600));
+        assert_eq!((hypervisor.taken(), hypervisor.count(Call::FreeMany)), (0, 1));
     });
 }
 

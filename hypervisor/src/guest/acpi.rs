@@ -13,6 +13,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use alloc::vec::Vec;
+use hcall_abi::acpi as abi;
 
 const OEM: [u8; 6] = *b"IMSVIS";
 const OEM_TABLE: [u8; 8] = *b"IMSVISOR";
@@ -23,6 +24,15 @@ const TABLE_ALIGNMENT: usize = 64;
 
 /// Most vCPUs that the room for the tables has entries for.
 pub const VCPUS_MAX: u32 = 1024;
+
+/// What the tables tell of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Platform {
+    /// vCPUs, with APIC IDs from 0 on.
+    pub vcpus: u32,
+    /// Interrupt message stores must not be used without the hypercall domain: a table says so.
+    pub ims_forbidden: bool,
+}
 
 /// MADT local x2APIC entry.
 const LOCAL_X2APIC: [u8; 2] = [9, 16];
@@ -35,16 +45,17 @@ const RESET_PORT: u64 = 0xcf9;
 const RESET_VALUE: u8 = 6;
 
 /// The tables as one piece to be put at [`map::ACPI`], the RSDP at its start; with no more than [`VCPUS_MAX`] vCPUs it ends
-/// before [`map::ACPI_END`]. APIC IDs are 0 to `vcpus` less one.
-pub fn tables(vcpus: u32) -> Vec<u8> {
+/// before [`map::ACPI_END`].
+pub fn tables(platform: Platform) -> Vec<u8> {
     let mut area = Area(Vec::new());
     area.0.resize(RSDP_ROOM as usize, 0);
     let dsdt = area.add(&bytes(&Dsdt));
     let fadt = area.add(&fadt(dsdt));
-    let madt = area.add(&madt(vcpus.min(VCPUS_MAX)));
+    let madt = area.add(&madt(platform.vcpus.min(VCPUS_MAX)));
     let mcfg = area.add(&mcfg());
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    [fadt, madt, mcfg].into_iter().for_each(|table| xsdt.add_entry(table.as_u64()));
+    let imsp = platform.ims_forbidden.then(|| area.add(&imsp()));
+    [fadt, madt, mcfg].into_iter().chain(imsp).for_each(|table| xsdt.add_entry(table.as_u64()));
     let xsdt = area.add(&bytes(&xsdt));
     let rsdp = bytes(&Rsdp::new(OEM, xsdt.as_u64()));
     area.0.iter_mut().zip(rsdp).for_each(|(place, byte)| *place = byte);
@@ -107,6 +118,13 @@ fn mcfg() -> Vec<u8> {
     let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
     mcfg.add_ecam(map::ECAM.as_u64(), 0, 0, 0);
     bytes(&mcfg)
+}
+
+/// The platform's word on interrupt message stores.
+fn imsp() -> Vec<u8> {
+    let mut imsp = Sdt::new(abi::SIGNATURE, abi::LENGTH as u32, abi::REVISION, OEM, OEM_TABLE, OEM_REVISION);
+    imsp.write_u32(abi::FLAGS, abi::FLAG_IMS_FORBIDDEN);
+    imsp.as_slice().to_vec()
 }
 
 /// `\_SB.PCI0`: the host bridge with its windows; `\_SB.MBRD`: reserves the ECAM window.

@@ -10,7 +10,11 @@ struct Memory(Arc<Vec<u8>>);
 
 impl Memory {
     fn new(vcpus: u32) -> Self {
-        let mut bytes = tables(vcpus);
+        Self::of(Platform { vcpus, ims_forbidden: false })
+    }
+
+    fn of(platform: Platform) -> Self {
+        let mut bytes = tables(platform);
         bytes.resize((map::ACPI_END.as_u64() - map::ACPI.as_u64()) as usize, 0);
         Self(Arc::new(bytes))
     }
@@ -46,6 +50,17 @@ fn an_independent_reader_finds_every_table_with_a_right_checksum() {
     let flags = fadt.flags;
     assert!(flags.system_is_hw_reduced_acpi() && flags.supports_system_reset_via_fadt());
     assert_eq!(fadt.reset_register().unwrap().address, 0xcf9);
+}
+
+#[test]
+fn feature_platform_disable_a_table_says_so_and_only_then_it_is_there() {
+    for ims_forbidden in [false, true] {
+        let memory = Memory::of(Platform { vcpus: 1, ims_forbidden });
+        let found = memory.tables().headers().any(|header| header.signature.as_str() == "IMSP");
+        assert_eq!(found, ims_forbidden);
+        let at = memory.0.windows(4).position(|bytes| bytes == abi::SIGNATURE);
+        assert_eq!(at.and_then(|at| abi::flags(&memory.0[at..])), ims_forbidden.then_some(abi::FLAG_IMS_FORBIDDEN));
+    }
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Puts a guest together: image, page tables, descriptors, `boot_params`, command line, ACPI tables.
 
 use super::memory_map as map;
-use super::{acpi, boot_params, elf, entry};
+use super::{
+    acpi::{self, Platform},
+    boot_params, elf, entry,
+};
 use crate::addr::Gpa;
 use core::fmt;
 
@@ -84,7 +87,8 @@ impl fmt::Display for BuildError {
 }
 
 /// Builds a guest in `ram`, which is all zeros, and says how to enter it. The image is checked before anything is written.
-pub fn build(ram: &mut dyn GuestRam, image: &[u8], cmdline: &str, vcpus: u32) -> Result<Entry, BuildError> {
+pub fn build(ram: &mut dyn GuestRam, image: &[u8], cmdline: &str, platform: Platform) -> Result<Entry, BuildError> {
+    let vcpus = platform.vcpus;
     let size = ram.len();
     if !map::is_ram_size(size) {
         return Err(BuildError::Memory(size));
@@ -100,7 +104,7 @@ pub fn build(ram: &mut dyn GuestRam, image: &[u8], cmdline: &str, vcpus: u32) ->
         ram.write(segment.gpa, segment.bytes)?;
     }
     write_entry_tables(ram)?;
-    ram.write(map::ACPI, &acpi::tables(vcpus))?;
+    ram.write(map::ACPI, &acpi::tables(platform))?;
     // The zero at its end is there already.
     ram.write(map::CMDLINE, cmdline.as_bytes())?;
     ram.write(map::BOOT_PARAMS, &boot_params::boot_params(size, map::ACPI))?;
@@ -131,6 +135,10 @@ fn write_entry_tables(ram: &mut dyn GuestRam) -> Result<(), Outside> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    fn platform(vcpus: u32) -> Platform {
+        Platform { vcpus, ims_forbidden: false }
+    }
+
     use super::*;
 
     impl GuestRam for Vec<u8> {
@@ -155,7 +163,7 @@ pub(super) mod tests {
     #[test]
     fn a_guest_has_all_that_its_entry_promises() {
         let mut ram = vec![0; TOP as usize];
-        let entry = build(&mut ram, &image(), "hello", 2).unwrap();
+        let entry = build(&mut ram, &image(), "hello", platform(2)).unwrap();
         assert_eq!((entry.rip, ram[0x10_0000]), (0x10_0000, 0xf4));
         assert_eq!(&ram[TOP as usize - 0x1000..][..4], b"end\0");
         let params = &ram[entry.rsi as usize..][..4096];
@@ -173,23 +181,26 @@ pub(super) mod tests {
     fn what_cannot_be_built_leaves_the_memory_alone() {
         let mut ram = vec![0; TOP as usize];
         let long = "x".repeat(map::CMDLINE_SIZE);
-        assert_eq!(build(&mut ram, &image(), &long, 1), Err(BuildError::Cmdline));
-        assert_eq!(build(&mut ram, &image(), "a\0b", 1), Err(BuildError::Cmdline));
-        assert_eq!(build(&mut ram, &image(), "", 0), Err(BuildError::Vcpus(0)));
-        assert_eq!(build(&mut ram, &image(), "", 1025), Err(BuildError::Vcpus(1025)));
-        assert_eq!(build(&mut ram, b"no", "", 1), Err(BuildError::Image(elf::Error::NotElf)));
+        assert_eq!(build(&mut ram, &image(), &long, platform(1)), Err(BuildError::Cmdline));
+        assert_eq!(build(&mut ram, &image(), "a\0b", platform(1)), Err(BuildError::Cmdline));
+        assert_eq!(build(&mut ram, &image(), "", platform(0)), Err(BuildError::Vcpus(0)));
+        assert_eq!(build(&mut ram, &image(), "", platform(1025)), Err(BuildError::Vcpus(1025)));
+        assert_eq!(build(&mut ram, b"no", "", platform(1)), Err(BuildError::Image(elf::Error::NotElf)));
         let outside = elf::tests::file(TOP, &[(TOP, b"x", 1)]);
-        assert_eq!(build(&mut ram, &outside, "", 1), Err(BuildError::Image(elf::Error::Outside(Gpa::new(TOP)))));
+        assert_eq!(
+            build(&mut ram, &outside, "", platform(1)),
+            Err(BuildError::Image(elf::Error::Outside(Gpa::new(TOP))))
+        );
         assert!(ram.iter().all(|byte| *byte == 0));
         let mut odd = vec![0; TOP as usize + 1];
-        assert_eq!(build(&mut odd, &image(), "", 1), Err(BuildError::Memory(TOP + 1)));
+        assert_eq!(build(&mut odd, &image(), "", platform(1)), Err(BuildError::Memory(TOP + 1)));
     }
 
     #[test]
     fn the_longest_command_line_and_the_most_vcpus_fit() {
         let mut ram = vec![0; TOP as usize];
         let long = "x".repeat(map::CMDLINE_SIZE - 1);
-        assert!(build(&mut ram, &image(), &long, acpi::VCPUS_MAX).is_ok());
+        assert!(build(&mut ram, &image(), &long, platform(acpi::VCPUS_MAX)).is_ok());
         assert_eq!(ram[0x10_0000], 0xf4, "the tables end before the image");
     }
 }

@@ -17,6 +17,8 @@ pub const DEVICES_MAX: usize = 8;
 pub const CPUS_MAX: u32 = 64;
 /// Memory without `mem=`.
 pub const DEFAULT_MEMORY: u64 = 64 << 20;
+/// Most interrupts in a million ticks that a limit can be: what no device raises.
+pub const STORM_MAX: u32 = 100_000;
 /// Longest string.
 const STRING_MAX: usize = 4096;
 
@@ -46,6 +48,12 @@ pub struct Options {
     pub apicv: Option<bool>,
     /// Whether its devices' interrupts are posted, if it said so.
     pub posting: Option<bool>,
+    /// `ims=forbidden`: the platform says that interrupt message stores must not be used without the hypercall domain.
+    pub ims_forbidden: bool,
+    /// `hypercalls=off`: there is no hypercall domain.
+    pub hypercalls: bool,
+    /// Interrupts that a slot may raise in a million ticks of the TSC.
+    pub storm: Option<u32>,
     /// `exits=marks`: its VM exits so far are told after each mark on its console.
     pub marks: bool,
 }
@@ -77,6 +85,10 @@ pub enum Error {
     TooManyDevices,
     /// Something else than `exits=marks`.
     Exits(String),
+    /// Neither `ims=allowed` nor `ims=forbidden`.
+    Ims(String),
+    /// No number of interrupts that a limit can be.
+    Storm(String),
     /// The command line does not fit.
     CmdlineTooLong(usize),
 }
@@ -89,7 +101,10 @@ impl fmt::Display for Error {
             Self::Unfinished => write!(f, "a quote is not closed, or a backslash stands at the end"),
             Self::Name(name) => write!(f, "'{name}' is no name: 1 to {NAME_MAX} of a-z, 0-9 and -"),
             Self::Unknown(word) => {
-                write!(f, "'{word}' is not mem=, cpus=, device=, apicv=, posting=, exits= or cmdline=")
+                write!(
+                    f,
+                    "'{word}' is not mem=, cpus=, device=, apicv=, posting=, ims=, hypercalls=, storm=, exits= or cmdline="
+                )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
             Self::Memory(value) => write!(
@@ -103,6 +118,8 @@ impl fmt::Display for Error {
             Self::Cpus(value) => write!(f, "cpus={value}: 1 to {CPUS_MAX}"),
             Self::Switch(word) => write!(f, "{word}: on or off"),
             Self::TooManyDevices => write!(f, "more than {DEVICES_MAX} devices"),
+            Self::Ims(value) => write!(f, "ims={value}: allowed or forbidden"),
+            Self::Storm(value) => write!(f, "storm={value}: 1 to {STORM_MAX} interrupts in a million ticks"),
             Self::Exits(value) => write!(f, "exits={value}: only exits=marks is known"),
             Self::CmdlineTooLong(len) => write!(f, "the command line has {len} bytes, {} fit", CMDLINE_SIZE - 1),
         }
@@ -125,6 +142,7 @@ impl Options {
         }
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
         let (mut cpus, mut apicv, mut posting, mut marks) = (None, None, None, None);
+        let (mut forbidden, mut hypercalls, mut storm) = (None, None, None);
         for word in words {
             match word.split_once('=') {
                 Some(("mem", value)) => set(&mut memory, parse_memory(value)?, "mem")?,
@@ -132,6 +150,9 @@ impl Options {
                 Some(("cmdline", value)) => set(&mut cmdline, parse_cmdline(value)?, "cmdline")?,
                 Some(("apicv", value)) => set(&mut apicv, parse_switch(value, &word)?, "apicv")?,
                 Some(("posting", value)) => set(&mut posting, parse_switch(value, &word)?, "posting")?,
+                Some(("ims", value)) => set(&mut forbidden, parse_ims(value)?, "ims")?,
+                Some(("hypercalls", value)) => set(&mut hypercalls, parse_switch(value, &word)?, "hypercalls")?,
+                Some(("storm", value)) => set(&mut storm, parse_storm(value)?, "storm")?,
                 Some(("exits", "marks")) => set(&mut marks, true, "exits")?,
                 Some(("exits", value)) => return Err(Error::Exits(value.into())),
                 Some(("device", _)) if devices.len() == DEVICES_MAX => return Err(Error::TooManyDevices),
@@ -150,6 +171,9 @@ impl Options {
             cmdline: cmdline.unwrap_or_default(),
             apicv,
             posting,
+            ims_forbidden: forbidden.unwrap_or(false),
+            hypercalls: hypercalls.unwrap_or(true),
+            storm,
             marks: marks.unwrap_or(false),
         })
     }
@@ -195,9 +219,25 @@ fn words(string: &str) -> Result<Vec<String>, Error> {
 }
 
 fn parse_cpus(value: &str) -> Result<u32, Error> {
+    parse_number(value, CPUS_MAX).ok_or_else(|| Error::Cpus(value.into()))
+}
+
+fn parse_ims(value: &str) -> Result<bool, Error> {
+    match value {
+        "allowed" => Ok(false),
+        "forbidden" => Ok(true),
+        _ => Err(Error::Ims(value.into())),
+    }
+}
+
+fn parse_storm(value: &str) -> Result<u32, Error> {
+    parse_number(value, STORM_MAX).ok_or_else(|| Error::Storm(value.into()))
+}
+
+/// A decimal number from 1 to `most`.
+fn parse_number(value: &str, most: u32) -> Option<u32> {
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-    let number = value.parse().ok().filter(|number| digits && (1..=CPUS_MAX).contains(number));
-    number.ok_or_else(|| Error::Cpus(value.into()))
+    value.parse().ok().filter(|number| digits && (1..=most).contains(number))
 }
 
 fn parse_memory(value: &str) -> Result<u64, Error> {
@@ -255,6 +295,9 @@ mod tests {
         assert_eq!(options.devices, [Device::At(Bdf::new(0, 0x1e, 0)), Device::FirstDsa]);
         assert_eq!(options.cmdline, "console=ttyS0 a=b");
         assert!(options.marks && !Options::parse("x").unwrap().marks);
+        let strict = Options::parse("x ims=forbidden hypercalls=off storm=5").unwrap();
+        assert_eq!((strict.ims_forbidden, strict.hypercalls, strict.storm), (true, false, Some(5)));
+        assert_eq!((options.ims_forbidden, options.hypercalls, options.storm), (false, true, None));
     }
 
     #[test]
@@ -298,6 +341,12 @@ mod tests {
         }
         for value in ["", "0", "65", "+1", "4294967297", "x"] {
             assert_eq!(error(&format!("x cpus={value}")), Error::Cpus(value.into()));
+        }
+        for value in ["", "yes", "Forbidden"] {
+            assert_eq!(error(&format!("x ims={value}")), Error::Ims(value.into()));
+        }
+        for value in ["", "0", "100001", "-1"] {
+            assert_eq!(error(&format!("x storm={value}")), Error::Storm(value.into()));
         }
         for value in ["", "mark", "MARKS"] {
             assert_eq!(error(&format!("x exits={value}")), Error::Exits(value.into()));

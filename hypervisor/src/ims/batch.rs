@@ -66,6 +66,11 @@ impl Batch {
         }
     }
 
+    /// Room for a page of handles instead of items.
+    pub fn handles(&mut self) -> &mut [[u8; 4]] {
+        self.items.as_flattened_mut().as_chunks_mut().0
+    }
+
     /// Maps `number` items at `at`. The number of those that succeeded.
     ///
     /// The items are read once. Entries are programmed, then flushed together; the replies are written while everything can

@@ -1,6 +1,6 @@
 //! A device's slots, each behind its own lock.
 
-use alloc::{boxed::Box, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 
 use hcall_abi::{SlotHandle, Status};
 use spin::{Mutex, MutexGuard, RwLockReadGuard};
@@ -8,6 +8,7 @@ use spin::{Mutex, MutexGuard, RwLockReadGuard};
 use super::{
     batch::Batch,
     domain::{DeviceSpec, GuestId},
+    faults::FaultRing,
     ports::UnitNumber,
     slot::{FreeMap, Slot, State, StoreName},
 };
@@ -23,6 +24,8 @@ pub struct Device {
     pub spec: DeviceSpec,
     /// The remapping unit that serves it.
     pub unit: Result<UnitNumber, Status>,
+    /// Where faults of its slots are kept for the guest.
+    pub faults: Arc<FaultRing>,
     /// What changes: shared by writes and calls, which then lock slots; exclusive for a reset or detaching.
     slots: Shared<Slots>,
     /// Rooms for batches, one for each virtual processor of the guest, so that a batch needs neither stack nor allocator.
@@ -46,12 +49,13 @@ impl Device {
         guest: GuestId,
         spec: DeviceSpec,
         unit: Result<UnitNumber, Status>,
+        faults: Arc<FaultRing>,
         processors: usize,
     ) -> Self {
         let bank = |store: Option<super::StoreSpec>| Bank::new(store.map_or(0, |store| store.slots));
         let slots = Slots { attached: true, msix: bank(spec.msix), ims: bank(spec.ims) };
         let batches = (0..=u8::MAX).take(processors).map(|name| Box::new(Batch::new(name))).collect();
-        Self { number, guest, spec, unit, slots: Shared::new(slots), batches: Mutex::new(batches) }
+        Self { number, guest, spec, unit, faults, slots: Shared::new(slots), batches: Mutex::new(batches) }
     }
 
     /// The slots, to lock some of them one after another. `NoSuchDevice` once the guest was detached.
@@ -121,15 +125,15 @@ impl Bank {
         if slot.is_held_by(handle) { Ok(slot) } else { Err(Status::StaleHandle) }
     }
 
-    /// Allocates the lowest free slot.
-    pub fn allocate(&self) -> Result<SlotHandle, Status> {
+    /// Allocates the lowest free slot, with a group.
+    pub fn allocate(&self, group: u8) -> Result<SlotHandle, Status> {
         // Who takes a slot from under us has got one, so not every try can fail.
         for _ in 0..=self.slots.len() {
             let index = self.free.lock().lowest().ok_or(Status::NoFreeSlot)?;
             let mut slot = self.lock(index)?;
             if slot.state == State::Free {
                 self.free.lock().take(index);
-                return Ok(slot.allocate(index));
+                return Ok(slot.allocate(index, group));
             }
         }
         Err(Status::NoFreeSlot)

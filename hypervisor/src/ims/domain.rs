@@ -1,10 +1,11 @@
 //! A guest's interrupt domain: its virtual processors and its devices.
 
 use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use hcall_abi::{DeviceId, Status, Target};
+use hcall_abi::{DeviceId, Pasid, Status, Target};
 
-use super::{counters::GuestCounts, device::Device, slot::StoreName};
+use super::{counters::GuestCounts, device::Device, faults::FaultRing, slot::StoreName};
 use crate::addr::{Bdf, Hpa};
 
 /// Most slots an IMS store can have: what a [`SlotHandle`](hcall_abi::SlotHandle) can name.
@@ -42,6 +43,10 @@ pub struct DeviceSpec {
     pub msix: Option<StoreSpec>,
     /// Its interrupt message store.
     pub ims: Option<StoreSpec>,
+    /// The PASIDs that the guest owns for it: the first and the last.
+    pub pasids: Option<(Pasid, Pasid)>,
+    /// Whether others work under the same requester ID: then the guest has no store that nobody watches.
+    pub shares_requester: bool,
 }
 
 impl DeviceSpec {
@@ -51,6 +56,11 @@ impl DeviceSpec {
             StoreName::Msix => self.msix.as_ref(),
             StoreName::Ims => self.ims.as_ref(),
         }
+    }
+
+    /// Whether the guest owns a PASID.
+    pub(super) fn owns(&self, pasid: Pasid) -> bool {
+        self.pasids.is_some_and(|(first, last)| (first..=last).contains(&pasid))
     }
 
     fn check(&self) -> Result<(), Status> {
@@ -99,12 +109,29 @@ pub struct Domain {
     apic_ids: Vec<u32>,
     pub(super) devices: Vec<Arc<Device>>,
     pub(super) counts: GuestCounts,
+    /// Faults of its slots that it has not read yet.
+    pub(super) faults: Arc<FaultRing>,
+    enabled: AtomicBool,
 }
 
 impl Domain {
-    pub(super) fn new(guest: GuestId, mut apic_ids: Vec<u32>, devices: Vec<Arc<Device>>) -> Self {
+    pub(super) fn new(
+        guest: GuestId,
+        mut apic_ids: Vec<u32>,
+        devices: Vec<Arc<Device>>,
+        faults: Arc<FaultRing>,
+    ) -> Self {
         apic_ids.sort_unstable();
-        Self { guest, apic_ids, devices, counts: GuestCounts::default() }
+        Self { guest, apic_ids, devices, counts: GuestCounts::default(), faults, enabled: AtomicBool::new(false) }
+    }
+
+    /// Whether the guest has said that it knows the interface. Until then its devices have no interrupt message stores.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn enable(&self) {
+        self.enabled.store(true, Ordering::Relaxed);
     }
 
     /// Whose it is.

@@ -1,13 +1,15 @@
 //! The hypercall domain: what a guest asks for in words.
 
 use hcall_abi::{
-    Call, DeviceId, DeviceInfo, SlotHandle, Status, StoreKind, Target,
+    Call, DeviceId, DeviceInfo, FaultRecord, Pasid, SlotHandle, SlotInfo, Status, StoreKind, Target, VERSION_MAJOR,
+    VERSION_MINOR,
+    call::FAULTS_MAX,
     cpuid::{CALL_BASE, Features, Limits},
     rax_from_result,
 };
 
 use super::{
-    batch,
+    batch, bulk,
     counters::count,
     device::{Bank, Device},
     domain::{Domain, MOST_IMS_SLOTS},
@@ -22,10 +24,18 @@ use crate::addr::{Gpa, PAGE_SIZE};
 pub const BATCH_LIMIT: u32 = batch::BATCH_LIMIT as u32;
 
 /// What the service offers by itself: the platform adds what it can do.
-pub const FEATURES: Features = Features::ARRAY_STORE.union(Features::BATCH).union(Features::RETARGET);
+pub const FEATURES: Features = Features::ARRAY_STORE
+    .union(Features::BATCH)
+    .union(Features::RETARGET)
+    .union(Features::ENABLE)
+    .union(Features::FEWER_GRANT)
+    .union(Features::GROUP)
+    .union(Features::QUERY_SLOT)
+    .union(Features::AUX_PASID)
+    .union(Features::FAULT_LOG);
 
-/// How much of it. There is one group, 0.
-pub const LIMITS: Limits = Limits { slots_per_device: MOST_IMS_SLOTS, batch: BATCH_LIMIT, groups: 1 };
+/// How much of it.
+pub const LIMITS: Limits = Limits { slots_per_device: MOST_IMS_SLOTS, batch: BATCH_LIMIT, groups: 256 };
 
 /// RBX, RCX, RDX and RSI; those a call does not use must be 0.
 type Args = [u64; 4];
@@ -36,7 +46,8 @@ impl<P: Ports> Service<P> {
     pub fn hypercall(&self, domain: &Domain, number: u64, args: Args, memory: &dyn GuestMemory) -> u64 {
         count(&domain.counts.hypercalls);
         let result = match Call::from_number(number, CALL_BASE) {
-            Some(call) => self.answer(domain, call, args, memory),
+            Some(call) if domain.is_enabled() || call.is_always_there() => self.answer(domain, call, args, memory),
+            Some(_) => Err(Status::NotEnabled),
             None => Err(Status::UnknownCall),
         };
         rax_from_result(Place::<P>::counted(&domain.counts.refused, result))
@@ -47,12 +58,22 @@ impl<P: Ports> Service<P> {
             Call::Nop => unused(&args).map(|()| 0),
             Call::Discover => discover(domain, args),
             Call::QueryDevice => self.query(domain, args, memory),
+            Call::Enable => enable(domain, args),
             Call::Alloc => self.alloc(domain, args),
+            Call::AllocMany => self.alloc_many(domain, args, memory),
+            Call::FreeMany => self.free_many(domain, args, memory),
+            Call::FreeGroup => self.free_group(domain, args),
+            Call::QuerySlot => self.query_slot(domain, args, memory),
+            Call::ReadFaults => read_faults(domain, args, memory),
             Call::Map => self.map(domain, args, memory),
             Call::Free => self.on_slot(domain, args, 2, Self::free),
             Call::Unmap => self.on_slot(domain, args, 2, Self::unmap),
             Call::Mask => self.on_slot(domain, args, 2, Self::mask),
             Call::Unmask => self.on_slot(domain, args, 2, Self::unmask),
+            Call::SetAux => {
+                let pasid = Pasid::from_register(args[2])?;
+                self.on_slot(domain, args, 3, |place, _, index, slot| place.set_pasid(index, slot, pasid))
+            }
             Call::SetAffinity => {
                 let target = Target::from_register(args[2])?;
                 self.on_slot(domain, args, 3, |place, _, index, slot| {
@@ -119,10 +140,53 @@ impl<P: Ports> Service<P> {
 
     fn alloc(&self, domain: &Domain, args: Args) -> Result<u64, Status> {
         unused(&args[2..])?;
-        if args[1] >= LIMITS.groups.into() {
-            return Err(Status::InvalidArgument);
-        }
-        self.on_device(domain, args[0], |_, bank| Ok(bank.allocate()?.bits().into()))
+        let group = group(args[1])?;
+        self.on_device(domain, args[0], |_, bank| Ok(bank.allocate(group)?.bits().into()))
+    }
+
+    fn alloc_many(
+        &self,
+        domain: &Domain,
+        [device, at, count, group_id]: Args,
+        memory: &dyn GuestMemory,
+    ) -> Result<u64, Status> {
+        let (at, group) = (Gpa::new(at), group(group_id)?);
+        let range = [count as u32, (count >> 32) as u32];
+        self.on_device(domain, device, |place, bank| {
+            place.device.with_batch(|batch| bulk::alloc_many(bank, memory, at, range, group, batch.handles()))
+        })
+    }
+
+    fn free_many(&self, domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+        unused(&args[3..])?;
+        let [device, at, number, _] = args;
+        self.on_device(domain, device, |place, bank| {
+            place.device.with_batch(|batch| bulk::free_many(place, bank, memory, Gpa::new(at), number, batch.handles()))
+        })
+    }
+
+    fn free_group(&self, domain: &Domain, args: Args) -> Result<u64, Status> {
+        unused(&args[2..])?;
+        let group = group(args[1])?;
+        self.on_device(domain, args[0], |place, bank| Ok(bulk::free_group(place, bank, group)))
+    }
+
+    fn query_slot(&self, domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+        unused(&args[3..])?;
+        let (handle, at) = (SlotHandle::from_register(args[1])?, Gpa::new(args[2]));
+        self.on_device(domain, args[0], |place, bank| {
+            let mut bytes = [0; SlotInfo::SIZE];
+            if at.page_offset() + bytes.len() as u64 > PAGE_SIZE {
+                return Err(Status::CrossesPage);
+            }
+            memory.read(at, &mut bytes)?;
+            SlotInfo::check_request(&bytes)?;
+            let info = {
+                let slot = &mut *bank.held(handle)?;
+                place.info(handle.index(), slot)
+            };
+            memory.write(at, &info.to_bytes()).map(|()| 0)
+        })
     }
 
     fn map(
@@ -141,9 +205,7 @@ impl<P: Ports> Service<P> {
     fn free(place: &Place<P>, bank: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
         not_being_mapped(slot)?;
         place.unbind(index, slot)?;
-        slot.reset();
-        place.show_all(index, slot);
-        bank.free.lock().put(index);
+        place.vacate(bank, index, slot);
         Ok(())
     }
 
@@ -151,8 +213,7 @@ impl<P: Ports> Service<P> {
         not_being_mapped(slot)?;
         if slot.state == State::Mapped {
             place.unbind(index, slot)?;
-            slot.reset();
-            slot.state = State::Allocated;
+            slot.unmap();
             place.show_all(index, slot);
         }
         Ok(())
@@ -177,6 +238,44 @@ impl<P: Ports> Service<P> {
         place.show(index, slot, Field::Ctrl);
         Ok(())
     }
+}
+
+/// The guest knows the interface.
+fn enable(domain: &Domain, args: Args) -> Result<u64, Status> {
+    unused(&args[1..])?;
+    let version = u32::try_from(args[0]).map_err(|_| Status::InvalidArgument)?;
+    if version >> 16 != u32::from(VERSION_MAJOR) {
+        return Err(Status::Unsupported);
+    }
+    domain.enable();
+    Ok(u64::from(VERSION_MINOR).min(version as u16 as u64))
+}
+
+fn read_faults(domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+    unused(&args[2..])?;
+    let (at, most) = (Gpa::new(args[0]), args[1]);
+    if !(1..=FAULTS_MAX).contains(&most) {
+        return Err(Status::InvalidArgument);
+    }
+    if !at.is_aligned(FaultRecord::SIZE as u64) {
+        return Err(Status::BadAddress);
+    }
+    if at.page_offset() + most * FaultRecord::SIZE as u64 > PAGE_SIZE {
+        return Err(Status::CrossesPage);
+    }
+    let count = domain.faults.take(most as usize, |records| {
+        let mut to = at;
+        for record in records {
+            memory.write(to, &record.to_bytes())?;
+            to = to.checked_add(FaultRecord::SIZE as u64).ok_or(Status::BadAddress)?;
+        }
+        Ok(())
+    })?;
+    Ok(count as u64)
+}
+
+fn group(value: u64) -> Result<u8, Status> {
+    u8::try_from(value).map_err(|_| Status::InvalidArgument)
 }
 
 fn mapped(slot: &Slot) -> Result<(), Status> {

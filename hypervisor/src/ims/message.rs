@@ -57,13 +57,13 @@ pub fn parse(domain: &Domain, image: [u32; 3]) -> Result<Target, Status> {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec;
+    use alloc::{sync::Arc, vec};
 
     use super::*;
     use crate::ims::GuestId;
 
     fn parse_for(apic_ids: &[u32], image: [u32; 3]) -> Result<Target, Status> {
-        parse(&Domain::new(GuestId(0), apic_ids.to_vec(), vec![]), image)
+        parse(&Domain::new(GuestId(0), apic_ids.to_vec(), vec![], Arc::default()), image)
     }
 
     #[test]

@@ -20,7 +20,7 @@
 //! 3. one slot: held while it is changed, its flush included. Nobody holds two: a batch locks its slots one after another, and marks
 //!    those that it has begun (`State::Mapping`). So writes and calls wait for each other only where they mean the same slot,
 //! 4. which slots are free, and rooms for batches: for some instructions at a time, and nothing is locked meanwhile,
-//! 5. the quarantine (only after a failure),
+//! 5. the quarantine (only after a failure), and a guest's faults,
 //! 6. whatever the ports lock inside.
 //!
 //! A holder of a lock never takes one of a lower number. What is counted, and whom an entry belongs to, are atomic words.
@@ -29,9 +29,11 @@
 pub mod ports;
 
 mod batch;
+mod bulk;
 mod counters;
 mod device;
 mod domain;
+mod faults;
 mod hcall;
 mod message;
 mod place;

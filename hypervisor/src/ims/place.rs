@@ -1,15 +1,15 @@
 //! One slot, wired to the ports: the steps that all paths share, each in the order that keeps the device, the table and the
 //! cache consistent.
 
-use hcall_abi::{Status, Target};
+use hcall_abi::{Pasid, SlotInfo, Status, Target, info::Mapping};
 
 use super::{
     counters::count,
-    device::Device,
+    device::{Bank, Device},
     domain::{GuestId, StoreSpec},
     ports::{Field, Ports},
     service::{Held, Service},
-    slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, StoreName},
+    slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, State, StoreName},
 };
 
 /// A store of a device.
@@ -48,10 +48,10 @@ impl<'a, P: Ports> Place<'a, P> {
             return Ok(());
         }
         let ports = &self.service.ports;
-        ports.write(self.store, index, Field::Ctrl, CTRL_MASK);
+        ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(true));
         let ctrl = ports.read_back(self.store, index, Field::Ctrl);
         if ctrl & CTRL_MASK == 0 {
-            ports.write(self.store, index, Field::Ctrl, 0);
+            ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(false));
             return Err(Status::HardwareError);
         }
         slot.device_masked = true;
@@ -62,7 +62,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// Masks the slot as well as the device lets us: for when its entry cannot be relied on.
     fn mask_regardless(&self, index: u16, slot: &mut Slot) {
         if !slot.device_masked {
-            self.service.ports.write(self.store, index, Field::Ctrl, CTRL_MASK);
+            self.service.ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(true));
             self.service.ports.read_back(self.store, index, Field::Ctrl);
             slot.device_masked = true;
         }
@@ -79,15 +79,46 @@ impl<'a, P: Ports> Place<'a, P> {
         slot.pending = self.name == StoreName::Ims && ctrl & CTRL_PENDING != 0;
     }
 
+    /// Has the device take the slot for work of this PASID only, or for any.
+    pub fn set_pasid(&self, index: u16, slot: &mut Slot, pasid: Option<Pasid>) -> Result<(), Status> {
+        if pasid.is_some_and(|pasid| !self.device.spec.owns(pasid)) {
+            return Err(Status::BadPasid);
+        }
+        slot.set_pasid(pasid);
+        self.service.ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(slot.device_masked));
+        self.service.ports.read_back(self.store, index, Field::Ctrl);
+        self.show(index, slot, Field::Ctrl);
+        Ok(())
+    }
+
+    /// What the guest may know of an allocated slot.
+    pub fn info(&self, index: u16, slot: &mut Slot) -> SlotInfo {
+        if slot.device_masked && slot.state == State::Mapped {
+            self.read_pending(index, slot);
+        }
+        let binding = slot.binding().filter(|_| slot.state == State::Mapped);
+        let mapping =
+            binding.map(|binding| Mapping { target: binding.target, cookie: slot.cookie, pair: slot.pair(index) });
+        SlotInfo {
+            mapping,
+            masked: slot.masked,
+            pending: slot.pending,
+            limited: slot.limited,
+            group: slot.group.into(),
+            pasid: slot.pasid(),
+        }
+    }
+
     /// Unmasks the slot in the device. It must have a binding; if its entry is not surely flushed, that comes first.
     pub fn unmask(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
         if !slot.device_masked {
             return Ok(());
         }
         self.complete_flush(slot)?;
-        self.service.ports.write(self.store, index, Field::Ctrl, 0);
+        self.service.ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(false));
         slot.device_masked = false;
         slot.pending = false;
+        slot.limited = false;
         Ok(())
     }
 
@@ -195,6 +226,16 @@ impl<'a, P: Ports> Place<'a, P> {
             slot.flushed = true;
         }
         Ok(())
+    }
+
+    /// Makes a slot free that has no binding and is masked in the device.
+    pub fn vacate(&self, bank: &Bank, index: u16, slot: &mut Slot) {
+        if slot.pasid().is_some() {
+            self.service.ports.write(self.store, index, Field::Ctrl, CTRL_MASK);
+        }
+        slot.reset();
+        self.show_all(index, slot);
+        bank.free.lock().put(index);
     }
 
     /// Counts what was refused, and passes it on.

@@ -3,13 +3,14 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use hcall_abi::{DeviceId, Status};
+use hcall_abi::{DeviceId, FaultKind, FaultRecord, Status};
 use spin::Mutex;
 
 use super::{
     counters::{RemapCounters, RemapCounts, count},
     device::{Device, Slots},
-    domain::{Domain, GuestId, GuestSpec},
+    domain::{DeviceSpec, Domain, GuestId, GuestSpec},
+    faults::FaultRing,
     place::Place,
     ports::{EntryIndex, Field, HostRoute, Ports, UnitNumber},
     slot::{Binding, CTRL_MASK, Slot, State, StoreName},
@@ -17,7 +18,7 @@ use super::{
 use crate::{addr::Bdf, sync::Shared};
 
 /// How many slots are taken away with one flush.
-const CHUNK: usize = 256;
+pub(super) const CHUNK: usize = 256;
 
 /// What an entry belongs to: for reports of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,12 +89,14 @@ impl<P: Ports> Service<P> {
         if spec.devices.iter().any(|device| taken(device.requester)) {
             return Err(Status::Exists);
         }
+        let faults = Arc::new(FaultRing::default());
         let mut devices = Vec::with_capacity(spec.devices.len());
         for device in spec.devices {
             let number = list.iter().position(Option::is_none).unwrap_or(list.len());
             let name = u32::try_from(number).map_err(|_| Status::InvalidArgument)?;
             let unit = self.ports.unit_of(device.requester);
-            let device = Arc::new(Device::new(name, spec.guest, device, unit, spec.apic_ids.len()));
+            let processors = spec.apic_ids.len();
+            let device = Arc::new(Device::new(name, spec.guest, device, unit, faults.clone(), processors));
             match list.get_mut(number) {
                 Some(place) => *place = Some(device.clone()),
                 None => list.push(Some(device.clone())),
@@ -104,7 +107,7 @@ impl<P: Ports> Service<P> {
         for device in &devices {
             self.start(device);
         }
-        Ok(Arc::new(Domain::new(spec.guest, spec.apic_ids, devices)))
+        Ok(Arc::new(Domain::new(spec.guest, spec.apic_ids, devices, faults)))
     }
 
     /// Masks all slots in the device, and shows them as after reset.
@@ -189,6 +192,10 @@ impl<P: Ports> Service<P> {
 
     /// Whose entry this is. Waits for the slot's lock, so the caller must hold none, nor have interrupted a holder.
     pub fn lookup(&self, entry: EntryIndex) -> Option<Attribution> {
+        self.owner(entry).map(|(_, whose)| whose)
+    }
+
+    fn owner(&self, entry: EntryIndex) -> Option<(Arc<Device>, Attribution)> {
         let owner = self.owners.get(entry.0 as usize)?.load(Relaxed);
         if owner & 1 == 0 {
             return None;
@@ -196,16 +203,30 @@ impl<P: Ports> Service<P> {
         let device = self.devices.read().get((owner >> 32) as usize)?.clone()?;
         let store = if owner >> 17 & 1 == 0 { StoreName::Msix } else { StoreName::Ims };
         let index = (owner >> 1) as u16;
-        let slots = device.slots().ok()?;
-        let slot = slots.bank(store).lock(index).ok()?;
-        Some(Attribution {
-            guest: device.guest,
-            device: device.spec.id,
-            requester: device.spec.requester,
-            store,
-            slot: index,
-            cookie: (slot.state == State::Mapped).then_some(slot.cookie),
-        })
+        let cookie = {
+            let slots = device.slots().ok()?;
+            let slot = slots.bank(store).lock(index).ok()?;
+            (slot.state == State::Mapped).then_some(slot.cookie)
+        };
+        let DeviceSpec { id, requester, .. } = device.spec;
+        let whose = Attribution { guest: device.guest, device: id, requester, store, slot: index, cookie };
+        Some((device, whose))
+    }
+
+    /// The remapping unit refused a message of `source` that named this entry, with this reason code: noted for the guest whose entry
+    /// it is. Whose that is. Locks as [`Self::lookup`] does.
+    pub fn refused_message(&self, entry: EntryIndex, source: Bdf, reason: u8) -> Option<Attribution> {
+        let (device, whose) = self.owner(entry)?;
+        device.faults.push(FaultRecord {
+            cookie: whose.cookie.unwrap_or(0),
+            device: whose.device,
+            slot: whose.slot,
+            ims: whose.store == StoreName::Ims,
+            kind: FaultKind::Remapping(reason),
+            foreign: source != whose.requester,
+            lost: 0,
+        });
+        Some(whose)
     }
 
     /// What was done with the remapping unit so far.

@@ -1,11 +1,12 @@
 //! A slot of a store, and which slots are free.
 
 use alloc::{vec, vec::Vec};
-use core::num::NonZeroU16;
+use core::num::{NonZeroU16, NonZeroU64};
 
-use hcall_abi::{MessagePair, SlotHandle, Target};
+use hcall_abi::{MessagePair, Pasid, SlotHandle, Target};
 
 use super::ports::{EntryIndex, Field, HostRoute};
+use crate::addr::Hpa;
 
 /// Which of a device's stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,6 +21,9 @@ pub enum StoreName {
 pub const CTRL_MASK: u32 = 1 << 0;
 /// ctrl bit 1 of an IMS slot: a message waits for the slot to be unmasked. Read-only.
 pub const CTRL_PENDING: u32 = 1 << 1;
+/// ctrl bit 3 of an IMS slot: the slot is for work of the PASID in bits 31:12 only.
+const CTRL_PASID_ENABLE: u32 = 1 << 3;
+const CTRL_PASID_SHIFT: u32 = 12;
 
 /// The address a guest is shown for a slot that it mapped by a call. It looks remappable (VT-d 5.1.2.2, with SHV), so that
 /// nobody takes it for a message to a local APIC; the data is the slot's handle.
@@ -54,6 +58,37 @@ pub struct Binding {
     pub entry: EntryIndex,
 }
 
+/// A route in 63 bits: bit 63 is set; bit 62 says posted. Remapped: destination 31:0, vector 39:32. Posted: bits 51:6 of the
+/// descriptor's address in 45:0, vector 53:46.
+#[derive(Clone, Copy, Debug)]
+struct PackedRoute(NonZeroU64);
+
+const ROUTE_MARK: NonZeroU64 = NonZeroU64::new(1 << 63).unwrap();
+const ROUTE_POSTED: u64 = 1 << 62;
+const ROUTE_DESCRIPTOR: u64 = (1 << 46) - 1;
+
+impl PackedRoute {
+    fn new(route: HostRoute) -> Self {
+        Self(match route {
+            HostRoute::Remapped { vector, destination } => {
+                ROUTE_MARK | (u64::from(vector) << 32 | u64::from(destination))
+            }
+            HostRoute::Posted { descriptor, vector } => {
+                ROUTE_MARK | (ROUTE_POSTED | u64::from(vector) << 46 | descriptor.as_u64() >> 6 & ROUTE_DESCRIPTOR)
+            }
+        })
+    }
+
+    fn get(self) -> HostRoute {
+        let bits = self.0.get();
+        if bits & ROUTE_POSTED == 0 {
+            HostRoute::Remapped { vector: (bits >> 32) as u8, destination: bits as u32 }
+        } else {
+            HostRoute::Posted { descriptor: Hpa::new((bits & ROUTE_DESCRIPTOR) << 6), vector: (bits >> 46) as u8 }
+        }
+    }
+}
+
 /// All that is kept of a slot: 64 bytes with its lock.
 ///
 /// Always true while nobody holds the lock: without a binding the slot is masked in the device; only a [`State::Raw`],
@@ -62,8 +97,9 @@ pub struct Binding {
 #[derive(Clone, Debug)]
 pub struct Slot {
     /// The binding, in parts, because they take less room so; without a route there is none.
-    route: Option<HostRoute>,
-    target: Target,
+    route: Option<PackedRoute>,
+    apic_id: u32,
+    vector: u8,
     entry: EntryIndex,
     /// The guest's name for a mapped slot.
     pub cookie: u64,
@@ -81,13 +117,20 @@ pub struct Slot {
     pub flushed: bool,
     /// The pending bit, when it was last read.
     pub pending: bool,
+    /// Whether it was masked because it fired faster than its limit.
+    pub limited: bool,
+    /// The group it was allocated with.
+    pub group: u8,
+    /// Its PASID, as in ctrl.
+    pasid: u32,
 }
 
 impl Slot {
     /// As after reset: zeros, with mask set.
     pub const RESET: Self = Self {
         route: None,
-        target: Target { apic_id: 0, vector: 0 },
+        apic_id: 0,
+        vector: 0,
         entry: EntryIndex(0),
         cookie: 0,
         image: [0; 3],
@@ -97,16 +140,21 @@ impl Slot {
         device_masked: true,
         flushed: true,
         pending: false,
+        limited: false,
+        group: 0,
+        pasid: 0,
     };
 
     /// The entry in use, and where it leads.
     pub fn binding(&self) -> Option<Binding> {
-        self.route.map(|route| Binding { route, target: self.target, entry: self.entry })
+        let target = Target { apic_id: self.apic_id, vector: self.vector };
+        self.route.map(|route| Binding { route: route.get(), target, entry: self.entry })
     }
 
     /// Gives the slot a binding, in the place of another one if it has one.
     pub fn bind(&mut self, Binding { route, target, entry }: Binding) {
-        (self.route, self.target, self.entry) = (Some(route), target, entry);
+        (self.route, self.entry) = (Some(PackedRoute::new(route)), entry);
+        (self.apic_id, self.vector) = (target.apic_id, target.vector);
     }
 
     /// Takes the binding out.
@@ -121,11 +169,18 @@ impl Slot {
         *self = Self { generation: self.generation, ..Self::RESET };
     }
 
+    /// Back to what it was when it had been allocated. The binding must have been taken out.
+    pub fn unmap(&mut self) {
+        let Self { generation, group, pasid, .. } = *self;
+        *self = Self { generation, group, pasid, state: State::Allocated, ..Self::RESET };
+    }
+
     /// Takes the slot for a call's use: slot `index` in its next generation.
-    pub fn allocate(&mut self, index: u16) -> SlotHandle {
+    pub fn allocate(&mut self, index: u16, group: u8) -> SlotHandle {
         let next = NonZeroU16::new(self.generation.wrapping_add(1)).unwrap_or(NonZeroU16::MIN);
         self.generation = next.get();
         self.state = State::Allocated;
+        self.group = group;
         SlotHandle::new(index, next)
     }
 
@@ -134,9 +189,24 @@ impl Slot {
         !matches!(self.state, State::Free | State::Raw) && self.generation == handle.generation()
     }
 
+    /// The PASID that it is for.
+    pub fn pasid(&self) -> Option<Pasid> {
+        if self.pasid & CTRL_PASID_ENABLE == 0 { None } else { Pasid::new(self.pasid >> CTRL_PASID_SHIFT) }
+    }
+
+    /// From now on it is for this PASID, or for any.
+    pub fn set_pasid(&mut self, pasid: Option<Pasid>) {
+        self.pasid = pasid.map_or(0, |pasid| pasid.value() << CTRL_PASID_SHIFT | CTRL_PASID_ENABLE);
+    }
+
+    /// ctrl as it is written to the device.
+    pub fn device_ctrl(&self, masked: bool) -> u32 {
+        self.pasid | (u32::from(masked) * CTRL_MASK)
+    }
+
     /// ctrl as the guest sees it.
     pub fn ctrl(&self) -> u32 {
-        (u32::from(self.masked) * CTRL_MASK) | (u32::from(self.pending) * CTRL_PENDING)
+        self.device_ctrl(self.masked) | (u32::from(self.pending) * CTRL_PENDING)
     }
 
     /// A dword as the guest sees it.
@@ -151,7 +221,7 @@ impl Slot {
     }
 
     /// Puts the bits of `value` that `bits` selects into a dword, as the hardware would: of ctrl only the mask can be
-    /// written. A PASID goes nowhere, since no guest owns one; the field reads as zero.
+    /// written. A PASID goes nowhere: the field shows the one that a call has set, whatever the guest writes.
     pub fn merge(&mut self, field: Field, value: u32, bits: u32) {
         let [lo, hi, data] = &mut self.image;
         let dword = match field {
@@ -271,16 +341,33 @@ mod tests {
     }
 
     #[test]
+    fn a_binding_comes_out_as_it_was_put_in() {
+        for route in [
+            HostRoute::Remapped { vector: 0xfe, destination: u32::MAX },
+            HostRoute::Remapped { vector: 0x10, destination: 0 },
+            HostRoute::Posted { descriptor: Hpa::new((1 << 52) - 64), vector: 0xff },
+            HostRoute::Posted { descriptor: Hpa::new(64), vector: 0x10 },
+        ] {
+            let target = Target { apic_id: 0xffff_fff0, vector: 0xef };
+            let binding = Binding { route, target, entry: EntryIndex(0x1_ffff) };
+            let mut slot = Slot::RESET;
+            slot.bind(binding);
+            assert_eq!(slot.binding(), Some(binding));
+            assert_eq!((slot.take_binding(), slot.binding()), (Some(binding), None));
+        }
+    }
+
+    #[test]
     fn a_generation_is_never_zero_and_never_the_last_one_again() {
         let mut slot = Slot::RESET;
         let mut last = 0;
         for _ in 0..=u32::from(u16::MAX) {
-            let generation = slot.allocate(3).generation();
+            let generation = slot.allocate(3, 0).generation();
             assert_ne!(generation, 0);
             assert_ne!(generation, last);
             last = generation;
         }
-        assert_eq!(slot.allocate(3).generation(), 2, "65,535 of them, round and round");
+        assert_eq!(slot.allocate(3, 0).generation(), 2, "65,535 of them, round and round");
     }
 
     fn take_lowest(map: &mut FreeMap) -> Option<u16> {
@@ -331,6 +418,10 @@ mod tests {
         assert_eq!(slot.ctrl(), 0);
         slot.merge(Field::Ctrl, 0xffff_ffff, u32::MAX);
         assert_eq!(slot.ctrl(), CTRL_MASK);
+        slot.set_pasid(Pasid::new(0x12345));
+        slot.merge(Field::Ctrl, 0xfedc_b000, u32::MAX);
+        assert_eq!(slot.ctrl(), 0x1234_5008, "it is replaced by the one that a call has set");
+        assert_eq!(slot.pasid(), Pasid::new(0x12345));
     }
 
     #[test]

@@ -49,6 +49,9 @@ impl<P: Ports> Service<P> {
         if !(1..=8).contains(&width) {
             return Err(Status::InvalidArgument);
         }
+        if name == StoreName::Ims && !domain.is_enabled() {
+            return Err(Status::NotEnabled);
+        }
         let device = domain.device(device)?;
         let place = Place::new(self, device, name)?;
         let end = offset.checked_add(width.into()).ok_or(Status::NoSuchSlot)?;

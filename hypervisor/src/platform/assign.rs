@@ -140,7 +140,7 @@ pub fn prepare(
     };
     layout.map_pending_bits()?;
     layout.map_commands()?;
-    let spec = DeviceSpec { id, requester: function.bdf, msix, ims: Some(ims) };
+    let spec = DeviceSpec { id, requester: function.bdf, msix, ims: Some(ims), pasids: None, shares_requester: false };
     Ok(Prepared {
         spec,
         assigned: Assigned { id, machine, function: function.clone(), registers, moves_told: false, reset_told: false },

@@ -5,6 +5,7 @@ use crate::{
     addr::Bdf,
     console,
     exits::PortWrite,
+    guest::options::Options,
     vdev::{
         pci::{self, VirtualBus},
         ports::{Effect, Ports},
@@ -38,9 +39,9 @@ pub struct Written {
 }
 
 impl Board {
-    /// With the guest's bus; `marks` as in its options.
-    pub fn new(bus: VirtualBus, marks: bool) -> Self {
-        Self { bus, uart: Uart::new(), lines: 0, marks }
+    /// With the guest's bus.
+    pub fn new(bus: VirtualBus, options: &Options) -> Self {
+        Self { bus, uart: Uart::new(), lines: 0, marks: options.marks }
     }
 
     /// IN.

@@ -109,6 +109,12 @@ impl FaultLog {
     }
 
     fn tell(&self, service: &MachineService, unit: usize, fault: &Fault) {
+        let whose = match fault.request {
+            Request::Interrupt(index) => {
+                service.refused_message(super::ports::entry_index(unit, index), fault.source, fault.reason.0)
+            }
+            _ => None,
+        };
         if !self.may_tell(fault.source, fault.reason.is_interrupt()) {
             return;
         }
@@ -122,7 +128,7 @@ impl FaultLog {
                 event!("fault kind=dma sid={sid} reason={reason:#x} why=\"{text}\" address={address:#x}{whose}");
             }
             Request::Interrupt(index) => {
-                let whose = service.lookup(super::ports::entry_index(unit, index)).map(attributed).unwrap_or_default();
+                let whose = whose.map(attributed).unwrap_or_default();
                 event!("fault kind=interrupt sid={sid} reason={reason:#x} why=\"{text}\" index={index}{whose}");
             }
         }

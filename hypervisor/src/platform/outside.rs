@@ -2,7 +2,7 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
-use hcall_abi::{DeviceId, Status};
+use hcall_abi::{DeviceId, Status, rax_from_result};
 
 use super::{
     assign::by_id,
@@ -120,7 +120,15 @@ impl Platform for Reach<'_> {
     }
 
     fn hypercall(&mut self, ram: &Ram, number: u64, arguments: [u64; 4]) -> u64 {
-        self.vm.holdings.service.hypercall(self.domain, number, arguments, &Memory(ram))
+        if !self.vm.hypercalls {
+            return rax_from_result(Err(Status::UnknownCall));
+        }
+        let knew = self.domain.is_enabled();
+        let result = self.vm.holdings.service.hypercall(self.domain, number, arguments, &Memory(ram));
+        if !knew && self.domain.is_enabled() {
+            self.vm.board.lock().bus.reveal_stores();
+        }
+        result
     }
 
     fn ipi(&mut self, ipi: Ipi) {

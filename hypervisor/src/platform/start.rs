@@ -26,6 +26,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     ept::{Access, Ept},
     guest::{
+        acpi,
         build::{self, GuestRam},
         memory_map::{BarAllocator, ECAM, ECAM_SIZE},
         options::Options,
@@ -75,7 +76,8 @@ impl Maker {
                 .insert(Ram::alloc(&FRAMES, options.memory).ok_or_else(|| {
                     format!("mem={}M: the machine has {} MiB left", options.memory >> 20, free >> 20)
                 })?);
-        let entry = build::build(&mut Building(ram), image(module), &options.cmdline, options.cpus).map_err(text)?;
+        let platform = acpi::Platform { vcpus: options.cpus, ims_forbidden: options.ims_forbidden };
+        let entry = build::build(&mut Building(ram), image(module), &options.cmdline, platform).map_err(text)?;
         let ept = holdings.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(debug)?);
         ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), Access::Ram).map_err(debug)?;
         let mut bus = VirtualBus::new();
@@ -86,8 +88,8 @@ impl Maker {
         let spec = GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), devices };
         holdings.domain = Some(self.service.attach(spec).map_err(|status| format!("the service: {status}"))?);
         let seats = parts.iter().map(|parts| Arc::new(parts.seat(self.service))).collect();
-        let board = Board::new(bus, options.marks);
-        let vm = Arc::new(Vm::new(id, options.name.clone(), holdings, windows, board, seats));
+        let board = Board::new(bus, options);
+        let vm = Arc::new(Vm::new(id, options, holdings, windows, board, seats));
         let start = start(&entry);
         Ok(parts.into_iter().map(|parts| Seed::new(Arc::clone(&vm), parts, start)).collect())
     }
@@ -110,7 +112,7 @@ impl Maker {
             let frames = self.frames(holdings, virtual_apic.is_some())?;
             let vpid = VPIDS.fetch_add(1, Ordering::Relaxed);
             let vpid = u16::try_from(vpid).map_err(|_| "too many virtual processors")?;
-            let policy = self.policy(options.cpus, virtual_apic.is_some());
+            let policy = self.policy(options, virtual_apic.is_some());
             all.push(Parts { number, processor, vpid, frames, virtual_apic, policy });
         }
         Ok(all)
@@ -198,16 +200,20 @@ impl Maker {
         Ok(frames)
     }
 
-    fn policy(&self, vcpus: u32, apicv: bool) -> Policy {
+    fn policy(&self, options: &Options, apicv: bool) -> Policy {
         let secondary = self.capabilities.secondary;
+        let feature = |there: bool, feature: Features| if there { feature } else { Features::default() };
+        let posted = feature(apicv, Features::POSTED);
+        let forbidden = feature(options.ims_forbidden, Features::IMS_FORBIDDEN);
         Policy {
-            vcpus,
+            vcpus: options.cpus,
             tsc_hz: None,
             rdtscp: secondary & controls::SECONDARY_RDTSCP != 0,
             invpcid: secondary & controls::SECONDARY_INVPCID != 0,
             monitor: apicv,
             kvm_signature: false,
-            features: if apicv { FEATURES.union(Features::POSTED) } else { FEATURES },
+            hypercalls: options.hypercalls,
+            features: FEATURES.union(posted).union(forbidden),
             limits: LIMITS,
         }
     }

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     cpu, event,
     exits::EndReason,
+    guest::options::Options,
     ims::GuestId,
     memory::Ram,
     vdev::x2apic::{Delivery, Ipi},
@@ -53,6 +54,8 @@ pub struct Vm {
     pub holdings: Holdings,
     /// What it finds outside of its memory.
     pub windows: Windows,
+    /// Whether it is offered the hypercall domain.
+    pub hypercalls: bool,
     /// Its console and its PCI bus.
     pub board: Mutex<Board>,
     seats: Vec<Arc<Seat>>,
@@ -65,7 +68,7 @@ impl Vm {
     /// With a seat for each virtual processor, in the order of their APIC IDs, which count from 0. All but the first wait to be started.
     pub fn new(
         id: GuestId,
-        name: String,
+        options: &Options,
         holdings: Holdings,
         windows: Windows,
         board: Board,
@@ -75,7 +78,8 @@ impl Vm {
         let commands = alloc::vec![Commands::default(); seats.len()];
         Self {
             id,
-            name,
+            name: options.name.clone(),
+            hypercalls: options.hypercalls,
             holdings,
             windows,
             board: Mutex::new(board),

@@ -55,6 +55,8 @@ pub struct Policy {
     /// Leaf 0x4000_0000 shows KVM's signature without any feature of it. Linux disables an x2APIC without interrupt remapping
     /// (`try_to_enable_x2apic`) unless it knows the hypervisor; this makes it keep it. Ours is found behind it by scanning.
     pub kvm_signature: bool,
+    /// Whether the hypercall domain is offered.
+    pub hypercalls: bool,
     /// What the IMS service offers.
     pub features: Features,
     /// Its limits.
@@ -205,6 +207,7 @@ impl Policy {
         let [ebx, ecx, edx] = abi::signature_registers();
         let version = (hcall_abi::VERSION_MAJOR as u32) << 16 | hcall_abi::VERSION_MINOR as u32;
         match leaf.wrapping_sub(abi::IMSVISOR_BASE) {
+            _ if !self.hypercalls && leaf != abi::FIRST_BASE => Leaf::ZERO,
             abi::LEAF_SIGNATURE => Leaf { eax: abi::IMSVISOR_BASE + abi::LEAF_MAX, ebx, ecx, edx },
             abi::LEAF_VERSION => Leaf { eax: version, ebx: abi::CALL_BASE, ..Leaf::ZERO },
             abi::LEAF_FEATURES => Leaf { eax: self.features.0, ..Leaf::ZERO },
@@ -259,6 +262,7 @@ mod tests {
         invpcid: true,
         monitor: false,
         kvm_signature: false,
+        hypercalls: true,
         features: Features::ARRAY_STORE.union(Features::BATCH),
         limits: Limits { slots_per_device: 4096, batch: 256, groups: 16 },
     };
@@ -358,7 +362,7 @@ mod tests {
         let base = abi::IMSVISOR_BASE;
         let Leaf { eax, ebx, ecx, edx } = ask(base, 0);
         assert_eq!((eax, [ebx, ecx, edx]), (base + 3, abi::signature_registers()));
-        assert_eq!(ask(base + 1, 0), Leaf::new(1 << 16, abi::CALL_BASE, 0, 0));
+        assert_eq!(ask(base + 1, 0), Leaf::new(1 << 16 | 1, abi::CALL_BASE, 0, 0));
         assert_eq!(ask(base + 2, 0).eax, 9);
         assert_eq!(ask(base + 3, 0), Leaf::new(4096, 256, 16, 0));
         assert_eq!(ask(base + 4, 0), Leaf::ZERO);

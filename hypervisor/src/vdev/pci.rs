@@ -91,8 +91,8 @@ pub struct FunctionDescr {
     pub bars: [Option<BarDescr>; 6],
     /// MSI-X, if it has that.
     pub msix: Option<MsixDescr>,
-    /// A designated vendor-specific extended capability with its header, as read from the function; empty for none. Its header
-    /// is written anew: the list ends with it.
+    /// A designated vendor-specific extended capability with its header, as read from the function; empty for none. It is hidden
+    /// until [`VirtualBus::reveal_stores`]. Its header is written anew: the list ends with it.
     pub dvsec: Vec<u8>,
 }
 
@@ -186,6 +186,8 @@ struct BarRegister {
 pub struct VirtualFunction {
     page: Box<ConfigPage>,
     bars: [BarRegister; 6],
+    /// What the guest does not see yet.
+    hidden: Vec<u8>,
 }
 
 impl VirtualFunction {
@@ -207,8 +209,8 @@ impl VirtualFunction {
         if let Some(msix) = &descr.msix {
             set_msix(&mut page, msix, &descr.bars)?;
         }
-        set_dvsec(&mut page, &descr.dvsec)?;
-        Ok(Self { page, bars })
+        check_dvsec(&descr.dvsec)?;
+        Ok(Self { page, bars, hidden: descr.dvsec.clone() })
     }
 
     /// The host bridge.
@@ -217,7 +219,12 @@ impl VirtualFunction {
         // A generic PCIe host bridge: Red Hat's, which no driver binds to.
         page.set(0, &0x0008_1b36_u32.to_le_bytes());
         page.set(8, &0x0600_0000_u32.to_le_bytes());
-        Self { page, bars: Default::default() }
+        Self { page, bars: Default::default(), hidden: Vec::new() }
+    }
+
+    /// Shows the extended capability that was hidden.
+    fn reveal(&mut self) {
+        set_dvsec(&mut self.page, &core::mem::take(&mut self.hidden));
     }
 
     /// The page to map read-only into the ECAM window.
@@ -321,19 +328,21 @@ fn set_msix(page: &mut ConfigPage, msix: &MsixDescr, bars: &[Option<BarDescr>; 6
     Ok(())
 }
 
-fn set_dvsec(page: &mut ConfigPage, dvsec: &[u8]) -> Result<(), Error> {
+fn check_dvsec(dvsec: &[u8]) -> Result<(), Error> {
+    let fits = (12..=CONFIG_SIZE - EXTENDED).contains(&dvsec.len()) && dvsec.len().is_multiple_of(4);
+    if dvsec.is_empty() || fits { Ok(()) } else { Err(Error::Dvsec) }
+}
+
+/// Puts a capability there that has been checked.
+fn set_dvsec(page: &mut ConfigPage, dvsec: &[u8]) {
     if dvsec.is_empty() {
-        return Ok(());
-    }
-    if !(12..=CONFIG_SIZE - EXTENDED).contains(&dvsec.len()) || !dvsec.len().is_multiple_of(4) {
-        return Err(Error::Dvsec);
+        return;
     }
     page.set(EXTENDED as u16, dvsec);
     page.set(EXTENDED as u16, &(1 << 16 | DVSEC_ID).to_le_bytes());
     // The length that is there, not the one the function claims: bits 31:20 of the second dword.
     let header = page.dword(EXTENDED as u16 + 4);
     page.set(EXTENDED as u16 + 4, &(header & 0xf_ffff | (dvsec.len() as u32) << 20).to_le_bytes());
-    Ok(())
 }
 
 /// Bus 0 of a guest.
@@ -362,6 +371,11 @@ impl VirtualBus {
         }
         self.functions.push(function);
         Ok(Bdf::new(0, (self.functions.len() - 1) as u8, 0))
+    }
+
+    /// The guest knows what to do with interrupt message stores: its functions say that they have them.
+    pub fn reveal_stores(&mut self) {
+        self.functions.iter_mut().for_each(VirtualFunction::reveal);
     }
 
     /// Every function with its place, the host bridge first.

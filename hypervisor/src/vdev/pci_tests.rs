@@ -47,6 +47,15 @@ fn capabilities_are_found_by_walking_the_list() {
     assert_eq!(found, [0x10, 0x11]);
     assert_eq!(bus.read(DEV, MSIX_CONTROL, 2), 63);
     assert_eq!((bus.read(DEV, MSIX + 4, 4), bus.read(DEV, MSIX + 8, 4)), (0x4000, 0x5000));
+}
+
+#[test]
+fn feature_hidden_when_unaware_there_is_no_extended_capability_until_stores_are_revealed() {
+    let mut bus = bus();
+    for offset in (0x100..0x1000).step_by(4) {
+        assert_eq!(bus.read(DEV, offset, 4), 0, "{offset:#x}");
+    }
+    bus.reveal_stores();
     assert_eq!(bus.read(DEV, 0x100, 4), 0x0001_0023, "the list ends with the DVSEC");
     assert_eq!(bus.read(DEV, 0x104, 4), 16 << 20 | 0x8086, "its length is the real one");
     assert_eq!(bus.read(DEV, 0x108, 2), 5);

@@ -206,7 +206,7 @@ fn attack_27_what_makes_no_sense_is_refused_and_changes_nothing() {
     let refused = [
         (Call::Nop, [0, 0, 0, 1], Status::InvalidArgument),
         (Call::Discover, [0, 1, 0, 0], Status::InvalidArgument),
-        (Call::Alloc, [device, 1, 0, 0], Status::InvalidArgument),
+        (Call::Alloc, [device, 256, 0, 0], Status::InvalidArgument),
         (Call::Alloc, [device | 1 << 40, 0, 0, 0], Status::InvalidArgument),
         (Call::Alloc, [device + 1, 0, 0, 0], Status::NoSuchDevice),
         (Call::Free, [device, handle, 1, 0], Status::InvalidArgument),
@@ -232,7 +232,7 @@ fn attack_27_what_makes_no_sense_is_refused_and_changes_nothing() {
         assert_eq!(bench.call(call, args), Err(status), "{call:?} {args:x?}");
     }
     let memory = OnePage { bytes: RefCell::new([0; 4096]), machine: bench.machine() };
-    for number in [0, 0x4000_0000, u64::from(CALL_BASE) + 10, u64::MAX] {
+    for number in [0, 0x4000_0000, u64::from(CALL_BASE) + Call::ALL.len() as u64, u64::MAX] {
         let rax = bench.service.hypercall(&bench.domain, number, [0; 4], &memory);
         assert_eq!(rax as i64, -1000);
     }

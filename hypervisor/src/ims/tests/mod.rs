@@ -10,7 +10,7 @@ mod threads;
 use std::{cell::RefCell, sync::Arc};
 
 use hcall_abi::{
-    Call, DeviceId, ItemLayout, MapReply, MapRequest, MessagePair, SlotHandle, Status, Target, cpuid::CALL_BASE,
+    Call, DeviceId, ItemLayout, MapReply, MapRequest, MessagePair, Pasid, SlotHandle, Status, Target, cpuid::CALL_BASE,
     result_from_rax,
 };
 use machine::Machine;
@@ -78,6 +78,8 @@ fn function(guest: u16) -> DeviceSpec {
         requester: Bdf(0xf0 + guest),
         msix: Some(store(base, MSIX_SLOTS)),
         ims: Some(store(base + 0x4_0000, IMS_SLOTS)),
+        pasids: Pasid::new(0x100).zip(Pasid::new(0x1ff)),
+        shares_requester: false,
     }
 }
 
@@ -99,7 +101,9 @@ impl Bench {
             service.ports().plug(store, device.requester, GuestId(guest), processors);
         }
         let spec = GuestSpec { guest: GuestId(guest), apic_ids: processors.to_vec(), devices: vec![device] };
-        service.attach(spec).unwrap()
+        let domain = service.attach(spec).unwrap();
+        domain.enable();
+        domain
     }
 
     fn machine(&self) -> &Machine {

@@ -48,6 +48,7 @@ fn bench() -> Bench {
     let apic_ids = [&PROCESSORS[..], &[7]].concat();
     let spec = GuestSpec { guest: GuestId(1), apic_ids, devices: vec![device] };
     let domain = service.attach(spec).unwrap();
+    domain.enable();
     Bench { service, domain }
 }
 
@@ -269,7 +270,7 @@ fn a_slot_is_given_to_one_at_a_time() {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 for _ in 0..4 * OPERATIONS {
-                    let Ok(handle) = bank.allocate() else { continue };
+                    let Ok(handle) = bank.allocate(0) else { continue };
                     let taken = &taken[usize::from(handle.index())];
                     assert!(!taken.swap(true, SeqCst), "it is somebody's");
                     taken.store(false, SeqCst);

@@ -47,6 +47,8 @@ pub enum Missing {
 impl AssignedDsa {
     /// Finds the device and starts it with [`QUEUES`] work queues.
     pub fn start(guest: &Guest) -> Result<Self, Missing> {
+        // A device shows its store to those who know the interface.
+        let _ = hypercalls();
         let function = pci::find(&config::Ports, spec::VENDOR, spec::DEVICE).ok_or(Missing::Device)?;
         if !says_ims(guest, function).ok_or(Missing::Dvsec)? {
             return Err(Missing::Dvsec);
@@ -116,8 +118,11 @@ fn says_ims(guest: &Guest, function: Function) -> Option<bool> {
 pub fn hypercalls() -> Option<Hypercalls<Vmcall>> {
     let facts = detect::Facts { cpuid_hypervisor: detect::cpuid_hypervisor_bit(&NativeCpuid), ..Default::default() };
     match decide(detect::on_bare_metal(&facts), false, discover(&NativeCpuid).ok()) {
-        // SAFETY: the guest runs at CPL 0, and the interface was found.
-        Decision::Hypercall(interface) => Some(Hypercalls::new(unsafe { Vmcall::new() }, interface)),
+        Decision::Hypercall(interface) => {
+            // SAFETY: the guest runs at CPL 0, and the interface was found.
+            let calls = Hypercalls::new(unsafe { Vmcall::new() }, interface);
+            calls.enable().ok().map(|_| calls)
+        }
         Decision::Native | Decision::Refuse(_) => None,
     }
 }

@@ -1,0 +1,153 @@
+//! Taking and freeing many slots by one call.
+
+use alloc::vec::Vec;
+
+use hcall_abi::{SlotHandle, Status, call::HANDLES_MAX};
+
+use super::{
+    device::Bank,
+    place::Place,
+    ports::{GuestMemory, Ports},
+    service::{CHUNK, Held},
+    slot::{Slot, State},
+};
+use crate::addr::{Gpa, PAGE_SIZE};
+
+/// Bytes of a handle, or of what became of it.
+const HANDLE_SIZE: usize = 4;
+
+/// Handles of a page of the guest, as they lie there.
+type Handles = [[u8; HANDLE_SIZE]];
+
+/// Checks where handles lie, and counts them.
+fn check(at: Gpa, number: u64) -> Result<usize, Status> {
+    if !(1..=HANDLES_MAX).contains(&number) {
+        return Err(Status::InvalidArgument);
+    }
+    if !at.is_aligned(HANDLE_SIZE as u64) {
+        return Err(Status::BadAddress);
+    }
+    if at.page_offset() + number * HANDLE_SIZE as u64 > PAGE_SIZE {
+        return Err(Status::CrossesPage);
+    }
+    Ok(number as usize)
+}
+
+/// Takes from `min` to `max` slots, as many as there are, and writes their handles to `at`. How many.
+pub fn alloc_many(
+    bank: &Bank,
+    memory: &dyn GuestMemory,
+    at: Gpa,
+    [min, max]: [u32; 2],
+    group: u8,
+    room: &mut Handles,
+) -> Result<u64, Status> {
+    let max = check(at, max.into())?;
+    if min == 0 || min as usize > max {
+        return Err(Status::InvalidArgument);
+    }
+    let room = room.get_mut(..max).ok_or(Status::InvalidArgument)?;
+    let mut count = 0;
+    for place in room.iter_mut() {
+        let Ok(handle) = bank.allocate(group) else { break };
+        *place = handle.bits().to_le_bytes();
+        count += 1;
+    }
+    let taken = room.get(..count).unwrap_or_default();
+    let enough = if count < min as usize { Err(Status::NoFreeSlot) } else { Ok(()) };
+    if let Err(status) = enough.and_then(|()| memory.write(at, taken.as_flattened())) {
+        for handle in taken.iter().filter_map(|bits| SlotHandle::from_bits(u32::from_le_bytes(*bits)).ok()) {
+            put_back(bank, handle);
+        }
+        return Err(status);
+    }
+    Ok(count as u64)
+}
+
+/// Gives back a slot that was taken just now. Who guessed its handle may have freed or mapped it already: it is theirs then.
+fn put_back(bank: &Bank, handle: SlotHandle) {
+    if let Ok(mut slot) = bank.held(handle)
+        && slot.state == State::Allocated
+    {
+        slot.reset();
+        bank.free.lock().put(handle.index());
+    }
+}
+
+/// Frees the slots whose handles lie at `at`, and puts what became of each in its place. How many were freed.
+pub fn free_many<P: Ports>(
+    place: &Place<P>,
+    bank: &Bank,
+    memory: &dyn GuestMemory,
+    at: Gpa,
+    number: u64,
+    room: &mut Handles,
+) -> Result<u64, Status> {
+    let number = check(at, number)?;
+    let room = room.get_mut(..number).ok_or(Status::InvalidArgument)?;
+    memory.read(at, room.as_flattened_mut())?;
+    // Where the results cannot be written, nothing is to be freed.
+    memory.write(at, room.as_flattened())?;
+    let mut freeing = Freeing::new(place, bank);
+    for item in room.iter_mut() {
+        let freed = SlotHandle::from_bits(u32::from_le_bytes(*item)).and_then(|handle| freeing.free_held(handle));
+        let code = freed.map_or_else(|status| -(status.code() as i32), |()| 0);
+        *item = code.to_le_bytes();
+    }
+    let freed = freeing.finish();
+    memory.write(at, room.as_flattened())?;
+    Ok(freed)
+}
+
+/// Frees the slots of a group. How many.
+pub fn free_group<P: Ports>(place: &Place<P>, bank: &Bank, group: u8) -> u64 {
+    let mut freeing = Freeing::new(place, bank);
+    for (index, slot) in (0..=u16::MAX).zip(&bank.slots) {
+        let mut slot = slot.lock();
+        if matches!(slot.state, State::Allocated | State::Mapped) && slot.group == group {
+            // A slot that the device does not mask stays.
+            let _ = freeing.free(index, &mut slot);
+        }
+    }
+    freeing.finish()
+}
+
+/// Slots that are being freed: their entries wait for a flush together.
+struct Freeing<'a, P: Ports> {
+    place: &'a Place<'a, P>,
+    bank: &'a Bank,
+    held: Vec<Held>,
+    freed: u64,
+}
+
+impl<'a, P: Ports> Freeing<'a, P> {
+    fn new(place: &'a Place<'a, P>, bank: &'a Bank) -> Self {
+        Self { place, bank, held: Vec::new(), freed: 0 }
+    }
+
+    fn free_held(&mut self, handle: SlotHandle) -> Result<(), Status> {
+        let bank = self.bank;
+        self.free(handle.index(), &mut *bank.held(handle)?)
+    }
+
+    /// Frees a slot that is locked. It is masked in the device, so its entry's flush can wait for others.
+    fn free(&mut self, index: u16, slot: &mut Slot) -> Result<(), Status> {
+        if matches!(slot.state, State::Mapping { .. }) {
+            return Err(Status::NotMapped);
+        }
+        self.place.mask(index, slot)?;
+        self.held.extend(slot.take_binding().map(|binding| self.place.withdraw(binding)));
+        self.place.vacate(self.bank, index, slot);
+        self.freed += 1;
+        if self.held.len() == CHUNK {
+            self.place.service.give_back(&self.held);
+            self.held.clear();
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> u64 {
+        self.place.service.give_back(&self.held);
+        self.freed
+    }
+}

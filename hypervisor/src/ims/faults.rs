@@ -1,0 +1,109 @@
+//! Faults of a guest's slots, until the guest reads them.
+
+use hcall_abi::FaultRecord;
+use spin::Mutex;
+
+/// Faults that are kept: the oldest go when more come.
+const KEPT: usize = 64;
+
+/// A guest's faults, oldest first.
+pub struct FaultRing(Mutex<Ring>);
+
+struct Ring {
+    records: [Option<FaultRecord>; KEPT],
+    /// Where the oldest is, and how many there are.
+    first: usize,
+    count: usize,
+    /// How many went unread since the guest last read one.
+    lost: u32,
+}
+
+impl Default for FaultRing {
+    fn default() -> Self {
+        Self(Mutex::new(Ring { records: [None; KEPT], first: 0, count: 0, lost: 0 }))
+    }
+}
+
+impl FaultRing {
+    /// Adds a fault; the oldest one goes if there is no room.
+    pub fn push(&self, record: FaultRecord) {
+        let mut ring = self.0.lock();
+        if ring.count == KEPT {
+            ring.drop_first(1);
+            ring.lost = ring.lost.saturating_add(1);
+        }
+        let place = (ring.first + ring.count) % KEPT;
+        ring.records[place] = Some(record);
+        ring.count += 1;
+    }
+
+    /// Shows up to `most` of the oldest faults to `take`; they are gone if it succeeds. Returns how many there were.
+    pub fn take<E>(
+        &self,
+        most: usize,
+        take: impl FnOnce(&mut dyn Iterator<Item = FaultRecord>) -> Result<(), E>,
+    ) -> Result<usize, E> {
+        let mut ring = self.0.lock();
+        let (count, lost) = (ring.count.min(most), ring.lost);
+        let mut records = (0..count).filter_map(|n| {
+            let record = ring.records[(ring.first + n) % KEPT]?;
+            Some(FaultRecord { lost: if n == 0 { lost } else { 0 }, ..record })
+        });
+        take(&mut records)?;
+        ring.drop_first(count);
+        if count != 0 {
+            ring.lost = 0;
+        }
+        Ok(count)
+    }
+}
+
+impl Ring {
+    fn drop_first(&mut self, count: usize) {
+        self.first = (self.first + count) % KEPT;
+        self.count -= count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use hcall_abi::{DeviceId, FaultKind};
+
+    use super::*;
+
+    fn fault(slot: u16) -> FaultRecord {
+        FaultRecord { cookie: 0, device: DeviceId(0), slot, ims: true, kind: FaultKind::Storm, foreign: false, lost: 0 }
+    }
+
+    fn read(ring: &FaultRing, most: usize) -> Vec<(u16, u32)> {
+        let mut seen = Vec::new();
+        let all = |records: &mut dyn Iterator<Item = FaultRecord>| {
+            seen.extend(records.map(|record| (record.slot, record.lost)));
+            Ok::<_, ()>(())
+        };
+        let count = ring.take(most, all).unwrap();
+        assert_eq!(count, seen.len());
+        seen
+    }
+
+    #[test]
+    fn the_oldest_come_first_and_what_was_lost_is_told_once() {
+        let ring = FaultRing::default();
+        (0..70).for_each(|slot| ring.push(fault(slot)));
+        assert_eq!(read(&ring, 2), [(6, 6), (7, 0)]);
+        assert_eq!(read(&ring, 0), []);
+        let rest = read(&ring, 100);
+        assert_eq!((rest.len(), rest[0], rest[61]), (62, (8, 0), (69, 0)));
+        assert_eq!(read(&ring, 100), []);
+    }
+
+    #[test]
+    fn what_could_not_be_given_is_kept() {
+        let ring = FaultRing::default();
+        ring.push(fault(3));
+        assert_eq!(ring.take(5, |_| Err("no memory")), Err("no memory"));
+        assert_eq!(read(&ring, 5), [(3, 0)]);
+    }
+}
