@@ -63,30 +63,22 @@ pub fn operand(vcpu: &Vcpu, register: u8) -> u64 {
     if vcpu.is_64_bit_code() { value } else { value & 0xffff_ffff }
 }
 
+/// `None` is #GP.
 fn write_cr0(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> {
     let old = vcpu.cr0();
-    let set = |bit| value & bit != 0;
-    if value >> 32 != 0 || set(cr0::PG) && !set(cr0::PE) || set(cr0::NW) && !set(cr0::CD) {
+    if !may_write_cr0(vcpu, old, value) {
         return None;
     }
-    let efer_value = vcpu.efer();
-    let long_enabled = efer_value & efer::LME != 0;
+    let paging = value & cr0::PG != 0;
     let paging_changes = (old ^ value) & cr0::PG != 0;
-    if paging_changes && set(cr0::PG) && long_enabled {
-        let (cs, tr) = (vcpu.read(fields::GUEST_CS_RIGHTS), vcpu.read(Segment::Tr.rights()));
-        if vcpu.cr4() & cr4::PAE == 0 || !can_enter_long_mode(cs, tr) {
-            return None;
-        }
-    }
-    if paging_changes && !set(cr0::PG) && (vcpu.is_64_bit_code() || vcpu.cr4() & cr4::PCIDE != 0) {
-        return None;
-    }
-    let long_mode = set(cr0::PG) && long_enabled;
-    if set(cr0::PG) && !long_mode && vcpu.cr4() & cr4::PAE != 0 && (old ^ value) & (cr0::PG | cr0::CD | cr0::NW) != 0 {
+    let long_enabled = vcpu.efer() & efer::LME != 0;
+    // SDM vol. 3, 5.4.1: these changes load the PDPTEs where PAE paging is in use afterwards.
+    let loads = (old ^ value) & (cr0::PG | cr0::CD | cr0::NW) != 0;
+    if loads && paging && !long_enabled && vcpu.cr4() & cr4::PAE != 0 {
         load_pdptes(vcpu, pdptes)?;
     }
     if paging_changes && long_enabled {
-        vcpu.set_long_mode(set(cr0::PG));
+        vcpu.set_long_mode(paging);
     }
     if paging_changes {
         vcpu.flush_translations();
@@ -97,6 +89,23 @@ fn write_cr0(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     Some(())
 }
 
+/// Whether the bits of CR0 go together, with each other and with the mode that the guest is in.
+fn may_write_cr0(vcpu: &Vcpu, old: u64, value: u64) -> bool {
+    let set = |bit| value & bit != 0;
+    if value >> 32 != 0 || set(cr0::PG) && !set(cr0::PE) || set(cr0::NW) && !set(cr0::CD) {
+        return false;
+    }
+    match (old & cr0::PG != 0, set(cr0::PG)) {
+        (false, true) if vcpu.efer() & efer::LME != 0 => {
+            let (cs, tr) = (vcpu.read(fields::GUEST_CS_RIGHTS), vcpu.read(Segment::Tr.rights()));
+            vcpu.cr4() & cr4::PAE != 0 && can_enter_long_mode(cs, tr)
+        }
+        (true, false) => !vcpu.is_64_bit_code() && vcpu.cr4() & cr4::PCIDE == 0,
+        _ => true,
+    }
+}
+
+/// `None` is #GP.
 fn write_cr4(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> {
     let old = vcpu.cr4();
     let long_mode = vcpu.efer() & efer::LMA != 0;

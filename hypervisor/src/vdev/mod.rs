@@ -14,7 +14,6 @@ pub mod ports;
 pub mod uart;
 pub mod vectors;
 pub mod x2apic;
-pub mod x2apic_timer;
 
 /// The access is refused: the guest gets a general-protection exception with error code 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

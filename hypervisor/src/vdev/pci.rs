@@ -447,5 +447,4 @@ const fn is_access(offset: u16, width: u8) -> bool {
 }
 
 #[cfg(test)]
-#[path = "pci_tests.rs"]
 mod tests;

@@ -3,9 +3,12 @@
 //! There is no other mode: the guest is entered with its x2APIC enabled, and a write to IA32_APIC_BASE that would leave that
 //! state is refused. Reserved registers, reserved bits, reads of write-only registers and writes to read-only ones are #GP.
 
+mod registers;
+mod timer;
+
+use self::timer::{Mode, Timer};
 use super::Gp;
 use super::vectors::VectorSet;
-use super::x2apic_timer::{Mode, Timer};
 
 /// IA32_APIC_BASE.
 pub const MSR_APIC_BASE: u32 = 0x1b;
@@ -13,7 +16,7 @@ pub const MSR_APIC_BASE: u32 = 0x1b;
 pub const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 /// Version 0x15 with six LVT entries and no suppression of EOI broadcasts.
-const VERSION: u32 = 5 << 16 | 0x15;
+const VERSION_VALUE: u32 = 5 << 16 | 0x15;
 const APIC_BASE_BSP: u64 = 1 << 8;
 const APIC_BASE_X2APIC: u64 = 0xfee0_0000 | 1 << 11 | 1 << 10;
 
@@ -171,7 +174,7 @@ impl X2Apic {
 
     /// Whether `msr` belongs to this APIC.
     pub const fn owns(msr: u32) -> bool {
-        matches!(msr, MSR_APIC_BASE | MSR_TSC_DEADLINE) || (msr >= 0x800 && msr <= 0x8ff)
+        matches!(msr, MSR_APIC_BASE | MSR_TSC_DEADLINE) || (msr >= registers::FIRST && msr <= registers::LAST)
     }
 
     /// Its ID.
@@ -192,7 +195,7 @@ impl X2Apic {
 
     /// EOI, as the guest writes it.
     pub fn end(&mut self) {
-        let _ = self.write(0x80b, 0, 0);
+        let _ = self.end_of_interrupt();
     }
 
     /// The task priority register.
@@ -275,28 +278,28 @@ impl X2Apic {
                 self.expire(now);
                 return Ok(self.timer.tsc_deadline());
             }
-            0x830 => return Ok(self.icr),
+            registers::ICR => return Ok(self.icr),
             _ => {}
         }
         let value = match msr {
-            0x802 => self.id,
-            0x803 => VERSION,
-            0x808 => self.tpr as u32,
-            0x80a => self.ppr() as u32,
-            0x80d => self.ldr(),
-            0x80f => self.svr,
-            0x810..=0x817 => self.isr.register(msr - 0x810),
+            registers::ID => self.id,
+            registers::VERSION => VERSION_VALUE,
+            registers::TPR => self.tpr as u32,
+            registers::PPR => self.ppr() as u32,
+            registers::LDR => self.ldr(),
+            registers::SVR => self.svr,
+            registers::ISR_FIRST..=registers::ISR_LAST => self.isr.register(msr - registers::ISR_FIRST),
             // The TMR is empty: there is no IOAPIC, hence no level-triggered interrupt.
-            0x818..=0x81f => 0,
-            0x820..=0x827 => self.irr.register(msr - 0x820),
-            0x828 => self.esr,
-            0x832..=0x837 => self.lvt[msr as usize - 0x832],
-            0x838 => self.timer.initial_count(),
-            0x839 => {
+            registers::TMR_FIRST..=registers::TMR_LAST => 0,
+            registers::IRR_FIRST..=registers::IRR_LAST => self.irr.register(msr - registers::IRR_FIRST),
+            registers::ESR => self.esr,
+            registers::LVT_FIRST..=registers::LVT_LAST => self.lvt[(msr - registers::LVT_FIRST) as usize],
+            registers::INITIAL_COUNT => self.timer.initial_count(),
+            registers::CURRENT_COUNT => {
                 self.expire(now);
                 self.timer.current_count(now)
             }
-            0x83e => self.timer.divide(),
+            registers::DIVIDE => self.timer.divide(),
             _ => return Err(Gp),
         };
         Ok(value as u64)
@@ -311,27 +314,35 @@ impl X2Apic {
         match msr {
             MSR_APIC_BASE => return if value == self.apic_base() { Ok(Effect::None) } else { Err(Gp) },
             MSR_TSC_DEADLINE => return Ok(self.write_tsc_deadline(value, now)),
-            0x830 => return self.write_icr(value),
+            registers::ICR => return self.write_icr(value),
             _ => {}
         }
         let value = u32::try_from(value).map_err(|_| Gp)?;
         match msr {
-            0x808 => self.tpr = writable(value, 0xff)? as u8,
-            0x80b => return self.end_of_interrupt(writable(value, 0)?),
-            0x80f => self.write_svr(writable(value, SVR_WRITABLE)?, now),
-            0x828 => self.write_esr(writable(value, 0)?),
-            0x832..=0x837 => return self.write_lvt(msr as usize - 0x832, value, now),
-            0x838 => {
+            registers::TPR => self.tpr = writable(value, 0xff)? as u8,
+            registers::EOI => {
+                writable(value, 0)?;
+                return Ok(self.end_of_interrupt());
+            }
+            registers::SVR => self.write_svr(writable(value, SVR_WRITABLE)?, now),
+            registers::ESR => {
+                writable(value, 0)?;
+                self.write_esr();
+            }
+            registers::LVT_FIRST..=registers::LVT_LAST => {
+                return self.write_lvt((msr - registers::LVT_FIRST) as usize, value, now);
+            }
+            registers::INITIAL_COUNT => {
                 self.expire(now);
                 self.timer.set_initial_count(value, now);
                 return Ok(Effect::Timer);
             }
-            0x83e => {
+            registers::DIVIDE => {
                 self.expire(now);
                 self.timer.set_divide(writable(value, 0xb)?, now);
                 return Ok(Effect::Timer);
             }
-            0x83f => self.send_to_self(writable(value, 0xff)? as u8),
+            registers::SELF_IPI => self.send_to_self(writable(value, 0xff)? as u8),
             _ => return Err(Gp),
         }
         Ok(Effect::Recheck)
@@ -344,11 +355,10 @@ impl X2Apic {
         Effect::Timer
     }
 
-    /// The value is 0 already: anything else is reserved.
-    fn end_of_interrupt(&mut self, _zero: u32) -> Result<Effect, Gp> {
-        let Some(vector) = self.isr.highest() else { return Ok(Effect::None) };
+    fn end_of_interrupt(&mut self) -> Effect {
+        let Some(vector) = self.isr.highest() else { return Effect::None };
         self.isr.remove(vector);
-        Ok(Effect::Eoi(vector))
+        Effect::Eoi(vector)
     }
 
     /// Clearing the enable bit masks every LVT entry; what is pending stays so (SDM vol. 3, 12.4.7.2).
@@ -361,7 +371,7 @@ impl X2Apic {
     }
 
     /// A write shows the errors since the last one and forgets them (SDM vol. 3, 12.5.3).
-    fn write_esr(&mut self, _zero: u32) {
+    fn write_esr(&mut self) {
         self.esr = core::mem::take(&mut self.errors);
     }
 
@@ -430,5 +440,4 @@ const fn writable(value: u32, mask: u32) -> Result<u32, Gp> {
 }
 
 #[cfg(test)]
-#[path = "x2apic_tests.rs"]
 mod tests;

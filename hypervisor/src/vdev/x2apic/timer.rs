@@ -1,6 +1,6 @@
 //! The timer of the virtual local APIC (SDM vol. 3, 12.5.4).
 //!
-//! It counts at the rate of the time stamp counter, as CPUID leaf 0x15 of [`super::cpuid`] says. All times are the guest's TSC.
+//! It counts at the rate of the time stamp counter, as CPUID leaf 0x15 of [`crate::vdev::cpuid`] says. All times are the guest's TSC.
 
 /// Shortest period of the periodic timer, in TSC ticks. A shorter one is stretched to it, so that a guest cannot make its own
 /// timer fire faster than the hypervisor can inject it.
@@ -61,11 +61,6 @@ impl Timer {
     /// When it fires next, if it runs.
     pub const fn deadline(&self) -> Option<u64> {
         self.deadline
-    }
-
-    /// Its mode.
-    pub const fn mode(&self) -> Mode {
-        self.mode
     }
 
     /// The divide configuration register.
