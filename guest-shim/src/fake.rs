@@ -236,7 +236,7 @@ impl FakeHypervisor {
             let request = MapRequest::from_bytes(unsafe { &*item });
             let reply = request.and_then(|request| self.map_item(request));
             succeeded += u64::from(reply.is_ok());
-            // SAFETY: as above.
+            // SAFETY: the same `Page`; the reference to it has ended.
             unsafe { *item = MapReply(reply).to_bytes() };
         }
         Ok(succeeded)
@@ -249,7 +249,7 @@ impl FakeHypervisor {
         let slots = self.slots.borrow().len() as u32;
         let free = slots - self.taken() as u32;
         let info = DeviceInfo { kind: StoreKind::Array, slots, free, bar: 0, offset: 0x40000, device: DeviceId(0x10) };
-        // SAFETY: as above.
+        // SAFETY: the same `Page`; the reference to it has ended.
         unsafe { *bytes = info.to_bytes() };
         Ok(0)
     }

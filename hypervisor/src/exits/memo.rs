@@ -7,8 +7,10 @@
 
 use alloc::boxed::Box;
 
-use super::decode::{Decoded, Mode};
-use super::walk::Walked;
+use super::{
+    decode::{Decoded, Mode},
+    walk::Walked,
+};
 
 /// Places for instructions, a power of two; each is for two of them, so that a function that masks and one that unmasks do not push each
 /// other's out all the time.

@@ -46,7 +46,7 @@ pub struct Mmio {
 
 // SAFETY: `new`'s caller vouched that any access within the block is safe; each is one volatile access.
 unsafe impl Send for Mmio {}
-// SAFETY: as above.
+// SAFETY: as for `Send`: accesses by several processors are volatile accesses to the device, in some order.
 unsafe impl Sync for Mmio {}
 
 impl Mmio {

@@ -104,7 +104,7 @@ impl Ram {
             4 => Ok(unsafe { AtomicU32::from_ptr(target.cast()) }
                 .compare_exchange(old as u32, new as u32, Ordering::SeqCst, Ordering::Relaxed)
                 .is_ok()),
-            // SAFETY: as above.
+            // SAFETY: as for 4 bytes.
             8 => Ok(unsafe { AtomicU64::from_ptr(target.cast()) }
                 .compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed)
                 .is_ok()),

@@ -17,9 +17,9 @@ pub struct Table {
     entries: NonNull<[AtomicU64; ENTRIES]>,
 }
 
-// SAFETY: all access is atomic.
+// SAFETY: the frame is a table's from `new` on; its entries are accessed atomically only, from whichever processor.
 unsafe impl Send for Table {}
-// SAFETY: all access is atomic.
+// SAFETY: as for `Send`.
 unsafe impl Sync for Table {}
 
 impl Table {

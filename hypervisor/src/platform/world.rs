@@ -46,7 +46,7 @@ impl World {
             unsafe { wrmsr(register, *value) };
         }
         if has_tsc_aux {
-            // SAFETY: as above.
+            // SAFETY: CPUID offers RDTSCP, so the MSR exists; the value came from it, or is 0, and the hypervisor has no RDTSCP.
             unsafe { wrmsr(msr::IA32_TSC_AUX, self.tsc_aux) };
         }
         cpu::write_cr2(self.cr2);

@@ -3,9 +3,11 @@
 //! Three kinds: those of [`PASSTHROUGH`], which the MSR bitmap leaves to the processor; those emulated here; and all others, which
 //! do not exist for the guest: #GP.
 
-use super::Gp;
-use super::mtrr::Mtrrs;
-use super::x2apic::{self, X2Apic};
+use super::{
+    Gp,
+    mtrr::Mtrrs,
+    x2apic::{self, X2Apic},
+};
 
 /// IA32_EFER.
 const EFER: u32 = 0xc000_0080;

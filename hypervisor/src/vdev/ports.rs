@@ -10,9 +10,11 @@
 //!
 //! PIT, PIC, RTC and the POST port are among the others. String instructions (INS, OUTS) are the caller's to refuse.
 
-use super::all_ones;
-use super::pci::{self, VirtualBus};
-use super::uart::{self, Uart};
+use super::{
+    all_ones,
+    pci::{self, VirtualBus},
+    uart::{self, Uart},
+};
 use crate::addr::Bdf;
 
 /// A guest ends itself here.

@@ -7,8 +7,7 @@ mod registers;
 mod timer;
 
 use self::timer::{Mode, Timer};
-use super::Gp;
-use super::vectors::VectorSet;
+use super::{Gp, vectors::VectorSet};
 
 /// IA32_APIC_BASE.
 pub const MSR_APIC_BASE: u32 = 0x1b;

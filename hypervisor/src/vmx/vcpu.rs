@@ -106,7 +106,7 @@ impl Vcpu {
         // SAFETY: the caller vouches for the EPT, the bitmap and the frames.
         unsafe { vcpu.write_controls(host, frames.msr_bitmap, eptp, vpid) };
         if let LocalApic::Virtualised { page, descriptor } = apic {
-            // SAFETY: as above.
+            // SAFETY: the caller vouches that page and descriptor are used for nothing else.
             unsafe { vcpu.virtualise_apic(host, page, descriptor) };
         }
         vcpu.write_host_state(host);

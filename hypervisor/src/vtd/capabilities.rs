@@ -1,8 +1,10 @@
 //! What a unit can do, and whether that is enough.
 
-use super::coherence::Coherence;
-use super::error::Refusal;
-use super::spec::registers::{CAP, Cap, ECAP, Ecap, VER};
+use super::{
+    coherence::Coherence,
+    error::Refusal,
+    spec::registers::{CAP, Cap, ECAP, Ecap, VER},
+};
 use crate::memory::Registers;
 
 /// CAP_REG and ECAP_REG.

@@ -3,12 +3,16 @@
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
-use super::coherence::Coherence;
-use super::domain::{Domain, new_table};
-use super::error::{Error, Refusal};
-use super::spec::tables::{ContextEntry, RootEntry};
-use crate::addr::{Bdf, Hpa, PAGE_SIZE};
-use crate::memory::{FrameSource, Table};
+use super::{
+    coherence::Coherence,
+    domain::{Domain, new_table},
+    error::{Error, Refusal},
+    spec::tables::{ContextEntry, RootEntry},
+};
+use crate::{
+    addr::{Bdf, Hpa, PAGE_SIZE},
+    memory::{FrameSource, Table},
+};
 
 /// Root and context tables of a unit, and its domain ids.
 pub struct ContextTables {

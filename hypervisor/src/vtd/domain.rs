@@ -1,10 +1,10 @@
 //! Domains: what memory a device sees. Second-stage tables, sections 3.7 and 9.8.
 
-use super::coherence::Coherence;
-use super::error::Error;
-use super::spec::tables::SecondStageEntry;
-use crate::addr::{Gpa, Hpa, PAGE_SIZE};
-use crate::memory::{FrameSource, Table};
+use super::{coherence::Coherence, error::Error, spec::tables::SecondStageEntry};
+use crate::{
+    addr::{Gpa, Hpa, PAGE_SIZE},
+    memory::{FrameSource, Table},
+};
 
 /// How a unit wants its second-stage tables.
 #[derive(Clone, Copy, Debug)]

@@ -8,11 +8,15 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::coherence::Coherence;
-use super::error::{Error, Refusal};
-use super::spec::irte::{Irte, MESSAGE_ADDRESS, SVT_SID};
-use crate::addr::{Bdf, Hpa, PAGE_SIZE};
-use crate::memory::FrameSource;
+use super::{
+    coherence::Coherence,
+    error::{Error, Refusal},
+    spec::irte::{Irte, MESSAGE_ADDRESS, SVT_SID},
+};
+use crate::{
+    addr::{Bdf, Hpa, PAGE_SIZE},
+    memory::FrameSource,
+};
 
 /// Entries of the smallest table, as a power of two: a page.
 const MIN_ORDER: u32 = 8;
@@ -87,7 +91,7 @@ impl InterruptTable {
         let bytes = ENTRY << order;
         let base = frames.alloc_zeroed(bytes as u64 / PAGE_SIZE, bytes as u64).ok_or(Refusal::NoMemory)?;
         let first = frames.pointer(base);
-        // SAFETY: just allocated.
+        // SAFETY: the frames were allocated just now, `bytes` of them.
         unsafe { coherence.publish(first, bytes) };
         let first = first.cast();
         Ok(Self { base, first, order, format, coherence, free: END, fresh: 0, reserved: 0, high_water: 0, clears: 0 })
@@ -240,7 +244,7 @@ impl InterruptTable {
         let slot = self.slot(index).ok_or(Error::NotReserved)?;
         // SAFETY: an aligned entry of the table, which is accessed atomically only; `new` checked CPUID.
         let found = unsafe { compare_exchange(slot.cast().as_ptr(), old.0, new.0) };
-        // SAFETY: as above.
+        // SAFETY: the entry lies in the table's own frames.
         unsafe { self.coherence.publish(slot.cast(), ENTRY) };
         if found == old.0 { Ok(()) } else { Err(Error::Torn) }
     }

@@ -7,12 +7,16 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::coherence::Coherence;
-use super::error::{QueueError, Refusal};
-use super::spec::descriptor::Wait;
-use super::unit::Unit;
-use crate::addr::{Hpa, PAGE_SIZE};
-use crate::memory::{FrameSource, Registers};
+use super::{
+    coherence::Coherence,
+    error::{QueueError, Refusal},
+    spec::descriptor::Wait,
+    unit::Unit,
+};
+use crate::{
+    addr::{Hpa, PAGE_SIZE},
+    memory::{FrameSource, Registers},
+};
 
 /// The queue has 2^ORDER pages.
 const ORDER: u32 = 1;
@@ -109,7 +113,7 @@ impl Queue {
         let Some(slot) = slots.get(self.tail) else { return };
         slot[0].store(descriptor as u64, Ordering::Relaxed);
         slot[1].store((descriptor >> 64) as u64, Ordering::Relaxed);
-        // SAFETY: as above.
+        // SAFETY: the slot lies in the queue's own frames.
         unsafe { self.coherence.publish(NonNull::from(slot).cast(), SLOT) };
         self.tail = (self.tail + 1) % SLOTS;
     }

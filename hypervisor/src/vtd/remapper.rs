@@ -7,17 +7,21 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 
-use super::dma::ContextTables;
-use super::domain::{Domain, Shape};
-use super::error::{Error, QueueError, Refusal};
-use super::fault::Fault;
-use super::irt::{Format, InterruptTable, Route};
-use super::queue::Queue;
-use super::spec::descriptor::{self, ContextCache, InterruptEntryCache, Iotlb};
-use super::spec::irte::Irte;
-use super::unit::Unit;
-use crate::addr::{Bdf, Gpa, Hpa, PAGE_SIZE};
-use crate::memory::{FrameSource, PhysRange, Registers};
+use super::{
+    dma::ContextTables,
+    domain::{Domain, Shape},
+    error::{Error, QueueError, Refusal},
+    fault::Fault,
+    irt::{Format, InterruptTable, Route},
+    queue::Queue,
+    spec::descriptor::{self, ContextCache, InterruptEntryCache, Iotlb},
+    spec::irte::Irte,
+    unit::Unit,
+};
+use crate::{
+    addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    memory::{FrameSource, PhysRange, Registers},
+};
 
 /// What a unit is brought up for.
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +110,7 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         self.unit.enable_dma_remapping()
     }
 
-    /// The unit's registers.
+    /// The unit itself: its capabilities, its fault events.
     pub fn unit(&self) -> &Unit<R> {
         &self.unit
     }

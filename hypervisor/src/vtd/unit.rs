@@ -2,15 +2,19 @@
 //!
 //! Each wait is bounded, and what it ended with is the result.
 
-use super::capabilities::Capabilities;
-use super::error::Refusal;
-use super::fault::Fault;
-use super::spec::registers::{
-    FEADDR, FECTL, FECTL_IM, FEDATA, FEUADDR, FRCD_CLEAR, FSTS, Frcd, Fsts, GCMD, GSTS, IQA, IQERCD, IQH, IQT, IRTA,
-    Iqa, Irta, PMEN, PMEN_PRS, RTADDR, global,
+use super::{
+    capabilities::Capabilities,
+    error::Refusal,
+    fault::Fault,
+    spec::registers::{
+        FEADDR, FECTL, FECTL_IM, FEDATA, FEUADDR, FRCD_CLEAR, FSTS, Frcd, Fsts, GCMD, GSTS, IQA, IQERCD, IQH, IQT,
+        IRTA, Iqa, Irta, PMEN, PMEN_PRS, RTADDR, global,
+    },
 };
-use crate::addr::{Hpa, PAGE_SIZE};
-use crate::memory::Registers;
+use crate::{
+    addr::{Hpa, PAGE_SIZE},
+    memory::Registers,
+};
 
 /// How often a register is read before the unit counts as stuck. A read takes a good 100 ns on hardware.
 const POLLS: u32 = 10_000_000;

@@ -57,7 +57,7 @@ impl<T> Deref for Guard<'_, T> {
 
 impl<T> DerefMut for Guard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as above.
+        // SAFETY: the ticket of this guard is the one that is served, and it is borrowed mutably.
         unsafe { &mut *self.0.value.get() }
     }
 }

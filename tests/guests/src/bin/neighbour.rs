@@ -65,7 +65,7 @@ const REGISTERS: [Register; 7] = [
         write: |value| unsafe { asm!("movq xmm5, {}", in(reg) value, options(nomem, nostack)) },
         read: || {
             let value: u64;
-            // SAFETY: as above.
+            // SAFETY: `enable_sse` was called; reading changes nothing.
             unsafe { asm!("movq {}, xmm5", out(reg) value, options(nomem, nostack)) };
             value
         },
@@ -79,7 +79,7 @@ const REGISTERS: [Register; 7] = [
         },
         read: || {
             let value: u32;
-            // SAFETY: as above.
+            // SAFETY: `enable_xsave` was called; reading changes nothing.
             unsafe { asm!("xgetbv", in("ecx") 0, out("eax") value, out("edx") _, options(nomem, nostack)) };
             value.into()
         },

@@ -129,7 +129,7 @@ fn install_function(symbols: &Symbols, device: *mut Device, place: u8) -> Result
     if !registered || function != place {
         return Err(format!("PCI function 00:{:02x}.0 is taken", place >> 3));
     }
-    // SAFETY: as above.
+    // SAFETY: `device` was registered just now as the function's object; the handlers are of this library, which stays loaded.
     unsafe {
         (symbols.init_config)(device, spec::VENDOR_ID, spec::DEVICE_ID, 0, spec::CLASS, 0, 0);
         (symbols.init_bar)(device, 0, spec::BAR0_SIZE, handlers::bar0_read, handlers::bar0_write);

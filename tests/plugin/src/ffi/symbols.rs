@@ -49,7 +49,7 @@ pub(super) struct Object(pub(super) *mut c_void);
 
 // SAFETY: the address of a global object; only Bochs' own thread uses it.
 unsafe impl Send for Object {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for Object {}
 
 symbols! {
