@@ -3,8 +3,7 @@
 use alloc::vec::Vec;
 
 use super::bytes::{u8_at, u16_at, u64_at};
-use crate::addr::Hpa;
-use crate::memory::PhysRange;
+use crate::{addr::Hpa, memory::PhysRange};
 
 /// Where the entries begin: after the header and 8 reserved bytes.
 const ENTRIES: usize = 44;

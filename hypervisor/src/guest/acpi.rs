@@ -1,7 +1,7 @@
 //! The tables of a guest's firmware (ACPI 6.5): hardware-reduced, no interrupt controller but local x2APICs, one PCI segment.
 
-use super::memory_map as map;
-use crate::addr::Gpa;
+use alloc::vec::Vec;
+
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name, Path, ResourceTemplate, Scope, ZERO,
 };
@@ -12,8 +12,10 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
-use alloc::vec::Vec;
 use hcall_abi::acpi as abi;
+
+use super::memory_map as map;
+use crate::addr::Gpa;
 
 const OEM: [u8; 6] = *b"IMSVIS";
 const OEM_TABLE: [u8; 8] = *b"IMSVISOR";

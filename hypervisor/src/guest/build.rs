@@ -1,12 +1,12 @@
 //! Puts a guest together: image, page tables, descriptors, `boot_params`, command line, ACPI tables.
 
-use super::memory_map as map;
+use core::fmt;
+
 use super::{
     acpi::{self, Platform},
-    boot_params, elf, entry,
+    boot_params, elf, entry, memory_map as map,
 };
 use crate::addr::Gpa;
-use core::fmt;
 
 /// The bytes do not lie in the guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,15 +2,17 @@
 //!
 //! Nothing in the file is trusted: what this returns lies in the guest's memory, does not overlap, and has its entry in a segment.
 
-use super::memory_map::IMAGE;
-use crate::addr::Gpa;
 use alloc::vec::Vec;
 use core::fmt;
+
 use elf::ElfBytes;
 use elf::abi::{EM_X86_64, ET_EXEC, PT_LOAD};
 use elf::endian::LittleEndian;
 use elf::file::Class;
 use elf::segment::ProgramHeader;
+
+use super::memory_map::IMAGE;
+use crate::addr::Gpa;
 
 /// Most segments to load.
 pub const SEGMENTS_MAX: usize = 64;

@@ -3,11 +3,12 @@
 //! Words are separated by blanks. Quotes join what they enclose, wherever they begin, and a backslash takes the next character as
 //! it is: so both `cmdline="a b"` and GRUB's own way to write it, `"cmdline=a b"`, mean the same.
 
-use super::memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size};
-use crate::addr::Bdf;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+
+use super::memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size};
+use crate::addr::Bdf;
 
 /// Longest name.
 pub const NAME_MAX: usize = 16;

@@ -2,8 +2,10 @@
 
 use crate::addr::{Bdf, Hpa};
 
-use super::config::ConfigSpace;
-use super::function::{COMMAND, COMMAND_DECODE, set_command};
+use super::{
+    config::ConfigSpace,
+    function::{COMMAND, COMMAND_DECODE, set_command},
+};
 
 /// BARs of a function that is no bridge.
 pub const BARS: usize = 6;

@@ -2,9 +2,11 @@
 
 use alloc::vec::Vec;
 
-use crate::acpi::EcamWindow;
-use crate::addr::Bdf;
-use crate::memory::{Mmio, Registers};
+use crate::{
+    acpi::EcamWindow,
+    addr::Bdf,
+    memory::{Mmio, Registers},
+};
 
 /// Bytes of a function's configuration space that every machine reaches.
 pub const CONVENTIONAL: u16 = 0x100;

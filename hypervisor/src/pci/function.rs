@@ -2,9 +2,11 @@
 
 use bit_field::BitField;
 
-use super::bar::{self, BARS, Bar};
-use super::capability::{self, MsiX, Siov, TableLocation};
-use super::config::ConfigSpace;
+use super::{
+    bar::{self, BARS, Bar},
+    capability::{self, MsiX, Siov, TableLocation},
+    config::ConfigSpace,
+};
 use crate::addr::{Bdf, Hpa};
 
 pub(super) const COMMAND: u16 = 0x04;

@@ -4,8 +4,7 @@ use alloc::vec::Vec;
 
 use bit_field::BitField;
 
-use super::config::ConfigSpace;
-use super::function::Function;
+use super::{config::ConfigSpace, function::Function};
 use crate::addr::Bdf;
 
 /// More functions than these are not looked at.
