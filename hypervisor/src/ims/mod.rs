@@ -40,6 +40,7 @@ mod place;
 mod service;
 mod slot;
 mod store;
+mod storm;
 #[cfg(test)]
 mod tests;
 

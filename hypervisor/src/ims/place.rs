@@ -118,6 +118,7 @@ impl<'a, P: Ports> Place<'a, P> {
         self.service.ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(false));
         slot.device_masked = false;
         slot.pending = false;
+        slot.held = false;
         slot.limited = false;
         Ok(())
     }

@@ -117,6 +117,8 @@ pub struct Slot {
     pub flushed: bool,
     /// The pending bit, when it was last read.
     pub pending: bool,
+    /// Whether it is masked in the device to see whether it fires too fast.
+    pub held: bool,
     /// Whether it was masked because it fired faster than its limit.
     pub limited: bool,
     /// The group it was allocated with.
@@ -140,6 +142,7 @@ impl Slot {
         device_masked: true,
         flushed: true,
         pending: false,
+        held: false,
         limited: false,
         group: 0,
         pasid: 0,

@@ -153,8 +153,8 @@ impl FaultLog {
     }
 }
 
-/// Whose entry it is.
-fn attributed(owner: Attribution) -> String {
+/// Whose entry it is, as keys of an event.
+pub fn attributed(owner: Attribution) -> String {
     let store = match owner.store {
         StoreName::Ims => "ims",
         StoreName::Msix => "msix",

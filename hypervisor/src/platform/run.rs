@@ -139,6 +139,7 @@ impl Runner {
             cpu.take_sent();
             let guest_now = cpu.devices.guest_tsc(now);
             cpu.devices.apic.expire(guest_now);
+            cpu.judge(now);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
                 State::Blocked => console::has_room(),
@@ -248,10 +249,11 @@ impl Runner {
         timer.min(now.saturating_add(SLICE))
     }
 
-    /// When the next timer of one that has halted fires.
+    /// When the next timer of one that has halted fires, or slots that are held are to be looked at.
     fn next_timer(&self, now: u64) -> Option<u64> {
         let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
-        halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now))).min()
+        let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
+        timers.chain(self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due())).min()
     }
 
     /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.

@@ -173,7 +173,10 @@ impl Maker {
         if options.posting == Some(true) && !can_post {
             return Err("posting=on: a remapping unit cannot post interrupts (CAP.PI)".into());
         }
-        if options.posting.unwrap_or(can_post) {
+        if options.posting == Some(true) && options.storm.is_some() {
+            return Err("storm=: needs posting=off, because posted interrupts pass the hypervisor by uncounted".into());
+        }
+        if options.posting.unwrap_or(can_post && options.storm.is_none()) {
             ports.post_to(id, number, virtual_apic.descriptor().address());
         }
         Ok(Some(virtual_apic))
@@ -204,6 +207,7 @@ impl Maker {
         let secondary = self.capabilities.secondary;
         let feature = |there: bool, feature: Features| if there { feature } else { Features::default() };
         let posted = feature(apicv, Features::POSTED);
+        let limited = feature(options.storm.is_some(), Features::STORM_LIMIT);
         let forbidden = feature(options.ims_forbidden, Features::IMS_FORBIDDEN);
         Policy {
             vcpus: options.cpus,
@@ -213,7 +217,7 @@ impl Maker {
             monitor: apicv,
             kvm_signature: false,
             hypercalls: options.hypercalls,
-            features: FEATURES.union(posted).union(forbidden),
+            features: FEATURES.union(posted).union(limited).union(forbidden),
             limits: LIMITS,
         }
     }

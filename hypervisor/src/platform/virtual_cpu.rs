@@ -2,9 +2,12 @@
 
 use alloc::sync::Arc;
 
+use hcall_abi::Target;
+
 use super::{
     outside::Reach,
     seat::{Seat, count},
+    storm::{Meter, Verdict},
     vm::Vm,
     world::World,
 };
@@ -59,6 +62,8 @@ pub struct VirtualCpu {
     pub virtual_apic: Option<VirtualApic>,
     /// An NMI waits for it.
     pub nmi: bool,
+    /// Counts its interrupts, if there is a limit for them.
+    pub meter: Option<Meter>,
     /// Its place in the guest: [`Vm::seat`], at hand.
     pub seat: Arc<Seat>,
     /// Ticks that it has run, or is taken to have run.
@@ -91,6 +96,11 @@ impl VirtualCpu {
 
     /// A device's interrupt that the hypervisor has taken for it.
     pub fn accept(&mut self, vector: u8) {
+        if self.meter.as_mut().is_some_and(|meter| meter.count(vector, cpu::tsc()))
+            && let Some(domain) = &self.vm.holdings.domain
+        {
+            self.vm.holdings.service.hold(domain, self.target(vector));
+        }
         let counts = &self.seat.counts;
         if let Some(virtual_apic) = &self.virtual_apic {
             virtual_apic.request(vector);
@@ -101,6 +111,21 @@ impl VirtualCpu {
             Accepted::Merged => &counts.merged,
             Accepted::Illegal | Accepted::Disabled => &counts.dropped,
         });
+    }
+
+    fn target(&self, vector: u8) -> Target {
+        Target { apic_id: self.number as u32, vector }
+    }
+
+    /// Looks at slots that are held because they may fire too fast, when it is time.
+    pub fn judge(&mut self, now: u64) {
+        let (Some(meter), Some(domain)) = (&mut self.meter, &self.vm.holdings.domain) else { return };
+        let Some(Verdict { vector, last }) = meter.verdict(now) else { return };
+        let target = Target { apic_id: self.number as u32, vector };
+        let held = self.vm.holdings.service.sift(domain, target, last, |slot| self.vm.tell_storm(&slot));
+        if held == 0 {
+            meter.nobody_held();
+        }
     }
 
     /// Takes what other processors have sent since this was called last.

@@ -1,12 +1,13 @@
 //! A guest: what its virtual processors share.
 
 use alloc::{format, string::String, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use spin::Mutex;
 
 use super::{
     board::Board,
+    faults::attributed,
     holdings::Holdings,
     seat::{Seat, sum_of_exits},
     windows::Windows,
@@ -15,11 +16,14 @@ use crate::{
     cpu, event,
     exits::EndReason,
     guest::options::Options,
-    ims::GuestId,
+    ims::{Attribution, GuestId},
     memory::Ram,
     vdev::x2apic::{Delivery, Ipi},
     vmx::exit::Reason,
 };
+
+/// Slots that fired too fast that are told of, of a guest.
+const STORMS_TOLD: u32 = 32;
 
 /// What a virtual processor is told beside interrupts, and has not taken yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,12 +60,16 @@ pub struct Vm {
     pub windows: Windows,
     /// Whether it is offered the hypercall domain.
     pub hypercalls: bool,
+    /// Interrupts that a slot of its may raise in [`super::storm::WINDOW`].
+    pub storm_limit: Option<u32>,
     /// Its console and its PCI bus.
     pub board: Mutex<Board>,
     seats: Vec<Arc<Seat>>,
     life: Mutex<Life>,
     ending: AtomicBool,
     announced: AtomicBool,
+    /// How often was told of a slot that fired too fast.
+    storms: AtomicU32,
 }
 
 impl Vm {
@@ -80,6 +88,7 @@ impl Vm {
             id,
             name: options.name.clone(),
             hypercalls: options.hypercalls,
+            storm_limit: options.storm,
             holdings,
             windows,
             board: Mutex::new(board),
@@ -87,6 +96,7 @@ impl Vm {
             life: Mutex::new(Life { stopped, commands, reason: None }),
             ending: AtomicBool::new(false),
             announced: AtomicBool::new(false),
+            storms: AtomicU32::new(0),
         }
     }
 
@@ -172,6 +182,13 @@ impl Vm {
             self.seats.len(),
             cpu::tsc().wrapping_sub(epoch)
         );
+    }
+
+    /// Tells that a slot was masked because it fired too fast, but not without end.
+    pub fn tell_storm(&self, slot: &Attribution) {
+        if self.storms.fetch_add(1, Ordering::Relaxed) < STORMS_TOLD {
+            event!("storm sid={}{}", slot.requester, attributed(*slot));
+        }
     }
 
     /// Tells the exits of all virtual processors so far. One key for each name of a reason; several reasons can share a name.

@@ -2,6 +2,7 @@
 
 mod calls;
 mod failures;
+mod features;
 mod machine;
 mod random;
 mod stores;

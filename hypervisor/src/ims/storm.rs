@@ -1,0 +1,87 @@
+//! Slots that fire too fast: [`Service::hold`] and [`Service::sift`]. Only slots of interrupt message stores, which show by themselves
+//! whether a message is pending.
+
+use hcall_abi::{FaultKind, FaultRecord, Target};
+
+use super::{
+    device::Device,
+    domain::Domain,
+    place::Place,
+    ports::{Field, Ports},
+    service::{Attribution, Service},
+    slot::{Slot, State, StoreName},
+};
+
+impl<P: Ports> Service<P> {
+    /// Masks all slots that lead to `target` in their devices, which note what comes meanwhile. The guest does not see that they are
+    /// masked, and can let a slot go by unmasking it.
+    pub fn hold(&self, domain: &Domain, target: Target) {
+        self.each_at(domain, target, |place, index, slot| {
+            if !slot.device_masked && place.mask(index, slot).is_ok() {
+                slot.held = true;
+            }
+        });
+    }
+
+    /// Looks at the slots that are held: those with nothing pending are let go. The others are held once more, after what is pending was
+    /// sent; or, if it is the `last` look, stay masked until the guest unmasks them, which it can read in its faults; `tell` gets to
+    /// know of them. Returns how many are still held.
+    pub fn sift(&self, domain: &Domain, target: Target, last: bool, mut tell: impl FnMut(Attribution)) -> usize {
+        let mut held = 0;
+        self.each_at(domain, target, |place, index, slot| {
+            if !core::mem::take(&mut slot.held) || !slot.device_masked || slot.masked {
+                return;
+            }
+            place.read_pending(index, slot);
+            match (slot.pending, last) {
+                (true, true) => tell(place.limit(index, slot)),
+                (pending, _) => {
+                    // Cannot fail but when its flush does: then it stays masked, as after any failed flush.
+                    let released = place.unmask(index, slot).is_ok();
+                    if pending && released && place.mask(index, slot).is_ok() {
+                        slot.held = true;
+                        held += 1;
+                    }
+                }
+            }
+        });
+        held
+    }
+
+    /// Does something with every slot of the guest's interrupt message stores that leads to `target` and can fire.
+    fn each_at(&self, domain: &Domain, target: Target, mut what: impl FnMut(&Place<P>, u16, &mut Slot)) {
+        for device in &domain.devices {
+            let Ok(place) = Place::new(self, device, StoreName::Ims) else { continue };
+            let Ok(slots) = device.slots() else { continue };
+            for (index, slot) in (0..=u16::MAX).zip(&slots.ims.slots) {
+                let slot = &mut *slot.lock();
+                let fires = matches!(slot.state, State::Raw | State::Mapped);
+                if fires && slot.binding().is_some_and(|binding| binding.target == target) {
+                    what(&place, index, slot);
+                }
+            }
+        }
+    }
+}
+
+impl<P: Ports> Place<'_, P> {
+    /// A slot that is masked in the device stays so, for the guest to see.
+    fn limit(&self, index: u16, slot: &mut Slot) -> Attribution {
+        slot.masked = true;
+        slot.limited = true;
+        self.show(index, slot, Field::Ctrl);
+        let Device { guest, spec, faults, .. } = self.device;
+        let cookie = (slot.state == State::Mapped).then_some(slot.cookie);
+        faults.push(FaultRecord {
+            cookie: cookie.unwrap_or(0),
+            device: spec.id,
+            slot: index,
+            ims: true,
+            kind: FaultKind::Storm,
+            foreign: false,
+            lost: 0,
+        });
+        let (guest, requester) = (*guest, spec.requester);
+        Attribution { guest, device: spec.id, requester, store: self.name, slot: index, cookie }
+    }
+}

@@ -1,0 +1,299 @@
+//! What the seeds ask for, one by one: the service's part.
+
+use hcall_abi::{FaultKind, FaultRecord, Pasid, SlotInfo};
+
+use super::*;
+
+const DEVICE_ARG: u64 = DEVICE.0 as u64;
+
+/// Handles as they lie in a page.
+fn handles_in(page: &[u8; 4096], count: usize) -> Vec<SlotHandle> {
+    let words = page.as_chunks::<4>().0.iter().take(count);
+    words.map(|word| SlotHandle::from_bits(u32::from_le_bytes(*word)).unwrap()).collect()
+}
+
+fn page_of(handles: &[SlotHandle]) -> [u8; 4096] {
+    let mut page = [0; 4096];
+    for (place, handle) in page.as_chunks_mut::<4>().0.iter_mut().zip(handles) {
+        *place = handle.bits().to_le_bytes();
+    }
+    page
+}
+
+impl Bench {
+    fn alloc_many(&self, min: u32, max: u32, group: u64) -> Result<Vec<SlotHandle>, Status> {
+        let mut page = [0; 4096];
+        let range = u64::from(max) << 32 | u64::from(min);
+        let count = self.call_with(Call::AllocMany, [DEVICE_ARG, PAGE.as_u64(), range, group], &mut page)?;
+        Ok(handles_in(&page, count as usize))
+    }
+
+    fn free_many(&self, handles: &[SlotHandle]) -> (Result<u64, Status>, Vec<i32>) {
+        let mut page = page_of(handles);
+        let args = [DEVICE_ARG, PAGE.as_u64(), handles.len() as u64, 0];
+        let freed = self.call_with(Call::FreeMany, args, &mut page);
+        let words = page.as_chunks::<4>().0.iter().take(handles.len());
+        (freed, words.map(|word| i32::from_le_bytes(*word)).collect())
+    }
+
+    fn info(&self, handle: SlotHandle) -> Result<SlotInfo, Status> {
+        let mut page = [0; 4096];
+        page[..64].copy_from_slice(&SlotInfo::request());
+        self.call_with(Call::QuerySlot, [DEVICE_ARG, handle.bits().into(), PAGE.as_u64(), 0], &mut page)?;
+        SlotInfo::from_bytes(&page[..64].try_into().unwrap())
+    }
+
+    fn faults(&self, most: u64) -> Vec<FaultRecord> {
+        let mut page = [0; 4096];
+        let count = self.call_with(Call::ReadFaults, [PAGE.as_u64(), most, 0, 0], &mut page).unwrap();
+        page.as_chunks().0.iter().take(count as usize).map(|bytes| FaultRecord::from_bytes(bytes).unwrap()).collect()
+    }
+}
+
+#[test]
+fn feature_grant_fewer_gives_what_there_is_or_refuses_and_changes_nothing() {
+    let bench = Bench::new();
+    let all = bench.alloc_many(1, 1000, 0).unwrap();
+    assert_eq!(all.len(), IMS_SLOTS as usize);
+    assert_eq!(bench.alloc_many(1, 1, 0), Err(Status::NoFreeSlot));
+    assert_eq!(bench.free_many(&all[..10]), (Ok(10), vec![0; 10]));
+    let before = bench.machine().snapshot();
+    assert_eq!(bench.alloc_many(11, 20, 0), Err(Status::NoFreeSlot));
+    assert_eq!(bench.machine().snapshot(), before);
+    assert_eq!(bench.alloc_many(10, 20, 0).unwrap().len(), 10, "none was lost by the refusal");
+}
+
+#[test]
+fn a_grant_whose_handles_cannot_be_written_takes_nothing() {
+    let bench = Bench::new();
+    let range = 5 << 32 | 1;
+    assert_eq!(bench.call(Call::AllocMany, [DEVICE_ARG, 0x9000, range, 0]), Err(Status::BadAddress));
+    assert_eq!(bench.alloc_many(IMS_SLOTS, 1000, 0).unwrap().len(), IMS_SLOTS as usize);
+}
+
+#[test]
+fn feature_alloc_any_time_singly_and_in_batches_while_others_live() {
+    let bench = Bench::new();
+    let lives = bench.mapped(target(1, 0x41));
+    for _ in 0..50 {
+        let one = bench.alloc();
+        let many = bench.alloc_many(7, 7, 3).unwrap();
+        assert!(!many.contains(&one));
+        bench.on(Call::Free, one).unwrap();
+        assert_eq!(bench.free_many(&many).0, Ok(7));
+        assert_eq!(bench.fire(lives.index()), Some(target(1, 0x41)));
+    }
+    assert_eq!(bench.service.counters().live, 1);
+}
+
+#[test]
+fn many_are_freed_by_one_flush_and_each_has_its_own_result() {
+    let bench = Bench::new();
+    let mapped: Vec<_> = (0..40).map(|n| bench.mapped(target(0, 0x40 + n))).collect();
+    let flushes = bench.service.counters().flushes;
+    let stale = SlotHandle::from_bits(mapped[3].bits() ^ 0x8000_0000).unwrap();
+    let asked = [&mapped[..], &[stale, mapped[5]]].concat();
+    let (freed, results) = bench.free_many(&asked);
+    assert_eq!(freed, Ok(40));
+    let stale_code = -(Status::StaleHandle.code() as i32);
+    assert_eq!(results, [vec![0; 40], vec![stale_code; 2]].concat());
+    assert_eq!(bench.service.counters().flushes, flushes + 1);
+    assert_eq!(bench.machine().used(), (0, 0));
+}
+
+#[test]
+fn feature_alloc_group_frees_the_groups_slots_and_no_others() {
+    let bench = Bench::new();
+    let others = bench.alloc_many(5, 5, 2).unwrap();
+    let group = bench.alloc_many(300, 1000, 200);
+    assert_eq!(group, Err(Status::NoFreeSlot));
+    let group = bench.alloc_many(20, 20, 200).unwrap();
+    let (_, replies) =
+        bench.map(&group[..10].iter().map(|&handle| request(handle, target(0, 0x44))).collect::<Vec<_>>());
+    assert!(replies.iter().all(Result::is_ok));
+    assert_eq!(bench.call(Call::FreeGroup, [DEVICE_ARG, 200, 0, 0]), Ok(20));
+    assert_eq!(bench.call(Call::FreeGroup, [DEVICE_ARG, 200, 0, 0]), Ok(0));
+    assert_eq!(bench.machine().used(), (0, 0));
+    assert!(group.iter().all(|&handle| bench.info(handle) == Err(Status::StaleHandle)));
+    assert!(others.iter().all(|&handle| bench.info(handle).is_ok_and(|info| info.group == 2)));
+}
+
+fn request(handle: SlotHandle, target: Target) -> MapRequest {
+    MapRequest { handle, target, unmask: true, cookie: 0xc00c_1e00 + u64::from(handle.index()) }
+}
+
+#[test]
+fn feature_cookie_comes_back_in_queries_and_in_fault_records() {
+    let bench = Bench::new();
+    let handle = bench.alloc();
+    assert_eq!(bench.info(handle).unwrap().mapping, None);
+    bench.map(&[request(handle, target(5, 0x51))]).0.unwrap();
+    let info = bench.info(handle).unwrap();
+    let mapping = info.mapping.unwrap();
+    assert_eq!((mapping.target, mapping.cookie), (target(5, 0x51), 0xc00c_1e00 + u64::from(handle.index())));
+    assert_eq!((mapping.pair.address, mapping.pair.data), (0xfee0_0018, handle.bits()));
+    let entry = bench.entry_of(handle);
+    bench.service.refused_message(entry, Bdf(0x123), 0x26);
+    assert_eq!(bench.faults(8)[0].cookie, mapping.cookie);
+}
+
+impl Bench {
+    /// The entry of a mapped slot.
+    fn entry_of(&self, handle: SlotHandle) -> EntryIndex {
+        let is_its = |entry: &EntryIndex| {
+            let whose = self.service.lookup(*entry);
+            whose.is_some_and(|whose| (whose.guest, whose.slot) == (GuestId(1), handle.index()))
+        };
+        (0..512).map(EntryIndex).find(is_its).expect("a mapped slot has an entry")
+    }
+}
+
+#[test]
+fn feature_fault_log_tells_a_guest_of_its_own_slots_only() {
+    let bench = Bench::new();
+    let neighbour = Bench::join(&bench.service, 2, &[9]);
+    let mine = bench.mapped(target(0, 0x40));
+    let entry = bench.entry_of(mine);
+    bench.service.refused_message(entry, function(1).requester, 0x22);
+    bench.service.refused_message(entry, Bdf(0x999), 0x26);
+    assert_eq!(bench.service.refused_message(EntryIndex(500), Bdf(0x999), 0x22), None, "nobody's");
+    let other = Bench { service: bench.service, domain: neighbour };
+    assert_eq!(other.faults(8), []);
+    let bench = Bench { domain: bench.domain, service: other.service };
+    let faults = bench.faults(1);
+    assert_eq!((faults[0].slot, faults[0].kind, faults[0].foreign), (mine.index(), FaultKind::Remapping(0x22), false));
+    let faults = bench.faults(8);
+    assert_eq!((faults.len(), faults[0].kind, faults[0].foreign), (1, FaultKind::Remapping(0x26), true));
+    assert_eq!(bench.faults(8), [], "they are read once");
+}
+
+#[test]
+fn feature_aux_pasid_is_set_only_if_the_guest_owns_it_and_a_forged_one_is_replaced() {
+    let bench = Bench::new();
+    let handle = bench.mapped(target(0, 0x40));
+    let set = |pasid: u64| bench.call(Call::SetAux, [DEVICE_ARG, handle.bits().into(), pasid, 0]);
+    let ctrl = |bench: &Bench| bench.machine().slot(&bench.spec(StoreName::Ims), handle.index())[3];
+    for foreign in [0xff, 0x200, 0] {
+        assert_eq!(set(1 << 31 | foreign), Err(Status::BadPasid), "{foreign:#x}");
+    }
+    assert_eq!(ctrl(&bench) & !1, 0);
+    assert_eq!(set(1 << 31 | 0x180), Ok(0));
+    assert_eq!((ctrl(&bench), bench.info(handle).unwrap().pasid), (0x180 << 12 | 8, Pasid::new(0x180)));
+    for forged in [0xfffff << 12 | 8, 0x199 << 12 | 8, 1 << 3, 0] {
+        bench.poke(handle.index(), Field::Ctrl, forged).unwrap();
+        assert_eq!(ctrl(&bench), 0x180 << 12 | 8, "{forged:#x}");
+        assert_eq!(bench.seen(handle.index())[3], 0x180 << 12 | 8);
+    }
+    bench.on(Call::Mask, handle).unwrap();
+    assert_eq!(ctrl(&bench), 0x180 << 12 | 9, "masking keeps it");
+    bench.on(Call::Unmap, handle).unwrap();
+    assert_eq!(bench.info(handle).unwrap().pasid, Pasid::new(0x180), "so does unmapping");
+    bench.on(Call::Free, handle).unwrap();
+    assert_eq!(ctrl(&bench), 1, "freeing does not");
+    assert_eq!(bench.info(bench.alloc()).unwrap().pasid, None);
+}
+
+#[test]
+fn feature_hidden_when_unaware_nothing_is_done_for_a_guest_before_it_enables_the_interface() {
+    let service = Service::new(Machine::new(16, 16));
+    let device = function(1);
+    for store in [device.msix, device.ims].into_iter().flatten() {
+        service.ports().plug(store, device.requester, GuestId(1), &PROCESSORS);
+    }
+    let spec = GuestSpec { guest: GuestId(1), apic_ids: PROCESSORS.to_vec(), devices: vec![device] };
+    let domain = service.attach(spec).unwrap();
+    let bench = Bench { service, domain };
+    let before = bench.machine().snapshot();
+    for call in Call::ALL.into_iter().filter(|call| !matches!(call, Call::Nop | Call::Enable)) {
+        assert_eq!(bench.call(call, [DEVICE_ARG, 0, 0, 0]), Err(Status::NotEnabled), "{call:?}");
+    }
+    assert_eq!(bench.program(0, ADDRESS, 0x40), Err(Status::NotEnabled));
+    assert_eq!(bench.machine().snapshot(), before);
+    assert_eq!(bench.write(StoreName::Msix, 8, 8, 0x40), Err(Status::InvalidArgument), "MSI-X is there");
+    assert_eq!(bench.call(Call::Enable, [2 << 16, 0, 0, 0]), Err(Status::Unsupported));
+    assert_eq!(bench.call(Call::Enable, [1 << 32 | 1 << 16, 0, 0, 0]), Err(Status::InvalidArgument));
+    assert_eq!(bench.call(Call::Enable, [1 << 16 | 9, 0, 0, 0]), Ok(1), "the lower minor version");
+    assert_eq!(bench.program(0, ADDRESS, 0x40), Ok(()));
+    assert_eq!(bench.fire(0), Some(target(0, 0x40)));
+}
+
+#[test]
+fn feature_storm_the_slot_that_fires_is_masked_and_those_beside_it_lose_nothing() {
+    let bench = Bench::new();
+    let [storm, quiet, once] = [(); 3].map(|()| bench.mapped(target(0, 0x40)));
+    let away = bench.mapped(target(0, 0x41));
+    let round = |last| {
+        let mut told = Vec::new();
+        let held = bench.service.sift(&bench.domain, target(0, 0x40), last, |slot| told.push(slot.slot));
+        (held, told)
+    };
+    bench.service.hold(&bench.domain, target(0, 0x40));
+    assert_eq!(bench.fire(away.index()), Some(target(0, 0x41)), "another vector's slot is not held");
+    for slot in [storm, once] {
+        assert_eq!(bench.fire(slot.index()), None);
+        bench.machine().set_pending(&bench.spec(StoreName::Ims), slot.index(), true);
+    }
+    assert_eq!(bench.seen(storm.index())[3] & 1, 0, "the guest does not see that it is held");
+    assert_eq!(round(false), (2, vec![]));
+    assert_eq!(bench.fire(quiet.index()), Some(target(0, 0x40)), "nothing was pending there");
+    bench.machine().set_pending(&bench.spec(StoreName::Ims), storm.index(), true);
+    assert_eq!(round(true), (0, vec![storm.index()]));
+    assert_eq!([once, quiet].map(|slot| bench.fire(slot.index())), [Some(target(0, 0x40)); 2]);
+    assert_eq!(bench.fire(storm.index()), None);
+    let info = bench.info(storm).unwrap();
+    assert!(info.masked && info.limited && info.pending);
+    let faults = bench.faults(8);
+    assert_eq!((faults.len(), faults[0].slot, faults[0].kind), (1, storm.index(), FaultKind::Storm));
+    bench.on(Call::Unmask, storm).unwrap();
+    assert!(!bench.info(storm).unwrap().limited);
+    assert_eq!(bench.fire(storm.index()), Some(target(0, 0x40)));
+}
+
+#[test]
+fn a_slot_that_the_guest_changes_while_it_is_held_is_the_guests() {
+    let bench = Bench::new();
+    let [masked, unmasked, freed] = [(); 3].map(|()| bench.mapped(target(0, 0x40)));
+    bench.service.hold(&bench.domain, target(0, 0x40));
+    bench.on(Call::Mask, masked).unwrap();
+    bench.on(Call::Unmask, unmasked).unwrap();
+    bench.on(Call::Free, freed).unwrap();
+    assert_eq!(bench.service.sift(&bench.domain, target(0, 0x40), true, |_| panic!("nobody is a storm")), 0);
+    assert_eq!(bench.fire(masked.index()), None);
+    assert_eq!(bench.fire(unmasked.index()), Some(target(0, 0x40)));
+    assert_eq!(bench.fire(freed.index()), None);
+}
+
+#[test]
+fn feature_opaque_nothing_that_a_guest_reads_depends_on_the_hosts_entries_and_vectors() {
+    // Two machines on which the same guest does the same; on the second one others hold entries and vectors before it.
+    let play = |beside_another: bool| {
+        let service = Service::new(Machine::new(512, 512));
+        if !beside_another {
+            return finish(service);
+        }
+        let domain = Bench::join(&service, 2, &[0, 1, 5]);
+        let neighbour = Bench { service, domain };
+        (0..30).for_each(|n| _ = neighbour.mapped(target(0, 0x40 + n)));
+        finish(neighbour.service)
+    };
+    fn finish(service: Service<Machine>) -> Vec<String> {
+        let domain = Bench::join(&service, 1, &PROCESSORS);
+        let bench = Bench { service, domain };
+        let mut seen = Vec::new();
+        for n in 0..20u8 {
+            let handle = bench.alloc();
+            let (done, replies) = bench.map(&[request(handle, target(u32::from(n) % 2, 0x40 + n))]);
+            bench.poke(200 + u16::from(n), Field::AddressLo, ADDRESS).unwrap();
+            bench.poke(200 + u16::from(n), Field::Ctrl, 0).unwrap_err();
+            bench.program(250 + u16::from(n), ADDRESS, 0x50).unwrap();
+            seen.push(format!("{done:?} {replies:?} {:?}", bench.info(handle)));
+            bench.service.refused_message(bench.entry_of(handle), Bdf(0x777), 0x26);
+        }
+        seen.push(format!("{:?}", bench.faults(64)));
+        seen.extend((0..IMS_SLOTS as u16).map(|slot| format!("{:x?}", bench.seen(slot))));
+        seen
+    }
+    for (alone, beside_another) in std::iter::zip(play(false), play(true)) {
+        assert_eq!(alone, beside_another);
+    }
+}

@@ -1,0 +1,129 @@
+//! When a virtual processor's interrupts come too fast, and which of the slots behind them is to blame.
+//!
+//! Interrupts are counted by vector. When one vector has more than its limit, all slots that lead there are held: masked in the device,
+//! which notes what comes meanwhile. A slot that has something pending after a time in which one at the limit would have fired some
+//! times is suspected, and lets go what is pending; one that has something pending again is a storm, and stays masked. The others lose
+//! nothing: what was pending is sent when they are let go.
+#![forbid(unsafe_code)]
+
+use alloc::boxed::Box;
+
+/// Ticks of the TSC in which a limit counts.
+pub const WINDOW: u64 = 1_000_000;
+/// Interrupts at the limit that would come while slots are held.
+const PROBED: u64 = 4;
+/// Ticks that slots are held at least.
+const LEAST: u64 = 1_000;
+/// How often slots are held and looked at.
+const ROUNDS: u8 = 2;
+
+/// Counts a virtual processor's interrupts.
+#[derive(Debug)]
+pub struct Meter {
+    limit: u32,
+    /// When the window began.
+    since: u64,
+    counts: Box<[u32; 256]>,
+    probe: Option<Probe>,
+}
+
+/// Slots are held.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    vector: u8,
+    round: u8,
+    until: u64,
+}
+
+/// What is to be done with the slots that are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The vector that they lead to.
+    pub vector: u8,
+    /// Those that have something pending are storms; else they are suspected only, and held once more.
+    pub last: bool,
+}
+
+impl Meter {
+    /// With a limit of so many interrupts of a vector in [`WINDOW`].
+    pub fn new(limit: u32) -> Self {
+        Self { limit, since: 0, counts: Box::new([0; 256]), probe: None }
+    }
+
+    /// An interrupt has come. Returns whether the slots that lead to its vector are to be held now.
+    pub fn count(&mut self, vector: u8, now: u64) -> bool {
+        if now.saturating_sub(self.since) >= WINDOW {
+            self.since = now;
+            self.counts.fill(0);
+        }
+        let count = &mut self.counts[usize::from(vector)];
+        *count = count.saturating_add(1);
+        if *count <= self.limit || self.probe.is_some() {
+            return false;
+        }
+        *count = 0;
+        self.probe = Some(Probe { vector, round: 1, until: now.saturating_add(self.patience()) });
+        true
+    }
+
+    /// How long slots are held.
+    fn patience(&self) -> u64 {
+        (PROBED * WINDOW / u64::from(self.limit.max(1))).clamp(LEAST, WINDOW)
+    }
+
+    /// Until when slots are held, if any are.
+    pub fn due(&self) -> Option<u64> {
+        self.probe.map(|probe| probe.until)
+    }
+
+    /// The slots have been held long enough: what is to be done with them.
+    pub fn verdict(&mut self, now: u64) -> Option<Verdict> {
+        let probe = self.probe.filter(|probe| now >= probe.until)?;
+        let last = probe.round == ROUNDS;
+        let until = now.saturating_add(self.patience());
+        self.probe = if last { None } else { Some(Probe { round: probe.round + 1, until, ..probe }) };
+        Some(Verdict { vector: probe.vector, last })
+    }
+
+    /// No slot is held any more.
+    pub fn nobody_held(&mut self) {
+        self.probe = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_the_limit_nothing_is_held_and_beyond_it_once() {
+        let mut meter = Meter::new(10);
+        assert!(!(0..10).any(|n| meter.count(0x40, n)));
+        assert!(!(0..10).any(|n| meter.count(0x41, n)), "another vector counts by itself");
+        assert!(meter.count(0x40, 11));
+        assert!(!(0..100).any(|n| meter.count(0x40, 12 + n)), "while slots are held nobody else is");
+        let mut slow = Meter::new(10);
+        assert!(!(0..1000).any(|n| slow.count(0x40, n * (WINDOW / 10))), "ten in each window");
+    }
+
+    #[test]
+    fn slots_are_looked_at_twice_each_after_some_times_the_limits_distance() {
+        let mut meter = Meter::new(100);
+        assert!((0..101).any(|n| meter.count(0x40, n)));
+        assert_eq!(meter.due(), Some(100 + 40_000));
+        assert_eq!(meter.verdict(100 + 39_999), None);
+        assert_eq!(meter.verdict(50_000), Some(Verdict { vector: 0x40, last: false }));
+        assert_eq!(meter.due(), Some(90_000));
+        assert_eq!(meter.verdict(90_000), Some(Verdict { vector: 0x40, last: true }));
+        assert_eq!((meter.due(), meter.verdict(u64::MAX)), (None, None));
+    }
+
+    #[test]
+    fn when_nobody_is_held_any_more_the_count_begins_anew() {
+        let mut meter = Meter::new(1);
+        assert!(!meter.count(0x40, 0) && meter.count(0x40, 1));
+        meter.nobody_held();
+        assert!(meter.due().is_none());
+        assert!(!meter.count(0x40, 2) && meter.count(0x40, 3));
+    }
+}
