@@ -1,5 +1,7 @@
 //! Extended page tables: what a guest sees of the machine's memory. SDM vol. 3, 30.3.
 
+use core::fmt;
+
 use crate::{
     addr::{Gpa, Hpa, PAGE_SIZE},
     memory::{FrameSource, Table},
@@ -54,6 +56,15 @@ pub enum MapError {
     OutOfMemory,
     /// The range is empty, not page-aligned, or ends beyond 2^48.
     BadRange,
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OutOfMemory => "memory ran out for its extended page tables",
+            Self::BadRange => "extended page tables cannot map what it is to have",
+        })
+    }
 }
 
 /// One guest's extended page tables.

@@ -37,7 +37,7 @@ pub mod seed;
 pub mod smp;
 #[cfg(feature = "bare")]
 pub mod start;
-mod storm;
+pub mod storm;
 #[cfg(feature = "bare")]
 pub mod virtual_cpu;
 #[cfg(feature = "bare")]

@@ -78,8 +78,8 @@ impl Maker {
                 })?);
         let platform = acpi::Platform { vcpus: options.cpus, ims_forbidden: options.ims_forbidden };
         let entry = build::build(&mut Building(ram), image(module), &options.cmdline, platform).map_err(text)?;
-        let ept = holdings.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(debug)?);
-        ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), Access::Ram).map_err(debug)?;
+        let ept = holdings.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(text)?);
+        ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), Access::Ram).map_err(text)?;
         let mut bus = VirtualBus::new();
         let mut windows = Windows::default();
         let devices = self.assign(&mut holdings, id, functions, &mut bus, &mut windows)?;
@@ -256,7 +256,7 @@ fn map_ecam(ept: &mut Ept, bus: &VirtualBus, windows: &mut Windows) -> Result<()
         let page = bus.function(Bdf(number as u16)).map_or(&ABSENT, |function| function.config_page());
         let gpa = ECAM.checked_add(number * PAGE_SIZE).ok_or("the ECAM window wraps")?;
         let hpa = Hpa::new(page.bytes().as_ptr() as u64);
-        ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, Access::Shadow).map_err(debug)?;
+        ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, Access::Shadow).map_err(text)?;
     }
     // SAFETY: the virtual bus answers for this kind; no memory is behind it.
     unsafe { windows.add(Window { start: ECAM, len: ECAM_SIZE, kind: Kind::Ecam }) };
@@ -278,8 +278,4 @@ impl GuestRam for Building<'_> {
 
 fn text(error: impl Display) -> String {
     format!("{error}")
-}
-
-fn debug(error: impl core::fmt::Debug) -> String {
-    format!("{error:?}")
 }

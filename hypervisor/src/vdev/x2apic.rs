@@ -197,11 +197,6 @@ impl X2Apic {
         let _ = self.end_of_interrupt();
     }
 
-    /// The task priority register.
-    pub const fn tpr(&self) -> u8 {
-        self.tpr
-    }
-
     /// CR8 as the guest reads it: the class of the task priority.
     pub const fn cr8(&self) -> u8 {
         self.tpr >> 4
