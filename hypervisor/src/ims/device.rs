@@ -1,6 +1,7 @@
 //! A device's slots, each behind its own lock.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use hcall_abi::{SlotHandle, Status};
 use spin::{Mutex, MutexGuard, RwLockReadGuard};
@@ -26,6 +27,10 @@ pub struct Device {
     pub unit: Result<UnitNumber, Status>,
     /// Where faults of its slots are kept for the guest.
     pub faults: Arc<FaultRing>,
+    /// Of a virtual function: its MSI-X table is masked as a whole.
+    pub table_masked: AtomicBool,
+    /// Of a virtual function: a bit for each signal that waits for its slot to be unmasked. Changed under the slot's lock only.
+    pub signals: AtomicU64,
     /// What changes: shared by writes and calls, which then lock slots; exclusive for a reset or detaching.
     slots: Shared<Slots>,
     /// Rooms for batches, one for each virtual processor of the guest, so that a batch needs neither stack nor allocator.
@@ -55,7 +60,18 @@ impl Device {
         let bank = |store: Option<super::StoreSpec>| Bank::new(store.map_or(0, |store| store.slots));
         let slots = Slots { attached: true, msix: bank(spec.msix), ims: bank(spec.ims) };
         let batches = (0..=u8::MAX).take(processors).map(|name| Box::new(Batch::new(name))).collect();
-        Self { number, guest, spec, unit, faults, slots: Shared::new(slots), batches: Mutex::new(batches) }
+        Self {
+            number,
+            guest,
+            spec,
+            unit,
+            faults,
+            // MSI-X is disabled after reset.
+            table_masked: AtomicBool::new(true),
+            signals: AtomicU64::new(0),
+            slots: Shared::new(slots),
+            batches: Mutex::new(batches),
+        }
     }
 
     /// The slots, to lock some of them one after another. `NoSuchDevice` once the guest was detached.

@@ -5,13 +5,20 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use hcall_abi::{DeviceId, Pasid, Status, Target};
 
-use super::{counters::GuestCounts, device::Device, faults::FaultRing, slot::StoreName};
+use super::{
+    counters::GuestCounts,
+    device::Device,
+    faults::FaultRing,
+    slot::{StoreName, pasid_bits},
+};
 use crate::addr::{Bdf, Hpa};
 
 /// Most slots an IMS store can have: what a [`SlotHandle`](hcall_abi::SlotHandle) can name.
 pub const MOST_IMS_SLOTS: u32 = 65_536;
 /// Most entries of an MSI-X table (PCI 7.7.2.2).
 pub const MOST_MSIX_SLOTS: u32 = 2048;
+/// Most slots of a store that the hypervisor signals: a bit each in a word.
+const MOST_EMULATED: u16 = 64;
 
 /// Names a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +37,29 @@ pub struct StoreSpec {
     pub bar: u32,
     /// Offset of the store in that BAR, in bytes.
     pub offset: u32,
+    /// Of an MSI-X table that the guest takes for one, but that is a part of an interrupt message store: what makes it so.
+    pub backing: Option<Backing>,
+}
+
+/// How the MSI-X table of a virtual function lies in its parent function's interrupt message store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// What the device compares with the PASID of the work that raises a slot.
+    pub pasid: Pasid,
+    /// How many slots, from the first, are the hypervisor's to signal: the device never raises them. At most 64.
+    pub emulated: u16,
+}
+
+impl StoreSpec {
+    /// What all slots have in the device's ctrl beside what is their own.
+    pub(super) fn fixed_ctrl(&self) -> u32 {
+        self.backing.map_or(0, |backing| pasid_bits(backing.pasid))
+    }
+
+    /// Whether slot `index` is the hypervisor's to signal.
+    pub(super) fn is_emulated(&self, index: u16) -> bool {
+        self.backing.is_some_and(|backing| index < backing.emulated)
+    }
 }
 
 /// A PCI function assigned to a guest.
@@ -63,8 +93,14 @@ impl DeviceSpec {
         self.pasids.is_some_and(|(first, last)| (first..=last).contains(&pasid))
     }
 
+    /// Whether this cannot be there together with `other`, because one of them takes the requester ID for itself.
+    pub(super) fn collides_with(&self, other: &Self) -> bool {
+        self.requester == other.requester && !(self.shares_requester && other.shares_requester)
+    }
+
     fn check(&self) -> Result<(), Status> {
-        let fits = |store: Option<StoreSpec>, most| store.is_none_or(|s| (1..=most).contains(&s.slots));
+        let signals = |s: StoreSpec| s.backing.is_none_or(|backing| backing.emulated <= MOST_EMULATED);
+        let fits = |store: Option<StoreSpec>, most| store.is_none_or(|s| (1..=most).contains(&s.slots) && signals(s));
         if fits(self.msix, MOST_MSIX_SLOTS) && fits(self.ims, MOST_IMS_SLOTS) {
             Ok(())
         } else {
@@ -97,7 +133,11 @@ impl GuestSpec {
         let good = !self.apic_ids.is_empty()
             && distinct(self.apic_ids.clone())
             && distinct(self.devices.iter().map(|d| d.id.0.into()).collect())
-            && distinct(self.devices.iter().map(|d| d.requester.0.into()).collect());
+            && !self
+                .devices
+                .iter()
+                .enumerate()
+                .any(|(n, d)| self.devices.iter().skip(n + 1).any(|o| d.collides_with(o)));
         if good { Ok(()) } else { Err(Status::InvalidArgument) }
     }
 }

@@ -28,6 +28,7 @@
 
 pub mod ports;
 
+mod backed;
 mod batch;
 mod bulk;
 mod counters;
@@ -45,7 +46,7 @@ mod storm;
 mod tests;
 
 pub use counters::{GuestCounters, RemapCounters};
-pub use domain::{DeviceSpec, Domain, GuestId, GuestSpec, StoreSpec};
+pub use domain::{Backing, DeviceSpec, Domain, GuestId, GuestSpec, StoreSpec};
 pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};
 pub use ports::{
     Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, Ports, Remap, Shadow, Store, UnitNumber,

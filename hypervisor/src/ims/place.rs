@@ -41,6 +41,11 @@ impl<'a, P: Ports> Place<'a, P> {
         self.service.ports.show_slot(self.store, index, Field::ALL.map(|field| slot.field(field)));
     }
 
+    /// Writes a slot's ctrl in the device, with what all slots of the store have there.
+    pub fn write_ctrl(&self, index: u16, ctrl: u32) {
+        self.service.ports.write(self.store, index, Field::Ctrl, ctrl | self.store.fixed_ctrl());
+    }
+
     /// Masks the slot in the device. When this returns `Ok`, no message of the slot is sent any more. When the device did not
     /// take the mask, the slot is unmasked as it was.
     pub fn mask(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
@@ -48,10 +53,10 @@ impl<'a, P: Ports> Place<'a, P> {
             return Ok(());
         }
         let ports = &self.service.ports;
-        ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(true));
+        self.write_ctrl(index, slot.device_ctrl(true));
         let ctrl = ports.read_back(self.store, index, Field::Ctrl);
         if ctrl & CTRL_MASK == 0 {
-            ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(false));
+            self.write_ctrl(index, slot.device_ctrl(false));
             return Err(Status::HardwareError);
         }
         slot.device_masked = true;
@@ -62,7 +67,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// Masks the slot as well as the device lets us: for when its entry cannot be relied on.
     fn mask_regardless(&self, index: u16, slot: &mut Slot) {
         if !slot.device_masked {
-            self.service.ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(true));
+            self.write_ctrl(index, slot.device_ctrl(true));
             self.service.ports.read_back(self.store, index, Field::Ctrl);
             slot.device_masked = true;
         }
@@ -85,7 +90,7 @@ impl<'a, P: Ports> Place<'a, P> {
             return Err(Status::BadPasid);
         }
         slot.set_pasid(pasid);
-        self.service.ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(slot.device_masked));
+        self.write_ctrl(index, slot.device_ctrl(slot.device_masked));
         self.service.ports.read_back(self.store, index, Field::Ctrl);
         self.show(index, slot, Field::Ctrl);
         Ok(())
@@ -115,7 +120,7 @@ impl<'a, P: Ports> Place<'a, P> {
             return Ok(());
         }
         self.complete_flush(slot)?;
-        self.service.ports.write(self.store, index, Field::Ctrl, slot.device_ctrl(false));
+        self.write_ctrl(index, slot.device_ctrl(false));
         slot.device_masked = false;
         slot.pending = false;
         slot.held = false;
@@ -232,7 +237,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// Makes a slot free that has no binding and is masked in the device.
     pub fn vacate(&self, bank: &Bank, index: u16, slot: &mut Slot) {
         if slot.pasid().is_some() {
-            self.service.ports.write(self.store, index, Field::Ctrl, CTRL_MASK);
+            self.write_ctrl(index, CTRL_MASK);
         }
         slot.reset();
         self.show_all(index, slot);

@@ -125,6 +125,9 @@ pub trait Delivery {
 
     /// Ends one use of a route. No entry and no cache holds it for this use any more.
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute);
+
+    /// Gives one of a guest's virtual processors an interrupt that no device has raised.
+    fn deliver(&self, guest: GuestId, target: Target);
 }
 
 /// All ports of a machine.

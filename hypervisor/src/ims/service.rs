@@ -85,8 +85,8 @@ impl<P: Ports> Service<P> {
     pub fn attach(&self, spec: GuestSpec) -> Result<Arc<Domain>, Status> {
         spec.check()?;
         let mut list = self.devices.write();
-        let taken = |requester| list.iter().flatten().any(|device| device.spec.requester == requester);
-        if spec.devices.iter().any(|device| taken(device.requester)) {
+        let taken = |device| list.iter().flatten().any(|other| other.spec.collides_with(device));
+        if spec.devices.iter().any(taken) {
             return Err(Status::Exists);
         }
         let faults = Arc::new(FaultRing::default());
@@ -115,7 +115,7 @@ impl<P: Ports> Service<P> {
         for name in [StoreName::Msix, StoreName::Ims] {
             let Ok(place) = Place::new(self, device, name) else { continue };
             for index in (0..=u16::MAX).take(place.store.slots as usize) {
-                self.ports.write(place.store, index, Field::Ctrl, CTRL_MASK);
+                place.write_ctrl(index, CTRL_MASK);
                 place.show_all(index, &Slot::RESET);
             }
             self.ports.read_back(place.store, 0, Field::Ctrl);
@@ -159,6 +159,7 @@ impl<P: Ports> Service<P> {
     fn evict(&self, device: &Device, slots: &mut Slots) {
         for name in [StoreName::Msix, StoreName::Ims] {
             let Ok(place) = Place::new(self, device, name) else { continue };
+            place.drop_signals();
             let bank = slots.bank_mut(name);
             for (first, slots) in (0..=u16::MAX).step_by(CHUNK).zip(bank.slots.chunks_mut(CHUNK)) {
                 self.evict_chunk(&place, first, slots);
@@ -172,7 +173,7 @@ impl<P: Ports> Service<P> {
         let mut last = None;
         for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut()) {
             if !slot.get_mut().device_masked {
-                self.ports.write(place.store, index, Field::Ctrl, CTRL_MASK);
+                place.write_ctrl(index, CTRL_MASK);
                 last = Some(index);
             }
         }

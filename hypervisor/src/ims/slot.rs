@@ -25,6 +25,11 @@ pub const CTRL_PENDING: u32 = 1 << 1;
 const CTRL_PASID_ENABLE: u32 = 1 << 3;
 const CTRL_PASID_SHIFT: u32 = 12;
 
+/// ctrl's bits that make a slot one for work of this PASID.
+pub fn pasid_bits(pasid: Pasid) -> u32 {
+    pasid.value() << CTRL_PASID_SHIFT | CTRL_PASID_ENABLE
+}
+
 /// The address a guest is shown for a slot that it mapped by a call. It looks remappable (VT-d 5.1.2.2, with SHV), so that
 /// nobody takes it for a message to a local APIC; the data is the slot's handle.
 pub const OPAQUE_ADDRESS: u32 = 0xfee0_0018;
@@ -199,7 +204,7 @@ impl Slot {
 
     /// From now on it is for this PASID, or for any.
     pub fn set_pasid(&mut self, pasid: Option<Pasid>) {
-        self.pasid = pasid.map_or(0, |pasid| pasid.value() << CTRL_PASID_SHIFT | CTRL_PASID_ENABLE);
+        self.pasid = pasid.map_or(0, pasid_bits);
     }
 
     /// ctrl as it is written to the device.

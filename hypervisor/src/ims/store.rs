@@ -155,10 +155,13 @@ fn write_slot<P: Ports>(
 
 /// Brings the device and the table to what the slot says.
 pub(super) fn settle<P: Ports>(domain: &Domain, place: &Place<P>, index: u16, slot: &mut Slot) -> Result<(), Status> {
+    if place.store.is_emulated(index) {
+        return place.send_signal(domain, index, slot);
+    }
     match slot.state {
         State::Free => Ok(()),
         State::Raw if slot.is_blank() => place.unbind(index, slot),
-        _ if slot.masked => place.mask(index, slot),
+        _ if slot.masked || place.is_table_masked() => place.mask(index, slot),
         State::Raw => {
             let result = settle_message(domain, place, index, slot);
             or_masked(place, index, slot, result)

@@ -230,7 +230,7 @@ impl Layout<'_> {
         let kind = Kind::Store { device: self.id, name, shadow };
         // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
         unsafe { self.windows.add(Window { start: gpa, len: u64::from(slots) * 16, kind }) };
-        Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1 })
+        Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None })
     }
 
     /// The pending bits can be read; writes to them are no guest's business.

@@ -1,6 +1,6 @@
 //! The service's ports on this machine.
 
-use alloc::vec::Vec;
+use alloc::{sync::Arc, vec::Vec};
 use core::{
     ptr::{read_volatile, write_volatile},
     sync::atomic::{AtomicU64, Ordering},
@@ -9,7 +9,7 @@ use core::{
 use hcall_abi::{Status, Target};
 use spin::Mutex;
 
-use super::{assign, delivery::Vectors, faults::FaultLog, machine::Machine};
+use super::{assign, delivery::Vectors, faults::FaultLog, machine::Machine, seat::Seat};
 use crate::{
     addr::{Bdf, Gpa, Hpa},
     ims::{
@@ -50,6 +50,8 @@ struct Home {
     processor: usize,
     /// Into this descriptor, if they are posted.
     descriptor: Option<Hpa>,
+    /// Where the hypervisor's own are put.
+    seat: Option<Arc<Seat>>,
 }
 
 /// The machine below the service.
@@ -95,7 +97,7 @@ impl MachinePorts {
 
     /// A guest's virtual processor runs on processor `number` from now on, so its interrupts go there.
     pub fn settle(&self, guest: GuestId, apic_id: u32, number: usize) {
-        self.homes.write().push(Home { guest, apic_id, processor: number, descriptor: None });
+        self.homes.write().push(Home { guest, apic_id, processor: number, descriptor: None, seat: None });
     }
 
     /// A virtual processor that has settled gets a share of its processor's vectors: for guests with devices.
@@ -153,6 +155,13 @@ impl MachinePorts {
     pub fn post_to(&self, guest: GuestId, apic_id: u32, descriptor: Hpa) {
         if let Some(home) = self.homes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
             home.descriptor = Some(descriptor);
+        }
+    }
+
+    /// A virtual processor that has settled takes interrupts that no device raises at this place.
+    pub fn seat(&self, guest: GuestId, apic_id: u32, seat: &Arc<Seat>) {
+        if let Some(home) = self.homes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
+            home.seat = Some(Arc::clone(seat));
         }
     }
 
@@ -343,6 +352,15 @@ impl Delivery for MachinePorts {
             && let Some(vectors) = self.vectors.get(home.processor)
         {
             vectors.unroute(guest, target, route);
+        }
+    }
+
+    fn deliver(&self, guest: GuestId, target: Target) {
+        let homes = self.homes.read();
+        if let Some(home) = homes.iter().find(|home| home.is_of(guest, target.apic_id))
+            && let Some(seat) = &home.seat
+        {
+            seat.request(target.vector);
         }
     }
 }

@@ -87,7 +87,10 @@ impl Maker {
         let parts = self.parts(&mut holdings, id, options, processors)?;
         let spec = GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), devices };
         holdings.domain = Some(self.service.attach(spec).map_err(|status| format!("the service: {status}"))?);
-        let seats = parts.iter().map(|parts| Arc::new(parts.seat(self.service))).collect();
+        let seats: Vec<_> = parts.iter().map(|parts| Arc::new(parts.seat(self.service))).collect();
+        for (number, seat) in (0..).zip(&seats) {
+            self.service.ports().seat(id, number, seat);
+        }
         let board = Board::new(bus, options);
         let vm = Arc::new(Vm::new(id, options, holdings, windows, board, seats));
         let start = start(&entry);

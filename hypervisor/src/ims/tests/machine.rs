@@ -25,6 +25,7 @@ pub enum Op {
     Release(u32),
     Write(u16, Field, u32),
     ReadBack(u16, Field),
+    Deliver(GuestId, Target),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -377,5 +378,9 @@ impl Delivery for Machine {
         }
         drop(inner);
         self.done(Op::Unroute(target));
+    }
+
+    fn deliver(&self, guest: GuestId, target: Target) {
+        self.done(Op::Deliver(guest, target));
     }
 }

@@ -1,5 +1,6 @@
 //! The service on a machine that is stricter than hardware.
 
+mod backed;
 mod calls;
 mod failures;
 mod features;
@@ -68,7 +69,14 @@ struct Bench {
 }
 
 fn store(base: u64, slots: u32) -> StoreSpec {
-    StoreSpec { base: Hpa::new(base), shadow: Hpa::new(base + 0x1_0000_0000), slots, bar: 0, offset: base as u32 }
+    StoreSpec {
+        base: Hpa::new(base),
+        shadow: Hpa::new(base + 0x1_0000_0000),
+        slots,
+        bar: 0,
+        offset: base as u32,
+        backing: None,
+    }
 }
 
 /// Guest 1's function, or another guest's.

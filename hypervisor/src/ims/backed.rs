@@ -1,0 +1,101 @@
+//! The MSI-X table of a virtual function: the guest takes it for one, but its slots are a part of its parent function's interrupt message
+//! store, or the hypervisor's own to signal.
+//!
+//! What hardware does with a whole table has to be done here slot by slot: while MSI-X is disabled or the function is masked, every slot
+//! is masked in the device, whatever its own mask bit says, which stays as the guest wrote it (PCIe 6.1.4.5, 7.7.2.2). What comes meanwhile
+//! is pending, in the device or here, and goes out when nothing holds it any more.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use hcall_abi::{DeviceId, Status};
+
+use super::{
+    device::Device,
+    domain::Domain,
+    message,
+    place::Place,
+    ports::{Field, Ports},
+    service::Service,
+    slot::{CTRL_PENDING, Slot, StoreName},
+    store,
+};
+
+/// Pending bits come in words of so many (PCIe 7.7.2.4).
+const WORD: u32 = 64;
+
+impl<P: Ports> Service<P> {
+    /// Raises the interrupt of a slot that is the hypervisor's to signal. While the slot is masked or the table is, or the slot has no
+    /// message that the guest may send, it is pending; signals that meet there become one, as in hardware.
+    pub fn signal(&self, domain: &Domain, device: DeviceId, index: u16) -> Result<(), Status> {
+        let (device, place) = self.table(domain, device)?;
+        if !place.store.is_emulated(index) {
+            return Err(Status::NoSuchSlot);
+        }
+        let slots = device.slots()?;
+        let slot = &*slots.msix.lock(index)?;
+        device.signals.fetch_or(1 << index, Relaxed);
+        place.send_signal(domain, index, slot)
+    }
+
+    /// Masks a virtual function's table as a whole, or not: for MSI-X enable and function mask. The slots' own mask bits stay.
+    pub fn mask_table(&self, domain: &Domain, device: DeviceId, masked: bool) -> Result<(), Status> {
+        let (device, place) = self.table(domain, device)?;
+        let slots = device.slots()?;
+        // A write that has not seen this yet has its slot's lock, so its slot comes after it.
+        device.table_masked.store(masked, Relaxed);
+        for index in (0..=u16::MAX).take(place.store.slots as usize) {
+            // A slot that cannot be what its guest wrote stays masked: nobody is told, as for the write itself.
+            let _ = store::settle(domain, &place, index, &mut *slots.msix.lock(index)?);
+        }
+        Ok(())
+    }
+
+    /// The pending bits of a virtual function's slots from `word` * 64 on.
+    pub fn pending(&self, domain: &Domain, device: DeviceId, word: u32) -> Result<u64, Status> {
+        let (device, place) = self.table(domain, device)?;
+        let _attached = device.slots()?;
+        let first = word.checked_mul(WORD).ok_or(Status::NoSuchSlot)?;
+        let last = first.saturating_add(WORD).min(place.store.slots);
+        let slots = (first..last).filter_map(|slot| u16::try_from(slot).ok());
+        Ok(slots.filter(|&slot| place.is_pending(slot)).fold(0, |bits, slot| bits | 1 << (u32::from(slot) % WORD)))
+    }
+
+    fn table<'a>(&'a self, domain: &'a Domain, device: DeviceId) -> Result<(&'a Device, Place<'a, P>), Status> {
+        let device = domain.device(device)?;
+        let place = Place::new(self, device, StoreName::Msix)?;
+        if place.store.backing.is_some() { Ok((device, place)) } else { Err(Status::Unsupported) }
+    }
+}
+
+impl<P: Ports> Place<'_, P> {
+    /// Whether nothing of the store may be sent.
+    pub fn is_table_masked(&self) -> bool {
+        self.store.backing.is_some() && self.device.table_masked.load(Relaxed)
+    }
+
+    /// Delivers the signal that waits for a slot, if one does and nothing holds it. The caller has the slot's lock.
+    pub fn send_signal(&self, domain: &Domain, index: u16, slot: &Slot) -> Result<(), Status> {
+        let signal = 1 << index;
+        if slot.masked || self.is_table_masked() || self.device.signals.load(Relaxed) & signal == 0 {
+            return Ok(());
+        }
+        let target = message::parse(domain, slot.image)?;
+        self.device.signals.fetch_and(!signal, Relaxed);
+        self.service.ports.deliver(domain.guest(), target);
+        Ok(())
+    }
+
+    /// Forgets the signals that wait.
+    pub fn drop_signals(&self) {
+        if self.store.backing.is_some() {
+            self.device.signals.store(0, Relaxed);
+        }
+    }
+
+    fn is_pending(&self, index: u16) -> bool {
+        if self.store.is_emulated(index) {
+            return self.device.signals.load(Relaxed) & 1 << index != 0;
+        }
+        self.service.ports.read_back(self.store, index, Field::Ctrl) & CTRL_PENDING != 0
+    }
+}

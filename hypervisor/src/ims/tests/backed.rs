@@ -1,0 +1,327 @@
+//! Virtual functions: MSI-X tables that lie in an interrupt message store.
+
+use super::{machine::Op, *};
+use crate::ims::domain::Backing;
+
+/// Vectors of the first function.
+const VECTORS: u32 = 130;
+const FIRST: DeviceId = DeviceId(0x08);
+const SECOND: DeviceId = DeviceId(0x10);
+const PARENT: Bdf = Bdf(0xf8);
+
+fn virtual_function(id: DeviceId, base: u64, slots: u32, pasid: u32) -> DeviceSpec {
+    let backing = Some(Backing { pasid: Pasid::new(pasid).unwrap(), emulated: 1 });
+    DeviceSpec {
+        id,
+        requester: PARENT,
+        msix: Some(StoreSpec { backing, ..store(base, slots) }),
+        ims: None,
+        pasids: None,
+        shares_requester: true,
+    }
+}
+
+fn first() -> DeviceSpec {
+    virtual_function(FIRST, 0x0100_0000, VECTORS, 0x101)
+}
+
+fn second() -> DeviceSpec {
+    virtual_function(SECOND, 0x0200_0000, 16, 0x102)
+}
+
+/// A guest with two virtual functions of one parent, MSI-X enabled, through the eyes of the first.
+struct Two(Bench);
+
+impl std::ops::Deref for Two {
+    type Target = Bench;
+
+    fn deref(&self) -> &Bench {
+        &self.0
+    }
+}
+
+impl Two {
+    fn new() -> Self {
+        let two = Self::disabled();
+        two.hold(false);
+        two
+    }
+
+    /// As after reset.
+    fn disabled() -> Self {
+        let service = Service::new(Machine::new(512, 512));
+        let devices = vec![first(), second()];
+        for device in &devices {
+            service.ports().plug(device.msix.unwrap(), PARENT, GuestId(1), &PROCESSORS);
+        }
+        let spec = GuestSpec { guest: GuestId(1), apic_ids: PROCESSORS.to_vec(), devices };
+        let domain = service.attach(spec).unwrap();
+        service.ports().log();
+        Self(Bench { service, domain })
+    }
+
+    fn hold(&self, held: bool) {
+        self.service.mask_table(&self.domain, FIRST, held).unwrap();
+    }
+
+    fn poke(&self, slot: u16, field: Field, value: u32) {
+        self.service
+            .store_write(&self.domain, FIRST, StoreName::Msix, field.offset(slot), 4, value.into())
+            .unwrap_or_default();
+    }
+
+    /// As Linux does: message, then unmask.
+    fn program(&self, slot: u16, target: Target) {
+        self.poke(slot, Field::AddressLo, ADDRESS | target.apic_id << 12);
+        self.poke(slot, Field::AddressHi, 0);
+        self.poke(slot, Field::Data, target.vector.into());
+        self.poke(slot, Field::Ctrl, 0);
+    }
+
+    fn signal(&self) -> Result<(), Status> {
+        self.service.signal(&self.domain, FIRST, 0)
+    }
+
+    /// What the hypervisor delivered since this was last asked.
+    fn delivered(&self) -> Vec<Target> {
+        let delivered = |op| match op {
+            Op::Deliver(guest, target) => {
+                assert_eq!(guest, GuestId(1));
+                Some(target)
+            }
+            _ => None,
+        };
+        self.machine().log().into_iter().filter_map(delivered).collect()
+    }
+
+    fn table(&self) -> StoreSpec {
+        first().msix.unwrap()
+    }
+
+    fn comes_out(&self, slot: u16) -> Option<Target> {
+        self.machine().fire(&self.table(), slot)
+    }
+
+    fn pending(&self, word: u32) -> u64 {
+        self.service.pending(&self.domain, FIRST, word).unwrap()
+    }
+}
+
+#[test]
+fn feature_emulated_a_signal_of_an_unmasked_slot_is_delivered_at_once() {
+    let two = Two::new();
+    two.program(0, target(5, 0x41));
+    assert_eq!(two.signal(), Ok(()));
+    assert_eq!(two.delivered(), [target(5, 0x41)]);
+    assert_eq!(two.machine().used(), (0, 0), "it takes no entry and no vector");
+}
+
+#[test]
+fn feature_emulated_a_signal_of_a_masked_slot_waits_and_comes_once() {
+    let two = Two::new();
+    two.program(0, target(0, 0x41));
+    two.poke(0, Field::Ctrl, 1);
+    for _ in 0..3 {
+        assert_eq!(two.signal(), Ok(()));
+    }
+    assert_eq!((two.delivered(), two.pending(0)), (vec![], 1));
+    two.poke(0, Field::Ctrl, 0);
+    assert_eq!((two.delivered(), two.pending(0)), (vec![target(0, 0x41)], 0));
+    two.poke(0, Field::Ctrl, 1);
+    two.poke(0, Field::Ctrl, 0);
+    assert_eq!(two.delivered(), [], "a second time");
+}
+
+#[test]
+fn feature_emulated_a_signal_that_waits_goes_where_the_slot_leads_when_it_is_unmasked() {
+    let two = Two::new();
+    two.program(0, target(0, 0x41));
+    two.poke(0, Field::Ctrl, 1);
+    two.signal().unwrap();
+    two.poke(0, Field::AddressLo, ADDRESS | 1 << 12);
+    two.poke(0, Field::Data, 0x52);
+    two.poke(0, Field::Ctrl, 0);
+    assert_eq!(two.delivered(), [target(1, 0x52)]);
+    two.poke(0, Field::Data, 0x53);
+    two.signal().unwrap();
+    assert_eq!(two.delivered(), [target(1, 0x53)], "unmasked and changed");
+}
+
+#[test]
+fn feature_emulated_a_slot_as_after_reset_keeps_its_signal_until_it_has_a_message() {
+    let two = Two::new();
+    two.signal().unwrap();
+    assert_eq!((two.delivered(), two.pending(0)), (vec![], 1));
+    two.program(0, target(0, 0x41));
+    assert_eq!((two.delivered(), two.pending(0)), (vec![target(0, 0x41)], 0));
+}
+
+#[test]
+fn feature_emulated_a_message_that_the_guest_may_not_send_is_not_sent() {
+    let two = Two::new();
+    two.program(0, target(2, 0x41));
+    assert_eq!(two.signal(), Err(Status::BadTarget), "no processor of the guest");
+    two.poke(0, Field::Data, 0x0f);
+    assert_eq!((two.delivered(), two.pending(0)), (vec![], 1));
+    two.program(0, target(1, 0x42));
+    assert_eq!(two.delivered(), [target(1, 0x42)]);
+}
+
+#[test]
+fn feature_emulated_function_mask_and_disabling_hold_a_signal_back() {
+    let two = Two::disabled();
+    two.program(0, target(0, 0x41));
+    two.signal().unwrap();
+    assert_eq!((two.delivered(), two.pending(0)), (vec![], 1));
+    two.hold(false);
+    assert_eq!(two.delivered(), [target(0, 0x41)]);
+    two.hold(true);
+    two.signal().unwrap();
+    two.poke(0, Field::Ctrl, 1);
+    two.hold(false);
+    assert_eq!(two.delivered(), [], "its own mask holds it");
+    two.poke(0, Field::Ctrl, 0);
+    assert_eq!(two.delivered(), [target(0, 0x41)]);
+}
+
+#[test]
+fn feature_emulated_a_reset_drops_the_signal_that_waits() {
+    let two = Two::new();
+    two.program(0, target(0, 0x41));
+    two.poke(0, Field::Ctrl, 1);
+    two.signal().unwrap();
+    two.service.device_reset(&two.domain, FIRST).unwrap();
+    assert_eq!(two.pending(0), 0);
+    two.program(0, target(0, 0x41));
+    assert_eq!(two.delivered(), []);
+    two.signal().unwrap();
+    assert_eq!(two.delivered(), [target(0, 0x41)]);
+}
+
+#[test]
+fn feature_emulated_only_the_slots_that_are_the_hypervisors_can_be_signalled() {
+    let two = Two::new();
+    two.program(1, target(0, 0x41));
+    assert_eq!(two.service.signal(&two.domain, FIRST, 1), Err(Status::NoSuchSlot));
+    assert_eq!(two.service.signal(&two.domain, DeviceId(0x18), 0), Err(Status::NoSuchDevice));
+    let whole = Bench::new();
+    assert_eq!(whole.service.signal(&whole.domain, DEVICE, 0), Err(Status::Unsupported));
+    assert_eq!(whole.service.mask_table(&whole.domain, DEVICE, true), Err(Status::Unsupported));
+    two.service.detach(&two.domain);
+    assert_eq!(two.signal(), Err(Status::NoSuchDevice));
+    assert_eq!(two.delivered(), []);
+}
+
+#[test]
+fn feature_msix_backed_a_slot_is_for_the_functions_pasid_and_the_guest_does_not_see_that() {
+    let two = Two::new();
+    two.program(3, target(1, 0x61));
+    assert_eq!(two.comes_out(3), Some(target(1, 0x61)));
+    assert_eq!(two.machine().slot(&two.table(), 3)[3], 0x101 << 12 | 1 << 3);
+    assert_eq!(two.machine().shadow(&two.table(), 3), [ADDRESS | 1 << 12, 0, 0x61, 0]);
+    two.poke(3, Field::Ctrl, !0);
+    assert_eq!(two.machine().slot(&two.table(), 3)[3], 0x101 << 12 | 1 << 3 | 1);
+    assert_eq!(two.machine().shadow(&two.table(), 3)[3], 1, "of vector control the mask bit alone is there");
+    two.service.device_reset(&two.domain, FIRST).unwrap();
+    for slot in 0..VECTORS as u16 {
+        assert_eq!(two.machine().slot(&two.table(), slot)[3], 0x101 << 12 | 1 << 3 | 1, "after reset, slot {slot}");
+    }
+    let other = two.machine().slot(&second().msix.unwrap(), 0);
+    assert_eq!(other[3], 0x102 << 12 | 1 << 3 | 1);
+}
+
+#[test]
+fn feature_msix_backed_a_slot_that_never_was_unmasked_takes_no_entry_while_the_table_is_held() {
+    let two = Two::disabled();
+    two.program(3, target(1, 0x61));
+    assert_eq!((two.comes_out(3), two.machine().used()), (None, (0, 0)));
+    two.hold(false);
+    assert_eq!((two.comes_out(3), two.machine().used()), (Some(target(1, 0x61)), (1, 1)));
+}
+
+#[test]
+fn feature_msix_backed_holding_masks_all_in_the_device_and_keeps_the_table_and_its_mask_bits() {
+    let two = Two::new();
+    for slot in 1..VECTORS as u16 {
+        two.program(slot, target(0, 0x20 + slot as u8));
+    }
+    two.poke(7, Field::Ctrl, 1);
+    let shown: Vec<_> = (0..VECTORS as u16).map(|slot| two.machine().shadow(&two.table(), slot)).collect();
+    two.hold(true);
+    assert!((0..VECTORS as u16).all(|slot| two.comes_out(slot).is_none()));
+    two.poke(7, Field::Ctrl, 0);
+    two.poke(8, Field::Ctrl, 1);
+    assert!(
+        (0..VECTORS as u16).all(|slot| two.comes_out(slot).is_none()),
+        "a slot is unmasked while the table is held"
+    );
+    two.poke(7, Field::Ctrl, 1);
+    two.poke(8, Field::Ctrl, 0);
+    two.hold(false);
+    let again: Vec<_> = (0..VECTORS as u16).map(|slot| two.machine().shadow(&two.table(), slot)).collect();
+    assert_eq!(shown, again);
+    for slot in 1..VECTORS as u16 {
+        let expected = (slot != 7).then_some(target(0, 0x20 + slot as u8));
+        assert_eq!(two.comes_out(slot), expected, "slot {slot}");
+    }
+}
+
+#[test]
+fn feature_msix_backed_pending_bits_are_the_devices_and_the_hypervisors() {
+    let two = Two::new();
+    two.program(0, target(0, 0x41));
+    two.poke(0, Field::Ctrl, 1);
+    two.signal().unwrap();
+    for slot in [1, 63, 64, 129] {
+        two.machine().set_pending(&two.table(), slot, true);
+    }
+    // The device has it for a slot that is not this table's, since the range begins where it begins.
+    assert_eq!([0, 1, 2, 3].map(|word| two.pending(word)), [1 << 63 | 0b11, 1, 0b10, 0]);
+    assert_eq!(two.service.pending(&two.domain, FIRST, u32::MAX), Err(Status::NoSuchSlot));
+    assert_eq!(two.machine().shadow(&two.table(), 1)[3], 1, "they are no part of the table");
+}
+
+#[test]
+fn feature_msix_backed_writes_of_eight_bytes_reach_two_dwords() {
+    let two = Two::new();
+    let write = |offset, value| two.service.store_write(&two.domain, FIRST, StoreName::Msix, offset, 8, value);
+    assert_eq!(write(2 * 16, u64::from(ADDRESS)), Ok(()));
+    assert_eq!(write(2 * 16 + 8, 0x71), Ok(()));
+    assert_eq!(two.comes_out(2), Some(target(0, 0x71)));
+    assert_eq!(write(2 * 16 + 8, 1 << 32 | 0x72), Ok(()));
+    assert_eq!(two.comes_out(2), None);
+}
+
+#[test]
+fn feature_msix_backed_a_reset_of_one_function_leaves_the_other_as_it_is() {
+    let two = Two::new();
+    let other = |offset, value| two.service.store_write(&two.domain, SECOND, StoreName::Msix, offset, 8, value);
+    two.service.mask_table(&two.domain, SECOND, false).unwrap();
+    two.program(2, target(0, 0x71));
+    other(2 * 16, ADDRESS.into()).unwrap();
+    other(2 * 16 + 8, 0x81).unwrap();
+    two.service.device_reset(&two.domain, FIRST).unwrap();
+    two.hold(true);
+    assert_eq!(two.comes_out(2), None);
+    assert_eq!(two.machine().fire(&second().msix.unwrap(), 2), Some(target(0, 0x81)));
+    two.service.detach(&two.domain);
+    assert_eq!(two.machine().used(), (0, 0));
+}
+
+#[test]
+fn a_requester_id_is_shared_only_by_those_who_all_say_so() {
+    let service = Service::new(Machine::new(16, 16));
+    let alone = DeviceSpec { shares_requester: false, ..second() };
+    for device in [first(), second()] {
+        service.ports().plug(device.msix.unwrap(), PARENT, GuestId(1), &PROCESSORS);
+    }
+    let guest = |devices| GuestSpec { guest: GuestId(1), apic_ids: PROCESSORS.to_vec(), devices };
+    assert_eq!(service.attach(guest(vec![first(), alone])).err(), Some(Status::InvalidArgument));
+    let domain = service.attach(guest(vec![first()])).unwrap();
+    assert_eq!(service.attach(guest(vec![alone])).err(), Some(Status::Exists));
+    assert!(service.attach(guest(vec![second()])).is_ok());
+    service.detach(&domain);
+    let backing = Some(Backing { pasid: Pasid::new(1).unwrap(), emulated: 65 });
+    let many = DeviceSpec { msix: Some(StoreSpec { backing, ..store(0x0300_0000, 99) }), ..first() };
+    assert_eq!(service.attach(guest(vec![many])).err(), Some(Status::InvalidArgument));
+}
