@@ -31,6 +31,8 @@ pub struct AssignedDsa {
     pub bar0_address: u64,
     /// The IMS portal of each work queue.
     pub portals: [Portal; QUEUES as usize],
+    /// The MSI-X portal of each work queue.
+    pub msix_portals: [Portal; QUEUES as usize],
 }
 
 /// Why there is no device to use.
@@ -49,10 +51,21 @@ impl AssignedDsa {
     pub fn start(guest: &Guest) -> Result<Self, Missing> {
         // A device shows its store to those who know the interface.
         let _ = hypercalls();
-        let function = pci::find(&config::Ports, spec::VENDOR, spec::DEVICE).ok_or(Missing::Device)?;
-        if !says_ims(guest, function).ok_or(Missing::Dvsec)? {
+        if !Self::says_ims(guest).ok_or(Missing::Device)? {
             return Err(Missing::Dvsec);
         }
+        Self::start_any()
+    }
+
+    /// Whether the device says that it has a store. `None` when there is no device.
+    pub fn says_ims(guest: &Guest) -> Option<bool> {
+        let function = pci::find(&config::Ports, spec::VENDOR, spec::DEVICE)?;
+        says_ims(guest, function)
+    }
+
+    /// Finds the device and starts it, whether it says that it has a store or not.
+    pub fn start_any() -> Result<Self, Missing> {
+        let function = pci::find(&config::Ports, spec::VENDOR, spec::DEVICE).ok_or(Missing::Device)?;
         pci::enable(&config::Ports, function);
         let mut device = Self::map(function).ok_or(Missing::Device)?;
         device.restart().map_err(Missing::Start)?;
@@ -74,14 +87,22 @@ impl AssignedDsa {
         let size = dsa.ims_offset() + u64::from(dsa.ims_slots()) * 16;
         // SAFETY: as above: the store is in BAR0, and the tables before it.
         let bar0 = unsafe { DeviceMemory::new(bar0_address, size) }?;
-        let portal = |n: u8| {
-            let page = u64::from(n) * spec::PORTALS_PER_WQ + spec::PORTAL_IMS_UNLIMITED;
+        let portal = |n: u8, kind: u64| {
+            let page = u64::from(n) * spec::PORTALS_PER_WQ + kind;
             let page = physical::mapped(portals + page * spec::PORTAL_SIZE, spec::PORTAL_SIZE)?;
             // SAFETY: BAR2 is the portals'; the guests give the device their own buffers' addresses, or foreign ones that
             // must not be reached.
             Some(unsafe { Portal::new(page.cast()) })
         };
-        Some(Self { function, dsa: Dsa::new(bar0), bar0, bar0_address, portals: [portal(0)?, portal(1)?] })
+        let of_kind = |kind| Some([portal(0, kind)?, portal(1, kind)?]);
+        Some(Self {
+            function,
+            dsa: Dsa::new(bar0),
+            bar0,
+            bar0_address,
+            portals: of_kind(spec::PORTAL_IMS_UNLIMITED)?,
+            msix_portals: of_kind(spec::PORTAL_MSIX_UNLIMITED)?,
+        })
     }
 
     /// The device's name in hypercalls.

@@ -38,6 +38,7 @@ pub const WQCFG_MODE_DEDICATED: u32 = 1;
 pub const PORTAL_SIZE: u64 = 4096;
 /// MSI-X unlimited, MSI-X limited, IMS unlimited, IMS limited.
 pub const PORTALS_PER_WQ: u64 = 4;
+pub const PORTAL_MSIX_UNLIMITED: u64 = 0;
 pub const PORTAL_IMS_UNLIMITED: u64 = 2;
 
 pub const OPCODE_NOOP: u8 = 0;

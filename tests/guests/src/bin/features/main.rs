@@ -1,0 +1,39 @@
+//! What the interface offers, one thing after another, by a driver: `case=` says which. Each case ends with a line of figures, which the
+//! tests look at.
+#![no_std]
+#![no_main]
+
+mod coexist;
+mod faults;
+mod many;
+mod msix;
+mod policy;
+mod rig;
+mod slots;
+mod storm;
+
+use guests::bare::{Guest, idle};
+use guests::{command_line, println};
+
+guests::guest!(main);
+
+fn main(guest: &Guest) -> u8 {
+    idle::enable_interrupts();
+    let done = match command_line::option(guest.command_line, "case") {
+        Some("slots") => slots::run(guest),
+        Some("many") => many::run(guest),
+        Some("coexist") => coexist::run(guest),
+        Some("victim") => faults::be_victim(guest),
+        Some("thief") => faults::be_thief(guest),
+        Some("policy") => policy::run(guest),
+        Some("storm") => storm::run(guest),
+        _ => Err("no such case"),
+    };
+    match done {
+        Ok(()) => 0,
+        Err(why) => {
+            println!("features: {why}");
+            1
+        }
+    }
+}
