@@ -1,0 +1,215 @@
+//! What an interrupt message store is asked for, key by key; the README has the table. Here a guest uses each end to end, on the emulated
+//! machine; the parts' own tests lie beside the code under the same names.
+
+use imsvisor_boot::event::Pairs;
+use imsvisor_tests::scenario::{Boot, Plan, Scenario};
+
+/// Two guests of the kind that tries features, each on a processor, with what a module's string says beside the command line.
+fn two(plan: &mut Plan, guests: [(&str, &str); 2]) -> anyhow::Result<()> {
+    plan.config.cpus = 2;
+    guests.iter().try_for_each(|(string, line)| plan.guest("features", &format!("{string} cmdline=\"{line}\"")))
+}
+
+/// A figure that a guest reports, which has found everything right.
+fn reported(boot: &Boot, guest: &str, key: &str) -> u64 {
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right(guest);
+    assert_eq!(boot.guest(guest).reported("errors"), Some(0), "errors of {guest}");
+    boot.guest(guest).reported(key).unwrap_or_else(|| panic!("{guest} does not report {key}"))
+}
+
+/// A word that a guest reports.
+fn word<'b>(boot: &'b Boot, guest: &str, key: &str) -> &'b str {
+    boot.guest(guest).result.as_ref().and_then(|result| result.get(key)).unwrap_or_default()
+}
+
+static SLOTS: Scenario = Scenario::new("slots in every way, and a storm", |plan| {
+    let slots = ("slots cpus=2 device=dsa exits=marks", "case=slots");
+    two(plan, [slots, ("storm device=dsa storm=50", "case=storm")])
+});
+
+#[test]
+fn feature_alloc_any_time_slots_come_and_go_while_another_one_fires() {
+    assert_eq!(reported(&SLOTS.run(), "slots", "taken"), 256);
+}
+
+#[test]
+fn feature_alloc_group_a_group_is_freed_and_no_other_one() {
+    assert_eq!(reported(&SLOTS.run(), "slots", "group"), 7);
+}
+
+#[test]
+fn feature_grant_fewer_as_many_as_there_are_or_none() {
+    assert_eq!(reported(&SLOTS.run(), "slots", "granted"), 4096);
+}
+
+#[test]
+fn feature_affinity_moves_an_interrupt_to_another_processor_and_leaves_the_store_as_it_is() {
+    assert_eq!(reported(&SLOTS.run(), "slots", "moved"), 16);
+}
+
+#[test]
+fn feature_store_array_is_written_by_the_guest_and_trapped() {
+    let boot = SLOTS.run();
+    assert!(reported(&boot, "slots", "pending") > 0);
+    assert!(boot.guest("slots").interrupts.number("trapped_writes") > Some(0));
+}
+
+#[test]
+fn feature_pending_what_comes_to_a_masked_slot_waits_and_comes_once() {
+    assert_eq!(reported(&SLOTS.run(), "slots", "pending"), 4);
+}
+
+#[test]
+fn feature_cookie_comes_back_in_a_query() {
+    // The guest compares it; in fault records, the victim does.
+    reported(&SLOTS.run(), "slots", "errors");
+    reported(&THIEF.run(), "victim", "told");
+}
+
+#[test]
+fn feature_aux_pasid_one_that_the_guest_does_not_own_is_refused_and_a_forged_one_replaced() {
+    reported(&SLOTS.run(), "slots", "errors");
+}
+
+/// The exits so far of a guest's, as told after its marks.
+fn exits_at_marks(boot: &Boot) -> Vec<(u64, u64)> {
+    let of_guest = |event: &&Pairs| event.get("guest") == Some("0");
+    let count = |event: &Pairs, key| event.number(key).unwrap_or(0);
+    let events = boot.events("exits").into_iter().filter(of_guest);
+    events.map(|event| (count(event, "ept-violation"), count(event, "vmcall"))).collect()
+}
+
+#[test]
+fn feature_mask_flush_a_read_back_costs_no_exit() {
+    let boot = SLOTS.run();
+    reported(&boot, "slots", "errors");
+    let [begin, end, ..] = exits_at_marks(&boot)[..] else { panic!("the marks are missing") };
+    assert!(begin.0 > 0, "writes to the store do exit");
+    assert_eq!(begin, end, "200 reads of a control dword");
+}
+
+#[test]
+fn feature_storm_a_slot_that_rages_is_masked_and_told_of_and_the_others_do_not_notice() {
+    let boot = SLOTS.run();
+    let (storm, came) = (reported(&boot, "storm", "storm"), reported(&boot, "storm", "came"));
+    assert!(came < storm / 4, "{came} of {storm}");
+    let told = boot.events("storm");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].get("guest"), told[0].get("slot"), told[0].get("cookie")), (Some("1"), Some("0"), Some("0x1")));
+}
+
+static MANY: Scenario = Scenario::new("4,096 slots, and MSI-X beside a store", |plan| {
+    let many = ("many device=dsa", "case=many slots=4096");
+    two(plan, [("coexist cpus=2 device=dsa", "case=coexist"), many])
+});
+
+#[test]
+fn feature_beyond_2048_a_guest_has_4096_slots_that_live_at_one_time_and_each_fires() {
+    let boot = MANY.run();
+    for key in ["live", "fired", "freed"] {
+        assert_eq!(reported(&boot, "many", key), 4096, "{key}");
+    }
+    assert!(boot.remap.number("high_water") >= Some(4096), "{}", boot.remap);
+}
+
+static MOST: Scenario = Scenario::new("16,128 slots", |plan| {
+    plan.config.plugin_options.push("most-slots".into());
+    plan.guest("features", "most device=dsa cmdline=\"case=many slots=16128\"")
+});
+
+#[test]
+fn feature_beyond_2048_a_guest_has_all_the_16128_slots_that_a_device_can_say_it_has() {
+    let boot = MOST.run();
+    for key in ["live", "fired", "freed"] {
+        assert_eq!(reported(&boot, "most", key), 16_128, "{key}");
+    }
+}
+
+#[test]
+fn feature_coexist_msix_and_a_store_are_in_use_at_once_from_two_processors() {
+    let boot = MANY.run();
+    for key in ["first", "second"] {
+        assert_eq!(reported(&boot, "coexist", key), 100, "{key}");
+    }
+}
+
+static THIEF: Scenario = Scenario::new("a device that uses another one's handles", |plan| {
+    two(plan, [("victim device=00:1e.0", "case=victim"), ("thief device=00:1f.0", "case=thief")])
+});
+
+#[test]
+fn feature_source_id_another_devices_use_of_an_entry_is_refused_by_the_unit() {
+    let boot = THIEF.run();
+    assert_eq!(reported(&boot, "victim", "stolen"), 0);
+    assert!(boot.outcome().counter("vtd.interrupt_faults") >= 8);
+    let told = boot.events("fault");
+    let foreign = told.iter().filter(|fault| fault.get("reason") == Some("0x26") && fault.get("guest") == Some("0"));
+    assert!(foreign.count() >= 8, "{told:?}");
+}
+
+#[test]
+fn feature_fault_log_a_guest_reads_the_faults_of_its_own_slots_and_no_others() {
+    let boot = THIEF.run();
+    assert_eq!(reported(&boot, "victim", "told"), 8);
+    assert_eq!(reported(&boot, "thief", "told"), 0);
+}
+
+static POLICY: [Scenario; 2] = [
+    Scenario::new("a platform that forbids", |plan| {
+        let calls = ("calls device=dsa ims=forbidden", "case=policy");
+        two(plan, [calls, ("none device=dsa ims=forbidden hypercalls=off", "case=policy")])
+    }),
+    Scenario::new("a platform that allows", |plan| {
+        let unaware = ("unaware device=dsa hypercalls=off", "case=policy");
+        two(plan, [("allowed device=dsa", "case=policy"), unaware])
+    }),
+];
+
+#[test]
+fn feature_policy_three_way_the_domain_if_there_is_one_else_msix() {
+    let [forbids, allows] = POLICY.each_ref().map(Scenario::run);
+    for (boot, guest, way) in [
+        (&forbids, "calls", "hypercall"),
+        (&forbids, "none", "forbidden"),
+        (&allows, "allowed", "hypercall"),
+        (&allows, "unaware", "virtualised"),
+    ] {
+        assert_eq!(reported(boot, guest, "fired"), 16, "{guest}: by its way");
+        assert_eq!(word(boot, guest, "way"), way, "{guest}");
+    }
+}
+
+#[test]
+fn feature_platform_disable_stands_in_cpuid_and_in_an_acpi_table() {
+    let [forbids, allows] = POLICY.each_ref().map(Scenario::run);
+    for (boot, guest, cpuid, acpi) in
+        [(&forbids, "calls", 1, 1), (&forbids, "none", 0, 1), (&allows, "allowed", 0, 0), (&allows, "unaware", 0, 0)]
+    {
+        let seen = ["cpuid", "acpi"].map(|key| reported(boot, guest, key));
+        assert_eq!(seen, [cpuid, acpi], "{guest}");
+    }
+}
+
+#[test]
+fn feature_hidden_when_unaware_a_device_shows_no_store_to_who_does_not_enable_the_interface() {
+    let [forbids, allows] = POLICY.each_ref().map(Scenario::run);
+    for (boot, guest) in [(&forbids, "none"), (&allows, "unaware")] {
+        assert_eq!((reported(boot, guest, "hidden"), reported(boot, guest, "shown")), (1, 0), "{guest}");
+    }
+}
+
+#[test]
+fn feature_discover_dvsec_a_device_says_that_it_has_a_store_when_the_interface_is_enabled() {
+    let [forbids, allows] = POLICY.each_ref().map(Scenario::run);
+    for (boot, guest) in [(&forbids, "calls"), (&allows, "allowed")] {
+        assert_eq!((reported(boot, guest, "hidden"), reported(boot, guest, "shown")), (1, 1), "{guest}");
+    }
+}
+
+#[test]
+fn feature_discover_cpuid_the_domain_is_found_where_it_is_offered_and_only_there() {
+    let [forbids, allows] = POLICY.each_ref().map(Scenario::run);
+    let ways = [(&forbids, "calls"), (&forbids, "none"), (&allows, "allowed"), (&allows, "unaware")];
+    assert_eq!(ways.map(|(boot, guest)| word(boot, guest, "way") == "hypercall"), [true, false, true, false]);
+}
