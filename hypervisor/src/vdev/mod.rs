@@ -12,6 +12,7 @@ pub mod mtrr;
 pub mod pci;
 pub mod ports;
 pub mod uart;
+pub mod vdsa;
 pub mod vectors;
 pub mod x2apic;
 

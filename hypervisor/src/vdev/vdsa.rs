@@ -1,0 +1,432 @@
+//! A virtual function of a DSA: one work queue of the parent function, with registers of its own (Intel DSA architecture specification,
+//! chapters 3 and 9; offsets and numbers are those of Linux `drivers/dma/idxd/registers.h`).
+//!
+//! It is what Linux calls a device that is not configurable (GENCAP.config_en = 0): one group with one engine and one dedicated work
+//! queue, whose configuration can be read and not changed. It says nothing of an interrupt message store. Its MSI-X vectors have to be
+//! asked for by "request interrupt handle"; vector 0 is not among them: it is for command completions and errors.
+//!
+//! The registers are a page that always holds what a read must return, to be mapped read-only into the guest; writes come through
+//! [`VirtualDsa::write`].
+
+use alloc::{boxed::Box, vec, vec::Vec};
+
+/// Where things lie in BAR 0: registers with the configuration of groups and work queues, pending bits, MSI-X permissions, MSI-X table.
+/// Each has pages of its own.
+pub const REGISTERS: u32 = 0;
+/// Pending bits.
+pub const PENDING_BITS: u32 = 0x1000;
+/// MSI-X permissions: of PASIDs, which the guest has none of. They read as zero.
+pub const PERMISSIONS: u32 = 0x4000;
+/// The MSI-X table.
+pub const TABLE: u32 = 0x8000;
+/// Bytes of BAR 0.
+pub const BAR0_SIZE: u64 = 0x1_0000;
+/// Bytes of BAR 2: the portals of a work queue, of which the first two, those for MSI-X, are there.
+pub const BAR2_SIZE: u64 = 0x4000;
+/// Most vectors.
+pub const MOST_VECTORS: u16 = 2048;
+
+const VERSION: u64 = 0x00;
+const GENCAP: u64 = 0x10;
+const WQCAP: u64 = 0x20;
+const GRPCAP: u64 = 0x30;
+const ENGCAP: u64 = 0x38;
+const OPCAP: u64 = 0x40;
+const TABLE_OFFSETS: u64 = 0x60;
+const GENCTRL: u64 = 0x88;
+const GENSTS: u64 = 0x90;
+const INTCAUSE: u64 = 0x98;
+const CMD: u64 = 0xa0;
+const CMDSTS: u64 = 0xa8;
+const CMDCAP: u64 = 0xb0;
+const SWERR: u64 = 0xc0;
+const GROUPS: u64 = 0x400;
+const QUEUES: u64 = 0x500;
+const TABLE_UNIT: u64 = 0x100;
+
+/// GENCAP: overlapping copies, cache control for memory and for flushes, CMDCAP, largest transfer, largest batch. What is not here is
+/// not offered: blocking on page faults, configuration, a message store.
+const GENCAP_OFFERED: u64 = 0b1_1110 | 0x1f << 16 | 0xf << 21;
+/// WQCAP: one queue whose configuration has 64 bytes, dedicated.
+const WQCAP_ONE: u64 = 1 << 16 | 1 << 24 | 1 << 49;
+/// GRPCFG: engines are behind 256 bits of work queues.
+const GROUP_ENGINES: u64 = 32;
+/// WQCFG, dword 2: dedicated; a priority in the middle.
+const QUEUE_MODE: u32 = 1 | 8 << 4;
+/// WQCFG, dword 6: the state is enabled.
+const QUEUE_ENABLED: u32 = 1 << 30;
+/// GENCTRL: a software error raises an interrupt; so does halting.
+const GENCTRL_ERROR: u32 = 1 << 0;
+const GENCTRL_WRITABLE: u32 = 0b11;
+const INTCAUSE_ERROR: u32 = 1 << 0;
+const INTCAUSE_COMMAND: u32 = 1 << 1;
+
+/// SWERR, first quadword: valid, overflow; the work queue's index 23:16, the PASID 59:40.
+const SWERR_VALID: u64 = 1 << 0;
+const SWERR_OVERFLOW: u64 = 1 << 1;
+const SWERR_NOT_THE_GUESTS: u64 = 0xff << 16 | 0xf_ffff << 40;
+
+/// CMD: operand 19:0, command 24:20, reserved, interrupt at completion 31.
+const CMD_OPERAND: u32 = 0xf_ffff;
+const CMD_RESERVED: u32 = 0x7e00_0000;
+const CMD_INTERRUPT: u32 = 1 << 31;
+
+/// Commands (`enum idxd_cmd`).
+mod command {
+    pub const ENABLE_DEVICE: u32 = 1;
+    pub const DISABLE_DEVICE: u32 = 2;
+    pub const DRAIN_ALL: u32 = 3;
+    pub const ABORT_ALL: u32 = 4;
+    pub const RESET_DEVICE: u32 = 5;
+    pub const ENABLE_WQ: u32 = 6;
+    pub const DISABLE_WQ: u32 = 7;
+    pub const DRAIN_WQ: u32 = 8;
+    pub const ABORT_WQ: u32 = 9;
+    pub const RESET_WQ: u32 = 10;
+    pub const REQUEST_INT_HANDLE: u32 = 13;
+    pub const RELEASE_INT_HANDLE: u32 = 14;
+    /// All of these: not those that name PASIDs, which are the hypervisor's.
+    pub const ALL: u32 = 0x7fe | 1 << REQUEST_INT_HANDLE | 1 << RELEASE_INT_HANDLE;
+}
+
+/// Errors of commands (`enum idxd_cmdsts_err`).
+mod error {
+    pub const INVAL_CMD: u8 = 0x01;
+    pub const INVAL_WQIDX: u8 = 0x02;
+    pub const DEV_ENABLED: u8 = 0x10;
+    pub const BUSMASTER_EN: u8 = 0x12;
+    pub const DEV_NOTEN: u8 = 0x20;
+    pub const WQ_ENABLED: u8 = 0x21;
+    pub const DIS_DEV_EN: u8 = 0x31;
+    pub const DEV_NOT_EN: u8 = 0x32;
+    pub const INVAL_INT_IDX: u8 = 0x41;
+}
+
+/// The work queue that the parent function has dedicated to the virtual function. An error is what the parent's command ended with.
+pub trait WorkQueue {
+    /// Enables it.
+    fn enable(&mut self) -> Result<(), u8>;
+    /// Waits until what is in it is done.
+    fn drain(&mut self) -> Result<(), u8>;
+    /// Gives up what is in it.
+    fn abort(&mut self) -> Result<(), u8>;
+    /// Disables it, when what is in it is done.
+    fn disable(&mut self) -> Result<(), u8>;
+}
+
+/// What is fixed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// The parent's GENCAP.
+    pub gencap: u64,
+    /// The parent's OPCAP.
+    pub opcap: [u64; 4],
+    /// Descriptors that the work queue holds.
+    pub queue_size: u16,
+    /// Vectors, 1 to [`MOST_VECTORS`].
+    pub vectors: u16,
+    /// The parent's slot for vector 0; those for the others follow. What a descriptor says to raise a vector.
+    pub first_slot: u16,
+}
+
+/// A page of registers.
+#[repr(C, align(4096))]
+struct RegisterPage([u32; 1024]);
+
+/// What a write leaves to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// The function was reset: so has to be its MSI-X table.
+    pub reset: bool,
+    /// Vector 0 is to be signalled.
+    pub signal: bool,
+}
+
+/// A virtual function.
+pub struct VirtualDsa {
+    page: Box<RegisterPage>,
+    shape: Shape,
+    bus_master: bool,
+    enabled: bool,
+    queue_enabled: bool,
+    genctrl: u32,
+    intcause: u32,
+    command: u32,
+    command_status: u32,
+    errors: [u64; 4],
+    /// A bit for each vector whose handle is out.
+    handles: Vec<u64>,
+}
+
+/// What a command gives back: the result, or the error.
+type Outcome = Result<u16, u8>;
+
+impl VirtualDsa {
+    /// As after reset.
+    pub fn new(shape: Shape) -> Self {
+        let mut new = Self {
+            page: Box::new(RegisterPage([0; 1024])),
+            shape,
+            bus_master: false,
+            enabled: false,
+            queue_enabled: false,
+            genctrl: 0,
+            intcause: 0,
+            command: 0,
+            command_status: 0,
+            errors: [0; 4],
+            handles: vec![0; usize::from(shape.vectors).div_ceil(64)],
+        };
+        new.show_capabilities();
+        new.show();
+        new
+    }
+
+    /// The bytes of the page to map read-only at [`REGISTERS`].
+    pub fn page(&self) -> &[u32; 1024] {
+        &self.page.0
+    }
+
+    /// Whether descriptors are taken.
+    pub const fn takes_work(&self) -> bool {
+        self.queue_enabled
+    }
+
+    fn put(&mut self, offset: u64, value: u64) {
+        self.put32(offset, value as u32);
+        self.put32(offset + 4, (value >> 32) as u32);
+    }
+
+    fn put32(&mut self, offset: u64, value: u32) {
+        if let Some(place) = self.page.0.get_mut((offset / 4) as usize) {
+            *place = value;
+        }
+    }
+
+    fn show_capabilities(&mut self) {
+        let Shape { gencap, opcap, queue_size, .. } = self.shape;
+        self.put(VERSION, 0x100);
+        self.put(GENCAP, gencap & GENCAP_OFFERED);
+        self.put(WQCAP, WQCAP_ONE | u64::from(queue_size));
+        self.put(GRPCAP, 1);
+        self.put(ENGCAP, 1);
+        for (at, word) in (OPCAP..).step_by(8).zip(opcap) {
+            self.put(at, word);
+        }
+        let unit = |offset: u64| offset / TABLE_UNIT;
+        let offsets = unit(GROUPS) | unit(QUEUES) << 16 | unit(PERMISSIONS.into()) << 32;
+        self.put(TABLE_OFFSETS, offsets);
+        self.put(CMDCAP, command::ALL.into());
+        self.put(GROUPS, 1);
+        self.put(GROUPS + GROUP_ENGINES, 1);
+        self.put32(QUEUES, queue_size.into());
+        self.put32(QUEUES + 8, QUEUE_MODE);
+        self.put32(QUEUES + 12, self.limits());
+    }
+
+    /// WQCFG, dword 3: the largest transfer and the largest batch that the parent has.
+    fn limits(&self) -> u32 {
+        let shift = |at: u32, mask: u64| (self.shape.gencap >> at & mask) as u32;
+        shift(16, 0x1f) | shift(21, 0xf) << 5
+    }
+
+    /// Puts what can change into the page.
+    fn show(&mut self) {
+        self.put32(GENCTRL, self.genctrl);
+        self.put32(GENSTS, self.enabled.into());
+        self.put32(INTCAUSE, self.intcause);
+        self.put32(CMD, self.command);
+        self.put32(CMDSTS, self.command_status);
+        for (at, word) in (SWERR..).step_by(8).zip(self.errors) {
+            self.put(at, word);
+        }
+        self.put32(QUEUES + 24, if self.queue_enabled { QUEUE_ENABLED } else { 0 });
+    }
+
+    /// The guest wrote `bytes` bytes at `offset` of the page. Only aligned writes of 4 and 8 bytes do anything, as in the device.
+    pub fn write(&mut self, offset: u64, bytes: u8, value: u64, queue: &mut impl WorkQueue) -> Effect {
+        let mut effect = Effect::default();
+        if matches!(bytes, 4 | 8) && offset.is_multiple_of(bytes.into()) {
+            effect = self.write32(offset, value as u32, queue);
+            if bytes == 8 {
+                let upper = self.write32(offset + 4, (value >> 32) as u32, queue);
+                effect = Effect { reset: effect.reset || upper.reset, signal: effect.signal || upper.signal };
+            }
+            self.show();
+        }
+        effect
+    }
+
+    fn write32(&mut self, offset: u64, value: u32, queue: &mut impl WorkQueue) -> Effect {
+        match offset {
+            GENCTRL => self.genctrl = value & GENCTRL_WRITABLE,
+            INTCAUSE => self.intcause &= !value,
+            SWERR => self.errors[0] &= !(u64::from(value) & (SWERR_VALID | SWERR_OVERFLOW)),
+            CMD => return self.command(value, queue),
+            _ => {}
+        }
+        Effect::default()
+    }
+
+    fn command(&mut self, value: u32, queue: &mut impl WorkQueue) -> Effect {
+        let number = value >> 20 & 0x1f;
+        let known = value & CMD_RESERVED == 0 && command::ALL >> number & 1 != 0;
+        let outcome = if known { self.carry_out(number, value & CMD_OPERAND, queue) } else { Err(error::INVAL_CMD) };
+        self.command = value;
+        self.command_status = match outcome {
+            Ok(result) => u32::from(result) << 8,
+            Err(error) => error.into(),
+        };
+        let signal = value & CMD_INTERRUPT != 0;
+        if signal {
+            self.intcause |= INTCAUSE_COMMAND;
+        }
+        Effect { reset: number == command::RESET_DEVICE && outcome.is_ok(), signal }
+    }
+
+    fn carry_out(&mut self, number: u32, operand: u32, queue: &mut impl WorkQueue) -> Outcome {
+        match number {
+            command::ENABLE_DEVICE => self.enable_device(),
+            command::RESET_DEVICE => self.reset(queue),
+            command::DISABLE_DEVICE | command::DRAIN_ALL | command::ABORT_ALL if !self.enabled => {
+                Err(error::DIS_DEV_EN)
+            }
+            command::DISABLE_DEVICE => {
+                self.disable_queue(queue)?;
+                self.enabled = false;
+                Ok(0)
+            }
+            command::DRAIN_ALL => self.if_queue_enabled(|| queue.drain()),
+            command::ABORT_ALL => self.if_queue_enabled(|| queue.abort()),
+            command::ENABLE_WQ => self.enable_queue(operand, queue),
+            command::REQUEST_INT_HANDLE => self.request_handle(operand),
+            command::RELEASE_INT_HANDLE => self.release_handle(operand),
+            _ => self.selected_queue(number, operand, queue),
+        }
+    }
+
+    fn enable_device(&mut self) -> Outcome {
+        if self.enabled {
+            return Err(error::DEV_ENABLED);
+        }
+        if !self.bus_master {
+            return Err(error::BUSMASTER_EN);
+        }
+        self.enabled = true;
+        Ok(0)
+    }
+
+    fn enable_queue(&mut self, operand: u32, queue: &mut impl WorkQueue) -> Outcome {
+        if !self.enabled {
+            return Err(error::DEV_NOTEN);
+        }
+        if operand != 0 {
+            return Err(error::INVAL_WQIDX);
+        }
+        if self.queue_enabled {
+            return Err(error::WQ_ENABLED);
+        }
+        queue.enable()?;
+        self.queue_enabled = true;
+        Ok(0)
+    }
+
+    /// Disable, drain, abort or reset the queues in the operand: a mask in 15:0 of the sixteen that 19:16 selects. There is one.
+    fn selected_queue(&mut self, number: u32, operand: u32, queue: &mut impl WorkQueue) -> Outcome {
+        if operand != 1 {
+            return Err(error::INVAL_WQIDX);
+        }
+        if !self.queue_enabled {
+            return Err(error::DEV_NOT_EN);
+        }
+        match number {
+            command::DRAIN_WQ => queue.drain()?,
+            command::ABORT_WQ => queue.abort()?,
+            command::RESET_WQ => {
+                queue.abort()?;
+                self.disable_queue(queue)?;
+            }
+            command::DISABLE_WQ => self.disable_queue(queue)?,
+            _ => return Err(error::INVAL_CMD),
+        }
+        Ok(0)
+    }
+
+    fn if_queue_enabled(&self, what: impl FnOnce() -> Result<(), u8>) -> Outcome {
+        if self.queue_enabled {
+            what()?;
+        }
+        Ok(0)
+    }
+
+    fn disable_queue(&mut self, queue: &mut impl WorkQueue) -> Result<(), u8> {
+        if self.queue_enabled {
+            queue.disable()?;
+            self.queue_enabled = false;
+        }
+        Ok(())
+    }
+
+    /// Everything but the bus master bit, which is not the device's.
+    fn reset(&mut self, queue: &mut impl WorkQueue) -> Outcome {
+        self.stop(queue)?;
+        (self.genctrl, self.intcause, self.errors) = (0, 0, [0; 4]);
+        self.handles.fill(0);
+        Ok(0)
+    }
+
+    fn stop(&mut self, queue: &mut impl WorkQueue) -> Result<(), u8> {
+        if self.queue_enabled {
+            queue.abort()?;
+        }
+        self.disable_queue(queue)?;
+        self.enabled = false;
+        Ok(())
+    }
+
+    /// The guest has set or cleared the function's bus master bit. Without it the function sends no requests (PCIe 7.5.1.1.3), which its
+    /// parent cannot know: so it stops. Returns whether it is as the guest wants it.
+    pub fn set_bus_master(&mut self, on: bool, queue: &mut impl WorkQueue) -> bool {
+        self.bus_master = on;
+        let stopped = on || self.stop(queue).is_ok();
+        self.show();
+        stopped
+    }
+
+    /// The vector's slot in the parent, which the device takes from this function alone. Vector 0 has none.
+    fn request_handle(&mut self, operand: u32) -> Outcome {
+        let vector = u16::try_from(operand).ok().filter(|vector| (1..self.shape.vectors).contains(vector));
+        let vector = vector.ok_or(error::INVAL_INT_IDX)?;
+        let word = self.handles.get_mut(usize::from(vector / 64)).ok_or(error::INVAL_INT_IDX)?;
+        *word |= 1 << (vector % 64);
+        self.shape.first_slot.checked_add(vector).ok_or(error::INVAL_INT_IDX)
+    }
+
+    fn release_handle(&mut self, operand: u32) -> Outcome {
+        let vector = u16::try_from(operand).ok().and_then(|handle| handle.checked_sub(self.shape.first_slot));
+        let vector = vector.ok_or(error::INVAL_INT_IDX)?;
+        let bit = 1 << (vector % 64);
+        match self.handles.get_mut(usize::from(vector / 64)) {
+            Some(word) if *word & bit != 0 => *word &= !bit,
+            _ => return Err(error::INVAL_INT_IDX),
+        }
+        Ok(0)
+    }
+
+    /// The parent has recorded an error of the function's work queue (SWERR). Returns whether vector 0 is to be signalled.
+    pub fn record_error(&mut self, record: [u64; 4]) -> bool {
+        if self.errors[0] & SWERR_VALID != 0 {
+            self.errors[0] |= SWERR_OVERFLOW;
+        } else {
+            let [first, rest @ ..] = record;
+            let first = first & !SWERR_NOT_THE_GUESTS | SWERR_VALID;
+            self.errors = [first, rest[0], rest[1], rest[2]];
+        }
+        self.intcause |= INTCAUSE_ERROR;
+        self.show();
+        self.genctrl & GENCTRL_ERROR != 0
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+use super::*;
+
+/// The parent's queue: what it was told, and the error that comes next.
+#[derive(Default)]
+struct Queue {
+    told: Vec<&'static str>,
+    error: Option<u8>,
+}
+
+impl Queue {
+    fn tell(&mut self, what: &'static str) -> Result<(), u8> {
+        self.told.push(what);
+        self.error.take().map_or(Ok(()), Err)
+    }
+}
+
+impl WorkQueue for Queue {
+    fn enable(&mut self) -> Result<(), u8> {
+        self.tell("enable")
+    }
+    fn drain(&mut self) -> Result<(), u8> {
+        self.tell("drain")
+    }
+    fn abort(&mut self) -> Result<(), u8> {
+        self.tell("abort")
+    }
+    fn disable(&mut self) -> Result<(), u8> {
+        self.tell("disable")
+    }
+}
+
+/// As the model of the parent has it.
+const PARENT_GENCAP: u64 = 0b1_1110 | 21 << 16 | 5 << 21 | 16 << 25 | 1 << 31;
+const SHAPE: Shape =
+    Shape { gencap: PARENT_GENCAP, opcap: [0x1003f, 0, 0, 0], queue_size: 16, vectors: 130, first_slot: 2048 };
+
+struct Guest {
+    dsa: VirtualDsa,
+    queue: Queue,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let mut guest = Self { dsa: VirtualDsa::new(SHAPE), queue: Queue::default() };
+        guest.dsa.set_bus_master(true, &mut guest.queue);
+        guest
+    }
+
+    /// Device and queue enabled.
+    fn working() -> Self {
+        let mut guest = Self::new();
+        assert_eq!((guest.command(1, 0), guest.command(6, 0)), (0, 0));
+        guest.queue.told.clear();
+        guest
+    }
+
+    fn read(&self, offset: u64) -> u32 {
+        self.dsa.page()[(offset / 4) as usize]
+    }
+
+    fn read64(&self, offset: u64) -> u64 {
+        u64::from(self.read(offset + 4)) << 32 | u64::from(self.read(offset))
+    }
+
+    fn write(&mut self, offset: u64, bytes: u8, value: u64) -> Effect {
+        self.dsa.write(offset, bytes, value, &mut self.queue)
+    }
+
+    /// Gives a command; what CMDSTS says then.
+    fn command(&mut self, number: u32, operand: u32) -> u32 {
+        self.write(CMD, 4, u64::from(number << 20 | operand));
+        self.read(CMDSTS)
+    }
+
+    fn state(&self) -> (u32, u32) {
+        (self.read(GENSTS), self.read(0x518) >> 30)
+    }
+}
+
+#[test]
+fn feature_msix_backed_it_is_a_dsa_with_one_dedicated_queue_and_no_message_store() {
+    let guest = Guest::new();
+    assert_eq!(guest.read(VERSION), 0x100);
+    let gencap = guest.read64(GENCAP);
+    assert_eq!((gencap >> 25 & 0x3f, gencap >> 31), (0, 0), "no store, not configurable");
+    assert_eq!((gencap >> 16 & 0x1f, gencap >> 21 & 0xf, gencap & 0x1f), (21, 5, 0x1e));
+    assert_eq!(guest.read64(WQCAP), 16 | 1 << 16 | 1 << 24 | 1 << 49);
+    assert_eq!((guest.read64(GRPCAP), guest.read64(ENGCAP), guest.read64(OPCAP)), (1, 1, 0x1003f));
+    assert_eq!(guest.read64(TABLE_OFFSETS), 4 | 5 << 16 | 0x40 << 32);
+    assert_eq!((guest.read64(0x400), guest.read64(0x420)), (1, 1), "its group");
+    assert_eq!([0x500, 0x504, 0x508, 0x50c].map(|at| guest.read(at)), [16, 0, 0x81, 5 << 5 | 21]);
+    assert_eq!(guest.read(CMDCAP), 0x67fe);
+}
+
+#[test]
+fn capabilities_and_configuration_stay_whatever_is_written() {
+    let mut guest = Guest::working();
+    let before = *guest.dsa.page();
+    let own = [GENCTRL, INTCAUSE, CMD, SWERR, SWERR + 8, SWERR + 16, SWERR + 24];
+    for offset in (0..4096).step_by(8).filter(|offset| !own.contains(offset)) {
+        assert_eq!(guest.write(offset, 8, u64::MAX), Effect::default(), "{offset:#x}");
+    }
+    for (offset, bytes) in [(CMD, 1), (CMD, 2), (CMD + 1, 4), (CMD - 4, 16), (CMD, 0), (0xffc, 8), (1 << 40, 4)] {
+        assert_eq!(guest.write(offset, bytes, u64::MAX), Effect::default(), "{offset:#x} {bytes}");
+    }
+    assert_eq!(*guest.dsa.page(), before);
+    assert_eq!(guest.queue.told, [""; 0]);
+}
+
+#[test]
+fn device_and_queue_are_enabled_in_their_order_and_once() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.command(6, 0), 0x20);
+    assert_eq!((guest.command(2, 0), guest.command(3, 0), guest.command(4, 0)), (0x31, 0x31, 0x31));
+    assert_eq!((guest.command(1, 0), guest.command(1, 0)), (0, 0x10));
+    assert_eq!(guest.state(), (1, 0));
+    assert_eq!((guest.command(3, 0), guest.command(4, 0)), (0, 0));
+    assert_eq!(guest.queue.told, [""; 0], "nothing is in a queue that is disabled");
+    assert_eq!((guest.command(6, 1), guest.command(7, 1), guest.command(8, 1)), (0x02, 0x32, 0x32));
+    assert_eq!((guest.command(6, 0), guest.command(6, 0)), (0, 0x21));
+    assert_eq!(guest.state(), (1, 1));
+    assert_eq!(guest.queue.told, ["enable"]);
+}
+
+#[test]
+fn each_command_reaches_the_functions_queue_and_no_other() {
+    for (number, operand, told, state) in [
+        (2, 0, &["disable"][..], (0, 0)),
+        (3, 0, &["drain"], (1, 1)),
+        (4, 0, &["abort"], (1, 1)),
+        (5, 0, &["abort", "disable"], (0, 0)),
+        (7, 1, &["disable"], (1, 0)),
+        (8, 1, &["drain"], (1, 1)),
+        (9, 1, &["abort"], (1, 1)),
+        (10, 1, &["abort", "disable"], (1, 0)),
+    ] {
+        let mut guest = Guest::working();
+        assert_eq!(guest.command(number, operand), 0, "command {number}");
+        assert_eq!((&guest.queue.told[..], guest.state()), (told, state), "command {number}");
+    }
+    let mut guest = Guest::working();
+    for operand in [0, 2, 3, 0x1_0001, 0xf_ffff] {
+        for number in 7..=10 {
+            assert_eq!(guest.command(number, operand), 0x02, "command {number} {operand:#x}");
+        }
+    }
+    assert_eq!(guest.queue.told, [""; 0]);
+}
+
+#[test]
+fn what_the_parent_refuses_fails_and_changes_nothing() {
+    for (number, operand) in [(2_u32, 0), (3, 0), (5, 0), (7, 1), (10, 1)] {
+        let mut guest = Guest::working();
+        guest.queue.error = Some(0x55);
+        let effect = guest.write(CMD, 4, u64::from(number << 20 | operand));
+        assert_eq!((guest.read(CMDSTS), guest.state(), effect.reset), (0x55, (1, 1), false), "command {number}");
+    }
+    let mut guest = Guest::new();
+    guest.command(1, 0);
+    guest.queue.error = Some(0x26);
+    assert_eq!((guest.command(6, 0), guest.state()), (0x26, (1, 0)));
+}
+
+#[test]
+fn unknown_commands_and_those_with_pasids_are_refused() {
+    let mut guest = Guest::working();
+    for number in [0, 11, 12, 15, 16, 31] {
+        assert_eq!(guest.command(number, 1), 1, "command {number}");
+    }
+    assert_eq!(guest.command(8 | 1 << 5, 1), 1, "a reserved bit");
+    assert_eq!(guest.queue.told, [""; 0]);
+}
+
+#[test]
+fn feature_msix_backed_a_handle_is_the_parents_slot_and_vector_0_has_none() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.command(13, 1), 2049 << 8);
+    assert_eq!(guest.command(13, 129), 2177 << 8);
+    for operand in [0, 130, 0xffff, 0x1_0001, 0x8_0001] {
+        assert_eq!(guest.command(13, operand), 0x41, "{operand:#x}");
+    }
+    for operand in [1, 2048, 2050, 2178, 4095, 0xffff, 0x1_0801] {
+        assert_eq!(guest.command(14, operand), 0x41, "{operand:#x} was not given out");
+    }
+    assert_eq!((guest.command(14, 2177), guest.command(14, 2177)), (0, 0x41));
+    guest.command(5, 0);
+    assert_eq!(guest.command(14, 2049), 0x41, "a reset takes them all back");
+}
+
+#[test]
+fn feature_emulated_a_command_that_asks_for_it_signals_vector_0_and_says_so_in_intcause() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.write(CMD, 4, 1 << 20), Effect::default());
+    assert_eq!(guest.read(INTCAUSE), 0);
+    let signal = Effect { signal: true, reset: false };
+    assert_eq!(guest.write(CMD, 4, 1 << 31 | 6 << 20), signal);
+    assert_eq!(guest.read(INTCAUSE), 2);
+    guest.write(INTCAUSE, 4, 2);
+    assert_eq!(guest.read(INTCAUSE), 0);
+    assert_eq!(guest.write(CMD, 8, 1 << 31 | 31 << 20), signal, "one that fails as well");
+    assert_eq!(guest.write(CMD, 4, 1 << 31 | 5 << 20), Effect { signal: true, reset: true });
+    assert_eq!(guest.state(), (0, 0));
+}
+
+#[test]
+fn without_bus_mastering_the_function_stops() {
+    let mut guest = Guest::working();
+    assert!(guest.dsa.set_bus_master(false, &mut guest.queue));
+    assert_eq!((guest.state(), &guest.queue.told[..]), ((0, 0), &["abort", "disable"][..]));
+    assert_eq!(guest.command(1, 0), 0x12);
+    guest.queue.told.clear();
+    assert!(guest.dsa.set_bus_master(true, &mut guest.queue));
+    assert_eq!((guest.command(1, 0), guest.queue.told.len()), (0, 0));
+}
+
+#[test]
+fn feature_emulated_an_error_is_shown_without_the_parents_numbers() {
+    let mut guest = Guest::working();
+    let record = [0x12 << 8 | 5 << 16 | 0b1101 | 3 << 32 | 0x77 << 40, 1, 2, 3];
+    assert!(!guest.dsa.record_error(record));
+    assert_eq!(guest.read64(SWERR), 0x12 << 8 | 0b1101 | 3 << 32);
+    assert_eq!([0xc8, 0xd0, 0xd8].map(|at| guest.read64(at)), [1, 2, 3]);
+    assert_eq!(guest.read(INTCAUSE), 1);
+    guest.write(GENCTRL, 4, u64::MAX);
+    assert_eq!(guest.read(GENCTRL), 3);
+    assert!(guest.dsa.record_error([0; 4]));
+    assert_eq!(guest.read64(SWERR) & 0b11, 0b11, "an overflow");
+    guest.write(SWERR, 8, u64::MAX);
+    assert_eq!(guest.read64(SWERR) & 0b11, 0);
+    assert!(guest.dsa.record_error([0x13 << 8, 0, 0, 0]));
+    assert_eq!(guest.read64(SWERR), 0x13 << 8 | 1);
+}
