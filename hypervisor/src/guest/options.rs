@@ -14,6 +14,12 @@ use crate::addr::Bdf;
 pub const NAME_MAX: usize = 16;
 /// Most devices of one guest.
 pub const DEVICES_MAX: usize = 8;
+/// Fewest vectors of a virtual function: the one that the hypervisor signals, and one of the device's.
+pub const VECTORS_MIN: u16 = 2;
+/// Most vectors of a virtual function: what an MSI-X table can have.
+pub const VECTORS_MAX: u16 = 2048;
+/// Vectors of a virtual function without `vectors=`.
+pub const DEFAULT_VECTORS: u16 = 64;
 /// Most virtual processors of one guest.
 pub const CPUS_MAX: u32 = 64;
 /// Memory without `mem=`.
@@ -30,6 +36,13 @@ pub enum Device {
     At(Bdf),
     /// The first DSA that is found.
     FirstDsa,
+    /// A virtual function of a DSA: of the function at this place, or of the first that has room.
+    Virtual {
+        /// Whose.
+        parent: Option<Bdf>,
+        /// Its vectors.
+        vectors: u16,
+    },
 }
 
 /// A guest as asked for.
@@ -80,8 +93,12 @@ pub enum Error {
     Cpus(String),
     /// Neither `on` nor `off`.
     Switch(String),
-    /// Neither `bus:device.function` in hexadecimal nor `dsa`.
+    /// Neither `bus:device.function` in hexadecimal nor `dsa` nor `vdsa`.
     Device(String),
+    /// No number of vectors that a virtual function can have.
+    Vectors(String),
+    /// `vectors=` does not follow a virtual function.
+    WhoseVectors,
     /// More than eight devices.
     TooManyDevices,
     /// Something else than `exits=marks`.
@@ -104,7 +121,7 @@ impl fmt::Display for Error {
             Self::Unknown(word) => {
                 write!(
                     f,
-                    "'{word}' is not mem=, cpus=, device=, apicv=, posting=, ims=, hypercalls=, storm=, exits= or cmdline="
+                    "'{word}' is not mem=, cpus=, device=, vectors=, apicv=, posting=, ims=, hypercalls=, storm=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -115,7 +132,11 @@ impl fmt::Display for Error {
                 RAM_MAX >> 20,
                 RAM_GRANULE >> 20
             ),
-            Self::Device(value) => write!(f, "device={value}: bus:device.function, as in 00:1e.0, or dsa"),
+            Self::Device(value) => {
+                write!(f, "device={value}: bus:device.function, as in 00:1e.0, dsa, vdsa, or vdsa:00:1e.0")
+            }
+            Self::Vectors(value) => write!(f, "vectors={value}: {VECTORS_MIN} to {VECTORS_MAX}"),
+            Self::WhoseVectors => write!(f, "vectors= belongs behind the device=vdsa that it is for, once"),
             Self::Cpus(value) => write!(f, "cpus={value}: 1 to {CPUS_MAX}"),
             Self::Switch(word) => write!(f, "{word}: on or off"),
             Self::TooManyDevices => write!(f, "more than {DEVICES_MAX} devices"),
@@ -144,6 +165,7 @@ impl Options {
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
         let (mut cpus, mut apicv, mut posting, mut marks) = (None, None, None, None);
         let (mut forbidden, mut hypercalls, mut storm) = (None, None, None);
+        let mut counted = 0;
         for word in words {
             match word.split_once('=') {
                 Some(("mem", value)) => set(&mut memory, parse_memory(value)?, "mem")?,
@@ -158,10 +180,13 @@ impl Options {
                 Some(("exits", value)) => return Err(Error::Exits(value.into())),
                 Some(("device", _)) if devices.len() == DEVICES_MAX => return Err(Error::TooManyDevices),
                 Some(("device", value)) => devices.push(parse_device(value)?),
+                Some(("vectors", value)) => set_vectors(&mut devices, &mut counted, value)?,
                 _ => return Err(Error::Unknown(word)),
             }
         }
-        if devices.iter().enumerate().any(|(n, device)| devices.iter().take(n).any(|other| other == device)) {
+        let whole = |device: &&Device| !matches!(device, Device::Virtual { .. });
+        let doubled = |(n, device)| devices.iter().take(n).any(|other| other == device);
+        if devices.iter().enumerate().filter(|(_, device)| whole(device)).any(doubled) {
             return Err(Error::Repeated("device"));
         }
         Ok(Self {
@@ -254,20 +279,41 @@ fn parse_memory(value: &str) -> Result<u64, Error> {
     bytes().ok_or_else(|| Error::Memory(value.into()))
 }
 
-fn parse_device(value: &str) -> Result<Device, Error> {
-    if value == "dsa" {
-        return Ok(Device::FirstDsa);
+/// Gives the virtual function that was named last its vectors; `counted` is how many devices there were when that was done before.
+fn set_vectors(devices: &mut [Device], counted: &mut usize, value: &str) -> Result<(), Error> {
+    let number = parse_vectors(value)?;
+    let first = core::mem::replace(counted, devices.len()) != devices.len();
+    match devices.last_mut() {
+        Some(Device::Virtual { vectors, .. }) if first => *vectors = number,
+        _ => return Err(Error::WhoseVectors),
     }
-    let bdf = || {
-        let (bus, rest) = value.split_once(':')?;
-        let (device, function) = rest.split_once('.')?;
-        let number = |text: &str, digits: usize, below: u8| {
-            let hexadecimal = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-            u8::from_str_radix(text, 16).ok().filter(|number| hexadecimal && *number <= below)
-        };
-        Some(Bdf::new(number(bus, 2, 0xff)?, number(device, 2, 0x1f)?, number(function, 1, 7)?))
+    Ok(())
+}
+
+fn parse_vectors(value: &str) -> Result<u16, Error> {
+    let number = parse_number(value, VECTORS_MAX.into()).and_then(|number| u16::try_from(number).ok());
+    number.filter(|number| *number >= VECTORS_MIN).ok_or_else(|| Error::Vectors(value.into()))
+}
+
+fn parse_device(value: &str) -> Result<Device, Error> {
+    let of = |parent| Device::Virtual { parent, vectors: DEFAULT_VECTORS };
+    let device = match (value, value.strip_prefix("vdsa:")) {
+        ("dsa", _) => Some(Device::FirstDsa),
+        ("vdsa", _) => Some(of(None)),
+        (_, Some(parent)) => parse_bdf(parent).map(|parent| of(Some(parent))),
+        _ => parse_bdf(value).map(Device::At),
     };
-    bdf().map(Device::At).ok_or_else(|| Error::Device(value.into()))
+    device.ok_or_else(|| Error::Device(value.into()))
+}
+
+fn parse_bdf(value: &str) -> Option<Bdf> {
+    let (bus, rest) = value.split_once(':')?;
+    let (device, function) = rest.split_once('.')?;
+    let number = |text: &str, digits: usize, below: u8| {
+        let hexadecimal = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u8::from_str_radix(text, 16).ok().filter(|number| hexadecimal && *number <= below)
+    };
+    Some(Bdf::new(number(bus, 2, 0xff)?, number(device, 2, 0x1f)?, number(function, 1, 7)?))
 }
 
 /// Quotes that enclose all of it have come through GRUB's quoting and are dropped.
@@ -358,6 +404,23 @@ mod tests {
         assert_eq!(error(&format!("x cmdline={}", "a".repeat(2048))), Error::CmdlineTooLong(2048));
         assert_eq!(error(&"x".repeat(4097)), Error::TooLong);
         assert!(error("x mem=1").to_string().contains("mem=1: a number with M or G, from 4M to 3072M"));
+    }
+
+    #[test]
+    fn feature_msix_backed_virtual_functions_have_a_parent_and_vectors_or_the_defaults() {
+        let of = |parent, vectors| Device::Virtual { parent, vectors };
+        let parent = Some(Bdf::new(0, 0x1f, 0));
+        let options = Options::parse("x device=vdsa device=vdsa vectors=2048 device=vdsa:00:1f.0 vectors=2").unwrap();
+        assert_eq!(options.devices, [of(None, 64), of(None, 2048), of(parent, 2)]);
+        for word in ["vdsa:", "vdsa:00:1f", "vdsa:dsa", "vdsa 00:1f.0", "vdsax"] {
+            assert!(matches!(error(&format!("x \"device={word}\"")), Error::Device(_)), "{word}");
+        }
+        for number in ["", "0", "1", "2049", "65538", "+2", "0x10"] {
+            assert_eq!(error(&format!("x device=vdsa vectors={number}")), Error::Vectors(number.into()));
+        }
+        for string in ["x vectors=4", "x device=dsa vectors=4", "x device=vdsa vectors=4 vectors=4"] {
+            assert_eq!(error(string), Error::WhoseVectors, "{string}");
+        }
     }
 
     proptest! {

@@ -12,6 +12,9 @@ use crate::addr::Bdf;
 const MSI: u8 = 0x05;
 const PCI_EXPRESS: u8 = 0x10;
 const MSI_X: u8 = 0x11;
+/// Extended capability ID: PASID (PCIe 7.8.9), and its bytes.
+const PASID: u16 = 0x1b;
+const PASID_BYTES: u16 = 8;
 /// Extended capability ID: designated vendor-specific.
 const DVSEC: u16 = 0x23;
 /// Intel's DVSEC for scalable I/O virtualization: the vendor and its ID.
@@ -68,6 +71,8 @@ pub struct Capabilities {
     pub express: Option<u16>,
     /// The SIOV DVSEC.
     pub siov: Option<Siov>,
+    /// The PASID capability's offset.
+    pub pasid: Option<u16>,
 }
 
 /// Walks both lists.
@@ -83,8 +88,10 @@ pub(super) fn read(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) -> Capabiliti
     }
     // A conventional function answers offsets beyond 0xFF with those below.
     if found.express.is_some() || config.has_extended() {
-        let dvsecs = extended_list(config, bdf).into_iter().filter(|&(id, _)| id == DVSEC);
-        found.siov = dvsecs.filter_map(|(_, offset)| siov(config, bdf, offset)).next();
+        let extended = extended_list(config, bdf);
+        let all = |id| extended.iter().filter(move |&&(found, _)| found == id).map(|&(_, offset)| offset);
+        found.siov = all(DVSEC).find_map(|offset| siov(config, bdf, offset));
+        found.pasid = all(PASID).find(|&offset| offset <= 0x1000 - PASID_BYTES);
     }
     found
 }

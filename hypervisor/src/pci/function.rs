@@ -17,6 +17,10 @@ const COMMAND_BUS_MASTER: u16 = 1 << 2;
 /// The function does not raise its interrupt pin.
 const COMMAND_NO_INTX: u16 = 1 << 10;
 
+/// The dword of the PASID capability with control in its upper half, and the enable bit there (PCIe 7.8.9.3).
+const PASID_CONTROL: u16 = 4;
+const PASID_ENABLE: u32 = 1 << 16;
+
 /// A function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
@@ -42,6 +46,8 @@ pub struct Function {
     pub express: Option<u16>,
     /// Scalable I/O virtualization.
     pub siov: Option<Siov>,
+    /// The PASID capability's offset.
+    pub pasid: Option<u16>,
     /// For a PCI-to-PCI bridge: what lies behind.
     pub bridge: Option<Bridge>,
 }
@@ -79,6 +85,7 @@ impl Function {
             msix: found.msix,
             express: found.express,
             siov: found.siov,
+            pasid: found.pasid,
             bridge: (header == 1).then(|| Bridge::read(config, bdf)),
         })
     }
@@ -113,4 +120,12 @@ pub fn enable(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
 pub fn disable_bus_master(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
     let command = config.read(bdf, COMMAND) as u16;
     set_command(config, bdf, command & !COMMAND_BUS_MASTER);
+}
+
+/// Lets the function send requests with PASIDs, or forbids it; `pasid` is the capability's offset. Not while the function does anything.
+pub fn set_pasid_enable(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, pasid: u16, enable: bool) {
+    let at = pasid + PASID_CONTROL;
+    let old = config.read(bdf, at);
+    let new = if enable { old | PASID_ENABLE } else { old & !PASID_ENABLE };
+    config.write(bdf, at, new);
 }

@@ -56,6 +56,7 @@ mod tests {
         config.capability(DSA, 0x60, &[0x10]);
         config.extended(DSA, 0x100, 1, &[]);
         config.extended(DSA, 0x140, 0x23, &[0x0180_8086, 0x5, 0, 0, 1]);
+        config.extended(DSA, 0x160, 0x1b, &[0x1400]);
         config
     }
 
@@ -77,6 +78,7 @@ mod tests {
         };
         assert_eq!(dsa.msix, Some(msix));
         assert_eq!(dsa.siov, Some(Siov { capability: 0x140, ims: true }));
+        assert_eq!(dsa.pasid, Some(0x160));
         assert_eq!(dsa.locate(msix.table, 64 * 16), Some(Hpa::new(0xfe00_4000)));
         assert_eq!(dsa.locate(msix.table, 512 << 10), None);
     }

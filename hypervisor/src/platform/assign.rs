@@ -41,6 +41,12 @@ pub enum Refusal {
     ReservedMemory,
     /// It has no message store that the hypervisor knows.
     NoStore,
+    /// It has no PASIDs, by which virtual functions are told apart.
+    NoPasid,
+    /// Its work queues or its store's slots do not suffice for one more virtual function.
+    NoRoom,
+    /// Another guest has virtual functions of it.
+    Shared,
     /// A BAR was not placed by the firmware, or is too small to be mapped.
     Bar(usize),
     /// A table does not lie where the function says.
@@ -62,6 +68,12 @@ impl fmt::Display for Refusal {
             Self::Taken => "another guest has it",
             Self::ReservedMemory => "the firmware keeps memory of its own with it (RMRR)",
             Self::NoStore => "it has no interrupt message store that the hypervisor knows",
+            Self::NoPasid => "it has no PASIDs, by which virtual functions would be told apart",
+            Self::NoRoom => "it has no work queue left for a virtual function, or not so many slots in its message store",
+            Self::Shared => {
+                "another guest has virtual functions of it: the remapping unit tells their DMA apart by the function alone, so \
+                 that all of them have to be one guest's"
+            }
             Self::Bar(index) => return write!(f, "BAR {index} has no place, or is smaller than a page"),
             Self::Table => "a table does not lie in its BAR",
             Self::OutOfMemory => "memory or address space ran out",
@@ -148,7 +160,7 @@ pub fn prepare(
 }
 
 /// The device's registers, mapped in the hypervisor. All its memory BARs are, because guests' accesses can be emulated anywhere.
-fn registers(function: &Function) -> Result<Mmio, Refusal> {
+pub(super) fn registers(function: &Function) -> Result<Mmio, Refusal> {
     for (index, bar) in function.bars.iter().enumerate() {
         if let Some(Bar::Memory { .. }) = bar {
             let (base, size) = memory_bar(function, index)?;
@@ -162,7 +174,7 @@ fn registers(function: &Function) -> Result<Mmio, Refusal> {
     unsafe { Mmio::new(base, size) }.ok_or(Refusal::Bar(0))
 }
 
-fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {
+pub(super) fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {
     let bar = function.bars.get(index).copied().flatten().ok_or(Refusal::Bar(index))?;
     bar.memory().filter(|(base, size)| base.is_aligned(*size) && *size >= PAGE_SIZE).ok_or(Refusal::Bar(index))
 }

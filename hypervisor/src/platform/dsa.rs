@@ -1,10 +1,11 @@
-//! What the hypervisor has to know of Intel DSA beyond PCI: where its interrupt message store is, and how it is reset.
+//! What the hypervisor has to know of Intel DSA beyond PCI: where its interrupt message store is, how it is reset, and how its work
+//! queues are shared out.
 //!
 //! Register offsets and fields: Intel DSA architecture specification, chapter 9; Linux `drivers/dma/idxd/registers.h`.
 
 use bit_field::BitField;
 
-use crate::{memory::Registers, pci::Function};
+use crate::{memory::Registers, pci::Function, vdev::vdsa::WorkQueue};
 
 /// PCI IDs.
 const VENDOR: u16 = 0x8086;
@@ -14,14 +15,52 @@ const DEVICE: u16 = 0x0b25;
 /// BAR with registers and tables.
 pub const REGISTERS_BAR: u8 = 0;
 
+/// BAR with the portals: four pages for each work queue, of which the third and the fourth take handles of the message store
+/// (`idxd_get_wq_portal_full_offset`).
+pub const PORTALS_BAR: usize = 2;
+/// Pages of a work queue there.
+pub const PORTALS_OF_QUEUE: u64 = 4;
+/// The first that takes handles of the message store; the next one does as well.
+pub const STORE_PORTAL: u64 = 2;
+
 const GENCAP: usize = 0x10;
+const WQCAP: usize = 0x20;
+const ENGCAP: usize = 0x38;
+const OPCAP: usize = 0x40;
 const TABLE_OFFSETS: usize = 0x60;
 /// The command register.
 pub const CMD: u64 = 0xa0;
 const CMDSTS: usize = 0xa8;
 
+/// SWERR: four quadwords; the first has valid 0, overflow 1, "the work queue's index is valid" 3, and that index 23:16.
+const SWERR: usize = 0xc0;
+const SWERR_ACKNOWLEDGE: u32 = 0b11;
+
 /// Commands: bits 24:20 of the command register.
-const COMMAND_RESET_DEVICE: u32 = 5;
+mod command {
+    pub const ENABLE_DEVICE: u32 = 1;
+    pub const RESET_DEVICE: u32 = 5;
+    pub const ENABLE_WQ: u32 = 6;
+    pub const DISABLE_WQ: u32 = 7;
+    pub const DRAIN_WQ: u32 = 8;
+    pub const ABORT_WQ: u32 = 9;
+}
+
+/// What a command that the device does not finish ends with: no error of the device's.
+const NO_ANSWER: u8 = 0xff;
+
+/// GRPCFG: engines are behind 256 bits of work queues.
+const GROUP_ENGINES: usize = 32;
+/// WQCFG: dword 2 has the mode (dedicated), priority 7:4, PASID 27:8 and PASID enable; dword 3 the largest transfer and batch.
+const QUEUE_MODE: usize = 8;
+const QUEUE_LIMITS: usize = 12;
+const QUEUE_DEDICATED: u32 = 1 | 8 << 4;
+const QUEUE_PASID_ENABLE: u32 = 1 << 28;
+/// A slot's ctrl: masked, for work of one PASID.
+const SLOT_CTRL: usize = 12;
+const SLOT_CLOSED: u32 = 1 | 1 << 3 | NOBODYS_PASID << 12;
+/// No work queue has it.
+const NOBODYS_PASID: u32 = 0xf_ffff;
 
 /// A store's size is told in units of 256 slots, table offsets in units of 256 bytes.
 const IMS_UNIT: u32 = 256;
@@ -55,7 +94,7 @@ pub fn message_store(registers: &impl Registers) -> Option<MessageStore> {
 pub fn is_reset(offset: u64, bytes: u8, value: u64) -> bool {
     // The register takes effect when its command bits are written: an access that covers bytes 2 and 3 of it.
     let Some(at) = (CMD + 2).checked_sub(offset) else { return false };
-    at + 2 <= u64::from(bytes) && (value >> (8 * at)) as u32 >> 4 & 0x1f == COMMAND_RESET_DEVICE
+    at + 2 <= u64::from(bytes) && (value >> (8 * at)) as u32 >> 4 & 0x1f == command::RESET_DEVICE
 }
 
 /// Waits until the device has done its last command. Returns whether it has.
@@ -65,8 +104,121 @@ pub fn wait_command(registers: &impl Registers) -> bool {
 
 /// Resets the device. Returns whether it answered.
 pub fn reset(registers: &impl Registers) -> bool {
-    registers.write32(CMD as usize, COMMAND_RESET_DEVICE << 20);
+    registers.write32(CMD as usize, command::RESET_DEVICE << 20);
     wait_command(registers)
+}
+
+/// What work queues there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queues {
+    /// How many.
+    pub count: u8,
+    /// Descriptors that each of them holds when all get the same share.
+    pub size: u16,
+}
+
+/// Reads what work queues the device has. `None` when they cannot be shared out: it has none, more than the configuration of one group
+/// can name, or too few descriptors.
+pub fn queues(registers: &impl Registers) -> Option<Queues> {
+    let capabilities = registers.read64(WQCAP);
+    let (total, count) = (capabilities.get_bits(0..16) as u16, capabilities.get_bits(16..24) as u8);
+    let size = total.checked_div(count.into())?;
+    (size != 0 && count <= 32).then_some(Queues { count, size })
+}
+
+/// GENCAP and OPCAP.
+pub fn capabilities(registers: &impl Registers) -> (u64, [u64; 4]) {
+    (registers.read64(GENCAP), core::array::from_fn(|n| registers.read64(OPCAP + 8 * n)))
+}
+
+/// Where the configuration of groups and work queues is, and the bytes of the latter's entries.
+fn tables(registers: &impl Registers) -> (usize, usize, usize) {
+    let offsets = registers.read64(TABLE_OFFSETS);
+    let table = |bits| offsets.get_bits(bits) as usize * OFFSET_UNIT as usize;
+    (table(0..16), table(16..32), 32 << registers.read64(WQCAP).get_bits(24..28))
+}
+
+/// Shares a device out that was reset: all work queues are of the same size, none has work yet, and all engines work for all of them.
+/// No slot of the store can be raised by any. Then enables the device.
+pub fn share_out(registers: &impl Registers) -> Result<(), u8> {
+    let (Some(Queues { count, size }), Some(store)) = (queues(registers), message_store(registers)) else {
+        return Err(NO_ANSWER);
+    };
+    let engines = registers.read64(ENGCAP).get_bits(0..8) as u32;
+    let (gencap, _) = capabilities(registers);
+    let limits = gencap.get_bits(16..21) as u32 | (gencap.get_bits(21..25) as u32) << 5;
+    let (groups, table, stride) = tables(registers);
+    for queue in 0..usize::from(count) {
+        registers.write32(table + queue * stride, size.into());
+        registers.write32(table + queue * stride + QUEUE_LIMITS, limits);
+    }
+    let low_bits = |count: u32| u32::MAX >> (32 - count.clamp(1, 32));
+    registers.write32(groups, low_bits(count.into()));
+    registers.write32(groups + GROUP_ENGINES, low_bits(engines));
+    for slot in 0..store.slots as usize {
+        registers.write32(store.offset as usize + 16 * slot + SLOT_CTRL, SLOT_CLOSED);
+    }
+    command(registers, command::ENABLE_DEVICE, 0)
+}
+
+/// Has the device carry out a command. An error is the device's own code.
+fn command(registers: &impl Registers, number: u32, operand: u32) -> Result<(), u8> {
+    registers.write32(CMD as usize, number << 20 | operand);
+    if !wait_command(registers) {
+        return Err(NO_ANSWER);
+    }
+    match registers.read32(CMDSTS) as u8 {
+        0 => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// A work queue of a device that was shared out.
+pub struct Queue<'a, R> {
+    /// The device.
+    pub registers: &'a R,
+    /// Which.
+    pub number: u8,
+    /// What its work is done with, and the slots compare.
+    pub pasid: u32,
+}
+
+impl<R: Registers> WorkQueue for Queue<'_, R> {
+    fn enable(&mut self) -> Result<(), u8> {
+        let (_, table, stride) = tables(self.registers);
+        let mode = QUEUE_DEDICATED | QUEUE_PASID_ENABLE | self.pasid << 8;
+        self.registers.write32(table + usize::from(self.number) * stride + QUEUE_MODE, mode);
+        command(self.registers, command::ENABLE_WQ, self.number.into())
+    }
+
+    fn drain(&mut self) -> Result<(), u8> {
+        self.command(command::DRAIN_WQ)
+    }
+
+    fn abort(&mut self) -> Result<(), u8> {
+        self.command(command::ABORT_WQ)
+    }
+
+    fn disable(&mut self) -> Result<(), u8> {
+        self.command(command::DISABLE_WQ)
+    }
+}
+
+impl<R: Registers> Queue<'_, R> {
+    /// A command for the queues in the operand: a mask in 15:0 of the sixteen that 19:16 selects.
+    fn command(&self, number: u32) -> Result<(), u8> {
+        command(self.registers, number, u32::from(self.number / 16) << 16 | 1 << (self.number % 16))
+    }
+}
+
+/// Takes the error that the device has recorded, if there is one: whose work queue's it is, and the record.
+pub fn take_error(registers: &impl Registers) -> Option<(Option<u8>, [u64; 4])> {
+    let record @ [first, ..]: [u64; 4] = core::array::from_fn(|n| registers.read64(SWERR + 8 * n));
+    if !first.get_bit(0) {
+        return None;
+    }
+    registers.write32(SWERR, SWERR_ACKNOWLEDGE);
+    Some((first.get_bit(3).then(|| first.get_bits(16..24) as u8), record))
 }
 
 #[cfg(test)]
@@ -97,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_reset_is_seen_in_every_width_that_can_write_it() {
-        let reset = u64::from(COMMAND_RESET_DEVICE << 20);
+        let reset = u64::from(command::RESET_DEVICE << 20);
         assert!(is_reset(CMD, 4, reset));
         assert!(is_reset(CMD, 8, reset));
         assert!(is_reset(CMD + 2, 2, reset >> 16));

@@ -4,7 +4,7 @@ use alloc::{sync::Arc, vec::Vec};
 
 use spin::Mutex;
 
-use super::{assign::Assigned, memory::FRAMES, ports::MachineService};
+use super::{assign::Assigned, memory::FRAMES, ports::MachineService, virtual_functions::Parent};
 use crate::{
     addr::Hpa,
     ept::Ept,
@@ -27,6 +27,8 @@ pub struct Holdings {
     pub frames: Vec<(Hpa, u64)>,
     /// The functions assigned to it.
     pub functions: Mutex<Vec<Assigned>>,
+    /// The functions that the hypervisor keeps and whose virtual functions are its.
+    pub parents: Mutex<Vec<Parent>>,
     /// Its interrupt domain.
     pub domain: Option<Arc<Domain>>,
 }
@@ -34,8 +36,8 @@ pub struct Holdings {
 impl Holdings {
     /// Nothing, for guest `id`.
     pub fn new(id: GuestId, service: &'static MachineService) -> Self {
-        let functions = Mutex::new(Vec::new());
-        Self { id, service, ram: None, ept: None, frames: Vec::new(), functions, domain: None }
+        let (functions, parents) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+        Self { id, service, ram: None, ept: None, frames: Vec::new(), functions, parents, domain: None }
     }
 
     /// Whether its devices' interrupts are posted.
@@ -50,6 +52,10 @@ impl Drop for Holdings {
         for function in functions.iter() {
             function.quiesce();
         }
+        let parents = self.parents.get_mut();
+        for parent in parents.iter() {
+            parent.quiesce();
+        }
         if let Some(domain) = self.domain.take() {
             self.service.detach(&domain);
         }
@@ -57,6 +63,10 @@ impl Drop for Holdings {
         let mut detached = true;
         for function in functions.drain(..) {
             detached &= function.release(self.service.ports());
+        }
+        // Their models' pages are the guest's registers: nobody runs any more who could read them.
+        for parent in parents.drain(..) {
+            detached &= parent.release(self.service.ports());
         }
         let (ept, ram) = (self.ept.take(), self.ram.take());
         if let Some(ept) = &ept {

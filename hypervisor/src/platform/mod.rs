@@ -3,6 +3,7 @@
 pub mod burst;
 pub mod delivery;
 pub mod dsa;
+pub mod ledger;
 pub mod windows;
 
 #[cfg(feature = "bare")]
@@ -40,6 +41,8 @@ pub mod start;
 pub mod storm;
 #[cfg(feature = "bare")]
 pub mod virtual_cpu;
+#[cfg(feature = "bare")]
+pub mod virtual_functions;
 #[cfg(feature = "bare")]
 pub mod vm;
 #[cfg(feature = "bare")]

@@ -6,6 +6,7 @@ use hcall_abi::{DeviceId, Status, rax_from_result};
 
 use super::{
     assign::by_id,
+    holdings::Holdings,
     vm::Vm,
     windows::{Kind, Registers},
 };
@@ -33,10 +34,30 @@ pub struct Reach<'a> {
 impl Reach<'_> {
     /// Does what a write of configuration makes necessary.
     fn configure(&self, function: Bdf, effect: Effect) {
-        if effect != Effect::None
-            && let Some(assigned) = by_id(&mut self.vm.holdings.functions.lock(), DeviceId(function.0))
-        {
+        if effect == Effect::None {
+            return;
+        }
+        let (id, holdings) = (DeviceId(function.0), &self.vm.holdings);
+        if let Some(assigned) = by_id(&mut holdings.functions.lock(), id) {
             assigned.configure(effect);
+        } else if let Some(parent) = holdings.parents.lock().iter_mut().find(|parent| parent.has(id)) {
+            parent.configure(id, effect, (holdings.service, self.domain));
+        }
+    }
+
+    /// What a virtual function answers.
+    fn read_virtual(&self, id: DeviceId, offset: u64, bytes: u8) -> u64 {
+        let Holdings { parents, service, .. } = &self.vm.holdings;
+        let parents = parents.lock();
+        let parent = parents.iter().find(|parent| parent.has(id));
+        parent.map_or(u64::MAX, |parent| parent.read(id, offset, bytes, (*service, self.domain)))
+    }
+
+    /// Has a virtual function take a write.
+    fn write_virtual(&self, id: DeviceId, offset: u64, bytes: u8, value: u64) {
+        let Holdings { parents, service, .. } = &self.vm.holdings;
+        if let Some(parent) = parents.lock().iter_mut().find(|parent| parent.has(id)) {
+            parent.write(id, offset, bytes, value, (*service, self.domain));
         }
     }
 
@@ -94,6 +115,7 @@ impl Platform for Reach<'_> {
                 // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them.
                 unsafe { read_device(base, offset, bytes) }
             }
+            Some((Kind::Virtual { device }, offset)) => self.read_virtual(device, offset, bytes),
             Some((Kind::Ecam, offset)) => {
                 let (function, register) = VirtualBus::ecam(offset);
                 self.vm.board.lock().bus.read(function, register, bytes).into()
@@ -110,6 +132,7 @@ impl Platform for Reach<'_> {
                 let _ = service.store_write(self.domain, device, name, offset, bytes, value);
             }
             Some((Kind::Registers(window), offset)) => self.write_register(window, offset, bytes, value),
+            Some((Kind::Virtual { device }, offset)) => self.write_virtual(device, offset, bytes, value),
             Some((Kind::Ecam, offset)) => {
                 let (function, register) = VirtualBus::ecam(offset);
                 let effect = self.vm.board.lock().bus.write(function, register, bytes, value as u32);

@@ -3,7 +3,15 @@
 
 use alloc::{format, string::String, vec::Vec};
 
-use super::{assign::Refusal, dsa, loader::Module, machine::Machine, ports::MachinePorts};
+use super::{
+    assign::Refusal,
+    dsa,
+    ledger::{Ledger, Part, Unavailable},
+    loader::Module,
+    machine::Machine,
+    ports::MachinePorts,
+    virtual_functions,
+};
 use crate::{
     addr::Bdf,
     guest::options::{Device, Options},
@@ -17,7 +25,27 @@ pub struct Plan {
     /// The numbers of the processors that run its virtual processors.
     pub processors: Vec<usize>,
     /// The functions that it gets.
-    pub functions: Vec<&'static Function>,
+    pub given: Vec<Given>,
+}
+
+/// What a guest gets.
+#[derive(Clone, Copy)]
+pub enum Given {
+    /// A function of the machine.
+    Whole(&'static Function),
+    /// A virtual function.
+    Virtual(Share),
+}
+
+/// A guest's share of a function that the hypervisor keeps.
+#[derive(Clone, Copy)]
+pub struct Share {
+    /// The function.
+    pub parent: &'static Function,
+    /// What of it.
+    pub part: Part,
+    /// Vectors, and slots.
+    pub vectors: u16,
 }
 
 /// The plans of all guests, or why there is none.
@@ -27,15 +55,15 @@ pub type Plans = Vec<Result<Plan, String>>;
 /// first who asks for it.
 pub fn plans(machine: &'static Machine, ports: &MachinePorts, modules: &[Module], fit: &[usize]) -> Plans {
     let mut turns = fit.iter().copied().cycle();
-    let mut taken = Vec::new();
-    let plan = |module| {
+    let mut ledger = Ledger::default();
+    let plan = |(guest, module)| {
         let options = options(module)?;
         let processors = turns.by_ref().take(options.cpus as usize).collect();
-        let functions = functions(machine, ports, &options, &mut taken);
-        let functions = functions.map_err(|why| format!("{}: {why}", options.name))?;
-        Ok(Plan { options, processors, functions })
+        let given = given(machine, ports, guest, &options, &mut ledger);
+        let given = given.map_err(|why| format!("{}: {why}", options.name))?;
+        Ok(Plan { options, processors, given })
     };
-    modules.iter().map(plan).collect()
+    modules.iter().enumerate().map(plan).collect()
 }
 
 fn options(module: &Module) -> Result<Options, String> {
@@ -46,37 +74,69 @@ fn options(module: &Module) -> Result<Options, String> {
     })
 }
 
-/// The functions that a guest asks for, all of them or none.
-fn functions(
+/// What a guest asks for, all of it or nothing. `guest` is its number.
+fn given(
     machine: &'static Machine,
     ports: &MachinePorts,
+    guest: usize,
     options: &Options,
-    taken: &mut Vec<Bdf>,
-) -> Result<Vec<&'static Function>, String> {
-    let mut found: Vec<&Function> = Vec::new();
+    ledger: &mut Ledger,
+) -> Result<Vec<Given>, String> {
+    let mut after = ledger.clone();
+    let mut given = Vec::new();
     for &device in &options.devices {
-        let is_free = |function: &Function| {
-            !taken.contains(&function.bdf) && !found.iter().any(|other| other.bdf == function.bdf)
+        let one = match device {
+            Device::Virtual { parent, vectors } => share(machine, ports, (guest, parent, vectors), &mut after),
+            _ => whole(machine, ports, device, &mut after),
         };
-        found.push(find(machine, ports, device, is_free).map_err(|why| refused(device, why))?);
+        given.push(one.map_err(|why| refused(device, why))?);
     }
-    taken.extend(found.iter().map(|function| function.bdf));
-    Ok(found)
+    *ledger = after;
+    Ok(given)
 }
 
-fn find(
+fn whole(
     machine: &'static Machine,
     ports: &MachinePorts,
     device: Device,
-    is_free: impl Fn(&Function) -> bool,
-) -> Result<&'static Function, Refusal> {
+    ledger: &mut Ledger,
+) -> Result<Given, Refusal> {
     let is_it = |function: &&Function| match device {
         Device::At(bdf) => function.bdf == bdf,
-        Device::FirstDsa => dsa::is_one(function),
+        _ => dsa::is_one(function),
     };
     let all = || machine.functions().iter().filter(is_it);
     all().next().ok_or(Refusal::NoSuchFunction)?;
-    let function = all().find(|function| is_free(function)).ok_or(Refusal::Taken)?;
+    let function = all().find(|function| ledger.is_free(function.bdf)).ok_or(Refusal::Taken)?;
+    check(machine, ports, function)?;
+    ledger.take(function.bdf);
+    Ok(Given::Whole(function))
+}
+
+/// A virtual function with so many vectors, of the parent that the guest names or of the first that has room.
+fn share(
+    machine: &'static Machine,
+    ports: &MachinePorts,
+    (guest, parent, vectors): (usize, Option<Bdf>, u16),
+    ledger: &mut Ledger,
+) -> Result<Given, Refusal> {
+    let is_it = |function: &&Function| parent.map_or(dsa::is_one(function), |parent| function.bdf == parent);
+    let mut refusal = Refusal::NoSuchFunction;
+    for function in machine.functions().iter().filter(is_it) {
+        let taken = check(machine, ports, function).and_then(|()| {
+            let capacity = virtual_functions::capacity(function).ok_or(Refusal::NoPasid)?;
+            ledger.take_part(function.bdf, guest, capacity, vectors).map_err(Refusal::from)
+        });
+        match taken {
+            Ok(part) => return Ok(Given::Virtual(Share { parent: function, part, vectors })),
+            Err(why) => refusal = why,
+        }
+    }
+    Err(refusal)
+}
+
+/// Whether the hypervisor can give a function away.
+fn check(machine: &Machine, ports: &MachinePorts, function: &Function) -> Result<(), Refusal> {
     // Its store is behind registers that only a DSA has.
     if !dsa::is_one(function) {
         Err(Refusal::NoStore)
@@ -85,7 +145,17 @@ fn find(
     } else if machine.has_reserved_memory(function.bdf) {
         Err(Refusal::ReservedMemory)
     } else {
-        Ok(function)
+        Ok(())
+    }
+}
+
+impl From<Unavailable> for Refusal {
+    fn from(why: Unavailable) -> Self {
+        match why {
+            Unavailable::Taken => Self::Taken,
+            Unavailable::Shared => Self::Shared,
+            Unavailable::NoRoom => Self::NoRoom,
+        }
     }
 }
 
@@ -93,5 +163,7 @@ fn refused(device: Device, why: Refusal) -> String {
     match device {
         Device::At(bdf) => format!("device {bdf} is refused: {why}"),
         Device::FirstDsa => format!("device dsa is refused: {why}"),
+        Device::Virtual { parent: Some(bdf), .. } => format!("device vdsa:{bdf} is refused: {why}"),
+        Device::Virtual { parent: None, .. } => format!("device vdsa is refused: {why}"),
     }
 }

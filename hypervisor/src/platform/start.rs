@@ -9,16 +9,17 @@ use core::{
 use hcall_abi::cpuid::Features;
 
 use super::{
-    assign::{Prepared, prepare},
+    assign::{Prepared, Refusal, prepare},
     board::Board,
     delivery::Vectors,
     holdings::Holdings,
     loader::Module,
     machine::Machine,
     memory::FRAMES,
-    plan::Plan,
+    plan::{Given, Plan},
     ports::MachineService,
     seed::{Parts, Seed},
+    virtual_functions::{Parent, Room},
     vm::Vm,
     windows::{Kind, Window, Windows},
 };
@@ -67,7 +68,7 @@ impl Maker {
         mut holdings: Holdings,
         id: GuestId,
         module: &Module,
-        Plan { options, processors, functions }: &Plan,
+        Plan { options, processors, given }: &Plan,
     ) -> Result<Vec<Seed>, String> {
         let free = FRAMES.free_bytes();
         let ram =
@@ -82,7 +83,7 @@ impl Maker {
         ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), Access::Ram).map_err(text)?;
         let mut bus = VirtualBus::new();
         let mut windows = Windows::default();
-        let devices = self.assign(&mut holdings, id, functions, &mut bus, &mut windows)?;
+        let devices = self.assign(&mut holdings, id, given, &mut bus, &mut windows)?;
         map_ecam(holdings.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut windows)?;
         let parts = self.parts(&mut holdings, id, options, processors)?;
         let spec = GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), devices };
@@ -126,25 +127,50 @@ impl Maker {
         &self,
         holdings: &mut Holdings,
         id: GuestId,
-        functions: &[&'static Function],
+        given: &[Given],
         bus: &mut VirtualBus,
         windows: &mut Windows,
     ) -> Result<Vec<DeviceSpec>, String> {
         let mut bars = BarAllocator::new();
         let mut specs = Vec::new();
-        for &function in functions {
-            let refused = |why| format!("device {} is refused: {why}", function.bdf);
-            let Holdings { ept: Some(ept), ram: Some(ram), frames, .. } = &mut *holdings else {
+        for one in given {
+            let Holdings { ept: Some(ept), ram: Some(ram), frames, functions, parents, .. } = &mut *holdings else {
                 return Err("it has no memory".into());
             };
-            let prepared = prepare(self.machine, function, bus, &mut bars, ept, windows, frames);
-            let Prepared { spec, assigned } = prepared.map_err(refused)?;
-            let attached = self.service.ports().attach(id, function.bdf, ram);
-            holdings.functions.get_mut().push(assigned);
-            attached.map_err(refused)?;
-            specs.push(spec);
+            match one {
+                Given::Whole(function) => {
+                    let refused = |why| format!("device {} is refused: {why}", function.bdf);
+                    let prepared = prepare(self.machine, function, bus, &mut bars, ept, windows, frames);
+                    let Prepared { spec, assigned } = prepared.map_err(refused)?;
+                    let attached = self.service.ports().attach(id, function.bdf, ram);
+                    functions.get_mut().push(assigned);
+                    attached.map_err(refused)?;
+                    specs.push(spec);
+                }
+                Given::Virtual(share) => {
+                    let refused = |why| format!("device vdsa:{} is refused: {why}", share.parent.bdf);
+                    let parent = self.parent(id, ram, share.parent, parents.get_mut()).map_err(refused)?;
+                    let mut room = Room { bus, bars: &mut bars, ept, windows, frames };
+                    specs.push(parent.add(share, &mut room).map_err(refused)?);
+                }
+            }
         }
         Ok(specs)
+    }
+
+    /// The function that the hypervisor keeps for a guest's virtual functions of it: taken when the first of them is made.
+    fn parent<'a>(
+        &self,
+        id: GuestId,
+        ram: &Ram,
+        function: &Function,
+        parents: &'a mut Vec<Parent>,
+    ) -> Result<&'a mut Parent, Refusal> {
+        if !parents.iter().any(|parent| parent.bdf() == function.bdf) {
+            parents.push(Parent::new(self.machine, function)?);
+            self.service.ports().attach(id, function.bdf, ram)?;
+        }
+        parents.iter_mut().find(|parent| parent.bdf() == function.bdf).ok_or(Refusal::NoSuchFunction)
     }
 
     /// Leaves the local APIC to the processor where it can keep it, unless the guest wants otherwise. On Bochs a guest has to ask for

@@ -23,6 +23,11 @@ pub enum Kind {
     },
     /// Registers of a device; those in the command page are looked at before they are passed on.
     Registers(Registers),
+    /// What a virtual function has in BAR 0 beside its MSI-X table.
+    Virtual {
+        /// Whose.
+        device: DeviceId,
+    },
     /// Configuration space of bus 0.
     Ecam,
 }

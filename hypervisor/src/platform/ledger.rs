@@ -1,0 +1,119 @@
+//! What of the machine's functions is given away: whole, or work queue by work queue.
+
+use alloc::vec::Vec;
+
+use crate::addr::Bdf;
+
+/// Why something cannot be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// Somebody has the function, whole or in parts.
+    Taken,
+    /// Another guest has virtual functions of it: their DMA could not be told apart.
+    Shared,
+    /// It has too few work queues or slots left.
+    NoRoom,
+}
+
+/// A work queue of a function, and a part of its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which queue.
+    pub queue: u8,
+    /// The first slot.
+    pub first_slot: u16,
+}
+
+/// A function of which parts are given away: the first ones.
+#[derive(Clone, Copy, Debug)]
+struct Parent {
+    bdf: Bdf,
+    guest: usize,
+    queues: u8,
+    slots: u32,
+}
+
+/// Who has what.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    whole: Vec<Bdf>,
+    parents: Vec<Parent>,
+}
+
+impl Ledger {
+    /// Whether nobody has anything of the function.
+    pub fn is_free(&self, bdf: Bdf) -> bool {
+        !self.whole.contains(&bdf) && !self.parents.iter().any(|parent| parent.bdf == bdf)
+    }
+
+    /// Gives a whole function away, which is free.
+    pub fn take(&mut self, bdf: Bdf) {
+        self.whole.push(bdf);
+    }
+
+    /// Gives a guest the next work queue of a function that has so many queues and slots, and as many slots as it wants vectors.
+    pub fn take_part(
+        &mut self,
+        bdf: Bdf,
+        guest: usize,
+        (queues, slots): (u8, u32),
+        vectors: u16,
+    ) -> Result<Part, Unavailable> {
+        if self.whole.contains(&bdf) {
+            return Err(Unavailable::Taken);
+        }
+        let known = self.parents.iter().position(|parent| parent.bdf == bdf);
+        let given = known.and_then(|n| self.parents.get(n)).copied();
+        let given = given.unwrap_or(Parent { bdf, guest, queues: 0, slots: 0 });
+        if given.guest != guest {
+            return Err(Unavailable::Shared);
+        }
+        let after = given.slots + u32::from(vectors);
+        let first_slot = u16::try_from(given.slots).map_err(|_| Unavailable::NoRoom)?;
+        if given.queues >= queues || after > slots {
+            return Err(Unavailable::NoRoom);
+        }
+        let new = Parent { queues: given.queues + 1, slots: after, ..given };
+        match known.and_then(|n| self.parents.get_mut(n)) {
+            Some(parent) => *parent = new,
+            None => self.parents.push(new),
+        }
+        Ok(Part { queue: given.queues, first_slot })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Bdf = Bdf(0xf0);
+    const B: Bdf = Bdf(0xf8);
+    const CAPACITY: (u8, u32) = (3, 4096);
+
+    #[test]
+    fn parts_follow_each_other_until_queues_or_slots_run_out() {
+        let mut ledger = Ledger::default();
+        let mut take = |vectors| ledger.take_part(A, 0, CAPACITY, vectors);
+        assert_eq!(take(2048), Ok(Part { queue: 0, first_slot: 0 }));
+        assert_eq!(take(2049), Err(Unavailable::NoRoom));
+        assert_eq!(take(2047), Ok(Part { queue: 1, first_slot: 2048 }));
+        assert_eq!(take(2), Err(Unavailable::NoRoom));
+        assert_eq!(take(1), Ok(Part { queue: 2, first_slot: 4095 }));
+        let mut many = Ledger::default();
+        for queue in 0..3 {
+            assert_eq!(many.take_part(A, 0, CAPACITY, 2), Ok(Part { queue, first_slot: 2 * u16::from(queue) }));
+        }
+        assert_eq!(many.take_part(A, 0, CAPACITY, 2), Err(Unavailable::NoRoom));
+        assert_eq!(many.take_part(B, 0, CAPACITY, 2), Ok(Part { queue: 0, first_slot: 0 }));
+    }
+
+    #[test]
+    fn a_function_is_given_whole_or_in_parts_and_its_parts_to_one_guest() {
+        let mut ledger = Ledger::default();
+        ledger.take(A);
+        assert!(!ledger.is_free(A) && ledger.is_free(B));
+        assert_eq!(ledger.take_part(A, 0, CAPACITY, 2), Err(Unavailable::Taken));
+        assert!(ledger.take_part(B, 0, CAPACITY, 2).is_ok() && !ledger.is_free(B));
+        assert_eq!(ledger.take_part(B, 1, CAPACITY, 2), Err(Unavailable::Shared));
+    }
+}
