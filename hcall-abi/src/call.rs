@@ -100,11 +100,6 @@ impl Call {
         Self::ALL.get(usize::try_from(n).ok()?).copied()
     }
 
-    /// Whether a guest can make it before [`Call::Enable`].
-    pub const fn is_always_there(self) -> bool {
-        matches!(self, Self::Nop | Self::Enable)
-    }
-
     /// The number to put into RAX.
     pub const fn number(self, base: u32) -> u64 {
         base as u64 + self as u64

@@ -116,6 +116,8 @@ pub struct GuestSpec {
     pub guest: GuestId,
     /// x2APIC IDs of its virtual processors.
     pub apic_ids: Vec<u32>,
+    /// Whether it can make hypercalls.
+    pub hypercalls: bool,
     /// Its devices.
     pub devices: Vec<DeviceSpec>,
 }
@@ -149,6 +151,8 @@ pub struct Domain {
     apic_ids: Vec<u32>,
     pub(super) devices: Vec<Arc<Device>>,
     pub(super) counts: GuestCounts,
+    /// Whether it can make hypercalls.
+    pub(super) offers_calls: bool,
     /// Faults of its slots that it has not read yet.
     pub(super) faults: Arc<FaultRing>,
     enabled: AtomicBool,
@@ -159,10 +163,12 @@ impl Domain {
         guest: GuestId,
         mut apic_ids: Vec<u32>,
         devices: Vec<Arc<Device>>,
+        offers_calls: bool,
         faults: Arc<FaultRing>,
     ) -> Self {
         apic_ids.sort_unstable();
-        Self { guest, apic_ids, devices, counts: GuestCounts::default(), faults, enabled: AtomicBool::new(false) }
+        let (counts, enabled) = (GuestCounts::default(), AtomicBool::new(false));
+        Self { guest, apic_ids, devices, counts, offers_calls, faults, enabled }
     }
 
     /// Whether the guest has said that it knows the interface. Until then its devices have no interrupt message stores.

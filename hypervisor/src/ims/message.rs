@@ -63,7 +63,7 @@ mod tests {
     use crate::ims::GuestId;
 
     fn parse_for(apic_ids: &[u32], image: [u32; 3]) -> Result<Target, Status> {
-        parse(&Domain::new(GuestId(0), apic_ids.to_vec(), vec![], Arc::default()), image)
+        parse(&Domain::new(GuestId(0), apic_ids.to_vec(), vec![], true, Arc::default()), image)
     }
 
     #[test]

@@ -142,4 +142,7 @@ pub trait GuestMemory {
 
     /// Copies to the guest.
     fn write(&self, to: Gpa, bytes: &[u8]) -> Result<(), Status>;
+
+    /// The guest knows the interface now: its devices show that they have message stores.
+    fn reveal_stores(&self) {}
 }

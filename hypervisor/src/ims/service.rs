@@ -107,7 +107,7 @@ impl<P: Ports> Service<P> {
         for device in &devices {
             self.start(device);
         }
-        Ok(Arc::new(Domain::new(spec.guest, spec.apic_ids, devices, faults)))
+        Ok(Arc::new(Domain::new(spec.guest, spec.apic_ids, devices, spec.hypercalls, faults)))
     }
 
     /// Masks all slots in the device, and shows them as after reset.

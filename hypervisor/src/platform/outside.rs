@@ -2,7 +2,7 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
-use hcall_abi::{DeviceId, Status, rax_from_result};
+use hcall_abi::{DeviceId, Status};
 
 use super::{
     assign::by_id,
@@ -76,16 +76,23 @@ impl Reach<'_> {
     }
 }
 
-/// The guest's memory, as the service wants it.
-struct Memory<'a>(&'a Ram);
+/// The guest that makes a call, as the service wants it.
+struct Caller<'a> {
+    ram: &'a Ram,
+    vm: &'a Vm,
+}
 
-impl GuestMemory for Memory<'_> {
+impl GuestMemory for Caller<'_> {
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status> {
-        self.0.read(from, into).map_err(|_| Status::BadAddress)
+        self.ram.read(from, into).map_err(|_| Status::BadAddress)
     }
 
     fn write(&self, to: Gpa, bytes: &[u8]) -> Result<(), Status> {
-        self.0.write(to, bytes).map_err(|_| Status::BadAddress)
+        self.ram.write(to, bytes).map_err(|_| Status::BadAddress)
+    }
+
+    fn reveal_stores(&self) {
+        self.vm.board.lock().bus.reveal_stores();
     }
 }
 
@@ -143,15 +150,8 @@ impl Platform for Reach<'_> {
     }
 
     fn hypercall(&mut self, ram: &Ram, number: u64, arguments: [u64; 4]) -> u64 {
-        if !self.vm.hypercalls {
-            return rax_from_result(Err(Status::UnknownCall));
-        }
-        let knew = self.domain.is_enabled();
-        let result = self.vm.holdings.service.hypercall(self.domain, number, arguments, &Memory(ram));
-        if !knew && self.domain.is_enabled() {
-            self.vm.board.lock().bus.reveal_stores();
-        }
-        result
+        let caller = Caller { ram, vm: self.vm };
+        self.vm.holdings.service.hypercall(self.domain, number, arguments, &caller)
     }
 
     fn ipi(&mut self, ipi: Ipi) {

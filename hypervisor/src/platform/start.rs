@@ -86,7 +86,8 @@ impl Maker {
         let devices = self.assign(&mut holdings, id, given, &mut bus, &mut windows)?;
         map_ecam(holdings.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut windows)?;
         let parts = self.parts(&mut holdings, id, options, processors)?;
-        let spec = GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), devices };
+        let spec =
+            GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), hypercalls: options.hypercalls, devices };
         holdings.domain = Some(self.service.attach(spec).map_err(|status| format!("the service: {status}"))?);
         let seats: Vec<_> = parts.iter().map(|parts| Arc::new(parts.seat(self.service))).collect();
         for (number, seat) in (0..).zip(&seats) {

@@ -58,8 +58,6 @@ pub struct Vm {
     pub holdings: Holdings,
     /// What it finds outside of its memory.
     pub windows: Windows,
-    /// Whether it is offered the hypercall domain.
-    pub hypercalls: bool,
     /// Interrupts that a slot of its may raise in [`super::storm::WINDOW`].
     pub storm_limit: Option<u32>,
     /// Its console and its PCI bus.
@@ -87,7 +85,6 @@ impl Vm {
         Self {
             id,
             name: options.name.clone(),
-            hypercalls: options.hypercalls,
             storm_limit: options.storm,
             holdings,
             windows,

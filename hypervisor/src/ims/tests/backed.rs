@@ -54,7 +54,7 @@ impl Two {
         for device in &devices {
             service.ports().plug(device.msix.unwrap(), PARENT, GuestId(1), &PROCESSORS);
         }
-        let spec = GuestSpec { guest: GuestId(1), apic_ids: PROCESSORS.to_vec(), devices };
+        let spec = GuestSpec { guest: GuestId(1), apic_ids: PROCESSORS.to_vec(), hypercalls: true, devices };
         let domain = service.attach(spec).unwrap();
         service.ports().log();
         Self(Bench { service, domain })
@@ -315,7 +315,7 @@ fn a_requester_id_is_shared_only_by_those_who_all_say_so() {
     for device in [first(), second()] {
         service.ports().plug(device.msix.unwrap(), PARENT, GuestId(1), &PROCESSORS);
     }
-    let guest = |devices| GuestSpec { guest: GuestId(1), apic_ids: PROCESSORS.to_vec(), devices };
+    let guest = |devices| GuestSpec { guest: GuestId(1), apic_ids: PROCESSORS.to_vec(), hypercalls: true, devices };
     assert_eq!(service.attach(guest(vec![first(), alone])).err(), Some(Status::InvalidArgument));
     let domain = service.attach(guest(vec![first()])).unwrap();
     assert_eq!(service.attach(guest(vec![alone])).err(), Some(Status::Exists));

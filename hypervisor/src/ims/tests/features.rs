@@ -200,7 +200,7 @@ fn feature_hidden_when_unaware_nothing_is_done_for_a_guest_before_it_enables_the
     for store in [device.msix, device.ims].into_iter().flatten() {
         service.ports().plug(store, device.requester, GuestId(1), &PROCESSORS);
     }
-    let spec = GuestSpec { guest: GuestId(1), apic_ids: PROCESSORS.to_vec(), devices: vec![device] };
+    let spec = GuestSpec { guest: GuestId(1), apic_ids: PROCESSORS.to_vec(), hypercalls: true, devices: vec![device] };
     let domain = service.attach(spec).unwrap();
     let bench = Bench { service, domain };
     let before = bench.machine().snapshot();

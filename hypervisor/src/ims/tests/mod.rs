@@ -109,7 +109,8 @@ impl Bench {
         for store in [device.msix, device.ims].into_iter().flatten() {
             service.ports().plug(store, device.requester, GuestId(guest), processors);
         }
-        let spec = GuestSpec { guest: GuestId(guest), apic_ids: processors.to_vec(), devices: vec![device] };
+        let spec =
+            GuestSpec { guest: GuestId(guest), apic_ids: processors.to_vec(), hypercalls: true, devices: vec![device] };
         let domain = service.attach(spec).unwrap();
         domain.enable();
         domain

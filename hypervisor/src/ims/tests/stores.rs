@@ -85,7 +85,7 @@ fn attack_05_a_guest_reaches_no_other_guests_device() {
     bench.service.store_write(&other, DEVICE, StoreName::Ims, 8, 8, 0x40).unwrap();
     assert_eq!(bench.machine().used(), (2, 2), "each has its own entry and route, though they look alike");
     assert_eq!(bench.service.lookup(EntryIndex(1)).unwrap().guest, GuestId(2));
-    let again = GuestSpec { guest: GuestId(3), apic_ids: vec![0], devices: vec![function(2)] };
+    let again = GuestSpec { guest: GuestId(3), apic_ids: vec![0], hypercalls: true, devices: vec![function(2)] };
     assert_eq!(bench.service.attach(again).unwrap_err(), Status::Exists, "a function belongs to one guest");
 }
 
@@ -289,7 +289,7 @@ fn a_detached_guest_holds_nothing_and_can_do_nothing() {
 #[test]
 fn impossible_guests_are_refused() {
     let service = Service::new(Machine::new(4, 4));
-    let good = GuestSpec { guest: GuestId(1), apic_ids: vec![0], devices: vec![] };
+    let good = GuestSpec { guest: GuestId(1), apic_ids: vec![0], hypercalls: true, devices: vec![] };
     let device = function(1);
     let doubled = DeviceSpec { requester: Bdf(1), ..device };
     let empty = DeviceSpec { ims: Some(store(0, 0)), ..device };

@@ -46,7 +46,7 @@ fn bench() -> Bench {
     }
     // As many processors as there are threads, since each brings a batch.
     let apic_ids = [&PROCESSORS[..], &[7]].concat();
-    let spec = GuestSpec { guest: GuestId(1), apic_ids, devices: vec![device] };
+    let spec = GuestSpec { guest: GuestId(1), apic_ids, hypercalls: true, devices: vec![device] };
     let domain = service.attach(spec).unwrap();
     domain.enable();
     Bench { service, domain }
