@@ -121,8 +121,11 @@ impl MapRequest {
 
     /// Checks an item that a guest wrote.
     pub fn from_bytes(bytes: &[u8; 16]) -> Result<Self, Status> {
-        let [h0, h1, h2, h3, a0, a1, vector, flags, cookie @ ..] = *bytes;
-        let handle = SlotHandle::from_bits(u32::from_le_bytes([h0, h1, h2, h3]))?;
+        // One load for each half, not one for each field.
+        let item = u128::from_le_bytes(*bytes);
+        let (request, cookie) = (item as u64, (item >> 64) as u64);
+        let (vector, flags) = ((request >> 48) as u8, (request >> 56) as u8);
+        let handle = SlotHandle::from_bits(request as u32)?;
         if flags & !Self::FLAG_UNMASK != 0 {
             return Err(Status::InvalidArgument);
         }
@@ -131,9 +134,9 @@ impl MapRequest {
         }
         Ok(Self {
             handle,
-            target: Target { apic_id: u16::from_le_bytes([a0, a1]).into(), vector },
+            target: Target { apic_id: ((request >> 32) as u16).into(), vector },
             unmask: flags & Self::FLAG_UNMASK != 0,
-            cookie: u64::from_le_bytes(cookie),
+            cookie,
         })
     }
 

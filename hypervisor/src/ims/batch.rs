@@ -1,13 +1,16 @@
 //! The map call: many slots, one flush.
 
-use hcall_abi::{ItemLayout, MapReply, MapRequest, MessagePair, SlotHandle, Status};
+use alloc::vec::Vec;
+use core::{iter::once, num::NonZeroU16};
+
+use hcall_abi::{ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target};
 
 use super::{
-    counters::count,
+    counters::add,
     device::Bank,
     domain::Domain,
     place::Place,
-    ports::{EntryIndex, GuestMemory, Ports},
+    ports::{GuestMemory, Ports, Wanted},
     slot::{Slot, State},
 };
 use crate::addr::{Gpa, PAGE_SIZE};
@@ -21,19 +24,34 @@ pub struct Batch {
     name: u8,
     /// Requests, then replies.
     items: [[u8; MapRequest::SIZE]; BATCH_LIMIT],
-    plan: [Planned; BATCH_LIMIT],
-    /// The entries that the flush is for.
-    entries: [EntryIndex; BATCH_LIMIT],
-    fresh: usize,
+    /// The slots that this batch maps are those of the first so many.
+    fresh: [Fresh; BATCH_LIMIT],
+    number: usize,
+    /// The items whose slots were mapped that way already, perhaps by this batch. There is room for all.
+    repeated: Vec<Item>,
 }
 
-/// What is to be done for an item after the flush.
+/// An item that has not failed.
 #[derive(Clone, Copy)]
-enum Planned {
-    /// Nothing: it failed.
-    Failed,
-    /// The slot was given an entry by this batch, or was mapped that way already.
-    Bound { handle: SlotHandle, unmask: bool },
+struct Item {
+    handle: SlotHandle,
+    /// Its place in the batch.
+    number: u8,
+    unmask: bool,
+}
+
+/// A slot that the batch maps.
+#[derive(Clone, Copy)]
+struct Fresh {
+    wanted: Wanted,
+    item: Item,
+}
+
+impl Fresh {
+    const NONE: Self = Self {
+        wanted: Wanted::new(Target { apic_id: 0, vector: 0 }),
+        item: Item { handle: SlotHandle::new(0, NonZeroU16::MIN), number: 0, unmask: false },
+    };
 }
 
 /// Checks what the registers say of a batch, and counts its items.
@@ -56,13 +74,13 @@ pub fn check(items: Gpa, number: u64, layout: u64) -> Result<usize, Status> {
 
 impl Batch {
     /// Room, empty.
-    pub const fn new(name: u8) -> Self {
+    pub fn new(name: u8) -> Self {
         Self {
             name,
             items: [[0; MapRequest::SIZE]; BATCH_LIMIT],
-            plan: [Planned::Failed; BATCH_LIMIT],
-            entries: [EntryIndex(0); BATCH_LIMIT],
-            fresh: 0,
+            fresh: [Fresh::NONE; BATCH_LIMIT],
+            number: 0,
+            repeated: Vec::with_capacity(BATCH_LIMIT),
         }
     }
 
@@ -73,9 +91,10 @@ impl Batch {
 
     /// Maps `number` items at `at`. The number of those that succeeded.
     ///
-    /// The items are read once. Entries are programmed, then flushed together; the replies are written while everything can
+    /// The items are read once. Entries are programmed all together, then flushed together; the replies are written while everything can
     /// still be undone; what follows cannot fail: messages into the device, and unmask. Slots are locked one after another; between
     /// the first look at a slot and the last one [`State::Mapping`] keeps others away.
+    #[inline(never)]
     pub fn map<P: Ports>(
         &mut self,
         domain: &Domain,
@@ -87,128 +106,182 @@ impl Batch {
     ) -> Result<u64, Status> {
         let items = self.items.get_mut(..number).ok_or(Status::InvalidArgument)?;
         memory.read(at, items.as_flattened_mut())?;
-        self.fresh = 0;
-        for n in 0..number {
-            self.prepare_item(domain, place, bank, n);
-        }
-        let entries = self.entries.get(..self.fresh).unwrap_or_default();
-        let flushed = if entries.is_empty() { Ok(()) } else { place.service.flush(entries) };
+        let failed = self.begin(domain, place, bank, number) + self.bind(place, bank);
+        let flushed = self.flush(place);
         let items = self.items.get(..number).unwrap_or_default();
         if let Err(status) = flushed.and_then(|()| memory.write(at, items.as_flattened())) {
-            self.undo(place, bank, number);
+            self.undo(place, bank);
             return Err(status);
         }
-        let plan = self.plan.get(..number).unwrap_or_default();
-        Ok(plan.iter().map(|planned| u64::from(self.finish(domain, place, bank, *planned))).sum())
+        add(&domain.counts.refused, failed);
+        self.finish(place, bank);
+        Ok(number as u64 - failed - self.repeat(place, bank))
     }
 
-    /// Gives an item's slot its entry, or finds that it has it, and puts the reply in the item's place.
-    fn prepare_item<P: Ports>(&mut self, domain: &Domain, place: &Place<P>, bank: &Bank, n: usize) {
-        let (Some(item), Some(planned), Some(entry)) =
-            (self.items.get_mut(n), self.plan.get_mut(n), self.entries.get_mut(self.fresh))
-        else {
-            return;
-        };
-        let own = State::Mapping { batch: self.name };
-        let prepared = MapRequest::from_bytes(item).and_then(|request| {
-            *planned = Planned::Bound { handle: request.handle, unmask: request.unmask };
-            prepare(domain, place, bank, own, request, entry)
-        });
-        let reply = match prepared {
-            Ok((slot, fresh)) => {
-                self.fresh += usize::from(fresh);
-                Ok(slot)
-            }
-            Err(status) => {
-                *planned = Planned::Failed;
-                Err(status)
-            }
-        };
-        *item = MapReply(reply).to_bytes();
+    /// The slots that this batch maps.
+    fn fresh(&self) -> &[Fresh] {
+        self.fresh.get(..self.number).unwrap_or_default()
     }
 
-    /// Takes back what [`prepare`] gave, last first.
-    fn undo<P: Ports>(&self, place: &Place<P>, bank: &Bank, number: usize) {
-        let mut held = alloc::vec::Vec::new();
-        for planned in self.plan.iter().take(number).rev() {
-            if let Planned::Bound { handle, .. } = planned
-                && let Ok(mut slot) = bank.held(*handle)
-                && slot.state == (State::Mapping { batch: self.name })
+    /// Looks at the items' slots, and marks those that are to be mapped. The replies are as if all that follows succeeded. How many
+    /// items failed.
+    // A function of its own, as the others that walk the batch are: in its caller the compiler runs out of registers.
+    #[inline(never)]
+    fn begin<P: Ports>(&mut self, domain: &Domain, place: &Place<P>, bank: &Bank, number: usize) -> u64 {
+        self.repeated.clear();
+        let Self { name, items, fresh, repeated, .. } = self;
+        let (name, items) = (*name, items.get_mut(..number).unwrap_or_default());
+        let mut rooms = fresh.iter_mut();
+        // A processor of the guest's, once there was one.
+        let mut known = u64::MAX;
+        let mut failed = 0;
+        for (n, bytes) in items.iter_mut().enumerate() {
+            let mut look = || {
+                let MapRequest { handle, target, unmask, cookie } = MapRequest::from_bytes(bytes)?;
+                let item = Item { handle, number: n as u8, unmask };
+                let slot = &mut *bank.held(handle)?;
+                if known != target.apic_id.into() {
+                    known = domain.own(target)?.apic_id.into();
+                }
+                if slot.state != State::Allocated {
+                    check_mapped(place, slot, name, target, cookie)?;
+                    repeated.push(item);
+                } else if let Some(room) = rooms.next() {
+                    slot.begin_mapping(target, cookie, name);
+                    room.wanted.target = target;
+                    room.item = item;
+                }
+                *bytes = MapReply(Ok(slot.pair(handle.index()))).to_bytes();
+                Ok(())
+            };
+            if let Err(status) = look() {
+                failed += 1;
+                *bytes = MapReply(Err(status)).to_bytes();
+            }
+        }
+        self.number = BATCH_LIMIT - rooms.len();
+        failed
+    }
+
+    /// Has entries bound for the slots that are marked. How many items failed.
+    fn bind<P: Ports>(&mut self, place: &Place<P>, bank: &Bank) -> u64 {
+        let fresh = self.fresh.get_mut(..self.number).unwrap_or_default();
+        if fresh.is_empty() || place.bind_all(fresh.iter_mut().map(|fresh| &mut fresh.wanted)) == 0 {
+            return 0;
+        }
+        self.fail(bank)
+    }
+
+    /// Flushes the entries that were bound.
+    fn flush<P: Ports>(&self, place: &Place<P>) -> Result<(), Status> {
+        if let [one] = self.fresh() {
+            return one.wanted.bound.map_or(Ok(()), |entry| place.service.flush(once(entry)));
+        }
+        let entries = self.fresh().iter().filter_map(|fresh| fresh.wanted.bound.ok());
+        if entries.clone().next().is_none() { Ok(()) } else { place.service.flush(entries) }
+    }
+
+    /// The items whose slots got no entry fail, and so do those that counted on them. How many.
+    #[cold]
+    fn fail(&mut self, bank: &Bank) -> u64 {
+        let mut failed = 0;
+        let mut fail = |item: &Item, status: Status| {
+            failed += 1;
+            if let Some(bytes) = self.items.get_mut(usize::from(item.number)) {
+                *bytes = MapReply(Err(status)).to_bytes();
+            }
+        };
+        let fresh = self.fresh.get(..self.number).unwrap_or_default();
+        for Fresh { wanted, item } in fresh {
+            if let Err(status) = wanted.bound {
+                fail(item, status);
+                if let Ok(mut slot) = bank.lock(item.handle.index()) {
+                    slot.end_mapping();
+                }
+            }
+        }
+        for item in &self.repeated {
+            let first = fresh.iter().find(|fresh| fresh.item.handle == item.handle);
+            if let Some(Err(status)) = first.map(|fresh| fresh.wanted.bound) {
+                fail(item, status);
+            }
+        }
+        failed
+    }
+
+    /// Takes back what the slots got, last first.
+    #[cold]
+    fn undo<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
+        let mut held = Vec::new();
+        for Fresh { wanted, item } in self.fresh().iter().rev() {
+            if let Ok(binding) = wanted.binding()
+                && let Ok(mut slot) = bank.lock(item.handle.index())
             {
-                held.extend(slot.take_binding().map(|binding| place.withdraw(binding)));
-                slot.state = State::Allocated;
-                slot.cookie = 0;
-                slot.flushed = true;
+                slot.end_mapping();
+                held.push(place.withdraw(binding));
             }
         }
         place.service.give_back(&held);
     }
 
-    /// Stores and unmasks, after the flush. Whether the item succeeded.
-    fn finish<P: Ports>(&self, domain: &Domain, place: &Place<P>, bank: &Bank, planned: Planned) -> bool {
-        let Planned::Bound { handle, unmask } = planned else {
-            count(&domain.counts.refused);
-            return false;
-        };
-        // A slot that was mapped before may have been freed since: then that came last.
-        let Ok(mut slot) = bank.held(handle) else { return true };
-        let (index, slot) = (handle.index(), &mut *slot);
-        if slot.state == (State::Mapping { batch: self.name }) {
-            slot.state = State::Mapped;
-            slot.flushed = true;
-            slot.masked = true;
-            if let Some(binding) = slot.binding() {
-                place.store_message(index, binding);
+    /// Stores and unmasks, after the flush.
+    #[inline(never)]
+    fn finish<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
+        let (owner, service) = (place.owner(), place.service);
+        for Fresh { wanted: Wanted { route, bound, .. }, item } in self.fresh() {
+            let index = item.handle.index();
+            let Ok(entry) = *bound else { continue };
+            // Nobody else has touched it.
+            let Ok(mut slot) = bank.lock(index) else { continue };
+            slot.complete_mapping(item.handle, *route, entry, item.unmask);
+            service.own(entry, owner.of(index));
+            place.store_message(index, entry);
+            place.show_all(index, &slot);
+            if item.unmask {
+                place.let_send(index, &mut slot);
             }
         }
-        if slot.state == State::Mapped {
-            show_pair(place, index, slot, unmask);
-            // Cannot fail: the slot has a binding, and but for a failed retarget meanwhile it is flushed.
-            return slot.masked || place.unmask(index, slot).is_ok();
+    }
+
+    /// Shows and unmasks what was mapped already. How many failed.
+    fn repeat<P: Ports>(&self, place: &Place<P>, bank: &Bank) -> u64 {
+        let mut failed = 0;
+        for item in &self.repeated {
+            // A slot that was mapped before may have been freed since: then that came last.
+            if let Ok(mut slot) = bank.held(item.handle)
+                && slot.state == State::Mapped
+                && show_pair(place, item.handle.index(), &mut slot, item.unmask).is_err()
+            {
+                failed += 1;
+            }
         }
-        true
+        failed
     }
 }
 
-/// Gives a slot an entry, which is noted, or finds that it has it. The slot stays masked in the device. The pair for the guest, and
-/// whether the entry is fresh.
-fn prepare<P: Ports>(
-    domain: &Domain,
+/// The slot is mapped so, and its entry flushed; or this batch is mapping it so.
+fn check_mapped<P: Ports>(
     place: &Place<P>,
-    bank: &Bank,
-    own: State,
-    request: MapRequest,
-    entry: &mut EntryIndex,
-) -> Result<(MessagePair, bool), Status> {
-    let MapRequest { handle, target, cookie, .. } = request;
-    let index = handle.index();
-    let slot = &mut *bank.held(handle)?;
-    let target = domain.own(target)?;
-    if slot.state == State::Allocated {
-        let binding = place.acquire(index, target)?;
-        *entry = binding.entry;
-        slot.bind(binding);
-        slot.flushed = false;
-        slot.state = own;
-        slot.cookie = cookie;
-        return Ok((slot.pair(index), true));
+    slot: &mut Slot,
+    own: u8,
+    target: Target,
+    cookie: u64,
+) -> Result<(), Status> {
+    match slot.state {
+        _ if !slot.is_mapped_as(target, cookie) => Err(Status::Exists),
+        State::Mapping { batch } if batch == own => Ok(()),
+        State::Mapped => place.complete_flush(slot),
+        _ => Err(Status::Exists),
     }
-    let same = slot.binding().is_some_and(|binding| binding.target == target) && slot.cookie == cookie;
-    if !same || slot.state != own && slot.state != State::Mapped {
-        return Err(Status::Exists);
-    }
-    if slot.state == State::Mapped {
-        place.complete_flush(slot)?;
-    }
-    Ok((slot.pair(index), false))
 }
 
-/// The guest sees the pair, whatever was there.
-fn show_pair<P: Ports>(place: &Place<P>, index: u16, slot: &mut Slot, unmask: bool) {
+/// The guest sees the pair, whatever was there; and the slot is unmasked, if it is to be.
+fn show_pair<P: Ports>(place: &Place<P>, index: u16, slot: &mut Slot, unmask: bool) -> Result<(), Status> {
     slot.image = slot.pair_image(index);
     if unmask {
         slot.masked = false;
         slot.pending = false;
     }
     place.show_all(index, slot);
+    if slot.masked { Ok(()) } else { place.unmask(index, slot) }
 }

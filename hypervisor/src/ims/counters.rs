@@ -56,9 +56,9 @@ pub(super) struct RemapCounts {
 }
 
 impl RemapCounts {
-    /// An entry came into use.
-    pub(super) fn taken(&self) {
-        let live = self.live.fetch_add(1, Relaxed) + 1;
+    /// Entries came into use.
+    pub(super) fn taken(&self, entries: u64) {
+        let live = self.live.fetch_add(entries, Relaxed) + entries;
         self.high_water.fetch_max(live, Relaxed);
     }
 
@@ -70,5 +70,10 @@ impl RemapCounts {
 
 /// One more.
 pub(super) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Relaxed);
+    add(counter, 1);
+}
+
+/// So many more.
+pub(super) fn add(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Relaxed);
 }

@@ -1,6 +1,6 @@
 //! The service: a guest's interrupt messages become remapped ones, by trapped writes or by hypercalls.
 //!
-//! The core is plain Rust. What it needs of the machine it asks of four [`ports`]: the remapping unit, the device's stores,
+//! The core is plain Rust. What it needs of the machine it asks of some [`ports`]: the remapping unit, the device's stores,
 //! their shadows, and delivery. Nothing here touches hardware, and nothing a guest says can panic or loop here.
 //!
 //! # Order
@@ -18,7 +18,7 @@
 //! 2. a device's slots as a whole: writes and calls share it, so they do not wait for each other there; a reset and detaching have it
 //!    for themselves,
 //! 3. one slot: held while it is changed, its flush included. Nobody holds two: a batch locks its slots one after another, and marks
-//!    those that it has begun (`State::Mapping`). So writes and calls wait for each other only where they mean the same slot,
+//!    those that it has begun (`State::Mapping`): their entries are had from the ports, all at once, while none is locked. So writes and calls wait for each other only where they mean the same slot,
 //! 4. which slots are free, and rooms for batches: for some instructions at a time, and nothing is locked meanwhile,
 //! 5. the quarantine (only after a failure), and a guest's faults,
 //! 6. whatever the ports lock inside.
@@ -49,7 +49,7 @@ pub use counters::{GuestCounters, RemapCounters};
 pub use domain::{Backing, DeviceSpec, Domain, GuestId, GuestSpec, StoreSpec};
 pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};
 pub use ports::{
-    Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, Ports, Remap, Shadow, Store, UnitNumber,
+    Bind, Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, Ports, Remap, Shadow, Store, UnitNumber, Wanted,
 };
 pub use service::{Attribution, Service};
 pub use slot::StoreName;

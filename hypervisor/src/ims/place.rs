@@ -1,14 +1,16 @@
 //! One slot, wired to the ports: the steps that all paths share, each in the order that keeps the device, the table and the
 //! cache consistent.
 
+use core::iter::once;
+
 use hcall_abi::{Pasid, SlotInfo, Status, Target, info::Mapping};
 
 use super::{
     counters::count,
     device::{Bank, Device},
     domain::{GuestId, StoreSpec},
-    ports::{Field, Ports},
-    service::{Held, Service},
+    ports::{EntryIndex, Field, Ports, Wanted},
+    service::{Held, Owner, Service},
     slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, State, StoreName},
 };
 
@@ -120,19 +122,25 @@ impl<'a, P: Ports> Place<'a, P> {
             return Ok(());
         }
         self.complete_flush(slot)?;
+        self.let_send(index, slot);
+        Ok(())
+    }
+
+    /// Unmasks a slot in the device that has a message and whose entry is flushed.
+    #[inline]
+    pub fn let_send(&self, index: u16, slot: &mut Slot) {
         self.write_ctrl(index, slot.device_ctrl(false));
         slot.device_masked = false;
         slot.pending = false;
         slot.held = false;
         slot.limited = false;
-        Ok(())
     }
 
     /// Makes sure that the entry of a bound slot is flushed.
     pub fn complete_flush(&self, slot: &mut Slot) -> Result<(), Status> {
         let binding = slot.binding().ok_or(Status::NotMapped)?;
         if !slot.flushed {
-            self.service.flush(&[binding.entry])?;
+            self.service.flush(once(binding.entry))?;
             slot.flushed = true;
         }
         Ok(())
@@ -140,17 +148,25 @@ impl<'a, P: Ports> Place<'a, P> {
 
     /// A route to `target` in an entry of its own: present, not yet flushed.
     pub fn acquire(&self, index: u16, target: Target) -> Result<Binding, Status> {
-        let service = self.service;
-        let route = service.ports.route(self.guest(), target)?;
-        let entry = match self.device.unit.and_then(|unit| service.bind(unit, self.device.spec.requester, route)) {
-            Ok(entry) => entry,
-            Err(status) => {
-                service.ports.unroute(self.guest(), target, route);
-                return Err(status);
-            }
-        };
-        service.own(entry, self.device.number, self.name, index);
-        Ok(Binding { route, target, entry })
+        let mut wanted = Wanted::new(target);
+        self.bind_all(once(&mut wanted));
+        let binding = wanted.binding()?;
+        self.service.own(binding.entry, self.owner().of(index));
+        Ok(binding)
+    }
+
+    /// Routes and entries for several slots: present, not yet flushed. How many failed.
+    #[inline]
+    pub fn bind_all<'w>(&self, wanted: impl ExactSizeIterator<Item = &'w mut Wanted>) -> usize {
+        match self.device.unit {
+            Ok(unit) => self.service.bind(self.guest(), unit, self.device.spec.requester, wanted),
+            Err(status) => wanted.map(|wanted| wanted.bound = Err(status)).count(),
+        }
+    }
+
+    /// The owner of entries that slots of the store use.
+    pub fn owner(&self) -> Owner {
+        Owner::new(self.device.number, self.name)
     }
 
     /// Takes the entry away from a slot that is masked in the device or never had its message: the caller gives what comes
@@ -164,23 +180,20 @@ impl<'a, P: Ports> Place<'a, P> {
     /// Binds a slot that has no binding, and leaves it masked with its message stored.
     pub fn bind(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
         let binding = self.acquire(index, target)?;
-        if let Err(status) = self.service.flush(&[binding.entry]) {
+        if let Err(status) = self.service.flush(once(binding.entry)) {
             self.service.give_back(&[self.withdraw(binding)]);
             return Err(status);
         }
-        self.store_message(index, binding);
+        self.store_message(index, binding.entry);
         slot.bind(binding);
         slot.flushed = true;
         Ok(())
     }
 
     /// Stores the message in the device. The slot is masked there, so the dwords' order does not matter.
-    pub fn store_message(&self, index: u16, binding: Binding) {
+    pub fn store_message(&self, index: u16, entry: EntryIndex) {
         let ports = &self.service.ports;
-        let message = ports.message(binding.entry);
-        ports.write(self.store, index, Field::AddressLo, message.address as u32);
-        ports.write(self.store, index, Field::AddressHi, (message.address >> 32) as u32);
-        ports.write(self.store, index, Field::Data, message.data);
+        ports.write_message(self.store, index, ports.message(entry));
     }
 
     /// Sends a bound slot's interrupts elsewhere. The entry is present all the time, and until the flush is complete both
@@ -194,7 +207,7 @@ impl<'a, P: Ports> Place<'a, P> {
         let route = service.ports.route(self.guest(), target)?;
         let new = Binding { route, target, entry: old.entry };
         service.program(new.entry, route);
-        match service.flush(&[new.entry]) {
+        match service.flush(once(new.entry)) {
             Ok(()) => {
                 service.ports.unroute(self.guest(), old.target, old.route);
                 slot.bind(new);
@@ -214,7 +227,7 @@ impl<'a, P: Ports> Place<'a, P> {
         let service = self.service;
         service.program(old.entry, old.route);
         let abandoned = Held { guest: self.guest(), binding: new, release: false };
-        if service.flush(&[old.entry]).is_ok() {
+        if service.flush(once(old.entry)).is_ok() {
             service.ports.unroute(abandoned.guest, new.target, new.route);
             slot.flushed = true;
         } else {

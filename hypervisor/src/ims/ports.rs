@@ -45,17 +45,13 @@ pub struct Message {
 
 /// The interrupt remapping unit (VT-d 5.1, 6.5).
 ///
-/// Each entry that [`bind`](Remap::bind) or [`program`](Remap::program) writes has SVT = 1 and SID = the requester it was reserved for.
+/// Each entry that [`Bind::bind`] or [`program`](Remap::program) writes has SVT = 1 and SID = the requester it was reserved for.
 pub trait Remap {
     /// How many [`EntryIndex`] values there can be: each is below this.
     fn capacity(&self) -> u32;
 
     /// The unit that serves `requester`. [`Status::Unsupported`] when there is none.
     fn unit_of(&self, requester: Bdf) -> Result<UnitNumber, Status>;
-
-    /// Takes a free entry of the unit for messages of `requester` and makes it present with `route`, by one 128-bit write. Its former
-    /// use is flushed. Does not flush. [`Status::NoFreeEntry`] when there is none.
-    fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status>;
 
     /// Makes the entry present with `route`, whatever it held before, by one 128-bit write. Does not flush.
     fn program(&self, entry: EntryIndex, route: HostRoute);
@@ -66,7 +62,7 @@ pub trait Remap {
     /// Flushes the entries from the interrupt-entry cache: an index-selective invalidation for each contiguous run, and one
     /// wait for all. [`Status::HardwareError`] when the unit did not complete it: nothing is known of the cache then. An
     /// entry that was given back meanwhile may be among them. Several processors may flush at once.
-    fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status>;
+    fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status>;
 
     /// Gives a cleared and flushed entry back.
     fn release(&self, entry: EntryIndex);
@@ -104,7 +100,10 @@ pub trait Store {
     /// Writes a dword at [`StoreSpec::base`] + [`Field::offset`].
     fn write(&self, store: &StoreSpec, slot: u16, field: Field, value: u32);
 
-    /// Reads it back: earlier writes have reached the device when this returns.
+    /// Writes address and data.
+    fn write_message(&self, store: &StoreSpec, slot: u16, message: Message);
+
+    /// Reads a dword back: earlier writes have reached the device when this returns.
     fn read_back(&self, store: &StoreSpec, slot: u16, field: Field) -> u32;
 }
 
@@ -130,10 +129,43 @@ pub trait Delivery {
     fn deliver(&self, guest: GuestId, target: Target);
 }
 
-/// All ports of a machine.
-pub trait Ports: Remap + Store + Shadow + Delivery {}
+/// What a slot asks for, and what it gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Where its interrupts are to go.
+    pub target: Target,
+    /// A route there, if an entry is bound.
+    pub route: HostRoute,
+    /// An entry with that route.
+    pub bound: Result<EntryIndex, Status>,
+}
 
-impl<T: Remap + Store + Shadow + Delivery> Ports for T {}
+impl Wanted {
+    /// Nothing is bound yet.
+    pub const fn new(target: Target) -> Self {
+        let route = HostRoute::Remapped { vector: 0, destination: 0 };
+        Self { target, route, bound: Err(Status::NotMapped) }
+    }
+}
+
+/// Routes and entries together, for many slots at a time.
+pub trait Bind {
+    /// For each of `wanted`: a use of the route to its target, as by [`Delivery::route`], and a free entry of the unit for messages of
+    /// `requester`, which is present with that route. The entry's former use is flushed. Does not flush. [`Status::NoFreeEntry`] when
+    /// there is none. What fails holds neither; the others do not mind. How many failed.
+    fn bind<'a>(
+        &self,
+        guest: GuestId,
+        unit: UnitNumber,
+        requester: Bdf,
+        wanted: impl Iterator<Item = &'a mut Wanted>,
+    ) -> usize;
+}
+
+/// All ports of a machine.
+pub trait Ports: Remap + Store + Shadow + Delivery + Bind {}
+
+impl<T: Remap + Store + Shadow + Delivery + Bind> Ports for T {}
 
 /// The memory of the guest that makes a call. [`Status::BadAddress`] where a guest has no memory.
 pub trait GuestMemory {

@@ -7,12 +7,12 @@ use hcall_abi::{DeviceId, FaultKind, FaultRecord, Status};
 use spin::Mutex;
 
 use super::{
-    counters::{RemapCounters, RemapCounts, count},
+    counters::{RemapCounters, RemapCounts, add, count},
     device::{Device, Slots},
     domain::{DeviceSpec, Domain, GuestId, GuestSpec},
     faults::FaultRing,
     place::Place,
-    ports::{EntryIndex, Field, HostRoute, Ports, UnitNumber},
+    ports::{EntryIndex, Field, HostRoute, Ports, UnitNumber, Wanted},
     slot::{Binding, CTRL_MASK, Slot, State, StoreName},
 };
 use crate::{addr::Bdf, sync::Shared};
@@ -51,15 +51,26 @@ pub struct Service<P> {
     pub(super) ports: P,
     /// Attached devices by number.
     devices: Shared<Vec<Option<Arc<Device>>>>,
-    /// For each entry who uses it: see [`owner_word`].
+    /// For each entry who uses it: see [`Owner`].
     owners: Vec<AtomicU64>,
     quarantine: Mutex<Vec<Held>>,
     counts: RemapCounts,
 }
 
-/// An owner in one word: device number 63:32, store 17, slot 16:1, valid 0.
-fn owner_word(device: u32, name: StoreName, slot: u16) -> u64 {
-    u64::from(device) << 32 | u64::from(name == StoreName::Ims) << 17 | u64::from(slot) << 1 | 1
+/// Whose an entry is, in one word: device number 63:32, store 17, slot 16:1, valid 0.
+#[derive(Clone, Copy)]
+pub(super) struct Owner(u64);
+
+impl Owner {
+    /// The first slot of a store.
+    pub fn new(device: u32, name: StoreName) -> Self {
+        Self(u64::from(device) << 32 | u64::from(name == StoreName::Ims) << 17 | 1)
+    }
+
+    /// Another slot of the same store.
+    pub fn of(self, slot: u16) -> Self {
+        Self(self.0 & !0x1fffe | u64::from(slot) << 1)
+    }
 }
 
 impl<P: Ports> Service<P> {
@@ -274,11 +285,7 @@ impl<P: Ports> Service<P> {
     }
 
     fn flush_held(&self, held: &[Held]) -> Result<(), Status> {
-        if let [one] = held {
-            return self.flush(&[one.binding.entry]);
-        }
-        let entries: Vec<_> = held.iter().map(|held| held.binding.entry).collect();
-        self.flush(&entries)
+        self.flush(held.iter().map(|held| held.binding.entry))
     }
 
     fn release(&self, held: &[Held]) {
@@ -292,15 +299,26 @@ impl<P: Ports> Service<P> {
     }
 
     /// Flushes entries and waits.
-    pub(super) fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status> {
+    pub(super) fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status> {
         count(&self.counts.flushes);
         self.ports.flush(entries)
     }
 
-    /// Takes an entry, which is present at once.
-    pub(super) fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
-        count(&self.counts.programmed);
-        self.ports.bind(unit, requester, route)
+    /// Takes routes and entries, which are present at once.
+    #[inline]
+    pub(super) fn bind<'a>(
+        &self,
+        guest: GuestId,
+        unit: UnitNumber,
+        requester: Bdf,
+        wanted: impl ExactSizeIterator<Item = &'a mut Wanted>,
+    ) -> usize {
+        let number = wanted.len();
+        let failed = self.ports.bind(guest, unit, requester, wanted);
+        let bound = number.saturating_sub(failed) as u64;
+        add(&self.counts.programmed, bound);
+        self.counts.taken(bound);
+        failed
     }
 
     /// Writes a present entry.
@@ -309,11 +327,11 @@ impl<P: Ports> Service<P> {
         self.ports.program(entry, route);
     }
 
-    /// An entry came into use for a slot.
-    pub(super) fn own(&self, entry: EntryIndex, device: u32, name: StoreName, slot: u16) {
-        self.counts.taken();
-        if let Some(owner) = self.owners.get(entry.0 as usize) {
-            owner.store(owner_word(device, name, slot), Relaxed);
+    /// An entry is for a slot.
+    #[inline]
+    pub(super) fn own(&self, entry: EntryIndex, owner: Owner) {
+        if let Some(word) = self.owners.get(entry.0 as usize) {
+            word.store(owner.0, Relaxed);
         }
     }
 

@@ -3,9 +3,9 @@
 use alloc::{vec, vec::Vec};
 use core::num::{NonZeroU16, NonZeroU64};
 
-use hcall_abi::{MessagePair, Pasid, SlotHandle, Target};
+use hcall_abi::{MessagePair, Pasid, SlotHandle, Status, Target};
 
-use super::ports::{EntryIndex, Field, HostRoute};
+use super::ports::{EntryIndex, Field, HostRoute, Wanted};
 use crate::addr::Hpa;
 
 /// Which of a device's stores.
@@ -43,13 +43,20 @@ pub enum State {
     Raw,
     /// Taken by a call.
     Allocated,
-    /// A call is mapping it, with this batch's room: it has an entry, which is not flushed, and no message. Nobody else touches it.
+    /// A call is mapping it: the entry that it gets is still in the batch's room. Nobody else binds or frees it.
     Mapping {
-        /// Whose.
+        /// The room's name.
         batch: u8,
     },
     /// Taken and mapped by calls.
     Mapped,
+}
+
+impl Wanted {
+    /// What it got.
+    pub fn binding(&self) -> Result<Binding, Status> {
+        self.bound.map(|entry| Binding { route: self.route, target: self.target, entry })
+    }
 }
 
 /// A remapping entry in use, and where it leads.
@@ -96,9 +103,9 @@ impl PackedRoute {
 
 /// All that is kept of a slot: 64 bytes with its lock.
 ///
-/// Always true while nobody holds the lock: without a binding the slot is masked in the device; only a [`State::Raw`],
-/// [`State::Mapping`] or [`State::Mapped`] slot has a binding, and the last two always have; an entry that is not surely flushed belongs
-/// to a slot that is masked in the device.
+/// Always true while nobody holds the lock: without a binding the slot is masked in the device; only a [`State::Raw`]
+/// or [`State::Mapped`] slot has a binding, and the latter always has; an entry that is not surely flushed belongs to a slot that is
+/// masked in the device; a [`State::Mapping`] slot is masked in the device.
 #[derive(Clone, Debug)]
 pub struct Slot {
     /// The binding, in parts, because they take less room so; without a route there is none.
@@ -190,6 +197,33 @@ impl Slot {
         self.state = State::Allocated;
         self.group = group;
         SlotHandle::new(index, next)
+    }
+
+    /// A batch begins to map an allocated slot.
+    pub fn begin_mapping(&mut self, target: Target, cookie: u64, batch: u8) {
+        (self.apic_id, self.vector, self.cookie) = (target.apic_id, target.vector, cookie);
+        self.state = State::Mapping { batch };
+    }
+
+    /// The batch has an entry for the slot, which is flushed: it is mapped, and shows its pair.
+    #[inline]
+    pub fn complete_mapping(&mut self, handle: SlotHandle, route: HostRoute, entry: EntryIndex, unmask: bool) {
+        (self.route, self.entry) = (Some(PackedRoute::new(route)), entry);
+        self.image = [OPAQUE_ADDRESS, 0, handle.bits()];
+        (self.masked, self.pending) = (!unmask, false);
+        self.state = State::Mapped;
+    }
+
+    /// The batch failed: the slot is allocated as before.
+    pub fn end_mapping(&mut self) {
+        self.cookie = 0;
+        self.state = State::Allocated;
+    }
+
+    /// Whether the slot is mapped, or is being mapped, to `target` under this name.
+    pub fn is_mapped_as(&self, target: Target, cookie: u64) -> bool {
+        let is_mapped = matches!(self.state, State::Mapping { .. } | State::Mapped);
+        is_mapped && (self.apic_id, self.vector, self.cookie) == (target.apic_id, target.vector, cookie)
     }
 
     /// Whether `handle` is the slot's present allocation.

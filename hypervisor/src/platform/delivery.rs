@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use hcall_abi::{Status, Target};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use crate::ims::{GuestId, HostRoute};
 
@@ -93,31 +93,24 @@ impl Vectors {
     /// A free vector of the guest vector's own priority class is preferred, so that the machine serves interrupts in the order
     /// that the guest would.
     pub fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
-        let mut table = self.table.lock();
-        let vector = match table.known(guest, target) {
-            Some(vector) => vector,
-            None => table.take(guest, target)?,
-        };
-        let held = table.uses[usize::from(vector)].as_mut().ok_or(Status::NoFreeVector)?;
-        held.count = held.count.checked_add(1).ok_or(Status::NoFreeVector)?;
-        table.set_retiring(vector, false);
-        Ok(HostRoute::Remapped { vector, destination: self.destination })
+        let mut share = self.of(guest, target.apic_id)?;
+        let host = share.host(target.vector)?;
+        Ok(share.by(host))
     }
 
     /// Ends one use of a route.
     pub fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
-        let HostRoute::Remapped { vector, .. } = route else { return };
-        let mut table = self.table.lock();
-        if let Some(held) = &mut table.uses[usize::from(vector)]
-            && held.owner == (Owner { guest, target })
-            && held.count != 0
-        {
-            held.count -= 1;
-            if held.count == 0 {
-                table.set_retiring(vector, true);
-                self.sweep.store(true, Ordering::Release);
-            }
+        if let HostRoute::Remapped { vector, .. } = route {
+            self.table.lock().end_use(&self.sweep, Owner { guest, target }, vector);
         }
+    }
+
+    /// The vectors of one virtual processor, locked, for several routes. `BadTarget` for one that does not run here.
+    pub fn of(&self, guest: GuestId, apic_id: u32) -> Result<Share<'_>, Status> {
+        let table = self.table.lock();
+        let its = |routes: &Routes| (routes.guest, routes.apic_id) == (guest, apic_id);
+        let at = table.routes.iter().position(its).ok_or(Status::BadTarget)?;
+        Ok(Share { vectors: self, table, at })
     }
 
     /// Whose a vector is.
@@ -153,6 +146,46 @@ impl Vectors {
     }
 }
 
+/// The vectors of one virtual processor.
+pub struct Share<'a> {
+    vectors: &'a Vectors,
+    table: MutexGuard<'a, Table>,
+    /// Its place in the table's list.
+    at: usize,
+}
+
+impl Share<'_> {
+    /// The host vector for one of its vectors, which has a use more: [`Vectors::route`].
+    #[inline]
+    pub fn host(&mut self, vector: u8) -> Result<u8, Status> {
+        let table = &mut *self.table;
+        let host = match table.routes[self.at].hosts[usize::from(vector)] {
+            0 => table.take(self.at, vector)?,
+            host => host,
+        };
+        let held = table.uses[usize::from(host)].as_mut().ok_or(Status::NoFreeVector)?;
+        let first = held.count == 0;
+        held.count = held.count.checked_add(1).ok_or(Status::NoFreeVector)?;
+        if first {
+            table.set_retiring(host, false);
+        }
+        Ok(host)
+    }
+
+    /// The route by a host vector.
+    #[inline]
+    pub fn by(&self, host: u8) -> HostRoute {
+        HostRoute::Remapped { vector: host, destination: self.vectors.destination }
+    }
+
+    /// Ends one use of a host vector.
+    pub fn end_use(&mut self, vector: u8, host: u8) {
+        let Routes { guest, apic_id, .. } = self.table.routes[self.at];
+        let owner = Owner { guest, target: Target { apic_id, vector } };
+        self.table.end_use(&self.vectors.sweep, owner, host);
+    }
+}
+
 /// The vectors from [`FIRST`] to [`LAST`].
 const FREE: [u64; 4] = {
     let mut free = [0; 4];
@@ -165,26 +198,34 @@ const FREE: [u64; 4] = {
 };
 
 impl Table {
-    fn known(&self, guest: GuestId, target: Target) -> Option<u8> {
-        let is_its = |routes: &&Routes| (routes.guest, routes.apic_id) == (guest, target.apic_id);
-        let vector = self.routes.iter().find(is_its)?.hosts[usize::from(target.vector)];
-        (vector != 0).then_some(vector)
-    }
-
-    /// Takes a free vector for a guest's, with no use yet. `BadTarget` for a virtual processor that does not run here.
-    fn take(&mut self, guest: GuestId, target: Target) -> Result<u8, Status> {
-        let at = self.routes.iter().position(|routes| (routes.guest, routes.apic_id) == (guest, target.apic_id));
-        let at = at.ok_or(Status::BadTarget)?;
+    /// Takes a free vector for a virtual processor's, with no use yet.
+    #[cold]
+    fn take(&mut self, at: usize, wanted: u8) -> Result<u8, Status> {
         if !self.may_take(at) {
             return Err(Status::NoFreeVector);
         }
-        let vector = self.free_vector(target.vector).ok_or(Status::NoFreeVector)?;
+        let vector = self.free_vector(wanted).ok_or(Status::NoFreeVector)?;
         self.free[usize::from(vector / 64)] &= !(1 << (vector % 64));
-        self.uses[usize::from(vector)] = Some(Use { owner: Owner { guest, target }, count: 0 });
         let routes = &mut self.routes[at];
         routes.used += 1;
-        routes.hosts[usize::from(target.vector)] = vector;
+        routes.hosts[usize::from(wanted)] = vector;
+        let owner = Owner { guest: routes.guest, target: Target { apic_id: routes.apic_id, vector: wanted } };
+        self.uses[usize::from(vector)] = Some(Use { owner, count: 0 });
         Ok(vector)
+    }
+
+    /// Ends one use that the owner makes of a vector.
+    fn end_use(&mut self, sweep: &AtomicBool, owner: Owner, vector: u8) {
+        if let Some(held) = &mut self.uses[usize::from(vector)]
+            && held.owner == owner
+            && held.count != 0
+        {
+            held.count -= 1;
+            if held.count == 0 {
+                self.set_retiring(vector, true);
+                sweep.store(true, Ordering::Release);
+            }
+        }
     }
 
     /// Whether a virtual processor may have one more: what is guaranteed to it, or what is not kept for the others.
@@ -198,6 +239,7 @@ impl Table {
     }
 
     /// A vector begins to retire, or is used again.
+    #[inline(never)]
     fn set_retiring(&mut self, vector: u8, retiring: bool) {
         let (word, bit) = (usize::from(vector / 64), 1 << (vector % 64));
         if retiring {

@@ -9,15 +9,22 @@ use core::{
 use hcall_abi::{Status, Target};
 use spin::Mutex;
 
-use super::{assign, delivery::Vectors, faults::FaultLog, machine::Machine, seat::Seat};
+use super::{
+    assign,
+    delivery::{Share, Vectors},
+    faults::FaultLog,
+    machine::Machine,
+    seat::Seat,
+};
 use crate::{
     addr::{Bdf, Gpa, Hpa},
     ims::{
-        Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec, UnitNumber,
+        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec,
+        UnitNumber, Wanted,
     },
     memory::{Frames, Mmio, Ram},
     sync::Shared,
-    vtd::{self, Domain, Remapper, Route},
+    vtd::{self, Aim, Binder, Domain, Remapper, Route},
 };
 
 /// The service on this machine.
@@ -28,6 +35,9 @@ pub type Unit = Remapper<'static, Mmio, Frames>;
 
 /// Entries of a unit are numbered from the unit's number times this.
 const UNIT_SHIFT: u32 = 16;
+
+/// A vector that an entry can have.
+const ANY_VECTOR: u8 = 0xff;
 
 /// The entry with this index in the unit of this number.
 pub fn entry_index(unit: usize, index: u16) -> EntryIndex {
@@ -217,9 +227,60 @@ impl MachinePorts {
         detached.inspect_err(|error| log::error!("{bdf}: cannot be detached: {error:?}")).is_ok()
     }
 
+    /// The way to a guest's virtual processor.
+    fn way(&self, homes: &[Home], guest: GuestId, apic_id: u32) -> Result<Way<'_>, Status> {
+        let home = homes.iter().find(|home| home.is_of(guest, apic_id)).ok_or(Status::BadTarget)?;
+        match home.descriptor {
+            Some(descriptor) => Ok(Way::Posted(descriptor)),
+            None => self.vectors.get(home.processor).ok_or(Status::BadTarget)?.of(guest, apic_id).map(Way::Injected),
+        }
+    }
+
+    /// The same, with what entries for it are like.
+    #[inline(never)]
+    fn lane(&self, homes: &[Home], entries: &Binder<'_>, guest: GuestId, apic_id: u32) -> Result<Lane<'_>, Status> {
+        let way = self.way(homes, guest, apic_id)?;
+        let aim = entries.aim(way.route(ANY_VECTOR).into()).map_err(status)?;
+        Ok(Lane { way, aim })
+    }
+
     /// The unit of an entry, and the entry's index there.
     fn entry(&self, entry: EntryIndex) -> Option<(&Unit, u16)> {
         Some((self.units.get((entry.0 >> UNIT_SHIFT) as usize)?.as_ref()?, entry.0 as u16))
+    }
+}
+
+/// The way to a virtual processor.
+enum Way<'a> {
+    Posted(Hpa),
+    Injected(Share<'a>),
+}
+
+impl Way<'_> {
+    /// The vector of an entry for a guest's vector, which has a use more.
+    #[inline]
+    fn vector(&mut self, vector: u8) -> Result<u8, Status> {
+        match self {
+            Self::Posted(_) => Ok(vector),
+            Self::Injected(share) => share.host(vector),
+        }
+    }
+
+    /// The route by such a vector.
+    #[inline]
+    fn route(&self, vector: u8) -> HostRoute {
+        match self {
+            Self::Posted(descriptor) => HostRoute::Posted { descriptor: *descriptor, vector },
+            Self::Injected(share) => share.by(vector),
+        }
+    }
+
+    /// Ends a use: `host` is what [`Way::vector`] said.
+    #[cold]
+    fn end_use(&mut self, vector: u8, host: u8) {
+        if let Self::Injected(share) = self {
+            share.end_use(vector, host);
+        }
     }
 }
 
@@ -259,12 +320,6 @@ impl Remap for MachinePorts {
         number.map(UnitNumber).ok_or(Status::Unsupported)
     }
 
-    fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
-        let remapper = self.units.get(usize::from(unit.0)).and_then(Option::as_ref).ok_or(Status::Unsupported)?;
-        let index = remapper.bind(requester, route.into()).map_err(status)?;
-        Ok(entry_index(usize::from(unit.0), index))
-    }
-
     fn program(&self, entry: EntryIndex, route: HostRoute) {
         must("programming", entry, self.entry(entry).map(|(unit, index)| unit.program(index, route.into())));
     }
@@ -273,13 +328,14 @@ impl Remap for MachinePorts {
         must("clearing", entry, self.entry(entry).map(|(unit, index)| unit.clear(index)));
     }
 
-    fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status> {
-        if let [entry] = *entries {
+    fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status> {
+        let mut rest = entries.clone();
+        if let (Some(entry), None) = (rest.next(), rest.next()) {
             let (unit, index) = self.entry(entry).ok_or(Status::HardwareError)?;
-            return unit.flush_entries(core::iter::once(index)).map_err(|_| Status::HardwareError);
+            return unit.flush_entry(index).map_err(|_| Status::HardwareError);
         }
         for (number, unit) in self.numbered_units() {
-            let own = entries.iter().filter(move |entry| (entry.0 >> UNIT_SHIFT) as usize == number);
+            let own = entries.clone().filter(move |entry| (entry.0 >> UNIT_SHIFT) as usize == number);
             unit.flush_entries(own.map(|entry| entry.0 as u16)).map_err(|_| Status::HardwareError)?;
         }
         Ok(())
@@ -307,6 +363,16 @@ impl Store for MachinePorts {
         unsafe { write_volatile(field(store.base, slot, which) as *mut u32, value) }
     }
 
+    fn write_message(&self, store: &StoreSpec, slot: u16, message: Message) {
+        let at = field(store.base, slot, Field::AddressLo) as *mut u32;
+        // SAFETY: as in `write`.
+        unsafe {
+            write_volatile(at, message.address as u32);
+            write_volatile(at.add(1), (message.address >> 32) as u32);
+            write_volatile(at.add(2), message.data);
+        }
+    }
+
     fn read_back(&self, store: &StoreSpec, slot: u16, which: Field) -> u32 {
         // SAFETY: as in `write`; reading a slot has no side effect.
         unsafe { read_volatile(field(store.base, slot, which) as *const u32) }
@@ -330,6 +396,69 @@ impl Shadow for MachinePorts {
     }
 }
 
+impl Bind for MachinePorts {
+    /// Locks the table once for all, and a processor's vectors once for all that follow one another and lead there.
+    #[inline(never)]
+    fn bind<'a>(
+        &self,
+        guest: GuestId,
+        unit: UnitNumber,
+        requester: Bdf,
+        wanted: impl Iterator<Item = &'a mut Wanted>,
+    ) -> usize {
+        let Some(remapper) = self.units.get(usize::from(unit.0)).and_then(Option::as_ref) else {
+            return wanted.map(|wanted| wanted.bound = Err(Status::Unsupported)).count();
+        };
+        let homes = self.homes.read();
+        let mut entries = remapper.binder(requester);
+        let (mut apic_id, mut lane, mut failed) = (u64::MAX, Err(Status::BadTarget), 0);
+        for Wanted { target, route, bound } in wanted {
+            if apic_id != target.apic_id.into() {
+                apic_id = target.apic_id.into();
+                // One processor's vectors are locked at a time.
+                drop(lane);
+                lane = self.lane(&homes, &entries, guest, target.apic_id);
+            }
+            let result = match &mut lane {
+                Ok(lane) => lane.bind(&mut entries, target.vector).map(|found| {
+                    *route = lane.way.route(found.0);
+                    found.1
+                }),
+                Err(status) => Err(*status),
+            };
+            match result {
+                Ok(index) => *bound = Ok(entry_index(unit.0.into(), index)),
+                Err(status) => {
+                    *bound = Err(status);
+                    failed += 1;
+                }
+            }
+        }
+        failed
+    }
+}
+
+/// A way with what its entries are like.
+struct Lane<'a> {
+    way: Way<'a>,
+    aim: Aim,
+}
+
+impl Lane<'_> {
+    /// A route and an entry for a guest's vector: the entry's vector and its index.
+    #[inline(always)]
+    fn bind(&mut self, entries: &mut Binder<'_>, vector: u8) -> Result<(u8, u16), Status> {
+        let host = self.way.vector(vector)?;
+        match entries.bind(self.aim, host) {
+            Ok(index) => Ok((host, index)),
+            Err(error) => {
+                self.way.end_use(vector, host);
+                Err(status(error))
+            }
+        }
+    }
+}
+
 impl Home {
     fn is_of(&self, guest: GuestId, apic_id: u32) -> bool {
         self.guest == guest && self.apic_id == apic_id
@@ -338,12 +467,9 @@ impl Home {
 
 impl Delivery for MachinePorts {
     fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
-        let homes = self.homes.read();
-        let home = homes.iter().find(|home| home.is_of(guest, target.apic_id)).ok_or(Status::BadTarget)?;
-        match home.descriptor {
-            Some(descriptor) => Ok(HostRoute::Posted { descriptor, vector: target.vector }),
-            None => self.vectors.get(home.processor).ok_or(Status::BadTarget)?.route(guest, target),
-        }
+        let mut way = self.way(&self.homes.read(), guest, target.apic_id)?;
+        let vector = way.vector(target.vector)?;
+        Ok(way.route(vector))
     }
 
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {

@@ -19,14 +19,24 @@ impl Coherence {
     pub unsafe fn publish(self, start: NonNull<u8>, len: usize) {
         if self.0 {
             fence(Ordering::Release);
-            return;
+        } else {
+            // SAFETY: as the caller vouches.
+            unsafe { flush(start, len) };
         }
-        let first = start.as_ptr() as usize & !(LINE - 1);
-        let end = (start.as_ptr() as usize).saturating_add(len);
-        // SAFETY: the caller vouches for the bytes, and a line lies in the page of its bytes; a flush changes no content.
-        unsafe {
-            (first..end).step_by(LINE).for_each(|line| _mm_clflush(line as *const u8));
-            _mm_mfence();
-        }
+    }
+}
+
+/// Writes the bytes' lines back.
+///
+/// # Safety
+/// The bytes are mapped.
+#[cold]
+unsafe fn flush(start: NonNull<u8>, len: usize) {
+    let first = start.as_ptr() as usize & !(LINE - 1);
+    let end = (start.as_ptr() as usize).saturating_add(len);
+    // SAFETY: the caller vouches for the bytes, and a line lies in the page of its bytes; a flush changes no content.
+    unsafe {
+        (first..end).step_by(LINE).for_each(|line| _mm_clflush(line as *const u8));
+        _mm_mfence();
     }
 }

@@ -52,6 +52,19 @@ pub enum Route {
     },
 }
 
+impl Route {
+    /// The vector, the processor's or the guest's.
+    pub fn vector(self) -> u8 {
+        match self {
+            Self::Remapped { vector, .. } | Self::Posted { vector, .. } => vector,
+        }
+    }
+}
+
+/// What an entry will be: present, with source, route and vector.
+#[derive(Clone, Copy, Debug)]
+pub struct Aim(Irte);
+
 /// What the unit's mode admits in an entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Format {
@@ -65,7 +78,8 @@ pub struct Format {
 pub struct InterruptTable {
     base: Hpa,
     first: NonNull<[AtomicU64; 2]>,
-    order: u32,
+    /// A power of two.
+    capacity: u32,
     format: Format,
     coherence: Coherence,
     /// The list of released entries.
@@ -73,7 +87,10 @@ pub struct InterruptTable {
     /// The entries from here on were never reserved.
     fresh: u32,
     reserved: u32,
+    /// The most entries that were reserved when one was released.
     high_water: u32,
+    /// How many entries are *cleared*.
+    cleared: u32,
     /// Counts [`InterruptTable::clear`]; DST of a cleared entry says which it was.
     clears: u32,
 }
@@ -94,7 +111,9 @@ impl InterruptTable {
         // SAFETY: the frames were allocated just now, `bytes` of them.
         unsafe { coherence.publish(first, bytes) };
         let first = first.cast();
-        Ok(Self { base, first, order, format, coherence, free: END, fresh: 0, reserved: 0, high_water: 0, clears: 0 })
+        let (free, fresh, reserved, high_water, cleared, clears) = (END, 0, 0, 0, 0, 0);
+        let capacity = 1 << order;
+        Ok(Self { base, first, capacity, format, coherence, free, fresh, reserved, high_water, cleared, clears })
     }
 
     /// Where it is.
@@ -104,17 +123,17 @@ impl InterruptTable {
 
     /// How many entries it has, as a power of two.
     pub fn order(&self) -> u32 {
-        self.order
+        self.capacity.ilog2()
     }
 
     /// How many entries it has.
     pub fn capacity(&self) -> u32 {
-        1 << self.order
+        self.capacity
     }
 
     /// How many entries are reserved, and were at most.
     pub fn usage(&self) -> (u32, u32) {
-        (self.reserved, self.high_water)
+        (self.reserved, self.high_water.max(self.reserved))
     }
 
     /// Takes a free entry for messages of `source`. It is not present.
@@ -122,23 +141,51 @@ impl InterruptTable {
         self.take(Irte(0).with_avail(RESERVED).with_sid(source.0.into()).with_svt(SVT_SID))
     }
 
-    /// Takes a free entry for messages of `source` and makes it present with `route` by the same write.
-    pub fn bind(&mut self, source: Bdf, route: Route) -> Result<u16, Error> {
-        self.take(self.present(source.0.into(), route)?)
+    /// What an entry for messages of `source` with `route` is like.
+    pub fn aim(&self, source: Bdf, route: Route) -> Result<Aim, Error> {
+        self.present(source.0.into(), route).map(Aim)
     }
 
+    /// Takes a free entry and makes it present at once, with `vector` where the aim has another one.
+    #[inline]
+    pub fn bind(&mut self, aim: Aim, vector: u8) -> Result<u16, Error> {
+        self.take(aim.0.with_v(legal(vector)?))
+    }
+
+    #[inline]
     fn take(&mut self, new: Irte) -> Result<u16, Error> {
-        let index = if self.free != END { self.free } else { self.fresh };
-        let old = self.read(index).ok_or(Error::NoFreeEntry)?;
-        self.exchange(index, old, new)?;
-        if self.free != END {
-            self.free = old.dst() as u32;
+        let index = if self.free != END {
+            let index = self.free;
+            self.free = self.next(index).ok_or(Error::NoFreeEntry)?;
+            index
         } else {
-            self.fresh += 1;
-        }
+            let index = self.fresh;
+            self.fresh = (index < self.capacity).then_some(index + 1).ok_or(Error::NoFreeEntry)?;
+            index
+        };
+        self.fill(self.slot(index).ok_or(Error::NoFreeEntry)?, new);
         self.reserved += 1;
-        self.high_water = self.high_water.max(self.reserved);
         Ok(index as u16)
+    }
+
+    /// The free entry after a free one.
+    #[inline]
+    fn next(&self, index: u32) -> Option<u32> {
+        // SAFETY: the frames are the table's own.
+        let [low, _] = unsafe { self.slot(index)?.as_ref() };
+        Some(Irte(low.load(Ordering::Relaxed).into()).dst() as u32)
+    }
+
+    /// Writes an entry that is not present, and that no cache holds: P comes last, with all that is beside it, so the unit finds the
+    /// entry not present or whole.
+    #[inline]
+    fn fill(&self, slot: NonNull<[AtomicU64; 2]>, new: Irte) {
+        // SAFETY: `slot` gave the entry, and the frames are the table's own.
+        let [low, high] = unsafe { slot.as_ref() };
+        high.store((new.0 >> 64) as u64, Ordering::Relaxed);
+        low.store(new.0 as u64, Ordering::Release);
+        // SAFETY: as above.
+        unsafe { self.coherence.publish(slot.cast(), ENTRY) };
     }
 
     /// Makes a reserved entry present with `route`, whatever it held before, at once: an interrupt finds the old entry or the new
@@ -146,7 +193,9 @@ impl InterruptTable {
     pub fn program(&mut self, index: u16, route: Route) -> Result<(), Error> {
         let old = self.held(index)?;
         let new = self.present(old.sid(), route)?;
-        self.exchange(index.into(), old, new)
+        self.exchange(index.into(), old, new)?;
+        self.cleared -= u32::from(is_cleared(old));
+        Ok(())
     }
 
     /// Makes a reserved entry not present. The cache may still hold it until it is flushed.
@@ -155,7 +204,14 @@ impl InterruptTable {
         self.clears = self.clears.wrapping_add(1);
         let new = Irte(0).with_avail(old.avail()).with_sid(old.sid()).with_svt(SVT_SID);
         let new = new.with_dst(self.clears.into());
-        self.exchange(index.into(), old, new)
+        self.exchange(index.into(), old, new)?;
+        self.cleared += u32::from(is_cleared(new) && !is_cleared(old));
+        Ok(())
+    }
+
+    /// Whether any entry waits to be marked as flushed.
+    pub fn has_cleared(&self) -> bool {
+        self.cleared != 0
     }
 
     /// How often entries have been cleared so far.
@@ -168,10 +224,12 @@ impl InterruptTable {
     pub fn mark_flushed(&mut self, index: u16, clears: u32) -> Result<(), Error> {
         let old = self.held(index)?;
         let later = clears.wrapping_sub(old.dst() as u32) as i32;
-        if old.p() != 0 || old.avail() == RESERVED || later < 0 {
+        if !is_cleared(old) || later < 0 {
             return Ok(());
         }
-        self.exchange(index.into(), old, old.with_avail(RESERVED))
+        self.exchange(index.into(), old, old.with_avail(RESERVED))?;
+        self.cleared -= 1;
+        Ok(())
     }
 
     /// Gives back an entry that has been cleared and flushed.
@@ -182,6 +240,7 @@ impl InterruptTable {
         }
         self.exchange(index.into(), old, Irte(0).with_avail(FREE).with_dst(self.free.into()))?;
         self.free = index.into();
+        self.high_water = self.high_water.max(self.reserved);
         self.reserved -= 1;
         Ok(())
     }
@@ -229,7 +288,7 @@ impl InterruptTable {
 
     fn slot(&self, index: u32) -> Option<NonNull<[AtomicU64; 2]>> {
         // SAFETY: the entry lies in the table.
-        (index < self.capacity()).then(|| unsafe { self.first.add(index as usize) })
+        (index < self.capacity).then(|| unsafe { self.first.add(index as usize) })
     }
 
     fn read(&self, index: u32) -> Option<Irte> {
@@ -248,6 +307,11 @@ impl InterruptTable {
         unsafe { self.coherence.publish(slot.cast(), ENTRY) };
         if found == old.0 { Ok(()) } else { Err(Error::Torn) }
     }
+}
+
+/// Whether an entry is *cleared*.
+fn is_cleared(entry: Irte) -> bool {
+    entry.p() == 0 && entry.avail() == USED
 }
 
 /// The address and data of a message that selects entry `index`. The address is the same for all.
@@ -294,7 +358,8 @@ mod tests {
         let format = Format { wide: false, posts: false };
         let mut table = InterruptTable::new(&frames, 256, format, Coherence(true)).unwrap();
         let route = Route::Remapped { vector: 0x41, destination: 0 };
-        let index = table.bind(Bdf(0xf0), route).unwrap();
+        let aim = table.aim(Bdf(0xf0), route).unwrap();
+        let index = table.bind(aim, 0x41).unwrap();
         table.clear(index).unwrap();
         let begun = table.clears();
         table.program(index, route).unwrap();

@@ -5,14 +5,14 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use super::{
     dma::ContextTables,
     domain::{Domain, Shape},
     error::{Error, QueueError, Refusal},
     fault::Fault,
-    irt::{Format, InterruptTable, Route},
+    irt::{Aim, Format, InterruptTable, Route},
     queue::Queue,
     spec::descriptor::{self, ContextCache, InterruptEntryCache, Iotlb},
     spec::irte::Irte,
@@ -132,9 +132,16 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
 
     /// Takes a free interrupt entry for messages of `source` and makes it present at once: [`InterruptTable::bind`].
     pub fn bind(&self, source: Bdf, route: Route) -> Result<u16, Error> {
-        let index = self.interrupts.lock().bind(source, route)?;
-        count(&self.counters.programmed, 1);
-        Ok(index)
+        let mut binder = self.binder(source);
+        let aim = binder.aim(route)?;
+        binder.bind(aim, route.vector())
+    }
+
+    /// The same for several entries, with the table locked meanwhile.
+    pub fn binder(&self, source: Bdf) -> Binder<'_> {
+        let table = self.interrupts.lock();
+        let (before, _) = table.usage();
+        Binder { table, source, before, programmed: &self.counters.programmed }
     }
 
     /// Makes a reserved entry present with `route`: [`InterruptTable::program`]. Flush it if it was present or used before.
@@ -163,12 +170,28 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     /// one wait (one more for every [`super::queue::CAPACITY`] invalidations).
     pub fn flush_entries(&self, entries: impl Iterator<Item = u16> + Clone) -> Result<(), Error> {
         let max_mask = self.unit.capabilities().max_handle_mask();
+        self.flush_blocks(Blocks::new(entries.clone(), max_mask), entries)
+    }
+
+    /// The same for one entry.
+    pub fn flush_entry(&self, index: u16) -> Result<(), Error> {
+        self.flush_blocks([block(index.into(), 0)], core::iter::once(index))
+    }
+
+    #[inline]
+    fn flush_blocks(
+        &self,
+        blocks: impl IntoIterator<Item = u128>,
+        entries: impl Iterator<Item = u16>,
+    ) -> Result<(), Error> {
         let clears = self.interrupts.lock().clears();
         // Meanwhile others may change the table.
-        self.submit(Blocks::new(entries.clone(), max_mask))?;
+        self.submit(blocks)?;
         let mut interrupts = self.interrupts.lock();
-        // A result is of no use here: an index that is not reserved has nothing to be marked.
-        entries.for_each(|index| _ = interrupts.mark_flushed(index, clears));
+        if interrupts.has_cleared() {
+            // A result is of no use here: an index that is not reserved has nothing to be marked.
+            entries.for_each(|index| _ = interrupts.mark_flushed(index, clears));
+        }
         Ok(())
     }
 
@@ -320,30 +343,71 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     }
 }
 
+/// Takes interrupt entries, one after another.
+pub struct Binder<'a> {
+    table: MutexGuard<'a, InterruptTable>,
+    source: Bdf,
+    /// How many entries were in use.
+    before: u32,
+    programmed: &'a AtomicU64,
+}
+
+impl Binder<'_> {
+    /// What entries with `route` are like.
+    pub fn aim(&self, route: Route) -> Result<Aim, Error> {
+        self.table.aim(self.source, route)
+    }
+
+    /// Takes one and makes it present: [`InterruptTable::bind`].
+    #[inline]
+    pub fn bind(&mut self, aim: Aim, vector: u8) -> Result<u16, Error> {
+        self.table.bind(aim, vector)
+    }
+}
+
+impl Drop for Binder<'_> {
+    fn drop(&mut self) {
+        count(self.programmed, (self.table.usage().0 - self.before).into());
+    }
+}
+
+/// The invalidation of 2^`mask` entries from `first`, a multiple of that.
+fn block(first: u32, mask: u32) -> u128 {
+    InterruptEntryCache::NEW.with_g(1).with_im(mask.into()).with_iidx(first.into()).0
+}
+
 /// The invalidations that cover a list of indexes: each run of consecutive ones in aligned blocks of a power of two (IM).
 struct Blocks<I: Iterator<Item = u16>> {
-    indexes: core::iter::Peekable<I>,
+    indexes: I,
+    /// The index that ended the last run.
+    next: Option<u16>,
     /// What is left of the current run: first, behind the last.
     run: (u32, u32),
     max_mask: u32,
 }
 
 impl<I: Iterator<Item = u16>> Blocks<I> {
-    fn new(indexes: I, max_mask: u32) -> Self {
-        Self { indexes: indexes.peekable(), run: (0, 0), max_mask }
+    fn new(mut indexes: I, max_mask: u32) -> Self {
+        Self { next: indexes.next(), indexes, run: (0, 0), max_mask }
     }
 
+    /// Entries that were given back in order are taken in the opposite one, so a run goes up or down.
     fn next_run(&mut self) -> Option<(u32, u32)> {
-        let mut first = u32::from(self.indexes.next()?);
-        let mut end = first + 1;
-        while self.indexes.next_if(|&index| u32::from(index) == end).is_some() {
-            end += 1;
+        let first = u32::from(self.next.take()?);
+        let mut last = first;
+        if let Some(second) = self.indexes.next().map(u32::from) {
+            let step = if second == first + 1 { 1 } else { u32::MAX };
+            let mut next = second;
+            while next == last.wrapping_add(step) {
+                last = next;
+                match self.indexes.next() {
+                    Some(index) => next = index.into(),
+                    None => return Some((first.min(last), first.max(last) + 1)),
+                }
+            }
+            self.next = u16::try_from(next).ok();
         }
-        // Entries that were given back in order are taken in the opposite one.
-        while self.indexes.next_if(|&index| u32::from(index) + 1 == first).is_some() {
-            first -= 1;
-        }
-        Some((first, end))
+        Some((first.min(last), first.max(last) + 1))
     }
 }
 
@@ -357,6 +421,6 @@ impl<I: Iterator<Item = u16>> Iterator for Blocks<I> {
         let (first, end) = self.run;
         let mask = first.trailing_zeros().min((end - first).ilog2()).min(self.max_mask);
         self.run.0 += 1 << mask;
-        Some(InterruptEntryCache::NEW.with_g(1).with_im(mask.into()).with_iidx(first.into()).0)
+        Some(block(first, mask))
     }
 }

@@ -150,6 +150,26 @@ fn a_batch_whose_flush_or_reply_fails_changes_nothing() {
 }
 
 #[test]
+fn an_item_that_repeats_another_one_fails_as_that_does() {
+    for (k, status) in [(1, Status::NoFreeVector), (2, Status::NoFreeEntry)] {
+        let bench = Bench::new();
+        let [first, second] = [0, 1].map(|_| bench.alloc());
+        let request = |handle, vector| MapRequest { handle, target: target(0, vector), unmask: true, cookie: 1 };
+        let requests = [request(first, 0x40), request(second, 0x41), request(first, 0x40), request(first, 0x42)];
+        bench.machine().fail(k, 1);
+        let (done, replies) = bench.map(&requests);
+        assert_eq!(done, Ok(1));
+        assert_eq!([replies[0], replies[2], replies[3]], [Err(status), Err(status), Err(Status::Exists)]);
+        assert_eq!((bench.fire(first.index()), bench.machine().used()), (None, (1, 1)));
+        assert_eq!(bench.on(Call::Unmask, first), Err(Status::NotMapped));
+        let (done, _) = bench.map(&requests);
+        assert_eq!(done, Ok(3));
+        assert_eq!(bench.fire(first.index()), Some(target(0, 0x40)));
+        assert_eq!(bench.domain.counters().refused, 3 + 1 + 1, "with what unmask asked for");
+    }
+}
+
+#[test]
 fn a_trapped_write_that_fails_leaves_a_safe_slot_that_mends_itself() {
     for scenario in WRITES {
         for count in [1, 2, 3, usize::MAX] {

@@ -10,7 +10,10 @@ use hcall_abi::{Status, Target};
 
 use crate::{
     addr::Bdf,
-    ims::{Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Shadow, Store, StoreSpec, UnitNumber},
+    ims::{
+        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Shadow, Store, StoreSpec, UnitNumber,
+        Wanted,
+    },
 };
 
 /// What a port was asked to do.
@@ -189,6 +192,18 @@ impl Machine {
         Some(Target { apic_id, vector })
     }
 
+    fn take(&self, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
+        if self.fails() {
+            return Err(Status::NoFreeEntry);
+        }
+        // The one that was last given back comes first: nothing stale is ever old.
+        let index = self.inner().free.pop().ok_or(Status::NoFreeEntry)?;
+        self.inner().entries[index as usize].requester = Some(requester);
+        self.done(Op::Reserve(index));
+        self.program(EntryIndex(index), route);
+        Ok(EntryIndex(index))
+    }
+
     fn done(&self, op: Op) {
         let mut inner = self.inner();
         // Whoever never looks has no use for more.
@@ -244,18 +259,6 @@ impl Remap for Machine {
         Ok(UnitNumber(0))
     }
 
-    fn bind(&self, _: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
-        if self.fails() {
-            return Err(Status::NoFreeEntry);
-        }
-        // The one that was last given back comes first: nothing stale is ever old.
-        let index = self.inner().free.pop().ok_or(Status::NoFreeEntry)?;
-        self.inner().entries[index as usize].requester = Some(requester);
-        self.done(Op::Reserve(index));
-        self.program(EntryIndex(index), route);
-        Ok(EntryIndex(index))
-    }
-
     fn program(&self, entry: EntryIndex, route: HostRoute) {
         self.entry(entry, |entry| entry.maybe.push(Some(route)));
         self.done(Op::Program(entry.0));
@@ -266,13 +269,14 @@ impl Remap for Machine {
         self.done(Op::Clear(entry.0));
     }
 
-    fn flush(&self, entries: &[EntryIndex]) -> Result<(), Status> {
+    fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status> {
+        let entries: Vec<_> = entries.collect();
         assert!(!entries.is_empty() && entries.len() <= 256);
         // It takes its time, and whatever need not wait for it goes on.
         std::thread::yield_now();
         let failed = self.fails();
         if !failed {
-            for &entry in entries {
+            for &entry in &entries {
                 let maybe = &mut self.inner().entries[entry.0 as usize].maybe;
                 maybe.drain(..maybe.len() - 1);
             }
@@ -296,6 +300,26 @@ impl Remap for Machine {
     }
 }
 
+impl Bind for Machine {
+    fn bind<'a>(
+        &self,
+        guest: GuestId,
+        _: UnitNumber,
+        requester: Bdf,
+        wanted: impl Iterator<Item = &'a mut Wanted>,
+    ) -> usize {
+        let mut failed = 0;
+        for Wanted { target, route, bound } in wanted {
+            *bound = self.route(guest, *target).and_then(|found| {
+                *route = found;
+                self.take(requester, found).inspect_err(|_| self.unroute(guest, *target, found))
+            });
+            failed += usize::from(bound.is_err());
+        }
+        failed
+    }
+}
+
 impl Store for Machine {
     fn write(&self, store: &StoreSpec, slot: u16, field: Field, value: u32) {
         let mut inner = self.inner();
@@ -316,6 +340,12 @@ impl Store for Machine {
         device.pending[usize::from(slot)] &= state[3] & 1 != 0;
         drop(inner);
         self.done(Op::Write(slot, field, value));
+    }
+
+    fn write_message(&self, store: &StoreSpec, slot: u16, Message { address, data }: Message) {
+        self.write(store, slot, Field::AddressLo, address as u32);
+        self.write(store, slot, Field::AddressHi, (address >> 32) as u32);
+        self.write(store, slot, Field::Data, data);
     }
 
     fn read_back(&self, store: &StoreSpec, slot: u16, field: Field) -> u32 {
