@@ -16,6 +16,11 @@ header:
     // Modules on page boundaries.
     .short 6, 0
     .long 8
+    // Where to begin: not everywhere where the ELF header says.
+    .short 3, 0
+    .long 12
+    .long multiboot2_entry
+    .balign 8
     // End of tags.
     .short 0, 0
     .long 8

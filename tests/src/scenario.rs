@@ -60,10 +60,11 @@ impl Scenario {
 
 /// Boots a plan, when its turn comes.
 pub(crate) fn boot(name: &str, plan: &Plan) -> Result<Outcome> {
-    let (paths, tools, hypervisor) = (bench::paths()?, bench::tools()?, bench::hypervisor()?);
+    let (paths, tools) = (bench::paths()?, bench::tools()?);
+    let image = plan.native.map_or_else(bench::hypervisor, bench::guest)?;
     let _seat = bench::seat();
     bench::say(&format!("booting {name}"));
-    let outcome = machine::boot(paths, tools, &plan.config, hypervisor, &plan.modules)?;
+    let outcome = machine::boot(paths, tools, &plan.config, image, &plan.modules)?;
     let seconds = outcome.wall.as_secs_f32();
     bench::say(&format!("booted {name}: {} after {seconds:.1} s", outcome.end));
     Ok(outcome)
@@ -74,6 +75,8 @@ pub struct Plan {
     /// The machine.
     pub config: Config,
     modules: Vec<Module>,
+    /// A guest that runs without the hypervisor.
+    native: Option<&'static str>,
     /// Holds modules that were made for this scenario until the image is written.
     made: TempDir,
 }
@@ -83,13 +86,24 @@ impl Plan {
     pub(crate) fn new() -> Result<Self> {
         let plugin = Some(bench::plugin()?.to_owned());
         let config = Config { plugin, silence: SILENCE, limit: LIMIT, ..Config::default() };
-        Ok(Self { config, modules: Vec::new(), made: tempfile::tempdir().context("a directory for modules")? })
+        Ok(Self {
+            config,
+            modules: Vec::new(),
+            native: None,
+            made: tempfile::tempdir().context("a directory for modules")?,
+        })
     }
 
     /// Adds one of our guests with its module's string, whose first word is the guest's name there.
     pub fn guest(&mut self, image: &str, string: &str) -> Result<()> {
         self.modules.push(Module::new(bench::guest(image)?, string)?);
         Ok(())
+    }
+
+    /// Boots one of our guests in the hypervisor's place, with a command line.
+    pub fn native(&mut self, image: &'static str, line: &str) {
+        self.native = Some(image);
+        self.config.hypervisor_options = line.split_whitespace().map(String::from).collect();
     }
 
     /// Adds a module that holds these bytes.
@@ -170,6 +184,15 @@ impl Boot {
         assert_eq!(self.broken, Vec::<String>::new(), "unreadable lines");
         let text = |line: &Line| matches!(line, Line::Text(text) if text.contains("panicked at"));
         assert!(!self.outcome().lines.iter().any(|seen| text(&seen.line)), "the hypervisor panicked");
+    }
+
+    /// What a guest reported that ran without the hypervisor, to its own end.
+    pub fn native_result(&self) -> Pairs {
+        let lines = || self.outcome().lines.iter().map(|seen| seen.raw.as_str());
+        assert!(lines().any(|line| line == "@native exit=0"), "the guest did not end as it should");
+        let result = lines().find_map(|line| line.strip_prefix("@result "));
+        let event = Line::parse(&format!("@ims result {}", result.expect("the guest reported nothing")));
+        event.event("result").cloned().expect("the result can be read")
     }
 
     /// The guest ran to its own end and found everything right.

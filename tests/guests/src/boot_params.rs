@@ -2,16 +2,16 @@
 
 use crate::memory::Memory;
 
-const EXT_CMD_LINE_PTR: u64 = 0x0c8;
-const ACPI_RSDP_ADDR: u64 = 0x070;
-const E820_ENTRIES: u64 = 0x1e8;
-const CMD_LINE_PTR: u64 = 0x228;
-const E820_TABLE: u64 = 0x2d0;
-const E820_ENTRY_SIZE: u64 = 20;
+pub(crate) const EXT_CMD_LINE_PTR: u64 = 0x0c8;
+pub(crate) const ACPI_RSDP_ADDR: u64 = 0x070;
+pub(crate) const E820_ENTRIES: u64 = 0x1e8;
+pub(crate) const CMD_LINE_PTR: u64 = 0x228;
+pub(crate) const E820_TABLE: u64 = 0x2d0;
+pub(crate) const E820_ENTRY_SIZE: u64 = 20;
 /// `E820_MAX_ENTRIES_ZEROPAGE`.
 const E820_MAX_ENTRIES: u8 = 128;
 /// An entry's type: memory to use.
-const E820_RAM: u32 = 1;
+pub(crate) const E820_RAM: u32 = 1;
 
 /// A range of the memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

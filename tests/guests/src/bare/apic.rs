@@ -51,7 +51,7 @@ pub(super) unsafe fn wrmsr(register: u32, value: u64) {
 
 /// # Safety
 /// The register exists.
-unsafe fn rdmsr(register: u32) -> u64 {
+pub(super) unsafe fn rdmsr(register: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: the caller's promise.
     unsafe { asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nostack)) }

@@ -135,10 +135,15 @@ fn says_ims(guest: &Guest, function: Function) -> Option<bool> {
     Some(pci::says_ims(&ecam, function))
 }
 
-/// The hypercalls, if the bare-metal test and the policy say that they are the way.
-pub fn hypercalls() -> Option<Hypercalls<Vmcall>> {
+/// The way that the bare-metal test and the policy say is open, by what the processor says.
+pub fn decision() -> Decision {
     let facts = detect::Facts { cpuid_hypervisor: detect::cpuid_hypervisor_bit(&NativeCpuid), ..Default::default() };
-    match decide(detect::on_bare_metal(&facts), false, discover(&NativeCpuid).ok()) {
+    decide(detect::on_bare_metal(&facts), false, discover(&NativeCpuid).ok())
+}
+
+/// The hypercalls, if they are the way. The interface is enabled.
+pub fn hypercalls() -> Option<Hypercalls<Vmcall>> {
+    match decision() {
         Decision::Hypercall(interface) => {
             // SAFETY: the guest runs at CPL 0, and the interface was found.
             let calls = Hypercalls::new(unsafe { Vmcall::new() }, interface);

@@ -9,6 +9,8 @@ const LINE_CONTROL: u16 = DATA + 3;
 const LINE_STATUS: u16 = DATA + 5;
 const EIGHT_BITS: u8 = 0b11;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
+/// Nothing is on its way either.
+const TRANSMITTER_IDLE: u8 = 1 << 6;
 /// Reads of the line status before a byte is sent anyway.
 const POLLS: usize = 10_000;
 
@@ -33,6 +35,12 @@ fn send(byte: u8) {
         let _ = (0..POLLS).find(|_| port::read_u8(LINE_STATUS) & TRANSMITTER_EMPTY != 0);
         port::write_u8(DATA, byte);
     }
+}
+
+/// Waits until the line has taken everything.
+pub(super) fn drain() {
+    // SAFETY: the serial port has no effect on memory.
+    let _ = (0..POLLS).find(|_| unsafe { port::read_u8(LINE_STATUS) } & TRANSMITTER_IDLE != 0);
 }
 
 /// Writes formatted text. [`println!`](crate::println) is the usual way.

@@ -1,7 +1,8 @@
 //! The run-time of a guest without an operating system: entry, interrupts, console, exit.
 //!
 //! Everything here assumes what imsvisor gives to a guest: 64-bit mode on the first processor, the low 4 GiB mapped to themselves, an x2APIC
-//! that is enabled, a 16550 at port 0x3F8, and the exit port 0xF4.
+//! that is enabled, a 16550 at port 0x3F8, and the exit port 0xF4. The same image also boots from GRUB on the machine itself: `native`
+//! makes it so.
 
 pub mod apic;
 pub mod assigned;
@@ -10,10 +11,12 @@ pub mod console;
 pub mod device;
 pub mod dma;
 mod entry;
+pub mod facts;
 pub mod faults;
 pub mod idle;
 pub mod interrupts;
 pub mod lock;
+mod native;
 pub mod physical;
 pub mod poke;
 pub mod port;
@@ -53,6 +56,8 @@ const EXIT_PORT: u16 = 0xf4;
 pub fn exit(code: u8) -> ! {
     // SAFETY: ends the guest; nothing runs after it.
     unsafe { port::write_u8(EXIT_PORT, code) };
+    // Nobody answers where there is no hypervisor.
+    native::end(code);
     loop {
         // SAFETY: only if the port is not answered; nothing is left to wake up for.
         unsafe { core::arch::asm!("cli", "hlt", options(nomem, nostack)) };

@@ -48,7 +48,8 @@ pub struct Slot {
 pub struct Driver {
     /// The device.
     pub device: AssignedDsa,
-    by_hypercall: Way,
+    /// On bare metal there is none.
+    by_hypercall: Option<Way>,
     by_store: Way,
     slots: &'static mut [Option<Slot>; MAX_SLOTS],
     count: u16,
@@ -66,11 +67,13 @@ impl Driver {
     /// The driver of `device`, with no slots yet.
     pub fn new(
         device: AssignedDsa,
-        calls: Hypercalls<Vmcall>,
+        calls: Option<Hypercalls<Vmcall>>,
         mut page: BatchPage<'static>,
     ) -> Result<Self, &'static str> {
-        check_device(&device, &calls, &mut page)?;
-        let by_hypercall = Domain::hypercall(calls, device.id(), page);
+        if let Some(calls) = &calls {
+            check_device(&device, calls, &mut page)?;
+        }
+        let by_hypercall = calls.map(|calls| Domain::hypercall(calls, device.id(), page));
         let by_store = Domain::native(device.store(), STATES.take());
         let slots = SLOTS.take();
         Ok(Self { device, by_hypercall, by_store, slots, count: 0, errors: 0, descriptors: 0, bytes: 0, verified: 0 })
@@ -80,12 +83,15 @@ impl Driver {
     pub fn take_slots(&mut self, count: u16) -> Result<(), &'static str> {
         self.count = count;
         let mut interrupts = [const { None::<Interrupt> }; MAX_SLOTS / 2];
-        self.request(0, &mut interrupts).map_err(|status| say("hypercall domain", status))?;
-        self.keep_away(&interrupts);
+        self.request(0, &mut interrupts).map_err(|status| say("even slots", status))?;
+        if self.by_hypercall.is_some() {
+            self.keep_away(&interrupts);
+        }
         self.place(0, &mut interrupts)?;
-        self.request(1, &mut interrupts).map_err(|status| say("store", status))?;
+        self.request(1, &mut interrupts).map_err(|status| say("odd slots", status))?;
         self.place(1, &mut interrupts)?;
-        println!("demo: {} slots mapped by hypercall, {} by writing the store", count.div_ceil(2), count / 2);
+        let by_hypercall = if self.by_hypercall.is_some() { count.div_ceil(2) } else { 0 };
+        println!("demo: {by_hypercall} slots mapped by hypercall, {} by writing the store", count - by_hypercall);
         Ok(())
     }
 
@@ -142,12 +148,18 @@ impl Driver {
 
     /// The domain of slot number `n`.
     pub const fn domain(&mut self, n: u16) -> &mut Way {
-        if n.is_multiple_of(2) { &mut self.by_hypercall } else { &mut self.by_store }
+        match &mut self.by_hypercall {
+            Some(domain) if n.is_multiple_of(2) => domain,
+            _ => &mut self.by_store,
+        }
     }
 
     /// Slot number `n` and its domain.
     pub fn slot(&mut self, n: u16) -> Option<(&mut Way, &mut Slot)> {
-        let domain = if n.is_multiple_of(2) { &mut self.by_hypercall } else { &mut self.by_store };
+        let domain = match &mut self.by_hypercall {
+            Some(domain) if n.is_multiple_of(2) => domain,
+            _ => &mut self.by_store,
+        };
         Some((domain, self.slots[usize::from(n)].as_mut()?))
     }
 

@@ -1,7 +1,7 @@
 //! The demo: a driver for a DSA with an interrupt message store.
 //!
 //! It programs half of its slots by hypercall and the other half by writing them, as a driver that knows of no hypervisor
-//! does; moves data and checksums it through both work queues with every completion taken by an interrupt of the store; then
+//! does (on bare metal it writes all of them); moves data and checksums it through both work queues with every completion taken by an interrupt of the store; then
 //! masks, re-targets, unmaps, frees and takes slots again. Each interrupt is counted, and must come once and where it belongs.
 #![no_std]
 #![no_main]
@@ -11,9 +11,10 @@ mod exercise;
 mod work;
 
 use driver::Driver;
-use guests::bare::assigned::{AssignedDsa, batch_page, hypercalls};
+use guests::bare::assigned::{AssignedDsa, batch_page, decision, hypercalls};
 use guests::bare::dma::DmaBuffer;
 use guests::bare::{Guest, idle, interrupts};
+use guests::guest_shim::Decision;
 use guests::{command_line, println};
 
 guests::guest!(main);
@@ -36,14 +37,25 @@ fn main(guest: &Guest) -> u8 {
 fn run(guest: &Guest) -> Result<(), &'static str> {
     let slots = command_line::number(guest.command_line, "slots").and_then(|slots| u16::try_from(slots).ok());
     let slots = slots.unwrap_or(SLOTS).clamp(2, driver::MAX_SLOTS as u16);
-    let calls = hypercalls().ok_or("no hypercall domain, or bare metal")?;
-    let interface = calls.interface();
-    println!(
-        "demo: not on bare metal; hypercall domain 1.{} at CPUID {:#x}, batches of {}",
-        interface.minor,
-        interface.base,
-        interface.batch()
-    );
+    let calls = match decision() {
+        Decision::Hypercall(interface) => {
+            println!(
+                "demo: not on bare metal; hypercall domain 1.{} at CPUID {:#x}, batches of {}",
+                interface.minor,
+                interface.base,
+                interface.batch()
+            );
+            Some(hypercalls().ok_or("the interface cannot be enabled")?)
+        }
+        Decision::Native => {
+            println!("demo: on bare metal");
+            None
+        }
+        Decision::Refuse(why) => {
+            println!("demo: {why}");
+            return Err("no way to the message store");
+        }
+    };
     let device = AssignedDsa::start(guest).map_err(|missing| {
         println!("demo: {missing:?}");
         "no device to work with"

@@ -4,6 +4,7 @@
 #![no_main]
 
 mod coexist;
+mod detect;
 mod faults;
 mod many;
 mod msix;
@@ -26,6 +27,7 @@ fn main(guest: &Guest) -> u8 {
         Some("victim") => faults::be_victim(guest),
         Some("thief") => faults::be_thief(guest),
         Some("policy") => policy::run(guest),
+        Some("detect") => detect::run(guest),
         Some("storm") => storm::run(guest),
         _ => Err("no such case"),
     };

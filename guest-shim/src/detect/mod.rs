@@ -3,6 +3,8 @@
 //! The hints are those of Linux's `on_bare_metal` as proposed with device IMS in 2021 (Message-ID 1612385805-3412-12). Its
 //! vendor strings were compared whole, so that "VMware, Inc." passed for bare metal; here they are compared word by word.
 
+pub mod smbios;
+
 use crate::discover::Cpuid;
 
 /// What the operating system knows of the machine. What it does not know stays at its default.
@@ -27,6 +29,23 @@ pub struct ViommuHints {
     pub np_cache: bool,
     /// A virtio-iommu device.
     pub virtio_iommu: bool,
+}
+
+impl ViommuHints {
+    /// Looks at the capability register of a VT-d unit (11.4.2): caching mode is bit 7.
+    pub const fn see_vtd(&mut self, cap: u64) {
+        self.caching_mode |= cap & 1 << 7 != 0;
+    }
+
+    /// Looks at the first dword of an AMD IOMMU's PCI capability (AMD I/O virtualisation specification, 3.3.1): NpCache is bit 26.
+    pub const fn see_amd(&mut self, capability: u32) {
+        self.np_cache |= capability & 1 << 26 != 0;
+    }
+
+    /// Looks at a PCI function: a virtio-iommu is device 0x1057 of vendor 0x1af4 (virtio 1.2, 4.1.2).
+    pub const fn see_pci(&mut self, vendor: u16, device: u16) {
+        self.virtio_iommu |= vendor == 0x1af4 && device == 0x1057;
+    }
 }
 
 /// Why a machine is taken for a virtual one.
@@ -72,6 +91,11 @@ pub fn on_bare_metal(facts: &Facts) -> bool {
 
 /// The first hint that this is a virtual machine.
 pub fn first_hint(facts: &Facts) -> Option<Hint> {
+    hints(facts).next()
+}
+
+/// Every hint that this is a virtual machine.
+pub fn hints(facts: &Facts) -> impl Iterator<Item = Hint> + use<> {
     [
         (facts.cpuid_hypervisor, Hint::CpuidHypervisor),
         (facts.smbios_bios.is_some_and(smbios_virtual_machine), Hint::SmbiosVirtualMachine),
@@ -81,7 +105,7 @@ pub fn first_hint(facts: &Facts) -> Option<Hint> {
         (facts.system_vendor.is_some_and(vendor_of_virtual_machines), Hint::SystemVendor),
     ]
     .into_iter()
-    .find_map(|(seen, hint)| seen.then_some(hint))
+    .filter_map(|(seen, hint)| seen.then_some(hint))
 }
 
 /// Whether CPUID says that there is a hypervisor (leaf 1, ECX bit 31).
@@ -109,7 +133,7 @@ mod tests {
     use crate::fake::FakeCpuid;
 
     #[test]
-    fn vendors_of_virtual_machines_are_known_whatever_their_punctuation() {
+    fn feature_bare_metal_test_vendors_of_virtual_machines_are_known_whatever_their_punctuation() {
         for vendor in [
             "QEMU",
             "Bochs",
@@ -150,6 +174,19 @@ mod tests {
             "Microsoft Corporation",
             "To Be Filled By O.E.M.",
             "Made for VMware",
+            // Who makes machines and rents virtual ones bears one name for both: no hint.
+            "Amazon EC2",
+            "Google",
+            "Alibaba Cloud",
+            "Red Hat",
+            "Nutanix",
+            "HPE",
+            "Hewlett-Packard",
+            "HITACHI",
+            "FUJITSU",
+            "ASUSTeK COMPUTER INC.",
+            "Gigabyte Technology Co., Ltd.",
+            "System manufacturer",
         ] {
             assert!(!vendor_of_virtual_machines(vendor), "{vendor}");
         }
@@ -170,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn any_one_hint_is_enough_and_none_is_bare_metal() {
+    fn feature_bare_metal_test_any_one_hint_is_enough_and_none_is_bare_metal() {
         let mut smbios = [0u8; 0x18];
         smbios[1] = 0x18;
         let bare = Facts { smbios_bios: Some(&smbios), system_vendor: Some("Dell Inc."), ..Facts::default() };
@@ -189,6 +226,22 @@ mod tests {
         ] {
             assert_eq!(first_hint(&facts), Some(hint));
         }
+    }
+
+    #[test]
+    fn emulated_iommus_are_known_by_one_bit_or_one_id() {
+        let seen = |look: fn(&mut ViommuHints)| {
+            let mut hints = ViommuHints::default();
+            look(&mut hints);
+            [hints.caching_mode, hints.np_cache, hints.virtio_iommu]
+        };
+        assert_eq!(seen(|hints| hints.see_vtd(1 << 7)), [true, false, false]);
+        assert_eq!(seen(|hints| hints.see_vtd(!(1 << 7))), [false; 3]);
+        assert_eq!(seen(|hints| hints.see_amd(1 << 26)), [false, true, false]);
+        assert_eq!(seen(|hints| hints.see_amd(!(1 << 26))), [false; 3]);
+        assert_eq!(seen(|hints| hints.see_pci(0x1af4, 0x1057)), [false, false, true]);
+        assert_eq!(seen(|hints| hints.see_pci(0x1af4, 0x1041)), [false; 3]);
+        assert_eq!(seen(|hints| hints.see_pci(0x8086, 0x1057)), [false; 3]);
     }
 
     #[test]
