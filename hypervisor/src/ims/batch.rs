@@ -134,7 +134,7 @@ impl Batch {
         let mut rooms = fresh.iter_mut();
         // A processor of the guest's, once there was one.
         let mut known = u64::MAX;
-        let mut failed = 0;
+        let (mut begun, mut failed) = (0, 0);
         for (n, bytes) in items.iter_mut().enumerate() {
             let mut look = || {
                 let MapRequest { handle, target, unmask, cookie } = MapRequest::from_bytes(bytes)?;
@@ -150,6 +150,7 @@ impl Batch {
                     slot.begin_mapping(target, cookie, name);
                     room.wanted.target = target;
                     room.item = item;
+                    begun += 1;
                 }
                 *bytes = MapReply(Ok(slot.pair(handle.index()))).to_bytes();
                 Ok(())
@@ -159,17 +160,26 @@ impl Batch {
                 *bytes = MapReply(Err(status)).to_bytes();
             }
         }
-        self.number = BATCH_LIMIT - rooms.len();
+        self.number = begun;
         failed
     }
 
     /// Has entries bound for the slots that are marked. How many items failed.
     fn bind<P: Ports>(&mut self, place: &Place<P>, bank: &Bank) -> u64 {
         let fresh = self.fresh.get_mut(..self.number).unwrap_or_default();
-        if fresh.is_empty() || place.bind_all(fresh.iter_mut().map(|fresh| &mut fresh.wanted)) == 0 {
-            return 0;
-        }
-        self.fail(bank)
+        let failed = match fresh {
+            [] => 0,
+            // Alone it is faster.
+            [Fresh { wanted, .. }] => {
+                wanted.bound = place.bind_one(wanted.target).map(|binding| {
+                    wanted.route = binding.route;
+                    binding.entry
+                });
+                usize::from(wanted.bound.is_err())
+            }
+            many => place.bind_all(many.iter_mut().map(|fresh| &mut fresh.wanted)),
+        };
+        if failed == 0 { 0 } else { self.fail(bank) }
     }
 
     /// Flushes the entries that were bound.

@@ -148,18 +148,25 @@ impl<'a, P: Ports> Place<'a, P> {
 
     /// A route to `target` in an entry of its own: present, not yet flushed.
     pub fn acquire(&self, index: u16, target: Target) -> Result<Binding, Status> {
-        let mut wanted = Wanted::new(target);
-        self.bind_all(once(&mut wanted));
-        let binding = wanted.binding()?;
+        let binding = self.bind_one(target)?;
         self.service.own(binding.entry, self.owner().of(index));
         Ok(binding)
+    }
+
+    /// The same, but it is not known yet for which slot.
+    pub fn bind_one(&self, target: Target) -> Result<Binding, Status> {
+        let service = self.service;
+        let route = service.ports.route(self.guest(), target)?;
+        let entry = self.device.unit.and_then(|unit| service.bind(unit, self.device.spec.requester, route));
+        let entry = entry.inspect_err(|_| service.ports.unroute(self.guest(), target, route))?;
+        Ok(Binding { route, target, entry })
     }
 
     /// Routes and entries for several slots: present, not yet flushed. How many failed.
     #[inline]
     pub fn bind_all<'w>(&self, wanted: impl ExactSizeIterator<Item = &'w mut Wanted>) -> usize {
         match self.device.unit {
-            Ok(unit) => self.service.bind(self.guest(), unit, self.device.spec.requester, wanted),
+            Ok(unit) => self.service.bind_all(self.guest(), unit, self.device.spec.requester, wanted),
             Err(status) => wanted.map(|wanted| wanted.bound = Err(status)).count(),
         }
     }

@@ -45,13 +45,17 @@ pub struct Message {
 
 /// The interrupt remapping unit (VT-d 5.1, 6.5).
 ///
-/// Each entry that [`Bind::bind`] or [`program`](Remap::program) writes has SVT = 1 and SID = the requester it was reserved for.
+/// Each entry that [`bind`](Remap::bind), [`Bind::bind_all`] or [`program`](Remap::program) writes has SVT = 1 and SID = the requester it was reserved for.
 pub trait Remap {
     /// How many [`EntryIndex`] values there can be: each is below this.
     fn capacity(&self) -> u32;
 
     /// The unit that serves `requester`. [`Status::Unsupported`] when there is none.
     fn unit_of(&self, requester: Bdf) -> Result<UnitNumber, Status>;
+
+    /// Takes a free entry of the unit for messages of `requester` and makes it present with `route` at once. Its former use is flushed.
+    /// Does not flush. [`Status::NoFreeEntry`] when there is none.
+    fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status>;
 
     /// Makes the entry present with `route`, whatever it held before, by one 128-bit write. Does not flush.
     fn program(&self, entry: EntryIndex, route: HostRoute);
@@ -150,10 +154,9 @@ impl Wanted {
 
 /// Routes and entries together, for many slots at a time.
 pub trait Bind {
-    /// For each of `wanted`: a use of the route to its target, as by [`Delivery::route`], and a free entry of the unit for messages of
-    /// `requester`, which is present with that route. The entry's former use is flushed. Does not flush. [`Status::NoFreeEntry`] when
-    /// there is none. What fails holds neither; the others do not mind. How many failed.
-    fn bind<'a>(
+    /// For each of `wanted`: a use of the route to its target, as by [`Delivery::route`], and an entry with that route, as by
+    /// [`Remap::bind`]. What fails holds neither; the others do not mind. How many failed.
+    fn bind_all<'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,

@@ -304,9 +304,16 @@ impl<P: Ports> Service<P> {
         self.ports.flush(entries)
     }
 
+    /// Takes an entry, which is present at once.
+    pub(super) fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
+        let entry = self.ports.bind(unit, requester, route)?;
+        self.count_bound(1);
+        Ok(entry)
+    }
+
     /// Takes routes and entries, which are present at once.
     #[inline]
-    pub(super) fn bind<'a>(
+    pub(super) fn bind_all<'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,
@@ -314,11 +321,14 @@ impl<P: Ports> Service<P> {
         wanted: impl ExactSizeIterator<Item = &'a mut Wanted>,
     ) -> usize {
         let number = wanted.len();
-        let failed = self.ports.bind(guest, unit, requester, wanted);
-        let bound = number.saturating_sub(failed) as u64;
-        add(&self.counts.programmed, bound);
-        self.counts.taken(bound);
+        let failed = self.ports.bind_all(guest, unit, requester, wanted);
+        self.count_bound(number.saturating_sub(failed) as u64);
         failed
+    }
+
+    fn count_bound(&self, entries: u64) {
+        add(&self.counts.programmed, entries);
+        self.counts.taken(entries);
     }
 
     /// Writes a present entry.

@@ -320,6 +320,12 @@ impl Remap for MachinePorts {
         number.map(UnitNumber).ok_or(Status::Unsupported)
     }
 
+    fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
+        let remapper = self.units.get(usize::from(unit.0)).and_then(Option::as_ref).ok_or(Status::Unsupported)?;
+        let index = remapper.bind(requester, route.into()).map_err(status)?;
+        Ok(entry_index(unit.0.into(), index))
+    }
+
     fn program(&self, entry: EntryIndex, route: HostRoute) {
         must("programming", entry, self.entry(entry).map(|(unit, index)| unit.program(index, route.into())));
     }
@@ -399,7 +405,7 @@ impl Shadow for MachinePorts {
 impl Bind for MachinePorts {
     /// Locks the table once for all, and a processor's vectors once for all that follow one another and lead there.
     #[inline(never)]
-    fn bind<'a>(
+    fn bind_all<'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,

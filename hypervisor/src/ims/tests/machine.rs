@@ -192,18 +192,6 @@ impl Machine {
         Some(Target { apic_id, vector })
     }
 
-    fn take(&self, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
-        if self.fails() {
-            return Err(Status::NoFreeEntry);
-        }
-        // The one that was last given back comes first: nothing stale is ever old.
-        let index = self.inner().free.pop().ok_or(Status::NoFreeEntry)?;
-        self.inner().entries[index as usize].requester = Some(requester);
-        self.done(Op::Reserve(index));
-        self.program(EntryIndex(index), route);
-        Ok(EntryIndex(index))
-    }
-
     fn done(&self, op: Op) {
         let mut inner = self.inner();
         // Whoever never looks has no use for more.
@@ -259,6 +247,18 @@ impl Remap for Machine {
         Ok(UnitNumber(0))
     }
 
+    fn bind(&self, _: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
+        if self.fails() {
+            return Err(Status::NoFreeEntry);
+        }
+        // The one that was last given back comes first: nothing stale is ever old.
+        let index = self.inner().free.pop().ok_or(Status::NoFreeEntry)?;
+        self.inner().entries[index as usize].requester = Some(requester);
+        self.done(Op::Reserve(index));
+        self.program(EntryIndex(index), route);
+        Ok(EntryIndex(index))
+    }
+
     fn program(&self, entry: EntryIndex, route: HostRoute) {
         self.entry(entry, |entry| entry.maybe.push(Some(route)));
         self.done(Op::Program(entry.0));
@@ -301,10 +301,10 @@ impl Remap for Machine {
 }
 
 impl Bind for Machine {
-    fn bind<'a>(
+    fn bind_all<'a>(
         &self,
         guest: GuestId,
-        _: UnitNumber,
+        unit: UnitNumber,
         requester: Bdf,
         wanted: impl Iterator<Item = &'a mut Wanted>,
     ) -> usize {
@@ -312,7 +312,7 @@ impl Bind for Machine {
         for Wanted { target, route, bound } in wanted {
             *bound = self.route(guest, *target).and_then(|found| {
                 *route = found;
-                self.take(requester, found).inspect_err(|_| self.unroute(guest, *target, found))
+                self.bind(unit, requester, found).inspect_err(|_| self.unroute(guest, *target, found))
             });
             failed += usize::from(bound.is_err());
         }
