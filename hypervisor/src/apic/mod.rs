@@ -42,6 +42,8 @@ pub const NOTIFICATION_VECTOR: u8 = 0xf2;
 pub const WAKE_UP_VECTOR: u8 = 0xf1;
 /// Vector of the remapping units' fault events.
 pub const FAULT_VECTOR: u8 = 0xfd;
+/// Vector of functions that the hypervisor keeps for itself.
+pub const DEVICE_VECTOR: u8 = 0xfc;
 /// Vector of spurious interrupts.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 

@@ -7,16 +7,17 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use hcall_abi::{DeviceId, Status};
+use hcall_abi::{DeviceId, Status, Target};
+use spin::Mutex;
 
 use super::{
-    device::Device,
+    device::{Device, Slots},
     domain::Domain,
     message,
     place::Place,
     ports::{Field, Ports},
     service::Service,
-    slot::{CTRL_PENDING, Slot, StoreName},
+    slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, StoreName},
     store,
 };
 
@@ -60,6 +61,36 @@ impl<P: Ports> Service<P> {
         Ok(slots.filter(|&slot| place.is_pending(slot)).fold(0, |bits, slot| bits | 1 << (u32::from(slot) % WORD)))
     }
 
+    /// The function was reset by itself: what is pending is dropped, and the table stays as it is.
+    pub fn drop_pending(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
+        let (device, place) = self.table(domain, device)?;
+        device.exclusively(|slots| {
+            if !slots.attached {
+                return Err(Status::NoSuchDevice);
+            }
+            place.drop_signals();
+            self.discard(&place, slots)
+        })
+    }
+
+    /// The device forgets what is pending only by sending it: so that is sent where nobody minds it.
+    fn discard(&self, place: &Place<P>, slots: &mut Slots) -> Result<(), Status> {
+        let pending =
+            |(index, _): &(u16, &mut Mutex<Slot>)| !place.store.is_emulated(*index) && place.is_pending(*index);
+        let mut pending = (0..=u16::MAX).zip(&mut slots.msix.slots).filter(pending).peekable();
+        let Some((first, _)) = pending.peek() else { return Ok(()) };
+        let route = self.ports.nowhere();
+        let entry = self.bind(place.device.unit?, place.device.spec.requester, route)?;
+        self.own(entry, place.device.number, place.name, *first);
+        let nowhere = Binding { route, target: Target { apic_id: 0, vector: 0 }, entry };
+        let flushed = self.flush(&[entry]);
+        if flushed.is_ok() {
+            pending.for_each(|(index, slot)| place.discard(index, slot.get_mut(), nowhere));
+        }
+        self.give_back(&[place.withdraw(nowhere)]);
+        flushed
+    }
+
     fn table<'a>(&'a self, domain: &'a Domain, device: DeviceId) -> Result<(&'a Device, Place<'a, P>), Status> {
         let device = domain.device(device)?;
         let place = Place::new(self, device, StoreName::Msix)?;
@@ -89,6 +120,21 @@ impl<P: Ports> Place<'_, P> {
     pub fn drop_signals(&self) {
         if self.store.backing.is_some() {
             self.device.signals.store(0, Relaxed);
+        }
+    }
+
+    /// Has the device send what a slot has waiting to where the binding leads. The slot is masked there, before and after.
+    fn discard(&self, index: u16, slot: &mut Slot, nowhere: Binding) {
+        if !slot.device_masked {
+            return;
+        }
+        self.store_message(index, nowhere);
+        for ctrl in [0, CTRL_MASK] {
+            self.write_ctrl(index, ctrl);
+            self.service.ports.read_back(self.store, index, Field::Ctrl);
+        }
+        if let Some(binding) = slot.binding() {
+            self.store_message(index, binding);
         }
     }
 

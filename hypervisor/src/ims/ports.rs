@@ -129,6 +129,9 @@ pub trait Delivery {
     /// Ends one use of a route. No entry and no cache holds it for this use any more.
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute);
 
+    /// A route to where nobody minds an interrupt. It has no uses: [`Delivery::unroute`] does nothing with it.
+    fn nowhere(&self) -> HostRoute;
+
     /// Gives one of a guest's virtual processors an interrupt that no device has raised.
     fn deliver(&self, guest: GuestId, target: Target);
 }

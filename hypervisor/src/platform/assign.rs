@@ -18,7 +18,7 @@ use crate::{
     guest::memory_map::BarAllocator,
     ims::{DeviceSpec, Domain, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
-    pci::{self, Bar, Function},
+    pci::{self, Bar, ConfigSpace, Function},
     vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
 };
 
@@ -300,7 +300,7 @@ impl Assigned {
                 log::info!("{}: its guest tries to move BAR {bar}, which stays where it is", self.function.bdf);
             }
             Effect::BarMoved(_) => {}
-            Effect::Msix { enable, function_mask } => self.set_msix(enable, function_mask),
+            Effect::Msix { enable, function_mask } => set_msix(config, &self.function, enable, function_mask),
         }
     }
 
@@ -322,22 +322,22 @@ impl Assigned {
             log::error!("{}: does not answer to a reset", self.function.bdf);
         }
         pci::function::disable_bus_master(self.machine.config(), self.function.bdf);
-        self.set_msix(false, true);
+        set_msix(self.machine.config(), &self.function, false, true);
     }
 
     /// Takes its way to memory away. Returns whether that is sure.
     pub fn release(self, ports: &MachinePorts) -> bool {
         ports.detach(self.function.bdf)
     }
+}
 
-    fn set_msix(&self, enable: bool, function_mask: bool) {
-        let Some(msix) = self.function.msix else { return };
-        let config = self.machine.config();
-        let old = config.read(self.function.bdf, msix.capability);
-        let bit = |set: bool, mask: u32| if set { mask } else { 0 };
-        let control = bit(enable, MSIX_ENABLE) | bit(function_mask, MSIX_FUNCTION_MASK);
-        config.write(self.function.bdf, msix.capability, old & !(MSIX_ENABLE | MSIX_FUNCTION_MASK) | control);
-    }
+/// Writes MSI-X control.
+pub(super) fn set_msix(config: &dyn ConfigSpace, function: &Function, enable: bool, function_mask: bool) {
+    let Some(msix) = function.msix else { return };
+    let old = config.read(function.bdf, msix.capability);
+    let bit = |set: bool, mask: u32| if set { mask } else { 0 };
+    let control = bit(enable, MSIX_ENABLE) | bit(function_mask, MSIX_FUNCTION_MASK);
+    config.write(function.bdf, msix.capability, old & !(MSIX_ENABLE | MSIX_FUNCTION_MASK) | control);
 }
 
 /// A function in a guest's hands, by its name there.

@@ -27,6 +27,9 @@ const GENCAP: usize = 0x10;
 const WQCAP: usize = 0x20;
 const ENGCAP: usize = 0x38;
 const OPCAP: usize = 0x40;
+/// GENCTRL: an interrupt (MSI-X entry 0) when an error is recorded.
+const GENCTRL: usize = 0x88;
+const GENCTRL_ERROR: u32 = 1 << 0;
 const TABLE_OFFSETS: usize = 0x60;
 /// The command register.
 pub const CMD: u64 = 0xa0;
@@ -209,6 +212,11 @@ impl<R: Registers> Queue<'_, R> {
     fn command(&self, number: u32) -> Result<(), u8> {
         command(self.registers, number, u32::from(self.number / 16) << 16 | 1 << (self.number % 16))
     }
+}
+
+/// Has the device raise MSI-X entry 0 when it records an error.
+pub fn tell_errors(registers: &impl Registers) {
+    registers.write32(GENCTRL, GENCTRL_ERROR);
 }
 
 /// Takes the error that the device has recorded, if there is one: whose work queue's it is, and the record.

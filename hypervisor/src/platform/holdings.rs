@@ -40,6 +40,14 @@ impl Holdings {
         Self { id, service, ram: None, ept: None, frames: Vec::new(), functions, parents, domain: None }
     }
 
+    /// Gives errors that the functions which the hypervisor keeps have recorded to the virtual functions whose they are.
+    pub fn hand_out_errors(&self) {
+        let Some(domain) = &self.domain else { return };
+        for parent in self.parents.lock().iter_mut() {
+            parent.hand_out_errors((self.service, domain));
+        }
+    }
+
     /// Whether its devices' interrupts are posted.
     pub fn is_posted(&self) -> bool {
         self.service.ports().posts_to(self.id)

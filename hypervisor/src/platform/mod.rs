@@ -23,6 +23,8 @@ pub mod memory;
 #[cfg(feature = "bare")]
 pub mod outside;
 #[cfg(feature = "bare")]
+pub mod own_interrupt;
+#[cfg(feature = "bare")]
 pub mod plan;
 #[cfg(feature = "bare")]
 pub mod ports;

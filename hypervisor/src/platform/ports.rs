@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa},
+    apic,
     ims::{
         Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec,
         UnitNumber, Wanted,
@@ -485,6 +486,12 @@ impl Delivery for MachinePorts {
         {
             vectors.unroute(guest, target, route);
         }
+    }
+
+    fn nowhere(&self) -> HostRoute {
+        // A wake-up more or less is nothing to a processor, and the vector is none that guests' routes have.
+        let destination = self.vectors.first().map_or(0, Vectors::destination);
+        HostRoute::Remapped { vector: apic::WAKE_UP_VECTOR, destination }
     }
 
     fn deliver(&self, guest: GuestId, target: Target) {

@@ -16,6 +16,7 @@ use super::{
     ledger::Part,
     machine::Machine,
     memory::FRAMES,
+    own_interrupt::OwnInterrupt,
     plan::Share,
     ports::{MachinePorts, MachineService},
     windows::{Kind, Window, Windows},
@@ -54,6 +55,8 @@ pub struct Parent {
     function: Function,
     registers: Mmio,
     functions: Vec<Virtual>,
+    /// By which errors are told of; without it they are found when a guest's function is written to.
+    interrupt: Option<OwnInterrupt>,
 }
 
 /// What a guest's function is put into.
@@ -79,7 +82,7 @@ pub fn capacity(function: &Function) -> Option<(u8, u32)> {
 
 impl Parent {
     /// Takes a function for the hypervisor, and shares it out.
-    pub fn new(machine: &'static Machine, function: &Function) -> Result<Self, Refusal> {
+    pub fn new(machine: &'static Machine, ports: &MachinePorts, function: &Function) -> Result<Self, Refusal> {
         let registers = assign::registers(function)?;
         let pasid = function.pasid.ok_or(Refusal::NoPasid)?;
         pci::function::enable(machine.config(), function.bdf);
@@ -91,7 +94,11 @@ impl Parent {
             log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
             Refusal::Hardware
         })?;
-        Ok(Self { machine, function: function.clone(), registers, functions: Vec::new() })
+        let interrupt = OwnInterrupt::new(machine, ports, function);
+        if interrupt.is_some() {
+            dsa::tell_errors(&registers);
+        }
+        Ok(Self { machine, function: function.clone(), registers, functions: Vec::new(), interrupt })
     }
 
     /// Its place on the machine.
@@ -170,7 +177,8 @@ impl Parent {
         let Some((function, mut queue)) = self.function(id) else { return };
         let effect = function.registers.write(offset, bytes, value, &mut queue);
         if effect.reset {
-            let _ = service.device_reset(domain, id);
+            // What cannot be dropped comes when the guest unmasks it: one interrupt too many.
+            let _ = service.drop_pending(domain, id);
         }
         self.hand_out_errors((service, domain));
         if effect.signal {
@@ -222,7 +230,7 @@ impl Parent {
     }
 
     /// Gives the error that the device has recorded to the function whose work queue's it is.
-    fn hand_out_errors(&mut self, (service, domain): (&MachineService, &Domain)) {
+    pub fn hand_out_errors(&mut self, (service, domain): (&MachineService, &Domain)) {
         let Some((Some(queue), record)) = dsa::take_error(&self.registers) else { return };
         let whose = self.functions.iter_mut().find(|function| function.queue == queue);
         if let Some(function) = whose
@@ -245,6 +253,7 @@ impl Parent {
             log::error!("{}: does not answer to a reset", self.function.bdf);
         }
         pci::function::disable_bus_master(self.machine.config(), self.function.bdf);
+        assign::set_msix(self.machine.config(), &self.function, false, true);
         if let Some(pasid) = self.function.pasid {
             pci::function::set_pasid_enable(self.machine.config(), self.function.bdf, pasid, false);
         }
@@ -252,6 +261,9 @@ impl Parent {
 
     /// Takes its way to memory away. Returns whether that is sure.
     pub fn release(self, ports: &MachinePorts) -> bool {
+        if let Some(interrupt) = self.interrupt {
+            interrupt.give_back(ports);
+        }
         ports.detach(self.function.bdf)
     }
 }

@@ -136,7 +136,7 @@ struct RegisterPage([u32; 1024]);
 /// What a write leaves to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effect {
-    /// The function was reset: so has to be its MSI-X table.
+    /// The function was reset: what is pending has to be dropped. The MSI-X table stays, since it is the PCI function's.
     pub reset: bool,
     /// Vector 0 is to be signalled.
     pub signal: bool,

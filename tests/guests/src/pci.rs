@@ -40,8 +40,13 @@ const SIOV_CAPABILITIES: u16 = 0x14;
 
 /// The first function on bus 0 with this vendor and device ID.
 pub fn find(config: &impl ConfigSpace, vendor: u16, device: u16) -> Option<Function> {
+    find_all(config, vendor, device).next()
+}
+
+/// All of them.
+pub fn find_all(config: &impl ConfigSpace, vendor: u16, device: u16) -> impl Iterator<Item = Function> {
     let id = u32::from(device) << 16 | u32::from(vendor);
-    (0..=u8::MAX).map(Function).find(|&function| config.read(function, 0) == id)
+    (0..=u8::MAX).map(Function).filter(move |&function| config.read(function, 0) == id)
 }
 
 /// Lets the function answer in memory and send requests.
@@ -49,6 +54,12 @@ pub fn enable(config: &impl ConfigSpace, function: Function) {
     // Status, the upper half, has bits that a 1 clears: write zeros there.
     let command = config.read(function, COMMAND) & 0xffff;
     config.write(function, COMMAND, command | COMMAND_MEMORY | COMMAND_BUS_MASTER);
+}
+
+/// Takes from the function the right to send requests.
+pub fn disable_bus_master(config: &impl ConfigSpace, function: Function) {
+    let command = config.read(function, COMMAND) & 0xffff;
+    config.write(function, COMMAND, command & !COMMAND_BUS_MASTER);
 }
 
 /// The address of memory BAR `n`; `None` when it is I/O or was not placed.

@@ -190,9 +190,10 @@ fn feature_emulated_a_reset_drops_the_signal_that_waits() {
     two.program(0, target(0, 0x41));
     two.poke(0, Field::Ctrl, 1);
     two.signal().unwrap();
-    two.service.device_reset(&two.domain, FIRST).unwrap();
-    assert_eq!(two.pending(0), 0);
-    two.program(0, target(0, 0x41));
+    let before = two.machine().shadow(&two.table(), 0);
+    two.service.drop_pending(&two.domain, FIRST).unwrap();
+    assert_eq!((two.pending(0), two.machine().shadow(&two.table(), 0)), (0, before));
+    two.poke(0, Field::Ctrl, 0);
     assert_eq!(two.delivered(), []);
     two.signal().unwrap();
     assert_eq!(two.delivered(), [target(0, 0x41)]);
@@ -279,6 +280,30 @@ fn feature_msix_backed_pending_bits_are_the_devices_and_the_hypervisors() {
     assert_eq!([0, 1, 2, 3].map(|word| two.pending(word)), [1 << 63 | 0b11, 1, 0b10, 0]);
     assert_eq!(two.service.pending(&two.domain, FIRST, u32::MAX), Err(Status::NoSuchSlot));
     assert_eq!(two.machine().shadow(&two.table(), 1)[3], 1, "they are no part of the table");
+}
+
+#[test]
+fn feature_msix_backed_a_reset_drops_what_is_pending_in_the_device_and_leaves_the_table() {
+    let two = Two::new();
+    for slot in [1, 2, 70] {
+        two.program(slot, target(0, 0x41));
+    }
+    two.poke(1, Field::Ctrl, 1);
+    let entries = two.machine().used();
+    // One that is bound, one that never was, and one that is unmasked: that one cannot be pending.
+    for slot in [1, 5] {
+        two.machine().set_pending(&two.table(), slot, true);
+    }
+    let [before, shown] = [two.machine().slot(&two.table(), 1), two.machine().shadow(&two.table(), 1)];
+    two.service.drop_pending(&two.domain, FIRST).unwrap();
+    assert_eq!([0, 1, 2].map(|word| two.pending(word)), [0; 3]);
+    assert_eq!((two.machine().slot(&two.table(), 1), two.machine().shadow(&two.table(), 1)), (before, shown));
+    assert_eq!((two.comes_out(1), two.comes_out(5), two.comes_out(70)), (None, None, Some(target(0, 0x41))));
+    assert_eq!((two.machine().used(), two.service.counters().live), (entries, 3), "all that was taken came back");
+    two.poke(1, Field::Ctrl, 0);
+    assert_eq!(two.comes_out(1), Some(target(0, 0x41)));
+    two.service.drop_pending(&two.domain, FIRST).unwrap();
+    assert_eq!(two.service.drop_pending(&two.domain, DEVICE), Ok(()), "the second function, with nothing pending");
 }
 
 #[test]

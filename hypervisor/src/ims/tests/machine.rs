@@ -79,6 +79,9 @@ pub struct Snapshot {
     devices: HashMap<u64, Device>,
 }
 
+/// Where nobody minds an interrupt.
+const NOWHERE: HostRoute = HostRoute::Remapped { vector: 0xf1, destination: u32::MAX };
+
 /// Most operations that are remembered.
 const LOG: usize = 1 << 16;
 
@@ -229,6 +232,9 @@ impl Inner {
                 assert_eq!(entry.requester, Some(device.requester), "another device's entry");
                 for route in &entry.maybe {
                     let route = route.expect("unmasked, and the entry is not present or not flushed");
+                    if route == NOWHERE {
+                        continue;
+                    }
                     let ((guest, apic_id, vector), _) = self.routes.get(&route).expect("the route was given back");
                     assert_eq!(*guest, device.guest, "another guest's route");
                     assert!(device.processors.contains(apic_id) && *vector >= 16);
@@ -397,6 +403,9 @@ impl Delivery for Machine {
     }
 
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
+        if route == NOWHERE {
+            return;
+        }
         let mut inner = self.inner();
         let (route_of, uses) = inner.routes.get_mut(&route).expect("a route that is not in use");
         assert_eq!(*route_of, (guest, target.apic_id, target.vector));
@@ -408,6 +417,10 @@ impl Delivery for Machine {
         }
         drop(inner);
         self.done(Op::Unroute(target));
+    }
+
+    fn nowhere(&self) -> HostRoute {
+        NOWHERE
     }
 
     fn deliver(&self, guest: GuestId, target: Target) {

@@ -128,7 +128,8 @@ impl AssignedDsa {
     }
 }
 
-fn says_ims(guest: &Guest, function: Function) -> Option<bool> {
+/// Whether configuration space says that a function has a message store; `None` without ECAM.
+pub fn says_ims(guest: &Guest, function: Function) -> Option<bool> {
     let base = acpi::ecam_base(&physical::PhysicalMemory, guest.boot.rsdp()?)?;
     // SAFETY: MCFG says that configuration space is there.
     let ecam = unsafe { config::Ecam::new(base) }?;

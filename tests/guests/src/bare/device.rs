@@ -33,6 +33,13 @@ impl DeviceMemory {
         Some(unsafe { self.base.add(offset as usize) })
     }
 
+    /// Writes a quadword at once.
+    pub fn write_u64(&mut self, offset: u64, value: u64) {
+        let pointer = self.pointer(offset, 8).filter(|_| offset.is_multiple_of(8));
+        // SAFETY: a register of the device; `new` was told that writing is harmless.
+        unsafe { pointer.expect("a quadword of the device").cast().write_volatile(value) }
+    }
+
     fn dword(&self, offset: u64) -> NonNull<u32> {
         match self.pointer(offset, 4) {
             Some(pointer) if offset.is_multiple_of(4) => pointer.cast(),

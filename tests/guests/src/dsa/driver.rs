@@ -141,6 +141,14 @@ impl<R: Registers> Dsa<R> {
         self.command(spec::COMMAND_REQUEST_INT_HANDLE, spec::HANDLE_IMS | u32::from(index))
     }
 
+    /// What a descriptor says to raise MSI-X vector `index`, where the device does not take the index itself (`CMDCAP`).
+    pub fn request_msix_handle(&mut self, index: u16) -> Result<u16, Error> {
+        if self.registers.read(spec::CMDCAP) & 1 << spec::COMMAND_REQUEST_INT_HANDLE == 0 {
+            return Ok(index);
+        }
+        self.command(spec::COMMAND_REQUEST_INT_HANDLE, index.into())
+    }
+
     /// Gives a handle back.
     pub fn release_ims_handle(&mut self, handle: u16) -> Result<(), Error> {
         if self.registers.read(spec::CMDCAP) & 1 << spec::COMMAND_RELEASE_INT_HANDLE == 0 {

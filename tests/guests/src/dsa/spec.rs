@@ -7,7 +7,9 @@ pub const DEVICE: u16 = 0x0b25;
 pub const GENCAP: u64 = 0x10;
 pub const WQCAP: u64 = 0x20;
 pub const TABLE_OFFSETS: u64 = 0x60;
+pub const GENCTRL: u64 = 0x88;
 pub const GENSTS: u64 = 0x90;
+pub const INTCAUSE: u64 = 0x98;
 pub const CMD: u64 = 0xa0;
 pub const CMDSTS: u64 = 0xa8;
 pub const CMDCAP: u64 = 0xb0;
@@ -17,6 +19,13 @@ pub const GENSTS_STATE: u32 = 0b11;
 pub const GENSTS_ENABLED: u32 = 1;
 pub const CMDSTS_ACTIVE: u32 = 1 << 31;
 pub const CMD_SHIFT: u32 = 20;
+/// CMD: an interrupt at completion.
+pub const CMD_INTERRUPT: u32 = 1 << 31;
+pub const INTCAUSE_ERROR: u32 = 1 << 0;
+pub const INTCAUSE_COMMAND: u32 = 1 << 1;
+/// GENCTRL: an interrupt at a software error.
+pub const GENCTRL_ERROR: u32 = 1 << 0;
+pub const SWERR_VALID: u32 = 1 << 0;
 /// Operand of the interrupt handle commands: IMS, not MSI-X.
 pub const HANDLE_IMS: u32 = 1 << 16;
 /// GENCAP's maximum IMS multiplier counts in these.
@@ -25,8 +34,11 @@ pub const IMS_UNIT: u32 = 256;
 pub const TABLE_UNIT: u64 = 0x100;
 
 pub const COMMAND_ENABLE_DEVICE: u32 = 1;
+pub const COMMAND_DISABLE_DEVICE: u32 = 2;
+pub const COMMAND_DRAIN_ALL: u32 = 3;
 pub const COMMAND_RESET_DEVICE: u32 = 5;
 pub const COMMAND_ENABLE_WQ: u32 = 6;
+pub const COMMAND_DISABLE_WQ: u32 = 7;
 pub const COMMAND_REQUEST_INT_HANDLE: u32 = 13;
 pub const COMMAND_RELEASE_INT_HANDLE: u32 = 14;
 
@@ -53,5 +65,6 @@ pub const FLAG_RCI: u32 = 0x10;
 pub const STATUS_NONE: u8 = 0;
 pub const STATUS_SUCCESS: u8 = 1;
 pub const STATUS_PAGE_FAULT: u8 = 3;
+pub const STATUS_INVALID_HANDLE: u8 = 0x19;
 /// Status: bit 7 says that the page fault was on a write.
 pub const STATUS_MASK: u8 = 0x7f;

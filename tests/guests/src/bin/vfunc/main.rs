@@ -1,0 +1,62 @@
+//! A guest that knows nothing of interrupt message stores: it drives virtual functions of a DSA by the PCI specification's and the device's
+//! rules alone, with as many MSI-X vectors as their tables have.
+//!
+//! Each interrupt is counted, and must come once and where it belongs; what must not come is waited for as well.
+#![no_std]
+#![no_main]
+
+mod emulated;
+mod function;
+mod masks;
+mod together;
+
+use function::{COUNTS, Vf};
+use guests::bare::{Guest, config, idle, interrupts};
+use guests::dsa::spec;
+use guests::{pci, println};
+
+guests::guest!(main);
+
+fn main(guest: &Guest) -> u8 {
+    match run(guest) {
+        Ok(()) => 0,
+        Err(why) => {
+            println!("vfunc: {why}");
+            1
+        }
+    }
+}
+
+fn run(guest: &Guest) -> Result<(), &'static str> {
+    let mut functions = pci::find_all(&config::Ports, spec::VENDOR, spec::DEVICE);
+    let mut take = |number| {
+        let function = functions.next().ok_or("a function is missing")?;
+        Vf::find(guest, function, number)
+    };
+    let (mut first, mut second) = (take(0)?, take(1)?);
+    interrupts::set_handler(function::arrived);
+    idle::enable_interrupts();
+    for vf in [&mut first, &mut second] {
+        vf.start()?;
+        println!("vfunc: {} has {} vectors", vf.function, vf.vectors);
+        vf.fire_all();
+    }
+    let fired = COUNTS.total();
+    for vf in [&mut first, &mut second] {
+        masks::all(vf);
+        emulated::all(vf);
+    }
+    together::all(&mut first, &mut second);
+    let errors = function::errors() + COUNTS.strays();
+    if COUNTS.strays() != 0 {
+        println!("vfunc: {} strays, the last on vector {:#x}", COUNTS.strays(), COUNTS.last_stray());
+    }
+    println!(
+        "@result vectors={} fired={fired} handled={} emulated={} foreign_refused={} errors={errors}",
+        first.vectors + second.vectors,
+        COUNTS.total(),
+        first.signals + second.signals,
+        first.refused + second.refused,
+    );
+    if errors == 0 { Ok(()) } else { Err("not everything was right") }
+}
