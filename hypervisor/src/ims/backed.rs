@@ -5,7 +5,7 @@
 //! is masked in the device, whatever its own mask bit says, which stays as the guest wrote it (PCIe 6.1.4.5, 7.7.2.2). What comes meanwhile
 //! is pending, in the device or here, and goes out when nothing holds it any more.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::{iter::once, sync::atomic::Ordering::Relaxed};
 
 use hcall_abi::{DeviceId, Status, Target};
 use spin::Mutex;
@@ -81,9 +81,9 @@ impl<P: Ports> Service<P> {
         let Some((first, _)) = pending.peek() else { return Ok(()) };
         let route = self.ports.nowhere();
         let entry = self.bind(place.device.unit?, place.device.spec.requester, route)?;
-        self.own(entry, place.device.number, place.name, *first);
+        self.own(entry, place.owner().of(*first));
         let nowhere = Binding { route, target: Target { apic_id: 0, vector: 0 }, entry };
-        let flushed = self.flush(&[entry]);
+        let flushed = self.flush(once(entry));
         if flushed.is_ok() {
             pending.for_each(|(index, slot)| place.discard(index, slot.get_mut(), nowhere));
         }
@@ -128,13 +128,13 @@ impl<P: Ports> Place<'_, P> {
         if !slot.device_masked {
             return;
         }
-        self.store_message(index, nowhere);
+        self.store_message(index, nowhere.entry);
         for ctrl in [0, CTRL_MASK] {
             self.write_ctrl(index, ctrl);
             self.service.ports.read_back(self.store, index, Field::Ctrl);
         }
         if let Some(binding) = slot.binding() {
-            self.store_message(index, binding);
+            self.store_message(index, binding.entry);
         }
     }
 

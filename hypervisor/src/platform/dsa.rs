@@ -230,48 +230,4 @@ pub fn take_error(registers: &impl Registers) -> Option<(Option<u8>, [u64; 4])> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Fake([u64; 64]);
-
-    impl Registers for Fake {
-        fn read32(&self, offset: usize) -> u32 {
-            (self.0[offset / 8] >> (8 * (offset % 8))) as u32
-        }
-        fn read64(&self, offset: usize) -> u64 {
-            self.0[offset / 8]
-        }
-        fn write32(&self, _: usize, _: u32) {}
-        fn write64(&self, _: usize, _: u64) {}
-    }
-
-    #[test]
-    fn the_store_is_where_the_device_says() {
-        let mut fake = Fake([0; 64]);
-        assert_eq!(message_store(&fake), None);
-        fake.0[GENCAP / 8] = 16 << 25;
-        fake.0[TABLE_OFFSETS / 8] = 0x400 << 48;
-        assert_eq!(message_store(&fake), Some(MessageStore { offset: 0x40000, slots: 4096 }));
-    }
-
-    #[test]
-    fn a_reset_is_seen_in_every_width_that_can_write_it() {
-        let reset = u64::from(command::RESET_DEVICE << 20);
-        assert!(is_reset(CMD, 4, reset));
-        assert!(is_reset(CMD, 8, reset));
-        assert!(is_reset(CMD + 2, 2, reset >> 16));
-        assert!(is_reset(CMD - 4, 8, reset << 32));
-        assert!(!is_reset(CMD, 2, reset));
-        assert!(!is_reset(CMD, 4, 6 << 20));
-        assert!(!is_reset(CMD + 4, 4, reset));
-        assert!(!is_reset(CMD - 8, 8, u64::MAX));
-    }
-
-    #[test]
-    fn a_device_that_never_answers_is_given_up() {
-        let mut fake = Fake([0; 64]);
-        fake.0[CMDSTS / 8] = 1 << 31;
-        assert!(!wait_command(&fake));
-    }
-}
+mod tests;

@@ -1,6 +1,8 @@
 //! The interrupt of a function that the hypervisor keeps for itself: entry 0 of the function's MSI-X table, by an entry of the remapping
 //! table as guests' interrupts go.
 
+use core::iter::once;
+
 use super::{
     assign::{memory_bar, set_msix},
     machine::Machine,
@@ -35,7 +37,7 @@ impl OwnInterrupt {
         let route = HostRoute::Remapped { vector: apic::DEVICE_VECTOR, destination };
         let entry = ports.bind(ports.unit_of(function.bdf).ok()?, function.bdf, route).ok()?;
         let own = Self { entry };
-        if ports.flush(&[entry]).is_err() {
+        if ports.flush(once(entry)).is_err() {
             own.give_back(ports);
             return None;
         }
@@ -52,7 +54,7 @@ impl OwnInterrupt {
     pub fn give_back(self, ports: &MachinePorts) {
         ports.clear(self.entry);
         // An entry that the cache may still hold is not used for anything else.
-        if ports.flush(&[self.entry]).is_ok() {
+        if ports.flush(once(self.entry)).is_ok() {
             ports.release(self.entry);
         }
     }

@@ -66,7 +66,7 @@ fn errors(vf: &mut Vf) {
     let [low, high] = [0, 4].map(|at| vf.dsa.registers().read(spec::SWERR + at));
     expect(low & spec::SWERR_VALID != 0, "no error is recorded");
     expect(low >> 16 & 0xff == 0 && high >> 8 & 0xf_ffff == 0, "another work queue's error, or with a PASID");
-    expect(high & 0xff == BAD_OPCODE.into(), "another operation's error");
+    expect(high & 0xff == u32::from(BAD_OPCODE), "another operation's error");
     let cause = vf.dsa.registers().read(spec::INTCAUSE);
     expect(cause & spec::INTCAUSE_ERROR != 0, "INTCAUSE does not say that there was an error");
     vf.dsa.registers().write(spec::INTCAUSE, cause);

@@ -1,0 +1,175 @@
+use core::cell::RefCell;
+
+use dsa_model::{Config, Dsa, Fault, PortalWrite, Upstream};
+
+use super::*;
+
+struct Fake([u64; 64]);
+
+impl Registers for Fake {
+    fn read32(&self, offset: usize) -> u32 {
+        (self.0[offset / 8] >> (8 * (offset % 8))) as u32
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        self.0[offset / 8]
+    }
+    fn write32(&self, _: usize, _: u32) {}
+    fn write64(&self, _: usize, _: u64) {}
+}
+
+#[test]
+fn the_store_is_where_the_device_says() {
+    let mut fake = Fake([0; 64]);
+    assert_eq!(message_store(&fake), None);
+    fake.0[GENCAP / 8] = 16 << 25;
+    fake.0[TABLE_OFFSETS / 8] = 0x400 << 48;
+    assert_eq!(message_store(&fake), Some(MessageStore { offset: 0x40000, slots: 4096 }));
+}
+
+#[test]
+fn a_reset_is_seen_in_every_width_that_can_write_it() {
+    let reset = u64::from(command::RESET_DEVICE << 20);
+    assert!(is_reset(CMD, 4, reset));
+    assert!(is_reset(CMD, 8, reset));
+    assert!(is_reset(CMD + 2, 2, reset >> 16));
+    assert!(is_reset(CMD - 4, 8, reset << 32));
+    assert!(!is_reset(CMD, 2, reset));
+    assert!(!is_reset(CMD, 4, 6 << 20));
+    assert!(!is_reset(CMD + 4, 4, reset));
+    assert!(!is_reset(CMD - 8, 8, u64::MAX));
+}
+
+#[test]
+fn a_device_that_never_answers_is_given_up() {
+    let mut fake = Fake([0; 64]);
+    fake.0[CMDSTS / 8] = 1 << 31;
+    assert!(!wait_command(&fake));
+}
+
+/// The device's model, which works on when it is told to.
+struct Model(RefCell<Dsa>);
+
+/// Nothing is upstream that a test looks at.
+struct Nowhere;
+
+impl Upstream for Nowhere {
+    fn read(&mut self, _: u64, _: &mut [u8]) -> Result<(), Fault> {
+        Ok(())
+    }
+    fn write(&mut self, _: u64, _: &[u8]) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+impl Registers for Model {
+    fn read32(&self, offset: usize) -> u32 {
+        self.0.borrow().bar0_read(offset as u64, 4) as u32
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        self.0.borrow().bar0_read(offset as u64, 8)
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        self.0.borrow_mut().bar0_write(offset as u64, 4, value.into(), &mut Nowhere);
+    }
+    fn write64(&self, offset: usize, value: u64) {
+        self.0.borrow_mut().bar0_write(offset as u64, 8, value, &mut Nowhere);
+    }
+}
+
+impl Model {
+    /// A device that was reset, with memory space, bus mastering and PASIDs enabled, and shared out.
+    fn shared_out() -> Self {
+        let mut dsa = Dsa::new(Config::default());
+        dsa.config_write(4, 2, 6, &mut Nowhere);
+        dsa.config_write(0x126, 2, 1, &mut Nowhere);
+        let model = Self(RefCell::new(dsa));
+        assert!(reset(&model));
+        assert_eq!(share_out(&model), Ok(()));
+        model
+    }
+
+    fn queue(&self, number: u8) -> Queue<'_, Self> {
+        Queue { registers: self, number, pasid: u32::from(number) + 1 }
+    }
+
+    /// Submits a descriptor without a completion record to a queue, with a handle if it is to raise a slot, and lets the device work.
+    fn submit(&self, queue: u64, opcode: u64, handle: Option<u16>) -> PortalWrite {
+        let flags = u64::from(handle.is_some()) << 4;
+        let words = [opcode << 56 | flags << 32, 0, 0, 0, u64::from(handle.unwrap_or(0)) << 32, 0, 0, 0];
+        let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        let mut dsa = self.0.borrow_mut();
+        let portal = (queue * PORTALS_OF_QUEUE + STORE_PORTAL) * 4096;
+        let outcome = dsa.portal_write(portal, &bytes);
+        while dsa.work(&mut Nowhere) {}
+        outcome
+    }
+
+    fn slot_ctrl(&self, slot: usize) -> u32 {
+        self.read32(0x4_0000 + 16 * slot + SLOT_CTRL)
+    }
+}
+
+#[test]
+fn a_device_is_shared_out_in_equal_parts_and_no_queue_takes_work_yet() {
+    let model = Model::shared_out();
+    assert_eq!(queues(&model), Some(Queues { count: 8, size: 16 }));
+    assert_eq!(model.read32(0x90), 1, "enabled");
+    assert_eq!((model.read32(0x1000), model.read32(0x1020)), (0xff, 0xf));
+    for queue in 0..8 {
+        assert_eq!(model.read32(0x2000 + 64 * queue), 16);
+        assert_eq!(model.submit(queue as u64, 0, None), PortalWrite::Dropped);
+    }
+}
+
+#[test]
+fn feature_msix_backed_a_queue_raises_slots_of_its_own_pasid_alone() {
+    let model = Model::shared_out();
+    assert_eq!((model.queue(0).enable(), model.queue(7).enable()), (Ok(()), Ok(())));
+    for (slot, pasid) in [(5, 1), (6, 8)] {
+        model.write32(0x4_0000 + 16 * slot + SLOT_CTRL, 1 | 1 << 3 | pasid << 12);
+    }
+    let pending = |slot| model.slot_ctrl(slot) & 0b10 != 0;
+    for (queue, slot) in [(0, 6), (7, 5), (0, 4), (7, 4)] {
+        assert_eq!(model.submit(queue, 0, Some(slot)), PortalWrite::Queued);
+    }
+    assert!(!(0..4096).any(pending), "a slot of another queue, or of nobody, was raised");
+    model.submit(0, 0, Some(5));
+    assert!(pending(5) && !pending(6));
+    model.submit(7, 0, Some(6));
+    assert!(pending(6));
+}
+
+#[test]
+fn commands_reach_one_queue() {
+    let model = Model::shared_out();
+    let state = |queue: usize| model.read32(0x2018 + 64 * queue) >> 30;
+    assert_eq!((model.queue(3).enable(), model.queue(3).enable()), (Ok(()), Err(0x21)));
+    assert_eq!(model.queue(4).enable(), Ok(()));
+    assert_eq!((model.queue(3).drain(), model.queue(3).abort(), model.queue(3).disable()), (Ok(()), Ok(()), Ok(())));
+    assert_eq!((state(3), state(4)), (0, 1));
+    assert_eq!(model.queue(3).disable(), Err(0x32));
+    assert_eq!(model.queue(3).enable(), Ok(()));
+}
+
+#[test]
+fn an_error_is_told_with_its_queue_once() {
+    let model = Model::shared_out();
+    model.queue(2).enable().unwrap();
+    assert_eq!(take_error(&model), None);
+    model.submit(2, 0x7f, None);
+    let (queue, [first, ..]) = take_error(&model).unwrap();
+    assert_eq!((queue, first >> 8 & 0xff), (Some(2), 0x10));
+    assert_eq!(take_error(&model), None);
+}
+
+#[test]
+fn a_device_without_queues_or_a_store_cannot_be_shared_out() {
+    let mut fake = Fake([0; 64]);
+    assert_eq!((queues(&fake), share_out(&fake)), (None, Err(NO_ANSWER)));
+    fake.0[WQCAP / 8] = 7 | 8 << 16;
+    assert_eq!(queues(&fake), None, "fewer descriptors than queues");
+    fake.0[WQCAP / 8] = 128 | 33 << 16;
+    assert_eq!(queues(&fake), None);
+    fake.0[WQCAP / 8] = 128 | 8 << 16;
+    assert_eq!(share_out(&fake), Err(NO_ANSWER), "no store");
+}

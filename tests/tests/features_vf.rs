@@ -1,0 +1,131 @@
+//! Virtual functions: a guest that knows nothing of interrupt message stores has MSI-X vectors that are slots of one, and vectors that the
+//! hypervisor signals by itself. The guest `vfunc` tries all of it by the PCI specification's rules; here it is made sure that it did, and
+//! by which way.
+
+use imsvisor_tests::scenario::{Boot, Plan, Scenario};
+
+/// Vectors of the two functions.
+const VECTORS: u64 = 2048 + 100;
+/// Interrupts of the hypervisor's own that each function gets: three for commands, three that were held back, one for an error.
+const SIGNALS: u64 = 2 * (3 + 3 + 1);
+/// Errors of descriptors, of which the device tells the hypervisor by an interrupt.
+const ERRORS: u64 = 2;
+/// What waits in a function when it is reset, one interrupt for each, is sent to nowhere.
+const DROPPED: u64 = 2;
+
+/// The DSA that the functions are of, and one that another guest has as a whole.
+const FUNCTIONS: &str = "device=vdsa vectors=2048 device=vdsa vectors=100";
+const DEMO: &str = "demo mem=64M device=dsa";
+
+fn functions(plan: &mut Plan, options: &str) -> anyhow::Result<()> {
+    plan.guest("vfunc", &format!("vfunc mem=64M {FUNCTIONS} {options}"))
+}
+
+static ALONE: Scenario = Scenario::new("virtual functions", |plan| functions(plan, ""));
+/// Beside a guest that asks for more than a device has.
+static POSTED: Scenario = Scenario::new("virtual functions, and posting", |plan| {
+    functions(plan, "apicv=on cmdline=profile=posted")?;
+    let much = "device=vdsa:00:1f.0 vectors=2048";
+    plan.guest("hello", &format!("much {much} {much} device=vdsa:00:1f.0 vectors=2"))
+});
+
+/// Beside a guest that has a whole DSA, and guests that ask for what they cannot have.
+static TOGETHER: Scenario = Scenario::new("virtual functions beside other guests", |plan| {
+    plan.config.cpus = 2;
+    plan.guest("demo", DEMO)?;
+    functions(plan, "")?;
+    for string in
+        ["late device=vdsa:00:1f.0", "whole device=00:1f.0", "part device=vdsa:00:1e.0", "none device=vdsa:00:01.0"]
+    {
+        plan.guest("hello", string)?;
+    }
+    Ok(())
+});
+
+/// A figure that the guest reports, which has found everything right.
+fn reported(boot: &Boot, key: &str) -> u64 {
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("vfunc");
+    let guest = boot.guest("vfunc");
+    assert_eq!(guest.reported("errors"), Some(0), "errors");
+    guest.reported(key).unwrap_or_else(|| panic!("it does not report {key}"))
+}
+
+#[test]
+fn feature_msix_backed_every_vector_of_tables_of_2048_and_100_fires_once() {
+    let boot = ALONE.run();
+    assert_eq!(reported(&boot, "vectors"), VECTORS);
+    // Vector 0 of each is not the device's.
+    assert_eq!(reported(&boot, "fired"), VECTORS - 2);
+    assert!(boot.remap.number("high_water") >= Some(VECTORS - 2), "{}", boot.remap);
+}
+
+#[test]
+fn feature_msix_backed_no_interrupt_is_lost_doubled_or_misled_on_its_way() {
+    let boot = ALONE.run();
+    let handled = reported(&boot, "handled");
+    assert!(handled > VECTORS, "masked and unmasked ones come on top: {handled}");
+    let counts = boot.interrupts();
+    assert_eq!([counts.delivered, counts.handled], [Some(handled); 2], "delivered, handled");
+    // The device raises all of them as slots of its store, beside what is not for the guest.
+    assert_eq!([counts.raised, counts.remapped], [Some(handled + ERRORS + DROPPED); 2], "raised, remapped");
+    assert_eq!(boot.remap.number("faults"), Some(0));
+}
+
+#[test]
+fn feature_msix_backed_the_guest_makes_no_hypercall_and_submits_without_exits() {
+    let boot = ALONE.run();
+    let guest = boot.guest("vfunc");
+    assert_eq!(reported(&boot, "errors"), 0);
+    assert_eq!(guest.interrupts.number("hypercalls"), Some(0));
+    // Each descriptor is eight stores to the portal: with exits there would be more of them than of everything else.
+    let (violations, stores) = (guest.exits["ept-violation"], 8 * boot.outcome().counter("dsa.descriptors"));
+    assert!(violations < stores, "{violations} EPT violations, {stores} stores to portals");
+}
+
+#[test]
+fn feature_msix_backed_no_function_can_name_anothers_vector() {
+    assert_eq!(reported(&ALONE.run(), "foreign_refused"), 6);
+}
+
+#[test]
+fn feature_msix_backed_posted_interrupts_reach_the_guest_without_exits() {
+    let boot = POSTED.run();
+    let handled = reported(&boot, "handled");
+    assert_eq!(boot.outcome().counter("vtd.posted"), handled);
+    let exits = boot.guest("vfunc").exits.get("external-interrupt").copied().unwrap_or(0);
+    assert!(exits < handled / 100, "{exits} exits for interrupts, {handled} interrupts");
+}
+
+#[test]
+fn feature_msix_backed_beside_a_whole_function_and_everything_comes_back() {
+    let boot = TOGETHER.run();
+    assert_eq!(reported(&boot, "fired"), VECTORS - 2);
+    boot.assert_guest_right("demo");
+    let remap = ["live", "vectors", "strays", "faults"].map(|key| boot.remap.number(key));
+    assert_eq!(remap, [Some(0); 4], "{}", boot.remap);
+    for counter in ["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.dma_faults", "vtd.violations"] {
+        assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
+    }
+}
+
+#[test]
+fn feature_msix_backed_what_cannot_be_given_is_refused_in_words() {
+    let boot = TOGETHER.run();
+    boot.assert_hypervisor_lived();
+    for (guest, word) in [("late", "dma"), ("whole", "another"), ("part", "another"), ("none", "store")] {
+        boot.assert_refused(guest, &[word]);
+    }
+    POSTED.run().assert_refused("much", &["slots"]);
+}
+
+#[test]
+fn feature_emulated_commands_and_errors_signal_vector_0_through_its_masks() {
+    for scenario in [&ALONE, &POSTED] {
+        let boot = scenario.run();
+        assert_eq!(reported(&boot, "emulated"), SIGNALS);
+        // The device had no part in them.
+        let messages = reported(&boot, "handled") + ERRORS + DROPPED;
+        assert_eq!(boot.outcome().counter("dsa.messages"), messages);
+    }
+}
