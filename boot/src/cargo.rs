@@ -60,6 +60,17 @@ pub fn vtd_check(paths: &Paths) -> Result<PathBuf> {
     programs.remove("vtd-check").context("the build left no vtd-check")
 }
 
+/// The guest shim for C: a static library for bare guests.
+pub fn shim_for_c(paths: &Paths) -> Result<PathBuf> {
+    toolchain::ensure_target()?;
+    let arguments = ["-p", "guest-shim-c", "--target", TARGET, "--profile", "bare"];
+    let artifacts = build(paths, "building the shim for C", &arguments)?;
+    let library = artifacts.into_iter().flat_map(|artifact| artifact.files).find(|file| file.ends_with(SHIM_FOR_C));
+    library.with_context(|| format!("the build of guest-shim-c left no {SHIM_FOR_C}"))
+}
+
+const SHIM_FOR_C: &str = "libimsvisor_shim.a";
+
 /// The guests of these names, none for all.
 pub fn guests(paths: &Paths, names: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     toolchain::ensure_target()?;

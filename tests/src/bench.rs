@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{self, Tools};
 use imsvisor_boot::{cargo, toolchain};
@@ -79,6 +80,49 @@ pub fn qemu_tools() -> Result<&'static Tools> {
 pub fn vtd_check() -> Result<&'static Path> {
     static CHECK: Once<PathBuf> = Once::new();
     CHECK.get(|| prepare("the VT-d check", || cargo::vtd_check(paths()?))).map(PathBuf::as_path)
+}
+
+/// The guest that is written in C, compiled by the system's compiler and linked with the guest shim's library for C.
+pub fn c_guest() -> Result<&'static Path> {
+    static GUEST: Once<PathBuf> = Once::new();
+    GUEST.get(|| prepare("the guest in C", compile_c_guest)).map(PathBuf::as_path)
+}
+
+/// Freestanding, at fixed addresses, and with nothing in it that the shim's target does not have either.
+const C_FLAGS: [&str; 17] = [
+    "-std=c11",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-ffreestanding",
+    "-fno-pic",
+    "-fno-pie",
+    "-no-pie",
+    "-static",
+    "-nostdlib",
+    "-mno-red-zone",
+    "-mgeneral-regs-only",
+    "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables",
+    "-Wl,--gc-sections",
+    "-Wl,--build-id=none",
+];
+
+fn compile_c_guest() -> Result<PathBuf> {
+    let paths = paths()?;
+    let library = cargo::shim_for_c(paths)?;
+    let guests = paths.workspace.join("tests/guests");
+    let image = library.with_file_name("c-guest");
+    let mut compiler = Command::new("cc");
+    compiler.args(C_FLAGS).arg("-I").arg(paths.workspace.join("guest-shim/c/include"));
+    compiler.arg(guests.join("c/guest.c")).arg(&library);
+    compiler.arg(format!("-Wl,-T,{}", guests.join("guest.ld").display())).arg("-o").arg(&image);
+    let output = compiler.output().context("cannot start cc: a C compiler is needed (apt install gcc)")?;
+    if !output.status.success() {
+        bail!("cc failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(image)
 }
 
 /// The image of one of our guests.

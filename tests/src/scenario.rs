@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -96,7 +97,12 @@ impl Plan {
 
     /// Adds one of our guests with its module's string, whose first word is the guest's name there.
     pub fn guest(&mut self, image: &str, string: &str) -> Result<()> {
-        self.modules.push(Module::new(bench::guest(image)?, string)?);
+        self.image(bench::guest(image)?, string)
+    }
+
+    /// Adds a guest's image with its module's string.
+    pub fn image(&mut self, image: &Path, string: &str) -> Result<()> {
+        self.modules.push(Module::new(image, string)?);
         Ok(())
     }
 

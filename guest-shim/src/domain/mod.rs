@@ -23,6 +23,11 @@ impl Interrupt {
         self.0.index()
     }
 
+    /// The slot that this handle names: for who keeps handles, as C does. Whether it is held is found out when it is used.
+    pub const fn from_handle(handle: SlotHandle) -> Self {
+        Self(handle)
+    }
+
     /// The slot's handle.
     pub const fn handle(&self) -> SlotHandle {
         self.0

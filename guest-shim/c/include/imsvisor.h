@@ -1,0 +1,233 @@
+/* The guest shim for C. Written by cbindgen: see guest-shim/c/src/lib.rs. */
+
+#ifndef IMSVISOR_H
+#define IMSVISOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define IMS_ALIGNED(n) __attribute__((aligned(n)))
+
+/* Why a call failed: minus one of these is returned. */
+#define IMS_INVALID_ARGUMENT 1 /* invalid argument or reserved bit */
+#define IMS_NO_SUCH_DEVICE 2 /* no such device */
+#define IMS_NO_SUCH_SLOT 3 /* no such slot */
+#define IMS_STALE_HANDLE 4 /* stale handle */
+#define IMS_EXISTS 5 /* mapped already in another way */
+#define IMS_NO_FREE_SLOT 6 /* no free slot */
+#define IMS_NO_FREE_ENTRY 7 /* no free remapping entry */
+#define IMS_NO_FREE_VECTOR 8 /* no free vector */
+#define IMS_BAD_VECTOR 9 /* vector below 16 */
+#define IMS_BAD_TARGET 10 /* no such virtual processor */
+#define IMS_BAD_ADDRESS 11 /* bad guest-physical address */
+#define IMS_BAD_LAYOUT 12 /* unknown size or version */
+#define IMS_CROSSES_PAGE 13 /* crosses a page */
+#define IMS_NOT_MAPPED 14 /* not mapped */
+#define IMS_NOT_PRIVILEGED 15 /* not 64-bit code at CPL 0 */
+#define IMS_HARDWARE_ERROR 16 /* hardware error */
+#define IMS_FORBIDDEN 17 /* forbidden by the platform */
+#define IMS_UNSUPPORTED 18 /* not supported */
+#define IMS_NOT_ENABLED 19 /* the interface is not enabled */
+#define IMS_NOT_ISOLATED 20 /* the requester ID is shared */
+#define IMS_BAD_PASID 21 /* not the guest's PASID */
+#define IMS_UNKNOWN_CALL 1000 /* unknown call */
+
+
+// Decision: program the store yourself.
+#define IMS_NATIVE 0
+
+// Decision: go through the hypercall domain.
+#define IMS_HYPERCALL 1
+
+// Decision: leave the store alone, because the platform forbids it. Use MSI-X.
+#define IMS_REFUSED_FORBIDDEN 2
+
+// Decision: leave the store alone, because nobody would watch what is written there. Use MSI-X.
+#define IMS_REFUSED_VIRTUALISED 3
+
+// A hypercall domain that was found.
+typedef struct ImsInterface {
+  // The CPUID leaf at which it was found.
+  uint32_t base;
+  // The number of call 0.
+  uint32_t call_base;
+  // What it offers: bits of `hcall_abi::cpuid::Features`.
+  uint32_t features;
+  // Most slots that a device can have.
+  uint32_t slots_per_device;
+  // Most items in one batch.
+  uint32_t batch;
+  // Number of groups.
+  uint32_t groups;
+  // Its minor version.
+  uint16_t minor;
+} ImsInterface;
+
+// What is known of the machine for the bare-metal test. What is not known is zero.
+typedef struct ImsFacts {
+  // The SMBIOS structure of type 0, or null.
+  const uint8_t *smbios_bios;
+  // Its bytes.
+  size_t smbios_bios_length;
+  // The manufacturer of SMBIOS type 1: text in UTF-8, or null.
+  const uint8_t *system_vendor;
+  // Its bytes, without a zero at its end.
+  size_t system_vendor_length;
+  // CPUID leaf 1, ECX bit 31.
+  bool cpuid_hypervisor;
+  // VT-d CAP.CM of any unit.
+  bool caching_mode;
+  // AMD's NpCache of any unit.
+  bool np_cache;
+  // There is a virtio-iommu.
+  bool virtio_iommu;
+} ImsFacts;
+
+// Room for a device's interrupts. Its content is the library's own; it must not be moved while it is open.
+typedef struct IMS_ALIGNED(16) ImsDomain {
+  uint64_t opaque[16];
+} ImsDomain;
+
+// Room for what a driver knows of a slot that it programs itself. Zeros to begin with.
+typedef struct IMS_ALIGNED(8) ImsSlotState {
+  uint64_t opaque[6];
+} ImsSlotState;
+
+// Where an interrupt shall go.
+typedef struct ImsRequest {
+  // x2APIC ID of the processor.
+  uint32_t apic_id;
+  // Vector, 16 to 255.
+  uint8_t vector;
+  // Whether the slot is unmasked at the end.
+  bool unmask;
+  // The driver's own name for it: comes back in queries and fault records.
+  uint64_t cookie;
+} ImsRequest;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// Looks for a hypercall domain. 0 if there is one, which is written to `interface`; `-IMS_UNSUPPORTED` if there is none.
+//
+// # Safety
+// `interface` points to room for one.
+int32_t ims_discover(struct ImsInterface *interface);
+
+// Whether CPUID says that there is a hypervisor.
+bool ims_cpuid_hypervisor(void);
+
+// The bare-metal test: whether nothing hints at a virtual machine.
+//
+// # Safety
+// `facts` and what it points to can be read.
+bool ims_on_bare_metal(const struct ImsFacts *facts);
+
+// Which way is open: `IMS_NATIVE`, `IMS_HYPERCALL` or `IMS_REFUSED_…`. `forbidden` is what the platform's tables say; `interface` is
+// null if none was found.
+//
+// # Safety
+// `interface` is null or can be read.
+int32_t ims_decide(bool on_bare_metal,
+                   bool forbidden,
+                   const struct ImsInterface *interface);
+
+// Tells the hypervisor that the guest knows the interface: its devices show their stores from then on. To be called before
+// devices are looked at.
+//
+// # Safety
+// The guest runs at CPL 0 in 64-bit mode, and `interface` was found by [`ims_discover`].
+int32_t ims_enable(const struct ImsInterface *interface);
+
+// The guest's `n`-th device with a store: its requester ID on the guest's own bus.
+//
+// # Safety
+// As for [`ims_enable`].
+int32_t ims_device(const struct ImsInterface *interface, uint32_t n);
+
+// Opens a domain that goes by hypercall, for the device with this ID. `page` is a page of ordinary memory at the physical address
+// `page_physical`, which the library keeps for itself.
+//
+// # Safety
+// As for [`ims_enable`]; `domain` points to room for one, and the page stays the library's as long as the domain is used.
+int32_t ims_open_hypercall(struct ImsDomain *domain,
+                           const struct ImsInterface *interface,
+                           uint16_t device,
+                           void *page,
+                           uint64_t page_physical);
+
+// Opens a domain that programs the store itself: `slots` slots of 16 bytes at `store`, mapped uncached. `states` has an element for
+// each slot that may be used, from slot 0.
+//
+// # Safety
+// `domain` points to room for one; store and states stay the library's as long as the domain is used.
+int32_t ims_open_native(struct ImsDomain *domain,
+                        void *store,
+                        uint32_t slots,
+                        struct ImsSlotState *states,
+                        size_t count);
+
+// Takes a free slot, in a group; it stays masked. Its handle is written to `handle`.
+//
+// # Safety
+// `domain` is open and used by one processor at a time; `handle` points to room for one.
+int32_t ims_alloc(struct ImsDomain *domain, uint32_t group, uint32_t *handle);
+
+// The slot's index in the store: what a device is told to raise this interrupt.
+uint16_t ims_index(uint32_t handle);
+
+// Sends a slot's interrupts to a processor.
+//
+// # Safety
+// `domain` is open and used by one processor at a time; `request` can be read.
+int32_t ims_map(struct ImsDomain *domain, uint32_t handle, const struct ImsRequest *request);
+
+// Masks a slot and takes its mapping away; the slot stays taken.
+//
+// # Safety
+// `domain` is open and used by one processor at a time.
+int32_t ims_unmap(struct ImsDomain *domain, uint32_t handle);
+
+// Masks a slot: after this no message of it is sent. One that comes meanwhile waits.
+//
+// # Safety
+// `domain` is open and used by one processor at a time.
+int32_t ims_mask(struct ImsDomain *domain, uint32_t handle);
+
+// Unmasks a slot. A message that came meanwhile is sent.
+//
+// # Safety
+// `domain` is open and used by one processor at a time.
+int32_t ims_unmask(struct ImsDomain *domain, uint32_t handle);
+
+// Sends a slot's interrupts elsewhere, losing none.
+//
+// # Safety
+// `domain` is open and used by one processor at a time.
+int32_t ims_set_affinity(struct ImsDomain *domain, uint32_t handle, uint32_t apic_id, uint8_t vector);
+
+// From now on the device takes the slot only for work that is submitted with this PASID; a negative one stands for any.
+//
+// # Safety
+// `domain` is open and used by one processor at a time.
+int32_t ims_set_pasid(struct ImsDomain *domain, uint32_t handle, int32_t pasid);
+
+// Gives a slot back: masked and unmapped.
+//
+// # Safety
+// `domain` is open and used by one processor at a time.
+int32_t ims_free(struct ImsDomain *domain, uint32_t handle);
+
+// Gives all slots of a group back. Returns their number.
+//
+// # Safety
+// `domain` is open and used by one processor at a time.
+int32_t ims_free_group(struct ImsDomain *domain, uint32_t group);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* IMSVISOR_H */
