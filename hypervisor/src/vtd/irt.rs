@@ -369,4 +369,18 @@ mod tests {
         table.mark_flushed(index, table.clears()).unwrap();
         assert_eq!(table.release(index), Ok(()));
     }
+
+    #[test]
+    fn the_most_entries_in_use_are_known_after_some_were_given_back() {
+        let frames = TestFrames::default();
+        let format = Format { wide: false, posts: false };
+        let mut table = InterruptTable::new(&frames, 256, format, Coherence(true)).unwrap();
+        let [first, second, third] = [0; 3].map(|_| table.reserve(Bdf(0xf0)).unwrap());
+        table.release(second).unwrap();
+        table.release(third).unwrap();
+        assert_eq!(table.usage(), (1, 3));
+        assert_eq!(table.reserve(Bdf(0xf0)), Ok(third), "the one that was given back last");
+        assert_eq!(table.usage(), (2, 3));
+        assert_eq!(table.release(first), Ok(()));
+    }
 }

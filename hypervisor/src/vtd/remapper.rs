@@ -424,3 +424,20 @@ impl<I: Iterator<Item = u16>> Iterator for Blocks<I> {
         Some(block(first, mask))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_flushed_in_blocks_whichever_way_they_go() {
+        let blocks = |indexes: &[u16]| Blocks::new(indexes.iter().copied(), 15).collect::<Vec<_>>();
+        assert_eq!(blocks(&[]), []);
+        assert_eq!(blocks(&[5]), [block(5, 0)]);
+        assert_eq!(blocks(&[0, 1, 2, 3]), [block(0, 2)]);
+        assert_eq!(blocks(&[3, 2, 1, 0]), [block(0, 2)]);
+        assert_eq!(blocks(&[5, 4, 8, 9, 0xffff, 0]), [block(4, 1), block(8, 1), block(0xffff, 0), block(0, 0)]);
+        assert_eq!(blocks(&[7, 7, 3]), [block(7, 0), block(7, 0), block(3, 0)]);
+        assert_eq!(blocks(&[1, 2, 1]), [block(1, 0), block(2, 0), block(1, 0)]);
+    }
+}
