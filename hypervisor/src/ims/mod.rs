@@ -1,7 +1,8 @@
 //! The service: a guest's interrupt messages become remapped ones, by trapped writes or by hypercalls.
 //!
 //! The core is plain Rust. What it needs of the machine it asks of five [`ports`]: the remapping unit, the device's stores,
-//! their shadows, delivery, and for many slots at a time delivery and unit together. Nothing here touches hardware, and nothing a guest says can panic or loop here.
+//! their shadows, delivery, and for many slots at a time delivery and unit together. Nothing here touches hardware, and nothing a
+//! guest says can panic or loop here.
 //!
 //! # Order
 //! Making a binding: route, take an entry and program it, flush the interrupt-entry cache, store the message in the device,
