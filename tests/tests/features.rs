@@ -134,6 +134,17 @@ fn feature_coexist_msix_and_a_store_are_in_use_at_once_from_two_processors() {
     }
 }
 
+static HANDLES: Scenario = Scenario::new("interrupt handles that are revoked", |plan| {
+    plan.guest("features", "handles device=dsa cmdline=\"case=handles\"")
+});
+
+#[test]
+fn feature_ims_index_is_the_devices_handle_and_a_revoked_one_is_refused_and_told_of() {
+    let boot = HANDLES.run();
+    assert_eq!(reported(&boot, "handles", "indexes"), 8);
+    assert_eq!(reported(&boot, "handles", "revoked"), 8);
+}
+
 static THIEF: Scenario = Scenario::new("a device that uses another one's handles", |plan| {
     two(plan, [("victim device=00:1e.0", "case=victim"), ("thief device=00:1f.0", "case=thief")])
 });

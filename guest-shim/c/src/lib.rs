@@ -160,8 +160,8 @@ pub extern "C" fn ims_cpuid_hypervisor() -> bool {
 pub unsafe extern "C" fn ims_on_bare_metal(facts: *const ImsFacts) -> bool {
     // SAFETY: the caller's promise.
     let facts = unsafe { &*facts };
-    // SAFETY: the caller's promise: so many bytes can be read there.
     let bytes = |start: *const u8, length| {
+        // SAFETY: the caller's promise: so many bytes can be read there, unless it is null.
         NonNull::new(start.cast_mut()).map(|start| unsafe { core::slice::from_raw_parts(start.as_ptr(), length) })
     };
     detect::on_bare_metal(&Facts {

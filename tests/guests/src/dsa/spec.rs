@@ -28,6 +28,8 @@ pub const GENCTRL_ERROR: u32 = 1 << 0;
 pub const SWERR_VALID: u32 = 1 << 0;
 /// Operand of the interrupt handle commands: IMS, not MSI-X.
 pub const HANDLE_IMS: u32 = 1 << 16;
+/// INTCAUSE: interrupt handles were revoked.
+pub const INTCAUSE_HANDLE_REVOKED: u32 = 1 << 31;
 /// GENCAP's maximum IMS multiplier counts in these.
 pub const IMS_UNIT: u32 = 256;
 /// TABLE OFFSETS counts in these.
@@ -41,6 +43,8 @@ pub const COMMAND_ENABLE_WQ: u32 = 6;
 pub const COMMAND_DISABLE_WQ: u32 = 7;
 pub const COMMAND_REQUEST_INT_HANDLE: u32 = 13;
 pub const COMMAND_RELEASE_INT_HANDLE: u32 = 14;
+/// Our model only: the device takes a handle away.
+pub const COMMAND_REVOKE_INT_HANDLE: u32 = 31;
 
 /// In a group's configuration: its engines, its flags. The mask of its work queues is at 0.
 pub const GROUP_ENGINES: u64 = 32;
@@ -65,6 +69,7 @@ pub const FLAG_RCI: u32 = 0x10;
 pub const STATUS_NONE: u8 = 0;
 pub const STATUS_SUCCESS: u8 = 1;
 pub const STATUS_PAGE_FAULT: u8 = 3;
+pub const STATUS_INT_HANDLE_INVAL: u8 = 0x19;
 pub const STATUS_INVALID_HANDLE: u8 = 0x19;
 /// Status: bit 7 says that the page fault was on a write.
 pub const STATUS_MASK: u8 = 0x7f;

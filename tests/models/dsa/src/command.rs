@@ -41,6 +41,7 @@ impl Dsa {
             }
             command::REQUEST_INT_HANDLE => self.request_handle(operand),
             command::RELEASE_INT_HANDLE => self.release_handle(operand),
+            command::REVOKE_INT_HANDLE => self.revoke_handle(operand, up),
             _ => Err(command_error::INVAL_CMD),
         }
     }
@@ -88,6 +89,7 @@ impl Dsa {
         self.msix_permissions = [0; spec::MSIX_ENTRIES];
         self.ims.reset();
         self.handles.fill(false);
+        self.revoked.clear();
         self.portals = Default::default();
         self.swerr = Default::default();
         Ok(0)
@@ -146,6 +148,7 @@ impl Dsa {
             Some(handle) if *handle || out < usize::from(self.setup.interrupt_handles) => *handle = true,
             _ => return Err(command_error::NO_HANDLE),
         }
+        self.revoked.remove(&place);
         Ok(operand as u16)
     }
 
@@ -159,9 +162,23 @@ impl Dsa {
     }
 }
 
+impl Dsa {
+    /// Descriptors that name the handle fail from now on, until it is asked for again; software is told.
+    fn revoke_handle(&mut self, operand: u32, up: &mut dyn Upstream) -> Outcome {
+        let place = self.handle_place(operand)?;
+        if let Some(handle) = self.handles.get_mut(place) {
+            *handle = false;
+        }
+        self.revoked.insert(place);
+        self.registers.intcause |= intcause::HANDLE_REVOKED;
+        self.raise(Table::Msix, 0, up);
+        Ok(0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::testing::{Machine, device, nop};
+    use crate::testing::{Build, Machine, device, nop};
     use crate::{Config, Dsa, PortalWrite};
 
     #[test]
@@ -200,7 +217,7 @@ mod tests {
     #[test]
     fn unknown_commands_are_refused() {
         let (mut dsa, mut machine) = device();
-        for number in [0, 15, 31] {
+        for number in [0, 15, 30] {
             assert_eq!(machine.command(&mut dsa, number, 0), 1);
         }
     }
@@ -229,6 +246,31 @@ mod tests {
         assert_eq!(machine.command(&mut dsa, 13, 5), 5 << 8, "one that is out is given again");
         machine.command(&mut dsa, 14, 5);
         assert_eq!(machine.command(&mut dsa, 13, 6), 6 << 8);
+    }
+
+    #[test]
+    fn feature_ims_index_a_revoked_handle_is_invalid_until_it_is_asked_for_again() {
+        let (mut dsa, mut machine) = device();
+        machine.ready(&mut dsa);
+        machine.msix(&mut dsa, 0, 0xfee0_0000, 0x31);
+        machine.ims(&mut dsa, 7, 0xfee0_0000, 0x40);
+        assert_eq!(machine.command(&mut dsa, 13, 1 << 16 | 7), 7 << 8);
+        let run = |dsa: &mut Dsa, machine: &mut Machine| {
+            let descriptor = Build { flags: 0x1c, completion: 0x8000, handle: 7, ..nop() };
+            assert_eq!(dsa.portal_write(0x2000, &descriptor.bytes()), PortalWrite::Queued);
+            while dsa.work(machine) {}
+            machine.get(0x8000, 1)[0]
+        };
+        assert_eq!(run(&mut dsa, &mut machine), 1);
+        assert_eq!(machine.messages(), [(0xfee0_0000, 0x40)]);
+        assert_eq!(machine.command(&mut dsa, 31, 1 << 16 | 7), 0);
+        assert_eq!(dsa.bar0_read(0x98, 4) >> 31, 1);
+        assert_eq!(run(&mut dsa, &mut machine), 0x19);
+        assert_eq!(machine.messages()[1..], [(0xfee0_0000, 0x31)], "the cause comes, the slot's interrupt does not");
+        assert_eq!(machine.command(&mut dsa, 13, 1 << 16 | 7), 7 << 8);
+        assert_eq!(run(&mut dsa, &mut machine), 1);
+        assert_eq!(machine.messages()[2..], [(0xfee0_0000, 0x40)]);
+        assert_eq!(machine.command(&mut dsa, 31, 1 << 16 | 0x1000), 0x41);
     }
 
     #[test]

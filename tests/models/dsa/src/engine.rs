@@ -112,11 +112,11 @@ impl Dsa {
     /// The handle names an entry, and one of the descriptor's own PASID if the entry is bound to one.
     fn handle_valid(&self, handle: u16, origin: &Origin) -> bool {
         let index = usize::from(handle);
-        let (len, bound) = match origin.table {
-            Table::Msix => (self.msix.len(), self.msix_permissions.get(index).copied().and_then(permitted_pasid)),
-            Table::Ims => (self.ims.len(), self.ims.pasid(index)),
+        let (first, len, bound) = match origin.table {
+            Table::Msix => (0, self.msix.len(), self.msix_permissions.get(index).copied().and_then(permitted_pasid)),
+            Table::Ims => (self.msix.len(), self.ims.len(), self.ims.pasid(index)),
         };
-        index < len && (bound.is_none() || bound == origin.pasid)
+        index < len && !self.revoked.contains(&(first + index)) && (bound.is_none() || bound == origin.pasid)
     }
 
     fn execute(&mut self, operation: Operation, origin: &Origin, up: &mut dyn Upstream) -> Completion {

@@ -25,6 +25,8 @@ mod swerr;
 mod testing;
 mod work_queue;
 
+use std::collections::BTreeSet;
+
 use config_space::ConfigSpace;
 use groups::Group;
 use messages::{Message, MessageTable, Raised};
@@ -99,6 +101,8 @@ pub struct Dsa {
     ims: MessageTable,
     /// Handles that are out: MSI-X entries first, then IMS slots.
     handles: Vec<bool>,
+    /// Those that were taken away.
+    revoked: BTreeSet<usize>,
     portals: Portals,
     swerr: SoftwareError,
     /// The work queue that is served first in the next round.
@@ -120,6 +124,7 @@ impl Dsa {
             msix_permissions: [0; spec::MSIX_ENTRIES],
             ims: MessageTable::ims(slots),
             handles: vec![false; spec::MSIX_ENTRIES + slots],
+            revoked: BTreeSet::new(),
             portals: Portals::default(),
             swerr: SoftwareError::default(),
             next_queue: 0,

@@ -107,6 +107,8 @@ pub mod intcause {
     pub const ERROR: u32 = 1 << 0;
     /// A command completed.
     pub const COMMAND: u32 = 1 << 1;
+    /// Interrupt handles were revoked.
+    pub const HANDLE_REVOKED: u32 = 1 << 31;
 }
 
 /// SWERR, first quadword.
@@ -148,6 +150,8 @@ pub mod command {
     pub const ABORT_PASID: u32 = 12;
     pub const REQUEST_INT_HANDLE: u32 = 13;
     pub const RELEASE_INT_HANDLE: u32 = 14;
+    /// Not Intel's, and not in CMDCAP: the device takes a handle away, as a real one does by itself when its function moves.
+    pub const REVOKE_INT_HANDLE: u32 = 31;
     /// CMD: where the command begins; the operand is below.
     pub const SHIFT: u32 = 20;
     /// CMD: ask for an interrupt at completion.

@@ -6,6 +6,7 @@
 mod coexist;
 mod detect;
 mod faults;
+mod handles;
 mod many;
 mod msix;
 mod policy;
@@ -23,6 +24,7 @@ fn main(guest: &Guest) -> u8 {
     let done = match command_line::option(guest.command_line, "case") {
         Some("slots") => slots::run(guest),
         Some("many") => many::run(guest),
+        Some("handles") => handles::run(guest),
         Some("coexist") => coexist::run(guest),
         Some("victim") => faults::be_victim(guest),
         Some("thief") => faults::be_thief(guest),
