@@ -12,14 +12,32 @@ use spin::Mutex;
 
 use super::{
     device::{Device, Slots},
-    domain::Domain,
+    domain::{Domain, GuestId},
     message,
     place::Place,
-    ports::{Field, Ports},
-    service::Service,
+    ports::{EntryIndex, Field, HostRoute, Ports},
+    service::{Held, Service},
     slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, StoreName},
     store,
 };
+use crate::addr::Bdf;
+
+/// Whom a route without uses leads to.
+const NOBODY: Target = Target { apic_id: 0, vector: 0 };
+const NO_GUEST: GuestId = GuestId(u16::MAX);
+
+/// An entry for an interrupt that is the hypervisor's own.
+pub struct OwnEntry {
+    entry: EntryIndex,
+    route: HostRoute,
+}
+
+impl OwnEntry {
+    /// Which one.
+    pub const fn index(&self) -> EntryIndex {
+        self.entry
+    }
+}
 
 /// Pending bits come in words of so many (PCIe 7.7.2.4).
 const WORD: u32 = 64;
@@ -82,13 +100,32 @@ impl<P: Ports> Service<P> {
         let route = self.ports.nowhere();
         let entry = self.bind(place.device.unit?, place.device.spec.requester, route)?;
         self.own(entry, place.owner().of(*first));
-        let nowhere = Binding { route, target: Target { apic_id: 0, vector: 0 }, entry };
+        let nowhere = Binding { route, target: NOBODY, entry };
         let flushed = self.flush(once(entry));
         if flushed.is_ok() {
             pending.for_each(|(index, slot)| place.discard(index, slot.get_mut(), nowhere));
         }
         self.give_back(&[place.withdraw(nowhere)]);
         flushed
+    }
+
+    /// Takes an entry for an interrupt of `requester` that is the hypervisor's own, with this route, which has no uses.
+    pub fn bind_own(&self, requester: Bdf, route: HostRoute) -> Result<OwnEntry, Status> {
+        let own = OwnEntry { entry: self.bind(self.ports.unit_of(requester)?, requester, route)?, route };
+        match self.flush(once(own.entry)) {
+            Ok(()) => Ok(own),
+            Err(status) => {
+                self.give_back_own(own);
+                Err(status)
+            }
+        }
+    }
+
+    /// Gives it back. Nobody sends its message any more.
+    pub fn give_back_own(&self, OwnEntry { entry, route }: OwnEntry) {
+        self.ports.clear(entry);
+        let binding = Binding { route, target: NOBODY, entry };
+        self.give_back(&[Held { guest: NO_GUEST, binding, release: true }]);
     }
 
     fn table<'a>(&'a self, domain: &'a Domain, device: DeviceId) -> Result<(&'a Device, Place<'a, P>), Status> {

@@ -46,6 +46,7 @@ mod storm;
 #[cfg(test)]
 mod tests;
 
+pub use backed::OwnEntry;
 pub use counters::{GuestCounters, RemapCounters};
 pub use domain::{Backing, DeviceSpec, Domain, GuestId, GuestSpec, StoreSpec};
 pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};

@@ -30,6 +30,11 @@ const OPCAP: usize = 0x40;
 /// GENCTRL: an interrupt (MSI-X entry 0) when an error is recorded.
 const GENCTRL: usize = 0x88;
 const GENCTRL_ERROR: u32 = 1 << 0;
+/// INTCAUSE: interrupt handles were revoked.
+const INTCAUSE: usize = 0x98;
+const INTCAUSE_HANDLES_REVOKED: usize = 31;
+/// CMDCAP: a bit for each command.
+const CMDCAP: usize = 0xb0;
 const TABLE_OFFSETS: usize = 0x60;
 /// The command register.
 pub const CMD: u64 = 0xa0;
@@ -47,6 +52,10 @@ mod command {
     pub const DISABLE_WQ: u32 = 7;
     pub const DRAIN_WQ: u32 = 8;
     pub const ABORT_WQ: u32 = 9;
+    pub const REQUEST_INT_HANDLE: u32 = 13;
+    pub const RELEASE_INT_HANDLE: u32 = 14;
+    /// Operand of these two: a slot of the message store, not an MSI-X entry.
+    pub const HANDLE_IMS: u32 = 1 << 16;
 }
 
 /// What a command that the device does not finish ends with: no error of the device's.
@@ -166,12 +175,18 @@ pub fn share_out(registers: &impl Registers) -> Result<(), u8> {
 
 /// Has the device carry out a command. An error is the device's own code.
 fn command(registers: &impl Registers, number: u32, operand: u32) -> Result<(), u8> {
+    result_of(registers, number, operand).map(drop)
+}
+
+/// The same for a command with a result.
+fn result_of(registers: &impl Registers, number: u32, operand: u32) -> Result<u16, u8> {
     registers.write32(CMD as usize, number << 20 | operand);
     if !wait_command(registers) {
         return Err(NO_ANSWER);
     }
-    match registers.read32(CMDSTS) as u8 {
-        0 => Ok(()),
+    let status = registers.read32(CMDSTS);
+    match status as u8 {
+        0 => Ok((status >> 8) as u16),
         error => Err(error),
     }
 }
@@ -184,6 +199,8 @@ pub struct Queue<'a, R> {
     pub number: u8,
     /// What its work is done with, and the slots compare.
     pub pasid: u32,
+    /// The slot for vector 0; those for the others follow.
+    pub first_slot: u16,
 }
 
 impl<R: Registers> WorkQueue for Queue<'_, R> {
@@ -205,9 +222,29 @@ impl<R: Registers> WorkQueue for Queue<'_, R> {
     fn disable(&mut self) -> Result<(), u8> {
         self.command(command::DISABLE_WQ)
     }
+
+    fn request_handle(&mut self, vector: u16) -> Result<u16, u8> {
+        let slot = self.first_slot.wrapping_add(vector);
+        if !self.has(command::REQUEST_INT_HANDLE) {
+            return Ok(slot);
+        }
+        result_of(self.registers, command::REQUEST_INT_HANDLE, command::HANDLE_IMS | u32::from(slot))
+    }
+
+    fn release_handle(&mut self, handle: u16) -> Result<(), u8> {
+        if !self.has(command::RELEASE_INT_HANDLE) {
+            return Ok(());
+        }
+        command(self.registers, command::RELEASE_INT_HANDLE, command::HANDLE_IMS | u32::from(handle))
+    }
 }
 
 impl<R: Registers> Queue<'_, R> {
+    /// Whether the device has a command.
+    fn has(&self, number: u32) -> bool {
+        self.registers.read32(CMDCAP).get_bit(number as usize)
+    }
+
     /// A command for the queues in the operand: a mask in 15:0 of the sixteen that 19:16 selects.
     fn command(&self, number: u32) -> Result<(), u8> {
         command(self.registers, number, u32::from(self.number / 16) << 16 | 1 << (self.number % 16))
@@ -217,6 +254,13 @@ impl<R: Registers> Queue<'_, R> {
 /// Has the device raise MSI-X entry 0 when it records an error.
 pub fn tell_errors(registers: &impl Registers) {
     registers.write32(GENCTRL, GENCTRL_ERROR);
+}
+
+/// Takes the causes of the device's interrupt. Returns whether it has revoked interrupt handles.
+pub fn take_causes(registers: &impl Registers) -> bool {
+    let causes = registers.read32(INTCAUSE);
+    registers.write32(INTCAUSE, causes);
+    causes.get_bit(INTCAUSE_HANDLES_REVOKED)
 }
 
 /// Takes the error that the device has recorded, if there is one: whose work queue's it is, and the record.

@@ -40,11 +40,11 @@ impl Holdings {
         Self { id, service, ram: None, ept: None, frames: Vec::new(), functions, parents, domain: None }
     }
 
-    /// Gives errors that the functions which the hypervisor keeps have recorded to the virtual functions whose they are.
-    pub fn hand_out_errors(&self) {
+    /// Tells its virtual functions what the functions which the hypervisor keeps have to say.
+    pub fn hand_out_events(&self) {
         let Some(domain) = &self.domain else { return };
         for parent in self.parents.lock().iter_mut() {
-            parent.hand_out_errors((self.service, domain));
+            parent.hand_out_events((self.service, domain));
         }
     }
 
@@ -74,7 +74,7 @@ impl Drop for Holdings {
         }
         // Their models' pages are the guest's registers: nobody runs any more who could read them.
         for parent in parents.drain(..) {
-            detached &= parent.release(self.service.ports());
+            detached &= parent.release(self.service);
         }
         let (ept, ram) = (self.ept.take(), self.ram.take());
         if let Some(ept) = &ept {

@@ -172,7 +172,7 @@ impl Runner {
             apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
             // It comes where the guest's first virtual processor is.
             apic::DEVICE_VECTOR => {
-                self.cpus.iter().filter(|cpu| cpu.number == 0).for_each(|cpu| cpu.vm.holdings.hand_out_errors());
+                self.cpus.iter().filter(|cpu| cpu.number == 0).for_each(|cpu| cpu.vm.holdings.hand_out_events());
             }
             _ => match self.owner(vector) {
                 Some((cpu, vector)) => cpu.accept(vector),

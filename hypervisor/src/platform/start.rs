@@ -168,7 +168,7 @@ impl Maker {
         parents: &'a mut Vec<Parent>,
     ) -> Result<&'a mut Parent, Refusal> {
         if !parents.iter().any(|parent| parent.bdf() == function.bdf) {
-            parents.push(Parent::new(self.machine, self.service.ports(), function)?);
+            parents.push(Parent::new(self.machine, self.service, function)?);
             self.service.ports().attach(id, function.bdf, ram)?;
         }
         parents.iter_mut().find(|parent| parent.bdf() == function.bdf).ok_or(Refusal::NoSuchFunction)

@@ -16,16 +16,16 @@ use super::{
     ledger::Part,
     machine::Machine,
     memory::FRAMES,
-    own_interrupt::OwnInterrupt,
+    own_interrupt,
     plan::Share,
-    ports::{MachinePorts, MachineService},
+    ports::MachineService,
     windows::{Kind, Window, Windows},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     ept::{Access, Ept},
     guest::memory_map::BarAllocator,
-    ims::{Backing, DeviceSpec, Domain, StoreName, StoreSpec},
+    ims::{Backing, DeviceSpec, Domain, OwnEntry, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{self, Function},
     vdev::{
@@ -42,11 +42,19 @@ struct Virtual {
     /// Its name in the guest.
     id: DeviceId,
     queue: u8,
+    first_slot: u16,
     pasid: Pasid,
     registers: VirtualDsa,
     bus_master: bool,
     msix_enabled: bool,
     function_masked: bool,
+}
+
+impl Virtual {
+    /// Whether its configuration space lets it send interrupts.
+    const fn sends(&self) -> bool {
+        self.msix_enabled && !self.function_masked && self.bus_master
+    }
 }
 
 /// A DSA that the hypervisor keeps, with a guest's functions of it.
@@ -56,7 +64,7 @@ pub struct Parent {
     registers: Mmio,
     functions: Vec<Virtual>,
     /// By which errors are told of; without it they are found when a guest's function is written to.
-    interrupt: Option<OwnInterrupt>,
+    interrupt: Option<OwnEntry>,
 }
 
 /// What a guest's function is put into.
@@ -82,7 +90,7 @@ pub fn capacity(function: &Function) -> Option<(u8, u32)> {
 
 impl Parent {
     /// Takes a function for the hypervisor, and shares it out.
-    pub fn new(machine: &'static Machine, ports: &MachinePorts, function: &Function) -> Result<Self, Refusal> {
+    pub fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, Refusal> {
         let registers = assign::registers(function)?;
         let pasid = function.pasid.ok_or(Refusal::NoPasid)?;
         pci::function::enable(machine.config(), function.bdf);
@@ -94,7 +102,7 @@ impl Parent {
             log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
             Refusal::Hardware
         })?;
-        let interrupt = OwnInterrupt::new(machine, ports, function);
+        let interrupt = own_interrupt::listen(machine, service, function);
         if interrupt.is_some() {
             dsa::tell_errors(&registers);
         }
@@ -117,7 +125,7 @@ impl Parent {
         let store = dsa::message_store(&self.registers).ok_or(Refusal::NoStore)?;
         let (gencap, opcap) = dsa::capabilities(&self.registers);
         let Share { part: Part { queue, first_slot }, vectors, .. } = *share;
-        let registers = VirtualDsa::new(Shape { gencap, opcap, queue_size: queues.size, vectors, first_slot });
+        let registers = VirtualDsa::new(Shape { gencap, opcap, queue_size: queues.size, vectors });
         let pasid = pasid_of(queue).ok_or(Refusal::NoRoom)?;
         let descr = self.describe(vectors, room.bars)?;
         let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
@@ -130,7 +138,16 @@ impl Parent {
         map_registers(room, id, bar0.gpa, &registers)?;
         self.map_portals(room, bar2.gpa, queue)?;
         let (bus_master, msix_enabled, function_masked) = (false, false, false);
-        self.functions.push(Virtual { id, queue, pasid, registers, bus_master, msix_enabled, function_masked });
+        self.functions.push(Virtual {
+            id,
+            queue,
+            first_slot,
+            pasid,
+            registers,
+            bus_master,
+            msix_enabled,
+            function_masked,
+        });
         let backing = Some(Backing { pasid, emulated: SIGNALLED + 1 });
         let msix = StoreSpec { base, shadow, slots: vectors.into(), bar: 0, offset: vdsa::TABLE, backing };
         let requester = self.function.bdf;
@@ -180,7 +197,7 @@ impl Parent {
             // What cannot be dropped comes when the guest unmasks it: one interrupt too many.
             let _ = service.drop_pending(domain, id);
         }
-        self.hand_out_errors((service, domain));
+        self.hand_out_events((service, domain));
         if effect.signal {
             signal(service, domain, id);
         }
@@ -212,6 +229,7 @@ impl Parent {
     pub fn configure(&mut self, id: DeviceId, effect: Effect, (service, domain): (&MachineService, &Domain)) {
         let bdf = self.function.bdf;
         let Some((function, mut queue)) = self.function(id) else { return };
+        let sent = function.sends();
         match effect {
             Effect::Command { bus_master, .. } => {
                 function.bus_master = bus_master;
@@ -225,12 +243,19 @@ impl Parent {
             // BARs stay where they are.
             Effect::None | Effect::BarMoved(_) => return,
         }
-        let sends = function.msix_enabled && !function.function_masked && function.bus_master;
-        let _ = service.mask_table(domain, id, !sends);
+        if function.sends() != sent {
+            let _ = service.mask_table(domain, id, sent);
+        }
     }
 
-    /// Gives the error that the device has recorded to the function whose work queue's it is.
-    pub fn hand_out_errors(&mut self, (service, domain): (&MachineService, &Domain)) {
+    /// Tells the functions what the device has to say: revoked handles to all of them, an error to the one whose work queue's it is.
+    pub fn hand_out_events(&mut self, (service, domain): (&MachineService, &Domain)) {
+        if dsa::take_causes(&self.registers) {
+            for function in &mut self.functions {
+                function.registers.revoke_handles();
+                signal(service, domain, function.id);
+            }
+        }
         let Some((Some(queue), record)) = dsa::take_error(&self.registers) else { return };
         let whose = self.functions.iter_mut().find(|function| function.queue == queue);
         if let Some(function) = whose
@@ -243,8 +268,8 @@ impl Parent {
     fn function(&mut self, id: DeviceId) -> Option<(&mut Virtual, Queue<'_, Mmio>)> {
         let Self { registers, functions, .. } = self;
         let function = functions.iter_mut().find(|function| function.id == id)?;
-        let (number, pasid) = (function.queue, function.pasid.value());
-        Some((function, Queue { registers, number, pasid }))
+        let (number, pasid, first_slot) = (function.queue, function.pasid.value(), function.first_slot);
+        Some((function, Queue { registers, number, pasid, first_slot }))
     }
 
     /// Stops what the device does: before its interrupts and its memory are taken away.
@@ -260,11 +285,11 @@ impl Parent {
     }
 
     /// Takes its way to memory away. Returns whether that is sure.
-    pub fn release(self, ports: &MachinePorts) -> bool {
+    pub fn release(self, service: &MachineService) -> bool {
         if let Some(interrupt) = self.interrupt {
-            interrupt.give_back(ports);
+            service.give_back_own(interrupt);
         }
-        ports.detach(self.function.bdf)
+        service.ports().detach(self.function.bdf)
     }
 }
 

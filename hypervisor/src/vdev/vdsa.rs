@@ -60,6 +60,7 @@ const GENCTRL_ERROR: u32 = 1 << 0;
 const GENCTRL_WRITABLE: u32 = 0b11;
 const INTCAUSE_ERROR: u32 = 1 << 0;
 const INTCAUSE_COMMAND: u32 = 1 << 1;
+const INTCAUSE_HANDLES_REVOKED: u32 = 1 << 31;
 
 /// SWERR, first quadword: valid, overflow; the work queue's index 23:16, the PASID 59:40.
 const SWERR_VALID: u64 = 1 << 0;
@@ -112,6 +113,10 @@ pub trait WorkQueue {
     fn abort(&mut self) -> Result<(), u8>;
     /// Disables it, when what is in it is done.
     fn disable(&mut self) -> Result<(), u8>;
+    /// What a descriptor says to raise a vector's slot.
+    fn request_handle(&mut self, vector: u16) -> Result<u16, u8>;
+    /// Gives that back.
+    fn release_handle(&mut self, handle: u16) -> Result<(), u8>;
 }
 
 /// What is fixed.
@@ -125,8 +130,6 @@ pub struct Shape {
     pub queue_size: u16,
     /// Vectors, 1 to [`MOST_VECTORS`].
     pub vectors: u16,
-    /// The parent's slot for vector 0; those for the others follow. What a descriptor says to raise a vector.
-    pub first_slot: u16,
 }
 
 /// A page of registers.
@@ -154,8 +157,8 @@ pub struct VirtualDsa {
     command: u32,
     command_status: u32,
     errors: [u64; 4],
-    /// A bit for each vector whose handle is out.
-    handles: Vec<u64>,
+    /// The handles that are out, by their vectors.
+    handles: Vec<Option<u16>>,
 }
 
 /// What a command gives back: the result, or the error.
@@ -175,7 +178,7 @@ impl VirtualDsa {
             command: 0,
             command_status: 0,
             errors: [0; 4],
-            handles: vec![0; usize::from(shape.vectors).div_ceil(64)],
+            handles: vec![None; shape.vectors.into()],
         };
         new.show_capabilities();
         new.show();
@@ -299,8 +302,8 @@ impl VirtualDsa {
             command::DRAIN_ALL => self.if_queue_enabled(|| queue.drain()),
             command::ABORT_ALL => self.if_queue_enabled(|| queue.abort()),
             command::ENABLE_WQ => self.enable_queue(operand, queue),
-            command::REQUEST_INT_HANDLE => self.request_handle(operand),
-            command::RELEASE_INT_HANDLE => self.release_handle(operand),
+            command::REQUEST_INT_HANDLE => self.request_handle(operand, queue),
+            command::RELEASE_INT_HANDLE => self.release_handle(operand, queue),
             _ => self.selected_queue(number, operand, queue),
         }
     }
@@ -371,7 +374,9 @@ impl VirtualDsa {
     fn reset(&mut self, queue: &mut impl WorkQueue) -> Outcome {
         self.stop(queue)?;
         (self.genctrl, self.intcause, self.errors) = (0, 0, [0; 4]);
-        self.handles.fill(0);
+        for handle in self.handles.iter_mut().filter_map(Option::take) {
+            queue.release_handle(handle)?;
+        }
         Ok(0)
     }
 
@@ -393,24 +398,28 @@ impl VirtualDsa {
         stopped
     }
 
-    /// The vector's slot in the parent, which the device takes from this function alone. Vector 0 has none.
-    fn request_handle(&mut self, operand: u32) -> Outcome {
-        let vector = u16::try_from(operand).ok().filter(|vector| (1..self.shape.vectors).contains(vector));
-        let vector = vector.ok_or(error::INVAL_INT_IDX)?;
-        let word = self.handles.get_mut(usize::from(vector / 64)).ok_or(error::INVAL_INT_IDX)?;
-        *word |= 1 << (vector % 64);
-        self.shape.first_slot.checked_add(vector).ok_or(error::INVAL_INT_IDX)
+    /// The handle of the vector's slot in the parent, which takes it from this function alone. Vector 0 has none.
+    fn request_handle(&mut self, operand: u32, queue: &mut impl WorkQueue) -> Outcome {
+        let vector = u16::try_from(operand).ok().filter(|vector| *vector != 0).ok_or(error::INVAL_INT_IDX)?;
+        let place = self.handles.get_mut(usize::from(vector)).ok_or(error::INVAL_INT_IDX)?;
+        let handle = queue.request_handle(vector)?;
+        *place = Some(handle);
+        Ok(handle)
     }
 
-    fn release_handle(&mut self, operand: u32) -> Outcome {
-        let vector = u16::try_from(operand).ok().and_then(|handle| handle.checked_sub(self.shape.first_slot));
-        let vector = vector.ok_or(error::INVAL_INT_IDX)?;
-        let bit = 1 << (vector % 64);
-        match self.handles.get_mut(usize::from(vector / 64)) {
-            Some(word) if *word & bit != 0 => *word &= !bit,
-            _ => return Err(error::INVAL_INT_IDX),
-        }
+    fn release_handle(&mut self, operand: u32, queue: &mut impl WorkQueue) -> Outcome {
+        let handle = u16::try_from(operand).map_err(|_| error::INVAL_INT_IDX)?;
+        let place = self.handles.iter_mut().find(|place| **place == Some(handle)).ok_or(error::INVAL_INT_IDX)?;
+        queue.release_handle(handle)?;
+        *place = None;
         Ok(0)
+    }
+
+    /// The parent has revoked interrupt handles: the guest has to ask again for those it has.
+    pub fn revoke_handles(&mut self) {
+        self.handles.fill(None);
+        self.intcause |= INTCAUSE_HANDLES_REVOKED;
+        self.show();
     }
 
     /// The parent has recorded an error of the function's work queue (SWERR). Returns whether vector 0 is to be signalled.

@@ -1,6 +1,9 @@
 //! Virtual functions: MSI-X tables that lie in an interrupt message store.
 
-use super::{machine::Op, *};
+use super::{
+    machine::{NOWHERE, Op},
+    *,
+};
 use crate::ims::domain::Backing;
 
 /// Vectors of the first function.
@@ -349,4 +352,18 @@ fn a_requester_id_is_shared_only_by_those_who_all_say_so() {
     let backing = Some(Backing { pasid: Pasid::new(1).unwrap(), emulated: 65 });
     let many = DeviceSpec { msix: Some(StoreSpec { backing, ..store(0x0300_0000, 99) }), ..first() };
     assert_eq!(service.attach(guest(vec![many])).err(), Some(Status::InvalidArgument));
+}
+
+#[test]
+fn feature_emulated_an_entry_of_the_hypervisors_own_is_flushed_counted_and_comes_back() {
+    let two = Two::new();
+    let own = two.service.bind_own(PARENT, NOWHERE).unwrap();
+    assert_eq!((two.service.counters().live, two.machine().used().0), (1, 1));
+    let flushed = two.machine().log().contains(&Op::Flush(vec![own.index().0]));
+    assert!(flushed);
+    two.service.give_back_own(own);
+    assert_eq!((two.service.counters().live, two.machine().used().0), (0, 0));
+    two.machine().fail(1, 1);
+    assert!(two.service.bind_own(PARENT, NOWHERE).is_err(), "its flush fails");
+    assert_eq!((two.service.counters().live, two.machine().used().0), (0, 0));
 }

@@ -80,7 +80,7 @@ pub struct Snapshot {
 }
 
 /// Where nobody minds an interrupt.
-const NOWHERE: HostRoute = HostRoute::Remapped { vector: 0xf1, destination: u32::MAX };
+pub const NOWHERE: HostRoute = HostRoute::Remapped { vector: 0xf1, destination: u32::MAX };
 
 /// Most operations that are remembered.
 const LOG: usize = 1 << 16;

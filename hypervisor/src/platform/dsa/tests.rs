@@ -89,7 +89,7 @@ impl Model {
     }
 
     fn queue(&self, number: u8) -> Queue<'_, Self> {
-        Queue { registers: self, number, pasid: u32::from(number) + 1 }
+        Queue { registers: self, number, pasid: u32::from(number) + 1, first_slot: 100 }
     }
 
     /// Submits a descriptor without a completion record to a queue, with a handle if it is to raise a slot, and lets the device work.
@@ -149,6 +149,19 @@ fn commands_reach_one_queue() {
     assert_eq!((state(3), state(4)), (0, 1));
     assert_eq!(model.queue(3).disable(), Err(0x32));
     assert_eq!(model.queue(3).enable(), Ok(()));
+}
+
+#[test]
+fn feature_msix_backed_handles_are_the_devices_and_revoked_ones_are_told_of_once() {
+    let model = Model::shared_out();
+    model.queue(0).enable().unwrap();
+    assert_eq!(model.queue(0).release_handle(107), Err(0x41));
+    assert_eq!(model.queue(0).request_handle(7), Ok(107));
+    assert!(!take_causes(&model));
+    assert_eq!(command(&model, 31, command::HANDLE_IMS | 107), Ok(()));
+    assert_eq!((take_causes(&model), take_causes(&model)), (true, false));
+    assert_eq!(model.queue(0).release_handle(107), Err(0x41));
+    assert_eq!((model.queue(0).request_handle(7), model.queue(0).release_handle(107)), (Ok(107), Ok(())));
 }
 
 #[test]

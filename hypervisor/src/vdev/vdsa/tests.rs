@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 /// The parent's queue: what it was told, and the error that comes next.
@@ -27,12 +29,19 @@ impl WorkQueue for Queue {
     fn disable(&mut self) -> Result<(), u8> {
         self.tell("disable")
     }
+    fn request_handle(&mut self, vector: u16) -> Result<u16, u8> {
+        self.tell("request")?;
+        Ok(2048 + vector)
+    }
+    fn release_handle(&mut self, handle: u16) -> Result<(), u8> {
+        assert!((2049..2178).contains(&handle), "a handle that was not asked for");
+        self.tell("release")
+    }
 }
 
 /// As the model of the parent has it.
 const PARENT_GENCAP: u64 = 0b1_1110 | 21 << 16 | 5 << 21 | 16 << 25 | 1 << 31;
-const SHAPE: Shape =
-    Shape { gencap: PARENT_GENCAP, opcap: [0x1003f, 0, 0, 0], queue_size: 16, vectors: 130, first_slot: 2048 };
+const SHAPE: Shape = Shape { gencap: PARENT_GENCAP, opcap: [0x1003f, 0, 0, 0], queue_size: 16, vectors: 130 };
 
 struct Guest {
     dsa: VirtualDsa,
@@ -183,8 +192,24 @@ fn feature_msix_backed_a_handle_is_the_parents_slot_and_vector_0_has_none() {
         assert_eq!(guest.command(14, operand), 0x41, "{operand:#x} was not given out");
     }
     assert_eq!((guest.command(14, 2177), guest.command(14, 2177)), (0, 0x41));
+    assert_eq!(guest.queue.told, ["request", "request", "release"]);
     guest.command(5, 0);
-    assert_eq!(guest.command(14, 2049), 0x41, "a reset takes them all back");
+    assert_eq!(guest.queue.told[3..], ["release"], "a reset takes them all back");
+    assert_eq!(guest.command(14, 2049), 0x41);
+    guest.queue.error = Some(0x42);
+    assert_eq!(guest.command(13, 1), 0x42, "the parent has none left");
+    assert_eq!(guest.command(14, 2049), 0x41);
+}
+
+#[test]
+fn feature_msix_backed_handles_that_the_parent_revokes_have_to_be_asked_for_again() {
+    let mut guest = Guest::new();
+    guest.command(13, 1);
+    guest.dsa.revoke_handles();
+    assert_eq!(guest.read(INTCAUSE), 1 << 31);
+    assert_eq!((guest.command(14, 2049), guest.command(13, 1), guest.command(14, 2049)), (0x41, 2049 << 8, 0));
+    guest.write(INTCAUSE, 4, 1 << 31);
+    assert_eq!(guest.read(INTCAUSE), 0);
 }
 
 #[test]
@@ -229,4 +254,73 @@ fn feature_emulated_an_error_is_shown_without_the_parents_numbers() {
     assert_eq!(guest.read64(SWERR) & 0b11, 0);
     assert!(guest.dsa.record_error([0x13 << 8, 0, 0, 0]));
     assert_eq!(guest.read64(SWERR), 0x13 << 8 | 1);
+}
+
+/// A parent's queue that is told only what makes sense there, and sometimes refuses.
+#[derive(Default)]
+struct Strict {
+    enabled: bool,
+    asked: u32,
+}
+
+impl Strict {
+    /// Every seventh command fails.
+    fn ask(&mut self, enabled: bool) -> Result<(), u8> {
+        assert_eq!(self.enabled, enabled, "a command that the parent's queue is in no state for");
+        self.asked += 1;
+        if self.asked.is_multiple_of(7) { Err(0x77) } else { Ok(()) }
+    }
+}
+
+impl WorkQueue for Strict {
+    fn enable(&mut self) -> Result<(), u8> {
+        self.ask(false)?;
+        self.enabled = true;
+        Ok(())
+    }
+    fn drain(&mut self) -> Result<(), u8> {
+        self.ask(true)
+    }
+    fn abort(&mut self) -> Result<(), u8> {
+        self.ask(true)
+    }
+    fn disable(&mut self) -> Result<(), u8> {
+        self.ask(true)?;
+        self.enabled = false;
+        Ok(())
+    }
+    fn request_handle(&mut self, vector: u16) -> Result<u16, u8> {
+        assert!((1..130).contains(&vector), "no vector of the function's");
+        Ok(vector)
+    }
+    fn release_handle(&mut self, handle: u16) -> Result<(), u8> {
+        assert!((1..130).contains(&handle), "no handle of the function's");
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_is_written_the_parents_queue_is_as_the_guest_sees_it(
+        writes in prop::collection::vec((0u64..0x1008, 0u8..18, any::<u64>(), 0u32..32, 0u32..4), 0..200)
+    ) {
+        let (mut dsa, mut queue) = (VirtualDsa::new(SHAPE), Strict::default());
+        let before = *dsa.page();
+        for (offset, bytes, value, number, operand) in writes {
+            // Commands more often than chance would have them, and bus mastering.
+            match value % 4 {
+                0 => drop(dsa.write(offset, bytes, value, &mut queue)),
+                1 => drop(dsa.set_bus_master(value & 0x30 != 0, &mut queue)),
+                _ => drop(dsa.write(CMD, 4, u64::from(number << 20 | operand), &mut queue)),
+            }
+            let seen = dsa.page()[(QUEUES / 4) as usize + 6];
+            prop_assert_eq!(seen == QUEUE_ENABLED, queue.enabled);
+            prop_assert_eq!(dsa.takes_work(), queue.enabled);
+        }
+        let fixed = |at: &usize| !(0x80 / 4..0xe0 / 4).contains(at) && *at != (QUEUES / 4) as usize + 6;
+        for at in (0..1024).filter(fixed) {
+            prop_assert_eq!(dsa.page()[at], before[at], "{:#x}", 4 * at);
+        }
+    }
 }
