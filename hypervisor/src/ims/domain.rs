@@ -39,6 +39,9 @@ pub struct StoreSpec {
     pub offset: u32,
     /// Of an MSI-X table that the guest takes for one, but that is a part of an interrupt message store: what makes it so.
     pub backing: Option<Backing>,
+    /// Of a store that is slow to reach: its number among them. What is written there has arrived when
+    /// [`Store::commit`](super::Store::commit) returns.
+    pub slow: Option<u16>,
 }
 
 /// How the MSI-X table of a virtual function lies in its parent function's interrupt message store.

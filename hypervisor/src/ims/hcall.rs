@@ -110,7 +110,7 @@ impl<P: Ports> Service<P> {
         let device = domain.device(DeviceId::from_register(device)?)?;
         let place = Place::new(self, device, StoreName::Ims)?;
         let slots = device.slots()?;
-        what(&place, &slots.ims)
+        place.commit(what(&place, &slots.ims))
     }
 
     /// Does something with the slot that RBX (device) and RCX (handle) name, under its lock; the first `used` arguments are the call's.

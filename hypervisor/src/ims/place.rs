@@ -264,6 +264,16 @@ impl<'a, P: Ports> Place<'a, P> {
         bank.free.lock().put(index);
     }
 
+    /// The end of something that may have written to the store: what it wrote is in the device when this returns.
+    #[inline]
+    pub fn commit<T>(&self, result: Result<T, Status>) -> Result<T, Status> {
+        if self.store.slow.is_none() {
+            return result;
+        }
+        let committed = self.service.ports.commit(self.store);
+        result.and_then(|value| committed.map(|()| value))
+    }
+
     /// Counts what was refused, and passes it on.
     pub fn counted<T>(counter: &core::sync::atomic::AtomicU64, result: Result<T, Status>) -> Result<T, Status> {
         if result.is_err() {

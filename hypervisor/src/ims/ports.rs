@@ -107,8 +107,11 @@ pub trait Store {
     /// Writes address and data.
     fn write_message(&self, store: &StoreSpec, slot: u16, message: Message);
 
-    /// Reads a dword back: earlier writes have reached the device when this returns.
+    /// Reads a dword back: earlier writes have reached the device when this returns. A device that does not answer reads as 0.
     fn read_back(&self, store: &StoreSpec, slot: u16, field: Field) -> u32;
+
+    /// Has what was written to a slow store reach the device. [`Status::HardwareError`] when it does not take it.
+    fn commit(&self, store: &StoreSpec) -> Result<(), Status>;
 }
 
 /// The read-only image of a store that the guest sees.

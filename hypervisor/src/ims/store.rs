@@ -64,7 +64,8 @@ impl<P: Ports> Service<P> {
             // What drivers do.
             let field = Field::ALL[(offset / 4 % 4) as usize];
             let index = (offset / SLOT_SIZE) as u16;
-            return write_slot(domain, &place, bank, index, core::iter::once((field, value as u32, u32::MAX)));
+            let dword = core::iter::once((field, value as u32, u32::MAX));
+            return place.commit(write_slot(domain, &place, bank, index, dword));
         }
         let mut write = Write::new(offset, width, value);
         let mut result = Ok(());
@@ -73,7 +74,7 @@ impl<P: Ports> Service<P> {
             let dwords = core::iter::from_fn(|| write.next_in(index));
             result = result.and(write_slot(domain, &place, bank, index, dwords));
         }
-        result
+        place.commit(result)
     }
 }
 

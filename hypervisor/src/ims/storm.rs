@@ -60,6 +60,8 @@ impl<P: Ports> Service<P> {
                     what(&place, index, slot);
                 }
             }
+            // A device that does not take it is the next call's error.
+            let _ = place.commit(Ok(()));
         }
     }
 }

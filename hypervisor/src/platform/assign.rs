@@ -127,6 +127,7 @@ pub fn slots(function: &Function) -> u32 {
 /// `frames`, those of a preparation that fails too.
 pub fn prepare(
     machine: &'static Machine,
+    ports: &MachinePorts,
     function: &Function,
     bus: &mut VirtualBus,
     bars: &mut BarAllocator,
@@ -145,7 +146,10 @@ pub fn prepare(
     let id = DeviceId(bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
     let mut layout = Layout { function, descr: &descr, id, ept, windows, frames };
     layout.map_bars()?;
-    let ims = layout.map_store(StoreName::Ims, (dsa::REGISTERS_BAR, store.offset), store.slots)?;
+    let mut ims = layout.map_store(StoreName::Ims, (dsa::REGISTERS_BAR, store.offset), store.slots)?;
+    if dsa::has_slow_store(function) {
+        ims.slow = Some(layout.hide_slow_store(ports)?);
+    }
     let msix = match descr.msix {
         Some(msix) => Some(layout.map_store(StoreName::Msix, msix.table, msix.size.into())?),
         None => None,
@@ -242,7 +246,18 @@ impl Layout<'_> {
         let kind = Kind::Store { device: self.id, name, shadow };
         // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
         unsafe { self.windows.add(Window { start: gpa, len: u64::from(slots) * 16, kind }) };
-        Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None })
+        Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, slow: None })
+    }
+
+    /// A store behind a command interface, which is the hypervisor's alone: its page reads as zeros in the guest, and takes nothing.
+    fn hide_slow_store(&mut self, ports: &MachinePorts) -> Result<u16, Refusal> {
+        let (gpa, base) = self.locate((dsa::REGISTERS_BAR, dsa::SLOW_STORE), PAGE_SIZE)?;
+        let zeros = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
+        self.frames.push((zeros, 1));
+        self.map(gpa, zeros, PAGE_SIZE, ept::Access::Shadow)?;
+        // SAFETY: `registers` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
+        let registers = unsafe { Mmio::new(base, PAGE_SIZE as usize) }.ok_or(Refusal::Table)?;
+        ports.slow_store(self.function.bdf, registers).ok_or(Refusal::Table)
     }
 
     /// The pending bits can be read; writes to them are no guest's business.

@@ -95,6 +95,16 @@ pub fn is_one(function: &Function) -> bool {
     (function.vendor, function.device) == (VENDOR, DEVICE)
 }
 
+/// Subsystem of a device whose store is behind a command interface: only our model of one.
+const SLOW_STORE_SUBSYSTEM: (u16, u16) = (VENDOR, 0x510e);
+/// Where its command interface is in [`REGISTERS_BAR`], in a page of its own.
+pub const SLOW_STORE: u32 = 0x6000;
+
+/// Whether a device's store is behind a command interface.
+pub fn has_slow_store(function: &Function) -> bool {
+    is_one(function) && function.subsystem == SLOW_STORE_SUBSYSTEM
+}
+
 /// Reads where the interrupt message store is; `None` when the device says that it has none.
 pub fn message_store(registers: &impl Registers) -> Option<MessageStore> {
     let slots = registers.read64(GENCAP).get_bits(25..31) as u32 * IMS_UNIT;

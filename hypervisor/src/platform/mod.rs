@@ -36,6 +36,7 @@ pub mod run;
 pub mod seat;
 #[cfg(feature = "bare")]
 pub mod seed;
+pub mod slow_store;
 #[cfg(feature = "bare")]
 pub mod smp;
 #[cfg(feature = "bare")]

@@ -15,6 +15,7 @@ use super::{
     faults::FaultLog,
     machine::Machine,
     seat::Seat,
+    slow_store::{SlowStore, Stuck},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa},
@@ -76,6 +77,8 @@ pub struct MachinePorts {
     attachments: Mutex<Vec<Attachment>>,
     strays: AtomicU64,
     faults: FaultLog,
+    /// Stores behind command interfaces, each with its bus lock, and whose they are.
+    slow_stores: Shared<Vec<(Bdf, Mutex<SlowStore<Mmio>>)>>,
 }
 
 impl MachinePorts {
@@ -93,7 +96,33 @@ impl MachinePorts {
             homes: Shared::new(Vec::new()),
             attachments: Mutex::new(Vec::new()),
             strays: AtomicU64::new(0),
+            slow_stores: Shared::new(Vec::new()),
         }
+    }
+
+    /// The number of a function's slow store, by which [`StoreSpec::slow`] names it. `None` when it has none.
+    pub fn slow_store(&self, bdf: Bdf, registers: Mmio) -> Option<u16> {
+        let mut stores = self.slow_stores.write();
+        let number = match stores.iter().position(|(whose, _)| *whose == bdf) {
+            Some(number) => number,
+            None => {
+                stores.push((bdf, Mutex::new(SlowStore::find(registers)?)));
+                stores.len() - 1
+            }
+        };
+        u16::try_from(number).ok()
+    }
+
+    /// Does something with a slow store, under its bus lock.
+    #[cold]
+    fn on_slow_store<T>(
+        &self,
+        number: u16,
+        what: impl FnOnce(&mut SlowStore<Mmio>) -> Result<T, Stuck>,
+    ) -> Result<T, Status> {
+        let stores = self.slow_stores.read();
+        let (_, store) = stores.get(usize::from(number)).ok_or(Status::HardwareError)?;
+        what(&mut store.lock()).map_err(|Stuck| Status::HardwareError)
     }
 
     /// The vectors of every processor.
@@ -365,12 +394,22 @@ fn field(base: Hpa, slot: u16, field: Field) -> u64 {
 
 impl Store for MachinePorts {
     fn write(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
+        if let Some(number) = store.slow {
+            // A device that is stuck takes nothing; whoever reads back or commits gets to know.
+            let _ = self.on_slow_store(number, |slow| slow.write(slot, which, value));
+            return;
+        }
         // SAFETY: `MachinePorts::new` was promised that `base` has `slots` slots of mapped device memory, and the service has checked
         // `slot` against that. The device sends what is written here through the remapping unit, so it is no way to memory.
         unsafe { write_volatile(field(store.base, slot, which) as *mut u32, value) }
     }
 
     fn write_message(&self, store: &StoreSpec, slot: u16, message: Message) {
+        if store.slow.is_some() {
+            self.write(store, slot, Field::AddressLo, message.address as u32);
+            self.write(store, slot, Field::AddressHi, (message.address >> 32) as u32);
+            return self.write(store, slot, Field::Data, message.data);
+        }
         let at = field(store.base, slot, Field::AddressLo) as *mut u32;
         // SAFETY: as in `write`.
         unsafe {
@@ -381,8 +420,15 @@ impl Store for MachinePorts {
     }
 
     fn read_back(&self, store: &StoreSpec, slot: u16, which: Field) -> u32 {
+        if let Some(number) = store.slow {
+            return self.on_slow_store(number, |slow| slow.read(slot)).map_or(0, |dwords| dwords[which as usize]);
+        }
         // SAFETY: as in `write`; reading a slot has no side effect.
         unsafe { read_volatile(field(store.base, slot, which) as *const u32) }
+    }
+
+    fn commit(&self, store: &StoreSpec) -> Result<(), Status> {
+        store.slow.map_or(Ok(()), |number| self.on_slow_store(number, SlowStore::commit))
     }
 }
 

@@ -141,7 +141,8 @@ impl Maker {
             match one {
                 Given::Whole(function) => {
                     let refused = |why| format!("device {} is refused: {why}", function.bdf);
-                    let prepared = prepare(self.machine, function, bus, &mut bars, ept, windows, frames);
+                    let prepared =
+                        prepare(self.machine, self.service.ports(), function, bus, &mut bars, ept, windows, frames);
                     let Prepared { spec, assigned } = prepared.map_err(refused)?;
                     let attached = self.service.ports().attach(id, function.bdf, ram);
                     functions.get_mut().push(assigned);

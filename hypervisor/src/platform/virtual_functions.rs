@@ -93,6 +93,9 @@ impl Parent {
     pub fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, Refusal> {
         let registers = assign::registers(function)?;
         let pasid = function.pasid.ok_or(Refusal::NoPasid)?;
+        if dsa::has_slow_store(function) {
+            return Err(Refusal::NoStore);
+        }
         pci::function::enable(machine.config(), function.bdf);
         if !dsa::reset(&registers) {
             return Err(Refusal::Hardware);
@@ -149,7 +152,7 @@ impl Parent {
             function_masked,
         });
         let backing = Some(Backing { pasid, emulated: SIGNALLED + 1 });
-        let msix = StoreSpec { base, shadow, slots: vectors.into(), bar: 0, offset: vdsa::TABLE, backing };
+        let msix = StoreSpec { base, shadow, slots: vectors.into(), bar: 0, offset: vdsa::TABLE, backing, slow: None };
         let requester = self.function.bdf;
         Ok(DeviceSpec { id, requester, msix: Some(msix), ims: None, pasids: None, shares_requester: true })
     }

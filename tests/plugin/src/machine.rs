@@ -254,13 +254,14 @@ fn unit_of(units: &mut [Unit], source: u16) -> Option<&mut Unit> {
 /// The sums of all functions.
 fn dsa_report(dsas: &[Dsa], text: &mut String) {
     type Counter = fn(&Dsa) -> u64;
-    let counters: [(&str, Counter); 8] = [
+    let counters: [(&str, Counter); 9] = [
         ("descriptors", |dsa| dsa.stats().descriptors),
         ("bytes", |dsa| dsa.stats().bytes),
         ("messages", |dsa| dsa.stats().messages),
         ("pending", |dsa| dsa.stats().pending),
         ("refused", |dsa| dsa.stats().refused),
         ("faults", |dsa| dsa.stats().faults),
+        ("store_commands", |dsa| dsa.stats().store_commands),
         ("enabled", |dsa| dsa.enabled().into()),
         ("bus_master", |dsa| u64::from(dsa.config_read(4, 2) >> 2 & 1)),
     ];

@@ -16,6 +16,8 @@ pub(crate) struct Options {
     pub(crate) two_units: bool,
     /// Slots of each DSA's store: as many as its registers can tell of.
     pub(crate) most_slots: bool,
+    /// Each DSA's store is behind a command interface.
+    pub(crate) slow_store: bool,
 }
 
 impl Options {
@@ -31,6 +33,7 @@ impl Options {
                 "no-dsa" => options.no_dsa = true,
                 "no-dmar" => options.no_dmar = true,
                 "two-units" => options.two_units = true,
+                "slow-store" => options.slow_store = true,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
             }
@@ -49,12 +52,13 @@ impl Options {
 
     /// How each DSA is made.
     pub(crate) fn dsa(&self) -> dsa_model::Config {
+        let config = dsa_model::Config { slow_store: self.slow_store, ..dsa_model::Config::default() };
         if !self.most_slots {
-            return dsa_model::Config::default();
+            return config;
         }
         let slots = u16::from(MOST_MULTIPLIER) * dsa_model::spec::gencap::IMS_UNIT;
         let interrupt_handles = slots + dsa_model::spec::MSIX_ENTRIES as u16;
-        dsa_model::Config { ims_multiplier: MOST_MULTIPLIER, interrupt_handles }
+        dsa_model::Config { ims_multiplier: MOST_MULTIPLIER, interrupt_handles, ..config }
     }
 
     /// Whether firmware describes the remapping unit.

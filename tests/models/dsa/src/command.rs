@@ -88,6 +88,7 @@ impl Dsa {
         self.queues.iter_mut().for_each(|queue| queue.reset());
         self.msix_permissions = [0; spec::MSIX_ENTRIES];
         self.ims.reset();
+        self.slow = self.setup.slow_store.then(Default::default);
         self.handles.fill(false);
         self.revoked.clear();
         self.portals = Default::default();

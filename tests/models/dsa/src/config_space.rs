@@ -32,8 +32,10 @@ pub(crate) struct ConfigSpace {
 
 impl ConfigSpace {
     /// The space as it is after reset.
-    pub(crate) fn new() -> Self {
+    /// `subsystem` is its subsystem ID, which tells kinds of the device apart.
+    pub(crate) fn new(subsystem: u16) -> Self {
         let mut space = Self { bytes: Box::new([0; SIZE]), writable: Box::new([0; SIZE]) };
+        space.put16(0x2e, subsystem);
         space.header();
         space.express();
         space.msix();
@@ -159,7 +161,7 @@ mod tests {
 
     #[test]
     fn the_header_is_that_of_a_dsa() {
-        let space = ConfigSpace::new();
+        let space = ConfigSpace::new(0);
         assert_eq!(space.read(0, 4), 0x0b25_8086);
         assert_eq!(space.read(8, 4), 0x0880_0000);
         assert_eq!(space.read(0x0e, 1), 0);
@@ -167,7 +169,7 @@ mod tests {
 
     #[test]
     fn bars_answer_sizing_and_keep_their_low_bits() {
-        let mut space = ConfigSpace::new();
+        let mut space = ConfigSpace::new(0);
         space.write(0x10, 4, !0);
         space.write(0x14, 4, !0);
         space.write(0x18, 4, !0);
@@ -178,7 +180,7 @@ mod tests {
 
     #[test]
     fn read_only_registers_stay() {
-        let mut space = ConfigSpace::new();
+        let mut space = ConfigSpace::new(0);
         let before: Vec<u32> = (0x100..0x120).step_by(4).map(|at| space.read(at, 4)).collect();
         for at in (0..4096).step_by(4) {
             space.write(at, 4, !0);
@@ -191,7 +193,7 @@ mod tests {
 
     #[test]
     fn both_capability_lists_end_and_name_msix_and_the_siov_dvsec() {
-        let space = ConfigSpace::new();
+        let space = ConfigSpace::new(0);
         let first = space.read(0x34, 1) as u16;
         assert_eq!(space.read(first, 1), 0x10);
         let second = space.read(first + 1, 1) as u16;
@@ -206,7 +208,7 @@ mod tests {
 
     #[test]
     fn beyond_the_end_reads_ones() {
-        let mut space = ConfigSpace::new();
+        let mut space = ConfigSpace::new(0);
         assert_eq!(space.read(4094, 4), 0xffff_0000);
         space.write(4094, 4, !0);
         space.write(u16::MAX, 4, !0);

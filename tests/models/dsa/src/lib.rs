@@ -19,6 +19,7 @@ mod messages;
 mod operation;
 mod portal;
 mod registers;
+mod slow;
 pub mod spec;
 mod swerr;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use groups::Group;
 use messages::{Message, MessageTable, Raised};
 use portal::{Portals, Submission};
 use registers::Registers;
+use slow::SlowStore;
 use swerr::SoftwareError;
 use work_queue::WorkQueue;
 
@@ -56,12 +58,14 @@ pub struct Config {
     pub ims_multiplier: u8,
     /// Interrupt handles that can be out at the same time.
     pub interrupt_handles: u16,
+    /// The store is behind a command interface: not Intel's.
+    pub slow_store: bool,
 }
 
 impl Default for Config {
     /// 4,096 slots, and a handle for every one of them and for every MSI-X entry.
     fn default() -> Self {
-        Self { ims_multiplier: 16, interrupt_handles: 4096 + spec::MSIX_ENTRIES as u16 }
+        Self { ims_multiplier: 16, interrupt_handles: 4096 + spec::MSIX_ENTRIES as u16, slow_store: false }
     }
 }
 
@@ -80,6 +84,8 @@ pub struct Stats {
     pub refused: u64,
     /// Memory requests that were refused upstream.
     pub faults: u64,
+    /// Commands of a slow store.
+    pub store_commands: u64,
 }
 
 /// Which table an interrupt handle names an entry of.
@@ -99,6 +105,7 @@ pub struct Dsa {
     msix: MessageTable,
     msix_permissions: [u32; spec::MSIX_ENTRIES],
     ims: MessageTable,
+    slow: Option<SlowStore>,
     /// Handles that are out: MSI-X entries first, then IMS slots.
     handles: Vec<bool>,
     /// Those that were taken away.
@@ -116,13 +123,14 @@ impl Dsa {
         let slots = usize::from(setup.ims_multiplier.min(63)) * usize::from(spec::gencap::IMS_UNIT);
         Self {
             setup,
-            space: ConfigSpace::new(),
+            space: ConfigSpace::new(if setup.slow_store { spec::SLOW_STORE_SUBSYSTEM } else { 0 }),
             registers: Registers::default(),
             groups: [Group::default(); spec::GROUPS],
             queues: std::array::from_fn(|_| WorkQueue::default()),
             msix: MessageTable::msix(spec::MSIX_ENTRIES),
             msix_permissions: [0; spec::MSIX_ENTRIES],
             ims: MessageTable::ims(slots),
+            slow: setup.slow_store.then(SlowStore::default),
             handles: vec![false; spec::MSIX_ENTRIES + slots],
             revoked: BTreeSet::new(),
             portals: Portals::default(),

@@ -1,7 +1,11 @@
 //! BAR0: the registers, and the way to the tables.
 
+use crate::slow::{self, Request};
 use crate::spec::{self, bar0, gencap, register, slot};
 use crate::{Dsa, Table, Upstream, command, groups, work_queue};
+
+/// Where the registers of a slow store end.
+const SLOW_STORE_END: u64 = bar0::SLOW_STORE + slow::SIZE;
 
 /// The registers that hold something.
 #[derive(Default)]
@@ -73,8 +77,11 @@ impl Dsa {
             }
             bar0::MSIX_PERMISSIONS..bar0::PERFMON => self.permission(offset - bar0::MSIX_PERMISSIONS),
             bar0::MSIX..bar0::PBA => self.msix.read(offset - bar0::MSIX).unwrap_or(0),
-            bar0::PBA..bar0::IMS => self.msix.pending_bits(((offset - bar0::PBA) * 8) as usize),
-            bar0::IMS.. => self.ims.read(offset - bar0::IMS).unwrap_or(0),
+            bar0::SLOW_STORE..SLOW_STORE_END => {
+                self.slow.as_ref().map_or(0, |slow| slow.read(offset - bar0::SLOW_STORE))
+            }
+            bar0::PBA..bar0::SLOW_STORE => self.msix.pending_bits(((offset - bar0::PBA) * 8) as usize),
+            bar0::IMS.. if self.slow.is_none() => self.ims.read(offset - bar0::IMS).unwrap_or(0),
             _ => 0,
         }
     }
@@ -136,7 +143,8 @@ impl Dsa {
             }
             bar0::MSIX_PERMISSIONS..bar0::PERFMON => self.write_permission(offset - bar0::MSIX_PERMISSIONS, value),
             bar0::MSIX..bar0::PBA => self.write_slot(Table::Msix, offset - bar0::MSIX, value, up),
-            bar0::IMS.. => self.write_slot(Table::Ims, offset - bar0::IMS, value, up),
+            bar0::SLOW_STORE..SLOW_STORE_END => self.write_slow(offset - bar0::SLOW_STORE, value, up),
+            bar0::IMS.. if self.slow.is_none() => self.write_slot(Table::Ims, offset - bar0::IMS, value, up),
             _ => {}
         }
     }
@@ -153,6 +161,21 @@ impl Dsa {
         if let Some(index) = self.table(table).write(offset, value) {
             self.release(table, index, up);
         }
+    }
+
+    fn write_slow(&mut self, offset: u64, value: u32, up: &mut dyn Upstream) {
+        let Some(request) = self.slow.as_mut().and_then(|slow| slow.write(offset, value)) else { return };
+        self.stats.store_commands += 1;
+        let (Request::Read(slot) | Request::Write(slot, _)) = request;
+        if let Request::Write(_, dwords) = request {
+            for (at, dword) in (slot * slot::SIZE..).step_by(4).zip(dwords) {
+                dword.into_iter().for_each(|dword| self.write_slot(Table::Ims, at, dword, up));
+            }
+        }
+        let read = |n: usize| self.ims.read(slot * slot::SIZE + 4 * n as u64);
+        let now: [Option<u32>; 4] = std::array::from_fn(read);
+        let dwords = now.iter().all(Option::is_some).then(|| now.map(Option::unwrap_or_default));
+        self.slow.iter_mut().for_each(|slow| slow.done(dwords));
     }
 
     fn write_register(&mut self, offset: u64, value: u32, up: &mut dyn Upstream) {

@@ -35,6 +35,9 @@ pub const PORTAL_SIZE: u64 = 4096;
 /// MSI-X unlimited, MSI-X limited, IMS unlimited, IMS limited (`idxd_get_wq_portal_full_offset`).
 pub const PORTALS_PER_WQ: u64 = 4;
 
+/// Subsystem ID of a device whose store is slow. Not Intel's.
+pub const SLOW_STORE_SUBSYSTEM: u16 = 0x510e;
+
 /// Where the tables lie in BAR0.
 pub mod bar0 {
     /// Group configuration, 64 bytes each.
@@ -49,6 +52,8 @@ pub mod bar0 {
     pub const MSIX: u64 = 0x4000;
     /// The MSI-X pending bits.
     pub const PBA: u64 = 0x5000;
+    /// Not Intel's: the way to a store that is slow.
+    pub const SLOW_STORE: u64 = 0x6000;
     /// The interrupt message store, 16 bytes each.
     pub const IMS: u64 = 0x4_0000;
 }
