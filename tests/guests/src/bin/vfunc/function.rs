@@ -73,10 +73,13 @@ pub struct Vf {
     pub signals: u32,
     /// Descriptors that named others' interrupts and were refused.
     pub refused: u32,
+    /// Physical address of BAR 0.
+    pub bar0_address: u64,
+    /// Where MSI-X is in configuration space.
+    pub msix: u16,
     number: u16,
     bar0: DeviceMemory,
     portal: Portal,
-    msix: u16,
     table: u64,
     pending_bits: u64,
     seen_signals: u32,
@@ -112,10 +115,11 @@ impl Vf {
             vectors,
             signals,
             refused,
+            bar0_address: address,
+            msix,
             number,
             bar0,
             portal,
-            msix,
             table,
             pending_bits,
             seen_signals,
@@ -153,6 +157,11 @@ impl Vf {
     /// Where an entry is.
     fn entry(&self, entry: u16) -> u64 {
         self.table + u64::from(entry) * 16
+    }
+
+    /// The physical address of an entry.
+    pub fn entry_address(&self, entry: u16) -> u64 {
+        self.bar0_address + self.entry(entry)
     }
 
     /// Writes an entry's message, in one way or the other.

@@ -8,6 +8,7 @@
 mod emulated;
 mod function;
 mod masks;
+mod odd;
 mod together;
 
 use function::{COUNTS, Vf};
@@ -45,6 +46,7 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
     for vf in [&mut first, &mut second] {
         masks::all(vf);
         emulated::all(vf);
+        odd::all(vf);
     }
     together::all(&mut first, &mut second);
     let errors = function::errors() + COUNTS.strays();
