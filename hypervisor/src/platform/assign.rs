@@ -123,17 +123,33 @@ pub fn slots(function: &Function) -> u32 {
     store.map_or(0, |store| store.slots) + function.msix.map_or(0, |msix| msix.entries.into())
 }
 
-/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest. The frames of its shadows are added to
-/// `frames`, those of a preparation that fails too.
+/// What a guest's function is put into.
+pub struct Room<'a> {
+    /// Its PCI bus.
+    pub bus: &'a mut VirtualBus,
+    /// Its address space for BARs.
+    pub bars: &'a mut BarAllocator,
+    /// Its page tables.
+    pub ept: &'a mut Ept,
+    /// What it finds outside of its memory.
+    pub windows: &'a mut Windows,
+    /// Frames that are its own: those of shadows are added, those of a preparation that fails too.
+    pub frames: &'a mut Vec<(Hpa, u64)>,
+}
+
+impl Room<'_> {
+    /// Maps a range into the guest.
+    pub fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, access: ept::Access) -> Result<(), Refusal> {
+        self.ept.map(&FRAMES, gpa, hpa, len, access).map_err(|_| Refusal::OutOfMemory)
+    }
+}
+
+/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest.
 pub fn prepare(
     machine: &'static Machine,
     ports: &MachinePorts,
     function: &Function,
-    bus: &mut VirtualBus,
-    bars: &mut BarAllocator,
-    ept: &mut Ept,
-    windows: &mut Windows,
-    frames: &mut Vec<(Hpa, u64)>,
+    room: &mut Room,
 ) -> Result<Prepared, Refusal> {
     let registers = registers(function)?;
     pci::function::enable(machine.config(), function.bdf);
@@ -141,10 +157,10 @@ pub fn prepare(
         return Err(Refusal::Hardware);
     }
     let store = dsa::message_store(&registers).ok_or(Refusal::NoStore)?;
-    let descr = describe(machine, function, bars)?;
+    let descr = describe(machine, function, room.bars)?;
     let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
-    let id = DeviceId(bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
-    let mut layout = Layout { function, descr: &descr, id, ept, windows, frames };
+    let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
+    let mut layout = Layout { function, descr: &descr, id, room };
     layout.map_bars()?;
     let mut ims = layout.map_store(StoreName::Ims, (dsa::REGISTERS_BAR, store.offset), store.slots)?;
     if dsa::has_slow_store(function) {
@@ -214,16 +230,14 @@ fn describe(machine: &Machine, function: &Function, bars: &mut BarAllocator) -> 
 }
 
 /// The function's BARs as they are laid out in the guest.
-struct Layout<'a> {
+struct Layout<'a, 'r> {
     function: &'a Function,
     descr: &'a FunctionDescr,
     id: DeviceId,
-    ept: &'a mut Ept,
-    windows: &'a mut Windows,
-    frames: &'a mut Vec<(Hpa, u64)>,
+    room: &'a mut Room<'r>,
 }
 
-impl Layout<'_> {
+impl Layout<'_, '_> {
     /// Everything straight through at first. What must not be comes after, page by page.
     fn map_bars(&mut self) -> Result<(), Refusal> {
         for index in 0..self.descr.bars.len() {
@@ -240,12 +254,12 @@ impl Layout<'_> {
         let (gpa, base) = self.locate(table, u64::from(slots) * 16)?;
         let len = (gpa.page_offset() + u64::from(slots) * 16).next_multiple_of(PAGE_SIZE);
         let shadow = FRAMES.alloc_zeroed(len / PAGE_SIZE, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
-        self.frames.push((shadow, len / PAGE_SIZE));
+        self.room.frames.push((shadow, len / PAGE_SIZE));
         self.map(gpa.page(), shadow, len, ept::Access::Shadow)?;
         let shadow = shadow.checked_add(gpa.page_offset()).ok_or(Refusal::Table)?;
         let kind = Kind::Store { device: self.id, name, shadow };
         // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
-        unsafe { self.windows.add(Window { start: gpa, len: u64::from(slots) * 16, kind }) };
+        unsafe { self.room.windows.add(Window { start: gpa, len: u64::from(slots) * 16, kind }) };
         Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, slow: None })
     }
 
@@ -253,7 +267,7 @@ impl Layout<'_> {
     fn hide_slow_store(&mut self, ports: &MachinePorts) -> Result<u16, Refusal> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, dsa::SLOW_STORE), PAGE_SIZE)?;
         let zeros = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
-        self.frames.push((zeros, 1));
+        self.room.frames.push((zeros, 1));
         self.map(gpa, zeros, PAGE_SIZE, ept::Access::Shadow)?;
         // SAFETY: `registers` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
         let registers = unsafe { Mmio::new(base, PAGE_SIZE as usize) }.ok_or(Refusal::Table)?;
@@ -266,7 +280,7 @@ impl Layout<'_> {
         let bytes = u64::from(msix.size).div_ceil(64) * 8;
         let (gpa, base) = self.locate(msix.pba, bytes)?;
         // A page that a store shares stays the store's.
-        if self.windows.find(gpa.page()).is_none() {
+        if self.room.windows.find(gpa.page()).is_none() {
             self.map(gpa.page(), base.page(), PAGE_SIZE, ept::Access::DeviceReadOnly)?;
         }
         Ok(())
@@ -279,7 +293,7 @@ impl Layout<'_> {
         self.map(gpa, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
         let kind = Kind::Registers(Registers { device: self.id, base, commands: true });
         // SAFETY: `registers` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
-        unsafe { self.windows.add(Window { start: gpa, len: PAGE_SIZE, kind }) };
+        unsafe { self.room.windows.add(Window { start: gpa, len: PAGE_SIZE, kind }) };
         Ok(())
     }
 
@@ -293,7 +307,7 @@ impl Layout<'_> {
     }
 
     fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, access: ept::Access) -> Result<(), Refusal> {
-        self.ept.map(&FRAMES, gpa, hpa, len, access).map_err(|_| Refusal::OutOfMemory)
+        self.room.map(gpa, hpa, len, access)
     }
 }
 

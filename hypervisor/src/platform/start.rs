@@ -9,7 +9,7 @@ use core::{
 use hcall_abi::cpuid::Features;
 
 use super::{
-    assign::{Prepared, Refusal, prepare},
+    assign::{Prepared, Refusal, Room, prepare},
     board::Board,
     delivery::Vectors,
     holdings::Holdings,
@@ -19,7 +19,7 @@ use super::{
     plan::{Given, Plan},
     ports::MachineService,
     seed::{Parts, Seed},
-    virtual_functions::{Parent, Room},
+    virtual_functions::Parent,
     vm::Vm,
     windows::{Kind, Window, Windows},
 };
@@ -141,8 +141,8 @@ impl Maker {
             match one {
                 Given::Whole(function) => {
                     let refused = |why| format!("device {} is refused: {why}", function.bdf);
-                    let prepared =
-                        prepare(self.machine, self.service.ports(), function, bus, &mut bars, ept, windows, frames);
+                    let mut room = Room { bus, bars: &mut bars, ept, windows, frames };
+                    let prepared = prepare(self.machine, self.service.ports(), function, &mut room);
                     let Prepared { spec, assigned } = prepared.map_err(refused)?;
                     let attached = self.service.ports().attach(id, function.bdf, ram);
                     functions.get_mut().push(assigned);

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use hcall_abi::{DeviceId, Pasid};
 
 use super::{
-    assign::{self, Refusal},
+    assign::{self, Refusal, Room},
     dsa::{self, Queue},
     ledger::Part,
     machine::Machine,
@@ -19,17 +19,17 @@ use super::{
     own_interrupt,
     plan::Share,
     ports::MachineService,
-    windows::{Kind, Window, Windows},
+    windows::{Kind, Window},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
-    ept::{Access, Ept},
+    ept::Access,
     guest::memory_map::BarAllocator,
     ims::{Backing, DeviceSpec, Domain, OwnEntry, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{self, Function},
     vdev::{
-        pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
+        pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualFunction},
         vdsa::{self, Shape, VirtualDsa},
     },
 };
@@ -65,20 +65,6 @@ pub struct Parent {
     functions: Vec<Virtual>,
     /// By which errors are told of; without it they are found when a guest's function is written to.
     interrupt: Option<OwnEntry>,
-}
-
-/// What a guest's function is put into.
-pub struct Room<'a> {
-    /// Its PCI bus.
-    pub bus: &'a mut VirtualBus,
-    /// Its address space for BARs.
-    pub bars: &'a mut BarAllocator,
-    /// Its page tables.
-    pub ept: &'a mut Ept,
-    /// What it finds outside of its memory.
-    pub windows: &'a mut Windows,
-    /// Frames that are its own.
-    pub frames: &'a mut Vec<(Hpa, u64)>,
 }
 
 /// What can be shared out of a function: work queues, and slots of its store.
@@ -293,12 +279,6 @@ impl Parent {
             service.give_back_own(interrupt);
         }
         service.ports().detach(self.function.bdf)
-    }
-}
-
-impl Room<'_> {
-    fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, access: Access) -> Result<(), Refusal> {
-        self.ept.map(&FRAMES, gpa, hpa, len, access).map_err(|_| Refusal::OutOfMemory)
     }
 }
 
