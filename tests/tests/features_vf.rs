@@ -22,6 +22,19 @@ fn functions(plan: &mut Plan, options: &str) -> anyhow::Result<()> {
 }
 
 static ALONE: Scenario = Scenario::new("virtual functions", |plan| functions(plan, ""));
+/// With two virtual processors, between which vectors move.
+static MOVING: [Scenario; 2] = [
+    Scenario::new("virtual functions, and two processors", |plan| moving(plan, "cmdline=processors=2")),
+    Scenario::new("virtual functions, two processors, and posting", |plan| {
+        moving(plan, "apicv=on cmdline=\"profile=posted processors=2\"")
+    }),
+];
+
+fn moving(plan: &mut Plan, options: &str) -> anyhow::Result<()> {
+    plan.config.cpus = 2;
+    plan.guest("vfunc", &format!("vfunc cpus=2 device=vdsa vectors=64 device=vdsa {options}"))
+}
+
 /// Beside a guest that asks for more than a device has.
 static POSTED: Scenario = Scenario::new("virtual functions, and posting", |plan| {
     functions(plan, "apicv=on cmdline=profile=posted")?;
@@ -127,5 +140,17 @@ fn feature_emulated_commands_and_errors_signal_vector_0_through_its_masks() {
         // The device had no part in them.
         let messages = reported(&boot, "handled") + ERRORS + DROPPED;
         assert_eq!(boot.outcome().counter("dsa.messages"), messages);
+    }
+}
+
+#[test]
+fn feature_msix_backed_vectors_move_between_processors_and_none_is_lost() {
+    for scenario in &MOVING {
+        let boot = scenario.run();
+        // Sixteen of the device's, there and back eight times, and one that waited meanwhile; and as many commands as moves.
+        let (handled, emulated) = (reported(&boot, "handled"), reported(&boot, "emulated"));
+        assert!(handled > 8 * 2 * 16, "{handled}");
+        assert_eq!(emulated, SIGNALS + 8 * 2 + 1);
+        assert_eq!(boot.interrupts().raised, Some(handled + ERRORS + DROPPED));
     }
 }

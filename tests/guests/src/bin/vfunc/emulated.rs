@@ -16,7 +16,7 @@ pub fn all(vf: &mut Vf) {
 }
 
 /// A command that asks for an interrupt; what it says has to be taken back.
-fn command(vf: &mut Vf) {
+pub fn command(vf: &mut Vf) {
     let ended = vf.dsa.command(spec::CMD_INTERRUPT >> spec::CMD_SHIFT | spec::COMMAND_DRAIN_ALL, 0);
     expect(ended.is_ok(), "a command failed");
     let cause = vf.dsa.registers().read(spec::INTCAUSE);

@@ -11,6 +11,8 @@ use guests::pci::{self, ConfigSpace, Function};
 use guests::println;
 use guests::tally::Tally;
 
+use super::processors;
+
 /// Most vectors of a function.
 pub const MOST: u16 = 2048;
 /// Descriptors that are under way together: what a work queue holds.
@@ -56,6 +58,7 @@ pub fn errors() -> u32 {
 
 /// An interrupt has come. Those of the hypervisor's own are counted by their vectors alone.
 pub fn arrived(vector: u8) {
+    processors::note();
     if vector <= vector::LAST {
         COUNTS.arrived(vector);
     }
@@ -178,6 +181,11 @@ impl Vf {
             self.bar0.write_u64(at, address.into());
             self.bar0.write_u64(at + 8, u64::from(control) << 32 | u64::from(data));
         }
+    }
+
+    /// Sends an entry's interrupts to a processor.
+    pub fn send_to(&mut self, entry: u16, apic_id: u32) {
+        self.bar0.write(self.entry(entry), MESSAGES | apic_id << 12);
     }
 
     /// Writes the data of an entry's message alone.

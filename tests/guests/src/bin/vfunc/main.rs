@@ -9,12 +9,13 @@ mod emulated;
 mod function;
 mod masks;
 mod odd;
+mod processors;
 mod together;
 
 use function::{COUNTS, Vf};
-use guests::bare::{Guest, config, idle, interrupts};
+use guests::bare::{Guest, config, idle, interrupts, smp};
 use guests::dsa::spec;
-use guests::{pci, println};
+use guests::{command_line, pci, println};
 
 guests::guest!(main);
 
@@ -35,6 +36,7 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
         Vf::find(guest, function, number)
     };
     let (mut first, mut second) = (take(0)?, take(1)?);
+    smp::install();
     interrupts::set_handler(function::arrived);
     idle::enable_interrupts();
     for vf in [&mut first, &mut second] {
@@ -49,6 +51,9 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
         odd::all(vf);
     }
     together::all(&mut first, &mut second);
+    if command_line::number(guest.command_line, "processors") == Some(2) {
+        processors::all(&mut first);
+    }
     let errors = function::errors() + COUNTS.strays();
     if COUNTS.strays() != 0 {
         println!("vfunc: {} strays, the last on vector {:#x}", COUNTS.strays(), COUNTS.last_stray());
