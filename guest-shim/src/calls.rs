@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 
 use hcall_abi::{
     Call, DeviceId, DeviceInfo, FaultRecord, ItemLayout, MapReply, MapRequest, Pasid, SlotHandle, SlotInfo, Status,
-    Target, VERSION_MAJOR, VERSION_MINOR,
+    StoreId, Target, VERSION_MAJOR, VERSION_MINOR,
     call::{FAULTS_MAX, HANDLES_MAX},
     cpuid::Features,
     result_from_rax,
@@ -36,8 +36,8 @@ impl<T: Transport> Hypercalls<T> {
         result_from_rax(self.transport.call(self.interface.number(call), args))
     }
 
-    fn on_slot(&self, call: Call, device: DeviceId, handle: SlotHandle) -> Result<(), Status> {
-        self.call(call, [device.0.into(), handle.bits().into(), 0, 0]).map(drop)
+    fn on_slot(&self, call: Call, store: impl Into<StoreId>, handle: SlotHandle) -> Result<(), Status> {
+        self.call(call, [store.into().to_register(), handle.bits().into(), 0, 0]).map(drop)
     }
 
     /// [`Call::Nop`].
@@ -61,28 +61,29 @@ impl<T: Transport> Hypercalls<T> {
     }
 
     /// [`Call::QueryDevice`].
-    pub fn query(&self, device: DeviceId, page: &mut BatchPage) -> Result<DeviceInfo, Status> {
+    pub fn query(&self, store: impl Into<StoreId>, page: &mut BatchPage) -> Result<DeviceInfo, Status> {
         page.put_bytes(&DeviceInfo::request());
-        self.call(Call::QueryDevice, [device.0.into(), page.physical(), 0, 0])?;
+        self.call(Call::QueryDevice, [store.into().to_register(), page.physical(), 0, 0])?;
         DeviceInfo::from_bytes(&page.get_bytes())
     }
 
     /// [`Call::Alloc`].
-    pub fn alloc(&self, device: DeviceId, group: u32) -> Result<SlotHandle, Status> {
-        self.call(Call::Alloc, [device.0.into(), group.into(), 0, 0]).and_then(SlotHandle::from_register)
+    pub fn alloc(&self, store: impl Into<StoreId>, group: u32) -> Result<SlotHandle, Status> {
+        self.call(Call::Alloc, [store.into().to_register(), group.into(), 0, 0]).and_then(SlotHandle::from_register)
     }
 
     /// [`Call::AllocMany`]: from `min` to `max` slots, whose handles `take` gets. How many.
     pub fn alloc_many(
         &self,
-        device: DeviceId,
+        store: impl Into<StoreId>,
         [min, max]: [u32; 2],
         group: u32,
         page: &mut BatchPage,
         take: &mut dyn FnMut(SlotHandle),
     ) -> Result<usize, Status> {
         let range = u64::from(max) << 32 | u64::from(min);
-        let count = self.call(Call::AllocMany, [device.0.into(), page.physical(), range, group.into()])? as usize;
+        let count =
+            self.call(Call::AllocMany, [store.into().to_register(), page.physical(), range, group.into()])? as usize;
         for n in 0..count.min(HANDLES_MAX as usize) {
             take(SlotHandle::from_bits(page.word(n))?);
         }
@@ -92,7 +93,7 @@ impl<T: Transport> Hypercalls<T> {
     /// [`Call::FreeMany`], for as many of the handles as one call takes. Returns how many were tried, and how many of them freed.
     pub fn free_many(
         &self,
-        device: DeviceId,
+        store: impl Into<StoreId>,
         handles: &mut dyn Iterator<Item = SlotHandle>,
         page: &mut BatchPage,
     ) -> Result<(usize, usize), Status> {
@@ -104,25 +105,35 @@ impl<T: Transport> Hypercalls<T> {
         if count == 0 {
             return Ok((0, 0));
         }
-        let freed = self.call(Call::FreeMany, [device.0.into(), page.physical(), count as u64, 0])?;
+        let freed = self.call(Call::FreeMany, [store.into().to_register(), page.physical(), count as u64, 0])?;
         Ok((count, freed as usize))
     }
 
     /// [`Call::FreeGroup`]. How many slots were freed.
-    pub fn free_group(&self, device: DeviceId, group: u32) -> Result<usize, Status> {
-        self.call(Call::FreeGroup, [device.0.into(), group.into(), 0, 0]).map(|freed| freed as usize)
+    pub fn free_group(&self, store: impl Into<StoreId>, group: u32) -> Result<usize, Status> {
+        self.call(Call::FreeGroup, [store.into().to_register(), group.into(), 0, 0]).map(|freed| freed as usize)
+    }
+
+    /// [`Call::OpenQueue`]: a store of `slots` slots in the guest's own memory.
+    pub fn open_queue(&self, device: DeviceId, slots: u32) -> Result<(), Status> {
+        self.call(Call::OpenQueue, [device.0.into(), slots.into(), 0, 0]).map(drop)
     }
 
     /// [`Call::SetAux`].
-    pub fn set_pasid(&self, device: DeviceId, handle: SlotHandle, pasid: Option<Pasid>) -> Result<(), Status> {
+    pub fn set_pasid(&self, store: impl Into<StoreId>, handle: SlotHandle, pasid: Option<Pasid>) -> Result<(), Status> {
         let pasid = Pasid::to_register(pasid);
-        self.call(Call::SetAux, [device.0.into(), handle.bits().into(), pasid.into(), 0]).map(drop)
+        self.call(Call::SetAux, [store.into().to_register(), handle.bits().into(), pasid.into(), 0]).map(drop)
     }
 
     /// [`Call::QuerySlot`].
-    pub fn query_slot(&self, device: DeviceId, handle: SlotHandle, page: &mut BatchPage) -> Result<SlotInfo, Status> {
+    pub fn query_slot(
+        &self,
+        store: impl Into<StoreId>,
+        handle: SlotHandle,
+        page: &mut BatchPage,
+    ) -> Result<SlotInfo, Status> {
         page.put_bytes(&SlotInfo::request());
-        self.call(Call::QuerySlot, [device.0.into(), handle.bits().into(), page.physical(), 0])?;
+        self.call(Call::QuerySlot, [store.into().to_register(), handle.bits().into(), page.physical(), 0])?;
         SlotInfo::from_bytes(&page.get_bytes())
     }
 
@@ -141,14 +152,14 @@ impl<T: Transport> Hypercalls<T> {
     }
 
     /// [`Call::Free`].
-    pub fn free(&self, device: DeviceId, handle: SlotHandle) -> Result<(), Status> {
-        self.on_slot(Call::Free, device, handle)
+    pub fn free(&self, store: impl Into<StoreId>, handle: SlotHandle) -> Result<(), Status> {
+        self.on_slot(Call::Free, store, handle)
     }
 
     /// [`Call::Map`], for as many of the items as one batch takes. Returns how many were tried; their replies are in `page`.
     pub fn map(
         &self,
-        device: DeviceId,
+        store: impl Into<StoreId>,
         items: &mut dyn Iterator<Item = MapRequest>,
         page: &mut BatchPage,
     ) -> Result<usize, Status> {
@@ -159,29 +170,30 @@ impl<T: Transport> Hypercalls<T> {
             count += 1;
         }
         if count > 0 {
-            self.call(Call::Map, [device.0.into(), page.physical(), count as u64, ItemLayout::V1.0])?;
+            self.call(Call::Map, [store.into().to_register(), page.physical(), count as u64, ItemLayout::V1.0])?;
         }
         Ok(count)
     }
 
     /// [`Call::Unmap`].
-    pub fn unmap(&self, device: DeviceId, handle: SlotHandle) -> Result<(), Status> {
-        self.on_slot(Call::Unmap, device, handle)
+    pub fn unmap(&self, store: impl Into<StoreId>, handle: SlotHandle) -> Result<(), Status> {
+        self.on_slot(Call::Unmap, store, handle)
     }
 
     /// [`Call::Mask`].
-    pub fn mask(&self, device: DeviceId, handle: SlotHandle) -> Result<(), Status> {
-        self.on_slot(Call::Mask, device, handle)
+    pub fn mask(&self, store: impl Into<StoreId>, handle: SlotHandle) -> Result<(), Status> {
+        self.on_slot(Call::Mask, store, handle)
     }
 
     /// [`Call::Unmask`].
-    pub fn unmask(&self, device: DeviceId, handle: SlotHandle) -> Result<(), Status> {
-        self.on_slot(Call::Unmask, device, handle)
+    pub fn unmask(&self, store: impl Into<StoreId>, handle: SlotHandle) -> Result<(), Status> {
+        self.on_slot(Call::Unmask, store, handle)
     }
 
     /// [`Call::SetAffinity`].
-    pub fn set_affinity(&self, device: DeviceId, handle: SlotHandle, target: Target) -> Result<(), Status> {
-        self.call(Call::SetAffinity, [device.0.into(), handle.bits().into(), target.to_register(), 0]).map(drop)
+    pub fn set_affinity(&self, store: impl Into<StoreId>, handle: SlotHandle, target: Target) -> Result<(), Status> {
+        self.call(Call::SetAffinity, [store.into().to_register(), handle.bits().into(), target.to_register(), 0])
+            .map(drop)
     }
 }
 

@@ -7,8 +7,9 @@ use std::collections::HashMap;
 
 use hcall_abi::cpuid::{CALL_BASE, Features, IMSVISOR_BASE, LEAF_MAX, Limits, signature_registers};
 use hcall_abi::{
-    Call, DeviceId, DeviceInfo, FaultKind, FaultRecord, ItemLayout, MapReply, MapRequest, MessagePair, Pasid,
-    SlotHandle, SlotInfo, Status, StoreKind, Target, VERSION_MAJOR, VERSION_MINOR, info::Mapping, rax_from_result,
+    Call, DeviceId, DeviceInfo, FaultKind, FaultRecord, FaultStore, ItemLayout, MapReply, MapRequest, MessagePair,
+    Pasid, SlotHandle, SlotInfo, Status, StoreKind, Target, VERSION_MAJOR, VERSION_MINOR, info::Mapping,
+    rax_from_result,
 };
 
 use crate::calls::BatchPage;
@@ -193,7 +194,15 @@ impl FakeHypervisor {
         for n in 0..most.min(2) {
             let device = DeviceId(0x10);
             let kind = FaultKind::Remapping(0x26);
-            let record = FaultRecord { cookie: 7, device, slot: n as u16, ims: true, kind, foreign: true, lost: 0 };
+            let record = FaultRecord {
+                cookie: 7,
+                device,
+                slot: n as u16,
+                store: FaultStore::Array,
+                kind,
+                foreign: true,
+                lost: 0,
+            };
             // SAFETY: tests pass the address of a `Page` of their own.
             unsafe { *((physical + 32 * n) as *mut [u8; 32]) = record.to_bytes() };
         }
@@ -270,6 +279,7 @@ impl FakeHypervisor {
                 }
             }
             Call::QueryDevice => self.query(second),
+            Call::OpenQueue => Err(Status::Unsupported),
             Call::Enable => Ok(u64::from(VERSION_MINOR)),
             Call::ReadFaults => Ok(self.read_faults(first, second)),
             Call::AllocMany => self.alloc_many(second, third, fourth),

@@ -13,6 +13,46 @@ impl DeviceId {
     }
 }
 
+/// A message store: its device 15:0, and bit 16 for the device's queue store in the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StoreId {
+    /// The device.
+    pub device: DeviceId,
+    /// Whether it is the store in the guest's memory.
+    pub queue: bool,
+}
+
+impl StoreId {
+    const QUEUE: u64 = 1 << 16;
+
+    /// The store in the device.
+    pub const fn array(device: DeviceId) -> Self {
+        Self { device, queue: false }
+    }
+
+    /// The store in the guest's memory.
+    pub const fn queue(device: DeviceId) -> Self {
+        Self { device, queue: true }
+    }
+
+    /// From a register; bits 63:17 must be zero.
+    pub fn from_register(value: u64) -> Result<Self, Status> {
+        let device = DeviceId::from_register(value & !Self::QUEUE)?;
+        Ok(Self { device, queue: value & Self::QUEUE != 0 })
+    }
+
+    /// As a register holds it.
+    pub const fn to_register(self) -> u64 {
+        self.device.0 as u64 | if self.queue { Self::QUEUE } else { 0 }
+    }
+}
+
+impl From<DeviceId> for StoreId {
+    fn from(device: DeviceId) -> Self {
+        Self::array(device)
+    }
+}
+
 /// Names a slot while it is allocated: index 15:0, generation 31:16 (never 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SlotHandle(u32);

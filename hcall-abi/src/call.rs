@@ -2,7 +2,7 @@
 
 /// A call's number, relative to the call base that CPUID gives.
 ///
-/// *device* is a [`DeviceId`](crate::DeviceId), *handle* a [`SlotHandle`](crate::SlotHandle), *target* a
+/// *device* is a [`StoreId`](crate::StoreId): a device, and which of its stores. *handle* is a [`SlotHandle`](crate::SlotHandle), *target* a
 /// [`Target`](crate::Target), each in the low bits of its register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
@@ -65,7 +65,22 @@ pub enum Call {
     /// RBX = guest-physical address of room for RCX (1 to [`FAULTS_MAX`]) [`FaultRecord`](crate::FaultRecord)s, in one page, aligned to
     /// 32. Moves the oldest faults of the guest's slots there and returns their number.
     ReadFaults = 16,
+    /// RBX = device, RCX = number of slots (1 to [`QUEUE_SLOTS_MAX`]). Opens a store in the guest's own memory beside the device's: a
+    /// queue store, whose slots the guest writes and the device reads. Nobody watches what is written there, so the requester ID has
+    /// to be the guest's alone ([`NotIsolated`]): then an entry that it names can only be its own. Its slots are taken, mapped and freed
+    /// by the same calls, with [`StoreId::queue`](crate::StoreId::queue) in RBX; what to write for a slot that is mapped is told by
+    /// `QuerySlot`, and is the real message. Masking is the guest's business, in its memory: `Mask` and `Unmask` are [`Unsupported`].
+    /// A slot that is unmapped or freed sends nothing any more, whatever its memory says. It is [`Exists`] when it is open already.
+    /// Returns 0.
+    ///
+    /// [`NotIsolated`]: crate::Status::NotIsolated
+    /// [`Unsupported`]: crate::Status::Unsupported
+    /// [`Exists`]: crate::Status::Exists
+    OpenQueue = 17,
 }
+
+/// Most slots of a queue store.
+pub const QUEUE_SLOTS_MAX: u64 = 4096;
 
 /// Most handles that one call takes: a page of them.
 pub const HANDLES_MAX: u64 = 1024;
@@ -74,7 +89,7 @@ pub const FAULTS_MAX: u64 = 128;
 
 impl Call {
     /// Every call there is.
-    pub const ALL: [Call; 17] = [
+    pub const ALL: [Call; 18] = [
         Call::Nop,
         Call::Discover,
         Call::QueryDevice,
@@ -92,6 +107,7 @@ impl Call {
         Call::SetAux,
         Call::QuerySlot,
         Call::ReadFaults,
+        Call::OpenQueue,
     ];
 
     /// The call with number `base + n`, given that number.

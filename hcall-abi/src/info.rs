@@ -64,8 +64,8 @@ pub enum SlotState {
 /// | 12..16 | PASID: bit 31 = there is one, 19:0 its value |
 /// | 16..24 | target as in a register ([`Target`]); 0 of one that is not mapped |
 /// | 24..32 | cookie; 0 of one that is not mapped |
-/// | 32..40 | the pair's address; 0 of one that is not mapped |
-/// | 40..44 | the pair's data |
+/// | 32..40 | the address of what lies in the slot, or has to be written there in a queue store; 0 of one that is not mapped |
+/// | 40..44 | its data |
 /// | 44..64 | 0; the guest writes 0 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotInfo {
@@ -185,6 +185,18 @@ pub enum FaultKind {
     Storm,
 }
 
+/// Which store of a device a fault's slot is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FaultStore {
+    /// The MSI-X table.
+    Msix = 0,
+    /// The interrupt message store in the device.
+    Array = 1,
+    /// The store in the guest's memory.
+    Queue = 2,
+}
+
 /// A fault of one of the guest's slots: 32 bytes.
 ///
 /// | bytes | field |
@@ -192,7 +204,7 @@ pub enum FaultKind {
 /// | 0..8 | cookie; 0 of a slot that was not mapped by a call |
 /// | 8..10 | device ID |
 /// | 10..12 | slot |
-/// | 12 | store: 0 = MSI-X table, 1 = interrupt message store |
+/// | 12 | [`FaultStore`] |
 /// | 13 | kind: 1 = refused by the remapping unit, 2 = storm |
 /// | 14 | of kind 1, the unit's reason code |
 /// | 15 | flags: bit 0 = the message came from another function than the slot's |
@@ -206,8 +218,8 @@ pub struct FaultRecord {
     pub device: DeviceId,
     /// The slot.
     pub slot: u16,
-    /// Whether it is one of the interrupt message store; else it is one of the MSI-X table.
-    pub ims: bool,
+    /// The store that it is in.
+    pub store: FaultStore,
     /// What went wrong.
     pub kind: FaultKind,
     /// Whether another function used the slot's entry.
@@ -230,24 +242,30 @@ impl FaultRecord {
         bytes[0..8].copy_from_slice(&self.cookie.to_le_bytes());
         bytes[8..10].copy_from_slice(&self.device.0.to_le_bytes());
         bytes[10..12].copy_from_slice(&self.slot.to_le_bytes());
-        bytes[12..16].copy_from_slice(&[self.ims.into(), kind, reason, self.foreign.into()]);
+        bytes[12..16].copy_from_slice(&[self.store as u8, kind, reason, self.foreign.into()]);
         bytes[16..20].copy_from_slice(&self.lost.to_le_bytes());
         bytes
     }
 
-    /// Reads a record. [`Status::BadLayout`] for a kind that this version does not know.
+    /// Reads a record. [`Status::BadLayout`] for a kind or a store that this version does not know.
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, Status> {
-        let [c0, c1, c2, c3, c4, c5, c6, c7, d0, d1, s0, s1, ims, kind, reason, flags, l0, l1, l2, l3, ..] = *bytes;
+        let [c0, c1, c2, c3, c4, c5, c6, c7, d0, d1, s0, s1, store, kind, reason, flags, l0, l1, l2, l3, ..] = *bytes;
         let kind = match kind {
             1 => FaultKind::Remapping(reason),
             2 => FaultKind::Storm,
+            _ => return Err(Status::BadLayout),
+        };
+        let store = match store {
+            0 => FaultStore::Msix,
+            1 => FaultStore::Array,
+            2 => FaultStore::Queue,
             _ => return Err(Status::BadLayout),
         };
         Ok(Self {
             cookie: u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
             device: DeviceId(u16::from_le_bytes([d0, d1])),
             slot: u16::from_le_bytes([s0, s1]),
-            ims: ims != 0,
+            store,
             kind,
             foreign: flags & 1 != 0,
             lost: u32::from_le_bytes([l0, l1, l2, l3]),
@@ -303,7 +321,7 @@ mod tests {
                 cookie: 0x0102_0304_0506_0708,
                 device: DeviceId(0x10),
                 slot: 4095,
-                ims: true,
+                store: FaultStore::Queue,
                 kind,
                 foreign: true,
                 lost: 3,

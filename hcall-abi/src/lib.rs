@@ -26,9 +26,11 @@ pub mod cpuid;
 pub mod info;
 pub mod status;
 
-pub use args::{DeviceId, DeviceInfo, ItemLayout, MapReply, MapRequest, MessagePair, SlotHandle, StoreKind, Target};
+pub use args::{
+    DeviceId, DeviceInfo, ItemLayout, MapReply, MapRequest, MessagePair, SlotHandle, StoreId, StoreKind, Target,
+};
 pub use call::Call;
-pub use info::{FaultKind, FaultRecord, Pasid, SlotInfo, SlotState};
+pub use info::{FaultKind, FaultRecord, FaultStore, Pasid, SlotInfo, SlotState};
 pub use status::Status;
 
 /// Major version: guests and hypervisor must agree on it.

@@ -163,6 +163,19 @@ fn feature_bus_lock_a_slow_store_works_as_any_other_and_a_batch_costs_a_command_
     assert!((expected..expected + 2000).contains(&commands), "{commands} commands");
 }
 
+static QUEUE: Scenario = Scenario::new("a store in the guest's memory", |plan| {
+    plan.guest("features", "queue device=dsa cmdline=\"case=queue\"")
+});
+
+#[test]
+fn feature_store_queue_messages_in_memory_fire_move_pend_and_lead_nowhere_when_they_are_freed() {
+    let boot = QUEUE.run();
+    assert_eq!((reported(&boot, "queue", "fired"), reported(&boot, "queue", "freed")), (16, 16));
+    // Each slot's message that was freed and sent all the same was refused by the unit, and told of.
+    let refused = boot.events("fault").into_iter().filter(|fault| fault.get("reason") == Some("0x22"));
+    assert_eq!((refused.count(), boot.outcome().counter("vtd.interrupt_faults")), (16, 16));
+}
+
 static THIEF: Scenario = Scenario::new("a device that uses another one's handles", |plan| {
     two(plan, [("victim device=00:1e.0", "case=victim"), ("thief device=00:1f.0", "case=thief")])
 });

@@ -2,9 +2,11 @@
 
 mod hypercall;
 mod native;
+mod queue;
 
 pub use hypercall::HypercallDomain;
 pub use native::{NativeDomain, SlotState};
+pub use queue::QueueDomain;
 
 use hcall_abi::{DeviceId, MapRequest, Pasid, SlotHandle, SlotInfo, Status, Target};
 

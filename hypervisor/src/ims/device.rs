@@ -45,6 +45,8 @@ pub struct Slots {
     pub msix: Bank,
     /// Slots of the interrupt message store.
     pub ims: Bank,
+    /// Slots of the store in the guest's own memory: none until it is opened.
+    pub queue: Bank,
 }
 
 impl Device {
@@ -58,7 +60,7 @@ impl Device {
         processors: usize,
     ) -> Self {
         let bank = |store: Option<super::StoreSpec>| Bank::new(store.map_or(0, |store| store.slots));
-        let slots = Slots { attached: true, msix: bank(spec.msix), ims: bank(spec.ims) };
+        let slots = Slots { attached: true, msix: bank(spec.msix), ims: bank(spec.ims), queue: Bank::new(0) };
         let batches = (0..=u8::MAX).take(processors).map(|name| Box::new(Batch::new(name))).collect();
         Self {
             number,
@@ -101,6 +103,7 @@ impl Slots {
         match name {
             StoreName::Msix => &self.msix,
             StoreName::Ims => &self.ims,
+            StoreName::Queue => &self.queue,
         }
     }
 
@@ -109,6 +112,7 @@ impl Slots {
         match name {
             StoreName::Msix => &mut self.msix,
             StoreName::Ims => &mut self.ims,
+            StoreName::Queue => &mut self.queue,
         }
     }
 }
@@ -126,6 +130,14 @@ impl Bank {
     pub fn new(slots: u32) -> Self {
         let all = (0..slots).map(|_| Mutex::new(Slot::RESET)).collect();
         Self { slots: all, free: Mutex::new(FreeMap::new(slots)) }
+    }
+
+    /// The same when a guest asks for it: `NoFreeSlot` when there is no memory for so many.
+    pub fn try_new(slots: u32) -> Result<Self, Status> {
+        let mut all = Vec::new();
+        all.try_reserve_exact(slots as usize).map_err(|_| Status::NoFreeSlot)?;
+        all.extend((0..slots).map(|_| Mutex::new(Slot::RESET)));
+        Ok(Self { slots: all, free: Mutex::new(FreeMap::new(slots)) })
     }
 
     /// A slot, locked.

@@ -39,10 +39,32 @@ pub struct StoreSpec {
     pub offset: u32,
     /// Of an MSI-X table that the guest takes for one, but that is a part of an interrupt message store: what makes it so.
     pub backing: Option<Backing>,
-    /// Of a store that is slow to reach: its number among them. What is written there has arrived when
-    /// [`Store::commit`](super::Store::commit) returns.
-    pub slow: Option<u16>,
+    /// How it is reached.
+    pub reach: Reach,
 }
+
+/// How a store is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It is memory of the device's.
+    Memory,
+    /// It is behind a command interface: its number among them. What is written there has arrived when
+    /// [`Store::commit`](super::Store::commit) returns.
+    Slow(u16),
+    /// It is in the guest's own memory, where nothing is written. It is as if it were masked, and nothing of it is shown.
+    Guests,
+}
+
+/// A store in the guest's own memory.
+pub(super) const GUESTS_STORE: StoreSpec = StoreSpec {
+    base: Hpa::new(0),
+    shadow: Hpa::new(0),
+    slots: 0,
+    bar: 0,
+    offset: 0,
+    backing: None,
+    reach: Reach::Guests,
+};
 
 /// How the MSI-X table of a virtual function lies in its parent function's interrupt message store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +110,7 @@ impl DeviceSpec {
         match name {
             StoreName::Msix => self.msix.as_ref(),
             StoreName::Ims => self.ims.as_ref(),
+            StoreName::Queue => Some(&GUESTS_STORE),
         }
     }
 

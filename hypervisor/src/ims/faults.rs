@@ -69,12 +69,20 @@ impl Ring {
 mod tests {
     use std::vec::Vec;
 
-    use hcall_abi::{DeviceId, FaultKind};
+    use hcall_abi::{DeviceId, FaultKind, FaultStore};
 
     use super::*;
 
     fn fault(slot: u16) -> FaultRecord {
-        FaultRecord { cookie: 0, device: DeviceId(0), slot, ims: true, kind: FaultKind::Storm, foreign: false, lost: 0 }
+        FaultRecord {
+            cookie: 0,
+            device: DeviceId(0),
+            slot,
+            store: FaultStore::Array,
+            kind: FaultKind::Storm,
+            foreign: false,
+            lost: 0,
+        }
     }
 
     fn read(ring: &FaultRing, most: usize) -> Vec<(u16, u32)> {

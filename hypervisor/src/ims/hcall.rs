@@ -1,9 +1,9 @@
 //! The hypercall domain: what a guest asks for in words.
 
 use hcall_abi::{
-    Call, DeviceId, DeviceInfo, FaultRecord, Pasid, SlotHandle, SlotInfo, Status, StoreKind, Target, VERSION_MAJOR,
-    VERSION_MINOR,
-    call::FAULTS_MAX,
+    Call, DeviceId, DeviceInfo, FaultRecord, Pasid, SlotHandle, SlotInfo, Status, StoreId, StoreKind, Target,
+    VERSION_MAJOR, VERSION_MINOR,
+    call::{FAULTS_MAX, QUEUE_SLOTS_MAX},
     cpuid::{CALL_BASE, Features, Limits},
     rax_from_result,
 };
@@ -30,6 +30,7 @@ pub const FEATURES: Features = Features::ARRAY_STORE
     .union(Features::ENABLE)
     .union(Features::FEWER_GRANT)
     .union(Features::GROUP)
+    .union(Features::QUEUE_STORE)
     .union(Features::QUERY_SLOT)
     .union(Features::AUX_PASID)
     .union(Features::FAULT_LOG);
@@ -80,6 +81,7 @@ impl<P: Ports> Service<P> {
             Call::FreeMany => self.free_many(domain, args, memory),
             Call::FreeGroup => self.free_group(domain, args),
             Call::QuerySlot => self.query_slot(domain, args, memory),
+            Call::OpenQueue => open_queue(domain, args),
             Call::ReadFaults => read_faults(domain, args, memory),
             Call::Map => self.map(domain, args, memory),
             Call::Free => self.on_slot(domain, args, 2, Self::free),
@@ -107,10 +109,12 @@ impl<P: Ports> Service<P> {
         device: u64,
         what: impl FnOnce(&Place<P>, &Bank) -> Result<T, Status>,
     ) -> Result<T, Status> {
-        let device = domain.device(DeviceId::from_register(device)?)?;
-        let place = Place::new(self, device, StoreName::Ims)?;
+        let StoreId { device, queue } = StoreId::from_register(device)?;
+        let device = domain.device(device)?;
+        let name = if queue { StoreName::Queue } else { StoreName::Ims };
+        let place = Place::new(self, device, name)?;
         let slots = device.slots()?;
-        place.commit(what(&place, &slots.ims))
+        place.commit(what(&place, slots.bank(name)))
     }
 
     /// Does something with the slot that RBX (device) and RCX (handle) name, under its lock; the first `used` arguments are the call's.
@@ -141,8 +145,8 @@ impl<P: Ports> Service<P> {
             memory.read(at, &mut bytes)?;
             DeviceInfo::check_request(&bytes)?;
             let info = DeviceInfo {
-                kind: StoreKind::Array,
-                slots: place.store.slots,
+                kind: if place.name == StoreName::Queue { StoreKind::Queue } else { StoreKind::Array },
+                slots: bank.slots.len() as u32,
                 free: bank.free.lock().count(),
                 bar: place.store.bar,
                 offset: place.store.offset,
@@ -239,6 +243,7 @@ impl<P: Ports> Service<P> {
 
     fn mask(place: &Place<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
         mapped(slot)?;
+        watched(place.name)?;
         place.mask(index, slot)?;
         slot.masked = true;
         place.show(index, slot, Field::Ctrl);
@@ -248,6 +253,7 @@ impl<P: Ports> Service<P> {
     /// A slot into which the guest wrote something else than its pair stays masked: mapping it again mends it.
     fn unmask(place: &Place<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
         mapped(slot)?;
+        watched(place.name)?;
         if !slot.holds_pair(index) {
             return Err(Status::InvalidArgument);
         }
@@ -283,6 +289,31 @@ fn enable(domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, 
     domain.enable();
     memory.reveal_stores();
     Ok(u64::from(VERSION_MINOR).min(version as u16 as u64))
+}
+
+fn open_queue(domain: &Domain, args: Args) -> Result<u64, Status> {
+    unused(&args[2..])?;
+    let device = domain.device(DeviceId::from_register(args[0])?)?;
+    let slots = u32::try_from(args[1]).ok().filter(|slots| (1..=QUEUE_SLOTS_MAX).contains(&u64::from(*slots)));
+    let slots = slots.ok_or(Status::InvalidArgument)?;
+    if device.spec.shares_requester {
+        return Err(Status::NotIsolated);
+    }
+    device.exclusively(|all| {
+        if !all.attached {
+            return Err(Status::NoSuchDevice);
+        }
+        if !all.queue.slots.is_empty() {
+            return Err(Status::Exists);
+        }
+        all.queue = Bank::try_new(slots)?;
+        Ok(0)
+    })
+}
+
+/// What is in the guest's own memory, the guest masks by itself.
+fn watched(name: StoreName) -> Result<(), Status> {
+    if name == StoreName::Queue { Err(Status::Unsupported) } else { Ok(()) }
 }
 
 #[inline(never)]

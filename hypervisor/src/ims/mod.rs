@@ -48,7 +48,7 @@ mod tests;
 
 pub use backed::OwnEntry;
 pub use counters::{GuestCounters, RemapCounters};
-pub use domain::{Backing, DeviceSpec, Domain, GuestId, GuestSpec, StoreSpec};
+pub use domain::{Backing, DeviceSpec, Domain, GuestId, GuestSpec, Reach, StoreSpec};
 pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};
 pub use ports::{
     Bind, Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, Ports, Remap, Shadow, Store, UnitNumber, Wanted,

@@ -3,13 +3,13 @@
 
 use core::iter::once;
 
-use hcall_abi::{Pasid, SlotInfo, Status, Target, info::Mapping};
+use hcall_abi::{MessagePair, Pasid, SlotInfo, Status, Target, info::Mapping};
 
 use super::{
     counters::count,
     device::{Bank, Device},
-    domain::{GuestId, StoreSpec},
-    ports::{EntryIndex, Field, Ports, Wanted},
+    domain::{GuestId, Reach, StoreSpec},
+    ports::{EntryIndex, Field, Message, Ports, Wanted},
     service::{Held, Owner, Service},
     slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, State, StoreName},
 };
@@ -104,8 +104,11 @@ impl<'a, P: Ports> Place<'a, P> {
             self.read_pending(index, slot);
         }
         let binding = slot.binding().filter(|_| slot.state == State::Mapped);
-        let mapping =
-            binding.map(|binding| Mapping { target: binding.target, cookie: slot.cookie, pair: slot.pair(index) });
+        let mapping = binding.map(|binding| Mapping {
+            target: binding.target,
+            cookie: slot.cookie,
+            pair: if self.name == StoreName::Queue { self.message(binding.entry) } else { slot.pair(index) },
+        });
         SlotInfo {
             mapping,
             masked: slot.masked,
@@ -114,6 +117,12 @@ impl<'a, P: Ports> Place<'a, P> {
             group: slot.group.into(),
             pasid: slot.pasid(),
         }
+    }
+
+    /// The message that selects an entry: told only to a guest that writes it into its own memory.
+    fn message(&self, entry: EntryIndex) -> MessagePair {
+        let Message { address, data } = self.service.ports.message(entry);
+        MessagePair { address, data }
     }
 
     /// Unmasks the slot in the device. It must have a binding; if its entry is not surely flushed, that comes first.
@@ -267,7 +276,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// The end of something that may have written to the store: what it wrote is in the device when this returns.
     #[inline]
     pub fn commit<T>(&self, result: Result<T, Status>) -> Result<T, Status> {
-        if self.store.slow.is_none() {
+        if self.store.reach == Reach::Memory {
             return result;
         }
         let committed = self.service.ports.commit(self.store);

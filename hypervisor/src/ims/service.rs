@@ -57,14 +57,14 @@ pub struct Service<P> {
     counts: RemapCounts,
 }
 
-/// Whose an entry is, in one word: device number 63:32, store 17, slot 16:1, valid 0.
+/// Whose an entry is, in one word: device number 63:32, store 18:17, slot 16:1, valid 0.
 #[derive(Clone, Copy)]
 pub(super) struct Owner(u64);
 
 impl Owner {
     /// The first slot of a store.
     pub fn new(device: u32, name: StoreName) -> Self {
-        Self(u64::from(device) << 32 | u64::from(name == StoreName::Ims) << 17 | 1)
+        Self(u64::from(device) << 32 | (name as u64) << 17 | 1)
     }
 
     /// Another slot of the same store.
@@ -168,7 +168,7 @@ impl<P: Ports> Service<P> {
 
     /// Resets all slots of a device.
     fn evict(&self, device: &Device, slots: &mut Slots) {
-        for name in [StoreName::Msix, StoreName::Ims] {
+        for name in [StoreName::Msix, StoreName::Ims, StoreName::Queue] {
             let Ok(place) = Place::new(self, device, name) else { continue };
             place.drop_signals();
             let bank = slots.bank_mut(name);
@@ -213,7 +213,11 @@ impl<P: Ports> Service<P> {
             return None;
         }
         let device = self.devices.read().get((owner >> 32) as usize)?.clone()?;
-        let store = if owner >> 17 & 1 == 0 { StoreName::Msix } else { StoreName::Ims };
+        let store = match owner >> 17 & 3 {
+            0 => StoreName::Msix,
+            1 => StoreName::Ims,
+            _ => StoreName::Queue,
+        };
         let index = (owner >> 1) as u16;
         let cookie = {
             let slots = device.slots().ok()?;
@@ -233,7 +237,7 @@ impl<P: Ports> Service<P> {
             cookie: whose.cookie.unwrap_or(0),
             device: whose.device,
             slot: whose.slot,
-            ims: whose.store == StoreName::Ims,
+            store: whose.store.into(),
             kind: FaultKind::Remapping(reason),
             foreign: source != whose.requester,
             lost: 0,

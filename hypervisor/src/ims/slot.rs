@@ -3,7 +3,7 @@
 use alloc::{vec, vec::Vec};
 use core::num::{NonZeroU16, NonZeroU64};
 
-use hcall_abi::{MessagePair, Pasid, SlotHandle, Status, Target};
+use hcall_abi::{FaultStore, MessagePair, Pasid, SlotHandle, Status, Target};
 
 use super::ports::{EntryIndex, Field, HostRoute, Wanted};
 use crate::addr::Hpa;
@@ -15,6 +15,18 @@ pub enum StoreName {
     Msix,
     /// The interrupt message store.
     Ims,
+    /// The store in the guest's own memory.
+    Queue,
+}
+
+impl From<StoreName> for FaultStore {
+    fn from(name: StoreName) -> Self {
+        match name {
+            StoreName::Msix => Self::Msix,
+            StoreName::Ims => Self::Array,
+            StoreName::Queue => Self::Queue,
+        }
+    }
 }
 
 /// ctrl bit 0: no message is sent.

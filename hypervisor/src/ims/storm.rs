@@ -78,7 +78,7 @@ impl<P: Ports> Place<'_, P> {
             cookie: cookie.unwrap_or(0),
             device: spec.id,
             slot: index,
-            ims: true,
+            store: self.name.into(),
             kind: FaultKind::Storm,
             foreign: false,
             lost: 0,

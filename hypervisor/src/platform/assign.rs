@@ -16,7 +16,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     ept::{self, Ept},
     guest::memory_map::BarAllocator,
-    ims::{DeviceSpec, Domain, StoreName, StoreSpec},
+    ims::{DeviceSpec, Domain, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{self, Bar, ConfigSpace, Function},
     vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
@@ -164,7 +164,7 @@ pub fn prepare(
     layout.map_bars()?;
     let mut ims = layout.map_store(StoreName::Ims, (dsa::REGISTERS_BAR, store.offset), store.slots)?;
     if dsa::has_slow_store(function) {
-        ims.slow = Some(layout.hide_slow_store(ports)?);
+        ims.reach = Reach::Slow(layout.hide_slow_store(ports)?);
     }
     let msix = match descr.msix {
         Some(msix) => Some(layout.map_store(StoreName::Msix, msix.table, msix.size.into())?),
@@ -260,7 +260,7 @@ impl Layout<'_, '_> {
         let kind = Kind::Store { device: self.id, name, shadow };
         // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
         unsafe { self.room.windows.add(Window { start: gpa, len: u64::from(slots) * 16, kind }) };
-        Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, slow: None })
+        Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, reach: Reach::Memory })
     }
 
     /// A store behind a command interface, which is the hypervisor's alone: its page reads as zeros in the guest, and takes nothing.

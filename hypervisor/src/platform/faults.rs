@@ -158,6 +158,7 @@ pub fn attributed(owner: Attribution) -> String {
     let store = match owner.store {
         StoreName::Ims => "ims",
         StoreName::Msix => "msix",
+        StoreName::Queue => "queue",
     };
     let mut text = String::new();
     let _ = write!(text, " guest={} device={} store={store} slot={}", owner.guest.0, Bdf(owner.device.0), owner.slot);

@@ -21,8 +21,8 @@ use crate::{
     addr::{Bdf, Gpa, Hpa},
     apic,
     ims::{
-        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Service, Shadow, Store, StoreSpec,
-        UnitNumber, Wanted,
+        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Reach, Remap, Service, Shadow, Store,
+        StoreSpec, UnitNumber, Wanted,
     },
     memory::{Frames, Mmio, Ram},
     sync::Shared,
@@ -100,7 +100,7 @@ impl MachinePorts {
         }
     }
 
-    /// The number of a function's slow store, by which [`StoreSpec::slow`] names it. `None` when it has none.
+    /// The number of a function's slow store, by which [`Reach::Slow`] names it. `None` when it has none.
     pub fn slow_store(&self, bdf: Bdf, registers: Mmio) -> Option<u16> {
         let mut stores = self.slow_stores.write();
         let number = match stores.iter().position(|(whose, _)| *whose == bdf) {
@@ -111,6 +111,15 @@ impl MachinePorts {
             }
         };
         u16::try_from(number).ok()
+    }
+
+    /// Writes to what is not memory of the device's.
+    #[cold]
+    fn write_elsewhere(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
+        if let Reach::Slow(number) = store.reach {
+            // A device that is stuck takes nothing; whoever reads back or commits gets to know.
+            let _ = self.on_slow_store(number, |slow| slow.write(slot, which, value));
+        }
     }
 
     /// Does something with a slow store, under its bus lock.
@@ -394,10 +403,8 @@ fn field(base: Hpa, slot: u16, field: Field) -> u64 {
 
 impl Store for MachinePorts {
     fn write(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
-        if let Some(number) = store.slow {
-            // A device that is stuck takes nothing; whoever reads back or commits gets to know.
-            let _ = self.on_slow_store(number, |slow| slow.write(slot, which, value));
-            return;
+        if store.reach != Reach::Memory {
+            return self.write_elsewhere(store, slot, which, value);
         }
         // SAFETY: `MachinePorts::new` was promised that `base` has `slots` slots of mapped device memory, and the service has checked
         // `slot` against that. The device sends what is written here through the remapping unit, so it is no way to memory.
@@ -405,7 +412,7 @@ impl Store for MachinePorts {
     }
 
     fn write_message(&self, store: &StoreSpec, slot: u16, message: Message) {
-        if store.slow.is_some() {
+        if store.reach != Reach::Memory {
             self.write(store, slot, Field::AddressLo, message.address as u32);
             self.write(store, slot, Field::AddressHi, (message.address >> 32) as u32);
             return self.write(store, slot, Field::Data, message.data);
@@ -420,26 +427,40 @@ impl Store for MachinePorts {
     }
 
     fn read_back(&self, store: &StoreSpec, slot: u16, which: Field) -> u32 {
-        if let Some(number) = store.slow {
-            return self.on_slow_store(number, |slow| slow.read(slot)).map_or(0, |dwords| dwords[which as usize]);
+        match store.reach {
+            Reach::Memory => {}
+            Reach::Slow(number) => {
+                let dwords = self.on_slow_store(number, |slow| slow.read(slot));
+                return dwords.map_or(0, |dwords| dwords[which as usize]);
+            }
+            Reach::Guests => return u32::from(which == Field::Ctrl),
         }
         // SAFETY: as in `write`; reading a slot has no side effect.
         unsafe { read_volatile(field(store.base, slot, which) as *const u32) }
     }
 
     fn commit(&self, store: &StoreSpec) -> Result<(), Status> {
-        store.slow.map_or(Ok(()), |number| self.on_slow_store(number, SlowStore::commit))
+        match store.reach {
+            Reach::Memory | Reach::Guests => Ok(()),
+            Reach::Slow(number) => self.on_slow_store(number, SlowStore::commit),
+        }
     }
 }
 
 impl Shadow for MachinePorts {
     fn show(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
+        if store.reach == Reach::Guests {
+            return;
+        }
         // SAFETY: `MachinePorts::new` was promised that `shadow` has room for `slots` slots in frames of its own, and the service has
         // checked `slot`. The guest reads them meanwhile; no Rust reference leads there.
         unsafe { write_volatile(field(store.shadow, slot, which) as *mut u32, value) }
     }
 
     fn show_slot(&self, store: &StoreSpec, slot: u16, [lo, hi, data, ctrl]: [u32; 4]) {
+        if store.reach == Reach::Guests {
+            return;
+        }
         let at = field(store.shadow, slot, Field::AddressLo) as *mut u64;
         // SAFETY: as in `show`; a slot is aligned to its 16 bytes.
         unsafe {

@@ -25,7 +25,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     ept::Access,
     guest::memory_map::BarAllocator,
-    ims::{Backing, DeviceSpec, Domain, OwnEntry, StoreName, StoreSpec},
+    ims::{Backing, DeviceSpec, Domain, OwnEntry, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{self, Function},
     vdev::{
@@ -138,7 +138,15 @@ impl Parent {
             function_masked,
         });
         let backing = Some(Backing { pasid, emulated: SIGNALLED + 1 });
-        let msix = StoreSpec { base, shadow, slots: vectors.into(), bar: 0, offset: vdsa::TABLE, backing, slow: None };
+        let msix = StoreSpec {
+            base,
+            shadow,
+            slots: vectors.into(),
+            bar: 0,
+            offset: vdsa::TABLE,
+            backing,
+            reach: Reach::Memory,
+        };
         let requester = self.function.bdf;
         Ok(DeviceSpec { id, requester, msix: Some(msix), ims: None, pasids: None, shares_requester: true })
     }

@@ -297,3 +297,68 @@ fn feature_opaque_nothing_that_a_guest_reads_depends_on_the_hosts_entries_and_ve
         assert_eq!(alone, beside_another);
     }
 }
+
+const QUEUE_ARG: u64 = DEVICE_ARG | 1 << 16;
+
+impl Bench {
+    fn in_queue(&self, call: Call, handle: SlotHandle) -> Result<u64, Status> {
+        self.call(call, [QUEUE_ARG, handle.bits().into(), 0, 0])
+    }
+
+    /// Takes and maps a slot of the queue store; its message.
+    fn queued(&self, target: Target) -> (SlotHandle, MessagePair) {
+        let handle = SlotHandle::from_register(self.call(Call::Alloc, [QUEUE_ARG, 0, 0, 0]).unwrap()).unwrap();
+        let mut page = [0; 4096];
+        page[..16].copy_from_slice(&request(handle, target).to_bytes());
+        let args = [QUEUE_ARG, PAGE.as_u64(), 1, ItemLayout::V1.0];
+        assert_eq!(self.call_with(Call::Map, args, &mut page), Ok(1));
+        page[..64].copy_from_slice(&SlotInfo::request());
+        self.call_with(Call::QuerySlot, [QUEUE_ARG, handle.bits().into(), PAGE.as_u64(), 0], &mut page).unwrap();
+        let info = SlotInfo::from_bytes(&page[..64].try_into().unwrap()).unwrap();
+        (handle, info.mapping.unwrap().pair)
+    }
+}
+
+#[test]
+fn feature_store_queue_its_messages_are_real_and_lead_nowhere_when_their_slots_are_freed() {
+    let bench = Bench::new();
+    assert_eq!(bench.call(Call::Alloc, [QUEUE_ARG, 0, 0, 0]), Err(Status::NoFreeSlot), "it is not open");
+    for (slots, status) in [(0, Status::InvalidArgument), (4097, Status::InvalidArgument), (8, Status::UnknownCall)] {
+        let opened = bench.call(Call::OpenQueue, [DEVICE_ARG, slots, 0, 0]);
+        assert_eq!(opened, if slots == 8 { Ok(0) } else { Err(status) });
+    }
+    assert_eq!(bench.call(Call::OpenQueue, [DEVICE_ARG, 8, 0, 0]), Err(Status::Exists));
+    let array = bench.mapped(target(0, 0x40));
+    let (first, _) = bench.queued(target(0, 0x44));
+    let (handle, pair) = bench.queued(target(1, 0x41));
+    assert_eq!(bench.machine().deliver(pair, Bdf(0xf1)), Some(target(1, 0x41)));
+    assert_eq!(bench.machine().deliver(pair, Bdf(0xf2)), None, "nobody else can use it");
+    let affinity = [QUEUE_ARG, handle.bits().into(), target(5, 0x42).to_register(), 0];
+    assert_eq!(bench.call(Call::SetAffinity, affinity), Ok(0));
+    assert_eq!(bench.machine().deliver(pair, Bdf(0xf1)), Some(target(5, 0x42)), "the message stays");
+    for call in [Call::Mask, Call::Unmask] {
+        assert_eq!(bench.in_queue(call, handle), Err(Status::Unsupported));
+    }
+    assert_eq!(bench.on(Call::Mask, handle), Err(Status::StaleHandle), "the array has its own slots");
+    let before = bench.machine().slot(&bench.spec(StoreName::Ims), 0);
+    assert_eq!((bench.in_queue(Call::Free, handle), bench.in_queue(Call::Unmap, first)), (Ok(0), Ok(0)));
+    assert_eq!(bench.machine().deliver(pair, Bdf(0xf1)), None);
+    assert_eq!(bench.machine().slot(&bench.spec(StoreName::Ims), 0), before, "the device was not touched");
+    assert_eq!(bench.fire(array.index()), Some(target(0, 0x40)));
+    let (_, again) = bench.queued(target(0, 0x43));
+    bench.service.device_reset(&bench.domain, DEVICE).unwrap();
+    assert_eq!(bench.machine().deliver(again, Bdf(0xf1)), None, "after a reset");
+    assert_eq!(bench.machine().used(), (0, 0));
+}
+
+#[test]
+fn feature_store_queue_is_refused_where_others_share_the_requester_id() {
+    let service = Service::new(Machine::new(16, 16));
+    let shared = DeviceSpec { shares_requester: true, ims: None, msix: None, ..function(1) };
+    let spec = GuestSpec { guest: GuestId(1), apic_ids: vec![0], hypercalls: true, devices: vec![shared] };
+    let domain = service.attach(spec).unwrap();
+    domain.enable();
+    let bench = Bench { service, domain };
+    assert_eq!(bench.call(Call::OpenQueue, [DEVICE_ARG, 8, 0, 0]), Err(Status::NotIsolated));
+    assert_eq!(bench.call(Call::Alloc, [QUEUE_ARG, 0, 0, 0]), Err(Status::NoFreeSlot));
+}

@@ -6,13 +6,13 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use hcall_abi::{Status, Target};
+use hcall_abi::{MessagePair, Status, Target};
 
 use crate::{
     addr::Bdf,
     ims::{
-        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Remap, Shadow, Store, StoreSpec, UnitNumber,
-        Wanted,
+        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Reach, Remap, Shadow, Store, StoreSpec,
+        UnitNumber, Wanted,
     },
 };
 
@@ -195,6 +195,16 @@ impl Machine {
         Some(Target { apic_id, vector })
     }
 
+    /// A function writes a message by itself. Where it comes out; `None` if its entry refuses it.
+    pub fn deliver(&self, message: MessagePair, source: Bdf) -> Option<Target> {
+        let inner = self.inner();
+        let lo = message.address as u32;
+        let entry = inner.entries.get(index([lo, 0, message.data, 0]))?;
+        let route = entry.now().filter(|_| entry.requester == Some(source))?;
+        let ((_, apic_id, vector), _) = inner.routes[&route];
+        Some(Target { apic_id, vector })
+    }
+
     fn done(&self, op: Op) {
         let mut inner = self.inner();
         // Whoever never looks has no use for more.
@@ -328,6 +338,9 @@ impl Bind for Machine {
 
 impl Store for Machine {
     fn write(&self, store: &StoreSpec, slot: u16, field: Field, value: u32) {
+        if store.reach == Reach::Guests {
+            return;
+        }
         let mut inner = self.inner();
         let device = inner.devices.get_mut(&store.base.as_u64()).unwrap();
         let states = &mut device.slots[usize::from(slot)];
@@ -354,11 +367,15 @@ impl Store for Machine {
         self.write(store, slot, Field::Data, data);
     }
 
-    fn commit(&self, _: &StoreSpec) -> Result<(), Status> {
-        panic!("no store here is slow")
+    fn commit(&self, store: &StoreSpec) -> Result<(), Status> {
+        assert!(!matches!(store.reach, Reach::Slow(_)), "no store here is slow");
+        Ok(())
     }
 
     fn read_back(&self, store: &StoreSpec, slot: u16, field: Field) -> u32 {
+        if store.reach == Reach::Guests {
+            return u32::from(field == Field::Ctrl);
+        }
         let failed = self.fails();
         let mut inner = self.inner();
         let device = inner.devices.get_mut(&store.base.as_u64()).unwrap();
@@ -376,6 +393,9 @@ impl Store for Machine {
 
 impl Shadow for Machine {
     fn show(&self, store: &StoreSpec, slot: u16, field: Field, value: u32) {
+        if store.reach == Reach::Guests {
+            return;
+        }
         let mut inner = self.inner();
         let base = store.base.as_u64();
         assert_eq!(store.shadow.as_u64(), base + 0x1_0000_0000);
@@ -383,6 +403,9 @@ impl Shadow for Machine {
     }
 
     fn show_slot(&self, store: &StoreSpec, slot: u16, dwords: [u32; 4]) {
+        if store.reach == Reach::Guests {
+            return;
+        }
         for (field, value) in Field::ALL.into_iter().zip(dwords) {
             self.show(store, slot, field, value);
         }

@@ -76,7 +76,7 @@ fn store(base: u64, slots: u32) -> StoreSpec {
         bar: 0,
         offset: base as u32,
         backing: None,
-        slow: None,
+        reach: Reach::Memory,
     }
 }
 

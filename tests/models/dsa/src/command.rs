@@ -89,6 +89,7 @@ impl Dsa {
         self.msix_permissions = [0; spec::MSIX_ENTRIES];
         self.ims.reset();
         self.slow = self.setup.slow_store.then(Default::default);
+        self.queue_stores = Default::default();
         self.handles.fill(false);
         self.revoked.clear();
         self.portals = Default::default();

@@ -112,6 +112,9 @@ impl Dsa {
     /// The handle names an entry, and one of the descriptor's own PASID if the entry is bound to one.
     fn handle_valid(&self, handle: u16, origin: &Origin) -> bool {
         let index = usize::from(handle);
+        if let (Table::Ims, Some(slots)) = (origin.table, self.slots_in_memory(origin.queue)) {
+            return index < slots;
+        }
         let (first, len, bound) = match origin.table {
             Table::Msix => (0, self.msix.len(), self.msix_permissions.get(index).copied().and_then(permitted_pasid)),
             Table::Ims => (self.msix.len(), self.ims.len(), self.ims.pasid(index)),
@@ -168,8 +171,18 @@ impl Dsa {
             self.software_error(descriptor, origin, &done, write, up);
         }
         if descriptor.has(flag::RCI) && self.handle_valid(descriptor.handle(), origin) {
-            self.raise(origin.table, descriptor.handle().into(), up);
+            match origin.table {
+                Table::Ims if self.slots_in_memory(origin.queue).is_some() => {
+                    self.raise_in_memory(origin.queue, descriptor.handle().into(), false, up);
+                }
+                table => self.raise(table, descriptor.handle().into(), up),
+            }
         }
+    }
+
+    /// Slots of a work queue's store in system memory, if it has one.
+    fn slots_in_memory(&self, queue: usize) -> Option<usize> {
+        self.queue_stores.get(queue)?.slots()
     }
 
     fn software_error(

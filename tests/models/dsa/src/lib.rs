@@ -18,6 +18,7 @@ mod groups;
 mod messages;
 mod operation;
 mod portal;
+mod queue_store;
 mod registers;
 mod slow;
 pub mod spec;
@@ -32,6 +33,7 @@ use config_space::ConfigSpace;
 use groups::Group;
 use messages::{Message, MessageTable, Raised};
 use portal::{Portals, Submission};
+use queue_store::QueueStore;
 use registers::Registers;
 use slow::SlowStore;
 use swerr::SoftwareError;
@@ -106,6 +108,8 @@ pub struct Dsa {
     msix_permissions: [u32; spec::MSIX_ENTRIES],
     ims: MessageTable,
     slow: Option<SlowStore>,
+    /// Of each work queue.
+    queue_stores: [QueueStore; spec::WQS],
     /// Handles that are out: MSI-X entries first, then IMS slots.
     handles: Vec<bool>,
     /// Those that were taken away.
@@ -131,6 +135,7 @@ impl Dsa {
             msix_permissions: [0; spec::MSIX_ENTRIES],
             ims: MessageTable::ims(slots),
             slow: setup.slow_store.then(SlowStore::default),
+            queue_stores: [QueueStore::default(); spec::WQS],
             handles: vec![false; spec::MSIX_ENTRIES + slots],
             revoked: BTreeSet::new(),
             portals: Portals::default(),
@@ -221,6 +226,17 @@ impl Dsa {
             Some(Raised::Send(message)) => self.send(message, up),
             Some(Raised::Pending) => self.stats.pending += 1,
             None => {}
+        }
+    }
+
+    /// Raises the interrupt of a slot in system memory, or looks whether one is pending there.
+    fn raise_in_memory(&mut self, queue: usize, slot: u32, again: bool, up: &mut dyn Upstream) {
+        let Some(store) = self.queue_stores.get(queue).copied().filter(|_| self.space.bus_master()) else { return };
+        match store.raise(slot, again, up) {
+            Ok(Some(message)) => self.send(message, up),
+            Ok(None) if again => {}
+            Ok(None) => self.stats.pending += 1,
+            Err(Fault) => self.stats.faults += 1,
         }
     }
 

@@ -1,11 +1,20 @@
 //! BAR0: the registers, and the way to the tables.
 
+use crate::queue_store;
 use crate::slow::{self, Request};
 use crate::spec::{self, bar0, gencap, register, slot};
 use crate::{Dsa, Table, Upstream, command, groups, work_queue};
 
 /// Where the registers of a slow store end.
 const SLOW_STORE_END: u64 = bar0::SLOW_STORE + slow::SIZE;
+/// Where the registers of the stores in system memory end.
+const QUEUE_STORES_END: u64 = bar0::QUEUE_STORES + spec::WQS as u64 * queue_store::STRIDE;
+
+/// The work queue whose store's register is at an offset of BAR0, and which.
+fn queue_store(offset: u64) -> (usize, u64) {
+    let offset = offset - bar0::QUEUE_STORES;
+    ((offset / queue_store::STRIDE) as usize, offset % queue_store::STRIDE)
+}
 
 /// The registers that hold something.
 #[derive(Default)]
@@ -80,6 +89,10 @@ impl Dsa {
             bar0::SLOW_STORE..SLOW_STORE_END => {
                 self.slow.as_ref().map_or(0, |slow| slow.read(offset - bar0::SLOW_STORE))
             }
+            bar0::QUEUE_STORES..QUEUE_STORES_END => {
+                let (queue, offset) = queue_store(offset);
+                self.queue_stores.get(queue).map_or(0, |store| store.read(offset))
+            }
             bar0::PBA..bar0::SLOW_STORE => self.msix.pending_bits(((offset - bar0::PBA) * 8) as usize),
             bar0::IMS.. if self.slow.is_none() => self.ims.read(offset - bar0::IMS).unwrap_or(0),
             _ => 0,
@@ -144,6 +157,11 @@ impl Dsa {
             bar0::MSIX_PERMISSIONS..bar0::PERFMON => self.write_permission(offset - bar0::MSIX_PERMISSIONS, value),
             bar0::MSIX..bar0::PBA => self.write_slot(Table::Msix, offset - bar0::MSIX, value, up),
             bar0::SLOW_STORE..SLOW_STORE_END => self.write_slow(offset - bar0::SLOW_STORE, value, up),
+            bar0::QUEUE_STORES..QUEUE_STORES_END => {
+                let (queue, offset) = queue_store(offset);
+                let again = self.queue_stores.get_mut(queue).and_then(|store| store.write(offset, value));
+                again.into_iter().for_each(|slot| self.raise_in_memory(queue, slot, true, up));
+            }
             bar0::IMS.. if self.slow.is_none() => self.write_slot(Table::Ims, offset - bar0::IMS, value, up),
             _ => {}
         }

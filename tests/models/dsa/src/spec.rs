@@ -54,6 +54,8 @@ pub mod bar0 {
     pub const PBA: u64 = 0x5000;
     /// Not Intel's: the way to a store that is slow.
     pub const SLOW_STORE: u64 = 0x6000;
+    /// Not Intel's: where work queues have stores in system memory.
+    pub const QUEUE_STORES: u64 = 0x7000;
     /// The interrupt message store, 16 bytes each.
     pub const IMS: u64 = 0x4_0000;
 }

@@ -5,7 +5,7 @@ use guests::bare::dma::DmaBuffer;
 use guests::bare::{Guest, apic, idle};
 use guests::dsa::Descriptor;
 use guests::guest_shim::Interrupt;
-use guests::guest_shim::hcall_abi::FaultKind;
+use guests::guest_shim::hcall_abi::{FaultKind, FaultStore};
 use guests::println;
 
 use crate::rig::{LIMIT, Rig, all_that_came, here};
@@ -56,7 +56,7 @@ fn look(rig: &mut Rig, slots: &[Option<Interrupt>; SLOTS], seen: &mut [bool; SLO
     rig.read_faults(&mut records);
     for record in records.into_iter().flatten() {
         let n = record.cookie.wrapping_sub(COOKIE) as usize;
-        let right = record.kind == FaultKind::Remapping(SOURCE) && record.foreign && record.ims;
+        let right = record.kind == FaultKind::Remapping(SOURCE) && record.foreign && record.store == FaultStore::Array;
         match slots.get(n).and_then(Option::as_ref) {
             Some(slot) if right && slot.index() == record.slot && rig.device.id() == record.device => seen[n] = true,
             _ => rig.wrong("a fault that is not of ours"),

@@ -10,6 +10,7 @@ mod handles;
 mod many;
 mod msix;
 mod policy;
+mod queue;
 mod rig;
 mod slots;
 mod storm;
@@ -30,6 +31,7 @@ fn main(guest: &Guest) -> u8 {
         Some("thief") => faults::be_thief(guest),
         Some("policy") => policy::run(guest),
         Some("detect") => detect::run(guest),
+        Some("queue") => queue::run(guest),
         Some("storm") => storm::run(guest),
         _ => Err("no such case"),
     };
