@@ -139,7 +139,7 @@ impl<P: Ports> Service<P> {
         for device in &domain.devices {
             device.exclusively(|slots| {
                 if core::mem::replace(&mut slots.attached, false) {
-                    self.evict(device, slots);
+                    self.evict(device, slots, &[StoreName::Msix, StoreName::Ims, StoreName::Queue]);
                 }
             });
         }
@@ -153,7 +153,8 @@ impl<P: Ports> Service<P> {
         self.reclaim();
     }
 
-    /// The guest reset the device: all its slots are as after reset, handles are stale. To be called when the device answers
+    /// The guest reset the device: the slots of its message stores are as after reset, handles are stale. Its MSI-X table is the PCI
+    /// function's and stays (Linux's `idxd` counts on that), whether the device has kept it or not. To be called when the device answers
     /// again.
     pub fn device_reset(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
         let device = domain.device(device)?;
@@ -161,14 +162,26 @@ impl<P: Ports> Service<P> {
             if !slots.attached {
                 return Err(Status::NoSuchDevice);
             }
-            self.evict(device, slots);
+            self.evict(device, slots, &[StoreName::Ims, StoreName::Queue]);
+            self.write_again(device, slots);
             Ok(())
         })
     }
 
-    /// Resets all slots of a device.
-    fn evict(&self, device: &Device, slots: &mut Slots) {
-        for name in [StoreName::Msix, StoreName::Ims, StoreName::Queue] {
+    /// Puts into a device's MSI-X table what is there already if the device has kept it.
+    fn write_again(&self, device: &Device, slots: &mut Slots) {
+        let Ok(place) = Place::new(self, device, StoreName::Msix) else { return };
+        for (index, slot) in (0..=u16::MAX).zip(slots.msix.slots.iter_mut().map(Mutex::get_mut)) {
+            if let Some(binding) = slot.binding() {
+                place.store_message(index, binding.entry);
+                place.write_ctrl(index, slot.device_ctrl(slot.device_masked));
+            }
+        }
+    }
+
+    /// Resets all slots of a device in these stores.
+    fn evict(&self, device: &Device, slots: &mut Slots, stores: &[StoreName]) {
+        for &name in stores {
             let Ok(place) = Place::new(self, device, name) else { continue };
             place.drop_signals();
             let bank = slots.bank_mut(name);

@@ -336,7 +336,7 @@ impl Assigned {
     /// The guest has written to the page of the command register.
     pub fn command_written(&mut self, offset: u64, bytes: u8, value: u64, service: &MachineService, domain: &Domain) {
         if dsa::is_reset(offset, bytes, value) {
-            // The device has masked all slots by itself; the service forgets what they held.
+            // The device has masked all slots of its store by itself; the service forgets what they held.
             if !dsa::wait_command(&self.registers) && !self.reset_told {
                 self.reset_told = true;
                 log::warn!("{}: does not finish its reset", self.function.bdf);

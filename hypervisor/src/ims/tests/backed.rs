@@ -226,12 +226,13 @@ fn feature_msix_backed_a_slot_is_for_the_functions_pasid_and_the_guest_does_not_
     two.poke(3, Field::Ctrl, !0);
     assert_eq!(two.machine().slot(&two.table(), 3)[3], 0x101 << 12 | 1 << 3 | 1);
     assert_eq!(two.machine().shadow(&two.table(), 3)[3], 1, "of vector control the mask bit alone is there");
-    two.service.device_reset(&two.domain, FIRST).unwrap();
-    for slot in 0..VECTORS as u16 {
-        assert_eq!(two.machine().slot(&two.table(), slot)[3], 0x101 << 12 | 1 << 3 | 1, "after reset, slot {slot}");
-    }
     let other = two.machine().slot(&second().msix.unwrap(), 0);
     assert_eq!(other[3], 0x102 << 12 | 1 << 3 | 1);
+    two.poke(3, Field::Ctrl, 0);
+    two.service.detach(&two.domain);
+    for slot in 0..VECTORS as u16 {
+        assert_eq!(two.machine().slot(&two.table(), slot)[3], 0x101 << 12 | 1 << 3 | 1, "at the end, slot {slot}");
+    }
 }
 
 #[test]
@@ -328,7 +329,7 @@ fn feature_msix_backed_a_reset_of_one_function_leaves_the_other_as_it_is() {
     two.program(2, target(0, 0x71));
     other(2 * 16, ADDRESS.into()).unwrap();
     other(2 * 16 + 8, 0x81).unwrap();
-    two.service.device_reset(&two.domain, FIRST).unwrap();
+    two.service.drop_pending(&two.domain, FIRST).unwrap();
     two.hold(true);
     assert_eq!(two.comes_out(2), None);
     assert_eq!(two.machine().fire(&second().msix.unwrap(), 2), Some(target(0, 0x81)));

@@ -241,14 +241,26 @@ fn attack_21_and_22_a_device_gets_the_mask_bit_only() {
 }
 
 #[test]
-fn attack_23_after_a_device_reset_all_is_as_after_reset() {
+fn attack_23_after_a_device_reset_all_is_as_after_reset_but_the_msix_table() {
     let bench = Bench::new();
+    let msix = |slot: u64, ctrl: u64| {
+        bench.write(StoreName::Msix, slot * 16, 8, ADDRESS.into()).unwrap();
+        bench.write(StoreName::Msix, slot * 16 + 8, 8, ctrl << 32 | 0x60 | slot).unwrap();
+    };
+    msix(2, 0);
+    msix(3, 0);
+    msix(3, 1);
     bench.program(0, ADDRESS, 0x40).unwrap();
     let handle = bench.mapped(target(1, 0x50));
     bench.machine().reset(&bench.spec(StoreName::Ims));
     bench.machine().reset(&bench.spec(StoreName::Msix));
     bench.service.device_reset(&bench.domain, DEVICE).unwrap();
-    assert_eq!(bench.machine().used(), (0, 0));
+    assert_eq!(bench.machine().used(), (2, 2));
+    let comes_out = |slot: u16| bench.machine().fire(&bench.spec(StoreName::Msix), slot);
+    assert_eq!((comes_out(2), comes_out(3)), (Some(target(0, 0x62)), None), "the device had forgotten them");
+    assert_eq!(bench.machine().shadow(&bench.spec(StoreName::Msix), 3), [ADDRESS, 0, 0x63, 1]);
+    msix(3, 0);
+    assert_eq!(comes_out(3), Some(target(0, 0x63)));
     assert_eq!((bench.seen(0), bench.seen(handle.index())), ([0, 0, 0, 1], [0, 0, 0, 1]));
     assert_eq!(bench.on(Call::Unmask, handle), Err(Status::StaleHandle));
     let next: Vec<_> = (0..2).map(|_| bench.alloc()).collect();
