@@ -69,7 +69,7 @@ fn put_back(bank: &Bank, handle: SlotHandle) {
     if let Ok(mut slot) = bank.held(handle)
         && slot.state == State::Allocated
     {
-        slot.reset();
+        slot.forget_allocation();
         bank.free.lock().put(handle.index());
     }
 }

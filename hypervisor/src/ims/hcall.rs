@@ -329,6 +329,8 @@ fn read_faults(domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<
     if at.page_offset() + most * FaultRecord::SIZE as u64 > PAGE_SIZE {
         return Err(Status::CrossesPage);
     }
+    // An address that is wrong is so whether there are faults or not. All of the room is in the page where it begins.
+    memory.read(at, &mut [0; FaultRecord::SIZE])?;
     let count = domain.faults.take(most as usize, |records| {
         let mut to = at;
         for record in records {

@@ -238,6 +238,12 @@ impl Slot {
         is_mapped && (self.apic_id, self.vector, self.cookie) == (target.apic_id, target.vector, cookie)
     }
 
+    /// Undoes [`Self::allocate`], of which nobody has heard: the handle will be given out as if it had not been.
+    pub fn forget_allocation(&mut self) {
+        // Before generation 1 there is none, or all of them have been.
+        *self = Self { generation: self.generation.wrapping_sub(1), ..Self::RESET };
+    }
+
     /// Whether `handle` is the slot's present allocation.
     pub fn is_held_by(&self, handle: SlotHandle) -> bool {
         !matches!(self.state, State::Free | State::Raw) && self.generation == handle.generation()

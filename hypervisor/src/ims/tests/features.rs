@@ -36,7 +36,7 @@ impl Bench {
         (freed, words.map(|word| i32::from_le_bytes(*word)).collect())
     }
 
-    fn info(&self, handle: SlotHandle) -> Result<SlotInfo, Status> {
+    pub(super) fn info(&self, handle: SlotHandle) -> Result<SlotInfo, Status> {
         let mut page = [0; 4096];
         page[..64].copy_from_slice(&SlotInfo::request());
         self.call_with(Call::QuerySlot, [DEVICE_ARG, handle.bits().into(), PAGE.as_u64(), 0], &mut page)?;

@@ -2,6 +2,7 @@
 
 mod backed;
 mod calls;
+mod calls_model;
 mod failures;
 mod features;
 mod machine;
