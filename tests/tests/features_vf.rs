@@ -42,6 +42,11 @@ static POSTED: Scenario = Scenario::new("virtual functions, and posting", |plan|
     plan.guest("hello", &format!("much {much} {much} device=vdsa:00:1f.0 vectors=2"))
 });
 
+/// A vector that fires faster than the guest's limit.
+static STORM: Scenario = Scenario::new("a virtual function that storms", |plan| {
+    plan.guest("vfunc", "vfunc device=vdsa storm=50 cmdline=case=storm")
+});
+
 /// Beside a guest that has a whole DSA, and guests that ask for what they cannot have.
 static TOGETHER: Scenario = Scenario::new("virtual functions beside other guests", |plan| {
     plan.config.cpus = 2;
@@ -153,4 +158,15 @@ fn feature_msix_backed_vectors_move_between_processors_and_none_is_lost() {
         assert_eq!(emulated, SIGNALS + 8 * 2 + 1);
         assert_eq!(boot.interrupts().raised, Some(handled + ERRORS + DROPPED));
     }
+}
+
+#[test]
+fn feature_storm_a_virtual_functions_vector_that_rages_is_masked_in_its_table() {
+    let boot = STORM.run();
+    let (storm, came) = (reported(&boot, "storm"), reported(&boot, "came"));
+    assert!(came < storm / 4, "{came} of {storm}");
+    assert!(reported(&boot, "quiet") > 0);
+    let told = boot.events("storm");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].get("guest"), told[0].get("store"), told[0].get("slot")), (Some("0"), Some("msix"), Some("1")));
 }

@@ -33,14 +33,20 @@ impl<'a, P: Ports> Place<'a, P> {
         self.device.guest
     }
 
+    /// A dword of a slot as the guest sees it: in an MSI-X table vector control has nothing but the mask.
+    fn seen(&self, slot: &Slot, field: Field) -> u32 {
+        let control = field == Field::Ctrl && self.store.backing.is_some();
+        slot.field(field) & if control { CTRL_MASK } else { u32::MAX }
+    }
+
     /// Shows the guest a dword of its slot.
     pub fn show(&self, index: u16, slot: &Slot, field: Field) {
-        self.service.ports.show(self.store, index, field, slot.field(field));
+        self.service.ports.show(self.store, index, field, self.seen(slot, field));
     }
 
     /// Shows the guest its slot.
     pub fn show_all(&self, index: u16, slot: &Slot) {
-        self.service.ports.show_slot(self.store, index, Field::ALL.map(|field| slot.field(field)));
+        self.service.ports.show_slot(self.store, index, Field::ALL.map(|field| self.seen(slot, field)));
     }
 
     /// Writes a slot's ctrl in the device, with what all slots of the store have there.
@@ -81,9 +87,14 @@ impl<'a, P: Ports> Place<'a, P> {
         self.take_pending(slot, ctrl);
     }
 
-    /// In an MSI-X table, bit 1 is not this: its pending bits are an array of their own.
     fn take_pending(&self, slot: &mut Slot, ctrl: u32) {
-        slot.pending = self.name == StoreName::Ims && ctrl & CTRL_PENDING != 0;
+        slot.pending = self.has_pending_bits() && ctrl & CTRL_PENDING != 0;
+    }
+
+    /// Whether the slots' ctrl has a pending bit. In a device's own MSI-X table, bit 1 is not this: its pending bits are an array of their
+    /// own.
+    pub fn has_pending_bits(&self) -> bool {
+        self.name == StoreName::Ims || self.store.backing.is_some()
     }
 
     /// Has the device take the slot for work of this PASID only, or for any.

@@ -1,5 +1,5 @@
 //! Slots that fire too fast: [`Service::hold`] and [`Service::sift`]. Only slots of interrupt message stores, which show by themselves
-//! whether a message is pending.
+//! whether a message is pending; the tables of virtual functions are parts of such.
 
 use hcall_abi::{FaultKind, FaultRecord, Target};
 
@@ -50,10 +50,14 @@ impl<P: Ports> Service<P> {
 
     /// Does something with every slot of the guest's interrupt message stores that leads to `target` and can fire.
     fn each_at(&self, domain: &Domain, target: Target, mut what: impl FnMut(&Place<P>, u16, &mut Slot)) {
-        for device in &domain.devices {
-            let Ok(place) = Place::new(self, device, StoreName::Ims) else { continue };
+        let stores = |device| [StoreName::Ims, StoreName::Msix].map(|name| (device, name));
+        for (device, name) in domain.devices.iter().flat_map(stores) {
+            let Ok(place) = Place::new(self, device, name) else { continue };
             let Ok(slots) = device.slots() else { continue };
-            for (index, slot) in (0..=u16::MAX).zip(&slots.ims.slots) {
+            if !place.has_pending_bits() {
+                continue;
+            }
+            for (index, slot) in (0..=u16::MAX).zip(&slots.bank(name).slots) {
                 let slot = &mut *slot.lock();
                 let fires = matches!(slot.state, State::Raw | State::Mapped);
                 if fires && slot.binding().is_some_and(|binding| binding.target == target) {

@@ -368,3 +368,31 @@ fn feature_emulated_an_entry_of_the_hypervisors_own_is_flushed_counted_and_comes
     assert!(two.service.bind_own(PARENT, NOWHERE).is_err(), "its flush fails");
     assert_eq!((two.service.counters().live, two.machine().used().0), (0, 0));
 }
+
+#[test]
+fn feature_storm_a_vector_of_a_virtual_function_that_rages_is_masked_and_its_table_shows_that() {
+    let two = Two::new();
+    let loud = target(0, 0x41);
+    for slot in [3, 4] {
+        two.program(slot, loud);
+    }
+    two.program(5, target(0, 0x42));
+    two.service.hold(&two.domain, loud);
+    assert_eq!([3, 4, 5].map(|slot| two.comes_out(slot)), [None, None, Some(target(0, 0x42))]);
+    let mut told = Vec::new();
+    for last in [false, true] {
+        two.machine().set_pending(&two.table(), 3, true);
+        let held = two.service.sift(&two.domain, loud, last, |slot| told.push((slot.store, slot.slot)));
+        assert_eq!(held, usize::from(!last));
+    }
+    assert_eq!(told, [(StoreName::Msix, 3)]);
+    assert_eq!([3, 4].map(|slot| two.comes_out(slot)), [None, Some(loud)]);
+    assert_eq!(
+        [3, 4].map(|slot| two.machine().shadow(&two.table(), slot)[3]),
+        [1, 0],
+        "the mask bit, and no other one"
+    );
+    assert_eq!(two.pending(0), 1 << 3);
+    two.poke(3, Field::Ctrl, 0);
+    assert_eq!((two.comes_out(3), two.pending(0)), (Some(loud), 0));
+}

@@ -10,6 +10,7 @@ mod function;
 mod masks;
 mod odd;
 mod processors;
+mod storm;
 mod together;
 
 use function::{COUNTS, Vf};
@@ -35,10 +36,15 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
         let function = functions.next().ok_or("a function is missing")?;
         Vf::find(guest, function, number)
     };
-    let (mut first, mut second) = (take(0)?, take(1)?);
     smp::install();
-    interrupts::set_handler(function::arrived);
     idle::enable_interrupts();
+    let mut first = take(0)?;
+    if command_line::option(guest.command_line, "case") == Some("storm") {
+        first.start()?;
+        return storm::run(&mut first);
+    }
+    let mut second = take(1)?;
+    interrupts::set_handler(function::arrived);
     for vf in [&mut first, &mut second] {
         vf.start()?;
         println!("vfunc: {} has {} vectors", vf.function, vf.vectors);
