@@ -257,7 +257,8 @@ impl FakeHypervisor {
         DeviceInfo::check_request(unsafe { &*bytes })?;
         let slots = self.slots.borrow().len() as u32;
         let free = slots - self.taken() as u32;
-        let info = DeviceInfo { kind: StoreKind::Array, slots, free, bar: 0, offset: 0x40000, device: DeviceId(0x10) };
+        let device = DeviceId(0x10);
+        let info = DeviceInfo { kind: StoreKind::Array, slots, free, bar: 0, offset: 0x40000, device, pasids: None };
         // SAFETY: the same `Page`; the reference to it has ended.
         unsafe { *bytes = info.to_bytes() };
         Ok(0)

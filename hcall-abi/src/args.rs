@@ -1,6 +1,6 @@
 //! What travels in registers and in memory. All structures are little-endian.
 
-use crate::Status;
+use crate::{Pasid, Status};
 
 /// A device of the guest: its requester ID on the guest's own PCI bus (bus 15:8, device 7:3, function 2:0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -247,7 +247,8 @@ pub enum StoreKind {
 /// | 16..20 | BAR that holds the store |
 /// | 20..24 | offset of the store in that BAR |
 /// | 24..28 | device ID |
-/// | 28..64 | 0; the guest writes 0 |
+/// | 28..32, 32..36 | the first and the last PASID that the guest owns for it, each with bit 31 set; 0 if it owns none |
+/// | 36..64 | 0; the guest writes 0 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// Where its messages are kept.
@@ -262,6 +263,8 @@ pub struct DeviceInfo {
     pub offset: u32,
     /// The device.
     pub device: DeviceId,
+    /// The first and the last PASID that the guest owns for it.
+    pub pasids: Option<(Pasid, Pasid)>,
 }
 
 impl DeviceInfo {
@@ -294,8 +297,10 @@ impl DeviceInfo {
     pub fn to_bytes(&self) -> [u8; 64] {
         let mut bytes = Self::request();
         bytes[6..8].copy_from_slice(&(self.kind as u16).to_le_bytes());
-        let words = [self.slots, self.free, self.bar, self.offset, u32::from(self.device.0)];
-        for (field, word) in bytes[8..28].chunks_exact_mut(4).zip(words) {
+        let [first, last] = [self.pasids.map(|(first, _)| first), self.pasids.map(|(_, last)| last)];
+        let pasids = [first, last].map(Pasid::to_register);
+        let words = [self.slots, self.free, self.bar, self.offset, u32::from(self.device.0), pasids[0], pasids[1]];
+        for (field, word) in bytes[8..36].chunks_exact_mut(4).zip(words) {
             field.copy_from_slice(&word.to_le_bytes());
         }
         bytes
@@ -313,7 +318,8 @@ impl DeviceInfo {
             _ => return Err(Status::BadLayout),
         };
         let device = DeviceId::from_register(word(24).into())?;
-        Ok(Self { kind, slots: word(8), free: word(12), bar: word(16), offset: word(20), device })
+        let pasids = Pasid::from_register(word(28).into())?.zip(Pasid::from_register(word(32).into())?);
+        Ok(Self { kind, slots: word(8), free: word(12), bar: word(16), offset: word(20), device, pasids })
     }
 }
 
@@ -370,6 +376,7 @@ mod tests {
             bar: 0,
             offset: 0x40000,
             device: DeviceId(0x10),
+            pasids: Pasid::new(0x100).zip(Pasid::new(0x1ff)),
         };
         assert_eq!(DeviceInfo::from_bytes(&info.to_bytes()), Ok(info));
         assert_eq!(DeviceInfo::check_request(&DeviceInfo::request()), Ok(()));

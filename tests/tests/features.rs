@@ -67,6 +67,21 @@ fn feature_cookie_comes_back_in_a_query() {
     reported(&THIEF.run(), "victim", "told");
 }
 
+static PASIDS: Scenario = Scenario::new("users with PASIDs", |plan| {
+    plan.guest("features", "pasid device=dsa pasids=100-1ff cmdline=\"case=pasid\"")
+});
+
+#[test]
+fn feature_user_notify_a_completion_comes_to_the_user_whose_pasid_the_slot_has_and_to_no_other() {
+    let boot = PASIDS.run();
+    assert_eq!((reported(&boot, "pasid", "notified"), reported(&boot, "pasid", "refused")), (3, 6));
+}
+
+#[test]
+fn feature_aux_pasid_the_device_has_the_one_that_was_set_whatever_the_guest_writes() {
+    reported(&PASIDS.run(), "pasid", "errors");
+}
+
 #[test]
 fn feature_aux_pasid_one_that_the_guest_does_not_own_is_refused_and_a_forged_one_replaced() {
     reported(&SLOTS.run(), "slots", "errors");

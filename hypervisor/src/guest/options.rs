@@ -7,6 +7,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use hcall_abi::Pasid;
+
 use super::memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size};
 use crate::addr::Bdf;
 
@@ -68,6 +70,8 @@ pub struct Options {
     pub hypercalls: bool,
     /// Interrupts that a slot may raise in a million ticks of the TSC.
     pub storm: Option<u32>,
+    /// PASIDs that it owns for the functions that it has as a whole: the first and the last.
+    pub pasids: Option<(Pasid, Pasid)>,
     /// `exits=marks`: its VM exits so far are told after each mark on its console.
     pub marks: bool,
 }
@@ -107,6 +111,8 @@ pub enum Error {
     Ims(String),
     /// No number of interrupts that a limit can be.
     Storm(String),
+    /// No range of PASIDs.
+    Pasids(String),
     /// The command line does not fit.
     CmdlineTooLong(usize),
 }
@@ -121,7 +127,7 @@ impl fmt::Display for Error {
             Self::Unknown(word) => {
                 write!(
                     f,
-                    "'{word}' is not mem=, cpus=, device=, vectors=, apicv=, posting=, ims=, hypercalls=, storm=, exits= or cmdline="
+                    "'{word}' is not mem=, cpus=, device=, vectors=, apicv=, posting=, ims=, hypercalls=, storm=, pasids=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -142,6 +148,7 @@ impl fmt::Display for Error {
             Self::TooManyDevices => write!(f, "more than {DEVICES_MAX} devices"),
             Self::Ims(value) => write!(f, "ims={value}: allowed or forbidden"),
             Self::Storm(value) => write!(f, "storm={value}: 1 to {STORM_MAX} interrupts in a million ticks"),
+            Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers up to fffff, as in 100-1ff"),
             Self::Exits(value) => write!(f, "exits={value}: only exits=marks is known"),
             Self::CmdlineTooLong(len) => write!(f, "the command line has {len} bytes, {} fit", CMDLINE_SIZE - 1),
         }
@@ -164,7 +171,7 @@ impl Options {
         }
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
         let (mut cpus, mut apicv, mut posting, mut marks) = (None, None, None, None);
-        let (mut forbidden, mut hypercalls, mut storm) = (None, None, None);
+        let (mut forbidden, mut hypercalls, mut storm, mut pasids) = (None, None, None, None);
         let mut counted = 0;
         for word in words {
             match word.split_once('=') {
@@ -176,6 +183,7 @@ impl Options {
                 Some(("ims", value)) => set(&mut forbidden, parse_ims(value)?, "ims")?,
                 Some(("hypercalls", value)) => set(&mut hypercalls, parse_switch(value, &word)?, "hypercalls")?,
                 Some(("storm", value)) => set(&mut storm, parse_storm(value)?, "storm")?,
+                Some(("pasids", value)) => set(&mut pasids, parse_pasids(value)?, "pasids")?,
                 Some(("exits", "marks")) => set(&mut marks, true, "exits")?,
                 Some(("exits", value)) => return Err(Error::Exits(value.into())),
                 Some(("device", _)) if devices.len() == DEVICES_MAX => return Err(Error::TooManyDevices),
@@ -200,6 +208,7 @@ impl Options {
             ims_forbidden: forbidden.unwrap_or(false),
             hypercalls: hypercalls.unwrap_or(true),
             storm,
+            pasids,
             marks: marks.unwrap_or(false),
         })
     }
@@ -258,6 +267,15 @@ fn parse_ims(value: &str) -> Result<bool, Error> {
 
 fn parse_storm(value: &str) -> Result<u32, Error> {
     parse_number(value, STORM_MAX).ok_or_else(|| Error::Storm(value.into()))
+}
+
+fn parse_pasids(value: &str) -> Result<(Pasid, Pasid), Error> {
+    let number = |text: &str| {
+        let hexadecimal = (1..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u32::from_str_radix(text, 16).ok().filter(|_| hexadecimal).and_then(Pasid::new)
+    };
+    let range = value.split_once('-').and_then(|(first, last)| number(first).zip(number(last)));
+    range.filter(|(first, last)| first <= last).ok_or_else(|| Error::Pasids(value.into()))
 }
 
 /// A decimal number from 1 to `most`.
@@ -344,6 +362,8 @@ mod tests {
         assert!(options.marks && !Options::parse("x").unwrap().marks);
         let strict = Options::parse("x ims=forbidden hypercalls=off storm=5").unwrap();
         assert_eq!((strict.ims_forbidden, strict.hypercalls, strict.storm), (true, false, Some(5)));
+        let owner = Options::parse("x pasids=100-fffff").unwrap();
+        assert_eq!(owner.pasids, Pasid::new(0x100).zip(Pasid::new(0xf_ffff)));
         assert_eq!((options.ims_forbidden, options.hypercalls, options.storm), (false, true, None));
     }
 
@@ -394,6 +414,9 @@ mod tests {
         }
         for value in ["", "0", "100001", "-1"] {
             assert_eq!(error(&format!("x storm={value}")), Error::Storm(value.into()));
+        }
+        for value in ["", "1", "1-", "-1", "2-1", "1-100000", "1-+2", "g-h"] {
+            assert_eq!(error(&format!("x pasids={value}")), Error::Pasids(value.into()));
         }
         for value in ["", "mark", "MARKS"] {
             assert_eq!(error(&format!("x exits={value}")), Error::Exits(value.into()));

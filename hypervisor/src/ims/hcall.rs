@@ -151,6 +151,7 @@ impl<P: Ports> Service<P> {
                 bar: place.store.bar,
                 offset: place.store.offset,
                 device: place.device.spec.id,
+                pasids: place.device.spec.pasids,
             };
             memory.write(at, &info.to_bytes()).map(|()| 0)
         })

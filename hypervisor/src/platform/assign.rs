@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use hcall_abi::DeviceId;
+use hcall_abi::{DeviceId, Pasid};
 
 use super::{
     dsa,
@@ -68,7 +68,7 @@ impl fmt::Display for Refusal {
             Self::Taken => "another guest has it",
             Self::ReservedMemory => "the firmware keeps memory of its own with it (RMRR)",
             Self::NoStore => "it has no interrupt message store that the hypervisor knows",
-            Self::NoPasid => "it has no PASIDs, by which virtual functions would be told apart",
+            Self::NoPasid => "it has no PASIDs",
             Self::NoRoom => "it has no work queue left for a virtual function, or not so many slots in its message store",
             Self::Shared => {
                 "another guest has virtual functions of it: the remapping unit tells their DMA apart by the function alone, so \
@@ -144,11 +144,13 @@ impl Room<'_> {
     }
 }
 
-/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest.
+/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest. If the guest owns `pasids`, the function may work
+/// with PASIDs.
 pub fn prepare(
     machine: &'static Machine,
     ports: &MachinePorts,
     function: &Function,
+    pasids: Option<(Pasid, Pasid)>,
     room: &mut Room,
 ) -> Result<Prepared, Refusal> {
     let registers = registers(function)?;
@@ -157,6 +159,10 @@ pub fn prepare(
         return Err(Refusal::Hardware);
     }
     let store = dsa::message_store(&registers).ok_or(Refusal::NoStore)?;
+    if pasids.is_some() {
+        let capability = function.pasid.ok_or(Refusal::NoPasid)?;
+        pci::function::set_pasid_enable(machine.config(), function.bdf, capability, true);
+    }
     let descr = describe(machine, function, room.bars)?;
     let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
     let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
@@ -172,7 +178,7 @@ pub fn prepare(
     };
     layout.map_pending_bits()?;
     layout.map_commands()?;
-    let spec = DeviceSpec { id, requester: function.bdf, msix, ims: Some(ims), pasids: None, shares_requester: false };
+    let spec = DeviceSpec { id, requester: function.bdf, msix, ims: Some(ims), pasids, shares_requester: false };
     Ok(Prepared {
         spec,
         assigned: Assigned { id, machine, function: function.clone(), registers, moves_told: false, reset_told: false },
@@ -351,6 +357,9 @@ impl Assigned {
             log::error!("{}: does not answer to a reset", self.function.bdf);
         }
         pci::function::disable_bus_master(self.machine.config(), self.function.bdf);
+        if let Some(capability) = self.function.pasid {
+            pci::function::set_pasid_enable(self.machine.config(), self.function.bdf, capability, false);
+        }
         set_msix(self.machine.config(), &self.function, false, true);
     }
 

@@ -6,7 +6,7 @@ use core::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use hcall_abi::cpuid::Features;
+use hcall_abi::{Pasid, cpuid::Features};
 
 use super::{
     assign::{Prepared, Refusal, Room, prepare},
@@ -83,7 +83,7 @@ impl Maker {
         ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), Access::Ram).map_err(text)?;
         let mut bus = VirtualBus::new();
         let mut windows = Windows::default();
-        let devices = self.assign(&mut holdings, id, given, &mut bus, &mut windows)?;
+        let devices = self.assign(&mut holdings, (id, options.pasids), given, &mut bus, &mut windows)?;
         map_ecam(holdings.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut windows)?;
         let parts = self.parts(&mut holdings, id, options, processors)?;
         let spec =
@@ -127,7 +127,7 @@ impl Maker {
     fn assign(
         &self,
         holdings: &mut Holdings,
-        id: GuestId,
+        (id, pasids): (GuestId, Option<(Pasid, Pasid)>),
         given: &[Given],
         bus: &mut VirtualBus,
         windows: &mut Windows,
@@ -142,7 +142,7 @@ impl Maker {
                 Given::Whole(function) => {
                     let refused = |why| format!("device {} is refused: {why}", function.bdf);
                     let mut room = Room { bus, bars: &mut bars, ept, windows, frames };
-                    let prepared = prepare(self.machine, self.service.ports(), function, &mut room);
+                    let prepared = prepare(self.machine, self.service.ports(), function, pasids, &mut room);
                     let Prepared { spec, assigned } = prepared.map_err(refused)?;
                     let attached = self.service.ports().attach(id, function.bdf, ram);
                     functions.get_mut().push(assigned);

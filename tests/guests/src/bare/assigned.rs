@@ -74,7 +74,8 @@ impl AssignedDsa {
 
     /// Resets the device and starts it again.
     pub fn restart(&mut self) -> Result<(), Error> {
-        let queues: [_; QUEUES as usize] = core::array::from_fn(|n| WorkQueue { index: n as u8, size: QUEUE_SIZE });
+        let queues: [_; QUEUES as usize] =
+            core::array::from_fn(|n| WorkQueue { index: n as u8, size: QUEUE_SIZE, pasids: false });
         self.dsa.start(&queues)
     }
 

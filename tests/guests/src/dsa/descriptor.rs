@@ -19,6 +19,8 @@ pub struct Descriptor {
     pub size: u32,
     /// Which interrupt completion raises.
     pub handle: u16,
+    /// Whose work it is, in a queue whose users have PASIDs. ENQCMD puts it there by itself.
+    pub pasid: u32,
 }
 
 /// Write a completion record, and raise an interrupt.
@@ -26,7 +28,7 @@ const FLAGS: u32 = spec::FLAG_CRAV | spec::FLAG_RCR | spec::FLAG_RCI;
 
 impl Descriptor {
     const fn new(opcode: u8, completion: u64, handle: u16) -> Self {
-        Self { opcode, flags: FLAGS, completion, source: 0, destination: 0, size: 0, handle }
+        Self { opcode, flags: FLAGS, completion, source: 0, destination: 0, size: 0, handle, pasid: 0 }
     }
 
     /// Does nothing, with a completion record and an interrupt.
@@ -57,7 +59,7 @@ impl Descriptor {
     /// As it is written to a portal.
     pub const fn words(&self) -> [u64; 8] {
         [
-            (self.opcode as u64) << 56 | (self.flags as u64 & 0xff_ffff) << 32,
+            (self.opcode as u64) << 56 | (self.flags as u64 & 0xff_ffff) << 32 | self.pasid as u64,
             self.completion,
             self.source,
             self.destination,

@@ -28,13 +28,15 @@ pub enum Error {
     NotEnabled,
 }
 
-/// How a work queue is set up: dedicated, in group 0.
+/// How a work queue is set up, in group 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkQueue {
     /// Which.
     pub index: u8,
     /// Descriptors that it holds.
     pub size: u16,
+    /// Whether it is shared by users who each have a PASID, which their descriptors carry; else it is dedicated, and knows none.
+    pub pasids: bool,
 }
 
 /// Reads of CMDSTS before a command is given up.
@@ -113,7 +115,9 @@ impl<R: Registers> Dsa<R> {
         let stride = 32u64 << (capabilities >> 24 & 0xf);
         let at = self.queues + stride * u64::from(queue.index);
         let shifts = self.max_batch_shift() << 5 | self.max_transfer_shift();
-        let dwords = [queue.size.into(), 0, spec::WQCFG_MODE_DEDICATED | PRIORITY << 4, shifts];
+        let mode = if queue.pasids { spec::WQCFG_PASID_ENABLE } else { spec::WQCFG_MODE_DEDICATED };
+        let threshold = if queue.pasids { queue.size.into() } else { 0 };
+        let dwords = [queue.size.into(), threshold, mode | PRIORITY << 4, shifts];
         for (n, dword) in dwords.into_iter().enumerate() {
             self.registers.write(at + 4 * n as u64, dword);
         }
@@ -214,7 +218,8 @@ mod tests {
     #[test]
     fn a_start_configures_before_it_enables() {
         let mut dsa = Dsa::new(Fake::new());
-        dsa.start(&[WorkQueue { index: 0, size: 64 }, WorkQueue { index: 1, size: 32 }]).unwrap();
+        dsa.start(&[WorkQueue { index: 0, size: 64, pasids: false }, WorkQueue { index: 1, size: 32, pasids: false }])
+            .unwrap();
         let fake = dsa.registers();
         assert_eq!(fake.commands, [5 << 20, 1 << 20, 6 << 20, 6 << 20 | 1]);
         let dword = |at| fake.registers[&at];
@@ -226,8 +231,8 @@ mod tests {
     #[test]
     fn errors_of_commands_and_queues_come_back() {
         let mut dsa = Dsa::new(Fake::new());
-        assert_eq!(dsa.start(&[WorkQueue { index: 7, size: 1 }]), Err(Error::Command(6, 0x21)));
-        assert_eq!(dsa.start(&[WorkQueue { index: 8, size: 1 }]), Err(Error::NoSuchQueue(8)));
+        assert_eq!(dsa.start(&[WorkQueue { index: 7, size: 1, pasids: false }]), Err(Error::Command(6, 0x21)));
+        assert_eq!(dsa.start(&[WorkQueue { index: 8, size: 1, pasids: false }]), Err(Error::NoSuchQueue(8)));
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub const COMMAND_REVOKE_INT_HANDLE: u32 = 31;
 pub const GROUP_ENGINES: u64 = 32;
 pub const GROUP_FLAGS: u64 = 40;
 pub const WQCFG_MODE_DEDICATED: u32 = 1;
+pub const WQCFG_PASID_ENABLE: u32 = 1 << 28;
 
 pub const PORTAL_SIZE: u64 = 4096;
 /// MSI-X unlimited, MSI-X limited, IMS unlimited, IMS limited.

@@ -275,6 +275,7 @@ fn check_device(device: &AssignedDsa, calls: &Hypercalls<Vmcall>, page: &mut Bat
         bar: 0,
         offset: device.dsa.ims_offset() as u32,
         device: device.id(),
+        pasids: None,
     };
     if info != expected {
         println!("demo: the hypervisor says {info:?}, the device {expected:?}");

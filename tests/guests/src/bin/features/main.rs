@@ -9,6 +9,7 @@ mod faults;
 mod handles;
 mod many;
 mod msix;
+mod pasid;
 mod policy;
 mod queue;
 mod rig;
@@ -31,6 +32,7 @@ fn main(guest: &Guest) -> u8 {
         Some("thief") => faults::be_thief(guest),
         Some("policy") => policy::run(guest),
         Some("detect") => detect::run(guest),
+        Some("pasid") => pasid::run(guest),
         Some("queue") => queue::run(guest),
         Some("storm") => storm::run(guest),
         _ => Err("no such case"),

@@ -149,7 +149,7 @@ impl Vf {
 
     /// Resets the device and enables it.
     pub fn restart(&mut self) -> Result<(), Error> {
-        self.dsa.start(&[WorkQueue { index: 0, size: IN_FLIGHT }])
+        self.dsa.start(&[WorkQueue { index: 0, size: IN_FLIGHT, pasids: false }])
     }
 
     /// The vector that a table entry leads to.
