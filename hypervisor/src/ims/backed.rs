@@ -115,14 +115,14 @@ impl<P: Ports> Service<P> {
         match self.flush(once(own.entry)) {
             Ok(()) => Ok(own),
             Err(status) => {
-                self.give_back_own(own);
+                self.give_back_own(&own);
                 Err(status)
             }
         }
     }
 
     /// Gives it back. Nobody sends its message any more.
-    pub fn give_back_own(&self, OwnEntry { entry, route }: OwnEntry) {
+    pub fn give_back_own(&self, &OwnEntry { entry, route }: &OwnEntry) {
         self.ports.clear(entry);
         let binding = Binding { route, target: NOBODY, entry };
         self.give_back(&[Held { guest: NO_GUEST, binding, release: true }]);

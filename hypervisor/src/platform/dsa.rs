@@ -3,6 +3,8 @@
 //!
 //! Register offsets and fields: Intel DSA architecture specification, chapter 9; Linux `drivers/dma/idxd/registers.h`.
 
+use core::ops::Range;
+
 use bit_field::BitField;
 
 use crate::{memory::Registers, pci::Function, vdev::vdsa::WorkQueue};
@@ -177,10 +179,22 @@ pub fn share_out(registers: &impl Registers) -> Result<(), u8> {
     let low_bits = |count: u32| u32::MAX >> (32 - count.clamp(1, 32));
     registers.write32(groups, low_bits(count.into()));
     registers.write32(groups + GROUP_ENGINES, low_bits(engines));
-    for slot in 0..store.slots as usize {
+    close(registers, store, 0..store.slots as usize);
+    command(registers, command::ENABLE_DEVICE, 0)
+}
+
+/// Makes so many slots from `first` on such that no work queue can raise them.
+pub fn close_slots(registers: &impl Registers, first: u16, count: u16) {
+    if let Some(store) = message_store(registers) {
+        let first = usize::from(first);
+        close(registers, store, first..first + usize::from(count));
+    }
+}
+
+fn close(registers: &impl Registers, store: MessageStore, slots: Range<usize>) {
+    for slot in slots {
         registers.write32(store.offset as usize + 16 * slot + SLOT_CTRL, SLOT_CLOSED);
     }
-    command(registers, command::ENABLE_DEVICE, 0)
 }
 
 /// Has the device carry out a command. An error is the device's own code.

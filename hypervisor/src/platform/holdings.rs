@@ -28,7 +28,7 @@ pub struct Holdings {
     /// The functions assigned to it.
     pub functions: Mutex<Vec<Assigned>>,
     /// The functions that the hypervisor keeps and whose virtual functions are its.
-    pub parents: Mutex<Vec<Parent>>,
+    pub parents: Vec<Arc<Parent>>,
     /// Its interrupt domain.
     pub domain: Option<Arc<Domain>>,
 }
@@ -36,16 +36,8 @@ pub struct Holdings {
 impl Holdings {
     /// Nothing, for guest `id`.
     pub fn new(id: GuestId, service: &'static MachineService) -> Self {
-        let (functions, parents) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
-        Self { id, service, ram: None, ept: None, frames: Vec::new(), functions, parents, domain: None }
-    }
-
-    /// Tells its virtual functions what the functions which the hypervisor keeps have to say.
-    pub fn hand_out_events(&self) {
-        let Some(domain) = &self.domain else { return };
-        for parent in self.parents.lock().iter_mut() {
-            parent.hand_out_events((self.service, domain));
-        }
+        let functions = Mutex::new(Vec::new());
+        Self { id, service, ram: None, ept: None, frames: Vec::new(), functions, parents: Vec::new(), domain: None }
     }
 
     /// Whether its devices' interrupts are posted.
@@ -60,9 +52,8 @@ impl Drop for Holdings {
         for function in functions.iter() {
             function.quiesce();
         }
-        let parents = self.parents.get_mut();
-        for parent in parents.iter() {
-            parent.quiesce();
+        for parent in &self.parents {
+            parent.quiesce(self.id);
         }
         if let Some(domain) = self.domain.take() {
             self.service.detach(&domain);
@@ -72,9 +63,10 @@ impl Drop for Holdings {
         for function in functions.drain(..) {
             detached &= function.release(self.service.ports());
         }
-        // Their models' pages are the guest's registers: nobody runs any more who could read them.
-        for parent in parents.drain(..) {
-            detached &= parent.release(self.service);
+        // The pages of its functions' registers go with them: nobody runs any more who could read them.
+        for parent in self.parents.drain(..) {
+            self.service.ports().parents().leave(&parent, self.id, self.service);
+            detached &= self.service.ports().detach(parent.bdf());
         }
         let (ept, ram) = (self.ept.take(), self.ram.take());
         if let Some(ept) = &ept {

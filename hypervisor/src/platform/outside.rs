@@ -40,25 +40,22 @@ impl Reach<'_> {
         let (id, holdings) = (DeviceId(function.0), &self.vm.holdings);
         if let Some(assigned) = by_id(&mut holdings.functions.lock(), id) {
             assigned.configure(effect);
-        } else if let Some(parent) = holdings.parents.lock().iter_mut().find(|parent| parent.has(id)) {
-            parent.configure(id, effect, (holdings.service, self.domain));
+        } else {
+            let name = (self.vm.id, id);
+            holdings.parents.iter().find_map(|parent| parent.configure(name, effect, holdings.service));
         }
     }
 
     /// What a virtual function answers.
     fn read_virtual(&self, id: DeviceId, offset: u64, bytes: u8) -> u64 {
-        let Holdings { parents, service, .. } = &self.vm.holdings;
-        let parents = parents.lock();
-        let parent = parents.iter().find(|parent| parent.has(id));
-        parent.map_or(u64::MAX, |parent| parent.read(id, offset, bytes, (*service, self.domain)))
+        let (name, Holdings { parents, service, .. }) = ((self.vm.id, id), &self.vm.holdings);
+        parents.iter().find_map(|parent| parent.read(name, offset, bytes, service)).unwrap_or(u64::MAX)
     }
 
     /// Has a virtual function take a write.
     fn write_virtual(&self, id: DeviceId, offset: u64, bytes: u8, value: u64) {
-        let Holdings { parents, service, .. } = &self.vm.holdings;
-        if let Some(parent) = parents.lock().iter_mut().find(|parent| parent.has(id)) {
-            parent.write(id, offset, bytes, value, (*service, self.domain));
-        }
+        let (name, Holdings { parents, service, .. }) = ((self.vm.id, id), &self.vm.holdings);
+        parents.iter().find_map(|parent| parent.write(name, offset, bytes, value, service));
     }
 
     /// Passes a write of a register on, and looks at it if it may be a command. The lock keeps what a device is told and what is known

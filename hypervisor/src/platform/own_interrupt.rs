@@ -3,11 +3,12 @@
 
 use super::{
     assign::{memory_bar, set_msix},
+    delivery::Vectors,
     machine::Machine,
     ports::MachineService,
 };
 use crate::{
-    apic, cpu,
+    apic,
     ims::{Field, HostRoute, OwnEntry, Remap},
     memory::{Mmio, Registers},
     pci::Function,
@@ -16,7 +17,7 @@ use crate::{
 /// Bytes of a table entry.
 const ENTRY_BYTES: usize = 16;
 
-/// Has the interrupt come to this processor, as [`apic::DEVICE_VECTOR`], by the entry that is returned. `None` when the function has no MSI-X
+/// Has the interrupt come to the first processor, as [`apic::DEVICE_VECTOR`], by the entry that is returned. `None` when the function has no MSI-X
 /// table, or no entry is to be had. The function's BARs are mapped.
 pub fn listen(machine: &Machine, service: &MachineService, function: &Function) -> Option<OwnEntry> {
     let msix = function.msix?;
@@ -25,7 +26,8 @@ pub fn listen(machine: &Machine, service: &MachineService, function: &Function) 
     let table = base.checked_add(msix.table.offset.into()).filter(|_| inside)?;
     // SAFETY: the BAR is mapped, uncached, and the entry lies in it; what the function sends is the remapping unit's to judge.
     let table = unsafe { Mmio::new(table, ENTRY_BYTES) }?;
-    let route = HostRoute::Remapped { vector: apic::DEVICE_VECTOR, destination: cpu::this::this().apic_id };
+    let destination = service.ports().vectors().first().map(Vectors::destination)?;
+    let route = HostRoute::Remapped { vector: apic::DEVICE_VECTOR, destination };
     let own = service.bind_own(function.bdf, route).ok()?;
     let message = service.ports().message(own.index());
     let dwords = [message.address as u32, (message.address >> 32) as u32, message.data, 0];

@@ -16,6 +16,7 @@ use super::{
     machine::Machine,
     seat::Seat,
     slow_store::{SlowStore, Stuck},
+    virtual_functions::Parents,
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa},
@@ -77,6 +78,8 @@ pub struct MachinePorts {
     attachments: Mutex<Vec<Attachment>>,
     strays: AtomicU64,
     faults: FaultLog,
+    /// Functions whose parts are guests' functions.
+    parents: Parents,
     /// Stores behind command interfaces, each with its bus lock, and whose they are.
     slow_stores: Shared<Vec<(Bdf, Mutex<SlowStore<Mmio>>)>>,
 }
@@ -96,6 +99,7 @@ impl MachinePorts {
             homes: Shared::new(Vec::new()),
             attachments: Mutex::new(Vec::new()),
             strays: AtomicU64::new(0),
+            parents: Parents::default(),
             slow_stores: Shared::new(Vec::new()),
         }
     }
@@ -166,6 +170,11 @@ impl MachinePorts {
     /// The same with their numbers.
     pub fn numbered_units(&self) -> impl Iterator<Item = (usize, &Unit)> {
         self.units.iter().enumerate().filter_map(|(number, unit)| Some((number, unit.as_ref()?)))
+    }
+
+    /// The functions that the hypervisor keeps and whose parts are guests' functions.
+    pub fn parents(&self) -> &Parents {
+        &self.parents
     }
 
     /// What is known of the units' faults.

@@ -170,10 +170,7 @@ impl Runner {
             // Whoever waits for them is looked after in any case.
             apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
             apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
-            // It comes where the guest's first virtual processor is.
-            apic::DEVICE_VECTOR => {
-                self.cpus.iter().filter(|cpu| cpu.number == 0).for_each(|cpu| cpu.vm.holdings.hand_out_events());
-            }
+            apic::DEVICE_VECTOR => self.service.ports().parents().hand_out_events(self.service),
             _ => match self.owner(vector) {
                 Some((cpu, vector)) => cpu.accept(vector),
                 None => self.service.ports().count_stray(),

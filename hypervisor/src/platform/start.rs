@@ -9,7 +9,7 @@ use core::{
 use hcall_abi::{Pasid, cpuid::Features};
 
 use super::{
-    assign::{Prepared, Refusal, Room, prepare},
+    assign::{Prepared, Room, prepare},
     board::Board,
     delivery::Vectors,
     holdings::Holdings,
@@ -19,7 +19,6 @@ use super::{
     plan::{Given, Plan},
     ports::MachineService,
     seed::{Parts, Seed},
-    virtual_functions::Parent,
     vm::Vm,
     windows::{Kind, Window, Windows},
 };
@@ -34,7 +33,6 @@ use crate::{
     },
     ims::{DeviceSpec, FEATURES, GuestId, GuestSpec, LIMITS},
     memory::{FrameSource, Ram},
-    pci::Function,
     vdev::{
         cpuid::Policy,
         msr,
@@ -88,7 +86,9 @@ impl Maker {
         let parts = self.parts(&mut holdings, id, options, processors)?;
         let spec =
             GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), hypercalls: options.hypercalls, devices };
-        holdings.domain = Some(self.service.attach(spec).map_err(|status| format!("the service: {status}"))?);
+        let domain = self.service.attach(spec).map_err(|status| format!("the service: {status}"))?;
+        holdings.parents.iter().for_each(|parent| parent.admit(id, &domain));
+        holdings.domain = Some(domain);
         let seats: Vec<_> = parts.iter().map(|parts| Arc::new(parts.seat(self.service))).collect();
         for (number, seat) in (0..).zip(&seats) {
             self.service.ports().seat(id, number, seat);
@@ -151,28 +151,19 @@ impl Maker {
                 }
                 Given::Virtual(share) => {
                     let refused = |why| format!("device vdsa:{} is refused: {why}", share.parent.bdf);
-                    let parent = self.parent(id, ram, share.parent, parents.get_mut()).map_err(refused)?;
+                    let service = self.service;
+                    let parent =
+                        service.ports().parents().take(self.machine, service, share.parent).map_err(refused)?;
+                    if !parents.iter().any(|other| Arc::ptr_eq(other, &parent)) {
+                        parents.push(Arc::clone(&parent));
+                        service.ports().attach(id, parent.bdf(), ram).map_err(refused)?;
+                    }
                     let mut room = Room { bus, bars: &mut bars, ept, windows, frames };
-                    specs.push(parent.add(share, &mut room).map_err(refused)?);
+                    specs.push(parent.add(id, share, &mut room).map_err(refused)?);
                 }
             }
         }
         Ok(specs)
-    }
-
-    /// The function that the hypervisor keeps for a guest's virtual functions of it: taken when the first of them is made.
-    fn parent<'a>(
-        &self,
-        id: GuestId,
-        ram: &Ram,
-        function: &Function,
-        parents: &'a mut Vec<Parent>,
-    ) -> Result<&'a mut Parent, Refusal> {
-        if !parents.iter().any(|parent| parent.bdf() == function.bdf) {
-            parents.push(Parent::new(self.machine, self.service, function)?);
-            self.service.ports().attach(id, function.bdf, ram)?;
-        }
-        parents.iter_mut().find(|parent| parent.bdf() == function.bdf).ok_or(Refusal::NoSuchFunction)
     }
 
     /// Leaves the local APIC to the processor where it can keep it, unless the guest wants otherwise. On Bochs a guest has to ask for

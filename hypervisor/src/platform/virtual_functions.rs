@@ -6,9 +6,10 @@
 //! handle that the device takes as it is. So that no function can name another one's, each work queue has a PASID of its own, and its
 //! slots are for that PASID alone.
 
-use alloc::vec::Vec;
+use alloc::{sync::Arc, vec::Vec};
 
 use hcall_abi::{DeviceId, Pasid};
+use spin::Mutex;
 
 use super::{
     assign::{self, Refusal, Room},
@@ -25,7 +26,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     ept::Access,
     guest::memory_map::BarAllocator,
-    ims::{Backing, DeviceSpec, Domain, OwnEntry, Reach, StoreName, StoreSpec},
+    ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{self, Function},
     vdev::{
@@ -37,12 +38,17 @@ use crate::{
 /// The only vector that the hypervisor signals: command completions and errors.
 const SIGNALLED: u16 = 0;
 
+/// A guest's function, by its guest and its name there.
+type Name = (GuestId, DeviceId);
+
 /// A function of a guest.
 struct Virtual {
-    /// Its name in the guest.
-    id: DeviceId,
+    name: Name,
+    /// Its guest's, once the service has taken the guest in.
+    domain: Option<Arc<Domain>>,
     queue: u8,
     first_slot: u16,
+    vectors: u16,
     pasid: Pasid,
     registers: VirtualDsa,
     bus_master: bool,
@@ -55,16 +61,77 @@ impl Virtual {
     const fn sends(&self) -> bool {
         self.msix_enabled && !self.function_masked && self.bus_master
     }
+
+    /// Its work queue, in the parent's registers.
+    fn queue<'a>(&self, registers: &'a Mmio) -> Queue<'a, Mmio> {
+        Queue { registers, number: self.queue, pasid: self.pasid.value(), first_slot: self.first_slot }
+    }
+
+    /// Signals the vector that is not the device's.
+    fn signal(&self, service: &MachineService) {
+        if let Some(domain) = &self.domain {
+            // A vector without a message that the guest may send waits for one; nobody is told, as for the write itself.
+            let _ = service.signal(domain, self.name.1, SIGNALLED);
+        }
+    }
 }
 
-/// A DSA that the hypervisor keeps, with a guest's functions of it.
+/// A DSA that the hypervisor keeps, with guests' functions of it.
 pub struct Parent {
     machine: &'static Machine,
     function: Function,
     registers: Mmio,
-    functions: Vec<Virtual>,
     /// By which errors are told of; without it they are found when a guest's function is written to.
     interrupt: Option<OwnEntry>,
+    /// The lock keeps what the device is told and what is known of it together.
+    functions: Mutex<Vec<Virtual>>,
+}
+
+/// All functions that the hypervisor keeps. Its lock comes before theirs.
+#[derive(Default)]
+pub struct Parents(Mutex<Vec<Arc<Parent>>>);
+
+impl Parents {
+    /// The function, which the hypervisor takes if it has not yet.
+    pub fn take(
+        &self,
+        machine: &'static Machine,
+        service: &MachineService,
+        function: &Function,
+    ) -> Result<Arc<Parent>, Refusal> {
+        let mut parents = self.0.lock();
+        if let Some(parent) = parents.iter().find(|parent| parent.function.bdf == function.bdf) {
+            return Ok(Arc::clone(parent));
+        }
+        let parent = Arc::new(Parent::new(machine, service, function)?);
+        parents.push(Arc::clone(&parent));
+        Ok(parent)
+    }
+
+    /// Tells guests' functions what the devices have to say.
+    pub fn hand_out_events(&self, service: &MachineService) {
+        for parent in self.0.lock().iter() {
+            parent.hand_out_events(service, &mut parent.functions.lock());
+        }
+    }
+
+    /// A guest leaves: its functions, which [`Parent::quiesce`] has stopped, are no more. When they were the last ones, the function is not
+    /// kept any longer.
+    pub fn leave(&self, parent: &Arc<Parent>, guest: GuestId, service: &MachineService) {
+        let mut parents = self.0.lock();
+        let mut functions = parent.functions.lock();
+        for function in functions.extract_if(.., |function| function.name.0 == guest) {
+            dsa::close_slots(&parent.registers, function.first_slot, function.vectors);
+        }
+        if !functions.is_empty() {
+            return;
+        }
+        parent.stop();
+        if let Some(interrupt) = &parent.interrupt {
+            service.give_back_own(interrupt);
+        }
+        parents.retain(|other| !Arc::ptr_eq(other, parent));
+    }
 }
 
 /// What can be shared out of a function: work queues, and slots of its store.
@@ -76,7 +143,7 @@ pub fn capacity(function: &Function) -> Option<(u8, u32)> {
 
 impl Parent {
     /// Takes a function for the hypervisor, and shares it out.
-    pub fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, Refusal> {
+    fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, Refusal> {
         let registers = assign::registers(function)?;
         let pasid = function.pasid.ok_or(Refusal::NoPasid)?;
         if dsa::has_slow_store(function) {
@@ -95,7 +162,7 @@ impl Parent {
         if interrupt.is_some() {
             dsa::tell_errors(&registers);
         }
-        Ok(Self { machine, function: function.clone(), registers, functions: Vec::new(), interrupt })
+        Ok(Self { machine, function: function.clone(), registers, interrupt, functions: Mutex::new(Vec::new()) })
     }
 
     /// Its place on the machine.
@@ -103,13 +170,8 @@ impl Parent {
         self.function.bdf
     }
 
-    /// Whether a guest's function of this name is one of its.
-    pub fn has(&self, id: DeviceId) -> bool {
-        self.functions.iter().any(|function| function.id == id)
-    }
-
     /// Makes a function and puts it into the guest. What the service is to be told.
-    pub fn add(&mut self, share: &Share, room: &mut Room) -> Result<DeviceSpec, Refusal> {
+    pub fn add(&self, guest: GuestId, share: &Share, room: &mut Room) -> Result<DeviceSpec, Refusal> {
         let queues = dsa::queues(&self.registers).ok_or(Refusal::NoRoom)?;
         let store = dsa::message_store(&self.registers).ok_or(Refusal::NoStore)?;
         let (gencap, opcap) = dsa::capabilities(&self.registers);
@@ -126,16 +188,17 @@ impl Parent {
         let shadow = map_table(room, id, bar0.gpa, slots)?;
         map_registers(room, id, bar0.gpa, &registers)?;
         self.map_portals(room, bar2.gpa, queue)?;
-        let (bus_master, msix_enabled, function_masked) = (false, false, false);
-        self.functions.push(Virtual {
-            id,
+        self.functions.lock().push(Virtual {
+            name: (guest, id),
+            domain: None,
             queue,
             first_slot,
+            vectors,
             pasid,
             registers,
-            bus_master,
-            msix_enabled,
-            function_masked,
+            bus_master: false,
+            msix_enabled: false,
+            function_masked: false,
         });
         let backing = Some(Backing { pasid, emulated: SIGNALLED + 1 });
         let msix = StoreSpec {
@@ -179,98 +242,105 @@ impl Parent {
         base.checked_add(offset).filter(|_| inside).ok_or(Refusal::Table)
     }
 
-    /// A guest has written outside of its function's MSI-X table.
-    pub fn write(
-        &mut self,
-        id: DeviceId,
-        offset: u64,
-        bytes: u8,
-        value: u64,
-        (service, domain): (&MachineService, &Domain),
-    ) {
-        let Some((function, mut queue)) = self.function(id) else { return };
+    /// The service has taken a guest in: its functions can be signalled from now on.
+    pub fn admit(&self, guest: GuestId, domain: &Arc<Domain>) {
+        for function in self.functions.lock().iter_mut().filter(|function| function.name.0 == guest) {
+            function.domain = Some(Arc::clone(domain));
+        }
+    }
+
+    /// A guest has written outside of its function's MSI-X table. `None` when the function is not one of the parent's.
+    pub fn write(&self, name: Name, offset: u64, bytes: u8, value: u64, service: &MachineService) -> Option<()> {
+        let functions = &mut *self.functions.lock();
+        let function = functions.iter_mut().find(|function| function.name == name)?;
+        let mut queue = function.queue(&self.registers);
         let effect = function.registers.write(offset, bytes, value, &mut queue);
-        if effect.reset {
+        if effect.reset
+            && let Some(domain) = &function.domain
+        {
             // What cannot be dropped comes when the guest unmasks it: one interrupt too many.
-            let _ = service.drop_pending(domain, id);
+            let _ = service.drop_pending(domain, name.1);
         }
-        self.hand_out_events((service, domain));
         if effect.signal {
-            signal(service, domain, id);
+            function.signal(service);
         }
+        if self.interrupt.is_none() {
+            self.hand_out_events(service, functions);
+        }
+        Some(())
     }
 
-    /// What a guest reads outside of its function's MSI-X table.
-    pub fn read(&self, id: DeviceId, offset: u64, bytes: u8, (service, domain): (&MachineService, &Domain)) -> u64 {
-        let Some(function) = self.functions.iter().find(|function| function.id == id) else { return u64::MAX };
+    /// What a guest reads outside of its function's MSI-X table. `None` when the function is not one of the parent's.
+    pub fn read(&self, name: Name, offset: u64, bytes: u8, service: &MachineService) -> Option<u64> {
+        let functions = self.functions.lock();
+        let function = functions.iter().find(|function| function.name == name)?;
         if bytes > 8 || !offset.is_multiple_of(u64::from(bytes.max(1))) {
-            return u64::MAX;
+            return Some(u64::MAX);
         }
-        let quadword = |at: u64| match at {
-            0..PAGE_SIZE => {
-                let dword = |n: usize| u64::from(function.registers.page().get(n).copied().unwrap_or(0));
-                let n = (at / 4) as usize;
-                dword(n) | dword(n + 1) << 32
-            }
-            // Words beyond the last slot are refused, and read as nothing pending.
-            _ if at < u64::from(vdsa::PENDING_BITS) + PAGE_SIZE => {
-                let word = (at - u64::from(vdsa::PENDING_BITS)) / 8;
-                service.pending(domain, id, word as u32).unwrap_or(0)
-            }
-            _ => 0,
-        };
-        quadword(offset & !7) >> (8 * (offset % 8)) & u64::MAX >> (64 - 8 * u32::from(bytes.max(1)))
+        let quadword = function.quadword(offset & !7, service);
+        Some(quadword >> (8 * (offset % 8)) & u64::MAX >> (64 - 8 * u32::from(bytes.max(1))))
     }
 
-    /// A guest has written to its function's configuration space.
-    pub fn configure(&mut self, id: DeviceId, effect: Effect, (service, domain): (&MachineService, &Domain)) {
-        let bdf = self.function.bdf;
-        let Some((function, mut queue)) = self.function(id) else { return };
+    /// A guest has written to its function's configuration space. `None` when the function is not one of the parent's.
+    pub fn configure(&self, name: Name, effect: Effect, service: &MachineService) -> Option<()> {
+        let mut functions = self.functions.lock();
+        let function = functions.iter_mut().find(|function| function.name == name)?;
+        let mut queue = function.queue(&self.registers);
         let sent = function.sends();
         match effect {
             Effect::Command { bus_master, .. } => {
                 function.bus_master = bus_master;
                 if !function.registers.set_bus_master(bus_master, &mut queue) {
-                    log::error!("{bdf}: a work queue that has to stop does not");
+                    log::error!("{}: a work queue that has to stop does not", self.function.bdf);
                 }
             }
             Effect::Msix { enable, function_mask } => {
                 (function.msix_enabled, function.function_masked) = (enable, function_mask);
             }
             // BARs stay where they are.
-            Effect::None | Effect::BarMoved(_) => return,
+            Effect::None | Effect::BarMoved(_) => {}
         }
-        if function.sends() != sent {
-            let _ = service.mask_table(domain, id, sent);
+        if function.sends() != sent
+            && let Some(domain) = &function.domain
+        {
+            let _ = service.mask_table(domain, name.1, sent);
         }
+        Some(())
     }
 
     /// Tells the functions what the device has to say: revoked handles to all of them, an error to the one whose work queue's it is.
-    pub fn hand_out_events(&mut self, (service, domain): (&MachineService, &Domain)) {
+    fn hand_out_events(&self, service: &MachineService, functions: &mut [Virtual]) {
         if dsa::take_causes(&self.registers) {
-            for function in &mut self.functions {
+            for function in functions.iter_mut() {
                 function.registers.revoke_handles();
-                signal(service, domain, function.id);
+                function.signal(service);
             }
         }
         let Some((Some(queue), record)) = dsa::take_error(&self.registers) else { return };
-        let whose = self.functions.iter_mut().find(|function| function.queue == queue);
+        let whose = functions.iter_mut().find(|function| function.queue == queue);
         if let Some(function) = whose
             && function.registers.record_error(record)
         {
-            signal(service, domain, function.id);
+            function.signal(service);
         }
     }
 
-    fn function(&mut self, id: DeviceId) -> Option<(&mut Virtual, Queue<'_, Mmio>)> {
-        let Self { registers, functions, .. } = self;
-        let function = functions.iter_mut().find(|function| function.id == id)?;
-        let (number, pasid, first_slot) = (function.queue, function.pasid.value(), function.first_slot);
-        Some((function, Queue { registers, number, pasid, first_slot }))
+    /// Stops what a guest's functions do: before their interrupts and the guest's memory are taken away.
+    pub fn quiesce(&self, guest: GuestId) {
+        let mut functions = self.functions.lock();
+        if functions.iter().all(|function| function.name.0 == guest) {
+            return self.stop();
+        }
+        for function in functions.iter_mut().filter(|function| function.name.0 == guest) {
+            let mut queue = function.queue(&self.registers);
+            if !function.registers.set_bus_master(false, &mut queue) {
+                log::error!("{}: a work queue that has to stop does not", self.function.bdf);
+            }
+        }
     }
 
-    /// Stops what the device does: before its interrupts and its memory are taken away.
-    pub fn quiesce(&self) {
+    /// Stops the whole device.
+    fn stop(&self) {
         if !dsa::reset(&self.registers) {
             log::error!("{}: does not answer to a reset", self.function.bdf);
         }
@@ -280,24 +350,31 @@ impl Parent {
             pci::function::set_pasid_enable(self.machine.config(), self.function.bdf, pasid, false);
         }
     }
+}
 
-    /// Takes its way to memory away. Returns whether that is sure.
-    pub fn release(self, service: &MachineService) -> bool {
-        if let Some(interrupt) = self.interrupt {
-            service.give_back_own(interrupt);
+impl Virtual {
+    /// The quadword at `at` of what a guest reads outside of the MSI-X table.
+    fn quadword(&self, at: u64, service: &MachineService) -> u64 {
+        const PENDING_BITS: u64 = vdsa::PENDING_BITS as u64;
+        match at {
+            0..PAGE_SIZE => {
+                let dword = |n: usize| u64::from(self.registers.page().get(n).copied().unwrap_or(0));
+                let n = (at / 4) as usize;
+                dword(n) | dword(n + 1) << 32
+            }
+            PENDING_BITS.. if at < PENDING_BITS + PAGE_SIZE => {
+                let word = ((at - PENDING_BITS) / 8) as u32;
+                // Words beyond the last slot are refused, and read as nothing pending.
+                self.domain.as_ref().and_then(|domain| service.pending(domain, self.name.1, word).ok()).unwrap_or(0)
+            }
+            _ => 0,
         }
-        service.ports().detach(self.function.bdf)
     }
 }
 
 /// The PASID of a work queue's work: 0 is that of work without one.
 fn pasid_of(queue: u8) -> Option<Pasid> {
     Pasid::new(u32::from(queue) + 1)
-}
-
-fn signal(service: &MachineService, domain: &Domain, id: DeviceId) {
-    // A vector without a message that the guest may send waits for one; nobody is told, as for the write itself.
-    let _ = service.signal(domain, id, SIGNALLED);
 }
 
 /// The MSI-X table: the guest reads its shadow and its writes are trapped. Where the shadow is.

@@ -142,9 +142,16 @@ impl Work {
             } else {
                 interrupts::idle();
             }
-            let faults = interrupts::take().filter(|&vector| vector == apic::FAULT_VECTOR).count();
-            if faults != 0 {
+            let (mut faults, mut events) = (false, false);
+            for vector in interrupts::take() {
+                faults |= vector == apic::FAULT_VECTOR;
+                events |= vector == apic::DEVICE_VECTOR;
+            }
+            if faults {
                 self.service.ports().faults().event(self.service);
+            }
+            if events {
+                self.service.ports().parents().hand_out_events(self.service);
             }
         }
         self.service.ports().faults().finish(self.service);

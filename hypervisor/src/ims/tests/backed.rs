@@ -362,7 +362,7 @@ fn feature_emulated_an_entry_of_the_hypervisors_own_is_flushed_counted_and_comes
     assert_eq!((two.service.counters().live, two.machine().used().0), (1, 1));
     let flushed = two.machine().log().contains(&Op::Flush(vec![own.index().0]));
     assert!(flushed);
-    two.service.give_back_own(own);
+    two.service.give_back_own(&own);
     assert_eq!((two.service.counters().live, two.machine().used().0), (0, 0));
     two.machine().fail(1, 1);
     assert!(two.service.bind_own(PARENT, NOWHERE).is_err(), "its flush fails");

@@ -137,6 +137,10 @@ fn feature_msix_backed_a_queue_raises_slots_of_its_own_pasid_alone() {
     assert!(pending(5) && !pending(6));
     model.submit(7, 0, Some(6));
     assert!(pending(6));
+    model.write32(0x4_0000 + 16 * 7 + SLOT_CTRL, 1 | 1 << 3 | 1 << 12);
+    close_slots(&model, 7, 1);
+    model.submit(0, 0, Some(7));
+    assert!(!pending(7) && model.slot_ctrl(8) == model.slot_ctrl(7), "a slot that was closed was raised");
 }
 
 #[test]
