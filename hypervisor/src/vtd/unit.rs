@@ -136,7 +136,7 @@ impl<R: Registers> Unit<R> {
         self.registers.write32(FSTS, Fsts(0).with_iqe(1).with_ice(1).with_ite(1).0);
     }
 
-    /// Gives each recorded fault to `report` and clears its record, until there is none; at most [`ROUNDS`] times as many as there
+    /// Gives each recorded fault to `report` and clears its record, until there is none; at most a few times as many as there
     /// are records. Returns how many there were, and whether others were lost. While a record or the overflow is pending the unit
     /// sends no further event (7.3), so what came behind the reader's back has to be taken as well.
     pub fn take_faults(&self, mut report: impl FnMut(Fault)) -> (usize, bool) {
