@@ -191,6 +191,18 @@ fn feature_store_queue_messages_in_memory_fire_move_pend_and_lead_nowhere_when_t
     assert_eq!((refused.count(), boot.outcome().counter("vtd.interrupt_faults")), (16, 16));
 }
 
+static OPAQUE: Scenario = Scenario::new("two guests that do the same", |plan| {
+    two(plan, [("first device=dsa", "case=opaque"), ("second device=dsa", "case=opaque")])
+});
+
+#[test]
+fn feature_opaque_two_guests_that_do_the_same_read_the_same_of_a_machine_that_gives_them_different_things() {
+    let boot = OPAQUE.run();
+    assert_eq!(reported(&boot, "first", "seen"), reported(&boot, "second", "seen"));
+    // Entries of both were there at one time, so they had different ones.
+    assert!(boot.remap.number("high_water") > Some(200), "{}", boot.remap);
+}
+
 static THIEF: Scenario = Scenario::new("a device that uses another one's handles", |plan| {
     two(plan, [("victim device=00:1e.0", "case=victim"), ("thief device=00:1f.0", "case=thief")])
 });

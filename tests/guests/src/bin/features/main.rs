@@ -9,6 +9,7 @@ mod faults;
 mod handles;
 mod many;
 mod msix;
+mod opaque;
 mod pasid;
 mod policy;
 mod queue;
@@ -33,6 +34,7 @@ fn main(guest: &Guest) -> u8 {
         Some("policy") => policy::run(guest),
         Some("detect") => detect::run(guest),
         Some("pasid") => pasid::run(guest),
+        Some("opaque") => opaque::run(guest),
         Some("queue") => queue::run(guest),
         Some("storm") => storm::run(guest),
         _ => Err("no such case"),
