@@ -1,6 +1,6 @@
 //! The guest shim for C.
 //!
-//! Functions return 0 or more when they succeed, and minus a status code (`IMS_…`, [`Status`](guest_shim::hcall_abi::Status)) when they fail. A driver
+//! Functions return 0 or more when they succeed, and minus a status code (`IMS_…`, [`Status`]) when they fail. A driver
 //! finds the interface, decides, opens a domain in memory of its own, and from then on does not know which way its interrupts go:
 //! see `guest-shim`'s documentation. The header, `include/imsvisor.h`, is written by cbindgen; a test says when it is out of date
 //! and how to write it anew.
