@@ -153,7 +153,7 @@ impl Maker {
                     let refused = |why| format!("device vdsa:{} is refused: {why}", share.parent.bdf);
                     let service = self.service;
                     let parent =
-                        service.ports().parents().take(self.machine, service, share.parent).map_err(refused)?;
+                        service.ports().parents().take(id, self.machine, service, share.parent).map_err(refused)?;
                     if !parents.iter().any(|other| Arc::ptr_eq(other, &parent)) {
                         parents.push(Arc::clone(&parent));
                         service.ports().attach(id, parent.bdf(), ram).map_err(refused)?;

@@ -84,7 +84,21 @@ pub struct Parent {
     /// By which errors are told of; without it they are found when a guest's function is written to.
     interrupt: Option<OwnEntry>,
     /// The lock keeps what the device is told and what is known of it together.
-    functions: Mutex<Vec<Virtual>>,
+    shares: Mutex<Shares>,
+}
+
+/// Who has what of a function.
+#[derive(Default)]
+struct Shares {
+    /// Those that have asked for something, until they leave.
+    guests: Vec<GuestId>,
+    functions: Vec<Virtual>,
+}
+
+impl Shares {
+    fn function(&mut self, name: Name) -> Option<&mut Virtual> {
+        self.functions.iter_mut().find(|function| function.name == name)
+    }
 }
 
 /// All functions that the hypervisor keeps. Its lock comes before theirs.
@@ -92,38 +106,48 @@ pub struct Parent {
 pub struct Parents(Mutex<Vec<Arc<Parent>>>);
 
 impl Parents {
-    /// The function, which the hypervisor takes if it has not yet.
+    /// The function, for a guest. The hypervisor takes it if it has not yet.
     pub fn take(
         &self,
+        guest: GuestId,
         machine: &'static Machine,
         service: &MachineService,
         function: &Function,
     ) -> Result<Arc<Parent>, Refusal> {
         let mut parents = self.0.lock();
-        if let Some(parent) = parents.iter().find(|parent| parent.function.bdf == function.bdf) {
-            return Ok(Arc::clone(parent));
+        let known = parents.iter().find(|parent| parent.function.bdf == function.bdf).cloned();
+        let parent = match known {
+            Some(parent) => parent,
+            None => {
+                let parent = Arc::new(Parent::new(machine, service, function)?);
+                parents.push(Arc::clone(&parent));
+                parent
+            }
+        };
+        let guests = &mut parent.shares.lock().guests;
+        if !guests.contains(&guest) {
+            guests.push(guest);
         }
-        let parent = Arc::new(Parent::new(machine, service, function)?);
-        parents.push(Arc::clone(&parent));
-        Ok(parent)
+        Ok(Arc::clone(&parent))
     }
 
     /// Tells guests' functions what the devices have to say.
     pub fn hand_out_events(&self, service: &MachineService) {
         for parent in self.0.lock().iter() {
-            parent.hand_out_events(service, &mut parent.functions.lock());
+            parent.hand_out_events(service, &mut parent.shares.lock().functions);
         }
     }
 
-    /// A guest leaves: its functions, which [`Parent::quiesce`] has stopped, are no more. When they were the last ones, the function is not
-    /// kept any longer.
+    /// A guest leaves: its functions, which [`Parent::quiesce`] has stopped, are no more. With the last guest the function is not kept any
+    /// longer.
     pub fn leave(&self, parent: &Arc<Parent>, guest: GuestId, service: &MachineService) {
         let mut parents = self.0.lock();
-        let mut functions = parent.functions.lock();
+        let Shares { guests, functions } = &mut *parent.shares.lock();
         for function in functions.extract_if(.., |function| function.name.0 == guest) {
             dsa::close_slots(&parent.registers, function.first_slot, function.vectors);
         }
-        if !functions.is_empty() {
+        guests.retain(|other| *other != guest);
+        if !guests.is_empty() {
             return;
         }
         parent.stop();
@@ -162,7 +186,7 @@ impl Parent {
         if interrupt.is_some() {
             dsa::tell_errors(&registers);
         }
-        Ok(Self { machine, function: function.clone(), registers, interrupt, functions: Mutex::new(Vec::new()) })
+        Ok(Self { machine, function: function.clone(), registers, interrupt, shares: Mutex::default() })
     }
 
     /// Its place on the machine.
@@ -188,7 +212,7 @@ impl Parent {
         let shadow = map_table(room, id, bar0.gpa, slots)?;
         map_registers(room, id, bar0.gpa, &registers)?;
         self.map_portals(room, bar2.gpa, queue)?;
-        self.functions.lock().push(Virtual {
+        self.shares.lock().functions.push(Virtual {
             name: (guest, id),
             domain: None,
             queue,
@@ -244,15 +268,15 @@ impl Parent {
 
     /// The service has taken a guest in: its functions can be signalled from now on.
     pub fn admit(&self, guest: GuestId, domain: &Arc<Domain>) {
-        for function in self.functions.lock().iter_mut().filter(|function| function.name.0 == guest) {
+        for function in self.shares.lock().functions.iter_mut().filter(|function| function.name.0 == guest) {
             function.domain = Some(Arc::clone(domain));
         }
     }
 
     /// A guest has written outside of its function's MSI-X table. `None` when the function is not one of the parent's.
     pub fn write(&self, name: Name, offset: u64, bytes: u8, value: u64, service: &MachineService) -> Option<()> {
-        let functions = &mut *self.functions.lock();
-        let function = functions.iter_mut().find(|function| function.name == name)?;
+        let mut shares = self.shares.lock();
+        let function = shares.function(name)?;
         let mut queue = function.queue(&self.registers);
         let effect = function.registers.write(offset, bytes, value, &mut queue);
         if effect.reset
@@ -265,15 +289,15 @@ impl Parent {
             function.signal(service);
         }
         if self.interrupt.is_none() {
-            self.hand_out_events(service, functions);
+            self.hand_out_events(service, &mut shares.functions);
         }
         Some(())
     }
 
     /// What a guest reads outside of its function's MSI-X table. `None` when the function is not one of the parent's.
     pub fn read(&self, name: Name, offset: u64, bytes: u8, service: &MachineService) -> Option<u64> {
-        let functions = self.functions.lock();
-        let function = functions.iter().find(|function| function.name == name)?;
+        let mut shares = self.shares.lock();
+        let function = shares.function(name)?;
         if bytes > 8 || !offset.is_multiple_of(u64::from(bytes.max(1))) {
             return Some(u64::MAX);
         }
@@ -283,8 +307,8 @@ impl Parent {
 
     /// A guest has written to its function's configuration space. `None` when the function is not one of the parent's.
     pub fn configure(&self, name: Name, effect: Effect, service: &MachineService) -> Option<()> {
-        let mut functions = self.functions.lock();
-        let function = functions.iter_mut().find(|function| function.name == name)?;
+        let mut shares = self.shares.lock();
+        let function = shares.function(name)?;
         let mut queue = function.queue(&self.registers);
         let sent = function.sends();
         match effect {
@@ -327,8 +351,8 @@ impl Parent {
 
     /// Stops what a guest's functions do: before their interrupts and the guest's memory are taken away.
     pub fn quiesce(&self, guest: GuestId) {
-        let mut functions = self.functions.lock();
-        if functions.iter().all(|function| function.name.0 == guest) {
+        let Shares { guests, functions } = &mut *self.shares.lock();
+        if *guests == [guest] {
             return self.stop();
         }
         for function in functions.iter_mut().filter(|function| function.name.0 == guest) {
