@@ -61,7 +61,9 @@ impl Device {
     ) -> Self {
         let bank = |store: Option<super::StoreSpec>| Bank::new(store.map_or(0, |store| store.slots));
         let slots = Slots { attached: true, msix: bank(spec.msix), ims: bank(spec.ims), queue: Bank::new(0) };
-        let batches = (0..=u8::MAX).take(processors).map(|name| Box::new(Batch::new(name))).collect();
+        // A virtual function has no store that calls reach.
+        let rooms = if spec.ims.is_none() && spec.shares_requester { 0 } else { processors };
+        let batches = (0..=u8::MAX).take(rooms).map(|name| Box::new(Batch::new(name))).collect();
         Self {
             number,
             guest,

@@ -338,6 +338,20 @@ fn feature_msix_backed_a_reset_of_one_function_leaves_the_other_as_it_is() {
 }
 
 #[test]
+fn feature_msix_backed_no_call_reaches_a_virtual_function() {
+    let two = Two::new();
+    two.domain.enable();
+    let device = u64::from(FIRST.0);
+    assert_eq!(two.call(Call::Discover, [0; 4]), Err(Status::NoSuchDevice), "it has no store");
+    for call in [Call::Alloc, Call::Free, Call::Map, Call::Mask, Call::SetAffinity, Call::AllocMany, Call::FreeMany] {
+        for args in [[device, 0, 0, 0], [device, 0x1_0001, 0, 0], [device, PAGE.as_u64(), 1, ItemLayout::V1.0]] {
+            assert!(two.call(call, args).is_err(), "{call:?} {args:x?}");
+        }
+    }
+    assert_eq!(two.machine().used(), (0, 0));
+}
+
+#[test]
 fn a_requester_id_is_shared_only_by_those_who_all_say_so() {
     let service = Service::new(Machine::new(16, 16));
     let alone = DeviceSpec { shares_requester: false, ..second() };
