@@ -242,7 +242,9 @@ fn spoil(step: &Step, args: &mut [u64; 4]) -> Option<Status> {
             let (at, size, align) = page()?;
             // Room for half an item is left: what is not aligned to its size crosses the page's end.
             let count = uses.iter().position(|what| *what == Use::Count);
-            count.map(|at| args[at] = if step.call == Call::AllocMany { 2 << 32 | 1 } else { 2 });
+            if let Some(at) = count {
+                args[at] = if step.call == Call::AllocMany { 2 << 32 | 1 } else { 2 };
+            }
             let last = 4096 - if count.is_some() { size } else { size / 2 };
             (at, PAGE.as_u64() + last.next_multiple_of(align), Status::CrossesPage)
         }
