@@ -2,6 +2,7 @@
 //! hypervisor signals by itself. The guest `vfunc` tries all of it by the PCI specification's rules; here it is made sure that it did, and
 //! by which way.
 
+use imsvisor_boot::event::Pairs;
 use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 
 /// Vectors of the two functions.
@@ -15,6 +16,8 @@ const DROPPED: u64 = 2;
 
 /// The DSA that the functions are of, and one that another guest has as a whole.
 const FUNCTIONS: &str = "device=vdsa vectors=2048 device=vdsa vectors=100";
+/// A fault of the parent's, told as the guest's whose function it is.
+const FAULT: [&str; 3] = ["dma", "00:1f.0", "1"];
 const DEMO: &str = "demo mem=64M device=dsa";
 
 fn functions(plan: &mut Plan, options: &str) -> anyhow::Result<()> {
@@ -45,6 +48,13 @@ static POSTED: Scenario = Scenario::new("virtual functions, and posting", |plan|
 /// A vector that fires faster than the guest's limit.
 static STORM: Scenario = Scenario::new("a virtual function that storms", |plan| {
     plan.guest("vfunc", "vfunc device=vdsa storm=50 cmdline=case=storm")
+});
+
+/// It reaches for memory that is not its, and ends without stopping anything.
+static CRASH: Scenario = Scenario::new("a guest with a virtual function that crashes", |plan| {
+    plan.config.cpus = 2;
+    plan.guest("demo", DEMO)?;
+    plan.guest("vfunc", "vfunc device=vdsa cmdline=case=crash")
 });
 
 /// Beside a guest that has a whole DSA, and guests that ask for what they cannot have.
@@ -169,4 +179,27 @@ fn feature_storm_a_virtual_functions_vector_that_rages_is_masked_in_its_table() 
     let told = boot.events("storm");
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!((told[0].get("guest"), told[0].get("store"), told[0].get("slot")), (Some("0"), Some("msix"), Some("1")));
+}
+
+#[test]
+fn feature_msix_backed_work_reaches_the_guests_memory_alone() {
+    let boot = CRASH.run();
+    let guest = boot.guest("vfunc");
+    assert_eq!((guest.reported("refused"), guest.reported("errors")), (Some(6), Some(0)));
+    let of_it = |fault: &&&Pairs| [fault.get("kind"), fault.get("sid"), fault.get("guest")] == FAULT.map(Some);
+    // What is no message in the message window goes nowhere, and is no fault of the tables.
+    assert_eq!(boot.events("fault").iter().filter(of_it).count(), 4, "faults that are told of as the guest's");
+}
+
+#[test]
+fn feature_msix_backed_everything_comes_back_from_a_guest_that_crashes() {
+    let boot = CRASH.run();
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("demo");
+    let end = boot.guest("vfunc").end.as_ref().and_then(|end| end.get("reason"));
+    assert_eq!(end, Some("triple-fault"));
+    assert_eq!(["live", "vectors", "strays"].map(|key| boot.remap.number(key)), [Some(0); 3], "{}", boot.remap);
+    for counter in ["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.violations"] {
+        assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
+    }
 }

@@ -232,9 +232,18 @@ impl Vf {
 
     /// Submits a descriptor that does nothing and names this handle; its record is `entry`'s.
     pub fn submit(&self, entry: u16, handle: u16) {
-        let record = usize::from(self.name(entry));
-        RECORDS.clear(record);
-        self.portal.submit(&Descriptor::noop(RECORDS.address(record), handle));
+        self.submit_with(entry, |record| Descriptor::noop(record, handle));
+    }
+
+    /// Submits a descriptor with `entry`'s record.
+    pub fn submit_with(&self, entry: u16, descriptor: impl FnOnce(u64) -> Descriptor) {
+        RECORDS.clear(self.name(entry).into());
+        self.portal.submit(&descriptor(self.record(entry)));
+    }
+
+    /// Where `entry`'s record is: memory of the guest's.
+    pub fn record(&self, entry: u16) -> u64 {
+        RECORDS.address(self.name(entry).into())
     }
 
     /// Submits any descriptor.

@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod crash;
 mod emulated;
 mod function;
 mod masks;
@@ -39,9 +40,13 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
     smp::install();
     idle::enable_interrupts();
     let mut first = take(0)?;
-    if command_line::option(guest.command_line, "case") == Some("storm") {
+    if let Some(case) = command_line::option(guest.command_line, "case") {
         first.start()?;
-        return storm::run(&mut first);
+        return match case {
+            "storm" => storm::run(&mut first),
+            "crash" => crash::run(&mut first),
+            _ => Err("no such case"),
+        };
     }
     let mut second = take(1)?;
     interrupts::set_handler(function::arrived);
