@@ -4,7 +4,7 @@
 //! change, until an invalidation covers it.
 
 use crate::spec::irte::Irte;
-use crate::spec::tables::{ContextEntry, TT_PASS_THROUGH, level_shift};
+use crate::spec::tables::{ContextEntry, PGTT_PASS_THROUGH, PasidEntry, ScalableContext, TT_PASS_THROUGH, level_shift};
 use std::collections::HashMap;
 
 /// Entries that a cache holds at most; then it starts anew, as hardware may at any time.
@@ -32,6 +32,14 @@ pub(crate) enum ContextScope {
     Device(u16, u16, u16),
 }
 
+/// Which PASID-cache entries to drop (VT-d 6.5.2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PasidScope {
+    Global,
+    Domain(u16),
+    Pasid(u16, u32),
+}
+
 /// Which IOTLB entries to drop (VT-d 6.5.2.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IotlbScope {
@@ -51,6 +59,9 @@ pub(crate) enum IotlbScope {
 pub(crate) struct Caches {
     interrupts: HashMap<u32, Irte>,
     contexts: HashMap<u16, ContextEntry>,
+    scalable_contexts: HashMap<u16, ScalableContext>,
+    /// By requester and PASID; the domain is in the entry.
+    pasids: HashMap<(u16, u32), PasidEntry>,
     pages: HashMap<Key, Translation>,
     tables: HashMap<Key, Translation>,
 }
@@ -112,7 +123,47 @@ impl Caches {
         others.any(|other| tables(*other) != tables(entry))
     }
 
+    pub(crate) fn scalable_context(&self, source_id: u16) -> Option<ScalableContext> {
+        self.scalable_contexts.get(&source_id).copied()
+    }
+
+    pub(crate) fn keep_scalable_context(&mut self, source_id: u16, entry: ScalableContext) {
+        insert(&mut self.scalable_contexts, source_id, entry);
+    }
+
+    pub(crate) fn pasid(&self, source_id: u16, pasid: u32) -> Option<PasidEntry> {
+        self.pasids.get(&(source_id, pasid)).copied()
+    }
+
+    pub(crate) fn keep_pasid(&mut self, source_id: u16, pasid: u32, entry: PasidEntry) {
+        insert(&mut self.pasids, (source_id, pasid), entry);
+    }
+
+    /// Whether a cached PASID entry of the same domain has other tables (VT-d 6.2.1 forbids it).
+    pub(crate) fn pasid_domain_differs(&self, entry: PasidEntry) -> bool {
+        let tables = |entry: PasidEntry| {
+            let translated = entry.translation_type() != PGTT_PASS_THROUGH;
+            translated.then_some((entry.table(), entry.address_width()))
+        };
+        let mut others = self.pasids.values().filter(|other| other.domain_id() == entry.domain_id());
+        others.any(|other| tables(*other) != tables(entry))
+    }
+
+    pub(crate) fn flush_pasids(&mut self, scope: PasidScope) {
+        self.pasids.retain(|(_, pasid), entry| match scope {
+            PasidScope::Global => false,
+            PasidScope::Domain(domain) => entry.domain_id() != domain,
+            PasidScope::Pasid(domain, selected) => entry.domain_id() != domain || *pasid != selected,
+        });
+    }
+
     pub(crate) fn flush_contexts(&mut self, scope: ContextScope) {
+        // Entries of scalable mode are tagged by the requester alone: domains do not select them, and do not count.
+        self.scalable_contexts.retain(|source_id, _| match scope {
+            ContextScope::Global => false,
+            ContextScope::Domain(_) => true,
+            ContextScope::Device(_, device, ignored) => (source_id ^ device) & !ignored != 0,
+        });
         self.contexts.retain(|source_id, entry| match scope {
             ContextScope::Global => false,
             ContextScope::Domain(domain) => entry.domain_id() != domain,

@@ -44,6 +44,16 @@ impl Config {
             | flag(self.pass_through, 6)
             | (regs::IVA >> 4) << 8
             | u64::from(self.max_handle_mask & 0xf) << 20
+            | self.scalable_ecap()
+    }
+
+    /// ECAP_REG's fields of scalable mode: PSS, PASID, SMTS, SSTS, SMPWCS.
+    fn scalable_ecap(&self) -> u64 {
+        if !self.scalable_mode {
+            return 0;
+        }
+        let pasid_size = u64::from(self.pasid_bits.clamp(1, 20) - 1) << 35;
+        pasid_size | flag(true, 40) | flag(true, 43) | flag(true, 46) | flag(self.scalable_walk_snoop, 48)
     }
 
     /// MGAW in bits.

@@ -1,8 +1,8 @@
 //! The global command register (VT-d 11.4, GCMD_REG): one thing at a time, each with its conditions.
 
-use crate::cache::{ContextScope, IotlbScope};
+use crate::cache::{ContextScope, IotlbScope, PasidScope};
 use crate::spec::bits;
-use crate::spec::regs::{self, RTADDR_TTM, global, irta};
+use crate::spec::regs::{self, RTADDR_TTM, TTM_LEGACY, TTM_SCALABLE, global, irta};
 use crate::{Memory, Unit};
 
 impl Unit {
@@ -53,8 +53,12 @@ impl Unit {
 
     fn set_root_table(&mut self) -> Result<(), &'static str> {
         let value = self.regs.rtaddr;
-        if bits(value, RTADDR_TTM.0, RTADDR_TTM.1) != 0 {
-            return Err("RTADDR: legacy mode is the only translation table mode here");
+        let mode = bits(value, RTADDR_TTM.0, RTADDR_TTM.1);
+        if mode != TTM_LEGACY && !(mode == TTM_SCALABLE && self.config.scalable_mode) {
+            return Err("RTADDR: a translation table mode that ECAP does not report");
+        }
+        if self.status(global::TE) && (value ^ self.regs.root) >> RTADDR_TTM.1 & 0b11 != 0 {
+            return Err("RTADDR: the translation table mode is not changed while translation is on");
         }
         if value & self.beyond_host_width() != 0 {
             return Err("RTADDR: the table lies within the host address width");
@@ -62,9 +66,11 @@ impl Unit {
         self.regs.root = value;
         if self.config.flush_on_srtp {
             self.caches.flush_contexts(ContextScope::Global);
+            self.caches.flush_pasids(PasidScope::Global);
             self.caches.flush_pages(IotlbScope::Global);
         } else {
             self.due.context_cache = true;
+            self.due.pasid_cache = mode == TTM_SCALABLE;
             self.due.iotlb = true;
         }
         Ok(())
@@ -95,8 +101,8 @@ impl Unit {
         if on && !self.status(global::SRTP) {
             return Err("GCMD.TE: set the root table pointer first");
         }
-        if on && (self.due.context_cache || self.due.iotlb) {
-            let rule = "GCMD.SRTP: invalidate the context cache, then the IOTLB, globally (went on with old entries)";
+        if on && (self.due.context_cache || self.due.pasid_cache || self.due.iotlb) {
+            let rule = "GCMD.SRTP: invalidate the context cache, in scalable mode the PASID cache, then the IOTLB, globally (went on with old entries)";
             self.violation(regs::GCMD, u64::from(global::TE), rule);
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What a unit is capable of: the choices behind CAP and ECAP.
 
-/// The capabilities of a unit. [`Config::default`] is like a recent server's unit in legacy mode, with each choice that the
-/// manual leaves open taken strictly.
+/// The capabilities of a unit. [`Config::default`] is like a recent server's unit that has no scalable mode, with each
+/// choice that the manual leaves open taken strictly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// CAP.PI: posted interrupts.
@@ -34,6 +34,13 @@ pub struct Config {
     pub pass_through: bool,
     /// ECAP.QI: queued invalidation.
     pub queued_invalidation: bool,
+    /// ECAP.SMTS, SSTS and PASID: scalable mode with second-stage tables, for requests with and without PASID. RID_PASID is 0
+    /// (ECAP.RPS = 0).
+    pub scalable_mode: bool,
+    /// ECAP.SMPWCS: walks from a PASID-table entry with PWSNP snoop the processors' caches.
+    pub scalable_walk_snoop: bool,
+    /// ECAP.PSS + 1: bits of a PASID.
+    pub pasid_bits: u32,
     /// Width of a domain id in bits: 4, 6, 8, 10, 12, 14 or 16 (CAP.ND).
     pub domain_id_bits: u32,
     /// The platform's host address width in bits; address bits above it are reserved. The DMAR table reports it.
@@ -62,6 +69,9 @@ impl Default for Config {
             device_tlb: false,
             pass_through: true,
             queued_invalidation: true,
+            scalable_mode: false,
+            scalable_walk_snoop: true,
+            pasid_bits: 20,
             domain_id_bits: 16,
             host_address_width: 46,
             max_address_mask: 18,

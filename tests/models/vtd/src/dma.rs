@@ -1,4 +1,4 @@
-//! DMA requests without PASID: legacy-mode translation (VT-d 3.4, 3.7).
+//! DMA requests, with and without PASID (VT-d 3.4, 3.7).
 
 use crate::fault::Request;
 use crate::spec::regs::global;
@@ -11,6 +11,21 @@ pub enum Access {
     Read,
     /// The device writes memory.
     Write,
+}
+
+/// Who sends a DMA request: a function, as a whole or with a PASID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Requester {
+    /// Bus, device and function.
+    pub source_id: u16,
+    /// The PASID of a request with one (its PASID TLP prefix).
+    pub pasid: Option<u32>,
+}
+
+impl From<u16> for Requester {
+    fn from(source_id: u16) -> Self {
+        Self { source_id, pasid: None }
+    }
 }
 
 /// Why a DMA request was refused.
@@ -37,13 +52,13 @@ impl Unit {
     /// Translates a piece of at most one 4 KiB page. `Ok` is the host-physical address.
     pub fn dma(
         &mut self,
-        source_id: u16,
+        requester: impl Into<Requester>,
         address: u64,
         len: usize,
         access: Access,
         mem: &mut dyn Memory,
     ) -> Result<u64, DmaFault> {
-        let result = self.check_and_translate(source_id, address, len, access, mem);
+        let result = self.check_and_translate(requester.into(), address, len, access, mem);
         match result {
             Ok(_) => self.stats.dma_translated += 1,
             Err(_) => self.stats.dma_faults += 1,
@@ -53,7 +68,7 @@ impl Unit {
 
     fn check_and_translate(
         &mut self,
-        source_id: u16,
+        requester: Requester,
         address: u64,
         len: usize,
         access: Access,
@@ -62,15 +77,16 @@ impl Unit {
         if (address % PAGE).saturating_add(len as u64) > PAGE {
             return Err(DmaFault::CrossesPage);
         }
-        if in_interrupt_range(address) {
+        // A request with PASID is never an interrupt; where it leads is looked at behind the translation.
+        if in_interrupt_range(address) && requester.pasid.is_none() {
             return Err(DmaFault::InterruptRange);
         }
         if !self.status(global::TE) {
             return Ok(address);
         }
-        self.translate(source_id, address, access, mem).map_err(|fault| {
+        self.translate(requester, address, access, mem).map_err(|fault| {
             let read = access == Access::Read;
-            self.report(fault, source_id, Request::Dma { address, read });
+            self.report(fault, requester.source_id, Request::Dma { address, read, pasid: requester.pasid });
             DmaFault::Blocked(fault.reason)
         })
     }
@@ -79,14 +95,15 @@ impl Unit {
     /// read.
     pub fn dma_read(
         &mut self,
-        source_id: u16,
+        requester: impl Into<Requester>,
         address: u64,
         buf: &mut [u8],
         mem: &mut dyn Memory,
     ) -> Result<(), DmaFault> {
+        let requester = requester.into();
         for (at, piece) in pieces(address, buf.len()) {
             let len = piece.len();
-            let hpa = self.dma(source_id, at, len, Access::Read, mem)?;
+            let hpa = self.dma(requester, at, len, Access::Read, mem)?;
             let Some(part) = buf.get_mut(piece) else { break };
             if !mem.read(hpa, part) {
                 return Err(DmaFault::NoMemory(hpa));
@@ -98,14 +115,15 @@ impl Unit {
     /// Writes `data` to the device's address `address`, page by page. On a fault the pages before it have been written.
     pub fn dma_write(
         &mut self,
-        source_id: u16,
+        requester: impl Into<Requester>,
         address: u64,
         data: &[u8],
         mem: &mut dyn Memory,
     ) -> Result<(), DmaFault> {
+        let requester = requester.into();
         for (at, piece) in pieces(address, data.len()) {
             let len = piece.len();
-            let hpa = self.dma(source_id, at, len, Access::Write, mem)?;
+            let hpa = self.dma(requester, at, len, Access::Write, mem)?;
             let Some(part) = data.get(piece) else { break };
             if !mem.write(hpa, part) {
                 return Err(DmaFault::NoMemory(hpa));

@@ -34,7 +34,7 @@ impl Fault {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Request {
     /// A DMA request for this address.
-    Dma { address: u64, read: bool },
+    Dma { address: u64, read: bool, pasid: Option<u32> },
     /// An interrupt request with this index, where the request has one.
     Interrupt { index: u32 },
 }
@@ -47,11 +47,11 @@ impl Request {
         }
     }
 
-    fn type_bit(self) -> u64 {
-        match self {
-            Request::Dma { read: true, .. } => frcd::T1,
-            _ => 0,
-        }
+    /// The type, and the PASID (PP, PV) of a request that had one.
+    fn high(self) -> u64 {
+        let Request::Dma { read, pasid, .. } = self else { return 0 };
+        let kind = if read { frcd::T1 } else { 0 };
+        kind | pasid.map_or(0, |pasid| frcd::PP | u64::from(pasid) << frcd::PASID_SHIFT)
     }
 }
 
@@ -129,7 +129,7 @@ impl Unit {
         }
         let before = self.fault_conditions();
         let reason = u64::from(fault.reason) << frcd::REASON_SHIFT;
-        let high = frcd::F | request.type_bit() | reason | u64::from(source_id);
+        let high = frcd::F | request.high() | reason | u64::from(source_id);
         if self.faults.record([request.info(), high]) {
             self.stats.faults_recorded += 1;
         } else {

@@ -1,7 +1,7 @@
 //! Invalidation of the DMA caches, and its register-based form (VT-d 6.5.1): CCMD, IVA and IOTLB.
 
 use crate::Unit;
-use crate::cache::{ContextScope, IotlbScope};
+use crate::cache::{ContextScope, IotlbScope, PasidScope};
 use crate::queue::ignored_functions;
 use crate::spec::regs::{self, ccmd, global, iotlb};
 use crate::spec::{bit, bits, descriptor as desc, mask};
@@ -12,13 +12,26 @@ impl Unit {
         if scope == ContextScope::Global {
             self.due.context_cache = false;
         }
+        if self.scalable() && matches!(scope, ContextScope::Domain(_)) {
+            let rule = "in scalable mode the context cache knows no domains (VT-d 6.5.2.1): nothing was dropped";
+            self.violation(0, 0, rule);
+        }
         self.caches.flush_contexts(scope);
+    }
+
+    pub(crate) fn flush_pasids(&mut self, scope: PasidScope) {
+        self.stats.pasid_flushes += 1;
+        // Only after the context cache: an old context entry could bring old directories back.
+        if scope == PasidScope::Global && !self.due.context_cache {
+            self.due.pasid_cache = false;
+        }
+        self.caches.flush_pasids(scope);
     }
 
     pub(crate) fn flush_pages(&mut self, scope: IotlbScope) {
         self.stats.iotlb_flushes += 1;
-        // Only after the context cache: an old context entry could bring old pages back.
-        if scope == IotlbScope::Global && !self.due.context_cache {
+        // Only after the context and PASID caches: an old entry could bring old pages back.
+        if scope == IotlbScope::Global && !self.due.context_cache && !self.due.pasid_cache {
             self.due.iotlb = false;
         }
         self.caches.flush_pages(scope);

@@ -1,4 +1,4 @@
-//! A strict model of one Intel VT-d DMA-remapping unit (legacy mode), written from the rules of the "Intel Virtualization
+//! A strict model of one Intel VT-d DMA-remapping unit (legacy mode, and scalable mode with second-stage tables), written from the rules of the "Intel Virtualization
 //! Technology for Directed I/O Architecture Specification" ("VT-d" below; section numbers are those of revision 4.1).
 //!
 //! The model is stricter than hardware wherever the manual leaves a choice: cached entries stay until the right
@@ -25,6 +25,7 @@ mod memory;
 mod post;
 mod queue;
 mod regs;
+mod scalable;
 mod spec;
 mod stats;
 mod unit;
@@ -34,7 +35,7 @@ mod walk;
 mod tests;
 
 pub use config::Config;
-pub use dma::{Access, DmaFault};
+pub use dma::{Access, DmaFault, Requester};
 pub use intr::{Compatibility, Outcome, Remapped};
 pub use memory::{Memory, Ram};
 pub use spec::reason;

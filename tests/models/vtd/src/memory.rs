@@ -23,6 +23,15 @@ pub(crate) fn read_pair(mem: &mut dyn Memory, hpa: u64) -> Option<[u64; 2]> {
     mem.read(hpa, &mut bytes).then(|| u128::from_le_bytes(bytes)).map(|value| [value as u64, (value >> 64) as u64])
 }
 
+/// Reads little-endian quadwords.
+pub(crate) fn read_quads<const N: usize>(mem: &mut dyn Memory, hpa: u64) -> Option<[u64; N]> {
+    let mut words = [0; N];
+    for (at, word) in (hpa..).step_by(8).zip(&mut words) {
+        *word = read_u64(mem, at)?;
+    }
+    Some(words)
+}
+
 const PAGE: u64 = 4096;
 
 /// A sparse memory of 4 KiB pages for tests: zero until written, absent from `limit` on.

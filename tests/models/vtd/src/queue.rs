@@ -1,8 +1,8 @@
-//! The invalidation queue (VT-d 6.5.2) with 128-bit descriptors.
+//! The invalidation queue (VT-d 6.5.2) with descriptors of 128 bits, or of 256 where there is scalable mode.
 
-use crate::cache::{ContextScope, IotlbScope};
+use crate::cache::{ContextScope, IotlbScope, PasidScope};
 use crate::event::Kind;
-use crate::memory::read_pair;
+use crate::memory::{read_pair, read_quads};
 use crate::spec::regs::{self, ICS_IWC, fsts, global, iqa, queue_error};
 use crate::spec::{bit, bits, descriptor as desc, mask};
 use crate::{Memory, Unit};
@@ -22,7 +22,6 @@ pub(crate) struct Queue {
     unanswered: bool,
 }
 
-const DESCRIPTOR_SIZE: u64 = 16;
 /// The bits that IQT has.
 const TAIL: u64 = mask(18, 0);
 
@@ -36,8 +35,13 @@ impl Queue {
         self.address & !0xfff
     }
 
+    /// Bytes of a descriptor.
+    fn descriptor_size(&self) -> u64 {
+        if bit(self.address, iqa::DW) { 32 } else { 16 }
+    }
+
     fn tail_is_valid(&self) -> bool {
-        self.tail < self.size() && self.tail.is_multiple_of(DESCRIPTOR_SIZE)
+        self.tail < self.size() && self.tail.is_multiple_of(self.descriptor_size())
     }
 }
 
@@ -73,14 +77,15 @@ impl Unit {
                 self.queue.error = error;
                 self.set_queue_status(fsts::IQE);
             } else {
-                let next = self.queue.head + DESCRIPTOR_SIZE;
+                let next = self.queue.head + self.queue.descriptor_size();
                 self.queue.head = next % self.queue.size();
             }
         }
     }
 
     fn next_descriptor(&mut self, mem: &mut dyn Memory) -> Result<(), u64> {
-        if bit(self.queue.address, iqa::DW) {
+        let wide = bit(self.queue.address, iqa::DW);
+        if wide && !self.config.scalable_mode || !wide && self.scalable() {
             return Err(queue_error::INVALID_WIDTH);
         }
         if !self.queue.tail_is_valid() {
@@ -88,7 +93,11 @@ impl Unit {
         }
         let at = self.queue.base() + self.queue.head;
         let words = read_pair(mem, at).ok_or(queue_error::FETCH)?;
+        let upper = if wide { read_quads(mem, at + 16).ok_or(queue_error::FETCH)? } else { [0; 2] };
         self.stats.descriptors += 1;
+        if upper != [0; 2] {
+            return Err(queue_error::RESERVED_FIELD);
+        }
         self.carry_out(words, mem)
     }
 
@@ -107,6 +116,8 @@ impl Unit {
             desc::IOTLB => self.queued_iotlb(words),
             desc::DEVICE_TLB => self.queued_device_tlb(),
             desc::INTERRUPT_ENTRY_CACHE => self.queued_interrupt_entry(low),
+            desc::PASID_CACHE => self.queued_pasid_cache(low),
+            desc::PASID_IOTLB => self.queued_pasid_iotlb(words),
             _ => self.queued_wait(words, mem),
         }
     }
@@ -115,6 +126,7 @@ impl Unit {
         match kind {
             desc::DEVICE_TLB => self.config.device_tlb,
             desc::INTERRUPT_ENTRY_CACHE => self.config.interrupt_remapping,
+            desc::PASID_CACHE | desc::PASID_IOTLB => self.config.scalable_mode,
             _ => true,
         }
     }
@@ -155,6 +167,32 @@ impl Unit {
             _ => return Err(queue_error::RESERVED_FIELD),
         };
         self.flush_pages(scope);
+        Ok(())
+    }
+
+    fn queued_pasid_cache(&mut self, low: u64) -> Result<(), u64> {
+        let domain = self.queued_domain(low)?;
+        let pasid = bits(low, desc::PASID.0, desc::PASID.1) as u32;
+        let scope = match bits(low, desc::GRANULARITY.0, desc::GRANULARITY.1) {
+            0 => PasidScope::Domain(domain),
+            1 => PasidScope::Pasid(domain, pasid),
+            3 => PasidScope::Global,
+            _ => return Err(queue_error::RESERVED_FIELD),
+        };
+        self.flush_pasids(scope);
+        Ok(())
+    }
+
+    /// For translations by first-stage tables, which are tagged by PASID. Those by second-stage tables alone are their domain's, and
+    /// stay (VT-d 6.5.2.4): there are no others here.
+    fn queued_pasid_iotlb(&mut self, words: [u64; 2]) -> Result<(), u64> {
+        self.queued_domain(words[0])?;
+        let selected = bits(words[0], desc::GRANULARITY.0, desc::GRANULARITY.1);
+        let mask = bits(words[1], desc::iotlb::AM.0, desc::iotlb::AM.1) as u32;
+        if !matches!(selected, 2 | 3) || mask > self.config.max_address_mask {
+            return Err(queue_error::RESERVED_FIELD);
+        }
+        self.stats.pasid_iotlb_flushes += 1;
         Ok(())
     }
 

@@ -29,6 +29,10 @@ pub struct Stats {
     pub iotlb_flushes: u64,
     /// Context-cache invalidations.
     pub context_flushes: u64,
+    /// PASID-cache invalidations.
+    pub pasid_flushes: u64,
+    /// PASID-based IOTLB invalidations.
+    pub pasid_iotlb_flushes: u64,
     /// Device-TLB invalidations.
     pub device_tlb_flushes: u64,
     /// Invalidation wait descriptors completed.

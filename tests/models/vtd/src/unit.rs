@@ -45,6 +45,8 @@ pub(crate) struct Registers {
 #[derive(Debug, Default)]
 pub(crate) struct Due {
     pub(crate) context_cache: bool,
+    /// In scalable mode only.
+    pub(crate) pasid_cache: bool,
     pub(crate) iotlb: bool,
     pub(crate) interrupt_entry_cache: bool,
 }

@@ -1,11 +1,12 @@
-//! Legacy-mode translation: root table, context table, second-stage tables (VT-d 3.4.2, 3.7).
+//! Translation: root and context table of legacy mode, second-stage tables of both modes (VT-d 3.4.2, 3.7).
 
 use crate::cache::Translation;
-use crate::dma::{Access, in_interrupt_range};
+use crate::dma::{Access, Requester, in_interrupt_range};
 use crate::fault::Fault;
 use crate::memory::{read_pair, read_u64};
+use crate::spec::regs::{RTADDR_TTM, TTM_SCALABLE};
 use crate::spec::tables::{self, ContextEntry, SS_PAGE_SIZE, SS_READ, SS_RESERVED, SS_WRITE};
-use crate::spec::{mask, reason};
+use crate::spec::{bits, mask, reason};
 use crate::{Memory, Unit};
 
 /// Levels of the second-stage tables for a context entry's AW, if there is such a width.
@@ -18,10 +19,55 @@ fn levels(address_width: u64) -> Option<u32> {
 }
 
 /// The permission an access needs.
-fn needed(access: Access) -> (u64, u8) {
+fn needed(access: Access) -> u64 {
     match access {
-        Access::Read => (SS_READ, reason::READ_DENIED),
-        Access::Write => (SS_WRITE, reason::WRITE_DENIED),
+        Access::Read => SS_READ,
+        Access::Write => SS_WRITE,
+    }
+}
+
+/// What leads from a request to its second-stage tables.
+#[derive(Clone, Copy)]
+pub(crate) struct Stage {
+    pub(crate) domain: u16,
+    pub(crate) table: u64,
+    /// AW.
+    pub(crate) address_width: u64,
+    pub(crate) pass_through: bool,
+    pub(crate) fault_processing_disabled: bool,
+}
+
+/// Why second-stage tables do not lead on.
+#[derive(Clone, Copy)]
+enum Trouble {
+    Access,
+    NotPresent,
+    Denied,
+    Reserved,
+    InterruptRange,
+    BeyondUnit,
+    BeyondWidth,
+}
+
+impl Trouble {
+    fn reason(self, access: Access, scalable: bool) -> u8 {
+        let write = access == Access::Write;
+        match (self, scalable) {
+            (Trouble::Access, false) => reason::PAGING_ACCESS,
+            (Trouble::Access, true) => reason::SM_PAGING_ACCESS,
+            (Trouble::NotPresent, true) => reason::SM_PAGING_NOT_PRESENT,
+            (Trouble::NotPresent | Trouble::Denied, false) if write => reason::WRITE_DENIED,
+            (Trouble::NotPresent | Trouble::Denied, false) => reason::READ_DENIED,
+            (Trouble::Denied, true) if write => reason::SM_WRITE_DENIED,
+            (Trouble::Denied, true) => reason::SM_READ_DENIED,
+            (Trouble::Reserved, false) => reason::PAGING_RESERVED,
+            (Trouble::Reserved, true) => reason::SM_PAGING_RESERVED,
+            (Trouble::InterruptRange, false) => reason::OUTPUT_IN_INTERRUPT_RANGE,
+            (Trouble::InterruptRange, true) => reason::SM_OUTPUT_IN_INTERRUPT_RANGE,
+            (Trouble::BeyondUnit | Trouble::BeyondWidth, false) => reason::ADDRESS_BEYOND_WIDTH,
+            (Trouble::BeyondUnit, true) => reason::SM_ADDRESS_BEYOND_UNIT,
+            (Trouble::BeyondWidth, true) => reason::SM_ADDRESS_BEYOND_WIDTH,
+        }
     }
 }
 
@@ -33,24 +79,59 @@ struct Step {
 }
 
 impl Unit {
+    /// Whether the root table is one of scalable mode (RTADDR.TTM as SRTP latched it).
+    pub(crate) fn scalable(&self) -> bool {
+        bits(self.regs.root, RTADDR_TTM.0, RTADDR_TTM.1) == TTM_SCALABLE
+    }
+
     pub(crate) fn translate(
         &mut self,
-        source_id: u16,
+        requester: Requester,
         address: u64,
         access: Access,
         mem: &mut dyn Memory,
     ) -> Result<u64, Fault> {
-        let context = self.context(source_id, mem)?;
-        let fault = |reason| Fault::with_fpd(reason, context.fault_processing_disabled());
-        let root_level = levels(context.address_width()).ok_or(fault(reason::CONTEXT_INVALID))?;
-        let width = (12 + 9 * root_level).min(self.config.address_width());
-        if address >> width != 0 {
-            return Err(fault(reason::ADDRESS_BEYOND_WIDTH));
+        let scalable = self.scalable();
+        let stage = match requester.pasid {
+            _ if scalable => self.scalable_stage(requester, mem)?,
+            Some(_) => return Err(Fault::new(reason::SM_PASID_IN_LEGACY_MODE)),
+            None => self.legacy_stage(requester.source_id, mem)?,
+        };
+        let fault =
+            |trouble: Trouble| Fault::with_fpd(trouble.reason(access, scalable), stage.fault_processing_disabled);
+        self.second_stage(stage, address, access, mem).map_err(fault)
+    }
+
+    fn second_stage(
+        &mut self,
+        stage: Stage,
+        address: u64,
+        access: Access,
+        mem: &mut dyn Memory,
+    ) -> Result<u64, Trouble> {
+        if address >> self.config.address_width() != 0 {
+            return Err(Trouble::BeyondUnit);
         }
-        if context.translation_type() == tables::TT_PASS_THROUGH {
+        // A stage's width was checked with its entry.
+        let root_level = levels(stage.address_width).ok_or(Trouble::BeyondWidth)?;
+        if address >> (12 + 9 * root_level) != 0 {
+            return Err(Trouble::BeyondWidth);
+        }
+        if stage.pass_through {
             return Ok(address);
         }
-        self.page(context, root_level, address, access, mem).map_err(fault)
+        self.page(stage, root_level, address, access, mem)
+    }
+
+    fn legacy_stage(&mut self, source_id: u16, mem: &mut dyn Memory) -> Result<Stage, Fault> {
+        let context = self.context(source_id, mem)?;
+        Ok(Stage {
+            domain: context.domain_id(),
+            table: context.table(),
+            address_width: context.address_width(),
+            pass_through: context.translation_type() == tables::TT_PASS_THROUGH,
+            fault_processing_disabled: context.fault_processing_disabled(),
+        })
     }
 
     /// The requester's context entry, from the context cache or from memory. Only a good one is cached.
@@ -102,16 +183,20 @@ impl Unit {
         Ok(entry)
     }
 
-    /// Pass-through wants the greatest width that the unit supports (VT-d chapter 9, context entry, AW).
-    fn type_and_width_fit(&self, entry: ContextEntry) -> bool {
-        let width = entry.address_width();
-        let supported = match width {
+    /// Whether the unit has this width (AW).
+    pub(crate) fn has_width(&self, address_width: u64) -> bool {
+        match address_width {
             1 => self.config.three_level,
             2 => self.config.four_level,
             _ => false,
-        };
+        }
+    }
+
+    /// Pass-through wants the greatest width that the unit supports (VT-d chapter 9, context entry, AW).
+    fn type_and_width_fit(&self, entry: ContextEntry) -> bool {
+        let width = entry.address_width();
         let greatest = width == if self.config.four_level { 2 } else { 1 };
-        supported
+        self.has_width(width)
             && match entry.translation_type() {
                 tables::TT_UNTRANSLATED => true,
                 tables::TT_DEVICE_TLB => self.config.device_tlb,
@@ -123,14 +208,14 @@ impl Unit {
     /// The host-physical address, from the IOTLB or by a walk.
     fn page(
         &mut self,
-        context: ContextEntry,
+        stage: Stage,
         root_level: u32,
         address: u64,
         access: Access,
         mem: &mut dyn Memory,
-    ) -> Result<u64, u8> {
-        let domain = context.domain_id();
-        let (permission, denied) = needed(access);
+    ) -> Result<u64, Trouble> {
+        let domain = stage.domain;
+        let permission = needed(access);
         let (page, level) = match self.caches.page(domain, address) {
             Some(cached) => {
                 self.stats.cache_hits += 1;
@@ -138,15 +223,15 @@ impl Unit {
             }
             None => {
                 self.stats.cache_misses += 1;
-                self.walk(context, root_level, address, access, mem)?
+                self.walk(stage, root_level, address, access, mem)?
             }
         };
         if page.permissions & permission == 0 {
-            return Err(denied);
+            return Err(Trouble::Denied);
         }
         let output = page.address | address & mask(tables::level_shift(level) - 1, 0);
         if in_interrupt_range(output) {
-            return Err(reason::OUTPUT_IN_INTERRUPT_RANGE);
+            return Err(Trouble::InterruptRange);
         }
         self.caches.keep_page(domain, level, address, page);
         Ok(output)
@@ -155,14 +240,14 @@ impl Unit {
     /// Walks from the lowest table that the paging-structure caches know. At most four steps: the level falls.
     fn walk(
         &mut self,
-        context: ContextEntry,
+        stage: Stage,
         root_level: u32,
         address: u64,
         access: Access,
         mem: &mut dyn Memory,
-    ) -> Result<(Translation, u32), u8> {
-        let domain = context.domain_id();
-        let root = Translation { address: context.table(), permissions: SS_READ | SS_WRITE };
+    ) -> Result<(Translation, u32), Trouble> {
+        let domain = stage.domain;
+        let root = Translation { address: stage.table, permissions: SS_READ | SS_WRITE };
         let cached = self.caches.table(domain, address, root_level);
         let (table, level) = cached.unwrap_or((root, root_level));
         let mut step = Step { table, level };
@@ -183,20 +268,20 @@ impl Unit {
         address: u64,
         access: Access,
         mem: &mut dyn Memory,
-    ) -> Result<(Translation, bool), u8> {
-        let (permission, denied) = needed(access);
+    ) -> Result<(Translation, bool), Trouble> {
+        let permission = needed(access);
         let index = address >> tables::level_shift(step.level) & 0x1ff;
-        let entry = read_u64(mem, step.table.address + index * 8).ok_or(reason::PAGING_ACCESS)?;
+        let entry = read_u64(mem, step.table.address + index * 8).ok_or(Trouble::Access)?;
         if entry & (SS_READ | SS_WRITE) == 0 {
-            return Err(denied);
+            return Err(Trouble::NotPresent);
         }
         let leaf = step.level == 1 || entry & SS_PAGE_SIZE != 0;
         if entry & self.paging_reserved(step.level, leaf) != 0 {
-            return Err(reason::PAGING_RESERVED);
+            return Err(Trouble::Reserved);
         }
         let permissions = step.table.permissions & entry;
         if permissions & permission == 0 {
-            return Err(denied);
+            return Err(Trouble::Denied);
         }
         let target = Translation { address: entry & tables::ADDRESS, permissions: permissions & (SS_READ | SS_WRITE) };
         Ok((target, leaf))

@@ -1,4 +1,5 @@
-//! Invalidation queue descriptors of 128 bits (VT-d 6.5.2). `word 0` is the low quadword.
+//! Invalidation queue descriptors (VT-d 6.5.2). `word 0` is the low quadword; in descriptors of 256 bits, the upper two are reserved
+//! in all types here.
 
 use super::mask;
 
@@ -11,10 +12,15 @@ pub(crate) const IOTLB: u64 = 2;
 pub(crate) const DEVICE_TLB: u64 = 3;
 pub(crate) const INTERRUPT_ENTRY_CACHE: u64 = 4;
 pub(crate) const WAIT: u64 = 5;
+pub(crate) const PASID_IOTLB: u64 = 6;
+pub(crate) const PASID_CACHE: u64 = 7;
 
 /// Granularity of context-cache and IOTLB invalidation.
 pub(crate) const GRANULARITY: (u32, u32) = (5, 4);
 pub(crate) const DID: (u32, u32) = (31, 16);
+
+/// PASID of a PASID-cache and of a PASID-based IOTLB invalidation.
+pub(crate) const PASID: (u32, u32) = (51, 32);
 
 /// Context-cache invalidation.
 pub(crate) mod context {
@@ -42,13 +48,15 @@ pub(crate) mod wait {
     pub(crate) const STATUS: (u32, u32) = (63, 32);
 }
 
-/// The bits that each descriptor type leaves reserved, `[word 0, word 1]`; `None` for a type that legacy mode lacks.
+/// The bits that each descriptor type leaves reserved, `[word 0, word 1]`; `None` for a type that this model lacks.
 pub(crate) const fn reserved(kind: u64) -> Option<[u64; 2]> {
     Some(match kind {
         CONTEXT_CACHE => [mask(8, 6) | mask(15, 12) | mask(63, 50), u64::MAX],
         IOTLB => [mask(8, 8) | mask(15, 12) | mask(63, 32), mask(11, 7)],
         DEVICE_TLB => [mask(8, 4) | mask(31, 21) | mask(51, 48), mask(11, 1)],
         INTERRUPT_ENTRY_CACHE => [mask(8, 5) | mask(26, 12) | mask(63, 48), u64::MAX],
+        PASID_IOTLB => [mask(8, 6) | mask(15, 12) | mask(63, 52), mask(11, 7)],
+        PASID_CACHE => [mask(8, 6) | mask(15, 12) | mask(63, 52), u64::MAX],
         WAIT => [mask(8, 7) | mask(31, 12), mask(1, 0)],
         _ => return None,
     })

@@ -1,4 +1,4 @@
-//! Fault reasons of legacy mode and of interrupt remapping (VT-d appendix A, "Fault Reason Encodings").
+//! Fault reasons of legacy mode, of scalable mode with second-stage tables, and of interrupt remapping (VT-d appendix A, "Fault Reason Encodings").
 
 /// The root entry is not present.
 pub const ROOT_NOT_PRESENT: u8 = 0x01;
@@ -45,6 +45,55 @@ pub const DESCRIPTOR_ACCESS: u8 = 0x27;
 /// Reserved bits in the posted-interrupt descriptor.
 pub const DESCRIPTOR_RESERVED: u8 = 0x28;
 
+/// A request with PASID while the root table is one of legacy mode.
+pub const SM_PASID_IN_LEGACY_MODE: u8 = 0x31;
+/// Scalable mode: the root table could not be read.
+pub const SM_ROOT_ACCESS: u8 = 0x38;
+/// Scalable mode: LP or UP of the root entry is clear.
+pub const SM_ROOT_NOT_PRESENT: u8 = 0x39;
+/// Scalable mode: reserved bits in a root entry with LP or UP.
+pub const SM_ROOT_RESERVED: u8 = 0x3a;
+/// Scalable mode: the context table could not be read.
+pub const SM_CONTEXT_ACCESS: u8 = 0x40;
+/// Scalable mode: the context entry is not present.
+pub const SM_CONTEXT_NOT_PRESENT: u8 = 0x41;
+/// Scalable mode: reserved bits in a present context entry.
+pub const SM_CONTEXT_RESERVED: u8 = 0x42;
+/// Scalable mode: a request with PASID, and PASIDE of the context entry is clear.
+pub const SM_PASID_DISABLED: u8 = 0x45;
+/// Scalable mode: the PASID is beyond the directory (PDTS).
+pub const SM_PASID_BEYOND_DIRECTORY: u8 = 0x46;
+/// Scalable mode: the PASID directory could not be read.
+pub const SM_DIRECTORY_ACCESS: u8 = 0x50;
+/// Scalable mode: the PASID directory entry is not present.
+pub const SM_DIRECTORY_NOT_PRESENT: u8 = 0x51;
+/// Scalable mode: reserved bits in a present PASID directory entry.
+pub const SM_DIRECTORY_RESERVED: u8 = 0x52;
+/// Scalable mode: the PASID table could not be read.
+pub const SM_PASID_ACCESS: u8 = 0x58;
+/// Scalable mode: the PASID table entry is not present.
+pub const SM_PASID_NOT_PRESENT: u8 = 0x59;
+/// Scalable mode: reserved bits in a present PASID table entry.
+pub const SM_PASID_RESERVED: u8 = 0x5a;
+/// Scalable mode: the PASID table entry is invalid: translation type or address width.
+pub const SM_PASID_INVALID: u8 = 0x5b;
+/// Scalable mode: a second-stage paging entry could not be read.
+pub const SM_PAGING_ACCESS: u8 = 0x78;
+/// Scalable mode: a second-stage paging entry permits neither reads nor writes.
+pub const SM_PAGING_NOT_PRESENT: u8 = 0x79;
+/// Scalable mode: reserved bits in a present second-stage paging entry.
+pub const SM_PAGING_RESERVED: u8 = 0x7a;
+/// Scalable mode: the address is beyond the unit's width.
+pub const SM_ADDRESS_BEYOND_UNIT: u8 = 0x83;
+/// Scalable mode: the address is beyond the second-stage tables' width.
+pub const SM_ADDRESS_BEYOND_WIDTH: u8 = 0x84;
+/// Scalable mode: no write permission.
+pub const SM_WRITE_DENIED: u8 = 0x85;
+/// Scalable mode: no read permission.
+pub const SM_READ_DENIED: u8 = 0x86;
+/// Scalable mode: the translated address lies in the interrupt address range.
+pub const SM_OUTPUT_IN_INTERRUPT_RANGE: u8 = 0x87;
+
 /// Whether FPD in the entry concerned suppresses the record ("qualified" faults).
 pub(crate) const fn is_qualified(reason: u8) -> bool {
     !matches!(
@@ -57,5 +106,10 @@ pub(crate) const fn is_qualified(reason: u8) -> bool {
             | INDEX_BEYOND_TABLE
             | TABLE_ACCESS
             | COMPATIBILITY_BLOCKED
+            | SM_PASID_IN_LEGACY_MODE
+            | SM_ROOT_ACCESS
+            | SM_ROOT_NOT_PRESENT
+            | SM_ROOT_RESERVED
+            | SM_CONTEXT_ACCESS
     )
 }

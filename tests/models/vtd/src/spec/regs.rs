@@ -70,6 +70,8 @@ pub(crate) const ICS_IWC: u32 = 1;
 
 /// RTADDR: translation table mode.
 pub(crate) const RTADDR_TTM: (u32, u32) = (11, 10);
+pub(crate) const TTM_LEGACY: u64 = 0;
+pub(crate) const TTM_SCALABLE: u64 = 1;
 pub(crate) const RTADDR_RESERVED: u64 = super::mask(9, 0);
 
 /// IRTA.
@@ -122,6 +124,9 @@ pub(crate) mod frcd {
     /// Type: a read request.
     pub(crate) const T1: u64 = 1 << 62;
     pub(crate) const REASON_SHIFT: u32 = 32;
+    /// The request had a PASID, and where that is.
+    pub(crate) const PP: u64 = 1 << 31;
+    pub(crate) const PASID_SHIFT: u32 = 40;
     /// Low quadword: where an interrupt-remapping fault has its index.
     pub(crate) const INDEX_SHIFT: u32 = 48;
 }

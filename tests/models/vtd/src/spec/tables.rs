@@ -1,4 +1,4 @@
-//! Root entry, context entry (legacy mode) and second-stage paging entry (VT-d chapter 9).
+//! Root and context entries of both modes, PASID directory and table entries, second-stage paging entry (VT-d chapter 9).
 
 use super::{bit, bits, mask};
 
@@ -42,6 +42,92 @@ impl ContextEntry {
     }
     pub(crate) const fn domain_id(self) -> u16 {
         bits(self.0[1], 23, 8) as u16
+    }
+}
+
+/// Scalable mode: a half of a root entry, for functions 0 to 7 of devices 0 to 15, or 16 to 31. Reserved besides address bits above
+/// the host address width.
+pub(crate) const SM_ROOT_RESERVED: u64 = mask(11, 1) | mask(63, 52);
+/// Bytes of a scalable-mode context entry.
+pub(crate) const SM_CONTEXT_SIZE: u64 = 32;
+/// Bytes of a PASID directory entry.
+pub(crate) const DIRECTORY_ENTRY_SIZE: u64 = 8;
+/// Bytes of a PASID table entry.
+pub(crate) const PASID_ENTRY_SIZE: u64 = 64;
+/// PASIDs that a directory entry's table is for: bits 5:0.
+pub(crate) const PASID_TABLE_BITS: u32 = 6;
+
+/// A scalable-mode context entry, quadword by quadword.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ScalableContext(pub(crate) [u64; 4]);
+
+impl ScalableContext {
+    /// DTE (ECAP.DT = 0 in scalable mode here), PRE (ECAP.PRS = 0), RID_PASID (ECAP.RPS = 0), RID_PRIV (ECAP.SRS = 0), the rest.
+    pub(crate) const RESERVED: [u64; 4] = [1 << 2 | mask(8, 4) | mask(63, 52), u64::MAX, u64::MAX, u64::MAX];
+
+    pub(crate) const fn present(self) -> bool {
+        bit(self.0[0], 0)
+    }
+    pub(crate) const fn fault_processing_disabled(self) -> bool {
+        bit(self.0[0], 1)
+    }
+    /// PASIDE: requests with PASID are allowed.
+    pub(crate) const fn pasid_enabled(self) -> bool {
+        bit(self.0[0], 3)
+    }
+    /// PDTS: the directory has 2^(7 + PDTS) entries. Here as bits of a PASID.
+    pub(crate) const fn pasid_bits(self) -> u32 {
+        bits(self.0[0], 11, 9) as u32 + 7 + PASID_TABLE_BITS
+    }
+    /// PASIDDIRPTR.
+    pub(crate) const fn directory(self) -> u64 {
+        self.0[0] & ADDRESS
+    }
+}
+
+/// Reserved in a PASID directory entry: all but P, FPD and the table's address.
+pub(crate) const DIRECTORY_RESERVED: u64 = mask(11, 2) | mask(63, 52);
+
+/// PGTT: second-stage tables alone.
+pub(crate) const PGTT_SECOND_STAGE: u64 = 2;
+/// PGTT: pass-through.
+pub(crate) const PGTT_PASS_THROUGH: u64 = 4;
+
+/// A PASID table entry, quadword by quadword.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PasidEntry(pub(crate) [u64; 8]);
+
+impl PasidEntry {
+    /// PWSNP: walks snoop.
+    pub(crate) const PWSNP: u64 = 1 << 23;
+    /// SSEE, SSADE (no such capabilities) and reserved bits; memory types, and everything that is for first-stage tables.
+    pub(crate) const RESERVED: [u64; 8] = {
+        let mut reserved = [u64::MAX; 8];
+        reserved[0] = 1 << 5 | mask(11, 9) | mask(63, 52);
+        reserved[1] = mask(63, 16) & !Self::PWSNP;
+        reserved
+    };
+
+    pub(crate) const fn present(self) -> bool {
+        bit(self.0[0], 0)
+    }
+    pub(crate) const fn fault_processing_disabled(self) -> bool {
+        bit(self.0[0], 1)
+    }
+    /// AW: 1 for 39 bits, 2 for 48 bits.
+    pub(crate) const fn address_width(self) -> u64 {
+        bits(self.0[0], 4, 2)
+    }
+    /// PGTT.
+    pub(crate) const fn translation_type(self) -> u64 {
+        bits(self.0[0], 8, 6)
+    }
+    /// SSPTPTR.
+    pub(crate) const fn table(self) -> u64 {
+        self.0[0] & ADDRESS
+    }
+    pub(crate) const fn domain_id(self) -> u16 {
+        bits(self.0[1], 15, 0) as u16
     }
 }
 

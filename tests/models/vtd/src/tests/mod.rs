@@ -6,6 +6,7 @@ mod fault;
 mod intr;
 mod queue;
 mod regs;
+mod scalable;
 
 use crate::{Access, Config, DmaFault, Outcome, Ram, Remapped, Unit};
 
