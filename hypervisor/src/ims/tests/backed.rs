@@ -410,3 +410,38 @@ fn feature_storm_a_vector_of_a_virtual_function_that_rages_is_masked_and_its_tab
     two.poke(3, Field::Ctrl, 0);
     assert_eq!((two.comes_out(3), two.pending(0)), (Some(loud), 0));
 }
+
+#[test]
+fn feature_emulated_no_signal_is_lost_or_doubled_while_others_mask_and_move_the_slot() {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    const ROUNDS: usize = 200;
+    const LOOKS: u32 = 1_000_000;
+    let two = Two::new();
+    two.program(0, target(0, 0x41));
+    let done = AtomicBool::new(false);
+    let until_done = |what: &dyn Fn(u32)| (0..).take_while(|_| !done.load(SeqCst)).for_each(what);
+    std::thread::scope(|scope| {
+        scope.spawn(|| until_done(&|n| two.poke(0, Field::Ctrl, n & 1)));
+        scope.spawn(|| until_done(&|n| two.hold(n & 1 != 0)));
+        scope.spawn(|| until_done(&|n| two.poke(0, Field::Data, 0x41 + (n & 1))));
+        for round in 0..ROUNDS {
+            two.signal().unwrap();
+            let mut came = 0;
+            for _ in 0..LOOKS {
+                came += two.delivered().len();
+                if came != 0 {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            if came != 1 {
+                done.store(true, SeqCst);
+            }
+            assert_eq!(came, 1, "round {round}");
+        }
+        done.store(true, SeqCst);
+    });
+    two.hold(false);
+    two.poke(0, Field::Ctrl, 0);
+    assert_eq!((two.delivered(), two.pending(0)), (vec![], 0), "one too many");
+}
