@@ -69,7 +69,7 @@ pub enum Call {
     /// queue store, whose slots the guest writes and the device reads. Nobody watches what is written there, so the requester ID has
     /// to be the guest's alone ([`NotIsolated`]): then an entry that it names can only be its own. Its slots are taken, mapped and freed
     /// by the same calls, with [`StoreId::queue`](crate::StoreId::queue) in RBX; what to write for a slot that is mapped is told by
-    /// `QuerySlot`, and is the real message. Masking is the guest's business, in its memory: `Mask` and `Unmask` are [`Unsupported`].
+    /// `QuerySlot`, and is the real message. Masks and PASIDs are the guest's business, in its memory: `Mask`, `Unmask` and `SetAux` are [`Unsupported`].
     /// A slot that is unmapped or freed sends nothing any more, whatever its memory says. It is [`Exists`] when it is open already.
     /// Returns 0.
     ///

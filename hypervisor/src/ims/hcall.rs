@@ -88,7 +88,10 @@ impl<P: Ports> Service<P> {
             Call::Unmap => self.on_slot(domain, args, 2, Self::unmap),
             Call::SetAux => {
                 let pasid = Pasid::from_register(args[2])?;
-                self.on_slot(domain, args, 3, |place, _, index, slot| place.set_pasid(index, slot, pasid))
+                self.on_slot(domain, args, 3, |place, _, index, slot| {
+                    watched(place.name)?;
+                    place.set_pasid(index, slot, pasid)
+                })
             }
             Call::SetAffinity => {
                 let target = Target::from_register(args[2])?;

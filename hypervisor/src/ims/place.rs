@@ -239,6 +239,10 @@ impl<'a, P: Ports> Place<'a, P> {
                 service.ports.unroute(self.guest(), old.target, old.route);
                 slot.bind(new);
                 slot.flushed = true;
+                if slot.held {
+                    // Nobody looks for it at its new place.
+                    self.let_send(index, slot);
+                }
                 Ok(())
             }
             Err(status) => {

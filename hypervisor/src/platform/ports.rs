@@ -108,7 +108,10 @@ impl MachinePorts {
     pub fn slow_store(&self, bdf: Bdf, registers: Mmio) -> Option<u16> {
         let mut stores = self.slow_stores.write();
         let number = match stores.iter().position(|(whose, _)| *whose == bdf) {
-            Some(number) => number,
+            Some(number) => {
+                stores[number].1.get_mut().mend();
+                number
+            }
             None => {
                 stores.push((bdf, Mutex::new(SlowStore::find(registers)?)));
                 stores.len() - 1

@@ -39,13 +39,15 @@ struct Gathered {
 pub struct SlowStore<R> {
     registers: R,
     gathered: Vec<Gathered>,
+    /// It did not finish a command: it is not waited for a second time.
+    stuck: bool,
 }
 
 impl<R: Registers> SlowStore<R> {
     /// The store behind these registers; `None` if the device has no such store. The room for what is gathered is taken at once.
     pub fn find(registers: R) -> Option<Self> {
         let there = registers.read32(PRESENT) == 1;
-        there.then(|| Self { registers, gathered: Vec::with_capacity(MOST) })
+        there.then(|| Self { registers, gathered: Vec::with_capacity(MOST), stuck: false })
     }
 
     /// Notes what is to be written. The device gets it by [`Self::commit`], or when there is no more room.
@@ -71,17 +73,25 @@ impl<R: Registers> SlowStore<R> {
     pub fn commit(&mut self) -> Result<(), Stuck> {
         let mut result = Ok(());
         for gathered in self.gathered.drain(..) {
-            if result.is_ok() {
+            if result.is_ok() && !self.stuck {
                 result = put(&self.registers, &gathered);
             }
         }
-        result
+        self.stuck |= result.is_err();
+        if self.stuck { Err(Stuck) } else { Ok(()) }
+    }
+
+    /// The device was reset: perhaps it works again.
+    pub fn mend(&mut self) {
+        self.stuck = false;
     }
 
     /// Reads a slot, after what was gathered has been written.
     pub fn read(&mut self, slot: u16) -> Result<[u32; 4], Stuck> {
         self.commit()?;
-        put(&self.registers, &Gathered { slot, mask: 0, dwords: [0; 4] })?;
+        let read = put(&self.registers, &Gathered { slot, mask: 0, dwords: [0; 4] });
+        self.stuck |= read.is_err();
+        read?;
         Ok([0, 4, 8, 12].map(|at| self.registers.read32(DWORDS + at)))
     }
 }
@@ -200,6 +210,7 @@ mod tests {
         store.write(1, Field::Ctrl, 0).unwrap();
         assert_eq!(store.commit(), Err(Stuck));
         assert_eq!(device.commands.borrow().len(), 1, "it is told nothing more");
-        assert_eq!(vec![(0, 8)], *device.commands.borrow());
+        assert_eq!((store.write(2, Field::Ctrl, 0), store.commit(), store.read(2)), (Ok(()), Err(Stuck), Err(Stuck)));
+        assert_eq!(vec![(0, 8)], *device.commands.borrow(), "nor is it waited for again");
     }
 }

@@ -252,8 +252,9 @@ fn feature_storm_the_slot_that_fires_is_masked_and_those_beside_it_lose_nothing(
 #[test]
 fn a_slot_that_the_guest_changes_while_it_is_held_is_the_guests() {
     let bench = Bench::new();
-    let [masked, unmasked, freed] = [(); 3].map(|()| bench.mapped(target(0, 0x40)));
+    let [masked, unmasked, freed, moved] = [(); 4].map(|()| bench.mapped(target(0, 0x40)));
     bench.service.hold(&bench.domain, target(0, 0x40));
+    bench.retarget(moved, target(1, 0x41)).unwrap();
     bench.on(Call::Mask, masked).unwrap();
     bench.on(Call::Unmask, unmasked).unwrap();
     bench.on(Call::Free, freed).unwrap();
@@ -261,6 +262,7 @@ fn a_slot_that_the_guest_changes_while_it_is_held_is_the_guests() {
     assert_eq!(bench.fire(masked.index()), None);
     assert_eq!(bench.fire(unmasked.index()), Some(target(0, 0x40)));
     assert_eq!(bench.fire(freed.index()), None);
+    assert_eq!(bench.fire(moved.index()), Some(target(1, 0x41)), "it is not forgotten where it went");
 }
 
 #[test]
@@ -336,7 +338,7 @@ fn feature_store_queue_its_messages_are_real_and_lead_nowhere_when_their_slots_a
     let affinity = [QUEUE_ARG, handle.bits().into(), target(5, 0x42).to_register(), 0];
     assert_eq!(bench.call(Call::SetAffinity, affinity), Ok(0));
     assert_eq!(bench.machine().deliver(pair, Bdf(0xf1)), Some(target(5, 0x42)), "the message stays");
-    for call in [Call::Mask, Call::Unmask] {
+    for call in [Call::Mask, Call::Unmask, Call::SetAux] {
         assert_eq!(bench.in_queue(call, handle), Err(Status::Unsupported));
     }
     assert_eq!(bench.on(Call::Mask, handle), Err(Status::StaleHandle), "the array has its own slots");
