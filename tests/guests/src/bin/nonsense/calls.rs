@@ -1,7 +1,9 @@
 //! Hypercalls that are wrong: attacks 5, 6 and 27.
 
 use guests::bare::apic;
-use guests::guest_shim::hcall_abi::{Call, DeviceInfo, ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target};
+use guests::guest_shim::hcall_abi::{
+    Call, DeviceInfo, ItemLayout, MapReply, MapRequest, SlotHandle, SlotInfo, Status, Target,
+};
 use guests::guest_shim::vmcall::Vmcall;
 use guests::guest_shim::{BatchPage, Hypercalls, Transport};
 use guests::random::Random;
@@ -34,6 +36,9 @@ pub fn all(attacker: &mut Attacker, calls: &Hypercalls<Vmcall>, mut page: BatchP
     caller.handles();
     caller.batches();
     caller.items();
+    caller.many();
+    caller.slots();
+    caller.guests_own();
     caller.random();
     caller.every_slot(&mut page);
     attacker.check_good();
@@ -87,7 +92,7 @@ impl Caller<'_> {
             for foreign in [0, device ^ 1, device ^ 8, 0x1000 | device, 0xffff] {
                 self.fails(call, [foreign, rest[0], rest[1], rest[2]], Status::NoSuchDevice);
             }
-            for register in [0x1_0000 | device, 1 << 32 | device, u64::MAX] {
+            for register in [0x2_0000 | device, 1 << 32 | device, u64::MAX] {
                 self.fails(call, [register, rest[0], rest[1], rest[2]], Status::InvalidArgument);
             }
         }
@@ -202,13 +207,127 @@ impl Caller<'_> {
         }
     }
 
+    /// Calls that take many slots at a time.
+    fn many(&mut self) {
+        let (device, page) = (self.device, PAGE.address());
+        for range in [0, 1, 1 << 32, 2 << 32 | 3, 1025 << 32 | 1, u64::MAX] {
+            self.fails(Call::AllocMany, [device, page, range, 0], Status::InvalidArgument);
+        }
+        for count in [0, 1025, 1 << 32 | 1, u64::MAX] {
+            self.fails(Call::FreeMany, [device, page, count, 0], Status::InvalidArgument);
+        }
+        for (call, one) in [(Call::AllocMany, 1 << 32 | 1), (Call::FreeMany, 1)] {
+            for misaligned in [page + 1, page + 2, u64::MAX] {
+                self.fails(call, [device, misaligned, one, 0], Status::BadAddress);
+            }
+            self.fails(
+                call,
+                [device, page + 4092, one + if call == Call::FreeMany { 1 } else { 1 << 32 }, 0],
+                Status::CrossesPage,
+            );
+            for address in bad_addresses(self.attacker) {
+                self.fails(call, [device, address, one, 0], Status::BadAddress);
+            }
+            self.fails(call, [device ^ 8, page, one, 0], Status::NoSuchDevice);
+        }
+        let groups = u64::from(self.calls.interface().limits.groups);
+        self.fails(Call::AllocMany, [device, page, 1 << 32 | 1, groups], Status::InvalidArgument);
+        self.fails(Call::FreeMany, [device, page, 1, 1], Status::InvalidArgument);
+        self.fails(Call::FreeGroup, [device, groups, 0, 0], Status::InvalidArgument);
+        self.fails(Call::FreeGroup, [device, 0, 1, 0], Status::InvalidArgument);
+        self.frees_nonsense();
+    }
+
+    /// Handles that name nothing are answered one by one.
+    fn frees_nonsense(&mut self) {
+        put(0, &[0, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 1, 0]);
+        self.gives(self.calls.interface().number(Call::FreeMany), [self.device, PAGE.address(), 4, 0], Ok(0));
+        let codes = get(0);
+        for (n, expected) in [Status::InvalidArgument, Status::InvalidArgument, Status::NoSuchSlot, Status::StaleHandle]
+            .into_iter()
+            .enumerate()
+        {
+            let code = i32::from_le_bytes([codes[4 * n], codes[4 * n + 1], codes[4 * n + 2], codes[4 * n + 3]]);
+            if i64::from(code) != -(expected.code() as i64) {
+                self.attacker.error(format_args!("handle {n} of nonsense: {code}, not {expected:?}"));
+            }
+        }
+    }
+
+    /// Calls that look at a slot, or set its PASID.
+    fn slots(&mut self) {
+        let (device, page) = (self.device, PAGE.address());
+        let Ok(handle) = self.calls.alloc(self.attacker.device.id(), 0) else {
+            return self.attacker.error(format_args!("no slot to be had"));
+        };
+        let good = u64::from(handle.bits());
+        put(0, &SlotInfo::request());
+        for call in [Call::QuerySlot, Call::SetAux] {
+            let third = if call == Call::QuerySlot { page } else { 0 };
+            self.fails(call, [device, good ^ 0x8000_0000, third, 0], Status::StaleHandle);
+            self.fails(call, [device, good | 1 << 32, third, 0], Status::InvalidArgument);
+            self.fails(call, [device, 0x0001_ffff, third, 0], Status::NoSuchSlot);
+            self.fails(call, [device, good, third, 1], Status::InvalidArgument);
+            self.fails(call, [device ^ 8, good, third, 0], Status::NoSuchDevice);
+            self.fails(call, [device | 1 << 17, good, third, 0], Status::InvalidArgument);
+        }
+        for pasid in [1, 1 << 30, 1 << 31 | 1 << 20, 1 << 32, u64::MAX] {
+            self.fails(Call::SetAux, [device, good, pasid, 0], Status::InvalidArgument);
+        }
+        for pasid in [0, 1, 0xf_ffff] {
+            self.fails(Call::SetAux, [device, good, 1 << 31 | pasid, 0], Status::BadPasid);
+        }
+        self.fails(Call::QuerySlot, [device, good, page + 4096 - 63, 0], Status::CrossesPage);
+        for address in bad_addresses(self.attacker) {
+            self.fails(Call::QuerySlot, [device, good, address, 0], Status::BadAddress);
+        }
+        for (at, status) in [(0, Status::BadLayout), (4, Status::BadLayout), (8, Status::InvalidArgument)] {
+            let mut request = SlotInfo::request();
+            request[at] ^= 0x40;
+            put(0, &request);
+            self.fails(Call::QuerySlot, [device, good, page, 0], status);
+        }
+        self.gives(self.calls.interface().number(Call::Free), [device, good, 0, 0], Ok(0));
+    }
+
+    /// Enabling, faults, and stores of the guest's own.
+    fn guests_own(&mut self) {
+        let (device, page) = (self.device, PAGE.address());
+        for version in [0, 1, 2 << 16, 0xffff_ffff] {
+            self.fails(Call::Enable, [version, 0, 0, 0], Status::Unsupported);
+        }
+        self.fails(Call::Enable, [1 << 32 | 1 << 16, 0, 0, 0], Status::InvalidArgument);
+        self.fails(Call::Enable, [1 << 16, 1, 0, 0], Status::InvalidArgument);
+        for count in [0, 129, u64::MAX] {
+            self.fails(Call::ReadFaults, [page, count, 0, 0], Status::InvalidArgument);
+        }
+        self.fails(Call::ReadFaults, [page + 16, 1, 0, 0], Status::BadAddress);
+        self.fails(Call::ReadFaults, [page + 4064, 2, 0, 0], Status::CrossesPage);
+        self.fails(Call::ReadFaults, [page, 1, 1, 0], Status::InvalidArgument);
+        for address in bad_addresses(self.attacker) {
+            self.fails(Call::ReadFaults, [address, 1, 0, 0], Status::BadAddress);
+        }
+        for slots in [0, 4097, 1 << 32 | 1, u64::MAX] {
+            self.fails(Call::OpenQueue, [device, slots, 0, 0], Status::InvalidArgument);
+        }
+        self.fails(Call::OpenQueue, [device ^ 8, 1, 0, 0], Status::NoSuchDevice);
+        self.fails(Call::OpenQueue, [device | 1 << 16, 1, 0, 0], Status::InvalidArgument);
+        self.fails(Call::Alloc, [device | 1 << 16, 0, 0, 0], Status::NoFreeSlot);
+        self.gives(self.calls.interface().number(Call::OpenQueue), [device, 2, 0, 0], Ok(0));
+        self.fails(Call::OpenQueue, [device, 2, 0, 0], Status::Exists);
+        for call in [Call::Mask, Call::Unmask] {
+            self.fails(call, [device | 1 << 16, 0x1_0002, 0, 0], Status::NoSuchSlot);
+            self.fails(call, [device | 1 << 16, 0x1_0001, 0, 0], Status::StaleHandle);
+        }
+    }
+
     /// Whatever the arguments are, an answer comes, and it is one of this version's.
     fn random(&mut self) {
         let mut random = Random::new(27);
         let base = u64::from(self.calls.interface().call_base);
         let addresses = bad_addresses(self.attacker);
         for _ in 0..RANDOM_CALLS {
-            let number = base + random.next() % 12;
+            let number = base + random.next() % 20;
             let mut args = [(); 4].map(|()| random.next() >> (random.next() % 64));
             if random.next().is_multiple_of(2) {
                 args[0] = self.device;
