@@ -26,9 +26,10 @@ const PURE: [(&str, &[&str], &[&str]); 2] = [
 const FOR_TESTS: [&str; 2] = ["std", "proptest"];
 
 /// Workspace crates, and the workspace crates on which each may depend; `None`: nothing at all, not even others' crates.
-const CRATES: [(&str, Option<&[&str]>); 10] = [
+const CRATES: [(&str, Option<&[&str]>); 11] = [
     ("hcall-abi", None),
     ("guest-shim", Some(&["hcall-abi"])),
+    ("guest-shim-c", Some(&["guest-shim", "hcall-abi"])),
     ("imsvisor", Some(&["hcall-abi"])),
     ("imsvisor-boot", Some(&[])),
     ("vtd-model", Some(&[])),

@@ -150,7 +150,7 @@ enum Use {
 
 /// What each register of a call is for.
 fn uses(call: Call) -> [Use; 4] {
-    use Use::*;
+    use self::Use::*;
     let page = |size, align| Page { size, align };
     match call {
         Call::Nop => [Unused; 4],
