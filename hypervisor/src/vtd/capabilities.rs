@@ -7,6 +7,18 @@ use super::{
 };
 use crate::memory::Registers;
 
+/// PASIDs that a directory of 128 entries (PDTS = 0) is for.
+const PASIDS: u32 = 128 * 64;
+
+/// What a unit's scalable mode is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scalable {
+    /// Whether walks of second-stage tables can snoop (ECAP.SMPWCS).
+    pub walks_snoop: bool,
+    /// How many PASIDs there are, 0 included; 1 where requests with PASIDs are not supported.
+    pub pasids: u32,
+}
+
 /// CAP_REG and ECAP_REG.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
@@ -48,6 +60,18 @@ impl Capabilities {
     /// ECAP.C.
     pub fn coherence(&self) -> Coherence {
         Coherence(self.ecap.c() != 0)
+    }
+
+    /// Scalable mode with second-stage tables, if the unit has it: then it is used.
+    pub fn scalable(&self) -> Option<Scalable> {
+        let bits = if self.ecap.pasid() != 0 { self.ecap.pss() as u32 + 1 } else { 0 };
+        let scalable = Scalable { walks_snoop: self.ecap.smpwcs() != 0, pasids: PASIDS.min(1 << bits.min(20)) };
+        (self.ecap.smts() != 0 && self.ecap.ssts() != 0).then_some(scalable)
+    }
+
+    /// Whether walks of second-stage tables snoop: in scalable mode that is asked for by each PASID table entry.
+    pub fn walk_coherence(&self) -> Coherence {
+        self.scalable().map_or(self.coherence(), |scalable| Coherence(scalable.walks_snoop))
     }
 
     /// CAP.CM: entries that were not present must be flushed when they become so. Only an emulated unit says this.

@@ -1,12 +1,15 @@
 //! Which domain a function belongs to: root and context tables, section 3.4. A function that is attached to none is blocked.
+//! Here is legacy mode; `scalable` has the other one.
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
 use super::{
+    capabilities::{Capabilities, Scalable},
     coherence::Coherence,
     domain::{Domain, new_table},
     error::{Error, Refusal},
+    scalable::RID_PASID,
     spec::tables::{ContextEntry, RootEntry},
 };
 use crate::{
@@ -16,8 +19,10 @@ use crate::{
 
 /// Root and context tables of a unit, and its domain ids.
 pub struct ContextTables {
-    root: Table,
-    coherence: Coherence,
+    pub(super) root: Table,
+    pub(super) coherence: Coherence,
+    /// In this mode, if it is not legacy mode.
+    pub(super) scalable: Option<Scalable>,
     /// Ids given back.
     free_ids: Vec<u16>,
     next_id: u32,
@@ -25,10 +30,12 @@ pub struct ContextTables {
 }
 
 impl ContextTables {
-    /// Nobody is attached. `domains` is the number of domain ids; 0 is not used (6.1: with caching mode it is the unit's).
-    pub fn new(frames: &impl FrameSource, domains: u32, coherence: Coherence) -> Result<Self, Refusal> {
+    /// Nobody is attached. Domain id 0 is not used (6.1: with caching mode it is the unit's).
+    pub fn new(frames: &impl FrameSource, can: &Capabilities) -> Result<Self, Refusal> {
+        let coherence = can.coherence();
         let root = new_table(frames, coherence).map_err(|_| Refusal::NoMemory)?;
-        Ok(Self { root, coherence, free_ids: Vec::new(), next_id: 1, domains })
+        let (scalable, domains) = (can.scalable(), can.domains());
+        Ok(Self { root, coherence, scalable, free_ids: Vec::new(), next_id: 1, domains })
     }
 
     /// Where the root table is.
@@ -53,14 +60,21 @@ impl ContextTables {
 
     /// Makes sure that attaching the function needs no memory.
     pub fn prepare(&mut self, frames: &impl FrameSource, bdf: Bdf) -> Result<(), Error> {
+        if self.scalable.is_some() {
+            return self.pasid_table(frames, bdf, 0, true).map(|_| ());
+        }
         match self.context_table(frames, bdf) {
             Some(_) => Ok(()),
             None => self.add_context_table(frames, bdf).map(|_| ()),
         }
     }
 
-    /// Writes the function's context entry. It was not present, so no cache holds it (unless CAP.CM).
+    /// Writes the function's context entry. It was not present, so no cache holds it (unless CAP.CM). In scalable mode: the PASID entry of
+    /// its requests without a PASID.
     pub fn attach(&mut self, frames: &impl FrameSource, bdf: Bdf, domain: &Domain) -> Result<(), Error> {
+        if self.scalable.is_some() {
+            return self.attach_pasid(frames, bdf, RID_PASID, domain);
+        }
         let table = match self.context_table(frames, bdf) {
             Some(table) => table,
             None => self.add_context_table(frames, bdf)?,
@@ -74,8 +88,11 @@ impl ContextTables {
         Ok(())
     }
 
-    /// Takes the function's context entry away, if it is in `domain`. Caches still hold it.
+    /// Takes the function's context entry away, if it is in `domain`, or its PASID entry. Caches still hold it.
     pub fn detach(&mut self, frames: &impl FrameSource, bdf: Bdf, domain: &Domain) -> Result<(), Error> {
+        if self.scalable.is_some() {
+            return self.detach_pasid(frames, bdf, RID_PASID, domain);
+        }
         let table = self.context_table(frames, bdf).ok_or(Error::NotAttached)?;
         let entry = u128::from(table.get(slot(bdf) + 1)) << 64 | u128::from(table.get(slot(bdf)));
         if ContextEntry(entry).p() == 0 || ContextEntry(entry).did() != u128::from(domain.id()) {
@@ -99,14 +116,16 @@ impl ContextTables {
     }
 
     /// Writes a 16-byte entry, the half with the present bit last when it is set, first when it is cleared.
-    fn write(&self, table: &Table, at: u64, entry: u128) {
+    pub(super) fn write(&self, table: &Table, at: u64, entry: u128) {
         let halves = [(at + 1, (entry >> 64) as u64), (at, entry as u64)];
         let ordered = if entry & 1 == 0 { [halves[1], halves[0]] } else { halves };
-        for (index, value) in ordered {
-            table.set(index, value);
-            // SAFETY: the table's frame is ours.
-            unsafe { self.coherence.publish(NonNull::from(table.entry(index)).cast(), size_of::<u64>()) };
-        }
+        ordered.into_iter().for_each(|(index, value)| self.write_quadword(table, index, value));
+    }
+
+    pub(super) fn write_quadword(&self, table: &Table, index: u64, value: u64) {
+        table.set(index, value);
+        // SAFETY: the table's frame is ours.
+        unsafe { self.coherence.publish(NonNull::from(table.entry(index)).cast(), size_of::<u64>()) };
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Domain {
     pub(super) id: u16,
     /// The unit whose it is.
     pub(super) unit: Hpa,
-    /// Functions attached, and functions whose detaching did not end well.
+    /// Functions and PASIDs attached, and those whose detaching did not end well.
     pub(super) attached: usize,
     root: Table,
     shape: Shape,
@@ -46,7 +46,7 @@ impl Domain {
         self.root.address()
     }
 
-    /// AW of the context entry.
+    /// AW of the context entry, or of the PASID entry.
     pub(super) fn address_width(&self) -> u8 {
         self.shape.levels as u8 - 2
     }

@@ -61,13 +61,15 @@ pub enum Error {
     BadDestination,
     /// A descriptor's address that is not aligned or too large; an address range that cannot be mapped.
     BadAddress,
+    /// The unit has no scalable mode, or not so many PASIDs.
+    NoPasid,
     /// CAP.PI: the unit does not post.
     NoPosting,
     /// The range, or a part of it, is mapped already.
     Mapped,
-    /// The function is attached already.
+    /// The function, or its PASID, is attached already.
     Attached,
-    /// The function is not attached to this domain.
+    /// The function, or its PASID, is not attached to this domain.
     NotAttached,
     /// The domain is another unit's, or functions are attached to it.
     Domain,

@@ -10,6 +10,8 @@ use crate::addr::Bdf;
 pub struct Fault {
     /// Who sent it.
     pub source: Bdf,
+    /// The PASID of a DMA request that had one.
+    pub pasid: Option<u32>,
     /// Why it was refused.
     pub reason: Reason,
     /// What it was.
@@ -62,6 +64,30 @@ impl Reason {
             0x26 => "interrupt from another source",
             0x27 => "posted descriptor inaccessible",
             0x28 => "reserved bits in posted descriptor",
+            0x31 => "request with PASID in legacy mode",
+            0x38 => "root table inaccessible",
+            0x39 => "root entry not present",
+            0x3a => "reserved bits in root entry",
+            0x40 => "context table inaccessible",
+            0x41 => "context entry not present",
+            0x42 => "reserved bits in context entry",
+            0x43 => "context entry invalid",
+            0x45 => "PASIDs not enabled in context entry",
+            0x46 => "PASID beyond directory",
+            0x50 => "PASID directory inaccessible",
+            0x51 => "PASID directory entry not present",
+            0x52 => "reserved bits in PASID directory entry",
+            0x58 => "PASID table inaccessible",
+            0x59 => "PASID entry not present",
+            0x5a => "reserved bits in PASID entry",
+            0x5b => "PASID entry invalid",
+            0x78 => "paging entry inaccessible",
+            0x79 => "paging entry not present",
+            0x7a => "reserved bits in paging entry",
+            0x83 | 0x84 => "address beyond width",
+            0x85 => "write not permitted",
+            0x86 => "read not permitted",
+            0x87 => "translated into the interrupt range",
             _ => "other",
         }
     }
@@ -77,13 +103,17 @@ impl Fault {
             (false, true) => Request::Read(page),
             (false, false) => Request::Write(page),
         };
-        (record.f() != 0).then_some(Self { source: Bdf(record.sid() as u16), reason, request })
+        let pasid = (record.pp() != 0 && !reason.is_interrupt()).then_some(record.pv() as u32);
+        (record.f() != 0).then_some(Self { source: Bdf(record.sid() as u16), pasid, reason, request })
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (source, reason, text) = (self.source, self.reason.0, self.reason.text());
+        if let Some(pasid) = self.pasid {
+            write!(f, "PASID {pasid:#x} of ")?;
+        }
         match self.request {
             Request::Read(address) => write!(f, "{source} read {address:#x}: {text} ({reason:#x})"),
             Request::Write(address) => write!(f, "{source} write {address:#x}: {text} ({reason:#x})"),

@@ -1,4 +1,4 @@
-//! VT-d remapping units: interrupts (with posting) and DMA, legacy mode.
+//! VT-d remapping units: interrupts (with posting) and DMA, in scalable mode where there is one, else in legacy mode.
 //!
 //! [`Remapper`] is the unit as others use it; the files below it are its parts.
 
@@ -11,6 +11,7 @@ mod fault;
 mod irt;
 mod queue;
 mod remapper;
+mod scalable;
 pub mod spec;
 #[cfg(test)]
 mod tests;

@@ -18,11 +18,10 @@ use crate::{
     memory::{FrameSource, Registers},
 };
 
-/// The queue has 2^ORDER pages.
-const ORDER: u32 = 1;
-const BYTES: usize = (PAGE_SIZE as usize) << ORDER;
-const SLOT: usize = 16;
-const SLOTS: usize = BYTES / SLOT;
+/// Descriptors that the queue has room for.
+const SLOTS: usize = 512;
+/// Bytes of a descriptor of 128 bits. Wide ones have twice as many.
+const NARROW: usize = 16;
 /// Descriptors in one submission: one slot is the wait's, one tells a full queue from an empty one.
 pub const CAPACITY: usize = SLOTS - 2;
 /// The status is looked at this often between looks at the fault status, which is a slow register.
@@ -34,7 +33,9 @@ const UNREAD: u64 = 1;
 /// The queue of a unit.
 pub struct Queue {
     base: Hpa,
-    slots: NonNull<[[AtomicU64; 2]; SLOTS]>,
+    slots: NonNull<[AtomicU64]>,
+    /// Bytes of a descriptor.
+    slot: usize,
     status: NonNull<AtomicU32>,
     status_address: Hpa,
     coherence: Coherence,
@@ -51,18 +52,33 @@ pub struct Queue {
 unsafe impl Send for Queue {}
 
 impl Queue {
-    /// An empty queue in frames that are never given back, because the unit may write to them at any time.
-    pub fn new(frames: &impl FrameSource, coherence: Coherence) -> Result<Self, Refusal> {
-        let base = frames.alloc_zeroed(1 << ORDER, BYTES as u64).ok_or(Refusal::NoMemory)?;
+    /// An empty queue in frames that are never given back, because the unit may write to them at any time. Its descriptors have 256
+    /// bits if they are `wide`, as scalable mode demands.
+    pub fn new(frames: &impl FrameSource, coherence: Coherence, wide: bool) -> Result<Self, Refusal> {
+        let slot = if wide { 2 * NARROW } else { NARROW };
+        let bytes = (SLOTS * slot) as u64;
+        let base = frames.alloc_zeroed(bytes / PAGE_SIZE, bytes).ok_or(Refusal::NoMemory)?;
         let status_address = frames.alloc_zeroed(1, PAGE_SIZE).ok_or(Refusal::NoMemory)?;
-        let slots = frames.pointer(base).cast();
+        let slots = NonNull::slice_from_raw_parts(frames.pointer(base).cast(), SLOTS * slot / size_of::<u64>());
         let status = frames.pointer(status_address).cast();
-        Ok(Self { base, slots, status, status_address, coherence, tail: 0, pending: 0, sequence: 0, stuck: false })
+        Ok(Self {
+            base,
+            slots,
+            slot,
+            status,
+            status_address,
+            coherence,
+            tail: 0,
+            pending: 0,
+            sequence: 0,
+            stuck: false,
+        })
     }
 
     /// Has the unit use it.
     pub fn enable<R: Registers>(&self, unit: &Unit<R>) -> Result<(), Refusal> {
-        unit.enable_queue(self.base, ORDER)
+        let pages = (SLOTS * self.slot) as u64 / PAGE_SIZE;
+        unit.enable_queue(self.base, pages.ilog2(), self.slot != NARROW)
     }
 
     /// Whether no more descriptors fit in this submission.
@@ -92,12 +108,12 @@ impl Queue {
     pub fn submit<R: Registers>(&mut self, unit: &Unit<R>) -> Result<(), QueueError> {
         self.pending = 0;
         if self.stuck {
-            self.stuck = unit.queue_head() != self.tail * SLOT;
+            self.stuck = unit.queue_head() != self.tail * self.slot;
             return Err(QueueError::TimedOut);
         }
         self.sequence = self.sequence.wrapping_add(1);
         self.write(self.status_wait(0, self.sequence));
-        unit.set_queue_tail(self.tail * SLOT);
+        unit.set_queue_tail(self.tail * self.slot);
         self.wait(unit).inspect_err(|_| self.recover(unit))
     }
 
@@ -110,11 +126,13 @@ impl Queue {
     fn write(&mut self, descriptor: u128) {
         // SAFETY: the frames are the queue's own.
         let slots = unsafe { self.slots.as_ref() };
-        let Some(slot) = slots.get(self.tail) else { return };
-        slot[0].store(descriptor as u64, Ordering::Relaxed);
-        slot[1].store((descriptor >> 64) as u64, Ordering::Relaxed);
+        let first = self.tail * self.slot / size_of::<u64>();
+        let Some(slot @ [low, high]) = slots.get(first..first + 2) else { return };
+        // The upper half of a wide one has been zero from the start.
+        low.store(descriptor as u64, Ordering::Relaxed);
+        high.store((descriptor >> 64) as u64, Ordering::Relaxed);
         // SAFETY: the slot lies in the queue's own frames.
-        unsafe { self.coherence.publish(NonNull::from(slot).cast(), SLOT) };
+        unsafe { self.coherence.publish(NonNull::from(slot).cast(), NARROW) };
         self.tail = (self.tail + 1) % SLOTS;
     }
 
@@ -137,7 +155,7 @@ impl Queue {
     /// After an error: what has not been done becomes waits whose status nobody reads, and the unit goes on. If it does not reach the
     /// end, the queue is stuck, until it has. The tail is written again, because QEMU's unit looks at the queue only then.
     fn recover<R: Registers>(&mut self, unit: &Unit<R>) {
-        let (end, mut at) = (self.tail, unit.queue_head() / SLOT % SLOTS);
+        let (end, mut at) = (self.tail, unit.queue_head() / self.slot % SLOTS);
         let filler = self.status_wait(UNREAD, 0);
         for _ in 0..SLOTS {
             if at == end {
@@ -149,8 +167,8 @@ impl Queue {
         }
         self.tail = end;
         unit.clear_queue_errors();
-        unit.set_queue_tail(end * SLOT);
-        self.stuck = !(0..unit.polls()).any(|_| unit.queue_head() == end * SLOT);
+        unit.set_queue_tail(end * self.slot);
+        self.stuck = !(0..unit.polls()).any(|_| unit.queue_head() == end * self.slot);
     }
 }
 

@@ -14,7 +14,8 @@ use super::{
     fault::Fault,
     irt::{Aim, Format, InterruptTable, Route},
     queue::Queue,
-    spec::descriptor::{self, ContextCache, InterruptEntryCache, Iotlb},
+    scalable::RID_PASID,
+    spec::descriptor::{self, ContextCache, InterruptEntryCache, Iotlb, PasidCache},
     spec::irte::Irte,
     unit::Unit,
 };
@@ -85,8 +86,8 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         let can = *unit.capabilities();
         let format = Format { wide: config.wide_destinations, posts: can.posts() };
         let interrupts = InterruptTable::new(frames, config.entries, format, can.coherence())?;
-        let contexts = ContextTables::new(frames, can.domains(), can.coherence())?;
-        let queue = Queue::new(frames, can.coherence())?;
+        let contexts = ContextTables::new(frames, &can)?;
+        let queue = Queue::new(frames, can.coherence(), can.scalable().is_some())?;
         unit.quiesce()?;
         queue.enable(&unit)?;
         let (queue, contexts) = (Mutex::new(queue), Mutex::new(contexts));
@@ -106,6 +107,9 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         let root = self.contexts.lock().root();
         self.unit.set_root_table(root)?;
         self.submit([ContextCache::NEW.with_g(descriptor::GLOBAL).0])?;
+        if self.has_pasids() {
+            self.submit([PasidCache::NEW.with_g(descriptor::ALL_PASIDS).0])?;
+        }
         self.submit([self.iotlb(descriptor::GLOBAL, 0)])?;
         self.unit.enable_dma_remapping()
     }
@@ -202,7 +206,7 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
             levels: can.levels(),
             page_level: can.page_level(),
             address_bits: can.address_bits(),
-            coherence: can.coherence(),
+            coherence: can.walk_coherence(),
         };
         let mut contexts = self.contexts.lock();
         let id = contexts.take_id()?;
@@ -233,9 +237,32 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     pub fn attach(&self, bdf: Bdf, domain: &mut Domain) -> Result<(), Error> {
         self.check(domain)?;
         self.contexts.lock().attach(self.frames, bdf, domain)?;
+        self.attached(domain)
+    }
+
+    /// Whether the unit is in scalable mode, in which requests with PASIDs can be attached. Else they are blocked.
+    pub fn has_pasids(&self) -> bool {
+        self.unit.capabilities().scalable().is_some()
+    }
+
+    /// Has the function's DMA with a PASID, which is not 0, go through the domain. `attach` is for that without one.
+    pub fn attach_pasid(&self, bdf: Bdf, pasid: u32, domain: &mut Domain) -> Result<(), Error> {
+        self.check(domain)?;
+        if pasid == RID_PASID {
+            return Err(Error::NoPasid);
+        }
+        self.contexts.lock().attach_pasid(self.frames, bdf, pasid, domain)?;
+        self.attached(domain)
+    }
+
+    /// An entry that was not present leads to the domain now.
+    fn attached(&self, domain: &mut Domain) -> Result<(), Error> {
         domain.attached += 1;
         if self.unit.capabilities().caches_absent_entries() {
             self.submit([ContextCache::NEW.with_g(descriptor::GLOBAL).0])?;
+            if self.has_pasids() {
+                self.submit([PasidCache::NEW.with_did(domain.id().into()).0])?;
+            }
             self.submit([self.iotlb(descriptor::DOMAIN, domain.id())])?;
         }
         Ok(())
@@ -273,8 +300,31 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     pub fn detach(&self, bdf: Bdf, domain: &mut Domain) -> Result<(), Error> {
         self.check(domain)?;
         self.contexts.lock().detach(self.frames, bdf, domain)?;
+        if self.has_pasids() {
+            return self.detached(RID_PASID, domain);
+        }
         let context = ContextCache::NEW.with_g(descriptor::DEVICE);
         self.submit([context.with_did(domain.id().into()).with_sid(bdf.0.into()).0])?;
+        self.submit([self.iotlb(descriptor::DOMAIN, domain.id())])?;
+        domain.attached = domain.attached.saturating_sub(1);
+        Ok(())
+    }
+
+    /// The same for DMA with a PASID.
+    pub fn detach_pasid(&self, bdf: Bdf, pasid: u32, domain: &mut Domain) -> Result<(), Error> {
+        self.check(domain)?;
+        if pasid == RID_PASID {
+            return Err(Error::NoPasid);
+        }
+        self.contexts.lock().detach_pasid(self.frames, bdf, pasid, domain)?;
+        self.detached(pasid, domain)
+    }
+
+    /// A PASID entry leads to the domain no more: PASID cache, then IOTLB with draining (6.5.3.3). Translations by second-stage tables are
+    /// the domain's, not the PASID's, so the PASID-based invalidation of the IOTLB is not for them.
+    fn detached(&self, pasid: u32, domain: &mut Domain) -> Result<(), Error> {
+        let cache = PasidCache::NEW.with_g(descriptor::PASID).with_pasid(pasid.into());
+        self.submit([cache.with_did(domain.id().into()).0])?;
         self.submit([self.iotlb(descriptor::DOMAIN, domain.id())])?;
         domain.attached = domain.attached.saturating_sub(1);
         Ok(())

@@ -8,7 +8,7 @@ use super::{
     fault::Fault,
     spec::registers::{
         FEADDR, FECTL, FECTL_IM, FEDATA, FEUADDR, FRCD_CLEAR, FSTS, Frcd, Fsts, GCMD, GSTS, IQA, IQERCD, IQH, IQT,
-        IRTA, Iqa, Irta, PMEN, PMEN_PRS, RTADDR, global,
+        IRTA, Iqa, Irta, PMEN, PMEN_PRS, RTADDR, Rtaddr, global,
     },
 };
 use crate::{
@@ -71,10 +71,11 @@ impl<R: Registers> Unit<R> {
         Ok(())
     }
 
-    /// Sections 6.5.2 and 11.4 (GCMD.QIE): the queue of 2^`order` pages at `base`, empty.
-    pub fn enable_queue(&self, base: Hpa, order: u32) -> Result<(), Refusal> {
+    /// Sections 6.5.2 and 11.4 (GCMD.QIE): the queue of 2^`order` pages at `base`, empty, with descriptors of 256 bits if `wide`.
+    pub fn enable_queue(&self, base: Hpa, order: u32, wide: bool) -> Result<(), Refusal> {
         self.registers.write64(IQT, 0);
-        self.registers.write64(IQA, Iqa(0).with_page(base.as_u64() / PAGE_SIZE).with_qs(order.into()).0);
+        self.registers
+            .write64(IQA, Iqa(0).with_page(base.as_u64() / PAGE_SIZE).with_qs(order.into()).with_dw(wide.into()).0);
         self.switch(global::QIE, true, "switch the invalidation queue on")
     }
 
@@ -95,9 +96,11 @@ impl<R: Registers> Unit<R> {
         if status & (global::IRE | global::CFI) == global::IRE { Ok(()) } else { Err(Refusal::CompatibilityFormat) }
     }
 
-    /// GCMD.SRTP, legacy mode. Context cache, then IOTLB, are to be flushed before translation is switched on.
+    /// GCMD.SRTP, in scalable mode if the unit has it. Context cache, PASID cache, IOTLB are to be flushed, one after another, before
+    /// translation is switched on.
     pub fn set_root_table(&self, base: Hpa) -> Result<(), Refusal> {
-        self.registers.write64(RTADDR, base.as_u64());
+        let mode = u64::from(self.capabilities.scalable().is_some());
+        self.registers.write64(RTADDR, Rtaddr(0).with_page(base.as_u64() / PAGE_SIZE).with_ttm(mode).0);
         self.command(global::SRTP, "set the root table")
     }
 

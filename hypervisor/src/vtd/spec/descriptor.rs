@@ -1,4 +1,4 @@
-//! Invalidation descriptors of 128 bits: section 6.5.2.
+//! Invalidation descriptors: section 6.5.2. Those of 256 bits have the same 128 and zeros behind them.
 
 use super::layout;
 
@@ -6,6 +6,10 @@ use super::layout;
 pub const GLOBAL: u128 = 1;
 /// Granularity: a domain.
 pub const DOMAIN: u128 = 2;
+/// Granularity of a PASID-cache invalidation: a PASID of a domain.
+pub const PASID: u128 = 1;
+/// Granularity of a PASID-cache invalidation: everything.
+pub const ALL_PASIDS: u128 = 3;
 /// Granularity of a context-cache invalidation: a function.
 pub const DEVICE: u128 = 3;
 
@@ -54,6 +58,20 @@ layout! {
 }
 
 layout! {
+    /// PASID-cache invalidation, 6.5.2.2: type 7.
+    PasidCache: u128 {
+        /// Type.
+        kind, with_kind: 3, 0;
+        /// G: 0 for a domain, 1 for a PASID of a domain, 3 for everything.
+        g, with_g: 5, 4;
+        /// DID: the domain id.
+        did, with_did: 31, 16;
+        /// PASID.
+        pasid, with_pasid: 51, 32;
+    }
+}
+
+layout! {
     /// Invalidation wait, 6.5.2.8: type 5.
     Wait: u128 {
         /// Type.
@@ -79,6 +97,11 @@ impl Iotlb {
     pub const NEW: Self = Self(0).with_kind(2);
 }
 
+impl PasidCache {
+    /// Of this type.
+    pub const NEW: Self = Self(0).with_kind(7);
+}
+
 impl InterruptEntryCache {
     /// Of this type.
     pub const NEW: Self = Self(0).with_kind(4);
@@ -90,4 +113,5 @@ impl Wait {
 }
 
 const _: () = assert!(size_of::<ContextCache>() == 16 && size_of::<Iotlb>() == 16);
+const _: () = assert!(size_of::<PasidCache>() == 16);
 const _: () = assert!(size_of::<InterruptEntryCache>() == 16 && size_of::<Wait>() == 16);

@@ -86,6 +86,16 @@ layout! {
         eim, with_eim: 4, 4;
         /// MHMV: the greatest index mask of an interrupt entry cache invalidation.
         mhmv, with_mhmv: 23, 20;
+        /// PSS: bits of a PASID, minus 1.
+        pss, with_pss: 39, 35;
+        /// PASID: requests with PASIDs.
+        pasid, with_pasid: 40, 40;
+        /// SMTS: scalable mode.
+        smts, with_smts: 43, 43;
+        /// SSTS: scalable mode with second-stage tables.
+        ssts, with_ssts: 46, 46;
+        /// SMPWCS: in scalable mode, walks of paging structures can snoop the processors' caches.
+        smpwcs, with_smpwcs: 48, 48;
     }
 }
 
@@ -126,6 +136,16 @@ layout! {
         ite, with_ite: 6, 6;
         /// FRI: the first pending record.
         fri, with_fri: 15, 8;
+    }
+}
+
+layout! {
+    /// RTADDR_REG.
+    Rtaddr: u64 {
+        /// TTM: 0 for legacy mode, 1 for scalable mode.
+        ttm, with_ttm: 11, 10;
+        /// RTA: the root table's page number.
+        page, with_page: 63, 12;
     }
 }
 
@@ -170,8 +190,12 @@ layout! {
         index, with_index: 63, 48;
         /// SID: the requester.
         sid, with_sid: 79, 64;
+        /// PP: the request had a PASID.
+        pp, with_pp: 95, 95;
         /// FR: the reason.
         fr, with_fr: 103, 96;
+        /// PV: the PASID.
+        pv, with_pv: 123, 104;
         /// T1: a read request.
         t1, with_t1: 126, 126;
         /// F: the record holds a fault.

@@ -59,7 +59,7 @@ fn dma_faults_are_decoded() {
     remapper.attach(DSA, &mut domain).unwrap();
     bench.reaches(DSA, 0x1234_5678);
     let _ = bench.translate(DSA, 0x2000, Access::Read);
-    let fault = |reason, request| Fault { source: DSA, reason: Reason(reason), request };
+    let fault = |reason, request| Fault { source: DSA, pasid: None, reason: Reason(reason), request };
     assert_eq!(faults(&remapper), [fault(5, Request::Write(0x1234_5000)), fault(6, Request::Read(0x2000))]);
 }
 

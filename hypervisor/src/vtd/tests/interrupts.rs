@@ -92,7 +92,7 @@ fn another_requester_cannot_use_an_entry() {
     let index = remapper.reserve(DSA).unwrap();
     remapper.program(index, HERE).unwrap();
     assert_eq!(blocked(bench.fire(OTHER, index)), Some(0x26));
-    let expected = Fault { source: OTHER, reason: Reason(0x26), request: Request::Interrupt(index) };
+    let expected = Fault { source: OTHER, pasid: None, reason: Reason(0x26), request: Request::Interrupt(index) };
     assert_eq!(faults(&remapper), [expected]);
     assert_eq!(faults(&remapper), []);
     assert_eq!(remapper.statistics().faults, 1);

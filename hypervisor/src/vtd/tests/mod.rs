@@ -5,6 +5,7 @@ mod dma;
 mod faults;
 mod interrupts;
 mod queue;
+mod scalable;
 
 use std::sync::Mutex;
 

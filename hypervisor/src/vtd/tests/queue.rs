@@ -12,7 +12,7 @@ use super::*;
 /// A queue in use, and its unit.
 fn queue(bench: &Bench) -> (Unit<&Bench>, Queue) {
     let unit = Unit::new(bench, 4096, true).unwrap().with_polls(2000);
-    let queue = Queue::new(&bench.frames, Coherence(true)).unwrap();
+    let queue = Queue::new(&bench.frames, Coherence(true), false).unwrap();
     queue.enable(&unit).unwrap();
     (unit, queue)
 }
@@ -108,7 +108,7 @@ fn a_unit_that_looks_at_its_queue_only_when_the_tail_is_written_goes_on_as_well(
     let bench = Bench::new(capable());
     let lazy = Lazy { bench: &bench, cleared: Cell::new(0) };
     let unit = Unit::new(lazy, 4096, true).unwrap().with_polls(2000);
-    let mut queue = Queue::new(&bench.frames, Coherence(true)).unwrap();
+    let mut queue = Queue::new(&bench.frames, Coherence(true), false).unwrap();
     queue.enable(&unit).unwrap();
     for _ in 0..10 {
         queue.push(NONSENSE);
