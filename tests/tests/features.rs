@@ -75,6 +75,11 @@ static PASIDS: Scenario = Scenario::new("users with PASIDs", |plan| {
 fn feature_user_notify_a_completion_comes_to_the_user_whose_pasid_the_slot_has_and_to_no_other() {
     let boot = PASIDS.run();
     assert_eq!((reported(&boot, "pasid", "notified"), reported(&boot, "pasid", "refused")), (3, 6));
+    // Users work with PASIDs on their way to memory; one that is not the guest's leads nowhere, and is told of.
+    assert_eq!(reported(&boot, "pasid", "unheard"), 1);
+    let faults = boot.events("fault");
+    let told = faults.iter().map(|fault| [fault.get("kind"), fault.get("pasid"), fault.get("guest")]);
+    assert_eq!(told.collect::<Vec<_>>(), [["dma", "0x200", "0"].map(Some)]);
 }
 
 #[test]

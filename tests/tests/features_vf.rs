@@ -57,14 +57,27 @@ static CRASH: Scenario = Scenario::new("a guest with a virtual function that cra
     plan.guest("vfunc", "vfunc device=vdsa cmdline=case=crash")
 });
 
+/// Another guest has functions of the same parent, and goes on when the first crashes.
+static SHARED: Scenario = Scenario::new("two guests with functions of one parent", |plan| {
+    plan.config.cpus = 2;
+    plan.guest("vfunc", "vfunc device=vdsa:00:1f.0 vectors=100 device=vdsa:00:1f.0 vectors=64")?;
+    plan.guest("vfunc", "crasher device=vdsa:00:1f.0 vectors=32 cmdline=case=crash")
+});
+
+/// A remapping unit without scalable mode cannot tell functions of one parent apart, nor a function's PASIDs.
+static LEGACY: Scenario = Scenario::new("a remapping unit without scalable mode", |plan| {
+    plan.config.plugin_options.push("legacy".into());
+    plan.guest("hello", "function device=vdsa")?;
+    plan.guest("hello", "owner device=dsa pasids=1-f")?;
+    plan.guest("demo", DEMO)
+});
+
 /// Beside a guest that has a whole DSA, and guests that ask for what they cannot have.
 static TOGETHER: Scenario = Scenario::new("virtual functions beside other guests", |plan| {
     plan.config.cpus = 2;
     plan.guest("demo", DEMO)?;
     functions(plan, "")?;
-    for string in
-        ["late device=vdsa:00:1f.0", "whole device=00:1f.0", "part device=vdsa:00:1e.0", "none device=vdsa:00:01.0"]
-    {
+    for string in ["whole device=00:1f.0", "part device=vdsa:00:1e.0", "none device=vdsa:00:01.0"] {
         plan.guest("hello", string)?;
     }
     Ok(())
@@ -141,7 +154,7 @@ fn feature_msix_backed_beside_a_whole_function_and_everything_comes_back() {
 fn feature_msix_backed_what_cannot_be_given_is_refused_in_words() {
     let boot = TOGETHER.run();
     boot.assert_hypervisor_lived();
-    for (guest, word) in [("late", "dma"), ("whole", "another"), ("part", "another"), ("none", "store")] {
+    for (guest, word) in [("whole", "another"), ("part", "another"), ("none", "store")] {
         boot.assert_refused(guest, &[word]);
     }
     POSTED.run().assert_refused("much", &["slots"]);
@@ -187,8 +200,40 @@ fn feature_msix_backed_work_reaches_the_guests_memory_alone() {
     let guest = boot.guest("vfunc");
     assert_eq!((guest.reported("refused"), guest.reported("errors")), (Some(6), Some(0)));
     let of_it = |fault: &&&Pairs| [fault.get("kind"), fault.get("sid"), fault.get("guest")] == FAULT.map(Some);
-    // What is no message in the message window goes nowhere, and is no fault of the tables.
-    assert_eq!(boot.events("fault").iter().filter(of_it).count(), 4, "faults that are told of as the guest's");
+    // Requests with a PASID are no messages, wherever they lead.
+    assert_eq!(boot.events("fault").iter().filter(of_it).count(), 6, "faults that are told of as the guest's");
+}
+
+#[test]
+fn feature_msix_backed_guests_have_functions_of_one_parent_and_their_work_stays_apart() {
+    let boot = SHARED.run();
+    assert_eq!(reported(&boot, "vectors"), 164);
+    let crasher = boot.guest("crasher");
+    assert_eq!((crasher.reported("refused"), crasher.reported("errors")), (Some(6), Some(0)));
+    let end = crasher.end.as_ref().and_then(|end| end.get("reason"));
+    assert_eq!(end, Some("triple-fault"));
+    // Each fault is told of as that guest's whose PASID it has.
+    let told = boot.events("fault");
+    assert_eq!(told.len(), 6, "{told:?}");
+    for fault in told {
+        assert_eq!(
+            ["kind", "sid", "pasid", "guest"].map(|key| fault.get(key)),
+            ["dma", "00:1f.0", "0x3", "1"].map(Some)
+        );
+    }
+    assert_eq!(["live", "vectors", "strays"].map(|key| boot.remap.number(key)), [Some(0); 3], "{}", boot.remap);
+    for counter in ["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.violations"] {
+        assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
+    }
+}
+
+#[test]
+fn feature_msix_backed_without_scalable_mode_there_are_whole_functions_only() {
+    let boot = LEGACY.run();
+    boot.assert_refused("function", &["scalable"]);
+    boot.assert_refused("owner", &["scalable"]);
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("demo");
 }
 
 #[test]

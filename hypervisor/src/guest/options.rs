@@ -148,7 +148,7 @@ impl fmt::Display for Error {
             Self::TooManyDevices => write!(f, "more than {DEVICES_MAX} devices"),
             Self::Ims(value) => write!(f, "ims={value}: allowed or forbidden"),
             Self::Storm(value) => write!(f, "storm={value}: 1 to {STORM_MAX} interrupts in a million ticks"),
-            Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers up to fffff, as in 100-1ff"),
+            Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers from 1 to fffff, as in 100-1ff"),
             Self::Exits(value) => write!(f, "exits={value}: only exits=marks is known"),
             Self::CmdlineTooLong(len) => write!(f, "the command line has {len} bytes, {} fit", CMDLINE_SIZE - 1),
         }
@@ -275,7 +275,7 @@ fn parse_pasids(value: &str) -> Result<(Pasid, Pasid), Error> {
         u32::from_str_radix(text, 16).ok().filter(|_| hexadecimal).and_then(Pasid::new)
     };
     let range = value.split_once('-').and_then(|(first, last)| number(first).zip(number(last)));
-    range.filter(|(first, last)| first <= last).ok_or_else(|| Error::Pasids(value.into()))
+    range.filter(|(first, last)| first <= last && first.value() != 0).ok_or_else(|| Error::Pasids(value.into()))
 }
 
 /// A decimal number from 1 to `most`.
@@ -415,7 +415,7 @@ mod tests {
         for value in ["", "0", "100001", "-1"] {
             assert_eq!(error(&format!("x storm={value}")), Error::Storm(value.into()));
         }
-        for value in ["", "1", "1-", "-1", "2-1", "1-100000", "1-+2", "g-h"] {
+        for value in ["", "1", "1-", "-1", "2-1", "1-100000", "1-+2", "g-h", "0-5"] {
             assert_eq!(error(&format!("x pasids={value}")), Error::Pasids(value.into()));
         }
         for value in ["", "mark", "MARKS"] {

@@ -16,7 +16,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     ept::{self, Ept},
     guest::memory_map::BarAllocator,
-    ims::{DeviceSpec, Domain, Reach, StoreName, StoreSpec},
+    ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{self, Bar, ConfigSpace, Function},
     vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
@@ -43,10 +43,10 @@ pub enum Refusal {
     NoStore,
     /// It has no PASIDs, by which virtual functions are told apart.
     NoPasid,
+    /// Its remapping unit has no scalable mode, or not these PASIDs.
+    NoPasidRemapping,
     /// Its work queues or its store's slots do not suffice for one more virtual function.
     NoRoom,
-    /// Another guest has virtual functions of it.
-    Shared,
     /// A BAR was not placed by the firmware, or is too small to be mapped.
     Bar(usize),
     /// A table does not lie where the function says.
@@ -69,11 +69,8 @@ impl fmt::Display for Refusal {
             Self::ReservedMemory => "the firmware keeps memory of its own with it (RMRR)",
             Self::NoStore => "it has no interrupt message store that the hypervisor knows",
             Self::NoPasid => "it has no PASIDs",
+            Self::NoPasidRemapping => "its remapping unit (IOMMU) does not tell these PASIDs apart: that takes scalable mode, and they end at 0x1fff",
             Self::NoRoom => "it has no work queue left for a virtual function, or not so many slots in its message store",
-            Self::Shared => {
-                "another guest has virtual functions of it: the remapping unit tells their DMA apart by the function alone, so \
-                 that all of them have to be one guest's"
-            }
             Self::Bar(index) => return write!(f, "BAR {index} has no place, or is smaller than a page"),
             Self::Table => "a table does not lie in its BAR",
             Self::OutOfMemory => "memory or address space ran out",
@@ -364,8 +361,8 @@ impl Assigned {
     }
 
     /// Takes its way to memory away. Returns whether that is sure.
-    pub fn release(self, ports: &MachinePorts) -> bool {
-        ports.detach(self.function.bdf)
+    pub fn release(self, guest: GuestId, ports: &MachinePorts) -> bool {
+        ports.detach(guest, self.function.bdf)
     }
 }
 

@@ -6,6 +6,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
+use hcall_abi::Pasid;
 use spin::Mutex;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
 use crate::{
     addr::Bdf,
     cpu, event,
-    ims::{Attribution, StoreName},
+    ims::{Attribution, GuestId, StoreName},
     vtd::{Fault, Request},
 };
 
@@ -24,6 +25,9 @@ const TOLD: u32 = 32;
 /// Functions whose faults are told of.
 const FUNCTIONS: usize = 64;
 
+/// A function, whose its work was, and whether it was an interrupt.
+type Teller = (Bdf, Option<GuestId>, bool);
+
 /// What is known of the units' faults. Its locks are taken before any of the service's, never after.
 pub struct FaultLog {
     /// Of each unit, by its number.
@@ -31,7 +35,7 @@ pub struct FaultLog {
     /// Units whose events are masked.
     masked: AtomicUsize,
     /// How often was told of each function and kind.
-    told: Mutex<Vec<((Bdf, bool), u32)>>,
+    told: Mutex<Vec<(Teller, u32)>>,
     lost_told: AtomicBool,
     burst_told: AtomicBool,
 }
@@ -115,14 +119,21 @@ impl FaultLog {
             }
             _ => None,
         };
-        if !self.may_tell(fault.source, fault.reason.is_interrupt()) {
+        let guest = match whose {
+            Some(owner) => Some(owner.guest),
+            None => service.ports().guest_of((fault.source, fault.pasid.and_then(Pasid::new))),
+        };
+        if !self.may_tell((fault.source, guest, fault.reason.is_interrupt())) {
             return;
         }
         let (sid, reason, text) = (fault.source, fault.reason.0, fault.reason.text());
         match fault.request {
             Request::Read(address) | Request::Write(address) => {
                 let mut whose = String::new();
-                if let Some(guest) = service.ports().guest_of(sid) {
+                if let Some(pasid) = fault.pasid {
+                    let _ = write!(whose, " pasid={pasid:#x}");
+                }
+                if let Some(guest) = guest {
                     let _ = write!(whose, " guest={}", guest.0);
                 }
                 event!("fault kind=dma sid={sid} reason={reason:#x} why=\"{text}\" address={address:#x}{whose}");
@@ -134,9 +145,9 @@ impl FaultLog {
         }
     }
 
-    /// Counts a function's fault. Whether it is to be told.
-    fn may_tell(&self, source: Bdf, interrupt: bool) -> bool {
-        let (mut told, key) = (self.told.lock(), (source, interrupt));
+    /// Counts a fault. Whether it is to be told.
+    fn may_tell(&self, key: Teller) -> bool {
+        let (mut told, (source, _, interrupt)) = (self.told.lock(), key);
         if let Some((_, count)) = told.iter_mut().find(|(other, _)| *other == key) {
             *count = count.saturating_add(1);
             if *count == TOLD + 1 {

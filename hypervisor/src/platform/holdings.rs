@@ -61,12 +61,12 @@ impl Drop for Holdings {
         self.service.ports().forget(self.id);
         let mut detached = true;
         for function in functions.drain(..) {
-            detached &= function.release(self.service.ports());
+            detached &= function.release(self.id, self.service.ports());
         }
         // The pages of its functions' registers go with them: nobody runs any more who could read them.
         for parent in self.parents.drain(..) {
             self.service.ports().parents().leave(&parent, self.id, self.service);
-            detached &= self.service.ports().detach(parent.bdf());
+            detached &= self.service.ports().detach(self.id, parent.bdf());
         }
         let (ept, ram) = (self.ept.take(), self.ram.take());
         if let Some(ept) = &ept {

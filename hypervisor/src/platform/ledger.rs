@@ -9,8 +9,6 @@ use crate::addr::Bdf;
 pub enum Unavailable {
     /// Somebody has the function, whole or in parts.
     Taken,
-    /// Another guest has virtual functions of it: their DMA could not be told apart.
-    Shared,
     /// It has too few work queues or slots left.
     NoRoom,
 }
@@ -28,7 +26,6 @@ pub struct Part {
 #[derive(Clone, Copy, Debug)]
 struct Parent {
     bdf: Bdf,
-    guest: usize,
     queues: u8,
     slots: u32,
 }
@@ -51,23 +48,14 @@ impl Ledger {
         self.whole.push(bdf);
     }
 
-    /// Gives a guest the next work queue of a function that has so many queues and slots, and as many slots as it wants vectors.
-    pub fn take_part(
-        &mut self,
-        bdf: Bdf,
-        guest: usize,
-        (queues, slots): (u8, u32),
-        vectors: u16,
-    ) -> Result<Part, Unavailable> {
+    /// Gives the next work queue away of a function that has so many queues and slots, and as many slots as there are to be vectors.
+    pub fn take_part(&mut self, bdf: Bdf, (queues, slots): (u8, u32), vectors: u16) -> Result<Part, Unavailable> {
         if self.whole.contains(&bdf) {
             return Err(Unavailable::Taken);
         }
         let known = self.parents.iter().position(|parent| parent.bdf == bdf);
         let given = known.and_then(|n| self.parents.get(n)).copied();
-        let given = given.unwrap_or(Parent { bdf, guest, queues: 0, slots: 0 });
-        if given.guest != guest {
-            return Err(Unavailable::Shared);
-        }
+        let given = given.unwrap_or(Parent { bdf, queues: 0, slots: 0 });
         let after = given.slots + u32::from(vectors);
         let first_slot = u16::try_from(given.slots).map_err(|_| Unavailable::NoRoom)?;
         if given.queues >= queues || after > slots {
@@ -93,7 +81,7 @@ mod tests {
     #[test]
     fn parts_follow_each_other_until_queues_or_slots_run_out() {
         let mut ledger = Ledger::default();
-        let mut take = |vectors| ledger.take_part(A, 0, CAPACITY, vectors);
+        let mut take = |vectors| ledger.take_part(A, CAPACITY, vectors);
         assert_eq!(take(2048), Ok(Part { queue: 0, first_slot: 0 }));
         assert_eq!(take(2049), Err(Unavailable::NoRoom));
         assert_eq!(take(2047), Ok(Part { queue: 1, first_slot: 2048 }));
@@ -101,19 +89,18 @@ mod tests {
         assert_eq!(take(1), Ok(Part { queue: 2, first_slot: 4095 }));
         let mut many = Ledger::default();
         for queue in 0..3 {
-            assert_eq!(many.take_part(A, 0, CAPACITY, 2), Ok(Part { queue, first_slot: 2 * u16::from(queue) }));
+            assert_eq!(many.take_part(A, CAPACITY, 2), Ok(Part { queue, first_slot: 2 * u16::from(queue) }));
         }
-        assert_eq!(many.take_part(A, 0, CAPACITY, 2), Err(Unavailable::NoRoom));
-        assert_eq!(many.take_part(B, 0, CAPACITY, 2), Ok(Part { queue: 0, first_slot: 0 }));
+        assert_eq!(many.take_part(A, CAPACITY, 2), Err(Unavailable::NoRoom));
+        assert_eq!(many.take_part(B, CAPACITY, 2), Ok(Part { queue: 0, first_slot: 0 }));
     }
 
     #[test]
-    fn a_function_is_given_whole_or_in_parts_and_its_parts_to_one_guest() {
+    fn a_function_is_given_whole_or_in_parts() {
         let mut ledger = Ledger::default();
         ledger.take(A);
         assert!(!ledger.is_free(A) && ledger.is_free(B));
-        assert_eq!(ledger.take_part(A, 0, CAPACITY, 2), Err(Unavailable::Taken));
-        assert!(ledger.take_part(B, 0, CAPACITY, 2).is_ok() && !ledger.is_free(B));
-        assert_eq!(ledger.take_part(B, 1, CAPACITY, 2), Err(Unavailable::Shared));
+        assert_eq!(ledger.take_part(A, CAPACITY, 2), Err(Unavailable::Taken));
+        assert!(ledger.take_part(B, CAPACITY, 2).is_ok() && !ledger.is_free(B));
     }
 }

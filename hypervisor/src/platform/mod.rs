@@ -9,6 +9,8 @@ pub mod windows;
 #[cfg(feature = "bare")]
 pub mod assign;
 #[cfg(feature = "bare")]
+pub mod attachments;
+#[cfg(feature = "bare")]
 pub mod board;
 #[cfg(feature = "bare")]
 pub mod faults;

@@ -56,14 +56,14 @@ pub type Plans = Vec<Result<Plan, String>>;
 pub fn plans(machine: &'static Machine, ports: &MachinePorts, modules: &[Module], fit: &[usize]) -> Plans {
     let mut turns = fit.iter().copied().cycle();
     let mut ledger = Ledger::default();
-    let plan = |(guest, module)| {
+    let plan = |module| {
         let options = options(module)?;
         let processors = turns.by_ref().take(options.cpus as usize).collect();
-        let given = given(machine, ports, guest, &options, &mut ledger);
+        let given = given(machine, ports, &options, &mut ledger);
         let given = given.map_err(|why| format!("{}: {why}", options.name))?;
         Ok(Plan { options, processors, given })
     };
-    modules.iter().enumerate().map(plan).collect()
+    modules.iter().map(plan).collect()
 }
 
 fn options(module: &Module) -> Result<Options, String> {
@@ -74,11 +74,10 @@ fn options(module: &Module) -> Result<Options, String> {
     })
 }
 
-/// What a guest asks for, all of it or nothing. `guest` is its number.
+/// What a guest asks for, all of it or nothing.
 fn given(
     machine: &'static Machine,
     ports: &MachinePorts,
-    guest: usize,
     options: &Options,
     ledger: &mut Ledger,
 ) -> Result<Vec<Given>, String> {
@@ -86,7 +85,7 @@ fn given(
     let mut given = Vec::new();
     for &device in &options.devices {
         let one = match device {
-            Device::Virtual { parent, vectors } => share(machine, ports, (guest, parent, vectors), &mut after),
+            Device::Virtual { parent, vectors } => share(machine, ports, (parent, vectors), &mut after),
             _ => whole(machine, ports, device, &mut after),
         };
         given.push(one.map_err(|why| refused(device, why))?);
@@ -117,7 +116,7 @@ fn whole(
 fn share(
     machine: &'static Machine,
     ports: &MachinePorts,
-    (guest, parent, vectors): (usize, Option<Bdf>, u16),
+    (parent, vectors): (Option<Bdf>, u16),
     ledger: &mut Ledger,
 ) -> Result<Given, Refusal> {
     let is_it = |function: &&Function| parent.map_or(dsa::is_one(function), |parent| function.bdf == parent);
@@ -125,7 +124,11 @@ fn share(
     for function in machine.functions().iter().filter(is_it) {
         let taken = check(machine, ports, function).and_then(|()| {
             let capacity = virtual_functions::capacity(function).ok_or(Refusal::NoPasid)?;
-            ledger.take_part(function.bdf, guest, capacity, vectors).map_err(Refusal::from)
+            // Functions of one parent are told apart by their PASIDs alone.
+            if !ports.has_pasids(function.bdf) {
+                return Err(Refusal::NoPasidRemapping);
+            }
+            ledger.take_part(function.bdf, capacity, vectors).map_err(Refusal::from)
         });
         match taken {
             Ok(part) => return Ok(Given::Virtual(Share { parent: function, part, vectors })),
@@ -153,7 +156,6 @@ impl From<Unavailable> for Refusal {
     fn from(why: Unavailable) -> Self {
         match why {
             Unavailable::Taken => Self::Taken,
-            Unavailable::Shared => Self::Shared,
             Unavailable::NoRoom => Self::NoRoom,
         }
     }

@@ -11,6 +11,7 @@ use spin::Mutex;
 
 use super::{
     assign,
+    attachments::{Attachments, Requests},
     delivery::{Share, Vectors},
     faults::FaultLog,
     machine::Machine,
@@ -19,7 +20,7 @@ use super::{
     virtual_functions::Parents,
 };
 use crate::{
-    addr::{Bdf, Gpa, Hpa},
+    addr::{Bdf, Hpa},
     apic,
     ims::{
         Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Reach, Remap, Service, Shadow, Store,
@@ -27,7 +28,7 @@ use crate::{
     },
     memory::{Frames, Mmio, Ram},
     sync::Shared,
-    vtd::{self, Aim, Binder, Domain, Remapper, Route},
+    vtd::{self, Aim, Binder, Remapper, Route},
 };
 
 /// The service on this machine.
@@ -45,14 +46,6 @@ const ANY_VECTOR: u8 = 0xff;
 /// The entry with this index in the unit of this number.
 pub fn entry_index(unit: usize, index: u16) -> EntryIndex {
     EntryIndex((unit as u32) << UNIT_SHIFT | u32::from(index))
-}
-
-/// A function whose DMA is confined.
-struct Attachment {
-    bdf: Bdf,
-    guest: GuestId,
-    unit: usize,
-    domain: Domain,
 }
 
 /// Where a virtual processor's interrupts go.
@@ -75,7 +68,7 @@ pub struct MachinePorts {
     vectors: Vec<Vectors>,
     /// Of each virtual processor.
     homes: Shared<Vec<Home>>,
-    attachments: Mutex<Vec<Attachment>>,
+    attachments: Attachments,
     strays: AtomicU64,
     faults: FaultLog,
     /// Functions whose parts are guests' functions.
@@ -97,7 +90,7 @@ impl MachinePorts {
             units,
             vectors,
             homes: Shared::new(Vec::new()),
-            attachments: Mutex::new(Vec::new()),
+            attachments: Attachments::default(),
             strays: AtomicU64::new(0),
             parents: Parents::default(),
             slow_stores: Shared::new(Vec::new()),
@@ -185,9 +178,9 @@ impl MachinePorts {
         &self.faults
     }
 
-    /// Who has a function.
-    pub fn guest_of(&self, bdf: Bdf) -> Option<GuestId> {
-        self.attachments.lock().iter().find(|attachment| attachment.bdf == bdf).map(|attachment| attachment.guest)
+    /// Whose requests these are.
+    pub fn guest_of(&self, requests: Requests) -> Option<GuestId> {
+        self.attachments.guest_of(requests)
     }
 
     /// Whether a unit that is up serves the function.
@@ -252,30 +245,21 @@ impl MachinePorts {
         self.unit(bdf).map_or(Ok(()), |(_, unit)| unit.prepare(bdf))
     }
 
-    /// Confines a function's DMA to a guest's memory, at the guest's own addresses.
-    pub fn attach(&self, guest: GuestId, bdf: Bdf, ram: &Ram) -> Result<(), assign::Refusal> {
-        let (number, unit) = self.unit(bdf).ok_or(assign::Refusal::NoRemapping)?;
-        let mut domain = unit.create_domain().map_err(|_| assign::Refusal::OutOfMemory)?;
-        // SAFETY: the memory is the guest's, whose function it is; it is freed only after `detach` has succeeded.
-        let mapped = unsafe { unit.map(&mut domain, Gpa::new(0), ram.base(), ram.len(), true) };
-        let attached = mapped.and_then(|()| unit.attach(bdf, &mut domain));
-        if let Err(error) = attached {
-            log::error!("{bdf}: {error:?}");
-            let _ = unit.destroy_domain(domain);
-            return Err(assign::Refusal::Hardware);
-        }
-        self.attachments.lock().push(Attachment { bdf, guest, unit: number, domain });
-        Ok(())
+    /// Whether requests with PASIDs of a function can lead somewhere: its unit is in scalable mode. Else they are blocked.
+    pub fn has_pasids(&self, bdf: Bdf) -> bool {
+        self.unit(bdf).is_some_and(|(_, unit)| unit.has_pasids())
     }
 
-    /// Blocks a function's DMA. Returns whether it is sure that none is under way.
-    pub fn detach(&self, bdf: Bdf) -> bool {
-        let mut attachments = self.attachments.lock();
-        let Some(index) = attachments.iter().position(|attachment| attachment.bdf == bdf) else { return true };
-        let Attachment { unit, mut domain, .. } = attachments.swap_remove(index);
-        let Some(unit) = self.units.get(unit).and_then(Option::as_ref) else { return false };
-        let detached = unit.detach(bdf, &mut domain).and_then(|()| unit.destroy_domain(domain));
-        detached.inspect_err(|error| log::error!("{bdf}: cannot be detached: {error:?}")).is_ok()
+    /// Has requests of a function lead to a guest's memory, at the guest's own addresses.
+    pub fn attach(&self, guest: GuestId, requests: Requests, ram: &Ram) -> Result<(), assign::Refusal> {
+        let (_, unit) = self.unit(requests.0).ok_or(assign::Refusal::NoRemapping)?;
+        self.attachments.add(guest, requests, ram, unit)
+    }
+
+    /// Blocks a function's DMA to a guest's memory. Returns whether it is sure that none is under way.
+    pub fn detach(&self, guest: GuestId, bdf: Bdf) -> bool {
+        // Without a unit nothing was ever attached.
+        self.unit(bdf).is_none_or(|(_, unit)| self.attachments.remove(guest, bdf, unit))
     }
 
     /// The way to a guest's virtual processor.

@@ -9,7 +9,7 @@ use core::{
 use hcall_abi::{Pasid, cpuid::Features};
 
 use super::{
-    assign::{Prepared, Room, prepare},
+    assign::{Prepared, Refusal, Room, prepare},
     board::Board,
     delivery::Vectors,
     holdings::Holdings,
@@ -144,9 +144,8 @@ impl Maker {
                     let mut room = Room { bus, bars: &mut bars, ept, windows, frames };
                     let prepared = prepare(self.machine, self.service.ports(), function, pasids, &mut room);
                     let Prepared { spec, assigned } = prepared.map_err(refused)?;
-                    let attached = self.service.ports().attach(id, function.bdf, ram);
                     functions.get_mut().push(assigned);
-                    attached.map_err(refused)?;
+                    self.attach(id, (function.bdf, pasids), ram).map_err(refused)?;
                     specs.push(spec);
                 }
                 Given::Virtual(share) => {
@@ -156,14 +155,27 @@ impl Maker {
                         service.ports().parents().take(id, self.machine, service, share.parent).map_err(refused)?;
                     if !parents.iter().any(|other| Arc::ptr_eq(other, &parent)) {
                         parents.push(Arc::clone(&parent));
-                        service.ports().attach(id, parent.bdf(), ram).map_err(refused)?;
                     }
                     let mut room = Room { bus, bars: &mut bars, ept, windows, frames };
-                    specs.push(parent.add(id, share, &mut room).map_err(refused)?);
+                    let spec = parent.add(id, share, &mut room).map_err(refused)?;
+                    let pasid = spec.msix.and_then(|msix| msix.backing).map(|backing| backing.pasid);
+                    // Requests without a PASID are nobody's.
+                    let pasid = pasid.ok_or(Refusal::NoPasid).map_err(refused)?;
+                    service.ports().attach(id, (parent.bdf(), Some(pasid)), ram).map_err(refused)?;
+                    specs.push(spec);
                 }
             }
         }
         Ok(specs)
+    }
+
+    /// All requests of a function lead to the guest's memory, those with the guest's PASIDs as well.
+    fn attach(&self, id: GuestId, (bdf, pasids): (Bdf, Option<(Pasid, Pasid)>), ram: &Ram) -> Result<(), Refusal> {
+        let ports = self.service.ports();
+        ports.attach(id, (bdf, None), ram)?;
+        let Some((first, last)) = pasids else { return Ok(()) };
+        let mut all = (first.value()..=last.value()).filter_map(Pasid::new);
+        all.try_for_each(|pasid| ports.attach(id, (bdf, Some(pasid)), ram))
     }
 
     /// Leaves the local APIC to the processor where it can keep it, unless the guest wants otherwise. On Bochs a guest has to ask for

@@ -3,7 +3,7 @@
 use crate::options::Options;
 use dsa_model::{Dsa, Fault, PortalWrite, Upstream};
 use std::fmt::Write;
-use vtd_model::{Access, Memory, Outcome, Unit};
+use vtd_model::{Access, Memory, Outcome, Requester, Unit};
 
 /// The registers of the remapping units: the one that covers everything is the last.
 pub(crate) const UNIT_BASES: [u64; 2] = [0xfed9_0000, 0xfeda_0000];
@@ -112,10 +112,10 @@ impl Path<'_> {
         }
     }
 
-    fn translate(&mut self, address: u64, len: usize, access: Access) -> Result<u64, Fault> {
+    fn translate(&mut self, pasid: Option<u32>, address: u64, len: usize, access: Access) -> Result<u64, Fault> {
         match &mut self.unit {
             Some(unit) => {
-                let translated = unit.dma(self.source, address, len, access, self.host);
+                let translated = unit.dma(Requester { source_id: self.source, pasid }, address, len, access, self.host);
                 self.events();
                 translated.map_err(|_| Fault)
             }
@@ -126,25 +126,29 @@ impl Path<'_> {
 }
 
 impl Upstream for Path<'_> {
-    fn read(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        let at = self.translate(address, buf.len(), Access::Read)?;
+    fn read(&mut self, pasid: Option<u32>, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        let at = self.translate(pasid, address, buf.len(), Access::Read)?;
         if self.host.read(at, buf) { Ok(()) } else { Err(Fault) }
     }
 
-    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        if let Some(message) = is_message(address, data) {
+    fn write(&mut self, pasid: Option<u32>, address: u64, data: &[u8]) -> Result<(), Fault> {
+        if let Some(message) = is_message(address, data).filter(|_| pasid.is_none()) {
             // A posted write: the device never learns what became of it.
             self.message(self.source, address, message);
             return Ok(());
         }
-        let at = self.translate(address, data.len(), Access::Write)?;
+        let at = self.translate(pasid, address, data.len(), Access::Write)?;
         if self.host.write(at, data) { Ok(()) } else { Err(Fault) }
     }
 }
 
 impl Machine {
     pub(crate) fn new(options: &Options) -> Self {
-        let config = vtd_model::Config { host_address_width: HOST_ADDRESS_WIDTH, ..Default::default() };
+        let config = vtd_model::Config {
+            host_address_width: HOST_ADDRESS_WIDTH,
+            scalable_mode: options.scalable(),
+            ..Default::default()
+        };
         Self {
             units: (0..options.units()).map(|_| Unit::new(config.clone())).collect(),
             dsas: if options.no_dsa { Vec::new() } else { DSA_FUNCTIONS.map(|_| Dsa::new(options.dsa())).into() },

@@ -18,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) most_slots: bool,
     /// Each DSA's store is behind a command interface.
     pub(crate) slow_store: bool,
+    /// The remapping units have no scalable mode.
+    pub(crate) legacy: bool,
 }
 
 impl Options {
@@ -34,6 +36,8 @@ impl Options {
                 "no-dmar" => options.no_dmar = true,
                 "two-units" => options.two_units = true,
                 "slow-store" => options.slow_store = true,
+                "legacy" => options.legacy = true,
+                "scalable" => options.legacy = false,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
             }
@@ -48,6 +52,11 @@ impl Options {
             (false, true) => 2,
             (false, false) => 1,
         }
+    }
+
+    /// Whether the remapping units have scalable mode.
+    pub(crate) fn scalable(&self) -> bool {
+        !self.legacy
     }
 
     /// How each DSA is made.
@@ -77,6 +86,7 @@ mod tests {
         let both = Options { no_vtd: true, no_dsa: true, ..Options::default() };
         assert_eq!(Options::parse("no-vtd, no-dsa"), Ok(both));
         assert_eq!(Options::parse("most-slots").unwrap().dsa().ims_multiplier, 63);
+        assert!(Options::default().scalable() && !Options::parse("legacy").unwrap().scalable());
         assert!(Options::default().dmar() && !both.dmar());
         assert!(!Options { no_dmar: true, ..Options::default() }.dmar());
     }

@@ -53,10 +53,10 @@ struct Model(RefCell<Dsa>);
 struct Nowhere;
 
 impl Upstream for Nowhere {
-    fn read(&mut self, _: u64, _: &mut [u8]) -> Result<(), Fault> {
+    fn read(&mut self, _: Option<u32>, _: u64, _: &mut [u8]) -> Result<(), Fault> {
         Ok(())
     }
-    fn write(&mut self, _: u64, _: &[u8]) -> Result<(), Fault> {
+    fn write(&mut self, _: Option<u32>, _: u64, _: &[u8]) -> Result<(), Fault> {
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Engines: they take descriptors from the queues of their group, carry them out, and tell the outcome.
 
 use crate::descriptor::{Descriptor, Limits, Operation, Refusal};
-use crate::operation::{self, Completion, CrcMode};
+use crate::operation::{self, Completion, CrcMode, Reach};
 use crate::portal::Submission;
 use crate::spec::{self, GENCTRL_SOFTWARE_ERROR_INTERRUPT, flag, intcause, slot, status};
 use crate::swerr::Record;
@@ -19,10 +19,12 @@ struct Origin {
     limits: Limits,
 }
 
-/// Upstream as the function itself sees it: nothing passes while it is no bus master.
+/// Upstream as a descriptor sees it: nothing passes while the function is no bus master, nor with a PASID while it may not send
+/// requests with one.
 struct Bus<'a> {
     up: &'a mut dyn Upstream,
-    master: bool,
+    open: bool,
+    pasid: Option<u32>,
     faults: u64,
 }
 
@@ -33,14 +35,14 @@ impl Bus<'_> {
     }
 }
 
-impl Upstream for Bus<'_> {
-    fn read(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        let outcome = if self.master { self.up.read(address, buf) } else { Err(Fault) };
+impl Reach for Bus<'_> {
+    fn load(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        let outcome = if self.open { self.up.read(self.pasid, address, buf) } else { Err(Fault) };
         self.note(outcome)
     }
 
-    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        let outcome = if self.master { self.up.write(address, data) } else { Err(Fault) };
+    fn store(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        let outcome = if self.open { self.up.write(self.pasid, address, data) } else { Err(Fault) };
         self.note(outcome)
     }
 }
@@ -122,11 +124,17 @@ impl Dsa {
         index < len && !self.revoked.contains(&(first + index)) && (bound.is_none() || bound == origin.pasid)
     }
 
+    /// The way of a descriptor's requests.
+    fn bus<'a>(&self, origin: &Origin, up: &'a mut dyn Upstream) -> Bus<'a> {
+        let open = self.space.bus_master() && (origin.pasid.is_none() || self.space.pasid_enabled());
+        Bus { up, open, pasid: origin.pasid, faults: 0 }
+    }
+
     fn execute(&mut self, operation: Operation, origin: &Origin, up: &mut dyn Upstream) -> Completion {
         if let Operation::Batch { list, count } = operation {
             return self.batch(list, count, origin, up);
         }
-        let mut bus = Bus { up, master: self.space.bus_master(), faults: 0 };
+        let mut bus = self.bus(origin, up);
         let completion = single(operation, &mut bus);
         self.stats.faults += bus.faults;
         self.stats.bytes += u64::from(completion.bytes);
@@ -141,8 +149,7 @@ impl Dsa {
         for n in 0..count {
             let address = list.wrapping_add(u64::from(n) * DESCRIPTOR);
             let mut bytes = [0; DESCRIPTOR as usize];
-            let master = self.space.bus_master();
-            if (Bus { up, master, faults: 0 }).read(address, &mut bytes).is_err() {
+            if self.bus(origin, up).load(address, &mut bytes).is_err() {
                 self.stats.faults += 1;
                 return Completion { fault: address, ..Completion::new(status::BATCH_PAGE_FAULT, n) };
             }
@@ -160,8 +167,7 @@ impl Dsa {
     fn complete(&mut self, descriptor: &Descriptor, origin: &Origin, done: Completion, up: &mut dyn Upstream) {
         let place = descriptor.has(flag::CRAV) && descriptor.completion().is_multiple_of(32);
         if place && (descriptor.has(flag::RCR) || done.status != status::SUCCESS) {
-            let master = self.space.bus_master();
-            if (Bus { up, master, faults: 0 }).write(descriptor.completion(), &done.bytes()).is_err() {
+            if self.bus(origin, up).store(descriptor.completion(), &done.bytes()).is_err() {
                 self.stats.faults += 1;
                 let lost = Completion { fault: descriptor.completion(), ..Completion::new(status::CRA_XLAT, 0) };
                 self.software_error(descriptor, origin, &lost, true, up);
@@ -215,7 +221,7 @@ fn permitted_pasid(permission: u32) -> Option<u32> {
 }
 
 /// Operations of one descriptor.
-fn single(operation: Operation, up: &mut dyn Upstream) -> Completion {
+fn single(operation: Operation, up: &mut dyn Reach) -> Completion {
     match operation {
         // Descriptors complete in order, so a drain finds nothing before it.
         Operation::Nop | Operation::Drain | Operation::Batch { .. } => Completion::new(status::SUCCESS, 0),

@@ -4,9 +4,8 @@
 //! Registers and structures are those of Linux's `idxd` driver (`drivers/dma/idxd/registers.h`, `include/uapi/linux/idxd.h`).
 //! The model owns no memory: what it reads and writes, and the messages it sends (dword writes), go through an [`Upstream`].
 //!
-//! Where it differs from a real DSA: there is no page request service and no event log; a descriptor's DMA carries no PASID
-//! (PASIDs are compared with those of interrupt table entries only); commands complete at once; a shared work queue may be
-//! used without PASIDs.
+//! Where it differs from a real DSA: there is no page request service and no event log; commands complete at once; a shared work
+//! queue may be used without PASIDs.
 
 #![forbid(unsafe_code)]
 
@@ -47,10 +46,10 @@ pub struct Fault;
 
 /// What lies upstream of the device: the bus, the remapping unit, memory.
 pub trait Upstream {
-    /// Fills `buf` from `address`. Pieces never cross a 4 KiB page.
-    fn read(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault>;
-    /// Writes `data` to `address`. A message is a write of 4 bytes. Pieces never cross a 4 KiB page.
-    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault>;
+    /// Fills `buf` from `address`. Pieces never cross a 4 KiB page. What a work queue with PASIDs does has one.
+    fn read(&mut self, pasid: Option<u32>, address: u64, buf: &mut [u8]) -> Result<(), Fault>;
+    /// Writes `data` to `address`. A message is a write of 4 bytes, and never has a PASID. Pieces never cross a 4 KiB page.
+    fn write(&mut self, pasid: Option<u32>, address: u64, data: &[u8]) -> Result<(), Fault>;
 }
 
 /// What may differ between two devices.
@@ -255,7 +254,7 @@ impl Dsa {
         if !self.space.bus_master() {
             return;
         }
-        match up.write(message.address, &message.data.to_le_bytes()) {
+        match up.write(None, message.address, &message.data.to_le_bytes()) {
             Ok(()) => self.stats.messages += 1,
             Err(Fault) => self.stats.faults += 1,
         }

@@ -65,7 +65,7 @@ impl QueueStore {
         }
         let at = self.base.wrapping_add(u64::from(slot) * BYTES);
         let mut bytes = [0; BYTES as usize];
-        up.read(at, &mut bytes)?;
+        up.read(None, at, &mut bytes)?;
         let [lo, hi, data, ctrl] = [0, 4, 8, 12].map(|at| {
             let dword = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
             u32::from_le_bytes(dword)
@@ -75,7 +75,7 @@ impl QueueStore {
         }
         let pending = if ctrl & MASK != 0 { PENDING } else { 0 };
         if ctrl & PENDING != pending {
-            up.write(at + CTRL, &(ctrl & !PENDING | pending).to_le_bytes())?;
+            up.write(None, at + CTRL, &(ctrl & !PENDING | pending).to_le_bytes())?;
         }
         let address = u64::from(hi) << 32 | u64::from(lo & !0b11);
         Ok((pending == 0).then_some(Message { address, data }))

@@ -1,5 +1,6 @@
 //! A machine around the device for tests: memory, messages, and the steps that software takes.
 
+use crate::operation::Reach;
 use crate::spec::opcode;
 use crate::{Config, Dsa, Fault, Upstream};
 use std::collections::{HashMap, HashSet};
@@ -11,23 +12,27 @@ pub(crate) struct Machine {
     refused: HashSet<u64>,
     messages: Vec<(u64, u32)>,
     last_write: u64,
+    /// Of each request that was not refused: reads first.
+    pasids: [HashSet<Option<u32>>; 2],
 }
 
 impl Upstream for Machine {
-    fn read(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
+    fn read(&mut self, pasid: Option<u32>, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
         assert!(address % 4096 + buf.len() as u64 <= 4096, "a piece crosses a page");
         if self.refused.contains(&(address >> 12)) {
             return Err(Fault);
         }
+        self.pasids[0].insert(pasid);
         buf.copy_from_slice(&self.get(address, buf.len()));
         Ok(())
     }
 
-    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+    fn write(&mut self, pasid: Option<u32>, address: u64, data: &[u8]) -> Result<(), Fault> {
         assert!(address % 4096 + data.len() as u64 <= 4096, "a piece crosses a page");
         if self.refused.contains(&(address >> 12)) {
             return Err(Fault);
         }
+        self.pasids[1].insert(pasid);
         self.last_write = address;
         match data.try_into() {
             Ok(data) if address >> 20 == 0xfee => self.messages.push((address, u32::from_le_bytes(data))),
@@ -37,7 +42,22 @@ impl Upstream for Machine {
     }
 }
 
+impl Reach for Machine {
+    fn load(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        self.read(None, address, buf)
+    }
+
+    fn store(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        self.write(None, address, data)
+    }
+}
+
 impl Machine {
+    /// The PASIDs of all reads and of all writes since the last call.
+    pub(crate) fn take_pasids(&mut self) -> [HashSet<Option<u32>>; 2] {
+        std::mem::take(&mut self.pasids)
+    }
+
     pub(crate) fn get(&self, address: u64, len: usize) -> Vec<u8> {
         let byte = |at: u64| self.pages.get(&(at >> 12)).map_or(0, |page| page[(at % 4096) as usize]);
         (0..len as u64).map(|n| byte(address.wrapping_add(n))).collect()

@@ -115,9 +115,9 @@ fn the_units_own_events_are_not_remapped() {
 fn dma_beyond_memory_or_into_the_message_window_faults() {
     let (mut machine, mut host) = ready("no-vtd");
     let mut path = Path { source: DSA_FUNCTIONS[0].into(), unit: None, host: &mut host };
-    assert_eq!(path.read(0x100_0000, &mut [0; 8]), Err(Fault));
-    assert_eq!(path.write(0xfee0_0000, &[0; 8]), Err(Fault));
-    assert_eq!(path.read(0xfee0_0000, &mut [0; 4]), Err(Fault));
+    assert_eq!(path.read(None, 0x100_0000, &mut [0; 8]), Err(Fault));
+    assert_eq!(path.write(None, 0xfee0_0000, &[0; 8]), Err(Fault));
+    assert_eq!(path.read(None, 0xfee0_0000, &mut [0; 4]), Err(Fault));
     machine.other_message(0xfee0_0000, &[0; 8], &mut host);
     machine.other_message(0xfee0_0002, &[0; 4], &mut host);
     assert_eq!(host.delivered, []);
@@ -159,6 +159,6 @@ fn dma_is_translated_by_requester() {
     assert_eq!(host.ram.u64(0x20_5000) as u8, 1);
     // The next page is not mapped: its access is blocked, and recorded.
     let mut path = Path { source: DSA_FUNCTIONS[0].into(), unit: machine.units.first_mut(), host: &mut host };
-    assert_eq!(path.write(RECORD + 0x1000, &[0; 32]), Err(Fault));
+    assert_eq!(path.write(None, RECORD + 0x1000, &[0; 32]), Err(Fault));
     assert!(machine.report().lines().any(|line| line == "vtd.dma_faults=1"));
 }

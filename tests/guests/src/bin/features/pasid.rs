@@ -37,7 +37,8 @@ pub fn run(guest: &Guest) -> Result<(), &'static str> {
         let freed = rig.domain.free(slot);
         rig.need("freeing", freed);
     }
-    println!("@result notified={notified} refused={refused} errors={}", rig.errors);
+    let unheard = u32::from(stranger(&mut rig, OWNED[1] + 1));
+    println!("@result notified={notified} refused={refused} unheard={unheard} errors={}", rig.errors);
     rig.finish()
 }
 
@@ -54,6 +55,15 @@ fn notify(rig: &mut Rig, slot: &Interrupt, user: u32) -> Option<u8> {
     idle::linger(QUIET);
     let came = all_that_came() - before;
     if came == u32::from(status == spec::STATUS_SUCCESS) { Some(status) } else { None }
+}
+
+/// A user whose PASID is not the guest's reaches no memory, not even to say that its work is done.
+fn stranger(rig: &mut Rig, user: u32) -> bool {
+    RECORDS.clear(0);
+    let descriptor = Descriptor { pasid: user, ..Descriptor::noop(RECORDS.address(0), 0) };
+    rig.device.portals[0].submit(&descriptor);
+    idle::linger(QUIET);
+    !RECORDS.complete(0)
 }
 
 /// A PASID of somebody else's is had neither by a call nor by writing it, and the slot stays its user's.

@@ -9,6 +9,8 @@ const RECORD: u64 = 0x3_0000;
 /// Work queue 0's portals.
 const MSIX_PORTAL: u64 = 0;
 const IMS_PORTAL: u64 = 0x2000;
+/// Control of the PASID capability.
+const PASID_CONTROL: u16 = 0x126;
 
 fn ready() -> (Dsa, Machine) {
     let (mut dsa, mut machine) = device();
@@ -287,4 +289,24 @@ fn any_descriptor_is_survived() {
         dsa.work(&mut machine);
     }
     assert_eq!(dsa.stats().descriptors, 20_000);
+}
+
+#[test]
+fn what_a_queue_with_pasids_does_has_its_pasid_and_messages_have_none() {
+    let (mut dsa, mut machine) = device();
+    dsa.config_write(PASID_CONTROL, 2, 1, &mut machine);
+    machine.enable_device(&mut dsa);
+    dsa.bar0_write(0x2008, 4, 1 << 28 | 0x155 << 8 | 1 << 4 | 1, &mut machine);
+    assert_eq!(machine.command(&mut dsa, 6, 0), 0);
+    machine.ims(&mut dsa, 3, 0xfee0_1000, 0x77);
+    machine.take_pasids();
+    let copy = Build { opcode: opcode::MEMMOVE, source: 0x1_0000, destination: 0x2_0000, size: 64, ..nop() };
+    run(&mut dsa, &mut machine, IMS_PORTAL, &with_record(copy));
+    assert_eq!(machine.get(RECORD, 1), [status::SUCCESS]);
+    assert_eq!(machine.take_pasids(), [[Some(0x155)].into(), [Some(0x155)].into()]);
+    run(&mut dsa, &mut machine, IMS_PORTAL, &with_interrupt(nop(), 3));
+    assert_eq!(machine.take_pasids(), [[].into(), [None].into()]);
+    dsa.config_write(PASID_CONTROL, 2, 0, &mut machine);
+    run(&mut dsa, &mut machine, IMS_PORTAL, &with_record(copy));
+    assert_eq!(machine.take_pasids(), [[].into(), [].into()], "the function may not send requests with PASIDs");
 }
