@@ -1,6 +1,9 @@
 //! The console on COM1: lines for people through `log`, lines for the launcher through [`event`].
 
-use core::fmt::{self, Write};
+use core::{
+    fmt::{self, Write},
+    sync::atomic::{AtomicU8, Ordering},
+};
 
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::mutex::TicketMutex;
@@ -20,12 +23,13 @@ const SEND_ATTEMPTS: u32 = 1_000_000;
 
 /// First come, first served: a processor that has nothing else to do asks for it without end, and must not keep the others out.
 static CONSOLE: TicketMutex<Option<Console>> = TicketMutex::new(None);
+/// The ring, under the console's lock. By itself it is all zeros, which the image need not hold.
+static BYTES: [AtomicU8; RING] = [const { AtomicU8::new(0) }; RING];
 
 struct Console {
     uart: Uart16550<PioBackend>,
     /// TSC at the hypervisor's entry: times are counted from here.
     epoch: u64,
-    ring: [u8; RING],
     /// Bytes put into the ring and taken out of it, ever.
     put: usize,
     taken: usize,
@@ -39,13 +43,14 @@ impl Console {
         if self.put - self.taken == RING {
             self.wait();
         }
-        self.ring[self.put % RING] = byte;
+        BYTES[self.put % RING].store(byte, Ordering::Relaxed);
         self.put += 1;
     }
 
     /// Gives the line what it can take now.
     fn pump(&mut self) {
-        while self.taken < self.put && self.uart.try_send_byte(self.ring[self.taken % RING]).is_ok() {
+        while self.taken < self.put && self.uart.try_send_byte(BYTES[self.taken % RING].load(Ordering::Relaxed)).is_ok()
+        {
             self.taken += 1;
         }
     }
@@ -119,7 +124,7 @@ pub fn init(epoch: u64) {
     if let Ok(mut uart) = unsafe { Uart16550::new_port(COM1) }
         && uart.init(Config::default()).is_ok()
     {
-        *CONSOLE.lock() = Some(Console { uart, epoch, ring: [0; RING], put: 0, taken: 0, turned_away: 0 });
+        *CONSOLE.lock() = Some(Console { uart, epoch, put: 0, taken: 0, turned_away: 0 });
     }
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(LevelFilter::Info);
