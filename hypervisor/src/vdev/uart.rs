@@ -11,6 +11,24 @@ pub const BASE: u16 = 0x3f8;
 /// Last of them.
 pub const LAST: u16 = 0x3ff;
 
+// Its registers, by their offset; the first two are the divisor latch while LCR.DLAB is set.
+
+/// Receiver buffer (read), transmitter holding register (written).
+const RBR_THR: u16 = 0;
+/// Divisor latch, low and high.
+const DLL: u16 = 0;
+const DLM: u16 = 1;
+const IER: u16 = 1;
+/// Interrupt identification (read), FIFO control (written).
+const IIR_FCR: u16 = 2;
+const LCR: u16 = 3;
+const MCR: u16 = 4;
+const LSR: u16 = 5;
+const MSR: u16 = 6;
+/// Scratch.
+const SCR: u16 = 7;
+
+/// The upper half reads as zeros.
 const IER_WRITABLE: u8 = 0x0f;
 const IER_RECEIVED: u8 = 1 << 0;
 const IER_TRANSMIT_EMPTY: u8 = 1 << 1;
@@ -21,12 +39,21 @@ const IIR_FIFO_ENABLED: u8 = 0xc0;
 const FCR_ENABLE: u8 = 1 << 0;
 const LCR_DLAB: u8 = 1 << 7;
 const MCR_WRITABLE: u8 = 0x1f;
+const MCR_DTR: u8 = 1 << 0;
+const MCR_RTS: u8 = 1 << 1;
+const MCR_OUT1: u8 = 1 << 2;
+const MCR_OUT2: u8 = 1 << 3;
 const MCR_LOOP: u8 = 1 << 4;
 const LSR_DATA_READY: u8 = 1 << 0;
-/// Holding register and transmitter empty.
-const LSR_TRANSMIT_EMPTY: u8 = 0x60;
-/// Carrier, data set ready, clear to send.
-const MSR_CONNECTED: u8 = 0xb0;
+const LSR_HOLDING_EMPTY: u8 = 1 << 5;
+const LSR_TRANSMITTER_EMPTY: u8 = 1 << 6;
+const LSR_ALL_SENT: u8 = LSR_HOLDING_EMPTY | LSR_TRANSMITTER_EMPTY;
+const MSR_CTS: u8 = 1 << 4;
+const MSR_DSR: u8 = 1 << 5;
+const MSR_RI: u8 = 1 << 6;
+const MSR_DCD: u8 = 1 << 7;
+/// A modem that is there and ready.
+const MSR_CONNECTED: u8 = MSR_DCD | MSR_DSR | MSR_CTS;
 
 /// One serial port.
 #[derive(Clone, Debug, Default)]
@@ -55,16 +82,16 @@ impl Uart {
     /// IN of one byte from register `offset` (0 to 7).
     pub fn read(&mut self, offset: u16) -> u8 {
         match offset {
-            0 if self.dlab() => self.divisor[0],
-            0 => self.looped.take().unwrap_or(0),
-            1 if self.dlab() => self.divisor[1],
-            1 => self.ier,
-            2 => self.identify_interrupt(),
-            3 => self.lcr,
-            4 => self.mcr,
-            5 => LSR_TRANSMIT_EMPTY | if self.looped.is_some() { LSR_DATA_READY } else { 0 },
-            6 => self.modem_status(),
-            7 => self.scratch,
+            DLL if self.dlab() => self.divisor[0],
+            DLM if self.dlab() => self.divisor[1],
+            RBR_THR => self.looped.take().unwrap_or(0),
+            IER => self.ier,
+            IIR_FCR => self.identify_interrupt(),
+            LCR => self.lcr,
+            MCR => self.mcr,
+            LSR => LSR_ALL_SENT | if self.looped.is_some() { LSR_DATA_READY } else { 0 },
+            MSR => self.modem_status(),
+            SCR => self.scratch,
             _ => 0xff,
         }
     }
@@ -72,14 +99,14 @@ impl Uart {
     /// OUT of one byte to register `offset` (0 to 7). A line of output that it completes goes to `sink`.
     pub fn write(&mut self, offset: u16, value: u8, sink: &mut dyn FnMut(&str)) {
         match offset {
-            0 if self.dlab() => self.divisor[0] = value,
-            0 => self.transmit(value, sink),
-            1 if self.dlab() => self.divisor[1] = value,
-            1 => self.write_ier(value & IER_WRITABLE),
-            2 => self.fifo = value & FCR_ENABLE != 0,
-            3 => self.lcr = value,
-            4 => self.mcr = value & MCR_WRITABLE,
-            7 => self.scratch = value,
+            DLL if self.dlab() => self.divisor[0] = value,
+            DLM if self.dlab() => self.divisor[1] = value,
+            RBR_THR => self.transmit(value, sink),
+            IER => self.write_ier(value & IER_WRITABLE),
+            IIR_FCR => self.fifo = value & FCR_ENABLE != 0,
+            LCR => self.lcr = value,
+            MCR => self.mcr = value & MCR_WRITABLE,
+            SCR => self.scratch = value,
             _ => {}
         }
     }
@@ -119,12 +146,15 @@ impl Uart {
     }
 
     /// In loopback mode the outputs DTR, RTS, OUT1, OUT2 come back as DSR, CTS, RI, DCD.
-    const fn modem_status(&self) -> u8 {
+    fn modem_status(&self) -> u8 {
         if self.mcr & MCR_LOOP == 0 {
             return MSR_CONNECTED;
         }
-        let out = self.mcr;
-        (out & 0x0c) << 4 | (out & 1) << 5 | (out & 2) << 3
+        let comes_back = |output, input| if self.mcr & output != 0 { input } else { 0 };
+        comes_back(MCR_DTR, MSR_DSR)
+            | comes_back(MCR_RTS, MSR_CTS)
+            | comes_back(MCR_OUT1, MSR_RI)
+            | comes_back(MCR_OUT2, MSR_DCD)
     }
 }
 
@@ -139,43 +169,43 @@ mod tests {
     #[test]
     fn linux_recognises_a_16550a() {
         let mut uart = Uart::new();
-        put(&mut uart, 1, 0);
-        assert_eq!(uart.read(1), 0);
-        put(&mut uart, 1, 0x4f);
-        assert_eq!(uart.read(1), 0x0f, "no Xscale bit");
-        put(&mut uart, 1, 0);
-        put(&mut uart, 4, MCR_LOOP | 0x0a);
-        assert_eq!(uart.read(6) & 0xf0, 0x90, "the loopback test of autoconfig");
-        put(&mut uart, 4, 0);
-        put(&mut uart, 2, FCR_ENABLE);
-        assert_eq!(uart.read(2) >> 6, 3, "16550A");
-        put(&mut uart, 3, 0xbf);
-        assert_ne!(uart.read(2), 0, "no EFR: neither 16650 nor 16750");
-        put(&mut uart, 3, 0);
-        put(&mut uart, 2, FCR_ENABLE | 0x20);
-        assert_eq!(uart.read(2) >> 5, 6, "no 64-byte FIFO");
+        put(&mut uart, IER, 0);
+        assert_eq!(uart.read(IER), 0);
+        put(&mut uart, IER, 0x4f);
+        assert_eq!(uart.read(IER), 0x0f, "no Xscale bit");
+        put(&mut uart, IER, 0);
+        put(&mut uart, MCR, MCR_LOOP | 0x0a);
+        assert_eq!(uart.read(MSR) & 0xf0, 0x90, "the loopback test of autoconfig");
+        put(&mut uart, MCR, 0);
+        put(&mut uart, IIR_FCR, FCR_ENABLE);
+        assert_eq!(uart.read(IIR_FCR) >> 6, 3, "16550A");
+        put(&mut uart, LCR, 0xbf);
+        assert_ne!(uart.read(IIR_FCR), 0, "no EFR: neither 16650 nor 16750");
+        put(&mut uart, LCR, 0);
+        put(&mut uart, IIR_FCR, FCR_ENABLE | 0x20);
+        assert_eq!(uart.read(IIR_FCR) >> 5, 6, "no 64-byte FIFO");
     }
 
     #[test]
     fn the_divisor_hides_data_and_interrupt_enable() {
         let mut uart = Uart::new();
-        put(&mut uart, 1, 5);
-        put(&mut uart, 3, 0x83);
-        put(&mut uart, 0, 1);
-        put(&mut uart, 1, 2);
-        assert_eq!((uart.read(0), uart.read(1)), (1, 2));
-        put(&mut uart, 3, 3);
-        assert_eq!((uart.read(0), uart.read(1)), (0, 5));
-        put(&mut uart, 7, 0x5a);
-        assert_eq!(uart.read(7), 0x5a);
+        put(&mut uart, IER, 5);
+        put(&mut uart, LCR, 0x83);
+        put(&mut uart, DLL, 1);
+        put(&mut uart, DLM, 2);
+        assert_eq!((uart.read(DLL), uart.read(DLM)), (1, 2));
+        put(&mut uart, LCR, 3);
+        assert_eq!((uart.read(RBR_THR), uart.read(IER)), (0, 5));
+        put(&mut uart, SCR, 0x5a);
+        assert_eq!(uart.read(SCR), 0x5a);
     }
 
     #[test]
     fn output_comes_as_lines_and_the_rest_at_the_end() {
         let (mut uart, mut out) = (Uart::new(), Vec::new());
         for byte in *b"one\ntwo" {
-            assert_eq!(uart.read(5), 0x60);
-            uart.write(0, byte, &mut |line| out.push(line.to_owned()));
+            assert_eq!(uart.read(LSR), 0x60);
+            uart.write(RBR_THR, byte, &mut |line| out.push(line.to_owned()));
         }
         assert_eq!(out, ["one"]);
         uart.flush(&mut |line| out.push(line.to_owned()));
@@ -186,20 +216,20 @@ mod tests {
     #[test]
     fn the_transmit_interrupt_shows_until_it_is_read() {
         let mut uart = Uart::new();
-        assert_eq!(uart.read(2), 1);
-        put(&mut uart, 1, 2);
-        assert_eq!((uart.read(2), uart.read(2)), (2, 1));
-        uart.write(0, b'x', &mut |_| {});
-        assert_eq!((uart.read(2), uart.read(2)), (2, 1));
+        assert_eq!(uart.read(IIR_FCR), 1);
+        put(&mut uart, IER, IER_TRANSMIT_EMPTY);
+        assert_eq!((uart.read(IIR_FCR), uart.read(IIR_FCR)), (2, 1));
+        uart.write(RBR_THR, b'x', &mut |_| {});
+        assert_eq!((uart.read(IIR_FCR), uart.read(IIR_FCR)), (2, 1));
     }
 
     #[test]
     fn loopback_returns_the_byte_and_prints_nothing() {
         let mut uart = Uart::new();
-        put(&mut uart, 4, MCR_LOOP);
-        put(&mut uart, 0, 0x41);
-        assert_eq!(uart.read(5), 0x61);
-        assert_eq!(uart.read(0), 0x41);
-        assert_eq!(uart.read(5), 0x60);
+        put(&mut uart, MCR, MCR_LOOP);
+        put(&mut uart, RBR_THR, 0x41);
+        assert_eq!(uart.read(LSR), 0x61);
+        assert_eq!(uart.read(RBR_THR), 0x41);
+        assert_eq!(uart.read(LSR), 0x60);
     }
 }

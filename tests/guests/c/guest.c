@@ -39,13 +39,18 @@ static inline void wrmsr(uint32_t msr, uint64_t value)
 
 enum { X2APIC_ID = 0x802, X2APIC_EOI = 0x80b, X2APIC_SVR = 0x80f, SPURIOUS = 0xff };
 
-/* The console: COM1. */
+/* The console: COM1, a 16550. */
+
+enum { UART_THR = 0x3f8, UART_LSR = UART_THR + 5, UART_LSR_THRE = 1 << 5 };
+
+/* The port that ends a guest, with its exit code. */
+enum { EXIT = 0xf4 };
 
 static void put(char c)
 {
-    while (!(in8(0x3fd) & 0x20)) {
+    while (!(in8(UART_LSR) & UART_LSR_THRE)) {
     }
-    out8(0x3f8, (uint8_t)c);
+    out8(UART_THR, (uint8_t)c);
 }
 
 static void say(const char *text)
@@ -64,7 +69,7 @@ static void say_number(uint32_t number)
 static _Noreturn void end(uint8_t code)
 {
     for (;;)
-        out8(0xf4, code);
+        out8(EXIT, code);
 }
 
 static void check(int32_t result, const char *what)
@@ -127,16 +132,19 @@ static void take_interrupts(void)
 
 /* PCI configuration space, by ports. */
 
+enum { PCI_ADDRESS = 0xcf8, PCI_DATA = 0xcfc };
+enum { PCI_COMMAND = 4, PCI_COMMAND_MEMORY = 2, PCI_COMMAND_MASTER = 4, PCI_BAR0 = 0x10, PCI_BAR2 = 0x18 };
+
 static uint32_t config_read(uint32_t function, uint32_t offset)
 {
-    out32(0xcf8, 1u << 31 | function << 8 | offset);
-    return in32(0xcfc);
+    out32(PCI_ADDRESS, 1u << 31 | function << 8 | offset);
+    return in32(PCI_DATA);
 }
 
 static void config_write(uint32_t function, uint32_t offset, uint32_t value)
 {
-    out32(0xcf8, 1u << 31 | function << 8 | offset);
-    out32(0xcfc, value);
+    out32(PCI_ADDRESS, 1u << 31 | function << 8 | offset);
+    out32(PCI_DATA, value);
 }
 
 static uint64_t bar(uint32_t function, uint32_t offset)
@@ -175,10 +183,11 @@ static uint32_t command(uint32_t number, uint32_t operand)
 
 static void start_device(uint32_t function)
 {
-    config_write(function, 4, (config_read(function, 4) & 0xffff) | 6);
-    registers = (volatile uint32_t *)bar(function, 0x10);
+    uint32_t enabled = (config_read(function, PCI_COMMAND) & 0xffff) | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER;
+    config_write(function, PCI_COMMAND, enabled);
+    registers = (volatile uint32_t *)bar(function, PCI_BAR0);
     /* The IMS portal of work queue 0. */
-    portal = (volatile uint64_t *)(bar(function, 0x18) + 2 * 4096);
+    portal = (volatile uint64_t *)(bar(function, PCI_BAR2) + 2 * 4096);
     command(RESET_DEVICE, 0);
     uint32_t offsets = registers[TABLE_OFFSETS / 4];
     volatile uint32_t *group = registers + (offsets & 0xffff) * 0x100 / 4;
