@@ -99,13 +99,20 @@ pub struct Target {
 }
 
 impl Target {
+    /// Vectors below are the processor's own: an interrupt with one of them is illegal (SDM vol. 3, 12.5.2).
+    const FIRST_VECTOR: u8 = 16;
+
+    /// A vector of a virtual processor's; [`Status::BadVector`] if it is below 16.
+    pub const fn new(apic_id: u32, vector: u8) -> Result<Self, Status> {
+        if vector < Self::FIRST_VECTOR { Err(Status::BadVector) } else { Ok(Self { apic_id, vector }) }
+    }
+
     /// From a register; bits 31:8 must be zero, the vector at least 16.
     pub fn from_register(value: u64) -> Result<Self, Status> {
         if value & 0xffff_ff00 != 0 {
             return Err(Status::InvalidArgument);
         }
-        let vector = value as u8;
-        if vector < 16 { Err(Status::BadVector) } else { Ok(Self { apic_id: (value >> 32) as u32, vector }) }
+        Self::new((value >> 32) as u32, value as u8)
     }
 
     /// As a register holds it.
@@ -169,12 +176,9 @@ impl MapRequest {
         if flags & !Self::FLAG_UNMASK != 0 {
             return Err(Status::InvalidArgument);
         }
-        if vector < 16 {
-            return Err(Status::BadVector);
-        }
         Ok(Self {
             handle,
-            target: Target { apic_id: ((request >> 32) as u16).into(), vector },
+            target: Target::new(((request >> 32) as u16).into(), vector)?,
             unmask: flags & Self::FLAG_UNMASK != 0,
             cookie,
         })

@@ -43,9 +43,8 @@ const MESSAGE_BASE: u32 = 0xfee0_0000;
 
 /// The message {address, data} for a target: fixed delivery, edge, physical destination (SDM vol. 3, 12.11).
 fn compose(target: Target) -> Result<(u32, u32), Status> {
-    if target.vector < 16 {
-        Err(Status::BadVector)
-    } else if target.apic_id >= MAX_APIC_ID {
+    let target = Target::new(target.apic_id, target.vector)?;
+    if target.apic_id >= MAX_APIC_ID {
         // 0xff is everybody.
         Err(Status::BadTarget)
     } else {

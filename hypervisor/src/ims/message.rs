@@ -25,8 +25,6 @@ const LEVEL_ASSERT: u32 = 1 << 14;
 /// Data bits a message may have: all delivery modes but two (SMI, NMI, INIT, ExtINT, reserved), level trigger (15) and the
 /// reserved bits are outside.
 const DATA_FREE: u32 = VECTOR | DELIVERY_MODE_LOWEST | LEVEL_ASSERT;
-/// Vectors below are the processor's.
-const FIRST_VECTOR: u32 = 16;
 
 /// Where the message in `image` (address low, high, data) goes. It must go to exactly one of the guest's own processors.
 ///
@@ -37,11 +35,8 @@ pub fn parse(domain: &Domain, image: [u32; 3]) -> Result<Target, Status> {
     if hi != 0 || lo & !ADDRESS_FREE != ADDRESS_BASE || data & !DATA_FREE != 0 {
         return Err(Status::InvalidArgument);
     }
-    let vector = data & VECTOR;
-    if vector < FIRST_VECTOR {
-        return Err(Status::BadVector);
-    }
     let destination = lo >> DESTINATION_SHIFT & 0xff;
+    let target = Target::new(destination, (data & VECTOR) as u8)?;
     let apic_id = if lo & DESTINATION_MODE_LOGICAL == 0 {
         if destination == BROADCAST {
             return Err(Status::BadTarget);
@@ -52,7 +47,7 @@ pub fn parse(domain: &Domain, image: [u32; 3]) -> Result<Target, Status> {
     } else {
         return Err(Status::BadTarget);
     };
-    domain.own(Target { apic_id, vector: vector as u8 })
+    domain.own(Target { apic_id, ..target })
 }
 
 #[cfg(test)]

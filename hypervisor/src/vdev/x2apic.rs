@@ -221,7 +221,7 @@ impl X2Apic {
         if !self.is_enabled() {
             return Accepted::Disabled;
         }
-        if vector < 16 {
+        if is_illegal(vector) {
             self.error(ESR_RECEIVE_ILLEGAL);
             return Accepted::Illegal;
         }
@@ -259,7 +259,7 @@ impl X2Apic {
         let first = self.errors == 0;
         self.errors |= bit;
         // An illegal vector in the error entry itself must not raise another error interrupt.
-        if first && self.lvt[LVT_ERROR] as u8 >= 16 {
+        if first && !is_illegal(self.lvt[LVT_ERROR] as u8) {
             self.raise_lvt(LVT_ERROR);
         }
     }
@@ -395,7 +395,7 @@ impl X2Apic {
         self.icr = value;
         let vector = value as u8;
         let fixed = matches!(delivery, Delivery::Fixed | Delivery::LowestPriority);
-        if fixed && vector < 16 {
+        if fixed && is_illegal(vector) {
             self.error(ESR_SEND_ILLEGAL);
             return Ok(Effect::Recheck);
         }
@@ -420,12 +420,17 @@ impl X2Apic {
     }
 
     fn send_to_self(&mut self, vector: u8) {
-        if vector < 16 {
+        if is_illegal(vector) {
             self.error(ESR_SEND_ILLEGAL);
         } else {
             self.accept(vector);
         }
     }
+}
+
+/// Vectors below 16 are the processor's own (SDM vol. 3, 12.5.2).
+const fn is_illegal(vector: u8) -> bool {
+    vector < 16
 }
 
 /// The value, unless it has bits outside of `mask`.
