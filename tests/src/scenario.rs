@@ -147,6 +147,19 @@ impl Boot {
         found.unwrap_or_else(|| panic!("the guest {name} was not started"))
     }
 
+    /// A figure that the guest of this name reports about itself. Panics when it does not.
+    pub fn reported(&self, name: &str, key: &str) -> u64 {
+        self.guest(name).reported(key).unwrap_or_else(|| panic!("the guest {name} does not report {key}"))
+    }
+
+    /// [`reported`](Self::reported) by a guest that has found everything right, on a hypervisor that came to its own end.
+    pub fn verified(&self, name: &str, key: &str) -> u64 {
+        self.assert_hypervisor_lived();
+        self.assert_guest_right(name);
+        assert_eq!(self.reported(name, "errors"), 0, "errors of {name}");
+        self.reported(name, key)
+    }
+
     /// Whether a guest of this name was started.
     pub fn started(&self, name: &str) -> bool {
         self.guests.iter().any(|guest| guest.name == name)
@@ -190,6 +203,13 @@ impl Boot {
         assert_eq!(self.broken, Vec::<String>::new(), "unreadable lines");
         let text = |line: &Line| matches!(line, Line::Text(text) if text.contains("panicked at"));
         assert!(!self.outcome().lines.iter().any(|seen| text(&seen.line)), "the hypervisor panicked");
+    }
+
+    /// Each of the plugin's counters of these names is zero.
+    pub fn assert_zero(&self, counters: &[&str]) {
+        for counter in counters {
+            assert_eq!(self.outcome().counter(counter), 0, "{counter}");
+        }
     }
 
     /// What a guest reported that ran without the hypervisor, to its own end.

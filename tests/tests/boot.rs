@@ -1,7 +1,6 @@
 //! The whole, on the emulated machine. Several tests look at one boot; see `Scenario`.
 
 use imsvisor_boot::event::Pairs;
-use imsvisor_boot::report::Guest;
 use imsvisor_tests::bench;
 use imsvisor_tests::elf::{Executable, loaded_bytes};
 use imsvisor_tests::scenario::{Boot, Plan, Scenario};
@@ -24,11 +23,6 @@ const DSA_SID: u64 = 0x00f0;
 const DEMO_GUEST: &str = "demo mem=64M device=dsa";
 static DEMO: Scenario = Scenario::new("the demo", |plan| plan.guest("demo", DEMO_GUEST));
 static DEMO_AGAIN: Scenario = Scenario::new("the demo again", |plan| plan.guest("demo", DEMO_GUEST));
-
-/// A figure that a guest reports about itself.
-fn reported(guest: &Guest, key: &str) -> u64 {
-    guest.reported(key).unwrap_or_else(|| panic!("the guest {} does not report {key}", guest.name))
-}
 
 /// A figure of the `remap` event.
 fn remap(boot: &Boot, key: &str) -> u64 {
@@ -55,21 +49,19 @@ fn each_interrupt_that_the_device_raises_is_remapped_delivered_and_handled_once(
 #[test]
 fn the_demos_device_works_at_least_a_mebibyte_and_every_result_is_verified() {
     let boot = DEMO.run();
-    let demo = boot.guest("demo");
-    let bytes = reported(demo, "bytes");
+    let bytes = boot.reported("demo", "bytes");
     assert!(bytes >= MIB, "{bytes} bytes");
-    assert_eq!(reported(demo, "verified"), reported(demo, "descriptors"));
-    assert_eq!(reported(demo, "errors"), 0);
+    assert_eq!(boot.reported("demo", "verified"), boot.reported("demo", "descriptors"));
+    assert_eq!(boot.reported("demo", "errors"), 0);
     assert!(boot.outcome().counter("dsa.bytes") >= bytes, "the device itself counts {:?}", boot.plugin);
 }
 
 #[test]
 fn at_least_256_slots_live_at_once_and_each_fires() {
     let boot = DEMO.run();
-    let demo = boot.guest("demo");
-    let slots = reported(demo, "slots");
+    let slots = boot.reported("demo", "slots");
     assert!(slots >= SLOTS, "{slots} slots");
-    assert_eq!(reported(demo, "slots_fired"), slots);
+    assert_eq!(boot.reported("demo", "slots_fired"), slots);
     assert!(remap(&boot, "high_water") >= SLOTS, "remapping entries: {}", boot.remap);
 }
 
@@ -89,9 +81,7 @@ fn when_the_demo_has_ended_it_holds_nothing_and_no_fault_was_recorded() {
     boot.assert_guest_right("demo");
     assert_eq!(remap(&boot, "live"), 0, "entries that are left");
     assert_eq!((remap(&boot, "faults"), boot.faults), (0, 0));
-    for counter in ["vtd.blocked", "vtd.interrupt_faults", "vtd.dma_faults"] {
-        assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
-    }
+    boot.assert_zero(&["vtd.blocked", "vtd.interrupt_faults", "vtd.dma_faults"]);
 }
 
 #[test]
@@ -457,7 +447,7 @@ fn every_processor_runs_guests_and_interrupts_go_where_the_guest_is() {
         let counts = boot.interrupts();
         let raised = counts.raised.expect("the device counts its messages");
         assert!(raised >= SLOTS);
-        let handled = Some(reported(boot.guest("demo"), "handled"));
+        let handled = Some(boot.reported("demo", "handled"));
         assert_eq!([counts.remapped, counts.delivered, handled], [Some(raised); 3]);
         assert_eq!(boot.done.as_deref(), Some("ok"));
     }

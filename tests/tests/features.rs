@@ -10,14 +10,6 @@ fn two(plan: &mut Plan, guests: [(&str, &str); 2]) -> anyhow::Result<()> {
     guests.iter().try_for_each(|(string, line)| plan.guest("features", &format!("{string} cmdline=\"{line}\"")))
 }
 
-/// A figure that a guest reports, which has found everything right.
-fn reported(boot: &Boot, guest: &str, key: &str) -> u64 {
-    boot.assert_hypervisor_lived();
-    boot.assert_guest_right(guest);
-    assert_eq!(boot.guest(guest).reported("errors"), Some(0), "errors of {guest}");
-    boot.guest(guest).reported(key).unwrap_or_else(|| panic!("{guest} does not report {key}"))
-}
-
 /// A word that a guest reports.
 fn word<'b>(boot: &'b Boot, guest: &str, key: &str) -> &'b str {
     boot.guest(guest).result.as_ref().and_then(|result| result.get(key)).unwrap_or_default()
@@ -30,41 +22,41 @@ static SLOTS: Scenario = Scenario::new("slots in every way, and a storm", |plan|
 
 #[test]
 fn feature_alloc_any_time_slots_come_and_go_while_another_one_fires() {
-    assert_eq!(reported(&SLOTS.run(), "slots", "taken"), 256);
+    assert_eq!(SLOTS.run().verified("slots", "taken"), 256);
 }
 
 #[test]
 fn feature_alloc_group_a_group_is_freed_and_no_other_one() {
-    assert_eq!(reported(&SLOTS.run(), "slots", "group"), 7);
+    assert_eq!(SLOTS.run().verified("slots", "group"), 7);
 }
 
 #[test]
 fn feature_grant_fewer_as_many_as_there_are_or_none() {
-    assert_eq!(reported(&SLOTS.run(), "slots", "granted"), 4096);
+    assert_eq!(SLOTS.run().verified("slots", "granted"), 4096);
 }
 
 #[test]
 fn feature_affinity_moves_an_interrupt_to_another_processor_and_leaves_the_store_as_it_is() {
-    assert_eq!(reported(&SLOTS.run(), "slots", "moved"), 16);
+    assert_eq!(SLOTS.run().verified("slots", "moved"), 16);
 }
 
 #[test]
 fn feature_store_array_is_written_by_the_guest_and_trapped() {
     let boot = SLOTS.run();
-    assert!(reported(&boot, "slots", "pending") > 0);
+    assert!(boot.verified("slots", "pending") > 0);
     assert!(boot.guest("slots").interrupts.number("trapped_writes") > Some(0));
 }
 
 #[test]
 fn feature_pending_what_comes_to_a_masked_slot_waits_and_comes_once() {
-    assert_eq!(reported(&SLOTS.run(), "slots", "pending"), 4);
+    assert_eq!(SLOTS.run().verified("slots", "pending"), 4);
 }
 
 #[test]
 fn feature_cookie_comes_back_in_a_query() {
     // The guest compares it; in fault records, the victim does.
-    reported(&SLOTS.run(), "slots", "errors");
-    reported(&THIEF.run(), "victim", "told");
+    SLOTS.run().verified("slots", "errors");
+    THIEF.run().verified("victim", "told");
 }
 
 static PASIDS: Scenario = Scenario::new("users with PASIDs", |plan| {
@@ -74,9 +66,9 @@ static PASIDS: Scenario = Scenario::new("users with PASIDs", |plan| {
 #[test]
 fn feature_user_notify_a_completion_comes_to_the_user_whose_pasid_the_slot_has_and_to_no_other() {
     let boot = PASIDS.run();
-    assert_eq!((reported(&boot, "pasid", "notified"), reported(&boot, "pasid", "refused")), (3, 6));
+    assert_eq!((boot.verified("pasid", "notified"), boot.verified("pasid", "refused")), (3, 6));
     // Users work with PASIDs on their way to memory; one that is not the guest's leads nowhere, and is told of.
-    assert_eq!(reported(&boot, "pasid", "unheard"), 1);
+    assert_eq!(boot.verified("pasid", "unheard"), 1);
     let faults = boot.events("fault");
     let told = faults.iter().map(|fault| [fault.get("kind"), fault.get("pasid"), fault.get("guest")]);
     assert_eq!(told.collect::<Vec<_>>(), [["dma", "0x200", "0"].map(Some)]);
@@ -84,12 +76,12 @@ fn feature_user_notify_a_completion_comes_to_the_user_whose_pasid_the_slot_has_a
 
 #[test]
 fn feature_aux_pasid_the_device_has_the_one_that_was_set_whatever_the_guest_writes() {
-    reported(&PASIDS.run(), "pasid", "errors");
+    PASIDS.run().verified("pasid", "errors");
 }
 
 #[test]
 fn feature_aux_pasid_one_that_the_guest_does_not_own_is_refused_and_a_forged_one_replaced() {
-    reported(&SLOTS.run(), "slots", "errors");
+    SLOTS.run().verified("slots", "errors");
 }
 
 /// The exits so far of a guest's, as told after its marks.
@@ -103,7 +95,7 @@ fn exits_at_marks(boot: &Boot) -> Vec<(u64, u64)> {
 #[test]
 fn feature_mask_flush_a_read_back_costs_no_exit() {
     let boot = SLOTS.run();
-    reported(&boot, "slots", "errors");
+    boot.verified("slots", "errors");
     let [begin, end, ..] = exits_at_marks(&boot)[..] else { panic!("the marks are missing") };
     assert!(begin.0 > 0, "writes to the store do exit");
     assert_eq!(begin, end, "200 reads of a control dword");
@@ -112,7 +104,7 @@ fn feature_mask_flush_a_read_back_costs_no_exit() {
 #[test]
 fn feature_storm_a_slot_that_rages_is_masked_and_told_of_and_the_others_do_not_notice() {
     let boot = SLOTS.run();
-    let (storm, came) = (reported(&boot, "storm", "storm"), reported(&boot, "storm", "came"));
+    let (storm, came) = (boot.verified("storm", "storm"), boot.verified("storm", "came"));
     assert!(came < storm / 4, "{came} of {storm}");
     let told = boot.events("storm");
     assert_eq!(told.len(), 1, "{told:?}");
@@ -128,7 +120,7 @@ static MANY: Scenario = Scenario::new("4,096 slots, and MSI-X beside a store", |
 fn feature_beyond_2048_a_guest_has_4096_slots_that_live_at_one_time_and_each_fires() {
     let boot = MANY.run();
     for key in ["live", "fired", "freed"] {
-        assert_eq!(reported(&boot, "many", key), 4096, "{key}");
+        assert_eq!(boot.verified("many", key), 4096, "{key}");
     }
     assert!(boot.remap.number("high_water") >= Some(4096), "{}", boot.remap);
 }
@@ -142,7 +134,7 @@ static MOST: Scenario = Scenario::new("16,128 slots", |plan| {
 fn feature_beyond_2048_a_guest_has_all_the_16128_slots_that_a_device_can_say_it_has() {
     let boot = MOST.run();
     for key in ["live", "fired", "freed"] {
-        assert_eq!(reported(&boot, "most", key), 16_128, "{key}");
+        assert_eq!(boot.verified("most", key), 16_128, "{key}");
     }
 }
 
@@ -150,7 +142,7 @@ fn feature_beyond_2048_a_guest_has_all_the_16128_slots_that_a_device_can_say_it_
 fn feature_coexist_msix_and_a_store_are_in_use_at_once_from_two_processors() {
     let boot = MANY.run();
     for key in ["first", "second"] {
-        assert_eq!(reported(&boot, "coexist", key), 100, "{key}");
+        assert_eq!(boot.verified("coexist", key), 100, "{key}");
     }
 }
 
@@ -161,8 +153,8 @@ static HANDLES: Scenario = Scenario::new("interrupt handles that are revoked", |
 #[test]
 fn feature_ims_index_is_the_devices_handle_and_a_revoked_one_is_refused_and_told_of() {
     let boot = HANDLES.run();
-    assert_eq!(reported(&boot, "handles", "indexes"), 8);
-    assert_eq!(reported(&boot, "handles", "revoked"), 8);
+    assert_eq!(boot.verified("handles", "indexes"), 8);
+    assert_eq!(boot.verified("handles", "revoked"), 8);
 }
 
 static SLOW: Scenario = Scenario::new("a store behind a command interface", |plan| {
@@ -173,8 +165,8 @@ static SLOW: Scenario = Scenario::new("a store behind a command interface", |pla
 #[test]
 fn feature_bus_lock_a_slow_store_works_as_any_other_and_a_batch_costs_a_command_a_slot() {
     let boot = SLOW.run();
-    assert_eq!(reported(&boot, "slots", "taken"), 256);
-    assert_eq!(reported(&boot, "many", "fired"), 1024);
+    assert_eq!(boot.verified("slots", "taken"), 256);
+    assert_eq!(boot.verified("many", "fired"), 1024);
     let commands = boot.outcome().counter("dsa.store_commands");
     // Each of the 4,096 slots of both stores is masked when the guest is made. Those of the second guest are mapped by a command each,
     // masked and read back when they are freed; and the first guest has some hundred slots at work. Dword by dword it would be
@@ -190,7 +182,7 @@ static QUEUE: Scenario = Scenario::new("a store in the guest's memory", |plan| {
 #[test]
 fn feature_store_queue_messages_in_memory_fire_move_pend_and_lead_nowhere_when_they_are_freed() {
     let boot = QUEUE.run();
-    assert_eq!((reported(&boot, "queue", "fired"), reported(&boot, "queue", "freed")), (16, 16));
+    assert_eq!((boot.verified("queue", "fired"), boot.verified("queue", "freed")), (16, 16));
     // Each slot's message that was freed and sent all the same was refused by the unit, and told of.
     let refused = boot.events("fault").into_iter().filter(|fault| fault.get("reason") == Some("0x22"));
     assert_eq!((refused.count(), boot.outcome().counter("vtd.interrupt_faults")), (16, 16));
@@ -203,7 +195,7 @@ static OPAQUE: Scenario = Scenario::new("two guests that do the same", |plan| {
 #[test]
 fn feature_opaque_two_guests_that_do_the_same_read_the_same_of_a_machine_that_gives_them_different_things() {
     let boot = OPAQUE.run();
-    assert_eq!(reported(&boot, "first", "seen"), reported(&boot, "second", "seen"));
+    assert_eq!(boot.verified("first", "seen"), boot.verified("second", "seen"));
     // Entries of both were there at one time, so they had different ones.
     assert!(boot.remap.number("high_water") > Some(200), "{}", boot.remap);
 }
@@ -215,7 +207,7 @@ static THIEF: Scenario = Scenario::new("a device that uses another one's handles
 #[test]
 fn feature_source_id_another_devices_use_of_an_entry_is_refused_by_the_unit() {
     let boot = THIEF.run();
-    assert_eq!(reported(&boot, "victim", "stolen"), 0);
+    assert_eq!(boot.verified("victim", "stolen"), 0);
     assert!(boot.outcome().counter("vtd.interrupt_faults") >= 8);
     let told = boot.events("fault");
     let foreign = told.iter().filter(|fault| fault.get("reason") == Some("0x26") && fault.get("guest") == Some("0"));
@@ -225,8 +217,8 @@ fn feature_source_id_another_devices_use_of_an_entry_is_refused_by_the_unit() {
 #[test]
 fn feature_fault_log_a_guest_reads_the_faults_of_its_own_slots_and_no_others() {
     let boot = THIEF.run();
-    assert_eq!(reported(&boot, "victim", "told"), 8);
-    assert_eq!(reported(&boot, "thief", "told"), 0);
+    assert_eq!(boot.verified("victim", "told"), 8);
+    assert_eq!(boot.verified("thief", "told"), 0);
 }
 
 static POLICY: [Scenario; 2] = [
@@ -249,7 +241,7 @@ fn feature_policy_three_way_the_domain_if_there_is_one_else_msix() {
         (&allows, "allowed", "hypercall"),
         (&allows, "unaware", "virtualised"),
     ] {
-        assert_eq!(reported(boot, guest, "fired"), 16, "{guest}: by its way");
+        assert_eq!(boot.verified(guest, "fired"), 16, "{guest}: by its way");
         assert_eq!(word(boot, guest, "way"), way, "{guest}");
     }
 }
@@ -260,7 +252,7 @@ fn feature_platform_disable_stands_in_cpuid_and_in_an_acpi_table() {
     for (boot, guest, cpuid, acpi) in
         [(&forbids, "calls", 1, 1), (&forbids, "none", 0, 1), (&allows, "allowed", 0, 0), (&allows, "unaware", 0, 0)]
     {
-        let seen = ["cpuid", "acpi"].map(|key| reported(boot, guest, key));
+        let seen = ["cpuid", "acpi"].map(|key| boot.verified(guest, key));
         assert_eq!(seen, [cpuid, acpi], "{guest}");
     }
 }
@@ -269,7 +261,7 @@ fn feature_platform_disable_stands_in_cpuid_and_in_an_acpi_table() {
 fn feature_hidden_when_unaware_a_device_shows_no_store_to_who_does_not_enable_the_interface() {
     let [forbids, allows] = POLICY.each_ref().map(Scenario::run);
     for (boot, guest) in [(&forbids, "none"), (&allows, "unaware")] {
-        assert_eq!((reported(boot, guest, "hidden"), reported(boot, guest, "shown")), (1, 0), "{guest}");
+        assert_eq!((boot.verified(guest, "hidden"), boot.verified(guest, "shown")), (1, 0), "{guest}");
     }
 }
 
@@ -277,7 +269,7 @@ fn feature_hidden_when_unaware_a_device_shows_no_store_to_who_does_not_enable_th
 fn feature_discover_dvsec_a_device_says_that_it_has_a_store_when_the_interface_is_enabled() {
     let [forbids, allows] = POLICY.each_ref().map(Scenario::run);
     for (boot, guest) in [(&forbids, "calls"), (&allows, "allowed")] {
-        assert_eq!((reported(boot, guest, "hidden"), reported(boot, guest, "shown")), (1, 1), "{guest}");
+        assert_eq!((boot.verified(guest, "hidden"), boot.verified(guest, "shown")), (1, 1), "{guest}");
     }
 }
 

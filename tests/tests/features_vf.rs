@@ -3,7 +3,7 @@
 //! by which way.
 
 use imsvisor_boot::event::Pairs;
-use imsvisor_tests::scenario::{Boot, Plan, Scenario};
+use imsvisor_tests::scenario::{Plan, Scenario};
 
 /// Vectors of the two functions.
 const VECTORS: u64 = 2048 + 100;
@@ -83,28 +83,19 @@ static TOGETHER: Scenario = Scenario::new("virtual functions beside other guests
     Ok(())
 });
 
-/// A figure that the guest reports, which has found everything right.
-fn reported(boot: &Boot, key: &str) -> u64 {
-    boot.assert_hypervisor_lived();
-    boot.assert_guest_right("vfunc");
-    let guest = boot.guest("vfunc");
-    assert_eq!(guest.reported("errors"), Some(0), "errors");
-    guest.reported(key).unwrap_or_else(|| panic!("it does not report {key}"))
-}
-
 #[test]
 fn feature_msix_backed_every_vector_of_tables_of_2048_and_100_fires_once() {
     let boot = ALONE.run();
-    assert_eq!(reported(&boot, "vectors"), VECTORS);
+    assert_eq!(boot.verified("vfunc", "vectors"), VECTORS);
     // Vector 0 of each is not the device's.
-    assert_eq!(reported(&boot, "fired"), VECTORS - 2);
+    assert_eq!(boot.verified("vfunc", "fired"), VECTORS - 2);
     assert!(boot.remap.number("high_water") >= Some(VECTORS - 2), "{}", boot.remap);
 }
 
 #[test]
 fn feature_msix_backed_no_interrupt_is_lost_doubled_or_misled_on_its_way() {
     let boot = ALONE.run();
-    let handled = reported(&boot, "handled");
+    let handled = boot.verified("vfunc", "handled");
     assert!(handled > VECTORS, "masked and unmasked ones come on top: {handled}");
     let counts = boot.interrupts();
     assert_eq!([counts.delivered, counts.handled], [Some(handled); 2], "delivered, handled");
@@ -117,7 +108,7 @@ fn feature_msix_backed_no_interrupt_is_lost_doubled_or_misled_on_its_way() {
 fn feature_msix_backed_the_guest_makes_no_hypercall_and_submits_without_exits() {
     let boot = ALONE.run();
     let guest = boot.guest("vfunc");
-    assert_eq!(reported(&boot, "errors"), 0);
+    assert_eq!(boot.verified("vfunc", "errors"), 0);
     assert_eq!(guest.interrupts.number("hypercalls"), Some(0));
     // Each descriptor is eight stores to the portal: with exits there would be more of them than of everything else.
     let (violations, stores) = (guest.exits["ept-violation"], 8 * boot.outcome().counter("dsa.descriptors"));
@@ -126,13 +117,13 @@ fn feature_msix_backed_the_guest_makes_no_hypercall_and_submits_without_exits() 
 
 #[test]
 fn feature_msix_backed_no_function_can_name_anothers_vector() {
-    assert_eq!(reported(&ALONE.run(), "foreign_refused"), 6);
+    assert_eq!(ALONE.run().verified("vfunc", "foreign_refused"), 6);
 }
 
 #[test]
 fn feature_msix_backed_posted_interrupts_reach_the_guest_without_exits() {
     let boot = POSTED.run();
-    let handled = reported(&boot, "handled");
+    let handled = boot.verified("vfunc", "handled");
     assert_eq!(boot.outcome().counter("vtd.posted"), handled);
     let exits = boot.guest("vfunc").exits.get("external-interrupt").copied().unwrap_or(0);
     assert!(exits < handled / 100, "{exits} exits for interrupts, {handled} interrupts");
@@ -141,13 +132,11 @@ fn feature_msix_backed_posted_interrupts_reach_the_guest_without_exits() {
 #[test]
 fn feature_msix_backed_beside_a_whole_function_and_everything_comes_back() {
     let boot = TOGETHER.run();
-    assert_eq!(reported(&boot, "fired"), VECTORS - 2);
+    assert_eq!(boot.verified("vfunc", "fired"), VECTORS - 2);
     boot.assert_guest_right("demo");
     let remap = ["live", "vectors", "strays", "faults"].map(|key| boot.remap.number(key));
     assert_eq!(remap, [Some(0); 4], "{}", boot.remap);
-    for counter in ["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.dma_faults", "vtd.violations"] {
-        assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
-    }
+    boot.assert_zero(&["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.dma_faults", "vtd.violations"]);
 }
 
 #[test]
@@ -164,9 +153,9 @@ fn feature_msix_backed_what_cannot_be_given_is_refused_in_words() {
 fn feature_emulated_commands_and_errors_signal_vector_0_through_its_masks() {
     for scenario in [&ALONE, &POSTED] {
         let boot = scenario.run();
-        assert_eq!(reported(&boot, "emulated"), SIGNALS);
+        assert_eq!(boot.verified("vfunc", "emulated"), SIGNALS);
         // The device had no part in them.
-        let messages = reported(&boot, "handled") + ERRORS + DROPPED;
+        let messages = boot.verified("vfunc", "handled") + ERRORS + DROPPED;
         assert_eq!(boot.outcome().counter("dsa.messages"), messages);
     }
 }
@@ -176,7 +165,7 @@ fn feature_msix_backed_vectors_move_between_processors_and_none_is_lost() {
     for scenario in &MOVING {
         let boot = scenario.run();
         // Sixteen of the device's, there and back eight times, and one that waited meanwhile; and as many commands as moves.
-        let (handled, emulated) = (reported(&boot, "handled"), reported(&boot, "emulated"));
+        let (handled, emulated) = (boot.verified("vfunc", "handled"), boot.verified("vfunc", "emulated"));
         assert!(handled > 8 * 2 * 16, "{handled}");
         assert_eq!(emulated, SIGNALS + 8 * 2 + 1);
         assert_eq!(boot.interrupts().raised, Some(handled + ERRORS + DROPPED));
@@ -186,9 +175,9 @@ fn feature_msix_backed_vectors_move_between_processors_and_none_is_lost() {
 #[test]
 fn feature_storm_a_virtual_functions_vector_that_rages_is_masked_in_its_table() {
     let boot = STORM.run();
-    let (storm, came) = (reported(&boot, "storm"), reported(&boot, "came"));
+    let (storm, came) = (boot.verified("vfunc", "storm"), boot.verified("vfunc", "came"));
     assert!(came < storm / 4, "{came} of {storm}");
-    assert!(reported(&boot, "quiet") > 0);
+    assert!(boot.verified("vfunc", "quiet") > 0);
     let told = boot.events("storm");
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!((told[0].get("guest"), told[0].get("store"), told[0].get("slot")), (Some("0"), Some("msix"), Some("1")));
@@ -207,7 +196,7 @@ fn feature_msix_backed_work_reaches_the_guests_memory_alone() {
 #[test]
 fn feature_msix_backed_guests_have_functions_of_one_parent_and_their_work_stays_apart() {
     let boot = SHARED.run();
-    assert_eq!(reported(&boot, "vectors"), 164);
+    assert_eq!(boot.verified("vfunc", "vectors"), 164);
     let crasher = boot.guest("crasher");
     assert_eq!((crasher.reported("refused"), crasher.reported("errors")), (Some(6), Some(0)));
     let end = crasher.end.as_ref().and_then(|end| end.get("reason"));
@@ -244,7 +233,5 @@ fn feature_msix_backed_everything_comes_back_from_a_guest_that_crashes() {
     let end = boot.guest("vfunc").end.as_ref().and_then(|end| end.get("reason"));
     assert_eq!(end, Some("triple-fault"));
     assert_eq!(["live", "vectors", "strays"].map(|key| boot.remap.number(key)), [Some(0); 3], "{}", boot.remap);
-    for counter in ["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.violations"] {
-        assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
-    }
+    boot.assert_zero(&["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.violations"]);
 }

@@ -42,10 +42,6 @@ fn exits(guest: &Guest, reason: &str) -> u64 {
     guest.exits.get(reason).copied().unwrap_or(0)
 }
 
-fn reported(guest: &Guest, key: &str) -> u64 {
-    guest.reported(key).unwrap_or_else(|| panic!("the guest {} does not report {key}", guest.name))
-}
-
 /// Of hundreds of interrupts a few come while the hypervisor is at work, or are the machine's own.
 fn assert_no_exits_for(guest: &Guest, interrupts: u64) {
     assert!(interrupts > 400, "{interrupts} interrupts prove little");
@@ -63,7 +59,7 @@ fn posted_interrupts_reach_a_guest_without_exits_and_end_without_them() {
     boot.assert_hypervisor_lived();
     assert_eq!(boot.verdict().failures, Vec::<String>::new());
     let guest = boot.guest("posted");
-    let handled = reported(guest, "handled");
+    let handled = boot.reported("posted", "handled");
     assert_eq!([counter(&boot, "vtd.posted"), counter(&boot, "vtd.remapped")], [handled, 0]);
     assert_no_exits_for(guest, handled);
     // An EOI that exited would be a WRMSR.
@@ -77,8 +73,8 @@ fn a_guest_that_has_halted_is_woken_by_what_is_posted() {
     assert_eq!(boot.verdict().failures, Vec::<String>::new());
     let guest = boot.guest("demo");
     assert!(exits(guest, "hlt") > 20, "it hardly halts: {:?}", guest.exits);
-    assert_eq!(counter(&boot, "vtd.posted"), reported(guest, "handled"));
-    assert_eq!(reported(guest, "timeouts"), 0, "its timer had to wake it");
+    assert_eq!(counter(&boot, "vtd.posted"), boot.reported("demo", "handled"));
+    assert_eq!(boot.reported("demo", "timeouts"), 0, "its timer had to wake it");
 }
 
 #[test]
@@ -88,8 +84,8 @@ fn what_the_hypervisor_requests_in_the_virtual_apic_page_is_delivered_from_there
     assert_eq!(boot.verdict().failures, Vec::<String>::new());
     let guest = boot.guest("demo");
     assert_eq!(counter(&boot, "vtd.posted"), 0);
-    assert!(exits(guest, "external-interrupt") > reported(guest, "handled") / 2, "{:?}", guest.exits);
-    assert!(exits(guest, "wrmsr") < reported(guest, "handled") / 2, "an EOI exits: {:?}", guest.exits);
+    assert!(exits(guest, "external-interrupt") > boot.reported("demo", "handled") / 2, "{:?}", guest.exits);
+    assert!(exits(guest, "wrmsr") < boot.reported("demo", "handled") / 2, "an EOI exits: {:?}", guest.exits);
 }
 
 #[test]
@@ -98,7 +94,7 @@ fn guests_of_both_kinds_live_side_by_side() {
         let boot = scenario.run();
         boot.assert_hypervisor_lived();
         assert_eq!(boot.verdict().failures, Vec::<String>::new());
-        let [injected, posted] = ["injected", "posted"].map(|name| reported(boot.guest(name), "handled"));
+        let [injected, posted] = ["injected", "posted"].map(|name| boot.reported(name, "handled"));
         assert_eq!([counter(&boot, "vtd.remapped"), counter(&boot, "vtd.posted")], [injected, posted]);
         assert_eq!(boot.guest("injected").interrupts.number("delivered"), Some(injected));
     }
@@ -112,17 +108,15 @@ fn under_stress_no_posted_interrupt_is_lost_doubled_or_delivered_elsewhere() {
         let guest = boot.guest("smp");
         boot.assert_guest_right("smp");
         for wrong in ["lost", "doubled", "astray", "errors"] {
-            assert_eq!(reported(guest, wrong), 0, "{wrong}");
+            assert_eq!(boot.reported("smp", wrong), 0, "{wrong}");
         }
         // A notification that goes nowhere would be made up for at the end of a slice, 4 million ticks long.
         for key in ["wake", "late", "slowest"] {
-            let ticks = reported(guest, key);
+            let ticks = boot.reported("smp", key);
             assert!(ticks < 400_000, "{key}: {ticks} ticks");
         }
-        assert_eq!(counter(&boot, "vtd.posted"), reported(guest, "raised"));
-        assert_no_exits_for(guest, reported(guest, "raised"));
-        for wrong in ["vtd.blocked", "vtd.violations"] {
-            assert_eq!(counter(&boot, wrong), 0, "{wrong}");
-        }
+        assert_eq!(counter(&boot, "vtd.posted"), boot.reported("smp", "raised"));
+        assert_no_exits_for(guest, boot.reported("smp", "raised"));
+        boot.assert_zero(&["vtd.blocked", "vtd.violations"]);
     }
 }

@@ -21,10 +21,6 @@ static STRESSED: [Scenario; 5] = [
     Scenario::new("five virtual processors on two", |plan| smp(plan, 2, 5, SOME)),
 ];
 
-fn reported(boot: &Boot, key: &str) -> u64 {
-    boot.guest("smp").reported(key).unwrap_or_else(|| panic!("the guest does not report {key}"))
-}
-
 /// The guest is right, and everything that it held has come back.
 fn assert_right(boot: &Boot) {
     boot.assert_hypervisor_lived();
@@ -38,8 +34,8 @@ fn interrupts_between_processors_nmis_and_restarts_come_where_they_are_sent() {
         let boot = scenario.run();
         boot.assert_guest_right("smp");
         let start = &boot.guest("smp").start;
-        assert_eq!(reported(&boot, "cpus"), start.number("cpus").expect("cpus"), "processors that started");
-        assert!(reported(&boot, "ipis") > 200);
+        assert_eq!(boot.reported("smp", "cpus"), start.number("cpus").expect("cpus"), "processors that started");
+        assert!(boot.reported("smp", "ipis") > 200);
     }
 }
 
@@ -49,16 +45,14 @@ fn under_stress_no_interrupt_is_lost_doubled_or_delivered_elsewhere() {
         let boot = scenario.run();
         assert_right(&boot);
         for wrong in ["lost", "doubled", "astray", "errors"] {
-            assert_eq!(reported(&boot, wrong), 0, "{wrong}");
+            assert_eq!(boot.reported("smp", wrong), 0, "{wrong}");
         }
         let counts = boot.interrupts();
-        let raised = Some(reported(&boot, "raised"));
-        assert!(raised > Some(reported(&boot, "ops") / 8), "the device hardly fires");
+        let raised = Some(boot.reported("smp", "raised"));
+        assert!(raised > Some(boot.reported("smp", "ops") / 8), "the device hardly fires");
         assert_eq!([counts.raised, counts.remapped, counts.delivered], [raised; 3], "raised, remapped, delivered");
         assert_eq!(boot.remap.number("strays"), Some(0), "interrupts that nobody waited for");
-        for counter in ["vtd.blocked", "vtd.violations"] {
-            assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
-        }
+        boot.assert_zero(&["vtd.blocked", "vtd.violations"]);
     }
 }
 
@@ -69,7 +63,7 @@ const SOON: u64 = 200_000;
 fn neither_an_interrupt_nor_a_timer_has_to_wait_for_the_end_of_anothers_slice() {
     for scenario in &STRESSED {
         for key in ["wake", "late"] {
-            let ticks = reported(&scenario.run(), key);
+            let ticks = scenario.run().reported("smp", key);
             assert!(ticks < SOON, "{key}: {ticks} ticks");
         }
     }
@@ -85,9 +79,7 @@ fn processors_that_fight_for_the_same_slots_and_stop_each_other_harm_nobody() {
     for scenario in &RACES {
         let boot = scenario.run();
         assert_right(&boot);
-        for counter in ["vtd.blocked", "vtd.violations"] {
-            assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
-        }
+        boot.assert_zero(&["vtd.blocked", "vtd.violations"]);
     }
 }
 
