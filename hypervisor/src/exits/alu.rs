@@ -1,7 +1,7 @@
 //! The arithmetic of instructions whose operand is in trapped memory: results and flags (SDM vol. 1, appendix A).
 #![forbid(unsafe_code)]
 
-use super::decode::Width;
+use super::width::Width;
 
 const CF: u64 = 1;
 const PF: u64 = 1 << 2;

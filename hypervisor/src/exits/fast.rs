@@ -2,7 +2,10 @@
 //! 64-bit code, with no prefix but operand size and REX. A table-driven decoder takes several times as long.
 #![forbid(unsafe_code)]
 
-use super::decode::{Address, Decoded, MAX_LENGTH, Operation, Register, Segment, Source, Width};
+use super::{
+    instruction::{Address, Decoded, MAX_LENGTH, Operation, Register, Segment, Source},
+    width::Width,
+};
 
 const REX_B: u8 = 1;
 const REX_X: u8 = 2;

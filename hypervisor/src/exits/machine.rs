@@ -2,10 +2,11 @@
 
 use super::{
     Platform,
-    decode::{Mode, Segment, Width},
+    instruction::{Mode, Segment},
     memo::Memo,
     mmio::{Machine, Region, SegmentState},
     walk::{GuestMemory, OutsideMemory, Paging},
+    width::Width,
 };
 use crate::{
     addr::Gpa,

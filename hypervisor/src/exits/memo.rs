@@ -8,7 +8,7 @@
 use alloc::boxed::Box;
 
 use super::{
-    decode::{Decoded, Mode},
+    instruction::{Decoded, Mode},
     walk::Walked,
 };
 
@@ -85,8 +85,8 @@ const fn page(rip: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::decode::Operation;
     use super::*;
+    use crate::exits::instruction::Operation;
 
     #[test]
     fn only_the_same_bytes_at_the_same_place_in_the_same_mode_are_found() {

@@ -17,11 +17,15 @@ mod quick;
 pub use port::{Exception, Fault, Machine, Outcome, Region, SegmentState};
 
 use self::access::Span;
-use super::alu::Alu;
-use super::decode::{
-    self, Address, Decoded, MAX_LENGTH, Mode, Operation, Register, Segment, Source, StringKind, StringOperation, Width,
+use super::{
+    alu::Alu,
+    decode,
+    instruction::{
+        Address, Decoded, MAX_LENGTH, Mode, Operation, Register, Segment, Source, StringKind, StringOperation,
+    },
+    walk::{Access, OutsideMemory, Paging, WalkError, walk},
+    width::Width,
 };
-use super::walk::{Access, OutsideMemory, Paging, WalkError, walk};
 use crate::{
     addr::{Gpa, Gva, PAGE_SIZE},
     cpu::bits::rflags,

@@ -7,6 +7,7 @@ pub mod cr;
 pub mod decode;
 pub mod dispatch;
 mod fast;
+pub mod instruction;
 pub mod io;
 pub mod machine;
 pub mod memo;
@@ -14,6 +15,7 @@ pub mod mmio;
 pub mod msr;
 pub mod vmcall;
 pub mod walk;
+pub mod width;
 
 pub use dispatch::{Context, Devices, Next, Platform, PortWrite};
 

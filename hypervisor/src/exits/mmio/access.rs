@@ -1,13 +1,18 @@
 //! An operand in memory: segment and canonical checks, translation page by page, and the bytes themselves.
 #![forbid(unsafe_code)]
 
-use super::super::decode::{Mode, Segment, Width};
-use super::super::walk::{Access, OutsideMemory, walk};
-use super::port::{Fault, Machine, Region, SegmentState};
-use super::{Emulation, Stop};
+use super::{
+    Emulation, Stop,
+    port::{Fault, Machine, Region, SegmentState},
+};
 use crate::{
     addr::{Gpa, Gva, PAGE_SIZE},
     cpu::bits::cr4,
+    exits::{
+        instruction::{Mode, Segment},
+        walk::{Access, OutsideMemory, walk},
+        width::Width,
+    },
 };
 
 /// The piece of an access that lies in one page.

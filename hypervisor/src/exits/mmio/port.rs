@@ -1,10 +1,15 @@
 //! What the emulation of an instruction is given, asks for, and answers.
 #![forbid(unsafe_code)]
 
-use super::super::decode::{Mode, Segment, Width};
-use super::super::memo::Memo;
-use super::super::walk::{GuestMemory, Paging};
-use crate::addr::{Gpa, Gva};
+use crate::{
+    addr::{Gpa, Gva},
+    exits::{
+        instruction::{Mode, Segment},
+        memo::Memo,
+        walk::{GuestMemory, Paging},
+        width::Width,
+    },
+};
 
 const UD: u8 = 6;
 

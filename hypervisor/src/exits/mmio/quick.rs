@@ -5,10 +5,15 @@
 //! answered with "perhaps not". It looks at the same things: what it leaves out follows from what it has asked.
 #![forbid(unsafe_code)]
 
-use super::super::decode::{Address, Decoded, Mode, Operation, Segment, Source, Width};
-use super::super::walk::{Access, walk_quickly};
 use super::port::{Fault, Machine, Outcome, Region};
-use crate::addr::{Gpa, PAGE_SIZE};
+use crate::{
+    addr::{Gpa, PAGE_SIZE},
+    exits::{
+        instruction::{Address, Decoded, Mode, Operation, Segment, Source},
+        walk::{Access, walk_quickly},
+        width::Width,
+    },
+};
 
 /// Carries the store out, if it is one that this can do.
 #[inline]

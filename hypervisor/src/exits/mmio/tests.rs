@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::super::memo::Memo;
-use super::super::walk::GuestMemory;
 use super::*;
+use crate::exits::{memo::Memo, walk::GuestMemory};
 
 /// The trapped page, guest-physical; it is mapped at [`WINDOW`].
 const TRAPPED: u64 = 0xfee0_0000;

@@ -1,0 +1,192 @@
+//! What an instruction does to memory, in the terms that the emulation of a trapped access needs; [`decode`](super::decode) makes
+//! them from bytes.
+#![forbid(unsafe_code)]
+
+use super::alu::Alu;
+use super::width::Width;
+
+/// The longest instruction (SDM vol. 2, 2.3.11).
+pub const MAX_LENGTH: usize = 15;
+
+/// What code is running: it decides on default widths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Real mode, virtual-8086 mode, 16-bit segments.
+    Bits16,
+    /// 32-bit segments.
+    Bits32,
+    /// 64-bit code.
+    Bits64,
+}
+
+impl Mode {
+    /// How wide its addresses and its instruction pointer are.
+    pub const fn address_width(self) -> Width {
+        match self {
+            Self::Bits16 => Width::Word,
+            Self::Bits32 => Width::Dword,
+            Self::Bits64 => Width::Qword,
+        }
+    }
+}
+
+/// Segment registers, in the order of their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// ES.
+    Es,
+    /// CS.
+    Cs,
+    /// SS.
+    Ss,
+    /// DS.
+    Ds,
+    /// FS.
+    Fs,
+    /// GS.
+    Gs,
+}
+
+/// A general register, or part of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Register {
+    /// 0 (RAX) to 15.
+    pub number: u8,
+    /// How much of it.
+    pub width: Width,
+    /// Bits 15:8: AH, CH, DH or BH.
+    pub high: bool,
+}
+
+/// Where memory is accessed: an offset in a segment, still to be computed from registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The segment.
+    pub segment: Segment,
+    /// Base register's number.
+    pub base: Option<u8>,
+    /// Index register's number.
+    pub index: Option<u8>,
+    /// The index's factor: 1, 2, 4 or 8; 1 without an index.
+    pub scale: u8,
+    /// What is added; relative to RIP it holds the whole sum.
+    pub displacement: u64,
+    /// Offsets wrap at this width.
+    pub width: Width,
+}
+
+impl Address {
+    /// The offset in the segment, when `general` gives the registers' values.
+    pub fn offset(&self, general: impl Fn(u8) -> u64) -> u64 {
+        let base = self.base.map_or(0, &general);
+        let index = self.index.map_or(0, &general);
+        let sum = base.wrapping_add(index.wrapping_mul(u64::from(self.scale))).wrapping_add(self.displacement);
+        sum & self.width.mask()
+    }
+}
+
+/// What an operation takes its value from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A register.
+    Register(Register),
+    /// A constant, as wide as the operation.
+    Immediate(u64),
+}
+
+/// Which string instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StringKind {
+    /// RAX to ES:RDI.
+    Stos,
+    /// DS:RSI to ES:RDI.
+    Movs,
+    /// DS:RSI to RAX.
+    Lods,
+}
+
+/// A string instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StringOperation {
+    /// Which.
+    pub kind: StringKind,
+    /// An element's width.
+    pub width: Width,
+    /// Whether RCX counts it.
+    pub rep: bool,
+    /// How much of RSI, RDI and RCX is used.
+    pub address: Width,
+    /// The source's segment.
+    pub segment: Segment,
+}
+
+/// What an instruction does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Memory becomes a value.
+    Store {
+        /// The memory.
+        to: Address,
+        /// How wide.
+        width: Width,
+        /// The value.
+        value: Source,
+        /// In reversed byte order (MOVBE).
+        swap: bool,
+    },
+    /// A register becomes what memory holds.
+    Load {
+        /// The register.
+        to: Register,
+        /// The memory.
+        from: Address,
+        /// How wide the memory is; the rest of the register's width is filled up.
+        width: Width,
+        /// Filled up with the sign.
+        signed: bool,
+        /// From reversed byte order (MOVBE).
+        swap: bool,
+    },
+    /// Register and memory change places.
+    Exchange {
+        /// The memory.
+        at: Address,
+        /// The register; its width is the memory's.
+        with: Register,
+    },
+    /// Memory becomes what comes out of memory and a value; flags are set.
+    Modify {
+        /// The memory.
+        at: Address,
+        /// How wide.
+        width: Width,
+        /// What is done; CMP and TEST leave memory alone.
+        alu: Alu,
+        /// The second operand; 0 where there is none.
+        value: Source,
+    },
+    /// A register becomes what comes out of itself and memory; flags are set.
+    Combine {
+        /// The register; its width is the memory's.
+        to: Register,
+        /// What is done.
+        alu: Alu,
+        /// The memory.
+        from: Address,
+    },
+    /// MOVS, STOS or LODS.
+    String(StringOperation),
+    /// Accesses no memory.
+    NoAccess,
+    /// No instruction that is known here.
+    Unsupported,
+}
+
+/// An instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// Its bytes, 1 to 15.
+    pub length: u8,
+    /// What it does.
+    pub operation: Operation,
+}
