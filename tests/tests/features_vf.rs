@@ -211,9 +211,7 @@ fn feature_msix_backed_guests_have_functions_of_one_parent_and_their_work_stays_
         );
     }
     assert_eq!(["live", "vectors", "strays"].map(|key| boot.remap.number(key)), [Some(0); 3], "{}", boot.remap);
-    for counter in ["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.violations"] {
-        assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
-    }
+    boot.assert_zero(&["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.violations"]);
 }
 
 #[test]
