@@ -42,7 +42,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
         refuse("memory", "too little for the hypervisor itself");
     }
     if let Err(error) = platform::memory::map(&loader) {
-        refuse("memory", format_args!("no page tables: {error:?}"));
+        refuse("memory", format_args!("no page tables: {error}"));
     }
     let bases = Box::leak(Box::new(Tables::new())).load();
     let apic_id = apic::init();

@@ -1,6 +1,7 @@
 //! The remapping units: VT-d specification, chapter 8 (BIOS considerations).
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use super::bytes::{u8_at, u16_at, u64_at};
 use crate::addr::{Bdf, Hpa, PAGE_SIZE};
@@ -98,6 +99,17 @@ pub enum DmarError {
     BadAddress(usize),
     /// More structures or scopes than anyone has.
     TooMany,
+}
+
+impl fmt::Display for DmarError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooShort => f.write_str("it ends before its fixed part"),
+            Self::BadLength(at) => write!(f, "a length at offset {at:#x} is wrong"),
+            Self::BadAddress(at) => write!(f, "an address at offset {at:#x} cannot be"),
+            Self::TooMany => f.write_str("it has more structures than any machine"),
+        }
+    }
 }
 
 impl Dmar {

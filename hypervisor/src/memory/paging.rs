@@ -3,6 +3,8 @@
 //! SDM vol. 3, 5.5 (4-level paging). RAM is write-back and never executable but for the hypervisor's text, which
 //! is never writable; device memory is uncached; page 0 and everything that nobody named is not mapped.
 
+use core::fmt;
+
 use bit_field::BitField;
 
 use super::{FrameSource, PhysRange, Table};
@@ -61,6 +63,15 @@ pub enum MapError {
     NoMemory,
     /// The range is empty, wraps, or does not lie in the first 128 TiB.
     BadRange,
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoMemory => "no memory for a page table",
+            Self::BadRange => "a range is empty or does not lie in the first 128 TiB",
+        })
+    }
 }
 
 /// A set of page tables.

@@ -80,7 +80,7 @@ impl Attachments {
                 added
             }
         };
-        added.inspect_err(|error| log::error!("{bdf}: {error:?}")).map_err(refusal)
+        added.inspect_err(|error| log::error!("{bdf}: cannot be attached: {error}")).map_err(refusal)
     }
 
     /// Blocks all requests of a function that lead to a guest's memory. Returns whether it is sure that none is under way.
@@ -88,7 +88,7 @@ impl Attachments {
         let mut all = self.0.lock();
         let Some(index) = all.iter().position(|one| (one.guest, one.bdf) == (guest, bdf)) else { return true };
         let ended = all.swap_remove(index).end(unit);
-        ended.inspect_err(|error| log::error!("{bdf}: cannot be detached: {error:?}")).is_ok()
+        ended.inspect_err(|error| log::error!("{bdf}: cannot be detached: {error}")).is_ok()
     }
 
     /// Whose requests these are. Those with a PASID that leads nowhere are of the guest that has the whole function.

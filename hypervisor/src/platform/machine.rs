@@ -49,7 +49,7 @@ impl Machine {
         let config = config_space(find(b"MCFG"));
         let functions = scan(&*config);
         let dmar = find(b"DMAR").and_then(|table| {
-            Dmar::parse(table).inspect_err(|error| log::error!("DMAR: {error:?}; it is not used")).ok()
+            Dmar::parse(table).inspect_err(|error| log::error!("DMAR: {error}; it is not used")).ok()
         });
         let processors = find(b"APIC").map(processors).unwrap_or_default();
         let bochs = find(b"FACP").is_some_and(is_bochs);
@@ -166,7 +166,7 @@ impl Machine {
             match unsafe { unit.attach_identity(function.bdf, ranges.into_iter()) } {
                 // Its tables stay: nobody is going to destroy it.
                 Ok(_domain) => log::info!("{}: keeps the memory that its firmware uses", function.bdf),
-                Err(error) => log::warn!("{}: its firmware's memory stays out of its reach: {error:?}", function.bdf),
+                Err(error) => log::warn!("{}: its firmware's memory stays out of its reach: {error}", function.bdf),
             }
         }
     }

@@ -91,6 +91,39 @@ impl From<QueueError> for Refusal {
     }
 }
 
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TimedOut => f.write_str("the remapping unit did not complete an invalidation in time"),
+            Self::Refused(why) => write!(f, "the remapping unit refused an invalidation (IQERCD.IQEI {why:#x})"),
+            Self::DeviceTlb => f.write_str("a function did not answer an invalidation of its device-TLB (FSTS.ITE)"),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoMemory => "no memory for a table of the remapping unit",
+            Self::NoFreeEntry => "no entry of the interrupt remapping table is free",
+            Self::NoFreeDomain => "the remapping unit has no domain id that is free",
+            Self::NotReserved => "the interrupt remapping entry is not reserved",
+            Self::NotFlushed => "the interrupt remapping entry is present, or not flushed yet",
+            Self::BadVector => "vector below 16",
+            Self::BadDestination => "no destination that the remapping unit can name",
+            Self::BadAddress => "no address that the remapping unit can translate or post to",
+            Self::NoPasid => "the remapping unit has no scalable mode, or not so many PASIDs",
+            Self::NoPosting => "the remapping unit does not post interrupts (CAP.PI)",
+            Self::Mapped => "a part of the range is mapped already",
+            Self::Attached => "it is attached to a domain already",
+            Self::NotAttached => "it is not attached to the domain",
+            Self::Domain => "the domain is another remapping unit's, or has functions still",
+            Self::Torn => "an interrupt remapping entry was changed by somebody else",
+            Self::Queue(error) => return error.fmt(f),
+        })
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
@@ -104,7 +137,7 @@ impl fmt::Display for Refusal {
             Self::FaultRecords => "fault records outside of the registers (CAP.FRO)",
             Self::NoMemory => "no memory for tables",
             Self::Stuck(what) => return write!(f, "time-out: {what}"),
-            Self::Queue(error) => return write!(f, "invalidation queue: {error:?}"),
+            Self::Queue(error) => return write!(f, "invalidation queue: {error}"),
             Self::CompatibilityFormat => "compatibility-format interrupts still pass (GSTS.CFIS)",
         };
         f.write_str(text)

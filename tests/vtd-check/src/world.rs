@@ -70,13 +70,13 @@ impl World {
         let registers = registers(loader)?;
         let mut units = machine.bring_up_units(ENTRIES, apic_id);
         let unit = units.pop().flatten().filter(|_| units.is_empty()).ok_or("not exactly one unit came up")?;
-        let mut memory = unit.create_domain().map_err(|error| format!("no domain: {error:?}"))?;
+        let mut memory = unit.create_domain().map_err(|error| format!("no domain: {error}"))?;
         let page = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or("no page")?;
         // SAFETY: the page is EDU's for good.
         let mapped = unsafe { unit.map(&mut memory, PAGE, page, PAGE_SIZE, true) };
-        mapped.map_err(|error| format!("EDU's page: {error:?}"))?;
+        mapped.map_err(|error| format!("EDU's page: {error}"))?;
         let edu = Edu::new(machine.config(), function(machine, Edu::ID)?)?;
-        unit.attach(edu.bdf, &mut memory).map_err(|error| format!("EDU: {error:?}"))?;
+        unit.attach(edu.bdf, &mut memory).map_err(|error| format!("EDU: {error}"))?;
         let nvme = Nvme::new(machine.config(), function(machine, Nvme::ID)?, &unit)?;
         Ok(Self { unit, registers, edu, memory, page, nvme, apic_id })
     }
@@ -88,31 +88,31 @@ impl World {
 
     /// A new entry for messages of `source`, programmed with this vector.
     pub fn entry(&self, source: Bdf, vector: u8) -> Result<u16, String> {
-        let index = self.unit.reserve(source).map_err(|error| format!("reserve: {error:?}"))?;
+        let index = self.unit.reserve(source).map_err(|error| format!("reserve: {error}"))?;
         self.retarget(index, vector).map(|()| index)
     }
 
     /// One 128-bit update, and a flush.
     pub fn retarget(&self, index: u16, vector: u8) -> Result<(), String> {
-        self.unit.program(index, self.route(vector)).map_err(|error| format!("program: {error:?}"))?;
+        self.unit.program(index, self.route(vector)).map_err(|error| format!("program: {error}"))?;
         self.flush(index)
     }
 
     /// Makes an entry not present, and flushes it.
     pub fn clear(&self, index: u16) -> Result<(), String> {
-        self.unit.clear(index).map_err(|error| format!("clear: {error:?}"))?;
+        self.unit.clear(index).map_err(|error| format!("clear: {error}"))?;
         self.flush(index)
     }
 
     /// Gives an entry back.
     pub fn release(&self, index: u16) -> Result<(), String> {
         self.clear(index)?;
-        self.unit.release(index).map_err(|error| format!("release: {error:?}"))
+        self.unit.release(index).map_err(|error| format!("release: {error}"))
     }
 
     /// Flushes an entry.
     pub fn flush(&self, index: u16) -> Result<(), String> {
-        self.unit.flush_entries([index].into_iter()).map_err(|error| format!("flush: {error:?}"))
+        self.unit.flush_entries([index].into_iter()).map_err(|error| format!("flush: {error}"))
     }
 
     /// Sets bits of an entry that the hypervisor's code never would: of its low and of its high half.
@@ -165,7 +165,7 @@ fn registers(loader: &Loader) -> Result<Mmio, String> {
     let rsdp = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
     let tables = rsdp.or_else(|| Rsdp::scan(&firmware)).and_then(|rsdp| Tables::new(&firmware, rsdp));
     let tables = tables.ok_or("no ACPI tables")?;
-    let dmar = Dmar::parse(tables.find(b"DMAR").ok_or("no DMAR")?).map_err(|error| format!("DMAR: {error:?}"))?;
+    let dmar = Dmar::parse(tables.find(b"DMAR").ok_or("no DMAR")?).map_err(|error| format!("DMAR: {error}"))?;
     let unit = dmar.units.first().ok_or("DMAR names no unit")?;
     // SAFETY: `Machine::bring_up_units` maps them uncached before they are used; whoever writes them knows what it does.
     unsafe { Mmio::new(unit.base, unit.size as usize) }.ok_or_else(|| "a unit at 0".into())

@@ -46,7 +46,7 @@ fn wide(bed: &mut Bed) -> Verdict {
     bed.edu.interrupt();
     only_vector(&bed.seen(), VECTOR)?;
     let there = Route::Remapped { vector: VECTOR, destination: bed.other };
-    bed.unit.program(index, there).map_err(|error| format!("{error:?}"))?;
+    bed.unit.program(index, there).map_err(|error| error.to_string())?;
     bed.flush(index)?;
     bed.edu.interrupt();
     let (there, here) = (other::seen(), bed.seen());
