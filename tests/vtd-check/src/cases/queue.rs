@@ -1,6 +1,6 @@
 //! The invalidation queue: errors, and more descriptors than it has room for.
 
-use alloc::format;
+use alloc::{format, string::ToString};
 
 use imsvisor::vtd::{Error, QUEUE_CAPACITY, QueueError};
 

@@ -1,7 +1,7 @@
 //! The unit is taken over from a former owner who has left everything on, and brought up with 32-bit destinations. The last cases: what
 //! belonged to the old unit is of no use afterwards.
 
-use alloc::format;
+use alloc::{format, string::ToString};
 
 use imsvisor::{
     apic::FAULT_VECTOR,
