@@ -1,13 +1,24 @@
 //! What the hypervisor has to know of Intel DSA beyond PCI: where its interrupt message store is, how it is reset, and how its work
 //! queues are shared out.
-//!
-//! Register offsets and fields: Intel DSA architecture specification, chapter 9; Linux `drivers/dma/idxd/registers.h`.
 
 use core::ops::Range;
 
 use bit_field::BitField;
 
-use crate::{memory::Registers, pci::Function, vdev::vdsa::WorkQueue};
+use crate::{
+    memory::Registers,
+    pci::Function,
+    vdev::vdsa::{
+        WorkQueue, queue_limits,
+        spec::{
+            CMD, CMD_MASK, CMD_SHIFT, CMDCAP, CMDSTS, CMDSTS_ACTIVE, CMDSTS_RESULT_SHIFT, ENGCAP, GENCAP,
+            GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GROUP_ENGINES, IMS_UNIT, INTCAUSE, INTCAUSE_HANDLES_REVOKED,
+            OFFSET_GROUPS, OFFSET_IMS, OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_LIMITS, QUEUE_MODE,
+            QUEUE_PASID_ENABLE, SWERR, SWERR_OVERFLOW, SWERR_QUEUE, SWERR_QUEUE_VALID, SWERR_VALID, TABLE_OFFSETS,
+            WQCAP, WQCAP_CONFIG_SIZE, WQCAP_QUEUES, WQCAP_SIZE, command,
+        },
+    },
+};
 
 /// PCI IDs.
 const VENDOR: u16 = 0x8086;
@@ -25,60 +36,14 @@ pub const PORTALS_OF_QUEUE: u64 = 4;
 /// The first that takes handles of the message store; the next one does as well.
 pub const STORE_PORTAL: u64 = 2;
 
-const GENCAP: usize = 0x10;
-const WQCAP: usize = 0x20;
-const ENGCAP: usize = 0x38;
-const OPCAP: usize = 0x40;
-/// GENCTRL: an interrupt (MSI-X entry 0) when an error is recorded.
-const GENCTRL: usize = 0x88;
-const GENCTRL_ERROR: u32 = 1 << 0;
-/// INTCAUSE: interrupt handles were revoked.
-const INTCAUSE: usize = 0x98;
-const INTCAUSE_HANDLES_REVOKED: usize = 31;
-/// CMDCAP: a bit for each command.
-const CMDCAP: usize = 0xb0;
-const TABLE_OFFSETS: usize = 0x60;
-/// The command register.
-pub const CMD: u64 = 0xa0;
-const CMDSTS: usize = 0xa8;
-
-/// SWERR: four quadwords; the first has valid 0, overflow 1, "the work queue's index is valid" 3, and that index 23:16.
-const SWERR: usize = 0xc0;
-const SWERR_ACKNOWLEDGE: u32 = 0b11;
-
-/// Commands: bits 24:20 of the command register.
-mod command {
-    pub const ENABLE_DEVICE: u32 = 1;
-    pub const RESET_DEVICE: u32 = 5;
-    pub const ENABLE_WQ: u32 = 6;
-    pub const DISABLE_WQ: u32 = 7;
-    pub const DRAIN_WQ: u32 = 8;
-    pub const ABORT_WQ: u32 = 9;
-    pub const REQUEST_INT_HANDLE: u32 = 13;
-    pub const RELEASE_INT_HANDLE: u32 = 14;
-    /// Operand of these two: a slot of the message store, not an MSI-X entry.
-    pub const HANDLE_IMS: u32 = 1 << 16;
-}
-
 /// What a command that the device does not finish ends with: no error of the device's.
 const NO_ANSWER: u8 = 0xff;
 
-/// GRPCFG: engines are behind 256 bits of work queues.
-const GROUP_ENGINES: usize = 32;
-/// WQCFG: dword 2 has the mode (dedicated), priority 7:4, PASID 27:8 and PASID enable; dword 3 the largest transfer and batch.
-const QUEUE_MODE: usize = 8;
-const QUEUE_LIMITS: usize = 12;
-const QUEUE_DEDICATED: u32 = 1 | 8 << 4;
-const QUEUE_PASID_ENABLE: u32 = 1 << 28;
 /// A slot's ctrl: masked, for work of one PASID.
 const SLOT_CTRL: usize = 12;
 const SLOT_CLOSED: u32 = 1 | 1 << 3 | NOBODYS_PASID << 12;
 /// No work queue has it.
 const NOBODYS_PASID: u32 = 0xf_ffff;
-
-/// A store's size is told in units of 256 slots, table offsets in units of 256 bytes.
-const IMS_UNIT: u32 = 256;
-const OFFSET_UNIT: u32 = 0x100;
 
 /// Reads of the status register before a command counts as stuck.
 const STATUS_READS: u32 = 100_000;
@@ -109,26 +74,26 @@ pub fn has_slow_store(function: &Function) -> bool {
 
 /// Reads where the interrupt message store is; `None` when the device says that it has none.
 pub fn message_store(registers: &impl Registers) -> Option<MessageStore> {
-    let slots = registers.read64(GENCAP).get_bits(25..31) as u32 * IMS_UNIT;
-    let offset = registers.read64(TABLE_OFFSETS).get_bits(48..64) as u32 * OFFSET_UNIT;
+    let slots = registers.read64(GENCAP).get_bits(GENCAP_IMS_SIZE) as u32 * IMS_UNIT;
+    let offset = registers.read64(TABLE_OFFSETS).get_bits(OFFSET_IMS) as u32 * OFFSET_UNIT;
     (slots != 0 && offset != 0).then_some(MessageStore { offset, slots })
 }
 
 /// Whether a write of `bytes` bytes at `offset` of the registers starts a reset of the device.
 pub fn is_reset(offset: u64, bytes: u8, value: u64) -> bool {
     // The register takes effect when its command bits are written: an access that covers bytes 2 and 3 of it.
-    let Some(at) = (CMD + 2).checked_sub(offset) else { return false };
-    at + 2 <= u64::from(bytes) && (value >> (8 * at)) as u32 >> 4 & 0x1f == command::RESET_DEVICE
+    let Some(at) = (CMD as u64 + 2).checked_sub(offset) else { return false };
+    at + 2 <= u64::from(bytes) && (value >> (8 * at)) as u32 >> (CMD_SHIFT - 16) & CMD_MASK == command::RESET_DEVICE
 }
 
 /// Waits until the device has done its last command. Returns whether it has.
 pub fn wait_command(registers: &impl Registers) -> bool {
-    (0..STATUS_READS).any(|_| !registers.read32(CMDSTS).get_bit(31))
+    (0..STATUS_READS).any(|_| registers.read32(CMDSTS) & CMDSTS_ACTIVE == 0)
 }
 
 /// Resets the device. Returns whether it answered.
 pub fn reset(registers: &impl Registers) -> bool {
-    registers.write32(CMD as usize, command::RESET_DEVICE << 20);
+    registers.write32(CMD, command::RESET_DEVICE << CMD_SHIFT);
     wait_command(registers)
 }
 
@@ -145,7 +110,7 @@ pub struct Queues {
 /// can name, or too few descriptors.
 pub fn queues(registers: &impl Registers) -> Option<Queues> {
     let capabilities = registers.read64(WQCAP);
-    let (total, count) = (capabilities.get_bits(0..16) as u16, capabilities.get_bits(16..24) as u8);
+    let (total, count) = (capabilities.get_bits(WQCAP_SIZE) as u16, capabilities.get_bits(WQCAP_QUEUES) as u8);
     let size = total.checked_div(count.into())?;
     (size != 0 && count <= 32).then_some(Queues { count, size })
 }
@@ -159,7 +124,7 @@ pub fn capabilities(registers: &impl Registers) -> (u64, [u64; 4]) {
 fn tables(registers: &impl Registers) -> (usize, usize, usize) {
     let offsets = registers.read64(TABLE_OFFSETS);
     let table = |bits| offsets.get_bits(bits) as usize * OFFSET_UNIT as usize;
-    (table(0..16), table(16..32), 32 << registers.read64(WQCAP).get_bits(24..28))
+    (table(OFFSET_GROUPS), table(OFFSET_QUEUES), 32 << registers.read64(WQCAP).get_bits(WQCAP_CONFIG_SIZE))
 }
 
 /// Shares a device out that was reset: all work queues are of the same size, none has work yet, and all engines work for all of them.
@@ -170,11 +135,10 @@ pub fn share_out(registers: &impl Registers) -> Result<(), u8> {
     };
     let engines = registers.read64(ENGCAP).get_bits(0..8) as u32;
     let (gencap, _) = capabilities(registers);
-    let limits = gencap.get_bits(16..21) as u32 | (gencap.get_bits(21..25) as u32) << 5;
     let (groups, table, stride) = tables(registers);
     for queue in 0..usize::from(count) {
         registers.write32(table + queue * stride, size.into());
-        registers.write32(table + queue * stride + QUEUE_LIMITS, limits);
+        registers.write32(table + queue * stride + QUEUE_LIMITS, queue_limits(gencap));
     }
     let low_bits = |count: u32| u32::MAX >> (32 - count.clamp(1, 32));
     registers.write32(groups, low_bits(count.into()));
@@ -204,13 +168,13 @@ fn command(registers: &impl Registers, number: u32, operand: u32) -> Result<(), 
 
 /// The same for a command with a result.
 fn result_of(registers: &impl Registers, number: u32, operand: u32) -> Result<u16, u8> {
-    registers.write32(CMD as usize, number << 20 | operand);
+    registers.write32(CMD, number << CMD_SHIFT | operand);
     if !wait_command(registers) {
         return Err(NO_ANSWER);
     }
     let status = registers.read32(CMDSTS);
     match status as u8 {
-        0 => Ok((status >> 8) as u16),
+        0 => Ok((status >> CMDSTS_RESULT_SHIFT) as u16),
         error => Err(error),
     }
 }
@@ -284,17 +248,18 @@ pub fn tell_errors(registers: &impl Registers) {
 pub fn take_causes(registers: &impl Registers) -> bool {
     let causes = registers.read32(INTCAUSE);
     registers.write32(INTCAUSE, causes);
-    causes.get_bit(INTCAUSE_HANDLES_REVOKED)
+    causes & INTCAUSE_HANDLES_REVOKED != 0
 }
 
 /// Takes the error that the device has recorded, if there is one: whose work queue's it is, and the record.
 pub fn take_error(registers: &impl Registers) -> Option<(Option<u8>, [u64; 4])> {
     let record @ [first, ..]: [u64; 4] = core::array::from_fn(|n| registers.read64(SWERR + 8 * n));
-    if !first.get_bit(0) {
+    if first & SWERR_VALID == 0 {
         return None;
     }
-    registers.write32(SWERR, SWERR_ACKNOWLEDGE);
-    Some((first.get_bit(3).then(|| first.get_bits(16..24) as u8), record))
+    registers.write32(SWERR, (SWERR_VALID | SWERR_OVERFLOW) as u32);
+    let queue = (first & SWERR_QUEUE_VALID != 0).then(|| first.get_bits(SWERR_QUEUE) as u8);
+    Some((queue, record))
 }
 
 #[cfg(test)]

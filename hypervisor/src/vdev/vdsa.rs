@@ -1,5 +1,4 @@
-//! A virtual function of a DSA: one work queue of the parent function, with registers of its own (Intel DSA architecture specification,
-//! chapters 3 and 9; offsets and numbers are those of Linux `drivers/dma/idxd/registers.h`).
+//! A virtual function of a DSA: one work queue of the parent function, with registers of its own ([`spec`] has them).
 //!
 //! It is what Linux calls a device that is not configurable (GENCAP.config_en = 0): one group with one engine and one dedicated work
 //! queue, whose configuration can be read and not changed. It says nothing of an interrupt message store. Its MSI-X vectors have to be
@@ -8,7 +7,19 @@
 //! The registers are a page that always holds what a read must return, to be mapped read-only into the guest; writes come through
 //! [`VirtualDsa::write`].
 
+pub mod spec;
+
 use alloc::{boxed::Box, vec, vec::Vec};
+
+use bit_field::BitField;
+
+use self::spec::{
+    CMD, CMD_INTERRUPT, CMD_MASK, CMD_OPERAND, CMD_RESERVED, CMD_SHIFT, CMDCAP, CMDSTS, CMDSTS_RESULT_SHIFT, ENGCAP,
+    GENCAP, GENCAP_BATCH, GENCAP_TRANSFER, GENCTRL, GENCTRL_ERROR, GENCTRL_HALT, GENSTS, GROUP_ENGINES, GRPCAP,
+    INTCAUSE, INTCAUSE_COMMAND, INTCAUSE_ERROR, INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_PERMISSIONS,
+    OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_ENABLED, QUEUE_LIMITS, QUEUE_MODE, QUEUE_STATE, SWERR,
+    SWERR_OVERFLOW, SWERR_PASID, SWERR_QUEUE, SWERR_VALID, TABLE_OFFSETS, VERSION, WQCAP, command, error,
+};
 
 /// Where things lie in BAR 0: registers with the configuration of groups and work queues, pending bits, MSI-X permissions, MSI-X table.
 /// Each has pages of its own.
@@ -26,82 +37,18 @@ pub const BAR2_SIZE: u64 = 0x4000;
 /// Most vectors.
 pub const MOST_VECTORS: u16 = 2048;
 
-const VERSION: u64 = 0x00;
-const GENCAP: u64 = 0x10;
-const WQCAP: u64 = 0x20;
-const GRPCAP: u64 = 0x30;
-const ENGCAP: u64 = 0x38;
-const OPCAP: u64 = 0x40;
-const TABLE_OFFSETS: u64 = 0x60;
-const GENCTRL: u64 = 0x88;
-const GENSTS: u64 = 0x90;
-const INTCAUSE: u64 = 0x98;
-const CMD: u64 = 0xa0;
-const CMDSTS: u64 = 0xa8;
-const CMDCAP: u64 = 0xb0;
-const SWERR: u64 = 0xc0;
-const GROUPS: u64 = 0x400;
-const QUEUES: u64 = 0x500;
-const TABLE_UNIT: u64 = 0x100;
+/// Tables behind the registers, in the page that the guest reads.
+const GROUPS: usize = 0x400;
+const QUEUES: usize = 0x500;
 
 /// GENCAP: overlapping copies, cache control for memory and for flushes, CMDCAP, largest transfer, largest batch. What is not here is
 /// not offered: blocking on page faults, configuration, a message store.
 const GENCAP_OFFERED: u64 = 0b1_1110 | 0x1f << 16 | 0xf << 21;
 /// WQCAP: one queue whose configuration has 64 bytes, dedicated.
 const WQCAP_ONE: u64 = 1 << 16 | 1 << 24 | 1 << 49;
-/// GRPCFG: engines are behind 256 bits of work queues.
-const GROUP_ENGINES: u64 = 32;
-/// WQCFG, dword 2: dedicated; a priority in the middle.
-const QUEUE_MODE: u32 = 1 | 8 << 4;
-/// WQCFG, dword 6: the state is enabled.
-const QUEUE_ENABLED: u32 = 1 << 30;
-/// GENCTRL: a software error raises an interrupt; so does halting.
-const GENCTRL_ERROR: u32 = 1 << 0;
-const GENCTRL_WRITABLE: u32 = 0b11;
-const INTCAUSE_ERROR: u32 = 1 << 0;
-const INTCAUSE_COMMAND: u32 = 1 << 1;
-const INTCAUSE_HANDLES_REVOKED: u32 = 1 << 31;
-
-/// SWERR, first quadword: valid, overflow; the work queue's index 23:16, the PASID 59:40.
-const SWERR_VALID: u64 = 1 << 0;
-const SWERR_OVERFLOW: u64 = 1 << 1;
-const SWERR_NOT_THE_GUESTS: u64 = 0xff << 16 | 0xf_ffff << 40;
-
-/// CMD: operand 19:0, command 24:20, reserved, interrupt at completion 31.
-const CMD_OPERAND: u32 = 0xf_ffff;
-const CMD_RESERVED: u32 = 0x7e00_0000;
-const CMD_INTERRUPT: u32 = 1 << 31;
-
-/// Commands (`enum idxd_cmd`).
-mod command {
-    pub const ENABLE_DEVICE: u32 = 1;
-    pub const DISABLE_DEVICE: u32 = 2;
-    pub const DRAIN_ALL: u32 = 3;
-    pub const ABORT_ALL: u32 = 4;
-    pub const RESET_DEVICE: u32 = 5;
-    pub const ENABLE_WQ: u32 = 6;
-    pub const DISABLE_WQ: u32 = 7;
-    pub const DRAIN_WQ: u32 = 8;
-    pub const ABORT_WQ: u32 = 9;
-    pub const RESET_WQ: u32 = 10;
-    pub const REQUEST_INT_HANDLE: u32 = 13;
-    pub const RELEASE_INT_HANDLE: u32 = 14;
-    /// All of these: not those that name PASIDs, which are the hypervisor's.
-    pub const ALL: u32 = 0x7fe | 1 << REQUEST_INT_HANDLE | 1 << RELEASE_INT_HANDLE;
-}
-
-/// Errors of commands (`enum idxd_cmdsts_err`).
-mod error {
-    pub const INVAL_CMD: u8 = 0x01;
-    pub const INVAL_WQIDX: u8 = 0x02;
-    pub const DEV_ENABLED: u8 = 0x10;
-    pub const BUSMASTER_EN: u8 = 0x12;
-    pub const DEV_NOTEN: u8 = 0x20;
-    pub const WQ_ENABLED: u8 = 0x21;
-    pub const DIS_DEV_EN: u8 = 0x31;
-    pub const DEV_NOT_EN: u8 = 0x32;
-    pub const INVAL_INT_IDX: u8 = 0x41;
-}
+const GENCTRL_WRITABLE: u32 = GENCTRL_ERROR | GENCTRL_HALT;
+/// CMDCAP: not the commands that name PASIDs, which are the hypervisor's.
+const COMMANDS: u32 = 0x7fe | 1 << command::REQUEST_INT_HANDLE | 1 << command::RELEASE_INT_HANDLE;
 
 /// The work queue that the parent function has dedicated to the virtual function. An error is what the parent's command ended with.
 pub trait WorkQueue {
@@ -195,13 +142,13 @@ impl VirtualDsa {
         self.queue_enabled
     }
 
-    fn put(&mut self, offset: u64, value: u64) {
+    fn put(&mut self, offset: usize, value: u64) {
         self.put32(offset, value as u32);
         self.put32(offset + 4, (value >> 32) as u32);
     }
 
-    fn put32(&mut self, offset: u64, value: u32) {
-        if let Some(place) = self.page.0.get_mut((offset / 4) as usize) {
+    fn put32(&mut self, offset: usize, value: u32) {
+        if let Some(place) = self.page.0.get_mut(offset / 4) {
             *place = value;
         }
     }
@@ -216,21 +163,18 @@ impl VirtualDsa {
         for (at, word) in (OPCAP..).step_by(8).zip(opcap) {
             self.put(at, word);
         }
-        let unit = |offset: u64| offset / TABLE_UNIT;
-        let offsets = unit(GROUPS) | unit(QUEUES) << 16 | unit(PERMISSIONS.into()) << 32;
+        let units = |offset: u64| offset / u64::from(OFFSET_UNIT);
+        let mut offsets = 0;
+        offsets.set_bits(OFFSET_GROUPS, units(GROUPS as u64));
+        offsets.set_bits(OFFSET_QUEUES, units(QUEUES as u64));
+        offsets.set_bits(OFFSET_PERMISSIONS, units(PERMISSIONS.into()));
         self.put(TABLE_OFFSETS, offsets);
-        self.put(CMDCAP, command::ALL.into());
+        self.put(CMDCAP, COMMANDS.into());
         self.put(GROUPS, 1);
         self.put(GROUPS + GROUP_ENGINES, 1);
         self.put32(QUEUES, queue_size.into());
-        self.put32(QUEUES + 8, QUEUE_MODE);
-        self.put32(QUEUES + 12, self.limits());
-    }
-
-    /// WQCFG, dword 3: the largest transfer and the largest batch that the parent has.
-    fn limits(&self) -> u32 {
-        let shift = |at: u32, mask: u64| (self.shape.gencap >> at & mask) as u32;
-        shift(16, 0x1f) | shift(21, 0xf) << 5
+        self.put32(QUEUES + QUEUE_MODE, QUEUE_DEDICATED);
+        self.put32(QUEUES + QUEUE_LIMITS, queue_limits(gencap));
     }
 
     /// Puts what can change into the page.
@@ -243,13 +187,14 @@ impl VirtualDsa {
         for (at, word) in (SWERR..).step_by(8).zip(self.errors) {
             self.put(at, word);
         }
-        self.put32(QUEUES + 24, if self.queue_enabled { QUEUE_ENABLED } else { 0 });
+        self.put32(QUEUES + QUEUE_STATE, if self.queue_enabled { QUEUE_ENABLED } else { 0 });
     }
 
     /// The guest wrote `bytes` bytes at `offset` of the page. Only aligned writes of 4 and 8 bytes do anything, as in the device.
     pub fn write(&mut self, offset: u64, bytes: u8, value: u64, queue: &mut impl WorkQueue) -> Effect {
         let mut effect = Effect::default();
         if matches!(bytes, 4 | 8) && offset.is_multiple_of(bytes.into()) {
+            let offset = offset as usize;
             effect = self.write32(offset, value as u32, queue);
             if bytes == 8 {
                 let upper = self.write32(offset + 4, (value >> 32) as u32, queue);
@@ -260,7 +205,7 @@ impl VirtualDsa {
         effect
     }
 
-    fn write32(&mut self, offset: u64, value: u32, queue: &mut impl WorkQueue) -> Effect {
+    fn write32(&mut self, offset: usize, value: u32, queue: &mut impl WorkQueue) -> Effect {
         match offset {
             GENCTRL => self.genctrl = value & GENCTRL_WRITABLE,
             INTCAUSE => self.intcause &= !value,
@@ -272,12 +217,12 @@ impl VirtualDsa {
     }
 
     fn command(&mut self, value: u32, queue: &mut impl WorkQueue) -> Effect {
-        let number = value >> 20 & 0x1f;
-        let known = value & CMD_RESERVED == 0 && command::ALL >> number & 1 != 0;
+        let number = value >> CMD_SHIFT & CMD_MASK;
+        let known = value & CMD_RESERVED == 0 && COMMANDS >> number & 1 != 0;
         let outcome = if known { self.carry_out(number, value & CMD_OPERAND, queue) } else { Err(error::INVAL_CMD) };
         self.command = value;
         self.command_status = match outcome {
-            Ok(result) => u32::from(result) << 8,
+            Ok(result) => u32::from(result) << CMDSTS_RESULT_SHIFT,
             Err(error) => error.into(),
         };
         let signal = value & CMD_INTERRUPT != 0;
@@ -427,14 +372,20 @@ impl VirtualDsa {
         if self.errors[0] & SWERR_VALID != 0 {
             self.errors[0] |= SWERR_OVERFLOW;
         } else {
-            let [first, rest @ ..] = record;
-            let first = first & !SWERR_NOT_THE_GUESTS | SWERR_VALID;
-            self.errors = [first, rest[0], rest[1], rest[2]];
+            self.errors = record;
+            // These are the parent's names for them.
+            self.errors[0].set_bits(SWERR_QUEUE, 0).set_bits(SWERR_PASID, 0);
+            self.errors[0] |= SWERR_VALID;
         }
         self.intcause |= INTCAUSE_ERROR;
         self.show();
         self.genctrl & GENCTRL_ERROR != 0
     }
+}
+
+/// [`spec::QUEUE_LIMITS`] of a queue with the largest transfer and the largest batch that a device with this GENCAP has.
+pub fn queue_limits(gencap: u64) -> u32 {
+    gencap.get_bits(GENCAP_TRANSFER) as u32 | (gencap.get_bits(GENCAP_BATCH) as u32) << 5
 }
 
 #[cfg(test)]

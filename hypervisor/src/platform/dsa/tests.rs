@@ -28,6 +28,7 @@ fn the_store_is_where_the_device_says() {
 
 #[test]
 fn a_reset_is_seen_in_every_width_that_can_write_it() {
+    const CMD: u64 = super::CMD as u64;
     let reset = u64::from(command::RESET_DEVICE << 20);
     assert!(is_reset(CMD, 4, reset));
     assert!(is_reset(CMD, 8, reset));

@@ -63,16 +63,16 @@ impl Guest {
         guest
     }
 
-    fn read(&self, offset: u64) -> u32 {
-        self.dsa.page()[(offset / 4) as usize]
+    fn read(&self, offset: usize) -> u32 {
+        self.dsa.page()[offset / 4]
     }
 
-    fn read64(&self, offset: u64) -> u64 {
+    fn read64(&self, offset: usize) -> u64 {
         u64::from(self.read(offset + 4)) << 32 | u64::from(self.read(offset))
     }
 
-    fn write(&mut self, offset: u64, bytes: u8, value: u64) -> Effect {
-        self.dsa.write(offset, bytes, value, &mut self.queue)
+    fn write(&mut self, offset: usize, bytes: u8, value: u64) -> Effect {
+        self.dsa.write(offset as u64, bytes, value, &mut self.queue)
     }
 
     /// Gives a command; what CMDSTS says then.
@@ -312,13 +312,13 @@ proptest! {
             match value % 4 {
                 0 => drop(dsa.write(offset, bytes, value, &mut queue)),
                 1 => drop(dsa.set_bus_master(value & 0x30 != 0, &mut queue)),
-                _ => drop(dsa.write(CMD, 4, u64::from(number << 20 | operand), &mut queue)),
+                _ => drop(dsa.write(CMD as u64, 4, u64::from(number << 20 | operand), &mut queue)),
             }
-            let seen = dsa.page()[(QUEUES / 4) as usize + 6];
+            let seen = dsa.page()[(QUEUES + QUEUE_STATE) / 4];
             prop_assert_eq!(seen == QUEUE_ENABLED, queue.enabled);
             prop_assert_eq!(dsa.takes_work(), queue.enabled);
         }
-        let fixed = |at: &usize| !(0x80 / 4..0xe0 / 4).contains(at) && *at != (QUEUES / 4) as usize + 6;
+        let fixed = |at: &usize| !(0x80 / 4..0xe0 / 4).contains(at) && *at != (QUEUES + QUEUE_STATE) / 4;
         for at in (0..1024).filter(fixed) {
             prop_assert_eq!(dsa.page()[at], before[at], "{:#x}", 4 * at);
         }
