@@ -8,11 +8,13 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::image::Module;
-use crate::machine::{Config, Kind};
+use crate::machine::{Config, Kind, NVME};
 use crate::words;
 
 /// The guest that runs, in two ways, when none is named.
 const DEMO: &str = "demo";
+/// The guest for a device without a message store.
+const WHOLE: &str = "whole";
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -90,10 +92,11 @@ impl Options {
         }
     }
 
-    /// The guests that were asked for; the demo if none was. With a device where the machine has one of ours.
+    /// The guests that were asked for; if none was, demos with the devices that there are: DSAs on our machine, an NVMe controller on
+    /// QEMU's.
     pub fn wishes(&self, with_dsa: bool) -> Result<Vec<Wish>> {
         if self.guests.is_empty() {
-            return if with_dsa { demos() } else { Ok(vec![Wish::new(&format!("{DEMO} mem=64M"))?]) };
+            return if with_dsa { demos() } else { Ok(vec![Wish::new(&format!("{WHOLE} mem=64M device={NVME}"))?]) };
         }
         self.guests.iter().map(|text| Wish::new(text).with_context(|| format!("--guest '{text}'"))).collect()
     }
@@ -187,7 +190,7 @@ mod tests {
         assert_eq!(both[0].words, ["demo", "mem=64M", "device=dsa"]);
         assert_eq!(both[1].words, ["posted", "mem=64M", "device=dsa", "apicv=on", "cmdline=profile=posted"]);
         assert_eq!((both.len(), both[1].ours()), (2, Some("demo")));
-        assert_eq!(options.wishes(false).unwrap()[0].words, ["demo", "mem=64M"]);
+        assert_eq!(options.wishes(false).unwrap()[0].words, ["whole", "mem=64M", "device=00:02.0"]);
     }
 
     #[test]

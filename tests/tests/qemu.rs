@@ -109,6 +109,9 @@ cases! { CHECKED, passed:
     a_posting_entry_is_not_made_where_the_unit_cannot_post
     the_queue_goes_on_after_a_refused_descriptor
     the_queue_wraps_around
+    a_function_that_is_reset_forgets_its_work
+    a_function_that_is_reset_is_where_it_was
+    a_function_without_the_capability_is_not_reset
     a_unit_in_use_is_taken_over_with_32_bit_destinations
     destinations_of_32_bits_are_reached
     the_new_table_is_the_one_in_use
@@ -139,6 +142,14 @@ fn all_cases_pass_with_tables_of_three_levels() {
 fn all_cases_pass_in_caching_mode() {
     let outcome = boot(bench::vtd_check().expect("the check"), &["caching-mode=on"]).expect("a boot");
     assert_eq!(unit(&outcome), (Some(4), Some("true")));
+    all_passed(&outcome);
+}
+
+/// In scalable mode: the same by PASID entries.
+#[test]
+fn all_cases_pass_in_scalable_mode() {
+    let outcome = boot(bench::vtd_check().expect("the check"), &["x-scalable-mode=on"]).expect("a boot");
+    assert_eq!(event(&outcome, "unit").get("scalable"), Some("true"));
     all_passed(&outcome);
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+pub use qemu::NVME;
 pub use run::{End, Outcome, Run, Seen};
 
 use crate::image::{Firmware, Image, Module};

@@ -12,6 +12,9 @@ use crate::prefix::Tools;
 
 const OUTPUT: &str = "qemu.out";
 
+/// Where the NVMe controller is.
+pub const NVME: &str = "00:02.0";
+
 /// What the hypervisor writes to end a run.
 const SHUTDOWN: &[u8] = b"Shutdown";
 
@@ -71,7 +74,7 @@ fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
         ("-device", accelerator.remapping_unit().to_owned()),
         // A device for tests, whose DMA goes wherever it is told, and one with a table of messages.
         ("-device", "edu,dma_mask=0xffffffffffffffff".to_owned()),
-        ("-device", "nvme,serial=imsvisor".to_owned()),
+        ("-device", format!("nvme,serial=imsvisor,addr={}", NVME.trim_start_matches("00:"))),
         // The port and the bytes by which the hypervisor ends a run on Bochs end QEMU, too.
         ("-device", "isa-debug-exit,iobase=0x8900,iosize=0x1".to_owned()),
         ("-cdrom", IMAGE.to_owned()),

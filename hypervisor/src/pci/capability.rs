@@ -12,6 +12,9 @@ use crate::addr::Bdf;
 const MSI: u8 = 0x05;
 const PCI_EXPRESS: u8 = 0x10;
 const MSI_X: u8 = 0x11;
+/// Device capabilities of PCI Express, and their bit for function level reset (7.5.3.3).
+const DEVICE_CAPABILITIES: u16 = 4;
+const RESETS: usize = 28;
 /// Extended capability ID: PASID (PCIe 7.8.9), and its bytes.
 const PASID: u16 = 0x1b;
 const PASID_BYTES: u16 = 8;
@@ -51,6 +54,15 @@ pub struct MsiX {
     pub pba: TableLocation,
 }
 
+/// PCI Express (PCIe 7.5.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Express {
+    /// Offset of the capability in configuration space.
+    pub capability: u16,
+    /// Function level reset: the function can be reset by itself.
+    pub resets: bool,
+}
+
 /// The SIOV DVSEC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Siov {
@@ -67,8 +79,8 @@ pub struct Capabilities {
     pub msi: Option<u16>,
     /// MSI-X.
     pub msix: Option<MsiX>,
-    /// The PCI Express capability's offset.
-    pub express: Option<u16>,
+    /// PCI Express.
+    pub express: Option<Express>,
     /// The SIOV DVSEC.
     pub siov: Option<Siov>,
     /// The PASID capability's offset.
@@ -82,7 +94,7 @@ pub(super) fn read(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) -> Capabiliti
         match id {
             MSI if found.msi.is_none() => found.msi = Some(offset),
             MSI_X if found.msix.is_none() => found.msix = msix(config, bdf, offset),
-            PCI_EXPRESS => found.express = Some(offset),
+            PCI_EXPRESS => found.express = Some(express(config, bdf, offset)),
             _ => {}
         }
     }
@@ -124,6 +136,10 @@ fn extended_list(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) -> Vec<(u16, u1
         at = header.get_bits(20..32) as u16 & 0xffc;
     }
     found
+}
+
+fn express(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, capability: u16) -> Express {
+    Express { capability, resets: config.read(bdf, capability + DEVICE_CAPABILITIES).get_bit(RESETS) }
 }
 
 fn msix(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, capability: u16) -> Option<MsiX> {

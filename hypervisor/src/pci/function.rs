@@ -4,7 +4,7 @@ use bit_field::BitField;
 
 use super::{
     bar::{self, BARS, Bar},
-    capability::{self, MsiX, Siov, TableLocation},
+    capability::{self, Express, MsiX, Siov, TableLocation},
     config::ConfigSpace,
 };
 use crate::addr::{Bdf, Hpa};
@@ -42,8 +42,8 @@ pub struct Function {
     pub msi: Option<u16>,
     /// MSI-X.
     pub msix: Option<MsiX>,
-    /// The PCI Express capability's offset.
-    pub express: Option<u16>,
+    /// PCI Express.
+    pub express: Option<Express>,
     /// Scalable I/O virtualization.
     pub siov: Option<Siov>,
     /// The PASID capability's offset.
@@ -88,6 +88,11 @@ impl Function {
             pasid: found.pasid,
             bridge: (header == 1).then(|| Bridge::read(config, bdf)),
         })
+    }
+
+    /// Whether it can be reset by itself: [`super::reset::reset`].
+    pub fn resets(&self) -> bool {
+        self.bridge.is_none() && self.express.is_some_and(|express| express.resets)
     }
 
     /// Where a table is, if its BAR is placed and holds `bytes` from there.

@@ -5,12 +5,13 @@ pub mod capability;
 pub mod config;
 pub mod function;
 mod ports;
+pub mod reset;
 pub mod scan;
 #[cfg(test)]
 pub mod testing;
 
 pub use bar::Bar;
-pub use capability::{MsiX, Siov, TableLocation};
+pub use capability::{Express, MsiX, Siov, TableLocation};
 pub use config::{ConfigSpace, Ecam};
 pub use function::{Bridge, Function};
 pub use ports::ConfigPorts;

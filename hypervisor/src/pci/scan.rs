@@ -24,6 +24,21 @@ pub fn buses_behind(functions: &[Function], bdf: Bdf) -> Option<(u8, u8)> {
     (bridge.secondary <= bridge.subordinate).then_some((bridge.secondary, bridge.subordinate))
 }
 
+/// Whether whatever a function sends meets the remapping unit first. It is the only function of its device, and is on a root bus or
+/// alone behind a root port; otherwise it could reach others past the unit (PCIe 6.12, access control services), or they could send in
+/// its name.
+pub fn stands_alone(functions: &[Function], bdf: Bdf) -> bool {
+    let others = || functions.iter().filter(|other| other.bdf != bdf);
+    let port_of = |bus| functions.iter().find(|port| port.bridge.is_some_and(|bridge| bridge.secondary == bus));
+    match port_of(bdf.bus()) {
+        None => !others().any(|other| (other.bdf.bus(), other.bdf.device()) == (bdf.bus(), bdf.device())),
+        Some(port) => {
+            let is_root_port = port.express.is_some() && port_of(port.bdf.bus()).is_none();
+            is_root_port && !others().any(|other| other.bdf.bus() == bdf.bus())
+        }
+    }
+}
+
 /// The functions of a device: function 0, and if that says "multi-function" the others.
 fn functions(config: &(impl ConfigSpace + ?Sized), bus: u8, device: u8) -> impl Iterator<Item = Function> {
     let first = Bdf::new(bus, device, 0);
@@ -40,7 +55,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::testing::TestConfig;
-    use super::super::{Bar, MsiX, Siov, TableLocation};
+    use super::super::{Bar, Bridge, Express, MsiX, Siov, TableLocation};
     use super::*;
     use crate::addr::Hpa;
 
@@ -58,6 +73,38 @@ mod tests {
         config.extended(DSA, 0x140, 0x23, &[0x0180_8086, 0x5, 0, 0, 1]);
         config.extended(DSA, 0x160, 0x1b, &[0x1400]);
         config
+    }
+
+    /// A function for tests of what lies where.
+    fn at(bdf: Bdf, bridge: Option<(u8, u8)>, express: bool) -> Function {
+        let mut config = TestConfig::default();
+        config.function(bdf, 0x0010_1b36, 0x0108_0200);
+        let mut function = Function::read(&config, bdf).unwrap();
+        function.bridge = bridge.map(|(secondary, subordinate)| Bridge { secondary, subordinate });
+        function.express = express.then_some(Express { capability: 0x40, resets: true });
+        function
+    }
+
+    #[test]
+    fn what_shares_a_device_a_bus_or_a_switch_with_others_does_not_stand_alone() {
+        let root_port = at(Bdf::new(0, 1, 0), Some((1, 3)), true);
+        let bridge = at(Bdf::new(0, 2, 0), Some((4, 4)), false);
+        let switch = at(Bdf::new(1, 0, 0), Some((2, 3)), true);
+        let downstream = at(Bdf::new(2, 0, 0), Some((3, 3)), true);
+        let (alone, twin) = (Bdf::new(0, 5, 0), [Bdf::new(0, 6, 0), Bdf::new(0, 6, 1)]);
+        let all = |more: &[Bdf]| {
+            let machine = [&root_port, &bridge, &switch, &downstream].into_iter().cloned();
+            machine.chain(more.iter().map(|&bdf| at(bdf, None, true))).collect::<Vec<_>>()
+        };
+        let functions = all(&[alone, twin[0], twin[1], Bdf::new(3, 0, 0), Bdf::new(4, 0, 0)]);
+        assert!(stands_alone(&functions, alone), "on a root bus");
+        assert!(!stands_alone(&functions, twin[0]) && !stands_alone(&functions, twin[1]), "two functions of a device");
+        assert!(!stands_alone(&functions, Bdf::new(3, 0, 0)), "behind a switch");
+        assert!(!stands_alone(&functions, Bdf::new(4, 0, 0)), "behind a conventional bridge");
+        let behind = [Bdf::new(1, 0, 0), Bdf::new(1, 1, 0)];
+        let functions = [vec![root_port.clone()], behind.map(|bdf| at(bdf, None, true)).to_vec()].concat();
+        assert!(stands_alone(&functions[..2], behind[0]), "alone behind a root port");
+        assert!(!stands_alone(&functions, behind[0]), "with another one behind a root port");
     }
 
     #[test]

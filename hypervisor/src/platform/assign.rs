@@ -8,6 +8,7 @@ use hcall_abi::{DeviceId, Pasid};
 use super::{
     dsa,
     machine::Machine,
+    means::Means,
     memory::{FRAMES, map_device},
     ports::{MachinePorts, MachineService},
     windows::{Kind, Registers, Window, Windows},
@@ -41,6 +42,12 @@ pub enum Refusal {
     ReservedMemory,
     /// It has no message store that the hypervisor knows.
     NoStore,
+    /// It has neither a message store nor MSI-X.
+    NoMessages,
+    /// Nothing is known by which it could be reset.
+    NoReset,
+    /// Other functions are on its way to the remapping unit.
+    NotAlone,
     /// It has no PASIDs, by which virtual functions are told apart.
     NoPasid,
     /// Its remapping unit has no scalable mode, or not these PASIDs.
@@ -68,6 +75,11 @@ impl fmt::Display for Refusal {
             Self::Taken => "another guest has it",
             Self::ReservedMemory => "the firmware keeps memory of its own with it (RMRR)",
             Self::NoStore => "it has no interrupt message store that the hypervisor knows",
+            Self::NoMessages => "it has neither an interrupt message store nor MSI-X",
+            Self::NoReset => "it cannot be reset by itself (function level reset), so that what one guest leaves in it would be the next one's",
+            Self::NotAlone => {
+                "it shares its device, its bus or a switch with other functions, which it could reach past the remapping unit"
+            }
             Self::NoPasid => "it has no PASIDs",
             Self::NoPasidRemapping => "its remapping unit (IOMMU) does not tell these PASIDs apart: that takes scalable mode, and they end at 0x1fff",
             Self::NoRoom => "it has no work queue left for a virtual function, or not so many slots in its message store",
@@ -85,7 +97,7 @@ pub struct Assigned {
     pub id: DeviceId,
     machine: &'static Machine,
     function: Function,
-    registers: Mmio,
+    means: Means,
     /// The guest has been told of as one that moves its BARs: once is enough.
     moves_told: bool,
     /// The device has been told of as one that does not finish its reset.
@@ -103,20 +115,26 @@ pub struct Prepared {
 /// Takes the memory that assigning functions needs for good: tables that map their registers, and the unit's tables for their buses. What
 /// guests take after that comes back from each of them.
 pub fn make_room(machine: &Machine, ports: &MachinePorts) {
-    for function in machine.functions().iter().filter(|function| dsa::is_one(function)) {
-        let mapped = registers(function).map(|_| ());
+    for function in machine.functions().iter().filter(|function| can_be_given(function)) {
+        let mapped = map_bars(function);
         let room = mapped.and_then(|()| ports.prepare(function.bdf).map_err(|_| Refusal::OutOfMemory));
         // The guest that asks for it hears of it again.
         room.unwrap_or_else(|why| log::warn!("{}: {why}", function.bdf));
     }
 }
 
-/// How many slots a function has in its stores; those of a store that the hypervisor does not know do not count.
+/// Whether a guest could get the function, by what the function has.
+fn can_be_given(function: &Function) -> bool {
+    dsa::is_one(function) || function.msix.is_some() && function.resets()
+}
+
+/// How many slots a function has in its stores, if a guest can get it; those of a store that the hypervisor does not know do not count.
 pub fn slots(function: &Function) -> u32 {
-    if !dsa::is_one(function) {
+    if !can_be_given(function) {
         return 0;
     }
-    let store = registers(function).ok().and_then(|registers| dsa::message_store(&registers));
+    let registers = if dsa::is_one(function) { registers(function).ok() } else { None };
+    let store = registers.and_then(|registers| dsa::message_store(&registers));
     store.map_or(0, |store| store.slots) + function.msix.map_or(0, |msix| msix.entries.into())
 }
 
@@ -150,12 +168,15 @@ pub fn prepare(
     pasids: Option<(Pasid, Pasid)>,
     room: &mut Room,
 ) -> Result<Prepared, Refusal> {
-    let registers = registers(function)?;
-    pci::function::enable(machine.config(), function.bdf);
-    if !dsa::reset(&registers) {
+    map_bars(function)?;
+    let means = Means::of(function)?;
+    if !means.prepare(machine, function) {
         return Err(Refusal::Hardware);
     }
-    let store = dsa::message_store(&registers).ok_or(Refusal::NoStore)?;
+    let store = means.registers().and_then(dsa::message_store);
+    if store.is_none() && function.msix.is_none() {
+        return Err(Refusal::NoMessages);
+    }
     if pasids.is_some() {
         let capability = function.pasid.ok_or(Refusal::NoPasid)?;
         pci::function::set_pasid_enable(machine.config(), function.bdf, capability, true);
@@ -165,31 +186,36 @@ pub fn prepare(
     let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
     let mut layout = Layout { function, descr: &descr, id, room };
     layout.map_bars()?;
-    let mut ims = layout.map_store(StoreName::Ims, (dsa::REGISTERS_BAR, store.offset), store.slots)?;
-    if dsa::has_slow_store(function) {
-        ims.reach = Reach::Slow(layout.hide_slow_store(ports)?);
-    }
+    let ims = store.map(|store| layout.map_message_store(store, ports)).transpose()?;
     let msix = match descr.msix {
         Some(msix) => Some(layout.map_store(StoreName::Msix, msix.table, msix.size.into())?),
         None => None,
     };
     layout.map_pending_bits()?;
-    layout.map_commands()?;
-    let spec = DeviceSpec { id, requester: function.bdf, msix, ims: Some(ims), pasids, shares_requester: false };
+    if means.registers().is_some() {
+        layout.map_commands()?;
+    }
+    let spec = DeviceSpec { id, requester: function.bdf, msix, ims, pasids, shares_requester: false };
     Ok(Prepared {
         spec,
-        assigned: Assigned { id, machine, function: function.clone(), registers, moves_told: false, reset_told: false },
+        assigned: Assigned { id, machine, function: function.clone(), means, moves_told: false, reset_told: false },
     })
 }
 
-/// The device's registers, mapped in the hypervisor. All its memory BARs are, because guests' accesses can be emulated anywhere.
-pub(super) fn registers(function: &Function) -> Result<Mmio, Refusal> {
+/// Maps all memory BARs in the hypervisor, because guests' accesses can be emulated anywhere.
+fn map_bars(function: &Function) -> Result<(), Refusal> {
     for (index, bar) in function.bars.iter().enumerate() {
         if let Some(Bar::Memory { .. }) = bar {
             let (base, size) = memory_bar(function, index)?;
             map_device(base, size).map_err(|_| Refusal::OutOfMemory)?;
         }
     }
+    Ok(())
+}
+
+/// A DSA's registers, mapped in the hypervisor with all its memory BARs.
+pub(super) fn registers(function: &Function) -> Result<Mmio, Refusal> {
+    map_bars(function)?;
     let (base, size) = memory_bar(function, dsa::REGISTERS_BAR.into())?;
     let size = usize::try_from(size).map_err(|_| Refusal::Bar(0))?;
     // SAFETY: the BAR was mapped just now, uncached; the device's registers are no memory, and what its DMA can reach is decided
@@ -266,13 +292,22 @@ impl Layout<'_, '_> {
         Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, reach: Reach::Memory })
     }
 
+    /// The interrupt message store of a DSA.
+    fn map_message_store(&mut self, store: dsa::MessageStore, ports: &MachinePorts) -> Result<StoreSpec, Refusal> {
+        let spec = self.map_store(StoreName::Ims, (dsa::REGISTERS_BAR, store.offset), store.slots)?;
+        if !dsa::has_slow_store(self.function) {
+            return Ok(spec);
+        }
+        Ok(StoreSpec { reach: Reach::Slow(self.hide_slow_store(ports)?), ..spec })
+    }
+
     /// A store behind a command interface, which is the hypervisor's alone: its page reads as zeros in the guest, and takes nothing.
     fn hide_slow_store(&mut self, ports: &MachinePorts) -> Result<u16, Refusal> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, dsa::SLOW_STORE), PAGE_SIZE)?;
         let zeros = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
         self.room.frames.push((zeros, 1));
         self.map(gpa, zeros, PAGE_SIZE, ept::Access::Shadow)?;
-        // SAFETY: `registers` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
+        // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
         let registers = unsafe { Mmio::new(base, PAGE_SIZE as usize) }.ok_or(Refusal::Table)?;
         ports.slow_store(self.function.bdf, registers).ok_or(Refusal::Table)
     }
@@ -295,7 +330,7 @@ impl Layout<'_, '_> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, 0), PAGE_SIZE)?;
         self.map(gpa, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
         let kind = Kind::Registers(Registers { device: self.id, base, commands: true });
-        // SAFETY: `registers` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
+        // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
         unsafe { self.room.windows.add(Window { start: gpa, len: PAGE_SIZE, kind }) };
         Ok(())
     }
@@ -340,7 +375,7 @@ impl Assigned {
     pub fn command_written(&mut self, offset: u64, bytes: u8, value: u64, service: &MachineService, domain: &Domain) {
         if dsa::is_reset(offset, bytes, value) {
             // The device has masked all slots of its store by itself; the service forgets what they held.
-            if !dsa::wait_command(&self.registers) && !self.reset_told {
+            if !self.means.registers().is_none_or(dsa::wait_command) && !self.reset_told {
                 self.reset_told = true;
                 log::warn!("{}: does not finish its reset", self.function.bdf);
             }
@@ -350,10 +385,7 @@ impl Assigned {
 
     /// Stops what the device does: before its interrupts and its memory are taken away.
     pub fn quiesce(&self) {
-        if !dsa::reset(&self.registers) {
-            log::error!("{}: does not answer to a reset", self.function.bdf);
-        }
-        pci::function::disable_bus_master(self.machine.config(), self.function.bdf);
+        self.means.stop(self.machine, &self.function);
         if let Some(capability) = self.function.pasid {
             pci::function::set_pasid_enable(self.machine.config(), self.function.bdf, capability, false);
         }

@@ -145,10 +145,11 @@ impl FaultLog {
         }
     }
 
-    /// Counts a fault. Whether it is to be told.
+    /// Counts a fault. Whether it is to be told. What comes after its guest has gone is counted with the guest's.
     fn may_tell(&self, key: Teller) -> bool {
-        let (mut told, (source, _, interrupt)) = (self.told.lock(), key);
-        if let Some((_, count)) = told.iter_mut().find(|(other, _)| *other == key) {
+        let (mut told, (source, guest, interrupt)) = (self.told.lock(), key);
+        let same = |other: Teller| (other.0, other.2) == (source, interrupt) && (guest.is_none() || other.1 == guest);
+        if let Some((_, count)) = told.iter_mut().find(|(other, _)| same(*other)) {
             *count = count.saturating_add(1);
             if *count == TOLD + 1 {
                 let kind = if interrupt { "interrupt" } else { "DMA" };

@@ -21,6 +21,8 @@ pub mod loader;
 #[cfg(feature = "bare")]
 pub mod machine;
 #[cfg(feature = "bare")]
+pub mod means;
+#[cfg(feature = "bare")]
 pub mod memory;
 #[cfg(feature = "bare")]
 pub mod outside;

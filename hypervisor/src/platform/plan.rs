@@ -15,7 +15,7 @@ use super::{
 use crate::{
     addr::Bdf,
     guest::options::{Device, Options},
-    pci::Function,
+    pci::{Function, scan::stands_alone},
 };
 
 /// A guest as it is to be made.
@@ -123,6 +123,9 @@ fn share(
     let mut refusal = Refusal::NoSuchFunction;
     for function in machine.functions().iter().filter(is_it) {
         let taken = check(machine, ports, function).and_then(|()| {
+            if !dsa::is_one(function) {
+                return Err(Refusal::NoStore);
+            }
             let capacity = virtual_functions::capacity(function).ok_or(Refusal::NoPasid)?;
             // Functions of one parent are told apart by their PASIDs alone.
             if !ports.has_pasids(function.bdf) {
@@ -140,13 +143,12 @@ fn share(
 
 /// Whether the hypervisor can give a function away.
 fn check(machine: &Machine, ports: &MachinePorts, function: &Function) -> Result<(), Refusal> {
-    // Its store is behind registers that only a DSA has.
-    if !dsa::is_one(function) {
-        Err(Refusal::NoStore)
-    } else if !ports.covers(function.bdf) {
+    if !ports.covers(function.bdf) {
         Err(Refusal::NoRemapping)
     } else if machine.has_reserved_memory(function.bdf) {
         Err(Refusal::ReservedMemory)
+    } else if !stands_alone(machine.functions(), function.bdf) {
+        Err(Refusal::NotAlone)
     } else {
         Ok(())
     }

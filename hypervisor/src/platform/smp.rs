@@ -100,7 +100,7 @@ unsafe fn write_trampoline(words: [u64; 4]) {
 }
 
 /// Waits for about `microseconds`: a read of the POST port takes one on the ISA bus, and an emulator does not need the time.
-fn wait(microseconds: u32) {
+pub fn wait(microseconds: u32) {
     for _ in 0..microseconds {
         // SAFETY: nothing is at this port that a read could change.
         unsafe { io::inb(0x80) };

@@ -151,7 +151,11 @@ impl Machine {
         };
         Self {
             units: (0..options.units()).map(|_| Unit::new(config.clone())).collect(),
-            dsas: if options.no_dsa { Vec::new() } else { DSA_FUNCTIONS.map(|_| Dsa::new(options.dsa())).into() },
+            dsas: if options.no_dsa {
+                Vec::new()
+            } else {
+                (0..DSA_FUNCTIONS.len()).map(|n| Dsa::new(options.dsa(n))).collect()
+            },
             other_messages: 0,
         }
     }

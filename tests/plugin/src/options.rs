@@ -3,6 +3,9 @@
 /// The most that GENCAP's field of six bits can say, in units of 256 slots.
 const MOST_MULTIPLIER: u8 = 63;
 
+/// A device ID that nobody has.
+const UNKNOWN_DEVICE: u16 = 0x5eed;
+
 /// What differs from the default machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -18,6 +21,8 @@ pub(crate) struct Options {
     pub(crate) most_slots: bool,
     /// Each DSA's store is behind a command interface.
     pub(crate) slow_store: bool,
+    /// The second function does not say that it is a DSA.
+    pub(crate) unknown: bool,
     /// The remapping units have no scalable mode.
     pub(crate) legacy: bool,
 }
@@ -36,8 +41,8 @@ impl Options {
                 "no-dmar" => options.no_dmar = true,
                 "two-units" => options.two_units = true,
                 "slow-store" => options.slow_store = true,
+                "unknown" => options.unknown = true,
                 "legacy" => options.legacy = true,
-                "scalable" => options.legacy = false,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
             }
@@ -59,9 +64,11 @@ impl Options {
         !self.legacy
     }
 
-    /// How each DSA is made.
-    pub(crate) fn dsa(&self) -> dsa_model::Config {
-        let config = dsa_model::Config { slow_store: self.slow_store, ..dsa_model::Config::default() };
+    /// How the DSA of this number is made.
+    pub(crate) fn dsa(&self, number: usize) -> dsa_model::Config {
+        let default = dsa_model::Config::default();
+        let device_id = if self.unknown && number == 1 { UNKNOWN_DEVICE } else { default.device_id };
+        let config = dsa_model::Config { slow_store: self.slow_store, device_id, ..default };
         if !self.most_slots {
             return config;
         }
@@ -85,7 +92,7 @@ mod tests {
         assert_eq!(Options::parse(""), Ok(Options::default()));
         let both = Options { no_vtd: true, no_dsa: true, ..Options::default() };
         assert_eq!(Options::parse("no-vtd, no-dsa"), Ok(both));
-        assert_eq!(Options::parse("most-slots").unwrap().dsa().ims_multiplier, 63);
+        assert_eq!(Options::parse("most-slots").unwrap().dsa(0).ims_multiplier, 63);
         assert!(Options::default().scalable() && !Options::parse("legacy").unwrap().scalable());
         assert!(Options::default().dmar() && !both.dmar());
         assert!(!Options { no_dmar: true, ..Options::default() }.dmar());

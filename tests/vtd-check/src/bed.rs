@@ -40,6 +40,8 @@ const SETTLE: u32 = 1000;
 
 /// Everything that the cases use.
 pub struct Bed {
+    /// The machine.
+    pub machine: &'static Machine,
     /// The unit under which both devices are.
     pub unit: Unit,
     /// The processor that interrupts are for.
@@ -76,7 +78,7 @@ impl Bed {
         let domain = domain(&unit, &ram).ok_or("no domain")?;
         let raw = Raw::new(register_base(loader, number).ok_or("no DMAR")?)?;
         let (edu, nvme) = (Edu::new(machine, edu)?, Nvme::new(machine, nvme)?);
-        Ok(Self { unit, apic_id, other, edu, nvme, domain, ram, raw })
+        Ok(Self { machine, unit, apic_id, other, edu, nvme, domain, ram, raw })
     }
 
     /// A present entry for messages of `source`, that leads to `vector` of this processor.

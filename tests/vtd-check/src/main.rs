@@ -57,7 +57,8 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let other = other::start(machine, apic_id).unwrap_or_else(|why| refuse("processor", why));
     let mut bed = Bed::new(&loader, machine, units, apic_id, other).unwrap_or_else(|why| refuse("bed", why));
     let can = bed.unit.unit().capabilities();
-    event!("unit levels={} address_bits={} caching={}", can.levels(), can.address_bits(), can.caches_absent_entries());
+    let (levels, bits, caching) = (can.levels(), can.address_bits(), can.caches_absent_entries());
+    event!("unit levels={levels} address_bits={bits} caching={caching} scalable={}", bed.unit.has_pasids());
     power::end(cases::run(&mut bed))
 }
 

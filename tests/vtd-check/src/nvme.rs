@@ -69,6 +69,7 @@ pub struct Nvme {
     table: usize,
     capability: u16,
     config: &'static dyn ConfigSpace,
+    function: Function,
     admin: Queue,
     io: Queue,
 }
@@ -87,9 +88,20 @@ impl Nvme {
             table: msix.table.offset as usize,
             capability: msix.capability,
             config: machine.config(),
+            function: function.clone(),
             admin: Queue::default(),
             io: Queue { number: 1, submitted: 0 },
         })
+    }
+
+    /// The function.
+    pub fn function(&self) -> &Function {
+        &self.function
+    }
+
+    /// Whether it says that it works.
+    pub fn is_started(&self) -> bool {
+        self.registers.read32(CSTS) & CSTS_READY != 0
     }
 
     /// Puts a message into the MSI-X table.

@@ -23,6 +23,8 @@ const STATUS_CAPABILITIES: u16 = 1 << 4;
 const MSIX_ENABLE: u16 = 1 << 15;
 const MSIX_FUNCTION_MASK: u16 = 1 << 14;
 const PASID_ENABLE: u16 = 1 << 0;
+/// Device control of the PCI Express capability (PCIe 7.5.3.4). It reads as 0, because the reset clears it.
+const INITIATE_RESET: u16 = 1 << 15;
 
 /// The bytes, and which of their bits software may write.
 pub(crate) struct ConfigSpace {
@@ -31,10 +33,10 @@ pub(crate) struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// The space as it is after reset.
-    /// `subsystem` is its subsystem ID, which tells kinds of the device apart.
-    pub(crate) fn new(subsystem: u16) -> Self {
+    /// The space as it is after reset. The subsystem ID tells kinds of the device apart.
+    pub(crate) fn new(device: u16, subsystem: u16) -> Self {
         let mut space = Self { bytes: Box::new([0; SIZE]), writable: Box::new([0; SIZE]) };
+        space.put16(0x02, device);
         space.put16(0x2e, subsystem);
         space.header();
         space.express();
@@ -46,7 +48,6 @@ impl ConfigSpace {
 
     fn header(&mut self) {
         self.put16(0x00, spec::VENDOR_ID);
-        self.put16(0x02, spec::DEVICE_ID);
         self.put16(STATUS, STATUS_CAPABILITIES);
         self.put32(0x08, spec::CLASS << 8);
         self.put16(0x2c, spec::VENDOR_ID);
@@ -62,9 +63,9 @@ impl ConfigSpace {
     fn express(&mut self) {
         self.put16(EXPRESS, (MSIX as u16) << 8 | 0x10);
         self.put16(EXPRESS + 2, 9 << 4 | 2);
-        // Role-based error reporting; device control's error enables and payload sizes are storage only.
-        self.put32(EXPRESS + 4, 1 << 15);
-        self.allow16(EXPRESS + 8, 0x78ff);
+        // Function level reset, role-based error reporting; device control's error enables and payload sizes are storage only.
+        self.put32(EXPRESS + 4, 1 << 28 | 1 << 15);
+        self.allow16(EXPRESS + 8, 0x78ff | INITIATE_RESET);
     }
 
     /// MSI-X capability (PCIe 7.7.2): table and pending bits in BAR0.
@@ -150,6 +151,11 @@ impl ConfigSpace {
         self.get16(MSIX + 2) & MSIX_FUNCTION_MASK != 0
     }
 
+    /// Software has just initiated a function level reset.
+    pub(crate) fn reset_initiated(&self) -> bool {
+        self.get16(EXPRESS + 8) & INITIATE_RESET != 0
+    }
+
     pub(crate) fn pasid_enabled(&self) -> bool {
         self.get16(PASID + 6) & PASID_ENABLE != 0
     }
@@ -161,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_header_is_that_of_a_dsa() {
-        let space = ConfigSpace::new(0);
+        let space = ConfigSpace::new(spec::DEVICE_ID, 0);
         assert_eq!(space.read(0, 4), 0x0b25_8086);
         assert_eq!(space.read(8, 4), 0x0880_0000);
         assert_eq!(space.read(0x0e, 1), 0);
@@ -169,7 +175,7 @@ mod tests {
 
     #[test]
     fn bars_answer_sizing_and_keep_their_low_bits() {
-        let mut space = ConfigSpace::new(0);
+        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0);
         space.write(0x10, 4, !0);
         space.write(0x14, 4, !0);
         space.write(0x18, 4, !0);
@@ -180,7 +186,7 @@ mod tests {
 
     #[test]
     fn read_only_registers_stay() {
-        let mut space = ConfigSpace::new(0);
+        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0);
         let before: Vec<u32> = (0x100..0x120).step_by(4).map(|at| space.read(at, 4)).collect();
         for at in (0..4096).step_by(4) {
             space.write(at, 4, !0);
@@ -193,7 +199,7 @@ mod tests {
 
     #[test]
     fn both_capability_lists_end_and_name_msix_and_the_siov_dvsec() {
-        let space = ConfigSpace::new(0);
+        let space = ConfigSpace::new(spec::DEVICE_ID, 0);
         let first = space.read(0x34, 1) as u16;
         assert_eq!(space.read(first, 1), 0x10);
         let second = space.read(first + 1, 1) as u16;
@@ -208,7 +214,7 @@ mod tests {
 
     #[test]
     fn beyond_the_end_reads_ones() {
-        let mut space = ConfigSpace::new(0);
+        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0);
         assert_eq!(space.read(4094, 4), 0xffff_0000);
         space.write(4094, 4, !0);
         space.write(u16::MAX, 4, !0);

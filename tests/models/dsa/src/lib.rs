@@ -61,12 +61,19 @@ pub struct Config {
     pub interrupt_handles: u16,
     /// The store is behind a command interface: not Intel's.
     pub slow_store: bool,
+    /// Device ID: with another one software does not take it for a DSA.
+    pub device_id: u16,
 }
 
 impl Default for Config {
     /// 4,096 slots, and a handle for every one of them and for every MSI-X entry.
     fn default() -> Self {
-        Self { ims_multiplier: 16, interrupt_handles: 4096 + spec::MSIX_ENTRIES as u16, slow_store: false }
+        Self {
+            ims_multiplier: 16,
+            interrupt_handles: 4096 + spec::MSIX_ENTRIES as u16,
+            slow_store: false,
+            device_id: spec::DEVICE_ID,
+        }
     }
 }
 
@@ -126,7 +133,7 @@ impl Dsa {
         let slots = usize::from(setup.ims_multiplier.min(63)) * usize::from(spec::gencap::IMS_UNIT);
         Self {
             setup,
-            space: ConfigSpace::new(if setup.slow_store { spec::SLOW_STORE_SUBSYSTEM } else { 0 }),
+            space: ConfigSpace::new(setup.device_id, if setup.slow_store { spec::SLOW_STORE_SUBSYSTEM } else { 0 }),
             registers: Registers::default(),
             groups: [Group::default(); spec::GROUPS],
             queues: std::array::from_fn(|_| WorkQueue::default()),
@@ -144,7 +151,7 @@ impl Dsa {
         }
     }
 
-    /// Back to the state after a cold reset, configuration space included.
+    /// Back to the state after a cold reset, configuration space included; a function level reset (PCIe 6.6.2) does the same.
     pub fn reset(&mut self) {
         let stats = self.stats;
         *self = Self::new(self.setup);
@@ -174,6 +181,9 @@ impl Dsa {
     /// Writes `len` bytes (1, 2 or 4) of configuration space. MSI-X messages that this unmasks go out.
     pub fn config_write(&mut self, offset: u16, len: usize, value: u32, up: &mut dyn Upstream) {
         self.space.write(offset, len, value);
+        if self.space.reset_initiated() {
+            return self.reset();
+        }
         for entry in 0..self.msix.len() {
             self.release(Table::Msix, entry, up);
         }

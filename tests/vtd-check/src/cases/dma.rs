@@ -10,7 +10,7 @@ use imsvisor::{
 };
 
 use super::{Case, Found, Verdict, only_fault};
-use crate::bed::{Bed, HOLE, READ_ONLY, SMALL, WINDOW, WINDOW_BYTES};
+use crate::bed::{Bed, HOLE, READ_ONLY, SMALL, Seen, WINDOW, WINDOW_BYTES};
 
 pub const CASES: &[Case] = &[
     ("dma-of-nobodys-function-is-refused", unattached),
@@ -26,6 +26,9 @@ pub const CASES: &[Case] = &[
 /// Fault reasons: appendix A of the VT-d manual.
 const ROOT_NOT_PRESENT: u8 = 0x01;
 const CONTEXT_NOT_PRESENT: u8 = 0x02;
+/// In scalable mode the PASID entry is what is not present (0x59). QEMU looks at its type first, and finds it wrong (0x5b).
+const PASID_NOT_PRESENT: u8 = 0x59;
+const PASID_INVALID: u8 = 0x5b;
 const WRITE: u8 = 0x05;
 const READ: u8 = 0x06;
 
@@ -54,13 +57,22 @@ fn failed(error: Error) -> String {
     format!("{error:?}")
 }
 
+/// A request of a function that is attached to nothing was refused.
+fn blocked(bed: &Bed, seen: &Seen, request: Request) -> Verdict {
+    let fault = |reason| only_fault(seen, Some(bed.edu.bdf), reason, request);
+    if bed.unit.has_pasids() {
+        return fault(PASID_NOT_PRESENT).or_else(|_| fault(PASID_INVALID));
+    }
+    fault(CONTEXT_NOT_PRESENT)
+}
+
 /// Both functions are attached to nothing at first: their bus has no context table, then one without an entry for them.
 fn unattached(bed: &mut Bed) -> Verdict {
     bed.edu.load(WINDOW, DATA, BYTES)?;
     only_fault(&bed.seen(), Some(bed.edu.bdf), ROOT_NOT_PRESENT, Request::Read(WINDOW))?;
     bed.unit.prepare(bed.edu.bdf).map_err(failed)?;
     bed.edu.load(WINDOW, DATA, BYTES)?;
-    only_fault(&bed.seen(), Some(bed.edu.bdf), CONTEXT_NOT_PRESENT, Request::Read(WINDOW))
+    blocked(bed, &bed.seen(), Request::Read(WINDOW))
 }
 
 fn mapped(bed: &mut Bed) -> Verdict {
@@ -136,7 +148,7 @@ fn detached(bed: &mut Bed) -> Verdict {
     let seen = bed.seen();
     bed.unit.attach(bed.edu.bdf, &mut bed.domain).map_err(failed)?;
     holds(bed, THERE, &pattern(5))?;
-    only_fault(&seen, Some(bed.edu.bdf), CONTEXT_NOT_PRESENT, Request::Write(Gpa::new(WINDOW + THERE).page().as_u64()))
+    blocked(bed, &seen, Request::Write(Gpa::new(WINDOW + THERE).page().as_u64()))
 }
 
 fn another(bed: &mut Bed) -> Verdict {

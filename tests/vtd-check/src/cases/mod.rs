@@ -3,6 +3,7 @@
 mod dma;
 mod interrupts;
 mod queue;
+mod reset;
 mod takeover;
 
 use alloc::{format, string::String, vec::Vec};
@@ -29,7 +30,9 @@ type Case = (&'static str, fn(&mut Bed) -> Verdict);
 /// Runs them all. Returns whether none failed.
 pub fn run(bed: &mut Bed) -> bool {
     let mut right = true;
-    for (name, case) in [dma::CASES, interrupts::CASES, queue::CASES, takeover::CASES].into_iter().flatten() {
+    for (name, case) in
+        [dma::CASES, interrupts::CASES, queue::CASES, reset::CASES, takeover::CASES].into_iter().flatten()
+    {
         bed.seen();
         match case(bed) {
             Ok(Found::Right) => event!("check name={name} result=passed"),

@@ -1,0 +1,151 @@
+//! Function level reset: PCI Express Base Specification 6.0, section 6.6.2.
+
+use super::{
+    config::ConfigSpace,
+    function::{COMMAND, Function, set_command},
+};
+
+/// Device control of the PCI Express capability, with device status in its upper half (7.5.3.4 and 7.5.3.5).
+const DEVICE_CONTROL: u16 = 8;
+const INITIATE: u32 = 1 << 15;
+const TRANSACTIONS_PENDING: u32 = 1 << 21;
+
+/// The dwords of the header that somebody has set and the reset clears: cache line size, BARs, ROM, interrupt line.
+const HEADER: [u16; 9] = [0x0c, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30, 0x3c];
+
+/// Microseconds that its requests get to come back, that the reset takes at most, and that the function may ask for more.
+const DRAIN: u32 = 100_000;
+const RESET: u32 = 100_000;
+const READY: u32 = 1_000_000;
+/// Microseconds between two looks.
+const STEP: u32 = 1_000;
+
+/// Resets a function. It sends nothing any more and decodes nothing; what configuration software had set, BARs above all, is as
+/// before, but MSI-X and other capabilities are off. `pause` lets so many microseconds go by. Returns whether the function has come
+/// back; without the capability, at once that it has not.
+pub fn reset(config: &(impl ConfigSpace + ?Sized), function: &Function, mut pause: impl FnMut(u32)) -> bool {
+    let bdf = function.bdf;
+    let Some(express) = function.express.filter(|_| function.resets()) else { return false };
+    let control = express.capability + DEVICE_CONTROL;
+    set_command(config, bdf, 0);
+    let drained = poll(DRAIN, &mut pause, || config.read(bdf, control) & TRANSACTIONS_PENDING == 0);
+    if !drained {
+        // The specification lets it be reset all the same; what comes back late meets a function that did not ask.
+        log::warn!("{bdf}: its requests stay pending before its reset");
+    }
+    let header = HEADER.map(|at| (at, config.read(bdf, at)));
+    let kept = config.read(bdf, control) & 0xffff & !INITIATE;
+    config.write(bdf, control, kept | INITIATE);
+    pause(RESET);
+    // Until it is ready reads are answered with ones, or with a vendor that there is not (2.3.2).
+    let ready = poll(READY, &mut pause, || config.read(bdf, 0) as u16 == function.vendor);
+    if ready {
+        header.into_iter().for_each(|(at, value)| config.write(bdf, at, value));
+        config.write(bdf, control, kept);
+    }
+    ready && config.read(bdf, COMMAND) as u16 == 0
+}
+
+fn poll(limit: u32, pause: &mut impl FnMut(u32), done: impl Fn() -> bool) -> bool {
+    (0..limit / STEP).any(|_| {
+        let done = done();
+        if !done {
+            pause(STEP);
+        }
+        done
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::super::testing::TestConfig;
+    use super::*;
+    use crate::addr::Bdf;
+
+    const NVME: Bdf = Bdf::new(0, 3, 0);
+    const BAR: u32 = 0xfebf_0000;
+
+    /// A function that forgets everything when it is told to, and answers again after so many looks.
+    struct Resetting {
+        config: TestConfig,
+        resets: Cell<u32>,
+        absent: Cell<u32>,
+        late: u32,
+    }
+
+    impl ConfigSpace for Resetting {
+        fn read(&self, bdf: Bdf, offset: u16) -> u32 {
+            if offset == 0 && self.absent.get() > 0 {
+                self.absent.set(self.absent.get() - 1);
+                return u32::MAX;
+            }
+            self.config.read(bdf, offset)
+        }
+
+        fn buses(&self) -> (u8, u8) {
+            self.config.buses()
+        }
+
+        fn has_extended(&self) -> bool {
+            self.config.has_extended()
+        }
+
+        fn write(&self, bdf: Bdf, offset: u16, value: u32) {
+            if offset == 0x48 && value & INITIATE != 0 {
+                assert_eq!(self.config.read(bdf, 4) & 7, 0, "it decodes or sends");
+                [4, 0x10, 0x14, 0x48].into_iter().for_each(|at| self.config.write(bdf, at, 0));
+                self.resets.set(self.resets.get() + 1);
+                self.absent.set(self.late);
+            } else {
+                self.config.write(bdf, offset, value);
+            }
+        }
+    }
+
+    fn nvme(resets: bool, late: u32) -> (Resetting, Function) {
+        let mut config = TestConfig::default();
+        config.function(NVME, 0x0010_1b36, 0x0108_0200);
+        config.bar(NVME, 0, BAR, 0x4000);
+        config.capability(NVME, 0x40, &[0x0002_0010, u32::from(resets) << 28, 0x2810]);
+        config.set(NVME, 4, config.read(NVME, 4) & 0xffff_0000 | 6);
+        let function = Function::read(&config, NVME).unwrap();
+        (Resetting { config, resets: Cell::new(0), absent: Cell::new(0), late }, function)
+    }
+
+    #[test]
+    fn after_a_reset_the_function_is_where_it_was_and_neither_decodes_nor_sends() {
+        let (config, function) = nvme(true, 3);
+        let mut waited = 0;
+        assert!(reset(&config, &function, |time| waited += time));
+        assert_eq!((config.resets.get(), config.read(NVME, 4) as u16), (1, 0));
+        assert_eq!((config.read(NVME, 0x10), config.read(NVME, 0x48)), (BAR, 0x2810));
+        assert!((100_000..1_000_000).contains(&waited), "{waited}");
+    }
+
+    #[test]
+    fn a_function_that_does_not_come_back_is_told_of_in_bounded_time() {
+        let (config, function) = nvme(true, u32::MAX);
+        let mut waited = 0;
+        assert!(!reset(&config, &function, |time| waited += time));
+        assert!((READY..=DRAIN + RESET + READY).contains(&waited), "{waited}");
+    }
+
+    #[test]
+    fn requests_that_stay_pending_do_not_keep_it_from_being_reset() {
+        let (mut config, function) = nvme(true, 0);
+        config.config.set(NVME, 0x48, TRANSACTIONS_PENDING);
+        let mut waited = 0;
+        assert!(reset(&config, &function, |time| waited += time));
+        assert!(waited >= DRAIN + RESET, "{waited}");
+    }
+
+    #[test]
+    fn a_function_without_the_capability_is_not_touched() {
+        let (config, function) = nvme(false, 0);
+        let before = config.config.snapshot();
+        assert!(!reset(&config, &function, |_| ()));
+        assert_eq!((config.config.snapshot(), config.resets.get()), (before, 0));
+    }
+}

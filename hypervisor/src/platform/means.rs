@@ -1,0 +1,69 @@
+//! How a function is stopped and brought back to its first state.
+
+use super::{
+    assign::{Refusal, registers},
+    dsa,
+    machine::Machine,
+    smp::wait,
+};
+use crate::{
+    memory::Mmio,
+    pci::{self, Function},
+};
+
+/// What a function is reset by.
+pub enum Means {
+    /// A command to a DSA, by these registers.
+    Command(Mmio),
+    /// A function level reset (PCIe 6.6.2): any function that can do it.
+    FunctionLevel,
+}
+
+impl Means {
+    /// Those of a function. They have to be sure: a function that still works for a guest that is gone, or remembers it, is no
+    /// other guest's.
+    pub fn of(function: &Function) -> Result<Self, Refusal> {
+        if dsa::is_one(function) {
+            registers(function).map(Self::Command)
+        } else if function.resets() {
+            Ok(Self::FunctionLevel)
+        } else {
+            Err(Refusal::NoReset)
+        }
+    }
+
+    /// A DSA's registers.
+    pub fn registers(&self) -> Option<&Mmio> {
+        match self {
+            Self::Command(registers) => Some(registers),
+            Self::FunctionLevel => None,
+        }
+    }
+
+    /// Resets the function, and lets it decode and send. Returns whether it answered.
+    pub fn prepare(&self, machine: &Machine, function: &Function) -> bool {
+        let config = machine.config();
+        let reset = match self {
+            Self::Command(registers) => {
+                pci::function::enable(config, function.bdf);
+                dsa::reset(registers)
+            }
+            Self::FunctionLevel => pci::reset::reset(config, function, wait),
+        };
+        pci::function::enable(config, function.bdf);
+        reset
+    }
+
+    /// Stops the function: it forgets what it did, and sends nothing any more.
+    pub fn stop(&self, machine: &Machine, function: &Function) {
+        let config = machine.config();
+        let reset = match self {
+            Self::Command(registers) => dsa::reset(registers),
+            Self::FunctionLevel => pci::reset::reset(config, function, wait),
+        };
+        if !reset {
+            log::error!("{}: does not answer to a reset", function.bdf);
+        }
+        pci::function::disable_bus_master(config, function.bdf);
+    }
+}

@@ -1,0 +1,70 @@
+//! MSI-X by PCI's rules (PCIe 7.7.2).
+
+use guests::bare::{apic, config, device::DeviceMemory};
+use guests::dsa::Registers;
+use guests::pci::{self, ConfigSpace, Function};
+
+const ENABLE: u32 = 1 << 31;
+const FUNCTION_MASK: u32 = 1 << 30;
+/// Offsets in the capability.
+const TABLE: u16 = 4;
+const PENDING_BITS: u16 = 8;
+const MESSAGES: u32 = 0xfee0_0000;
+const MASKED: u32 = 1;
+
+/// A table and its pending bits.
+pub struct Table {
+    table: DeviceMemory,
+    pending: DeviceMemory,
+    entries: u16,
+}
+
+impl Table {
+    /// Switches MSI-X on, with all entries masked.
+    pub fn enable(function: Function) -> Result<Self, &'static str> {
+        let config = config::Ports;
+        pci::enable(&config, function);
+        let capability = pci::capability(&config, function, pci::CAPABILITY_MSIX).ok_or("no MSI-X")?;
+        let header = config.read(function, capability) & !FUNCTION_MASK;
+        let entries = (header >> 16 & 0x7ff) as u16 + 1;
+        let part = |at, bytes| {
+            let place = config.read(function, capability + at);
+            let bar = pci::bar(&config, function, (place & 7) as u16).ok_or("its BAR has no place")?;
+            // SAFETY: what a BAR names is the function's, and the capability says that this is in it.
+            unsafe { DeviceMemory::new(bar + u64::from(place & !7), bytes) }.ok_or("its table is not mapped")
+        };
+        let mut table = part(TABLE, u64::from(entries) * 16)?;
+        let pending = part(PENDING_BITS, u64::from(entries).div_ceil(64) * 8)?;
+        config.write(function, capability, header | ENABLE);
+        (0..entries).for_each(|entry| table.write(u64::from(entry) * 16 + 12, MASKED));
+        Ok(Self { table, pending, entries })
+    }
+
+    /// How many entries there are.
+    pub const fn len(&self) -> u16 {
+        self.entries
+    }
+
+    /// Sends an entry to a vector of this processor. It is masked meanwhile, as PCI asks for.
+    pub fn program(&mut self, entry: u16, vector: u8) {
+        self.mask(entry, true);
+        let at = u64::from(entry) * 16;
+        for (offset, dword) in [(0, MESSAGES | apic::id() << 12), (4, 0), (8, vector.into())] {
+            self.table.write(at + offset, dword);
+        }
+        self.mask(entry, false);
+    }
+
+    /// Masks an entry or lets it send.
+    pub fn mask(&mut self, entry: u16, masked: bool) {
+        let at = u64::from(entry) * 16 + 12;
+        self.table.write(at, if masked { MASKED } else { 0 });
+        // What was written has arrived when it can be read.
+        self.table.read(at);
+    }
+
+    /// Whether an entry waits to send.
+    pub fn is_pending(&self, entry: u16) -> bool {
+        self.pending.read(u64::from(entry / 32) * 4) >> (entry % 32) & 1 != 0
+    }
+}

@@ -1,0 +1,83 @@
+//! Whole functions whose interrupts are MSI-X alone. On the default machine it is a DSA that says that it is another device, so that the
+//! hypervisor knows of it only what PCI says; on QEMU's, without the hypervisor, it is the NVMe controller of nested KVM.
+
+use std::time::Duration;
+
+use imsvisor_boot::event::Line;
+use imsvisor_boot::machine::{self, Config, Kind, NVME};
+use imsvisor_tests::bench;
+use imsvisor_tests::scenario::{Boot, Plan, Scenario};
+
+/// Vectors, and the interrupts of each: eight at two places, and one that waits in between.
+const VECTORS: u64 = 4;
+const EACH: u64 = 2 * 8 + 1;
+
+fn unknown(plan: &mut Plan, options: &str) -> anyhow::Result<()> {
+    plan.config.plugin_options.push("unknown".into());
+    plan.guest("whole", &format!("whole mem=64M device=00:1f.0 {options}"))
+}
+
+static INJECTED: Scenario = Scenario::new("a function that is no DSA", |plan| {
+    plan.config.cpus = 2;
+    unknown(plan, "")?;
+    plan.guest("demo", "demo mem=64M device=dsa")?;
+    // It has no message store to share, and the IDE controller no reset.
+    plan.guest("hello", "part device=vdsa:00:1f.0")?;
+    plan.guest("hello", "ide device=00:01.1")
+});
+static POSTED: Scenario =
+    Scenario::new("a function that is no DSA, and posting", |plan| unknown(plan, "apicv=on cmdline=profile=posted"));
+
+fn reported(boot: &Boot, key: &str) -> Option<u64> {
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("whole");
+    boot.guest("whole").reported(key)
+}
+
+#[test]
+fn every_interrupt_comes_once_and_where_it_was_sent() {
+    for scenario in [&INJECTED, &POSTED] {
+        let boot = scenario.run();
+        assert_eq!((reported(&boot, "vectors"), reported(&boot, "held")), (Some(VECTORS), Some(VECTORS)));
+        assert_eq!((reported(&boot, "handled"), reported(&boot, "errors")), (Some(VECTORS * EACH), Some(0)));
+        assert_eq!(boot.remap.number("faults"), Some(0));
+        assert_eq!(boot.outcome().counter("vtd.compatibility"), 0, "messages pass the unit's table");
+    }
+    assert_eq!(POSTED.run().outcome().counter("vtd.posted"), VECTORS * EACH);
+}
+
+#[test]
+fn beside_it_a_dsa_works_and_everything_comes_back() {
+    let boot = INJECTED.run();
+    boot.assert_guest_right("demo");
+    assert_eq!(["live", "vectors", "strays"].map(|key| boot.remap.number(key)), [Some(0); 3], "{}", boot.remap);
+    // The function was reset after its guest, and sends nothing.
+    for counter in ["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.dma_faults", "vtd.violations"] {
+        assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
+    }
+}
+
+#[test]
+fn what_cannot_be_shared_or_reset_is_refused_in_words() {
+    let boot = INJECTED.run();
+    boot.assert_refused("part", &["store"]);
+    boot.assert_refused("ide", &["alone", "reset", "shares"]);
+}
+
+/// The driver is right: what it finds without the hypervisor is what QEMU's controller does.
+#[test]
+fn the_guest_drives_qemus_controller_without_the_hypervisor() {
+    let (silence, limit) = (Duration::from_secs(60), Duration::from_secs(120));
+    let config = Config { silence, limit, ..Config::default() };
+    let (paths, tools) = (bench::paths().expect("paths"), bench::qemu_tools().expect("QEMU"));
+    let guest = bench::guest("whole").expect("the guest");
+    let outcome = machine::start_on(Kind::Tcg, paths, tools, &config, guest, &[]).expect("QEMU").finish();
+    let lines: Vec<_> = outcome.lines.iter().map(|seen| seen.raw.as_str()).collect();
+    assert!(lines.contains(&"@native exit=0"), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.contains(&format!("{NVME} works"))), "{lines:#?}");
+    let result = lines.iter().find_map(|line| line.strip_prefix("@result ")).expect("a result");
+    let result = Line::parse(&format!("@ims result {result}")).event("result").cloned().expect("pairs");
+    // The commands that made the queues raised vector 0 while it was masked: one interrupt for all of them.
+    assert_eq!((result.number("handled"), result.number("held")), (Some(VECTORS * EACH + 1), Some(VECTORS)));
+    assert_eq!(result.number("errors"), Some(0));
+}
