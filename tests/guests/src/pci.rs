@@ -31,6 +31,14 @@ const MAX_EXTENDED_CAPABILITIES: usize = 480;
 
 /// MSI-X (PCIe 7.7.2).
 pub const CAPABILITY_MSIX: u8 = 0x11;
+/// In the first dword of the capability: MSI-X is enabled.
+pub const MSIX_ENABLE: u32 = 1 << 31;
+/// There as well: all vectors are masked.
+pub const MSIX_FUNCTION_MASK: u32 = 1 << 30;
+/// In the capability: where the table is, and in which BAR.
+pub const MSIX_TABLE: u16 = 4;
+/// The same of the pending bits.
+pub const MSIX_PENDING_BITS: u16 = 8;
 /// Designated vendor-specific (PCIe 7.9.6).
 const EXTENDED_CAPABILITY_DVSEC: u16 = 0x23;
 /// DVSEC of Intel's Scalable I/O Virtualization: vendor and ID.

@@ -33,6 +33,14 @@ pub const TO_ALL: u64 = 2 << 18;
 /// To all but the sender.
 pub const TO_OTHERS: u64 = 3 << 18;
 
+/// Where messages to local APICs are written (SDM vol. 3, 12.11.1).
+pub const MESSAGES: u32 = 0xfee0_0000;
+
+/// The address of a message to the processor with this APIC ID, below 255.
+pub const fn message_address(apic_id: u32) -> u32 {
+    MESSAGES | apic_id << 12
+}
+
 /// The vector of spurious interrupts, which get no EOI.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 /// The timer's vector.

@@ -37,14 +37,38 @@ pub struct Guest {
     pub command_line: &'static str,
 }
 
-/// Makes a function `fn(&Guest) -> u8` the guest's program; what it returns is the exit code.
+/// What a guest's program returns.
+pub trait Ending {
+    /// The exit code. An error is told on the console, in the name of the guest.
+    fn exit_code(self, guest: &str) -> u8;
+}
+
+impl Ending for u8 {
+    fn exit_code(self, _: &str) -> u8 {
+        self
+    }
+}
+
+impl Ending for Result<(), &str> {
+    fn exit_code(self, guest: &str) -> u8 {
+        match self {
+            Ok(()) => 0,
+            Err(why) => {
+                crate::println!("{guest}: {why}");
+                1
+            }
+        }
+    }
+}
+
+/// Makes a function `fn(&Guest) -> impl Ending` the guest's program.
 #[macro_export]
 macro_rules! guest {
     ($main:path) => {
         // SAFETY: the only definition in the image; its signature is checked here, and `bare::entry` declares the same.
         #[unsafe(no_mangle)]
         fn guest_main(guest: &$crate::bare::Guest) -> u8 {
-            $main(guest)
+            $crate::bare::Ending::exit_code($main(guest), env!("CARGO_BIN_NAME"))
         }
     };
 }

@@ -163,7 +163,7 @@ impl Attempts {
     fn own_slot(&mut self) {
         let slot = self.device.ims_address() + SLOT * 16;
         let before = self.slot();
-        BUFFER.write(0, 0xfee0_0000 | u64::from(apic::id()) << 12);
+        BUFFER.write(0, apic::message_address(apic::id()).into());
         BUFFER.write(8, u64::from(vector::FIRST));
         let descriptor = Descriptor::memmove(BUFFER.address(), slot, 16, RECORDS.address(0), 0);
         self.must_fault("own slot", slot, descriptor);
@@ -185,7 +185,7 @@ impl Attempts {
     /// The device writes messages by itself: in compatibility format, and with handles of remapping entries. The guest has
     /// mapped nothing, so that no entry is its own.
     fn forged_messages(&mut self) {
-        let own = 0xfee0_0000 | u64::from(apic::id()) << 12;
+        let own = apic::message_address(apic::id()).into();
         self.forge(own, vector::FIRST.into());
         self.forge(own | 0xff << 12, vector::FIRST.into());
         self.forge(own, 0x4400 | u32::from(vector::FIRST));

@@ -71,6 +71,5 @@ pub const STATUS_NONE: u8 = 0;
 pub const STATUS_SUCCESS: u8 = 1;
 pub const STATUS_PAGE_FAULT: u8 = 3;
 pub const STATUS_INT_HANDLE_INVAL: u8 = 0x19;
-pub const STATUS_INVALID_HANDLE: u8 = 0x19;
 /// Status: bit 7 says that the page fault was on a write.
 pub const STATUS_MASK: u8 = 0x7f;

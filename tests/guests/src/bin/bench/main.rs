@@ -22,17 +22,7 @@ use guests::{command_line, println};
 use interrupts::Delivery;
 use pool::Pool;
 
-guests::guest!(main);
-
-fn main(guest: &Guest) -> u8 {
-    match run(guest) {
-        Ok(()) => 0,
-        Err(why) => {
-            println!("bench: {why}");
-            1
-        }
-    }
-}
+guests::guest!(run);
 
 fn run(guest: &Guest) -> Result<(), &'static str> {
     let interface = *hypercalls().ok_or("no hypercall domain, or bare metal")?.interface();

@@ -17,22 +17,12 @@ use guests::bare::{Guest, idle, interrupts};
 use guests::guest_shim::Decision;
 use guests::{command_line, println};
 
-guests::guest!(main);
+guests::guest!(run);
 
 /// Slots, unless the command line says `slots=`.
 const SLOTS: u16 = 256;
 
 static PAGE: DmaBuffer<4096> = DmaBuffer::new();
-
-fn main(guest: &Guest) -> u8 {
-    match run(guest) {
-        Ok(()) => 0,
-        Err(why) => {
-            println!("demo: {why}");
-            1
-        }
-    }
-}
 
 fn run(guest: &Guest) -> Result<(), &'static str> {
     let slots = command_line::number(guest.command_line, "slots").and_then(|slots| u16::try_from(slots).ok());

@@ -18,13 +18,13 @@ mod slots;
 mod storm;
 
 use guests::bare::{Guest, idle};
-use guests::{command_line, println};
+use guests::command_line;
 
-guests::guest!(main);
+guests::guest!(run);
 
-fn main(guest: &Guest) -> u8 {
+fn run(guest: &Guest) -> Result<(), &'static str> {
     idle::enable_interrupts();
-    let done = match command_line::option(guest.command_line, "case") {
+    match command_line::option(guest.command_line, "case") {
         Some("slots") => slots::run(guest),
         Some("many") => many::run(guest),
         Some("handles") => handles::run(guest),
@@ -38,12 +38,5 @@ fn main(guest: &Guest) -> u8 {
         Some("queue") => queue::run(guest),
         Some("storm") => storm::run(guest),
         _ => Err("no such case"),
-    };
-    match done {
-        Ok(()) => 0,
-        Err(why) => {
-            println!("features: {why}");
-            1
-        }
     }
 }

@@ -1,16 +1,12 @@
 //! The device's MSI-X table, as a driver programs it that has nothing else.
 
 use guests::bare::assigned::{AssignedDsa, Records};
-use guests::bare::{config, idle};
+use guests::bare::{apic, config, idle};
 use guests::dsa::{Descriptor, Registers};
 use guests::guest_shim::hcall_abi::Target;
 use guests::pci::{self, ConfigSpace};
 
 use crate::rig::{LIMIT, came};
-
-const ENABLE: u32 = 1 << 31;
-/// Offset of the table: its BAR is 0.
-const TABLE: u16 = 4;
 
 static RECORDS: [Records<4096>; 2] = [const { Records::new() }; 2];
 
@@ -25,15 +21,15 @@ impl Msix {
     pub fn enable(device: AssignedDsa) -> Result<Self, &'static str> {
         let capability = pci::capability(&config::Ports, device.function, pci::CAPABILITY_MSIX).ok_or("no MSI-X")?;
         let header = config::Ports.read(device.function, capability);
-        config::Ports.write(device.function, capability, header | ENABLE);
-        let table = config::Ports.read(device.function, capability + TABLE);
+        config::Ports.write(device.function, capability, header | pci::MSIX_ENABLE);
+        let table = config::Ports.read(device.function, capability + pci::MSIX_TABLE);
         if table & 7 == 0 { Ok(Self { device, table: table.into() }) } else { Err("its table is in another BAR") }
     }
 
     /// Sends entry `n` to a target, and unmasks it.
     pub fn program(&mut self, n: u16, target: Target) {
         let at = self.table + u64::from(n) * 16;
-        let dwords = [0xfee0_0000 | target.apic_id << 12, 0, target.vector.into(), 0];
+        let dwords = [apic::message_address(target.apic_id), 0, target.vector.into(), 0];
         for (offset, dword) in (0..).step_by(4).zip(dwords) {
             self.device.bar0.write(at + offset, dword);
         }

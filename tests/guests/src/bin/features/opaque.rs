@@ -1,7 +1,7 @@
 //! Everything that a guest can read of its interrupts, in one number: two guests that do the same see the same, though the machine's
 //! entries, vectors and messages behind it are others.
 
-use guests::bare::{Guest, config};
+use guests::bare::{Guest, apic, config};
 use guests::guest_shim::discover::{Cpuid, NativeCpuid};
 use guests::guest_shim::hcall_abi::{FaultRecord, cpuid::IMSVISOR_BASE};
 use guests::guest_shim::store::{Field, Store};
@@ -59,7 +59,7 @@ pub fn run(guest: &Guest) -> Result<(), &'static str> {
 fn write_slots(rig: &mut Rig) {
     let mut store = rig.device.store();
     for slot in SLOTS..2 * SLOTS {
-        let message = [0xfee0_0000, 0, 0x30 + u32::from(slot % 64), 0];
+        let message = [apic::message_address(0), 0, 0x30 + u32::from(slot % 64), 0];
         FIELDS.into_iter().zip(message).for_each(|(field, value)| store.write(slot, field, value));
         let fires = rig.fires(slot, here(0x30 + (slot % 64) as u8));
         rig.check("a slot that was written fires", fires);

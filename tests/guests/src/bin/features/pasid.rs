@@ -5,7 +5,7 @@ use guests::bare::{Guest, idle};
 use guests::dsa::{Descriptor, WorkQueue, spec};
 use guests::guest_shim::Interrupt;
 use guests::guest_shim::hcall_abi::{Pasid, Status};
-use guests::guest_shim::store::{Field, Store};
+use guests::guest_shim::store::{CONTROL_PASID_ENABLE, CONTROL_PASID_SHIFT, Field, Store};
 use guests::println;
 
 use crate::rig::{LIMIT, QUIET, Rig, all_that_came, came, here};
@@ -72,8 +72,9 @@ fn foreign(rig: &mut Rig, slot: &Interrupt, user: u32) {
         let refused = rig.domain.set_pasid(slot, Pasid::new(pasid));
         rig.check("a PASID that is not the guest's", refused == Err(Status::BadPasid));
         let mut store = rig.device.store();
-        store.write(slot.index(), Field::Control, pasid << 12 | 1 << 3);
-        rig.check("a forged PASID is replaced", store.read(slot.index(), Field::Control) == user << 12 | 1 << 3);
+        let control = |pasid| pasid << CONTROL_PASID_SHIFT | CONTROL_PASID_ENABLE;
+        store.write(slot.index(), Field::Control, control(pasid));
+        rig.check("a forged PASID is replaced", store.read(slot.index(), Field::Control) == control(user));
     }
     let before = came(here(0x40));
     let done = notify(rig, slot, user);

@@ -1,7 +1,7 @@
 //! Which way the policy takes under what the platform says, and what is left when it refuses: MSI-X.
 
 use guests::bare::assigned::AssignedDsa;
-use guests::bare::{Guest, physical};
+use guests::bare::{Guest, apic, physical};
 use guests::guest_shim::discover::{NativeCpuid, discover};
 use guests::guest_shim::hcall_abi::{self, cpuid::Features};
 use guests::guest_shim::policy::{Decision, Refusal, decide};
@@ -72,7 +72,7 @@ fn by_msix() -> Result<u32, &'static str> {
     let device = AssignedDsa::start_any().map_err(|_| "no device to work with")?;
     let mut store = device.store();
     let before = image(&store);
-    for (field, value) in [(Field::AddressLo, 0xfee0_0000), (Field::Data, 0x99), (Field::Control, 0)] {
+    for (field, value) in [(Field::AddressLo, apic::message_address(0)), (Field::Data, 0x99), (Field::Control, 0)] {
         store.write(0, field, value);
     }
     if image(&store) != before {

@@ -1,12 +1,12 @@
 //! Slots: taken and freed at any time, in groups, as many as there are; masked, pending, sent elsewhere, asked for.
 
-use guests::bare::{Guest, smp};
+use guests::bare::{Guest, idle, smp};
 use guests::guest_shim::hcall_abi::{Pasid, Status, Target};
 use guests::guest_shim::store::{CONTROL_MASK, CONTROL_PENDING, Field, Store};
-use guests::guest_shim::{Interrupt, Request};
+use guests::guest_shim::{Interrupt, MmioStore, Request};
 use guests::println;
 
-use crate::rig::{Rig, came, here};
+use crate::rig::{LIMIT, QUIET, Rig, came, here};
 
 /// Rounds of taking and freeing.
 const ROUNDS: u32 = 32;
@@ -131,7 +131,7 @@ fn grants(rig: &mut Rig) -> Result<u32, &'static str> {
 fn affinity(rig: &mut Rig) -> Result<u32, &'static str> {
     let slot = rig.mapped(0, here(0x70), 7)?;
     let store = rig.device.store();
-    let image = |store: &guests::guest_shim::MmioStore| {
+    let image = |store: &MmioStore| {
         [Field::AddressLo, Field::AddressHi, Field::Data, Field::Control].map(|field| store.read(slot.index(), field))
     };
     let before = image(&store);
@@ -164,8 +164,8 @@ fn pending(rig: &mut Rig) -> Result<u32, &'static str> {
         let before = came(target);
         let unmasked = rig.domain.unmask(&slot);
         rig.need("unmask", unmasked);
-        let sent = guests::bare::idle::poll_until(crate::rig::LIMIT, || came(target) != before);
-        guests::bare::idle::linger(crate::rig::QUIET);
+        let sent = idle::poll_until(LIMIT, || came(target) != before);
+        idle::linger(QUIET);
         rig.check("it comes once", sent && came(target) == before + 1);
         rig.check("the store is unmasked", store.read(slot.index(), Field::Control) == 0);
     }
@@ -187,7 +187,7 @@ fn by_the_store(rig: &mut Rig, slot: &Interrupt) -> Result<(), &'static str> {
     rig.check("the pending bit", control == CONTROL_MASK | CONTROL_PENDING);
     let before = came(target);
     store.write(slot.index(), Field::Control, 0);
-    let sent = guests::bare::idle::poll_until(crate::rig::LIMIT, || came(target) != before);
+    let sent = idle::poll_until(LIMIT, || came(target) != before);
     rig.check("it is sent", sent);
     Ok(())
 }

@@ -2,13 +2,13 @@
 
 use guests::bare::apic;
 use guests::guest_shim::hcall_abi::{
-    Call, DeviceInfo, ItemLayout, MapReply, MapRequest, SlotHandle, SlotInfo, Status, Target,
+    Call, DeviceInfo, ItemLayout, MapReply, MapRequest, SlotHandle, SlotInfo, Status, Target, result_from_rax,
 };
 use guests::guest_shim::vmcall::Vmcall;
 use guests::guest_shim::{BatchPage, Hypercalls, Transport};
 use guests::random::Random;
 
-use super::{Attacker, PAGE, mode32};
+use crate::{Attacker, GOOD_SLOT, PAGE, mode32};
 
 /// Calls with random numbers and arguments.
 const RANDOM_CALLS: usize = 1500;
@@ -51,7 +51,7 @@ impl Caller<'_> {
     }
 
     fn gives(&mut self, number: u64, args: [u64; 4], expected: Result<u64, Status>) {
-        let got = guests::guest_shim::hcall_abi::result_from_rax(self.transport.call(number, args));
+        let got = result_from_rax(self.transport.call(number, args));
         self.attacker.cases += 1;
         if got != expected {
             self.attacker.error(format_args!("call {number:#x} with {args:x?}: {got:?}, not {expected:?}"));
@@ -133,7 +133,7 @@ impl Caller<'_> {
             for bits in [0, good & 0xffff, 1 << 32 | good, u64::MAX] {
                 self.fails(call, [device, bits, third, 0], Status::InvalidArgument);
             }
-            for stale in [good ^ 0x8000_0000, 0x0001_0000 | super::GOOD_SLOT as u64, 0x0001_0000 | (slots - 1)] {
+            for stale in [good ^ 0x8000_0000, 0x0001_0000 | GOOD_SLOT as u64, 0x0001_0000 | (slots - 1)] {
                 self.fails(call, [device, stale, third, 0], Status::StaleHandle);
             }
             if slots <= 0xffff {

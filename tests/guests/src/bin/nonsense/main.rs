@@ -114,7 +114,7 @@ impl Attacker {
 
     /// A message that is right, on this vector.
     pub fn good_message(vector: u8) -> [u32; 4] {
-        [0xfee0_0000 | apic::id() << 12, 0, vector.into(), 0]
+        [apic::message_address(apic::id()), 0, vector.into(), 0]
     }
 
     fn program_good_slot(&mut self) {

@@ -1,9 +1,9 @@
 //! Messages that a guest must not be able to send: attacks 12 to 14, 20, 22, 25, and remappable format.
 
 use guests::bare::dma::DmaBuffer;
-use guests::bare::{apic, vector};
+use guests::bare::{apic, poke, vector};
 
-use super::Attacker;
+use crate::Attacker;
 
 /// The vector in the messages that are wrong otherwise.
 const VECTOR: u32 = vector::FIRST as u32;
@@ -17,7 +17,7 @@ const UNTOUCHED: u64 = 0x5a5a_5a5a_a5a5_a5a5;
 
 /// Tries all of them.
 pub fn all(attacker: &mut Attacker) {
-    let own = 0xfee0_0000 | apic::id() << 12;
+    let own = apic::message_address(apic::id());
     let mut next = FIRST_SLOT;
     let mut wrong = |attacker: &mut Attacker, what: &str, message: [u32; 3]| {
         raise(attacker, next, what, message);
@@ -33,7 +33,7 @@ pub fn all(attacker: &mut Attacker) {
         wrong(attacker, "data bit", [own, 0, 1 << bit | VECTOR]);
     }
     for destination in [apic::id() + 1, 0x7f, 0xfe, 0xff] {
-        wrong(attacker, "foreign destination", [0xfee0_0000 | destination << 12, 0, VECTOR]);
+        wrong(attacker, "foreign destination", [apic::message_address(destination), 0, VECTOR]);
     }
     for members in [0, 2, 3, 0xf0, 0xff].into_iter().filter(|&members| members != 1 << apic::id()) {
         wrong(attacker, "logical destination", [0xfee0_0004 | members << 12, 0, VECTOR]);
@@ -83,7 +83,7 @@ fn changed_while_unmasked(attacker: &mut Attacker, slot: u16) {
         attacker.silently(format_args!("changed while unmasked: {value:#x} at {offset}"), |attacker| {
             let at = attacker.slot_address(slot);
             // SAFETY: a slot of the device's store.
-            attacker.faulted += u32::from(unsafe { guests::bare::poke::store(at + offset, 4, value) }.is_some());
+            attacker.faulted += u32::from(unsafe { poke::store(at + offset, 4, value) }.is_some());
             attacker.fire(slot);
         });
     }

@@ -3,7 +3,7 @@
 use guests::guest_shim::hcall_abi::{Status, result_from_rax};
 use guests::may_fault;
 
-use super::Attacker;
+use crate::Attacker;
 
 /// #UD and #GP.
 const UNDEFINED: Option<u8> = Some(6);

@@ -2,9 +2,9 @@
 
 use guests::bare::poke::{self, Direction, Odd};
 use guests::random::Random;
-use guests::store_image::{BYTES, StoreImage};
+use guests::store_image::{self, BYTES, StoreImage};
 
-use super::{Attacker, PAGE};
+use crate::{Attacker, PAGE};
 
 /// Where the image's slots begin: they lie across a page's end, at slot 256.
 const FIRST_SLOT: u16 = 252;
@@ -16,7 +16,7 @@ const STRING: u64 = 12;
 /// Tries all of them.
 pub fn all(attacker: &mut Attacker) {
     let mut window = Window { base: attacker.slot_address(FIRST_SLOT), image: StoreImage::new() };
-    for slot in FIRST_SLOT..FIRST_SLOT + guests::store_image::SLOTS as u16 {
+    for slot in FIRST_SLOT..FIRST_SLOT + store_image::SLOTS as u16 {
         attacker.program(slot, [0, 0, 0, 1]);
     }
     attacker.silently(format_args!("MOV at random places"), |attacker| window.random_moves(attacker));

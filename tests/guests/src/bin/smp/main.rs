@@ -11,17 +11,7 @@ mod stress;
 use guests::bare::{Guest, idle, smp};
 use guests::{command_line, println};
 
-guests::guest!(main);
-
-fn main(guest: &Guest) -> u8 {
-    match run(guest) {
-        Ok(()) => 0,
-        Err(why) => {
-            println!("smp: {why}");
-            1
-        }
-    }
-}
+guests::guest!(run);
 
 fn run(guest: &Guest) -> Result<(), &'static str> {
     let number = |key| command_line::number(guest.command_line, key);

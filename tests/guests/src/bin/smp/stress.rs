@@ -16,7 +16,7 @@ use guests::guest_shim::{Domain, Hypercalls, Interrupt, MmioStore, Request};
 use guests::println;
 use guests::random::Random;
 
-use super::oracle;
+use crate::oracle;
 
 /// Slots of a processor: half of them by hypercall, half by writing them.
 const SLOTS: usize = 8;

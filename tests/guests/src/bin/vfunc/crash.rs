@@ -4,7 +4,7 @@ use guests::bare::interrupts;
 use guests::dsa::{Descriptor, spec};
 use guests::println;
 
-use super::function::{Vf, expect};
+use crate::function::{Vf, errors, expect};
 
 /// Beyond the guest's memory: where nothing of its is, where its message window is, and where the machine has memory.
 const FOREIGN: [u64; 3] = [0x9000_0000, 0xfee0_0000, 0x1200_0000];
@@ -23,7 +23,7 @@ pub fn run(vf: &mut Vf) -> Result<(), &'static str> {
             refused += u32::from(fault);
         }
     }
-    let errors = super::function::errors();
+    let errors = errors();
     println!("@result refused={refused} errors={errors}");
     if errors != 0 {
         return Err("not everything was right");

@@ -2,7 +2,7 @@
 
 use guests::dsa::{Descriptor, Registers, spec};
 
-use super::function::{Vf, expect};
+use crate::function::{Vf, expect};
 
 /// An operation that the device does not have.
 const BAD_OPCODE: u8 = 0x7f;

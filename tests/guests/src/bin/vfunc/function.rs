@@ -11,7 +11,7 @@ use guests::pci::{self, ConfigSpace, Function};
 use guests::println;
 use guests::tally::Tally;
 
-use super::processors;
+use crate::processors;
 
 /// Most vectors of a function.
 pub const MOST: u16 = 2048;
@@ -22,11 +22,6 @@ const LIMIT: u64 = 100_000_000;
 const PATIENCE: u64 = 200_000;
 /// The hypervisor's own interrupts come here: above the devices' vectors, one for each function.
 const SIGNAL: u8 = vector::LAST + 1;
-
-/// MSI-X control, in the upper half of the capability's first dword.
-const MSIX_ENABLE: u32 = 1 << 31;
-const FUNCTION_MASK: u32 = 1 << 30;
-const MESSAGES: u32 = 0xfee0_0000;
 
 /// Counts the devices' interrupts: by function and vector.
 pub static COUNTS: Tally<{ 2 * MOST as usize }> = Tally::new();
@@ -96,7 +91,8 @@ impl Vf {
         }
         let config = config::Ports;
         let msix = pci::capability(&config, function, pci::CAPABILITY_MSIX).ok_or("no MSI-X")?;
-        let [control, table, pending_bits] = [0, 4, 8].map(|at| config.read(function, msix + at));
+        let [control, table, pending_bits] =
+            [0, pci::MSIX_TABLE, pci::MSIX_PENDING_BITS].map(|at| config.read(function, msix + at));
         let vectors = (control >> 16 & 0x7ff) as u16 + 1;
         if (table | pending_bits) & 7 != 0 {
             return Err("its tables are not in BAR 0");
@@ -170,7 +166,7 @@ impl Vf {
     /// Writes an entry's message, in one way or the other.
     pub fn program(&mut self, entry: u16) {
         let (at, data) = (self.entry(entry), u32::from(self.leads_to(entry)));
-        let address = MESSAGES | apic::id() << 12;
+        let address = apic::message_address(apic::id());
         if entry.is_multiple_of(2) {
             self.bar0.write(at, address);
             self.bar0.write(at + 4, 0);
@@ -185,7 +181,7 @@ impl Vf {
 
     /// Sends an entry's interrupts to a processor.
     pub fn send_to(&mut self, entry: u16, apic_id: u32) {
-        self.bar0.write(self.entry(entry), MESSAGES | apic_id << 12);
+        self.bar0.write(self.entry(entry), apic::message_address(apic_id));
     }
 
     /// Writes the data of an entry's message alone.
@@ -206,8 +202,8 @@ impl Vf {
     /// Writes MSI-X control.
     pub fn set_msix(&self, enable: bool, function_mask: bool) {
         let bit = |set: bool, bit: u32| if set { bit } else { 0 };
-        let old = config::Ports.read(self.function, self.msix) & !(MSIX_ENABLE | FUNCTION_MASK);
-        let new = old | bit(enable, MSIX_ENABLE) | bit(function_mask, FUNCTION_MASK);
+        let old = config::Ports.read(self.function, self.msix) & !(pci::MSIX_ENABLE | pci::MSIX_FUNCTION_MASK);
+        let new = old | bit(enable, pci::MSIX_ENABLE) | bit(function_mask, pci::MSIX_FUNCTION_MASK);
         config::Ports.write(self.function, self.msix, new);
     }
 

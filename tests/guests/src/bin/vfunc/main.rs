@@ -19,17 +19,7 @@ use guests::bare::{Guest, config, idle, interrupts, smp};
 use guests::dsa::spec;
 use guests::{command_line, pci, println};
 
-guests::guest!(main);
-
-fn main(guest: &Guest) -> u8 {
-    match run(guest) {
-        Ok(()) => 0,
-        Err(why) => {
-            println!("vfunc: {why}");
-            1
-        }
-    }
-}
+guests::guest!(run);
 
 fn run(guest: &Guest) -> Result<(), &'static str> {
     let mut functions = pci::find_all(&config::Ports, spec::VENDOR, spec::DEVICE);

@@ -1,6 +1,6 @@
 //! What masks hold back, and what goes out when they are gone (PCIe 6.1.4, 7.7.2).
 
-use super::function::{COUNTS, Vf, expect};
+use crate::function::{COUNTS, Vf, expect};
 
 /// Entries that are masked and raised: from different words of pending bits where the table has so many.
 const ENTRIES: [u16; 4] = [1, 31, 32, 63];

@@ -4,7 +4,7 @@ use guests::bare::{config, device::DeviceMemory, poke};
 use guests::dsa::{Registers, spec};
 use guests::pci::{self, ConfigSpace};
 
-use super::function::{Vf, expect};
+use crate::function::{Vf, expect};
 
 /// Registers that only read: capabilities, table offsets, the group's and the work queue's configuration.
 const FIXED: [u64; 8] = [0, spec::GENCAP, spec::WQCAP, spec::TABLE_OFFSETS, spec::CMDCAP, 0x400, 0x500, 0x508];
@@ -76,7 +76,7 @@ fn portals(vf: &mut Vf) {
 
 /// BARs do not move, and MSI-X's size and place cannot be written.
 fn places_stay(vf: &mut Vf) {
-    let registers = [0x10, 0x14, 0x18, vf.msix + 4, vf.msix + 8];
+    let registers = [0x10, 0x14, 0x18, vf.msix + pci::MSIX_TABLE, vf.msix + pci::MSIX_PENDING_BITS];
     let before = registers.map(|at| config::Ports.read(vf.function, at));
     let control = config::Ports.read(vf.function, vf.msix);
     for at in registers {

@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use guests::bare::{apic, idle, smp};
 use guests::println;
 
-use super::emulated;
-use super::function::{Vf, expect};
+use crate::emulated;
+use crate::function::{Vf, expect};
 
 /// Entries that move.
 const ENTRIES: core::ops::Range<u16> = 1..17;

@@ -3,7 +3,7 @@
 use guests::bare::{apic, idle, interrupts, vector};
 use guests::println;
 
-use super::function::{Vf, expect};
+use crate::function::{Vf, errors, expect};
 
 /// The entry that rages, and the ticks that it does so and between two of its interrupts.
 const LOUD: u16 = 1;
@@ -36,7 +36,7 @@ pub fn run(vf: &mut Vf) -> Result<(), &'static str> {
     let before = came(LOUD);
     vf.set_mask(LOUD, false);
     expect(idle::poll_until(LIMIT, || came(LOUD) == before + 1), "what was pending did not come once");
-    let errors = super::function::errors();
+    let errors = errors();
     println!("@result storm={raised} came={before} quiet={expected} errors={errors}");
     if errors == 0 { Ok(()) } else { Err("not everything was right") }
 }

@@ -4,7 +4,7 @@ use guests::bare::config;
 use guests::dsa::spec;
 use guests::pci;
 
-use super::function::{Vf, error, expect};
+use crate::function::{Vf, error, expect};
 
 pub fn all(first: &mut Vf, second: &mut Vf) {
     name_each_others(first, second);
@@ -18,7 +18,7 @@ fn name_each_others(vf: &mut Vf, other: &mut Vf) {
     for entry in [1, 2, other.vectors - 1] {
         let handle = other.handle(entry);
         vf.submit(3, handle);
-        if vf.status(3) == spec::STATUS_INVALID_HANDLE {
+        if vf.status(3) == spec::STATUS_INT_HANDLE_INVAL {
             vf.refused += 1;
         } else {
             error("a descriptor that names another function's vector is not refused");
@@ -29,7 +29,7 @@ fn name_each_others(vf: &mut Vf, other: &mut Vf) {
     other.set_mask(1, true);
     let handle = other.handle(1);
     vf.submit(3, handle);
-    expect(vf.status(3) == spec::STATUS_INVALID_HANDLE, "not refused where it is masked");
+    expect(vf.status(3) == spec::STATUS_INT_HANDLE_INVAL, "not refused where it is masked");
     expect(!other.is_pending(1), "another function's masked vector is pending");
     other.set_mask(1, false);
     vf.fire(3..4);
