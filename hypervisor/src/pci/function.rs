@@ -12,6 +12,8 @@ use crate::addr::{Bdf, Hpa};
 pub(super) const COMMAND: u16 = 0x04;
 /// I/O space, memory space.
 pub(super) const COMMAND_DECODE: u16 = 3;
+/// The function answers in memory.
+const COMMAND_MEMORY: u16 = 1 << 1;
 /// The function may send DMA and messages.
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
 /// The function does not raise its interrupt pin.
@@ -118,7 +120,13 @@ pub fn set_command(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, command: u16)
 /// Lets the function decode its memory and send DMA and messages; no interrupt pin.
 pub fn enable(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
     let command = config.read(bdf, COMMAND) as u16;
-    set_command(config, bdf, command | 2 | COMMAND_BUS_MASTER | COMMAND_NO_INTX);
+    set_command(config, bdf, command | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_NO_INTX);
+}
+
+/// Lets the function decode its memory, and send nothing.
+pub fn enable_memory(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
+    let command = config.read(bdf, COMMAND) as u16;
+    set_command(config, bdf, command & !COMMAND_BUS_MASTER | COMMAND_MEMORY | COMMAND_NO_INTX);
 }
 
 /// Takes from the function the right to send DMA and messages.

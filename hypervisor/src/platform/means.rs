@@ -43,27 +43,26 @@ impl Means {
     /// Resets the function, and lets it decode and send. Returns whether it answered.
     pub fn prepare(&self, machine: &Machine, function: &Function) -> bool {
         let config = machine.config();
-        let reset = match self {
-            Self::Command(registers) => {
-                pci::function::enable(config, function.bdf);
-                dsa::reset(registers)
-            }
-            Self::FunctionLevel => pci::reset::reset(config, function, wait),
-        };
-        pci::function::enable(config, function.bdf);
+        pci::function::enable_memory(config, function.bdf);
+        let reset = self.reset(machine, function);
+        if reset {
+            pci::function::enable(config, function.bdf);
+        }
         reset
     }
 
-    /// Stops the function: it forgets what it did, and sends nothing any more.
+    /// Stops the function: it forgets what it did, and sends nothing any more. Its stores can be written still.
     pub fn stop(&self, machine: &Machine, function: &Function) {
-        let config = machine.config();
-        let reset = match self {
-            Self::Command(registers) => dsa::reset(registers),
-            Self::FunctionLevel => pci::reset::reset(config, function, wait),
-        };
-        if !reset {
+        if !self.reset(machine, function) {
             log::error!("{}: does not answer to a reset", function.bdf);
         }
-        pci::function::disable_bus_master(config, function.bdf);
+        pci::function::enable_memory(machine.config(), function.bdf);
+    }
+
+    fn reset(&self, machine: &Machine, function: &Function) -> bool {
+        match self {
+            Self::Command(registers) => dsa::reset(registers),
+            Self::FunctionLevel => pci::reset::reset(machine.config(), function, wait),
+        }
     }
 }

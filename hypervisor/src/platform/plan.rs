@@ -122,23 +122,33 @@ fn share(
     let is_it = |function: &&Function| parent.map_or(dsa::is_one(function), |parent| function.bdf == parent);
     let mut refusal = Refusal::NoSuchFunction;
     for function in machine.functions().iter().filter(is_it) {
-        let taken = check(machine, ports, function).and_then(|()| {
-            if !dsa::is_one(function) {
-                return Err(Refusal::NoStore);
-            }
-            let capacity = virtual_functions::capacity(function).ok_or(Refusal::NoPasid)?;
-            // Functions of one parent are told apart by their PASIDs alone.
-            if !ports.has_pasids(function.bdf) {
-                return Err(Refusal::NoPasidRemapping);
-            }
-            ledger.take_part(function.bdf, capacity, vectors).map_err(Refusal::from)
-        });
-        match taken {
+        match part(machine, ports, function, vectors, ledger) {
             Ok(part) => return Ok(Given::Virtual(Share { parent: function, part, vectors })),
             Err(why) => refusal = why,
         }
     }
     Err(refusal)
+}
+
+/// The next part of a parent.
+fn part(
+    machine: &Machine,
+    ports: &MachinePorts,
+    function: &Function,
+    vectors: u16,
+    ledger: &mut Ledger,
+) -> Result<Part, Refusal> {
+    // Its work queues and its store are behind registers that only a DSA has.
+    if !dsa::is_one(function) {
+        return Err(Refusal::NoStore);
+    }
+    check(machine, ports, function)?;
+    let capacity = virtual_functions::capacity(function).ok_or(Refusal::NoPasid)?;
+    // Functions of one parent are told apart by their PASIDs alone.
+    if !ports.has_pasids(function.bdf) {
+        return Err(Refusal::NoPasidRemapping);
+    }
+    ledger.take_part(function.bdf, capacity, vectors).map_err(Refusal::from)
 }
 
 /// Whether the hypervisor can give a function away.
