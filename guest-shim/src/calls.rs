@@ -3,12 +3,11 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
+use hcall_abi::call::{FAULTS_MAX, HANDLES_MAX};
+use hcall_abi::cpuid::Features;
 use hcall_abi::{
     Call, DeviceId, DeviceInfo, FaultRecord, ItemLayout, MapReply, MapRequest, Pasid, SlotHandle, SlotInfo, Status,
-    StoreId, Target, VERSION_MAJOR, VERSION_MINOR,
-    call::{FAULTS_MAX, HANDLES_MAX},
-    cpuid::Features,
-    result_from_rax,
+    StoreId, Target, VERSION_MAJOR, VERSION_MINOR, result_from_rax,
 };
 
 use crate::discover::Interface;

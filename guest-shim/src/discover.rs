@@ -1,10 +1,11 @@
 //! Finds the hypercall domain by scanning CPUID, as Linux's `hypervisor_cpuid_base` does.
 
+use hcall_abi::VERSION_MAJOR;
+use hcall_abi::call::Call;
 use hcall_abi::cpuid::{
     BASE_STEP, FIRST_BASE, Features, LAST_BASE, LEAF_FEATURES, LEAF_LIMITS, LEAF_MAX, LEAF_SIGNATURE, LEAF_VERSION,
     Limits, signature_registers,
 };
-use hcall_abi::{VERSION_MAJOR, call::Call};
 
 /// The registers after CPUID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

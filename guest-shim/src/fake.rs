@@ -6,10 +6,10 @@ use core::ptr::NonNull;
 use std::collections::HashMap;
 
 use hcall_abi::cpuid::{CALL_BASE, Features, IMSVISOR_BASE, LEAF_MAX, Limits, signature_registers};
+use hcall_abi::info::Mapping;
 use hcall_abi::{
     Call, DeviceId, DeviceInfo, FaultKind, FaultRecord, FaultStore, ItemLayout, MapReply, MapRequest, MessagePair,
-    Pasid, SlotHandle, SlotInfo, Status, StoreKind, Target, VERSION_MAJOR, VERSION_MINOR, info::Mapping,
-    rax_from_result,
+    Pasid, SlotHandle, SlotInfo, Status, StoreKind, Target, VERSION_MAJOR, VERSION_MINOR, rax_from_result,
 };
 
 use crate::calls::BatchPage;

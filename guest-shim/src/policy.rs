@@ -12,6 +12,8 @@
 //! `on_bare_metal() || hypercall_irq_domain_supported()`. A domain that was found is used whatever the bare-metal test says:
 //! it is itself the proof of a hypervisor.
 
+use core::fmt;
+
 use crate::discover::Interface;
 
 /// What a driver may do.
@@ -34,8 +36,8 @@ pub enum Refusal {
     Virtualised,
 }
 
-impl core::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Forbidden => "the platform forbids interrupt message stores and offers no hypercall domain",
             Self::Virtualised => "not on bare metal, and no hypercall domain",

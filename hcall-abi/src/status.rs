@@ -1,5 +1,7 @@
 //! Why a call failed.
 
+use core::fmt;
+
 macro_rules! statuses {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal,)+) => {
         /// Why a call failed. Minus its code is what the call returns in RAX, and what a batch's item holds.
@@ -73,8 +75,8 @@ impl Status {
     }
 }
 
-impl core::fmt::Display for Status {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::InvalidArgument => "invalid argument or reserved bit",
             Self::NoSuchDevice => "no such device",

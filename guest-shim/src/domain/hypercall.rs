@@ -1,8 +1,8 @@
 //! The way through the hypervisor.
 
-use hcall_abi::{
-    DeviceId, MapRequest, Pasid, SlotHandle, SlotInfo, Status, Target, call::HANDLES_MAX, cpuid::Features,
-};
+use hcall_abi::call::HANDLES_MAX;
+use hcall_abi::cpuid::Features;
+use hcall_abi::{DeviceId, MapRequest, Pasid, SlotHandle, SlotInfo, Status, Target};
 
 use super::{Interrupt, Report};
 use crate::calls::{BatchPage, Hypercalls};

@@ -5,7 +5,8 @@
 
 use core::num::NonZeroU16;
 
-use hcall_abi::{MapRequest, MessagePair, Pasid, SlotHandle, SlotInfo, Status, Target, info::Mapping};
+use hcall_abi::info::Mapping;
+use hcall_abi::{MapRequest, MessagePair, Pasid, SlotHandle, SlotInfo, Status, Target};
 
 use super::{Interrupt, Report};
 use crate::store::{CONTROL_MASK, CONTROL_PASID_ENABLE, CONTROL_PASID_SHIFT, CONTROL_PENDING, Field, Store};

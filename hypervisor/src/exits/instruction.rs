@@ -2,8 +2,7 @@
 //! them from bytes.
 #![forbid(unsafe_code)]
 
-use super::alu::Alu;
-use super::width::Width;
+use super::{alu::Alu, width::Width};
 
 /// The longest instruction (SDM vol. 2, 2.3.11).
 pub const MAX_LENGTH: usize = 15;

@@ -12,7 +12,10 @@ use crate::{
     addr::Gpa,
     cpu::bits::{efer, rflags},
     memory::Ram,
-    vmx::{Vcpu, fields, fields::Segment as VmcsSegment},
+    vmx::{
+        Vcpu,
+        fields::{self, Segment as VmcsSegment},
+    },
 };
 
 /// A virtual processor, its memory and its trapped pages.

@@ -2,16 +2,19 @@
 
 use alloc::vec::Vec;
 
-use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name, Path, ResourceTemplate, Scope, ZERO,
+use acpi_tables::{
+    Aml, AmlSink,
+    aml::{
+        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name, Path, ResourceTemplate, Scope,
+        ZERO,
+    },
+    fadt::{FADTBuilder, Flags},
+    gas::{AccessSize, AddressSpace as GasSpace, GAS},
+    mcfg::MCFG,
+    rsdp::Rsdp,
+    sdt::Sdt,
+    xsdt::XSDT,
 };
-use acpi_tables::fadt::{FADTBuilder, Flags};
-use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
-use acpi_tables::mcfg::MCFG;
-use acpi_tables::rsdp::Rsdp;
-use acpi_tables::sdt::Sdt;
-use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, AmlSink};
 use hcall_abi::acpi as abi;
 
 use super::memory_map as map;

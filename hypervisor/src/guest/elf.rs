@@ -5,11 +5,13 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use elf::ElfBytes;
-use elf::abi::{EM_X86_64, ET_EXEC, PT_LOAD};
-use elf::endian::LittleEndian;
-use elf::file::Class;
-use elf::segment::ProgramHeader;
+use elf::{
+    ElfBytes,
+    abi::{EM_X86_64, ET_EXEC, PT_LOAD},
+    endian::LittleEndian,
+    file::Class,
+    segment::ProgramHeader,
+};
 
 use super::memory_map::IMAGE;
 use crate::addr::Gpa;

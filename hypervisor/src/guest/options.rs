@@ -3,8 +3,7 @@
 //! Words are separated by blanks. Quotes join what they enclose, wherever they begin, and a backslash takes the next character as
 //! it is: so both `cmdline="a b"` and GRUB's own way to write it, `"cmdline=a b"`, mean the same.
 
-use alloc::string::String;
-use alloc::vec::Vec;
+use alloc::{string::String, vec::Vec};
 use core::fmt;
 
 use hcall_abi::Pasid;

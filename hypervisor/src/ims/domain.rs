@@ -1,7 +1,10 @@
 //! A guest's interrupt domain: its virtual processors and its devices.
 
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use hcall_abi::{DeviceId, Pasid, Status, Target};
 
@@ -232,8 +235,8 @@ impl Domain {
     }
 }
 
-impl core::fmt::Debug for Domain {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Domain").field("guest", &self.guest).field("apic_ids", &self.apic_ids).finish_non_exhaustive()
     }
 }

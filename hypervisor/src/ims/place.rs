@@ -1,7 +1,7 @@
 //! One slot, wired to the ports: the steps that all paths share, each in the order that keeps the device, the table and the
 //! cache consistent.
 
-use core::iter::once;
+use core::{iter::once, sync::atomic::AtomicU64};
 
 use hcall_abi::{MessagePair, Pasid, SlotInfo, Status, Target, info::Mapping};
 
@@ -299,7 +299,7 @@ impl<'a, P: Ports> Place<'a, P> {
     }
 
     /// Counts what was refused, and passes it on.
-    pub fn counted<T>(counter: &core::sync::atomic::AtomicU64, result: Result<T, Status>) -> Result<T, Status> {
+    pub fn counted<T>(counter: &AtomicU64, result: Result<T, Status>) -> Result<T, Status> {
         if result.is_err() {
             count(counter);
         }

@@ -1,7 +1,9 @@
 //! One frame seen as a table of 512 quadwords, which hardware reads while we write.
 
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use super::FrameSource;
 use crate::addr::{Hpa, PAGE_SIZE};

@@ -1,9 +1,11 @@
 //! Frames for tests: the process's own memory, where a frame's physical address is its pointer's number.
 
-use std::alloc::{Layout, alloc, dealloc};
-use std::collections::BTreeMap;
-use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::{
+    alloc::{Layout, alloc, dealloc},
+    collections::BTreeMap,
+    ptr::NonNull,
+    sync::Mutex,
+};
 
 use super::FrameSource;
 use crate::addr::{Hpa, PAGE_SIZE};

@@ -1,7 +1,9 @@
 //! A configuration space for tests.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+};
 
 use super::config::ConfigSpace;
 use crate::addr::Bdf;

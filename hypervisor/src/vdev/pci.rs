@@ -7,8 +7,7 @@
 //! BARs do not move. Their place is decided when the guest is built, as firmware would; the sizing protocol works (a dword of
 //! ones gives the size mask), any other address is ignored, reads back as it was, and is reported as [`Effect::BarMoved`].
 
-use alloc::boxed::Box;
-use alloc::vec::Vec;
+use alloc::{boxed::Box, vec::Vec};
 
 use super::all_ones;
 use crate::addr::{Bdf, Gpa};

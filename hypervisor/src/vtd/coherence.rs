@@ -1,8 +1,10 @@
 //! Making what we write visible to a unit that does not snoop (ECAP.C = 0).
 
-use core::arch::x86_64::{_mm_clflush, _mm_mfence};
-use core::ptr::NonNull;
-use core::sync::atomic::{Ordering, fence};
+use core::{
+    arch::x86_64::{_mm_clflush, _mm_mfence},
+    ptr::NonNull,
+    sync::atomic::{Ordering, fence},
+};
 
 /// Bytes that CLFLUSH writes back at least.
 const LINE: usize = 64;

@@ -94,8 +94,8 @@ impl ContextTables {
             return self.detach_pasid(frames, bdf, RID_PASID, domain);
         }
         let table = self.context_table(frames, bdf).ok_or(Error::NotAttached)?;
-        let entry = u128::from(table.get(slot(bdf) + 1)) << 64 | u128::from(table.get(slot(bdf)));
-        if ContextEntry(entry).p() == 0 || ContextEntry(entry).did() != u128::from(domain.id()) {
+        let entry = ContextEntry(read(&table, slot(bdf)));
+        if entry.p() == 0 || entry.did() != u128::from(domain.id()) {
             return Err(Error::NotAttached);
         }
         self.write(&table, slot(bdf), 0);
@@ -127,6 +127,11 @@ impl ContextTables {
         // SAFETY: the table's frame is ours.
         unsafe { self.coherence.publish(NonNull::from(table.entry(index)).cast(), size_of::<u64>()) };
     }
+}
+
+/// A 16-byte entry, by the index of its first quadword.
+pub(super) fn read(table: &Table, at: u64) -> u128 {
+    u128::from(table.get(at + 1)) << 64 | u128::from(table.get(at))
 }
 
 /// The index of the first quadword of a function's context entry.

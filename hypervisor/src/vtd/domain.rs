@@ -1,5 +1,7 @@
 //! Domains: what memory a device sees. Second-stage tables, sections 3.7 and 9.8.
 
+use core::ptr::NonNull;
+
 use super::{coherence::Coherence, error::Error, spec::tables::SecondStageEntry};
 use crate::{
     addr::{Gpa, Hpa, PAGE_SIZE},
@@ -153,7 +155,7 @@ pub(super) fn new_table(frames: &impl FrameSource, coherence: Coherence) -> Resu
 fn set(table: &Table, at: u64, entry: SecondStageEntry, coherence: Coherence) {
     table.set(at, entry.0);
     // SAFETY: the table's frame is ours.
-    unsafe { coherence.publish(core::ptr::NonNull::from(table.entry(at)).cast(), size_of::<u64>()) };
+    unsafe { coherence.publish(NonNull::from(table.entry(at)).cast(), size_of::<u64>()) };
 }
 
 /// Bytes that an entry of `level` (1 to 4) covers.

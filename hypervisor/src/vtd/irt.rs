@@ -5,8 +5,10 @@
 //! index reused, so nobody's interrupt can come through an entry that the cache remembers. The state lies in the entry itself
 //! (AVAIL, which is software's), and so does the list of free ones: the table needs no memory beside itself.
 
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use super::{
     coherence::Coherence,

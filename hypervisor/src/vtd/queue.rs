@@ -4,8 +4,10 @@
 //! or has failed, when `submit` returns; so the queue is empty between submissions, and there is always room for
 //! [`CAPACITY`] descriptors.
 
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::{
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
 
 use super::{
     coherence::Coherence,

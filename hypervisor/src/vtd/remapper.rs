@@ -15,8 +15,10 @@ use super::{
     irt::{Aim, Format, InterruptTable, Route},
     queue::Queue,
     scalable::RID_PASID,
-    spec::descriptor::{self, ContextCache, InterruptEntryCache, Iotlb, PasidCache},
-    spec::irte::Irte,
+    spec::{
+        descriptor::{self, ContextCache, InterruptEntryCache, Iotlb, PasidCache},
+        irte::Irte,
+    },
     unit::Unit,
 };
 use crate::{

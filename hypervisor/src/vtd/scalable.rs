@@ -4,7 +4,7 @@
 //! anywhere: so attaching and detaching concern PASID entries alone.
 
 use super::{
-    dma::ContextTables,
+    dma::{ContextTables, read},
     domain::{Domain, new_table},
     error::Error,
     spec::tables::{PGTT_SECOND_STAGE, PasidDirectoryEntry, PasidEntry, ScalableContextEntry, ScalableRootHalf},
@@ -32,7 +32,7 @@ impl ContextTables {
         domain: &Domain,
     ) -> Result<(), Error> {
         let table = self.pasid_table(frames, bdf, pasid, true)?.ok_or(Error::NoMemory)?;
-        if table.get(slot(pasid)) & 1 != 0 {
+        if PasidEntry(read(&table, slot(pasid))).p() != 0 {
             return Err(Error::Attached);
         }
         let snoop = self.scalable.is_some_and(|scalable| scalable.walks_snoop);
@@ -51,8 +51,7 @@ impl ContextTables {
         domain: &Domain,
     ) -> Result<(), Error> {
         let table = self.pasid_table(frames, bdf, pasid, false)?.ok_or(Error::NotAttached)?;
-        let (low, high) = (table.get(slot(pasid)), table.get(slot(pasid) + 1));
-        let entry = PasidEntry(u128::from(high) << 64 | u128::from(low));
+        let entry = PasidEntry(read(&table, slot(pasid)));
         if entry.p() == 0 || entry.did() != u128::from(domain.id()) {
             return Err(Error::NotAttached);
         }

@@ -1,11 +1,13 @@
 //! PCI configuration space: functions, BARs, capabilities.
 
+use core::fmt;
+
 /// A function on bus 0: device 7:3, function 2:0. As a number it is also the requester ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Function(pub u8);
 
-impl core::fmt::Display for Function {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00:{:02x}.{}", self.0 >> 3, self.0 & 7)
     }
 }

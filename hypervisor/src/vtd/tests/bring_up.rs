@@ -1,8 +1,10 @@
 //! Units that can be used, and units that are refused.
 
-use super::super::spec::registers::{CAP, Cap, ECAP, Ecap, GSTS, VER, global};
-use super::super::{Refusal, Unit};
 use super::*;
+use crate::vtd::{
+    Refusal, Route, Unit,
+    spec::registers::{CAP, Cap, ECAP, Ecap, GSTS, VER, global},
+};
 
 #[test]
 fn bring_up_keeps_to_the_manual_whatever_the_unit_can_do() {
@@ -34,7 +36,7 @@ fn a_unit_that_firmware_left_on_is_taken_over() {
     second.enable_dma_remapping().unwrap();
     assert_eq!(faults(&second), []);
     let index = second.reserve(DSA).unwrap();
-    second.program(index, super::super::Route::Remapped { vector: 40, destination: 1 }).unwrap();
+    second.program(index, Route::Remapped { vector: 40, destination: 1 }).unwrap();
     assert_eq!(remapped(bench.fire(DSA, index)), Some((40, 1)));
     bench.assert_clean();
 }

@@ -3,9 +3,11 @@
 use proptest::prelude::*;
 use vtd_model::{Access, DmaFault};
 
-use super::super::{Domain, Error, QueueError, Reason, Request, Unit};
 use super::*;
-use crate::addr::{Gpa, Hpa};
+use crate::{
+    addr::{Gpa, Hpa},
+    vtd::{Domain, Error, QueueError, Reason, Request, Unit},
+};
 
 const GUEST: u64 = 0x10_0000;
 const PAGE: u64 = 4096;

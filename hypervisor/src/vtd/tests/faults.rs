@@ -2,9 +2,8 @@
 
 use core::cell::Cell;
 
-use super::super::spec::registers::FRCD_CLEAR;
-use super::super::unit::Unit;
 use super::*;
+use crate::vtd::{spec::registers::FRCD_CLEAR, unit::Unit};
 
 /// A unit whose device sends more messages as soon as a record has been cleared.
 struct Busy<'a> {

@@ -2,10 +2,14 @@
 
 use proptest::prelude::*;
 
-use super::super::spec::registers::{GCMD, global};
-use super::super::{Error, Reason, Request, Route};
 use super::*;
-use crate::addr::Hpa;
+use crate::{
+    addr::Hpa,
+    vtd::{
+        Error, Reason, Request, Route,
+        spec::registers::{GCMD, global},
+    },
+};
 
 const HERE: Route = Route::Remapped { vector: 0x41, destination: 0x123 };
 const THERE: Route = Route::Remapped { vector: 0x52, destination: 7 };

@@ -12,9 +12,10 @@ use std::sync::Mutex;
 use vtd_model::{Memory, Outcome, Stats};
 
 use super::{Config, Fault, Remapper, message};
-use crate::addr::Bdf;
-use crate::memory::testing::TestFrames;
-use crate::memory::{FrameSource, Registers};
+use crate::{
+    addr::Bdf,
+    memory::{FrameSource, Registers, testing::TestFrames},
+};
 
 const DSA: Bdf = Bdf::new(0, 0x1e, 0);
 const OTHER: Bdf = Bdf::new(0, 0x1e, 1);

@@ -2,12 +2,16 @@
 
 use std::cell::Cell;
 
-use super::super::coherence::Coherence;
-use super::super::queue::{CAPACITY, Queue};
-use super::super::spec::descriptor::InterruptEntryCache;
-use super::super::spec::registers::{FSTS, IQT};
-use super::super::{Error, QueueError, Unit};
 use super::*;
+use crate::vtd::{
+    Error, QueueError, Route, Unit,
+    coherence::Coherence,
+    queue::{CAPACITY, Queue},
+    spec::{
+        descriptor::InterruptEntryCache,
+        registers::{FSTS, IQT},
+    },
+};
 
 /// A queue in use, and its unit.
 fn queue(bench: &Bench) -> (Unit<&Bench>, Queue) {
@@ -157,7 +161,7 @@ fn after_a_failed_flush_no_index_can_be_released() {
     let unit = Unit::new(&bench, 4096, true).unwrap().with_polls(2000);
     let remapper = Remapper::with_unit(unit, &bench.frames, CONFIG).unwrap();
     let index = remapper.reserve(DSA).unwrap();
-    remapper.program(index, super::super::Route::Remapped { vector: 32, destination: 0 }).unwrap();
+    remapper.program(index, Route::Remapped { vector: 32, destination: 0 }).unwrap();
     remapper.clear(index).unwrap();
     bench.model.lock().unwrap().hang(true);
     assert_eq!(remapper.flush_entries([index].into_iter()), Err(Error::Queue(QueueError::TimedOut)));

@@ -2,9 +2,11 @@
 
 use vtd_model::{Access, DmaFault, Requester};
 
-use super::super::{Domain, Error, QueueError, Reason, Request, Unit};
 use super::*;
-use crate::addr::{Gpa, Hpa};
+use crate::{
+    addr::{Gpa, Hpa},
+    vtd::{Domain, Error, QueueError, Reason, Request, Route, Unit},
+};
 
 const GUEST: u64 = 0x10_0000;
 const PAGE: u64 = 4096;
@@ -191,7 +193,7 @@ fn legacy_mode_has_no_pasids_and_blocks_requests_with_them() {
 fn interrupt_entries_are_flushed_through_wide_descriptors_too() {
     let bench = Bench::new(scalable());
     let remapper = start(&bench);
-    let index = remapper.bind(DSA, super::super::Route::Remapped { vector: 40, destination: 1 }).unwrap();
+    let index = remapper.bind(DSA, Route::Remapped { vector: 40, destination: 1 }).unwrap();
     assert_eq!(remapped(bench.fire(DSA, index)), Some((40, 1)));
     for _ in 0..600 {
         remapper.flush_entry(index).unwrap();

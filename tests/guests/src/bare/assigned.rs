@@ -8,7 +8,9 @@ use guest_shim::policy::{Decision, decide};
 use guest_shim::vmcall::Vmcall;
 use guest_shim::{BatchPage, Hypercalls, MmioStore, detect};
 
-use super::{Guest, config, device::DeviceMemory, dma::DmaBuffer, physical};
+use super::device::DeviceMemory;
+use super::dma::DmaBuffer;
+use super::{Guest, config, physical};
 use crate::dsa::{Completion, Descriptor, Dsa, Error, Portal, WorkQueue, spec};
 use crate::pci::Function;
 use crate::{acpi, pci};

@@ -1,6 +1,7 @@
 //! The two ways to configuration space.
 
-use super::{device::DeviceMemory, port};
+use super::device::DeviceMemory;
+use super::port;
 use crate::dsa::Registers;
 use crate::pci::{ConfigSpace, Function};
 

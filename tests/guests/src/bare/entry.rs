@@ -3,7 +3,9 @@
 
 use core::cell::UnsafeCell;
 
-use super::{Guest, apic, console, exit, interrupts, physical::PhysicalMemory, profile, take_once::TakeOnce};
+use super::physical::PhysicalMemory;
+use super::take_once::TakeOnce;
+use super::{Guest, apic, console, exit, interrupts, profile};
 use crate::boot_params::BootParams;
 
 const STACK_SIZE: usize = 64 * 1024;

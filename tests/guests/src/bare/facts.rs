@@ -3,7 +3,10 @@
 use guest_shim::detect::{Facts, ViommuHints, cpuid_hypervisor_bit, smbios};
 use guest_shim::discover::NativeCpuid;
 
-use super::{Guest, config, device::DeviceMemory, physical::PhysicalMemory, take_once::TakeOnce};
+use super::device::DeviceMemory;
+use super::physical::PhysicalMemory;
+use super::take_once::TakeOnce;
+use super::{Guest, config};
 use crate::acpi;
 use crate::dsa::Registers;
 use crate::memory::Memory;

@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 
+use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use guests::bare::assigned::{AssignedDsa, Records, submit_and_poll};
@@ -87,7 +88,7 @@ fn foreign_addresses(device: &AssignedDsa, end: u64) -> [u64; 12] {
 }
 
 impl Attempts {
-    fn error(&mut self, what: core::fmt::Arguments) {
+    fn error(&mut self, what: fmt::Arguments) {
         self.errors += 1;
         println!("stray-dma: error: {what}");
     }

@@ -2,8 +2,7 @@
 
 use guests::bare::assigned::{AssignedDsa, Records};
 use guests::bare::take_once::TakeOnce;
-use guests::bare::vector;
-use guests::bare::{apic, idle, interrupts};
+use guests::bare::{apic, idle, interrupts, vector};
 use guests::dsa::{Completion, Descriptor};
 use guests::guest_shim::domain::SlotState;
 use guests::guest_shim::hcall_abi::{DeviceInfo, Status, StoreKind, Target};

@@ -1,7 +1,6 @@
 //! What a driver does to a slot besides raising it. After each step the slot is raised and must come once, where it belongs.
 
-use guests::bare::vector;
-use guests::bare::{apic, idle};
+use guests::bare::{apic, idle, vector};
 use guests::dsa::Descriptor;
 use guests::guest_shim::hcall_abi::{Status, Target};
 use guests::println;

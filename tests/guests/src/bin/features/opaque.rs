@@ -3,7 +3,8 @@
 
 use guests::bare::{Guest, apic, config};
 use guests::guest_shim::discover::{Cpuid, NativeCpuid};
-use guests::guest_shim::hcall_abi::{FaultRecord, cpuid::IMSVISOR_BASE};
+use guests::guest_shim::hcall_abi::FaultRecord;
+use guests::guest_shim::hcall_abi::cpuid::IMSVISOR_BASE;
 use guests::guest_shim::store::{Field, Store};
 use guests::pci::ConfigSpace;
 use guests::println;

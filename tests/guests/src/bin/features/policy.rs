@@ -3,10 +3,11 @@
 use guests::bare::assigned::AssignedDsa;
 use guests::bare::{Guest, apic, physical};
 use guests::guest_shim::discover::{NativeCpuid, discover};
-use guests::guest_shim::hcall_abi::{self, cpuid::Features};
+use guests::guest_shim::hcall_abi::cpuid::Features;
 use guests::guest_shim::policy::{Decision, Refusal, decide};
 use guests::guest_shim::store::{Field, Store};
-use guests::guest_shim::{Hypercalls, MmioStore, detect, vmcall::Vmcall};
+use guests::guest_shim::vmcall::Vmcall;
+use guests::guest_shim::{Hypercalls, MmioStore, detect, hcall_abi};
 use guests::memory::Memory;
 use guests::{acpi, println};
 

@@ -12,6 +12,7 @@ mod mode32;
 mod privileges;
 mod stores;
 
+use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use guests::bare::assigned::{AssignedDsa, Records, batch_page, hypercalls, submit_and_poll};
@@ -84,7 +85,7 @@ fn main(guest: &Guest) -> u8 {
 
 impl Attacker {
     /// Says what went wrong, and counts it.
-    pub fn error(&mut self, what: core::fmt::Arguments) {
+    pub fn error(&mut self, what: fmt::Arguments) {
         self.errors += 1;
         println!("nonsense: error: {what}");
     }
@@ -164,7 +165,7 @@ impl Attacker {
     }
 
     /// Does something of which no interrupt may come.
-    pub fn silently(&mut self, what: core::fmt::Arguments, act: impl FnOnce(&mut Self)) {
+    pub fn silently(&mut self, what: fmt::Arguments, act: impl FnOnce(&mut Self)) {
         self.cases += 1;
         let before = INTERRUPTS.load(SeqCst);
         act(self);

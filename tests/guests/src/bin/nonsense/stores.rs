@@ -1,5 +1,7 @@
 //! Stores of every width and kind: attacks 15 to 18 and 21.
 
+use core::fmt;
+
 use guests::bare::poke::{self, Direction, Odd};
 use guests::random::Random;
 use guests::store_image::{self, BYTES, StoreImage};
@@ -127,7 +129,7 @@ impl Window {
     }
 
     /// Whether the slots read as they must; if not, that is told once, and taken over.
-    fn check(&mut self, attacker: &mut Attacker, what: core::fmt::Arguments) -> bool {
+    fn check(&mut self, attacker: &mut Attacker, what: fmt::Arguments) -> bool {
         let differs = |n: &usize| attacker.dword(FIRST_SLOT, *n as u64) != self.image.dword(*n);
         let Some(n) = (0..StoreImage::dwords()).find(differs) else { return true };
         let read = attacker.dword(FIRST_SLOT, n as u64);

@@ -1,6 +1,7 @@
 //! What no driver does: nothing of it changes what must not change, and nothing answers where nothing is.
 
-use guests::bare::{config, device::DeviceMemory, poke};
+use guests::bare::device::DeviceMemory;
+use guests::bare::{config, poke};
 use guests::dsa::{Registers, spec};
 use guests::pci::{self, ConfigSpace};
 

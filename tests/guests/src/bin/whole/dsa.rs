@@ -1,7 +1,8 @@
 //! A DSA that does not say that it is one.
 
 use guests::bare::assigned::{Records, submit_and_poll};
-use guests::bare::{config, device::DeviceMemory, physical};
+use guests::bare::device::DeviceMemory;
+use guests::bare::{config, physical};
 use guests::dsa::{Descriptor, Dsa, Portal, WorkQueue, spec};
 use guests::pci::{self, Function};
 

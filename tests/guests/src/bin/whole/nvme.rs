@@ -1,6 +1,8 @@
 //! As much of an NVMe controller's driver as makes it interrupt (NVM Express Base Specification 2.0): a queue pair for each vector.
 
-use guests::bare::{config, device::DeviceMemory, dma::DmaBuffer};
+use guests::bare::config;
+use guests::bare::device::DeviceMemory;
+use guests::bare::dma::DmaBuffer;
 use guests::dsa::Registers;
 use guests::pci::{self, Function};
 

@@ -1,6 +1,7 @@
 //! MSI-X by PCI's rules (PCIe 7.7.2).
 
-use guests::bare::{apic, config, device::DeviceMemory};
+use guests::bare::device::DeviceMemory;
+use guests::bare::{apic, config};
 use guests::dsa::Registers;
 use guests::pci::{self, ConfigSpace, Function};
 
