@@ -2,8 +2,8 @@
 
 /// A call's number, relative to the call base that CPUID gives.
 ///
-/// *device* is a [`StoreId`](crate::StoreId): a device, and which of its stores. *handle* is a [`SlotHandle`](crate::SlotHandle), *target* a
-/// [`Target`](crate::Target), each in the low bits of its register.
+/// *device* is a [`StoreId`](crate::StoreId): a device, and which of its stores. *handle* is a [`SlotHandle`](crate::SlotHandle),
+/// *target* a [`Target`](crate::Target), each in the low bits of its register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Call {
@@ -67,11 +67,11 @@ pub enum Call {
     ReadFaults = 16,
     /// RBX = device, RCX = number of slots (1 to [`QUEUE_SLOTS_MAX`]). Opens a store in the guest's own memory beside the device's: a
     /// queue store, whose slots the guest writes and the device reads. Nobody watches what is written there, so the requester ID has
-    /// to be the guest's alone ([`NotIsolated`]): then an entry that it names can only be its own. Its slots are taken, mapped and freed
-    /// by the same calls, with [`StoreId::queue`](crate::StoreId::queue) in RBX; what to write for a slot that is mapped is told by
-    /// `QuerySlot`, and is the real message. Masks and PASIDs are the guest's business, in its memory: `Mask`, `Unmask` and `SetAux` are [`Unsupported`].
-    /// A slot that is unmapped or freed sends nothing any more, whatever its memory says. It is [`Exists`] when it is open already.
-    /// Returns 0.
+    /// to be the guest's alone ([`NotIsolated`]): then an entry that it names can only be its own. Its slots are taken, mapped and
+    /// freed by the same calls, with [`StoreId::queue`](crate::StoreId::queue) in RBX; what to write for a slot that is mapped is
+    /// told by `QuerySlot`, and is the real message. Masks and PASIDs are the guest's business, in its memory: `Mask`, `Unmask` and
+    /// `SetAux` are [`Unsupported`]. A slot that is unmapped or freed sends nothing any more, whatever its memory says. It is
+    /// [`Exists`] when it is open already. Returns 0.
     ///
     /// [`NotIsolated`]: crate::Status::NotIsolated
     /// [`Unsupported`]: crate::Status::Unsupported

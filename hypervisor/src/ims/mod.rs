@@ -19,7 +19,8 @@
 //! 2. a device's slots as a whole: writes and calls share it, so they do not wait for each other there; a reset and detaching have it
 //!    for themselves,
 //! 3. one slot: held while it is changed, its flush included. Nobody holds two: a batch locks its slots one after another, and marks
-//!    those that it has begun (`State::Mapping`): their entries are had from the ports, all at once, while none is locked. So writes and calls wait for each other only where they mean the same slot,
+//!    those that it has begun (`State::Mapping`): their entries are had from the ports, all at once, while none is locked. So writes
+//!    and calls wait for each other only where they mean the same slot,
 //! 4. which slots are free, and rooms for batches: for some instructions at a time, and nothing is locked meanwhile,
 //! 5. the quarantine (only after a failure), and a guest's faults,
 //! 6. whatever the ports lock inside.

@@ -45,7 +45,8 @@ pub struct Message {
 
 /// The interrupt remapping unit (VT-d 5.1, 6.5).
 ///
-/// Each entry that [`bind`](Remap::bind), [`Bind::bind_all`] or [`program`](Remap::program) writes has SVT = 1 and SID = the requester it was reserved for.
+/// Each entry that [`bind`](Remap::bind), [`Bind::bind_all`] or [`program`](Remap::program) writes has SVT = 1 and SID = the
+/// requester it was reserved for.
 pub trait Remap {
     /// How many [`EntryIndex`] values there can be: each is below this.
     fn capacity(&self) -> u32;

@@ -17,8 +17,8 @@ use crate::{
 /// Bytes of a table entry.
 const ENTRY_BYTES: usize = 16;
 
-/// Has the interrupt come to the first processor, as [`apic::DEVICE_VECTOR`], by the entry that is returned. `None` when the function has no MSI-X
-/// table, or no entry is to be had. The function's BARs are mapped.
+/// Has the interrupt come to the first processor, as [`apic::DEVICE_VECTOR`], by the entry that is returned. `None` when the function
+/// has no MSI-X table, or no entry is to be had. The function's BARs are mapped.
 pub fn listen(machine: &Machine, service: &MachineService, function: &Function) -> Option<OwnEntry> {
     let msix = function.msix?;
     let (base, size) = memory_bar(function, msix.table.bar.into()).ok()?;

@@ -1,4 +1,5 @@
-//! `cargo bench`: boots the guest `bench`, once for interrupts that are injected, once for those that are posted and once on several processors, and makes a table, JSON and plots of what it measured.
+//! `cargo bench`: boots the guest `bench`, once for interrupts that are injected, once for those that are posted and once on several
+//! processors, and makes a table, JSON and plots of what it measured.
 
 mod console;
 mod document;

@@ -1,5 +1,5 @@
-//! Every call at random, right or with one thing wrong, against a simple model of what the interface's documentation says. What is wrong has
-//! its own status and changes nothing.
+//! Every call at random, right or with one thing wrong, against a simple model of what the interface's documentation says. What is
+//! wrong has its own status and changes nothing.
 
 use hcall_abi::{DeviceInfo, Pasid, SlotInfo, call::HANDLES_MAX};
 use proptest::prelude::*;

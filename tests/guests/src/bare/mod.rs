@@ -1,8 +1,8 @@
 //! The run-time of a guest without an operating system: entry, interrupts, console, exit.
 //!
-//! Everything here assumes what imsvisor gives to a guest: 64-bit mode on the first processor, the low 4 GiB mapped to themselves, an x2APIC
-//! that is enabled, a 16550 at port 0x3F8, and the exit port 0xF4. The same image also boots from GRUB on the machine itself: `native`
-//! makes it so.
+//! Everything here assumes what imsvisor gives to a guest: 64-bit mode on the first processor, the low 4 GiB mapped to themselves, an
+//! x2APIC that is enabled, a 16550 at port 0x3F8, and the exit port 0xF4. The same image also boots from GRUB on the machine itself:
+//! `native` makes it so.
 
 pub mod apic;
 pub mod assigned;

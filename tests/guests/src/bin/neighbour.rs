@@ -1,5 +1,6 @@
 //! Keeps values in every register that VM entry and exit do not switch, sleeps again and again, and looks whether they are still its
-//! own; and whether an interrupt that it held back comes as soon as it may. Two of these with different seeds (`seed=1`, `seed=2`) on one processor see each other's, where a switch forgets one.
+//! own; and whether an interrupt that it held back comes as soon as it may. Two of these with different seeds (`seed=1`, `seed=2`) on
+//! one processor see each other's, where a switch forgets one.
 #![no_std]
 #![no_main]
 

@@ -1,5 +1,6 @@
-//! A strict model of one Intel VT-d DMA-remapping unit (legacy mode, and scalable mode with second-stage tables), written from the rules of the "Intel Virtualization
-//! Technology for Directed I/O Architecture Specification" ("VT-d" below; section numbers are those of revision 4.1).
+//! A strict model of one Intel VT-d DMA-remapping unit (legacy mode, and scalable mode with second-stage tables), written from the
+//! rules of the "Intel Virtualization Technology for Directed I/O Architecture Specification" ("VT-d" below; section numbers are
+//! those of revision 4.1).
 //!
 //! The model is stricter than hardware wherever the manual leaves a choice: cached entries stay until the right
 //! invalidation names them, every reserved bit is checked, one global command changes one thing at a time. What the manual

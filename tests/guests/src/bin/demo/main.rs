@@ -1,8 +1,9 @@
 //! The demo: a driver for a DSA with an interrupt message store.
 //!
-//! It programs half of its slots by hypercall and the other half by writing them, as a driver that knows of no hypervisor
-//! does (on bare metal it writes all of them); moves data and checksums it through both work queues with every completion taken by an interrupt of the store; then
-//! masks, re-targets, unmaps, frees and takes slots again. Each interrupt is counted, and must come once and where it belongs.
+//! It programs half of its slots by hypercall and the other half by writing them, as a driver that knows of no hypervisor does (on
+//! bare metal it writes all of them); moves data and checksums it through both work queues with every completion taken by an
+//! interrupt of the store; then masks, re-targets, unmaps, frees and takes slots again. Each interrupt is counted, and must come once
+//! and where it belongs.
 #![no_std]
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! Fault reasons of legacy mode, of scalable mode with second-stage tables, and of interrupt remapping (VT-d appendix A, "Fault Reason Encodings").
+//! Fault reasons of legacy mode, of scalable mode with second-stage tables, and of interrupt remapping (VT-d appendix A, "Fault
+//! Reason Encodings").
 
 /// The root entry is not present.
 pub const ROOT_NOT_PRESENT: u8 = 0x01;
