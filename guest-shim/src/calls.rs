@@ -13,7 +13,8 @@ use hcall_abi::{
 use crate::discover::Interface;
 use crate::transport::Transport;
 
-/// Makes calls to one interface.
+/// Makes calls to one interface. What a call takes, returns and fails with stands with it in [`Call`]; one that the interface does not
+/// have is [`Status::UnknownCall`].
 #[derive(Clone, Copy, Debug)]
 pub struct Hypercalls<T> {
     transport: T,

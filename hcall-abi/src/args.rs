@@ -35,7 +35,7 @@ impl StoreId {
         Self { device, queue: true }
     }
 
-    /// From a register; bits 63:17 must be zero.
+    /// From a register; bits 63:17 must be zero, else it is [`Status::InvalidArgument`].
     pub fn from_register(value: u64) -> Result<Self, Status> {
         let device = DeviceId::from_register(value & !Self::QUEUE)?;
         Ok(Self { device, queue: value & Self::QUEUE != 0 })

@@ -22,7 +22,7 @@ impl Pasid {
         self.0
     }
 
-    /// From a register: bit 31 and the PASID in 19:0, or 0 for none; all other bits must be zero.
+    /// From a register: bit 31 and the PASID in 19:0, or 0 for none; [`Status::InvalidArgument`] if any other bit is set.
     pub fn from_register(value: u64) -> Result<Option<Self>, Status> {
         match u32::try_from(value) {
             Ok(0) => Ok(None),
@@ -116,7 +116,7 @@ impl SlotInfo {
         request()
     }
 
-    /// Checks what a guest put into memory: size, version, and zeros.
+    /// Checks what a guest put into memory: size and version ([`Status::BadLayout`]), and zeros ([`Status::InvalidArgument`]).
     pub fn check_request(bytes: &[u8; 64]) -> Result<(), Status> {
         let expected = request();
         if bytes[..6] != expected[..6] {
@@ -148,7 +148,7 @@ impl SlotInfo {
         bytes
     }
 
-    /// Reads an answer.
+    /// Reads an answer. [`Status::BadLayout`] for one of another layout, or the status of a field that is wrong.
     pub fn from_bytes(bytes: &[u8; 64]) -> Result<Self, Status> {
         if bytes[..6] != request()[..6] {
             return Err(Status::BadLayout);

@@ -145,6 +145,9 @@ impl<'a, T: Transport, S: Store> Domain<'a, T, S> {
     }
 
     /// What is known of a slot.
+    ///
+    /// # Errors
+    /// [`Status::StaleHandle`] when it was freed by its group.
     pub fn query(&mut self, interrupt: &Interrupt) -> Result<SlotInfo, Status> {
         either!(self, domain => domain.query(interrupt.0))
     }

@@ -1,6 +1,6 @@
 //! A store in the guest's own memory, which the device reads: the queue store.
 
-use hcall_abi::{DeviceId, SlotHandle, Status, StoreId, Target};
+use hcall_abi::{DeviceId, Status, StoreId, Target};
 
 use super::{Interrupt, Request};
 use crate::calls::{BatchPage, Hypercalls};
@@ -21,6 +21,9 @@ pub struct QueueDomain<'a, T, S> {
 
 impl<'a, T: Transport, S: Store> QueueDomain<'a, T, S> {
     /// Opens the store: `memory` has its slots, all of which are masked now. `page` is used for calls.
+    ///
+    /// # Errors
+    /// [`Status::NotIsolated`] for a part of a function, [`Status::Exists`] when the store is open already.
     pub fn open(calls: Hypercalls<T>, device: DeviceId, page: BatchPage<'a>, mut memory: S) -> Result<Self, Status> {
         calls.open_queue(device, memory.slots())?;
         for slot in (0..=u16::MAX).take(memory.slots() as usize) {
@@ -29,7 +32,7 @@ impl<'a, T: Transport, S: Store> QueueDomain<'a, T, S> {
         Ok(Self { calls, store: StoreId::queue(device), page, memory })
     }
 
-    /// Takes a free slot, in a group; it stays masked.
+    /// Takes a free slot, in a group; it stays masked. [`Status::NoFreeSlot`] when all are taken.
     pub fn alloc(&mut self, group: u32) -> Result<Interrupt, Status> {
         self.calls.alloc(self.store, group).map(Interrupt)
     }
@@ -66,19 +69,17 @@ impl<'a, T: Transport, S: Store> QueueDomain<'a, T, S> {
     }
 
     /// Sends a slot's interrupts elsewhere, losing none. The memory stays as it is.
+    ///
+    /// # Errors
+    /// [`Status::BadVector`], [`Status::BadTarget`], or [`Status::NotMapped`].
     pub fn set_affinity(&mut self, interrupt: &Interrupt, target: Target) -> Result<(), Status> {
         self.calls.set_affinity(self.store, interrupt.0, target)
     }
 
     /// Gives a slot back. Its message leads nowhere from then on.
     pub fn free(&mut self, interrupt: Interrupt) -> Result<(), Status> {
-        let slot = self.forget(interrupt.0);
-        self.calls.free(self.store, slot)
-    }
-
-    fn forget(&mut self, handle: SlotHandle) -> SlotHandle {
-        self.memory.write(handle.index(), Field::Control, CONTROL_MASK);
-        handle
+        self.mask(&interrupt);
+        self.calls.free(self.store, interrupt.0)
     }
 
     /// The memory, to look at.

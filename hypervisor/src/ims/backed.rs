@@ -42,9 +42,12 @@ impl OwnEntry {
 /// Pending bits come in words of so many (PCIe 7.7.2.4).
 const WORD: u32 = 64;
 
+/// What concerns a whole table fails with [`Status::NoSuchDevice`] when the guest has no such device any more, and with
+/// [`Status::Unsupported`] when the device has no table of this kind.
 impl<P: Ports> Service<P> {
     /// Raises the interrupt of a slot that is the hypervisor's to signal. While the slot is masked or the table is, or the slot has no
     /// message that the guest may send, it is pending; signals that meet there become one, as in hardware.
+    /// [`Status::NoSuchSlot`] for a slot that is the device's to signal.
     pub fn signal(&self, domain: &Domain, device: DeviceId, index: u16) -> Result<(), Status> {
         let (device, place) = self.table(domain, device)?;
         if !place.store.is_emulated(index) {
@@ -69,7 +72,8 @@ impl<P: Ports> Service<P> {
         Ok(())
     }
 
-    /// The pending bits of a virtual function's slots from `word` * 64 on.
+    /// The pending bits of a virtual function's slots from `word` * 64 on. [`Status::NoSuchSlot`] for a word whose slots
+    /// have no number.
     pub fn pending(&self, domain: &Domain, device: DeviceId, word: u32) -> Result<u64, Status> {
         let (device, place) = self.table(domain, device)?;
         let _attached = device.slots()?;
@@ -79,7 +83,8 @@ impl<P: Ports> Service<P> {
         Ok(slots.filter(|&slot| place.is_pending(slot)).fold(0, |bits, slot| bits | 1 << (u32::from(slot) % WORD)))
     }
 
-    /// The function was reset by itself: what is pending is dropped, and the table stays as it is.
+    /// The function was reset by itself: what is pending is dropped, and the table stays as it is. An error says that
+    /// something may be pending still.
     pub fn drop_pending(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
         let (device, place) = self.table(domain, device)?;
         device.exclusively(|slots| {
@@ -109,7 +114,8 @@ impl<P: Ports> Service<P> {
         flushed
     }
 
-    /// Takes an entry for an interrupt of `requester` that is the hypervisor's own, with this route, which has no uses.
+    /// Takes an entry for an interrupt of `requester` that is the hypervisor's own, with this route, which has no uses. An
+    /// error is that of [`Remap::bind`](super::Remap::bind), or of the flush.
     pub fn bind_own(&self, requester: Bdf, route: HostRoute) -> Result<OwnEntry, Status> {
         let own = OwnEntry { entry: self.bind(self.ports.unit_of(requester)?, requester, route)?, route };
         match self.flush(once(own.entry)) {

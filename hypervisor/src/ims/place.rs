@@ -97,7 +97,7 @@ impl<'a, P: Ports> Place<'a, P> {
         self.name == StoreName::Ims || self.store.backing.is_some()
     }
 
-    /// Has the device take the slot for work of this PASID only, or for any.
+    /// Has the device take the slot for work of this PASID only, or for any. `BadPasid` for one that the guest does not own.
     pub fn set_pasid(&self, index: u16, slot: &mut Slot, pasid: Option<Pasid>) -> Result<(), Status> {
         if pasid.is_some_and(|pasid| !self.device.spec.owns(pasid)) {
             return Err(Status::BadPasid);

@@ -149,6 +149,7 @@ impl InterruptTable {
     }
 
     /// Takes a free entry and makes it present at once, with `vector` where the aim has another one.
+    /// [`Error::BadVector`], or [`Error::NoFreeEntry`].
     #[inline]
     pub fn bind(&mut self, aim: Aim, vector: u8) -> Result<u16, Error> {
         self.take(aim.0.with_v(legal(vector)?))

@@ -235,7 +235,8 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         self.contexts.lock().prepare(self.frames, bdf)
     }
 
-    /// Has the function's DMA go through the domain.
+    /// Has the function's DMA go through the domain. [`Error::Attached`] if it goes through any already, [`Error::Domain`] for another
+    /// unit's; [`Error::NoMemory`] only without [`prepare`](Self::prepare).
     pub fn attach(&self, bdf: Bdf, domain: &mut Domain) -> Result<(), Error> {
         self.check(domain)?;
         self.contexts.lock().attach(self.frames, bdf, domain)?;
@@ -247,7 +248,8 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         self.unit.capabilities().scalable().is_some()
     }
 
-    /// Has the function's DMA with a PASID, which is not 0, go through the domain. `attach` is for that without one.
+    /// Has the function's DMA with a PASID, which is not 0, go through the domain; [`attach`](Self::attach) is for that without one.
+    /// [`Error::NoPasid`] if the unit has no such PASID, [`Error::NoMemory`] if there is none for its table; else as `attach`.
     pub fn attach_pasid(&self, bdf: Bdf, pasid: u32, domain: &mut Domain) -> Result<(), Error> {
         self.check(domain)?;
         if pasid == RID_PASID {
@@ -405,7 +407,8 @@ pub struct Binder<'a> {
 }
 
 impl Binder<'_> {
-    /// What entries with `route` are like.
+    /// What entries with `route` are like. [`Error::BadVector`], [`Error::BadDestination`], [`Error::BadAddress`] or [`Error::NoPosting`]
+    /// for a route that no entry can have.
     pub fn aim(&self, route: Route) -> Result<Aim, Error> {
         self.table.aim(self.source, route)
     }
