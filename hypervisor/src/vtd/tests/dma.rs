@@ -6,7 +6,7 @@ use vtd_model::{Access, DmaFault};
 use super::*;
 use crate::{
     addr::{Gpa, Hpa},
-    vtd::{Domain, Error, QueueError, Reason, Request, Unit},
+    vtd::{Domain, Error, QueueError, Reason, Request},
 };
 
 const GUEST: u64 = 0x10_0000;
@@ -115,8 +115,7 @@ fn the_next_domain_does_not_see_the_last_ones_pages() {
 #[test]
 fn a_domain_in_use_is_kept() {
     let bench = Bench::new(capable());
-    let unit = Unit::new(&bench, 4096, true).unwrap().with_polls(2000);
-    let remapper = Remapper::with_unit(unit, &bench.frames, CONFIG).unwrap();
+    let remapper = bench.start_impatient();
     remapper.enable_dma_remapping().unwrap();
     let mut domain = remapper.create_domain().unwrap();
     map(&remapper, &mut domain, GUEST, 0x20_0000, PAGE, true).unwrap();

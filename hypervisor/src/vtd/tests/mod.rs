@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use vtd_model::{Memory, Outcome, Stats};
 
-use super::{Config, Fault, Remapper, message};
+use super::{Config, Fault, Remapper, Unit, message};
 use crate::{
     addr::Bdf,
     memory::{FrameSource, Registers, testing::TestFrames},
@@ -74,6 +74,9 @@ fn capable() -> vtd_model::Config {
     vtd_model::Config { host_address_width: 52, ..Default::default() }
 }
 
+/// Reads of a register until a unit that hangs is given up.
+const POLLS: u32 = 2000;
+
 impl Bench {
     fn new(config: vtd_model::Config) -> Self {
         Self { model: Mutex::new(vtd_model::Unit::new(config)), frames: TestFrames::default() }
@@ -85,6 +88,12 @@ impl Bench {
 
     fn start_with(&self, config: Config) -> Remapper<'_, &Self, TestFrames> {
         Remapper::new(self, &self.frames, config).unwrap()
+    }
+
+    /// Gives up soon on a unit that hangs.
+    fn start_impatient(&self) -> Remapper<'_, &Self, TestFrames> {
+        let unit = Unit::new(self, 4096, true).unwrap().with_polls(POLLS);
+        Remapper::with_unit(unit, &self.frames, CONFIG).unwrap()
     }
 
     fn stats(&self) -> Stats {

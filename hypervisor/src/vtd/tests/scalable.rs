@@ -5,7 +5,7 @@ use vtd_model::{Access, DmaFault, Requester};
 use super::*;
 use crate::{
     addr::{Gpa, Hpa},
-    vtd::{Domain, Error, QueueError, Reason, Request, Route, Unit},
+    vtd::{Domain, Error, QueueError, Reason, Request, Route},
 };
 
 const GUEST: u64 = 0x10_0000;
@@ -151,8 +151,7 @@ fn the_next_domain_of_a_pasid_does_not_see_the_last_ones_pages() {
 #[test]
 fn a_domain_is_kept_while_a_pasid_leads_to_it_or_may_still() {
     let bench = Bench::new(scalable());
-    let unit = Unit::new(&bench, 4096, true).unwrap().with_polls(2000);
-    let remapper = Remapper::with_unit(unit, &bench.frames, CONFIG).unwrap();
+    let remapper = bench.start_impatient();
     remapper.enable_dma_remapping().unwrap();
     let mut kept = remapper.create_domain().unwrap();
     remapper.attach_pasid(DSA, LOW, &mut kept).unwrap();

@@ -36,11 +36,7 @@ fn map(rig: &mut Rig, address: u64, entry: u64) {
 fn translating(config: Config) -> Rig {
     let mut rig = Rig::with_queue(config);
     build(&mut rig.ram);
-    rig.write64(0x20, ROOT);
-    rig.command(SRTP);
-    rig.submit([1 | 1 << 4, 0]);
-    rig.submit([2 | 1 << 4, 0]);
-    rig.command(TE);
+    rig.translate([FLUSH_CONTEXTS, FLUSH_IOTLB]);
     rig
 }
 

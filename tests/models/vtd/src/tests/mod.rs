@@ -34,6 +34,10 @@ const CONTEXTS: u64 = 0x5_1000;
 const SS_TOP: u64 = 0x6_0000;
 const LIMIT: u64 = 0x1000_0000;
 
+/// Descriptors: the context cache, or the IOTLB, is flushed as a whole.
+const FLUSH_CONTEXTS: u64 = 1 | 1 << 4;
+const FLUSH_IOTLB: u64 = 2 | 1 << 4;
+
 /// The requester that the tests use: 00:1e.0.
 const SID: u16 = 0x00f0;
 
@@ -65,6 +69,14 @@ impl Rig {
         rig.submit([4, 0]);
         rig.command(IRE);
         rig
+    }
+
+    /// Legacy mode: names the root table, flushes in this order, and translates.
+    fn translate(&mut self, flushes: [u64; 2]) {
+        self.write64(0x20, ROOT);
+        self.command(SRTP);
+        flushes.into_iter().for_each(|flush| self.submit([flush, 0]));
+        self.command(TE);
     }
 
     fn read32(&mut self, offset: u64) -> u32 {

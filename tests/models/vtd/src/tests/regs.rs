@@ -129,19 +129,11 @@ fn a_missing_global_flush_after_sirtp_is_noted() {
 #[test]
 fn the_iotlb_is_flushed_after_the_context_cache() {
     let mut rig = Rig::with_queue(Config::default());
-    rig.write64(0x20, ROOT);
-    rig.command(SRTP);
-    rig.submit([2 | 1 << 4, 0]);
-    rig.submit([1 | 1 << 4, 0]);
-    rig.command(TE);
+    rig.translate([FLUSH_IOTLB, FLUSH_CONTEXTS]);
     assert_eq!(rig.unit.violations().len(), 1, "wrong order");
 
     let mut rig = Rig::with_queue(Config::default());
-    rig.write64(0x20, ROOT);
-    rig.command(SRTP);
-    rig.submit([1 | 1 << 4, 0]);
-    rig.submit([2 | 1 << 4, 0]);
-    rig.command(TE);
+    rig.translate([FLUSH_CONTEXTS, FLUSH_IOTLB]);
     rig.rules_kept();
 }
 

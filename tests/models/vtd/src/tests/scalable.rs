@@ -110,11 +110,7 @@ fn requests_with_and_without_pasid_reach_their_pages() {
 #[test]
 fn legacy_mode_blocks_requests_with_pasid_and_records_them() {
     let mut rig = Rig::with_queue(Config::default());
-    rig.write64(0x20, ROOT);
-    rig.command(SRTP);
-    rig.submit([1 | 1 << 4, 0]);
-    rig.submit([2 | 1 << 4, 0]);
-    rig.command(TE);
+    rig.translate([FLUSH_CONTEXTS, FLUSH_IOTLB]);
     assert_eq!(access(&mut rig, Some(PASID), 0x5000, Access::Write), Err(0x31));
     let high = 1 << 63 | u64::from(PASID) << 40 | 0x31 << 32 | 1 << 31 | u64::from(SID);
     assert_eq!(rig.record(0), [0x5000, high]);
