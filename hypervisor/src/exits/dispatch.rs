@@ -4,7 +4,7 @@ use super::{
     Action, EndReason, cpuid, cr, io,
     machine::VcpuMachine,
     memo::Memo,
-    mmio::{Exception, Fault, Outcome, emulate},
+    mmio::{self, Fault, Outcome, emulate},
     msr, vmcall,
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     },
     vmx::{
         Event, EventKind, Exit, Vcpu,
-        exit::{CrAccess, EptViolation},
+        exit::{self, CrAccess, EptViolation, Exception, IoAccess},
         fields,
         vcpu::{VECTOR_DB, VECTOR_MC},
     },
@@ -40,9 +40,16 @@ pub struct Devices {
     pub apic_id: u32,
     /// Bits of a physical address, as CPUID tells it.
     pub physical_bits: u8,
+    /// Exits until the time is looked at; never 0.
+    pub exits_to_look: u32,
 }
 
 impl Devices {
+    /// Has the time looked at before the guest goes on: it has slept, or its timer has run down, or was set.
+    pub fn look_at_time(&mut self) {
+        self.exits_to_look = 1;
+    }
+
     /// The guest's TSC when the machine's is `now`.
     pub fn guest_tsc(&self, now: u64) -> u64 {
         now.wrapping_add(self.tsc_offset)
@@ -67,7 +74,7 @@ pub trait Platform {
     /// The virtual processor sends an interrupt command.
     fn ipi(&mut self, ipi: Ipi);
     /// A hypercall: its number and arguments; the result for RAX.
-    fn hypercall(&mut self, ram: &Ram, number: u64, arguments: [u64; 4]) -> u64;
+    fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> u64;
 }
 
 /// What came of a write to a port.
@@ -111,43 +118,55 @@ pub enum Next {
 }
 
 /// Serves an exit. An event whose delivery the exit cut short is delivered again first.
+#[inline(always)]
 pub fn serve<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Next {
     // An instruction that exits by itself is executed after every event has been delivered.
-    let interrupted = !exit.is_instruction() && Event::from_field(context.vcpu.read(fields::IDT_VECTORING)).is_some();
-    if interrupted {
-        if exit == Exit::EptViolation {
-            return Next::End(EndReason::Killed("an event was delivered through a page that is no memory"));
-        }
-        context.vcpu.reinject();
+    if !exit.is_instruction()
+        && Event::from_field(context.vcpu.read(fields::IDT_VECTORING)).is_some()
+        && let Some(action) = deliver_again(context.vcpu, exit)
+    {
+        return finish(context.vcpu, action);
     }
-    let action = match exit {
-        // The event that was interrupted comes first; a fault comes again with the instruction that caused it.
-        Exit::Exception { event, .. } if interrupted && event.vector() != VECTOR_MC => Action::Resume,
-        _ => act(context, exit),
-    };
+    let action = act(context, exit);
     finish(context.vcpu, action)
 }
 
+/// The exit cut the delivery of an event short. `Some` when that is all that there is to do.
+#[cold]
+fn deliver_again(vcpu: &mut Vcpu, exit: Exit) -> Option<Action> {
+    if exit == Exit::EptViolation {
+        return Some(Action::End(EndReason::Killed("an event was delivered through a page that is no memory")));
+    }
+    vcpu.reinject();
+    // The event that was interrupted comes first; a fault comes again with the instruction that caused it.
+    let faults = exit == Exit::ExceptionOrNmi && Exception::read().is_some_and(|e| e.event.vector() != VECTOR_MC);
+    faults.then_some(Action::Resume)
+}
+
+#[inline(always)]
 fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
     let Context { vcpu, devices, ram, xcr0, platform } = context;
     match exit {
-        Exit::ExternalInterrupt(vector) => {
-            cpu::interrupts::arrived(vector);
+        Exit::ExternalInterrupt => {
+            cpu::interrupts::arrived(exit::interrupt_vector());
             Action::Resume
         }
         Exit::EptViolation => ept_violation(context, EptViolation::read()),
-        Exit::Vmcall => vmcall::handle(vcpu, ram, *platform),
+        Exit::Vmcall => vmcall::handle(vcpu, *platform),
         Exit::Wrmsr => msr::write(vcpu, devices, *platform, cpu::tsc()),
         Exit::Rdmsr => msr::read(vcpu, devices, cpu::tsc()),
         Exit::Cpuid => cpuid::handle(vcpu, &devices.policy, devices.apic_id, *xcr0.0),
-        Exit::Io(access) => io::access(vcpu, *platform, access),
-        Exit::Hlt => Action::Halt,
-        Exit::InterruptWindow | Exit::NmiWindow | Exit::PreemptionTimer => Action::Resume,
-        Exit::Nmi => {
-            cpu::interrupts::count_nmi();
+        Exit::Io => io::access(vcpu, *platform, IoAccess::read()),
+        Exit::Hlt => {
+            devices.look_at_time();
+            Action::Halt
+        }
+        Exit::PreemptionTimer => {
+            devices.look_at_time();
             Action::Resume
         }
-        Exit::ControlRegister(access) => control_register(vcpu, devices, ram, access),
+        Exit::InterruptWindow | Exit::NmiWindow => Action::Resume,
+        Exit::ControlRegister => control_register(vcpu, devices, ram, CrAccess::read()),
         Exit::Xsetbv => match cr::xsetbv(vcpu, xcr0.1) {
             Ok(value) => {
                 *xcr0.0 = value;
@@ -159,14 +178,15 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
         // The guest's caches are the machine's, and coherent: there is nothing to write back that others could miss.
         Exit::CacheFlush => Action::Advance,
         Exit::NotOffered => Action::UNDEFINED_OPCODE,
-        Exit::Exception { event, error_code, qualification } => exception(vcpu, event, error_code, qualification),
+        Exit::ExceptionOrNmi => exception_or_nmi(vcpu),
         Exit::TripleFault => Action::End(EndReason::TripleFault),
-        Exit::EntryFailure(_) => Action::End(EndReason::Killed("the processor refused the guest's state")),
-        Exit::Other(_) => Action::End(EndReason::Killed("an exit that the hypervisor does not serve")),
+        Exit::EntryFailure => Action::End(EndReason::Killed("the processor refused the guest's state")),
+        Exit::Other => Action::End(EndReason::Killed("an exit that the hypervisor does not serve")),
     }
 }
 
 /// The tail: the only place where RIP moves and where handlers' events are injected.
+#[inline(always)]
 fn finish(vcpu: &mut Vcpu, action: Action) -> Next {
     match action {
         Action::Advance => {
@@ -215,7 +235,7 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
     }
 }
 
-fn inject(exception: Exception) -> Action {
+fn inject(exception: mmio::Exception) -> Action {
     if let Some(cr2) = exception.cr2 {
         cpu::write_cr2(cr2);
     }
@@ -223,6 +243,7 @@ fn inject(exception: Exception) -> Action {
     Action::Inject { event, error_code: exception.error_code.unwrap_or(0) }
 }
 
+#[inline(never)]
 fn control_register(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, access: CrAccess) -> Action {
     match access {
         CrAccess::Write { register: 8, source } => match devices.apic.set_cr8(cr::operand(vcpu, source)) {
@@ -248,7 +269,12 @@ fn read_pdptes(ram: &Ram, gpa: Gpa) -> Option<[u64; 4]> {
 }
 
 /// #DB and #AC go to the guest. For #DB the exit qualification holds what DR6 must say (SDM vol. 3, 29.2.1).
-fn exception(vcpu: &mut Vcpu, event: Event, error_code: u32, qualification: u64) -> Action {
+#[inline(never)]
+fn exception_or_nmi(vcpu: &mut Vcpu) -> Action {
+    let Some(Exception { event, error_code, qualification }) = Exception::read() else {
+        cpu::interrupts::count_nmi();
+        return Action::Resume;
+    };
     match event.vector() {
         VECTOR_MC => panic!("machine check"),
         VECTOR_DB => {

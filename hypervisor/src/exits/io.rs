@@ -4,6 +4,7 @@ use super::{Action, EndReason, Platform, PortWrite};
 use crate::vmx::{Registers, Vcpu, exit::IoAccess};
 
 /// Serves an access to an I/O port. INS and OUTS are #UD: the ports that a guest has are no memory to copy from or to.
+#[inline(never)]
 pub fn access(vcpu: &mut Vcpu, platform: &mut impl Platform, access: IoAccess) -> Action {
     if access.string {
         return Action::UNDEFINED_OPCODE;

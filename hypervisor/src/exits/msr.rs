@@ -11,6 +11,7 @@ use crate::{
 };
 
 /// Serves RDMSR.
+#[inline(never)]
 pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, now: u64) -> Action {
     let register = vcpu.registers.get32(Registers::RCX);
     let state = state(vcpu, devices, now);
@@ -24,6 +25,7 @@ pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, now: u64) -> Action {
 }
 
 /// Serves WRMSR.
+#[inline(never)]
 pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, now: u64) -> Action {
     let register = vcpu.registers.get32(Registers::RCX);
     let value = vcpu.registers.edx_eax();
@@ -49,11 +51,11 @@ fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, e
         Effect::Tsc(value) => {
             devices.tsc_offset = value.wrapping_sub(now);
             vcpu.write(fields::TSC_OFFSET, devices.tsc_offset);
+            devices.look_at_time();
         }
         Effect::Apic(x2apic::Effect::Ipi(ipi)) => platform.ipi(ipi),
-        // The run loop looks at the APIC before every entry.
-        Effect::Apic(
-            x2apic::Effect::None | x2apic::Effect::Recheck | x2apic::Effect::Timer | x2apic::Effect::Eoi(_),
-        ) => {}
+        Effect::Apic(x2apic::Effect::Timer) => devices.look_at_time(),
+        // The run loop looks at what is pending before every entry.
+        Effect::Apic(x2apic::Effect::None | x2apic::Effect::Recheck | x2apic::Effect::Eoi(_)) => {}
     }
 }

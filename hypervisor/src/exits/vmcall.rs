@@ -3,17 +3,15 @@
 use hcall_abi::{Status, rax_from_result};
 
 use super::{Action, Platform};
-use crate::{
-    memory::Ram,
-    vmx::{Registers, Vcpu},
-};
+use crate::vmx::{Registers, Vcpu};
 
 /// Serves a hypercall. Only 64-bit code at CPL 0 may make one; others get a status, and nothing happens.
-pub fn handle(vcpu: &mut Vcpu, ram: &Ram, platform: &mut impl Platform) -> Action {
-    let result = if vcpu.cpl() == 0 && vcpu.is_64_bit_code() {
+#[inline(always)]
+pub fn handle(vcpu: &mut Vcpu, platform: &mut impl Platform) -> Action {
+    let result = if vcpu.is_64_bit_kernel() {
         let r = &vcpu.registers;
         let arguments = [Registers::RBX, Registers::RCX, Registers::RDX, Registers::RSI].map(|n| r.get(n));
-        platform.hypercall(ram, r.get(Registers::RAX), arguments)
+        platform.hypercall(r.get(Registers::RAX), arguments)
     } else {
         rax_from_result(Err(Status::NotPrivileged))
     };

@@ -44,31 +44,44 @@ type Args = [u64; 4];
 impl<P: Ports> Service<P> {
     /// Answers VMCALL: `number` is RAX, `args` are RBX, RCX, RDX, RSI. What comes out goes to RAX. That the caller is 64-bit
     /// code at CPL 0 has been checked.
+    ///
+    /// What drivers call while they work is answered on the spot, as a part of the exit's way; all else is kept out of it.
     #[inline(always)]
     pub fn hypercall(&self, domain: &Domain, number: u64, args: Args, memory: &dyn GuestMemory) -> u64 {
+        const NOP: u64 = Call::Nop.number(CALL_BASE);
+        const MASK: u64 = Call::Mask.number(CALL_BASE);
+        const UNMASK: u64 = Call::Unmask.number(CALL_BASE);
         count(&domain.counts.hypercalls);
-        let result = match Call::from_number(number, CALL_BASE) {
-            Some(call) if domain.is_enabled() => self.answer(domain, call, args, memory),
-            call => before_enabling(domain, call, args, memory),
+        let result = match number {
+            NOP if domain.is_enabled() => nop(args),
+            MASK if domain.is_enabled() => self.on_slot(domain, args, 2, Self::mask),
+            UNMASK if domain.is_enabled() => self.on_slot(domain, args, 2, Self::unmask),
+            _ => {
+                // One by one, so that they need not be in memory before.
+                let [rbx, rcx, rdx, rsi] = args;
+                self.other_call(domain, memory, number, rbx, rcx, rdx, rsi)
+            }
         };
         rax_from_result(Place::<P>::counted(&domain.counts.refused, result))
     }
 
-    /// What drivers call while they work is answered on the spot: as part of the way of an exit it saves a seventh.
-    #[inline(always)]
-    fn answer(&self, domain: &Domain, call: Call, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
-        if call == Call::Nop {
-            return nop(args);
-        }
-        match call {
-            Call::Mask => self.on_slot(domain, args, 2, Self::mask),
-            Call::Unmask => self.on_slot(domain, args, 2, Self::unmask),
-            _ => self.answer_others(domain, call, args, memory),
-        }
-    }
-
     #[inline(never)]
-    fn answer_others(&self, domain: &Domain, call: Call, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+    #[expect(clippy::too_many_arguments, reason = "they are registers")]
+    fn other_call(
+        &self,
+        domain: &Domain,
+        memory: &dyn GuestMemory,
+        number: u64,
+        rbx: u64,
+        rcx: u64,
+        rdx: u64,
+        rsi: u64,
+    ) -> Result<u64, Status> {
+        let args = [rbx, rcx, rdx, rsi];
+        let call = match Call::from_number(number, CALL_BASE) {
+            Some(call) if domain.is_enabled() => call,
+            call => return before_enabling(domain, call, args, memory),
+        };
         match call {
             Call::Nop => nop(args),
             Call::Mask => self.on_slot(domain, args, 2, Self::mask),

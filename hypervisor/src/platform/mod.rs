@@ -40,6 +40,8 @@ pub mod run;
 pub mod seat;
 #[cfg(feature = "bare")]
 pub mod seed;
+#[cfg(feature = "bare")]
+pub mod slice;
 pub mod slow_store;
 #[cfg(feature = "bare")]
 pub mod smp;

@@ -7,6 +7,7 @@ use hcall_abi::{DeviceId, Status};
 use super::{
     assign::by_id,
     holdings::Holdings,
+    ports::MachineService,
     vm::Vm,
     windows::{Kind, Registers},
 };
@@ -29,6 +30,10 @@ pub struct Reach<'a> {
     pub number: usize,
     /// The guest's interrupt domain.
     pub domain: &'a Domain,
+    /// The service that the domain is of.
+    pub service: &'static MachineService,
+    /// The guest's memory.
+    pub ram: &'a Ram,
 }
 
 impl Reach<'_> {
@@ -73,13 +78,7 @@ impl Reach<'_> {
     }
 }
 
-/// The guest that makes a call, as the service wants it.
-struct Caller<'a> {
-    ram: &'a Ram,
-    vm: &'a Vm,
-}
-
-impl GuestMemory for Caller<'_> {
+impl GuestMemory for Reach<'_> {
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status> {
         self.ram.read(from, into).map_err(|_| Status::BadAddress)
     }
@@ -132,8 +131,7 @@ impl Platform for Reach<'_> {
         match self.vm.windows.find(gpa) {
             Some((Kind::Store { device, name, .. }, offset)) => {
                 // The service counts what it refuses. A guest is not told, as hardware would not.
-                let service = self.vm.holdings.service;
-                let _ = service.store_write(self.domain, device, name, offset, bytes, value);
+                let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
             }
             Some((Kind::Registers(window), offset)) => self.write_register(window, offset, bytes, value),
             Some((Kind::Virtual { device }, offset)) => self.write_virtual(device, offset, bytes, value),
@@ -146,9 +144,9 @@ impl Platform for Reach<'_> {
         }
     }
 
-    fn hypercall(&mut self, ram: &Ram, number: u64, arguments: [u64; 4]) -> u64 {
-        let caller = Caller { ram, vm: self.vm };
-        self.vm.holdings.service.hypercall(self.domain, number, arguments, &caller)
+    #[inline(always)]
+    fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> u64 {
+        self.service.hypercall(self.domain, number, arguments, self)
     }
 
     fn ipi(&mut self, ipi: Ipi) {

@@ -9,13 +9,14 @@ use alloc::vec::Vec;
 use super::{
     delivery::{Owner, Vectors},
     ports::MachineService,
+    slice::{Pause, Slice},
     virtual_cpu::{State, VirtualCpu},
 };
 use crate::{
     apic, console,
     cpu::{self, fpu::Xsave, interrupts},
-    exits::{EndReason, Next},
-    vmx::{Event, EventKind, Exit, Host, fields, posted::Turn},
+    exits::EndReason,
+    vmx::{Host, posted::Turn},
 };
 
 /// Ticks of the TSC that a virtual processor runs before another one's turn.
@@ -26,14 +27,6 @@ const LEAST_TURN: u64 = 100_000;
 
 /// Ticks that one which wakes may be ahead of the others: it gets its turn soon, and cannot save up more than this.
 const HEAD_START: u64 = SLICE / 2;
-
-/// Exits after which the time is looked at in any case.
-const EXITS_BETWEEN_LOOKS: u32 = 64;
-
-/// Ticks after the VMX-preemption timer's end at which the local APIC's timer ends a guest's MWAIT: in C-states deeper than C2 the
-/// VMX-preemption timer stands still (SDM vol. 3, 27.5.1), and a guest could keep the processor from the others, or sleep through its
-/// own timer.
-const SLEEP_GRACE: u64 = 10_000;
 
 /// What the processor has, and who runs on it.
 pub struct Runner {
@@ -186,53 +179,33 @@ impl Runner {
     }
 
     /// Runs a virtual processor until its slice is over or it cannot go on. `Some` when it ends its guest.
-    ///
-    /// Every exit goes through this loop, so it is kept together: entering in a method of its own made an exit a seventh longer.
     fn slice(&mut self, index: usize) -> Option<EndReason> {
         self.switch_to(index);
-        let shift = self.host.capabilities.preemption_shift;
-        let end = self.slice_end(cpu::tsc());
-        let mut exits = 0u32;
-        let mut look_at_time = true;
+        let slice = Slice {
+            end: self.slice_end(cpu::tsc()),
+            preemption_shift: self.host.capabilities.preemption_shift,
+            has_tsc_deadline: self.has_tsc_deadline,
+            xcr0_supported: self.xsave.supported(),
+        };
+        self.cpus[index].vm.announce(self.epoch);
+        self.cpus[index].devices.look_at_time();
         loop {
-            let guest = &mut self.cpus[index];
-            // The timer stands still while the hypervisor works, and what an exit asks for may take long (a reset of the device, a
-            // batch): the slice is over when it is.
-            exits = exits.wrapping_add(1);
-            let now = cpu::tsc();
-            if now >= end {
-                interrupts::poll();
-                return None;
-            }
-            if look_at_time || exits.is_multiple_of(EXITS_BETWEEN_LOOKS) {
-                guest.vm.announce(self.epoch);
-                let deadline = set_timer(guest, now, end, shift);
-                if self.has_tsc_deadline {
-                    guard_sleep(guest, deadline);
+            match slice.run(&mut self.cpus[index]) {
+                Pause::Over => {
+                    interrupts::poll();
+                    return None;
                 }
-            }
-            prepare_interrupts(guest);
-            let (number, exit) = match guest.vcpu.run() {
-                Ok(done) => done,
-                Err(failure) => {
-                    log::error!("guest {}: VM entry: {failure}", guest.vm.name);
-                    return Some(EndReason::Killed("VM entry failed"));
-                }
-            };
-            guest.seat.counts.exit(number);
-            look_at_time = matches!(exit, Exit::Wrmsr | Exit::PreemptionTimer | Exit::Hlt);
-            match guest.serve(exit, self.xsave.supported()) {
-                Next::Run => {}
-                Next::Yield => {
+                Pause::Yield => {
                     self.cpus[index].state = State::Blocked;
                     return None;
                 }
-                Next::Halt => {
+                Pause::Halt => {
                     if !self.halt(index) {
                         return None;
                     }
                 }
-                Next::End(reason) => return Some(reason),
+                Pause::End(reason) => return Some(reason),
+                Pause::Interrupt => {}
             }
             if interrupts::any() {
                 self.deliver();
@@ -344,47 +317,4 @@ impl Runner {
         }
         good
     }
-}
-
-/// Lets the guest exit at the end of its slice, or when its local APIC's timer is due. The timer goes on where it was after each exit,
-/// so that this is to be done only when one of them has changed.
-///
-/// Returns when that is, as the machine's TSC.
-fn set_timer(guest: &mut VirtualCpu, now: u64, slice_end: u64, preemption_shift: u32) -> u64 {
-    let devices = &mut guest.devices;
-    let guest_now = devices.guest_tsc(now);
-    devices.apic.expire(guest_now);
-    let deadline = devices.apic.next_deadline().map_or(slice_end, |at| devices.host_deadline(at, now).min(slice_end));
-    let ticks = deadline.saturating_sub(now) >> preemption_shift;
-    guest.vcpu.write(fields::PREEMPTION_TIMER, u32::try_from(ticks).unwrap_or(u32::MAX));
-    deadline
-}
-
-/// Ends the sleep of a guest whose MWAIT does not exit, some time after the VMX-preemption timer should have done so at `deadline`.
-fn guard_sleep(guest: &VirtualCpu, deadline: u64) {
-    if guest.virtual_apic.is_some() {
-        apic::arm_timer(deadline.saturating_add(SLEEP_GRACE));
-    }
-}
-
-/// Has the interrupt delivered that the guest can take, or an exit when it can.
-fn prepare_interrupts(guest: &mut VirtualCpu) {
-    if guest.nmi {
-        guest.nmi = !guest.vcpu.inject_nmi(false);
-    }
-    if guest.hand_over_requests() {
-        return;
-    }
-    let (vcpu, devices) = (&mut guest.vcpu, &mut guest.devices);
-    let Some(vector) = devices.apic.pending() else {
-        vcpu.set_interrupt_window(false);
-        return;
-    };
-    if vcpu.injects() || !vcpu.can_take_interrupt() {
-        vcpu.set_interrupt_window(true);
-        return;
-    }
-    devices.apic.begin(vector);
-    vcpu.inject(Event::new(EventKind::ExternalInterrupt, vector, false), 0);
-    vcpu.set_interrupt_window(devices.apic.pending().is_some());
 }

@@ -55,6 +55,7 @@ impl Parts {
             tsc_offset: 0,
             apic_id,
             physical_bits,
+            exits_to_look: 1,
         }
     }
 }

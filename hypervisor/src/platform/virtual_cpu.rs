@@ -5,7 +5,6 @@ use alloc::sync::Arc;
 use hcall_abi::Target;
 
 use super::{
-    outside::Reach,
     seat::{Seat, count},
     storm::{Meter, Verdict},
     vm::Vm,
@@ -13,9 +12,9 @@ use super::{
 };
 use crate::{
     cpu,
-    exits::{Context, Devices, EndReason, Next, dispatch},
+    exits::{Devices, EndReason},
     vdev::x2apic::Accepted,
-    vmx::{Exit, Vcpu, VirtualApic, fields, instr, posted::Turn},
+    vmx::{Vcpu, VirtualApic, fields, instr, posted::Turn},
 };
 
 /// Whether a virtual processor can run.
@@ -76,22 +75,6 @@ impl VirtualCpu {
     /// Ticks that it will have run at `now`, the turn that it has included.
     pub fn ran_until(&self, now: u64) -> u64 {
         self.ran.saturating_add(self.turn_began.map_or(0, |began| now.saturating_sub(began)))
-    }
-
-    /// Serves an exit. `xcr0_supported` are the bits that it may set in XCR0.
-    pub fn serve(&mut self, exit: Exit, xcr0_supported: u64) -> Next {
-        let (Some(ram), Some(domain)) = (&self.vm.holdings.ram, &self.vm.holdings.domain) else {
-            return Next::End(EndReason::Killed("it has no memory"));
-        };
-        let mut reach = Reach { vm: &self.vm, number: self.number, domain };
-        let mut context = Context {
-            vcpu: &mut self.vcpu,
-            devices: &mut self.devices,
-            ram,
-            xcr0: (&mut self.world.fpu.xcr0, xcr0_supported),
-            platform: &mut reach,
-        };
-        dispatch::serve(&mut context, exit)
     }
 
     /// A device's interrupt that the hypervisor has taken for it.
@@ -201,20 +184,13 @@ impl VirtualCpu {
     }
 
     /// Leaves the delivery of interrupts to the processor, where it keeps the local APIC. Returns whether it does.
-    #[inline]
     pub fn hand_over_requests(&mut self) -> bool {
-        let posts = self.virtual_apic.is_some();
-        if posts {
-            self.hand_over_to_processor();
-        }
-        posts
-    }
-
-    fn hand_over_to_processor(&mut self) {
         self.gather_requests();
-        if let Some(vector) = self.virtual_apic.as_ref().and_then(VirtualApic::highest_request) {
+        let Some(virtual_apic) = &self.virtual_apic else { return false };
+        if let Some(vector) = virtual_apic.highest_request() {
             self.vcpu.set_requested(vector);
         }
+        true
     }
 
     /// Puts what was posted, and what the model of the local APIC requests (its timer, IPIs), into the virtual-APIC page, if there is

@@ -228,6 +228,11 @@ impl X2Apic {
         if self.irr.insert(vector) { Accepted::New } else { Accepted::Merged }
     }
 
+    /// Whether there is any interrupt to deliver, now or later.
+    pub const fn has_requests(&self) -> bool {
+        !self.irr.is_empty()
+    }
+
     /// The interrupt to deliver next, if there is one above the processor priority.
     pub fn pending(&self) -> Option<u8> {
         self.irr.highest().filter(|vector| vector >> 4 > self.ppr() >> 4)

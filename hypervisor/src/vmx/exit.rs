@@ -155,8 +155,12 @@ pub enum CrAccess {
 }
 
 impl CrAccess {
-    /// From the exit qualification.
-    pub const fn from_qualification(qualification: u64) -> Self {
+    /// The one that the last exit was for. Reads the current VMCS.
+    pub fn read() -> Self {
+        Self::from_qualification(qualification())
+    }
+
+    const fn from_qualification(qualification: u64) -> Self {
         let register = (qualification & 0xf) as u8;
         let general = (qualification >> 8 & 0xf) as u8;
         match qualification >> 4 & 3 {
@@ -182,8 +186,12 @@ pub struct IoAccess {
 }
 
 impl IoAccess {
-    /// From the exit qualification.
-    pub const fn from_qualification(qualification: u64) -> Self {
+    /// The one that the last exit was for. Reads the current VMCS.
+    pub fn read() -> Self {
+        Self::from_qualification(qualification())
+    }
+
+    const fn from_qualification(qualification: u64) -> Self {
         Self {
             port: (qualification >> 16) as u16,
             width: (qualification & 7) as u8 + 1,
@@ -225,25 +233,38 @@ impl EptViolation {
     }
 }
 
-/// Why a guest stopped.
-///
-/// With a tag of its own, so that it need not be made out of the payloads at each look.
+/// An exception that the exception bitmap intercepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// The exception.
+    pub event: Event,
+    /// Its error code, where the event has one.
+    pub error_code: u32,
+    /// Of #DB: what DR6 would say.
+    pub qualification: u64,
+}
+
+impl Exception {
+    /// The one that the last exit was for; `None` when it was an NMI of the machine. Reads the current VMCS.
+    pub fn read() -> Option<Self> {
+        let event = Event::from_field(vmread(fields::EXIT_INTERRUPTION)).filter(|event| !event.is_nmi())?;
+        Some(Self { event, error_code: vmread(fields::EXIT_ERROR_CODE), qualification: qualification() })
+    }
+}
+
+/// The vector of the machine's interrupt that the last exit has acknowledged. Reads the current VMCS.
+pub fn interrupt_vector() -> u8 {
+    vmread(fields::EXIT_INTERRUPTION) as u8
+}
+
+/// Why a guest stopped. What else there is to tell is read by whom it concerns, so that an exit is a number and stays in a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// An exception that the exception bitmap intercepts.
-    Exception {
-        /// The exception.
-        event: Event,
-        /// Its error code, where the event has one.
-        error_code: u32,
-        /// Of #DB: what DR6 would say.
-        qualification: u64,
-    },
-    /// An NMI of the machine.
-    Nmi,
-    /// An interrupt of the machine, acknowledged; its vector.
-    ExternalInterrupt(u8),
+    /// An exception that the exception bitmap intercepts, or an NMI of the machine: [`Exception::read`].
+    ExceptionOrNmi,
+    /// An interrupt of the machine, acknowledged: [`interrupt_vector`].
+    ExternalInterrupt,
     /// A fault while delivering a fault while delivering a fault.
     TripleFault,
     /// The guest can take an interrupt.
@@ -258,111 +279,103 @@ pub enum Exit {
     CacheFlush,
     /// VMCALL: a hypercall.
     Vmcall,
-    /// MOV to or from a control register, CLTS, LMSW.
-    ControlRegister(CrAccess),
-    /// IN, OUT, INS, OUTS.
-    Io(IoAccess),
+    /// MOV to or from a control register, CLTS, LMSW: [`CrAccess::read`].
+    ControlRegister,
+    /// IN, OUT, INS, OUTS: [`IoAccess::read`].
+    Io,
     /// RDMSR of a register that is not passed through.
     Rdmsr,
     /// WRMSR to such a register.
     Wrmsr,
     /// XSETBV.
     Xsetbv,
-    /// What there is to tell, [`EptViolation::read`] does.
+    /// An instruction that the guest's CPUID does not offer: MONITOR, MWAIT, RDPMC, any of VMX's.
+    NotOffered,
+    /// An access to what the EPT does not allow: [`EptViolation::read`].
     EptViolation,
     /// The VMX-preemption timer has run down.
     PreemptionTimer,
-    /// An instruction that the guest's CPUID does not offer: MONITOR, MWAIT, RDPMC, any of VMX's.
-    NotOffered,
     /// VM entry found the guest's state wrong: a defect of ours, or of the guest's making by way of one.
-    EntryFailure(u16),
+    EntryFailure,
     /// Anything else.
-    Other(u16),
+    Other,
 }
 
 impl Exit {
     /// Whether the exit is the doing of an instruction that the guest executed, and of nothing else.
-    pub const fn is_instruction(&self) -> bool {
+    pub const fn is_instruction(self) -> bool {
         matches!(
             self,
             Self::Cpuid
                 | Self::Hlt
                 | Self::CacheFlush
                 | Self::Vmcall
-                | Self::ControlRegister(_)
-                | Self::Io(_)
+                | Self::ControlRegister
+                | Self::Io
                 | Self::Rdmsr
                 | Self::Wrmsr
                 | Self::Xsetbv
                 | Self::NotOffered
         )
     }
+
+    const fn from_number(number: u16) -> Self {
+        match Reason::from_number(number) {
+            Some(Reason::ExceptionOrNmi) => Self::ExceptionOrNmi,
+            Some(Reason::ExternalInterrupt) => Self::ExternalInterrupt,
+            Some(Reason::TripleFault) => Self::TripleFault,
+            Some(Reason::InterruptWindow) => Self::InterruptWindow,
+            Some(Reason::NmiWindow) => Self::NmiWindow,
+            Some(Reason::Cpuid) => Self::Cpuid,
+            Some(Reason::Hlt) => Self::Hlt,
+            Some(Reason::Invd | Reason::Wbinvd) => Self::CacheFlush,
+            Some(Reason::Vmcall) => Self::Vmcall,
+            Some(Reason::ControlRegister) => Self::ControlRegister,
+            Some(Reason::Io) => Self::Io,
+            Some(Reason::Rdmsr) => Self::Rdmsr,
+            Some(Reason::Wrmsr) => Self::Wrmsr,
+            Some(Reason::Xsetbv) => Self::Xsetbv,
+            Some(Reason::EptViolation) => Self::EptViolation,
+            Some(Reason::PreemptionTimer) => Self::PreemptionTimer,
+            Some(
+                Reason::Vmclear
+                | Reason::Vmlaunch
+                | Reason::Vmptrld
+                | Reason::Vmptrst
+                | Reason::Vmread
+                | Reason::Vmresume
+                | Reason::Vmwrite
+                | Reason::Vmxoff
+                | Reason::Vmxon
+                | Reason::Invept
+                | Reason::Invvpid
+                | Reason::Monitor
+                | Reason::Mwait
+                | Reason::Rdpmc,
+            ) => Self::NotOffered,
+            Some(
+                Reason::TaskSwitch
+                | Reason::EptMisconfiguration
+                | Reason::EntryGuestState
+                | Reason::EntryMsrLoading
+                | Reason::EntryMachineCheck,
+            )
+            | None => Self::Other,
+        }
+    }
 }
 
 /// The last exit's basic reason, and the exit as a value. Reads the current VMCS.
+#[inline]
 pub fn read() -> (u16, Exit) {
     let reason = vmread(fields::EXIT_REASON);
     let number = reason as u16;
     const ENTRY_FAILED: u32 = 1 << 31;
-    if reason & ENTRY_FAILED != 0 {
-        return (number, Exit::EntryFailure(number));
-    }
-    let exit = match Reason::from_number(number) {
-        Some(Reason::ExceptionOrNmi) => exception(),
-        Some(Reason::ExternalInterrupt) => Exit::ExternalInterrupt(vmread(fields::EXIT_INTERRUPTION) as u8),
-        Some(Reason::TripleFault) => Exit::TripleFault,
-        Some(Reason::InterruptWindow) => Exit::InterruptWindow,
-        Some(Reason::NmiWindow) => Exit::NmiWindow,
-        Some(Reason::Cpuid) => Exit::Cpuid,
-        Some(Reason::Hlt) => Exit::Hlt,
-        Some(Reason::Invd | Reason::Wbinvd) => Exit::CacheFlush,
-        Some(Reason::Vmcall) => Exit::Vmcall,
-        Some(Reason::ControlRegister) => Exit::ControlRegister(CrAccess::from_qualification(qualification())),
-        Some(Reason::Io) => Exit::Io(IoAccess::from_qualification(qualification())),
-        Some(Reason::Rdmsr) => Exit::Rdmsr,
-        Some(Reason::Wrmsr) => Exit::Wrmsr,
-        Some(Reason::Xsetbv) => Exit::Xsetbv,
-        Some(Reason::EptViolation) => Exit::EptViolation,
-        Some(Reason::PreemptionTimer) => Exit::PreemptionTimer,
-        Some(
-            Reason::Vmclear
-            | Reason::Vmlaunch
-            | Reason::Vmptrld
-            | Reason::Vmptrst
-            | Reason::Vmread
-            | Reason::Vmresume
-            | Reason::Vmwrite
-            | Reason::Vmxoff
-            | Reason::Vmxon
-            | Reason::Invept
-            | Reason::Invvpid
-            | Reason::Monitor
-            | Reason::Mwait
-            | Reason::Rdpmc,
-        ) => Exit::NotOffered,
-        Some(
-            Reason::TaskSwitch
-            | Reason::EptMisconfiguration
-            | Reason::EntryGuestState
-            | Reason::EntryMsrLoading
-            | Reason::EntryMachineCheck,
-        )
-        | None => Exit::Other(number),
-    };
-    (number, exit)
+    (number, if reason & ENTRY_FAILED != 0 { Exit::EntryFailure } else { Exit::from_number(number) })
 }
 
 fn qualification() -> u64 {
     vmread(fields::EXIT_QUALIFICATION)
-}
-
-fn exception() -> Exit {
-    match Event::from_field(vmread(fields::EXIT_INTERRUPTION)) {
-        Some(event) if !event.is_nmi() => {
-            Exit::Exception { event, error_code: vmread(fields::EXIT_ERROR_CODE), qualification: qualification() }
-        }
-        _ => Exit::Nmi,
-    }
 }
 
 #[cfg(test)]

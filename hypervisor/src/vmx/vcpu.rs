@@ -41,6 +41,11 @@ const BLOCKING_STI: u32 = 1 << 0;
 const BLOCKING_MOV_SS: u32 = 1 << 1;
 const BLOCKING_NMI: u32 = 1 << 3;
 
+/// Access rights of segments (SDM vol. 3, table 26-2): of a code segment that it is conforming, DPL, 64-bit code.
+const CS_CONFORMING: u32 = 1 << 2;
+const RIGHTS_DPL: u32 = 3 << 5;
+const CS_L: u32 = 1 << 13;
+
 /// Pending debug exceptions: single step.
 const PENDING_BS: u64 = 1 << 14;
 
@@ -203,13 +208,20 @@ impl Vcpu {
 
     /// Whether the guest runs 64-bit code: long mode active and CS.L set.
     pub fn is_64_bit_code(&self) -> bool {
-        const CS_L: u32 = 1 << 13;
         self.kept.efer & efer::LMA != 0 && self.read(fields::GUEST_CS_RIGHTS) & CS_L != 0
+    }
+
+    /// Whether the guest runs 64-bit code at CPL 0. A code segment that is not conforming tells the CPL by itself: it is its DPL
+    /// (SDM vol. 3, 28.3.1.2).
+    pub fn is_64_bit_kernel(&self) -> bool {
+        let rights = self.read(fields::GUEST_CS_RIGHTS);
+        let long = self.kept.efer & efer::LMA != 0 && rights & CS_L != 0;
+        long && (rights & (CS_CONFORMING | RIGHTS_DPL) == 0 || self.cpl() == 0)
     }
 
     /// The current privilege level: DPL of SS (SDM vol. 3, 26.4.1).
     pub fn cpl(&self) -> u8 {
-        (self.read(fields::GUEST_SS_RIGHTS) >> 5 & 3) as u8
+        ((self.read(fields::GUEST_SS_RIGHTS) & RIGHTS_DPL) >> 5) as u8
     }
 
     /// The guest's EFER.
@@ -284,6 +296,11 @@ impl Vcpu {
         }
         self.set_window(controls::PRIMARY_NMI_WINDOW, more || !possible);
         possible
+    }
+
+    /// Whether there is to be an exit as soon as the guest can take an interrupt.
+    pub fn has_interrupt_window(&self) -> bool {
+        self.primary_controls & controls::PRIMARY_INTERRUPT_WINDOW != 0
     }
 
     pub(super) fn set_window(&mut self, window: u32, wanted: bool) {
