@@ -15,6 +15,11 @@ pub enum Field {
     Control = 3,
 }
 
+impl Field {
+    /// All of them, in their order.
+    pub const ALL: [Self; 4] = [Self::AddressLo, Self::AddressHi, Self::Data, Self::Control];
+}
+
 /// Control: the slot is masked.
 pub const CONTROL_MASK: u32 = 1 << 0;
 

@@ -71,6 +71,16 @@ impl Owner {
     pub fn of(self, slot: u16) -> Self {
         Self(self.0 & !0x1fffe | u64::from(slot) << 1)
     }
+
+    /// Device number, store and slot; nothing of an entry that nobody has.
+    fn parts(self) -> Option<(usize, StoreName, u16)> {
+        let store = match self.0 >> 17 & 3 {
+            0 => StoreName::Msix,
+            1 => StoreName::Ims,
+            _ => StoreName::Queue,
+        };
+        (self.0 & 1 != 0).then_some(((self.0 >> 32) as usize, store, (self.0 >> 1) as u16))
+    }
 }
 
 impl<P: Ports> Service<P> {
@@ -221,17 +231,8 @@ impl<P: Ports> Service<P> {
     }
 
     fn owner(&self, entry: EntryIndex) -> Option<(Arc<Device>, Attribution)> {
-        let owner = self.owners.get(entry.0 as usize)?.load(Relaxed);
-        if owner & 1 == 0 {
-            return None;
-        }
-        let device = self.devices.read().get((owner >> 32) as usize)?.clone()?;
-        let store = match owner >> 17 & 3 {
-            0 => StoreName::Msix,
-            1 => StoreName::Ims,
-            _ => StoreName::Queue,
-        };
-        let index = (owner >> 1) as u16;
+        let (number, store, index) = Owner(self.owners.get(entry.0 as usize)?.load(Relaxed)).parts()?;
+        let device = self.devices.read().get(number)?.clone()?;
         let cookie = {
             let slots = device.slots().ok()?;
             let slot = slots.bank(store).lock(index).ok()?;

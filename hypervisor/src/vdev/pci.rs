@@ -61,10 +61,13 @@ pub struct BarDescr {
     pub prefetchable: bool,
 }
 
+/// Most entries of an MSI-X table (PCIe 7.7.2.2).
+pub const MOST_MSIX: u16 = 2048;
+
 /// The MSI-X capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsixDescr {
-    /// Entries, 1 to 2048.
+    /// Entries, 1 to [`MOST_MSIX`].
     pub size: u16,
     /// BAR with the table, and its offset there: a multiple of 8.
     pub table: (u8, u32),
@@ -317,7 +320,7 @@ fn set_msix(page: &mut ConfigPage, msix: &MsixDescr, bars: &[Option<BarDescr>; 6
     };
     let table = msix.size as u64 * 16;
     let pending = (msix.size as u64).div_ceil(64) * 8;
-    if !(1..=2048).contains(&msix.size) || !inside(msix.table, table) || !inside(msix.pba, pending) {
+    if !(1..=MOST_MSIX).contains(&msix.size) || !inside(msix.table, table) || !inside(msix.pba, pending) {
         return Err(Error::Msix);
     }
     page.set(MSIX, &[CAPABILITY_MSIX, 0]);

@@ -34,8 +34,6 @@ pub const TABLE: u32 = 0x8000;
 pub const BAR0_SIZE: u64 = 0x1_0000;
 /// Bytes of BAR 2: the portals of a work queue, of which the first two, those for MSI-X, are there.
 pub const BAR2_SIZE: u64 = 0x4000;
-/// Most vectors.
-pub const MOST_VECTORS: u16 = 2048;
 
 /// Tables behind the registers, in the page that the guest reads.
 const GROUPS: usize = 0x400;
@@ -75,7 +73,7 @@ pub struct Shape {
     pub opcap: [u64; 4],
     /// Descriptors that the work queue holds.
     pub queue_size: u16,
-    /// Vectors, 1 to [`MOST_VECTORS`].
+    /// Vectors, 1 to [`MOST_MSIX`](super::pci::MOST_MSIX).
     pub vectors: u16,
 }
 

@@ -13,7 +13,6 @@ use crate::rig::{Rig, here};
 
 /// Slots that are mapped by calls, and as many that are written.
 const SLOTS: u16 = 100;
-const FIELDS: [Field; 4] = [Field::AddressLo, Field::AddressHi, Field::Data, Field::Control];
 
 /// FNV-1a.
 struct Seen(u64);
@@ -43,7 +42,7 @@ pub fn run(guest: &Guest) -> Result<(), &'static str> {
     write_slots(&mut rig);
     let store = rig.device.store();
     for slot in 0..(3 * SLOTS) {
-        FIELDS.into_iter().for_each(|field| seen.see(store.read(slot, field).into()));
+        Field::ALL.into_iter().for_each(|field| seen.see(store.read(slot, field).into()));
     }
     (0..0x100).step_by(4).for_each(|at| seen.see(config::Ports.read(rig.device.function, at).into()));
     let info = rig.calls.query(rig.device.id(), &mut rig.page).map_err(|_| "the query failed")?;
@@ -61,7 +60,7 @@ fn write_slots(rig: &mut Rig) {
     let mut store = rig.device.store();
     for slot in SLOTS..2 * SLOTS {
         let message = [apic::message_address(0), 0, 0x30 + u32::from(slot % 64), 0];
-        FIELDS.into_iter().zip(message).for_each(|(field, value)| store.write(slot, field, value));
+        Field::ALL.into_iter().zip(message).for_each(|(field, value)| store.write(slot, field, value));
         let fires = rig.fires(slot, here(0x30 + (slot % 64) as u8));
         rig.check("a slot that was written fires", fires);
     }

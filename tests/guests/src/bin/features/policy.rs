@@ -90,5 +90,5 @@ fn by_msix() -> Result<u32, &'static str> {
 }
 
 fn image(store: &MmioStore) -> [u32; 4] {
-    [Field::AddressLo, Field::AddressHi, Field::Data, Field::Control].map(|field| store.read(0, field))
+    Field::ALL.map(|field| store.read(0, field))
 }

@@ -39,9 +39,9 @@ pub fn run(guest: &Guest) -> Result<(), &'static str> {
     }
     let (mut fired, mut freed) = (0, 0);
     for n in 0..TRIED {
-        let right = live(&mut rig, &mut queue, n)?;
+        let (index, right) = live(&mut rig, &mut queue, n)?;
         fired += u32::from(right);
-        freed += u32::from(leads_nowhere(&mut rig, n));
+        freed += u32::from(leads_nowhere(&rig, index));
     }
     let again = rig.calls.open_queue(rig.device.id(), 1);
     rig.check("it is open once", again == Err(Status::Exists));
@@ -58,8 +58,9 @@ fn raise(rig: &Rig, slot: u16) -> bool {
     idle::poll_until(LIMIT, || RECORDS.complete(0)) && RECORDS.get(0).succeeded()
 }
 
-/// Maps a slot, fires it, sends it elsewhere, has one pend, and frees it: its message stays in the memory, unmasked.
-fn live(rig: &mut Rig, queue: &mut Queue, n: u16) -> Result<bool, &'static str> {
+/// Maps a slot, fires it, sends it elsewhere, has one pend, and frees it: its message stays in the memory, unmasked. The slot's index,
+/// and whether all went right.
+fn live(rig: &mut Rig, queue: &mut Queue, n: u16) -> Result<(u16, bool), &'static str> {
     let targets = [here(0x40 + n as u8), here(0x80 + n as u8)];
     let slot = queue.alloc(0).map_err(|_| "no slot")?;
     let index = slot.index();
@@ -83,13 +84,13 @@ fn live(rig: &mut Rig, queue: &mut Queue, n: u16) -> Result<bool, &'static str> 
     rig.need("freeing", freed);
     // Whatever the guest leaves there.
     queue.memory().write(index, Field::Control, 0);
-    Ok(right)
+    Ok((index, right))
 }
 
 /// Fires what was freed: the unit refuses the message.
-fn leads_nowhere(rig: &mut Rig, _: u16) -> bool {
+fn leads_nowhere(rig: &Rig, index: u16) -> bool {
     let before = all_that_came();
-    let raised = raise(rig, 0);
+    let raised = raise(rig, index);
     idle::linger(QUIET);
     raised && all_that_came() == before
 }

@@ -131,9 +131,7 @@ fn grants(rig: &mut Rig) -> Result<u32, &'static str> {
 fn affinity(rig: &mut Rig) -> Result<u32, &'static str> {
     let slot = rig.mapped(0, here(0x70), 7)?;
     let store = rig.device.store();
-    let image = |store: &MmioStore| {
-        [Field::AddressLo, Field::AddressHi, Field::Data, Field::Control].map(|field| store.read(slot.index(), field))
-    };
+    let image = |store: &MmioStore| Field::ALL.map(|field| store.read(slot.index(), field));
     let before = image(&store);
     let mut moved = 0;
     for round in 0..16 {
