@@ -6,7 +6,7 @@ use std::time::Duration;
 use imsvisor_boot::event::Line;
 use imsvisor_boot::machine::{self, Config, Kind, NVME};
 use imsvisor_tests::bench;
-use imsvisor_tests::scenario::{Boot, Plan, Scenario};
+use imsvisor_tests::scenario::{Plan, Scenario};
 
 /// Vectors, and the interrupts of each: eight at two places, and one that waits in between.
 const VECTORS: u64 = 4;
@@ -28,18 +28,12 @@ static INJECTED: Scenario = Scenario::new("a function that is no DSA", |plan| {
 static POSTED: Scenario =
     Scenario::new("a function that is no DSA, and posting", |plan| unknown(plan, "apicv=on cmdline=profile=posted"));
 
-fn reported(boot: &Boot, key: &str) -> Option<u64> {
-    boot.assert_hypervisor_lived();
-    boot.assert_guest_right("whole");
-    boot.guest("whole").reported(key)
-}
-
 #[test]
 fn every_interrupt_comes_once_and_where_it_was_sent() {
     for scenario in [&INJECTED, &POSTED] {
         let boot = scenario.run();
-        assert_eq!((reported(&boot, "vectors"), reported(&boot, "held")), (Some(VECTORS), Some(VECTORS)));
-        assert_eq!((reported(&boot, "handled"), reported(&boot, "errors")), (Some(VECTORS * EACH), Some(0)));
+        assert_eq!((boot.verified("whole", "vectors"), boot.verified("whole", "held")), (VECTORS, VECTORS));
+        assert_eq!(boot.verified("whole", "handled"), VECTORS * EACH);
         assert_eq!(boot.remap.number("faults"), Some(0));
         assert_eq!(boot.outcome().counter("vtd.compatibility"), 0, "messages pass the unit's table");
     }
@@ -52,9 +46,7 @@ fn beside_it_a_dsa_works_and_everything_comes_back() {
     boot.assert_guest_right("demo");
     assert_eq!(["live", "vectors", "strays"].map(|key| boot.remap.number(key)), [Some(0); 3], "{}", boot.remap);
     // The function was reset after its guest, and sends nothing.
-    for counter in ["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.dma_faults", "vtd.violations"] {
-        assert_eq!(boot.outcome().counter(counter), 0, "{counter}");
-    }
+    boot.assert_zero(&["dsa.enabled", "dsa.bus_master", "vtd.blocked", "vtd.dma_faults", "vtd.violations"]);
 }
 
 #[test]

@@ -48,6 +48,11 @@ const SIOV_VENDOR: u32 = 0x8086;
 const SIOV_ID: u32 = 5;
 const SIOV_CAPABILITIES: u16 = 0x14;
 
+/// How many entries an MSI-X table has, by the first dword of the capability.
+pub const fn msix_entries(first: u32) -> u16 {
+    (first >> 16 & 0x7ff) as u16 + 1
+}
+
 /// The first function on bus 0 with this vendor and device ID.
 pub fn find(config: &impl ConfigSpace, vendor: u16, device: u16) -> Option<Function> {
     find_all(config, vendor, device).next()

@@ -15,7 +15,7 @@ use imsvisor::{
         memory::{FRAMES, Firmware},
         ports::Unit,
     },
-    vtd::{Domain, Fault, Route},
+    vtd::{Domain, Fault, Route, message},
 };
 
 use crate::{edu::Edu, nvme::Nvme, raw::Raw};
@@ -101,6 +101,19 @@ impl Bed {
         self.unit.clear(index).map_err(|_| "the entry cannot be cleared")?;
         self.flush(index)?;
         self.unit.release(index).map_err(|_| "the entry cannot be given back")
+    }
+
+    /// Has the NVMe controller raise entry 0 of its MSI-X table once, by an entry for messages of `source` that leads to `vector`. Returns
+    /// which entry that was, and what came of it.
+    pub fn raise_msix(&mut self, source: Bdf, vector: u8) -> Result<(u16, Seen), &'static str> {
+        let index = self.bind(source, vector)?;
+        self.nvme.set_message(0, message(index));
+        self.nvme.start(&self.ram)?;
+        self.nvme.identify(&self.ram)?;
+        let seen = self.seen();
+        self.nvme.stop()?;
+        self.retire(index)?;
+        Ok((index, seen))
     }
 
     /// Everything that has arrived, and every fault that was recorded, since the last time.

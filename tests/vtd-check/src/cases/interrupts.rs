@@ -242,12 +242,7 @@ fn retire_all(bed: &Bed, indexes: &[u16]) -> Result<(), String> {
 }
 
 fn msix(bed: &mut Bed) -> Verdict {
-    let index = bed.bind(bed.nvme.bdf, ONE)?;
-    bed.nvme.set_message(0, message(index));
-    bed.nvme.start(&bed.ram)?;
-    bed.nvme.identify(&bed.ram)?;
-    let seen = bed.seen();
-    bed.retire(index)?;
+    let (_, seen) = bed.raise_msix(bed.nvme.bdf, ONE)?;
     only_vector(&seen, ONE)
 }
 
@@ -269,13 +264,7 @@ fn msix_two(bed: &mut Bed) -> Verdict {
 
 /// The right message in the wrong function's table: the entry is `edu`'s.
 fn msix_source(bed: &mut Bed) -> Verdict {
-    let index = bed.bind(bed.edu.bdf, ONE)?;
-    bed.nvme.set_message(0, message(index));
-    bed.nvme.start(&bed.ram)?;
-    bed.nvme.identify(&bed.ram)?;
-    let seen = bed.seen();
-    bed.nvme.stop()?;
-    bed.retire(index)?;
+    let (index, seen) = bed.raise_msix(bed.edu.bdf, ONE)?;
     only_fault(&seen, Some(bed.nvme.bdf), SOURCE, Request::Interrupt(index))
 }
 

@@ -2,7 +2,7 @@
 
 use alloc::format;
 
-use imsvisor::{pci, platform::smp, vtd::message};
+use imsvisor::{pci, platform::smp};
 
 use super::{Case, Found, Verdict, only_vector};
 use crate::bed::Bed;
@@ -44,13 +44,7 @@ fn is_there(bed: &mut Bed) -> Verdict {
     if before != after {
         return Err(format!("{before:x?}, then {after:x?}"));
     }
-    let index = bed.bind(bed.nvme.bdf, VECTOR)?;
-    bed.nvme.set_message(0, message(index));
-    bed.nvme.start(&bed.ram)?;
-    bed.nvme.identify(&bed.ram)?;
-    let seen = bed.seen();
-    bed.nvme.stop()?;
-    bed.retire(index)?;
+    let (_, seen) = bed.raise_msix(bed.nvme.bdf, VECTOR)?;
     only_vector(&seen, VECTOR)
 }
 

@@ -93,7 +93,7 @@ impl Vf {
         let msix = pci::capability(&config, function, pci::CAPABILITY_MSIX).ok_or("no MSI-X")?;
         let [control, table, pending_bits] =
             [0, pci::MSIX_TABLE, pci::MSIX_PENDING_BITS].map(|at| config.read(function, msix + at));
-        let vectors = (control >> 16 & 0x7ff) as u16 + 1;
+        let vectors = pci::msix_entries(control);
         if (table | pending_bits) & 7 != 0 {
             return Err("its tables are not in BAR 0");
         }

@@ -5,12 +5,6 @@ use guests::bare::{apic, config};
 use guests::dsa::Registers;
 use guests::pci::{self, ConfigSpace, Function};
 
-const ENABLE: u32 = 1 << 31;
-const FUNCTION_MASK: u32 = 1 << 30;
-/// Offsets in the capability.
-const TABLE: u16 = 4;
-const PENDING_BITS: u16 = 8;
-const MESSAGES: u32 = 0xfee0_0000;
 const MASKED: u32 = 1;
 
 /// A table and its pending bits.
@@ -26,17 +20,17 @@ impl Table {
         let config = config::Ports;
         pci::enable(&config, function);
         let capability = pci::capability(&config, function, pci::CAPABILITY_MSIX).ok_or("no MSI-X")?;
-        let header = config.read(function, capability) & !FUNCTION_MASK;
-        let entries = (header >> 16 & 0x7ff) as u16 + 1;
+        let header = config.read(function, capability) & !pci::MSIX_FUNCTION_MASK;
+        let entries = pci::msix_entries(header);
         let part = |at, bytes| {
             let place = config.read(function, capability + at);
             let bar = pci::bar(&config, function, (place & 7) as u16).ok_or("its BAR has no place")?;
             // SAFETY: what a BAR names is the function's, and the capability says that this is in it.
             unsafe { DeviceMemory::new(bar + u64::from(place & !7), bytes) }.ok_or("its table is not mapped")
         };
-        let mut table = part(TABLE, u64::from(entries) * 16)?;
-        let pending = part(PENDING_BITS, u64::from(entries).div_ceil(64) * 8)?;
-        config.write(function, capability, header | ENABLE);
+        let mut table = part(pci::MSIX_TABLE, u64::from(entries) * 16)?;
+        let pending = part(pci::MSIX_PENDING_BITS, u64::from(entries).div_ceil(64) * 8)?;
+        config.write(function, capability, header | pci::MSIX_ENABLE);
         (0..entries).for_each(|entry| table.write(u64::from(entry) * 16 + 12, MASKED));
         Ok(Self { table, pending, entries })
     }
@@ -50,7 +44,7 @@ impl Table {
     pub fn program(&mut self, entry: u16, vector: u8) {
         self.mask(entry, true);
         let at = u64::from(entry) * 16;
-        for (offset, dword) in [(0, MESSAGES | apic::id() << 12), (4, 0), (8, vector.into())] {
+        for (offset, dword) in [(0, apic::message_address(apic::id())), (4, 0), (8, vector.into())] {
             self.table.write(at + offset, dword);
         }
         self.mask(entry, false);
