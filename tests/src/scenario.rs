@@ -205,6 +205,17 @@ impl Boot {
         assert!(!self.outcome().lines.iter().any(|seen| text(&seen.line)), "the hypervisor panicked");
     }
 
+    /// A figure of the `remap` event. Panics when the hypervisor does not report it.
+    pub fn remap_number(&self, key: &str) -> u64 {
+        self.remap.number(key).unwrap_or_else(|| panic!("the hypervisor does not report {key}"))
+    }
+
+    /// No entry and no vector is held any more, and no interrupt came that nobody waited for.
+    pub fn assert_all_came_back(&self) {
+        let left = ["live", "vectors", "strays"].map(|key| self.remap_number(key));
+        assert_eq!(left, [0; 3], "{}", self.remap);
+    }
+
     /// Each of the plugin's counters of these names is zero.
     pub fn assert_zero(&self, counters: &[&str]) {
         for counter in counters {

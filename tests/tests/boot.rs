@@ -24,11 +24,6 @@ const DEMO_GUEST: &str = "demo mem=64M device=dsa";
 static DEMO: Scenario = Scenario::new("the demo", |plan| plan.guest("demo", DEMO_GUEST));
 static DEMO_AGAIN: Scenario = Scenario::new("the demo again", |plan| plan.guest("demo", DEMO_GUEST));
 
-/// A figure of the `remap` event.
-fn remap(boot: &Boot, key: &str) -> u64 {
-    boot.remap.number(key).unwrap_or_else(|| panic!("the hypervisor does not report {key}"))
-}
-
 #[test]
 fn the_demo_is_right_in_everything_that_the_launcher_judges() {
     let boot = DEMO.run();
@@ -62,7 +57,7 @@ fn at_least_256_slots_live_at_once_and_each_fires() {
     let slots = boot.reported("demo", "slots");
     assert!(slots >= SLOTS, "{slots} slots");
     assert_eq!(boot.reported("demo", "slots_fired"), slots);
-    assert!(remap(&boot, "high_water") >= SLOTS, "remapping entries: {}", boot.remap);
+    assert!(boot.remap_number("high_water") >= SLOTS, "remapping entries: {}", boot.remap);
 }
 
 #[test]
@@ -72,15 +67,15 @@ fn half_of_the_slots_are_mapped_by_hypercall_and_half_by_trapped_writes() {
     let count = |key| demo.interrupts.number(key).unwrap_or_else(|| panic!("no {key} in `interrupts`"));
     assert!(count("trapped_writes") >= SLOTS / 2, "{}", demo.interrupts);
     assert!(count("hypercalls") > 0, "{}", demo.interrupts);
-    assert!(remap(&boot, "flushes") < remap(&boot, "programmed"), "a batch has one flush: {}", boot.remap);
+    assert!(boot.remap_number("flushes") < boot.remap_number("programmed"), "a batch has one flush: {}", boot.remap);
 }
 
 #[test]
 fn when_the_demo_has_ended_it_holds_nothing_and_no_fault_was_recorded() {
     let boot = DEMO.run();
     boot.assert_guest_right("demo");
-    assert_eq!(remap(&boot, "live"), 0, "entries that are left");
-    assert_eq!((remap(&boot, "faults"), boot.faults), (0, 0));
+    assert_eq!(boot.remap_number("live"), 0, "entries that are left");
+    assert_eq!((boot.remap_number("faults"), boot.faults), (0, 0));
     boot.assert_zero(&["vtd.blocked", "vtd.interrupt_faults", "vtd.dma_faults"]);
 }
 
@@ -342,7 +337,7 @@ fn nonsense_in_slots_gets_errors_or_no_interrupts_and_the_hypervisor_lives() {
     boot.assert_hypervisor_lived();
     boot.assert_guest_right("nonsense");
     boot.assert_guest_right("hello");
-    assert_eq!(remap(&boot, "live"), 0, "entries that are left");
+    assert_eq!(boot.remap_number("live"), 0, "entries that are left");
 }
 
 #[test]

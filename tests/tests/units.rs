@@ -25,7 +25,7 @@ fn each_function_goes_by_the_unit_in_whose_scope_it_is() {
         // The unit of the other function knows nothing of it: by that one no interrupt and no DMA would come through.
         assert_eq!(boot.verdict().failures, Vec::<String>::new());
         assert_eq!(boot.machine.number("vtd_units"), Some(2));
-        assert_eq!(boot.remap.number("faults").unwrap_or(u64::MAX), 0);
+        assert_eq!(boot.remap_number("faults"), 0);
         assert_eq!(boot.outcome().counter("vtd.violations"), 0);
     }
 }
@@ -42,7 +42,7 @@ fn a_units_table_is_as_large_as_the_stores_need() {
     let boot = MOST_SLOTS.run();
     boot.assert_hypervisor_lived();
     assert_eq!(boot.verdict().failures, Vec::<String>::new());
-    assert!(boot.remap.number("high_water") >= Some(2048), "{}", boot.remap);
+    assert!(boot.remap_number("high_water") >= 2048, "{}", boot.remap);
 }
 
 static STORM: Scenario = Scenario::new("a guest whose device faults without end", |plan| {
