@@ -19,6 +19,14 @@ const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 
+/// Bits of a page fault's error code (SDM vol. 3, 5.7): not for want of an entry; a write; of user mode; a reserved bit is set
+/// in an entry; an instruction fetch.
+const PF_PRESENT: u32 = 1 << 0;
+const PF_WRITE: u32 = 1 << 1;
+const PF_USER: u32 = 1 << 2;
+const PF_RESERVED: u32 = 1 << 3;
+const PF_FETCH: u32 = 1 << 4;
+
 /// An address that is no memory of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutsideMemory(pub Gpa);
@@ -201,9 +209,9 @@ impl Paging {
     fn fault(&self, access: Access, cause: u32) -> WalkError {
         let execute_known = self.cr4 & cr4::SMEP != 0 || self.cr4 & cr4::PAE != 0 && self.efer & efer::NXE != 0;
         let code = cause
-            | u32::from(access == Access::Write) << 1
-            | u32::from(self.cpl == 3) << 2
-            | u32::from(access == Access::Execute && execute_known) << 4;
+            | (u32::from(access == Access::Write) * PF_WRITE)
+            | (u32::from(self.cpl == 3) * PF_USER)
+            | (u32::from(access == Access::Execute && execute_known) * PF_FETCH);
         WalkError::PageFault(code)
     }
 
@@ -337,7 +345,7 @@ fn walk_any<M: GuestMemory + ?Sized>(
             return Err(paging.fault(access, 0));
         }
         if value & paging.reserved(format, level, large) != 0 {
-            return Err(paging.fault(access, 1 | 1 << 3));
+            return Err(paging.fault(access, PF_PRESENT | PF_RESERVED));
         }
         table = paging.frame(format, level, value, large);
         if format.is_bare(level) {
@@ -349,7 +357,7 @@ fn walk_any<M: GuestMemory + ?Sized>(
         *step = Step { at, value, flags: ACCESSED };
         if level == 1 || large {
             if !paging.allows(&rights, access) {
-                return Err(paging.fault(access, 1));
+                return Err(paging.fault(access, PF_PRESENT));
             }
             if access == Access::Write {
                 step.flags |= DIRTY;

@@ -31,6 +31,17 @@ const ESR_RECEIVE_ILLEGAL: u32 = 1 << 6;
 
 /// ICR bits 31:20, 17:16, 13 and 12 (SDM vol. 3, figure 12-28).
 const ICR_RESERVED: u64 = 0xfff3_3000;
+/// ICR: the delivery mode, 10:8.
+const ICR_DELIVERY_SHIFT: u32 = 8;
+const ICR_DELIVERY: u64 = 7;
+/// ICR: the destination in 63:32 is a logical one.
+const ICR_LOGICAL: u64 = 1 << 11;
+/// ICR: level 14 (set: assert), trigger mode 15 (set: level).
+const ICR_TRIGGER: u64 = 3 << 14;
+const ICR_DEASSERT: u64 = 2 << 14;
+/// ICR: the destination shorthand, 19:18: none, self, all, all but self.
+const ICR_SHORTHAND_SHIFT: u32 = 18;
+const ICR_SHORTHAND: u64 = 3;
 
 const LVT_TIMER: usize = 0;
 const LVT_ERROR: usize = 5;
@@ -396,7 +407,7 @@ impl X2Apic {
         if value & ICR_RESERVED != 0 {
             return Err(Gp);
         }
-        let delivery = Delivery::from_bits(value >> 8 & 7).ok_or(Gp)?;
+        let delivery = Delivery::from_bits(value >> ICR_DELIVERY_SHIFT & ICR_DELIVERY).ok_or(Gp)?;
         self.icr = value;
         let vector = value as u8;
         let fixed = matches!(delivery, Delivery::Fixed | Delivery::LowestPriority);
@@ -405,11 +416,11 @@ impl X2Apic {
             return Ok(Effect::Recheck);
         }
         // INIT level de-assert: nothing on processors since the Pentium 4 (SDM vol. 3, 12.6.1).
-        if delivery == Delivery::Init && value >> 14 & 3 == 2 {
+        if delivery == Delivery::Init && value & ICR_TRIGGER == ICR_DEASSERT {
             return Ok(Effect::None);
         }
-        let (id, logical) = ((value >> 32) as u32, value >> 11 & 1 != 0);
-        let destination = match value >> 18 & 3 {
+        let (id, logical) = ((value >> 32) as u32, value & ICR_LOGICAL != 0);
+        let destination = match value >> ICR_SHORTHAND_SHIFT & ICR_SHORTHAND {
             0 if logical => Destination::Logical(id),
             0 => Destination::Physical(id),
             1 => Destination::Physical(self.id),
