@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use hcall_abi::call::{FAULTS_MAX, HANDLES_MAX};
+use hcall_abi::call::{FAULTS_MAX, HANDLES_MAX, PV_EOI_ENABLE};
 use hcall_abi::cpuid::Features;
 use hcall_abi::{
     Call, DeviceId, DeviceInfo, FaultRecord, ItemLayout, MapReply, MapRequest, Pasid, SlotHandle, SlotInfo, Status,
@@ -117,6 +117,12 @@ impl<T: Transport> Hypercalls<T> {
     /// [`Call::OpenQueue`]: a store of `slots` slots in the guest's own memory.
     pub fn open_queue(&self, device: DeviceId, slots: u32) -> Result<(), Status> {
         self.call(Call::OpenQueue, [device.0.into(), slots.into(), 0, 0]).map(drop)
+    }
+
+    /// [`Call::SetPvEoi`]: this processor ends interrupts by a [`PvEoi`](crate::PvEoi) from now on, whose physical address this is. It
+    /// stays there.
+    pub fn set_pv_eoi(&self, physical: u64) -> Result<(), Status> {
+        self.call(Call::SetPvEoi, [physical | PV_EOI_ENABLE, 0, 0, 0]).map(drop)
     }
 
     /// [`Call::SetAux`].

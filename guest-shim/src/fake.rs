@@ -265,7 +265,7 @@ impl FakeHypervisor {
     }
 
     fn answer(&self, call: Call, [first, second, third, fourth]: [u64; 4]) -> Result<u64, Status> {
-        let on_device = !matches!(call, Call::Nop | Call::Discover | Call::Enable | Call::ReadFaults);
+        let on_device = !matches!(call, Call::Nop | Call::Discover | Call::Enable | Call::ReadFaults | Call::SetPvEoi);
         if on_device && first != 0x10 {
             return Err(Status::NoSuchDevice);
         }
@@ -280,7 +280,7 @@ impl FakeHypervisor {
                 }
             }
             Call::QueryDevice => self.query(second),
-            Call::OpenQueue => Err(Status::Unsupported),
+            Call::OpenQueue | Call::SetPvEoi => Err(Status::Unsupported),
             Call::Enable => Ok(u64::from(VERSION_MINOR)),
             Call::ReadFaults => Ok(self.read_faults(first, second)),
             Call::AllocMany => self.alloc_many(second, third, fourth),

@@ -12,6 +12,8 @@
 //!     Decision::Refuse(why)             -> use MSI-X
 //! ```
 //!
+//! [`PvEoi`] saves the VM exit at an interrupt's end.
+//!
 //! What needs the machine stands behind two traits, [`Transport`] (the call) and [`Store`] (the slots), so that all the rest
 //! runs on any host.
 #![cfg_attr(not(test), no_std)]
@@ -21,6 +23,7 @@ pub mod detect;
 pub mod discover;
 pub mod domain;
 pub mod policy;
+pub mod pv_eoi;
 pub mod store;
 pub mod transport;
 #[cfg(target_arch = "x86_64")]
@@ -34,5 +37,6 @@ pub use discover::Interface;
 pub use domain::{Domain, Interrupt, Request};
 pub use hcall_abi;
 pub use policy::Decision;
+pub use pv_eoi::PvEoi;
 pub use store::{MmioStore, Store};
 pub use transport::Transport;

@@ -77,7 +77,20 @@ pub enum Call {
     /// [`Unsupported`]: crate::Status::Unsupported
     /// [`Exists`]: crate::Status::Exists
     OpenQueue = 17,
+    /// RBX = guest-physical address of 4 bytes that are 0, aligned to 4, with [`PV_EOI_ENABLE`]; or 0 to take them away. It is about the virtual
+    /// processor that calls. From then on an interrupt that is delivered while no other one waits comes with [`PV_EOI_PENDING`] set
+    /// there. The handler that finds the bit and clears it, by one instruction, has ended the interrupt, and does not write EOI, which is
+    /// an exit; otherwise it writes EOI as ever. INIT takes the bytes away, and leaves what they hold. [`Unsupported`] where the processor keeps the local APIC,
+    /// because EOI is no exit there. Returns 0.
+    ///
+    /// [`Unsupported`]: crate::Status::Unsupported
+    SetPvEoi = 18,
 }
+
+/// `SetPvEoi`: bit 0 of RBX, beside the address.
+pub const PV_EOI_ENABLE: u64 = 1;
+/// `SetPvEoi`: the interrupt in service with the highest priority needs no write of EOI if this bit is cleared instead.
+pub const PV_EOI_PENDING: u32 = 1;
 
 /// Most slots of a queue store.
 pub const QUEUE_SLOTS_MAX: u64 = 4096;
@@ -89,7 +102,7 @@ pub const FAULTS_MAX: u64 = 128;
 
 impl Call {
     /// Every call there is.
-    pub const ALL: [Call; 18] = [
+    pub const ALL: [Call; 19] = [
         Call::Nop,
         Call::Discover,
         Call::QueryDevice,
@@ -108,6 +121,7 @@ impl Call {
         Call::QuerySlot,
         Call::ReadFaults,
         Call::OpenQueue,
+        Call::SetPvEoi,
     ];
 
     /// The call with number `base + n`, given that number.

@@ -69,6 +69,8 @@ impl Features {
     pub const QUERY_SLOT: Self = Self(1 << 10);
     /// A slot that fires faster than its limit is masked, and a fault record says so.
     pub const STORM_LIMIT: Self = Self(1 << 11);
+    /// An interrupt can be ended without an exit: [`Call::SetPvEoi`](crate::Call::SetPvEoi).
+    pub const PV_EOI: Self = Self(1 << 12);
     /// The platform forbids this guest to use an interrupt message store without the hypercall domain.
     pub const IMS_FORBIDDEN: Self = Self(1 << 31);
 

@@ -34,6 +34,7 @@
 //!    When it returns, the entries are in the remapping table and the messages in the device's store.
 //! 5. [`Call::Mask`], [`Call::Unmask`], [`Call::SetAffinity`], [`Call::SetAux`], [`Call::QuerySlot`] while they live, and
 //!    [`Call::ReadFaults`] when something is amiss.
+//! 6. [`Call::SetPvEoi`], on each processor, saves the exit of EOI where the processor does not keep the local APIC.
 //!
 //! A store can be written instead, as on bare metal: writes to slots that were not allocated are trapped, checked and translated. A
 //! message must be in compatibility format, fixed or lowest priority, edge, to one of the guest's own processors; a slot with another
@@ -92,6 +93,7 @@
 //! |---|---|
 //! | 1.0 | discovery, slots, batches, masks, affinity |
 //! | 1.1 | enabling; many slots at a time and groups; PASIDs; queries of slots; fault records; storms; queue stores; the ACPI table |
+//! | 1.2 | interrupts that end without an exit |
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -113,7 +115,7 @@ pub use status::Status;
 /// Major version: guests and hypervisor must agree on it.
 pub const VERSION_MAJOR: u16 = 1;
 /// Minor version: counts additions.
-pub const VERSION_MINOR: u16 = 1;
+pub const VERSION_MINOR: u16 = 2;
 
 /// Splits what RAX holds after a call into the call's value or its [`Status`].
 ///

@@ -37,3 +37,18 @@ fn a_trapped_write_and_an_empty_call_stay_within_their_figures() {
         assert!(median.is_some_and(|median| median < most), "{scenario} {variant}: {median:?} instructions");
     }
 }
+
+/// Interrupts, and the floor.
+fn latency() -> &'static [Figure] {
+    static FIGURES: OnceLock<Vec<Figure>> = OnceLock::new();
+    FIGURES.get_or_init(|| figures::measure(4, Some("interrupt-latency")).unwrap_or_else(|error| panic!("{error:#}")))
+}
+
+#[test]
+fn an_interrupt_is_one_exit_where_its_end_is_none_and_a_posted_one_no_exit() {
+    let expected = [("injected-running", 2.0), ("injected-pv-eoi", 1.0), ("posted-running", 0.0)];
+    for (variant, exits) in expected {
+        let found = latency().iter().find(|figure| figure.variant == variant);
+        assert_eq!(found.map(|figure| figure.exits_per_op), Some(exits), "{variant}");
+    }
+}

@@ -5,7 +5,9 @@ use super::{
     machine::VcpuMachine,
     memo::Memo,
     mmio::{self, Fault, Outcome, emulate},
-    msr, vmcall,
+    msr,
+    pv_eoi::PvEoi,
+    vmcall,
 };
 use crate::{
     addr::Gpa,
@@ -28,6 +30,8 @@ use crate::{
 pub struct Devices {
     /// Local APIC.
     pub apic: X2Apic,
+    /// Whether its interrupt ends without an exit.
+    pub pv_eoi: PvEoi,
     /// Model-specific registers.
     pub msrs: Msrs,
     /// What CPUID tells.
@@ -153,8 +157,8 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
         }
         Exit::EptViolation => ept_violation(context, EptViolation::read()),
         Exit::Vmcall => vmcall::handle(vcpu, *platform),
-        Exit::Wrmsr => msr::write(vcpu, devices, *platform, cpu::tsc()),
-        Exit::Rdmsr => msr::read(vcpu, devices, cpu::tsc()),
+        Exit::Wrmsr => msr::write(vcpu, devices, ram, *platform, cpu::tsc()),
+        Exit::Rdmsr => msr::read(vcpu, devices, ram, cpu::tsc()),
         Exit::Cpuid => cpuid::handle(vcpu, &devices.policy, devices.apic_id, *xcr0.0),
         Exit::Io => io::access(vcpu, *platform, IoAccess::read()),
         Exit::Hlt => {

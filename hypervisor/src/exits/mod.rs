@@ -13,11 +13,13 @@ pub mod machine;
 pub mod memo;
 pub mod mmio;
 pub mod msr;
+mod pv_eoi;
 pub mod vmcall;
 pub mod walk;
 pub mod width;
 
 pub use dispatch::{Context, Devices, Next, Platform, PortWrite};
+pub use pv_eoi::PvEoi;
 
 use crate::vmx::{Event, EventKind};
 

@@ -3,6 +3,7 @@
 use super::{Action, Devices, Platform};
 use crate::{
     cpu::bits::cr0,
+    memory::Ram,
     vdev::{
         msr::{Effect, VcpuState},
         x2apic,
@@ -12,7 +13,8 @@ use crate::{
 
 /// Serves RDMSR.
 #[inline(never)]
-pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, now: u64) -> Action {
+pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, now: u64) -> Action {
+    devices.pv_eoi.settle(&mut devices.apic, ram);
     let register = vcpu.registers.get32(Registers::RCX);
     let state = state(vcpu, devices, now);
     match devices.msrs.read(register, state, &mut devices.apic) {
@@ -26,7 +28,8 @@ pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, now: u64) -> Action {
 
 /// Serves WRMSR.
 #[inline(never)]
-pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, now: u64) -> Action {
+pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, platform: &mut impl Platform, now: u64) -> Action {
+    devices.pv_eoi.settle(&mut devices.apic, ram);
     let register = vcpu.registers.get32(Registers::RCX);
     let value = vcpu.registers.edx_eax();
     let state = state(vcpu, devices, now);

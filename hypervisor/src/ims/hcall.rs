@@ -3,7 +3,7 @@
 use hcall_abi::{
     Call, DeviceId, DeviceInfo, FaultRecord, Pasid, SlotHandle, SlotInfo, Status, StoreId, StoreKind, Target,
     VERSION_MAJOR, VERSION_MINOR,
-    call::{FAULTS_MAX, QUEUE_SLOTS_MAX},
+    call::{FAULTS_MAX, PV_EOI_ENABLE, QUEUE_SLOTS_MAX},
     cpuid::{CALL_BASE, Features, Limits},
     rax_from_result,
 };
@@ -95,6 +95,7 @@ impl<P: Ports> Service<P> {
             Call::FreeGroup => self.free_group(domain, args),
             Call::QuerySlot => self.query_slot(domain, args, memory),
             Call::OpenQueue => open_queue(domain, args),
+            Call::SetPvEoi => set_pv_eoi(args, memory),
             Call::ReadFaults => read_faults(domain, args, memory),
             Call::Map => self.map(domain, args, memory),
             Call::Free => self.on_slot(domain, args, 2, Self::free),
@@ -326,6 +327,20 @@ fn open_queue(domain: &Domain, args: Args) -> Result<u64, Status> {
         all.queue = Bank::try_new(slots)?;
         Ok(0)
     })
+}
+
+fn set_pv_eoi(args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+    unused(&args[1..])?;
+    let at = match args[0] {
+        0 => None,
+        word if word & PV_EOI_ENABLE == 0 => return Err(Status::InvalidArgument),
+        word => Some(Gpa::new(word & !PV_EOI_ENABLE)),
+    };
+    if let Some(at) = at {
+        let inside = at.is_aligned(4) && memory.read(at, &mut [0; 4]).is_ok();
+        inside.then_some(()).ok_or(Status::BadAddress)?;
+    }
+    memory.set_pv_eoi(at).map(|()| 0)
 }
 
 /// What is in the guest's own memory, the guest masks by itself.

@@ -187,4 +187,10 @@ pub trait GuestMemory {
 
     /// The guest knows the interface now: its devices show that they have message stores.
     fn reveal_stores(&self) {}
+
+    /// The virtual processor that calls ends interrupts by the 4 bytes at this address, if there is one; the service has found them
+    /// in the guest's memory.
+    fn set_pv_eoi(&self, _at: Option<Gpa>) -> Result<(), Status> {
+        Err(Status::Unsupported)
+    }
 }

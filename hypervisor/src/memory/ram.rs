@@ -102,6 +102,17 @@ impl Ram {
         Ok(())
     }
 
+    /// Puts `new` into the 4 bytes at `gpa`, atomically against the guest's processors; what was there. An address that is not a multiple
+    /// of 4 counts as outside.
+    pub fn swap_u32(&self, gpa: Gpa, new: u32) -> Result<u32, Outside> {
+        let target = self.pointer(gpa, 4)?;
+        if !gpa.is_aligned(4) {
+            return Err(Outside);
+        }
+        // SAFETY: `pointer` has checked the range, and the pointer is aligned; all other access of ours is volatile.
+        Ok(unsafe { AtomicU32::from_ptr(target.cast()) }.swap(new, Ordering::SeqCst))
+    }
+
     /// Writes `new` over `old`, of 4 or 8 `bytes`, atomically against the guest's processors. `false` when something else was
     /// there. An address that is not a multiple of `bytes` counts as outside.
     pub fn compare_exchange(&self, gpa: Gpa, bytes: usize, old: u64, new: u64) -> Result<bool, Outside> {

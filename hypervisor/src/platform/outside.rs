@@ -90,6 +90,11 @@ impl GuestMemory for Reach<'_> {
     fn reveal_stores(&self) {
         self.vm.board.lock().bus.reveal_stores();
     }
+
+    fn set_pv_eoi(&self, at: Option<Gpa>) -> Result<(), Status> {
+        let taken = self.vm.seat(self.number).set_pv_eoi(at);
+        if taken { Ok(()) } else { Err(Status::Unsupported) }
+    }
 }
 
 impl Platform for Reach<'_> {

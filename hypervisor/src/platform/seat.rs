@@ -3,10 +3,13 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::{apic, cpu, vmx::posted::Descriptor};
+use crate::{addr::Gpa, apic, cpu, vmx::posted::Descriptor};
 
 /// Exit reasons that are counted: all that the processor gives, in 16 bits, end far below this. A power of two.
 const REASONS: usize = 128;
+
+/// No address of a guest's.
+const NOWHERE: u64 = u64::MAX;
 
 /// What happened to a virtual processor so far. Only the processor that runs it counts; others may look.
 pub struct Counts {
@@ -52,6 +55,8 @@ pub struct Seat {
     requests: [AtomicU64; 4],
     /// Where the processor keeps it: senders post, as devices do.
     descriptor: Option<Arc<Descriptor>>,
+    /// Where it ends interrupts without an exit: a guest-physical address, or [`NOWHERE`].
+    pv_eoi: AtomicU64,
     /// There is something to take, and the processor has been told.
     signalled: AtomicBool,
     /// What happened to it.
@@ -66,6 +71,7 @@ impl Seat {
             host_apic_id,
             requests: [const { AtomicU64::new(0) }; 4],
             descriptor,
+            pv_eoi: AtomicU64::new(NOWHERE),
             signalled: AtomicBool::new(false),
             counts: Counts::default(),
         }
@@ -74,6 +80,22 @@ impl Seat {
     /// The number of the processor that runs it.
     pub fn processor(&self) -> usize {
         self.processor
+    }
+
+    /// Where it ends interrupts without an exit: 4 bytes of the guest's memory, or nowhere. Returns false where the processor keeps its
+    /// local APIC.
+    pub fn set_pv_eoi(&self, at: Option<Gpa>) -> bool {
+        let taken = self.descriptor.is_none();
+        if taken {
+            self.pv_eoi.store(at.map_or(NOWHERE, Gpa::as_u64), Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// Where that is.
+    pub fn pv_eoi(&self) -> Option<Gpa> {
+        let at = self.pv_eoi.load(Ordering::Relaxed);
+        (at != NOWHERE).then_some(Gpa::new(at))
     }
 
     /// Sends it an interrupt.

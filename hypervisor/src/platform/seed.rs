@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     ept::Ept,
-    exits::{Devices, EndReason, memo::Memo},
+    exits::{Devices, EndReason, PvEoi, memo::Memo},
     vdev::{cpuid::Policy, msr::Msrs, x2apic::X2Apic},
     vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic},
 };
@@ -49,6 +49,7 @@ impl Parts {
         let apic_id = self.number as u32;
         Devices {
             apic: X2Apic::new(apic_id, apic_id == 0),
+            pv_eoi: PvEoi::default(),
             msrs: Msrs::new(physical_bits, self.virtual_apic.is_some()),
             policy: self.policy,
             memo: Memo::default(),

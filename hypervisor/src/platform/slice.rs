@@ -137,6 +137,9 @@ fn deliver_interrupts(guest: &mut VirtualCpu) {
     if guest.hand_over_requests() {
         return;
     }
+    if guest.devices.pv_eoi.is_offered() {
+        guest.settle_eoi();
+    }
     let (vcpu, devices) = (&mut guest.vcpu, &mut guest.devices);
     let Some(vector) = devices.apic.pending() else {
         vcpu.set_interrupt_window(false);
@@ -149,4 +152,7 @@ fn deliver_interrupts(guest: &mut VirtualCpu) {
     devices.apic.begin(vector);
     vcpu.inject(Event::new(EventKind::ExternalInterrupt, vector, false), 0);
     vcpu.set_interrupt_window(devices.apic.pending().is_some());
+    if !devices.apic.has_requests() {
+        guest.offer_pv_eoi();
+    }
 }

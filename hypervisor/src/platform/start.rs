@@ -241,6 +241,7 @@ impl Maker {
         let secondary = self.capabilities.secondary;
         let feature = |there: bool, feature: Features| if there { feature } else { Features::default() };
         let posted = feature(apicv, Features::POSTED);
+        let ended = feature(!apicv, Features::PV_EOI);
         let limited = feature(options.storm.is_some(), Features::STORM_LIMIT);
         let forbidden = feature(options.ims_forbidden, Features::IMS_FORBIDDEN);
         Policy {
@@ -251,7 +252,7 @@ impl Maker {
             monitor: apicv,
             kvm_signature: false,
             hypercalls: options.hypercalls,
-            features: FEATURES.union(posted).union(limited).union(forbidden),
+            features: FEATURES.union(posted).union(ended).union(limited).union(forbidden),
             limits: LIMITS,
         }
     }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cpu,
-    exits::{Devices, EndReason},
+    exits::{Devices, EndReason, PvEoi},
     vdev::x2apic::Accepted,
     vmx::{Vcpu, VirtualApic, fields, instr, posted::Turn},
 };
@@ -148,6 +148,8 @@ impl VirtualCpu {
         self.state = State::WaitForSipi;
         self.nmi = false;
         self.devices.apic.reset();
+        self.devices.pv_eoi = PvEoi::default();
+        self.seat.set_pv_eoi(None);
         if let Some(virtual_apic) = &self.virtual_apic {
             virtual_apic.set_turn(Turn::Preempted);
             virtual_apic.reset();
@@ -172,7 +174,26 @@ impl VirtualCpu {
         self.gather_requests();
         match &self.virtual_apic {
             Some(virtual_apic) => virtual_apic.is_pending(),
-            None => self.devices.apic.pending().is_some(),
+            None => {
+                self.settle_eoi();
+                self.devices.apic.pending().is_some()
+            }
+        }
+    }
+
+    /// Ends the interrupt that the guest may have ended without an exit.
+    #[inline(never)]
+    pub fn settle_eoi(&mut self) {
+        if let Some(ram) = &self.vm.holdings.ram {
+            self.devices.pv_eoi.settle(&mut self.devices.apic, ram);
+        }
+    }
+
+    /// The interrupt that is delivered now can be ended without an exit, if the guest has said where.
+    #[inline(never)]
+    pub fn offer_pv_eoi(&mut self) {
+        if let (Some(at), Some(ram)) = (self.seat.pv_eoi(), &self.vm.holdings.ram) {
+            self.devices.pv_eoi.offer(at, ram);
         }
     }
 

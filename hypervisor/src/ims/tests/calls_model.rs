@@ -1,7 +1,10 @@
 //! Every call at random, right or with one thing wrong, against a simple model of what the interface's documentation says. What is
 //! wrong has its own status and changes nothing.
 
-use hcall_abi::{DeviceInfo, Pasid, SlotInfo, call::HANDLES_MAX};
+use hcall_abi::{
+    DeviceInfo, Pasid, SlotInfo,
+    call::{HANDLES_MAX, PV_EOI_ENABLE},
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -154,7 +157,7 @@ fn uses(call: Call) -> [Use; 4] {
     let page = |size, align| Page { size, align };
     match call {
         Call::Nop => [Unused; 4],
-        Call::Discover | Call::Enable => [Other, Unused, Unused, Unused],
+        Call::Discover | Call::Enable | Call::SetPvEoi => [Other, Unused, Unused, Unused],
         Call::QueryDevice => [Store, page(64, 1), Unused, Unused],
         Call::Alloc => [Store, Group, Unused, Unused],
         Call::Free | Call::Unmap | Call::Mask | Call::Unmask => [Store, Handle, Unused, Unused],
@@ -188,6 +191,7 @@ fn right(model: &Model, step: &Step) -> Option<([u64; 4], Box<[u8; 4096]>, usize
     });
     match step.call {
         Call::Enable => args[0] = 1 << 16 | 1,
+        Call::SetPvEoi => args[0] = PAGE.as_u64() | PV_EOI_ENABLE,
         Call::QueryDevice => page[..64].copy_from_slice(&DeviceInfo::request()),
         Call::QuerySlot => page[..64].copy_from_slice(&SlotInfo::request()),
         Call::AllocMany => args[2] = (count + 3) << 32 | count,
@@ -233,6 +237,10 @@ fn spoil(step: &Step, args: &mut [u64; 4]) -> Option<Status> {
         Wrong::HandleBits => (handle()?, args[handle()?] | 1 << 40, Status::InvalidArgument),
         Wrong::StaleHandle => (handle()?, args[handle()?] ^ 0x4000_0000, Status::StaleHandle),
         Wrong::SlotBeyond => (handle()?, 1 << 16 | u64::from(SLOTS), Status::NoSuchSlot),
+        Wrong::AddressOutside if step.call == Call::SetPvEoi => (0, OUTSIDE | PV_EOI_ENABLE, Status::BadAddress),
+        Wrong::AddressMisaligned if step.call == Call::SetPvEoi => {
+            (0, (PAGE.as_u64() + 2) | PV_EOI_ENABLE, Status::BadAddress)
+        }
         Wrong::AddressOutside => (page()?.0, OUTSIDE, Status::BadAddress),
         Wrong::AddressMisaligned => {
             let (at, _, align) = page()?;
@@ -259,6 +267,7 @@ fn spoil(step: &Step, args: &mut [u64; 4]) -> Option<Status> {
             Call::OpenQueue => (1, [0, 4097, 1 << 40][step.picks[3] % 3], Status::InvalidArgument),
             Call::Enable => (0, 2 << 16, Status::Unsupported),
             Call::Discover => (0, 1, Status::NoSuchDevice),
+            Call::SetPvEoi => (0, PAGE.as_u64(), Status::InvalidArgument),
             _ => (find(|what| what == Use::Group)?, 256, Status::InvalidArgument),
         },
         Wrong::Layout if step.call == Call::Map => (3, ItemLayout::V1.0 + 1, Status::BadLayout),
@@ -286,6 +295,8 @@ fn expect(model: &mut Model, step: &Step, index: usize) -> Result<u64, Status> {
     match step.call {
         Call::Nop | Call::QueryDevice | Call::QuerySlot | Call::ReadFaults => Ok(0),
         Call::Enable => Ok(1),
+        // There is no virtual processor here.
+        Call::SetPvEoi => Err(Status::Unsupported),
         Call::Discover => Ok(DEVICE_ARG),
         Call::Alloc => model.alloc(step.group).map(|handle| handle.bits().into()).ok_or(Status::NoFreeSlot),
         Call::AllocMany => {

@@ -1,6 +1,12 @@
 //! The local APIC in x2APIC mode (SDM vol. 3, 12.12), which the guest finds enabled.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use guest_shim::hcall_abi::Status;
+use guest_shim::{Hypercalls, PvEoi, Transport};
+
+use super::smp;
 
 const ID: u32 = 0x802;
 const TPR: u32 = 0x808;
@@ -40,6 +46,10 @@ pub const MESSAGES: u32 = 0xfee0_0000;
 pub const fn message_address(apic_id: u32) -> u32 {
     MESSAGES | apic_id << 12
 }
+
+/// By which processors end interrupts, once one of them does.
+static PV_EOI: [PvEoi; smp::MOST] = [const { PvEoi::new() }; smp::MOST];
+static HAS_PV_EOI: AtomicBool = AtomicBool::new(false);
 
 /// The vector of spurious interrupts, which get no EOI.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
@@ -97,7 +107,20 @@ pub fn is_requested() -> bool {
 /// Ends the interrupt in service.
 pub fn end_of_interrupt() {
     // SAFETY: the x2APIC is enabled.
-    unsafe { wrmsr(EOI, 0) }
+    let write = || unsafe { wrmsr(EOI, 0) };
+    if HAS_PV_EOI.load(Relaxed) { PV_EOI[smp::number()].end(write) } else { write() }
+}
+
+/// INIT has taken from this processor what it ended interrupts by.
+pub fn forget_pv_eoi() {
+    PV_EOI[smp::number()].end(|| ());
+}
+
+/// Ends this processor's interrupts without exits where it can be, from now on. `smp::install` has run.
+pub fn use_pv_eoi<T: Transport>(calls: &Hypercalls<T>) -> Result<(), Status> {
+    calls.set_pv_eoi((&raw const PV_EOI[smp::number()]).expose_provenance() as u64)?;
+    HAS_PV_EOI.store(true, Relaxed);
+    Ok(())
 }
 
 /// Lets the timer fire when the TSC reaches `deadline`; 0 stops it.

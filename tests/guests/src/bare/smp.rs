@@ -145,6 +145,7 @@ unsafe fn place(number: usize) {
 extern "C" fn enter(number: usize) -> ! {
     set_number(number);
     interrupts::use_table();
+    apic::forget_pv_eoi();
     apic::enable();
     // SAFETY: `start` stored a function of this type.
     let main = unsafe { core::mem::transmute::<u64, fn(usize)>(MAIN.load(SeqCst)) };

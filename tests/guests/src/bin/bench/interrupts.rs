@@ -2,10 +2,11 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use guests::bare::assigned::{AssignedDsa, Records};
-use guests::bare::{idle, interrupts, profile};
+use guests::bare::assigned::{AssignedDsa, Records, hypercalls};
+use guests::bare::{apic, idle, interrupts, profile, smp};
 use guests::command_line;
 use guests::dsa::{Completion, Descriptor};
+use guests::guest_shim::hcall_abi::cpuid::Features;
 
 use crate::bench::{Bench, Scenario, now, timed};
 use crate::pool::Pool;
@@ -86,6 +87,18 @@ pub fn measure(
     // Once in any case: what is measured has to work.
     doorbells.one(|before| while handled() == before {});
     latency(bench, &mut doorbells, delivery);
+    stream(bench, &mut doorbells, delivery.many);
+    if let Some(calls) = hypercalls().filter(|calls| calls.interface().features.contains(Features::PV_EOI)) {
+        smp::install();
+        apic::use_pv_eoi(&calls).map_err(|_| "interrupts cannot be ended without exits")?;
+        running(bench, &mut doorbells, "injected-pv-eoi");
+        stream(bench, &mut doorbells, "injected-pv-eoi");
+    }
+    Ok(())
+}
+
+/// Many at a time.
+fn stream(bench: &mut Bench, doorbells: &mut Doorbells, variant: &'static str) {
     let all = |doorbells: &mut Doorbells| {
         let end = handled() + SLOTS as u32;
         timed(|| {
@@ -93,8 +106,14 @@ pub fn measure(
             while handled() < end {}
         })
     };
-    bench.measure(Scenario::new("interrupt-stream", delivery.many, SLOTS, SLOTS), &mut doorbells, |_| {}, all);
-    Ok(())
+    bench.measure(Scenario::new("interrupt-stream", variant, SLOTS, SLOTS), doorbells, |_| {}, all);
+}
+
+/// One at a time, to a guest that waits for it.
+fn running(bench: &mut Bench, doorbells: &mut Doorbells, variant: &'static str) {
+    let scenario = Scenario { marked: MARKED, ..Scenario::new("interrupt-latency", variant, SLOTS, 1) };
+    let one = |doorbells: &mut Doorbells| doorbells.one(|before| while handled() == before {});
+    bench.measure(scenario, doorbells, |_| {}, one);
 }
 
 fn latency(bench: &mut Bench, doorbells: &mut Doorbells, delivery: &Delivery) {
@@ -106,8 +125,7 @@ fn latency(bench: &mut Bench, doorbells: &mut Doorbells, delivery: &Delivery) {
         timed(|| while !RECORDS.complete(0) {})
     };
     bench.measure(scenario("doorbell-to-record", "device"), doorbells, |_| {}, device);
-    let running = |doorbells: &mut Doorbells| doorbells.one(|before| while handled() == before {});
-    bench.measure(scenario("interrupt-latency", delivery.running), doorbells, |_| {}, running);
+    running(bench, doorbells, delivery.running);
     let sleeping = |doorbells: &mut Doorbells| {
         idle::disable_interrupts();
         doorbells.one(|before| idle::sleep_until(|| handled() != before))

@@ -310,6 +310,12 @@ impl Caller<'_> {
         for slots in [0, 4097, 1 << 32 | 1, u64::MAX] {
             self.fails(Call::OpenQueue, [device, slots, 0, 0], Status::InvalidArgument);
         }
+        self.fails(Call::SetPvEoi, [page, 0, 0, 0], Status::InvalidArgument);
+        self.fails(Call::SetPvEoi, [page | 1, 1, 0, 0], Status::InvalidArgument);
+        self.fails(Call::SetPvEoi, [(page + 2) | 1, 0, 0, 0], Status::BadAddress);
+        for address in bad_addresses(self.attacker) {
+            self.fails(Call::SetPvEoi, [address | 1, 0, 0, 0], Status::BadAddress);
+        }
         self.fails(Call::OpenQueue, [device ^ 8, 1, 0, 0], Status::NoSuchDevice);
         self.fails(Call::OpenQueue, [device | 1 << 16, 1, 0, 0], Status::InvalidArgument);
         self.fails(Call::Alloc, [device | 1 << 16, 0, 0, 0], Status::NoFreeSlot);
@@ -327,7 +333,7 @@ impl Caller<'_> {
         let base = u64::from(self.calls.interface().call_base);
         let addresses = bad_addresses(self.attacker);
         for _ in 0..RANDOM_CALLS {
-            let number = base + random.next() % 20;
+            let number = base + random.next() % (Call::ALL.len() as u64 + 2);
             let mut args = [(); 4].map(|()| random.next() >> (random.next() % 64));
             if random.next().is_multiple_of(2) {
                 args[0] = self.device;

@@ -9,6 +9,7 @@ use guests::bare::take_once::TakeOnce;
 use guests::bare::{Guest, apic, idle, interrupts, smp};
 use guests::dsa::{Completion, Descriptor};
 use guests::guest_shim::domain::SlotState;
+use guests::guest_shim::hcall_abi::cpuid::Features;
 use guests::guest_shim::hcall_abi::{Status, Target};
 use guests::guest_shim::store::{CONTROL_MASK, Field, Store};
 use guests::guest_shim::vmcall::Vmcall;
@@ -81,6 +82,12 @@ pub fn run(guest: &Guest, cpus: usize, (ipis, wake, late): (u32, u64, u64), ops:
 
 /// What a processor does.
 fn work(number: usize) {
+    // Every second one ends its interrupts without exits, where it can be.
+    let calls = *CALLS.lock();
+    if let Some(calls) = calls.filter(|calls| number % 2 == 1 && calls.interface().features.contains(Features::PV_EOI))
+    {
+        apic::use_pv_eoi(&calls).unwrap_or_else(|status| error(number, "ends of interrupts", Err(status)));
+    }
     idle::enable_interrupts();
     // A processor that has not come so far takes no interrupts yet.
     READY.fetch_add(1, SeqCst);

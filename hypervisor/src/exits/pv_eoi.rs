@@ -1,0 +1,175 @@
+//! Interrupts that end without an exit: a bit in the guest's memory in place of EOI, as KVM has it (`KVM_FEATURE_PV_EOI`).
+//!
+//! The bit is set when an interrupt is delivered and none waits behind it. The guest clears it at the interrupt's end; the local APIC hears
+//! of that when it next matters: when an interrupt waits for delivery, and before the guest's accesses to the APIC. If one has come to
+//! wait meanwhile, the bit is taken back, so that the end is an exit, at which the next one is delivered.
+
+use hcall_abi::call::PV_EOI_PENDING;
+
+use crate::{addr::Gpa, memory::Ram, vdev::x2apic::X2Apic};
+
+/// The interrupt that may end so: that in service with the highest priority.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PvEoi {
+    /// Where its bit is.
+    offered: Option<Gpa>,
+}
+
+impl PvEoi {
+    /// Whether there is one.
+    pub const fn is_offered(&self) -> bool {
+        self.offered.is_some()
+    }
+
+    /// The interrupt that is delivered now may end so. Bytes outside of the guest's memory are as if there were none.
+    pub fn offer(&mut self, at: Gpa, ram: &Ram) {
+        self.offered = ram.swap_u32(at, PV_EOI_PENDING).is_ok().then_some(at);
+    }
+
+    /// Ends the interrupt if the guest has; takes the offer back if another one waits.
+    #[inline]
+    pub fn settle(&mut self, apic: &mut X2Apic, ram: &Ram) {
+        if let Some(at) = self.offered {
+            self.offered = look(at, apic, ram);
+        }
+    }
+}
+
+/// What is offered from now on.
+#[inline(never)]
+fn look(at: Gpa, apic: &mut X2Apic, ram: &Ram) -> Option<Gpa> {
+    let has_ended = ram.swap_u32(at, 0).is_ok_and(|word| word & PV_EOI_PENDING == 0);
+    if has_ended {
+        apic.end();
+        return None;
+    }
+    if apic.has_requests() {
+        return None;
+    }
+    ram.swap_u32(at, PV_EOI_PENDING).is_ok().then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::testing::TestFrames;
+
+    const AT: Gpa = Gpa::new(0x1000);
+    const FIRST: u8 = 0x50;
+    const HIGHER: u8 = 0x61;
+    const LOWER: u8 = 0x41;
+
+    struct Bed {
+        apic: X2Apic,
+        eoi: PvEoi,
+        ram: Ram,
+        /// What the memory is of.
+        _frames: TestFrames,
+    }
+
+    impl Bed {
+        fn new() -> Self {
+            let frames = TestFrames::default();
+            let ram = Ram::alloc(&frames, 2 << 20).unwrap();
+            let mut apic = X2Apic::new(0, true);
+            apic.write(0x80f, 0x1ff, 0).unwrap();
+            Self { apic, eoi: PvEoi::default(), ram, _frames: frames }
+        }
+
+        /// Delivers what waits, as the run loop does.
+        fn deliver(&mut self) -> Option<u8> {
+            self.eoi.settle(&mut self.apic, &self.ram);
+            let vector = self.apic.pending()?;
+            assert!(self.apic.begin(vector));
+            if !self.apic.has_requests() {
+                self.eoi.offer(AT, &self.ram);
+            }
+            Some(vector)
+        }
+
+        fn comes(&mut self, vector: u8) -> Option<u8> {
+            self.apic.accept(vector);
+            self.deliver()
+        }
+
+        /// The guest's handler ends. Whether that took an exit.
+        fn ends(&mut self) -> bool {
+            let mut word = [0; 4];
+            self.ram.read(AT, &mut word).unwrap();
+            self.ram.write(AT, &[0; 4]).unwrap();
+            let exits = word == [0; 4];
+            if exits {
+                self.eoi.settle(&mut self.apic, &self.ram);
+                self.apic.end();
+            }
+            exits
+        }
+
+        fn is_idle(&mut self) -> bool {
+            self.eoi.settle(&mut self.apic, &self.ram);
+            self.apic.ppr() == 0 && !self.eoi.is_offered()
+        }
+    }
+
+    #[test]
+    fn an_interrupt_that_comes_alone_ends_without_an_exit() {
+        let mut bed = Bed::new();
+        for _ in 0..3 {
+            assert_eq!(bed.comes(FIRST), Some(FIRST));
+            assert!(!bed.ends());
+        }
+        assert!(bed.is_idle());
+    }
+
+    #[test]
+    fn one_that_waits_behind_it_is_delivered_at_its_end() {
+        let mut bed = Bed::new();
+        bed.comes(FIRST);
+        assert_eq!(bed.comes(LOWER), None);
+        assert!(bed.ends(), "the offer is taken back");
+        assert_eq!(bed.deliver(), Some(LOWER));
+        assert!(!bed.ends() && bed.is_idle());
+    }
+
+    #[test]
+    fn one_that_interrupts_it_ends_by_itself_and_the_other_after_it() {
+        let mut bed = Bed::new();
+        bed.comes(FIRST);
+        assert_eq!(bed.comes(HIGHER), Some(HIGHER));
+        assert!(!bed.ends());
+        assert!(bed.ends(), "the bit was the other one's");
+        assert!(bed.is_idle());
+    }
+
+    #[test]
+    fn two_that_wait_come_one_after_the_other() {
+        let mut bed = Bed::new();
+        bed.apic.accept(LOWER);
+        assert_eq!(bed.comes(FIRST), Some(FIRST));
+        assert!(bed.ends(), "there was no offer");
+        assert_eq!(bed.deliver(), Some(LOWER));
+        assert!(!bed.ends() && bed.is_idle());
+    }
+
+    #[test]
+    fn whatever_the_guest_writes_there_it_harms_its_own_interrupts_at_most() {
+        let mut bed = Bed::new();
+        bed.comes(FIRST);
+        bed.apic.end();
+        bed.ram.write(AT, &[0xfe; 4]).unwrap();
+        assert_eq!(bed.comes(FIRST), Some(FIRST));
+        bed.ram.write(AT, &[0xff; 4]).unwrap();
+        assert_eq!(bed.comes(LOWER), None);
+        bed.apic.end();
+        assert_eq!(bed.deliver(), Some(LOWER));
+    }
+
+    #[test]
+    fn an_address_that_is_not_the_guests_is_as_none() {
+        let mut bed = Bed::new();
+        bed.apic.accept(FIRST);
+        bed.apic.begin(FIRST);
+        bed.eoi.offer(Gpa::new(2 << 20), &bed.ram);
+        assert!(!bed.eoi.is_offered());
+    }
+}
