@@ -147,10 +147,15 @@ impl<P: Ports> Place<'_, P> {
         self.store.backing.is_some() && self.device.table_masked.load(Relaxed)
     }
 
+    /// Whether no mask of the guest's is in the slot's way.
+    pub fn may_send(&self, slot: &Slot) -> bool {
+        !slot.masked && !self.is_table_masked()
+    }
+
     /// Delivers the signal that waits for a slot, if one does and nothing holds it. The caller has the slot's lock.
     pub fn send_signal(&self, domain: &Domain, index: u16, slot: &Slot) -> Result<(), Status> {
         let signal = 1 << index;
-        if slot.masked || self.is_table_masked() || self.device.signals.load(Relaxed) & signal == 0 {
+        if !self.may_send(slot) || self.device.signals.load(Relaxed) & signal == 0 {
             return Ok(());
         }
         let target = message::parse(domain, slot.image)?;

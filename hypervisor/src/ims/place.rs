@@ -136,9 +136,10 @@ impl<'a, P: Ports> Place<'a, P> {
         MessagePair { address, data }
     }
 
-    /// Unmasks the slot in the device. It must have a binding; if its entry is not surely flushed, that comes first.
+    /// Unmasks the slot in the device. It must have a binding; if its entry is not surely flushed, that comes first. One that is held
+    /// stays masked until [`Service::sift`].
     pub fn unmask(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
-        if !slot.device_masked {
+        if !slot.device_masked || slot.held {
             return Ok(());
         }
         self.complete_flush(slot)?;
@@ -239,7 +240,7 @@ impl<'a, P: Ports> Place<'a, P> {
                 service.ports.unroute(self.guest(), old.target, old.route);
                 slot.bind(new);
                 slot.flushed = true;
-                if slot.held {
+                if core::mem::take(&mut slot.held) && self.may_send(slot) {
                     // Nobody looks for it at its new place.
                     self.let_send(index, slot);
                 }

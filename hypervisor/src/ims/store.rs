@@ -162,7 +162,7 @@ pub(super) fn settle<P: Ports>(domain: &Domain, place: &Place<P>, index: u16, sl
     match slot.state {
         State::Free => Ok(()),
         State::Raw if slot.is_blank() => place.unbind(index, slot),
-        _ if slot.masked || place.is_table_masked() => place.mask(index, slot),
+        _ if !place.may_send(slot) => place.mask(index, slot),
         State::Raw => {
             let result = settle_message(domain, place, index, slot);
             or_masked(place, index, slot, result)

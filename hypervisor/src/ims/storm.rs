@@ -10,11 +10,12 @@ use super::{
     ports::{Field, Ports},
     service::{Attribution, Service},
     slot::{Slot, State, StoreName},
+    store::settle,
 };
 
 impl<P: Ports> Service<P> {
     /// Masks all slots that lead to `target` in their devices, which note what comes meanwhile. The guest does not see that they are
-    /// masked, and can let a slot go by unmasking it.
+    /// masked, and does not let them go by unmasking them: so it could get past its limit.
     pub fn hold(&self, domain: &Domain, target: Target) {
         self.each_at(domain, target, |place, index, slot| {
             if !slot.device_masked && place.mask(index, slot).is_ok() {
@@ -29,15 +30,15 @@ impl<P: Ports> Service<P> {
     pub fn sift(&self, domain: &Domain, target: Target, last: bool, mut tell: impl FnMut(Attribution)) -> usize {
         let mut held = 0;
         self.each_at(domain, target, |place, index, slot| {
-            if !core::mem::take(&mut slot.held) || !slot.device_masked || slot.masked {
+            if !core::mem::take(&mut slot.held) || !slot.device_masked || !place.may_send(slot) {
                 return;
             }
             place.read_pending(index, slot);
             match (slot.pending, last) {
                 (true, true) => tell(place.limit(index, slot)),
                 (pending, _) => {
-                    // Cannot fail but when its flush does: then it stays masked, as after any failed flush.
-                    let released = place.unmask(index, slot).is_ok();
+                    // The guest may have written what it cannot send; or its flush fails, as any may. Then it stays masked.
+                    let released = settle(domain, place, index, slot).is_ok();
                     if pending && released && place.mask(index, slot).is_ok() {
                         slot.held = true;
                         held += 1;

@@ -412,6 +412,24 @@ fn feature_storm_a_vector_of_a_virtual_function_that_rages_is_masked_and_its_tab
 }
 
 #[test]
+fn a_slot_that_is_held_when_its_table_is_masked_stays_masked_with_it() {
+    for last in [false, true] {
+        for pending in [false, true] {
+            let two = Two::new();
+            let loud = target(0, 0x41);
+            two.program(3, loud);
+            two.service.hold(&two.domain, loud);
+            two.hold(true);
+            two.machine().set_pending(&two.table(), 3, pending);
+            assert_eq!(two.service.sift(&two.domain, loud, last, |slot| panic!("{slot:?} sends nothing")), 0);
+            assert_eq!(two.comes_out(3), None, "last look {last}, pending {pending}");
+            two.hold(false);
+            assert_eq!(two.comes_out(3), Some(loud));
+        }
+    }
+}
+
+#[test]
 fn feature_emulated_no_signal_is_lost_or_doubled_while_all_masks_are_taken_away() {
     const ROUNDS: usize = 2_000;
     let two = Two::new();

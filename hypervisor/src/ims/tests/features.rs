@@ -252,14 +252,22 @@ fn feature_storm_the_slot_that_fires_is_masked_and_those_beside_it_lose_nothing(
 #[test]
 fn a_slot_that_the_guest_changes_while_it_is_held_is_the_guests() {
     let bench = Bench::new();
-    let [masked, unmasked, freed, moved] = [(); 4].map(|()| bench.mapped(target(0, 0x40)));
+    let [masked, unmasked, freed, moved, both, written] = [(); 6].map(|()| bench.mapped(target(0, 0x40)));
     bench.service.hold(&bench.domain, target(0, 0x40));
+    bench.on(Call::Mask, both).unwrap();
+    bench.retarget(both, target(1, 0x41)).unwrap();
+    assert_eq!(bench.fire(both.index()), None, "it was masked before it moved");
+    bench.on(Call::Unmask, both).unwrap();
+    assert_eq!(bench.fire(both.index()), Some(target(1, 0x41)));
     bench.retarget(moved, target(1, 0x41)).unwrap();
     bench.on(Call::Mask, masked).unwrap();
     bench.on(Call::Unmask, unmasked).unwrap();
     bench.on(Call::Free, freed).unwrap();
+    bench.poke(written.index(), Field::AddressLo, 0).unwrap_err();
+    assert_eq!(bench.fire(unmasked.index()), None, "it is held as before, or nobody had a limit");
     assert_eq!(bench.service.sift(&bench.domain, target(0, 0x40), true, |_| panic!("nobody is a storm")), 0);
     assert_eq!(bench.fire(masked.index()), None);
+    assert_eq!(bench.fire(written.index()), None, "it is not what the guest was given");
     assert_eq!(bench.fire(unmasked.index()), Some(target(0, 0x40)));
     assert_eq!(bench.fire(freed.index()), None);
     assert_eq!(bench.fire(moved.index()), Some(target(1, 0x41)), "it is not forgotten where it went");
