@@ -21,6 +21,9 @@ const RESERVE: usize = 4 * 1024;
 /// Reads of the status register before a byte is given up: a port that nobody answers must not stop the machine.
 const SEND_ATTEMPTS: u32 = 1_000_000;
 
+/// Attempts to get the console before it is broken open: longer than any line takes.
+const BREAK_ATTEMPTS: u32 = 10_000_000;
+
 /// First come, first served: a processor that has nothing else to do asks for it without end, and must not keep the others out.
 static CONSOLE: TicketMutex<Option<Console>> = TicketMutex::new(None);
 /// The ring, under the console's lock. By itself it is all zeros, which the image need not hold.
@@ -170,13 +173,25 @@ pub fn drain() {
     }
 }
 
-/// Takes the console away from whoever holds it.
+/// Takes the console away from whoever holds it and does not let it go.
 ///
 /// # Safety
-/// Only the panic path may call it: the holder never runs again.
+/// Only the panic path may call it: if the holder is this very processor, it never runs again.
 pub unsafe fn break_lock() {
-    // SAFETY: the holder of the lock is this very processor, which is going to end in the panic handler.
-    unsafe { CONSOLE.force_unlock() }
+    // SAFETY: another processor lets it go in that time.
+    unsafe { break_open(&CONSOLE) }
+}
+
+/// Unlocks what nobody unlocks. A ticket lock that is free must be left alone: it would skip a ticket, and wait for that for ever.
+///
+/// # Safety
+/// Who holds the lock lets it go before many attempts are over, or never runs again.
+unsafe fn break_open<T>(lock: &TicketMutex<T>) {
+    let mut attempts = 0..BREAK_ATTEMPTS;
+    if !attempts.any(|_| lock.try_lock().is_some()) {
+        // SAFETY: the caller vouches for it.
+        unsafe { lock.force_unlock() }
+    }
 }
 
 /// Writes a line for the launcher: `event!("guest-start guest={} name={}", id, name)`.
@@ -185,4 +200,22 @@ macro_rules! event {
     ($($text:tt)*) => {
         $crate::console::event(format_args!($($text)*))
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_broken_open_works_whether_it_was_held_or_not() {
+        let lock = TicketMutex::new(());
+        for held in [false, true, false] {
+            if held {
+                core::mem::forget(lock.lock());
+            }
+            // SAFETY: nobody else has the lock, and its guard is forgotten.
+            unsafe { break_open(&lock) };
+            assert!(lock.try_lock().is_some(), "held: {held}");
+        }
+    }
 }

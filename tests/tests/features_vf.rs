@@ -50,6 +50,11 @@ static STORM: Scenario = Scenario::new("a virtual function that storms", |plan| 
     plan.guest("vfunc", "vfunc device=vdsa storm=50 cmdline=case=storm")
 });
 
+/// Errors without end, of which the parent tells the hypervisor.
+static FLOOD: Scenario = Scenario::new("a virtual function with errors without end", |plan| {
+    plan.guest("vfunc", "vfunc device=vdsa cmdline=case=flood")
+});
+
 /// It reaches for memory that is not its, and ends without stopping anything.
 static CRASH: Scenario = Scenario::new("a guest with a virtual function that crashes", |plan| {
     plan.config.cpus = 2;
@@ -181,6 +186,14 @@ fn feature_storm_a_virtual_functions_vector_that_rages_is_masked_in_its_table() 
     let told = boot.events("storm");
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!((told[0].get("guest"), told[0].get("store"), told[0].get("slot")), (Some("0"), Some("msix"), Some("1")));
+}
+
+#[test]
+fn attack_24_errors_without_end_leave_the_first_processor_to_others() {
+    let boot = FLOOD.run();
+    let flood = boot.verified("vfunc", "flood");
+    let exits = boot.guest("vfunc").exits.get("external-interrupt").copied().unwrap_or(0);
+    assert!(exits < flood / 8, "{exits} exits for interrupts, {flood} errors");
 }
 
 #[test]

@@ -21,6 +21,18 @@ static STRESSED: [Scenario; 5] = [
     Scenario::new("five virtual processors on two", |plan| smp(plan, 2, 5, SOME)),
 ];
 
+/// Guests with as many virtual processors as they can have.
+static MANY: Scenario = Scenario::new("four times 64 virtual processors", |plan| {
+    ["a", "b", "c", "d"].iter().try_for_each(|name| plan.guest("hello", &format!("{name} cpus=64")))
+});
+
+#[test]
+fn the_hypervisor_has_memory_for_as_many_virtual_processors_as_guests_ask_for() {
+    let boot = MANY.run();
+    boot.assert_hypervisor_lived();
+    ["a", "b", "c", "d"].into_iter().for_each(|name| boot.assert_guest_right(name));
+}
+
 /// The guest is right, and everything that it held has come back.
 fn assert_right(boot: &Boot) {
     boot.assert_hypervisor_lived();

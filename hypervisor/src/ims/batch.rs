@@ -73,6 +73,9 @@ pub fn check(items: Gpa, number: u64, layout: u64) -> Result<usize, Status> {
 }
 
 impl Batch {
+    /// Bytes of memory that a room takes in all.
+    pub const BYTES: u64 = (size_of::<Self>() + BATCH_LIMIT * size_of::<Item>()) as u64;
+
     /// Room, empty.
     pub fn new(name: u8) -> Self {
         Self {

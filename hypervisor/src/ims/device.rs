@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
-use hcall_abi::{SlotHandle, Status};
+use hcall_abi::{SlotHandle, Status, call::QUEUE_SLOTS_MAX};
 use spin::{Mutex, MutexGuard, RwLockReadGuard};
 
 use super::{
@@ -14,6 +14,14 @@ use super::{
     slot::{FreeMap, Slot, State, StoreName},
 };
 use crate::sync::Shared;
+
+/// Bytes of memory that a device with so many slots takes in all, for a guest with so many virtual processors and with all that the
+/// guest can ask for. Where there are as many, no guest can take what others need.
+pub const fn most_bytes(slots: u32, processors: u32) -> u64 {
+    // Which are free are some bits more.
+    let slot = size_of::<Mutex<Slot>>() as u64 + 1;
+    (slots as u64 + QUEUE_SLOTS_MAX) * slot + processors as u64 * Batch::BYTES
+}
 
 /// A device of a guest.
 pub struct Device {

@@ -1,16 +1,16 @@
-//! When a unit's fault events are masked, and when they come back.
+//! When events of a remapping unit (its faults) or of a device that the hypervisor keeps (its errors) are masked, and when they come back.
 //!
-//! A guest's device can cause faults as fast as it likes, and an interrupt for each would take the processor from everybody else. So a
-//! burst of events masks them; from then on the unit's records are looked at from time to time, and when there is nothing in
-//! them the events are let in again.
+//! A guest's device can cause faults and errors as fast as it likes, and an interrupt for each would take the processor from everybody
+//! else. So a burst of events masks them; from then on what is recorded is looked at from time to time, and when there is nothing
+//! the events are let in again.
 #![forbid(unsafe_code)]
 
 /// Ticks in which events are counted together, and between two looks while they are masked.
-const WINDOW: u64 = 1_000_000;
+pub const WINDOW: u64 = 1_000_000;
 /// Events in a window that are let in.
 const MOST: u32 = 32;
 
-/// The events of one unit.
+/// The events of one unit or device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Burst {
     /// When the window began, or when the records were looked at last.
@@ -32,6 +32,11 @@ impl Burst {
             (self.since, self.masked) = (now, true);
         }
         mask
+    }
+
+    /// Whether events are masked.
+    pub const fn is_masked(&self) -> bool {
+        self.masked
     }
 
     /// Whether it is time to look at the records: only while events are masked.

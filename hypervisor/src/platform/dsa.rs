@@ -93,6 +93,8 @@ pub fn wait_command(registers: &impl Registers) -> bool {
 
 /// Resets the device. Returns whether it answered.
 pub fn reset(registers: &impl Registers) -> bool {
+    // A command that it is at would swallow this one. If that does not end, this is all that is left to try.
+    wait_command(registers);
     registers.write32(CMD, command::RESET_DEVICE << CMD_SHIFT);
     wait_command(registers)
 }
@@ -168,6 +170,11 @@ fn command(registers: &impl Registers, number: u32, operand: u32) -> Result<(), 
 
 /// The same for a command with a result.
 fn result_of(registers: &impl Registers, number: u32, operand: u32) -> Result<u16, u8> {
+    // A guest may have the device drain its queue for longer than that was waited for. A command that is given meanwhile is swallowed,
+    // and the other one's end would be taken for its.
+    if !wait_command(registers) {
+        return Err(NO_ANSWER);
+    }
     registers.write32(CMD, number << CMD_SHIFT | operand);
     if !wait_command(registers) {
         return Err(NO_ANSWER);
@@ -239,9 +246,9 @@ impl<R: Registers> Queue<'_, R> {
     }
 }
 
-/// Has the device raise MSI-X entry 0 when it records an error.
-pub fn tell_errors(registers: &impl Registers) {
-    registers.write32(GENCTRL, GENCTRL_ERROR);
+/// Has the device raise MSI-X entry 0 when it records an error, or not.
+pub fn tell_errors(registers: &impl Registers, told: bool) {
+    registers.write32(GENCTRL, if told { GENCTRL_ERROR } else { 0 });
 }
 
 /// Takes the causes of the device's interrupt. Returns whether it has revoked interrupt handles.

@@ -4,7 +4,7 @@
 use alloc::{format, string::String, vec::Vec};
 
 use super::{
-    assign::Refusal,
+    assign::{self, Refusal},
     dsa,
     ledger::{Ledger, Part, Unavailable},
     loader::Module,
@@ -15,8 +15,12 @@ use super::{
 use crate::{
     addr::Bdf,
     guest::options::{Device, Options},
+    ims::most_bytes,
     pci::{Function, scan::stands_alone},
 };
+
+/// Bytes of the heap that a virtual processor takes, and more: most of them are what it remembers of instructions.
+const PROCESSOR_BYTES: u64 = 64 << 10;
 
 /// A guest as it is to be made.
 pub struct Plan {
@@ -26,6 +30,19 @@ pub struct Plan {
     pub processors: Vec<usize>,
     /// The functions that it gets.
     pub given: Vec<Given>,
+}
+
+impl Plan {
+    /// Bytes of the heap that the guest takes with what it gets, or may ask for later.
+    pub fn heap_bytes(&self) -> u64 {
+        let cpus = self.options.cpus;
+        let processors = u64::from(cpus) * PROCESSOR_BYTES;
+        let each = self.given.iter().map(|given| match given {
+            Given::Whole(function) => most_bytes(assign::slots(function), cpus),
+            Given::Virtual(share) => most_bytes(share.vectors.into(), cpus),
+        });
+        processors + each.sum::<u64>()
+    }
 }
 
 /// What a guest gets.

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     addr::{Bdf, Hpa},
-    apic,
+    apic, cpu,
     ims::{
         Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Reach, Remap, Service, Shadow, Store,
         StoreSpec, UnitNumber, Wanted,
@@ -552,8 +552,9 @@ impl Delivery for MachinePorts {
     }
 
     fn nowhere(&self) -> HostRoute {
-        // A wake-up more or less is nothing to a processor, and the vector is none that guests' routes have.
-        let destination = self.vectors.first().map_or(0, Vectors::destination);
+        // A wake-up more or less is nothing to a processor, and the vector is none that guests' routes have. This processor gets them: a
+        // guest that has many thrown away takes nobody else's time.
+        let destination = self.vectors.get(cpu::this::this().number).map_or(0, Vectors::destination);
         HostRoute::Remapped { vector: apic::WAKE_UP_VECTOR, destination }
     }
 

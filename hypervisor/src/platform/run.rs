@@ -89,6 +89,7 @@ impl Runner {
                 None => self.idle(),
             }
             self.service.ports().faults().poll(self.service);
+            self.service.ports().parents().poll(self.service);
             console::pump();
         }
         good
@@ -163,7 +164,7 @@ impl Runner {
             // Whoever waits for them is looked after in any case.
             apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
             apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
-            apic::DEVICE_VECTOR => self.service.ports().parents().hand_out_events(self.service),
+            apic::DEVICE_VECTOR => self.service.ports().parents().event(self.service),
             _ => match self.owner(vector) {
                 Some((cpu, vector)) => cpu.accept(vector),
                 None => self.service.ports().count_stray(),
@@ -223,11 +224,12 @@ impl Runner {
         timer.min(now.saturating_add(SLICE))
     }
 
-    /// When the next timer of one that has halted fires, or slots that are held are to be looked at.
+    /// When the next timer of one that has halted fires, or slots that are held, or devices, are to be looked at.
     fn next_timer(&self, now: u64) -> Option<u64> {
         let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
         let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
-        timers.chain(self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due())).min()
+        let looks = self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due());
+        timers.chain(looks).chain(self.service.ports().parents().due(now)).min()
     }
 
     /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.

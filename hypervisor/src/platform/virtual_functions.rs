@@ -7,12 +7,14 @@
 //! slots are for that PASID alone.
 
 use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use hcall_abi::{DeviceId, Pasid};
-use spin::Mutex;
+use spin::mutex::TicketMutex;
 
 use super::{
     assign::{self, Refusal, Room},
+    burst::{self, Burst},
     dsa::{self, Queue},
     ledger::Part,
     machine::Machine,
@@ -24,6 +26,7 @@ use super::{
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    cpu,
     ept::Access,
     guest::memory_map::BarAllocator,
     ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
@@ -54,6 +57,8 @@ struct Virtual {
     bus_master: bool,
     msix_enabled: bool,
     function_masked: bool,
+    /// It has been told of as one whose queue does not stop: its guest can bring that about again and again.
+    told: bool,
 }
 
 impl Virtual {
@@ -83,8 +88,9 @@ pub struct Parent {
     registers: Mmio,
     /// By which errors are told of; without it they are found when a guest's function is written to.
     interrupt: Option<OwnEntry>,
-    /// The lock keeps what the device is told and what is known of it together.
-    shares: Mutex<Shares>,
+    /// The lock keeps what the device is told and what is known of it together. Those who want it get it in turn: it is held while the
+    /// device carries out commands, so a guest that gives one after another would keep it.
+    shares: TicketMutex<Shares>,
 }
 
 /// Who has what of a function.
@@ -93,6 +99,8 @@ struct Shares {
     /// Those that have asked for something, until they leave.
     guests: Vec<GuestId>,
     functions: Vec<Virtual>,
+    /// The interrupts by which the device tells of errors.
+    burst: Burst,
 }
 
 impl Shares {
@@ -103,7 +111,11 @@ impl Shares {
 
 /// All functions that the hypervisor keeps. Its lock comes before theirs.
 #[derive(Default)]
-pub struct Parents(Mutex<Vec<Arc<Parent>>>);
+pub struct Parents {
+    all: TicketMutex<Vec<Arc<Parent>>>,
+    /// How many do not tell of errors for now.
+    masked: AtomicUsize,
+}
 
 impl Parents {
     /// The function, for a guest. The hypervisor takes it if it has not yet.
@@ -114,7 +126,7 @@ impl Parents {
         service: &MachineService,
         function: &Function,
     ) -> Result<Arc<Parent>, Refusal> {
-        let mut parents = self.0.lock();
+        let mut parents = self.all.lock();
         let known = parents.iter().find(|parent| parent.function.bdf == function.bdf).cloned();
         let parent = match known {
             Some(parent) => parent,
@@ -131,18 +143,47 @@ impl Parents {
         Ok(Arc::clone(&parent))
     }
 
-    /// Tells guests' functions what the devices have to say.
-    pub fn hand_out_events(&self, service: &MachineService) {
-        for parent in self.0.lock().iter() {
-            parent.hand_out_events(service, &mut parent.shares.lock().functions);
+    /// An interrupt has come: tells guests' functions what the devices have to say.
+    pub fn event(&self, service: &MachineService) {
+        for parent in self.all.lock().iter() {
+            let Shares { functions, burst, .. } = &mut *parent.shares.lock();
+            // The lists are locked no longer than for what is recorded now: more comes by another interrupt.
+            if parent.hand_out_events(service, functions) && burst.event(cpu::tsc(), false) {
+                dsa::tell_errors(&parent.registers, false);
+                self.masked.fetch_add(1, Ordering::Relaxed);
+            }
         }
+    }
+
+    /// Looks at devices that do not tell of errors, when it is time. To be called again and again, and at [`Self::due`].
+    pub fn poll(&self, service: &MachineService) {
+        if self.masked.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        // Whoever has them looks already, or is soon done.
+        let Some(parents) = self.all.try_lock() else { return };
+        for parent in parents.iter() {
+            let Some(mut shares) = parent.shares.try_lock() else { continue };
+            let (Shares { functions, burst, .. }, now) = (&mut *shares, cpu::tsc());
+            if burst.is_due(now) && burst.looked(now, parent.hand_out_events(service, functions)) {
+                self.masked.fetch_sub(1, Ordering::Relaxed);
+                dsa::tell_errors(&parent.registers, true);
+                // One that was recorded before that raises nothing any more.
+                parent.hand_out_events(service, functions);
+            }
+        }
+    }
+
+    /// When to look again, if it is `now`: guests wait for what the devices do not tell by themselves.
+    pub fn due(&self, now: u64) -> Option<u64> {
+        (self.masked.load(Ordering::Relaxed) != 0).then(|| now.saturating_add(burst::WINDOW))
     }
 
     /// A guest leaves: its functions, which [`Parent::quiesce`] has stopped, are no more. With the last guest the function is not kept any
     /// longer.
     pub fn leave(&self, parent: &Arc<Parent>, guest: GuestId, service: &MachineService) {
-        let mut parents = self.0.lock();
-        let Shares { guests, functions } = &mut *parent.shares.lock();
+        let mut parents = self.all.lock();
+        let Shares { guests, functions, burst } = &mut *parent.shares.lock();
         for function in functions.extract_if(.., |function| function.name.0 == guest) {
             dsa::close_slots(&parent.registers, function.first_slot, function.vectors);
         }
@@ -151,6 +192,9 @@ impl Parents {
             return;
         }
         parent.stop();
+        if burst.is_masked() {
+            self.masked.fetch_sub(1, Ordering::Relaxed);
+        }
         if let Some(interrupt) = &parent.interrupt {
             service.give_back_own(interrupt);
         }
@@ -184,9 +228,9 @@ impl Parent {
         })?;
         let interrupt = own_interrupt::listen(machine, service, function);
         if interrupt.is_some() {
-            dsa::tell_errors(&registers);
+            dsa::tell_errors(&registers, true);
         }
-        Ok(Self { machine, function: function.clone(), registers, interrupt, shares: Mutex::default() })
+        Ok(Self { machine, function: function.clone(), registers, interrupt, shares: TicketMutex::default() })
     }
 
     /// Its place on the machine.
@@ -223,6 +267,7 @@ impl Parent {
             bus_master: false,
             msix_enabled: false,
             function_masked: false,
+            told: false,
         });
         let backing = Some(Backing { pasid, emulated: SIGNALLED + 1 });
         let msix = StoreSpec {
@@ -314,7 +359,8 @@ impl Parent {
         match effect {
             Effect::Command { bus_master, .. } => {
                 function.bus_master = bus_master;
-                if !function.registers.set_bus_master(bus_master, &mut queue) {
+                let stopped = function.registers.set_bus_master(bus_master, &mut queue);
+                if !stopped && !core::mem::replace(&mut function.told, true) {
                     log::error!("{}: a work queue that has to stop does not", self.function.bdf);
                 }
             }
@@ -333,25 +379,28 @@ impl Parent {
     }
 
     /// Tells the functions what the device has to say: revoked handles to all of them, an error to the one whose work queue's it is.
-    fn hand_out_events(&self, service: &MachineService, functions: &mut [Virtual]) {
-        if dsa::take_causes(&self.registers) {
+    /// Returns whether it had recorded something.
+    fn hand_out_events(&self, service: &MachineService, functions: &mut [Virtual]) -> bool {
+        let revoked = dsa::take_causes(&self.registers);
+        if revoked {
             for function in functions.iter_mut() {
                 function.registers.revoke_handles();
                 function.signal(service);
             }
         }
-        let Some((Some(queue), record)) = dsa::take_error(&self.registers) else { return };
-        let whose = functions.iter_mut().find(|function| function.queue == queue);
+        let Some((queue, record)) = dsa::take_error(&self.registers) else { return revoked };
+        let whose = functions.iter_mut().find(|function| Some(function.queue) == queue);
         if let Some(function) = whose
             && function.registers.record_error(record)
         {
             function.signal(service);
         }
+        true
     }
 
     /// Stops what a guest's functions do: before their interrupts and the guest's memory are taken away.
     pub fn quiesce(&self, guest: GuestId) {
-        let Shares { guests, functions } = &mut *self.shares.lock();
+        let Shares { guests, functions, .. } = &mut *self.shares.lock();
         if *guests == [guest] {
             return self.stop();
         }

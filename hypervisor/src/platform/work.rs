@@ -12,7 +12,7 @@ use super::{
     loader::Module,
     machine::Machine,
     memory::FRAMES,
-    plan::{Plans, plans},
+    plan::{Plan, Plans, plans},
     ports::MachineService,
     run::Runner,
     seed::Seed,
@@ -24,7 +24,7 @@ use crate::{
     cpu::{self, fpu::Xsave, interrupts, tables::Bases},
     event,
     ims::GuestId,
-    memory::FrameSource,
+    memory::{FrameSource, heap},
     vmx::{Capabilities, Host, Refusal, caps::Raw, instr::Failure},
 };
 
@@ -132,6 +132,11 @@ impl Work {
                 self.refuse(index, why);
             }
         }
+        // What guests can have the hypervisor allocate is allocated here: the heap is full for nobody.
+        let heap: u64 = plans.iter().flatten().map(Plan::heap_bytes).sum();
+        if heap != 0 && !heap::extend(&FRAMES, heap) {
+            log::error!("no {} KiB for what guests' devices need", heap >> 10);
+        }
         let free = FRAMES.free_bytes();
         self.go.store(true, Ordering::Release);
         self.share(0, processor);
@@ -151,7 +156,7 @@ impl Work {
                 self.service.ports().faults().event(self.service);
             }
             if events {
-                self.service.ports().parents().hand_out_events(self.service);
+                self.service.ports().parents().event(self.service);
             }
         }
         self.service.ports().faults().finish(self.service);

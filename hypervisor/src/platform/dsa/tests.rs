@@ -1,4 +1,4 @@
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 
 use dsa_model::{Config, Dsa, Fault, PortalWrite, Upstream};
 
@@ -45,6 +45,52 @@ fn a_device_that_never_answers_is_given_up() {
     let mut fake = Fake([0; 64]);
     fake.0[CMDSTS / 8] = 1 << 31;
     assert!(!wait_command(&fake));
+}
+
+/// A device that is at a command for so many reads of its status.
+struct Busy {
+    left: Cell<u32>,
+    /// The commands that it was given, and whether it was at another one then.
+    given: RefCell<Vec<(u32, bool)>>,
+}
+
+impl Busy {
+    fn for_reads(left: u32) -> Self {
+        Self { left: Cell::new(left), given: RefCell::default() }
+    }
+}
+
+impl Registers for Busy {
+    fn read32(&self, offset: usize) -> u32 {
+        let left = self.left.get();
+        if offset == CMDSTS {
+            self.left.set(left.saturating_sub(1));
+        }
+        if offset == CMDSTS && left != 0 { CMDSTS_ACTIVE } else { 0 }
+    }
+    fn read64(&self, _: usize) -> u64 {
+        0
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        if offset == CMD {
+            self.given.borrow_mut().push((value >> CMD_SHIFT, self.left.get() != 0));
+        }
+    }
+    fn write64(&self, _: usize, _: u64) {}
+}
+
+#[test]
+fn what_one_guest_has_the_device_do_for_long_does_not_swallow_anothers_command() {
+    let queue = |registers| Queue { registers, number: 1, pasid: 2, first_slot: 0 };
+    let busy = Busy::for_reads(1000);
+    assert_eq!((queue(&busy).disable(), reset(&busy)), (Ok(()), true));
+    assert_eq!(*busy.given.borrow(), [(command::DISABLE_WQ, false), (command::RESET_DEVICE, false)]);
+    let stuck = Busy::for_reads(u32::MAX);
+    assert_eq!(queue(&stuck).disable(), Err(NO_ANSWER), "it is not taken for done");
+    assert_eq!(*stuck.given.borrow(), []);
+    let again = Busy::for_reads(10);
+    assert!(reset(&again));
+    assert_eq!(*again.given.borrow(), [(command::RESET_DEVICE, false)]);
 }
 
 /// The device's model, which works on when it is told to.

@@ -324,3 +324,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_queue_that_is_off_already_is_no_obstacle_to_a_reset() {
+    let mut guest = Guest::working();
+    guest.queue.error = Some(0xff);
+    assert_eq!(guest.command(7, 1), 0xff, "the parent did not answer in time");
+    assert_eq!(guest.state(), (1, 1));
+    guest.queue.error = Some(error::DEV_NOT_EN);
+    assert_eq!((guest.command(5, 0), guest.state()), (0, (0, 0)), "but was done since");
+    assert_eq!((guest.command(1, 0), guest.command(6, 0), guest.state()), (0, 0, (1, 1)));
+    guest.queue.error = Some(error::DEV_NOT_EN);
+    assert!(guest.dsa.set_bus_master(false, &mut guest.queue));
+    assert_eq!(guest.state(), (0, 0));
+}

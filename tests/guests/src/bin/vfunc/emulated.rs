@@ -56,11 +56,15 @@ fn held_by_masks(vf: &mut Vf) {
     }
 }
 
-/// A descriptor without a completion record that fails is told of in SWERR.
+/// A descriptor without a completion record that fails.
+pub fn wrong() -> Descriptor {
+    Descriptor { opcode: BAD_OPCODE, flags: 0, ..Descriptor::noop(0, 0) }
+}
+
+/// It is told of in SWERR.
 fn errors(vf: &mut Vf) {
     vf.dsa.registers().write(spec::GENCTRL, spec::GENCTRL_ERROR);
-    let wrong = Descriptor { opcode: BAD_OPCODE, flags: 0, ..Descriptor::noop(0, 0) };
-    vf.submit_raw(&wrong);
+    vf.submit_raw(&wrong());
     let came = vf.take_signals();
     expect(came == 1, "not one interrupt for an error");
     let [low, high] = [0, 4].map(|at| vf.dsa.registers().read(spec::SWERR + at));

@@ -7,6 +7,7 @@
 
 mod crash;
 mod emulated;
+mod flood;
 mod function;
 mod masks;
 mod odd;
@@ -35,6 +36,7 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
         return match case {
             "storm" => storm::run(&mut first),
             "crash" => crash::run(&mut first),
+            "flood" => flood::run(&mut first),
             _ => Err("no such case"),
         };
     }
