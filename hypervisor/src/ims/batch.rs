@@ -1,7 +1,7 @@
 //! The map call: many slots, one flush.
 
 use alloc::vec::Vec;
-use core::{iter::once, num::NonZeroU16};
+use core::{iter::once, num::NonZeroU16, slice};
 
 use hcall_abi::{ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target};
 
@@ -132,38 +132,21 @@ impl Batch {
     #[inline(never)]
     fn begin<P: Ports>(&mut self, domain: &Domain, place: &Place<P>, bank: &Bank, number: usize) -> u64 {
         self.repeated.clear();
-        let Self { name, items, fresh, repeated, .. } = self;
-        let (name, items) = (*name, items.get_mut(..number).unwrap_or_default());
-        let mut rooms = fresh.iter_mut();
+        let name = self.name;
+        let mut rooms = self.fresh.iter_mut();
         // A processor of the guest's, once there was one.
         let mut known = u64::MAX;
-        let (mut begun, mut failed) = (0, 0);
-        for (n, bytes) in items.iter_mut().enumerate() {
-            let mut look = || {
-                let MapRequest { handle, target, unmask, cookie } = MapRequest::from_bytes(bytes)?;
-                let item = Item { handle, number: n as u8, unmask };
-                let slot = &mut *bank.held(handle)?;
-                if known != target.apic_id.into() {
-                    known = domain.own(target)?.apic_id.into();
-                }
-                if slot.state != State::Allocated {
-                    check_mapped(place, slot, name, target, cookie)?;
-                    repeated.push(item);
-                } else if let Some(room) = rooms.next() {
-                    slot.begin_mapping(target, cookie, name);
-                    room.wanted.target = target;
-                    room.item = item;
-                    begun += 1;
-                }
-                *bytes = MapReply(Ok(slot.pair(handle.index()))).to_bytes();
-                Ok(())
-            };
-            if let Err(status) = look() {
-                failed += 1;
-                *bytes = MapReply(Err(status)).to_bytes();
+        // There are no more items than a byte can number.
+        let (mut n, mut failed) = (0u8, 0);
+        for bytes in self.items.get_mut(..number).unwrap_or_default() {
+            if let Some(handle) = begin_usual(domain, bank, &mut known, bytes, name, n, &mut rooms) {
+                *bytes = MapReply(Ok(Slot::pair_of(handle))).to_bytes();
+            } else {
+                failed += look_again(domain, place, bank, bytes, name, n, &mut self.repeated);
             }
+            n = n.wrapping_add(1);
         }
-        self.number = begun;
+        self.number = BATCH_LIMIT - rooms.len();
         failed
     }
 
@@ -248,11 +231,7 @@ impl Batch {
             let Ok(mut slot) = bank.lock(index) else { continue };
             slot.complete_mapping(item.handle, *route, entry, item.unmask);
             service.own(entry, owner.of(index));
-            place.store_message(index, entry);
-            place.show_all(index, &slot);
-            if item.unmask {
-                place.let_send(index, &mut slot);
-            }
+            place.begin_to_send(index, &slot, item.handle, entry);
         }
     }
 
@@ -270,6 +249,60 @@ impl Batch {
         }
         failed
     }
+}
+
+/// What nearly every item is: a sound one for an allocated slot. The slot is marked, and has its room. `None` for whatever else it is, and
+/// nothing has been done.
+#[inline(always)]
+fn begin_usual(
+    domain: &Domain,
+    bank: &Bank,
+    known: &mut u64,
+    bytes: &[u8; MapRequest::SIZE],
+    batch: u8,
+    number: u8,
+    rooms: &mut slice::IterMut<'_, Fresh>,
+) -> Option<SlotHandle> {
+    let MapRequest { handle, target, unmask, cookie } = MapRequest::from_bytes(bytes).ok()?;
+    if *known != target.apic_id.into() {
+        *known = other_processor(domain, target)?;
+    }
+    let slot = &mut *bank.lock(handle.index()).ok().filter(|slot| slot.is_allocated_as(handle))?;
+    let room = rooms.next()?;
+    slot.begin_mapping(target, cookie, batch);
+    room.wanted.target = target;
+    room.item = Item { handle, number, unmask };
+    Some(handle)
+}
+
+#[cold]
+#[inline(never)]
+fn other_processor(domain: &Domain, target: Target) -> Option<u64> {
+    domain.own(target).ok().map(|target| target.apic_id.into())
+}
+
+/// An item that is not as the others: wrong, or its slot is mapped so already. Writes its reply. How many failed.
+#[cold]
+#[inline(never)]
+fn look_again<P: Ports>(
+    domain: &Domain,
+    place: &Place<P>,
+    bank: &Bank,
+    bytes: &mut [u8; MapRequest::SIZE],
+    batch: u8,
+    number: u8,
+    repeated: &mut Vec<Item>,
+) -> u64 {
+    let mut look = || {
+        let MapRequest { handle, target, unmask, cookie } = MapRequest::from_bytes(bytes)?;
+        let slot = &mut *bank.held(handle)?;
+        check_mapped(place, slot, batch, domain.own(target)?, cookie)?;
+        repeated.push(Item { handle, number, unmask });
+        Ok(Slot::pair_of(handle))
+    };
+    let reply = MapReply(look());
+    *bytes = reply.to_bytes();
+    reply.0.is_err().into()
 }
 
 /// The slot is mapped so, and its entry flushed; or this batch is mapping it so.

@@ -130,7 +130,8 @@ impl DeviceSpec {
     fn check(&self) -> Result<(), Status> {
         let signals = |s: StoreSpec| s.backing.is_none_or(|backing| backing.emulated <= MOST_EMULATED);
         let fits = |store: Option<StoreSpec>, most| store.is_none_or(|s| (1..=most).contains(&s.slots) && signals(s));
-        if fits(self.msix, MOST_MSIX_SLOTS) && fits(self.ims, MOST_IMS_SLOTS) {
+        let unbacked = self.ims.is_none_or(|store| store.backing.is_none());
+        if fits(self.msix, MOST_MSIX_SLOTS) && fits(self.ims, MOST_IMS_SLOTS) && unbacked {
             Ok(())
         } else {
             Err(Status::InvalidArgument)

@@ -3,7 +3,7 @@
 
 use core::{iter::once, sync::atomic::AtomicU64};
 
-use hcall_abi::{MessagePair, Pasid, SlotInfo, Status, Target, info::Mapping};
+use hcall_abi::{MessagePair, Pasid, SlotHandle, SlotInfo, Status, Target, info::Mapping};
 
 use super::{
     counters::count,
@@ -155,6 +155,17 @@ impl<'a, P: Ports> Place<'a, P> {
         slot.pending = false;
         slot.held = false;
         slot.limited = false;
+    }
+
+    /// Stores the message of a slot that a batch has mapped, unmasks it if it is to be, and shows it.
+    #[inline(always)]
+    pub fn begin_to_send(&self, index: u16, slot: &Slot, handle: SlotHandle, entry: EntryIndex) {
+        let ports = &self.service.ports;
+        // Calls reach no MSI-X table, where something of ctrl would be fixed or hidden.
+        let ctrl = slot.device_ctrl(slot.masked);
+        ports.write_slot(self.store, index, ports.message(entry), (!slot.masked).then_some(ctrl));
+        let MessagePair { address, data } = Slot::pair_of(handle);
+        ports.show_slot(self.store, index, [address as u32, (address >> 32) as u32, data, ctrl]);
     }
 
     /// Makes sure that the entry of a bound slot is flushed.

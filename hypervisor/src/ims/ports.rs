@@ -108,6 +108,15 @@ pub trait Store {
     /// Writes address and data.
     fn write_message(&self, store: &StoreSpec, slot: u16, message: Message);
 
+    /// Writes address and data, and then ctrl, if there is one.
+    #[inline]
+    fn write_slot(&self, store: &StoreSpec, slot: u16, message: Message, ctrl: Option<u32>) {
+        self.write_message(store, slot, message);
+        if let Some(ctrl) = ctrl {
+            self.write(store, slot, Field::Ctrl, ctrl);
+        }
+    }
+
     /// Reads a dword back: earlier writes have reached the device when this returns. A device that does not answer reads as 0.
     fn read_back(&self, store: &StoreSpec, slot: u16, field: Field) -> u32;
 

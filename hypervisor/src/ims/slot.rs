@@ -217,12 +217,13 @@ impl Slot {
         self.state = State::Mapping { batch };
     }
 
-    /// The batch has an entry for the slot, which is flushed: it is mapped, and shows its pair.
+    /// The batch has an entry for the slot, which is flushed: it is mapped, shows its pair, and is about to be unmasked in the device if it is
+    /// to be. An allocated slot has been masked there.
     #[inline]
     pub fn complete_mapping(&mut self, handle: SlotHandle, route: HostRoute, entry: EntryIndex, unmask: bool) {
         (self.route, self.entry) = (Some(PackedRoute::new(route)), entry);
         self.image = [OPAQUE_ADDRESS, 0, handle.bits()];
-        (self.masked, self.pending) = (!unmask, false);
+        (self.masked, self.device_masked, self.pending) = (!unmask, !unmask, false);
         self.state = State::Mapped;
     }
 
@@ -247,6 +248,11 @@ impl Slot {
     /// Whether `handle` is the slot's present allocation.
     pub fn is_held_by(&self, handle: SlotHandle) -> bool {
         !matches!(self.state, State::Free | State::Raw) && self.generation == handle.generation()
+    }
+
+    /// Whether `handle` is the slot's present allocation, and it is not mapped.
+    pub fn is_allocated_as(&self, handle: SlotHandle) -> bool {
+        self.state == State::Allocated && self.generation == handle.generation()
     }
 
     /// The PASID that it is for.
@@ -316,6 +322,11 @@ impl Slot {
     /// The pair for a mapped slot.
     pub fn pair(&self, index: u16) -> MessagePair {
         MessagePair { address: OPAQUE_ADDRESS.into(), data: self.handle_bits(index) }
+    }
+
+    /// The pair for the slot that a handle names.
+    pub fn pair_of(handle: SlotHandle) -> MessagePair {
+        MessagePair { address: OPAQUE_ADDRESS.into(), data: handle.bits() }
     }
 
     fn handle_bits(&self, index: u16) -> u32 {

@@ -167,7 +167,7 @@ impl Share<'_> {
         let first = held.count == 0;
         held.count = held.count.checked_add(1).ok_or(Status::NoFreeVector)?;
         if first {
-            table.set_retiring(host, false);
+            table.keep(host);
         }
         Ok(host)
     }
@@ -179,6 +179,7 @@ impl Share<'_> {
     }
 
     /// Ends one use of a host vector.
+    #[cold]
     pub fn end_use(&mut self, vector: u8, host: u8) {
         let Routes { guest, apic_id, .. } = self.table.routes[self.at];
         let owner = Owner { guest, target: Target { apic_id, vector } };
@@ -222,7 +223,7 @@ impl Table {
         {
             held.count -= 1;
             if held.count == 0 {
-                self.set_retiring(vector, true);
+                self.retiring[usize::from(vector / 64)] |= 1 << (vector % 64);
                 sweep.store(true, Ordering::Release);
             }
         }
@@ -238,16 +239,12 @@ impl Table {
         self.routes[at].used < guaranteed || free > kept
     }
 
-    /// A vector begins to retire, or is used again.
-    #[inline(never)]
-    fn set_retiring(&mut self, vector: u8, retiring: bool) {
+    /// A vector is used again, which perhaps was retiring.
+    #[inline]
+    fn keep(&mut self, vector: u8) {
         let (word, bit) = (usize::from(vector / 64), 1 << (vector % 64));
-        if retiring {
-            self.retiring[word] |= bit;
-        } else {
-            self.retiring[word] &= !bit;
-            self.swept[word] &= !bit;
-        }
+        self.retiring[word] &= !bit;
+        self.swept[word] &= !bit;
     }
 
     fn free_swept(&mut self) {

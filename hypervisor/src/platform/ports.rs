@@ -115,11 +115,20 @@ impl MachinePorts {
 
     /// Writes to what is not memory of the device's.
     #[cold]
+    #[inline(never)]
     fn write_elsewhere(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
         if let Reach::Slow(number) = store.reach {
             // A device that is stuck takes nothing; whoever reads back or commits gets to know.
             let _ = self.on_slow_store(number, |slow| slow.write(slot, which, value));
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_message_elsewhere(&self, store: &StoreSpec, slot: u16, message: Message) {
+        self.write_elsewhere(store, slot, Field::AddressLo, message.address as u32);
+        self.write_elsewhere(store, slot, Field::AddressHi, (message.address >> 32) as u32);
+        self.write_elsewhere(store, slot, Field::Data, message.data);
     }
 
     /// Does something with a slow store, under its bus lock.
@@ -309,14 +318,6 @@ impl Way<'_> {
             Self::Injected(share) => share.by(vector),
         }
     }
-
-    /// Ends a use: `host` is what [`Way::vector`] said.
-    #[cold]
-    fn end_use(&mut self, vector: u8, host: u8) {
-        if let Self::Injected(share) = self {
-            share.end_use(vector, host);
-        }
-    }
 }
 
 impl From<HostRoute> for Route {
@@ -407,11 +408,10 @@ impl Store for MachinePorts {
         unsafe { write_volatile(field(store.base, slot, which) as *mut u32, value) }
     }
 
+    #[inline]
     fn write_message(&self, store: &StoreSpec, slot: u16, message: Message) {
         if store.reach != Reach::Memory {
-            self.write(store, slot, Field::AddressLo, message.address as u32);
-            self.write(store, slot, Field::AddressHi, (message.address >> 32) as u32);
-            return self.write(store, slot, Field::Data, message.data);
+            return self.write_message_elsewhere(store, slot, message);
         }
         let at = field(store.base, slot, Field::AddressLo) as *mut u32;
         // SAFETY: as in `write`.
@@ -474,33 +474,26 @@ impl Bind for MachinePorts {
         guest: GuestId,
         unit: UnitNumber,
         requester: Bdf,
-        wanted: impl Iterator<Item = &'a mut Wanted>,
+        mut wanted: impl Iterator<Item = &'a mut Wanted>,
     ) -> usize {
         let Some(remapper) = self.units.get(usize::from(unit.0)).and_then(Option::as_ref) else {
             return wanted.map(|wanted| wanted.bound = Err(Status::Unsupported)).count();
         };
         let homes = self.homes.read();
         let mut entries = remapper.binder(requester);
-        let (mut apic_id, mut lane, mut failed) = (u64::MAX, Err(Status::BadTarget), 0);
-        for Wanted { target, route, bound } in wanted {
-            if apic_id != target.apic_id.into() {
-                apic_id = target.apic_id.into();
-                // One processor's vectors are locked at a time.
-                drop(lane);
-                lane = self.lane(&homes, &entries, guest, target.apic_id);
-            }
-            let result = match &mut lane {
-                Ok(lane) => lane.bind(&mut entries, target.vector).map(|found| {
-                    *route = lane.way.route(found.0);
-                    found.1
-                }),
-                Err(status) => Err(*status),
-            };
-            match result {
-                Ok(index) => *bound = Ok(entry_index(unit.0.into(), index)),
+        let (mut next, mut failed) = (wanted.next(), 0);
+        while let Some(first) = next {
+            // One processor's vectors are locked at a time.
+            match self.lane(&homes, &entries, guest, first.target.apic_id) {
+                Ok(mut lane) => {
+                    let more;
+                    (next, more) = lane.bind_run(unit, &mut entries, first, &mut wanted);
+                    failed += more;
+                }
                 Err(status) => {
-                    *bound = Err(status);
+                    first.bound = Err(status);
                     failed += 1;
+                    next = wanted.next();
                 }
             }
         }
@@ -515,16 +508,51 @@ struct Lane<'a> {
 }
 
 impl Lane<'_> {
-    /// A route and an entry for a guest's vector: the entry's vector and its index.
-    #[inline(always)]
-    fn bind(&mut self, entries: &mut Binder<'_>, vector: u8) -> Result<(u8, u16), Status> {
-        let host = self.way.vector(vector)?;
-        match entries.bind(self.aim, host) {
-            Ok(index) => Ok((host, index)),
-            Err(error) => {
-                self.way.end_use(vector, host);
-                Err(status(error))
+    /// Binds `first` and those of `rest` that follow it to the same processor. Who comes next, and how many failed.
+    #[inline(never)]
+    fn bind_run<'w>(
+        &mut self,
+        unit: UnitNumber,
+        entries: &mut Binder<'_>,
+        first: &'w mut Wanted,
+        rest: &mut impl Iterator<Item = &'w mut Wanted>,
+    ) -> (Option<&'w mut Wanted>, usize) {
+        let aim = self.aim;
+        let mut entry = |vector| Ok(entry_index(unit.0.into(), entries.bind(aim, vector).map_err(status)?));
+        match &mut self.way {
+            Way::Posted(descriptor) => {
+                let descriptor = *descriptor;
+                bind_each(first, rest, |vector| Ok((HostRoute::Posted { descriptor, vector }, entry(vector)?)))
             }
+            Way::Injected(share) => bind_each(first, rest, |vector| {
+                let host = share.host(vector)?;
+                let entry = entry(host).inspect_err(|_| share.end_use(vector, host))?;
+                Ok((share.by(host), entry))
+            }),
+        }
+    }
+}
+
+/// Has `bind` find what `wanted` and those of `rest` that follow it to the same processor want, by their vectors.
+#[inline(always)]
+fn bind_each<'w>(
+    mut wanted: &'w mut Wanted,
+    rest: &mut impl Iterator<Item = &'w mut Wanted>,
+    mut bind: impl FnMut(u8) -> Result<(HostRoute, EntryIndex), Status>,
+) -> (Option<&'w mut Wanted>, usize) {
+    let apic_id = wanted.target.apic_id;
+    let mut failed = 0;
+    loop {
+        match bind(wanted.target.vector) {
+            Ok((route, entry)) => (wanted.route, wanted.bound) = (route, Ok(entry)),
+            Err(status) => {
+                wanted.bound = Err(status);
+                failed += 1;
+            }
+        }
+        match rest.next() {
+            Some(next) if next.target.apic_id == apic_id => wanted = next,
+            next => return (next, failed),
         }
     }
 }

@@ -367,6 +367,9 @@ fn a_requester_id_is_shared_only_by_those_who_all_say_so() {
     let backing = Some(Backing { pasid: Pasid::new(1).unwrap(), emulated: 65 });
     let many = DeviceSpec { msix: Some(StoreSpec { backing, ..store(0x0300_0000, 99) }), ..first() };
     assert_eq!(service.attach(guest(vec![many])).err(), Some(Status::InvalidArgument));
+    // What calls reach is no MSI-X table.
+    let called = DeviceSpec { msix: None, ims: first().msix, ..first() };
+    assert_eq!(service.attach(guest(vec![called])).err(), Some(Status::InvalidArgument));
 }
 
 #[test]
