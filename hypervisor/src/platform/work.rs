@@ -241,18 +241,19 @@ impl Work {
             waits += statistics.waits;
             faults += statistics.faults;
         }
+        let free = FRAMES.free_bytes();
+        let kept = free_before.saturating_sub(free) >> 10;
         let vectors: usize = ports.vectors().iter().map(|vectors| vectors.used()).sum();
         event!(
-            "remap live={} high_water={} programmed={} flushes={} waits={waits} faults={faults} vectors={vectors} strays={}",
+            "remap live={} high_water={} programmed={} flushes={} waits={waits} faults={faults} vectors={vectors} kept_kib={kept} strays={}",
             counters.live,
             counters.high_water,
             counters.programmed,
             counters.flushes,
             ports.strays()
         );
-        let free = FRAMES.free_bytes();
         if free != free_before {
-            log::error!("{} KiB of guests' memory did not come back", free_before.saturating_sub(free) >> 10);
+            log::error!("{kept} KiB of guests' memory did not come back");
         }
         if cpu::interrupts::nmis() != 0 {
             log::info!("{} NMIs", cpu::interrupts::nmis());
