@@ -179,6 +179,17 @@ static QUEUE: Scenario = Scenario::new("a store in the guest's memory", |plan| {
     plan.guest("features", "queue device=dsa cmdline=\"case=queue\"")
 });
 
+static NOT_ISOLATED: Scenario = Scenario::new("a store in memory for a virtual function", |plan| {
+    plan.guest("features", "one device=vdsa cmdline=case=not-isolated")?;
+    plan.guest("features", "other device=vdsa cmdline=case=not-isolated")
+});
+
+#[test]
+fn feature_store_queue_is_refused_to_a_guest_that_shares_the_requester_id() {
+    let boot = NOT_ISOLATED.run();
+    assert_eq!((boot.verified("one", "refused"), boot.verified("other", "refused")), (1, 1));
+}
+
 #[test]
 fn feature_store_queue_messages_in_memory_fire_move_pend_and_lead_nowhere_when_they_are_freed() {
     let boot = QUEUE.run();

@@ -36,6 +36,7 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
         Some("pasid") => pasid::run(guest),
         Some("opaque") => opaque::run(guest),
         Some("queue") => queue::run(guest),
+        Some("not-isolated") => queue::be_refused(),
         Some("storm") => storm::run(guest),
         _ => Err("no such case"),
     }

@@ -1,15 +1,15 @@
 //! A store in the guest's own memory, beside a work queue.
 
-use guests::bare::assigned::{Records, batch_page};
+use guests::bare::assigned::{Records, batch_page, hypercalls};
 use guests::bare::dma::DmaBuffer;
-use guests::bare::{Guest, idle};
-use guests::dsa::{Descriptor, Registers};
+use guests::bare::{Guest, config, idle};
+use guests::dsa::{Descriptor, Registers, spec};
 use guests::guest_shim::domain::QueueDomain;
-use guests::guest_shim::hcall_abi::{Status, StoreId};
+use guests::guest_shim::hcall_abi::{DeviceId, Status, StoreId};
 use guests::guest_shim::store::{CONTROL_PENDING, Field, Store};
 use guests::guest_shim::vmcall::Vmcall;
 use guests::guest_shim::{MmioStore, Request};
-use guests::println;
+use guests::{pci, println};
 
 use crate::rig::{LIMIT, QUIET, Rig, all_that_came, came, here};
 
@@ -49,6 +49,16 @@ pub fn run(guest: &Guest) -> Result<(), &'static str> {
     rig.check("all slots came back", info.is_ok_and(|info| (info.slots, info.free) == (SLOTS, SLOTS)));
     println!("@result fired={fired} freed={freed} errors={}", rig.errors);
     rig.finish()
+}
+
+/// For a function whose requester ID others have as well: nobody would watch whose entries its messages name.
+pub fn be_refused() -> Result<(), &'static str> {
+    let calls = hypercalls().ok_or("no hypercall domain")?;
+    let mut functions = pci::find_all(&config::Ports, spec::VENDOR, spec::DEVICE);
+    let function = functions.next().ok_or("no function")?;
+    let opened = calls.open_queue(DeviceId(function.0.into()), 1);
+    println!("@result refused={} errors=0", u8::from(opened == Err(Status::NotIsolated)));
+    Ok(())
 }
 
 /// Raises a slot. Whether the device has done it.
