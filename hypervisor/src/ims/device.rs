@@ -23,6 +23,15 @@ pub const fn most_bytes(slots: u32, processors: u32) -> u64 {
     (slots as u64 + QUEUE_SLOTS_MAX) * slot + processors as u64 * Batch::BYTES
 }
 
+/// Entries that the hypervisor takes for a device: its own interrupt's, and one for interrupts that are thrown away.
+const OWN_ENTRIES: u32 = 2;
+
+/// Entries of the remapping table that a device with so many slots takes in all, with all that its guest can ask for. Where there are as
+/// many for each device, no guest can take what others need.
+pub const fn most_entries(slots: u32) -> u32 {
+    if slots == 0 { 0 } else { slots + QUEUE_SLOTS_MAX as u32 + OWN_ENTRIES }
+}
+
 /// A device of a guest.
 pub struct Device {
     /// Its place in the service's list: what entries are attributed to.

@@ -49,7 +49,7 @@ mod tests;
 
 pub use backed::OwnEntry;
 pub use counters::{GuestCounters, RemapCounters};
-pub use device::most_bytes;
+pub use device::{most_bytes, most_entries};
 pub use domain::{Backing, DeviceSpec, Domain, GuestId, GuestSpec, Reach, StoreSpec};
 pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};
 pub use ports::{

@@ -99,9 +99,9 @@ impl Machine {
         })
     }
 
-    /// Brings all units up, in DMAR's order, each with a table of as many entries as its functions have slots, by `slots`. `None` stands
+    /// Brings all units up, in DMAR's order, each with a table of as many entries as its functions can take, by `entries`. `None` stands
     /// for a unit that was refused; what it serves cannot be assigned. Their fault events go to the processor with this APIC ID.
-    pub fn bring_up_units(&self, slots: impl Fn(&Function) -> u32, apic_id: u32) -> Vec<Option<Unit>> {
+    pub fn bring_up_units(&self, entries: impl Fn(&Function) -> u32, apic_id: u32) -> Vec<Option<Unit>> {
         let Some(dmar) = &self.dmar else {
             event!("refused what=vtd why=\"the firmware reports no remapping unit (no DMAR table)\"");
             return Vec::new();
@@ -113,8 +113,8 @@ impl Machine {
         let wide = apic::is_x2apic() && dmar.units.iter().all(|unit| self.can_be_wide(unit));
         let bring_up = |(number, unit)| {
             let own = self.functions.iter().filter(|function| self.unit_of(function.bdf) == Some(number));
-            let entries = own.map(&slots).fold(0, u32::saturating_add);
-            self.bring_up(number, unit, entries, (apic_id, wide))
+            let all = own.map(&entries).fold(0, u32::saturating_add);
+            self.bring_up(number, unit, all, (apic_id, wide))
         };
         (0..).zip(&dmar.units).map(bring_up).collect()
     }

@@ -1,6 +1,6 @@
 //! What the seeds ask for, one by one: the service's part.
 
-use hcall_abi::{FaultKind, FaultRecord, Pasid, SlotInfo};
+use hcall_abi::{FaultKind, FaultRecord, Pasid, SlotInfo, call::QUEUE_SLOTS_MAX};
 
 use super::*;
 
@@ -359,6 +359,23 @@ fn feature_store_queue_its_messages_are_real_and_lead_nowhere_when_their_slots_a
     bench.service.device_reset(&bench.domain, DEVICE).unwrap();
     assert_eq!(bench.machine().deliver(again, Bdf(0xf1)), None, "after a reset");
     assert_eq!(bench.machine().used(), (0, 0));
+}
+
+#[test]
+fn a_guest_that_takes_all_that_it_can_leaves_the_others_their_entries() {
+    let most = crate::ims::most_entries(MSIX_SLOTS + IMS_SLOTS);
+    let bench = Bench::with(most, 512);
+    bench.call(Call::OpenQueue, [DEVICE_ARG, QUEUE_SLOTS_MAX, 0, 0]).unwrap();
+    (0..QUEUE_SLOTS_MAX).for_each(|_| _ = bench.queued(target(0, 0x44)));
+    (0..IMS_SLOTS).for_each(|_| _ = bench.mapped(target(0, 0x44)));
+    for slot in 0..MSIX_SLOTS as u16 {
+        for (field, value) in [(Field::AddressLo, ADDRESS), (Field::Data, 0x44), (Field::Ctrl, 0)] {
+            bench.write(StoreName::Msix, field.offset(slot), 4, value.into()).unwrap();
+        }
+    }
+    let live = bench.service.counters().live;
+    assert_eq!(live, QUEUE_SLOTS_MAX + u64::from(MSIX_SLOTS + IMS_SLOTS));
+    assert!(live < most.into(), "{live} of {most}");
 }
 
 #[test]
