@@ -47,8 +47,8 @@ struct Life {
 /// A guest. Each of its virtual processors holds it; the last one to leave gives back what it held.
 ///
 /// Locks, each taken alone but for the console's below the board's: `life` (commands and the end: rare), `board` (ports and
-/// configuration space), and the functions' in [`Holdings`] (their command registers). A trapped write of a store, a hypercall and
-/// an interrupt between virtual processors take none of them.
+/// configuration space), and the functions' in [`Holdings`] (their command registers). A trapped write of a store, a hypercall (but
+/// `Enable`, which changes what the bus shows) and an interrupt between virtual processors take none of them.
 pub struct Vm {
     /// Which.
     pub id: GuestId,
