@@ -4,7 +4,7 @@ use super::{
     Action, EndReason, cpuid, cr, io,
     machine::VcpuMachine,
     memo::Memo,
-    mmio::{self, Fault, Outcome, emulate},
+    mmio::{self, Fault, Outcome, emulate, store_known},
     msr,
     pv_eoi::PvEoi,
     vmcall,
@@ -217,6 +217,7 @@ fn finish(vcpu: &mut Vcpu, action: Action) -> Next {
     }
 }
 
+#[inline(always)]
 fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolation) -> Action {
     let Some(gva) = violation.gva else {
         return Action::End(EndReason::Killed("page tables outside of its memory"));
@@ -224,14 +225,28 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
     if violation.fetch {
         return Action::End(EndReason::Killed("code outside of its memory"));
     }
-    let mut machine = VcpuMachine {
+    let fault = Fault { gpa: violation.gpa, gva, write: violation.write };
+    match store_known(&mut machine(context), fault) {
+        Some(length) => Action::AdvanceBy(length),
+        None => emulated(machine(context), fault),
+    }
+}
+
+#[inline(always)]
+fn machine<'a, P>(context: &'a mut Context<'_, P>) -> VcpuMachine<'a, P> {
+    VcpuMachine {
         vcpu: context.vcpu,
         ram: context.ram,
         platform: context.platform,
         memo: &mut context.devices.memo,
         physical_bits: context.devices.physical_bits,
-    };
-    match emulate(&mut machine, Fault { gpa: violation.gpa, gva, write: violation.write }) {
+    }
+}
+
+/// What [`store_known`] does not take.
+#[inline(never)]
+fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, fault: Fault) -> Action {
+    match emulate(&mut machine, fault) {
         Ok(Outcome::Advance(length)) => Action::AdvanceBy(length),
         Ok(Outcome::Again) => Action::Resume,
         Ok(Outcome::Inject(exception)) => inject(exception),

@@ -107,13 +107,17 @@ impl<P: Platform> Machine for VcpuMachine<'_, P> {
     }
 
     fn paging(&self) -> Paging {
+        Paging { ac: self.rflags() & rflags::AC != 0, ..self.code_paging() }
+    }
+
+    fn code_paging(&self) -> Paging {
         Paging {
             cr0: self.vcpu.cr0(),
             cr3: self.vcpu.cr3().as_u64(),
-            cr4: self.vcpu.cr4(),
+            cr4: self.vcpu.cr4_watched(),
             efer: self.vcpu.efer() & (efer::LMA | efer::NXE | efer::LME),
             cpl: self.vcpu.cpl(),
-            ac: self.rflags() & rflags::AC != 0,
+            ac: false,
             physical_bits: self.physical_bits,
         }
     }

@@ -15,6 +15,7 @@ mod port;
 mod quick;
 
 pub use port::{Exception, Fault, Machine, Outcome, Region, SegmentState};
+pub use quick::store_known;
 
 use self::access::Span;
 use super::{
@@ -76,19 +77,12 @@ impl Stop {
     }
 }
 
-/// Carries out the instruction at RIP, which had this fault. RIP itself is the caller's to move.
+/// Carries out the instruction at RIP, which had this fault. RIP itself is the caller's to move. [`store_known`] has been tried.
 ///
 /// # Errors
 /// The instruction, its paging structures or its other operand lie outside the guest's memory; only what was complete before
 /// (elements of a string) took effect.
 pub fn emulate<M: Machine>(machine: &mut M, fault: Fault) -> Result<Outcome, OutsideMemory> {
-    match quick::store(machine, fault) {
-        Some(outcome) => Ok(outcome),
-        None => emulate_any(machine, fault),
-    }
-}
-
-fn emulate_any<M: Machine>(machine: &mut M, fault: Fault) -> Result<Outcome, OutsideMemory> {
     let (mode, paging) = (machine.mode(), machine.paging());
     let mut emulation = Emulation { machine, fault, mode, paging };
     let result = emulation.fetch().and_then(|decoded| emulation.execute(decoded));

@@ -277,31 +277,23 @@ impl Slot {
 
     /// A dword as the guest sees it.
     pub fn field(&self, field: Field) -> u32 {
-        let [lo, hi, data] = self.image;
-        match field {
-            Field::AddressLo => lo,
-            Field::AddressHi => hi,
-            Field::Data => data,
-            Field::Ctrl => self.ctrl(),
-        }
+        self.image.get(field as usize).copied().unwrap_or_else(|| self.ctrl())
     }
 
     /// Puts the bits of `value` that `bits` selects into a dword, as the hardware would: of ctrl only the mask can be
     /// written. A PASID goes nowhere: the field shows the one that a call has set, whatever the guest writes.
     pub fn merge(&mut self, field: Field, value: u32, bits: u32) {
-        let [lo, hi, data] = &mut self.image;
-        let dword = match field {
-            Field::AddressLo => lo,
-            Field::AddressHi => hi,
-            Field::Data => data,
-            Field::Ctrl => {
-                if bits & CTRL_MASK != 0 {
-                    self.masked = value & CTRL_MASK != 0;
-                }
-                return;
-            }
-        };
-        *dword = *dword & !bits | value & bits;
+        match self.image.get_mut(field as usize) {
+            Some(dword) => *dword = *dword & !bits | value & bits,
+            None if bits & CTRL_MASK != 0 => self.masked = value & CTRL_MASK != 0,
+            None => {}
+        }
+    }
+
+    /// Whether a dword of its message has only been written down when it has been written: it is masked for everybody, and in use, and
+    /// stays so.
+    pub fn is_at_rest(&self) -> bool {
+        self.masked && self.device_masked && self.state != State::Free && self.image != [0; 3]
     }
 
     /// Whether it looks as after reset.

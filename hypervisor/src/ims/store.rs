@@ -116,7 +116,7 @@ impl Write {
 }
 
 /// Takes dwords of a slot (field, new bits, and which of them are written), and makes the slot what it says.
-#[inline]
+#[inline(always)]
 fn write_slot<P: Ports>(
     domain: &Domain,
     place: &Place<P>,
@@ -134,6 +134,22 @@ fn write_slot<P: Ports>(
             place.show(index, slot, field);
         }
     }
+    if !ctrl_written && slot.is_at_rest() {
+        return Ok(());
+    }
+    bring(domain, place, bank, index, slot, ctrl_written)
+}
+
+/// Makes a slot what it says, and takes note whether it is in use.
+#[inline(never)]
+fn bring<P: Ports>(
+    domain: &Domain,
+    place: &Place<P>,
+    bank: &Bank,
+    index: u16,
+    slot: &mut Slot,
+    ctrl_written: bool,
+) -> Result<(), Status> {
     if slot.state == State::Free && !slot.is_blank() {
         slot.state = State::Raw;
         bank.free.lock().take(index);

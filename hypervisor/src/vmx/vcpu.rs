@@ -22,6 +22,8 @@ pub const CR0_WATCHED: u64 = cr0::PE | cr0::NE | cr0::NW | cr0::CD | cr0::PG;
 
 /// CR4 bits the guest may change without an exit: none of them changes what an exit or an entry means.
 pub const CR4_OWNED: u64 = cr4::TSD | cr4::DE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+const _: () =
+    assert!(CR4_OWNED & (cr4::PSE | cr4::PAE | cr4::LA57 | cr4::SMEP | cr4::SMAP) == 0, "translation is watched");
 /// CR4 bits a guest may set at all, as far as the processor knows them.
 pub const CR4_ALLOWED: u64 = CR4_OWNED
     | cr4::VME
@@ -258,6 +260,11 @@ impl Vcpu {
     /// CR4 as the guest sees it.
     pub fn cr4(&self) -> u64 {
         self.read(fields::GUEST_CR4) & CR4_OWNED | self.kept.cr4_shadow & !CR4_OWNED
+    }
+
+    /// The same without the bits that the guest owns, none of which decides on a translation.
+    pub fn cr4_watched(&self) -> u64 {
+        self.kept.cr4_shadow & !CR4_OWNED
     }
 
     /// General register `number`, RSP included.

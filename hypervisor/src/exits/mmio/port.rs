@@ -51,8 +51,10 @@ pub trait Machine: GuestMemory {
     fn segment(&self, segment: Segment) -> SegmentState;
     /// What code runs.
     fn mode(&self) -> Mode;
-    /// The registers that decide on translations.
+    /// The registers that decide on translations of data.
     fn paging(&self) -> Paging;
+    /// Those that decide on translations of code: the same but for RFLAGS.AC, which has no say there and is false.
+    fn code_paging(&self) -> Paging;
     /// Instructions that this processor has executed here before.
     fn memo(&self) -> &Memo;
     /// The same, to add one.

@@ -5,7 +5,7 @@
 //! answered with "perhaps not". It looks at the same things: what it leaves out follows from what it has asked.
 #![forbid(unsafe_code)]
 
-use super::port::{Fault, Machine, Outcome, Region};
+use super::port::{Fault, Machine, Region};
 use crate::{
     addr::{Gpa, PAGE_SIZE},
     exits::{
@@ -15,9 +15,9 @@ use crate::{
     },
 };
 
-/// Carries the store out, if it is one that this can do.
-#[inline]
-pub(super) fn store<M: Machine>(machine: &mut M, fault: Fault) -> Option<Outcome> {
+/// Carries the store out, if it is one that this can do, and tells the instruction's length.
+#[inline(always)]
+pub fn store_known<M: Machine>(machine: &mut M, fault: Fault) -> Option<u8> {
     if !fault.write || machine.mode() != Mode::Bits64 {
         return None;
     }
@@ -33,11 +33,11 @@ pub(super) fn store<M: Machine>(machine: &mut M, fault: Fault) -> Option<Outcome
     };
     let length = decoded.length;
     machine.mmio_write(gpa, width, value);
-    Some(Outcome::Advance(length))
+    Some(length)
 }
 
 /// The instruction at `rip`, which leads to `gpa`, if its bytes, read anew, are the same as before.
-#[inline]
+#[inline(always)]
 fn known_instruction<M: Machine>(machine: &M, rip: u64, gpa: Gpa) -> Option<&Decoded> {
     let low = machine.read_u64(gpa).ok()?;
     let high = machine.read_u64(Gpa::new(gpa.as_u64() + 8)).ok()?;
@@ -45,17 +45,23 @@ fn known_instruction<M: Machine>(machine: &M, rip: u64, gpa: Gpa) -> Option<&Dec
 }
 
 /// Where the code at `rip` is, through the guest's tables as they are now.
-#[inline]
+#[inline(always)]
 fn code_address<M: Machine>(machine: &mut M, rip: u64) -> Option<Gpa> {
     // Bytes that are not the instruction's do no harm, but they have to be there.
     if rip % PAGE_SIZE > PAGE_SIZE - 16 || ((rip << 16) as i64 >> 16) as u64 != rip {
         return None;
     }
-    let paging = machine.paging();
-    if let Some(gpa) = machine.memo().walked(rip).and_then(|walked| walked.again(machine, &paging, rip)) {
-        return Some(gpa);
+    let paging = machine.code_paging();
+    match machine.memo().walked(rip).and_then(|walked| walked.again(machine, &paging, rip)) {
+        None => walk_anew(machine, rip),
+        found => found,
     }
-    let walked = walk_quickly(machine, &paging, rip, Access::Execute)?;
+}
+
+#[cold]
+#[inline(never)]
+fn walk_anew<M: Machine>(machine: &mut M, rip: u64) -> Option<Gpa> {
+    let walked = walk_quickly(machine, &machine.code_paging(), rip, Access::Execute)?;
     machine.memo_mut().keep_walked(rip, walked);
     Some(walked.gpa(rip))
 }
@@ -63,7 +69,7 @@ fn code_address<M: Machine>(machine: &mut M, rip: u64) -> Option<Gpa> {
 /// Where a store that begins at the faulting address goes, if it stays in that page: the processor has translated it, and checked
 /// that it may be written. An address that it translates is canonical, and but for FS and GS no segment has a say (SDM volume 1,
 /// 3.4.2.1).
-#[inline]
+#[inline(always)]
 fn destination<M: Machine>(machine: &M, fault: Fault, to: &Address, width: Width) -> Option<Gpa> {
     let offset = to.offset(|number| machine.general(number));
     let same = offset == fault.gva.as_u64() && fault.gva.page_offset() == fault.gpa.page_offset();

@@ -124,6 +124,17 @@ fn a_call_can_be_made_again_after_any_failure() {
 }
 
 #[test]
+fn a_mask_that_the_device_did_not_take_is_tried_again_at_the_next_write() {
+    let bench = Bench::new();
+    bench.program(9, ADDRESS, 0x40).unwrap();
+    bench.machine().fail(0, 1);
+    assert_eq!(bench.poke(9, Field::Ctrl, 1), Err(Status::HardwareError));
+    assert!(bench.machine().mend() && bench.fire(9).is_some());
+    assert_eq!(bench.poke(9, Field::Data, 0x41), Ok(()));
+    assert_eq!(bench.fire(9), None);
+}
+
+#[test]
 fn a_batch_whose_flush_or_reply_fails_changes_nothing() {
     for k in 0.. {
         let bench = Bench::new();
