@@ -13,6 +13,7 @@ use imsvisor::{
     cpu::{self, tables::Tables, this::ThisCpu},
     event, exits,
     ims::{Service, most_entries},
+    memory::heap,
     platform::{
         self, assign,
         delivery::Vectors,
@@ -69,6 +70,10 @@ fn service(machine: &'static Machine, apic_id: u32, others: &[u32]) -> &'static 
     let vectors = [apic_id].iter().chain(others).map(|&id| Vectors::new(id)).collect();
     // SAFETY: guests are made by `platform::start` alone, which tells the service of the stores that `assign` prepared.
     let ports = unsafe { MachinePorts::new(machine, units, vectors) };
+    // A server has a dozen units, and each of them more entries than the heap has room to say whose they are.
+    if !heap::extend(&FRAMES, Service::owners_bytes(&ports)) {
+        refuse("memory", "too little for the remapping units' entries");
+    }
     Box::leak(Box::new(Service::new(ports)))
 }
 

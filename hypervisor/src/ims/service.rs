@@ -84,6 +84,11 @@ impl Owner {
 }
 
 impl<P: Ports> Service<P> {
+    /// Bytes of the heap that the service takes for saying whose each entry is.
+    pub fn owners_bytes(ports: &P) -> u64 {
+        u64::from(ports.capacity()) * size_of::<AtomicU64>() as u64
+    }
+
     /// The service on a machine. No guest is attached.
     pub fn new(ports: P) -> Self {
         let owners = (0..ports.capacity()).map(|_| AtomicU64::new(0)).collect();
