@@ -7,10 +7,13 @@
 //! slots are for that PASID alone.
 
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::{
+    hint::spin_loop,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use hcall_abi::{DeviceId, Pasid};
-use spin::mutex::TicketMutex;
+use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use super::{
     assign::{self, Refusal, Room},
@@ -98,6 +101,8 @@ pub struct Parent {
 struct Shares {
     /// Those that have asked for something, until they leave.
     guests: Vec<GuestId>,
+    /// The last of them is leaving: the device has been stopped.
+    is_stopped: bool,
     functions: Vec<Virtual>,
     /// The interrupts by which the device tells of errors.
     burst: Burst,
@@ -126,8 +131,7 @@ impl Parents {
         service: &MachineService,
         function: &Function,
     ) -> Result<Arc<Parent>, Refusal> {
-        let mut parents = self.all.lock();
-        let known = parents.iter().find(|parent| parent.function.bdf == function.bdf).cloned();
+        let (mut parents, known) = self.find(function.bdf);
         let parent = match known {
             Some(parent) => parent,
             None => {
@@ -141,6 +145,19 @@ impl Parents {
             guests.push(guest);
         }
         Ok(Arc::clone(&parent))
+    }
+
+    /// The parent, if it is kept. One that its last guest is leaving is waited for: what that guest had of it is still being taken away.
+    fn find(&self, bdf: Bdf) -> (TicketMutexGuard<'_, Vec<Arc<Parent>>>, Option<Arc<Parent>>) {
+        loop {
+            let parents = self.all.lock();
+            let known = parents.iter().find(|parent| parent.function.bdf == bdf).cloned();
+            if known.as_ref().is_none_or(|parent| !parent.shares.lock().is_stopped) {
+                return (parents, known);
+            }
+            drop(parents);
+            spin_loop();
+        }
     }
 
     /// An interrupt has come: tells guests' functions what the devices have to say.
@@ -183,7 +200,7 @@ impl Parents {
     /// longer.
     pub fn leave(&self, parent: &Arc<Parent>, guest: GuestId, service: &MachineService) {
         let mut parents = self.all.lock();
-        let Shares { guests, functions, burst } = &mut *parent.shares.lock();
+        let Shares { guests, functions, burst, .. } = &mut *parent.shares.lock();
         for function in functions.extract_if(.., |function| function.name.0 == guest) {
             dsa::close_slots(&parent.registers, function.first_slot, function.vectors);
         }
@@ -400,8 +417,9 @@ impl Parent {
 
     /// Stops what a guest's functions do: before their interrupts and the guest's memory are taken away.
     pub fn quiesce(&self, guest: GuestId) {
-        let Shares { guests, functions, .. } = &mut *self.shares.lock();
+        let Shares { guests, is_stopped, functions, .. } = &mut *self.shares.lock();
         if *guests == [guest] {
+            *is_stopped = true;
             return self.stop();
         }
         for function in functions.iter_mut().filter(|function| function.name.0 == guest) {
