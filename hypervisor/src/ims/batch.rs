@@ -224,14 +224,14 @@ impl Batch {
     #[inline(never)]
     fn finish<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
         let (owner, service) = (place.owner(), place.service);
-        for Fresh { wanted: Wanted { route, bound, .. }, item } in self.fresh() {
-            let index = item.handle.index();
+        for Fresh { wanted: Wanted { route, bound, .. }, item: Item { handle, unmask, .. } } in self.fresh() {
+            let index = handle.index();
             let Ok(entry) = *bound else { continue };
+            service.own(entry, owner.of(index));
             // Nobody else has touched it.
             let Ok(mut slot) = bank.lock(index) else { continue };
-            slot.complete_mapping(item.handle, *route, entry, item.unmask);
-            service.own(entry, owner.of(index));
-            place.begin_to_send(index, &slot, item.handle, entry);
+            slot.complete_mapping(*handle, *route, entry, *unmask);
+            place.begin_to_send(&slot, *handle, entry, *unmask);
         }
     }
 

@@ -35,12 +35,6 @@ pub struct Owner {
     pub target: Target,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Use {
-    owner: Owner,
-    count: u32,
-}
-
 /// Host vectors of one virtual processor, by its own vectors; 0 where it has none.
 struct Routes {
     guest: GuestId,
@@ -52,7 +46,9 @@ struct Routes {
 
 /// What a processor's vectors are used for.
 struct Table {
-    uses: [Option<Use>; 256],
+    /// Whose each vector is that is not free, and how many uses it has.
+    owners: [Option<Owner>; 256],
+    uses: [u32; 256],
     /// A bit for each vector that is free.
     free: [u64; 4],
     /// A bit for each vector that is retiring, and for those that were so when the last sweep began.
@@ -74,7 +70,14 @@ pub struct Vectors {
 impl Vectors {
     /// All vectors are free.
     pub const fn new(destination: u32) -> Self {
-        let table = Table { uses: [None; 256], free: FREE, retiring: [0; 4], swept: [0; 4], routes: Vec::new() };
+        let table = Table {
+            owners: [None; 256],
+            uses: [0; 256],
+            free: FREE,
+            retiring: [0; 4],
+            swept: [0; 4],
+            routes: Vec::new(),
+        };
         Self { destination, sweep: AtomicBool::new(false), table: Mutex::new(table) }
     }
 
@@ -115,12 +118,12 @@ impl Vectors {
 
     /// Whose a vector is.
     pub fn owner(&self, vector: u8) -> Option<Owner> {
-        self.table.lock().uses[usize::from(vector)].map(|held| held.owner)
+        self.table.lock().owners[usize::from(vector)]
     }
 
     /// Vectors in use, without those that are retiring.
     pub fn used(&self) -> usize {
-        self.table.lock().uses.iter().flatten().filter(|held| held.count != 0).count()
+        self.table.lock().uses.iter().filter(|uses| **uses != 0).count()
     }
 
     /// Whether vectors are retiring. If so, the processor lets in what waits in its local APIC, gives it to whom it belongs, and calls
@@ -163,10 +166,9 @@ impl Share<'_> {
             0 => table.take(self.at, vector)?,
             host => host,
         };
-        let held = table.uses[usize::from(host)].as_mut().ok_or(Status::NoFreeVector)?;
-        let first = held.count == 0;
-        held.count = held.count.checked_add(1).ok_or(Status::NoFreeVector)?;
-        if first {
+        let uses = &mut table.uses[usize::from(host)];
+        *uses = uses.checked_add(1).ok_or(Status::NoFreeVector)?;
+        if *uses == 1 {
             table.keep(host);
         }
         Ok(host)
@@ -211,18 +213,16 @@ impl Table {
         routes.used += 1;
         routes.hosts[usize::from(wanted)] = vector;
         let owner = Owner { guest: routes.guest, target: Target { apic_id: routes.apic_id, vector: wanted } };
-        self.uses[usize::from(vector)] = Some(Use { owner, count: 0 });
+        self.owners[usize::from(vector)] = Some(owner);
         Ok(vector)
     }
 
     /// Ends one use that the owner makes of a vector.
     fn end_use(&mut self, sweep: &AtomicBool, owner: Owner, vector: u8) {
-        if let Some(held) = &mut self.uses[usize::from(vector)]
-            && held.owner == owner
-            && held.count != 0
-        {
-            held.count -= 1;
-            if held.count == 0 {
+        let uses = &mut self.uses[usize::from(vector)];
+        if self.owners[usize::from(vector)] == Some(owner) && *uses != 0 {
+            *uses -= 1;
+            if *uses == 0 {
                 self.retiring[usize::from(vector / 64)] |= 1 << (vector % 64);
                 sweep.store(true, Ordering::Release);
             }
@@ -255,7 +255,7 @@ impl Table {
                 let vector = word * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
                 self.free[word] |= 1 << (vector % 64);
-                if let Some(Use { owner: Owner { guest, target }, .. }) = self.uses[vector].take()
+                if let Some(Owner { guest, target }) = self.owners[vector].take()
                     && let Some(routes) = self.routes_of(guest, target.apic_id)
                 {
                     routes.used -= 1;

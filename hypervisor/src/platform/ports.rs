@@ -28,7 +28,7 @@ use crate::{
     },
     memory::{Frames, Mmio, Ram},
     sync::Shared,
-    vtd::{self, Aim, Binder, Remapper, Route},
+    vtd::{self, Aim, Binder, Remapper, Route, Runs},
 };
 
 /// The service on this machine.
@@ -377,8 +377,14 @@ impl Remap for MachinePorts {
             return unit.flush_entry(index).map_err(|_| Status::HardwareError);
         }
         for (number, unit) in self.numbered_units() {
-            let own = entries.clone().filter(move |entry| (entry.0 >> UNIT_SHIFT) as usize == number);
-            unit.flush_entries(own.map(|entry| entry.0 as u16)).map_err(|_| Status::HardwareError)?;
+            let (first, end) = (entry_index(number, 0).0, entry_index(number + 1, 0).0);
+            let own = entries.clone().filter(|entry| (first..end).contains(&entry.0)).map(|entry| entry.0 as u16);
+            // What of a run is the unit's, if it is any.
+            let runs = Runs::new(entries.clone().map(|entry| entry.0)).filter_map(|(from, to)| {
+                let (from, to) = (from.max(first), to.min(end));
+                (from < to).then(|| (from - first, to - first))
+            });
+            unit.flush_runs(runs, own).map_err(|_| Status::HardwareError)?;
         }
         Ok(())
     }

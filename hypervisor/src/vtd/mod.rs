@@ -24,5 +24,5 @@ pub use error::{Error, QueueError, Refusal};
 pub use fault::{Fault, Reason, Request};
 pub use irt::{Aim, InterruptTable, Route, message};
 pub use queue::CAPACITY as QUEUE_CAPACITY;
-pub use remapper::{Binder, Config, Remapper, Statistics};
+pub use remapper::{Binder, Config, Remapper, Runs, Statistics};
 pub use unit::Unit;

@@ -175,8 +175,16 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     /// Flushes entries from the interrupt entry cache: index-selective invalidations for each run of consecutive indexes, up or down, and
     /// one wait (one more for every [`super::queue::CAPACITY`] invalidations).
     pub fn flush_entries(&self, entries: impl Iterator<Item = u16> + Clone) -> Result<(), Error> {
-        let max_mask = self.unit.capabilities().max_handle_mask();
-        self.flush_blocks(Blocks::new(entries.clone(), max_mask), entries)
+        self.flush_runs(Runs::new(entries.clone().map(u32::from)), entries)
+    }
+
+    /// The same for entries whose runs are known.
+    pub fn flush_runs(
+        &self,
+        runs: impl Iterator<Item = (u32, u32)>,
+        entries: impl Iterator<Item = u16>,
+    ) -> Result<(), Error> {
+        self.flush_blocks(Blocks::new(runs, self.unit.capabilities().max_handle_mask()), entries)
     }
 
     /// The same for one entry.
@@ -431,47 +439,63 @@ fn block(first: u32, mask: u32) -> u128 {
     InterruptEntryCache::NEW.with_g(1).with_im(mask.into()).with_iidx(first.into()).0
 }
 
-/// The invalidations that cover a list of indexes: each run of consecutive ones in aligned blocks of a power of two (IM).
-struct Blocks<I: Iterator<Item = u16>> {
-    indexes: I,
-    /// The index that ended the last run.
-    next: Option<u16>,
-    /// What is left of the current run: first, behind the last.
-    run: (u32, u32),
-    max_mask: u32,
+/// The runs of consecutive numbers in a list, whichever way they go: the lowest of each, and the one above the highest. Entries that were
+/// given back in order are taken in the opposite one.
+pub struct Runs<I> {
+    numbers: I,
+    /// The number that ended the last run.
+    next: Option<u32>,
 }
 
-impl<I: Iterator<Item = u16>> Blocks<I> {
-    fn new(mut indexes: I, max_mask: u32) -> Self {
-        Self { next: indexes.next(), indexes, run: (0, 0), max_mask }
+impl<I: Iterator<Item = u32>> Runs<I> {
+    /// Of these numbers.
+    pub fn new(mut numbers: I) -> Self {
+        Self { next: numbers.next(), numbers }
     }
+}
 
-    /// Entries that were given back in order are taken in the opposite one, so a run goes up or down.
-    fn next_run(&mut self) -> Option<(u32, u32)> {
-        let first = u32::from(self.next.take()?);
+impl<I: Iterator<Item = u32>> Iterator for Runs<I> {
+    type Item = (u32, u32);
+
+    fn next(&mut self) -> Option<(u32, u32)> {
+        let first = self.next.take()?;
         let mut last = first;
-        if let Some(second) = self.indexes.next().map(u32::from) {
-            let step = if second == first + 1 { 1 } else { u32::MAX };
+        if let Some(second) = self.numbers.next() {
+            let step = if second == first.wrapping_add(1) { 1 } else { u32::MAX };
             let mut next = second;
             while next == last.wrapping_add(step) {
                 last = next;
-                match self.indexes.next() {
-                    Some(index) => next = index.into(),
+                match self.numbers.next() {
+                    Some(number) => next = number,
                     None => return Some((first.min(last), first.max(last) + 1)),
                 }
             }
-            self.next = u16::try_from(next).ok();
+            self.next = Some(next);
         }
         Some((first.min(last), first.max(last) + 1))
     }
 }
 
-impl<I: Iterator<Item = u16>> Iterator for Blocks<I> {
+/// The invalidations that cover runs of indexes, in aligned blocks of a power of two (IM).
+struct Blocks<I> {
+    runs: I,
+    /// What is left of the current run.
+    run: (u32, u32),
+    max_mask: u32,
+}
+
+impl<I: Iterator<Item = (u32, u32)>> Blocks<I> {
+    fn new(runs: I, max_mask: u32) -> Self {
+        Self { runs, run: (0, 0), max_mask }
+    }
+}
+
+impl<I: Iterator<Item = (u32, u32)>> Iterator for Blocks<I> {
     type Item = u128;
 
     fn next(&mut self) -> Option<u128> {
         if self.run.0 == self.run.1 {
-            self.run = self.next_run()?;
+            self.run = self.runs.next()?;
         }
         let (first, end) = self.run;
         let mask = first.trailing_zeros().min((end - first).ilog2()).min(self.max_mask);
@@ -486,7 +510,8 @@ mod tests {
 
     #[test]
     fn runs_are_flushed_in_blocks_whichever_way_they_go() {
-        let blocks = |indexes: &[u16]| Blocks::new(indexes.iter().copied(), 15).collect::<Vec<_>>();
+        let runs = |indexes: &'static [u16]| Runs::new(indexes.iter().copied().map(u32::from));
+        let blocks = |indexes| Blocks::new(runs(indexes), 15).collect::<Vec<_>>();
         assert_eq!(blocks(&[]), []);
         assert_eq!(blocks(&[5]), [block(5, 0)]);
         assert_eq!(blocks(&[0, 1, 2, 3]), [block(0, 2)]);
