@@ -10,7 +10,7 @@ use super::{
     device::Bank,
     domain::Domain,
     place::Place,
-    ports::{GuestMemory, Ports, Wanted},
+    ports::{GuestMemory, PackedRoute, Ports, Wanted},
     slot::{Slot, State},
 };
 use crate::addr::{Gpa, PAGE_SIZE};
@@ -158,7 +158,7 @@ impl Batch {
             // Alone it is faster.
             [Fresh { wanted, .. }] => {
                 wanted.bound = place.bind_one(wanted.target).map(|binding| {
-                    wanted.route = binding.route;
+                    wanted.route = Some(PackedRoute::new(binding.route));
                     binding.entry
                 });
                 usize::from(wanted.bound.is_err())
@@ -226,11 +226,11 @@ impl Batch {
         let (owner, service) = (place.owner(), place.service);
         for Fresh { wanted: Wanted { route, bound, .. }, item: Item { handle, unmask, .. } } in self.fresh() {
             let index = handle.index();
-            let Ok(entry) = *bound else { continue };
+            let (Ok(entry), Some(route)) = (*bound, *route) else { continue };
             service.own(entry, owner.of(index));
             // Nobody else has touched it.
             let Ok(mut slot) = bank.lock(index) else { continue };
-            slot.complete_mapping(*handle, *route, entry, *unmask);
+            slot.complete_mapping(*handle, route, entry, *unmask);
             place.begin_to_send(&slot, *handle, entry, *unmask);
         }
     }

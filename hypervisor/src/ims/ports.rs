@@ -2,6 +2,8 @@
 //!
 //! A port that can fail returns a [`Status`] and has then done nothing. The others cannot fail: undoing needs such.
 
+use core::num::NonZeroU64;
+
 use hcall_abi::{Status, Target};
 
 use super::domain::{GuestId, StoreSpec};
@@ -32,6 +34,40 @@ pub enum HostRoute {
         /// The guest's vector.
         vector: u8,
     },
+}
+
+/// A route as slots keep it, in 63 bits: bit 63 is set; bit 62 says posted. Remapped: destination 31:0, vector 39:32. Posted: bits 51:6 of the
+/// descriptor's address in 45:0, vector 53:46.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedRoute(NonZeroU64);
+
+const ROUTE_MARK: NonZeroU64 = NonZeroU64::new(1 << 63).unwrap();
+const ROUTE_POSTED: u64 = 1 << 62;
+const ROUTE_DESCRIPTOR: u64 = (1 << 46) - 1;
+
+impl PackedRoute {
+    /// Packs a route.
+    #[inline]
+    pub fn new(route: HostRoute) -> Self {
+        Self(match route {
+            HostRoute::Remapped { vector, destination } => {
+                ROUTE_MARK | (u64::from(vector) << 32 | u64::from(destination))
+            }
+            HostRoute::Posted { descriptor, vector } => {
+                ROUTE_MARK | (ROUTE_POSTED | u64::from(vector) << 46 | descriptor.as_u64() >> 6 & ROUTE_DESCRIPTOR)
+            }
+        })
+    }
+
+    /// The route.
+    pub fn get(self) -> HostRoute {
+        let bits = self.0.get();
+        if bits & ROUTE_POSTED == 0 {
+            HostRoute::Remapped { vector: (bits >> 32) as u8, destination: bits as u32 }
+        } else {
+            HostRoute::Posted { descriptor: Hpa::new((bits & ROUTE_DESCRIPTOR) << 6), vector: (bits >> 46) as u8 }
+        }
+    }
 }
 
 /// What a device writes to raise an interrupt. It goes into the device only; a guest never sees it.
@@ -155,7 +191,7 @@ pub struct Wanted {
     /// Where its interrupts are to go.
     pub target: Target,
     /// A route there, if an entry is bound.
-    pub route: HostRoute,
+    pub route: Option<PackedRoute>,
     /// An entry with that route.
     pub bound: Result<EntryIndex, Status>,
 }
@@ -163,8 +199,7 @@ pub struct Wanted {
 impl Wanted {
     /// Nothing is bound yet.
     pub const fn new(target: Target) -> Self {
-        let route = HostRoute::Remapped { vector: 0, destination: 0 };
-        Self { target, route, bound: Err(Status::NotMapped) }
+        Self { target, route: None, bound: Err(Status::NotMapped) }
     }
 }
 

@@ -1,12 +1,11 @@
 //! A slot of a store, and which slots are free.
 
 use alloc::{vec, vec::Vec};
-use core::num::{NonZeroU16, NonZeroU64};
+use core::num::NonZeroU16;
 
 use hcall_abi::{FaultStore, MessagePair, Pasid, SlotHandle, Status, Target};
 
-use super::ports::{EntryIndex, Field, HostRoute, Wanted};
-use crate::addr::Hpa;
+use super::ports::{EntryIndex, Field, HostRoute, PackedRoute, Wanted};
 
 /// Which of a device's stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +66,8 @@ pub enum State {
 impl Wanted {
     /// What it got.
     pub fn binding(&self) -> Result<Binding, Status> {
-        self.bound.map(|entry| Binding { route: self.route, target: self.target, entry })
+        let (entry, route) = (self.bound?, self.route.ok_or(Status::NotMapped)?);
+        Ok(Binding { route: route.get(), target: self.target, entry })
     }
 }
 
@@ -80,37 +80,6 @@ pub struct Binding {
     pub target: Target,
     /// The entry that holds the route.
     pub entry: EntryIndex,
-}
-
-/// A route in 63 bits: bit 63 is set; bit 62 says posted. Remapped: destination 31:0, vector 39:32. Posted: bits 51:6 of the
-/// descriptor's address in 45:0, vector 53:46.
-#[derive(Clone, Copy, Debug)]
-struct PackedRoute(NonZeroU64);
-
-const ROUTE_MARK: NonZeroU64 = NonZeroU64::new(1 << 63).unwrap();
-const ROUTE_POSTED: u64 = 1 << 62;
-const ROUTE_DESCRIPTOR: u64 = (1 << 46) - 1;
-
-impl PackedRoute {
-    fn new(route: HostRoute) -> Self {
-        Self(match route {
-            HostRoute::Remapped { vector, destination } => {
-                ROUTE_MARK | (u64::from(vector) << 32 | u64::from(destination))
-            }
-            HostRoute::Posted { descriptor, vector } => {
-                ROUTE_MARK | (ROUTE_POSTED | u64::from(vector) << 46 | descriptor.as_u64() >> 6 & ROUTE_DESCRIPTOR)
-            }
-        })
-    }
-
-    fn get(self) -> HostRoute {
-        let bits = self.0.get();
-        if bits & ROUTE_POSTED == 0 {
-            HostRoute::Remapped { vector: (bits >> 32) as u8, destination: bits as u32 }
-        } else {
-            HostRoute::Posted { descriptor: Hpa::new((bits & ROUTE_DESCRIPTOR) << 6), vector: (bits >> 46) as u8 }
-        }
-    }
 }
 
 /// All that is kept of a slot: 64 bytes with its lock.
@@ -220,8 +189,8 @@ impl Slot {
     /// The batch has an entry for the slot, which is flushed: it is mapped, shows its pair, and is about to be unmasked in the device if it is
     /// to be. An allocated slot has been masked there.
     #[inline]
-    pub fn complete_mapping(&mut self, handle: SlotHandle, route: HostRoute, entry: EntryIndex, unmask: bool) {
-        (self.route, self.entry) = (Some(PackedRoute::new(route)), entry);
+    pub fn complete_mapping(&mut self, handle: SlotHandle, route: PackedRoute, entry: EntryIndex, unmask: bool) {
+        (self.route, self.entry) = (Some(route), entry);
         self.image = [OPAQUE_ADDRESS, 0, handle.bits()];
         (self.masked, self.device_masked, self.pending) = (!unmask, !unmask, false);
         self.state = State::Mapped;
@@ -397,6 +366,7 @@ impl FreeMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::Hpa;
 
     #[test]
     fn a_slot_costs_64_bytes_with_its_lock() {

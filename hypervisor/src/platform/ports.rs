@@ -23,8 +23,8 @@ use crate::{
     addr::{Bdf, Hpa},
     apic, cpu,
     ims::{
-        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Reach, Remap, Service, Shadow, Store,
-        StoreSpec, UnitNumber, Wanted,
+        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, PackedRoute, Reach, Remap, Service, Shadow,
+        Store, StoreSpec, UnitNumber, Wanted,
     },
     memory::{Frames, Mmio, Ram},
     sync::Shared,
@@ -550,7 +550,7 @@ fn bind_each<'w>(
     let mut failed = 0;
     loop {
         match bind(wanted.target.vector) {
-            Ok((route, entry)) => (wanted.route, wanted.bound) = (route, Ok(entry)),
+            Ok((route, entry)) => (wanted.route, wanted.bound) = (Some(PackedRoute::new(route)), Ok(entry)),
             Err(status) => {
                 wanted.bound = Err(status);
                 failed += 1;

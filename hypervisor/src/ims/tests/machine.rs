@@ -11,8 +11,8 @@ use hcall_abi::{MessagePair, Status, Target};
 use crate::{
     addr::Bdf,
     ims::{
-        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, Reach, Remap, Shadow, Store, StoreSpec,
-        UnitNumber, Wanted,
+        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, PackedRoute, Reach, Remap, Shadow, Store,
+        StoreSpec, UnitNumber, Wanted,
     },
 };
 
@@ -327,7 +327,7 @@ impl Bind for Machine {
         let mut failed = 0;
         for Wanted { target, route, bound } in wanted {
             *bound = self.route(guest, *target).and_then(|found| {
-                *route = found;
+                *route = Some(PackedRoute::new(found));
                 self.bind(unit, requester, found).inspect_err(|_| self.unroute(guest, *target, found))
             });
             failed += usize::from(bound.is_err());
