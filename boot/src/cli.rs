@@ -20,8 +20,12 @@ const AFTER_HELP: &str = "\
 Examples:
   cargo boot                                   see it work
   cargo boot -- --machine bochs --verbose      on the emulator, with everything on the console
-  cargo boot -- --guest 'demo mem=128M device=dsa cmdline=\"rounds=10\"'
-  cargo boot -- --image imsvisor.iso           an image for a real machine
+  cargo boot -- --guest 'demo mem=128M device=dsa cmdline=\"slots=64\"'
+  cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on COM1
+
+Guests:
+  Ours are in tests/guests/src/bin: hello, demo, and those that the tests and benchmarks run.
+  All their options are in ARCHITECTURE.md, \"Guests' modules\".
 
 Environment:
   IMSVISOR_BOCHS          a Bochs 3.0 to use instead of the system's or the fetched one
@@ -48,8 +52,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
 
-    /// A guest to run instead of the demos: the name of one of ours or the path of an ELF image, then its options (mem=64M,
-    /// cpus=2, device=dsa, cmdline="…"); may be given several times
+    /// A guest to run instead of the demos: the name of one of ours or the path of an ELF image (with a / in it), then its options
+    /// (mem=64M, cpus=2, device=dsa, cmdline="…"); may be given several times
     #[arg(long = "guest", value_name = "GUEST OPTION=VALUE …")]
     pub guests: Vec<String>,
 
@@ -65,7 +69,7 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub timeout: u64,
 
-    /// End a run that writes no line for so long: it hangs
+    /// End a run that writes no line for this long: it hangs
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub silence: u64,
 

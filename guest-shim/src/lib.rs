@@ -8,9 +8,13 @@
 //! detect::on_bare_metal(&facts)         -> the bare-metal test
 //! policy::decide(bare_metal, forbidden, interface)
 //!     Decision::Native                  -> Domain::native(store, states)
-//!     Decision::Hypercall(interface)    -> calls.enable(), then Domain::hypercall(calls, device, page)
+//!     Decision::Hypercall(interface)    -> calls = Hypercalls::new(Vmcall, interface); calls.enable(); calls.device(0),
+//!                                          then Domain::hypercall(calls, device, page)
 //!     Decision::Refuse(why)             -> use MSI-X
 //! ```
+//!
+//! `facts` are what the driver knows of CPUID, SMBIOS and the IOMMUs; `forbidden` is what the platform's ACPI table says
+//! ([`hcall_abi::acpi`]); `page` is a page of memory for batches ([`BatchPage`]).
 //!
 //! [`PvEoi`] saves the VM exit at an interrupt's end.
 //!

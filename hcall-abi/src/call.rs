@@ -4,19 +4,25 @@
 ///
 /// *device* is a [`StoreId`](crate::StoreId): a device, and which of its stores. *handle* is a [`SlotHandle`](crate::SlotHandle),
 /// *target* a [`Target`](crate::Target), each in the low bits of its register.
+///
+/// What every call can end with is said at [`Status`](crate::Status): a device, a slot or a handle that is not the guest's, memory that is
+/// not its own, not aligned or crosses a page, a register that is out of its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Call {
     /// Does nothing and returns 0: the floor of every measurement.
     Nop = 0,
-    /// RBX = number *n*. Returns the ID of the guest's *n*-th device with a store, [`NoSuchDevice`] when there are fewer.
+    /// RBX = number *n*, from 0. Returns the ID of the guest's *n*-th device with a store, [`NoSuchDevice`] when there are no more.
     ///
     /// [`NoSuchDevice`]: crate::Status::NoSuchDevice
     Discover = 1,
-    /// RBX = device, RCX = guest-physical address of a [`DeviceInfo`](crate::DeviceInfo) whose `size` and `version` are set.
-    /// Fills it in and returns 0.
+    /// RBX = device, RCX = guest-physical address of a [`DeviceInfo`](crate::DeviceInfo), in one page, whose `size` and `version`
+    /// are set. Fills it in and returns 0.
     QueryDevice = 2,
     /// RBX = device, RCX = group, below the number of groups. Takes a free slot, which stays masked, and returns its handle.
+    /// [`NoFreeSlot`] when all are taken.
+    ///
+    /// [`NoFreeSlot`]: crate::Status::NoFreeSlot
     Alloc = 3,
     /// RBX = device, RCX = handle. Masks and unmaps the slot and gives it back; the handle is stale from then on. Returns 0.
     Free = 4,
@@ -28,12 +34,21 @@ pub enum Call {
     /// RBX = device, RCX = handle. Masks the slot and takes its entry away; the slot stays allocated. A slot that is not
     /// mapped is left as it is. Returns 0.
     Unmap = 6,
-    /// RBX = device, RCX = handle. Returns 0 when no message of the slot can be sent any more.
+    /// RBX = device, RCX = handle. Returns 0 when no message of the slot can be sent any more. [`NotMapped`] for a slot without a
+    /// target.
+    ///
+    /// [`NotMapped`]: crate::Status::NotMapped
     Mask = 7,
-    /// RBX = device, RCX = handle. A message that came while the slot was masked is sent. Returns 0.
+    /// RBX = device, RCX = handle. A message that came while the slot was masked is sent. [`NotMapped`] for a slot without a target;
+    /// [`InvalidArgument`] for one whose message the guest has overwritten in the store, until it is mapped again. Returns 0.
+    ///
+    /// [`NotMapped`]: crate::Status::NotMapped
+    /// [`InvalidArgument`]: crate::Status::InvalidArgument
     Unmask = 8,
     /// RBX = device, RCX = handle, RDX = target. Sends the slot's interrupts elsewhere; the pair in the store stays as it
-    /// is and no interrupt is lost. Returns 0.
+    /// is and no interrupt is lost. [`NotMapped`] for a slot without a target. Returns 0.
+    ///
+    /// [`NotMapped`]: crate::Status::NotMapped
     SetAffinity = 9,
     /// RBX = the version that the guest speaks (major 31:16, minor 15:0). Has the guest's devices show that they have interrupt
     /// message stores; until then they show none, and every other call but `Nop` is [`NotEnabled`]. Returns the minor version
@@ -59,8 +74,8 @@ pub enum Call {
     ///
     /// [`BadPasid`]: crate::Status::BadPasid
     SetAux = 14,
-    /// RBX = device, RCX = handle, RDX = guest-physical address of a [`SlotInfo`](crate::SlotInfo) whose `size` and `version` are
-    /// set. Fills it in and returns 0.
+    /// RBX = device, RCX = handle, RDX = guest-physical address of a [`SlotInfo`](crate::SlotInfo), in one page, whose `size` and
+    /// `version` are set. Fills it in and returns 0.
     QuerySlot = 15,
     /// RBX = guest-physical address of room for RCX (1 to [`FAULTS_MAX`]) [`FaultRecord`](crate::FaultRecord)s, in one page, aligned to
     /// 32. Moves the oldest faults of the guest's slots there and returns their number.
@@ -77,11 +92,11 @@ pub enum Call {
     /// [`Unsupported`]: crate::Status::Unsupported
     /// [`Exists`]: crate::Status::Exists
     OpenQueue = 17,
-    /// RBX = guest-physical address of 4 bytes that are 0, aligned to 4, with [`PV_EOI_ENABLE`]; or 0 to take them away. It is about the virtual
-    /// processor that calls. From then on an interrupt that is delivered while no other one waits comes with [`PV_EOI_PENDING`] set
-    /// there. The handler that finds the bit and clears it, by one instruction, has ended the interrupt, and does not write EOI, which is
-    /// an exit; otherwise it writes EOI as ever. INIT takes the bytes away, and leaves what they hold. [`Unsupported`] where the processor keeps the local APIC,
-    /// because EOI is no exit there. Returns 0.
+    /// RBX = guest-physical address of 4 bytes that are 0, aligned to 4, with [`PV_EOI_ENABLE`]; or 0 to take them away. It is about
+    /// the virtual processor that calls. From then on an interrupt that is delivered while no other one waits comes with
+    /// [`PV_EOI_PENDING`] set there. The handler that finds the bit and clears it, by one instruction, has ended the interrupt, and
+    /// does not write EOI, which is an exit; otherwise it writes EOI as ever. INIT takes the bytes away, and leaves what they hold.
+    /// [`Unsupported`] where the processor keeps the local APIC, because EOI is no exit there. Returns 0.
     ///
     /// [`Unsupported`]: crate::Status::Unsupported
     SetPvEoi = 18,

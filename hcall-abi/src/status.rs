@@ -30,7 +30,7 @@ statuses! {
     NoSuchSlot = 3,
     /// The slot was freed since the handle was given out.
     StaleHandle = 4,
-    /// The slot is mapped already, in another way than asked for.
+    /// The slot is mapped already, in another way than asked for; or the queue store is open already.
     Exists = 5,
     /// All slots of the device are taken.
     NoFreeSlot = 6,
