@@ -21,8 +21,12 @@ impl PvEoi {
         self.offered.is_some()
     }
 
-    /// The interrupt that is delivered now may end so. Bytes outside of the guest's memory are as if there were none.
-    pub fn offer(&mut self, at: Gpa, ram: &Ram) {
+    /// The interrupt that is delivered now may end so, if none waits behind it. Bytes outside of the guest's memory are as if there were
+    /// none.
+    pub fn offer(&mut self, at: Gpa, apic: &X2Apic, ram: &Ram) {
+        if apic.has_requests() {
+            return;
+        }
         self.offered = ram.swap_u32(at, PV_EOI_PENDING).is_ok().then_some(at);
     }
 
@@ -81,9 +85,7 @@ mod tests {
             self.eoi.settle(&mut self.apic, &self.ram);
             let vector = self.apic.pending()?;
             assert!(self.apic.begin(vector));
-            if !self.apic.has_requests() {
-                self.eoi.offer(AT, &self.ram);
-            }
+            self.eoi.offer(AT, &self.apic, &self.ram);
             Some(vector)
         }
 
@@ -169,7 +171,7 @@ mod tests {
         let mut bed = Bed::new();
         bed.apic.accept(FIRST);
         bed.apic.begin(FIRST);
-        bed.eoi.offer(Gpa::new(2 << 20), &bed.ram);
+        bed.eoi.offer(Gpa::new(2 << 20), &bed.apic, &bed.ram);
         assert!(!bed.eoi.is_offered());
     }
 }

@@ -152,7 +152,5 @@ fn deliver_interrupts(guest: &mut VirtualCpu) {
     devices.apic.begin(vector);
     vcpu.inject(Event::new(EventKind::ExternalInterrupt, vector, false), 0);
     vcpu.set_interrupt_window(devices.apic.pending().is_some());
-    if !devices.apic.has_requests() {
-        guest.offer_pv_eoi();
-    }
+    guest.offer_pv_eoi();
 }

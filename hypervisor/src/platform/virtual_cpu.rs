@@ -193,7 +193,7 @@ impl VirtualCpu {
     #[inline(never)]
     pub fn offer_pv_eoi(&mut self) {
         if let (Some(at), Some(ram)) = (self.seat.pv_eoi(), &self.vm.holdings.ram) {
-            self.devices.pv_eoi.offer(at, ram);
+            self.devices.pv_eoi.offer(at, &self.devices.apic, ram);
         }
     }
 
