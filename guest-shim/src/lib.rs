@@ -16,7 +16,7 @@
 //! `facts` are what the driver knows of CPUID, SMBIOS and the IOMMUs; `forbidden` is what the platform's ACPI table says
 //! ([`hcall_abi::acpi`]); `page` is a page of memory for batches ([`BatchPage`]).
 //!
-//! [`PvEoi`] saves the VM exit at an interrupt's end.
+//! [`domain::QueueDomain`] is for a store in the guest's own memory. [`PvEoi`] saves the VM exit at an interrupt's end.
 //!
 //! What needs the machine stands behind two traits, [`Transport`] (the call) and [`Store`] (the slots), so that all the rest
 //! runs on any host.
