@@ -56,20 +56,26 @@ impl<'a, P: Ports> Place<'a, P> {
 
     /// Masks the slot in the device. When this returns `Ok`, no message of the slot is sent any more. When the device did not
     /// take the mask, the slot is unmasked as it was.
+    #[inline(always)]
     pub fn mask(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
         if slot.device_masked {
             return Ok(());
         }
-        let ports = &self.service.ports;
         self.write_ctrl(index, slot.device_ctrl(true));
-        let ctrl = ports.read_back(self.store, index, Field::Ctrl);
+        let ctrl = self.service.ports.read_back(self.store, index, Field::Ctrl);
         if ctrl & CTRL_MASK == 0 {
-            self.write_ctrl(index, slot.device_ctrl(false));
-            return Err(Status::HardwareError);
+            return self.not_masked(index, slot);
         }
         slot.device_masked = true;
         self.take_pending(slot, ctrl);
         Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_masked(&self, index: u16, slot: &Slot) -> Result<(), Status> {
+        self.write_ctrl(index, slot.device_ctrl(false));
+        Err(Status::HardwareError)
     }
 
     /// Masks the slot as well as the device lets us: for when its entry cannot be relied on.

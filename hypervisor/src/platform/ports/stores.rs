@@ -48,6 +48,15 @@ impl MachinePorts {
         self.write_elsewhere(store, slot, Field::Data, message.data);
     }
 
+    /// Reads what is not memory of the device's: nothing is written to a guest's store, and it is as if it were masked.
+    #[cold]
+    #[inline(never)]
+    fn read_elsewhere(&self, store: &StoreSpec, slot: u16, which: Field) -> u32 {
+        let Reach::Slow(number) = store.reach else { return u32::from(which == Field::Ctrl) };
+        let dwords = self.on_slow_store(number, |slow| slow.read(slot));
+        dwords.map_or(0, |dwords| dwords[which as usize])
+    }
+
     /// Does something with a slow store, under its bus lock.
     #[cold]
     fn on_slow_store<T>(
@@ -91,13 +100,8 @@ impl Store for MachinePorts {
     }
 
     fn read_back(&self, store: &StoreSpec, slot: u16, which: Field) -> u32 {
-        match store.reach {
-            Reach::Memory => {}
-            Reach::Slow(number) => {
-                let dwords = self.on_slow_store(number, |slow| slow.read(slot));
-                return dwords.map_or(0, |dwords| dwords[which as usize]);
-            }
-            Reach::Guests => return u32::from(which == Field::Ctrl),
+        if store.reach != Reach::Memory {
+            return self.read_elsewhere(store, slot, which);
         }
         // SAFETY: as in `write`; reading a slot has no side effect.
         unsafe { read_volatile(field(store.base, slot, which) as *const u32) }
