@@ -11,11 +11,16 @@ use imsvisor_boot::prefix::Tools;
 use imsvisor_boot::show::{self, Show};
 use imsvisor_boot::{cargo, prefix};
 
+/// An option's value is none, as clap says of those that it looks at itself.
+const WRONG_OPTION: u8 = 2;
 /// It could not be run at all.
 const NOT_RUN: u8 = 3;
 
 fn main() -> ExitCode {
     let options = Options::of_arguments(std::env::args_os());
+    if let Err(error) = options.wishes(true) {
+        return failed(WRONG_OPTION, &error);
+    }
     let right = match &options.image {
         Some(_) => write_image(&options).map(|()| true),
         None => run(&options),
@@ -23,11 +28,13 @@ fn main() -> ExitCode {
     match right {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{} {error:#}", console::style("error:").red().bold().for_stderr());
-            ExitCode::from(NOT_RUN)
-        }
+        Err(error) => failed(NOT_RUN, &error),
     }
+}
+
+fn failed(code: u8, error: &anyhow::Error) -> ExitCode {
+    eprintln!("{} {error:#}", console::style("error:").red().bold().for_stderr());
+    ExitCode::from(code)
 }
 
 /// The guests that were asked for, built where they are ours.
@@ -42,6 +49,8 @@ fn modules(paths: &Paths, wishes: &[Wish]) -> Result<Vec<Module>> {
 fn write_image(options: &Options) -> Result<()> {
     let Some(file) = &options.image else { return Ok(()) };
     let file = std::path::absolute(file).context("the image's path")?;
+    let folder = file.parent().filter(|folder| folder.is_dir());
+    folder.with_context(|| format!("--image {}: there is no such folder", file.display()))?;
     let paths = Paths::find()?;
     let wishes = options.wishes(true)?;
     let tools = prefix::image_tools(&paths)?;
@@ -52,20 +61,11 @@ fn write_image(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The machine that was asked for, with what it needs. KVM that nobody asked for is only taken where QEMU can be had as well.
+/// The machine that was asked for, with what it needs.
 fn machine_and_tools(paths: &Paths, asked: Option<Kind>) -> Result<(Kind, Tools)> {
     let kind = Kind::choose(asked, kvm::preflight).context("--machine kvm")?;
-    if kind == Kind::Bochs {
-        return Ok((kind, prefix::tools(paths)?));
-    }
-    match prefix::qemu_tools(paths) {
-        Ok(tools) => Ok((kind, tools)),
-        Err(error) if asked.is_some() => Err(error),
-        Err(error) => {
-            eprintln!("KVM would do, but there is no QEMU for it ({error:#}); this is Bochs");
-            Ok((Kind::Bochs, prefix::tools(paths)?))
-        }
-    }
+    let tools = if kind == Kind::Bochs { prefix::tools(paths) } else { prefix::qemu_tools(paths) };
+    Ok((kind, tools?))
 }
 
 /// Builds, boots, shows and judges.

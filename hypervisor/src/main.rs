@@ -71,8 +71,7 @@ fn service(machine: &'static Machine, apic_id: u32, others: &[u32]) -> &'static 
     // SAFETY: guests are made by `platform::start` alone, which tells the service of the stores that `assign` prepared.
     let ports = unsafe { MachinePorts::new(machine, units, vectors) };
     // A server has a dozen units, and each of them more entries than the heap has room to say whose they are.
-    let owners = Service::owners_bytes(&ports);
-    if owners != 0 && !heap::extend(&FRAMES, owners) {
+    if !heap::extend(&FRAMES, Service::owners_bytes(&ports)) {
         refuse("memory", "too little for the remapping units' entries");
     }
     Box::leak(Box::new(Service::new(ports)))

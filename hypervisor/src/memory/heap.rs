@@ -12,6 +12,9 @@ static HEAP: TalcLock<spin::Mutex<()>, Manual> = TalcLock::new(Manual);
 /// Gives the heap `bytes` (rounded up to pages) more. Returns whether there were so many.
 #[must_use]
 pub fn extend(frames: &Frames, bytes: u64) -> bool {
+    if bytes == 0 {
+        return true;
+    }
     let count = bytes.div_ceil(PAGE_SIZE);
     let Some(base) = frames.alloc(count, PAGE_SIZE) else { return false };
     // SAFETY: these frames were allocated for the heap just now, and stay its own.

@@ -1,6 +1,6 @@
 //! Who runs which guest: the processors share the modules out, and the first one tells what came of it all.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 use core::{
     fmt,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -126,16 +126,11 @@ impl Work {
         while self.ready.load(Ordering::Acquire) < followers {
             core::hint::spin_loop();
         }
-        let plans = self.plans.call_once(|| plans(self.machine, self.service.ports(), &self.modules, &self.fit.lock()));
+        let plans = self.plans.call_once(|| self.plan());
         for (index, plan) in plans.iter().enumerate() {
             if let Err(why) = plan {
                 self.refuse(index, why);
             }
-        }
-        // What guests can have the hypervisor allocate is allocated here: the heap is full for nobody.
-        let heap: u64 = plans.iter().flatten().map(Plan::heap_bytes).sum();
-        if heap != 0 && !heap::extend(&FRAMES, heap) {
-            log::error!("no {} KiB for what guests' devices need", heap >> 10);
         }
         let free = FRAMES.free_bytes();
         self.go.store(true, Ordering::Release);
@@ -220,6 +215,18 @@ impl Work {
                 _ => {}
             }
         }
+    }
+
+    /// Who gets what. What guests can have the hypervisor allocate is allocated with it: the heap is full for nobody.
+    fn plan(&self) -> Plans {
+        let plans = plans(self.machine, self.service.ports(), &self.modules, &self.fit.lock());
+        let heap: u64 = plans.iter().flatten().map(Plan::heap_bytes).sum();
+        if heap::extend(&FRAMES, heap) {
+            return plans;
+        }
+        let refused =
+            |plan: Result<Plan, String>| plan.and_then(|plan| Err(format!("{}: memory ran out", plan.options.name)));
+        plans.into_iter().map(refused).collect()
     }
 
     fn refuse(&self, guest: usize, why: &String) {

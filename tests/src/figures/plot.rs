@@ -28,11 +28,12 @@ type Series<'f> = BTreeMap<(&'f str, &'f str), Vec<(f64, f64)>>;
 
 fn series(figures: &[Figure]) -> Series<'_> {
     let mut series = Series::new();
-    for figure in figures {
+    // What several processors do at a time is measured at one number of slots, and on another machine.
+    for figure in figures.iter().filter(|figure| figure.vcpus == 1) {
         let points = series.entry((&figure.scenario, &figure.variant)).or_default();
         points.push((figure.slots as f64, figure.median));
     }
-    series.retain(|_, points| points.len() > 1);
+    series.retain(|_, points| points.iter().any(|(slots, _)| *slots != points[0].0));
     series
 }
 
