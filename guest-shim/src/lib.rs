@@ -3,14 +3,33 @@
 //! A driver asks once which way is open to it, builds a [`Domain`] for that way, and from then on allocates, maps, masks and
 //! frees interrupts without knowing which way it goes:
 //!
-//! ```text
-//! discover::discover(&NativeCpuid)      -> the hypercall domain, if a hypervisor offers one
-//! detect::on_bare_metal(&facts)         -> the bare-metal test
-//! policy::decide(bare_metal, forbidden, interface)
-//!     Decision::Native                  -> Domain::native(store, states)
-//!     Decision::Hypercall(interface)    -> calls = Hypercalls::new(Vmcall, interface); calls.enable(); calls.device(0),
-//!                                          then Domain::hypercall(calls, device, page)
-//!     Decision::Refuse(why)             -> use MSI-X
+//! ```
+//! use guest_shim::hcall_abi::{Status, Target};
+//! use guest_shim::{BatchPage, Decision, Domain, Hypercalls, Interrupt, Request, Store, Transport};
+//! use guest_shim::{detect, discover, domain::SlotState, policy};
+//!
+//! # fn example<'a, T: Transport, S: Store>(
+//! #     cpuid: &impl discover::Cpuid, facts: &detect::Facts, forbidden: bool,
+//! #     transport: T, page: BatchPage<'a>, store: S, states: &'a mut [SlotState],
+//! # ) -> Result<Option<Interrupt>, Status> {
+//! // `cpuid` is `discover::NativeCpuid`, `transport` is `vmcall::Vmcall`.
+//! let way = policy::decide(detect::on_bare_metal(facts), forbidden, discover::discover(cpuid).ok());
+//! let mut domain: Domain<'_, T, S> = match way {
+//!     Decision::Native => Domain::native(store, states),
+//!     Decision::Hypercall(interface) => {
+//!         let calls = Hypercalls::new(transport, interface);
+//!         calls.enable()?;
+//!         let device = calls.device(0)?;
+//!         Domain::hypercall(calls, device, page)
+//!     }
+//!     // The driver uses MSI-X.
+//!     Decision::Refuse(_) => return Ok(None),
+//! };
+//! // From here on it does not matter which way it goes: vector 0x41 of the processor with x2APIC ID 2.
+//! let interrupt = domain.alloc(0)?;
+//! domain.map(&interrupt, &Request { target: Target { apic_id: 2, vector: 0x41 }, unmask: true, cookie: 7 })?;
+//! # Ok(Some(interrupt))
+//! # }
 //! ```
 //!
 //! `facts` are what the driver knows of CPUID, SMBIOS and the IOMMUs; `forbidden` is what the platform's ACPI table says
