@@ -145,7 +145,7 @@ const PROCESSORS: u32 = 4;
 const FLOOR: &str = "null-exit";
 
 /// Scenarios whose interrupts can come in two ways.
-const COME_IN_TWO_WAYS: [&str; 2] = ["interrupt-latency", "interrupt-stream"];
+const COME_IN_TWO_WAYS: [&str; 3] = ["interrupt-latency", "interrupt-whole", "interrupt-stream"];
 
 fn boot(processors: u32, options: &str, command_line: &str) -> Result<Outcome> {
     let mut plan = Plan::new()?;

@@ -114,6 +114,13 @@ fn running(bench: &mut Bench, doorbells: &mut Doorbells, variant: &'static str) 
     let scenario = Scenario { marked: MARKED, ..Scenario::new("interrupt-latency", variant, SLOTS, 1) };
     let one = |doorbells: &mut Doorbells| doorbells.one(|before| while handled() == before {});
     bench.measure(scenario, doorbells, |_| {}, one);
+    // Until the guest goes on, the interrupt's end included.
+    let whole = |doorbells: &mut Doorbells| {
+        let before = handled();
+        doorbells.ring(0);
+        timed(|| while handled() == before {})
+    };
+    bench.measure(Scenario { name: "interrupt-whole", ..scenario }, doorbells, |_| {}, whole);
 }
 
 fn latency(bench: &mut Bench, doorbells: &mut Doorbells, delivery: &Delivery) {
