@@ -1,7 +1,11 @@
 //! The map call: many slots, one flush.
 
 use alloc::vec::Vec;
-use core::{iter::once, num::NonZeroU16, slice};
+use core::{
+    iter::{Zip, once},
+    num::NonZeroU16,
+    slice,
+};
 
 use hcall_abi::{ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target};
 
@@ -10,7 +14,7 @@ use super::{
     device::Bank,
     domain::Domain,
     place::Place,
-    ports::{GuestMemory, PackedRoute, Ports, Wanted},
+    ports::{Bound, GuestMemory, PackedRoute, Ports, Span, Wanted},
     slot::{Slot, State},
 };
 use crate::addr::{Gpa, PAGE_SIZE};
@@ -24,8 +28,9 @@ pub struct Batch {
     name: u8,
     /// Requests, then replies.
     items: [[u8; MapRequest::SIZE]; BATCH_LIMIT],
-    /// The slots that this batch maps are those of the first so many.
-    fresh: [Fresh; BATCH_LIMIT],
+    /// The slots that this batch maps are those of the first so many, and what each wants.
+    fresh: [Item; BATCH_LIMIT],
+    wanted: [Wanted; BATCH_LIMIT],
     number: usize,
     /// The items whose slots were mapped that way already, perhaps by this batch. There is room for all.
     repeated: Vec<Item>,
@@ -40,18 +45,8 @@ struct Item {
     unmask: bool,
 }
 
-/// A slot that the batch maps.
-#[derive(Clone, Copy)]
-struct Fresh {
-    wanted: Wanted,
-    item: Item,
-}
-
-impl Fresh {
-    const NONE: Self = Self {
-        wanted: Wanted::new(Target { apic_id: 0, vector: 0 }),
-        item: Item { handle: SlotHandle::new(0, NonZeroU16::MIN), number: 0, unmask: false },
-    };
+impl Item {
+    const NONE: Self = Self { handle: SlotHandle::new(0, NonZeroU16::MIN), number: 0, unmask: false };
 }
 
 /// Checks what the registers say of a batch, and counts its items.
@@ -81,7 +76,8 @@ impl Batch {
         Self {
             name,
             items: [[0; MapRequest::SIZE]; BATCH_LIMIT],
-            fresh: [Fresh::NONE; BATCH_LIMIT],
+            fresh: [Item::NONE; BATCH_LIMIT],
+            wanted: [Wanted::new(Target { apic_id: 0, vector: 0 }); BATCH_LIMIT],
             number: 0,
             repeated: Vec::with_capacity(BATCH_LIMIT),
         }
@@ -109,8 +105,10 @@ impl Batch {
     ) -> Result<u64, Status> {
         let items = self.items.get_mut(..number).ok_or(Status::InvalidArgument)?;
         memory.read(at, items.as_flattened_mut())?;
-        let failed = self.begin(domain, place, bank, number) + self.bind(place, bank);
-        let flushed = self.flush(place);
+        let wrong = self.begin(domain, place, bank, number);
+        let (unbound, run) = self.bind(place, bank);
+        let failed = wrong + unbound;
+        let flushed = self.flush(place, run);
         let items = self.items.get(..number).unwrap_or_default();
         if let Err(status) = flushed.and_then(|()| memory.write(at, items.as_flattened())) {
             self.undo(place, bank);
@@ -121,9 +119,15 @@ impl Batch {
         Ok(number as u64 - failed - self.repeat(place, bank))
     }
 
-    /// The slots that this batch maps.
-    fn fresh(&self) -> &[Fresh] {
-        self.fresh.get(..self.number).unwrap_or_default()
+    /// What the slots that this batch maps want.
+    fn wanted(&self) -> &[Wanted] {
+        self.wanted.get(..self.number).unwrap_or_default()
+    }
+
+    /// The slots that this batch maps, with what they want.
+    fn fresh(&self) -> impl DoubleEndedIterator<Item = (&Item, &Wanted)> + ExactSizeIterator {
+        let fresh = self.fresh.get(..self.number).unwrap_or_default();
+        fresh.iter().zip(self.wanted())
     }
 
     /// Looks at the items' slots, and marks those that are to be mapped. The replies are as if all that follows succeeded. How many
@@ -133,7 +137,7 @@ impl Batch {
     fn begin<P: Ports>(&mut self, domain: &Domain, place: &Place<P>, bank: &Bank, number: usize) -> u64 {
         self.repeated.clear();
         let name = self.name;
-        let mut rooms = self.fresh.iter_mut();
+        let mut rooms = self.fresh.iter_mut().zip(&mut self.wanted);
         // A processor of the guest's, once there was one.
         let mut known = u64::MAX;
         // There are no more items than a byte can number.
@@ -150,31 +154,32 @@ impl Batch {
         failed
     }
 
-    /// Has entries bound for the slots that are marked. How many items failed.
-    fn bind<P: Ports>(&mut self, place: &Place<P>, bank: &Bank) -> u64 {
-        let fresh = self.fresh.get_mut(..self.number).unwrap_or_default();
-        let failed = match fresh {
-            [] => 0,
+    /// Has entries bound for the slots that are marked. How many items failed, and the entries if there are none in between.
+    fn bind<P: Ports>(&mut self, place: &Place<P>, bank: &Bank) -> (u64, Option<Span>) {
+        let wanted = self.wanted.get_mut(..self.number).unwrap_or_default();
+        let (failed, span) = match wanted {
+            [] => (0, Span::NONE),
             // Alone it is faster.
-            [Fresh { wanted, .. }] => {
-                wanted.bound = place.bind_one(wanted.target).map(|binding| {
-                    wanted.route = Some(PackedRoute::new(binding.route));
-                    binding.entry
-                });
-                usize::from(wanted.bound.is_err())
+            [wanted] => {
+                wanted.bound = place
+                    .bind_one(wanted.target)
+                    .map(|binding| Bound { route: PackedRoute::new(binding.route), entry: binding.entry });
+                (usize::from(wanted.bound.is_err()), Span::NONE)
             }
-            many => place.bind_all(many.iter_mut().map(|fresh| &mut fresh.wanted)),
+            many => place.bind_all(many),
         };
-        if failed == 0 { 0 } else { self.fail(bank) }
+        // No entry is bound twice, so their number tells.
+        let run = span.is_run_of(self.number - failed).then_some(span);
+        (if failed == 0 { 0 } else { self.fail(bank) }, run)
     }
 
     /// Flushes the entries that were bound.
-    fn flush<P: Ports>(&self, place: &Place<P>) -> Result<(), Status> {
-        if let [one] = self.fresh() {
-            return one.wanted.bound.map_or(Ok(()), |entry| place.service.flush(once(entry)));
+    fn flush<P: Ports>(&self, place: &Place<P>, run: Option<Span>) -> Result<(), Status> {
+        match (run, self.wanted()) {
+            (Some(run), _) => place.service.flush_span(run),
+            (None, [one]) => one.bound.map_or(Ok(()), |bound| place.service.flush(once(bound.entry))),
+            (None, many) => flush_each(place, many),
         }
-        let entries = self.fresh().iter().filter_map(|fresh| fresh.wanted.bound.ok());
-        if entries.clone().next().is_none() { Ok(()) } else { place.service.flush(entries) }
     }
 
     /// The items whose slots got no entry fail, and so do those that counted on them. How many.
@@ -187,8 +192,8 @@ impl Batch {
                 *bytes = MapReply(Err(status)).to_bytes();
             }
         };
-        let fresh = self.fresh.get(..self.number).unwrap_or_default();
-        for Fresh { wanted, item } in fresh {
+        let fresh = self.fresh.iter().zip(&self.wanted).take(self.number);
+        for (item, wanted) in fresh.clone() {
             if let Err(status) = wanted.bound {
                 fail(item, status);
                 if let Ok(mut slot) = bank.lock(item.handle.index()) {
@@ -197,8 +202,8 @@ impl Batch {
             }
         }
         for item in &self.repeated {
-            let first = fresh.iter().find(|fresh| fresh.item.handle == item.handle);
-            if let Some(Err(status)) = first.map(|fresh| fresh.wanted.bound) {
+            let first = fresh.clone().find(|(first, _)| first.handle == item.handle);
+            if let Some(Err(status)) = first.map(|(_, wanted)| wanted.bound) {
                 fail(item, status);
             }
         }
@@ -209,7 +214,7 @@ impl Batch {
     #[cold]
     fn undo<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
         let mut held = Vec::new();
-        for Fresh { wanted, item } in self.fresh().iter().rev() {
+        for (item, wanted) in self.fresh().rev() {
             if let Ok(binding) = wanted.binding()
                 && let Ok(mut slot) = bank.lock(item.handle.index())
             {
@@ -224,14 +229,14 @@ impl Batch {
     #[inline(never)]
     fn finish<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
         let (owner, service) = (place.owner(), place.service);
-        for Fresh { wanted: Wanted { route, bound, .. }, item: Item { handle, unmask, .. } } in self.fresh() {
+        for (Item { handle, unmask, .. }, Wanted { bound, .. }) in self.fresh() {
             let index = handle.index();
-            let (Ok(entry), Some(route)) = (*bound, *route) else { continue };
-            service.own(entry, owner.of(index));
+            let Ok(bound) = *bound else { continue };
+            service.own(bound.entry, owner.of(index));
             // Nobody else has touched it.
             let Ok(mut slot) = bank.lock(index) else { continue };
-            slot.complete_mapping(*handle, route, entry, *unmask);
-            place.begin_to_send(&slot, *handle, entry, *unmask);
+            slot.complete_mapping(*handle, bound, *unmask);
+            place.begin_to_send(&slot, *handle, bound.entry, *unmask);
         }
     }
 
@@ -251,6 +256,13 @@ impl Batch {
     }
 }
 
+/// Flushes the entries of those that have one.
+#[cold]
+fn flush_each<P: Ports>(place: &Place<P>, wanted: &[Wanted]) -> Result<(), Status> {
+    let entries = wanted.iter().filter_map(|wanted| Some(wanted.bound.ok()?.entry));
+    if entries.clone().next().is_none() { Ok(()) } else { place.service.flush(entries) }
+}
+
 /// What nearly every item is: a sound one for an allocated slot. The slot is marked, and has its room. `None` for whatever else it is, and
 /// nothing has been done.
 #[inline(always)]
@@ -261,17 +273,17 @@ fn begin_usual(
     bytes: &[u8; MapRequest::SIZE],
     batch: u8,
     number: u8,
-    rooms: &mut slice::IterMut<'_, Fresh>,
+    rooms: &mut Zip<slice::IterMut<'_, Item>, slice::IterMut<'_, Wanted>>,
 ) -> Option<SlotHandle> {
     let MapRequest { handle, target, unmask, cookie } = MapRequest::from_bytes(bytes).ok()?;
     if *known != target.apic_id.into() {
         *known = other_processor(domain, target)?;
     }
     let slot = &mut *bank.lock(handle.index()).ok().filter(|slot| slot.is_allocated_as(handle))?;
-    let room = rooms.next()?;
+    let (item, wanted) = rooms.next()?;
     slot.begin_mapping(target, cookie, batch);
-    room.wanted.target = target;
-    room.item = Item { handle, number, unmask };
+    wanted.target = target;
+    *item = Item { handle, number, unmask };
     Some(handle)
 }
 

@@ -53,8 +53,8 @@ pub use device::{most_bytes, most_entries};
 pub use domain::{Backing, DeviceSpec, Domain, GuestId, GuestSpec, Reach, StoreSpec};
 pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};
 pub use ports::{
-    Bind, Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, PackedRoute, Ports, Remap, Shadow, Store,
-    UnitNumber, Wanted,
+    Bind, Bound, Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, PackedRoute, Ports, Remap, Shadow, Span,
+    Store, UnitNumber, Wanted,
 };
 pub use service::{Attribution, Service};
 pub use slot::StoreName;

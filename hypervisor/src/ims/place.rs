@@ -9,7 +9,7 @@ use super::{
     counters::count,
     device::{Bank, Device},
     domain::{GuestId, Reach, StoreSpec},
-    ports::{EntryIndex, Field, Message, Ports, Wanted},
+    ports::{EntryIndex, Field, Message, Ports, Span, Wanted},
     service::{Held, Owner, Service},
     slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, State, StoreName},
 };
@@ -200,12 +200,15 @@ impl<'a, P: Ports> Place<'a, P> {
         Ok(Binding { route, target, entry })
     }
 
-    /// Routes and entries for several slots: present, not yet flushed. How many failed.
+    /// Routes and entries for several slots: present, not yet flushed. How many failed, and where the others' entries lie.
     #[inline]
-    pub fn bind_all<'w>(&self, wanted: impl ExactSizeIterator<Item = &'w mut Wanted>) -> usize {
+    pub fn bind_all(&self, wanted: &mut [Wanted]) -> (usize, Span) {
         match self.device.unit {
             Ok(unit) => self.service.bind_all(self.guest(), unit, self.device.spec.requester, wanted),
-            Err(status) => wanted.map(|wanted| wanted.bound = Err(status)).count(),
+            Err(status) => {
+                wanted.iter_mut().for_each(|wanted| wanted.bound = Err(status));
+                (wanted.len(), Span::NONE)
+            }
         }
     }
 

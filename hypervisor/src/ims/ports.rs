@@ -36,36 +36,43 @@ pub enum HostRoute {
     },
 }
 
-/// A route as slots keep it, in 63 bits: bit 63 is set; bit 62 says posted. Remapped: destination 31:0, vector 39:32. Posted: bits 51:6 of the
-/// descriptor's address in 45:0, vector 53:46.
+/// A route as slots keep it, in 63 bits: bit 63 is set; bit 62 says posted; vector 53:46. Remapped: destination 31:0. Posted: bits 51:6 of the
+/// descriptor's address in 45:0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedRoute(NonZeroU64);
 
 const ROUTE_MARK: NonZeroU64 = NonZeroU64::new(1 << 63).unwrap();
 const ROUTE_POSTED: u64 = 1 << 62;
-const ROUTE_DESCRIPTOR: u64 = (1 << 46) - 1;
+const ROUTE_VECTOR: u32 = 46;
+const ROUTE_DESCRIPTOR: u64 = (1 << ROUTE_VECTOR) - 1;
 
 impl PackedRoute {
     /// Packs a route.
     #[inline]
     pub fn new(route: HostRoute) -> Self {
-        Self(match route {
-            HostRoute::Remapped { vector, destination } => {
-                ROUTE_MARK | (u64::from(vector) << 32 | u64::from(destination))
-            }
+        let (vector, bits) = match route {
+            HostRoute::Remapped { vector, destination } => (vector, u64::from(destination)),
             HostRoute::Posted { descriptor, vector } => {
-                ROUTE_MARK | (ROUTE_POSTED | u64::from(vector) << 46 | descriptor.as_u64() >> 6 & ROUTE_DESCRIPTOR)
+                (vector, ROUTE_POSTED | descriptor.as_u64() >> 6 & ROUTE_DESCRIPTOR)
             }
-        })
+        };
+        Self(ROUTE_MARK | bits).or_vector(vector)
+    }
+
+    /// Of a route with vector 0 the same with another one.
+    #[inline]
+    pub fn or_vector(self, vector: u8) -> Self {
+        Self(self.0 | u64::from(vector) << ROUTE_VECTOR)
     }
 
     /// The route.
     pub fn get(self) -> HostRoute {
         let bits = self.0.get();
+        let vector = (bits >> ROUTE_VECTOR) as u8;
         if bits & ROUTE_POSTED == 0 {
-            HostRoute::Remapped { vector: (bits >> 32) as u8, destination: bits as u32 }
+            HostRoute::Remapped { vector, destination: bits as u32 }
         } else {
-            HostRoute::Posted { descriptor: Hpa::new((bits & ROUTE_DESCRIPTOR) << 6), vector: (bits >> 46) as u8 }
+            HostRoute::Posted { descriptor: Hpa::new((bits & ROUTE_DESCRIPTOR) << 6), vector }
         }
     }
 }
@@ -104,6 +111,9 @@ pub trait Remap {
     /// wait for all. [`Status::HardwareError`] when the unit did not complete it: nothing is known of the cache then. An
     /// entry that was given back meanwhile may be among them. Several processors may flush at once.
     fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status>;
+
+    /// The same for all entries of a span, which are one unit's.
+    fn flush_span(&self, span: Span) -> Result<(), Status>;
 
     /// Gives a cleared and flushed entry back.
     fn release(&self, entry: EntryIndex);
@@ -190,30 +200,57 @@ pub trait Delivery {
 pub struct Wanted {
     /// Where its interrupts are to go.
     pub target: Target,
-    /// A route there, if an entry is bound.
-    pub route: Option<PackedRoute>,
-    /// An entry with that route.
-    pub bound: Result<EntryIndex, Status>,
+    /// What is bound.
+    pub bound: Result<Bound, Status>,
+}
+
+/// A route, and an entry with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The route.
+    pub route: PackedRoute,
+    /// The entry.
+    pub entry: EntryIndex,
 }
 
 impl Wanted {
     /// Nothing is bound yet.
     pub const fn new(target: Target) -> Self {
-        Self { target, route: None, bound: Err(Status::NotMapped) }
+        Self { target, bound: Err(Status::NotMapped) }
+    }
+}
+
+/// The lowest and the highest of some entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The lowest.
+    pub lowest: EntryIndex,
+    /// The highest.
+    pub highest: EntryIndex,
+}
+
+impl Span {
+    /// Of no entries.
+    pub const NONE: Self = Self { lowest: EntryIndex(u32::MAX), highest: EntryIndex(0) };
+
+    /// One entry more.
+    #[inline]
+    pub fn add(&mut self, entry: EntryIndex) {
+        self.lowest = self.lowest.min(entry);
+        self.highest = self.highest.max(entry);
+    }
+
+    /// Whether so many different entries are all that there are in between.
+    pub fn is_run_of(self, number: usize) -> bool {
+        self.highest.0.checked_sub(self.lowest.0).is_some_and(|more| more as usize + 1 == number)
     }
 }
 
 /// Routes and entries together, for many slots at a time.
 pub trait Bind {
     /// For each of `wanted`: a use of the route to its target, as by [`Delivery::route`], and an entry with that route, as by
-    /// [`Remap::bind`]. What fails holds neither; the others do not mind. How many failed.
-    fn bind_all<'a>(
-        &self,
-        guest: GuestId,
-        unit: UnitNumber,
-        requester: Bdf,
-        wanted: impl Iterator<Item = &'a mut Wanted>,
-    ) -> usize;
+    /// [`Remap::bind`]. What fails holds neither; the others do not mind. How many failed, and where the others' entries lie.
+    fn bind_all(&self, guest: GuestId, unit: UnitNumber, requester: Bdf, wanted: &mut [Wanted]) -> (usize, Span);
 }
 
 /// All ports of a machine.

@@ -12,7 +12,7 @@ use super::{
     domain::{DeviceSpec, Domain, GuestId, GuestSpec},
     faults::FaultRing,
     place::Place,
-    ports::{EntryIndex, Field, HostRoute, Ports, UnitNumber, Wanted},
+    ports::{EntryIndex, Field, HostRoute, Ports, Span, UnitNumber, Wanted},
     slot::{Binding, CTRL_MASK, Slot, State, StoreName},
 };
 use crate::{addr::Bdf, sync::Shared};
@@ -327,6 +327,12 @@ impl<P: Ports> Service<P> {
         self.ports.flush(entries)
     }
 
+    /// Flushes all entries of a span and waits.
+    pub(super) fn flush_span(&self, span: Span) -> Result<(), Status> {
+        count(&self.counts.flushes);
+        self.ports.flush_span(span)
+    }
+
     /// Takes an entry, which is present at once.
     pub(super) fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
         let entry = self.ports.bind(unit, requester, route)?;
@@ -336,17 +342,16 @@ impl<P: Ports> Service<P> {
 
     /// Takes routes and entries, which are present at once.
     #[inline]
-    pub(super) fn bind_all<'a>(
+    pub(super) fn bind_all(
         &self,
         guest: GuestId,
         unit: UnitNumber,
         requester: Bdf,
-        wanted: impl ExactSizeIterator<Item = &'a mut Wanted>,
-    ) -> usize {
-        let number = wanted.len();
-        let failed = self.ports.bind_all(guest, unit, requester, wanted);
-        self.count_bound(number.saturating_sub(failed) as u64);
-        failed
+        wanted: &mut [Wanted],
+    ) -> (usize, Span) {
+        let (failed, span) = self.ports.bind_all(guest, unit, requester, wanted);
+        self.count_bound(wanted.len().saturating_sub(failed) as u64);
+        (failed, span)
     }
 
     fn count_bound(&self, entries: u64) {

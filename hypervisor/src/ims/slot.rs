@@ -5,7 +5,7 @@ use core::num::NonZeroU16;
 
 use hcall_abi::{FaultStore, MessagePair, Pasid, SlotHandle, Status, Target};
 
-use super::ports::{EntryIndex, Field, HostRoute, PackedRoute, Wanted};
+use super::ports::{Bound, EntryIndex, Field, HostRoute, PackedRoute, Wanted};
 
 /// Which of a device's stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,8 +66,7 @@ pub enum State {
 impl Wanted {
     /// What it got.
     pub fn binding(&self) -> Result<Binding, Status> {
-        let (entry, route) = (self.bound?, self.route.ok_or(Status::NotMapped)?);
-        Ok(Binding { route: route.get(), target: self.target, entry })
+        self.bound.map(|Bound { route, entry }| Binding { route: route.get(), target: self.target, entry })
     }
 }
 
@@ -189,8 +188,8 @@ impl Slot {
     /// The batch has an entry for the slot, which is flushed: it is mapped, shows its pair, and is about to be unmasked in the device if it is
     /// to be. An allocated slot has been masked there.
     #[inline]
-    pub fn complete_mapping(&mut self, handle: SlotHandle, route: PackedRoute, entry: EntryIndex, unmask: bool) {
-        (self.route, self.entry) = (Some(route), entry);
+    pub fn complete_mapping(&mut self, handle: SlotHandle, bound: Bound, unmask: bool) {
+        (self.route, self.entry) = (Some(bound.route), bound.entry);
         self.image = [OPAQUE_ADDRESS, 0, handle.bits()];
         (self.masked, self.device_masked, self.pending) = (!unmask, !unmask, false);
         self.state = State::Mapped;

@@ -51,7 +51,8 @@ struct Table {
     uses: [u32; 256],
     /// A bit for each vector that is free.
     free: [u64; 4],
-    /// A bit for each vector that is retiring, and for those that were so when the last sweep began.
+    /// A bit for each vector whose last use has ended since the last sweep began, and for each where it had ended when it began. One that is
+    /// used again is not taken out: a sweep frees what has no use.
     retiring: [u64; 4],
     swept: [u64; 4],
     /// Of each virtual processor that runs here.
@@ -134,7 +135,7 @@ impl Vectors {
         }
         let mut table = self.table.lock();
         self.sweep.store(false, Ordering::Relaxed);
-        table.swept = table.retiring;
+        table.swept = core::mem::take(&mut table.retiring);
         true
     }
 
@@ -166,11 +167,8 @@ impl Share<'_> {
             0 => table.take(self.at, vector)?,
             host => host,
         };
-        let uses = &mut table.uses[usize::from(host)];
-        *uses = uses.checked_add(1).ok_or(Status::NoFreeVector)?;
-        if *uses == 1 {
-            table.keep(host);
-        }
+        // Each use has a remapping entry, and there are fewer of those.
+        table.uses[usize::from(host)] += 1;
         Ok(host)
     }
 
@@ -223,7 +221,9 @@ impl Table {
         if self.owners[usize::from(vector)] == Some(owner) && *uses != 0 {
             *uses -= 1;
             if *uses == 0 {
-                self.retiring[usize::from(vector / 64)] |= 1 << (vector % 64);
+                let (word, bit) = (usize::from(vector / 64), 1 << (vector % 64));
+                self.retiring[word] |= bit;
+                self.swept[word] &= !bit;
                 sweep.store(true, Ordering::Release);
             }
         }
@@ -239,21 +239,15 @@ impl Table {
         self.routes[at].used < guaranteed || free > kept
     }
 
-    /// A vector is used again, which perhaps was retiring.
-    #[inline]
-    fn keep(&mut self, vector: u8) {
-        let (word, bit) = (usize::from(vector / 64), 1 << (vector % 64));
-        self.retiring[word] &= !bit;
-        self.swept[word] &= !bit;
-    }
-
     fn free_swept(&mut self) {
         for word in 0..4 {
             let mut bits = core::mem::take(&mut self.swept[word]);
-            self.retiring[word] &= !bits;
             while bits != 0 {
                 let vector = word * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
+                if self.uses[vector] != 0 {
+                    continue;
+                }
                 self.free[word] |= 1 << (vector % 64);
                 if let Some(Owner { guest, target }) = self.owners[vector].take()
                     && let Some(routes) = self.routes_of(guest, target.apic_id)

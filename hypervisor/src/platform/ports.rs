@@ -21,7 +21,10 @@ use super::{
 use crate::{
     addr::{Bdf, Hpa},
     apic, cpu,
-    ims::{Bind, Delivery, EntryIndex, GuestId, HostRoute, Message, PackedRoute, Remap, Service, UnitNumber, Wanted},
+    ims::{
+        Bind, Bound, Delivery, EntryIndex, GuestId, HostRoute, Message, PackedRoute, Remap, Service, Span, UnitNumber,
+        Wanted,
+    },
     memory::{Frames, Mmio, Ram},
     sync::Shared,
     vtd::{self, Aim, Binder, Remapper, Route, Runs},
@@ -235,7 +238,8 @@ impl MachinePorts {
     fn lane(&self, homes: &[Home], entries: &Binder<'_>, guest: GuestId, apic_id: u32) -> Result<Lane<'_>, Status> {
         let way = self.way(homes, guest, apic_id)?;
         let aim = entries.aim(way.route(ANY_VECTOR).into()).map_err(status)?;
-        Ok(Lane { way, aim })
+        let route = PackedRoute::new(way.route(0));
+        Ok(Lane { way, route, aim })
     }
 
     /// The unit of an entry, and the entry's index there.
@@ -339,6 +343,11 @@ impl Remap for MachinePorts {
         Ok(())
     }
 
+    fn flush_span(&self, Span { lowest, highest }: Span) -> Result<(), Status> {
+        let (unit, first) = self.entry(lowest).ok_or(Status::HardwareError)?;
+        unit.flush_run(first, highest.0 as u16).map_err(|_| Status::HardwareError)
+    }
+
     fn release(&self, entry: EntryIndex) {
         must("releasing", entry, self.entry(entry).map(|(unit, index)| unit.release(index)));
     }
@@ -352,92 +361,88 @@ impl Remap for MachinePorts {
 impl Bind for MachinePorts {
     /// Locks the table once for all, and a processor's vectors once for all that follow one another and lead there.
     #[inline(never)]
-    fn bind_all<'a>(
-        &self,
-        guest: GuestId,
-        unit: UnitNumber,
-        requester: Bdf,
-        mut wanted: impl Iterator<Item = &'a mut Wanted>,
-    ) -> usize {
+    fn bind_all(&self, guest: GuestId, unit: UnitNumber, requester: Bdf, wanted: &mut [Wanted]) -> (usize, Span) {
+        let (mut failed, mut span) = (0, Span::NONE);
         let Some(remapper) = self.units.get(usize::from(unit.0)).and_then(Option::as_ref) else {
-            return wanted.map(|wanted| wanted.bound = Err(Status::Unsupported)).count();
+            wanted.iter_mut().for_each(|wanted| wanted.bound = Err(Status::Unsupported));
+            return (wanted.len(), span);
         };
         let homes = self.homes.read();
         let mut entries = remapper.binder(requester);
-        let (mut next, mut failed) = (wanted.next(), 0);
-        while let Some(first) = next {
+        let mut rest = wanted;
+        while let Some(first) = rest.first_mut() {
             // One processor's vectors are locked at a time.
-            match self.lane(&homes, &entries, guest, first.target.apic_id) {
+            let done = match self.lane(&homes, &entries, guest, first.target.apic_id) {
                 Ok(mut lane) => {
-                    let more;
-                    (next, more) = lane.bind_run(unit, &mut entries, first, &mut wanted);
+                    let (done, more) = lane.bind_run(unit, &mut entries, rest, &mut span);
                     failed += more;
+                    done
                 }
                 Err(status) => {
                     first.bound = Err(status);
                     failed += 1;
-                    next = wanted.next();
+                    1
                 }
-            }
+            };
+            rest = rest.get_mut(done..).unwrap_or_default();
         }
-        failed
+        (failed, span)
     }
 }
 
 /// A way with what its entries are like.
 struct Lane<'a> {
     way: Way<'a>,
+    /// The route there, with vector 0.
+    route: PackedRoute,
     aim: Aim,
 }
 
 impl Lane<'_> {
-    /// Binds `first` and those of `rest` that follow it to the same processor. Who comes next, and how many failed.
+    /// Binds the first of `wanted` and those that follow it to the same processor. How many they are, and how many of them failed.
     #[inline(never)]
-    fn bind_run<'w>(
+    fn bind_run(
         &mut self,
         unit: UnitNumber,
         entries: &mut Binder<'_>,
-        first: &'w mut Wanted,
-        rest: &mut impl Iterator<Item = &'w mut Wanted>,
-    ) -> (Option<&'w mut Wanted>, usize) {
-        let aim = self.aim;
-        let mut entry = |vector| Ok(entry_index(unit.0.into(), entries.bind(aim, vector).map_err(status)?));
+        wanted: &mut [Wanted],
+        span: &mut Span,
+    ) -> (usize, usize) {
+        let (route, aim, zero) = (self.route, self.aim, entry_index(unit.0.into(), 0).0);
+        let mut bound = |vector| {
+            let entry = EntryIndex(zero | u32::from(entries.bind(aim, vector).map_err(status)?));
+            Ok(Bound { route: route.or_vector(vector), entry })
+        };
         match &mut self.way {
-            Way::Posted(descriptor) => {
-                let descriptor = *descriptor;
-                bind_each(first, rest, |vector| Ok((HostRoute::Posted { descriptor, vector }, entry(vector)?)))
-            }
-            Way::Injected(share) => bind_each(first, rest, |vector| {
+            Way::Posted(_) => bind_each(wanted, span, bound),
+            Way::Injected(share) => bind_each(wanted, span, |vector| {
                 let host = share.host(vector)?;
-                let entry = entry(host).inspect_err(|_| share.end_use(vector, host))?;
-                Ok((share.by(host), entry))
+                bound(host).inspect_err(|_| share.end_use(vector, host))
             }),
         }
     }
 }
 
-/// Has `bind` find what `wanted` and those of `rest` that follow it to the same processor want, by their vectors.
+/// Has `bind` find what the first of `wanted` and those that follow it to the same processor want, by their vectors. How many they are,
+/// and how many of them failed.
 #[inline(always)]
-fn bind_each<'w>(
-    mut wanted: &'w mut Wanted,
-    rest: &mut impl Iterator<Item = &'w mut Wanted>,
-    mut bind: impl FnMut(u8) -> Result<(HostRoute, EntryIndex), Status>,
-) -> (Option<&'w mut Wanted>, usize) {
-    let apic_id = wanted.target.apic_id;
-    let mut failed = 0;
-    loop {
-        match bind(wanted.target.vector) {
-            Ok((route, entry)) => (wanted.route, wanted.bound) = (Some(PackedRoute::new(route)), Ok(entry)),
-            Err(status) => {
-                wanted.bound = Err(status);
-                failed += 1;
-            }
+fn bind_each(
+    wanted: &mut [Wanted],
+    span: &mut Span,
+    mut bind: impl FnMut(u8) -> Result<Bound, Status>,
+) -> (usize, usize) {
+    let apic_id = wanted.first().map(|first| first.target.apic_id);
+    let (mut done, mut failed, mut own) = (0, 0, *span);
+    for wanted in wanted.iter_mut().take_while(|wanted| Some(wanted.target.apic_id) == apic_id) {
+        wanted.bound = bind(wanted.target.vector);
+        match wanted.bound {
+            Ok(bound) => own.add(bound.entry),
+            Err(_) => failed += 1,
         }
-        match rest.next() {
-            Some(next) if next.target.apic_id == apic_id => wanted = next,
-            next => return (next, failed),
-        }
+        done += 1;
     }
+    *span = own;
+    (done, failed)
 }
 
 impl Home {

@@ -26,14 +26,12 @@ const MIN_ORDER: u32 = 8;
 const MAX_ORDER: u32 = 16;
 const ENTRY: usize = 16;
 
-/// AVAIL of a free entry; DST holds the next free one.
+/// AVAIL of a free entry. The next free one is the one behind it and as many further as DST says: zeros lead from each to the next.
 const FREE: u128 = 0;
 /// AVAIL of a reserved entry that no cache holds.
 const RESERVED: u128 = 1;
 /// AVAIL of an entry that has been present since its last flush.
 const USED: u128 = 2;
-/// The end of the list of free entries.
-const END: u32 = u32::MAX;
 
 /// Where an entry sends its interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,10 +82,8 @@ pub struct InterruptTable {
     capacity: u32,
     format: Format,
     coherence: Coherence,
-    /// The list of released entries.
+    /// The list of free entries, which ends behind the last one of the table.
     free: u32,
-    /// The entries from here on were never reserved.
-    fresh: u32,
     reserved: u32,
     /// The most entries that were reserved when one was released.
     high_water: u32,
@@ -113,9 +109,9 @@ impl InterruptTable {
         // SAFETY: the frames were allocated just now, `bytes` of them.
         unsafe { coherence.publish(first, bytes) };
         let first = first.cast();
-        let (free, fresh, reserved, high_water, cleared, clears) = (END, 0, 0, 0, 0, 0);
+        let (free, reserved, high_water, cleared, clears) = (0, 0, 0, 0, 0);
         let capacity = 1 << order;
-        Ok(Self { base, first, capacity, format, coherence, free, fresh, reserved, high_water, cleared, clears })
+        Ok(Self { base, first, capacity, format, coherence, free, reserved, high_water, cleared, clears })
     }
 
     /// Where it is.
@@ -157,26 +153,15 @@ impl InterruptTable {
 
     #[inline]
     fn take(&mut self, new: Irte) -> Result<u16, Error> {
-        let index = if self.free != END {
-            let index = self.free;
-            self.free = self.next(index).ok_or(Error::NoFreeEntry)?;
-            index
-        } else {
-            let index = self.fresh;
-            self.fresh = (index < self.capacity).then_some(index + 1).ok_or(Error::NoFreeEntry)?;
-            index
-        };
-        self.fill(self.slot(index).ok_or(Error::NoFreeEntry)?, new);
+        let index = self.free;
+        let slot = self.slot(index).ok_or(Error::NoFreeEntry)?;
+        // SAFETY: `slot` gave the entry, and the frames are the table's own.
+        let [low, _] = unsafe { slot.as_ref() };
+        let further = Irte(low.load(Ordering::Relaxed).into()).dst() as u32;
+        self.free = behind(index).wrapping_add(further);
+        self.fill(slot, new);
         self.reserved += 1;
         Ok(index as u16)
-    }
-
-    /// The free entry after a free one.
-    #[inline]
-    fn next(&self, index: u32) -> Option<u32> {
-        // SAFETY: the frames are the table's own.
-        let [low, _] = unsafe { self.slot(index)?.as_ref() };
-        Some(Irte(low.load(Ordering::Relaxed).into()).dst() as u32)
     }
 
     /// Writes an entry that is not present, and that no cache holds: P comes last, with all that is beside it, so the unit finds the
@@ -241,7 +226,8 @@ impl InterruptTable {
         if old.avail() != RESERVED {
             return Err(Error::NotFlushed);
         }
-        self.exchange(index.into(), old, Irte(0).with_avail(FREE).with_dst(self.free.into()))?;
+        let further = self.free.wrapping_sub(behind(index.into()));
+        self.exchange(index.into(), old, Irte(0).with_avail(FREE).with_dst(further.into()))?;
         self.free = index.into();
         self.high_water = self.high_water.max(self.reserved);
         self.reserved -= 1;
@@ -310,6 +296,11 @@ impl InterruptTable {
         unsafe { self.coherence.publish(slot.cast(), ENTRY) };
         if found == old.0 { Ok(()) } else { Err(Error::Torn) }
     }
+}
+
+/// The index behind this one.
+fn behind(index: u32) -> u32 {
+    index.wrapping_add(1)
 }
 
 /// Whether an entry is *cleared*.

@@ -187,6 +187,11 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         self.flush_blocks(Blocks::new(runs, self.unit.capabilities().max_handle_mask()), entries)
     }
 
+    /// The same for one run of entries: `first` and those up to `last`.
+    pub fn flush_run(&self, first: u16, last: u16) -> Result<(), Error> {
+        self.flush_runs(core::iter::once((first.into(), u32::from(last) + 1)), first..=last)
+    }
+
     /// The same for one entry.
     pub fn flush_entry(&self, index: u16) -> Result<(), Error> {
         self.flush_blocks([block(index.into(), 0)], core::iter::once(index))

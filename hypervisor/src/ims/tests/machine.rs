@@ -11,8 +11,8 @@ use hcall_abi::{MessagePair, Status, Target};
 use crate::{
     addr::Bdf,
     ims::{
-        Bind, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, PackedRoute, Reach, Remap, Shadow, Store,
-        StoreSpec, UnitNumber, Wanted,
+        Bind, Bound, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, PackedRoute, Reach, Remap, Shadow, Span,
+        Store, StoreSpec, UnitNumber, Wanted,
     },
 };
 
@@ -301,6 +301,10 @@ impl Remap for Machine {
         if failed { Err(Status::HardwareError) } else { Ok(()) }
     }
 
+    fn flush_span(&self, Span { lowest, highest }: Span) -> Result<(), Status> {
+        self.flush((lowest.0..=highest.0).map(EntryIndex))
+    }
+
     fn release(&self, entry: EntryIndex) {
         self.entry(entry, |entry| {
             assert_eq!(entry.maybe, [None], "released before its flush completed (invariant 4)");
@@ -317,22 +321,18 @@ impl Remap for Machine {
 }
 
 impl Bind for Machine {
-    fn bind_all<'a>(
-        &self,
-        guest: GuestId,
-        unit: UnitNumber,
-        requester: Bdf,
-        wanted: impl Iterator<Item = &'a mut Wanted>,
-    ) -> usize {
-        let mut failed = 0;
-        for Wanted { target, route, bound } in wanted {
-            *bound = self.route(guest, *target).and_then(|found| {
-                *route = Some(PackedRoute::new(found));
-                self.bind(unit, requester, found).inspect_err(|_| self.unroute(guest, *target, found))
+    fn bind_all(&self, guest: GuestId, unit: UnitNumber, requester: Bdf, wanted: &mut [Wanted]) -> (usize, Span) {
+        let (mut failed, mut span) = (0, Span::NONE);
+        for Wanted { target, bound } in wanted {
+            *bound = self.route(guest, *target).and_then(|route| {
+                let entry = self.bind(unit, requester, route);
+                let entry = entry.inspect_err(|_| self.unroute(guest, *target, route))?;
+                span.add(entry);
+                Ok(Bound { route: PackedRoute::new(route), entry })
             });
             failed += usize::from(bound.is_err());
         }
-        failed
+        (failed, span)
     }
 }
 
