@@ -229,14 +229,16 @@ impl Batch {
     #[inline(never)]
     fn finish<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
         let (owner, service) = (place.owner(), place.service);
-        for (Item { handle, unmask, .. }, Wanted { bound, .. }) in self.fresh() {
+        // One of its own: what is known of it does not change while slots are written.
+        let store = *place.store;
+        for (&Item { handle, unmask, .. }, Wanted { bound, .. }) in self.fresh() {
             let index = handle.index();
             let Ok(bound) = *bound else { continue };
             service.own(bound.entry, owner.of(index));
             // Nobody else has touched it.
             let Ok(mut slot) = bank.lock(index) else { continue };
-            slot.complete_mapping(*handle, bound, *unmask);
-            place.begin_to_send(&slot, *handle, bound.entry, *unmask);
+            slot.complete_mapping(handle, bound, unmask);
+            place.begin_to_send(&store, &slot, handle, bound.entry, unmask);
         }
     }
 

@@ -165,13 +165,13 @@ impl<'a, P: Ports> Place<'a, P> {
 
     /// Stores the message of a slot that a batch has mapped, unmasks it if it is to be, and shows it.
     #[inline(always)]
-    pub fn begin_to_send(&self, slot: &Slot, handle: SlotHandle, entry: EntryIndex, unmask: bool) {
+    pub fn begin_to_send(&self, store: &StoreSpec, slot: &Slot, handle: SlotHandle, entry: EntryIndex, unmask: bool) {
         let (ports, index) = (&self.service.ports, handle.index());
         // Calls reach no MSI-X table, where something of ctrl would be fixed or hidden.
         let ctrl = slot.device_ctrl(!unmask);
-        ports.write_slot(self.store, index, ports.message(entry), unmask.then_some(ctrl));
+        ports.write_slot(store, index, ports.message(entry), unmask.then_some(ctrl));
         let MessagePair { address, data } = Slot::pair_of(handle);
-        ports.show_slot(self.store, index, [address as u32, (address >> 32) as u32, data, ctrl]);
+        ports.show_slot(store, index, [address as u32, (address >> 32) as u32, data, ctrl]);
     }
 
     /// Makes sure that the entry of a bound slot is flushed.

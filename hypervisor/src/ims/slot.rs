@@ -191,7 +191,7 @@ impl Slot {
     pub fn complete_mapping(&mut self, handle: SlotHandle, bound: Bound, unmask: bool) {
         (self.route, self.entry) = (Some(bound.route), bound.entry);
         self.image = [OPAQUE_ADDRESS, 0, handle.bits()];
-        (self.masked, self.device_masked, self.pending) = (!unmask, !unmask, false);
+        (self.masked, self.device_masked) = (!unmask, !unmask);
         self.state = State::Mapped;
     }
 

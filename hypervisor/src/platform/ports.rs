@@ -235,11 +235,18 @@ impl MachinePorts {
 
     /// The same, with what entries for it are like.
     #[inline(never)]
-    fn lane(&self, homes: &[Home], entries: &Binder<'_>, guest: GuestId, apic_id: u32) -> Result<Lane<'_>, Status> {
+    fn lane(
+        &self,
+        homes: &[Home],
+        entries: &Binder<'_>,
+        unit: UnitNumber,
+        guest: GuestId,
+        apic_id: u32,
+    ) -> Result<Lane<'_>, Status> {
         let way = self.way(homes, guest, apic_id)?;
         let aim = entries.aim(way.route(ANY_VECTOR).into()).map_err(status)?;
         let route = PackedRoute::new(way.route(0));
-        Ok(Lane { way, route, aim })
+        Ok(Lane { way, route, aim, unit: entry_index(unit.0.into(), 0) })
     }
 
     /// The unit of an entry, and the entry's index there.
@@ -372,9 +379,9 @@ impl Bind for MachinePorts {
         let mut rest = wanted;
         while let Some(first) = rest.first_mut() {
             // One processor's vectors are locked at a time.
-            let done = match self.lane(&homes, &entries, guest, first.target.apic_id) {
+            let done = match self.lane(&homes, &entries, unit, guest, first.target.apic_id) {
                 Ok(mut lane) => {
-                    let (done, more) = lane.bind_run(unit, &mut entries, rest, &mut span);
+                    let (done, more) = lane.bind_run(&mut entries, rest, &mut span);
                     failed += more;
                     done
                 }
@@ -396,21 +403,17 @@ struct Lane<'a> {
     /// The route there, with vector 0.
     route: PackedRoute,
     aim: Aim,
+    /// The unit's first entry.
+    unit: EntryIndex,
 }
 
 impl Lane<'_> {
     /// Binds the first of `wanted` and those that follow it to the same processor. How many they are, and how many of them failed.
     #[inline(never)]
-    fn bind_run(
-        &mut self,
-        unit: UnitNumber,
-        entries: &mut Binder<'_>,
-        wanted: &mut [Wanted],
-        span: &mut Span,
-    ) -> (usize, usize) {
-        let (route, aim, zero) = (self.route, self.aim, entry_index(unit.0.into(), 0).0);
+    fn bind_run(&mut self, entries: &mut Binder<'_>, wanted: &mut [Wanted], span: &mut Span) -> (usize, usize) {
+        let (route, aim, first) = (self.route, self.aim, self.unit.0);
         let mut bound = |vector| {
-            let entry = EntryIndex(zero | u32::from(entries.bind(aim, vector).map_err(status)?));
+            let entry = EntryIndex(first | u32::from(entries.bind(aim, vector).map_err(status)?));
             Ok(Bound { route: route.or_vector(vector), entry })
         };
         match &mut self.way {
@@ -434,10 +437,15 @@ fn bind_each(
     let apic_id = wanted.first().map(|first| first.target.apic_id);
     let (mut done, mut failed, mut own) = (0, 0, *span);
     for wanted in wanted.iter_mut().take_while(|wanted| Some(wanted.target.apic_id) == apic_id) {
-        wanted.bound = bind(wanted.target.vector);
-        match wanted.bound {
-            Ok(bound) => own.add(bound.entry),
-            Err(_) => failed += 1,
+        match bind(wanted.target.vector) {
+            Ok(bound) => {
+                own.add(bound.entry);
+                wanted.bound = Ok(bound);
+            }
+            Err(status) => {
+                failed += 1;
+                wanted.bound = Err(status);
+            }
         }
         done += 1;
     }
