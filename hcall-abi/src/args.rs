@@ -184,6 +184,19 @@ impl MapRequest {
         })
     }
 
+    /// An item that has the same processor and the same flags as this one, which was checked: so there is only the rest to check. `None`
+    /// for all others.
+    #[inline]
+    pub fn another(&self, bytes: &[u8; 16]) -> Option<Self> {
+        let dword = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        if dword(4) & 0xff00_ffff != self.target.apic_id | u32::from(self.unmask) << 24 {
+            return None;
+        }
+        let handle = SlotHandle::from_bits(dword(0)).ok()?;
+        let target = Target::new(self.target.apic_id, bytes[6]).ok()?;
+        Some(Self { handle, target, unmask: self.unmask, cookie: u64::from(dword(12)) << 32 | u64::from(dword(8)) })
+    }
+
     /// The item as it lies in memory. A target's x2APIC ID above 65,535 cannot be said here and becomes 65,535, which no
     /// virtual processor has.
     pub fn to_bytes(&self) -> [u8; 16] {
@@ -209,11 +222,8 @@ impl MapReply {
             Ok(_) => 0i32,
             Err(status) => -(status.code() as i32),
         };
-        let mut bytes = [0; 16];
-        bytes[0..8].copy_from_slice(&pair.address.to_le_bytes());
-        bytes[8..12].copy_from_slice(&pair.data.to_le_bytes());
-        bytes[12..16].copy_from_slice(&status.to_le_bytes());
-        bytes
+        let halves = (u128::from(status as u32) << 32 | u128::from(pair.data)) << 64 | u128::from(pair.address);
+        halves.to_le_bytes()
     }
 
     /// Reads a reply.

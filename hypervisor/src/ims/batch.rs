@@ -1,11 +1,7 @@
 //! The map call: many slots, one flush.
 
 use alloc::vec::Vec;
-use core::{
-    iter::{Zip, once},
-    num::NonZeroU16,
-    slice,
-};
+use core::{iter::once, num::NonZeroU16};
 
 use hcall_abi::{ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target};
 
@@ -24,29 +20,43 @@ pub const BATCH_LIMIT: usize = PAGE_SIZE as usize / MapRequest::SIZE;
 
 /// Room for a batch.
 pub struct Batch {
-    /// Its name among the device's.
-    name: u8,
     /// Requests, then replies.
     items: [[u8; MapRequest::SIZE]; BATCH_LIMIT],
-    /// The slots that this batch maps are those of the first so many, and what each wants.
-    fresh: [Item; BATCH_LIMIT],
-    wanted: [Wanted; BATCH_LIMIT],
+    /// The slots that this batch maps are those of the first so many.
+    fresh: [Fresh; BATCH_LIMIT],
     number: usize,
     /// The items whose slots were mapped that way already, perhaps by this batch. There is room for all.
-    repeated: Vec<Item>,
+    repeated: Vec<Repeated>,
 }
 
-/// An item that has not failed.
+/// A slot that the batch maps.
 #[derive(Clone, Copy)]
-struct Item {
+struct Fresh {
+    wanted: Wanted,
     handle: SlotHandle,
-    /// Its place in the batch.
-    number: u8,
-    unmask: bool,
+    /// Whether it stays masked.
+    masked: bool,
 }
 
-impl Item {
-    const NONE: Self = Self { handle: SlotHandle::new(0, NonZeroU16::MIN), number: 0, unmask: false };
+impl Fresh {
+    const NONE: Self = Self {
+        wanted: Wanted::new(Target { apic_id: 0, vector: 0 }),
+        handle: SlotHandle::new(0, NonZeroU16::MIN),
+        masked: true,
+    };
+}
+
+impl AsMut<Wanted> for Fresh {
+    fn as_mut(&mut self) -> &mut Wanted {
+        &mut self.wanted
+    }
+}
+
+/// An item for a slot that is mapped so.
+#[derive(Clone, Copy)]
+struct Repeated {
+    handle: SlotHandle,
+    unmask: bool,
 }
 
 /// Checks what the registers say of a batch, and counts its items.
@@ -69,15 +79,13 @@ pub fn check(items: Gpa, number: u64, layout: u64) -> Result<usize, Status> {
 
 impl Batch {
     /// Bytes of memory that a room takes in all.
-    pub const BYTES: u64 = (size_of::<Self>() + BATCH_LIMIT * size_of::<Item>()) as u64;
+    pub const BYTES: u64 = (size_of::<Self>() + BATCH_LIMIT * size_of::<Repeated>()) as u64;
 
     /// Room, empty.
-    pub fn new(name: u8) -> Self {
+    pub fn new() -> Self {
         Self {
-            name,
             items: [[0; MapRequest::SIZE]; BATCH_LIMIT],
-            fresh: [Item::NONE; BATCH_LIMIT],
-            wanted: [Wanted::new(Target { apic_id: 0, vector: 0 }); BATCH_LIMIT],
+            fresh: [Fresh::NONE; BATCH_LIMIT],
             number: 0,
             repeated: Vec::with_capacity(BATCH_LIMIT),
         }
@@ -106,7 +114,7 @@ impl Batch {
         let items = self.items.get_mut(..number).ok_or(Status::InvalidArgument)?;
         memory.read(at, items.as_flattened_mut())?;
         let wrong = self.begin(domain, place, bank, number);
-        let (unbound, run) = self.bind(place, bank);
+        let (unbound, run) = self.bind(place, bank, number);
         let failed = wrong + unbound;
         let flushed = self.flush(place, run);
         let items = self.items.get(..number).unwrap_or_default();
@@ -119,48 +127,44 @@ impl Batch {
         Ok(number as u64 - failed - self.repeat(place, bank))
     }
 
-    /// What the slots that this batch maps want.
-    fn wanted(&self) -> &[Wanted] {
-        self.wanted.get(..self.number).unwrap_or_default()
-    }
-
-    /// The slots that this batch maps, with what they want.
-    fn fresh(&self) -> impl DoubleEndedIterator<Item = (&Item, &Wanted)> + ExactSizeIterator {
-        let fresh = self.fresh.get(..self.number).unwrap_or_default();
-        fresh.iter().zip(self.wanted())
+    /// The slots that this batch maps.
+    fn fresh(&self) -> &[Fresh] {
+        self.fresh.get(..self.number).unwrap_or_default()
     }
 
     /// Looks at the items' slots, and marks those that are to be mapped. The replies are as if all that follows succeeded. How many
     /// items failed.
-    // A function of its own, as the others that walk the batch are: in its caller the compiler runs out of registers.
-    #[inline(never)]
     fn begin<P: Ports>(&mut self, domain: &Domain, place: &Place<P>, bank: &Bank, number: usize) -> u64 {
         self.repeated.clear();
-        let name = self.name;
-        let mut rooms = self.fresh.iter_mut().zip(&mut self.wanted);
-        // A processor of the guest's, once there was one.
-        let mut known = u64::MAX;
-        // There are no more items than a byte can number.
-        let (mut n, mut failed) = (0u8, 0);
-        for bytes in self.items.get_mut(..number).unwrap_or_default() {
-            if let Some(handle) = begin_usual(domain, bank, &mut known, bytes, name, n, &mut rooms) {
-                *bytes = MapReply(Ok(Slot::pair_of(handle))).to_bytes();
-            } else {
-                failed += look_again(domain, place, bank, bytes, name, n, &mut self.repeated);
+        let (mut taken, mut failed) = (0, 0);
+        let mut rest = self.items.get_mut(..number).unwrap_or_default();
+        while let Some(first) = rest.first() {
+            // Nearly always that is all of them.
+            let mut done = match usual(domain, first) {
+                Some(like) => begin_run(bank, like, rest, self.fresh.get_mut(taken..).unwrap_or_default()),
+                None => 0,
+            };
+            taken += done;
+            if done == 0
+                && let Some(first) = rest.first_mut()
+            {
+                let fresh = self.fresh.get(..taken).unwrap_or_default();
+                failed += look_again(domain, place, bank, first, fresh, &mut self.repeated);
+                done = 1;
             }
-            n = n.wrapping_add(1);
+            rest = rest.get_mut(done..).unwrap_or_default();
         }
-        self.number = BATCH_LIMIT - rooms.len();
+        self.number = taken;
         failed
     }
 
-    /// Has entries bound for the slots that are marked. How many items failed, and the entries if there are none in between.
-    fn bind<P: Ports>(&mut self, place: &Place<P>, bank: &Bank) -> (u64, Option<Span>) {
-        let wanted = self.wanted.get_mut(..self.number).unwrap_or_default();
-        let (failed, span) = match wanted {
+    /// Has entries bound for the slots that are marked. How many of the batch's `items` failed, and the entries if there are none in
+    /// between.
+    fn bind<P: Ports>(&mut self, place: &Place<P>, bank: &Bank, items: usize) -> (u64, Option<Span>) {
+        let (failed, span) = match self.fresh.get_mut(..self.number).unwrap_or_default() {
             [] => (0, Span::NONE),
             // Alone it is faster.
-            [wanted] => {
+            [Fresh { wanted, .. }] => {
                 wanted.bound = place
                     .bind_one(wanted.target)
                     .map(|binding| Bound { route: PackedRoute::new(binding.route), entry: binding.entry });
@@ -170,41 +174,32 @@ impl Batch {
         };
         // No entry is bound twice, so their number tells.
         let run = span.is_run_of(self.number - failed).then_some(span);
-        (if failed == 0 { 0 } else { self.fail(bank) }, run)
+        (if failed == 0 { 0 } else { self.fail(bank, items) }, run)
     }
 
     /// Flushes the entries that were bound.
     fn flush<P: Ports>(&self, place: &Place<P>, run: Option<Span>) -> Result<(), Status> {
-        match (run, self.wanted()) {
+        match (run, self.fresh()) {
             (Some(run), _) => place.service.flush_span(run),
-            (None, [one]) => one.bound.map_or(Ok(()), |bound| place.service.flush(once(bound.entry))),
+            (None, [one]) => one.wanted.bound.map_or(Ok(()), |bound| place.service.flush(once(bound.entry))),
             (None, many) => flush_each(place, many),
         }
     }
 
-    /// The items whose slots got no entry fail, and so do those that counted on them. How many.
+    /// The items whose slots got no entry fail, and so do those that counted on them: all that have such a slot's reply. How many.
     #[cold]
-    fn fail(&mut self, bank: &Bank) -> u64 {
+    fn fail(&mut self, bank: &Bank, items: usize) -> u64 {
         let mut failed = 0;
-        let mut fail = |item: &Item, status: Status| {
-            failed += 1;
-            if let Some(bytes) = self.items.get_mut(usize::from(item.number)) {
+        let items = self.items.get_mut(..items).unwrap_or_default();
+        for Fresh { wanted, handle, .. } in self.fresh.iter().take(self.number) {
+            let Err(status) = wanted.bound else { continue };
+            let reply = MapReply(Ok(Slot::pair_of(*handle))).to_bytes();
+            for bytes in items.iter_mut().filter(|bytes| **bytes == reply) {
                 *bytes = MapReply(Err(status)).to_bytes();
+                failed += 1;
             }
-        };
-        let fresh = self.fresh.iter().zip(&self.wanted).take(self.number);
-        for (item, wanted) in fresh.clone() {
-            if let Err(status) = wanted.bound {
-                fail(item, status);
-                if let Ok(mut slot) = bank.lock(item.handle.index()) {
-                    slot.end_mapping();
-                }
-            }
-        }
-        for item in &self.repeated {
-            let first = fresh.clone().find(|(first, _)| first.handle == item.handle);
-            if let Some(Err(status)) = first.map(|(_, wanted)| wanted.bound) {
-                fail(item, status);
+            if let Ok(mut slot) = bank.lock(handle.index()) {
+                slot.end_mapping();
             }
         }
         failed
@@ -214,9 +209,9 @@ impl Batch {
     #[cold]
     fn undo<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
         let mut held = Vec::new();
-        for (item, wanted) in self.fresh().rev() {
+        for Fresh { wanted, handle, .. } in self.fresh().iter().rev() {
             if let Ok(binding) = wanted.binding()
-                && let Ok(mut slot) = bank.lock(item.handle.index())
+                && let Ok(mut slot) = bank.lock(handle.index())
             {
                 slot.end_mapping();
                 held.push(place.withdraw(binding));
@@ -231,14 +226,15 @@ impl Batch {
         let (owner, service) = (place.owner(), place.service);
         // One of its own: what is known of it does not change while slots are written.
         let store = *place.store;
-        for (&Item { handle, unmask, .. }, Wanted { bound, .. }) in self.fresh() {
+        let Some(fresh) = self.fresh.get(..self.number) else { return };
+        for &Fresh { wanted, handle, masked } in fresh {
             let index = handle.index();
-            let Ok(bound) = *bound else { continue };
+            let Ok(bound) = wanted.bound else { continue };
             service.own(bound.entry, owner.of(index));
             // Nobody else has touched it.
             let Ok(mut slot) = bank.lock(index) else { continue };
-            slot.complete_mapping(handle, bound, unmask);
-            place.begin_to_send(&store, &slot, handle, bound.entry, unmask);
+            slot.complete_mapping(handle, bound, masked);
+            place.begin_to_send(&store, &slot, handle, bound.entry);
         }
     }
 
@@ -260,39 +256,35 @@ impl Batch {
 
 /// Flushes the entries of those that have one.
 #[cold]
-fn flush_each<P: Ports>(place: &Place<P>, wanted: &[Wanted]) -> Result<(), Status> {
-    let entries = wanted.iter().filter_map(|wanted| Some(wanted.bound.ok()?.entry));
+fn flush_each<P: Ports>(place: &Place<P>, fresh: &[Fresh]) -> Result<(), Status> {
+    let entries = fresh.iter().filter_map(|fresh| Some(fresh.wanted.bound.ok()?.entry));
     if entries.clone().next().is_none() { Ok(()) } else { place.service.flush(entries) }
 }
 
-/// What nearly every item is: a sound one for an allocated slot. The slot is marked, and has its room. `None` for whatever else it is, and
-/// nothing has been done.
-#[inline(always)]
-fn begin_usual(
-    domain: &Domain,
-    bank: &Bank,
-    known: &mut u64,
-    bytes: &[u8; MapRequest::SIZE],
-    batch: u8,
-    number: u8,
-    rooms: &mut Zip<slice::IterMut<'_, Item>, slice::IterMut<'_, Wanted>>,
-) -> Option<SlotHandle> {
-    let MapRequest { handle, target, unmask, cookie } = MapRequest::from_bytes(bytes).ok()?;
-    if *known != target.apic_id.into() {
-        *known = other_processor(domain, target)?;
-    }
-    let slot = &mut *bank.lock(handle.index()).ok().filter(|slot| slot.is_allocated_as(handle))?;
-    let (item, wanted) = rooms.next()?;
-    slot.begin_mapping(target, cookie, batch);
-    wanted.target = target;
-    *item = Item { handle, number, unmask };
-    Some(handle)
+/// What an item says, if that is right by itself.
+fn usual(domain: &Domain, bytes: &[u8; MapRequest::SIZE]) -> Option<MapRequest> {
+    MapRequest::from_bytes(bytes).ok().filter(|request| domain.own(request.target).is_ok())
 }
 
-#[cold]
+/// Marks the slots of the items that come before one that is not as nearly all are: for the processor that `like` is for, and for an allocated
+/// slot. Each has a room of `fresh` and its reply. How many they are.
+// A function of its own, as the others that walk the batch are: in its caller the compiler runs out of registers.
 #[inline(never)]
-fn other_processor(domain: &Domain, target: Target) -> Option<u64> {
-    domain.own(target).ok().map(|target| target.apic_id.into())
+fn begin_run(bank: &Bank, like: MapRequest, items: &mut [[u8; MapRequest::SIZE]], fresh: &mut [Fresh]) -> usize {
+    let mut done = 0;
+    for (bytes, fresh) in items.iter_mut().zip(fresh) {
+        let Some(MapRequest { handle, target, unmask, cookie }) = like.another(bytes) else { break };
+        let Ok(mut slot) = bank.lock(handle.index()) else { break };
+        if !slot.is_allocated_as(handle) {
+            break;
+        }
+        slot.begin_mapping(target, cookie);
+        fresh.wanted.target = target;
+        (fresh.handle, fresh.masked) = (handle, !unmask);
+        *bytes = MapReply(Ok(Slot::pair_of(handle))).to_bytes();
+        done += 1;
+    }
+    done
 }
 
 /// An item that is not as the others: wrong, or its slot is mapped so already. Writes its reply. How many failed.
@@ -303,15 +295,15 @@ fn look_again<P: Ports>(
     place: &Place<P>,
     bank: &Bank,
     bytes: &mut [u8; MapRequest::SIZE],
-    batch: u8,
-    number: u8,
-    repeated: &mut Vec<Item>,
+    fresh: &[Fresh],
+    repeated: &mut Vec<Repeated>,
 ) -> u64 {
     let mut look = || {
         let MapRequest { handle, target, unmask, cookie } = MapRequest::from_bytes(bytes)?;
         let slot = &mut *bank.held(handle)?;
-        check_mapped(place, slot, batch, domain.own(target)?, cookie)?;
-        repeated.push(Item { handle, number, unmask });
+        let is_own = || fresh.iter().any(|fresh| fresh.handle == handle);
+        check_mapped(place, slot, is_own, domain.own(target)?, cookie)?;
+        repeated.push(Repeated { handle, unmask });
         Ok(Slot::pair_of(handle))
     };
     let reply = MapReply(look());
@@ -323,13 +315,13 @@ fn look_again<P: Ports>(
 fn check_mapped<P: Ports>(
     place: &Place<P>,
     slot: &mut Slot,
-    own: u8,
+    is_own: impl FnOnce() -> bool,
     target: Target,
     cookie: u64,
 ) -> Result<(), Status> {
     match slot.state {
         _ if !slot.is_mapped_as(target, cookie) => Err(Status::Exists),
-        State::Mapping { batch } if batch == own => Ok(()),
+        State::Mapping if is_own() => Ok(()),
         State::Mapped => place.complete_flush(slot),
         _ => Err(Status::Exists),
     }
@@ -337,7 +329,7 @@ fn check_mapped<P: Ports>(
 
 /// The guest sees the pair, whatever was there; and the slot is unmasked, if it is to be.
 fn show_pair<P: Ports>(place: &Place<P>, index: u16, slot: &mut Slot, unmask: bool) -> Result<(), Status> {
-    slot.image = slot.pair_image(index);
+    slot.image = slot.pair_image();
     if unmask {
         slot.masked = false;
         slot.pending = false;

@@ -132,7 +132,7 @@ impl<'a, P: Ports> Freeing<'a, P> {
 
     /// Frees a slot that is locked. It is masked in the device, so its entry's flush can wait for others.
     fn free(&mut self, index: u16, slot: &mut Slot) -> Result<(), Status> {
-        if matches!(slot.state, State::Mapping { .. }) {
+        if slot.state == State::Mapping {
             return Err(Status::NotMapped);
         }
         self.place.mask(index, slot)?;

@@ -80,7 +80,7 @@ impl Device {
         let slots = Slots { attached: true, msix: bank(spec.msix), ims: bank(spec.ims), queue: Bank::new(0) };
         // A virtual function has no store that calls reach.
         let rooms = if spec.ims.is_none() && spec.shares_requester { 0 } else { processors };
-        let batches = (0..=u8::MAX).take(rooms).map(|name| Box::new(Batch::new(name))).collect();
+        let batches = (0..rooms).map(|_| Box::new(Batch::new())).collect();
         Self {
             number,
             guest,

@@ -272,7 +272,7 @@ impl<P: Ports> Service<P> {
     fn unmask(place: &Place<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
         mapped(slot)?;
         watched(place.name)?;
-        if !slot.holds_pair(index) {
+        if !slot.holds_pair() {
             return Err(Status::InvalidArgument);
         }
         place.unmask(index, slot)?;
@@ -384,7 +384,7 @@ fn mapped(slot: &Slot) -> Result<(), Status> {
 
 /// Another virtual processor's call is mapping the slot just now: it is not mapped yet, and is not to be pulled from under that call.
 fn not_being_mapped(slot: &Slot) -> Result<(), Status> {
-    if matches!(slot.state, State::Mapping { .. }) { Err(Status::NotMapped) } else { Ok(()) }
+    if slot.state == State::Mapping { Err(Status::NotMapped) } else { Ok(()) }
 }
 
 fn unused(args: &[u64]) -> Result<(), Status> {

@@ -124,7 +124,7 @@ impl<'a, P: Ports> Place<'a, P> {
         let mapping = binding.map(|binding| Mapping {
             target: binding.target,
             cookie: slot.cookie,
-            pair: if self.name == StoreName::Queue { self.message(binding.entry) } else { slot.pair(index) },
+            pair: if self.name == StoreName::Queue { self.message(binding.entry) } else { slot.pair() },
         });
         SlotInfo {
             mapping,
@@ -163,13 +163,13 @@ impl<'a, P: Ports> Place<'a, P> {
         slot.limited = false;
     }
 
-    /// Stores the message of a slot that a batch has mapped, unmasks it if it is to be, and shows it.
+    /// Stores the message of a slot that a batch has mapped, unmasks it unless it is to stay masked, and shows it.
     #[inline(always)]
-    pub fn begin_to_send(&self, store: &StoreSpec, slot: &Slot, handle: SlotHandle, entry: EntryIndex, unmask: bool) {
+    pub fn begin_to_send(&self, store: &StoreSpec, slot: &Slot, handle: SlotHandle, entry: EntryIndex) {
         let (ports, index) = (&self.service.ports, handle.index());
         // Calls reach no MSI-X table, where something of ctrl would be fixed or hidden.
-        let ctrl = slot.device_ctrl(!unmask);
-        ports.write_slot(store, index, ports.message(entry), unmask.then_some(ctrl));
+        let ctrl = slot.device_ctrl(slot.masked);
+        ports.write_slot(store, index, ports.message(entry), ctrl);
         let MessagePair { address, data } = Slot::pair_of(handle);
         ports.show_slot(store, index, [address as u32, (address >> 32) as u32, data, ctrl]);
     }
@@ -202,11 +202,11 @@ impl<'a, P: Ports> Place<'a, P> {
 
     /// Routes and entries for several slots: present, not yet flushed. How many failed, and where the others' entries lie.
     #[inline]
-    pub fn bind_all(&self, wanted: &mut [Wanted]) -> (usize, Span) {
+    pub fn bind_all(&self, wanted: &mut [impl AsMut<Wanted>]) -> (usize, Span) {
         match self.device.unit {
             Ok(unit) => self.service.bind_all(self.guest(), unit, self.device.spec.requester, wanted),
             Err(status) => {
-                wanted.iter_mut().for_each(|wanted| wanted.bound = Err(status));
+                wanted.iter_mut().for_each(|wanted| wanted.as_mut().bound = Err(status));
                 (wanted.len(), Span::NONE)
             }
         }

@@ -154,13 +154,11 @@ pub trait Store {
     /// Writes address and data.
     fn write_message(&self, store: &StoreSpec, slot: u16, message: Message);
 
-    /// Writes address and data, and then ctrl, if there is one.
+    /// Writes address and data, and then ctrl.
     #[inline]
-    fn write_slot(&self, store: &StoreSpec, slot: u16, message: Message, ctrl: Option<u32>) {
+    fn write_slot(&self, store: &StoreSpec, slot: u16, message: Message, ctrl: u32) {
         self.write_message(store, slot, message);
-        if let Some(ctrl) = ctrl {
-            self.write(store, slot, Field::Ctrl, ctrl);
-        }
+        self.write(store, slot, Field::Ctrl, ctrl);
     }
 
     /// Reads a dword back: earlier writes have reached the device when this returns. A device that does not answer reads as 0.
@@ -246,11 +244,23 @@ impl Span {
     }
 }
 
+impl AsMut<Self> for Wanted {
+    fn as_mut(&mut self) -> &mut Self {
+        self
+    }
+}
+
 /// Routes and entries together, for many slots at a time.
 pub trait Bind {
     /// For each of `wanted`: a use of the route to its target, as by [`Delivery::route`], and an entry with that route, as by
     /// [`Remap::bind`]. What fails holds neither; the others do not mind. How many failed, and where the others' entries lie.
-    fn bind_all(&self, guest: GuestId, unit: UnitNumber, requester: Bdf, wanted: &mut [Wanted]) -> (usize, Span);
+    fn bind_all(
+        &self,
+        guest: GuestId,
+        unit: UnitNumber,
+        requester: Bdf,
+        wanted: &mut [impl AsMut<Wanted>],
+    ) -> (usize, Span);
 }
 
 /// All ports of a machine.

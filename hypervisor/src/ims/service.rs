@@ -347,7 +347,7 @@ impl<P: Ports> Service<P> {
         guest: GuestId,
         unit: UnitNumber,
         requester: Bdf,
-        wanted: &mut [Wanted],
+        wanted: &mut [impl AsMut<Wanted>],
     ) -> (usize, Span) {
         let (failed, span) = self.ports.bind_all(guest, unit, requester, wanted);
         self.count_bound(wanted.len().saturating_sub(failed) as u64);

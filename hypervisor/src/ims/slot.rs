@@ -55,10 +55,7 @@ pub enum State {
     /// Taken by a call.
     Allocated,
     /// A call is mapping it: the entry that it gets is still in the batch's room. Nobody else binds or frees it.
-    Mapping {
-        /// The room's name.
-        batch: u8,
-    },
+    Mapping,
     /// Taken and mapped by calls.
     Mapped,
 }
@@ -97,8 +94,8 @@ pub struct Slot {
     pub cookie: u64,
     /// Address and data as the guest sees them.
     pub image: [u32; 3],
-    /// Counts allocations; 0 before the first.
-    generation: u16,
+    /// What names its present allocation, or named the last one; generation 0 before the first.
+    handle: u32,
     /// What the guest may do with it.
     pub state: State,
     /// Whether the guest wants it masked.
@@ -128,7 +125,7 @@ impl Slot {
         entry: EntryIndex(0),
         cookie: 0,
         image: [0; 3],
-        generation: 0,
+        handle: 0,
         state: State::Free,
         masked: true,
         device_masked: true,
@@ -159,39 +156,38 @@ impl Slot {
         binding
     }
 
-    /// Back to [`Self::RESET`]; only the generation lives on. The binding must have been taken out.
+    /// Back to [`Self::RESET`]; only the handle lives on. The binding must have been taken out.
     pub fn reset(&mut self) {
-        *self = Self { generation: self.generation, ..Self::RESET };
+        *self = Self { handle: self.handle, ..Self::RESET };
     }
 
     /// Back to what it was when it had been allocated. The binding must have been taken out.
     pub fn unmap(&mut self) {
-        let Self { generation, group, pasid, .. } = *self;
-        *self = Self { generation, group, pasid, state: State::Allocated, ..Self::RESET };
+        let Self { handle, group, pasid, .. } = *self;
+        *self = Self { handle, group, pasid, state: State::Allocated, ..Self::RESET };
     }
 
     /// Takes the slot for a call's use: slot `index` in its next generation.
     pub fn allocate(&mut self, index: u16, group: u8) -> SlotHandle {
-        let next = NonZeroU16::new(self.generation.wrapping_add(1)).unwrap_or(NonZeroU16::MIN);
-        self.generation = next.get();
-        self.state = State::Allocated;
-        self.group = group;
-        SlotHandle::new(index, next)
+        let last = (self.handle >> 16) as u16;
+        let handle = SlotHandle::new(index, NonZeroU16::new(last.wrapping_add(1)).unwrap_or(NonZeroU16::MIN));
+        (self.handle, self.state, self.group) = (handle.bits(), State::Allocated, group);
+        handle
     }
 
     /// A batch begins to map an allocated slot.
-    pub fn begin_mapping(&mut self, target: Target, cookie: u64, batch: u8) {
+    pub fn begin_mapping(&mut self, target: Target, cookie: u64) {
         (self.apic_id, self.vector, self.cookie) = (target.apic_id, target.vector, cookie);
-        self.state = State::Mapping { batch };
+        self.state = State::Mapping;
     }
 
     /// The batch has an entry for the slot, which is flushed: it is mapped, shows its pair, and is about to be unmasked in the device if it is
-    /// to be. An allocated slot has been masked there.
+    /// not to stay masked. An allocated slot has been masked there.
     #[inline]
-    pub fn complete_mapping(&mut self, handle: SlotHandle, bound: Bound, unmask: bool) {
+    pub fn complete_mapping(&mut self, handle: SlotHandle, bound: Bound, masked: bool) {
         (self.route, self.entry) = (Some(bound.route), bound.entry);
         self.image = [OPAQUE_ADDRESS, 0, handle.bits()];
-        (self.masked, self.device_masked) = (!unmask, !unmask);
+        (self.masked, self.device_masked) = (masked, masked);
         self.state = State::Mapped;
     }
 
@@ -203,24 +199,24 @@ impl Slot {
 
     /// Whether the slot is mapped, or is being mapped, to `target` under this name.
     pub fn is_mapped_as(&self, target: Target, cookie: u64) -> bool {
-        let is_mapped = matches!(self.state, State::Mapping { .. } | State::Mapped);
+        let is_mapped = matches!(self.state, State::Mapping | State::Mapped);
         is_mapped && (self.apic_id, self.vector, self.cookie) == (target.apic_id, target.vector, cookie)
     }
 
     /// Undoes [`Self::allocate`], of which nobody has heard: the handle will be given out as if it had not been.
     pub fn forget_allocation(&mut self) {
         // Before generation 1 there is none, or all of them have been.
-        *self = Self { generation: self.generation.wrapping_sub(1), ..Self::RESET };
+        *self = Self { handle: self.handle.wrapping_sub(1 << 16), ..Self::RESET };
     }
 
     /// Whether `handle` is the slot's present allocation.
     pub fn is_held_by(&self, handle: SlotHandle) -> bool {
-        !matches!(self.state, State::Free | State::Raw) && self.generation == handle.generation()
+        !matches!(self.state, State::Free | State::Raw) && self.handle == handle.bits()
     }
 
     /// Whether `handle` is the slot's present allocation, and it is not mapped.
     pub fn is_allocated_as(&self, handle: SlotHandle) -> bool {
-        self.state == State::Allocated && self.generation == handle.generation()
+        self.state == State::Allocated && self.handle == handle.bits()
     }
 
     /// The PASID that it is for.
@@ -269,28 +265,24 @@ impl Slot {
         self.masked && self.image == [0; 3]
     }
 
-    /// Whether it holds the pair that the guest was given for `index`.
-    pub fn holds_pair(&self, index: u16) -> bool {
-        self.image == self.pair_image(index)
+    /// Whether it holds the pair that the guest was given.
+    pub fn holds_pair(&self) -> bool {
+        self.image == self.pair_image()
     }
 
     /// The pair as it lies in a slot.
-    pub fn pair_image(&self, index: u16) -> [u32; 3] {
-        [OPAQUE_ADDRESS, 0, self.handle_bits(index)]
+    pub fn pair_image(&self) -> [u32; 3] {
+        [OPAQUE_ADDRESS, 0, self.handle]
     }
 
     /// The pair for a mapped slot.
-    pub fn pair(&self, index: u16) -> MessagePair {
-        MessagePair { address: OPAQUE_ADDRESS.into(), data: self.handle_bits(index) }
+    pub fn pair(&self) -> MessagePair {
+        MessagePair { address: OPAQUE_ADDRESS.into(), data: self.handle }
     }
 
     /// The pair for the slot that a handle names.
     pub fn pair_of(handle: SlotHandle) -> MessagePair {
         MessagePair { address: OPAQUE_ADDRESS.into(), data: handle.bits() }
-    }
-
-    fn handle_bits(&self, index: u16) -> u32 {
-        u32::from(self.generation) << 16 | u32::from(index)
     }
 }
 

@@ -184,8 +184,8 @@ pub(super) fn settle<P: Ports>(domain: &Domain, place: &Place<P>, index: u16, sl
             or_masked(place, index, slot, result)
         }
         // Taken by a call, so only a call can map it.
-        State::Allocated | State::Mapping { .. } => Err(Status::NotMapped),
-        State::Mapped if slot.holds_pair(index) => place.unmask(index, slot),
+        State::Allocated | State::Mapping => Err(Status::NotMapped),
+        State::Mapped if slot.holds_pair() => place.unmask(index, slot),
         State::Mapped => or_masked(place, index, slot, Err(Status::InvalidArgument)),
     }
 }

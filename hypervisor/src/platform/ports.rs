@@ -368,20 +368,27 @@ impl Remap for MachinePorts {
 impl Bind for MachinePorts {
     /// Locks the table once for all, and a processor's vectors once for all that follow one another and lead there.
     #[inline(never)]
-    fn bind_all(&self, guest: GuestId, unit: UnitNumber, requester: Bdf, wanted: &mut [Wanted]) -> (usize, Span) {
+    fn bind_all(
+        &self,
+        guest: GuestId,
+        unit: UnitNumber,
+        requester: Bdf,
+        wanted: &mut [impl AsMut<Wanted>],
+    ) -> (usize, Span) {
         let (mut failed, mut span) = (0, Span::NONE);
         let Some(remapper) = self.units.get(usize::from(unit.0)).and_then(Option::as_ref) else {
-            wanted.iter_mut().for_each(|wanted| wanted.bound = Err(Status::Unsupported));
+            wanted.iter_mut().for_each(|wanted| wanted.as_mut().bound = Err(Status::Unsupported));
             return (wanted.len(), span);
         };
         let homes = self.homes.read();
         let mut entries = remapper.binder(requester);
         let mut rest = wanted;
-        while let Some(first) = rest.first_mut() {
+        while let Some(first) = rest.first_mut().map(AsMut::as_mut) {
             // One processor's vectors are locked at a time.
-            let done = match self.lane(&homes, &entries, unit, guest, first.target.apic_id) {
+            let apic_id = first.target.apic_id;
+            let done = match self.lane(&homes, &entries, unit, guest, apic_id) {
                 Ok(mut lane) => {
-                    let (done, more) = lane.bind_run(&mut entries, rest, &mut span);
+                    let (done, more) = lane.bind_run(apic_id, &mut entries, rest, &mut span);
                     failed += more;
                     done
                 }
@@ -408,17 +415,23 @@ struct Lane<'a> {
 }
 
 impl Lane<'_> {
-    /// Binds the first of `wanted` and those that follow it to the same processor. How many they are, and how many of them failed.
+    /// Binds those of `wanted` that come before one for another processor. How many they are, and how many of them failed.
     #[inline(never)]
-    fn bind_run(&mut self, entries: &mut Binder<'_>, wanted: &mut [Wanted], span: &mut Span) -> (usize, usize) {
+    fn bind_run(
+        &mut self,
+        apic_id: u32,
+        entries: &mut Binder<'_>,
+        wanted: &mut [impl AsMut<Wanted>],
+        span: &mut Span,
+    ) -> (usize, usize) {
         let (route, aim, first) = (self.route, self.aim, self.unit.0);
         let mut bound = |vector| {
             let entry = EntryIndex(first | u32::from(entries.bind(aim, vector).map_err(status)?));
             Ok(Bound { route: route.or_vector(vector), entry })
         };
         match &mut self.way {
-            Way::Posted(_) => bind_each(wanted, span, bound),
-            Way::Injected(share) => bind_each(wanted, span, |vector| {
+            Way::Posted(_) => bind_each(apic_id, wanted, span, bound),
+            Way::Injected(share) => bind_each(apic_id, wanted, span, |vector| {
                 let host = share.host(vector)?;
                 bound(host).inspect_err(|_| share.end_use(vector, host))
             }),
@@ -426,17 +439,20 @@ impl Lane<'_> {
     }
 }
 
-/// Has `bind` find what the first of `wanted` and those that follow it to the same processor want, by their vectors. How many they are,
+/// Has `bind` find what those of `wanted` want that come before one for another processor, by their vectors. How many they are,
 /// and how many of them failed.
 #[inline(always)]
 fn bind_each(
-    wanted: &mut [Wanted],
+    apic_id: u32,
+    wanted: &mut [impl AsMut<Wanted>],
     span: &mut Span,
     mut bind: impl FnMut(u8) -> Result<Bound, Status>,
 ) -> (usize, usize) {
-    let apic_id = wanted.first().map(|first| first.target.apic_id);
     let (mut done, mut failed, mut own) = (0, 0, *span);
-    for wanted in wanted.iter_mut().take_while(|wanted| Some(wanted.target.apic_id) == apic_id) {
+    for wanted in wanted.iter_mut().map(AsMut::as_mut) {
+        if wanted.target.apic_id != apic_id {
+            break;
+        }
         match bind(wanted.target.vector) {
             Ok(bound) => {
                 own.add(bound.entry);
