@@ -185,14 +185,15 @@ impl MapRequest {
     }
 
     /// An item that has the same processor and the same flags as this one, which was checked: so there is only the rest to check. `None`
-    /// for all others.
+    /// for all others. The handle is whatever is there: it is compared with the slot's anyway.
     #[inline]
     pub fn another(&self, bytes: &[u8; 16]) -> Option<Self> {
         let dword = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         if dword(4) & 0xff00_ffff != self.target.apic_id | u32::from(self.unmask) << 24 {
             return None;
         }
-        let handle = SlotHandle::from_bits(dword(0)).ok()?;
+        // With generation 0 it is no slot's.
+        let handle = SlotHandle(dword(0));
         let target = Target::new(self.target.apic_id, bytes[6]).ok()?;
         Some(Self { handle, target, unmask: self.unmask, cookie: u64::from(dword(12)) << 32 | u64::from(dword(8)) })
     }

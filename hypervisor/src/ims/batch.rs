@@ -5,6 +5,8 @@ use core::{iter::once, num::NonZeroU16};
 
 use hcall_abi::{ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target};
 
+use spin::Mutex;
+
 use super::{
     counters::add,
     device::Bank,
@@ -36,6 +38,8 @@ struct Fresh {
     handle: SlotHandle,
     /// Whether it stays masked.
     masked: bool,
+    /// Of the first of a run: how many there are, all for one processor.
+    run: u16,
 }
 
 impl Fresh {
@@ -43,12 +47,27 @@ impl Fresh {
         wanted: Wanted::new(Target { apic_id: 0, vector: 0 }),
         handle: SlotHandle::new(0, NonZeroU16::MIN),
         masked: true,
+        run: 0,
     };
 }
 
 impl AsMut<Wanted> for Fresh {
     fn as_mut(&mut self) -> &mut Wanted {
         &mut self.wanted
+    }
+}
+
+/// Slots that a batch maps, run by run.
+struct FreshRuns<'a>(&'a mut [Fresh]);
+
+impl<'a> Iterator for FreshRuns<'a> {
+    type Item = &'a mut [Fresh];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = self.0.first()?.run.into();
+        let (run, rest) = core::mem::take(&mut self.0).split_at_mut_checked(length)?;
+        self.0 = rest;
+        Some(run)
     }
 }
 
@@ -170,7 +189,7 @@ impl Batch {
                     .map(|binding| Bound { route: PackedRoute::new(binding.route), entry: binding.entry });
                 (usize::from(wanted.bound.is_err()), Span::NONE)
             }
-            many => place.bind_all(many),
+            many => place.bind_all(FreshRuns(many)),
         };
         // No entry is bound twice, so their number tells.
         let run = span.is_run_of(self.number - failed).then_some(span);
@@ -225,14 +244,14 @@ impl Batch {
     fn finish<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
         let (owner, service) = (place.owner(), place.service);
         // One of its own: what is known of it does not change while slots are written.
-        let store = *place.store;
+        let (store, slots) = (*place.store, bank.slots.as_slice());
         let Some(fresh) = self.fresh.get(..self.number) else { return };
-        for &Fresh { wanted, handle, masked } in fresh {
+        for &Fresh { wanted, handle, masked, .. } in fresh {
             let index = handle.index();
             let Ok(bound) = wanted.bound else { continue };
             service.own(bound.entry, owner.of(index));
             // Nobody else has touched it.
-            let Ok(mut slot) = bank.lock(index) else { continue };
+            let Some(mut slot) = slots.get(usize::from(index)).map(Mutex::lock) else { continue };
             slot.complete_mapping(handle, bound, masked);
             place.begin_to_send(&store, &slot, handle, bound.entry);
         }
@@ -271,18 +290,25 @@ fn usual(domain: &Domain, bytes: &[u8; MapRequest::SIZE]) -> Option<MapRequest> 
 // A function of its own, as the others that walk the batch are: in its caller the compiler runs out of registers.
 #[inline(never)]
 fn begin_run(bank: &Bank, like: MapRequest, items: &mut [[u8; MapRequest::SIZE]], fresh: &mut [Fresh]) -> usize {
-    let mut done = 0;
-    for (bytes, fresh) in items.iter_mut().zip(fresh) {
+    let slots = bank.slots.as_slice();
+    let mut rooms = fresh.iter_mut();
+    for bytes in items {
         let Some(MapRequest { handle, target, unmask, cookie }) = like.another(bytes) else { break };
-        let Ok(mut slot) = bank.lock(handle.index()) else { break };
+        let Some(mut slot) = slots.get(usize::from(handle.index())).map(Mutex::lock) else { break };
         if !slot.is_allocated_as(handle) {
             break;
         }
+        let Some(fresh) = rooms.next() else { break };
         slot.begin_mapping(target, cookie);
         fresh.wanted.target = target;
         (fresh.handle, fresh.masked) = (handle, !unmask);
         *bytes = MapReply(Ok(Slot::pair_of(handle))).to_bytes();
-        done += 1;
+    }
+    let free = rooms.len();
+    let done = fresh.len() - free;
+    if let Some(first) = fresh.first_mut() {
+        // At most a batch.
+        first.run = done as u16;
     }
     done
 }

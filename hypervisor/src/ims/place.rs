@@ -202,13 +202,10 @@ impl<'a, P: Ports> Place<'a, P> {
 
     /// Routes and entries for several slots: present, not yet flushed. How many failed, and where the others' entries lie.
     #[inline]
-    pub fn bind_all(&self, wanted: &mut [impl AsMut<Wanted>]) -> (usize, Span) {
+    pub fn bind_all<'w, W: AsMut<Wanted> + 'w>(&self, runs: impl Iterator<Item = &'w mut [W]>) -> (usize, Span) {
         match self.device.unit {
-            Ok(unit) => self.service.bind_all(self.guest(), unit, self.device.spec.requester, wanted),
-            Err(status) => {
-                wanted.iter_mut().for_each(|wanted| wanted.as_mut().bound = Err(status));
-                (wanted.len(), Span::NONE)
-            }
+            Ok(unit) => self.service.bind_all(self.guest(), unit, self.device.spec.requester, runs),
+            Err(status) => (runs.flatten().map(|wanted| wanted.as_mut().bound = Err(status)).count(), Span::NONE),
         }
     }
 

@@ -252,14 +252,14 @@ impl AsMut<Self> for Wanted {
 
 /// Routes and entries together, for many slots at a time.
 pub trait Bind {
-    /// For each of `wanted`: a use of the route to its target, as by [`Delivery::route`], and an entry with that route, as by
+    /// For each of those in `runs`, each of which is for one processor: a use of the route to its target, as by [`Delivery::route`], and an entry with that route, as by
     /// [`Remap::bind`]. What fails holds neither; the others do not mind. How many failed, and where the others' entries lie.
-    fn bind_all(
+    fn bind_all<'a, W: AsMut<Wanted> + 'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,
         requester: Bdf,
-        wanted: &mut [impl AsMut<Wanted>],
+        runs: impl Iterator<Item = &'a mut [W]>,
     ) -> (usize, Span);
 }
 

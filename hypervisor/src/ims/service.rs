@@ -342,15 +342,17 @@ impl<P: Ports> Service<P> {
 
     /// Takes routes and entries, which are present at once.
     #[inline]
-    pub(super) fn bind_all(
+    pub(super) fn bind_all<'a, W: AsMut<Wanted> + 'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,
         requester: Bdf,
-        wanted: &mut [impl AsMut<Wanted>],
+        runs: impl Iterator<Item = &'a mut [W]>,
     ) -> (usize, Span) {
-        let (failed, span) = self.ports.bind_all(guest, unit, requester, wanted);
-        self.count_bound(wanted.len().saturating_sub(failed) as u64);
+        let mut number = 0;
+        let runs = runs.inspect(|run| number += run.len());
+        let (failed, span) = self.ports.bind_all(guest, unit, requester, runs);
+        self.count_bound(number.saturating_sub(failed) as u64);
         (failed, span)
     }
 

@@ -35,17 +35,26 @@ pub struct Owner {
     pub target: Target,
 }
 
-/// Host vectors of one virtual processor, by its own vectors; 0 where it has none.
+/// A virtual processor.
 struct Routes {
     guest: GuestId,
     apic_id: u32,
-    /// How many it has, those that are retiring included.
+    /// How many host vectors it has, those that are retiring included.
     used: u32,
-    hosts: [u8; 256],
 }
+
+/// Host vectors of a virtual processor, by its own vectors; 0 where it has none.
+type Hosts = [u8; 256];
 
 /// What a processor's vectors are used for.
 struct Table {
+    accounts: Accounts,
+    /// Of each virtual processor, in the accounts' order.
+    hosts: Vec<Hosts>,
+}
+
+/// The same without who finds them by which vector.
+struct Accounts {
     /// Whose each vector is that is not free, and how many uses it has.
     owners: [Option<Owner>; 256],
     uses: [u32; 256],
@@ -55,7 +64,7 @@ struct Table {
     /// used again is not taken out: a sweep frees what has no use.
     retiring: [u64; 4],
     swept: [u64; 4],
-    /// Of each virtual processor that runs here.
+    /// Each virtual processor that runs here.
     routes: Vec<Routes>,
 }
 
@@ -71,7 +80,7 @@ pub struct Vectors {
 impl Vectors {
     /// All vectors are free.
     pub const fn new(destination: u32) -> Self {
-        let table = Table {
+        let accounts = Accounts {
             owners: [None; 256],
             uses: [0; 256],
             free: FREE,
@@ -79,12 +88,14 @@ impl Vectors {
             swept: [0; 4],
             routes: Vec::new(),
         };
-        Self { destination, sweep: AtomicBool::new(false), table: Mutex::new(table) }
+        Self { destination, sweep: AtomicBool::new(false), table: Mutex::new(Table { accounts, hosts: Vec::new() }) }
     }
 
     /// A virtual processor runs here from now on.
     pub fn admit(&self, guest: GuestId, apic_id: u32) {
-        self.table.lock().routes.push(Routes { guest, apic_id, used: 0, hosts: [0; 256] });
+        let mut table = self.table.lock();
+        table.accounts.routes.push(Routes { guest, apic_id, used: 0 });
+        table.hosts.push([0; 256]);
     }
 
     /// Its APIC ID.
@@ -98,33 +109,32 @@ impl Vectors {
     /// that the guest would.
     pub fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
         let mut share = self.of(guest, target.apic_id)?;
-        let host = share.host(target.vector)?;
+        let host = share.open()?.host(target.vector)?;
         Ok(share.by(host))
     }
 
     /// Ends one use of a route.
     pub fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
         if let HostRoute::Remapped { vector, .. } = route {
-            self.table.lock().end_use(&self.sweep, Owner { guest, target }, vector);
+            self.table.lock().accounts.end_use(&self.sweep, Owner { guest, target }, vector);
         }
     }
 
     /// The vectors of one virtual processor, locked, for several routes. `BadTarget` for one that does not run here.
     pub fn of(&self, guest: GuestId, apic_id: u32) -> Result<Share<'_>, Status> {
         let table = self.table.lock();
-        let its = |routes: &Routes| (routes.guest, routes.apic_id) == (guest, apic_id);
-        let at = table.routes.iter().position(its).ok_or(Status::BadTarget)?;
+        let at = table.accounts.place_of(guest, apic_id).ok_or(Status::BadTarget)?;
         Ok(Share { vectors: self, table, at })
     }
 
     /// Whose a vector is.
     pub fn owner(&self, vector: u8) -> Option<Owner> {
-        self.table.lock().owners[usize::from(vector)]
+        self.table.lock().accounts.owners[usize::from(vector)]
     }
 
     /// Vectors in use, without those that are retiring.
     pub fn used(&self) -> usize {
-        self.table.lock().uses.iter().filter(|uses| **uses != 0).count()
+        self.table.lock().accounts.uses.iter().filter(|uses| **uses != 0).count()
     }
 
     /// Whether vectors are retiring. If so, the processor lets in what waits in its local APIC, gives it to whom it belongs, and calls
@@ -133,9 +143,9 @@ impl Vectors {
         if !self.sweep.load(Ordering::Relaxed) {
             return false;
         }
-        let mut table = self.table.lock();
+        let accounts = &mut self.table.lock().accounts;
         self.sweep.store(false, Ordering::Relaxed);
-        table.swept = core::mem::take(&mut table.retiring);
+        accounts.swept = core::mem::take(&mut accounts.retiring);
         true
     }
 
@@ -146,7 +156,10 @@ impl Vectors {
 
     /// A guest is gone, and has given its routes back.
     pub fn forget(&self, guest: GuestId) {
-        self.table.lock().routes.retain(|routes| routes.guest != guest);
+        let Table { accounts, hosts } = &mut *self.table.lock();
+        let mut gone = accounts.routes.iter().map(|routes| routes.guest == guest);
+        hosts.retain(|_| gone.next() != Some(true));
+        accounts.routes.retain(|routes| routes.guest != guest);
     }
 }
 
@@ -159,17 +172,12 @@ pub struct Share<'a> {
 }
 
 impl Share<'_> {
-    /// The host vector for one of its vectors, which has a use more: [`Vectors::route`].
+    /// What is looked at for each of several routes. `BadTarget` cannot be.
     #[inline]
-    pub fn host(&mut self, vector: u8) -> Result<u8, Status> {
-        let table = &mut *self.table;
-        let host = match table.routes[self.at].hosts[usize::from(vector)] {
-            0 => table.take(self.at, vector)?,
-            host => host,
-        };
-        // Each use has a remapping entry, and there are fewer of those.
-        table.uses[usize::from(host)] += 1;
-        Ok(host)
+    pub fn open(&mut self) -> Result<OpenShare<'_>, Status> {
+        let Table { accounts, hosts } = &mut *self.table;
+        let hosts = hosts.get_mut(self.at).ok_or(Status::BadTarget)?;
+        Ok(OpenShare { hosts, accounts, sweep: &self.vectors.sweep, at: self.at })
     }
 
     /// The route by a host vector.
@@ -177,13 +185,36 @@ impl Share<'_> {
     pub fn by(&self, host: u8) -> HostRoute {
         HostRoute::Remapped { vector: host, destination: self.vectors.destination }
     }
+}
+
+/// The vectors of one virtual processor, found.
+pub struct OpenShare<'a> {
+    hosts: &'a mut Hosts,
+    accounts: &'a mut Accounts,
+    sweep: &'a AtomicBool,
+    at: usize,
+}
+
+impl OpenShare<'_> {
+    /// The host vector for one of its vectors, which has a use more: [`Vectors::route`].
+    #[inline]
+    pub fn host(&mut self, vector: u8) -> Result<u8, Status> {
+        let mut host = self.hosts[usize::from(vector)];
+        if host == 0 {
+            host = self.accounts.take(self.at, vector)?;
+            self.hosts[usize::from(vector)] = host;
+        }
+        // Each use has a remapping entry, and there are fewer of those.
+        self.accounts.uses[usize::from(host)] += 1;
+        Ok(host)
+    }
 
     /// Ends one use of a host vector.
     #[cold]
     pub fn end_use(&mut self, vector: u8, host: u8) {
-        let Routes { guest, apic_id, .. } = self.table.routes[self.at];
+        let Routes { guest, apic_id, .. } = self.accounts.routes[self.at];
         let owner = Owner { guest, target: Target { apic_id, vector } };
-        self.table.end_use(&self.vectors.sweep, owner, host);
+        self.accounts.end_use(self.sweep, owner, host);
     }
 }
 
@@ -199,6 +230,34 @@ const FREE: [u64; 4] = {
 };
 
 impl Table {
+    fn free_swept(&mut self) {
+        let Self { accounts, hosts } = self;
+        for word in 0..4 {
+            let mut bits = core::mem::take(&mut accounts.swept[word]);
+            while bits != 0 {
+                let vector = word * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                if accounts.uses[vector] != 0 {
+                    continue;
+                }
+                accounts.free[word] |= 1 << (vector % 64);
+                if let Some(Owner { guest, target }) = accounts.owners[vector].take()
+                    && let Some(at) = accounts.place_of(guest, target.apic_id)
+                {
+                    accounts.routes[at].used -= 1;
+                    hosts[at][usize::from(target.vector)] = 0;
+                }
+            }
+        }
+    }
+}
+
+impl Accounts {
+    /// A virtual processor's place in the list.
+    fn place_of(&self, guest: GuestId, apic_id: u32) -> Option<usize> {
+        self.routes.iter().position(|routes| (routes.guest, routes.apic_id) == (guest, apic_id))
+    }
+
     /// Takes a free vector for a virtual processor's, with no use yet.
     #[cold]
     fn take(&mut self, at: usize, wanted: u8) -> Result<u8, Status> {
@@ -209,7 +268,6 @@ impl Table {
         self.free[usize::from(vector / 64)] &= !(1 << (vector % 64));
         let routes = &mut self.routes[at];
         routes.used += 1;
-        routes.hosts[usize::from(wanted)] = vector;
         let owner = Owner { guest: routes.guest, target: Target { apic_id: routes.apic_id, vector: wanted } };
         self.owners[usize::from(vector)] = Some(owner);
         Ok(vector)
@@ -237,30 +295,6 @@ impl Table {
         let kept: u32 = others.map(|(_, routes)| guaranteed.saturating_sub(routes.used)).sum();
         let free: u32 = self.free.iter().map(|word| word.count_ones()).sum();
         self.routes[at].used < guaranteed || free > kept
-    }
-
-    fn free_swept(&mut self) {
-        for word in 0..4 {
-            let mut bits = core::mem::take(&mut self.swept[word]);
-            while bits != 0 {
-                let vector = word * 64 + bits.trailing_zeros() as usize;
-                bits &= bits - 1;
-                if self.uses[vector] != 0 {
-                    continue;
-                }
-                self.free[word] |= 1 << (vector % 64);
-                if let Some(Owner { guest, target }) = self.owners[vector].take()
-                    && let Some(routes) = self.routes_of(guest, target.apic_id)
-                {
-                    routes.used -= 1;
-                    routes.hosts[usize::from(target.vector)] = 0;
-                }
-            }
-        }
-    }
-
-    fn routes_of(&mut self, guest: GuestId, apic_id: u32) -> Option<&mut Routes> {
-        self.routes.iter_mut().find(|routes| (routes.guest, routes.apic_id) == (guest, apic_id))
     }
 
     /// The vector of the same number, else one of its class, else any.

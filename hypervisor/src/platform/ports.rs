@@ -267,7 +267,7 @@ impl Way<'_> {
     fn vector(&mut self, vector: u8) -> Result<u8, Status> {
         match self {
             Self::Posted(_) => Ok(vector),
-            Self::Injected(share) => share.host(vector),
+            Self::Injected(share) => share.open()?.host(vector),
         }
     }
 
@@ -366,42 +366,37 @@ impl Remap for MachinePorts {
 }
 
 impl Bind for MachinePorts {
-    /// Locks the table once for all, and a processor's vectors once for all that follow one another and lead there.
+    /// Locks the table once for all, and a processor's vectors once for each run.
     #[inline(never)]
-    fn bind_all(
+    fn bind_all<'a, W: AsMut<Wanted> + 'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,
         requester: Bdf,
-        wanted: &mut [impl AsMut<Wanted>],
+        runs: impl Iterator<Item = &'a mut [W]>,
     ) -> (usize, Span) {
         let (mut failed, mut span) = (0, Span::NONE);
         let Some(remapper) = self.units.get(usize::from(unit.0)).and_then(Option::as_ref) else {
-            wanted.iter_mut().for_each(|wanted| wanted.as_mut().bound = Err(Status::Unsupported));
-            return (wanted.len(), span);
+            return (runs.map(|run| refuse(run, Status::Unsupported)).sum(), span);
         };
         let homes = self.homes.read();
         let mut entries = remapper.binder(requester);
-        let mut rest = wanted;
-        while let Some(first) = rest.first_mut().map(AsMut::as_mut) {
-            // One processor's vectors are locked at a time.
-            let apic_id = first.target.apic_id;
-            let done = match self.lane(&homes, &entries, unit, guest, apic_id) {
-                Ok(mut lane) => {
-                    let (done, more) = lane.bind_run(apic_id, &mut entries, rest, &mut span);
-                    failed += more;
-                    done
-                }
-                Err(status) => {
-                    first.bound = Err(status);
-                    failed += 1;
-                    1
-                }
+        for run in runs {
+            let Some(apic_id) = run.first_mut().map(|first| first.as_mut().target.apic_id) else { continue };
+            failed += match self.lane(&homes, &entries, unit, guest, apic_id) {
+                Ok(mut lane) => lane.bind_run(&mut entries, run, &mut span),
+                Err(status) => refuse(run, status),
             };
-            rest = rest.get_mut(done..).unwrap_or_default();
         }
         (failed, span)
     }
+}
+
+/// None of these gets anything. How many they are.
+#[cold]
+fn refuse(run: &mut [impl AsMut<Wanted>], status: Status) -> usize {
+    run.iter_mut().for_each(|wanted| wanted.as_mut().bound = Err(status));
+    run.len()
 }
 
 /// A way with what its entries are like.
@@ -415,44 +410,36 @@ struct Lane<'a> {
 }
 
 impl Lane<'_> {
-    /// Binds those of `wanted` that come before one for another processor. How many they are, and how many of them failed.
+    /// Binds a run. How many of it failed.
     #[inline(never)]
-    fn bind_run(
-        &mut self,
-        apic_id: u32,
-        entries: &mut Binder<'_>,
-        wanted: &mut [impl AsMut<Wanted>],
-        span: &mut Span,
-    ) -> (usize, usize) {
+    fn bind_run(&mut self, entries: &mut Binder<'_>, run: &mut [impl AsMut<Wanted>], span: &mut Span) -> usize {
         let (route, aim, first) = (self.route, self.aim, self.unit.0);
         let mut bound = |vector| {
             let entry = EntryIndex(first | u32::from(entries.bind(aim, vector).map_err(status)?));
             Ok(Bound { route: route.or_vector(vector), entry })
         };
         match &mut self.way {
-            Way::Posted(_) => bind_each(apic_id, wanted, span, bound),
-            Way::Injected(share) => bind_each(apic_id, wanted, span, |vector| {
-                let host = share.host(vector)?;
-                bound(host).inspect_err(|_| share.end_use(vector, host))
-            }),
+            Way::Posted(_) => bind_each(run, span, bound),
+            Way::Injected(share) => match share.open() {
+                Ok(mut share) => bind_each(run, span, |vector| {
+                    let host = share.host(vector)?;
+                    bound(host).inspect_err(|_| share.end_use(vector, host))
+                }),
+                Err(status) => refuse(run, status),
+            },
         }
     }
 }
 
-/// Has `bind` find what those of `wanted` want that come before one for another processor, by their vectors. How many they are,
-/// and how many of them failed.
+/// Has `bind` find what those of a run want, by their vectors. How many failed.
 #[inline(always)]
 fn bind_each(
-    apic_id: u32,
-    wanted: &mut [impl AsMut<Wanted>],
+    run: &mut [impl AsMut<Wanted>],
     span: &mut Span,
     mut bind: impl FnMut(u8) -> Result<Bound, Status>,
-) -> (usize, usize) {
-    let (mut done, mut failed, mut own) = (0, 0, *span);
-    for wanted in wanted.iter_mut().map(AsMut::as_mut) {
-        if wanted.target.apic_id != apic_id {
-            break;
-        }
+) -> usize {
+    let (mut failed, mut own) = (0, *span);
+    for wanted in run.iter_mut().map(AsMut::as_mut) {
         match bind(wanted.target.vector) {
             Ok(bound) => {
                 own.add(bound.entry);
@@ -463,10 +450,9 @@ fn bind_each(
                 wanted.bound = Err(status);
             }
         }
-        done += 1;
     }
     *span = own;
-    (done, failed)
+    failed
 }
 
 impl Home {

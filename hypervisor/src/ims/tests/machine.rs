@@ -321,15 +321,15 @@ impl Remap for Machine {
 }
 
 impl Bind for Machine {
-    fn bind_all(
+    fn bind_all<'a, W: AsMut<Wanted> + 'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,
         requester: Bdf,
-        wanted: &mut [impl AsMut<Wanted>],
+        runs: impl Iterator<Item = &'a mut [W]>,
     ) -> (usize, Span) {
         let (mut failed, mut span) = (0, Span::NONE);
-        for Wanted { target, bound } in wanted.iter_mut().map(AsMut::as_mut) {
+        for Wanted { target, bound } in runs.flatten().map(AsMut::as_mut) {
             *bound = self.route(guest, *target).and_then(|route| {
                 let entry = self.bind(unit, requester, route);
                 let entry = entry.inspect_err(|_| self.unroute(guest, *target, route))?;
