@@ -10,7 +10,7 @@ use spin::Mutex;
 use super::{
     counters::add,
     device::Bank,
-    domain::Domain,
+    domain::{Domain, Reach, StoreSpec},
     place::Place,
     ports::{Bound, GuestMemory, PackedRoute, Ports, Span, Wanted},
     slot::{Slot, State},
@@ -242,9 +242,17 @@ impl Batch {
     /// Stores and unmasks, after the flush.
     #[inline(never)]
     fn finish<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
-        let (owner, service) = (place.owner(), place.service);
-        // One of its own: what is known of it does not change while slots are written.
-        let (store, slots) = (*place.store, bank.slots.as_slice());
+        match place.store.reach {
+            // So the compiler makes a loop without the other ways.
+            Reach::Memory => self.finish_in(place, bank, StoreSpec { reach: Reach::Memory, ..*place.store }),
+            _ => self.finish_in(place, bank, *place.store),
+        }
+    }
+
+    /// The same; the store is `place`'s, but nobody else's memory.
+    #[inline(always)]
+    fn finish_in<P: Ports>(&self, place: &Place<P>, bank: &Bank, store: StoreSpec) {
+        let (owner, service, slots) = (place.owner(), place.service, bank.slots.as_slice());
         let Some(fresh) = self.fresh.get(..self.number) else { return };
         for &Fresh { wanted, handle, masked, .. } in fresh {
             let index = handle.index();
