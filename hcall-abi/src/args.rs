@@ -374,6 +374,26 @@ mod tests {
     }
 
     #[test]
+    fn another_item_for_the_same_processor_is_as_if_it_were_the_first() {
+        let target = Target { apic_id: 3, vector: 0x41 };
+        let first = MapRequest { handle: handle(), target, unmask: true, cookie: 7 };
+        let good = first.to_bytes();
+        for at in 4..16 {
+            for bit in 0..8 {
+                let mut bytes = good;
+                bytes[at] ^= 1 << bit;
+                let whole = MapRequest::from_bytes(&bytes).ok();
+                let alike = whole.filter(|item| (item.target.apic_id, item.unmask) == (3, true));
+                assert_eq!(first.another(&bytes), alike, "byte {at}, bit {bit}");
+            }
+        }
+        let low = MapRequest { target: Target { apic_id: 3, vector: 15 }, ..first };
+        assert_eq!(first.another(&low.to_bytes()), None);
+        let other = MapRequest { handle: SlotHandle::new(1, NonZeroU16::MIN), ..first };
+        assert_eq!(first.another(&other.to_bytes()), Some(other));
+    }
+
+    #[test]
     fn a_reply_reads_back_as_written() {
         let pair = MessagePair { address: 0xfee0_0018, data: 0x8000_0001 };
         assert_eq!(MapReply::from_bytes(&MapReply(Ok(pair)).to_bytes()), MapReply(Ok(pair)));

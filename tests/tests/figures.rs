@@ -38,6 +38,14 @@ fn a_trapped_write_and_an_empty_call_stay_within_their_figures() {
     }
 }
 
+#[test]
+fn a_batch_stays_within_its_figure() {
+    let figures = figures::measure(4, Some("map-256")).unwrap_or_else(|error| panic!("{error:#}"));
+    let of = |figure: &&Figure| figure.scenario == "map-256" && figure.variant == "hypercall";
+    let median = figures.iter().find(of).map(|figure| figure.median);
+    assert!(median.is_some_and(|median| median < 150.0), "{median:?} instructions a slot");
+}
+
 /// Interrupts, and the floor.
 fn latency() -> &'static [Figure] {
     static FIGURES: OnceLock<Vec<Figure>> = OnceLock::new();

@@ -285,3 +285,23 @@ pub trait GuestMemory {
         Err(Status::Unsupported)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_is_a_run_if_nothing_is_missing_in_between() {
+        let span = |entries: &[u32]| {
+            let mut span = Span::NONE;
+            entries.iter().for_each(|&entry| span.add(EntryIndex(entry)));
+            span
+        };
+        assert!(span(&[7]).is_run_of(1));
+        assert!(span(&[7, 5, 6, 8]).is_run_of(4));
+        assert!(!span(&[5, 9, 7]).is_run_of(3));
+        assert!(!span(&[5, 6, 8]).is_run_of(3));
+        assert!(!Span::NONE.is_run_of(0));
+        assert!(!Span::NONE.is_run_of(1));
+    }
+}

@@ -396,6 +396,41 @@ mod tests {
     }
 
     #[test]
+    fn a_vector_that_is_used_again_is_not_freed_whenever_that_was() {
+        for before in [true, false] {
+            let vectors = vectors_of(0, 3);
+            let route = vectors.route(GUEST, target(0x41)).unwrap();
+            vectors.unroute(GUEST, target(0x41), route);
+            let again = || assert_eq!(vectors.route(GUEST, target(0x41)), Ok(route), "the same one");
+            if before {
+                again();
+            }
+            assert!(vectors.begin_sweep());
+            if !before {
+                again();
+            }
+            vectors.finish_sweep();
+            assert_eq!(vectors.owner(0x41), Some(Owner { guest: GUEST, target: target(0x41) }));
+            assert_ne!(vectors.route(GuestId(1), target(0x41)), Ok(route), "nobody else gets it");
+            vectors.unroute(GUEST, target(0x41), route);
+            sweep(&vectors);
+            assert_eq!(vectors.owner(0x41), None, "its last use has ended");
+        }
+    }
+
+    #[test]
+    fn guests_find_their_vectors_when_others_have_gone() {
+        let vectors = vectors_of(0, 3);
+        let routes = [0, 1, 2].map(|guest| vectors.route(GuestId(guest), target(0x41)).unwrap());
+        vectors.unroute(GuestId(0), target(0x41), routes[0]);
+        vectors.forget(GuestId(0));
+        sweep(&vectors);
+        for guest in [1, 2] {
+            assert_eq!(vectors.route(GuestId(guest), target(0x41)), Ok(routes[usize::from(guest)]));
+        }
+    }
+
+    #[test]
     fn two_guests_with_the_same_vector_get_two() {
         let vectors = vectors_of(0, 3);
         let routes = [GuestId(0), GuestId(1)].map(|guest| vectors.route(guest, target(0x80)).unwrap());

@@ -326,4 +326,26 @@ proptest! {
         }
         bench.assert_clean();
     }
+
+    #[test]
+    fn a_flush_of_a_run_reaches_all_of_it_and_nothing_else(
+        first in 0u16..256,
+        more in 0u16..256,
+        max_handle_mask in 0u32..16,
+    ) {
+        let last = (first + more).min(255);
+        let bench = Bench::new(vtd_model::Config { max_handle_mask, ..capable() });
+        let remapper = bench.start();
+        for _ in 0..256 {
+            let index = remapper.reserve(DSA).unwrap();
+            remapper.program(index, HERE).unwrap();
+            bench.fire(DSA, index);
+        }
+        remapper.flush_run(first, last).unwrap();
+        for index in 0..256u16 {
+            let cached = bench.model.lock().unwrap().caches_interrupt_entry(index.into());
+            prop_assert_eq!(cached, !(first..=last).contains(&index));
+        }
+        bench.assert_clean();
+    }
 }
