@@ -64,7 +64,7 @@ impl<'a> Iterator for FreshRuns<'a> {
     type Item = &'a mut [Fresh];
 
     fn next(&mut self) -> Option<Self::Item> {
-        let length = self.0.first()?.run.into();
+        let length = usize::from(self.0.first()?.run).max(1);
         let (run, rest) = core::mem::take(&mut self.0).split_at_mut_checked(length)?;
         self.0 = rest;
         Some(run)
@@ -249,7 +249,7 @@ impl Batch {
         }
     }
 
-    /// The same; the store is `place`'s, but nobody else's memory.
+    /// The same for a store of which this has its own copy: so it is known that nothing of it changes meanwhile.
     #[inline(always)]
     fn finish_in<P: Ports>(&self, place: &Place<P>, bank: &Bank, store: StoreSpec) {
         let (owner, service, slots) = (place.owner(), place.service, bank.slots.as_slice());

@@ -163,7 +163,8 @@ impl<'a, P: Ports> Place<'a, P> {
         slot.limited = false;
     }
 
-    /// Stores the message of a slot that a batch has mapped, unmasks it unless it is to stay masked, and shows it.
+    /// Stores the message of a slot that a batch has mapped, unmasks it unless it is to stay masked, and shows it. `store` is a copy of this
+    /// place's.
     #[inline(always)]
     pub fn begin_to_send(&self, store: &StoreSpec, slot: &Slot, handle: SlotHandle, entry: EntryIndex) {
         let (ports, index) = (&self.service.ports, handle.index());

@@ -53,7 +53,7 @@ struct Table {
     hosts: Vec<Hosts>,
 }
 
-/// The same without who finds them by which vector.
+/// The table without who finds a vector by which of its own.
 struct Accounts {
     /// Whose each vector is that is not free, and how many uses it has.
     owners: [Option<Owner>; 256],
@@ -109,7 +109,7 @@ impl Vectors {
     /// that the guest would.
     pub fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
         let mut share = self.of(guest, target.apic_id)?;
-        let host = share.open()?.host(target.vector)?;
+        let host = share.open().host(target.vector)?;
         Ok(share.by(host))
     }
 
@@ -172,12 +172,11 @@ pub struct Share<'a> {
 }
 
 impl Share<'_> {
-    /// What is looked at for each of several routes. `BadTarget` cannot be.
+    /// What is looked at for each of several routes.
     #[inline]
-    pub fn open(&mut self) -> Result<OpenShare<'_>, Status> {
+    pub fn open(&mut self) -> OpenShare<'_> {
         let Table { accounts, hosts } = &mut *self.table;
-        let hosts = hosts.get_mut(self.at).ok_or(Status::BadTarget)?;
-        Ok(OpenShare { hosts, accounts, sweep: &self.vectors.sweep, at: self.at })
+        OpenShare { hosts: &mut hosts[self.at], accounts, sweep: &self.vectors.sweep, at: self.at }
     }
 
     /// The route by a host vector.
@@ -187,7 +186,7 @@ impl Share<'_> {
     }
 }
 
-/// The vectors of one virtual processor, found.
+/// The same with its part of the table at hand.
 pub struct OpenShare<'a> {
     hosts: &'a mut Hosts,
     accounts: &'a mut Accounts,

@@ -267,7 +267,7 @@ impl Way<'_> {
     fn vector(&mut self, vector: u8) -> Result<u8, Status> {
         match self {
             Self::Posted(_) => Ok(vector),
-            Self::Injected(share) => share.open()?.host(vector),
+            Self::Injected(share) => share.open().host(vector),
         }
     }
 
@@ -420,13 +420,13 @@ impl Lane<'_> {
         };
         match &mut self.way {
             Way::Posted(_) => bind_each(run, span, bound),
-            Way::Injected(share) => match share.open() {
-                Ok(mut share) => bind_each(run, span, |vector| {
+            Way::Injected(share) => {
+                let mut share = share.open();
+                bind_each(run, span, |vector| {
                     let host = share.host(vector)?;
                     bound(host).inspect_err(|_| share.end_use(vector, host))
-                }),
-                Err(status) => refuse(run, status),
-            },
+                })
+            }
         }
     }
 }
