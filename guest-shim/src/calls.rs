@@ -125,6 +125,11 @@ impl<T: Transport> Hypercalls<T> {
         self.call(Call::SetPvEoi, [physical | PV_EOI_ENABLE, 0, 0, 0]).map(drop)
     }
 
+    /// [`Call::SetPvEoi`]: this processor ends its interrupts by EOI again, and the [`PvEoi`](crate::PvEoi) that it had named is free.
+    pub fn clear_pv_eoi(&self) -> Result<(), Status> {
+        self.call(Call::SetPvEoi, [0; 4]).map(drop)
+    }
+
     /// [`Call::SetAux`].
     pub fn set_pasid(&self, store: impl Into<StoreId>, handle: SlotHandle, pasid: Option<Pasid>) -> Result<(), Status> {
         let pasid = Pasid::to_register(pasid);

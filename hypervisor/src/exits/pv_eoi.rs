@@ -30,6 +30,15 @@ impl PvEoi {
         self.offered = ram.swap_u32(at, PV_EOI_PENDING).is_ok().then_some(at);
     }
 
+    /// The guest ends interrupts by these bytes from now on, or by none: others are its own again, and nothing is written there any more.
+    pub fn leave_for(&mut self, now: Option<Gpa>, apic: &mut X2Apic, ram: &Ram) {
+        if self.offered != now
+            && let Some(at) = self.offered.take()
+        {
+            take_back(at, apic, ram);
+        }
+    }
+
     /// Ends the interrupt if the guest has; takes the offer back if another one waits.
     #[inline]
     pub fn settle(&mut self, apic: &mut X2Apic, ram: &Ram) {
@@ -42,15 +51,20 @@ impl PvEoi {
 /// What is offered from now on.
 #[inline(never)]
 fn look(at: Gpa, apic: &mut X2Apic, ram: &Ram) -> Option<Gpa> {
-    let has_ended = ram.swap_u32(at, 0).is_ok_and(|word| word & PV_EOI_PENDING == 0);
-    if has_ended {
-        apic.end();
-        return None;
-    }
-    if apic.has_requests() {
+    if take_back(at, apic, ram) || apic.has_requests() {
         return None;
     }
     ram.swap_u32(at, PV_EOI_PENDING).is_ok().then_some(at)
+}
+
+/// Takes the bit back, or ends the interrupt if the guest has cleared it. Returns whether it has.
+#[inline]
+fn take_back(at: Gpa, apic: &mut X2Apic, ram: &Ram) -> bool {
+    let has_ended = ram.swap_u32(at, 0).is_ok_and(|word| word & PV_EOI_PENDING == 0);
+    if has_ended {
+        apic.end();
+    }
+    has_ended
 }
 
 #[cfg(test)]
@@ -150,6 +164,37 @@ mod tests {
         assert_eq!(bed.comes(FIRST), Some(FIRST));
         assert!(bed.ends(), "there was no offer");
         assert_eq!(bed.deliver(), Some(LOWER));
+        assert!(!bed.ends() && bed.is_idle());
+    }
+
+    #[test]
+    fn bytes_that_were_given_up_are_the_guests_own_again() {
+        for ended in [false, true] {
+            let mut bed = Bed::new();
+            bed.comes(FIRST);
+            if ended {
+                assert!(!bed.ends());
+            }
+            bed.eoi.leave_for(None, &mut bed.apic, &bed.ram);
+            // An interrupt that is in service still has its end before it by an exit.
+            let exits = !ended && bed.ends();
+            assert!(bed.is_idle() && exits != ended);
+            let mine = [0x55, 0x66, 0x77, 0x88];
+            bed.ram.write(AT, &mine).unwrap();
+            bed.apic.accept(LOWER);
+            bed.eoi.settle(&mut bed.apic, &bed.ram);
+            assert_eq!(bed.apic.pending(), Some(LOWER), "what the bytes say is not about interrupts");
+            let mut word = [0; 4];
+            bed.ram.read(AT, &mut word).unwrap();
+            assert_eq!(word, mine);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_named_again_go_on() {
+        let mut bed = Bed::new();
+        bed.comes(FIRST);
+        bed.eoi.leave_for(Some(AT), &mut bed.apic, &bed.ram);
         assert!(!bed.ends() && bed.is_idle());
     }
 

@@ -92,8 +92,13 @@ impl GuestMemory for Reach<'_> {
     }
 
     fn set_pv_eoi(&self, at: Option<Gpa>) -> Result<(), Status> {
-        let taken = self.vm.seat(self.number).set_pv_eoi(at);
-        if taken { Ok(()) } else { Err(Status::Unsupported) }
+        let seat = self.vm.seat(self.number);
+        if !seat.set_pv_eoi(at) {
+            return Err(Status::Unsupported);
+        }
+        // What is offered elsewhere is taken back before the guest goes on.
+        seat.signal_self();
+        Ok(())
     }
 }
 

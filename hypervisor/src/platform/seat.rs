@@ -120,6 +120,12 @@ impl Seat {
         }
     }
 
+    /// The same by itself, on the processor that runs it: that looks before it goes on, whatever is on its way from others.
+    pub fn signal_self(&self) {
+        self.signalled.store(true, Ordering::SeqCst);
+        cpu::interrupts::raise(apic::WAKE_UP_VECTOR);
+    }
+
     fn notify(&self, vector: u8) {
         if cpu::this::this().number == self.processor {
             cpu::interrupts::raise(vector);

@@ -111,13 +111,16 @@ impl VirtualCpu {
         }
     }
 
-    /// Takes what other processors have sent since this was called last.
+    /// Takes what other processors, or it itself, have sent since this was called last.
     pub fn take_sent(&mut self) {
         if !self.seat.take_signal() {
             return;
         }
         for vector in self.seat.take_requests() {
             self.devices.apic.accept(vector);
+        }
+        if let Some(ram) = &self.vm.holdings.ram {
+            self.devices.pv_eoi.leave_for(self.seat.pv_eoi(), &mut self.devices.apic, ram);
         }
         let commands = self.vm.take_commands(self.number);
         if commands.init {

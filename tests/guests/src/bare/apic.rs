@@ -1,7 +1,7 @@
 //! The local APIC in x2APIC mode (SDM vol. 3, 12.12), which the guest finds enabled.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use guest_shim::hcall_abi::Status;
 use guest_shim::{Hypercalls, PvEoi, Transport};
@@ -121,6 +121,19 @@ pub fn use_pv_eoi<T: Transport>(calls: &Hypercalls<T>) -> Result<(), Status> {
     calls.set_pv_eoi((&raw const PV_EOI[smp::number()]).expose_provenance() as u64)?;
     HAS_PV_EOI.store(true, Relaxed);
     Ok(())
+}
+
+/// Ends this processor's interrupts by exits again, like all the others', and lets `work` go on while the bytes that they were ended by hold
+/// something else. Whether they still hold it at the end.
+pub fn give_up_pv_eoi<T: Transport>(calls: &Hypercalls<T>, work: impl FnOnce()) -> Result<bool, Status> {
+    const MINE: u32 = 0x5555_5555;
+    calls.clear_pv_eoi()?;
+    HAS_PV_EOI.store(false, Relaxed);
+    // SAFETY: `PvEoi` is an `AtomicU32` under another name.
+    let bytes = unsafe { &*(&raw const PV_EOI[smp::number()]).cast::<AtomicU32>() };
+    bytes.store(MINE, Relaxed);
+    work();
+    Ok(bytes.swap(0, Relaxed) == MINE)
 }
 
 /// Lets the timer fire when the TSC reaches `deadline`; 0 stops it.

@@ -2,7 +2,9 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
+use guests::bare::assigned::hypercalls;
 use guests::bare::{apic, idle, interrupts, smp};
+use guests::guest_shim::hcall_abi::cpuid::Features;
 use guests::println;
 
 /// Ticks after which an interrupt is given up.
@@ -95,6 +97,7 @@ pub fn all(cpus: usize) -> Result<(u32, u64, u64), &'static str> {
     expect(cpus, "self", last, apic::FIXED | apic::TO_SELF, 1)?;
     expect(cpus, "nobody", 77, apic::FIXED, 0)?;
     one_of_all(cpus)?;
+    without_exits(cpus)?;
     let mut slowest = 0;
     for _ in 0..ROUNDS {
         let before = CAME[last as usize].load(SeqCst);
@@ -110,6 +113,20 @@ pub fn all(cpus: usize) -> Result<(u32, u64, u64), &'static str> {
         nap(last as usize)?;
     }
     Ok((came(cpus).iter().sum(), slowest, LATEST.load(SeqCst)))
+}
+
+/// Interrupts that end without an exit, and then with exits again: what they were ended by is no concern of the hypervisor's any more.
+fn without_exits(cpus: usize) -> Result<(), &'static str> {
+    let Some(calls) = hypercalls().filter(|calls| calls.interface().features.contains(Features::PV_EOI)) else {
+        return Ok(());
+    };
+    apic::use_pv_eoi(&calls).map_err(|_| "interrupts cannot be ended without exits")?;
+    let own = |what| expect(cpus, what, 0, apic::FIXED | apic::TO_SELF, 1);
+    own("ended without an exit")?;
+    let mut result = Ok(());
+    let kept = apic::give_up_pv_eoi(&calls, || result = own("ended by an exit again").and_then(|()| own("and again")));
+    result?;
+    if kept == Ok(true) { Ok(()) } else { Err("the bytes that interrupts were ended by are not the guest's again") }
 }
 
 fn one_of_all(cpus: usize) -> Result<(), &'static str> {
