@@ -102,6 +102,7 @@ impl<P: Ports> Service<P> {
             |(index, _): &(u16, &mut Mutex<Slot>)| !place.store.is_emulated(*index) && place.is_pending(*index);
         let mut pending = (0..=u16::MAX).zip(&mut slots.msix.slots).filter(pending).peekable();
         let Some((first, _)) = pending.peek() else { return Ok(()) };
+        self.admit(place.device.guest)?;
         let route = self.ports.nowhere();
         let entry = self.bind(place.device.unit?, place.device.spec.requester, route)?;
         self.own(entry, place.owner().of(*first));

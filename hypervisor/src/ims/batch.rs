@@ -217,6 +217,8 @@ impl Batch {
                 *bytes = MapReply(Err(status)).to_bytes();
                 failed += 1;
             }
+            // Whoever maps the slot from now on minds no item of ours.
+            self.repeated.retain(|repeated| repeated.handle != *handle);
             if let Ok(mut slot) = bank.lock(handle.index()) {
                 slot.end_mapping();
             }

@@ -195,6 +195,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// The same, but it is not known yet for which slot.
     pub fn bind_one(&self, target: Target) -> Result<Binding, Status> {
         let service = self.service;
+        service.admit(self.guest())?;
         let route = service.ports.route(self.guest(), target)?;
         let entry = self.device.unit.and_then(|unit| service.bind(unit, self.device.spec.requester, route));
         let entry = entry.inspect_err(|_| service.ports.unroute(self.guest(), target, route))?;
@@ -204,7 +205,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// Routes and entries for several slots: present, not yet flushed. How many failed, and where the others' entries lie.
     #[inline]
     pub fn bind_all<'w, W: AsMut<Wanted> + 'w>(&self, runs: impl Iterator<Item = &'w mut [W]>) -> (usize, Span) {
-        match self.device.unit {
+        match self.service.admit(self.guest()).and(self.device.unit) {
             Ok(unit) => self.service.bind_all(self.guest(), unit, self.device.spec.requester, runs),
             Err(status) => (runs.flatten().map(|wanted| wanted.as_mut().bound = Err(status)).count(), Span::NONE),
         }
@@ -246,29 +247,34 @@ impl<'a, P: Ports> Place<'a, P> {
     /// routes work: no interrupt is lost, and the slot need not be masked.
     pub fn retarget(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
         let old = slot.binding().ok_or(Status::NotMapped)?;
-        if old.target == target {
-            return Ok(());
+        let mut waits = !slot.flushed;
+        if waits {
+            // Its entry has to be flushed in any case.
+            self.complete_flush(slot)?;
         }
+        if old.target != target {
+            self.redirect(index, slot, old, target)?;
+            // Nobody looks for it at its new place.
+            waits |= core::mem::take(&mut slot.held);
+        }
+        if waits && !slot.held && self.may_send(slot) && slot.is_sound() {
+            self.let_send(index, slot);
+        }
+        Ok(())
+    }
+
+    /// Gives a slot whose entry is flushed another route.
+    #[inline]
+    fn redirect(&self, index: u16, slot: &mut Slot, old: Binding, target: Target) -> Result<(), Status> {
         let service = self.service;
+        service.admit(self.guest())?;
         let route = service.ports.route(self.guest(), target)?;
         let new = Binding { route, target, entry: old.entry };
         service.program(new.entry, route);
-        match service.flush(once(new.entry)) {
-            Ok(()) => {
-                service.ports.unroute(self.guest(), old.target, old.route);
-                slot.bind(new);
-                slot.flushed = true;
-                if core::mem::take(&mut slot.held) && self.may_send(slot) {
-                    // Nobody looks for it at its new place.
-                    self.let_send(index, slot);
-                }
-                Ok(())
-            }
-            Err(status) => {
-                self.return_to(index, slot, old, new);
-                Err(status)
-            }
-        }
+        service.flush(once(new.entry)).inspect_err(|_| self.return_to(index, slot, old, new))?;
+        service.ports.unroute(self.guest(), old.target, old.route);
+        slot.bind(new);
+        Ok(())
     }
 
     /// After a retarget whose flush failed: back to `old`. When that cannot be flushed either, the cache may hold `new`,

@@ -1,7 +1,7 @@
 //! The service: guests come and go, entries are attributed and given back.
 
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use hcall_abi::{DeviceId, FaultKind, FaultRecord, Status};
 use spin::Mutex;
@@ -54,6 +54,8 @@ pub struct Service<P> {
     /// For each entry who uses it: see [`Owner`].
     owners: Vec<AtomicU64>,
     quarantine: Mutex<Vec<Held>>,
+    /// Whether there is anything in quarantine.
+    has_quarantine: AtomicBool,
     counts: RemapCounts,
 }
 
@@ -97,6 +99,7 @@ impl<P: Ports> Service<P> {
             devices: Shared::new(Vec::new()),
             owners,
             quarantine: Mutex::new(Vec::new()),
+            has_quarantine: AtomicBool::new(false),
             counts: RemapCounts::default(),
         }
     }
@@ -278,15 +281,35 @@ impl<P: Ports> Service<P> {
     /// Tries once more to flush what is in quarantine, and gives it back if that works. How much is left.
     pub fn reclaim(&self) -> usize {
         let mut quarantine = self.quarantine.lock();
-        let held = core::mem::take(&mut *quarantine);
-        for chunk in held.chunks(CHUNK) {
-            if self.flush_held(chunk).is_ok() {
-                self.release(chunk);
+        let (mut kept, all) = (0, quarantine.len());
+        for first in (0..all).step_by(CHUNK) {
+            let chunk = first..all.min(first + CHUNK);
+            let held = quarantine.get(chunk.clone()).unwrap_or_default();
+            if self.flush_held(held).is_ok() {
+                self.release(held);
             } else {
-                quarantine.extend_from_slice(chunk);
+                let length = chunk.len();
+                quarantine.copy_within(chunk, kept);
+                kept += length;
             }
         }
-        quarantine.len()
+        quarantine.truncate(kept);
+        self.has_quarantine.store(kept != 0, Relaxed);
+        kept
+    }
+
+    /// Whether a guest may take more: not while something of its is in quarantine, or what is there would be more with each call when a
+    /// unit does not answer. [`Status::HardwareError`].
+    #[inline]
+    pub(super) fn admit(&self, guest: GuestId) -> Result<(), Status> {
+        if self.has_quarantine.load(Relaxed) { self.admit_after_failure(guest) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn admit_after_failure(&self, guest: GuestId) -> Result<(), Status> {
+        self.reclaim();
+        let waits = self.quarantine.lock().iter().any(|held| held.guest == guest);
+        if waits { Err(Status::HardwareError) } else { Ok(()) }
     }
 
     /// Flushes, and only then releases. What cannot be flushed goes into quarantine: an index or a route that the cache may
@@ -304,7 +327,9 @@ impl<P: Ports> Service<P> {
 
     /// Keeps what the cache may still hold.
     pub(super) fn quarantine(&self, held: &[Held]) {
-        self.quarantine.lock().extend_from_slice(held);
+        let mut quarantine = self.quarantine.lock();
+        quarantine.extend_from_slice(held);
+        self.has_quarantine.store(true, Relaxed);
     }
 
     fn flush_held(&self, held: &[Held]) -> Result<(), Status> {

@@ -270,6 +270,11 @@ impl Slot {
         self.image == self.pair_image()
     }
 
+    /// Whether nothing that the guest wrote is in the way of its message. Of what it maps by writing, the caller knows.
+    pub fn is_sound(&self) -> bool {
+        self.state != State::Mapped || self.holds_pair()
+    }
+
     /// The pair as it lies in a slot.
     pub fn pair_image(&self) -> [u32; 3] {
         [OPAQUE_ADDRESS, 0, self.handle]

@@ -64,6 +64,8 @@ struct Inner {
     fallible: usize,
     /// From which of them on they fail, and how many do.
     failing: std::ops::Range<usize>,
+    /// No flush comes to an end.
+    silent: bool,
     entries: Vec<Entry>,
     free: Vec<u32>,
     vectors: usize,
@@ -124,11 +126,16 @@ impl Machine {
         inner.failing = start..start.saturating_add(count);
     }
 
+    /// From now on no flush comes to an end, until [`Self::mend`].
+    pub fn silence(&self) {
+        self.inner().silent = true;
+    }
+
     /// Nothing fails from now on. Whether anything did since [`Self::fail`].
     pub fn mend(&self) -> bool {
         let mut inner = self.inner();
         let failed = inner.fallible > inner.failing.start;
-        inner.failing = 0..0;
+        (inner.failing, inner.silent) = (0..0, false);
         failed
     }
 
@@ -290,7 +297,7 @@ impl Remap for Machine {
         assert!(!entries.is_empty() && entries.len() <= 256);
         // It takes its time, and whatever need not wait for it goes on.
         std::thread::yield_now();
-        let failed = self.fails();
+        let failed = self.fails() || self.inner().silent;
         if !failed {
             for &entry in &entries {
                 let maybe = &mut self.inner().entries[entry.0 as usize].maybe;

@@ -1,6 +1,7 @@
 //! The service on a machine that is stricter than hardware.
 
 mod backed;
+mod batches;
 mod calls;
 mod calls_model;
 mod failures;
