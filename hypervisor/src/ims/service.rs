@@ -307,9 +307,15 @@ impl<P: Ports> Service<P> {
 
     #[cold]
     fn admit_after_failure(&self, guest: GuestId) -> Result<(), Status> {
-        self.reclaim();
-        let waits = self.quarantine.lock().iter().any(|held| held.guest == guest);
-        if waits { Err(Status::HardwareError) } else { Ok(()) }
+        let waits = || self.quarantine.lock().iter().any(|held| held.guest == guest);
+        // Others' waits are none of this guest's time.
+        if waits() {
+            self.reclaim();
+            if waits() {
+                return Err(Status::HardwareError);
+            }
+        }
+        Ok(())
     }
 
     /// Flushes, and only then releases. What cannot be flushed goes into quarantine: an index or a route that the cache may

@@ -312,6 +312,10 @@ impl Accounts {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     const GUEST: GuestId = GuestId(0);
@@ -475,5 +479,69 @@ mod tests {
         let route = vectors.route(GUEST, target(0x50)).unwrap();
         vectors.unroute(GuestId(1), target(0x50), route);
         assert_eq!(vectors.used(), 1);
+    }
+
+    /// What a processor's vectors are asked for: of these guests' these vectors.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Route(u16, u8),
+        Unroute(u16, u8),
+        Begin,
+        Finish,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0..3u16, 0x40..0x44u8).prop_map(|(guest, vector)| Step::Route(guest, vector)),
+            3 => (0..3u16, 0x40..0x44u8).prop_map(|(guest, vector)| Step::Unroute(guest, vector)),
+            1 => Just(Step::Begin),
+            1 => Just(Step::Finish),
+        ]
+    }
+
+    /// Of a guest's vector: its route, its uses, and whether a sweep has begun since the last one ended.
+    type Kept = HashMap<(u16, u8), (HostRoute, u32, bool)>;
+
+    proptest! {
+        #[test]
+        fn a_vector_changes_hands_only_after_a_sweep_that_began_when_its_last_use_had_ended(
+            steps in prop::collection::vec(any_step(), 0..60),
+        ) {
+            let vectors = vectors_of(0, 3);
+            let (mut kept, mut sweeping) = (Kept::new(), false);
+            for step in steps {
+                match step {
+                    Step::Route(guest, vector) => {
+                        let route = vectors.route(GuestId(guest), target(vector)).unwrap();
+                        let (before, uses, _) = kept.entry((guest, vector)).or_insert((route, 0, false));
+                        prop_assert_eq!(*before, route);
+                        *uses += 1;
+                    }
+                    Step::Unroute(guest, vector) => {
+                        if let Some((route, uses @ 1.., swept)) = kept.get_mut(&(guest, vector)) {
+                            vectors.unroute(GuestId(guest), target(vector), *route);
+                            (*uses, *swept) = (*uses - 1, false);
+                        }
+                    }
+                    Step::Begin if !sweeping => {
+                        sweeping = vectors.begin_sweep();
+                        prop_assert!(sweeping || kept.values().all(|(_, uses, _)| *uses != 0));
+                        kept.values_mut().for_each(|(_, uses, swept)| *swept = sweeping && *uses == 0);
+                    }
+                    Step::Finish if sweeping => {
+                        vectors.finish_sweep();
+                        kept.retain(|_, (_, uses, swept)| *uses != 0 || !*swept);
+                        sweeping = false;
+                    }
+                    Step::Begin | Step::Finish => {}
+                }
+                for (&(guest, vector), (route, ..)) in &kept {
+                    let HostRoute::Remapped { vector: host, .. } = *route else { unreachable!() };
+                    prop_assert_eq!(vectors.owner(host), Some(Owner { guest: GuestId(guest), target: target(vector) }));
+                }
+                let owned = (0..=255).filter(|&host| vectors.owner(host).is_some()).count();
+                prop_assert_eq!(owned, kept.len(), "the others are free");
+            }
+        }
     }
 }

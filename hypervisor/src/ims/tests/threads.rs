@@ -13,6 +13,8 @@ use crate::ims::{device::Bank, slot::OPAQUE_ADDRESS};
 const THREADS: u16 = 4;
 /// Operations of each thread: 100,000 altogether.
 const OPERATIONS: u32 = 25_000;
+/// How often they all rest, so that what came of it can be looked at.
+const RESTS: u16 = 25;
 /// Slots of the interrupt message store: few, so that the checks are quick and slots run out.
 const SLOTS: u32 = 24;
 /// Slots of the MSI-X table that each thread has for itself.
@@ -39,7 +41,12 @@ impl Dice {
 }
 
 fn bench() -> Bench {
-    let service = Service::new(Machine::new(64, 64));
+    bench_with(64, 64)
+}
+
+/// On a machine with so many entries and vectors.
+fn bench_with(entries: u32, vectors: usize) -> Bench {
+    let service = Service::new(Machine::new(entries, vectors));
     let device = DeviceSpec { ims: Some(store(0x104_0000, SLOTS)), ..function(1) };
     for store in [device.msix, device.ims].into_iter().flatten() {
         service.ports().plug(store, device.requester, GuestId(1), &PROCESSORS);
@@ -198,7 +205,7 @@ fn play_foul(bench: &Bench, handles: &std::sync::Mutex<Vec<SlotHandle>>, dice: &
         let n = dice.below(handles.len().max(1) as u64) as usize;
         handles.get(n).copied().unwrap_or(SlotHandle::from_bits(0x1_0000).unwrap())
     };
-    match dice.below(16) {
+    match dice.below(20) {
         0 | 1 => {
             if let Ok(handle) = bench.call(Call::Alloc, [DEVICE.0.into(), 0, 0, 0]) {
                 let mut handles = handles.lock().unwrap();
@@ -232,6 +239,25 @@ fn play_foul(bench: &Bench, handles: &std::sync::Mutex<Vec<SlotHandle>>, dice: &
             let handle = pick(dice);
             let _ = bench.program(handle.index(), OPAQUE_ADDRESS, handle.bits());
         }
+        15 => {
+            let target = dice.target();
+            bench.service.hold(&bench.domain, target);
+            bench.service.sift(&bench.domain, target, dice.below(2) == 1, |_| {});
+        }
+        16 => {
+            let pasid = [0, 1 << 31 | 0x101, 1 << 31 | 0x102][dice.below(3) as usize];
+            let _ = bench.call(Call::SetAux, [DEVICE.0.into(), pick(dice).bits().into(), pasid, 0]);
+        }
+        17 => {
+            let mut page = [0; 4096];
+            for place in page.as_chunks_mut::<4>().0.iter_mut().take(5) {
+                *place = pick(dice).bits().to_le_bytes();
+            }
+            let _ = bench.call_with(Call::FreeMany, [DEVICE.0.into(), PAGE.as_u64(), 5, 0], &mut page);
+        }
+        18 if dice.below(8) == 0 => {
+            let _ = bench.call(Call::FreeGroup, [DEVICE.0.into(), 0, 0, 0]);
+        }
         _ if dice.below(64) == 0 => bench.service.device_reset(&bench.domain, DEVICE).unwrap(),
         _ => {
             // Faults are attributed while all this goes on.
@@ -242,24 +268,79 @@ fn play_foul(bench: &Bench, handles: &std::sync::Mutex<Vec<SlotHandle>>, dice: &
     }
 }
 
+/// Whether a slot sends its message: if it does, or does not, so it is shown.
+fn sends_as_shown(bench: &Bench, slot: u16) -> bool {
+    for (processor, vector) in PROCESSORS.into_iter().flat_map(|processor| (0x40..0x48).map(move |v| (processor, v))) {
+        bench.service.sift(&bench.domain, target(processor, vector), false, |_| {});
+    }
+    let spec = store(0x104_0000, SLOTS);
+    let ([address, _, data, ctrl], fires) = (bench.machine().shadow(&spec, slot), bench.machine().fire(&spec, slot));
+    let handle = SlotHandle::from_bits(data).ok().filter(|handle| address == OPAQUE_ADDRESS && handle.index() == slot);
+    let mapped = handle.is_some_and(|handle| bench.retarget(handle, target(0, 0x40)).is_ok());
+    let raw = address & 0xffff_0fff == ADDRESS && bench.poke(slot, Field::Data, data).is_ok();
+    assert_eq!(fires.is_some(), ctrl & 1 == 0 && (mapped || raw), "slot {slot}: {address:#x} {data:#x} {ctrl:#x}");
+    fires.is_some()
+}
+
 #[test]
 fn processors_that_meet_in_every_slot_leave_nothing_unsafe_and_nothing_behind() {
     let bench = bench();
     let handles = std::sync::Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for number in 0..THREADS {
-            let (bench, handles) = (&bench, &handles);
-            scope.spawn(move || {
-                let mut dice = Dice::of(number);
-                (0..OPERATIONS / 4).for_each(|_| play_foul(bench, handles, &mut dice));
-            });
-        }
-    });
-    let info = bench.service.counters();
-    assert_eq!(info.live as usize, bench.machine().used().0, "an entry is lost");
+    let mut sending = 0;
+    for round in 0..RESTS {
+        thread::scope(|scope| {
+            for number in 0..THREADS {
+                let (bench, handles) = (&bench, &handles);
+                scope.spawn(move || {
+                    let mut dice = Dice::of(round * THREADS + number);
+                    (0..OPERATIONS / 4 / u32::from(RESTS)).for_each(|_| play_foul(bench, handles, &mut dice));
+                });
+            }
+        });
+        let info = bench.service.counters();
+        assert_eq!(info.live as usize, bench.machine().used().0, "an entry is lost");
+        sending += (0..SLOTS as u16).filter(|&slot| sends_as_shown(&bench, slot)).count();
+    }
+    assert!(sending > usize::from(RESTS));
     bench.service.detach(&bench.domain);
     assert_eq!((bench.machine().used(), bench.service.counters().live), ((0, 0), 0));
     assert_eq!(bench.call(Call::Alloc, [DEVICE.0.into(), 0, 0, 0]), Err(Status::NoSuchDevice));
+}
+
+#[test]
+fn processors_that_meet_while_all_runs_out_and_fails_leave_nothing_behind() {
+    // Fewer of each than slots.
+    let bench = bench_with(12, 9);
+    let handles = std::sync::Mutex::new(Vec::new());
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut dice = Dice::of(THREADS);
+            while !done.load(SeqCst) {
+                match dice.below(64) {
+                    0 => bench.machine().silence(),
+                    1..8 => drop(bench.machine().mend()),
+                    _ => bench.machine().fail(dice.below(16) as usize, 1 + dice.below(4) as usize),
+                }
+                thread::yield_now();
+            }
+        });
+        let players = [0, 1, 2, 3].map(|number| {
+            let (bench, handles) = (&bench, &handles);
+            scope.spawn(move || {
+                let mut dice = Dice::of(number);
+                (0..OPERATIONS / 8).for_each(|_| play_foul(bench, handles, &mut dice));
+            })
+        });
+        let ends = players.map(|player| player.join());
+        done.store(true, SeqCst);
+        ends.into_iter().for_each(|end| end.unwrap());
+    });
+    bench.machine().mend();
+    assert_eq!(bench.service.reclaim(), 0);
+    assert_eq!(bench.service.counters().live as usize, bench.machine().used().0, "an entry is lost");
+    bench.service.detach(&bench.domain);
+    assert_eq!((bench.machine().used(), bench.service.counters().live), ((0, 0), 0));
 }
 
 #[test]
