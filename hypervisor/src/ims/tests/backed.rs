@@ -311,6 +311,20 @@ fn feature_msix_backed_a_reset_drops_what_is_pending_in_the_device_and_leaves_th
 }
 
 #[test]
+fn while_no_flush_comes_to_an_end_resets_take_no_more_than_one_entry() {
+    let two = Two::new();
+    two.machine().set_pending(&two.table(), 5, true);
+    two.machine().silence();
+    for _ in 0..3 {
+        assert_eq!(two.service.drop_pending(&two.domain, FIRST), Err(Status::HardwareError));
+    }
+    assert_eq!((two.service.counters().quarantined, two.machine().used().0), (1, 1));
+    two.machine().mend();
+    two.service.drop_pending(&two.domain, FIRST).unwrap();
+    assert_eq!((two.pending(0), two.machine().used().0), (0, 0));
+}
+
+#[test]
 fn feature_msix_backed_writes_of_eight_bytes_reach_two_dwords() {
     let two = Two::new();
     let write = |offset, value| two.service.store_write(&two.domain, FIRST, StoreName::Msix, offset, 8, value);
