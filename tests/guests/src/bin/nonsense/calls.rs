@@ -1,6 +1,6 @@
 //! Hypercalls that are wrong: attacks 5, 6 and 27.
 
-use guests::bare::apic;
+use guests::bare::{apic, idle};
 use guests::guest_shim::hcall_abi::{
     Call, DeviceInfo, ItemLayout, MapReply, MapRequest, SlotHandle, SlotInfo, Status, Target, result_from_rax,
 };
@@ -8,7 +8,7 @@ use guests::guest_shim::vmcall::Vmcall;
 use guests::guest_shim::{BatchPage, Hypercalls, Transport};
 use guests::random::Random;
 
-use crate::{Attacker, GOOD_SLOT, PAGE, mode32};
+use crate::{Attacker, GOOD_SLOT, GOOD_VECTOR, PAGE, TICKS, mode32};
 
 /// Calls with random numbers and arguments.
 const RANDOM_CALLS: usize = 1500;
@@ -36,6 +36,7 @@ pub fn all(attacker: &mut Attacker, calls: &Hypercalls<Vmcall>, mut page: BatchP
     caller.handles();
     caller.batches();
     caller.items();
+    caller.more_vectors_than_there_are();
     caller.many();
     caller.slots();
     caller.guests_own();
@@ -205,6 +206,57 @@ impl Caller<'_> {
         if self.calls.free(self.attacker.device.id(), handle).is_err() {
             self.attacker.error(format_args!("a slot is not taken back"));
         }
+    }
+
+    /// A batch in whose middle the processor's vectors run out: items behind that whose vector there is succeed. All comes back, so the
+    /// next time there are as many.
+    fn more_vectors_than_there_are(&mut self) {
+        let (id, none) = (self.attacker.device.id(), SlotHandle::from_bits(1 << 16));
+        let mut handles = [none; BatchPage::ITEMS];
+        handles.fill_with(|| self.calls.alloc(id, 0));
+        let first = self.map_all_vectors(&handles);
+        let second = self.map_all_vectors(&handles);
+        if first != second || !(100..BatchPage::ITEMS).contains(&first) {
+            self.attacker.error(format_args!("{first} slots were mapped, and then {second}"));
+        }
+        let freed = handles.into_iter().flatten().filter(|handle| self.calls.free(id, *handle).is_ok()).count();
+        if freed != BatchPage::ITEMS {
+            self.attacker.error(format_args!("{freed} slots are taken back"));
+        }
+        self.attacker.check_good();
+    }
+
+    /// Maps each slot to a vector of its own, but for every 16th: those have the good slot's. Unmaps them, and tells how many were mapped.
+    fn map_all_vectors(&mut self, handles: &[Result<SlotHandle, Status>]) -> usize {
+        self.attacker.cases += 1;
+        let shares = |n: usize| n % 16 == 15;
+        for (n, handle) in handles.iter().enumerate() {
+            let vector = if shares(n) { GOOD_VECTOR } else { (16 + n - n / 16) as u8 };
+            let target = Target { apic_id: apic::id(), vector };
+            let Ok(handle) = *handle else { return 0 };
+            put(n * 16, &MapRequest { handle, target, unmask: false, cookie: 0 }.to_bytes());
+        }
+        let args = [self.device, PAGE.address(), handles.len() as u64, V1];
+        let done = result_from_rax(self.transport.call(self.calls.interface().number(Call::Map), args));
+        let mut mapped = 0;
+        for n in 0..handles.len() {
+            match MapReply::from_bytes(&get(n * 16)).0 {
+                Ok(_) => mapped += 1,
+                Err(Status::NoFreeVector) if !shares(n) => {}
+                other => self.attacker.error(format_args!("item {n}: {other:?}")),
+            }
+        }
+        if done != Ok(mapped) {
+            self.attacker.error(format_args!("{done:?} of a batch of which {mapped} succeeded"));
+        }
+        for handle in handles.iter().flatten() {
+            if self.calls.unmap(self.attacker.device.id(), *handle).is_err() {
+                self.attacker.error(format_args!("a slot is not unmapped"));
+            }
+        }
+        // Vectors are free again when the processor has let everything in that waited.
+        idle::linger(TICKS);
+        mapped as usize
     }
 
     /// Calls that take many slots at a time.
