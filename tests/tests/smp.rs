@@ -81,9 +81,17 @@ fn neither_an_interrupt_nor_a_timer_has_to_wait_for_the_end_of_anothers_slice() 
     }
 }
 
-static RACES: [Scenario; 2] = [
+static RACES: [Scenario; 4] = [
     Scenario::new("four virtual processors that fight", |plan| smp(plan, 4, 4, "race=20000")),
     Scenario::new("three virtual processors that fight on two", |plan| smp(plan, 2, 3, "race=10000")),
+    Scenario::new("two virtual processors that fight for slots of a slow store", |plan| {
+        plan.config.plugin_options.push("slow-store".into());
+        smp(plan, 2, 2, "race=5000")
+    }),
+    Scenario::new("four posted virtual processors that fight", |plan| {
+        plan.config.cpus = 4;
+        plan.guest("smp", "smp mem=64M cpus=4 device=dsa apicv=on cmdline=\"cpus=4 race=10000 profile=posted\"")
+    }),
 ];
 
 #[test]
