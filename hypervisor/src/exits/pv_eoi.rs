@@ -69,18 +69,28 @@ fn take_back(at: Gpa, apic: &mut X2Apic, ram: &Ram) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::memory::testing::TestFrames;
+    use crate::{memory::testing::TestFrames, vdev::x2apic::Accepted};
 
     const AT: Gpa = Gpa::new(0x1000);
+    const ELSEWHERE: Gpa = Gpa::new(0x1ffc);
     const FIRST: u8 = 0x50;
     const HIGHER: u8 = 0x61;
     const LOWER: u8 = 0x41;
+
+    /// What the guest has where its bytes were.
+    const MINE: [u8; 4] = [0x55, 0x66, 0x77, 0x88];
 
     struct Bed {
         apic: X2Apic,
         eoi: PvEoi,
         ram: Ram,
+        /// Where the guest has its bytes.
+        at: Option<Gpa>,
         /// What the memory is of.
         _frames: TestFrames,
     }
@@ -91,7 +101,7 @@ mod tests {
             let ram = Ram::alloc(&frames, 2 << 20).unwrap();
             let mut apic = X2Apic::new(0, true);
             apic.write(0x80f, 0x1ff, 0).unwrap();
-            Self { apic, eoi: PvEoi::default(), ram, _frames: frames }
+            Self { apic, eoi: PvEoi::default(), ram, at: Some(AT), _frames: frames }
         }
 
         /// Delivers what waits, as the run loop does.
@@ -99,7 +109,9 @@ mod tests {
             self.eoi.settle(&mut self.apic, &self.ram);
             let vector = self.apic.pending()?;
             assert!(self.apic.begin(vector));
-            self.eoi.offer(AT, &self.apic, &self.ram);
+            if let Some(at) = self.at {
+                self.eoi.offer(at, &self.apic, &self.ram);
+            }
             Some(vector)
         }
 
@@ -111,14 +123,27 @@ mod tests {
         /// The guest's handler ends. Whether that took an exit.
         fn ends(&mut self) -> bool {
             let mut word = [0; 4];
-            self.ram.read(AT, &mut word).unwrap();
-            self.ram.write(AT, &[0; 4]).unwrap();
+            if let Some(at) = self.at {
+                self.ram.read(at, &mut word).unwrap();
+                self.ram.write(at, &[0; 4]).unwrap();
+            }
             let exits = word == [0; 4];
             if exits {
                 self.eoi.settle(&mut self.apic, &self.ram);
                 self.apic.end();
             }
             exits
+        }
+
+        /// The guest has its bytes elsewhere from now on, or none, and uses the others for something else.
+        fn moves(&mut self, at: Option<Gpa>) {
+            self.eoi.leave_for(at, &mut self.apic, &self.ram);
+            let own = [AT, ELSEWHERE].into_iter().filter(|other| at != Some(*other));
+            own.for_each(|other| self.ram.write(other, &MINE).unwrap());
+            if let Some(at) = at.filter(|at| self.at != Some(*at)) {
+                self.ram.write(at, &[0; 4]).unwrap();
+            }
+            self.at = at;
         }
 
         fn is_idle(&mut self) -> bool {
@@ -175,18 +200,16 @@ mod tests {
             if ended {
                 assert!(!bed.ends());
             }
-            bed.eoi.leave_for(None, &mut bed.apic, &bed.ram);
-            // An interrupt that is in service still has its end before it by an exit.
+            bed.moves(None);
+            // An interrupt that is in service still has its end before it, by an exit.
             let exits = !ended && bed.ends();
             assert!(bed.is_idle() && exits != ended);
-            let mine = [0x55, 0x66, 0x77, 0x88];
-            bed.ram.write(AT, &mine).unwrap();
             bed.apic.accept(LOWER);
             bed.eoi.settle(&mut bed.apic, &bed.ram);
             assert_eq!(bed.apic.pending(), Some(LOWER), "what the bytes say is not about interrupts");
             let mut word = [0; 4];
             bed.ram.read(AT, &mut word).unwrap();
-            assert_eq!(word, mine);
+            assert_eq!(word, MINE);
         }
     }
 
@@ -194,7 +217,7 @@ mod tests {
     fn bytes_that_are_named_again_go_on() {
         let mut bed = Bed::new();
         bed.comes(FIRST);
-        bed.eoi.leave_for(Some(AT), &mut bed.apic, &bed.ram);
+        bed.moves(Some(AT));
         assert!(!bed.ends() && bed.is_idle());
     }
 
@@ -218,5 +241,59 @@ mod tests {
         bed.apic.begin(FIRST);
         bed.eoi.offer(Gpa::new(2 << 20), &bed.apic, &bed.ram);
         assert!(!bed.eoi.is_offered());
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Comes(u8),
+        Ends,
+        Exits,
+        Moves(Option<Gpa>),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0x4..0x8u8, 0..2u8).prop_map(|(class, n)| Step::Comes(class << 4 | n)),
+            4 => Just(Step::Ends),
+            1 => Just(Step::Exits),
+            1 => prop::sample::select(vec![None, Some(AT), Some(ELSEWHERE)]).prop_map(Step::Moves),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_interrupt_is_delivered_once_and_ends_in_its_turn(steps in prop::collection::vec(any_step(), 0..60)) {
+            let mut bed = Bed::new();
+            bed.moves(Some(AT));
+            let (mut waits, mut runs): (Vec<u8>, Vec<u8>) = Default::default();
+            // Whatever is left over is delivered, and ends, in the end.
+            let rest = core::iter::repeat_n([Step::Ends, Step::Exits], 2 * steps.len()).flatten();
+            for step in steps.iter().copied().chain(rest) {
+                match step {
+                    Step::Comes(vector) => {
+                        let merged = waits.contains(&vector);
+                        prop_assert_eq!(bed.apic.accept(vector), if merged { Accepted::Merged } else { Accepted::New });
+                        waits.extend((!merged).then_some(vector));
+                    }
+                    Step::Ends if runs.pop().is_some() => drop(bed.ends()),
+                    Step::Ends | Step::Exits => {}
+                    Step::Moves(at) => bed.moves(at),
+                }
+                // As at each exit, one at a time, and as soon as nothing as high is in service.
+                let highest = waits.iter().copied().max().filter(|vector| runs.last().is_none_or(|runs| runs >> 4 < vector >> 4));
+                let delivers = matches!(step, Step::Comes(_) | Step::Exits);
+                if delivers {
+                    prop_assert_eq!(bed.deliver(), highest);
+                    waits.retain(|vector| highest != Some(*vector));
+                    runs.extend(highest);
+                }
+            }
+            prop_assert!(waits.is_empty() && runs.is_empty() && bed.is_idle());
+            for at in [AT, ELSEWHERE].into_iter().filter(|at| bed.at != Some(*at)) {
+                let mut word = [0; 4];
+                bed.ram.read(at, &mut word).unwrap();
+                prop_assert_eq!(word, MINE);
+            }
+        }
     }
 }
