@@ -307,15 +307,19 @@ impl<P: Ports> Service<P> {
 
     #[cold]
     fn admit_after_failure(&self, guest: GuestId) -> Result<(), Status> {
-        let waits = || self.quarantine.lock().iter().any(|held| held.guest == guest);
         // Others' waits are none of this guest's time.
-        if waits() {
+        if self.has_in_quarantine(guest) {
             self.reclaim();
-            if waits() {
+            if self.has_in_quarantine(guest) {
                 return Err(Status::HardwareError);
             }
         }
         Ok(())
+    }
+
+    /// Whether something of a guest's is in quarantine: until it is reclaimed, the unit may still send an interrupt by one of its routes.
+    pub fn has_in_quarantine(&self, guest: GuestId) -> bool {
+        self.quarantine.lock().iter().any(|held| held.guest == guest)
     }
 
     /// Flushes, and only then releases. What cannot be flushed goes into quarantine: an index or a route that the cache may

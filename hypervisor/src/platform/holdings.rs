@@ -59,7 +59,8 @@ impl Drop for Holdings {
             self.service.detach(&domain);
         }
         self.service.ports().forget(self.id);
-        let mut detached = true;
+        // A route that the unit may still remember can lead into a posted-interrupt descriptor, which is among the frames.
+        let mut detached = !self.service.has_in_quarantine(self.id);
         for function in functions.drain(..) {
             detached &= function.release(self.id, self.service.ports());
         }
@@ -73,7 +74,9 @@ impl Drop for Holdings {
             instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
         }
         if !detached {
-            log::error!("a device could not be detached: the memory that it could reach is given up");
+            log::error!(
+                "a device could not be detached, or an entry not flushed: the memory that it could reach is given up"
+            );
             return;
         }
         // SAFETY: the guest's VMCSs were cleared before this is dropped, and each processor that ran it has dropped its cached

@@ -204,9 +204,11 @@ fn a_unit_that_never_answers_again_keeps_what_it_may_still_use() {
     bench.service.detach(&bench.domain);
     assert_eq!(bench.machine().used(), (2, 1), "neither index nor route is given to anybody else");
     assert_eq!(bench.service.counters().quarantined, 2);
+    assert_eq!([1, 2].map(|guest| bench.service.has_in_quarantine(GuestId(guest))), [true, false]);
     assert_eq!(bench.fire(handle.index()), None);
     bench.machine().mend();
     assert_eq!(bench.service.reclaim(), 0);
+    assert!(!bench.service.has_in_quarantine(GuestId(1)));
     assert_eq!(bench.machine().used(), (0, 0));
 }
 
