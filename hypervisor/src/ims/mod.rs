@@ -12,7 +12,7 @@
 //!
 //! # When the remapping unit does not answer
 //! A flush that fails is tried once more. What was to be released stays reserved, in quarantine, until a flush succeeds
-//! ([`Service::reclaim`]), and its guest gets no more entries and routes before that; a slot whose entry is not surely flushed stays
+//! ([`Service::reclaim`]), and its guest gets no more entries before that; a slot whose entry is not surely flushed stays
 //! masked in the device.
 //!
 //! # Locks, in order

@@ -195,9 +195,9 @@ impl<'a, P: Ports> Place<'a, P> {
     /// The same, but it is not known yet for which slot.
     pub fn bind_one(&self, target: Target) -> Result<Binding, Status> {
         let service = self.service;
-        service.admit(self.guest())?;
         let route = service.ports.route(self.guest(), target)?;
-        let entry = self.device.unit.and_then(|unit| service.bind(unit, self.device.spec.requester, route));
+        let entry =
+            self.device.unit.and_then(|unit| service.bind(self.guest(), unit, self.device.spec.requester, route));
         let entry = entry.inspect_err(|_| service.ports.unroute(self.guest(), target, route))?;
         Ok(Binding { route, target, entry })
     }
@@ -205,7 +205,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// Routes and entries for several slots: present, not yet flushed. How many failed, and where the others' entries lie.
     #[inline]
     pub fn bind_all<'w, W: AsMut<Wanted> + 'w>(&self, runs: impl Iterator<Item = &'w mut [W]>) -> (usize, Span) {
-        match self.service.admit(self.guest()).and(self.device.unit) {
+        match self.device.unit {
             Ok(unit) => self.service.bind_all(self.guest(), unit, self.device.spec.requester, runs),
             Err(status) => (runs.flatten().map(|wanted| wanted.as_mut().bound = Err(status)).count(), Span::NONE),
         }
@@ -249,7 +249,7 @@ impl<'a, P: Ports> Place<'a, P> {
         let old = slot.binding().ok_or(Status::NotMapped)?;
         let mut waits = !slot.flushed;
         if waits {
-            // Its entry has to be flushed in any case.
+            // Else each try would leave one more route behind that the cache may hold.
             self.complete_flush(slot)?;
         }
         if old.target != target {
@@ -267,7 +267,6 @@ impl<'a, P: Ports> Place<'a, P> {
     #[inline]
     fn redirect(&self, index: u16, slot: &mut Slot, old: Binding, target: Target) -> Result<(), Status> {
         let service = self.service;
-        service.admit(self.guest())?;
         let route = service.ports.route(self.guest(), target)?;
         let new = Binding { route, target, entry: old.entry };
         service.program(new.entry, route);
