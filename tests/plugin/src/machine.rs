@@ -11,8 +11,9 @@ pub(crate) const UNIT_BASES: [u64; 2] = [0xfed9_0000, 0xfeda_0000];
 pub(crate) const MESSAGES: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 /// The ECAM window, bus 0.
 pub(crate) const ECAM: std::ops::RangeInclusive<u64> = 0xe800_0000..=0xe80f_ffff;
-/// The DSAs' device and function numbers: 00:1e.0 and 00:1f.0. On bus 0 that is the requester ID, too.
-pub(crate) const DSA_FUNCTIONS: [u8; 2] = [0x1e << 3, 0x1f << 3];
+/// The DSAs' device and function numbers: 00:1e.0 and 00:1f.0, then 00:1c.0 and 00:1d.0 where there are four. On bus 0 that is
+/// the requester ID, too.
+pub(crate) const DSA_FUNCTIONS: [u8; 4] = [0x1e << 3, 0x1f << 3, 0x1c << 3, 0x1d << 3];
 /// The requester ID of message writes whose sender the emulator does not tell: ff:1f.7, which no function here has, so that
 /// a source-id check refuses it.
 pub(crate) const UNKNOWN_SOURCE: u16 = 0xffff;
@@ -39,7 +40,7 @@ pub(crate) trait Host: Memory {
 pub(crate) struct Machine {
     /// One for everything, or one for the first DSA and one for everything else.
     units: Vec<Unit>,
-    /// In the order of [`DSA_FUNCTIONS`].
+    /// In the order of [`DSA_FUNCTIONS`], as many as there are.
     dsas: Vec<Dsa>,
     other_messages: u64,
 }
@@ -151,11 +152,7 @@ impl Machine {
         };
         Self {
             units: (0..options.units()).map(|_| Unit::new(config.clone())).collect(),
-            dsas: if options.no_dsa {
-                Vec::new()
-            } else {
-                (0..DSA_FUNCTIONS.len()).map(|n| Dsa::new(options.dsa(n))).collect()
-            },
+            dsas: (0..options.dsas()).map(|n| Dsa::new(options.dsa(n))).collect(),
             other_messages: 0,
         }
     }
@@ -211,7 +208,7 @@ impl Machine {
     /// Lets the engines work. Says whether more is waiting.
     pub(crate) fn work(&mut self, host: &mut dyn Host) -> bool {
         let mut more = false;
-        for n in 0..DSA_FUNCTIONS.len() {
+        for n in 0..self.dsas.len() {
             more |= self.dsa(n, host).is_some_and(|(dsa, mut path)| dsa.work(&mut path));
         }
         more

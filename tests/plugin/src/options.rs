@@ -21,6 +21,8 @@ pub(crate) struct Options {
     pub(crate) most_slots: bool,
     /// Each DSA's store is behind a command interface.
     pub(crate) slow_store: bool,
+    /// Four DSA functions instead of two.
+    pub(crate) four_dsas: bool,
     /// The second function does not say that it is a DSA.
     pub(crate) unknown: bool,
     /// The remapping units have no scalable mode.
@@ -41,6 +43,7 @@ impl Options {
                 "no-dmar" => options.no_dmar = true,
                 "two-units" => options.two_units = true,
                 "slow-store" => options.slow_store = true,
+                "four-dsas" => options.four_dsas = true,
                 "unknown" => options.unknown = true,
                 "legacy" => options.legacy = true,
                 "most-slots" => options.most_slots = true,
@@ -56,6 +59,15 @@ impl Options {
             (true, _) => 0,
             (false, true) => 2,
             (false, false) => 1,
+        }
+    }
+
+    /// How many DSA functions there are.
+    pub(crate) fn dsas(&self) -> usize {
+        match (self.no_dsa, self.four_dsas) {
+            (true, _) => 0,
+            (false, true) => 4,
+            (false, false) => 2,
         }
     }
 
@@ -93,6 +105,7 @@ mod tests {
         let both = Options { no_vtd: true, no_dsa: true, ..Options::default() };
         assert_eq!(Options::parse("no-vtd, no-dsa"), Ok(both));
         assert_eq!(Options::parse("most-slots").unwrap().dsa(0).ims_multiplier, 63);
+        assert_eq!((Options::default().dsas(), Options::parse("four-dsas").unwrap().dsas(), both.dsas()), (2, 4, 0));
         assert!(Options::default().scalable() && !Options::parse("legacy").unwrap().scalable());
         assert!(Options::default().dmar() && !both.dmar());
         assert!(!Options { no_dmar: true, ..Options::default() }.dmar());

@@ -119,11 +119,14 @@ pub fn run(options: &Options) -> Result<()> {
 /// Boots the guest and reads what it measured: the scenarios with `only` in their names, and the floor.
 pub fn measure(rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
     let only = only.unwrap_or_default();
-    let mut figures = console::read(&boot(1, "", &format!("rounds={rounds} only={only}"))?)?;
+    let mut figures = console::read(&boot(1, FOUR_DEVICES, &format!("rounds={rounds} only={only}"))?)?;
     // What is posted needs another guest, and differs from what is injected in nothing else.
     if COME_IN_TWO_WAYS.iter().any(|name| name.contains(only)) {
-        let posted =
-            boot(1, "apicv=on posting=on", &format!("rounds={rounds} only={only} delivery=posted profile=posted"))?;
+        let posted = boot(
+            1,
+            "device=dsa apicv=on posting=on",
+            &format!("rounds={rounds} only={only} delivery=posted profile=posted"),
+        )?;
         let posted =
             console::read(&posted)?.into_iter().filter(|figure| COME_IN_TWO_WAYS.contains(&figure.scenario.as_str()));
         let after = figures
@@ -133,12 +136,17 @@ pub fn measure(rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
         figures.splice(after..after, posted);
     }
     // Several processors are another machine.
-    let several =
-        boot(PROCESSORS, &format!("cpus={PROCESSORS}"), &format!("rounds={rounds} only={only} cpus={PROCESSORS}"))?;
+    let several = boot(
+        PROCESSORS,
+        &format!("device=dsa cpus={PROCESSORS}"),
+        &format!("rounds={rounds} only={only} cpus={PROCESSORS}"),
+    )?;
     figures.extend(console::read(&several)?.into_iter().filter(|figure| figure.scenario != FLOOR));
     Ok(figures)
 }
 
+/// All of the machine's, which have 64,512 slots.
+const FOUR_DEVICES: &str = "device=00:1e.0 device=00:1f.0 device=00:1c.0 device=00:1d.0";
 /// Processors of the machine, and of the guest, where there are several.
 const PROCESSORS: u32 = 4;
 /// The scenario that all others are compared with.
@@ -150,8 +158,8 @@ const COME_IN_TWO_WAYS: [&str; 3] = ["interrupt-latency", "interrupt-whole", "in
 fn boot(processors: u32, options: &str, command_line: &str) -> Result<Outcome> {
     let mut plan = Plan::new()?;
     plan.config.cpus = processors;
-    plan.config.plugin_options.push("most-slots".to_owned());
-    plan.guest("bench", &format!("bench mem=64M device=dsa exits=marks {options} cmdline=\"{command_line}\""))?;
+    plan.config.plugin_options.extend(["most-slots", "four-dsas"].map(str::to_owned));
+    plan.guest("bench", &format!("bench mem=64M exits=marks {options} cmdline=\"{command_line}\""))?;
     let outcome = scenario::boot("the benchmarks", &plan)?;
     if let Err(error) = judge(&outcome.summary()) {
         let end: Vec<_> = outcome.last_lines(40).map(imsvisor_boot::words::harmless).collect();

@@ -67,7 +67,15 @@ impl AssignedDsa {
 
     /// Finds the device and starts it, whether it says that it has a store or not.
     pub fn start_any() -> Result<Self, Missing> {
-        let function = pci::find(&config::Ports, spec::VENDOR, spec::DEVICE).ok_or(Missing::Device)?;
+        Self::start_at(pci::find(&config::Ports, spec::VENDOR, spec::DEVICE).ok_or(Missing::Device)?)
+    }
+
+    /// Starts the devices behind the first one, where there are more.
+    pub fn start_others() -> impl Iterator<Item = Result<Self, Missing>> {
+        pci::find_all(&config::Ports, spec::VENDOR, spec::DEVICE).skip(1).map(Self::start_at)
+    }
+
+    fn start_at(function: Function) -> Result<Self, Missing> {
         pci::enable(&config::Ports, function);
         let mut device = Self::map(function).ok_or(Missing::Device)?;
         device.restart().map_err(Missing::Start)?;

@@ -104,7 +104,7 @@ extern "C" fn debug_dump(_: *mut Device, _: c_int, _: *mut *mut c_char) {}
 extern "C" fn init(device: *mut Device) {
     let Some(plugin) = PLUGIN.get() else { return };
     let installed = handlers::install(plugin)
-        .and_then(|()| if plugin.options.no_dsa { Ok(()) } else { install_functions(&plugin.symbols, device) });
+        .and_then(|()| install_functions(&plugin.symbols, device, &DSA_FUNCTIONS[..plugin.options.dsas()]));
     if let Err(error) = installed {
         // There is nobody to return an error to, and the machine is not what was asked for.
         eprintln!("libbx_ims: {error}");
@@ -112,10 +112,12 @@ extern "C" fn init(device: *mut Device) {
     }
 }
 
-/// All functions. The first one's object is the one that Bochs initialises.
-fn install_functions(symbols: &Symbols, first: *mut Device) -> Result<(), String> {
-    install_function(symbols, first, DSA_FUNCTIONS[0])?;
-    (1..DSA_FUNCTIONS.len()).try_for_each(|n| install_function(symbols, make(symbols, n), DSA_FUNCTIONS[n]))
+/// Functions at these places. The first one's object is the one that Bochs initialises.
+fn install_functions(symbols: &Symbols, first: *mut Device, places: &[u8]) -> Result<(), String> {
+    places.iter().enumerate().try_for_each(|(n, &place)| {
+        let device = if n == 0 { first } else { make(symbols, n) };
+        install_function(symbols, device, place)
+    })
 }
 
 /// A PCI function with its two BARs.

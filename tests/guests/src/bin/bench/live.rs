@@ -11,18 +11,33 @@ use crate::pool::{self, Pool};
 const OPS: usize = 16;
 /// Vectors of the slot that is written.
 const OWN: [u8; 2] = [vector::LAST - 1, vector::LAST];
-/// Live slots.
-const COUNTS: [usize; 6] = [1, 16, 256, 1024, 4096, 16_128];
+/// Live slots: of one device, and of four, which together nearly fill the largest table that a remapping unit has.
+const COUNTS: [usize; 7] = [1, 16, 256, 1024, 4096, 16_128, 4 * 16_128];
 
-/// Trapped writes, mask and map at each number of live slots.
-pub fn measure(bench: &mut Bench, pool: &mut Pool) {
-    let slots = pool.slots;
-    for live in COUNTS.into_iter().filter(|&live| live <= slots) {
-        pool.fill(live - 1);
-        trapped(bench, pool, live);
-        pool.fill(live);
-        by_call(bench, pool, live);
+/// Trapped writes, mask and map at each number of live slots: those that the first device cannot have are in the others.
+pub fn measure(bench: &mut Bench, pool: &mut Pool, others: &mut [Option<Pool>]) {
+    for live in COUNTS {
+        let of_first = live.min(pool.slots);
+        if fill_others(others, live - of_first) {
+            pool.fill(of_first - 1);
+            trapped(bench, pool, live);
+            pool.fill(of_first);
+            by_call(bench, pool, live, of_first);
+        }
     }
+    for other in others.iter().flatten() {
+        pool.errors += other.errors;
+    }
+}
+
+/// Whether the other devices have so many slots: they are live then.
+fn fill_others(others: &mut [Option<Pool>], mut count: usize) -> bool {
+    for other in others.iter_mut().flatten() {
+        let some = count.min(other.slots);
+        other.fill(some);
+        count -= some;
+    }
+    count == 0
 }
 
 /// One slot is written, to other vectors that no other slot has: first live, then masked. The others were mapped by calls.
@@ -41,10 +56,11 @@ fn trapped(bench: &mut Bench, pool: &mut Pool, live: usize) {
     pool.blank(0);
 }
 
-fn by_call(bench: &mut Bench, pool: &mut Pool, live: usize) {
-    let ops = OPS.min(live);
-    let first = live - ops;
-    let each = |pool: &mut Pool, call| (first..live).for_each(|n| pool.on_slot(call, n, 0));
+/// The last of the first device's slots, which has `own` of those that are live.
+fn by_call(bench: &mut Bench, pool: &mut Pool, live: usize, own: usize) {
+    let ops = OPS.min(own);
+    let first = own - ops;
+    let each = |pool: &mut Pool, call| (first..own).for_each(|n| pool.on_slot(call, n, 0));
     let mask = |pool: &mut Pool| timed(|| each(pool, Call::Mask));
     bench.measure(Scenario::new("mask", "hypercall", live, ops), pool, |pool| each(pool, Call::Unmask), mask);
     let unmap = |pool: &mut Pool| {

@@ -18,6 +18,7 @@ mod stores;
 use bench::Bench;
 use guests::bare::assigned::{AssignedDsa, hypercalls};
 use guests::bare::{Guest, idle, smp};
+use guests::guest_shim::Interface;
 use guests::{command_line, println};
 use interrupts::Delivery;
 use pool::Pool;
@@ -31,7 +32,7 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
         "no device to work with"
     })?;
     let mut bench = Bench::new(guest.command_line);
-    let mut pool = Pool::new(interface, &device);
+    let mut pool = Pool::new(interface, &device, 0);
     idle::enable_interrupts();
     floor::measure(&mut bench, &mut pool);
     let cpus = command_line::number(guest.command_line, "cpus").unwrap_or(1) as usize;
@@ -42,8 +43,18 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
     interrupts::measure(&mut bench, &mut pool, device, &Delivery::new(guest.command_line))?;
     stores::measure(&mut bench, &mut pool);
     calls::measure(&mut bench, &mut pool);
-    live::measure(&mut bench, &mut pool);
+    live::measure(&mut bench, &mut pool, &mut others(interface)?);
     end(&pool, interrupts::handled())
+}
+
+/// The slots of the devices that are there only to have some.
+fn others(interface: Interface) -> Result<[Option<Pool>; pool::DEVICES - 1], &'static str> {
+    let mut pools = [const { None }; pool::DEVICES - 1];
+    for (n, (device, place)) in AssignedDsa::start_others().zip(&mut pools).enumerate() {
+        let device = device.map_err(|_| "one of the other devices does not start")?;
+        *place = Some(Pool::new(interface, &device, n + 1));
+    }
+    Ok(pools)
 }
 
 /// The report, of `handled` interrupts.

@@ -13,11 +13,13 @@ use guests::guest_shim::{Interface, Transport};
 
 /// Items of a batch.
 pub const BATCH: usize = 256;
-/// Most slots of the store.
+/// Most slots of a store.
 pub const MOST: usize = 16_128;
+/// Most devices.
+pub const DEVICES: usize = 4;
 
 static PAGE: DmaBuffer<4096> = DmaBuffer::new();
-static HANDLES: TakeOnce<[Option<SlotHandle>; MOST]> = TakeOnce::new([None; MOST]);
+static HANDLES: [TakeOnce<[Option<SlotHandle>; MOST]>; DEVICES] = [const { TakeOnce::new([None; MOST]) }; DEVICES];
 
 /// The vector of the `n`-th slot: as many slots as there are share it.
 pub const fn shared_vector(n: usize) -> u8 {
@@ -49,15 +51,15 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// No slot is taken.
-    pub fn new(interface: Interface, device: &AssignedDsa) -> Self {
+    /// No slot is taken. `number` is the device's, below [`DEVICES`].
+    pub fn new(interface: Interface, device: &AssignedDsa, number: usize) -> Self {
         Self {
             interface,
             device: device.id(),
             // SAFETY: the guest runs at CPL 0, and the interface was found.
             transport: unsafe { Vmcall::new() },
             store: device.ims().cast(),
-            handles: HANDLES.take(),
+            handles: HANDLES[number].take(),
             count: 0,
             apic_id: apic::id(),
             cpus: 1,
