@@ -23,6 +23,9 @@ const FONT: &str = "sans-serif";
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
+/// Each mark of the scale of slots is so many times the one before.
+const SCALE: f64 = 4.0;
+
 /// Medians by scenario and variant, at each number of live slots.
 type Series<'f> = BTreeMap<(&'f str, &'f str), Vec<(f64, f64)>>;
 
@@ -45,6 +48,8 @@ pub fn slots(figures: &[Figure]) -> Result<Option<String>> {
     }
     let points = || series.values().flatten();
     let most = points().map(|point| point.0).fold(2.0, f64::max);
+    // A little beyond the next mark of the scale, so that the last points stand in the picture.
+    let most = SCALE.powf(most.log(SCALE).ceil()) * 1.3;
     let top = points().map(|point| point.1).fold(0.0, f64::max) * 1.4;
     let mut svg = String::new();
     {
@@ -63,7 +68,7 @@ fn draw_slots(root: &Area<'_>, series: &Series<'_>, most: f64, top: f64) -> Draw
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(70)
-        .build_cartesian_2d((1f64..most).log_scale().base(4.0), 0f64..top)?;
+        .build_cartesian_2d((1f64..most).log_scale().base(SCALE), 0f64..top)?;
     chart
         .configure_mesh()
         .x_desc("live slots")
