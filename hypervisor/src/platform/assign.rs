@@ -375,7 +375,9 @@ impl Assigned {
     pub fn command_written(&mut self, offset: u64, bytes: u8, value: u64, service: &MachineService, domain: &Domain) {
         if dsa::is_reset(offset, bytes, value) {
             // The device has masked all slots of its store by itself; the service forgets what they held.
-            if !self.means.registers().is_none_or(dsa::wait_command) && !self.reset_told {
+            if self.means.registers().is_none_or(dsa::wait_command) {
+                service.ports().mend_slow_store(self.function.bdf);
+            } else if !self.reset_told {
                 self.reset_told = true;
                 log::warn!("{}: does not finish its reset", self.function.bdf);
             }

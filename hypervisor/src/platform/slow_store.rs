@@ -81,8 +81,9 @@ impl<R: Registers> SlowStore<R> {
         if self.stuck { Err(Stuck) } else { Ok(()) }
     }
 
-    /// The device was reset: perhaps it works again.
+    /// The device was reset: perhaps it works again. What was to be written before is not written after it.
     pub fn mend(&mut self) {
+        self.gathered.clear();
         self.stuck = false;
     }
 
@@ -110,7 +111,7 @@ fn put(registers: &impl Registers, gathered: &Gathered) -> Result<(), Stuck> {
 
 #[cfg(test)]
 mod tests {
-    use core::cell::RefCell;
+    use core::cell::{Cell, RefCell};
     use std::{collections::HashMap, vec, vec::Vec};
 
     use super::*;
@@ -121,7 +122,7 @@ mod tests {
         registers: RefCell<HashMap<usize, u32>>,
         slots: RefCell<HashMap<u32, [u32; 4]>>,
         commands: RefCell<Vec<(u32, u32)>>,
-        stuck: bool,
+        stuck: Cell<bool>,
     }
 
     impl Registers for &Device {
@@ -131,7 +132,7 @@ mod tests {
                 PRESENT => 1,
                 COMMAND => {
                     let left = registers.entry(COMMAND).or_default();
-                    *left = left.saturating_sub(u32::from(!self.stuck));
+                    *left = left.saturating_sub(u32::from(!self.stuck.get()));
                     u32::from(*left != 0)
                 }
                 _ => registers.get(&offset).copied().unwrap_or(0),
@@ -204,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_device_that_never_finishes_is_an_error_and_no_hang() {
-        let device = Device { stuck: true, ..Device::default() };
+        let device = Device { stuck: Cell::new(true), ..Device::default() };
         let mut store = SlowStore::find(&device).unwrap();
         store.write(0, Field::Ctrl, 0).unwrap();
         store.write(1, Field::Ctrl, 0).unwrap();
@@ -212,5 +213,21 @@ mod tests {
         assert_eq!(device.commands.borrow().len(), 1, "it is told nothing more");
         assert_eq!((store.write(2, Field::Ctrl, 0), store.commit(), store.read(2)), (Ok(()), Err(Stuck), Err(Stuck)));
         assert_eq!(vec![(0, 8)], *device.commands.borrow(), "nor is it waited for again");
+    }
+
+    #[test]
+    fn a_store_that_failed_works_again_after_a_reset_and_forgets_what_it_was_to_write() {
+        let device = Device { stuck: Cell::new(true), ..Device::default() };
+        let mut store = SlowStore::find(&device).unwrap();
+        store.write(0, Field::Ctrl, 0).unwrap();
+        assert_eq!(store.commit(), Err(Stuck));
+        store.write(1, Field::Ctrl, 0).unwrap();
+        device.stuck.set(false);
+        device.registers.borrow_mut().remove(&COMMAND);
+        device.commands.borrow_mut().clear();
+        store.mend();
+        assert_eq!(store.commit(), Ok(()));
+        store.write(2, Field::Data, 5).unwrap();
+        assert_eq!((store.commit(), vec![(2, 4)]), (Ok(()), device.commands.take()));
     }
 }

@@ -30,6 +30,13 @@ impl MachinePorts {
         u16::try_from(number).ok()
     }
 
+    /// A function was reset, and answers again: its slow store, if it has one that had failed, may work now.
+    pub fn mend_slow_store(&self, bdf: Bdf) {
+        if let Some((_, store)) = self.slow_stores.read().iter().find(|(whose, _)| *whose == bdf) {
+            store.lock().mend();
+        }
+    }
+
     /// Writes to what is not memory of the device's.
     #[cold]
     #[inline(never)]
