@@ -12,8 +12,8 @@
 //!
 //! # When the remapping unit does not answer
 //! A flush that fails is tried once more. What was to be released stays reserved, in quarantine, until a flush succeeds
-//! ([`Service::reclaim`]), and its guest gets no more entries before that; a slot whose entry is not surely flushed stays
-//! masked in the device.
+//! ([`Service::reclaim`]), and its guest gets no more entries before that; what is too much to be remembered stays reserved for good. A
+//! slot whose entry is not surely flushed stays masked in the device.
 //!
 //! # Locks, in order
 //! 1. [`Service`]'s list of devices (attach, detach, lookup; never on the path of a trap or a call, which get their [`Domain`]),

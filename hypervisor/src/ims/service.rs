@@ -46,6 +46,17 @@ pub(super) struct Held {
     pub release: bool,
 }
 
+/// Most that the quarantine remembers: less than the heap has room for.
+const MOST_QUARANTINED: usize = 16_384;
+
+/// What the cache may still hold after a flush that failed.
+#[derive(Default)]
+struct Quarantine {
+    held: Vec<Held>,
+    /// Whose has been forgotten, because there was too much: that stays reserved for good.
+    forgotten: Vec<GuestId>,
+}
+
 /// The service, for all guests of a machine.
 pub struct Service<P> {
     pub(super) ports: P,
@@ -53,7 +64,7 @@ pub struct Service<P> {
     devices: Shared<Vec<Option<Arc<Device>>>>,
     /// For each entry who uses it: see [`Owner`].
     owners: Vec<AtomicU64>,
-    quarantine: Mutex<Vec<Held>>,
+    quarantine: Mutex<Quarantine>,
     /// Whether there is anything in quarantine.
     has_quarantine: AtomicBool,
     counts: RemapCounts,
@@ -98,7 +109,7 @@ impl<P: Ports> Service<P> {
             ports,
             devices: Shared::new(Vec::new()),
             owners,
-            quarantine: Mutex::new(Vec::new()),
+            quarantine: Mutex::new(Quarantine::default()),
             has_quarantine: AtomicBool::new(false),
             counts: RemapCounts::default(),
         }
@@ -274,13 +285,13 @@ impl<P: Ports> Service<P> {
             high_water: self.counts.high_water.load(Relaxed),
             programmed: self.counts.programmed.load(Relaxed),
             flushes: self.counts.flushes.load(Relaxed),
-            quarantined: self.quarantine.lock().len() as u64,
+            quarantined: self.quarantine.lock().held.len() as u64,
         }
     }
 
     /// Tries once more to flush what is in quarantine, and gives it back if that works. How much is left.
     pub fn reclaim(&self) -> usize {
-        let mut quarantine = self.quarantine.lock();
+        let Quarantine { held: quarantine, forgotten } = &mut *self.quarantine.lock();
         let (mut kept, all) = (0, quarantine.len());
         for first in (0..all).step_by(CHUNK) {
             let chunk = first..all.min(first + CHUNK);
@@ -294,7 +305,7 @@ impl<P: Ports> Service<P> {
             }
         }
         quarantine.truncate(kept);
-        self.has_quarantine.store(kept != 0, Relaxed);
+        self.has_quarantine.store(kept != 0 || !forgotten.is_empty(), Relaxed);
         kept
     }
 
@@ -320,7 +331,8 @@ impl<P: Ports> Service<P> {
 
     /// Whether something of a guest's is in quarantine: until it is reclaimed, the unit may still send an interrupt by one of its routes.
     pub fn has_in_quarantine(&self, guest: GuestId) -> bool {
-        self.quarantine.lock().iter().any(|held| held.guest == guest)
+        let quarantine = self.quarantine.lock();
+        quarantine.forgotten.contains(&guest) || quarantine.held.iter().any(|held| held.guest == guest)
     }
 
     /// Flushes, and only then releases. What cannot be flushed goes into quarantine: an index or a route that the cache may
@@ -338,8 +350,16 @@ impl<P: Ports> Service<P> {
 
     /// Keeps what the cache may still hold.
     pub(super) fn quarantine(&self, held: &[Held]) {
-        let mut quarantine = self.quarantine.lock();
-        quarantine.extend_from_slice(held);
+        let Quarantine { held: quarantine, forgotten } = &mut *self.quarantine.lock();
+        if quarantine.len() + held.len() <= MOST_QUARANTINED {
+            quarantine.extend_from_slice(held);
+        } else {
+            for Held { guest, .. } in held {
+                if !forgotten.contains(guest) {
+                    forgotten.push(*guest);
+                }
+            }
+        }
         self.has_quarantine.store(true, Relaxed);
     }
 

@@ -1,6 +1,7 @@
 //! Each operation, with each of its port calls failing in turn.
 
 use super::*;
+use crate::ims::{service::Held, slot::Binding};
 
 /// What is done, on a bench prepared for it.
 struct Scenario {
@@ -241,4 +242,23 @@ fn an_entry_that_is_not_surely_flushed_waits_masked_for_a_flush() {
     assert_eq!(bench.fire(handle.index()), Some(target(0, 0x40)));
     assert_eq!(bench.service.reclaim(), 0);
     assert_eq!(bench.machine().used(), (1, 1));
+}
+
+#[test]
+fn more_than_the_quarantine_remembers_stays_reserved_and_its_guest_gets_nothing_more() {
+    let bench = Bench::new();
+    let route = machine::NOWHERE;
+    let held = |guest| Held {
+        guest: GuestId(guest),
+        binding: Binding { route, target: target(0, 0x40), entry: EntryIndex(0) },
+        release: false,
+    };
+    (0..64).for_each(|_| bench.service.quarantine(&[held(2); 256]));
+    assert_eq!(bench.service.counters().quarantined, 16_384);
+    (0..3).for_each(|_| bench.service.quarantine(&[held(1)]));
+    assert_eq!(bench.service.counters().quarantined, 16_384);
+    assert_eq!(bench.service.reclaim(), 0);
+    assert_eq!([1, 2].map(|guest| bench.service.has_in_quarantine(GuestId(guest))), [true, false]);
+    let request = MapRequest { handle: bench.alloc(), target: target(0, 0x40), unmask: true, cookie: 1 };
+    assert_eq!(bench.map_one(request), Err(Status::HardwareError));
 }
