@@ -102,9 +102,9 @@ impl<P: Ports> Service<P> {
             |(index, _): &(u16, &mut Mutex<Slot>)| !place.store.is_emulated(*index) && place.is_pending(*index);
         let mut pending = (0..=u16::MAX).zip(&mut slots.msix.slots).filter(pending).peekable();
         let Some((first, _)) = pending.peek() else { return Ok(()) };
+        self.admit(place.device.guest)?;
         let route = self.ports.nowhere();
-        let Device { guest, unit, .. } = *place.device;
-        let entry = self.bind(guest, unit?, place.device.spec.requester, route)?;
+        let entry = self.bind(place.device.unit?, place.device.spec.requester, route)?;
         self.own(entry, place.owner().of(*first));
         let nowhere = Binding { route, target: NOBODY, entry };
         let flushed = self.flush(once(entry));
@@ -118,7 +118,7 @@ impl<P: Ports> Service<P> {
     /// Takes an entry for an interrupt of `requester` that is the hypervisor's own, with this route, which has no uses. An
     /// error is that of [`Remap::bind`](super::Remap::bind), or of the flush.
     pub fn bind_own(&self, requester: Bdf, route: HostRoute) -> Result<OwnEntry, Status> {
-        let own = OwnEntry { entry: self.bind(NO_GUEST, self.ports.unit_of(requester)?, requester, route)?, route };
+        let own = OwnEntry { entry: self.bind(self.ports.unit_of(requester)?, requester, route)?, route };
         match self.flush(once(own.entry)) {
             Ok(()) => Ok(own),
             Err(status) => {

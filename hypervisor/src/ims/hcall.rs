@@ -237,6 +237,7 @@ impl<P: Ports> Service<P> {
     ) -> Result<u64, Status> {
         let at = Gpa::new(at);
         let number = batch::check(at, number, layout)?;
+        self.admit(domain.guest)?;
         self.on_device(domain, device, |place, bank| {
             place.device.with_batch(|batch| batch.map(domain, place, bank, memory, at, number))
         })

@@ -196,8 +196,7 @@ impl<'a, P: Ports> Place<'a, P> {
     pub fn bind_one(&self, target: Target) -> Result<Binding, Status> {
         let service = self.service;
         let route = service.ports.route(self.guest(), target)?;
-        let entry =
-            self.device.unit.and_then(|unit| service.bind(self.guest(), unit, self.device.spec.requester, route));
+        let entry = self.device.unit.and_then(|unit| service.bind(unit, self.device.spec.requester, route));
         let entry = entry.inspect_err(|_| service.ports.unroute(self.guest(), target, route))?;
         Ok(Binding { route, target, entry })
     }
@@ -226,6 +225,7 @@ impl<'a, P: Ports> Place<'a, P> {
 
     /// Binds a slot that has no binding, and leaves it masked with its message stored.
     pub fn bind(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
+        self.service.admit(self.guest())?;
         let binding = self.acquire(index, target)?;
         if let Err(status) = self.service.flush(once(binding.entry)) {
             self.service.give_back(&[self.withdraw(binding)]);
@@ -247,33 +247,48 @@ impl<'a, P: Ports> Place<'a, P> {
     /// routes work: no interrupt is lost, and the slot need not be masked.
     pub fn retarget(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
         let old = slot.binding().ok_or(Status::NotMapped)?;
-        let mut waits = !slot.flushed;
-        if waits {
-            // Else each try would leave one more route behind that the cache may hold.
-            self.complete_flush(slot)?;
+        if !slot.flushed {
+            self.make_up_for_flush(index, slot)?;
         }
-        if old.target != target {
-            self.redirect(index, slot, old, target)?;
-            // Nobody looks for it at its new place.
-            waits |= core::mem::take(&mut slot.held);
+        if old.target == target {
+            return Ok(());
         }
-        if waits && !slot.held && self.may_send(slot) && slot.is_sound() {
-            self.let_send(index, slot);
-        }
-        Ok(())
-    }
-
-    /// Gives a slot whose entry is flushed another route.
-    #[inline]
-    fn redirect(&self, index: u16, slot: &mut Slot, old: Binding, target: Target) -> Result<(), Status> {
         let service = self.service;
         let route = service.ports.route(self.guest(), target)?;
         let new = Binding { route, target, entry: old.entry };
         service.program(new.entry, route);
-        service.flush(once(new.entry)).inspect_err(|_| self.return_to(index, slot, old, new))?;
-        service.ports.unroute(self.guest(), old.target, old.route);
-        slot.bind(new);
+        match service.flush(once(new.entry)) {
+            Ok(()) => {
+                service.ports.unroute(self.guest(), old.target, old.route);
+                slot.bind(new);
+                if core::mem::take(&mut slot.held) {
+                    // Nobody looks for it at its new place.
+                    self.send_again(index, slot);
+                }
+                Ok(())
+            }
+            Err(status) => {
+                self.return_to(index, slot, old, new);
+                Err(status)
+            }
+        }
+    }
+
+    /// What waits for a flush that failed gets it before it goes elsewhere: else each try would leave one more route behind that the
+    /// cache may hold.
+    #[cold]
+    fn make_up_for_flush(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
+        self.complete_flush(slot)?;
+        self.send_again(index, slot);
         Ok(())
+    }
+
+    /// Unmasks a slot in the device if nothing is in the way.
+    #[cold]
+    fn send_again(&self, index: u16, slot: &mut Slot) {
+        if !slot.held && self.may_send(slot) && slot.is_sound() {
+            self.let_send(index, slot);
+        }
     }
 
     /// After a retarget whose flush failed: back to `old`. When that cannot be flushed either, the cache may hold `new`,

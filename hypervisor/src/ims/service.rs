@@ -312,7 +312,7 @@ impl<P: Ports> Service<P> {
     /// Whether a guest may take more: not while something of its is in quarantine, or what is there would be more with each call when a
     /// unit does not answer. [`Status::HardwareError`].
     #[inline]
-    fn admit(&self, guest: GuestId) -> Result<(), Status> {
+    pub(super) fn admit(&self, guest: GuestId) -> Result<(), Status> {
         if self.has_quarantine.load(Relaxed) { self.admit_after_failure(guest) } else { Ok(()) }
     }
 
@@ -389,17 +389,8 @@ impl<P: Ports> Service<P> {
         self.ports.flush_span(span)
     }
 
-    /// Takes an entry, which is present at once, for a guest.
-    // Always: a call here makes the way of a single slot forty instructions longer.
-    #[inline(always)]
-    pub(super) fn bind(
-        &self,
-        guest: GuestId,
-        unit: UnitNumber,
-        requester: Bdf,
-        route: HostRoute,
-    ) -> Result<EntryIndex, Status> {
-        self.admit(guest)?;
+    /// Takes an entry, which is present at once.
+    pub(super) fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
         let entry = self.ports.bind(unit, requester, route)?;
         self.count_bound(1);
         Ok(entry)
@@ -414,9 +405,6 @@ impl<P: Ports> Service<P> {
         requester: Bdf,
         runs: impl Iterator<Item = &'a mut [W]>,
     ) -> (usize, Span) {
-        if let Err(status) = self.admit(guest) {
-            return (runs.flatten().map(|wanted| wanted.as_mut().bound = Err(status)).count(), Span::NONE);
-        }
         let mut number = 0;
         let runs = runs.inspect(|run| number += run.len());
         let (failed, span) = self.ports.bind_all(guest, unit, requester, runs);
