@@ -109,7 +109,7 @@ impl<T: Transport> Hypercalls<T> {
         Ok((count, freed as usize))
     }
 
-    /// [`Call::FreeGroup`]. How many slots were freed.
+    /// [`Call::FreeGroup`]. How many slots were freed: with [`HANDLES_MAX`] there may be more.
     pub fn free_group(&self, store: impl Into<StoreId>, group: u32) -> Result<usize, Status> {
         self.call(Call::FreeGroup, [store.into().to_register(), group.into(), 0, 0]).map(|freed| freed as usize)
     }

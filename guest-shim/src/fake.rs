@@ -5,6 +5,7 @@ use core::num::NonZeroU16;
 use core::ptr::NonNull;
 use std::collections::HashMap;
 
+use hcall_abi::call::HANDLES_MAX;
 use hcall_abi::cpuid::{CALL_BASE, Features, IMSVISOR_BASE, LEAF_MAX, Limits, signature_registers};
 use hcall_abi::info::Mapping;
 use hcall_abi::{
@@ -169,7 +170,7 @@ impl FakeHypervisor {
     fn free_group(&self, group: u64) -> u64 {
         let mut slots = self.slots.borrow_mut();
         let of_group = slots.iter_mut().filter(|slot| slot.taken && slot.group == group);
-        of_group.map(|slot| slot.taken = false).count() as u64
+        of_group.take(HANDLES_MAX as usize).map(|slot| slot.taken = false).count() as u64
     }
 
     fn query_slot(&self, handle: u64, physical: u64) -> Result<u64, Status> {

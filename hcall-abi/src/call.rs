@@ -67,7 +67,8 @@ pub enum Call {
     /// [`HANDLES_MAX`]). Frees each, by one flush for many, and puts its result in its place: 0, or minus a
     /// [`Status`](crate::Status). Returns the number of those that were freed.
     FreeMany = 12,
-    /// RBX = device, RCX = group. Frees all slots that were allocated with this group. Returns their number.
+    /// RBX = device, RCX = group. Frees slots that were allocated with this group, at most [`HANDLES_MAX`] by one call. Returns their
+    /// number: with [`HANDLES_MAX`] there may be more of them.
     FreeGroup = 13,
     /// RBX = device, RCX = handle, RDX = PASID 19:0 and bit 31 set, or 0 for none. From then on the device takes the slot only for
     /// work that was submitted with this PASID. [`BadPasid`] when the guest does not own it. Returns 0.

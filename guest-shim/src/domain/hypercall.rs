@@ -71,7 +71,14 @@ impl<'a, T: Transport> HypercallDomain<'a, T> {
     }
 
     pub(super) fn free_group(&mut self, group: u32) -> Result<usize, Status> {
-        self.calls.free_group(self.device, group)
+        let mut all = 0;
+        loop {
+            let freed = self.calls.free_group(self.device, group)?;
+            all += freed;
+            if freed < HANDLES_MAX as usize {
+                return Ok(all);
+            }
+        }
     }
 
     pub(super) fn set_pasid(&mut self, handle: SlotHandle, pasid: Option<Pasid>) -> Result<(), Status> {

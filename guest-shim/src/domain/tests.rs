@@ -110,6 +110,8 @@ fn a_grant_takes_as_few_calls_as_can_be() {
         assert_eq!(domain.alloc_many(1, 500, &mut rest), Ok(500));
         assert_eq!(domain.free_all(&mut out), 2500);
         assert_eq!((hypervisor.count(Call::FreeMany), hypervisor.taken()), (3, 500));
+        assert_eq!(domain.alloc_many(1, 1, &mut out), Ok(2500));
+        assert_eq!((domain.free_group(1), hypervisor.count(Call::FreeGroup)), (Ok(3000), 3));
     });
 }
 

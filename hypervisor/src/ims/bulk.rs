@@ -99,10 +99,13 @@ pub fn free_many<P: Ports>(
     Ok(freed)
 }
 
-/// Frees the slots of a group. How many.
+/// Frees slots of a group, at most [`HANDLES_MAX`]: each takes a read of the device, and other guests wait meanwhile. How many.
 pub fn free_group<P: Ports>(place: &Place<P>, bank: &Bank, group: u8) -> u64 {
     let mut freeing = Freeing::new(place, bank);
     for (index, slot) in (0..=u16::MAX).zip(&bank.slots) {
+        if freeing.freed == HANDLES_MAX {
+            break;
+        }
         let mut slot = slot.lock();
         if matches!(slot.state, State::Allocated | State::Mapped) && slot.group == group {
             // A slot that the device does not mask stays.

@@ -118,6 +118,18 @@ fn feature_alloc_group_frees_the_groups_slots_and_no_others() {
     assert!(others.iter().all(|&handle| bench.info(handle).is_ok_and(|info| info.group == 2)));
 }
 
+#[test]
+fn feature_alloc_group_a_call_frees_a_thousand_slots_at_most() {
+    let bench = Bench::with_slots(2500);
+    for count in [1000, 1000, 500] {
+        assert_eq!(bench.alloc_many(count, count, 7).map(|group| group.len()), Ok(count as usize));
+    }
+    for freed in [1024, 1024, 452, 0] {
+        assert_eq!(bench.call(Call::FreeGroup, [DEVICE_ARG, 7, 0, 0]), Ok(freed));
+    }
+    assert_eq!(bench.alloc_many(1000, 1024, 0).map(|group| group.len()), Ok(1024));
+}
+
 fn request(handle: SlotHandle, target: Target) -> MapRequest {
     MapRequest { handle, target, unmask: true, cookie: 0xc00c_1e00 + u64::from(handle.index()) }
 }

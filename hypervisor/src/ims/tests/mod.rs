@@ -107,8 +107,19 @@ impl Bench {
         Self { service, domain }
     }
 
+    /// With so many slots in the message store, and entries for all.
+    fn with_slots(slots: u32) -> Self {
+        let service = Service::new(Machine::new(slots, 512));
+        let device = DeviceSpec { ims: Some(store(0x104_0000, slots)), ..function(1) };
+        let domain = Self::join_with(&service, 1, &PROCESSORS, device);
+        Self { service, domain }
+    }
+
     fn join(service: &Service<Machine>, guest: u16, processors: &[u32]) -> Arc<Domain> {
-        let device = function(guest);
+        Self::join_with(service, guest, processors, function(guest))
+    }
+
+    fn join_with(service: &Service<Machine>, guest: u16, processors: &[u32], device: DeviceSpec) -> Arc<Domain> {
         for store in [device.msix, device.ims].into_iter().flatten() {
             service.ports().plug(store, device.requester, GuestId(guest), processors);
         }
