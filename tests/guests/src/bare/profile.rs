@@ -5,7 +5,8 @@
 //! arrives, it does not wake for one that is pending already, it executes one more instruction after a notification, and it
 //! delivers vector 0xFF for a notification that finds nothing. With `profile=posted` on the command line the run-time keeps out of their
 //! way: IF is always 1, gates are trap gates, critical sections raise CR8, and idling is MONITOR and MWAIT on a flag that every
-//! interrupt writes. This module and its users in `idle` and `interrupts` are all that knows of it.
+//! interrupt writes. Processors are started, in real mode and with IF = 0, before anything sends to them. This module and its users
+//! (`idle`, `interrupts`, the guest `smp`) are all that knows of it.
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};

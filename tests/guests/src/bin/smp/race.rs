@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use guests::bare::assigned::{AssignedDsa, hypercalls};
 use guests::bare::dma::DmaBuffer;
 use guests::bare::lock::Lock;
-use guests::bare::{Guest, apic, idle, interrupts, smp};
+use guests::bare::{Guest, apic, idle, interrupts, profile, smp};
 use guests::dsa::Descriptor;
 use guests::guest_shim::hcall_abi::{
     Call, DeviceId, ItemLayout, MapRequest, SlotHandle, Status, Target, result_from_rax,
@@ -14,15 +14,19 @@ use guests::guest_shim::hcall_abi::{
 use guests::guest_shim::store::{Field, Store};
 use guests::guest_shim::vmcall::Vmcall;
 use guests::guest_shim::{BatchPage, Hypercalls, Transport};
-use guests::println;
 use guests::random::Random;
+use guests::{command_line, println};
 
 /// Slots that all fight for.
 const SLOTS: u64 = 4;
 /// Ticks that the last processor gives the others between two restarts.
 const BREATH: u64 = 20_000;
+/// Ticks in which all processors have been started.
+const LIMIT: u64 = 1_000_000_000;
 
 static DEVICE: Lock<Option<AssignedDsa>> = Lock::new(None);
+/// All have been started once. Before that nothing fires: see [`profile`].
+static GO: AtomicBool = AtomicBool::new(false);
 static STOP: AtomicBool = AtomicBool::new(false);
 static ROUNDS: AtomicUsize = AtomicUsize::new(0);
 /// Items of batches that succeeded.
@@ -41,8 +45,9 @@ pub fn run(guest: &Guest, cpus: usize, rounds: u32) -> Result<(), &'static str> 
     for n in 1..cpus {
         smp::start(n, work);
     }
+    GO.store(true, SeqCst);
     let calls = hypercalls().ok_or("no hypercall domain")?;
-    let mut random = Random::new(99);
+    let mut random = Random::new(command_line::number(guest.command_line, "seed").unwrap_or(99).into());
     for round in 0..rounds {
         operate(&mut random, &calls);
         if round % 64 == 0 && cpus > 1 {
@@ -57,6 +62,7 @@ pub fn run(guest: &Guest, cpus: usize, rounds: u32) -> Result<(), &'static str> 
 
 fn work(number: usize) {
     idle::enable_interrupts();
+    idle::poll_until(LIMIT, || GO.load(SeqCst));
     let mut random = Random::new((number + ROUNDS.load(SeqCst)) as u64);
     let Some(calls) = hypercalls() else { return };
     while !STOP.load(SeqCst) {
@@ -65,10 +71,11 @@ fn work(number: usize) {
     }
 }
 
-/// Sends something to another processor. One that was stopped in the middle of something is started anew.
+/// Sends something to another processor. One that was stopped in the middle of something is started anew, but not where interrupts find
+/// it before it can take any, in real mode ([`profile`]).
 fn disturb(random: &mut Random, cpus: usize) {
     let to = 1 + (random.next() % (cpus as u64 - 1)) as u32;
-    match random.next() % 4 {
+    match random.next() % if profile::is_posted() { 2 } else { 4 } {
         0 => apic::send(to, apic::NMI),
         1 => apic::send(to, apic::FIXED | apic::TO_OTHERS | (0x40 + random.next() % 64)),
         2 => apic::send(to, apic::INIT),
