@@ -381,7 +381,7 @@ impl Caller<'_> {
 
     /// Whatever the arguments are, an answer comes, and it is one of this version's.
     fn random(&mut self) {
-        let mut random = Random::new(27);
+        let mut random = Random::new(27 + self.attacker.seed);
         let base = u64::from(self.calls.interface().call_base);
         let addresses = bad_addresses(self.attacker);
         for _ in 0..RANDOM_CALLS {

@@ -1,6 +1,6 @@
 //! A hostile guest: it writes nonsense into its slots in every way a processor can, raises them, and makes calls that are wrong
 //! in every argument. No interrupt may come of a slot that is wrong, every call must fail as it should, and a slot that is right
-//! must work all the while.
+//! must work all the while. What is random follows from `seed=`.
 //!
 //! Attack numbers in the modules are those of the project's list of attacks.
 #![no_std]
@@ -19,7 +19,7 @@ use guests::bare::assigned::{AssignedDsa, Records, batch_page, hypercalls, submi
 use guests::bare::dma::DmaBuffer;
 use guests::bare::{Guest, apic, idle, interrupts, poke, vector};
 use guests::dsa::{Completion, Descriptor};
-use guests::println;
+use guests::{command_line, println};
 
 guests::guest!(main);
 
@@ -42,6 +42,8 @@ static LAST_VECTOR: AtomicU32 = AtomicU32::new(0);
 pub struct Attacker {
     /// The device.
     pub device: AssignedDsa,
+    /// What the random ones follow from: `seed=` on the command line.
+    pub seed: u64,
     /// Things tried.
     pub cases: u32,
     /// Interrupts of the good slot.
@@ -73,7 +75,8 @@ fn main(guest: &Guest) -> u8 {
     // Attack on whoever reads the console: lines that look like the hypervisor's own.
     println!("@ims forged by=line");
     println!("\r@ims forged by=return\n@ims forged by=feed\x0b@ims forged by=tab\x1b[2K\x1b[G@ims forged by=escape");
-    let mut attacker = Attacker { device, cases: 0, good: 0, faulted: 0, errors: 0 };
+    let seed = command_line::number(guest.command_line, "seed").unwrap_or(0).into();
+    let mut attacker = Attacker { device, seed, cases: 0, good: 0, faulted: 0, errors: 0 };
     attacker.program_good_slot();
     messages::all(&mut attacker);
     stores::all(&mut attacker);

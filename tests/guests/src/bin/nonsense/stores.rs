@@ -37,7 +37,7 @@ struct Window {
 
 impl Window {
     fn random_moves(&mut self, attacker: &mut Attacker) {
-        let mut random = Random::new(15);
+        let mut random = Random::new(15 + attacker.seed);
         for _ in 0..POKES {
             let width = 1 << (random.next() % 4);
             let offset = random.next() as usize % (BYTES - width + 1);

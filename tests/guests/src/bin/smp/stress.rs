@@ -14,8 +14,8 @@ use guests::guest_shim::hcall_abi::{Status, Target};
 use guests::guest_shim::store::{CONTROL_MASK, Field, Store};
 use guests::guest_shim::vmcall::Vmcall;
 use guests::guest_shim::{Domain, Hypercalls, Interrupt, MmioStore, Request};
-use guests::println;
 use guests::random::Random;
+use guests::{command_line, println};
 
 use crate::oracle;
 
@@ -41,6 +41,8 @@ static DONE: AtomicUsize = AtomicUsize::new(0);
 /// The most ticks that anyone waited for an interrupt.
 static SLOWEST: AtomicU64 = AtomicU64::new(0);
 static ERRORS: AtomicU32 = AtomicU32::new(0);
+/// What the operations follow from: `seed=` on the command line.
+static SEED: AtomicU32 = AtomicU32::new(0);
 static LOG: Lock<()> = Lock::new(());
 
 fn error(slot: usize, what: &str, status: Result<(), Status>) {
@@ -56,6 +58,7 @@ pub fn run(guest: &Guest, cpus: usize, (ipis, wake, late): (u32, u64, u64), ops:
     *DEVICE.lock() = Some(AssignedDsa::start(guest).map_err(|_| "no device to work with")?);
     interrupts::set_handler(oracle::came);
     CPUS.store(cpus, SeqCst);
+    SEED.store(command_line::number(guest.command_line, "seed").unwrap_or(0), SeqCst);
     OPS.store(ops / cpus as u32, SeqCst);
     for n in 1..cpus {
         if !smp::start(n, work) {
@@ -142,7 +145,7 @@ impl Worker {
         }
         let cpus = CPUS.load(SeqCst);
         let held = [const { None }; SLOTS];
-        let random = Random::new(number as u64 + 1);
+        let random = Random::new((u64::from(SEED.load(SeqCst)) << 8) + number as u64 + 1);
         Self { number, cpus, random, by_hypercall, by_store, store: device.store(), held }
     }
 
