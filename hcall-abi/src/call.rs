@@ -96,9 +96,9 @@ pub enum Call {
     /// RBX = guest-physical address of 4 bytes that are 0, aligned to 4, with [`PV_EOI_ENABLE`]; or 0 to take them away. It is about
     /// the virtual processor that calls. From then on an interrupt that is delivered while no other one waits comes with
     /// [`PV_EOI_PENDING`] set there. The handler that finds the bit and clears it, by one instruction, has ended the interrupt, and
-    /// does not write EOI, which is an exit; otherwise it writes EOI as ever. Bytes that were named before are the guest's own again when
-    /// the call returns; an interrupt in service that has not ended by then ends by EOI. INIT takes the bytes away, and leaves what they hold.
-    /// [`Unsupported`] where the processor keeps the local APIC, because EOI is no exit there. Returns 0.
+    /// does not write EOI, which is an exit; otherwise it writes EOI as ever. Bytes that were named before are the guest's own again
+    /// when the call returns; an interrupt in service that has not ended by then ends by EOI. INIT takes the bytes away, and leaves
+    /// what they hold. [`Unsupported`] where the processor keeps the local APIC, because EOI is no exit there. Returns 0.
     ///
     /// [`Unsupported`]: crate::Status::Unsupported
     SetPvEoi = 18,

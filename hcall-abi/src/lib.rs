@@ -93,7 +93,9 @@
 //! |---|---|
 //! | 1.0 | discovery, slots, batches, masks, affinity |
 //! | 1.1 | enabling; many slots at a time and groups; PASIDs; queries of slots; fault records; storms; queue stores; the ACPI table |
-//! | 1.2 | interrupts that end without an exit |
+//! | 1.2 | interrupts that end without an exit; [`Call::FreeGroup`] frees so many slots at most |
+//!
+//! That last change is one that guests can notice. Nothing had been released yet, so the major version stayed.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]

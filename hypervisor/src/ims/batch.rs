@@ -295,8 +295,8 @@ fn usual(domain: &Domain, bytes: &[u8; MapRequest::SIZE]) -> Option<MapRequest> 
     MapRequest::from_bytes(bytes).ok().filter(|request| domain.own(request.target).is_ok())
 }
 
-/// Marks the slots of the items that come before one that is not as nearly all are: for the processor that `like` is for, and for an allocated
-/// slot. Each has a room of `fresh` and its reply. How many they are.
+/// Marks the slots of the items that come before one that is not as nearly all are: for the processor that `like` is for, and for
+/// an allocated slot. Each has a room of `fresh` and its reply. How many they are.
 // A function of its own, as the others that walk the batch are: in its caller the compiler runs out of registers.
 #[inline(never)]
 fn begin_run(bank: &Bank, like: MapRequest, items: &mut [[u8; MapRequest::SIZE]], fresh: &mut [Fresh]) -> usize {

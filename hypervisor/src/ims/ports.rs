@@ -36,8 +36,8 @@ pub enum HostRoute {
     },
 }
 
-/// A route as slots keep it, in 63 bits: bit 63 is set; bit 62 says posted; vector 53:46. Remapped: destination 31:0. Posted: bits 51:6 of the
-/// descriptor's address in 45:0.
+/// A route as slots keep it, in 63 bits: bit 63 is set; bit 62 says posted; vector 53:46. Remapped: destination 31:0. Posted: bits
+/// 51:6 of the descriptor's address in 45:0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedRoute(NonZeroU64);
 
@@ -252,8 +252,8 @@ impl AsMut<Self> for Wanted {
 
 /// Routes and entries together, for many slots at a time.
 pub trait Bind {
-    /// For each of those in `runs`, each of which is for one processor: a use of the route to its target, as by [`Delivery::route`], and an entry with that route, as by
-    /// [`Remap::bind`]. What fails holds neither; the others do not mind. How many failed, and where the others' entries lie.
+    /// For each of those in `runs`, each of which is for one processor: a use of the route to its target, as by
+    /// [`Delivery::route`], and an entry with that route, as by [`Remap::bind`]. What fails holds neither; the others do not mind. How many failed, and where the others' entries lie.
     fn bind_all<'a, W: AsMut<Wanted> + 'a>(
         &self,
         guest: GuestId,

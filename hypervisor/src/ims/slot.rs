@@ -181,8 +181,8 @@ impl Slot {
         self.state = State::Mapping;
     }
 
-    /// The batch has an entry for the slot, which is flushed: it is mapped, shows its pair, and is about to be unmasked in the device if it is
-    /// not to stay masked. An allocated slot has been masked there.
+    /// The batch has an entry for the slot, which is flushed: it is mapped, shows its pair, and is about to be unmasked in the device
+    /// if it is not to stay masked. An allocated slot has been masked there.
     #[inline]
     pub fn complete_mapping(&mut self, handle: SlotHandle, bound: Bound, masked: bool) {
         (self.route, self.entry) = (Some(bound.route), bound.entry);

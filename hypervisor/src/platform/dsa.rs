@@ -130,7 +130,8 @@ fn tables(registers: &impl Registers) -> (usize, usize, usize) {
 }
 
 /// Shares a device out that was reset: all work queues are of the same size, none has work yet, and all engines work for all of them.
-/// No slot of the store can be raised by any. Then enables the device. An error is the code of the device's command; 0xff if it does not answer.
+/// No slot of the store can be raised by any. Then enables the device. An error is the code of the device's command; 0xff if it does
+/// not answer.
 pub fn share_out(registers: &impl Registers) -> Result<(), u8> {
     let (Some(Queues { count, size }), Some(store)) = (queues(registers), message_store(registers)) else {
         return Err(NO_ANSWER);

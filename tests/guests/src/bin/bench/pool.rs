@@ -172,7 +172,7 @@ impl Pool {
 
     /// Writes a message into a slot, and leaves its control as it is.
     pub fn write_message(&mut self, from_end: usize, vector: u8) {
-        self.write(from_end, Field::AddressLo, 0xfee0_0000 | self.apic_id << 12);
+        self.write(from_end, Field::AddressLo, apic::message_address(self.apic_id));
         self.write(from_end, Field::AddressHi, 0);
         self.write(from_end, Field::Data, vector.into());
     }

@@ -1,6 +1,6 @@
 //! Slots that a driver writes.
 
-use guests::bare::vector;
+use guests::bare::{apic, vector};
 use guests::guest_shim::store::Field;
 
 use crate::bench::{Bench, Scenario, timed};
@@ -38,7 +38,7 @@ pub fn measure(bench: &mut Bench, pool: &mut Pool) {
 fn dwords(bench: &mut Bench, pool: &mut Pool) {
     blank(pool);
     write_messages(pool);
-    let address = |pool: &mut Pool| each(pool, |pool, n| pool.write(n, Field::AddressLo, 0xfee0_0000));
+    let address = |pool: &mut Pool| each(pool, |pool, n| pool.write(n, Field::AddressLo, apic::MESSAGES));
     bench.measure(Scenario::new("slot-write", "address", 0, OPS), pool, |_| {}, address);
     let masked = |pool: &mut Pool| each(pool, |pool, n| pool.write(n, Field::Control, 1));
     bench.measure(Scenario::new("slot-write", "control", 0, OPS), pool, |_| {}, masked);

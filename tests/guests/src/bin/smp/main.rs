@@ -1,6 +1,6 @@
 //! A guest with several processors. It starts them and sends every kind of interrupt between them. With `ops=` all of them map, mask,
-//! re-target and free slots at random while the device raises them; with `race=` they fight for the same
-//! slots. What is random follows from `seed=`.
+//! re-target and free slots at random while the device raises them; with `race=` they fight for the same slots.
+//! What is random follows from `seed=`.
 #![no_std]
 #![no_main]
 

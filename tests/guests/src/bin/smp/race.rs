@@ -100,7 +100,7 @@ fn operate(random: &mut Random, calls: &Hypercalls<Vmcall>) {
     let slot = if random.next().is_multiple_of(2) { handle.index() } else { (random.next() % SLOTS) as u16 };
     let target = any_target(random);
     match random.next() % 20 {
-        0 => store.write(slot, Field::AddressLo, 0xfee0_0000 | target.apic_id << 12),
+        0 => store.write(slot, Field::AddressLo, apic::message_address(target.apic_id)),
         1 => store.write(slot, Field::AddressHi, 0),
         2 | 3 => store.write(slot, Field::Data, target.vector.into()),
         4 | 5 => store.write(slot, Field::Control, random.next() as u32 & 1),

@@ -4,10 +4,8 @@ use guests::bare::{apic, idle, interrupts};
 use guests::dsa::{Registers, spec};
 use guests::println;
 
-use super::{
-    emulated,
-    function::{Vf, expect},
-};
+use crate::emulated;
+use crate::function::{Vf, errors, expect};
 
 /// How many, and the ticks between two of them: the device has to get at its work queue.
 const ERRORS: u32 = 2_000;
@@ -31,7 +29,7 @@ pub fn run(vf: &mut Vf) -> Result<(), &'static str> {
         let came = idle::wait_until(LIMIT, || interrupts::count(vf.leads_to(0)) > signals);
         expect(came && apic::tsc() < began + LIMIT / 2, "an error is not told of in time");
     }
-    let errors = super::function::errors();
+    let errors = errors();
     println!("@result flood={ERRORS} errors={errors}");
     if errors == 0 { Ok(()) } else { Err("not everything was right") }
 }
