@@ -18,8 +18,9 @@ pub struct Apt {
 }
 
 impl Apt {
-    /// Sets one up with these sources and nothing installed.
-    pub fn new(directory: &Path, sources: &[Source]) -> Result<Self> {
+    /// Sets one up with these sources and nothing installed. Where they hold a package in several suites, that of `preferred`
+    /// counts (apt.conf(5), `APT::Default-Release`).
+    pub fn new(directory: &Path, sources: &[Source], preferred: Option<&str>) -> Result<Self> {
         for part in ["state/lists/partial", "cache/archives/partial", "log", "empty"] {
             fs::create_dir_all(directory.join(part))
                 .with_context(|| format!("cannot create {}", directory.display()))?;
@@ -30,7 +31,7 @@ impl Apt {
         }
         fs::write(directory.join("sources.list"), list)?;
         fs::write(directory.join("state/status"), "")?;
-        fs::write(directory.join("apt.conf"), configuration(directory, &host_settings()))?;
+        fs::write(directory.join("apt.conf"), configuration(directory, &host_settings(), preferred))?;
         Ok(Self { directory: directory.to_owned() })
     }
 
@@ -140,7 +141,7 @@ fn network_settings(dump: &str) -> String {
 }
 
 /// The text of apt.conf(5). The hooks and parts of the host's configuration are for its own apt.
-fn configuration(directory: &Path, host: &str) -> String {
+fn configuration(directory: &Path, host: &str, preferred: Option<&str>) -> String {
     let at = |part: &str| directory.join(part).display().to_string();
     let settings = [
         ("Dir::State", at("state")),
@@ -162,7 +163,8 @@ fn configuration(directory: &Path, host: &str) -> String {
         ("Debug::NoLocking", "true".into()),
     ];
     let mut text = host.to_owned();
-    for (name, value) in settings {
+    let preferred = preferred.map(|suite| ("APT::Default-Release", suite.to_owned()));
+    for (name, value) in settings.into_iter().chain(preferred) {
         text.push_str(&format!("{name} \"{value}\";\n"));
     }
     text
@@ -197,12 +199,13 @@ mod tests {
 
     #[test]
     fn nothing_of_the_hosts_state_is_touched() {
-        let text = configuration(Path::new("/p"), "");
+        let text = configuration(Path::new("/p"), "", Some("trixie-backports"));
         for setting in [
             "Dir::State \"/p/state\"",
             "Dir::Cache \"/p/cache\"",
             "Dir::State::status \"/p/state/status\"",
             "Dir::Etc::parts \"/p/empty\"",
+            "APT::Default-Release \"trixie-backports\"",
         ] {
             assert!(text.contains(setting), "{setting}");
         }

@@ -33,6 +33,8 @@ pub struct Kit {
     pub what: &'static str,
     /// The packages. The first is the one whose version counts.
     pub packages: &'static [&'static str],
+    /// Whether the packages come from the release's backports where those have them.
+    pub backports: bool,
     /// Whether that version is one that works.
     pub works: fn(&str) -> bool,
     /// The version that is needed, for people.
@@ -122,8 +124,16 @@ fn apt_with(kit: &Kit, directory: &Path, step: &mut Step) -> Result<(Apt, String
 
 /// Debian's own archive at this mirror.
 fn debian(kit: &Kit, directory: &Path, mirror: String, keyring: PathBuf, step: &mut Step) -> Result<(Apt, String)> {
-    let source = Source { uri: mirror, suite: SUITE.into(), components: vec!["main".into()], signed_by: Some(keyring) };
-    let apt = Apt::new(directory, &[source])?;
+    let backports = format!("{SUITE}-backports");
+    let suites = [SUITE].into_iter().chain(kit.backports.then_some(backports.as_str()));
+    let source = |suite: &str| Source {
+        uri: mirror.clone(),
+        suite: suite.into(),
+        components: vec!["main".into()],
+        signed_by: Some(keyring.clone()),
+    };
+    let sources: Vec<_> = suites.map(source).collect();
+    let apt = Apt::new(directory, &sources, kit.backports.then_some(backports.as_str()))?;
     apt.update(step)?;
     match apt.candidate(kit.leader())? {
         Some(version) if (kit.works)(&version) => Ok((apt, version)),
@@ -151,7 +161,7 @@ fn other(kit: &Kit, directory: &Path, release: &Release, host: &[Source], step: 
     if own.is_empty() {
         own = host.to_vec();
     }
-    let apt = Apt::new(&directory.join("own"), &own)?;
+    let apt = Apt::new(&directory.join("own"), &own, None)?;
     apt.update(step)?;
     let version = apt.candidate(kit.leader())?;
     if let Some(version) = version.as_deref().filter(|version| (kit.works)(version)) {

@@ -38,6 +38,7 @@ const BOCHS: Kit = Kit {
         "xorriso",
         "mtools",
     ],
+    backports: false,
     works,
     needed: WORKING_BOCHS,
     by_hand: "- Bochs 3.0, built with plugins, `--enable-smp`, VMX and the `term` or `nogui` display, with its BIOS and SeaBIOS' \

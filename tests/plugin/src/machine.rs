@@ -237,7 +237,7 @@ impl Machine {
     pub(crate) fn report(&self) -> String {
         let mut text = String::new();
         if !self.dsas.is_empty() {
-            dsa_report(&self.dsas, &mut text);
+            text.push_str(&dsa_model::report(&self.dsas.iter().collect::<Vec<_>>()));
         }
         if !self.units.is_empty() {
             unit_report(&self.units, &mut text);
@@ -253,25 +253,6 @@ fn unit_of(units: &mut [Unit], source: u16) -> Option<&mut Unit> {
         [scoped, _] if source == DSA_FUNCTIONS[0].into() => Some(scoped),
         [.., rest] => Some(rest),
         [] => None,
-    }
-}
-
-/// The sums of all functions.
-fn dsa_report(dsas: &[Dsa], text: &mut String) {
-    type Counter = fn(&Dsa) -> u64;
-    let counters: [(&str, Counter); 9] = [
-        ("descriptors", |dsa| dsa.stats().descriptors),
-        ("bytes", |dsa| dsa.stats().bytes),
-        ("messages", |dsa| dsa.stats().messages),
-        ("pending", |dsa| dsa.stats().pending),
-        ("refused", |dsa| dsa.stats().refused),
-        ("faults", |dsa| dsa.stats().faults),
-        ("store_commands", |dsa| dsa.stats().store_commands),
-        ("enabled", |dsa| dsa.enabled().into()),
-        ("bus_master", |dsa| u64::from(dsa.config_read(4, 2) >> 2 & 1)),
-    ];
-    for (key, counter) in counters {
-        let _ = writeln!(text, "dsa.{key}={}", dsas.iter().map(counter).sum::<u64>());
     }
 }
 

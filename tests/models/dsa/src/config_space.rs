@@ -12,7 +12,7 @@ const BAR2: usize = 0x18;
 const CAPABILITIES: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
 const EXPRESS: usize = 0x40;
-const MSIX: usize = 0x80;
+const MSIX: usize = spec::MSIX_CAPABILITY as usize;
 const DVSEC: usize = 0x100;
 const PASID: usize = 0x120;
 

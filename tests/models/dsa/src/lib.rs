@@ -19,6 +19,7 @@ mod operation;
 mod portal;
 mod queue_store;
 mod registers;
+mod report;
 mod slow;
 pub mod spec;
 mod swerr;
@@ -39,6 +40,7 @@ use swerr::SoftwareError;
 use work_queue::WorkQueue;
 
 pub use portal::PortalWrite;
+pub use report::report;
 
 /// A request of the device that was refused on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub struct Config {
     pub interrupt_handles: u16,
     /// The store is behind a command interface: not Intel's.
     pub slow_store: bool,
+    /// Portals take a descriptor in pieces of 8 bytes, and the subsystem ID says so. (Today those of every device do.)
+    pub pieces: bool,
     /// Device ID: with another one software does not take it for a DSA.
     pub device_id: u16,
 }
@@ -72,7 +76,18 @@ impl Default for Config {
             ims_multiplier: 16,
             interrupt_handles: 4096 + spec::MSIX_ENTRIES as u16,
             slow_store: false,
+            pieces: false,
             device_id: spec::DEVICE_ID,
+        }
+    }
+}
+
+impl Config {
+    fn subsystem(&self) -> u16 {
+        match (self.slow_store, self.pieces) {
+            (true, _) => spec::SLOW_STORE_SUBSYSTEM,
+            (false, true) => spec::PIECES_SUBSYSTEM,
+            (false, false) => 0,
         }
     }
 }
@@ -133,7 +148,7 @@ impl Dsa {
         let slots = usize::from(setup.ims_multiplier.min(63)) * usize::from(spec::gencap::IMS_UNIT);
         Self {
             setup,
-            space: ConfigSpace::new(setup.device_id, if setup.slow_store { spec::SLOW_STORE_SUBSYSTEM } else { 0 }),
+            space: ConfigSpace::new(setup.device_id, setup.subsystem()),
             registers: Registers::default(),
             groups: [Group::default(); spec::GROUPS],
             queues: std::array::from_fn(|_| WorkQueue::default()),

@@ -37,6 +37,12 @@ pub const PORTALS_PER_WQ: u64 = 4;
 
 /// Subsystem ID of a device whose store is slow. Not Intel's.
 pub const SLOW_STORE_SUBSYSTEM: u16 = 0x510e;
+/// Subsystem ID of a device whose portals take a descriptor in pieces of 8 bytes: where stores of 64 bytes do not reach it. Not
+/// Intel's.
+pub const PIECES_SUBSYSTEM: u16 = 0x9108;
+
+/// Where in configuration space the MSI-X capability is.
+pub const MSIX_CAPABILITY: u16 = 0x80;
 
 /// Where the tables lie in BAR0.
 pub mod bar0 {

@@ -1,0 +1,274 @@
+//! One client: its messages as they come, and what is on its way to it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::io::Errno as SystemError;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use crate::device::{Device, IRQS, REGIONS, region_size};
+use crate::wire::{self, Broken, Errno, HEADER, Header, Request};
+
+/// More than this on its way to a client that does not take it, and nothing more is done for it.
+const FULL: usize = 1 << 20;
+/// Messages that are taken in one turn: then it is the engines' turn, and other clients'.
+const TURN: usize = 64;
+
+/// `VFIO_DEVICE_FLAGS_RESET` and `VFIO_DEVICE_FLAGS_PCI`.
+const DEVICE_FLAGS: u32 = 0b11;
+/// `VFIO_REGION_INFO_FLAG_READ` and `VFIO_REGION_INFO_FLAG_WRITE`: nothing is mapped, every access is a message.
+const REGION_FLAGS: u32 = 0b11;
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// The client has left.
+    Closed,
+    /// Its messages make no sense.
+    Broken(Broken),
+    /// The socket failed.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+impl From<Broken> for End {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+
+/// A message on its way in.
+#[derive(Default)]
+struct Incoming {
+    head: [u8; HEADER],
+    /// The header, when it is whole.
+    header: Option<Header>,
+    payload: Vec<u8>,
+    /// Bytes of what is read now: the header, then the payload.
+    have: usize,
+    /// What came with the header.
+    file: Option<OwnedFd>,
+}
+
+/// A client and its device.
+pub struct Connection {
+    socket: UnixStream,
+    device: Device,
+    incoming: Incoming,
+    outgoing: VecDeque<u8>,
+    greeted: bool,
+    /// The engines have more to do.
+    busy: bool,
+}
+
+impl Connection {
+    /// A client that has just come.
+    pub fn new(socket: UnixStream, device: Device) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let (incoming, outgoing) = (Incoming::default(), VecDeque::new());
+        Ok(Self { socket, device, incoming, outgoing, greeted: false, busy: false })
+    }
+
+    /// The device, when the client has left.
+    pub fn into_device(self) -> Device {
+        self.device
+    }
+
+    /// Something can be done without a message from the client.
+    pub fn is_busy(&self) -> bool {
+        self.busy && !self.is_full()
+    }
+
+    /// The client's messages are taken.
+    pub fn wants_messages(&self) -> bool {
+        !self.is_full()
+    }
+
+    /// Something is on its way to the client.
+    pub fn has_output(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    fn is_full(&self) -> bool {
+        self.outgoing.len() >= FULL
+    }
+
+    /// One turn: what can be sent is sent, some messages are carried out, the engines work once. It never waits.
+    pub fn turn(&mut self) -> Result<(), End> {
+        self.send()?;
+        for _ in 0..TURN {
+            if self.is_full() || !self.receive()? {
+                break;
+            }
+            self.carry_out()?;
+        }
+        if !self.is_full() {
+            self.busy = self.device.work();
+            self.take_requests();
+        }
+        self.send()
+    }
+
+    fn send(&mut self) -> Result<(), End> {
+        while !self.outgoing.is_empty() {
+            let (front, back) = self.outgoing.as_slices();
+            match self.socket.write_vectored(&[IoSlice::new(front), IoSlice::new(back)]) {
+                Ok(0) => return Err(End::Closed),
+                Ok(sent) => drop(self.outgoing.drain(..sent)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads on. Says whether a message is whole.
+    ///
+    /// A message's descriptor comes with its first byte. So header and payload are read by themselves: a longer read could bring
+    /// the descriptor of another message.
+    fn receive(&mut self) -> Result<bool, End> {
+        let Self { socket, incoming, .. } = self;
+        loop {
+            let Some(header) = &incoming.header else {
+                let Some((count, file)) = read(socket.as_fd(), &mut incoming.head[incoming.have..])? else {
+                    return Ok(false);
+                };
+                // A second one makes no sense, nor one in the middle.
+                if file.is_some() && (incoming.file.is_some() || incoming.have > 0) {
+                    return Err(Broken::Descriptors.into());
+                }
+                incoming.file = incoming.file.take().or(file);
+                incoming.have += count;
+                if incoming.have == HEADER {
+                    let header = Header::parse(&incoming.head)?;
+                    incoming.payload.resize(header.payload, 0);
+                    (incoming.header, incoming.have) = (Some(header), 0);
+                }
+                continue;
+            };
+            if incoming.have == header.payload {
+                return Ok(true);
+            }
+            let Some((count, file)) = read(socket.as_fd(), &mut incoming.payload[incoming.have..])? else {
+                return Ok(false);
+            };
+            if file.is_some() {
+                return Err(Broken::Descriptors.into());
+            }
+            incoming.have += count;
+        }
+    }
+
+    /// Carries out the message that is whole, and answers it.
+    fn carry_out(&mut self) -> Result<(), End> {
+        let Incoming { header, payload, file, .. } = std::mem::take(&mut self.incoming);
+        let Some(header) = header else { return Ok(()) };
+        // Answers to our own requests: nobody waits for them.
+        if header.is_reply() {
+            return if file.is_none() { Ok(()) } else { Err(Broken::Descriptors.into()) };
+        }
+        let request = Request::parse(&header, &payload);
+        if header.is_version() != !self.greeted || header.is_version() && request.is_err() {
+            return Err(Broken::Version.into());
+        }
+        self.greeted = true;
+        if file.is_some() && !matches!(request, Ok(Request::DmaMap(_))) {
+            return Err(Broken::Descriptors.into());
+        }
+        let reply = request.and_then(|request| self.answer(&header, request, file.map(File::from)));
+        if header.wants_reply() {
+            self.outgoing.extend(reply.unwrap_or_else(|why| header.refusal(why)));
+        }
+        // What the request made the device ask for comes after the answer.
+        self.take_requests();
+        Ok(())
+    }
+
+    fn take_requests(&mut self) {
+        while let Some(request) = self.device.take_request() {
+            self.outgoing.extend(request);
+        }
+    }
+
+    fn answer(&mut self, header: &Header, request: Request, file: Option<File>) -> Result<Vec<u8>, Errno> {
+        let device = &mut self.device;
+        match request {
+            Request::Version => Ok(wire::version_reply(header)),
+            Request::DmaMap(map) => device.memory().map(map, file).map(|()| header.reply(&[])),
+            Request::DmaUnmap(range) => {
+                match range {
+                    Some(range) => device.memory().unmap(range),
+                    None => device.memory().clear(),
+                }
+                Ok(header.reply(&wire::unmapped(range)))
+            }
+            Request::GetInfo => Ok(header.reply(&wire::info(&[DEVICE_FLAGS, REGIONS, IRQS], &[]))),
+            Request::GetRegionInfo(index) if index < REGIONS => {
+                let size = region_size(index);
+                let flags = if size > 0 { REGION_FLAGS } else { 0 };
+                Ok(header.reply(&wire::info(&[flags, index, 0], &[size, 0])))
+            }
+            Request::GetIrqInfo(index) if index < IRQS => Ok(header.reply(&wire::info(&[0, index, 0], &[]))),
+            // To stop all signals of a kind is right where there are none.
+            Request::SetIrqs(0) => Ok(header.reply(&[])),
+            Request::GetRegionInfo(_) | Request::GetIrqInfo(_) | Request::SetIrqs(_) => Err(Errno::Invalid),
+            Request::RegionRead(place, count) => {
+                let data = device.load(place, count)?;
+                Ok(wire::access_reply(header, place, count, &data))
+            }
+            Request::RegionWrite(place, data) => {
+                device.store(place, data)?;
+                Ok(wire::access_reply(header, place, data.len(), &[]))
+            }
+            Request::Reset => {
+                device.reset();
+                Ok(header.reply(&[]))
+            }
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Reads some bytes, and the descriptor that comes with them. `None`: nothing is there yet.
+fn read(socket: BorrowedFd, buf: &mut [u8]) -> Result<Option<(usize, Option<OwnedFd>)>, End> {
+    // Room for one more than a message may have: so a second one is seen.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(buf)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(SystemError::INTR) => {}
+            Err(SystemError::AGAIN) => return Ok(None),
+            other => break other.map_err(io::Error::from)?,
+        }
+    };
+    let mut files = ancillary.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(files) => Some(files).into_iter().flatten(),
+        _ => None.into_iter().flatten(),
+    });
+    let file = files.next();
+    if files.next().is_some() {
+        return Err(Broken::Descriptors.into());
+    }
+    if received.bytes == 0 {
+        return Err(End::Closed);
+    }
+    Ok(Some((received.bytes, file)))
+}

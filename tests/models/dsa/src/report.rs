@@ -1,0 +1,30 @@
+//! The counters for the report of a run.
+
+use std::fmt::Write;
+
+use crate::Dsa;
+
+type Counter = fn(&Dsa) -> u64;
+
+const COUNTERS: [(&str, Counter); 9] = [
+    ("descriptors", |dsa| dsa.stats.descriptors),
+    ("bytes", |dsa| dsa.stats.bytes),
+    ("messages", |dsa| dsa.stats.messages),
+    ("pending", |dsa| dsa.stats.pending),
+    ("refused", |dsa| dsa.stats.refused),
+    ("faults", |dsa| dsa.stats.faults),
+    ("store_commands", |dsa| dsa.stats.store_commands),
+    ("enabled", |dsa| dsa.enabled().into()),
+    ("bus_master", |dsa| dsa.space.bus_master().into()),
+];
+
+/// The sums of all functions, a line `dsa.key=value` each.
+pub fn report(dsas: &[&Dsa]) -> String {
+    let mut text = String::new();
+    for (key, counter) in COUNTERS {
+        let sum: u64 = dsas.iter().map(|dsa| counter(dsa)).sum();
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "dsa.{key}={sum}");
+    }
+    text
+}
