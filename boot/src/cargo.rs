@@ -42,6 +42,12 @@ fn is_plugin(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name == "libbx_ims.so")
 }
 
+/// The server of DSAs for QEMU, for the host.
+pub fn dsa_server(paths: &Paths) -> Result<PathBuf> {
+    let artifacts = build(paths, "building the DSA server", &["-p", "dsa-server", "--bin", "dsa-server", "--release"])?;
+    executables(artifacts).remove("dsa-server").context("the build left no dsa-server")
+}
+
 /// The hypervisor, for the bare machine.
 pub fn hypervisor(paths: &Paths) -> Result<PathBuf> {
     toolchain::ensure_target()?;

@@ -7,7 +7,7 @@ use imsvisor_boot::cli::{Options, Wish};
 use imsvisor_boot::image::{Firmware, Image, Module};
 use imsvisor_boot::machine::{self, Kind, kvm};
 use imsvisor_boot::paths::Paths;
-use imsvisor_boot::prefix::Tools;
+use imsvisor_boot::prefix::{Need, Tools};
 use imsvisor_boot::show::{self, Show};
 use imsvisor_boot::{cargo, prefix};
 
@@ -64,7 +64,7 @@ fn write_image(options: &Options) -> Result<()> {
 /// The machine that was asked for, with what it needs.
 fn machine_and_tools(paths: &Paths, asked: Option<Kind>) -> Result<(Kind, Tools)> {
     let kind = Kind::choose(asked, kvm::preflight).context("--machine kvm")?;
-    let tools = if kind == Kind::Bochs { prefix::tools(paths) } else { prefix::qemu_tools(paths) };
+    let tools = if kind == Kind::Bochs { prefix::tools(paths) } else { prefix::qemu_tools(paths, Need::VfioUser) };
     Ok((kind, tools?))
 }
 
@@ -77,6 +77,8 @@ fn run(options: &Options) -> Result<bool> {
     let mut config = options.config();
     if on_bochs {
         config.plugin = Some(cargo::plugin(&paths)?);
+    } else {
+        config.dsa_server = Some(cargo::dsa_server(&paths)?);
     }
     let hypervisor = cargo::hypervisor(&paths)?;
     let guests = modules(&paths, &wishes)?;

@@ -142,7 +142,7 @@ pub struct Summary {
     pub wall: Duration,
     /// The plugin's counters.
     pub plugin: BTreeMap<String, u64>,
-    with_plugin: bool,
+    with_counters: bool,
 }
 
 impl Summary {
@@ -159,7 +159,7 @@ impl Summary {
             end: outcome.end.clone(),
             wall: outcome.wall,
             plugin: outcome.plugin.clone(),
-            with_plugin: outcome.with_plugin,
+            with_counters: outcome.with_counters,
         };
         for seen in &outcome.lines {
             summary.take(&seen.line);
@@ -257,8 +257,8 @@ impl Summary {
             failures.push("no guest was started".to_owned());
         }
         failures.extend(self.guests.iter().flat_map(Guest::failures));
-        if self.with_plugin && self.plugin.is_empty() {
-            failures.push("the machine's plugin left no counters".to_owned());
+        if self.with_counters && self.plugin.is_empty() {
+            failures.push("the machine's devices left no counters".to_owned());
         }
         failures.extend(self.interrupts().failures());
         Verdict { failures }
@@ -308,7 +308,7 @@ mod tests {
             lines: console.lines().map(seen).collect(),
             end,
             plugin: plugin.iter().map(|(key, value)| ((*key).to_owned(), *value)).collect(),
-            with_plugin: true,
+            with_counters: true,
             wall: Duration::ZERO,
             directory: "/".into(),
         }
@@ -422,7 +422,7 @@ mod tests {
     #[test]
     fn counters_that_are_missing_fail_the_run() {
         let verdict = outcome(CONSOLE, &[], End::Off).summary().verdict();
-        assert_eq!(verdict.failures, ["the machine's plugin left no counters"]);
+        assert_eq!(verdict.failures, ["the machine's devices left no counters"]);
     }
 
     #[test]

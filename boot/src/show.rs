@@ -238,7 +238,7 @@ mod tests {
             lines: console.lines().map(seen).collect(),
             end: End::Off,
             plugin: [("vtd.remapped".to_owned(), 1234)].into(),
-            with_plugin: true,
+            with_counters: true,
             wall: Duration::ZERO,
             directory: "/".into(),
         }

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 use imsvisor_boot::paths::Paths;
-use imsvisor_boot::prefix::{self, Tools};
+use imsvisor_boot::prefix::{self, Need, Tools};
 use imsvisor_boot::{cargo, toolchain};
 
 /// Most machines that run at one time.
@@ -73,7 +73,19 @@ pub fn hypervisor() -> Result<&'static Path> {
 /// QEMU, and what makes images.
 pub fn qemu_tools() -> Result<&'static Tools> {
     static TOOLS: Once<Tools> = Once::new();
-    TOOLS.get(|| prepare("QEMU", || prefix::qemu_tools(paths()?)))
+    TOOLS.get(|| prepare("QEMU", || prefix::qemu_tools(paths()?, Need::Unit)))
+}
+
+/// A QEMU that takes devices of another process, and what makes images.
+pub fn vfio_user_tools() -> Result<&'static Tools> {
+    static TOOLS: Once<Tools> = Once::new();
+    TOOLS.get(|| prepare("QEMU", || prefix::qemu_tools(paths()?, Need::VfioUser)))
+}
+
+/// The server of DSAs for QEMU.
+pub fn dsa_server() -> Result<&'static Path> {
+    static SERVER: Once<PathBuf> = Once::new();
+    SERVER.get(|| prepare("the DSA server", || cargo::dsa_server(paths()?))).map(PathBuf::as_path)
 }
 
 /// The image that holds the VT-d code against QEMU's remapping unit.

@@ -225,11 +225,7 @@ impl Boot {
 
     /// What a guest reported that ran without the hypervisor, to its own end.
     pub fn native_result(&self) -> Pairs {
-        let lines = || self.outcome().lines.iter().map(|seen| seen.raw.as_str());
-        assert!(lines().any(|line| line == "@native exit=0"), "the guest did not end as it should");
-        let result = lines().find_map(|line| line.strip_prefix("@result "));
-        let event = Line::parse(&format!("@ims result {}", result.expect("the guest reported nothing")));
-        event.event("result").cloned().expect("the result can be read")
+        native_result(self.outcome())
     }
 
     /// The guest ran to its own end and found everything right.
@@ -252,6 +248,16 @@ impl Drop for Boot {
         }
         eprintln!("--- {}; logs: {} ---", outcome.end, outcome.directory.display());
     }
+}
+
+/// What a guest reported that ran without the hypervisor. Panics when it did not come to its own end.
+pub fn native_result(outcome: &Outcome) -> Pairs {
+    let lines = || outcome.lines.iter().map(|seen| seen.raw.as_str());
+    let ended = lines().any(|line| line == "@native exit=0");
+    assert!(ended, "the guest did not end as it should:\n{}{}", outcome.console(), outcome.end);
+    let result = lines().find_map(|line| line.strip_prefix("@result "));
+    let event = Line::parse(&format!("@ims result {}", result.expect("the guest reported nothing")));
+    event.event("result").cloned().expect("the result can be read")
 }
 
 /// Whether one of these words occurs in a text, as a whole word.

@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use imsvisor_boot::event::Line;
 use imsvisor_boot::machine::{self, Config, Kind, NVME};
 use imsvisor_tests::bench;
-use imsvisor_tests::scenario::{Plan, Scenario};
+use imsvisor_tests::scenario::{Plan, Scenario, native_result};
 
 /// Vectors, and the interrupts of each: eight at two places, and one that waits in between.
 const VECTORS: u64 = 4;
@@ -64,11 +63,8 @@ fn the_guest_drives_qemus_controller_without_the_hypervisor() {
     let (paths, tools) = (bench::paths().expect("paths"), bench::qemu_tools().expect("QEMU"));
     let guest = bench::guest("whole").expect("the guest");
     let outcome = machine::start_on(Kind::Tcg, paths, tools, &config, guest, &[]).expect("QEMU").finish();
-    let lines: Vec<_> = outcome.lines.iter().map(|seen| seen.raw.as_str()).collect();
-    assert!(lines.contains(&"@native exit=0"), "{lines:#?}");
-    assert!(lines.iter().any(|line| line.contains(&format!("{NVME} works"))), "{lines:#?}");
-    let result = lines.iter().find_map(|line| line.strip_prefix("@result ")).expect("a result");
-    let result = Line::parse(&format!("@ims result {result}")).event("result").cloned().expect("pairs");
+    let result = native_result(&outcome);
+    assert!(outcome.console().contains(&format!("{NVME} works")), "{}", outcome.console());
     // The commands that made the queues raised vector 0 while it was masked: one interrupt for all of them.
     assert_eq!((result.number("handled"), result.number("held")), (Some(VECTORS * EACH + 1), Some(VECTORS)));
     assert_eq!(result.number("errors"), Some(0));

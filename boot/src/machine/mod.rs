@@ -1,6 +1,7 @@
 //! The machines that the hypervisor boots on: Bochs with our plugin, and QEMU, with nested KVM or without VT-x.
 
 pub mod bochs;
+mod dsa_server;
 pub mod kvm;
 mod qemu;
 mod run;
@@ -9,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use rustix::process::{Signal, set_parent_process_death_signal};
 
+pub use dsa_server::DSAS;
 pub use qemu::NVME;
 pub use run::{End, Outcome, Run, Seen};
 
@@ -30,6 +33,8 @@ pub struct Config {
     pub exclude_features: Vec<String>,
     /// The plugin, `libbx_ims.so`; without it there is neither a remapping unit nor a device.
     pub plugin: Option<PathBuf>,
+    /// The server of DSAs for QEMU; without it QEMU's machine has none.
+    pub dsa_server: Option<PathBuf>,
     /// Options for the plugin: `no-vtd`, `no-dsa`, `no-dmar`.
     pub plugin_options: Vec<String>,
     /// Words for the hypervisor's own command line.
@@ -50,6 +55,7 @@ impl Default for Config {
             cpu_model: "corei7_skylake_x".into(),
             exclude_features: Vec::new(),
             plugin: None,
+            dsa_server: None,
             plugin_options: Vec::new(),
             hypervisor_options: Vec::new(),
             extra: Vec::new(),
@@ -57,6 +63,18 @@ impl Default for Config {
             limit: Duration::from_secs(600),
         }
     }
+}
+
+impl Config {
+    /// Whether the run leaves counters: those of the plugin, or of the DSA server.
+    fn has_counters(&self) -> bool {
+        self.plugin.is_some() || self.dsa_server.is_some()
+    }
+}
+
+/// Ties a process to its parent's life. It makes one system call: no allocation, no lock; so it may run between fork and exec.
+fn die_with_parent() -> std::io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
 /// The kinds of machine.

@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 
 use anyhow::{Context, Result};
 
+use super::dsa_server::{self, DsaServer};
 use super::run::Run;
 use super::{Config, IMAGE, SERIAL};
 use crate::prefix::Tools;
@@ -29,7 +30,7 @@ pub(super) enum Accelerator {
 
 impl Accelerator {
     /// Machine, accelerator, processor. With KVM the remapping unit has to be between devices and local APICs, so the I/O APIC is
-    /// QEMU's. With TCG time goes by instructions, and nobody sleeps: a device that takes its time costs none of ours.
+    /// QEMU's.
     fn arguments(self, features: &str) -> Vec<String> {
         let words: [&str; 6] = match self {
             Self::Kvm => ["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host,+vmx"],
@@ -38,9 +39,6 @@ impl Accelerator {
         let mut arguments = words.map(str::to_owned).to_vec();
         if let Some(cpu) = arguments.last_mut() {
             cpu.push_str(features);
-        }
-        if self == Self::Tcg {
-            arguments.extend(["-icount", "shift=7,sleep=off"].map(str::to_owned));
         }
         arguments
     }
@@ -52,6 +50,11 @@ impl Accelerator {
             Self::Tcg => "intel-iommu,intremap=on,eim=on",
         }
     }
+
+    /// Whether time can go by instructions: not where another process takes its own time.
+    fn counts_time(self, config: &Config) -> bool {
+        self == Self::Tcg && config.dsa_server.is_none()
+    }
 }
 
 /// Starts QEMU in a run's directory that holds the image.
@@ -61,13 +64,22 @@ pub(super) fn start(accelerator: Accelerator, tools: &Tools, config: &Config, di
     let output = File::create(directory.join(OUTPUT)).context("cannot create QEMU's output")?;
     let errors = output.try_clone().context("cannot share QEMU's output")?;
     command.args(arguments(accelerator, config)).stdout(output).stderr(errors);
-    Run::start(command, directory, config, inquest)
+    let server = config.dsa_server.as_deref().map(|program| DsaServer::start(program, &directory)).transpose()?;
+    let mut run = Run::start(command, directory, config, inquest)?;
+    if let Some(server) = server {
+        run.keep(server);
+    }
+    Ok(run)
 }
 
 /// QEMU's arguments. The remapping unit comes before every other device, as QEMU asks.
 fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
     let features: String = config.exclude_features.iter().map(|feature| format!(",-{feature}")).collect();
     let mut arguments = accelerator.arguments(&features);
+    if accelerator.counts_time(config) {
+        // Nobody sleeps: a device that takes its time costs none of ours.
+        arguments.extend(["-icount", "shift=7,sleep=off"].map(str::to_owned));
+    }
     let fixed = [
         ("-m", config.memory_mib.to_string()),
         ("-smp", config.cpus.to_string()),
@@ -87,6 +99,9 @@ fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
     ];
     arguments.extend(fixed.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
     arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    if config.dsa_server.is_some() {
+        arguments.extend(dsa_server::arguments(config.memory_mib));
+    }
     arguments.extend(config.extra.iter().cloned());
     arguments
 }
@@ -135,6 +150,21 @@ mod tests {
         let arguments = arguments(Accelerator::Tcg, &Config::default());
         assert_eq!((value(&arguments, "-accel"), value(&arguments, "-cpu")), (vec!["tcg"], vec!["max"]));
         assert_eq!(value(&arguments, "-icount"), ["shift=7,sleep=off"]);
+    }
+
+    #[test]
+    fn dsas_are_behind_sockets_and_the_unit_is_in_caching_mode() {
+        let config = Config { dsa_server: Some("/x/dsa-server".into()), memory_mib: 768, ..Config::default() };
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            let arguments = arguments(accelerator, &config);
+            let devices = value(&arguments, "-device");
+            assert_eq!(value(&arguments, "-global"), ["intel-iommu.caching-mode=on"]);
+            let dsas: Vec<_> = devices.iter().filter(|device| device.contains("vfio-user-pci")).collect();
+            assert_eq!(dsas.len(), 2);
+            assert!(dsas[1].contains(r#""path":"dsa-1.sock""#) && dsas[1].contains(r#""addr":"06.0""#), "{dsas:?}");
+            assert_eq!(value(&arguments, "-object"), ["memory-backend-memfd,id=ram,size=768M,share=on"]);
+            assert!(value(&arguments, "-icount").is_empty());
+        }
     }
 
     #[test]

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use std::{fmt, thread};
 
 use anyhow::{Context, Result};
-use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL};
+use super::dsa_server::DsaServer;
+use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL, die_with_parent};
 use crate::event::{Line, parse_number};
 use crate::report::Summary;
 
@@ -78,9 +78,10 @@ pub(super) type Inquest = fn(&Path, ExitStatus) -> Result<(), String>;
 #[derive(Debug)]
 pub struct Run {
     child: Child,
+    server: Option<DsaServer>,
     directory: PathBuf,
     inquest: Inquest,
-    with_plugin: bool,
+    with_counters: bool,
     silence: Duration,
     limit: Duration,
     began: Instant,
@@ -98,17 +99,17 @@ impl Run {
     /// Starts a machine in its directory. `inquest` is asked when it ends by itself.
     pub(super) fn start(mut command: Command, directory: PathBuf, config: &Config, inquest: Inquest) -> Result<Self> {
         command.current_dir(&directory);
-        let last_wish = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
-        // SAFETY: between fork and exec only a system call is made: no allocation, no lock.
-        unsafe { command.pre_exec(last_wish) };
+        // SAFETY: `die_with_parent` may be called between fork and exec.
+        unsafe { command.pre_exec(die_with_parent) };
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let now = Instant::now();
         Ok(Self {
             child,
+            server: None,
             directory,
             inquest,
-            with_plugin: config.plugin.is_some(),
+            with_counters: config.has_counters(),
             silence: config.silence,
             limit: config.limit,
             began: now,
@@ -123,6 +124,11 @@ impl Run {
         })
     }
 
+    /// Keeps the server of the machine's DSAs, which ends after the machine.
+    pub(super) fn keep(&mut self, server: DsaServer) {
+        self.server = Some(server);
+    }
+
     /// The run's directory: image, serial log, the emulator's own log.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -131,12 +137,15 @@ impl Run {
     /// Follows the run to its end and tells what came of it.
     pub fn finish(mut self) -> Outcome {
         while self.next().is_some() {}
+        if let Some(server) = self.server.take() {
+            server.finish();
+        }
         if self.end.as_ref().is_some_and(End::is_right) {
             self.tidy();
         }
         Outcome {
             plugin: plugin_report(&self.directory.join(PLUGIN_REPORT)),
-            with_plugin: self.with_plugin,
+            with_counters: self.with_counters,
             directory: self.directory.clone(),
             lines: std::mem::take(&mut self.seen),
             end: self.end.clone().unwrap_or(End::Off),
@@ -247,10 +256,10 @@ pub struct Outcome {
     pub lines: Vec<Seen>,
     /// How it ended.
     pub end: End,
-    /// The plugin's counters; empty where it wrote none.
+    /// The counters of the plugin or of the DSA server; empty where neither wrote any.
     pub plugin: BTreeMap<String, u64>,
-    /// Whether the machine had the plugin, which then has to have left its counters.
-    pub with_plugin: bool,
+    /// Whether the machine had either, which then has to have left its counters.
+    pub with_counters: bool,
     /// How long it took, on the host's clock.
     pub wall: Duration,
     /// Where its logs are.
@@ -263,7 +272,7 @@ impl Outcome {
         Summary::new(self)
     }
 
-    /// A counter of the plugin; 0 where it has none.
+    /// A counter of the machine's; 0 where it has none.
     pub fn counter(&self, name: &str) -> u64 {
         self.plugin.get(name).copied().unwrap_or(0)
     }

@@ -296,6 +296,6 @@ mod tests {
         let words = without_it(&BOCHS, "Ubuntu 24.04", Some("2.7"));
         assert!(words.contains("Ubuntu 24.04 has bochs 2.7, but Bochs 3.0 is needed"), "{words}");
         let words = without_it(&QEMU, "Ubuntu 22.04", None);
-        assert!(words.contains("Ubuntu 22.04 has no qemu-system-x86, but QEMU 10.0 or later is needed"), "{words}");
+        assert!(words.contains("Ubuntu 22.04 has no qemu-system-x86, but QEMU 11.1 or later is needed"), "{words}");
     }
 }

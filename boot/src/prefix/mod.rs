@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use fetch::Kit;
 pub use fetch::MIRROR_VARIABLE;
-pub use qemu::{QEMU_VARIABLE, Qemu, WORKING_QEMU, qemu};
+pub use qemu::{Need, QEMU_VARIABLE, Qemu, WORKING_QEMU, qemu};
 
 use crate::paths::{Paths, on_path};
 
@@ -145,8 +145,8 @@ pub fn image_tools(paths: &Paths) -> Result<Tools> {
 }
 
 /// QEMU, and what makes images.
-pub fn qemu_tools(paths: &Paths) -> Result<Tools> {
-    Ok(Tools { qemu: Some(qemu(paths)?), ..image_tools(paths)? })
+pub fn qemu_tools(paths: &Paths, need: Need) -> Result<Tools> {
+    Ok(Tools { qemu: Some(qemu(paths, need)?), ..image_tools(paths)? })
 }
 
 fn grub(paths: &Paths) -> Result<Grub> {
