@@ -26,7 +26,7 @@ const PURE: [(&str, &[&str], &[&str]); 2] = [
 const FOR_TESTS: [&str; 2] = ["std", "proptest"];
 
 /// Workspace crates, and the workspace crates on which each may depend; `None`: nothing at all, not even others' crates.
-const CRATES: [(&str, Option<&[&str]>); 11] = [
+const CRATES: [(&str, Option<&[&str]>); 12] = [
     ("hcall-abi", None),
     ("guest-shim", Some(&["hcall-abi"])),
     ("guest-shim-c", Some(&["guest-shim", "hcall-abi"])),
@@ -37,14 +37,15 @@ const CRATES: [(&str, Option<&[&str]>); 11] = [
     ("bochs-plugin", Some(&["vtd-model", "dsa-model"])),
     ("guests", Some(&["guest-shim", "hcall-abi"])),
     ("imsvisor-tests", Some(&["imsvisor-boot"])),
-    ("vtd-check", Some(&["imsvisor"])),
+    ("vtd-check", Some(&["imsvisor", "guests", "guest-shim", "hcall-abi"])),
+    ("dsa-server", Some(&["dsa-model"])),
 ];
 
 /// What tests of a crate may use besides: the hypervisor's run against the models.
 const CRATES_FOR_TESTS: [(&str, &[&str]); 1] = [("imsvisor", &["vtd-model", "dsa-model"])];
 
 /// Crates without a line of unsafe code.
-const SAFE_CRATES: [&str; 3] = ["hcall-abi", "tests/models/vtd", "tests/models/dsa"];
+const SAFE_CRATES: [&str; 4] = ["hcall-abi", "tests/models/vtd", "tests/models/dsa", "tests/dsa-server"];
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder lies in the workspace").to_owned()

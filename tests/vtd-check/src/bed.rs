@@ -122,10 +122,13 @@ impl Bed {
             core::hint::spin_loop();
         }
         interrupts::poll();
-        let mut seen = Seen::default();
-        for vector in interrupts::take() {
-            if vector == FAULT_VECTOR { seen.fault_event = true } else { seen.vectors.push(vector) }
-        }
+        self.seen_besides(interrupts::take().collect())
+    }
+
+    /// The same where these vectors have been taken already.
+    pub fn seen_besides(&self, vectors: Vec<u8>) -> Seen {
+        let mut seen = Seen { fault_event: vectors.contains(&FAULT_VECTOR), vectors, ..Seen::default() };
+        seen.vectors.retain(|vector| *vector != FAULT_VECTOR);
         seen.lost = self.unit.take_faults(|fault| seen.faults.push(fault));
         seen
     }

@@ -2,7 +2,8 @@
 //!
 //! The image comes up as the hypervisor does, by the same code, but for VT-x. Then two devices of QEMU's send interrupts and
 //! DMA: `edu`, whose DMA engine writes wherever it is told (a write to 0xFEEx_xxxx is a message of an interrupt message store), and
-//! `nvme` with its MSI-X table. Each case ends in one line, `@ims check name=… result=… …`: *passed*, *failed*, or *unchecked*
+//! `nvme` with its MSI-X table. Where the machine has a DSA, which another process serves, its slots and its DMA are looked at instead. Each
+//! case ends in one line, `@ims check name=… result=… …`: *passed*, *failed*, or *unchecked*
 //! where QEMU does not look at what the manual tells a unit to look at.
 #![no_std]
 #![no_main]
@@ -11,6 +12,7 @@ extern crate alloc;
 
 mod bed;
 mod cases;
+mod dsa;
 mod edu;
 mod nvme;
 mod other;
@@ -59,7 +61,11 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let can = bed.unit.unit().capabilities();
     let (levels, bits, caching) = (can.levels(), can.address_bits(), can.caches_absent_entries());
     event!("unit levels={levels} address_bits={bits} caching={caching} scalable={}", bed.unit.has_pasids());
-    power::end(cases::run(&mut bed))
+    let right = match dsa::Dsa::find(machine) {
+        Some(dsa) => cases::run_served(&mut bed, &mut dsa.unwrap_or_else(|why| refuse("dsa", why))),
+        None => cases::run(&mut bed),
+    };
+    power::end(right)
 }
 
 /// Says what is missing, and ends.

@@ -40,18 +40,18 @@ pub const CASES: &[Case] = &[
 ];
 
 /// Fault reasons: appendix A of the VT-d manual.
-const BEYOND: u8 = 0x21;
-const NOT_PRESENT: u8 = 0x22;
-const RESERVED: u8 = 0x24;
-const SOURCE: u8 = 0x26;
+pub(super) const BEYOND: u8 = 0x21;
+pub(super) const NOT_PRESENT: u8 = 0x22;
+pub(super) const RESERVED: u8 = 0x24;
+pub(super) const SOURCE: u8 = 0x26;
 
 const ONE: u8 = 0x51;
 const OTHER: u8 = 0x92;
 
 /// An index behind the table's 256 entries.
-const BEHIND: u16 = 300;
+pub(super) const BEHIND: u16 = 300;
 /// A bit that no entry may have: 12 of a remapped one.
-const RESERVED_BIT: u128 = 1 << 12;
+pub(super) const RESERVED_BIT: u128 = 1 << 12;
 /// Another function than the one that sends.
 const STRANGER: Bdf = Bdf::new(0, 9, 1);
 

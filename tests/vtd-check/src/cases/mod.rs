@@ -4,6 +4,7 @@ mod dma;
 mod interrupts;
 mod queue;
 mod reset;
+mod served;
 mod takeover;
 
 use alloc::{format, string::String, vec::Vec};
@@ -14,7 +15,10 @@ use imsvisor::{
     vtd::{Fault, Reason, Request},
 };
 
-use crate::bed::{Bed, Seen};
+use crate::{
+    bed::{Bed, Seen},
+    dsa::Dsa,
+};
 
 /// What a case found out.
 enum Found {
@@ -27,23 +31,30 @@ enum Found {
 type Verdict = Result<Found, String>;
 type Case = (&'static str, fn(&mut Bed) -> Verdict);
 
-/// Runs them all. Returns whether none failed.
+/// Runs those of QEMU's own devices. Returns whether none failed.
 pub fn run(bed: &mut Bed) -> bool {
-    let mut right = true;
-    for (name, case) in
-        [dma::CASES, interrupts::CASES, queue::CASES, reset::CASES, takeover::CASES].into_iter().flatten()
-    {
+    let cases = [dma::CASES, interrupts::CASES, queue::CASES, reset::CASES, takeover::CASES].into_iter().flatten();
+    cases.fold(true, |right, (name, case)| {
         bed.seen();
-        match case(bed) {
-            Ok(Found::Right) => event!("check name={name} result=passed"),
-            Ok(Found::Unchecked(what)) => event!("check name={name} result=unchecked why=\"{what}\""),
-            Err(why) => {
-                right = false;
-                event!("check name={name} result=failed why=\"{why}\"");
-            }
-        }
+        tell(name, case(bed)) && right
+    })
+}
+
+/// Runs those of a DSA that another process serves.
+pub fn run_served(bed: &mut Bed, dsa: &mut Dsa) -> bool {
+    served::CASES.iter().fold(true, |right, (name, case)| {
+        bed.seen();
+        tell(name, case(bed, dsa)) && right
+    })
+}
+
+fn tell(name: &str, verdict: Verdict) -> bool {
+    match &verdict {
+        Ok(Found::Right) => event!("check name={name} result=passed"),
+        Ok(Found::Unchecked(what)) => event!("check name={name} result=unchecked why=\"{what}\""),
+        Err(why) => event!("check name={name} result=failed why=\"{why}\""),
     }
-    right
+    verdict.is_ok()
 }
 
 /// Nothing arrived and nothing was refused, but this vector.
