@@ -157,11 +157,15 @@ impl Dsa {
         self.ims.submit(&Descriptor { flags: 0, ..descriptor });
     }
 
+    /// Makes the markers' entry. It stays, so that none of the cases' indexes is ever a marker's.
+    pub fn bind_marker(&self, bed: &Bed) -> Result<(), &'static str> {
+        self.set_slot(MARKER, bed.bind(self.bdf, MARK)?);
+        Ok(())
+    }
+
     /// Everything that has arrived, and every fault that was recorded, by what was submitted before this: the device carries out
     /// its work in order, and QEMU its messages, so all of it has come when a marker has.
     pub fn seen(&self, bed: &Bed) -> Result<Seen, &'static str> {
-        let marker = bed.bind(self.bdf, MARK)?;
-        self.set_slot(MARKER, marker);
         self.fire(MARKER);
         let mut vectors = Vec::new();
         let marked = (0..LOOKS).any(|_| {
@@ -170,8 +174,6 @@ impl Dsa {
             vectors.extend(interrupts::take());
             vectors.contains(&MARK)
         });
-        self.mask(MARKER, true);
-        bed.retire(marker)?;
         if !marked {
             return Err("the DSA's marker did not come");
         }

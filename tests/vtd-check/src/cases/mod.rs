@@ -42,6 +42,9 @@ pub fn run(bed: &mut Bed) -> bool {
 
 /// Runs those of a DSA that another process serves.
 pub fn run_served(bed: &mut Bed, dsa: &mut Dsa) -> bool {
+    if let Err(why) = dsa.bind_marker(bed) {
+        return tell("marker", Err(why.into()));
+    }
     served::CASES.iter().fold(true, |right, (name, case)| {
         bed.seen();
         tell(name, case(bed, dsa)) && right
