@@ -37,6 +37,11 @@ impl Module {
         Ok(Self { path: path.into(), words })
     }
 
+    /// The devices that the guest is to have.
+    pub fn devices(&self) -> impl Iterator<Item = &str> {
+        self.words.iter().skip(1).filter_map(|word| word.strip_prefix("device="))
+    }
+
     /// The guest's name: its string's first word.
     pub fn name(&self) -> &str {
         self.words.first().map_or("", String::as_str)

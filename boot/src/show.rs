@@ -239,6 +239,7 @@ mod tests {
             end: End::Off,
             plugin: [("vtd.remapped".to_owned(), 1234)].into(),
             with_counters: true,
+            counts_all: true,
             wall: Duration::ZERO,
             directory: "/".into(),
         }

@@ -19,6 +19,11 @@ const OUTPUT: &str = "dsa-server.out";
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(2);
 
+/// Whether a guest's `device=` is one of the served DSAs.
+pub(super) fn is_served(device: &str) -> bool {
+    device == "dsa" || DSAS.contains(&device)
+}
+
 /// A server under way. Dropped, it is ended.
 #[derive(Debug)]
 pub(super) struct DsaServer {

@@ -5,6 +5,7 @@ mod dsa_server;
 pub mod kvm;
 mod qemu;
 mod run;
+mod trace;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -122,11 +123,16 @@ pub fn start_on(
         modules: guests.to_vec(),
     };
     image.write(&tools.grub, Firmware::BiosCd, &directory, &directory.join(IMAGE))?;
-    match kind {
-        Kind::Bochs => bochs::start(tools, config, directory),
-        Kind::Kvm => qemu::start(qemu::Accelerator::Kvm, tools, config, directory),
-        Kind::Tcg => qemu::start(qemu::Accelerator::Tcg, tools, config, directory),
+    let accelerator = match kind {
+        Kind::Bochs => return bochs::start(tools, config, directory),
+        Kind::Kvm => qemu::Accelerator::Kvm,
+        Kind::Tcg => qemu::Accelerator::Tcg,
+    };
+    let mut run = qemu::start(accelerator, tools, config, directory)?;
+    if !guests.iter().flat_map(Module::devices).all(dsa_server::is_served) {
+        run.others_send();
     }
+    Ok(run)
 }
 
 /// Boots Bochs and follows it to its end.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::dsa_server::{self, DsaServer};
 use super::run::Run;
-use super::{Config, IMAGE, SERIAL};
+use super::{Config, IMAGE, SERIAL, trace};
 use crate::prefix::Tools;
 
 const OUTPUT: &str = "qemu.out";
@@ -101,6 +101,7 @@ fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
     arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     if config.dsa_server.is_some() {
         arguments.extend(dsa_server::arguments(config.memory_mib));
+        arguments.extend(trace::arguments());
     }
     arguments.extend(config.extra.iter().cloned());
     arguments

@@ -12,7 +12,7 @@ use std::{fmt, thread};
 use anyhow::{Context, Result};
 
 use super::dsa_server::DsaServer;
-use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL, die_with_parent};
+use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL, die_with_parent, trace};
 use crate::event::{Line, parse_number};
 use crate::report::Summary;
 
@@ -82,6 +82,7 @@ pub struct Run {
     directory: PathBuf,
     inquest: Inquest,
     with_counters: bool,
+    counts_all: bool,
     silence: Duration,
     limit: Duration,
     began: Instant,
@@ -110,6 +111,7 @@ impl Run {
             directory,
             inquest,
             with_counters: config.has_counters(),
+            counts_all: true,
             silence: config.silence,
             limit: config.limit,
             began: now,
@@ -129,6 +131,11 @@ impl Run {
         self.server = Some(server);
     }
 
+    /// Guests have devices that do not count what they send.
+    pub(super) fn others_send(&mut self) {
+        self.counts_all = false;
+    }
+
     /// The run's directory: image, serial log, the emulator's own log.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -144,8 +151,9 @@ impl Run {
             self.tidy();
         }
         Outcome {
-            plugin: plugin_report(&self.directory.join(PLUGIN_REPORT)),
+            plugin: counters(&self.directory),
             with_counters: self.with_counters,
+            counts_all: self.counts_all,
             directory: self.directory.clone(),
             lines: std::mem::take(&mut self.seen),
             end: self.end.clone().unwrap_or(End::Off),
@@ -260,6 +268,8 @@ pub struct Outcome {
     pub plugin: BTreeMap<String, u64>,
     /// Whether the machine had either, which then has to have left its counters.
     pub with_counters: bool,
+    /// Whether every device of the guests counts what it sends.
+    pub counts_all: bool,
     /// How long it took, on the host's clock.
     pub wall: Duration,
     /// Where its logs are.
@@ -288,7 +298,14 @@ impl Outcome {
     }
 }
 
-fn plugin_report(file: &Path) -> BTreeMap<String, u64> {
+/// What devices and remapping unit counted, each for itself.
+fn counters(directory: &Path) -> BTreeMap<String, u64> {
+    let mut counters = trace::counters(directory);
+    counters.extend(report_of_devices(&directory.join(PLUGIN_REPORT)));
+    counters
+}
+
+fn report_of_devices(file: &Path) -> BTreeMap<String, u64> {
     let text = fs::read_to_string(file).unwrap_or_default();
     let pair = |line: &str| {
         let (key, value) = line.split_once('=')?;
