@@ -181,7 +181,8 @@ impl Connection {
             return if file.is_none() { Ok(()) } else { Err(Broken::Descriptors.into()) };
         }
         let request = Request::parse(&header, &payload);
-        if header.is_version() != !self.greeted || header.is_version() && request.is_err() {
+        let greeting = header.is_version();
+        if greeting == self.greeted || greeting && request.is_err() {
             return Err(Broken::Version.into());
         }
         self.greeted = true;
