@@ -80,12 +80,13 @@ fn service(machine: &'static Machine, apic_id: u32, others: &[u32]) -> &'static 
 fn tell(machine: &Machine, service: &MachineService, processors: usize) {
     let brand = raw_cpuid::CpuId::new().get_processor_brand_string();
     let stores = machine.functions().iter().filter(|function| function.siov.is_some_and(|siov| siov.ims)).count();
+    let units = service.ports().units().count();
     event!(
-        "machine cpu=\"{}\" processors={processors} memory_mib={} functions={} vtd_units={} ims_devices={stores}",
+        "machine cpu=\"{}\" processors={processors} memory_mib={} functions={} vtd_units={units} vtd_posting={} ims_devices={stores}",
         brand.as_ref().map_or("unknown", |brand| brand.as_str().trim()),
         FRAMES.total_bytes() >> 20,
         machine.functions().len(),
-        service.ports().units().count(),
+        if units > 0 && service.ports().can_post() { "yes" } else { "no" },
     );
 }
 
