@@ -47,7 +47,7 @@ const CRATES_FOR_TESTS: [(&str, &[&str]); 1] = [("imsvisor", &["vtd-model", "dsa
 const SAFE_CRATES: [&str; 3] = ["hcall-abi", "tests/models/vtd", "tests/models/dsa"];
 
 fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder lies in the workspace").to_owned()
+    imsvisor_boot::paths::workspace().expect("the checkout")
 }
 
 fn hypervisor() -> Sources {

@@ -107,7 +107,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut files = vec![write(home, "bench.json", &json_text(&figures)?)?];
     files.extend(plots(home, &figures)?);
     if options.update {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("figures");
+        let folder = crate::bench::paths()?.workspace.join("tests/figures");
         files.extend(plots(&folder, &figures)?);
         files.push(document::update(&crate::bench::paths()?.workspace.join("README.md"), &figures)?);
     }
