@@ -157,6 +157,21 @@ impl Image {
     }
 }
 
+/// The absolute path of an image that is to be written; refuses a place where no file can be.
+pub fn check_place(file: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(file).with_context(|| format!("--image {}", file.display()))?;
+    let folder = absolute.parent().filter(|folder| folder.is_dir());
+    folder.with_context(|| format!("--image {}: there is no such folder", absolute.display()))?;
+    // Only trying tells, for a user who may write everywhere as well.
+    let (existed, mut options) = (absolute.exists(), fs::OpenOptions::new());
+    let opened = options.append(true).create(true).open(&absolute);
+    opened.with_context(|| format!("--image {}: cannot write there", absolute.display()))?;
+    if !existed {
+        fs::remove_file(&absolute).with_context(|| format!("cannot remove {}", absolute.display()))?;
+    }
+    Ok(absolute)
+}
+
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
@@ -216,6 +231,20 @@ mod tests {
     #[test]
     fn a_module_cannot_add_lines_to_grubs_configuration() {
         assert!(Module::new("/x", "demo 'a\nreboot'").is_err());
+    }
+
+    #[test]
+    fn an_image_goes_only_where_a_file_can_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.iso");
+        assert_eq!(check_place(&file).unwrap(), file);
+        assert!(!file.exists());
+        fs::write(&file, "old").unwrap();
+        assert_eq!(check_place(&file).unwrap(), file);
+        assert_eq!(fs::read(&file).unwrap(), b"old");
+        for place in [directory.path().join("absent/x.iso"), directory.path().to_owned(), "/proc/x.iso".into()] {
+            assert!(check_place(&place).is_err(), "{}", place.display());
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Where things lie: the sources, cargo's target directory, and what the launcher keeps below it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
@@ -15,6 +16,8 @@ pub struct Paths {
     pub workspace: PathBuf,
     /// `target/imsvisor`: everything that the launcher fetches, builds and leaves.
     pub home: PathBuf,
+    /// Our guests: their names, and the source that each begins in.
+    pub guests: BTreeMap<String, PathBuf>,
 }
 
 /// How many runs of this process keep their directories' names apart.
@@ -40,7 +43,7 @@ impl Paths {
         let metadata: serde_json::Value =
             serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
         let target = metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
-        Ok(Self { workspace, home: Path::new(target).join("imsvisor") })
+        Ok(Self { workspace, home: Path::new(target).join("imsvisor"), guests: guests_in(&metadata) })
     }
 
     /// The nested cargo's target directory: separate, so that other flags do not rebuild the launcher's own packages.
@@ -60,6 +63,18 @@ impl Paths {
         fs::create_dir(&run).with_context(|| format!("cannot create {}", run.display()))?;
         Ok(run)
     }
+}
+
+/// The programs of the package `guests`, as `cargo metadata` has them.
+fn guests_in(metadata: &serde_json::Value) -> BTreeMap<String, PathBuf> {
+    let all = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+    let package = all(&metadata["packages"]).into_iter().find(|package| package["name"] == "guests");
+    let targets = package.map(|package| all(&package["targets"])).unwrap_or_default();
+    let program = |target: &serde_json::Value| {
+        let is_program = all(&target["kind"]).iter().any(|kind| kind == "bin");
+        is_program.then_some((target["name"].as_str()?.to_owned(), target["src_path"].as_str()?.into()))
+    };
+    targets.iter().filter_map(program).collect()
 }
 
 /// Cargo: the one that started us, else the one on the path.
@@ -206,5 +221,8 @@ mod tests {
         let paths = Paths::find().unwrap();
         assert!(paths.workspace.join("boot/src/paths.rs").is_file());
         assert!(paths.home.is_absolute() && paths.home.ends_with("imsvisor"));
+        for guest in ["demo", "hello", "hostile-state"] {
+            assert!(paths.guests.get(guest).is_some_and(|source| source.is_file()), "{guest}: {:?}", paths.guests);
+        }
     }
 }

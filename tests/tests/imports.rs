@@ -31,7 +31,8 @@ const CRATES: [(&str, Option<&[&str]>); 11] = [
     ("guest-shim", Some(&["hcall-abi"])),
     ("guest-shim-c", Some(&["guest-shim", "hcall-abi"])),
     ("imsvisor", Some(&["hcall-abi"])),
-    ("imsvisor-boot", Some(&[])),
+    // Its readers of options and images only: without its feature `machine`.
+    ("imsvisor-boot", Some(&["imsvisor"])),
     ("vtd-model", Some(&[])),
     ("dsa-model", Some(&[])),
     ("bochs-plugin", Some(&["vtd-model", "dsa-model"])),
