@@ -68,7 +68,8 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: u64,
 
-    /// End a run that writes no line for this long: it hangs
+    /// End a run that writes no line for this long: it hangs. Counted in the machine's own processor time, so that a busy host does no
+    /// harm; ten times as long on the clock ends it in any case
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     pub silence: u64,
 

@@ -76,7 +76,10 @@ impl GuestArg {
 
     /// Refuses what the hypervisor would refuse, in its words, and says what helps.
     fn check(&self) -> Result<()> {
-        let options = Options::parse(&self.string()).map_err(|error| anyhow!("{error}{}", hint(&error)))?;
+        let options = match (Options::parse(&self.string()), &self.source) {
+            (Err(options::Error::Name(name)), Source::Ours(_)) if !self.named => bail!("{}", not_ours(&name, None)),
+            (parsed, _) => parsed.map_err(|error| anyhow!("{error}{}", hint(&error)))?,
+        };
         let Source::File(path) = &self.source else { return Ok(()) };
         let image = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         elf::parse(&image, options.memory)
@@ -173,9 +176,15 @@ pub fn check_ours(guests: &[GuestArg], known: &BTreeMap<String, PathBuf>) -> Res
     let Some(name) = guests.iter().filter_map(GuestArg::ours).find(|name| !known.contains_key(*name)) else {
         return Ok(());
     };
-    let all: Vec<&str> = known.keys().map(String::as_str).collect();
-    let file = if Path::new(name).is_file() { format!(". For the file here write ./{name}") } else { String::new() };
-    bail!("--guest '{name}': ours are {}; a file is named by a path with a / in it{file}", all.join(", "))
+    bail!("--guest '{name}': {}", not_ours(name, Some(known)))
+}
+
+/// Says that a guest is none of ours, which there are if that is known, and how a file is named.
+fn not_ours(name: &str, known: Option<&BTreeMap<String, PathBuf>>) -> String {
+    let list = |known: &BTreeMap<String, PathBuf>| known.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let ours = known.map(|known| format!(" (there are {})", list(known))).unwrap_or_default();
+    let file = if Path::new(name).is_file() { format!(": for the file here write ./{name}") } else { String::new() };
+    format!("'{name}' is none of our guests{ours}; a file is named by a path with a / in it{file}")
 }
 
 #[cfg(test)]
@@ -298,7 +307,10 @@ mod tests {
         let words = check("helo").unwrap_err().to_string();
         assert!(words.contains("demo, hello") && !words.contains("./helo"), "{words}");
         // Tests run in their package's folder.
-        let words = check("Cargo.toml name=x").unwrap_err().to_string();
-        assert!(words.contains("./Cargo.toml"), "{words}");
+        for text in ["Cargo.toml name=x", "Cargo.toml"] {
+            let refused = GuestArg::new(text).and_then(|guest| check_ours(&[guest], &known));
+            let words = format!("{:#}", refused.unwrap_err());
+            assert!(words.contains("write ./Cargo.toml"), "{text}: {words}");
+        }
     }
 }

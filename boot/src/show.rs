@@ -119,6 +119,9 @@ pub fn report(summary: &Summary, verdict: &Verdict, outcome: &Outcome) {
     for failure in &verdict.failures {
         say(&format!("    {} {}", bad("•"), harmless(failure)));
     }
+    if let Some(hint) = summary.end.hint() {
+        say(&format!("    {hint}"));
+    }
     if !summary.end.is_right() {
         last_lines(outcome);
     }

@@ -36,7 +36,7 @@ pub struct Config {
     pub hypervisor_options: Vec<String>,
     /// Further lines for Bochs' configuration, or further arguments for QEMU.
     pub extra: Vec<String>,
-    /// A run that writes no line for so long (on the host's clock) has hung.
+    /// A run that writes no line for so long, in its own processor time and on the host's clock, has hung.
     pub silence: Duration,
     /// A run that takes longer than this is ended.
     pub limit: Duration,
