@@ -157,6 +157,14 @@ fn rows(summary: &Summary) -> Vec<Row> {
     if !stations.is_empty() {
         let texts: Vec<String> = stations.iter().map(|(name, count)| format!("{} {name}", grouped(*count))).collect();
         rows.push(("interrupts", texts.join(" → ")));
+        let (interrupts, mut others) = (summary.interrupts(), Vec::new());
+        others.extend(Some(interrupts.aside.words()).filter(|words| !words.is_empty()));
+        if interrupts.unseen() != 0 {
+            others.push(format!("{} merged in the machine's local APIC, or lost", grouped(interrupts.unseen())));
+        }
+        if !others.is_empty() {
+            rows.push(("of these", others.join(", ")));
+        }
     }
     let number = |key: &str| summary.remap.number(key).map_or_else(|| "?".to_owned(), grouped);
     if summary.remap.iter().next().is_some() {
