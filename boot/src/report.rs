@@ -212,6 +212,8 @@ pub struct Summary {
     pub wall: Duration,
     /// The plugin's counters.
     pub plugin: BTreeMap<String, u64>,
+    /// What the machine's time-stamp counter counts, for people.
+    pub unit: &'static str,
     with_plugin: bool,
 }
 
@@ -230,6 +232,7 @@ impl Summary {
             wall: outcome.wall,
             plugin: outcome.plugin.clone(),
             with_plugin: outcome.with_plugin,
+            unit: outcome.unit,
         };
         for seen in &outcome.lines {
             summary.take(&seen.line);
@@ -394,6 +397,7 @@ mod tests {
             end,
             plugin: plugin.iter().map(|(key, value)| ((*key).to_owned(), *value)).collect(),
             with_plugin: true,
+            unit: crate::machine::INSTRUCTIONS,
             wall: Duration::ZERO,
             directory: "/".into(),
         }

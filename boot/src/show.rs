@@ -151,7 +151,7 @@ type Row = (&'static str, String);
 fn rows(summary: &Summary) -> Vec<Row> {
     let mut rows = Vec::new();
     for guest in &summary.guests {
-        rows.extend(guest_rows(guest));
+        rows.extend(guest_rows(guest, summary.unit));
     }
     let stations = summary.interrupts().stations();
     if !stations.is_empty() {
@@ -182,11 +182,11 @@ fn rows(summary: &Summary) -> Vec<Row> {
     rows
 }
 
-fn guest_rows(guest: &Guest) -> Vec<Row> {
+fn guest_rows(guest: &Guest, unit: &str) -> Vec<Row> {
     let mut rows = vec![("guest", style(harmless(&guest.name)).bold().to_string())];
     let counted = |pairs: &Pairs, key: &str| pairs.number(key).map(grouped);
-    if let Some(instructions) = counted(&guest.start, "entry_instructions") {
-        rows.push(("start", format!("{instructions} instructions from the hypervisor's entry to the guest's first")));
+    if let Some(count) = counted(&guest.start, "entry_instructions") {
+        rows.push(("start", format!("{count} {unit} from the hypervisor's entry to the guest's first instruction")));
     }
     if let Some(result) = &guest.result {
         rows.push(("work", work(result)));
@@ -250,6 +250,7 @@ mod tests {
             end: End::Off,
             plugin: [("vtd.remapped".to_owned(), 1234)].into(),
             with_plugin: true,
+            unit: crate::machine::INSTRUCTIONS,
             wall: Duration::ZERO,
             directory: "/".into(),
         }
@@ -282,6 +283,14 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_machine_that_counts_no_instructions_reports_none() {
+        let mut outcome = outcome("@ims guest-start guest=1 name=x memory_mib=64 entry_instructions=1234567\n");
+        outcome.unit = crate::machine::TICKS;
+        let (_, text) = rows(&outcome.summary()).into_iter().find(|(label, _)| *label == "start").unwrap();
+        assert_eq!(text, "1,234,567 TSC ticks from the hypervisor's entry to the guest's first instruction");
     }
 
     #[test]

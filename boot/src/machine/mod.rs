@@ -59,6 +59,11 @@ impl Default for Config {
     }
 }
 
+/// Units of a time-stamp counter: see [`Kind::unit`].
+pub const INSTRUCTIONS: &str = "instructions";
+/// Ticks of a clock.
+pub const TICKS: &str = "TSC ticks";
+
 /// The kinds of machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
@@ -72,6 +77,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// What the machine's time-stamp counter counts, for people: only on Bochs those are instructions.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Bochs => INSTRUCTIONS,
+            Self::Kvm | Self::Tcg => TICKS,
+        }
+    }
+
     /// The machine that was asked for; else Bochs, which has a device with a message store and is the same everywhere. KVM is refused where
     /// it cannot offer VMX to guests.
     pub fn choose(asked: Option<Self>, kvm: impl FnOnce() -> Result<()>) -> Result<Self> {
@@ -104,11 +117,12 @@ pub fn start_on(
         modules: guests.to_vec(),
     };
     image.write(&tools.grub, Firmware::BiosCd, &directory, &directory.join(IMAGE))?;
-    match kind {
+    let run = match kind {
         Kind::Bochs => bochs::start(tools, config, directory),
         Kind::Kvm => qemu::start(qemu::Accelerator::Kvm, tools, config, directory),
         Kind::Tcg => qemu::start(qemu::Accelerator::Tcg, tools, config, directory),
-    }
+    };
+    Ok(run?.counting(kind.unit()))
 }
 
 /// Boots Bochs and follows it to its end.
@@ -125,6 +139,7 @@ const PLUGIN_REPORT: &str = "plugin.report";
 #[cfg(test)]
 mod tests {
     use anyhow::bail;
+    use clap::ValueEnum;
 
     use super::*;
 
@@ -136,6 +151,13 @@ mod tests {
     fn bochs_is_the_default_even_where_there_is_kvm() {
         assert_eq!(Kind::choose(None, || Ok(())).unwrap(), Kind::Bochs);
         assert_eq!(Kind::choose(None, no_kvm).unwrap(), Kind::Bochs);
+    }
+
+    #[test]
+    fn only_bochs_counts_instructions() {
+        for kind in Kind::value_variants().iter().copied().chain([Kind::Tcg]) {
+            assert_eq!(kind.unit() == INSTRUCTIONS, kind == Kind::Bochs, "{kind:?}");
+        }
     }
 
     #[test]

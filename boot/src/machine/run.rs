@@ -95,6 +95,7 @@ pub struct Run {
     directory: PathBuf,
     inquest: Inquest,
     with_plugin: bool,
+    unit: &'static str,
     silence: Duration,
     limit: Duration,
     began: Instant,
@@ -125,6 +126,7 @@ impl Run {
             directory,
             inquest,
             with_plugin: config.plugin.is_some(),
+            unit: super::TICKS,
             silence: config.silence,
             limit: config.limit,
             began: now,
@@ -138,6 +140,12 @@ impl Run {
             seen: Vec::new(),
             end: None,
         })
+    }
+
+    /// The same on a machine whose time-stamp counter counts these.
+    pub(super) fn counting(mut self, unit: &'static str) -> Self {
+        self.unit = unit;
+        self
     }
 
     /// The run's directory: image, serial log, the emulator's own log.
@@ -154,6 +162,7 @@ impl Run {
         Outcome {
             plugin: plugin_report(&self.directory.join(PLUGIN_REPORT)),
             with_plugin: self.with_plugin,
+            unit: self.unit,
             directory: self.directory.clone(),
             lines: std::mem::take(&mut self.seen),
             end: self.end.clone().unwrap_or(End::Off),
@@ -299,6 +308,8 @@ pub struct Outcome {
     pub plugin: BTreeMap<String, u64>,
     /// Whether the machine had the plugin, which then has to have left its counters.
     pub with_plugin: bool,
+    /// What the machine's time-stamp counter counts, for people.
+    pub unit: &'static str,
     /// How long it took, on the host's clock.
     pub wall: Duration,
     /// Where its logs are.
