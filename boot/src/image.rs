@@ -89,7 +89,7 @@ const HYBRID: [&str; 7] = [
 
 /// What a real machine's screen shows, for good: the hypervisor has no console but COM1.
 const SCREEN: [&str; 3] = [
-    "imsvisor: this machine reports on its first serial port (COM1), at 115200 baud, 8N1.",
+    "imsvisor reports on the first serial port, COM1, at 115200 baud, 8N1.",
     "Nothing more will be shown on this screen.",
     "",
 ];
@@ -102,6 +102,8 @@ pub fn grub_cfg(firmware: Firmware, hypervisor_options: &[String], modules: &[Mo
     let mut text = String::from("set timeout=0\nterminal_output console\n");
     // Nobody sees the emulator's screen, and its boot is not to become slower.
     if firmware == Firmware::Any {
+        // Without this GRUB sets a graphics mode on UEFI, and the screen is empty.
+        text.push_str("set gfxpayload=text\n");
         SCREEN.iter().for_each(|line| text.push_str(&format!("echo {}\n", grub_quote(line))));
     }
     text.push_str("multiboot2 /boot/imsvisor");
@@ -241,9 +243,10 @@ mod tests {
     fn a_real_machines_screen_says_where_the_machine_reports_and_the_emulators_says_nothing() {
         let text = grub_cfg(Firmware::Any, &[], &[module("demo")]);
         let (before, _) = text.split_once("multiboot2").unwrap();
-        for word in ["echo '", "COM1", "115200", "8N1", "Nothing more"] {
+        for word in ["gfxpayload=text", "echo '", "COM1", "115200", "8N1", "Nothing more"] {
             assert!(before.contains(word), "{word}: {text}");
         }
+        assert!(SCREEN.iter().all(|line| line.len() < 80), "a text screen's line");
         assert!(!grub_cfg(Firmware::BiosCd, &[], &[module("demo")]).contains("echo"));
     }
 
