@@ -10,6 +10,7 @@ use imsvisor_boot::image::{self, Firmware, Image, Module};
 use imsvisor_boot::machine::{self, Kind, kvm};
 use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::Tools;
+use imsvisor_boot::progress::Step;
 use imsvisor_boot::show::{self, Show};
 use imsvisor_boot::{cargo, prefix};
 
@@ -55,6 +56,8 @@ fn act(options: &Options) -> Result<bool, Failure> {
         Some(file) => write_image(&paths, &guests, &file).map(|()| true),
         None => run(options, &paths, &guests),
     };
+    // A report that nobody can read is none.
+    show::all_was_written()?;
     Ok(right?)
 }
 
@@ -93,9 +96,13 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
     let modules = modules(paths, guests)?;
     let mut run = machine::start_on(kind, paths, &tools, &config, &hypervisor, &modules)?;
     let mut live = Show::new(options.verbose);
+    // The firmware and GRUB say nothing for seconds.
+    let mut waiting = Some(Step::new("starting the machine"));
     for seen in run.by_ref() {
+        waiting.take();
         live.line(&seen);
     }
+    drop(waiting);
     let outcome = run.finish();
     let summary = outcome.summary();
     let verdict = summary.verdict();

@@ -122,13 +122,14 @@ fn resolve_target(relative: &Path, program: &Path, here: &Path) -> PathBuf {
     above.map_or_else(|| here.join(relative), Path::to_owned)
 }
 
-/// Removes the oldest runs' directories, but none of a process that may still use it (younger than an hour).
+/// Removes the oldest runs' directories, but none of a process that is alive: it may be in use.
 fn remove_old_runs(runs: &Path) {
     let Ok(entries) = fs::read_dir(runs) else { return };
+    let is_alive = |name: &str| name.split('-').nth(1).is_some_and(|process| Path::new("/proc").join(process).exists());
     let mut old: Vec<_> = entries
         .flatten()
+        .filter(|entry| !is_alive(&entry.file_name().to_string_lossy()))
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .filter(|(modified, _)| modified.elapsed().is_ok_and(|age| age.as_secs() > 3600))
         .collect();
     old.sort();
     let surplus = old.len().saturating_sub(KEPT_RUNS);
@@ -214,6 +215,20 @@ mod tests {
         // The program lies elsewhere, or the path has no name to look for.
         assert_eq!(resolve("out", "/usr/bin/cargo-boot"), Path::new("/w/tests/out"));
         assert_eq!(resolve("..", "/w/out/debug/x"), Path::new("/w/tests/.."));
+    }
+
+    #[test]
+    fn old_runs_go_but_for_the_newest_and_those_of_processes_that_live() {
+        let directory = tempfile::tempdir().unwrap();
+        let alive = directory.path().join(format!("1-{}-0", std::process::id()));
+        fs::create_dir(&alive).unwrap();
+        for number in 0..KEPT_RUNS + 5 {
+            // No process has this number.
+            fs::create_dir(directory.path().join(format!("1-4294967295-{number}"))).unwrap();
+        }
+        remove_old_runs(directory.path());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), KEPT_RUNS + 1);
+        assert!(alive.exists());
     }
 
     #[test]

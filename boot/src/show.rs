@@ -1,9 +1,11 @@
 //! What the person at the terminal sees: the live lines, and the report at the end.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
-use console::{StyledObject, style};
+use anyhow::{Result, bail};
+use console::{StyledObject, Term, style};
 
 use crate::event::{Event, Line, Pairs};
 use crate::machine::{Outcome, Seen};
@@ -100,16 +102,60 @@ fn bad<T>(text: T) -> StyledObject<T> {
     style(text).red()
 }
 
-/// A line on standard output. Whoever reads it may have left.
+/// Why something could not be written, the first time.
+static UNWRITTEN: OnceLock<String> = OnceLock::new();
+
+/// A line on standard output.
 fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    note(writeln!(std::io::stdout(), "{text}"));
+}
+
+/// Whoever reads it may have left: that is no failure. A full disk is.
+fn note(written: io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // The first reason counts.
+        let _ = UNWRITTEN.set(error.to_string());
+    }
+}
+
+/// Fails if something that was to be shown could not be written.
+pub fn all_was_written() -> Result<()> {
+    match UNWRITTEN.get() {
+        None => Ok(()),
+        Some(why) => bail!("cannot write to standard output: {why}"),
+    }
+}
+
+/// How far the report's second column is indented.
+const INDENT: usize = 17;
+
+/// A row of the report, with lines no longer than the terminal and broken between words.
+fn row(label: &str, text: &str, width: Option<usize>) -> String {
+    let first = format!("  {:<14} ", style(label).dim());
+    let indent = " ".repeat(INDENT);
+    let Some(width) = width.filter(|width| *width > 2 * INDENT) else { return first + text };
+    let options = textwrap::Options::new(width)
+        .initial_indent(&first)
+        .subsequent_indent(&indent)
+        .break_words(false)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    textwrap::fill(text, options)
+}
+
+/// Columns of the terminal, if standard output is one.
+fn terminal_width() -> Option<usize> {
+    let terminal = Term::stdout();
+    terminal.is_term().then(|| terminal.size_checked()).flatten().map(|(_, columns)| columns.into())
 }
 
 /// Shows the report, and after a run that was not right what helps to find out why.
 pub fn report(summary: &Summary, verdict: &Verdict, outcome: &Outcome) {
     say(&style("\n  Report").bold().to_string());
+    let width = terminal_width();
     for (label, text) in rows(summary) {
-        say(&format!("  {:<14} {text}", style(label).dim()));
+        say(&row(label, &text, width));
     }
     if verdict.is_right() {
         say(&format!("\n  {} the run was right ({:.1} s)", good("✔"), summary.wall.as_secs_f32()));
@@ -299,6 +345,29 @@ mod tests {
         let line = Line::parse("@ims fault kind=dma sid=1 reason=2 address=3");
         let shown = (0..100).filter_map(|_| show.pretty(&line)).count();
         assert_eq!(shown, FAULTS_SHOWN + 1);
+    }
+
+    #[test]
+    fn long_rows_are_broken_between_words_and_stay_in_their_column() {
+        let text = "4,002 (ept-violation 4,000, external-interrupt 2)";
+        let shown = row("VM exits", text, Some(40));
+        let lines: Vec<_> = shown.lines().collect();
+        assert_eq!(lines[0], "  VM exits       4,002 (ept-violation");
+        assert_eq!(lines[1], "                 4,000,");
+        assert_eq!(lines[2], "                 external-interrupt 2)");
+        // Neither where there is no terminal nor on one that is too narrow for it.
+        for width in [None, Some(20)] {
+            assert_eq!(row("VM exits", text, width), format!("  VM exits       {text}"));
+        }
+    }
+
+    #[test]
+    fn a_reader_that_left_is_no_failure_and_a_full_disk_is() {
+        note(Err(io::ErrorKind::BrokenPipe.into()));
+        assert!(all_was_written().is_ok());
+        note(writeln!(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap(), "x"));
+        let words = all_was_written().unwrap_err().to_string();
+        assert!(words.starts_with("cannot write to standard output: "), "{words}");
     }
 
     #[test]

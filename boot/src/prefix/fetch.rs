@@ -4,6 +4,7 @@
 //! leaves nothing that looks finished.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -110,6 +111,9 @@ fn is_complete(prefix: &Path, kit: &Kit) -> bool {
     fs::read_to_string(prefix.join(STAMP)).is_ok_and(|stamp| stamp.lines().next() == Some(kit.recipe))
 }
 
+/// What a fetch takes its time for, in percent: lists, packages, unpacking.
+const PHASES: [Range<u64>; 3] = [0..20, 20..80, 80..100];
+
 fn fetch(prefix: &Path, work: &Path, kit: &Kit) -> Result<()> {
     for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
         if on_path(tool).is_none() {
@@ -117,9 +121,13 @@ fn fetch(prefix: &Path, work: &Path, kit: &Kit) -> Result<()> {
         }
     }
     let mut step = Step::new(&format!("fetching {}", kit.what));
+    let [lists, packages, files] = PHASES;
+    step.phase(lists);
     let (apt, version) = apt_with(kit, &work.join("apt"), &mut step)?;
+    step.phase(packages);
     let packages = apt.download(kit.packages, &mut step)?;
     let root = work.join("root");
+    step.phase(files);
     unpack(&packages, &root, &mut step)?;
     fs::write(root.join(STAMP), format!("{}\n{} {version}\n", kit.recipe, kit.leader()))?;
     replace_directory(&root, prefix).context("cannot move the prefix into its place")?;
