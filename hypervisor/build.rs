@@ -1,11 +1,22 @@
 //! Hands the linker script to the linker when the image is built, and to nobody else.
+//!
+//! The linker gets a copy in `OUT_DIR`: cargo keeps what this prints, and corrects paths below that directory, and no others, when the
+//! checkout is copied or renamed together with its target directory.
 
-fn main() {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../boot/entry/hypervisor.ld");
-    println!("cargo:rerun-if-changed={script}");
+use std::path::Path;
+use std::{env, fs, io};
+
+/// Relative to the package's folder, where cargo runs build scripts.
+const SCRIPT: &str = "../boot/entry/hypervisor.ld";
+
+fn main() -> io::Result<()> {
+    println!("cargo:rerun-if-changed={SCRIPT}");
     println!("cargo:rerun-if-changed=../boot/entry/multiboot2.S");
-    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
-        println!("cargo:rustc-link-arg-bins=-T{script}");
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
+        let copy = Path::new(&env::var_os("OUT_DIR").unwrap_or_default()).join("hypervisor.ld");
+        fs::copy(SCRIPT, &copy)?;
+        println!("cargo:rustc-link-arg-bins=-T{}", copy.display());
         println!("cargo:rustc-link-arg-bins=--no-dynamic-linker");
     }
+    Ok(())
 }

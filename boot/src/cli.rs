@@ -4,12 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Parser;
 
-use crate::image::Module;
+use crate::guest::{self, GuestArg};
 use crate::machine::{Config, Kind, NVME};
-use crate::words;
 
 /// The guest that runs, in two ways, when none is named.
 const DEMO: &str = "demo";
@@ -53,7 +52,7 @@ pub struct Options {
     pub image: Option<PathBuf>,
 
     /// A guest to run instead of the demos: the name of one of ours or the path of an ELF image (with a / in it), then its options
-    /// (mem=64M, cpus=2, device=dsa, cmdline="…"); may be given several times
+    /// (name=a, mem=64M, cpus=2, device=dsa, cmdline="…"); may be given several times
     #[arg(long = "guest", value_name = "GUEST OPTION=VALUE …")]
     pub guests: Vec<String>,
 
@@ -66,11 +65,12 @@ pub struct Options {
     pub cpus: u32,
 
     /// End a run that takes longer than this
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: u64,
 
-    /// End a run that writes no line for this long: it hangs
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// End a run that writes no line for this long: it hangs. Counted in the machine's own processor time, so that a busy host does no
+    /// harm; ten times as long on the clock ends it in any case
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     pub silence: u64,
 
     /// Show everything on the serial console, as the machine writes it
@@ -98,11 +98,15 @@ impl Options {
 
     /// The guests that were asked for; if none was, demos with the devices that there are: DSAs on our machine, an NVMe controller on
     /// QEMU's.
-    pub fn wishes(&self, with_dsa: bool) -> Result<Vec<Wish>> {
+    pub fn guests(&self, with_dsa: bool) -> Result<Vec<GuestArg>> {
         if self.guests.is_empty() {
-            return if with_dsa { demos() } else { Ok(vec![Wish::new(&format!("{WHOLE} mem=64M device={NVME}"))?]) };
+            let whole = || GuestArg::new(&format!("{WHOLE} mem=64M device={NVME}"));
+            return if with_dsa { demos() } else { Ok(vec![whole()?]) };
         }
-        self.guests.iter().map(|text| Wish::new(text).with_context(|| format!("--guest '{text}'"))).collect()
+        let read = |text: &String| GuestArg::new(text).with_context(|| format!("--guest '{text}'"));
+        let mut guests = self.guests.iter().map(read).collect::<Result<Vec<_>>>()?;
+        guest::make_distinct(&mut guests)?;
+        Ok(guests)
     }
 }
 
@@ -111,61 +115,9 @@ fn without_separator(arguments: impl Iterator<Item = OsString>) -> impl Iterator
 }
 
 /// The demo twice, each with a device of its own: interrupts are injected into one and posted to the other.
-fn demos() -> Result<Vec<Wish>> {
-    let mut posted = Wish::new(&format!("{DEMO} mem=64M device=dsa apicv=on cmdline=profile=posted"))?;
-    "posted".clone_into(&mut posted.words[0]);
-    Ok(vec![Wish::new(&format!("{DEMO} mem=64M device=dsa"))?, posted])
-}
-
-/// A guest that was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wish {
-    source: Source,
-    words: Vec<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Source {
-    Ours(String),
-    File(PathBuf),
-}
-
-impl Wish {
-    /// Reads `name option=value …` or `path option=value …`.
-    fn new(text: &str) -> Result<Self> {
-        let mut words = words::split(text)?;
-        if let Some(option) = words.iter().skip(1).find(|word| !word.contains('=')) {
-            bail!("`{option}` is no option=value");
-        }
-        let Some(first) = words.first_mut() else { bail!("no guest is named") };
-        if !first.contains('/') {
-            return Ok(Self { source: Source::Ours(first.clone()), words });
-        }
-        let path = PathBuf::from(first.as_str());
-        if !path.is_file() {
-            bail!("there is no file {}", path.display());
-        }
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        *first = stem.replace(char::is_whitespace, "-");
-        Ok(Self { source: Source::File(path), words })
-    }
-
-    /// The name of one of ours, which has to be built.
-    pub fn ours(&self) -> Option<&str> {
-        match &self.source {
-            Source::Ours(name) => Some(name),
-            Source::File(_) => None,
-        }
-    }
-
-    /// The module, with the images of ours by name.
-    pub fn module(&self, ours: &std::collections::BTreeMap<String, PathBuf>) -> Result<Module> {
-        let path = match &self.source {
-            Source::File(path) => path,
-            Source::Ours(name) => ours.get(name).with_context(|| format!("there is no guest {name}"))?,
-        };
-        Module::from_words(path, self.words.clone())
-    }
+fn demos() -> Result<Vec<GuestArg>> {
+    let posted = format!("{DEMO} name=posted mem=64M device=dsa apicv=on cmdline=profile=posted");
+    [format!("{DEMO} mem=64M device=dsa"), posted].iter().map(|text| GuestArg::new(text)).collect()
 }
 
 #[cfg(test)]
@@ -190,33 +142,23 @@ mod tests {
     #[test]
     fn without_guests_the_demo_runs_with_the_device_that_there_is() {
         let options = Options::parse_from(["cargo boot"]);
-        let both = options.wishes(true).unwrap();
-        assert_eq!(both[0].words, ["demo", "mem=64M", "device=dsa"]);
-        assert_eq!(both[1].words, ["posted", "mem=64M", "device=dsa", "apicv=on", "cmdline=profile=posted"]);
-        assert_eq!((both.len(), both[1].ours()), (2, Some("demo")));
-        assert_eq!(options.wishes(false).unwrap()[0].words, ["whole", "mem=64M", "device=00:02.0"]);
+        let both = options.guests(true).unwrap();
+        let strings: Vec<_> = both.iter().map(GuestArg::string).collect();
+        assert_eq!(strings, ["demo mem=64M device=dsa", "posted mem=64M device=dsa apicv=on cmdline=profile=posted"]);
+        assert_eq!(both[1].ours(), Some("demo"));
+        assert_eq!(options.guests(false).unwrap()[0].string(), "whole mem=64M device=00:02.0");
     }
 
     #[test]
-    fn guests_are_ours_by_name_or_files_by_path() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("other.elf");
-        std::fs::write(&file, "").unwrap();
-        let text = format!("{} mem=1G", file.display());
-        let options = Options::parse_from(["cargo boot", "--guest", "hostile cmdline=\"a b\"", "--guest", &text]);
-        let wishes = options.wishes(true).unwrap();
-        assert_eq!((wishes[0].ours(), wishes[1].ours()), (Some("hostile"), None));
-        assert_eq!(wishes[0].words, ["hostile", "cmdline=a b"]);
-        assert_eq!(wishes[1].words, ["other", "mem=1G"]);
-        assert_eq!(wishes[1].module(&Default::default()).unwrap().name(), "other");
-        assert!(wishes[0].module(&Default::default()).is_err());
-    }
-
-    #[test]
-    fn a_guest_that_cannot_be_is_refused() {
-        for text in ["", "demo mem", "/no/such/file", "demo \"x"] {
-            assert!(Wish::new(text).is_err(), "{text}");
-        }
+    fn guests_are_read_with_what_is_wrong_and_which_it_is() {
+        let guests = |texts: &[&str]| {
+            let arguments = texts.iter().flat_map(|text| ["--guest", text]);
+            Options::parse_from(["cargo boot"].into_iter().chain(arguments)).guests(true)
+        };
+        let names: Vec<_> = guests(&["demo", "demo mem=1G"]).unwrap().iter().map(GuestArg::string).collect();
+        assert_eq!(names, ["demo", "demo-2 mem=1G"]);
+        let error = format!("{:#}", guests(&["demo", "hello mem=1"]).unwrap_err());
+        assert!(error.starts_with("--guest 'hello mem=1': mem=1: a number"), "{error}");
     }
 
     #[test]
@@ -226,5 +168,8 @@ mod tests {
         let config = options.config();
         assert_eq!((config.memory_mib, config.cpus), (768, 2));
         assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (9, 5));
+        for option in ["--timeout", "--silence"] {
+            assert!(Options::try_parse_from(["cargo boot", option, "0"]).is_err(), "{option} 0");
+        }
     }
 }

@@ -74,6 +74,8 @@ const BIOS_MODULES: [&str; 10] = {
     let [a, b, c, d, e, f, g, h, i] = MODULES;
     ["biosdisk", a, b, c, d, e, f, g, h, i]
 };
+/// For words on the screen.
+const ECHO: &str = "echo";
 
 /// What GRUB's core does first: it looks for the image it was started from, wherever the firmware put it.
 const EARLY: &str =
@@ -90,12 +92,26 @@ const HYBRID: [&str; 7] = [
     "c12a7328-f81f-11d2-ba4b-00a0c93ec93b",
 ];
 
+/// What a real machine's screen shows, for good: the hypervisor has no console but COM1.
+const SCREEN: [&str; 3] = [
+    "imsvisor reports on the first serial port, COM1, at 115200 baud, 8N1.",
+    "Nothing more will be shown on this screen.",
+    "",
+];
+
 /// GRUB's configuration.
 ///
 /// GRUB joins a module's words again by itself: one that holds a space arrives as `"cmdline=a b"`, and quotes and
 /// backslashes arrive with a backslash before them (`grub_create_loader_cmdline`).
-pub fn grub_cfg(hypervisor_options: &[String], modules: &[Module]) -> String {
-    let mut text = String::from("set timeout=0\nterminal_output console\nmultiboot2 /boot/imsvisor");
+pub fn grub_cfg(firmware: Firmware, hypervisor_options: &[String], modules: &[Module]) -> String {
+    let mut text = String::from("set timeout=0\nterminal_output console\n");
+    // Nobody sees the emulator's screen, and its boot is not to become slower.
+    if firmware == Firmware::Any {
+        // Without this GRUB sets a graphics mode on UEFI, and the screen is empty.
+        text.push_str("set gfxpayload=text\n");
+        SCREEN.iter().for_each(|line| text.push_str(&format!("echo {}\n", grub_quote(line))));
+    }
+    text.push_str("multiboot2 /boot/imsvisor");
     for option in hypervisor_options {
         text.push(' ');
         text.push_str(&grub_quote(option));
@@ -131,11 +147,13 @@ impl Image {
     /// Writes the image to `iso`; `work` is a directory for what it is made of.
     pub fn write(&self, grub: &Grub, firmware: Firmware, work: &Path, iso: &Path) -> Result<()> {
         let tree = work.join("iso");
-        self.lay_out(&tree)?;
+        self.lay_out(firmware, &tree)?;
         let early = work.join("early.cfg");
         fs::write(&early, EARLY).with_context(|| format!("cannot write {}", early.display()))?;
         let core = tree.join("boot/grub/bios.img");
-        mkimage(grub, "i386-pc", "i386-pc-eltorito", &BIOS_MODULES, &early, &core)?;
+        let mut modules = BIOS_MODULES.to_vec();
+        modules.extend((firmware == Firmware::Any).then_some(ECHO));
+        mkimage(grub, "i386-pc", "i386-pc-eltorito", &modules, &early, &core)?;
         let mut command = grub.xorriso.command();
         command.args(["-as", "mkisofs", "-quiet", "-r", "-V", "IMSVISOR", "-o"]).arg(iso);
         command.args(["-b", "boot/grub/bios.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]);
@@ -150,16 +168,31 @@ impl Image {
         fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))
     }
 
-    fn lay_out(&self, tree: &Path) -> Result<()> {
+    fn lay_out(&self, firmware: Firmware, tree: &Path) -> Result<()> {
         fs::create_dir_all(tree.join("boot/grub")).with_context(|| format!("cannot create {}", tree.display()))?;
         copy(&self.hypervisor, &tree.join("boot/imsvisor"))?;
         for (index, module) in self.modules.iter().enumerate() {
             copy(&module.path, &tree.join(on_image(index).trim_start_matches('/')))?;
         }
         let configuration = tree.join("boot/grub/grub.cfg");
-        fs::write(&configuration, grub_cfg(&self.options, &self.modules))
+        fs::write(&configuration, grub_cfg(firmware, &self.options, &self.modules))
             .with_context(|| format!("cannot write {}", configuration.display()))
     }
+}
+
+/// The absolute path of an image that is to be written; refuses a place where no file can be.
+pub fn check_place(file: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(file).with_context(|| format!("--image {}", file.display()))?;
+    let folder = absolute.parent().filter(|folder| folder.is_dir());
+    folder.with_context(|| format!("--image {}: there is no such folder", absolute.display()))?;
+    // Only trying tells, for a user who may write everywhere as well.
+    let (existed, mut options) = (absolute.exists(), fs::OpenOptions::new());
+    let opened = options.append(true).create(true).open(&absolute);
+    opened.with_context(|| format!("--image {}: cannot write there", absolute.display()))?;
+    if !existed {
+        fs::remove_file(&absolute).with_context(|| format!("cannot remove {}", absolute.display()))?;
+    }
+    Ok(absolute)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -176,7 +209,7 @@ fn mkimage(grub: &Grub, platform: &str, format: &str, modules: &[&str], early: &
 fn efi_partition(grub: &Grub, early: &Path, work: &Path) -> Result<PathBuf> {
     let Some(mtools) = &grub.mtools else { bail!("an image for UEFI needs mtools") };
     let program = work.join("bootx64.efi");
-    mkimage(grub, "x86_64-efi", "x86_64-efi", &MODULES, early, &program)?;
+    mkimage(grub, "x86_64-efi", "x86_64-efi", &[&MODULES[..], &[ECHO]].concat(), early, &program)?;
     let esp = work.join("esp.img");
     mtool(mtools, "mformat", &esp, &["-C", "-f", "2880", "-L", "32", "::"])?;
     mtool(mtools, "mmd", &esp, &["::/EFI", "::/EFI/BOOT"])?;
@@ -206,14 +239,25 @@ mod tests {
 
     #[test]
     fn grub_boots_the_hypervisor_with_one_module_for_each_guest() {
-        let text = grub_cfg(&[], &[module("demo mem=64M device=dsa"), module("other")]);
+        let text = grub_cfg(Firmware::BiosCd, &[], &[module("demo mem=64M device=dsa"), module("other")]);
         let expected = "multiboot2 /boot/imsvisor\nmodule2 /boot/guest-0 demo mem=64M device=dsa\nmodule2 /boot/guest-1 other\nboot\n";
         assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]
+    fn a_real_machines_screen_says_where_the_machine_reports_and_the_emulators_says_nothing() {
+        let text = grub_cfg(Firmware::Any, &[], &[module("demo")]);
+        let (before, _) = text.split_once("multiboot2").unwrap();
+        for word in ["gfxpayload=text", "echo '", "COM1", "115200", "8N1", "Nothing more"] {
+            assert!(before.contains(word), "{word}: {text}");
+        }
+        assert!(SCREEN.iter().all(|line| line.len() < 80), "a text screen's line");
+        assert!(!grub_cfg(Firmware::BiosCd, &[], &[module("demo")]).contains("echo"));
+    }
+
+    #[test]
     fn a_value_with_spaces_stays_one_word_for_grub() {
-        let text = grub_cfg(&["a b".into()], &[module(r#"demo cmdline="it's $x; reboot""#)]);
+        let text = grub_cfg(Firmware::BiosCd, &["a b".into()], &[module(r#"demo cmdline="it's $x; reboot""#)]);
         assert!(text.contains("multiboot2 /boot/imsvisor 'a b'\n"), "{text}");
         assert!(text.contains(r"module2 /boot/guest-0 demo 'cmdline=it'\''s $x; reboot'"), "{text}");
     }
@@ -221,6 +265,20 @@ mod tests {
     #[test]
     fn a_module_cannot_add_lines_to_grubs_configuration() {
         assert!(Module::new("/x", "demo 'a\nreboot'").is_err());
+    }
+
+    #[test]
+    fn an_image_goes_only_where_a_file_can_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.iso");
+        assert_eq!(check_place(&file).unwrap(), file);
+        assert!(!file.exists());
+        fs::write(&file, "old").unwrap();
+        assert_eq!(check_place(&file).unwrap(), file);
+        assert_eq!(fs::read(&file).unwrap(), b"old");
+        for place in [directory.path().join("absent/x.iso"), directory.path().to_owned(), "/proc/x.iso".into()] {
+            assert!(check_place(&place).is_err(), "{}", place.display());
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@
 pub mod cargo;
 pub mod cli;
 pub mod event;
+pub mod guest;
 pub mod image;
 pub mod machine;
 pub mod paths;

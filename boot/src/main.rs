@@ -1,13 +1,16 @@
 //! `cargo boot`: see the library, and `cargo boot -- --help`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use imsvisor_boot::cli::{Options, Wish};
-use imsvisor_boot::image::{Firmware, Image, Module};
+use imsvisor_boot::cli::Options;
+use imsvisor_boot::guest::{self, GuestArg};
+use imsvisor_boot::image::{self, Firmware, Image, Module};
 use imsvisor_boot::machine::{self, Kind, kvm};
 use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{Need, Tools};
+use imsvisor_boot::progress::Step;
 use imsvisor_boot::show::{self, Show};
 use imsvisor_boot::{cargo, prefix};
 
@@ -16,48 +19,62 @@ const WRONG_OPTION: u8 = 2;
 /// It could not be run at all.
 const NOT_RUN: u8 = 3;
 
-fn main() -> ExitCode {
-    let options = Options::of_arguments(std::env::args_os());
-    if let Err(error) = options.wishes(true) {
-        return failed(WRONG_OPTION, &error);
-    }
-    let right = match &options.image {
-        Some(_) => write_image(&options).map(|()| true),
-        None => run(&options),
-    };
-    match right {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => failed(NOT_RUN, &error),
+/// Why there was no run: the exit code, and the words.
+struct Failure(u8, anyhow::Error);
+
+/// What fails without a code of its own keeps it from being run.
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self(NOT_RUN, error)
     }
 }
 
-fn failed(code: u8, error: &anyhow::Error) -> ExitCode {
-    eprintln!("{} {error:#}", console::style("error:").red().bold().for_stderr());
-    ExitCode::from(code)
+fn wrong_option(error: anyhow::Error) -> Failure {
+    Failure(WRONG_OPTION, error)
+}
+
+fn main() -> ExitCode {
+    let options = Options::of_arguments(std::env::args_os());
+    match act(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(Failure(code, error)) => {
+            eprintln!("{} {error:#}", console::style("error:").red().bold().for_stderr());
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Looks at everything that was asked for before anything is built or fetched, then does it.
+fn act(options: &Options) -> Result<bool, Failure> {
+    let with_dsa = options.machine != Some(Kind::Kvm);
+    let guests = options.guests(with_dsa).map_err(wrong_option)?;
+    let file = options.image.as_deref().map(image::check_place).transpose().map_err(wrong_option)?;
+    let paths = Paths::find()?;
+    guest::check_ours(&guests, &paths.guests).map_err(wrong_option)?;
+    let right = match file {
+        Some(file) => write_image(&paths, &guests, &file).map(|()| true),
+        None => run(options, &paths, &guests),
+    };
+    // A report that nobody can read is none.
+    show::all_was_written()?;
+    Ok(right?)
 }
 
 /// The guests that were asked for, built where they are ours.
-fn modules(paths: &Paths, wishes: &[Wish]) -> Result<Vec<Module>> {
-    let mut ours: Vec<&str> = wishes.iter().filter_map(Wish::ours).collect();
+fn modules(paths: &Paths, guests: &[GuestArg]) -> Result<Vec<Module>> {
+    let mut ours: Vec<&str> = guests.iter().filter_map(GuestArg::ours).collect();
     ours.sort_unstable();
     ours.dedup();
     let built = if ours.is_empty() { Default::default() } else { cargo::guests(paths, &ours)? };
-    wishes.iter().map(|wish| wish.module(&built)).collect()
+    guests.iter().map(|guest| guest.module(&built)).collect()
 }
 
-fn write_image(options: &Options) -> Result<()> {
-    let Some(file) = &options.image else { return Ok(()) };
-    let file = std::path::absolute(file).context("the image's path")?;
-    let folder = file.parent().filter(|folder| folder.is_dir());
-    folder.with_context(|| format!("--image {}: there is no such folder", file.display()))?;
-    let paths = Paths::find()?;
-    let wishes = options.wishes(true)?;
-    let tools = prefix::image_tools(&paths)?;
-    let image =
-        Image { hypervisor: cargo::hypervisor(&paths)?, options: Vec::new(), modules: modules(&paths, &wishes)? };
-    image.write(&tools.grub, Firmware::Any, &paths.new_run()?, &file)?;
-    show::image(&file);
+fn write_image(paths: &Paths, guests: &[GuestArg], file: &Path) -> Result<()> {
+    let tools = prefix::image_tools(paths)?;
+    let image = Image { hypervisor: cargo::hypervisor(paths)?, options: Vec::new(), modules: modules(paths, guests)? };
+    image.write(&tools.grub, Firmware::Any, &paths.new_run()?, file)?;
+    show::image(file);
     Ok(())
 }
 
@@ -69,24 +86,25 @@ fn machine_and_tools(paths: &Paths, asked: Option<Kind>) -> Result<(Kind, Tools)
 }
 
 /// Builds, boots, shows and judges.
-fn run(options: &Options) -> Result<bool> {
-    let paths = Paths::find()?;
-    let (kind, tools) = machine_and_tools(&paths, options.machine)?;
-    let on_bochs = kind == Kind::Bochs;
-    let wishes = options.wishes(on_bochs)?;
+fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
+    let (kind, tools) = machine_and_tools(paths, options.machine)?;
     let mut config = options.config();
-    if on_bochs {
-        config.plugin = Some(cargo::plugin(&paths)?);
+    if kind == Kind::Bochs {
+        config.plugin = Some(cargo::plugin(paths)?);
     } else {
-        config.dsa_server = Some(cargo::dsa_server(&paths)?);
+        config.dsa_server = Some(cargo::dsa_server(paths)?);
     }
-    let hypervisor = cargo::hypervisor(&paths)?;
-    let guests = modules(&paths, &wishes)?;
-    let mut run = machine::start_on(kind, &paths, &tools, &config, &hypervisor, &guests)?;
+    let hypervisor = cargo::hypervisor(paths)?;
+    let modules = modules(paths, guests)?;
+    let mut run = machine::start_on(kind, paths, &tools, &config, &hypervisor, &modules)?;
     let mut live = Show::new(options.verbose);
+    // The firmware and GRUB say nothing for seconds.
+    let mut waiting = Some(Step::new("starting the machine"));
     for seen in run.by_ref() {
+        waiting.take();
         live.line(&seen);
     }
+    drop(waiting);
     let outcome = run.finish();
     let summary = outcome.summary();
     let verdict = summary.verdict();

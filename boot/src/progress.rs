@@ -1,5 +1,6 @@
 //! Steps that take a while: a spinner or bar on a terminal, one line each elsewhere.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use console::style;
@@ -10,10 +11,15 @@ use crate::words::harmless;
 /// A step under way. Dropped without [`Step::done`] it vanishes from the terminal.
 pub struct Step {
     bar: ProgressBar,
+    /// The part of the bar that the phase under way fills, in percent.
+    phase: Range<u64>,
     what: String,
     began: Instant,
     announced: bool,
 }
+
+/// A bar's length.
+const WHOLE: u64 = 100;
 
 /// A step shorter than this says nothing where there is no terminal, unless it did something.
 const QUICK: Duration = Duration::from_millis(1500);
@@ -25,7 +31,7 @@ impl Step {
         bar.set_style(spinner());
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(100));
-        Self { bar, what: what.to_owned(), began: Instant::now(), announced: false }
+        Self { bar, phase: 0..WHOLE, what: what.to_owned(), began: Instant::now(), announced: false }
     }
 
     /// Says what the step is at.
@@ -37,13 +43,18 @@ impl Step {
         }
     }
 
-    /// Turns the spinner into a bar: `part` of `whole`.
+    /// What follows fills this part of the bar, in percent: so a bar of several phases goes from left to right once.
+    pub fn phase(&mut self, part: Range<u64>) {
+        self.phase = part;
+    }
+
+    /// Turns the spinner into a bar: `part` of `whole` of the phase under way.
     pub fn part(&mut self, part: u64, whole: u64) {
-        if self.bar.length() != Some(whole) {
-            self.bar.set_length(whole);
+        if self.bar.length() != Some(WHOLE) {
+            self.bar.set_length(WHOLE);
             self.bar.set_style(bar());
         }
-        self.bar.set_position(part);
+        self.bar.set_position(self.bar.position().max(place(&self.phase, part, whole)));
     }
 
     /// The step is complete; `result` says what came of it.
@@ -65,6 +76,12 @@ impl Drop for Step {
     }
 }
 
+/// Where a bar stands when `part` of `whole` of a phase is done.
+fn place(phase: &Range<u64>, part: u64, whole: u64) -> u64 {
+    let width = phase.end.saturating_sub(phase.start);
+    phase.start + (width * part.min(whole)).checked_div(whole).unwrap_or(0)
+}
+
 fn spinner() -> ProgressStyle {
     ProgressStyle::with_template("{spinner:.cyan} {prefix} {wide_msg:.dim}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
@@ -73,4 +90,25 @@ fn spinner() -> ProgressStyle {
 fn bar() -> ProgressStyle {
     ProgressStyle::with_template("{spinner:.cyan} {prefix} [{bar:30.cyan}] {percent:>3} % {wide_msg:.dim}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_of_several_phases_never_goes_back() {
+        let mut step = Step::new("testing");
+        let mut seen = Vec::new();
+        for (phase, parts) in [(0..10, [0, 50, 100]), (10..70, [0, 31, 100]), (70..100, [1, 2, 175])] {
+            step.phase(phase);
+            for part in parts {
+                step.part(part, *parts.last().unwrap());
+                seen.push(step.bar.position());
+            }
+        }
+        assert!(seen.is_sorted(), "{seen:?}");
+        assert_eq!((seen[2], seen[5], seen[8]), (10, 70, 100));
+        assert_eq!((place(&(10..20), 5, 0), place(&(10..20), 9, 3)), (10, 20));
+    }
 }

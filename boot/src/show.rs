@@ -1,9 +1,11 @@
 //! What the person at the terminal sees: the live lines, and the report at the end.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
-use console::{StyledObject, style};
+use anyhow::{Result, bail};
+use console::{StyledObject, Term, style};
 
 use crate::event::{Event, Line, Pairs};
 use crate::machine::{Outcome, Seen};
@@ -100,16 +102,60 @@ fn bad<T>(text: T) -> StyledObject<T> {
     style(text).red()
 }
 
-/// A line on standard output. Whoever reads it may have left.
+/// Why something could not be written, the first time.
+static UNWRITTEN: OnceLock<String> = OnceLock::new();
+
+/// A line on standard output.
 fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    note(writeln!(std::io::stdout(), "{text}"));
+}
+
+/// Whoever reads it may have left: that is no failure. A full disk is.
+fn note(written: io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // The first reason counts.
+        let _ = UNWRITTEN.set(error.to_string());
+    }
+}
+
+/// Fails if something that was to be shown could not be written.
+pub fn all_was_written() -> Result<()> {
+    match UNWRITTEN.get() {
+        None => Ok(()),
+        Some(why) => bail!("cannot write to standard output: {why}"),
+    }
+}
+
+/// How far the report's second column is indented.
+const INDENT: usize = 17;
+
+/// A row of the report, with lines no longer than the terminal and broken between words.
+fn row(label: &str, text: &str, width: Option<usize>) -> String {
+    let first = format!("  {:<14} ", style(label).dim());
+    let indent = " ".repeat(INDENT);
+    let Some(width) = width.filter(|width| *width > 2 * INDENT) else { return first + text };
+    let options = textwrap::Options::new(width)
+        .initial_indent(&first)
+        .subsequent_indent(&indent)
+        .break_words(false)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    textwrap::fill(text, options)
+}
+
+/// Columns of the terminal, if standard output is one.
+fn terminal_width() -> Option<usize> {
+    let terminal = Term::stdout();
+    terminal.is_term().then(|| terminal.size_checked()).flatten().map(|(_, columns)| columns.into())
 }
 
 /// Shows the report, and after a run that was not right what helps to find out why.
 pub fn report(summary: &Summary, verdict: &Verdict, outcome: &Outcome) {
     say(&style("\n  Report").bold().to_string());
+    let width = terminal_width();
     for (label, text) in rows(summary) {
-        say(&format!("  {:<14} {text}", style(label).dim()));
+        say(&row(label, &text, width));
     }
     if verdict.is_right() {
         say(&format!("\n  {} the run was right ({:.1} s)", good("✔"), summary.wall.as_secs_f32()));
@@ -118,6 +164,9 @@ pub fn report(summary: &Summary, verdict: &Verdict, outcome: &Outcome) {
     say(&format!("\n  {} the run was not right:", bad("✘")));
     for failure in &verdict.failures {
         say(&format!("    {} {}", bad("•"), harmless(failure)));
+    }
+    if let Some(hint) = summary.end.hint() {
+        say(&format!("    {hint}"));
     }
     if !summary.end.is_right() {
         last_lines(outcome);
@@ -148,12 +197,20 @@ type Row = (&'static str, String);
 fn rows(summary: &Summary) -> Vec<Row> {
     let mut rows = Vec::new();
     for guest in &summary.guests {
-        rows.extend(guest_rows(guest));
+        rows.extend(guest_rows(guest, summary.unit));
     }
     let stations = summary.interrupts().stations();
     if !stations.is_empty() {
         let texts: Vec<String> = stations.iter().map(|(name, count)| format!("{} {name}", grouped(*count))).collect();
         rows.push(("interrupts", texts.join(" → ")));
+        let (interrupts, mut others) = (summary.interrupts(), Vec::new());
+        others.extend(Some(interrupts.aside.words()).filter(|words| !words.is_empty()));
+        if interrupts.unseen() != 0 {
+            others.push(format!("{} merged in the machine's local APIC, or lost", grouped(interrupts.unseen())));
+        }
+        if !others.is_empty() {
+            rows.push(("of these", others.join(", ")));
+        }
     }
     let number = |key: &str| summary.remap.number(key).map_or_else(|| "?".to_owned(), grouped);
     if summary.remap.iter().next().is_some() {
@@ -171,11 +228,11 @@ fn rows(summary: &Summary) -> Vec<Row> {
     rows
 }
 
-fn guest_rows(guest: &Guest) -> Vec<Row> {
+fn guest_rows(guest: &Guest, unit: &str) -> Vec<Row> {
     let mut rows = vec![("guest", style(harmless(&guest.name)).bold().to_string())];
     let counted = |pairs: &Pairs, key: &str| pairs.number(key).map(grouped);
-    if let Some(instructions) = counted(&guest.start, "entry_instructions") {
-        rows.push(("start", format!("{instructions} instructions from the hypervisor's entry to the guest's first")));
+    if let Some(count) = counted(&guest.start, "entry_instructions") {
+        rows.push(("start", format!("{count} {unit} from the hypervisor's entry to the guest's first instruction")));
     }
     if let Some(result) = &guest.result {
         rows.push(("work", work(result)));
@@ -240,6 +297,7 @@ mod tests {
             plugin: [("vtd.remapped".to_owned(), 1234)].into(),
             with_counters: true,
             counts_all: true,
+            unit: crate::machine::INSTRUCTIONS,
             wall: Duration::ZERO,
             directory: "/".into(),
         }
@@ -275,11 +333,42 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_counts_no_instructions_reports_none() {
+        let mut outcome = outcome("@ims guest-start guest=1 name=x memory_mib=64 entry_instructions=1234567\n");
+        outcome.unit = crate::machine::TICKS;
+        let (_, text) = rows(&outcome.summary()).into_iter().find(|(label, _)| *label == "start").unwrap();
+        assert_eq!(text, "1,234,567 TSC ticks from the hypervisor's entry to the guest's first instruction");
+    }
+
+    #[test]
     fn a_flood_of_faults_is_cut_short() {
         let mut show = Show::new(false);
         let line = Line::parse("@ims fault kind=dma sid=1 reason=2 address=3");
         let shown = (0..100).filter_map(|_| show.pretty(&line)).count();
         assert_eq!(shown, FAULTS_SHOWN + 1);
+    }
+
+    #[test]
+    fn long_rows_are_broken_between_words_and_stay_in_their_column() {
+        let text = "4,002 (ept-violation 4,000, external-interrupt 2)";
+        let shown = row("VM exits", text, Some(40));
+        let lines: Vec<_> = shown.lines().collect();
+        assert_eq!(lines[0], "  VM exits       4,002 (ept-violation");
+        assert_eq!(lines[1], "                 4,000,");
+        assert_eq!(lines[2], "                 external-interrupt 2)");
+        // Neither where there is no terminal nor on one that is too narrow for it.
+        for width in [None, Some(20)] {
+            assert_eq!(row("VM exits", text, width), format!("  VM exits       {text}"));
+        }
+    }
+
+    #[test]
+    fn a_reader_that_left_is_no_failure_and_a_full_disk_is() {
+        note(Err(io::ErrorKind::BrokenPipe.into()));
+        assert!(all_was_written().is_ok());
+        note(writeln!(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap(), "x"));
+        let words = all_was_written().unwrap_err().to_string();
+        assert!(words.starts_with("cannot write to standard output: "), "{words}");
     }
 
     #[test]

@@ -42,6 +42,19 @@ pub fn grub_quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
+/// A module's string as GRUB makes it of the words (`grub_create_loader_cmdline`): one that holds a space is put into double quotes, and
+/// quotes and backslashes get a backslash before them.
+pub fn grub_join(words: &[String]) -> String {
+    let escaped = |word: &String| -> String {
+        word.chars().flat_map(|c| "\\'\"".contains(c).then_some('\\').into_iter().chain([c])).collect()
+    };
+    let joined = |word: &String| {
+        let quote = if word.contains(' ') { "\"" } else { "" };
+        format!("{quote}{}{quote}", escaped(word))
+    };
+    words.iter().map(joined).collect::<Vec<_>>().join(" ")
+}
+
 /// Makes a guest's text harmless on a terminal: control characters (and so escape sequences) become visible.
 pub fn harmless(text: &str) -> String {
     text.chars()
@@ -97,6 +110,13 @@ mod tests {
         assert_eq!(grub_quote("cmdline=a $b;c"), "'cmdline=a $b;c'");
         assert_eq!(grub_quote("it's"), r"'it'\''s'");
         assert_eq!(grub_quote(""), "''");
+    }
+
+    #[test]
+    fn grub_joins_words_so_that_they_come_apart_again() {
+        let words = ["demo", "cmdline=a 'b' \"c\" \\d", "mem=64M"].map(str::to_owned);
+        assert_eq!(grub_join(&words), r#"demo "cmdline=a \'b\' \"c\" \\d" mem=64M"#);
+        assert_eq!(split(&grub_join(&words)).unwrap(), words);
     }
 
     #[test]

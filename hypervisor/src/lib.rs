@@ -12,23 +12,40 @@
 //! | L4 | [`platform`]: the ports of the service on this hardware, the run loop |
 //!
 //! The image's `main` is the order of bring-up and nothing else.
+//!
+//! Without the feature `machine` only [`addr`] and what reads a guest's options and image ([`guest`]) are there: the launcher
+//! checks with them what it is asked to run.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
+#[cfg(feature = "machine")]
 pub mod acpi;
 pub mod addr;
+#[cfg(feature = "machine")]
 pub mod apic;
+#[cfg(feature = "machine")]
 pub mod console;
+#[cfg(feature = "machine")]
 pub mod cpu;
+#[cfg(feature = "machine")]
 pub mod ept;
+#[cfg(feature = "machine")]
 pub mod exits;
 pub mod guest;
+#[cfg(feature = "machine")]
 pub mod ims;
+#[cfg(feature = "machine")]
 pub mod memory;
+#[cfg(feature = "machine")]
 pub mod pci;
+#[cfg(feature = "machine")]
 pub mod platform;
+#[cfg(feature = "machine")]
 pub mod sync;
+#[cfg(feature = "machine")]
 pub mod vdev;
+#[cfg(feature = "machine")]
 pub mod vmx;
+#[cfg(feature = "machine")]
 pub mod vtd;

@@ -31,7 +31,8 @@ const CRATES: [(&str, Option<&[&str]>); 12] = [
     ("guest-shim", Some(&["hcall-abi"])),
     ("guest-shim-c", Some(&["guest-shim", "hcall-abi"])),
     ("imsvisor", Some(&["hcall-abi"])),
-    ("imsvisor-boot", Some(&[])),
+    // Its readers of options and images only: without its feature `machine`.
+    ("imsvisor-boot", Some(&["imsvisor"])),
     ("vtd-model", Some(&[])),
     ("dsa-model", Some(&[])),
     ("bochs-plugin", Some(&["vtd-model", "dsa-model"])),
@@ -48,7 +49,7 @@ const CRATES_FOR_TESTS: [(&str, &[&str]); 1] = [("imsvisor", &["vtd-model", "dsa
 const SAFE_CRATES: [&str; 4] = ["hcall-abi", "tests/models/vtd", "tests/models/dsa", "tests/dsa-server"];
 
 fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the folder lies in the workspace").to_owned()
+    imsvisor_boot::paths::workspace().expect("the checkout")
 }
 
 fn hypervisor() -> Sources {

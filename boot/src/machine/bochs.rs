@@ -18,6 +18,11 @@ const LOG: &str = "bochs.log";
 /// What the emulator itself writes.
 const OUTPUT: &str = "bochs.out";
 
+/// The terminal of the `term` display. Its screen is a pseudo-terminal that the emulator opens and nobody reads: when that is full, the
+/// emulator stops for good. So the terminal is one character large, and of a kind whose cursor cannot be switched on and off (with
+/// TERM=linux a blinking cursor filled it within 18 emulated seconds). Its description is on every Debian.
+const SCREEN: [(&str, &str); 3] = [("TERM", "vt100"), ("LINES", "1"), ("COLUMNS", "1")];
+
 /// The TSC's frequency, and the scale of device time; unrelated to the host's clock.
 pub const IPS: u32 = 200_000_000;
 
@@ -84,8 +89,7 @@ fn command(bochs: &Bochs, config: &Config, directory: &Path) -> Result<Command> 
     let errors = output.try_clone().context("cannot share the emulator's output")?;
     command.args(["-q", "-f", "bochsrc"]).stdout(output).stderr(errors);
     command.env("BXSHARE", &bochs.share);
-    // The `term` display asks for a terminal's description; this one is on every Debian.
-    command.env("TERM", "linux");
+    command.envs(SCREEN);
     let ours = config.plugin.as_deref().map(|plugin| own_directory(plugin, directory)).transpose()?;
     let places: Vec<&Path> = ours.as_deref().into_iter().chain(bochs.plugins.as_deref()).collect();
     if !places.is_empty() {
@@ -130,6 +134,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+    use crate::prefix::Program;
 
     #[test]
     fn the_configuration_describes_the_machine_that_was_asked_for() {
@@ -161,6 +166,21 @@ mod tests {
     fn without_the_plugin_bochs_does_not_look_for_it() {
         let text = bochsrc(&Config::default(), "term");
         assert!(!text.contains("plugin_ctrl") && !text.contains("exclude_features"));
+    }
+
+    #[test]
+    fn the_screen_that_nobody_reads_is_as_small_as_can_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let bochs = Bochs {
+            program: Program::of_system("/x/bochs".into()),
+            plugins: None,
+            share: "/x".into(),
+            vga_bios: "/x".into(),
+        };
+        let command = command(&bochs, &Config::default(), directory.path()).unwrap();
+        let value =
+            |name: &str| command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value?.to_str());
+        assert_eq!([value("TERM"), value("LINES"), value("COLUMNS")], [Some("vt100"), Some("1"), Some("1")]);
     }
 
     #[test]

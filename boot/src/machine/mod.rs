@@ -42,7 +42,7 @@ pub struct Config {
     pub hypervisor_options: Vec<String>,
     /// Further lines for Bochs' configuration, or further arguments for QEMU.
     pub extra: Vec<String>,
-    /// A run that writes no line for so long (on the host's clock) has hung.
+    /// A run that writes no line for so long, in its own processor time and on the host's clock, has hung.
     pub silence: Duration,
     /// A run that takes longer than this is ended.
     pub limit: Duration,
@@ -77,6 +77,10 @@ impl Config {
 fn die_with_parent() -> std::io::Result<()> {
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
+/// Units of a time-stamp counter: see [`Kind::unit`].
+pub const INSTRUCTIONS: &str = "instructions";
+/// Ticks of a clock.
+pub const TICKS: &str = "TSC ticks";
 
 /// The kinds of machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -91,6 +95,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// What the machine's time-stamp counter counts, for people: only on Bochs those are instructions.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Bochs => INSTRUCTIONS,
+            Self::Kvm | Self::Tcg => TICKS,
+        }
+    }
+
     /// The machine that was asked for; else Bochs, which has a device with a message store and is the same everywhere. KVM is refused where
     /// it cannot offer VMX to guests.
     pub fn choose(asked: Option<Self>, kvm: impl FnOnce() -> Result<()>) -> Result<Self> {
@@ -124,11 +136,11 @@ pub fn start_on(
     };
     image.write(&tools.grub, Firmware::BiosCd, &directory, &directory.join(IMAGE))?;
     let accelerator = match kind {
-        Kind::Bochs => return bochs::start(tools, config, directory),
+        Kind::Bochs => return Ok(bochs::start(tools, config, directory)?.counting(kind.unit())),
         Kind::Kvm => qemu::Accelerator::Kvm,
         Kind::Tcg => qemu::Accelerator::Tcg,
     };
-    let mut run = qemu::start(accelerator, tools, config, directory)?;
+    let mut run = qemu::start(accelerator, tools, config, directory)?.counting(kind.unit());
     if !guests.iter().flat_map(Module::devices).all(dsa_server::is_served) {
         run.others_send();
     }
@@ -149,6 +161,7 @@ const PLUGIN_REPORT: &str = "plugin.report";
 #[cfg(test)]
 mod tests {
     use anyhow::bail;
+    use clap::ValueEnum;
 
     use super::*;
 
@@ -160,6 +173,13 @@ mod tests {
     fn bochs_is_the_default_even_where_there_is_kvm() {
         assert_eq!(Kind::choose(None, || Ok(())).unwrap(), Kind::Bochs);
         assert_eq!(Kind::choose(None, no_kvm).unwrap(), Kind::Bochs);
+    }
+
+    #[test]
+    fn only_bochs_counts_instructions() {
+        for kind in Kind::value_variants().iter().copied().chain([Kind::Tcg]) {
+            assert_eq!(kind.unit() == INSTRUCTIONS, kind == Kind::Bochs, "{kind:?}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use std::{fmt, thread};
 
 use anyhow::{Context, Result};
+use rustix::param::clock_ticks_per_second;
 
 use super::dsa_server::DsaServer;
 use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL, die_with_parent, trace};
@@ -20,6 +21,8 @@ use crate::report::Summary;
 const POLL: Duration = Duration::from_millis(4);
 /// How long a machine may take to end after its `done`.
 const GRACE: Duration = Duration::from_secs(5);
+/// A machine that gets no processor time has not hung, but some time it has to end: after so many times its silence on the host's clock.
+const PATIENCE: u32 = 10;
 /// More on the serial console than this is a flood.
 const FLOOD: u64 = 64 << 20;
 
@@ -43,7 +46,7 @@ pub enum End {
     LeftOn,
     /// The machine ended by itself; its own last words.
     Died(String),
-    /// No line came for so long.
+    /// No line came for so long, on the host's clock.
     Silent(Duration),
     /// It took longer than it may.
     TooLong(Duration),
@@ -55,6 +58,17 @@ impl End {
     /// Whether the run came to its own end.
     pub fn is_right(&self) -> bool {
         matches!(self, Self::Off | Self::LeftOn)
+    }
+
+    /// What else it may have been, and what helps.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Silent(_) => Some(
+                "a guest that computes for long without a line is ended as well: --silence SECONDS gives it more time",
+            ),
+            Self::TooLong(_) => Some("--timeout SECONDS gives it more time"),
+            Self::Off | Self::LeftOn | Self::Died(_) | Self::Flooded => None,
+        }
     }
 }
 
@@ -83,10 +97,13 @@ pub struct Run {
     inquest: Inquest,
     with_counters: bool,
     counts_all: bool,
+    unit: &'static str,
     silence: Duration,
     limit: Duration,
     began: Instant,
     last_line: Instant,
+    /// The machine's processor time when it was quiet for the first time since its last line.
+    quiet_since: Option<Duration>,
     done: Option<Instant>,
     serial: Option<File>,
     read: u64,
@@ -112,10 +129,12 @@ impl Run {
             inquest,
             with_counters: config.has_counters(),
             counts_all: true,
+            unit: super::TICKS,
             silence: config.silence,
             limit: config.limit,
             began: now,
             last_line: now,
+            quiet_since: None,
             done: None,
             serial: None,
             read: 0,
@@ -136,6 +155,12 @@ impl Run {
         self.counts_all = false;
     }
 
+    /// The same on a machine whose time-stamp counter counts these.
+    pub(super) fn counting(mut self, unit: &'static str) -> Self {
+        self.unit = unit;
+        self
+    }
+
     /// The run's directory: image, serial log, the emulator's own log.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -154,6 +179,7 @@ impl Run {
             plugin: counters(&self.directory),
             with_counters: self.with_counters,
             counts_all: self.counts_all,
+            unit: self.unit,
             directory: self.directory.clone(),
             lines: std::mem::take(&mut self.seen),
             end: self.end.clone().unwrap_or(End::Off),
@@ -188,6 +214,7 @@ impl Run {
         let raw = String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned();
         let line = Line::parse(&raw);
         self.last_line = Instant::now();
+        self.quiet_since = None;
         if line.event("done").is_some() {
             self.done = Some(self.last_line);
         }
@@ -207,10 +234,19 @@ impl Run {
         if self.began.elapsed() > self.limit {
             return Some(End::TooLong(self.limit));
         }
-        if self.done.is_none() && self.last_line.elapsed() > self.silence {
-            return Some(End::Silent(self.silence));
+        if self.done.is_none() && self.has_hung() {
+            return Some(End::Silent(self.last_line.elapsed()));
         }
         (self.read > FLOOD).then_some(End::Flooded)
+    }
+
+    fn has_hung(&mut self) -> bool {
+        let now = processor_time(self.child.id());
+        if self.quiet_since.is_none() {
+            self.quiet_since = now;
+        }
+        let spent = now.zip(self.quiet_since).map(|(now, then)| now.saturating_sub(then));
+        is_silent(self.last_line.elapsed(), spent, self.silence)
     }
 
     fn stop(&mut self) {
@@ -257,6 +293,27 @@ impl Drop for Run {
     }
 }
 
+/// Whether a machine without a line for `wall`, in which it spent `spent` of processor time, has hung. On a busy host a machine gets little
+/// of that, and its silence says nothing: both have to be more than `allowed`. One that sleeps for ever spends none: patience ends, too.
+fn is_silent(wall: Duration, spent: Option<Duration>, allowed: Duration) -> bool {
+    wall > allowed && (spent.is_none_or(|spent| spent > allowed) || wall > allowed.saturating_mul(PATIENCE))
+}
+
+/// The processor time of all threads of a process so far; none where the host does not say.
+fn processor_time(process: u32) -> Option<Duration> {
+    processor_time_in(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?, clock_ticks_per_second())
+}
+
+/// The fields utime and stime of /proc/PID/stat (proc_pid_stat(5)), in ticks. The second field is a name in parentheses, which may hold
+/// anything; utime is the twelfth after it.
+fn processor_time_in(stat: &str, ticks_per_second: u64) -> Option<Duration> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    let sum = ticks()?.checked_add(ticks()?)?;
+    Some(Duration::from_millis(sum.checked_mul(1000)?.checked_div(ticks_per_second)?))
+}
+
 /// What came of a run.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -270,6 +327,8 @@ pub struct Outcome {
     pub with_counters: bool,
     /// Whether every device of the guests counts what it sends.
     pub counts_all: bool,
+    /// What the machine's time-stamp counter counts, for people.
+    pub unit: &'static str,
     /// How long it took, on the host's clock.
     pub wall: Duration,
     /// Where its logs are.
@@ -329,7 +388,7 @@ mod tests {
     }
 
     fn impatient() -> Config {
-        Config { silence: Duration::from_millis(300), limit: Duration::from_secs(20), ..Config::default() }
+        Config { silence: Duration::from_millis(300), limit: Duration::from_secs(60), ..Config::default() }
     }
 
     #[test]
@@ -344,10 +403,37 @@ mod tests {
 
     #[test]
     fn a_machine_that_hangs_is_ended_and_its_last_lines_are_kept() {
-        let (_directory, outcome) = machine("echo before > serial.log; exec sleep 1000", &impatient());
-        assert_eq!(outcome.end, End::Silent(impatient().silence));
+        let (_directory, outcome) = machine("echo before > serial.log; while :; do :; done", &impatient());
+        assert!(matches!(outcome.end, End::Silent(time) if time > impatient().silence), "{:?}", outcome.end);
         assert_eq!(outcome.last_lines(5).collect::<Vec<_>>(), ["before"]);
-        assert!(outcome.wall < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_machine_that_gets_no_processor_time_has_not_hung_until_patience_ends() {
+        let (_directory, outcome) = machine("echo before > serial.log; exec sleep 1000", &impatient());
+        let End::Silent(time) = outcome.end else { panic!("{:?}", outcome.end) };
+        assert!(time > impatient().silence * PATIENCE && time < impatient().limit, "{time:?}");
+    }
+
+    #[test]
+    fn silence_counts_in_the_machines_own_time() {
+        let [second, allowed] = [1, 30].map(Duration::from_secs);
+        assert!(!is_silent(allowed * 2, Some(second), allowed), "a busy host");
+        assert!(!is_silent(second, Some(allowed * 2), allowed), "many processors");
+        assert!(is_silent(allowed + second, Some(allowed + second), allowed));
+        assert!(is_silent(allowed * PATIENCE + second, Some(second), allowed));
+        // A host that does not count has its clock.
+        assert!(is_silent(allowed + second, None, allowed));
+        assert!(!is_silent(Duration::MAX, Some(second), Duration::MAX - second), "no overflow");
+    }
+
+    #[test]
+    fn processor_time_is_read_whatever_the_programs_name_is() {
+        let stat = "42 (a) b (c) R 1 42 42 0 -1 4194304 100 0 0 0 250 50 7 7 20 0 1 0 99 1 1";
+        assert_eq!(processor_time_in(stat, 100), Some(Duration::from_secs(3)));
+        assert_eq!(processor_time_in("42 (x) R 1", 100), None);
+        assert!(processor_time(std::process::id()).is_some());
+        assert_eq!(processor_time(u32::MAX), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::fetch::MIRROR_VARIABLE;
 use super::sources::Source;
 use crate::progress::Step;
 
@@ -35,10 +36,14 @@ impl Apt {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// Fetches the lists of packages.
+    /// Fetches the lists of packages. Without a network apt complains, ends well, and has none: that is an error here.
     pub fn update(&self, step: &mut Step) -> Result<()> {
         step.at("lists of packages");
-        self.run(&["update"], step).map(drop)
+        let complaints = self.run(&["update"], step)?;
+        if !has_lists(&self.directory.join("state/lists"))? {
+            bail!("{}", no_lists(&complaints));
+        }
+        Ok(())
     }
 
     /// The version that would be installed.
@@ -70,11 +75,12 @@ impl Apt {
         command
     }
 
-    fn run(&self, arguments: &[&str], step: &mut Step) -> Result<()> {
+    /// Runs apt-get; returns what it complained of.
+    fn run(&self, arguments: &[&str], step: &mut Step) -> Result<String> {
         self.run_in(&self.directory, arguments, step)
     }
 
-    fn run_in(&self, directory: &Path, arguments: &[&str], step: &mut Step) -> Result<()> {
+    fn run_in(&self, directory: &Path, arguments: &[&str], step: &mut Step) -> Result<String> {
         let mut command = self.command("apt-get");
         command.current_dir(directory).args(["-qq", "-o", "APT::Status-Fd=1"]).args(arguments);
         let mut child =
@@ -95,8 +101,29 @@ impl Apt {
         if !status.success() {
             bail!("apt-get {} failed:\n{}", arguments.first().unwrap_or(&""), complaints.trim());
         }
-        Ok(())
+        Ok(complaints)
     }
+}
+
+/// Whether any list of packages was fetched. A release's own file is not enough: the list may have failed after it.
+fn has_lists(directory: &Path) -> Result<bool> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    let is_list = |name: &str| name.ends_with("_Packages") || name.contains("_Packages.");
+    Ok(entries.flatten().any(|entry| is_list(&entry.file_name().to_string_lossy())))
+}
+
+/// Lines of apt's complaints that are shown.
+const COMPLAINTS: usize = 3;
+
+/// Says that nothing came from any archive, why, and what helps.
+fn no_lists(complaints: &str) -> String {
+    let mut lines: Vec<&str> = complaints.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.truncate(COMPLAINTS);
+    format!(
+        "no list of packages came from the Debian archive: is there a network? Behind a proxy set http_proxy, or apt's own \
+         Acquire::http::Proxy; {MIRROR_VARIABLE} names another archive. The first run needs it, later ones do not.\n{}",
+        lines.join("\n")
+    )
 }
 
 fn packages_in(directory: &Path) -> Result<Vec<PathBuf>> {
@@ -189,6 +216,47 @@ mod tests {
         assert_eq!(candidate("bochs:\n  Installed: (none)\n  Candidate: 3.0+dfsg-1\n"), Some("3.0+dfsg-1".into()));
         assert_eq!(candidate("bochs:\n  Candidate: (none)\n"), None);
         assert_eq!(candidate(""), None);
+    }
+
+    #[test]
+    fn lists_that_did_not_come_are_a_fault_of_the_network_and_not_of_the_archive() {
+        let directory = tempfile::tempdir().unwrap();
+        let lists = directory.path();
+        assert!(!has_lists(lists).unwrap());
+        for file in ["lock", "mirror_debian_dists_trixie_InRelease"] {
+            fs::write(lists.join(file), "").unwrap();
+        }
+        fs::create_dir(lists.join("partial")).unwrap();
+        assert!(!has_lists(lists).unwrap());
+        fs::write(lists.join("mirror_debian_dists_trixie_main_binary-amd64_Packages.lz4"), "").unwrap();
+        assert!(has_lists(lists).unwrap());
+        let words =
+            no_lists("W: Failed to fetch http://mirror/x  Temporary failure resolving 'mirror'\n\nW: a\nW: b\nW: c\n");
+        for part in ["network", MIRROR_VARIABLE, "http_proxy", "Temporary failure resolving", "W: b"] {
+            assert!(words.contains(part), "{part}: {words}");
+        }
+        assert!(!words.contains("W: c"), "{words}");
+    }
+
+    #[test]
+    fn an_archive_that_cannot_be_reached_is_told_as_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = Source {
+            // Nobody listens there.
+            uri: "http://127.0.0.1:9/debian".into(),
+            suite: "trixie".into(),
+            components: vec!["main".into()],
+            signed_by: None,
+        };
+        let apt = Apt::new(&directory.path().join("apt"), &[source], None).unwrap();
+        // Without the pauses between attempts.
+        let configuration = directory.path().join("apt/apt.conf");
+        let text = fs::read_to_string(&configuration).unwrap() + "Acquire::Retries \"0\";\n";
+        fs::write(configuration, text).unwrap();
+        if crate::paths::on_path("apt-get").is_some() {
+            let words = apt.update(&mut Step::new("testing")).unwrap_err().to_string();
+            assert!(words.contains("is there a network?"), "{words}");
+        }
     }
 
     #[test]

@@ -4,13 +4,14 @@
 //! leaves nothing that looks finished.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, statvfs};
 
 use super::apt::Apt;
 use super::sources::{self, Release, Source};
@@ -68,31 +69,70 @@ pub fn ensure(paths: &Paths, kit: &Kit) -> Result<PathBuf> {
     flock(&lock, FlockOperation::LockExclusive).context("cannot lock the prefix")?;
     // Another process may have fetched it while this one waited.
     if !is_complete(&prefix, kit) {
-        fetch(&prefix, kit).with_context(|| format!("cannot fetch {}", kit.what))?;
+        let work = prefix.with_extension("partial");
+        let make = || has_room(&paths.home).and_then(|()| fetch(&prefix, &work, kit));
+        without_leftovers(&work, make).with_context(|| format!("cannot fetch {}", kit.what))?;
     }
     Ok(prefix)
+}
+
+/// Makes something by way of a directory that is gone before and after it. After a failure, too: what is half there helps nobody, and
+/// may be what fills the disk.
+fn without_leftovers(work: &Path, make: impl FnOnce() -> Result<()>) -> Result<()> {
+    remove(work)?;
+    let made = make();
+    made.and(remove(work))
+}
+
+/// What the largest kit takes while it is unpacked, its packages included.
+const ROOM: u64 = 400 << 20;
+
+/// Refuses to begin what would end on a full disk.
+fn has_room(directory: &Path) -> Result<()> {
+    // Where the file system does not say, the unpacking will.
+    let Ok(disk) = statvfs(directory) else { return Ok(()) };
+    match no_room(disk.f_bavail.saturating_mul(disk.f_frsize), directory) {
+        Some(words) => bail!("{words}"),
+        None => Ok(()),
+    }
+}
+
+fn no_room(free: u64, directory: &Path) -> Option<String> {
+    let mib = |bytes: u64| bytes >> 20;
+    (free < ROOM).then(|| {
+        format!(
+            "{} has {} MiB free, but {} MiB are needed for a while: make room, or set CARGO_TARGET_DIR to another disk",
+            directory.display(),
+            mib(free),
+            mib(ROOM)
+        )
+    })
 }
 
 fn is_complete(prefix: &Path, kit: &Kit) -> bool {
     fs::read_to_string(prefix.join(STAMP)).is_ok_and(|stamp| stamp.lines().next() == Some(kit.recipe))
 }
 
-fn fetch(prefix: &Path, kit: &Kit) -> Result<()> {
+/// What a fetch takes its time for, in percent: lists, packages, unpacking.
+const PHASES: [Range<u64>; 3] = [0..20, 20..80, 80..100];
+
+fn fetch(prefix: &Path, work: &Path, kit: &Kit) -> Result<()> {
     for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
         if on_path(tool).is_none() {
             bail!("{}", without_apt(tool, kit));
         }
     }
     let mut step = Step::new(&format!("fetching {}", kit.what));
-    let work = prefix.with_extension("partial");
-    remove(&work)?;
+    let [lists, packages, files] = PHASES;
+    step.phase(lists);
     let (apt, version) = apt_with(kit, &work.join("apt"), &mut step)?;
+    step.phase(packages);
     let packages = apt.download(kit.packages, &mut step)?;
     let root = work.join("root");
+    step.phase(files);
     unpack(&packages, &root, &mut step)?;
     fs::write(root.join(STAMP), format!("{}\n{} {version}\n", kit.recipe, kit.leader()))?;
     replace_directory(&root, prefix).context("cannot move the prefix into its place")?;
-    remove(&work)?;
     step.done(&format!("{} {version}, {} packages", kit.leader(), packages.len()));
     Ok(())
 }
@@ -288,6 +328,32 @@ mod tests {
         let package = directory.path().join("x_1_all.deb");
         fs::write(&package, "no package").unwrap();
         assert!(unpack(&[package], &directory.path().join("root"), &mut Step::new("testing")).is_err());
+    }
+
+    #[test]
+    fn a_fetch_that_fails_leaves_nothing_half_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let work = directory.path().join("prefix.partial");
+        let half = |file: &str| {
+            fs::create_dir_all(&work).unwrap();
+            fs::write(work.join(file), "").unwrap();
+        };
+        half("old");
+        let failed = without_leftovers(&work, || {
+            assert!(!work.exists(), "an older one is gone");
+            half("new");
+            bail!("the disk is full")
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "the disk is full");
+        assert!(!work.exists());
+    }
+
+    #[test]
+    fn a_disk_without_room_is_told_before_anything_is_fetched() {
+        assert_eq!(no_room(ROOM, Path::new("/d")), None);
+        let words = no_room(50 << 20, Path::new("/d")).unwrap();
+        assert!(words.contains("/d has 50 MiB free") && words.contains("400 MiB"), "{words}");
+        assert!(has_room(Path::new("/proc")).is_err(), "a file system without any room");
     }
 
     #[test]

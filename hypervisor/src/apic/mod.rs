@@ -47,6 +47,11 @@ pub const DEVICE_VECTOR: u8 = 0xfc;
 /// Vector of spurious interrupts.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 
+/// Whether a vector is one that functions raise, by entries of the remapping table: guests', and [`DEVICE_VECTOR`].
+pub const fn is_devices(vector: u8) -> bool {
+    !matches!(vector, TIMER_VECTOR | NOTIFICATION_VECTOR | WAKE_UP_VECTOR | FAULT_VECTOR | SPURIOUS_VECTOR)
+}
+
 static X2APIC: AtomicBool = AtomicBool::new(false);
 
 /// Turns the local APIC on, in x2APIC mode where there is one, with all its own sources masked; masks the 8259s.

@@ -4,24 +4,42 @@
 //! can run, the HLT of [`idle`]. Both ways end in [`arrived`], which only notes the vector: the run loop takes it from
 //! there.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::this::this;
+use crate::apic;
+
+/// Devices' interrupts that became one with an earlier one here, on all processors.
+static MERGED: AtomicU64 = AtomicU64::new(0);
 
 /// Notes an external interrupt, and ends it at the local APIC.
 ///
-/// The next interrupt with this vector may come as soon as this returns; it is noted again, and lost only if the first one has
-/// not been taken by then. A binding's vector stands for one guest vector, whose IRR would merge the two as well.
+/// The next interrupt with this vector may come as soon as this returns; it is noted again, and becomes one with the first only if
+/// that has not been taken by then. A binding's vector stands for one guest vector, whose IRR would merge the two as well. Two that
+/// meet in the machine's own IRR are one when they get here, and nobody can count them.
 pub fn arrived(vector: u8) {
-    raise(vector);
-    crate::apic::eoi();
+    if note(vector) && apic::is_devices(vector) {
+        MERGED.fetch_add(1, Ordering::Relaxed);
+    }
+    apic::eoi();
 }
 
 /// Notes a vector that this processor would have sent to itself.
 pub fn raise(vector: u8) {
-    let own = this();
-    own.arrived[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
+    note(vector);
+}
+
+/// Notes a vector. Whether it was noted already, and not taken since.
+fn note(vector: u8) -> bool {
+    let (own, bit) = (this(), 1 << (vector % 64));
+    let before = own.arrived[usize::from(vector / 64)].fetch_or(bit, Ordering::Relaxed);
     own.any_arrived.store(true, Ordering::Relaxed);
+    before & bit != 0
+}
+
+/// Number of devices' interrupts so far that met an earlier one with their vector before that was taken.
+pub fn merged() -> u64 {
+    MERGED.load(Ordering::Relaxed)
 }
 
 /// Notes an NMI. They have no meaning here; the count goes into the log at the end.
@@ -78,5 +96,21 @@ mod tests {
         assert_eq!(take().collect::<Vec<_>>(), [0xfe, 0x80, 0x7f, 0x30]);
         assert!(!any());
         assert_eq!(take().next(), None);
+    }
+
+    #[test]
+    fn a_vector_that_meets_itself_before_it_is_taken_is_one() {
+        assert!(!note(0x41) && !note(0x81) && note(0x41));
+        assert_eq!(take().collect::<Vec<_>>(), [0x81, 0x41]);
+        assert!(!note(0x41), "the first one was taken");
+        assert_eq!(take().collect::<Vec<_>>(), [0x41]);
+    }
+
+    #[test]
+    fn only_what_devices_raise_counts_as_merged() {
+        assert!(apic::is_devices(0x30) && apic::is_devices(apic::DEVICE_VECTOR));
+        for own in [apic::TIMER_VECTOR, apic::NOTIFICATION_VECTOR, apic::WAKE_UP_VECTOR, apic::FAULT_VECTOR] {
+            assert!(!apic::is_devices(own), "{own:#x}");
+        }
     }
 }

@@ -3,12 +3,17 @@
 //! Pure but for [`GuestRam`], through which every byte goes into the guest's memory.
 #![cfg_attr(not(test), forbid(unsafe_code))]
 
+#[cfg(feature = "machine")]
 pub mod acpi;
+#[cfg(feature = "machine")]
 pub mod boot_params;
+#[cfg(feature = "machine")]
 pub mod build;
 pub mod elf;
+#[cfg(feature = "machine")]
 pub mod entry;
 pub mod memory_map;
 pub mod options;
 
+#[cfg(feature = "machine")]
 pub use build::{BuildError, Entry, GuestRam, Outside, build};

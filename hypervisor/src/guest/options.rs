@@ -9,7 +9,7 @@ use core::fmt;
 use hcall_abi::Pasid;
 
 use super::memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size};
-use crate::{addr::Bdf, vdev::pci::MOST_MSIX};
+use crate::addr::Bdf;
 
 /// Longest name.
 pub const NAME_MAX: usize = 16;
@@ -18,7 +18,9 @@ pub const DEVICES_MAX: usize = 8;
 /// Fewest vectors of a virtual function: the one that the hypervisor signals, and one of the device's.
 pub const VECTORS_MIN: u16 = 2;
 /// Most vectors of a virtual function: what an MSI-X table can have.
-pub const VECTORS_MAX: u16 = MOST_MSIX;
+pub const VECTORS_MAX: u16 = 2048;
+#[cfg(feature = "machine")]
+const _: () = assert!(VECTORS_MAX == crate::vdev::pci::MOST_MSIX);
 /// Vectors of a virtual function without `vectors=`.
 pub const DEFAULT_VECTORS: u16 = 64;
 /// Most virtual processors of one guest.

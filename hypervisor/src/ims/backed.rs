@@ -182,6 +182,7 @@ impl<P: Ports> Place<'_, P> {
             self.write_ctrl(index, ctrl);
             self.service.ports.read_back(self.store, index, Field::Ctrl);
         }
+        self.service.count_discarded();
         if let Some(binding) = slot.binding() {
             self.store_message(index, binding.entry);
         }

@@ -24,6 +24,8 @@ pub struct RemapCounters {
     pub programmed: u64,
     /// Flushes with their wait, failed ones included.
     pub flushes: u64,
+    /// Interrupts that were pending in a device when their function was reset, and went nowhere.
+    pub discarded: u64,
     /// Entries and routes that wait for a flush to succeed.
     pub quarantined: u64,
 }
@@ -53,6 +55,7 @@ pub(super) struct RemapCounts {
     pub(super) high_water: AtomicU64,
     pub(super) programmed: AtomicU64,
     pub(super) flushes: AtomicU64,
+    pub(super) discarded: AtomicU64,
 }
 
 impl RemapCounts {

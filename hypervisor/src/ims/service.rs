@@ -278,6 +278,11 @@ impl<P: Ports> Service<P> {
         Some(whose)
     }
 
+    /// A pending interrupt was sent nowhere.
+    pub(super) fn count_discarded(&self) {
+        count(&self.counts.discarded);
+    }
+
     /// What was done with the remapping unit so far.
     pub fn counters(&self) -> RemapCounters {
         RemapCounters {
@@ -285,6 +290,7 @@ impl<P: Ports> Service<P> {
             high_water: self.counts.high_water.load(Relaxed),
             programmed: self.counts.programmed.load(Relaxed),
             flushes: self.counts.flushes.load(Relaxed),
+            discarded: self.counts.discarded.load(Relaxed),
             quarantined: self.quarantine.lock().held.len() as u64,
         }
     }

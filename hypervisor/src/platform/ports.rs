@@ -69,6 +69,7 @@ pub struct MachinePorts {
     homes: Shared<Vec<Home>>,
     attachments: Attachments,
     strays: AtomicU64,
+    own: AtomicU64,
     faults: FaultLog,
     /// Functions whose parts are guests' functions.
     parents: Parents,
@@ -91,6 +92,7 @@ impl MachinePorts {
             homes: Shared::new(Vec::new()),
             attachments: Attachments::default(),
             strays: AtomicU64::new(0),
+            own: AtomicU64::new(0),
             parents: Parents::default(),
             slow_stores: Shared::new(Vec::new()),
         }
@@ -200,6 +202,17 @@ impl MachinePorts {
     /// Interrupts that nobody was waiting for.
     pub fn strays(&self) -> u64 {
         self.strays.load(Ordering::Relaxed)
+    }
+
+    /// A function that the hypervisor keeps has raised its interrupt: counts it, and looks what there is.
+    pub fn own_interrupt(&self, service: &MachineService) {
+        self.own.fetch_add(1, Ordering::Relaxed);
+        self.parents.event(service);
+    }
+
+    /// Interrupts of functions that the hypervisor keeps.
+    pub fn own_interrupts(&self) -> u64 {
+        self.own.load(Ordering::Relaxed)
     }
 
     /// Takes the memory that attaching the function needs for good.

@@ -164,7 +164,7 @@ impl Runner {
             // Whoever waits for them is looked after in any case.
             apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
             apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
-            apic::DEVICE_VECTOR => self.service.ports().parents().event(self.service),
+            apic::DEVICE_VECTOR => self.service.ports().own_interrupt(self.service),
             _ => match self.owner(vector) {
                 Some((cpu, vector)) => cpu.accept(vector),
                 None => self.service.ports().count_stray(),

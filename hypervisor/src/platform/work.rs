@@ -151,7 +151,7 @@ impl Work {
                 self.service.ports().faults().event(self.service);
             }
             if events {
-                self.service.ports().parents().event(self.service);
+                self.service.ports().own_interrupt(self.service);
             }
         }
         self.service.ports().faults().finish(self.service);
@@ -252,12 +252,15 @@ impl Work {
         let kept = free_before.saturating_sub(free) >> 10;
         let vectors: usize = ports.vectors().iter().map(|vectors| vectors.used()).sum();
         event!(
-            "remap live={} high_water={} programmed={} flushes={} waits={waits} faults={faults} vectors={vectors} kept_kib={kept} strays={}",
+            "remap live={} high_water={} programmed={} flushes={} waits={waits} faults={faults} vectors={vectors} kept_kib={kept} strays={} own={} discarded={} merged={}",
             counters.live,
             counters.high_water,
             counters.programmed,
             counters.flushes,
-            ports.strays()
+            ports.strays(),
+            ports.own_interrupts(),
+            counters.discarded,
+            cpu::interrupts::merged()
         );
         if free != free_before {
             log::error!("{kept} KiB of guests' memory did not come back");

@@ -73,11 +73,11 @@ pub struct Figure {
     pub ratio: f64,
 }
 
-/// The emulator's TSC counts these.
-const UNIT: &str = "instructions";
+/// What the machine's TSC counts, on which the figures are taken.
+const UNIT: &str = imsvisor_boot::machine::INSTRUCTIONS;
 
 impl Figure {
-    fn json(&self) -> Value {
+    fn json(&self, unit: &str) -> Value {
         json!({
             "scenario": self.scenario,
             "variant": self.variant,
@@ -88,7 +88,7 @@ impl Figure {
             "min": rounded(self.min),
             "median": rounded(self.median),
             "p99": rounded(self.p99),
-            "unit": UNIT,
+            "unit": unit,
             "ratio_to_null_exit": rounded(self.ratio),
         })
     }
@@ -102,14 +102,14 @@ fn rounded(value: f64) -> f64 {
 /// Measures, shows and writes everything.
 pub fn run(options: &Options) -> Result<()> {
     let figures = measure(options.rounds, options.only.as_deref())?;
-    print!("{}", table::terminal(&figures));
+    print!("{}", table::terminal(&figures, UNIT));
     let home = &crate::bench::paths()?.home;
-    let mut files = vec![write(home, "bench.json", &json_text(&figures)?)?];
+    let mut files = vec![write(home, "bench.json", &json_text(&figures, UNIT)?)?];
     files.extend(plots(home, &figures)?);
     if options.update {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("figures");
+        let folder = crate::bench::paths()?.workspace.join("tests/figures");
         files.extend(plots(&folder, &figures)?);
-        files.push(document::update(&crate::bench::paths()?.workspace.join("README.md"), &figures)?);
+        files.push(document::update(&crate::bench::paths()?.workspace.join("README.md"), &figures, UNIT)?);
     }
     println!();
     files.iter().for_each(|file| println!("  {}", file.display()));
@@ -178,8 +178,8 @@ fn judge(summary: &Summary) -> Result<()> {
     Ok(())
 }
 
-fn json_text(figures: &[Figure]) -> Result<String> {
-    let all: Vec<_> = figures.iter().map(Figure::json).collect();
+fn json_text(figures: &[Figure], unit: &str) -> Result<String> {
+    let all: Vec<_> = figures.iter().map(|figure| figure.json(unit)).collect();
     Ok(serde_json::to_string_pretty(&all).context("the figures as JSON")? + "\n")
 }
 
@@ -221,10 +221,10 @@ mod tests {
 
     #[test]
     fn json_is_an_array_with_every_key() {
-        let text = json_text(&[figure("mask", "trapped", 16, 1234.0625)]).unwrap();
+        let text = json_text(&[figure("mask", "trapped", 16, 1234.0625)], "TSC ticks").unwrap();
         let expected = json!([{
             "scenario": "mask", "variant": "trapped", "slots": 16, "vcpus": 1, "ops": 4096, "exits_per_op": 1.0,
-            "min": 1233.063, "median": 1234.063, "p99": 1235.313, "unit": "instructions", "ratio_to_null_exit": 12.341,
+            "min": 1233.063, "median": 1234.063, "p99": 1235.313, "unit": "TSC ticks", "ratio_to_null_exit": 12.341,
         }]);
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
     }

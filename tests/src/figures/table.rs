@@ -45,8 +45,14 @@ pub fn grouped(value: f64) -> String {
     text
 }
 
-/// For a terminal: columns under each other.
-pub fn terminal(figures: &[Figure]) -> String {
+/// The columns' heads, where times are counted in `unit`.
+fn heads(unit: &str) -> [String; COLUMNS] {
+    let timed = ["min", "median", "p99"];
+    HEADS.map(|head| if timed.contains(&head) { format!("{head}, {unit}") } else { head.to_owned() })
+}
+
+/// For a terminal: columns under each other. The unit stands above them, or they would be wider than most terminals.
+pub fn terminal(figures: &[Figure], unit: &str) -> String {
     let rows = rows(figures);
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
@@ -60,14 +66,16 @@ pub fn terminal(figures: &[Figure]) -> String {
         };
         cells.into_iter().enumerate().map(cell).collect::<String>() + "\n"
     };
-    let mut text = format!("\n{}  {}\n", line(HEADS), "─".repeat(widths.iter().sum::<usize>() + 2 * (COLUMNS - 1)));
+    let head = format!("\n  VM exits and {unit} of one operation\n");
+    let mut text =
+        format!("{head}\n{}  {}\n", line(HEADS), "─".repeat(widths.iter().sum::<usize>() + 2 * (COLUMNS - 1)));
     rows.iter().for_each(|row| text += &line(row.each_ref().map(String::as_str)));
     text
 }
 
 /// For the README.
-pub fn markdown(figures: &[Figure]) -> String {
-    let mut text = format!("| {} |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n", HEADS.join(" | "));
+pub fn markdown(figures: &[Figure], unit: &str) -> String {
+    let mut text = format!("| {} |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n", heads(unit).join(" | "));
     rows(figures).iter().for_each(|row| text += &format!("| {} |\n", row.join(" | ")));
     text
 }
@@ -85,15 +93,19 @@ mod tests {
 
     #[test]
     fn columns_stand_under_each_other() {
-        let text = terminal(&[figure("mask", "trapped", 16, 1234.0), figure("a-long-scenario", "x", 4096, 7.0)]);
-        let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
+        let text =
+            terminal(&[figure("mask", "trapped", 16, 1234.0), figure("a-long-scenario", "x", 4096, 7.0)], "ticks");
+        let mut lines = text.lines().filter(|line| !line.is_empty());
+        assert_eq!(lines.next(), Some("  VM exits and ticks of one operation"));
+        let lines: Vec<_> = lines.collect();
         assert_eq!(lines.len(), 4);
         assert!(lines.iter().all(|line| line.chars().count() == lines[0].chars().count()), "{text}");
     }
 
     #[test]
     fn the_readme_s_table_has_a_row_for_each_figure() {
-        let text = markdown(&[figure("mask", "trapped", 16, 1234.0)]);
+        let text = markdown(&[figure("mask", "trapped", 16, 1234.0)], "TSC ticks");
+        assert!(text.contains("| exits/op | min, TSC ticks | median, TSC ticks | p99, TSC ticks | ×"), "{text}");
         assert!(text.ends_with("| mask | trapped | 16 | 1 | 1 | 1,233 | 1,234 | 1,235 | 12.34 |\n"), "{text}");
         assert!(text.lines().all(|line| line.matches('|').count() == COLUMNS + 1), "{text}");
     }

@@ -301,6 +301,7 @@ fn feature_msix_backed_a_reset_drops_what_is_pending_in_the_device_and_leaves_th
     let [before, shown] = [two.machine().slot(&two.table(), 1), two.machine().shadow(&two.table(), 1)];
     two.service.drop_pending(&two.domain, FIRST).unwrap();
     assert_eq!([0, 1, 2].map(|word| two.pending(word)), [0; 3]);
+    assert_eq!(two.service.counters().discarded, 2);
     assert_eq!((two.machine().slot(&two.table(), 1), two.machine().shadow(&two.table(), 1)), (before, shown));
     assert_eq!((two.comes_out(1), two.comes_out(5), two.comes_out(70)), (None, None, Some(target(0, 0x41))));
     assert_eq!((two.machine().used(), two.service.counters().live), (entries, 3), "all that was taken came back");
@@ -308,6 +309,7 @@ fn feature_msix_backed_a_reset_drops_what_is_pending_in_the_device_and_leaves_th
     assert_eq!(two.comes_out(1), Some(target(0, 0x41)));
     two.service.drop_pending(&two.domain, FIRST).unwrap();
     assert_eq!(two.service.drop_pending(&two.domain, DEVICE), Ok(()), "the second function, with nothing pending");
+    assert_eq!(two.service.counters().discarded, 2);
 }
 
 #[test]
