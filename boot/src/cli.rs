@@ -8,12 +8,10 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::guest::{self, GuestArg};
-use crate::machine::{Config, Kind, NVME};
+use crate::machine::{Config, Kind};
 
 /// The guest that runs, in two ways, when none is named.
 const DEMO: &str = "demo";
-/// The guest for a device without a message store.
-const WHOLE: &str = "whole";
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -96,12 +94,10 @@ impl Options {
         }
     }
 
-    /// The guests that were asked for; if none was, demos with the devices that there are: DSAs on our machine, an NVMe controller on
-    /// QEMU's.
-    pub fn guests(&self, with_dsa: bool) -> Result<Vec<GuestArg>> {
+    /// The guests that were asked for; if none was, two demos.
+    pub fn guests(&self) -> Result<Vec<GuestArg>> {
         if self.guests.is_empty() {
-            let whole = || GuestArg::new(&format!("{WHOLE} mem=64M device={NVME}"));
-            return if with_dsa { demos() } else { Ok(vec![whole()?]) };
+            return demos(self.machine.unwrap_or_default().posts());
         }
         let read = |text: &String| GuestArg::new(text).with_context(|| format!("--guest '{text}'"));
         let mut guests = self.guests.iter().map(read).collect::<Result<Vec<_>>>()?;
@@ -114,10 +110,14 @@ fn without_separator(arguments: impl Iterator<Item = OsString>) -> impl Iterator
     arguments.enumerate().filter(|(index, argument)| *index != 1 || argument != "--").map(|(_, argument)| argument)
 }
 
-/// The demo twice, each with a device of its own: interrupts are injected into one and posted to the other.
-fn demos() -> Result<Vec<GuestArg>> {
-    let posted = format!("{DEMO} name=posted mem=64M device=dsa apicv=on cmdline=profile=posted");
-    [format!("{DEMO} mem=64M device=dsa"), posted].iter().map(|text| GuestArg::new(text)).collect()
+/// The demo twice, each with a device of its own. Interrupts are injected into one, and posted to the other where that can be.
+fn demos(posts: bool) -> Result<Vec<GuestArg>> {
+    let second = if posts {
+        "name=posted mem=64M device=dsa apicv=on cmdline=profile=posted"
+    } else {
+        "name=second mem=64M device=dsa"
+    };
+    [format!("{DEMO} mem=64M device=dsa"), format!("{DEMO} {second}")].iter().map(|text| GuestArg::new(text)).collect()
 }
 
 #[cfg(test)]
@@ -140,20 +140,22 @@ mod tests {
     }
 
     #[test]
-    fn without_guests_the_demo_runs_with_the_device_that_there_is() {
+    fn without_guests_the_demo_runs_in_the_ways_that_the_machine_has() {
         let options = Options::parse_from(["cargo boot"]);
-        let both = options.guests(true).unwrap();
+        let both = options.guests().unwrap();
         let strings: Vec<_> = both.iter().map(GuestArg::string).collect();
         assert_eq!(strings, ["demo mem=64M device=dsa", "posted mem=64M device=dsa apicv=on cmdline=profile=posted"]);
         assert_eq!(both[1].ours(), Some("demo"));
-        assert_eq!(options.guests(false).unwrap()[0].string(), "whole mem=64M device=00:02.0");
+        let both = Options::parse_from(["cargo boot", "--machine", "kvm"]).guests().unwrap();
+        let strings: Vec<_> = both.iter().map(GuestArg::string).collect();
+        assert_eq!(strings, ["demo mem=64M device=dsa", "second mem=64M device=dsa"]);
     }
 
     #[test]
     fn guests_are_read_with_what_is_wrong_and_which_it_is() {
         let guests = |texts: &[&str]| {
             let arguments = texts.iter().flat_map(|text| ["--guest", text]);
-            Options::parse_from(["cargo boot"].into_iter().chain(arguments)).guests(true)
+            Options::parse_from(["cargo boot"].into_iter().chain(arguments)).guests()
         };
         let names: Vec<_> = guests(&["demo", "demo mem=1G"]).unwrap().iter().map(GuestArg::string).collect();
         assert_eq!(names, ["demo", "demo-2 mem=1G"]);

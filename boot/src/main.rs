@@ -47,8 +47,7 @@ fn main() -> ExitCode {
 
 /// Looks at everything that was asked for before anything is built or fetched, then does it.
 fn act(options: &Options) -> Result<bool, Failure> {
-    let with_dsa = options.machine != Some(Kind::Kvm);
-    let guests = options.guests(with_dsa).map_err(wrong_option)?;
+    let guests = options.guests().map_err(wrong_option)?;
     let file = options.image.as_deref().map(image::check_place).transpose().map_err(wrong_option)?;
     let paths = Paths::find()?;
     guest::check_ours(&guests, &paths.guests).map_err(wrong_option)?;

@@ -217,15 +217,27 @@ fn rows(summary: &Summary) -> Vec<Row> {
         let (live, most) = (number("live"), number("high_water"));
         let done = format!("{} programmed, {} flushes", number("programmed"), number("flushes"));
         rows.push(("entries", format!("{live} live at the end, {most} at most; {done}")));
-        let unit = |key: &str| summary.plugin.get(key).copied().unwrap_or(0);
-        let by_unit = unit("vtd.interrupt_faults") + unit("vtd.dma_faults");
+        rows.push(("faults", format!("{} recorded{}", number("faults"), by_unit(summary))));
+    }
+    let has_unit = summary.machine.number("vtd_units").is_some_and(|units| units > 0);
+    if has_unit && summary.machine.get("vtd_posting") == Some("no") {
         rows.push((
-            "faults",
-            format!("{} recorded, {} by the remapping unit's own count", number("faults"), grouped(by_unit)),
+            "posting",
+            "none: this machine's remapping unit cannot post, so all interrupts are injected".to_owned(),
         ));
     }
     rows.extend(summary.refused.iter().map(|text| ("refused", harmless(text))));
     rows
+}
+
+/// The faults that the unit counted itself. QEMU's trace has those of DMA only.
+fn by_unit(summary: &Summary) -> String {
+    let unit = |key: &str| summary.plugin.get(key).copied();
+    match (unit("vtd.interrupt_faults"), unit("vtd.dma_faults")) {
+        (Some(interrupt), Some(dma)) => format!(", {} by the remapping unit's own count", grouped(interrupt + dma)),
+        (None, Some(dma)) => format!(", {} of DMA by the remapping unit's own count", grouped(dma)),
+        _ => String::new(),
+    }
 }
 
 fn guest_rows(guest: &Guest, unit: &str) -> Vec<Row> {
@@ -338,6 +350,23 @@ mod tests {
         outcome.unit = crate::machine::TICKS;
         let (_, text) = rows(&outcome.summary()).into_iter().find(|(label, _)| *label == "start").unwrap();
         assert_eq!(text, "1,234,567 TSC ticks from the hypervisor's entry to the guest's first instruction");
+    }
+
+    #[test]
+    fn the_report_says_what_the_remapping_unit_cannot_and_did_not_count() {
+        let of_qemu = text("@ims machine vtd_units=1 vtd_posting=no\n@ims remap faults=2\n");
+        assert!(of_qemu.contains("posting: none"), "{of_qemu}");
+        assert!(of_qemu.ends_with("faults: 2 recorded\nposting: none: this machine's remapping unit cannot post, so all interrupts are injected\n"), "{of_qemu}");
+        for machine in ["vtd_units=1 vtd_posting=yes", "vtd_units=0 vtd_posting=no"] {
+            assert!(!text(&format!("@ims machine {machine}\n")).contains("posting"), "{machine}");
+        }
+        let count = |keys: &[&str]| {
+            let plugin = keys.iter().map(|key| ((*key).to_owned(), 3)).collect();
+            by_unit(&Outcome { plugin, ..outcome("") }.summary())
+        };
+        assert_eq!(count(&["vtd.interrupt_faults", "vtd.dma_faults"]), ", 6 by the remapping unit's own count");
+        assert_eq!(count(&["vtd.dma_faults"]), ", 3 of DMA by the remapping unit's own count");
+        assert_eq!(count(&[]), "");
     }
 
     #[test]

@@ -83,9 +83,10 @@ pub const INSTRUCTIONS: &str = "instructions";
 pub const TICKS: &str = "TSC ticks";
 
 /// The kinds of machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     /// The emulator, everywhere.
+    #[default]
     Bochs,
     /// QEMU with nested KVM, on an Intel machine.
     Kvm,
@@ -95,6 +96,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether the machine's remapping unit can post interrupts; QEMU's cannot.
+    pub fn posts(self) -> bool {
+        self == Self::Bochs
+    }
+
     /// What the machine's time-stamp counter counts, for people: only on Bochs those are instructions.
     pub fn unit(self) -> &'static str {
         match self {
