@@ -81,11 +81,13 @@ fn tell(machine: &Machine, service: &MachineService, processors: usize) {
     let brand = raw_cpuid::CpuId::new().get_processor_brand_string();
     let stores = machine.functions().iter().filter(|function| function.siov.is_some_and(|siov| siov.ims)).count();
     event!(
-        "machine cpu=\"{}\" processors={processors} memory_mib={} functions={} vtd_units={} ims_devices={stores}",
+        "machine cpu=\"{}\" processors={processors} memory_mib={} functions={} vtd_units={} ims_devices={stores} clock={} tsc_mhz={}",
         brand.as_ref().map_or("unknown", |brand| brand.as_str().trim()),
         FRAMES.total_bytes() >> 20,
         machine.functions().len(),
         service.ports().units().count(),
+        machine.clock().name(),
+        machine.clock().tsc_mhz(),
     );
 }
 

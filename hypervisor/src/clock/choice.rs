@@ -3,10 +3,7 @@
 
 use core::fmt;
 
-use super::{
-    Rate, Unusable,
-    measure::PLAUSIBLE,
-};
+use super::{Rate, Unusable, measure::PLAUSIBLE};
 
 /// How the TSC's frequency is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +46,8 @@ impl Choice {
         if let Ok(rate) = pit {
             return Self::Tsc(rate, By::Pit);
         }
-        let nothing_moves = [pm_timer, Some(pit)].into_iter().flatten().all(|found| found == Err(Unusable::StandsStill));
+        let nothing_moves =
+            [pm_timer, Some(pit)].into_iter().flatten().all(|found| found == Err(Unusable::StandsStill));
         match cpuid().filter(|hertz| nothing_moves && PLAUSIBLE.contains(hertz)) {
             Some(hertz) => Self::Tsc(Rate { hertz, error: 0 }, By::Cpuid),
             None if pm_timer.is_some_and(|found| found != Err(Unusable::StandsStill)) => Self::PmTimer,
@@ -80,7 +78,9 @@ impl fmt::Display for Choice {
         let (rate, by) = match self {
             Self::Tsc(rate, by) => (rate, by),
             Self::PmTimer => return f.write_str("the ACPI PM timer: the TSC cannot be used"),
-            Self::PostPort => return f.write_str("reads of port 0x80: neither the TSC nor the ACPI PM timer can be used"),
+            Self::PostPort => {
+                return f.write_str("reads of port 0x80: neither the TSC nor the ACPI PM timer can be used");
+            }
         };
         let tenths = (rate.hertz + 50_000) / 100_000;
         let how = match by {

@@ -159,16 +159,18 @@ mod tests {
         looks: AtomicU64,
     }
 
-    const USUAL: Machine = Machine {
-        tsc_hertz: 2_100_000_000,
-        reference_hertz: PM_TIMER,
-        bits: 24,
-        begin: 0,
-        cost: 700,
-        disturbed: 0,
-        now: AtomicU64::new(0),
-        looks: AtomicU64::new(0),
-    };
+    const fn usual() -> Machine {
+        Machine {
+            tsc_hertz: 2_100_000_000,
+            reference_hertz: PM_TIMER,
+            bits: 24,
+            begin: 0,
+            cost: 700,
+            disturbed: 0,
+            now: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
+        }
+    }
 
     impl Machine {
         fn counted(&self, hertz: u64) -> u64 {
@@ -211,7 +213,7 @@ mod tests {
     #[test]
     fn the_frequency_is_what_it_is_within_the_error() {
         for tsc_hertz in [10_100_000, 200_000_000, 1_900_000_000, 5_000_000_000, 19_000_000_000] {
-            let machine = Machine { tsc_hertz, ..USUAL };
+            let machine = Machine { tsc_hertz, ..usual() };
             let rate = machine.measure();
             assert!(is_right(rate, tsc_hertz), "{tsc_hertz}: {rate:?}");
         }
@@ -220,7 +222,7 @@ mod tests {
     #[test]
     fn the_measurement_is_short_and_looks_at_the_reference_a_few_times() {
         for tsc_hertz in [200_000_000, 4_000_000_000] {
-            let machine = Machine { tsc_hertz, cost: 20_000, ..USUAL };
+            let machine = Machine { tsc_hertz, cost: 20_000, ..usual() };
             assert!(is_right(machine.measure(), tsc_hertz));
             let (looks, took) = (machine.looks.into_inner(), machine.now.into_inner());
             assert!(looks <= 6 && took < 5_000_000, "{looks} looks, {took} ns");
@@ -230,17 +232,17 @@ mod tests {
     #[test]
     fn a_reference_that_wraps_around_meanwhile_does_no_harm() {
         for before in [1, 100, 7_000, 0x00ff_ffff] {
-            let machine = Machine { begin: 0x0100_0000 - before, ..USUAL };
+            let machine = Machine { begin: 0x0100_0000 - before, ..usual() };
             assert!(is_right(machine.measure(), machine.tsc_hertz), "{before}");
         }
         // The 8254: 16 bits.
-        let machine = Machine { bits: 16, begin: 0xfff0, ..USUAL };
+        let machine = Machine { bits: 16, begin: 0xfff0, ..usual() };
         assert!(is_right(machine.measure(), machine.tsc_hertz));
     }
 
     #[test]
     fn a_reference_that_does_not_move_is_found_out() {
-        let machine = Machine { reference_hertz: 0, ..USUAL };
+        let machine = Machine { reference_hertz: 0, ..usual() };
         assert_eq!(machine.measure(), Err(Unusable::StandsStill));
         assert!(machine.now.into_inner() < NANOSECONDS, "soon");
     }
@@ -248,16 +250,16 @@ mod tests {
     #[test]
     fn a_tsc_that_does_not_move_or_is_too_slow_or_too_fast_is_not_plausible() {
         for tsc_hertz in [0, 1_000, 9_000_000, 22_000_000_000, 100_000_000_000] {
-            let rate = Machine { tsc_hertz, ..USUAL }.measure();
+            let rate = Machine { tsc_hertz, ..usual() }.measure();
             assert!(matches!(rate, Err(Unusable::Implausible(_))), "{tsc_hertz}: {rate:?}");
         }
-        assert!(Machine { tsc_hertz: 1 << 50, ..USUAL }.measure().is_err());
+        assert!(Machine { tsc_hertz: 1 << 50, ..usual() }.measure().is_err());
     }
 
     #[test]
     fn a_look_that_was_disturbed_is_made_up_for() {
         for disturbed in 1..=4 {
-            let machine = Machine { disturbed, ..USUAL };
+            let machine = Machine { disturbed, ..usual() };
             let rate = machine.measure();
             assert!(is_right(rate, machine.tsc_hertz), "{disturbed}: {rate:?}");
         }
@@ -265,10 +267,10 @@ mod tests {
 
     #[test]
     fn when_every_look_takes_too_long_it_is_given_up_or_the_error_is_small() {
-        let slow = Machine { cost: 400_000, ..USUAL };
+        let slow = Machine { cost: 400_000, ..usual() };
         let rate = slow.measure();
         assert!(rate == Err(Unusable::Unsteady) || is_right(rate, slow.tsc_hertz), "{rate:?}");
-        let worse = Machine { cost: 80_000_000, ..USUAL };
+        let worse = Machine { cost: 80_000_000, ..usual() };
         assert_eq!(worse.measure(), Err(Unusable::Unsteady));
     }
 
