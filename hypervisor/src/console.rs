@@ -3,11 +3,14 @@
 use core::{
     fmt::{self, Write},
     sync::atomic::{AtomicU8, Ordering},
+    time::Duration,
 };
 
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::mutex::TicketMutex;
 use uart_16550::{Config, Uart16550, backend::PioBackend, spec::registers::LSR};
+
+use crate::clock::{self, Clock, Timeout, poll};
 
 /// I/O port of COM1.
 const COM1: u16 = 0x3f8;
@@ -18,11 +21,13 @@ const RING: usize = 32 * 1024;
 /// Bytes that guests leave free, for a line of theirs on each of a few processors, and for the hypervisor's own.
 const RESERVE: usize = 4 * 1024;
 
-/// Reads of the status register before a byte is given up: a port that nobody answers must not stop the machine.
-const SEND_ATTEMPTS: u32 = 1_000_000;
+/// The line takes a byte in this time, or none any more: a port that nobody answers must not stop the machine. The chip's queue of 16
+/// bytes empties in 1.4 ms, and what is behind it (a service processor) may be slower.
+const SEND: Duration = Duration::from_millis(100);
 
-/// Attempts to get the console before it is broken open: longer than any line takes.
-const BREAK_ATTEMPTS: u32 = 10_000_000;
+/// What whoever holds the console gets before it is broken open: longer than any line takes. One waits for [`SEND`] once at most, because
+/// then the ring is empty, and else for 87 µs a byte.
+const BREAK: Duration = Duration::from_secs(1);
 
 /// First come, first served: a processor that has nothing else to do asks for it without end, and must not keep the others out.
 static CONSOLE: TicketMutex<Option<Console>> = TicketMutex::new(None);
@@ -36,8 +41,8 @@ struct Console {
     /// Bytes put into the ring and taken out of it, ever.
     put: usize,
     taken: usize,
-    /// Guests that found no room since the line last took a byte.
-    turned_away: u32,
+    /// Since a guest found no room: how many bytes had been taken then, and until when the line has to take another one.
+    turned_away: Option<(usize, Timeout<'static>)>,
 }
 
 impl Console {
@@ -63,25 +68,28 @@ impl Console {
         if self.put - self.taken <= RING - RESERVE {
             return true;
         }
-        let before = self.taken;
         self.pump();
-        self.turned_away = if self.taken == before { self.turned_away + 1 } else { 0 };
-        if self.turned_away == SEND_ATTEMPTS {
-            (self.taken, self.turned_away) = (self.put, 0);
+        match &mut self.turned_away {
+            Some((taken, timeout)) if *taken == self.taken => {
+                if timeout.is_over() {
+                    (self.taken, self.turned_away) = (self.put, None);
+                }
+            }
+            _ => self.turned_away = Some((self.taken, Timeout::new(clock::current(), SEND))),
         }
         self.put - self.taken <= RING - RESERVE
     }
 
-    /// Waits until the line has taken a byte; when it never does, the byte is lost.
+    /// Waits until the line has taken a byte; when it does not, what waits for it is lost.
     fn wait(&mut self) {
         let before = self.taken;
-        for _ in 0..SEND_ATTEMPTS {
+        let sent = poll(clock::current(), SEND, || {
             self.pump();
-            if self.taken != before {
-                return;
-            }
+            self.taken != before
+        });
+        if !sent {
+            self.taken = self.put;
         }
-        self.taken += 1;
     }
 }
 
@@ -127,7 +135,7 @@ pub fn init(epoch: u64) {
     if let Ok(mut uart) = unsafe { Uart16550::new_port(COM1) }
         && uart.init(Config::default()).is_ok()
     {
-        *CONSOLE.lock() = Some(Console { uart, epoch, put: 0, taken: 0, turned_away: 0 });
+        *CONSOLE.lock() = Some(Console { uart, epoch, put: 0, taken: 0, turned_away: None });
     }
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(LevelFilter::Info);
@@ -166,11 +174,8 @@ pub fn drain() {
     while console.taken < console.put {
         console.wait();
     }
-    for _ in 0..SEND_ATTEMPTS {
-        if console.uart.lsr().contains(LSR::TRANSMITTER_EMPTY) {
-            return;
-        }
-    }
+    // What is left then in the chip's queue is lost.
+    let _ = poll(clock::current(), SEND, || console.uart.lsr().contains(LSR::TRANSMITTER_EMPTY));
 }
 
 /// Takes the console away from whoever holds it and does not let it go.
@@ -179,16 +184,15 @@ pub fn drain() {
 /// Only the panic path may call it: if the holder is this very processor, it never runs again.
 pub unsafe fn break_lock() {
     // SAFETY: another processor lets it go in that time.
-    unsafe { break_open(&CONSOLE) }
+    unsafe { break_open(&CONSOLE, clock::current()) }
 }
 
 /// Unlocks what nobody unlocks. A ticket lock that is free must be left alone: it would skip a ticket, and wait for that for ever.
 ///
 /// # Safety
-/// Who holds the lock lets it go before many attempts are over, or never runs again.
-unsafe fn break_open<T>(lock: &TicketMutex<T>) {
-    let mut attempts = 0..BREAK_ATTEMPTS;
-    if !attempts.any(|_| lock.try_lock().is_some()) {
+/// Who holds the lock lets it go in [`BREAK`], or never runs again.
+unsafe fn break_open<T>(lock: &TicketMutex<T>, clock: &dyn Clock) {
+    if !poll(clock, BREAK, || lock.try_lock().is_some()) {
         // SAFETY: the caller vouches for it.
         unsafe { lock.force_unlock() }
     }
@@ -205,6 +209,7 @@ macro_rules! event {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::testing::MILLISECONDS;
 
     #[test]
     fn a_lock_that_is_broken_open_works_whether_it_was_held_or_not() {
@@ -214,7 +219,7 @@ mod tests {
                 core::mem::forget(lock.lock());
             }
             // SAFETY: nobody else has the lock, and its guard is forgotten.
-            unsafe { break_open(&lock) };
+            unsafe { break_open(&lock, &MILLISECONDS) };
             assert!(lock.try_lock().is_some(), "held: {held}");
         }
     }

@@ -5,7 +5,7 @@
 //! | layer | rooms |
 //! |---|---|
 //! | L0 words | [`addr`], [`sync`] |
-//! | L1 machine | [`apic`], [`cpu`], [`console`], [`memory`], [`acpi`], [`pci`] |
+//! | L1 machine | [`clock`], [`apic`], [`cpu`], [`console`], [`memory`], [`acpi`], [`pci`] |
 //! | L2 hardware | [`vtd`], [`ept`], [`vmx`] |
 //! | L2 pure | [`ims`] (the service), [`vdev`] (the guest's virtual devices) |
 //! | L3 guests | [`guest`] (building one), [`exits`] (serving it) |
@@ -24,6 +24,8 @@ pub mod acpi;
 pub mod addr;
 #[cfg(feature = "machine")]
 pub mod apic;
+#[cfg(feature = "machine")]
+pub mod clock;
 #[cfg(feature = "machine")]
 pub mod console;
 #[cfg(feature = "machine")]

@@ -7,9 +7,9 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 use imsvisor_tests::imports::{Arrow, Place, Sources};
 
 /// The hypervisor's rooms, lowest first: each imports only from those before it.
-const ROOMS: [&str; 16] = [
+const ROOMS: [&str; 17] = [
     "addr", "sync", // words
-    "apic", "cpu", "console", "memory", "acpi", "pci", // the machine
+    "clock", "apic", "cpu", "console", "memory", "acpi", "pci", // the machine
     "vtd", "ept", "vmx", // hardware
     "ims", "vdev", // pure
     "guest", "exits", // guests

@@ -1,8 +1,13 @@
 //! The local APIC of this processor, and the legacy controllers put to rest.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use x86::{io, msr};
+
+use crate::clock::{self, Clock, pause, poll};
 
 /// IA32_APIC_BASE: global enable, x2APIC enable.
 const BASE_EN: u64 = 1 << 11;
@@ -28,7 +33,12 @@ const ICR_ASSERT: u64 = 1 << 14;
 const ICR_INIT: u64 = 1 << 14 | 0b101 << 8;
 const ICR_STARTUP: u64 = 1 << 14 | 0b110 << 8;
 const ICR_PENDING: u64 = 1 << 12;
-const DELIVERY_READS: u32 = 100_000;
+/// What a delivery gets in xAPIC mode. The manual sets no limit; Linux waits as long (`safe_apic_wait_icr_idle`).
+const DELIVERY: Duration = Duration::from_millis(100);
+
+/// Between INIT and the first SIPI, and behind each SIPI: SDM vol. 3, 10.4.4.1.
+const INIT: Duration = Duration::from_millis(10);
+const STARTUP: Duration = Duration::from_micros(200);
 
 const LVT_MASKED: u64 = 1 << 16;
 const LVT_TSC_DEADLINE: u64 = 0b10 << 17;
@@ -79,18 +89,19 @@ pub fn init() -> u32 {
     (if x2apic { id } else { id >> 24 }) as u32
 }
 
-/// Starts the processor with this APIC ID at the page `page` (its number, below 256): INIT, then SIPI twice (SDM vol. 3, 10.4.4). `wait`
-/// waits for at least as many microseconds as it is told.
+/// Starts the processor with this APIC ID at the page `page` (its number, below 256): INIT, then SIPI twice (SDM vol. 3, 10.4.4), with
+/// the manual's pauses by `clock`. Returns whether the local APIC has sent all of them.
 ///
 /// # Safety
 /// The page holds code for a processor in real mode that keeps to memory of its own, until that processor has left it.
-pub unsafe fn start(apic_id: u32, page: u8, wait: impl Fn(u32)) {
-    send(apic_id, ICR_INIT);
-    wait(10_000);
+pub unsafe fn start(apic_id: u32, page: u8, clock: &dyn Clock) -> bool {
+    let mut sent = send(apic_id, ICR_INIT);
+    pause(clock, INIT);
     for _ in 0..2 {
-        send(apic_id, ICR_STARTUP | u64::from(page));
-        wait(200);
+        sent &= send(apic_id, ICR_STARTUP | u64::from(page));
+        pause(clock, STARTUP);
     }
+    sent
 }
 
 /// Whether the local APICs are in x2APIC mode: only then do APIC IDs above 254 exist.
@@ -98,21 +109,22 @@ pub fn is_x2apic() -> bool {
     X2APIC.load(Ordering::Relaxed)
 }
 
-/// Interrupts a processor.
+/// Interrupts a processor. One that a local APIC never takes is lost: its processor is not there, and nobody waits for it.
 pub fn notify(apic_id: u32, vector: u8) {
-    send(apic_id, ICR_ASSERT | u64::from(vector));
+    let _ = send(apic_id, ICR_ASSERT | u64::from(vector));
 }
 
-/// Sends an interrupt command to one processor.
-fn send(apic_id: u32, command: u64) {
+/// Sends an interrupt command to one processor. Returns whether it has left this one: in x2APIC mode there is nothing to wait for
+/// (SDM vol. 3, 12.12.9).
+#[must_use]
+fn send(apic_id: u32, command: u64) -> bool {
     if X2APIC.load(Ordering::Relaxed) {
         write(ICR, u64::from(apic_id) << 32 | command);
-        return;
+        return true;
     }
     write(ICR_HIGH, u64::from(apic_id) << 24);
     write(ICR, command);
-    // Bounded: a delivery that stays pending is one that nobody waits for.
-    let _ = (0..DELIVERY_READS).find(|_| read(ICR) & ICR_PENDING == 0);
+    poll(clock::current(), DELIVERY, || read(ICR) & ICR_PENDING == 0)
 }
 
 /// Ends the interrupt in service.

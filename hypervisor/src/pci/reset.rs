@@ -1,9 +1,12 @@
 //! Function level reset: PCI Express Base Specification 6.0, section 6.6.2.
 
+use core::time::Duration;
+
 use super::{
     config::ConfigSpace,
     function::{COMMAND, Function, set_command},
 };
+use crate::clock::{Clock, pause, poll_every};
 
 /// Device control of the PCI Express capability, with device status in its upper half (7.5.3.4 and 7.5.3.5).
 const DEVICE_CONTROL: u16 = 8;
@@ -13,22 +16,24 @@ const TRANSACTIONS_PENDING: u32 = 1 << 21;
 /// The dwords of the header that somebody has set and the reset clears: cache line size, BARs, ROM, interrupt line.
 const HEADER: [u16; 9] = [0x0c, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30, 0x3c];
 
-/// Microseconds that its requests get to come back, that the reset takes at most, and that the function may ask for more.
-const DRAIN: u32 = 100_000;
-const RESET: u32 = 100_000;
-const READY: u32 = 1_000_000;
-/// Microseconds between two looks.
-const STEP: u32 = 1_000;
+/// What its requests get to come back. The specification names no time in which they must.
+const DRAIN: Duration = Duration::from_millis(100);
+/// What the reset takes at most: before that the function must not be touched (6.6.2).
+const RESET: Duration = Duration::from_millis(100);
+/// What the function may ask for beyond that: it has to be ready a second after a reset (6.6.1).
+const READY: Duration = Duration::from_secs(1);
+/// Between two looks.
+const STEP: Duration = Duration::from_millis(1);
 
 /// Resets a function. It sends nothing any more and decodes nothing; what configuration software had set, BARs above all, is as
-/// before, but MSI-X and other capabilities are off. `pause` lets so many microseconds go by. Returns whether the function has come
-/// back; without the capability, at once that it has not.
-pub fn reset(config: &(impl ConfigSpace + ?Sized), function: &Function, mut pause: impl FnMut(u32)) -> bool {
+/// before, but MSI-X and other capabilities are off. Returns whether the function has come back, after 1.2 seconds by `clock` at most;
+/// without the capability, at once that it has not.
+pub fn reset(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &dyn Clock) -> bool {
     let bdf = function.bdf;
     let Some(express) = function.express.filter(|_| function.resets()) else { return false };
     let control = express.capability + DEVICE_CONTROL;
     set_command(config, bdf, 0);
-    let drained = poll(DRAIN, &mut pause, || config.read(bdf, control) & TRANSACTIONS_PENDING == 0);
+    let drained = poll_every(clock, DRAIN, STEP, || config.read(bdf, control) & TRANSACTIONS_PENDING == 0);
     if !drained {
         // The specification lets it be reset all the same; what comes back late meets a function that did not ask.
         log::warn!("{bdf}: its requests stay pending before its reset");
@@ -36,24 +41,14 @@ pub fn reset(config: &(impl ConfigSpace + ?Sized), function: &Function, mut paus
     let header = HEADER.map(|at| (at, config.read(bdf, at)));
     let kept = config.read(bdf, control) & 0xffff & !INITIATE;
     config.write(bdf, control, kept | INITIATE);
-    pause(RESET);
+    pause(clock, RESET);
     // Until it is ready reads are answered with ones, or with a vendor that there is not (2.3.2).
-    let ready = poll(READY, &mut pause, || config.read(bdf, 0) as u16 == function.vendor);
+    let ready = poll_every(clock, READY, STEP, || config.read(bdf, 0) as u16 == function.vendor);
     if ready {
         header.into_iter().for_each(|(at, value)| config.write(bdf, at, value));
         config.write(bdf, control, kept);
     }
     ready && config.read(bdf, COMMAND) as u16 == 0
-}
-
-fn poll(limit: u32, pause: &mut impl FnMut(u32), done: impl Fn() -> bool) -> bool {
-    (0..limit / STEP).any(|_| {
-        let done = done();
-        if !done {
-            pause(STEP);
-        }
-        done
-    })
 }
 
 #[cfg(test)]
@@ -62,7 +57,7 @@ mod tests {
 
     use super::super::testing::TestConfig;
     use super::*;
-    use crate::addr::Bdf;
+    use crate::{addr::Bdf, clock::testing::Counting};
 
     const NVME: Bdf = Bdf::new(0, 3, 0);
     const BAR: u32 = 0xfebf_0000;
@@ -114,38 +109,47 @@ mod tests {
         (Resetting { config, resets: Cell::new(0), absent: Cell::new(0), late }, function)
     }
 
+    /// A look takes ten microseconds.
+    const fn clock() -> Counting {
+        Counting::new(1_000_000, 10)
+    }
+
+    fn waited(clock: &Counting) -> Duration {
+        Duration::from_micros(clock.now())
+    }
+
     #[test]
     fn after_a_reset_the_function_is_where_it_was_and_neither_decodes_nor_sends() {
         let (config, function) = nvme(true, 3);
-        let mut waited = 0;
-        assert!(reset(&config, &function, |time| waited += time));
+        let clock = clock();
+        assert!(reset(&config, &function, &clock));
         assert_eq!((config.resets.get(), config.read(NVME, 4) as u16), (1, 0));
         assert_eq!((config.read(NVME, 0x10), config.read(NVME, 0x48)), (BAR, 0x2810));
-        assert!((100_000..1_000_000).contains(&waited), "{waited}");
+        assert!((RESET..2 * RESET).contains(&waited(&clock)), "{clock:?}");
     }
 
     #[test]
     fn a_function_that_does_not_come_back_is_told_of_in_bounded_time() {
         let (config, function) = nvme(true, u32::MAX);
-        let mut waited = 0;
-        assert!(!reset(&config, &function, |time| waited += time));
-        assert!((READY..=DRAIN + RESET + READY).contains(&waited), "{waited}");
+        let clock = clock();
+        assert!(!reset(&config, &function, &clock));
+        assert!((RESET + READY..DRAIN + RESET + READY).contains(&waited(&clock)), "{clock:?}");
     }
 
     #[test]
     fn requests_that_stay_pending_do_not_keep_it_from_being_reset() {
         let (mut config, function) = nvme(true, 0);
         config.config.set(NVME, 0x48, TRANSACTIONS_PENDING);
-        let mut waited = 0;
-        assert!(reset(&config, &function, |time| waited += time));
-        assert!(waited >= DRAIN + RESET, "{waited}");
+        let clock = clock();
+        assert!(reset(&config, &function, &clock));
+        assert!((DRAIN + RESET..2 * (DRAIN + RESET)).contains(&waited(&clock)), "{clock:?}");
     }
 
     #[test]
     fn a_function_without_the_capability_is_not_touched() {
         let (config, function) = nvme(false, 0);
         let before = config.config.snapshot();
-        assert!(!reset(&config, &function, |_| ()));
+        assert!(!reset(&config, &function, &clock()));
         assert_eq!((config.config.snapshot(), config.resets.get()), (before, 0));
     }
 }

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    clock,
     ept::{self, Ept},
     guest::memory_map::BarAllocator,
     ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
@@ -375,7 +376,8 @@ impl Assigned {
     pub fn command_written(&mut self, offset: u64, bytes: u8, value: u64, service: &MachineService, domain: &Domain) {
         if dsa::is_reset(offset, bytes, value) {
             // The device has masked all slots of its store by itself; the service forgets what they held.
-            if self.means.registers().is_none_or(dsa::wait_command) {
+            if self.means.registers().is_none_or(|registers| dsa::wait_command(registers, clock::current(), dsa::RESET))
+            {
                 service.ports().mend_slow_store(self.function.bdf);
             } else if !self.reset_told {
                 self.reset_told = true;

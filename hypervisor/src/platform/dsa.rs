@@ -1,11 +1,12 @@
 //! What the hypervisor has to know of Intel DSA beyond PCI: where its interrupt message store is, how it is reset, and how its work
 //! queues are shared out.
 
-use core::ops::Range;
+use core::{ops::Range, time::Duration};
 
 use bit_field::BitField;
 
 use crate::{
+    clock::{Clock, poll},
     memory::Registers,
     pci::Function,
     vdev::vdsa::{
@@ -45,8 +46,11 @@ const SLOT_CLOSED: u32 = 1 | 1 << 3 | NOBODYS_PASID << 12;
 /// No work queue has it.
 const NOBODYS_PASID: u32 = 0xf_ffff;
 
-/// Reads of the status register before a command counts as stuck.
-const STATUS_READS: u32 = 100_000;
+/// What a command gets before it counts as stuck. The specification sets no limit. A command that waits for descriptors takes as long as
+/// they do; but interrupts are off meanwhile, and other guests wait.
+pub const COMMAND: Duration = Duration::from_millis(100);
+/// What a reset gets. It waits for what is under way as well, and there is nothing else to try.
+pub const RESET: Duration = Duration::from_secs(1);
 
 /// Where a store is in [`REGISTERS_BAR`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,17 +90,18 @@ pub fn is_reset(offset: u64, bytes: u8, value: u64) -> bool {
     at + 2 <= u64::from(bytes) && (value >> (8 * at)) as u32 >> (CMD_SHIFT - 16) & CMD_MASK == command::RESET_DEVICE
 }
 
-/// Waits until the device has done its last command. Returns whether it has.
-pub fn wait_command(registers: &impl Registers) -> bool {
-    (0..STATUS_READS).any(|_| registers.read32(CMDSTS) & CMDSTS_ACTIVE == 0)
+/// Waits until the device has done its last command, for `limit` at most. Returns whether it has.
+#[must_use]
+pub fn wait_command(registers: &impl Registers, clock: &dyn Clock, limit: Duration) -> bool {
+    poll(clock, limit, || registers.read32(CMDSTS) & CMDSTS_ACTIVE == 0)
 }
 
 /// Resets the device. Returns whether it answered.
-pub fn reset(registers: &impl Registers) -> bool {
+pub fn reset(registers: &impl Registers, clock: &dyn Clock) -> bool {
     // A command that it is at would swallow this one. If that does not end, this is all that is left to try.
-    wait_command(registers);
+    let _ = wait_command(registers, clock, COMMAND);
     registers.write32(CMD, command::RESET_DEVICE << CMD_SHIFT);
-    wait_command(registers)
+    wait_command(registers, clock, RESET)
 }
 
 /// What work queues there are.
@@ -132,7 +137,7 @@ fn tables(registers: &impl Registers) -> (usize, usize, usize) {
 /// Shares a device out that was reset: all work queues are of the same size, none has work yet, and all engines work for all of them.
 /// No slot of the store can be raised by any. Then enables the device. An error is the code of the device's command; 0xff if it does
 /// not answer.
-pub fn share_out(registers: &impl Registers) -> Result<(), u8> {
+pub fn share_out(registers: &impl Registers, clock: &dyn Clock) -> Result<(), u8> {
     let (Some(Queues { count, size }), Some(store)) = (queues(registers), message_store(registers)) else {
         return Err(NO_ANSWER);
     };
@@ -147,7 +152,7 @@ pub fn share_out(registers: &impl Registers) -> Result<(), u8> {
     registers.write32(groups, low_bits(count.into()));
     registers.write32(groups + GROUP_ENGINES, low_bits(engines));
     close(registers, store, 0..store.slots as usize);
-    command(registers, command::ENABLE_DEVICE, 0)
+    command(registers, clock, command::ENABLE_DEVICE, 0)
 }
 
 /// Makes so many slots from `first` on such that no work queue can raise them.
@@ -165,19 +170,19 @@ fn close(registers: &impl Registers, store: MessageStore, slots: Range<usize>) {
 }
 
 /// Has the device carry out a command. An error is the device's own code.
-fn command(registers: &impl Registers, number: u32, operand: u32) -> Result<(), u8> {
-    result_of(registers, number, operand).map(drop)
+fn command(registers: &impl Registers, clock: &dyn Clock, number: u32, operand: u32) -> Result<(), u8> {
+    result_of(registers, clock, number, operand).map(drop)
 }
 
 /// The same for a command with a result.
-fn result_of(registers: &impl Registers, number: u32, operand: u32) -> Result<u16, u8> {
+fn result_of(registers: &impl Registers, clock: &dyn Clock, number: u32, operand: u32) -> Result<u16, u8> {
     // A guest may have the device drain its queue for longer than that was waited for. A command that is given meanwhile is swallowed,
     // and the other one's end would be taken for its.
-    if !wait_command(registers) {
+    if !wait_command(registers, clock, COMMAND) {
         return Err(NO_ANSWER);
     }
     registers.write32(CMD, number << CMD_SHIFT | operand);
-    if !wait_command(registers) {
+    if !wait_command(registers, clock, COMMAND) {
         return Err(NO_ANSWER);
     }
     let status = registers.read32(CMDSTS);
@@ -191,6 +196,8 @@ fn result_of(registers: &impl Registers, number: u32, operand: u32) -> Result<u1
 pub struct Queue<'a, R> {
     /// The device.
     pub registers: &'a R,
+    /// What waits for it go by.
+    pub clock: &'static dyn Clock,
     /// Which.
     pub number: u8,
     /// What its work is done with, and the slots compare.
@@ -204,7 +211,7 @@ impl<R: Registers> WorkQueue for Queue<'_, R> {
         let (_, table, stride) = tables(self.registers);
         let mode = QUEUE_DEDICATED | QUEUE_PASID_ENABLE | self.pasid << 8;
         self.registers.write32(table + usize::from(self.number) * stride + QUEUE_MODE, mode);
-        command(self.registers, command::ENABLE_WQ, self.number.into())
+        command(self.registers, self.clock, command::ENABLE_WQ, self.number.into())
     }
 
     fn drain(&mut self) -> Result<(), u8> {
@@ -224,14 +231,14 @@ impl<R: Registers> WorkQueue for Queue<'_, R> {
         if !self.has(command::REQUEST_INT_HANDLE) {
             return Ok(slot);
         }
-        result_of(self.registers, command::REQUEST_INT_HANDLE, command::HANDLE_IMS | u32::from(slot))
+        result_of(self.registers, self.clock, command::REQUEST_INT_HANDLE, command::HANDLE_IMS | u32::from(slot))
     }
 
     fn release_handle(&mut self, handle: u16) -> Result<(), u8> {
         if !self.has(command::RELEASE_INT_HANDLE) {
             return Ok(());
         }
-        command(self.registers, command::RELEASE_INT_HANDLE, command::HANDLE_IMS | u32::from(handle))
+        command(self.registers, self.clock, command::RELEASE_INT_HANDLE, command::HANDLE_IMS | u32::from(handle))
     }
 }
 
@@ -243,7 +250,7 @@ impl<R: Registers> Queue<'_, R> {
 
     /// A command for the queues in the operand: a mask in 15:0 of the sixteen that 19:16 selects.
     fn command(&self, number: u32) -> Result<(), u8> {
-        command(self.registers, number, u32::from(self.number / 16) << 16 | 1 << (self.number % 16))
+        command(self.registers, self.clock, number, u32::from(self.number / 16) << 16 | 1 << (self.number % 16))
     }
 }
 

@@ -4,6 +4,7 @@ use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
 
 use super::{
+    clock as counters,
     loader::Loader,
     memory::{FRAMES, Firmware, map_device},
     ports::Unit,
@@ -11,7 +12,9 @@ use super::{
 use crate::{
     acpi::{Dmar, Drhd, FirmwareMemory, Processor, Rsdp, Tables, ecam_windows, processors},
     addr::Bdf,
-    apic, event,
+    apic,
+    clock::{self, Choice},
+    event,
     memory::{Mmio, PhysRange},
     pci::{ConfigPorts, ConfigSpace, Ecam, Function, scan, scan::buses_behind},
     vtd::{Capabilities, Config, Remapper},
@@ -34,10 +37,11 @@ pub struct Machine {
     memory: Vec<PhysRange>,
     processors: Vec<Processor>,
     bochs: bool,
+    clock: Choice,
 }
 
 impl Machine {
-    /// Looks around. A machine without ACPI, or with broken tables, is one without remapping units.
+    /// Looks around, and chooses the clock ([`clock::current`]). A machine without ACPI, or with broken tables, is one without remapping units.
     pub fn discover(loader: &Loader) -> Self {
         let firmware = Firmware::new(loader);
         let rsdp = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
@@ -46,6 +50,8 @@ impl Machine {
             log::warn!("no ACPI tables");
         }
         let find = |signature| tables.as_ref().and_then(|tables| tables.find(signature));
+        let memory: Vec<PhysRange> = loader.memory(true).collect();
+        let clock = counters::start(find(b"FACP"), |range| overlaps(&memory, range));
         let config = config_space(find(b"MCFG"));
         let functions = scan(&*config);
         let dmar = find(b"DMAR").and_then(|table| {
@@ -53,7 +59,7 @@ impl Machine {
         });
         let processors = find(b"APIC").map(processors).unwrap_or_default();
         let bochs = find(b"FACP").is_some_and(is_bochs);
-        Self { config, functions, dmar, memory: loader.memory(true).collect(), processors, bochs }
+        Self { config, functions, dmar, memory, processors, bochs, clock }
     }
 
     /// Access to configuration space.
@@ -69,6 +75,11 @@ impl Machine {
     /// Whether this is Bochs, whose virtualisation of the local APIC has defects (ARCHITECTURE.md, machine notes).
     pub fn is_bochs(&self) -> bool {
         self.bochs
+    }
+
+    /// What waits go by.
+    pub fn clock(&self) -> Choice {
+        self.clock
     }
 
     /// All functions.
@@ -145,7 +156,7 @@ impl Machine {
     fn bring_up(&self, number: usize, unit: &Drhd, entries: u32, (apic_id, wide): (u32, bool)) -> Option<Unit> {
         let refused = |why: &dyn fmt::Display| event!("refused what=vtd why=\"the unit at {}: {why}\"", unit.base);
         let registers = self.registers(unit).inspect_err(|why| refused(why)).ok()?;
-        let config = Config { entries, wide_destinations: wide, register_bytes: unit.size };
+        let config = Config { entries, wide_destinations: wide, register_bytes: unit.size, clock: clock::current() };
         let up = Remapper::new(registers, &FRAMES, config).and_then(|unit| {
             unit.unit().set_fault_event(fault_message(apic_id), apic::FAULT_VECTOR.into());
             self.keep_firmware_working(number, &unit);
@@ -178,8 +189,13 @@ impl Machine {
 
     /// Whether a part of the range is memory that the loader's map calls usable.
     fn is_memory(&self, range: PhysRange) -> bool {
-        self.memory.iter().any(|memory| memory.start < range.end() && range.start < memory.end())
+        overlaps(&self.memory, range)
     }
+}
+
+/// Whether a part of the range is in one of these.
+fn overlaps(memory: &[PhysRange], range: PhysRange) -> bool {
+    memory.iter().any(|memory| memory.start < range.end() && range.start < memory.end())
 }
 
 /// Bochs' firmware names itself in its tables. QEMU uses the same name, but says in CPUID that it is a hypervisor.

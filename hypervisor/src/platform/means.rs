@@ -4,9 +4,9 @@ use super::{
     assign::{Refusal, registers},
     dsa,
     machine::Machine,
-    smp::wait,
 };
 use crate::{
+    clock,
     memory::Mmio,
     pci::{self, Function},
 };
@@ -61,8 +61,8 @@ impl Means {
 
     fn reset(&self, machine: &Machine, function: &Function) -> bool {
         match self {
-            Self::Command(registers) => dsa::reset(registers),
-            Self::FunctionLevel => pci::reset::reset(machine.config(), function, wait),
+            Self::Command(registers) => dsa::reset(registers, clock::current()),
+            Self::FunctionLevel => pci::reset::reset(machine.config(), function, clock::current()),
         }
     }
 }

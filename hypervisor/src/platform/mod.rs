@@ -1,6 +1,8 @@
 //! This machine: bring-up, the ports of the service on its hardware, and the loop that runs its guests.
 
 pub mod burst;
+#[cfg(feature = "bare")]
+pub mod clock;
 pub mod delivery;
 pub mod dsa;
 pub mod ledger;

@@ -4,8 +4,13 @@
 #![forbid(unsafe_code)]
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
-use crate::{ims::Field, memory::Registers};
+use crate::{
+    clock::{Clock, poll},
+    ims::Field,
+    memory::Registers,
+};
 
 /// Registers of the command interface, as ARCHITECTURE.md has them.
 const SLOT: usize = 0x00;
@@ -19,8 +24,8 @@ const FAILED: u32 = 1 << 1;
 
 /// Slots that are gathered before they go to the device in any case: a batch's.
 const MOST: usize = 256;
-/// How often the status is read before the device counts as stuck. A read takes a good 100 ns on hardware.
-const POLLS: u32 = 1_000_000;
+/// What a command gets before the device counts as stuck. No manual sets a limit; it writes 16 bytes.
+const LIMIT: Duration = Duration::from_millis(100);
 
 /// The device does not do what it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,16 +43,18 @@ struct Gathered {
 /// The store. Whoever uses it has it alone: the bus lock is the lock around it.
 pub struct SlowStore<R> {
     registers: R,
+    clock: &'static dyn Clock,
     gathered: Vec<Gathered>,
     /// It did not finish a command: it is not waited for a second time.
     stuck: bool,
 }
 
 impl<R: Registers> SlowStore<R> {
-    /// The store behind these registers; `None` if the device has no such store. The room for what is gathered is taken at once.
-    pub fn find(registers: R) -> Option<Self> {
+    /// The store behind these registers; `None` if the device has no such store. Waits for it go by `clock`. The room for what is
+    /// gathered is taken at once.
+    pub fn find(registers: R, clock: &'static dyn Clock) -> Option<Self> {
         let there = registers.read32(PRESENT) == 1;
-        there.then(|| Self { registers, gathered: Vec::with_capacity(MOST), stuck: false })
+        there.then(|| Self { registers, clock, gathered: Vec::with_capacity(MOST), stuck: false })
     }
 
     /// Notes what is to be written. The device gets it by [`Self::commit`], or when there is no more room.
@@ -74,7 +81,7 @@ impl<R: Registers> SlowStore<R> {
         let mut result = Ok(());
         for gathered in self.gathered.drain(..) {
             if result.is_ok() && !self.stuck {
-                result = put(&self.registers, &gathered);
+                result = put(&self.registers, self.clock, &gathered);
             }
         }
         self.stuck |= result.is_err();
@@ -90,7 +97,7 @@ impl<R: Registers> SlowStore<R> {
     /// Reads a slot, after what was gathered has been written.
     pub fn read(&mut self, slot: u16) -> Result<[u32; 4], Stuck> {
         self.commit()?;
-        let read = put(&self.registers, &Gathered { slot, mask: 0, dwords: [0; 4] });
+        let read = put(&self.registers, self.clock, &Gathered { slot, mask: 0, dwords: [0; 4] });
         self.stuck |= read.is_err();
         read?;
         Ok([0, 4, 8, 12].map(|at| self.registers.read32(DWORDS + at)))
@@ -98,15 +105,19 @@ impl<R: Registers> SlowStore<R> {
 }
 
 /// One command: a mask of 0 reads.
-fn put(registers: &impl Registers, gathered: &Gathered) -> Result<(), Stuck> {
+fn put(registers: &impl Registers, clock: &dyn Clock, gathered: &Gathered) -> Result<(), Stuck> {
     registers.write32(SLOT, gathered.slot.into());
     registers.write32(MASK, gathered.mask);
     for (n, dword) in gathered.dwords.into_iter().enumerate().filter(|(n, _)| gathered.mask >> n & 1 != 0) {
         registers.write32(DWORDS + 4 * n, dword);
     }
     registers.write32(COMMAND, GO);
-    let status = (0..POLLS).map(|_| registers.read32(COMMAND)).find(|status| status & BUSY == 0);
-    if status.is_some_and(|status| status & FAILED == 0) { Ok(()) } else { Err(Stuck) }
+    let mut status = BUSY;
+    let done = poll(clock, LIMIT, || {
+        status = registers.read32(COMMAND);
+        status & BUSY == 0
+    });
+    if done && status & FAILED == 0 { Ok(()) } else { Err(Stuck) }
 }
 
 #[cfg(test)]
@@ -115,6 +126,7 @@ mod tests {
     use std::{collections::HashMap, vec, vec::Vec};
 
     use super::*;
+    use crate::clock::testing::MILLISECONDS;
 
     /// A device that takes a command in three reads of its status, and keeps those that it was given.
     #[derive(Default)]
@@ -170,7 +182,7 @@ mod tests {
     #[test]
     fn feature_bus_lock_the_dwords_of_a_slot_go_in_one_command_at_the_end() {
         let device = Device::default();
-        let mut store = SlowStore::find(&device).unwrap();
+        let mut store = SlowStore::find(&device, &MILLISECONDS).unwrap();
         for slot in [7, 9, 7] {
             for (n, field) in Field::ALL.into_iter().enumerate() {
                 store.write(slot, field, u32::from(slot) * 10 + n as u32).unwrap();
@@ -187,7 +199,7 @@ mod tests {
     #[test]
     fn a_read_comes_after_what_was_gathered() {
         let device = Device::default();
-        let mut store = SlowStore::find(&device).unwrap();
+        let mut store = SlowStore::find(&device, &MILLISECONDS).unwrap();
         store.write(3, Field::Data, 0x55).unwrap();
         assert_eq!(store.read(3), Ok([0, 0, 0x55, 1]));
         assert_eq!(*device.commands.borrow(), [(3, 4), (3, 0)]);
@@ -196,7 +208,7 @@ mod tests {
     #[test]
     fn more_than_there_is_room_for_goes_to_the_device_before() {
         let device = Device::default();
-        let mut store = SlowStore::find(&device).unwrap();
+        let mut store = SlowStore::find(&device, &MILLISECONDS).unwrap();
         (0..=MOST as u16).for_each(|slot| store.write(slot, Field::Ctrl, 0).unwrap());
         assert_eq!(device.commands.borrow().len(), MOST);
         store.commit().unwrap();
@@ -206,7 +218,7 @@ mod tests {
     #[test]
     fn a_device_that_never_finishes_is_an_error_and_no_hang() {
         let device = Device { stuck: Cell::new(true), ..Device::default() };
-        let mut store = SlowStore::find(&device).unwrap();
+        let mut store = SlowStore::find(&device, &MILLISECONDS).unwrap();
         store.write(0, Field::Ctrl, 0).unwrap();
         store.write(1, Field::Ctrl, 0).unwrap();
         assert_eq!(store.commit(), Err(Stuck));
@@ -218,7 +230,7 @@ mod tests {
     #[test]
     fn a_store_that_failed_works_again_after_a_reset_and_forgets_what_it_was_to_write() {
         let device = Device { stuck: Cell::new(true), ..Device::default() };
-        let mut store = SlowStore::find(&device).unwrap();
+        let mut store = SlowStore::find(&device, &MILLISECONDS).unwrap();
         store.write(0, Field::Ctrl, 0).unwrap();
         assert_eq!(store.commit(), Err(Stuck));
         store.write(1, Field::Ctrl, 0).unwrap();

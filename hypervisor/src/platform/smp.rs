@@ -4,14 +4,15 @@ use alloc::vec::Vec;
 use core::{
     ptr::copy_nonoverlapping,
     sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
-
-use x86::io;
 
 use super::memory::{FRAMES, map_trampoline, unmap_guard};
 use crate::{
     addr::{Hpa, PAGE_SIZE},
-    apic, cpu,
+    apic,
+    clock::{self, poll},
+    cpu,
     memory::FrameSource,
 };
 
@@ -33,8 +34,8 @@ const GUARD_FRAMES: u64 = 1;
 /// More processors than these stay asleep: 64 have a stack of 256 KiB each, so whatever the MADT says, that is 16 MiB.
 const MOST_OTHERS: usize = 63;
 
-/// Waits of about a microsecond for a processor to show up.
-const SHOW_UP_WAITS: u32 = 500_000;
+/// What a processor gets to show up. The manual's own example counts those that have in 100 ms (SDM vol. 3, 10.4.4.1).
+const SHOW_UP: Duration = Duration::from_millis(500);
 
 /// Processors that have reached Rust.
 static ARRIVED: AtomicUsize = AtomicUsize::new(0);
@@ -50,6 +51,7 @@ pub fn start(apic_ids: &[u32], entry: Entry) -> usize {
     if apic_ids.is_empty() || map_trampoline(Hpa::new(PAGE)).is_err() {
         return 0;
     }
+    let clock = clock::current();
     for (number, &apic_id) in (1..).zip(apic_ids) {
         let Some(stack) = stack() else {
             log::warn!("no memory for the stack of processor {apic_id}");
@@ -57,15 +59,13 @@ pub fn start(apic_ids: &[u32], entry: Entry) -> usize {
         };
         // SAFETY: the page was mapped for this just now, and no processor is under way: all that were started have arrived. What starts
         // there has a stack of its own.
-        unsafe {
+        let sent = unsafe {
             write_trampoline([cpu::cr3(), stack, number as u64, entry as usize as u64]);
-            apic::start(apic_id, (PAGE / PAGE_SIZE) as u8, wait);
-        }
-        if (0..SHOW_UP_WAITS).all(|_| {
-            wait(1);
-            ARRIVED.load(Ordering::Acquire) < number
-        }) {
-            log::warn!("processor {apic_id} does not start");
+            apic::start(apic_id, (PAGE / PAGE_SIZE) as u8, clock)
+        };
+        if !poll(clock, SHOW_UP, || ARRIVED.load(Ordering::Acquire) >= number) {
+            let why = if sent { "" } else { ": the local APIC has not sent all that it was told" };
+            log::warn!("processor {apic_id} does not start{why}");
             return number - 1;
         }
     }
@@ -96,14 +96,6 @@ unsafe fn write_trampoline(words: [u64; 4]) {
     unsafe {
         copy_nonoverlapping(start, PAGE as *mut u8, len);
         copy_nonoverlapping(words.as_ptr().cast::<u8>(), (PAGE as usize + at) as *mut u8, size_of_val(&words));
-    }
-}
-
-/// Waits for about `microseconds`: a read of the POST port takes one on the ISA bus, and an emulator does not need the time.
-pub fn wait(microseconds: u32) {
-    for _ in 0..microseconds {
-        // SAFETY: nothing is at this port that a read could change.
-        unsafe { io::inb(0x80) };
     }
 }
 

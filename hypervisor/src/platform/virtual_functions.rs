@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
-    cpu,
+    clock, cpu,
     ept::Access,
     guest::memory_map::BarAllocator,
     ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
@@ -72,7 +72,13 @@ impl Virtual {
 
     /// Its work queue, in the parent's registers.
     fn queue<'a>(&self, registers: &'a Mmio) -> Queue<'a, Mmio> {
-        Queue { registers, number: self.queue, pasid: self.pasid.value(), first_slot: self.first_slot }
+        Queue {
+            registers,
+            clock: clock::current(),
+            number: self.queue,
+            pasid: self.pasid.value(),
+            first_slot: self.first_slot,
+        }
     }
 
     /// Signals the vector that is not the device's.
@@ -235,11 +241,11 @@ impl Parent {
             return Err(Refusal::NoStore);
         }
         pci::function::enable(machine.config(), function.bdf);
-        if !dsa::reset(&registers) {
+        if !dsa::reset(&registers, clock::current()) {
             return Err(Refusal::Hardware);
         }
         pci::function::set_pasid_enable(machine.config(), function.bdf, pasid, true);
-        dsa::share_out(&registers).map_err(|error| {
+        dsa::share_out(&registers, clock::current()).map_err(|error| {
             log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
             Refusal::Hardware
         })?;
@@ -432,7 +438,7 @@ impl Parent {
 
     /// Stops the whole device.
     fn stop(&self) {
-        if !dsa::reset(&self.registers) {
+        if !dsa::reset(&self.registers, clock::current()) {
             log::error!("{}: does not answer to a reset", self.function.bdf);
         }
         pci::function::disable_bus_master(self.machine.config(), self.function.bdf);

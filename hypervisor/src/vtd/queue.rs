@@ -13,10 +13,11 @@ use super::{
     coherence::Coherence,
     error::{QueueError, Refusal},
     spec::descriptor::Wait,
-    unit::Unit,
+    unit::{COMMAND, Unit},
 };
 use crate::{
     addr::{Hpa, PAGE_SIZE},
+    clock::{Timeout, poll},
     memory::{FrameSource, Registers},
 };
 
@@ -142,16 +143,9 @@ impl Queue {
     fn wait<R: Registers>(&self, unit: &Unit<R>) -> Result<(), QueueError> {
         // SAFETY: the frame is the queue's own, and the unit writes it as an aligned doubleword.
         let status = unsafe { self.status.as_ref() };
-        for poll in 0..unit.polls() {
-            if status.load(Ordering::Acquire) == self.sequence {
-                return Ok(());
-            }
-            if poll % STATUS_POLLS == STATUS_POLLS - 1 {
-                check(unit)?;
-            }
-            core::hint::spin_loop();
-        }
-        Err(QueueError::TimedOut)
+        let is_done = || status.load(Ordering::Acquire) == self.sequence;
+        // The usual case costs no look at the clock.
+        if is_done() { Ok(()) } else { wait_on(unit, is_done) }
     }
 
     /// After an error: what has not been done becomes waits whose status nobody reads, and the unit goes on. If it does not reach the
@@ -170,8 +164,29 @@ impl Queue {
         self.tail = end;
         unit.clear_queue_errors();
         unit.set_queue_tail(end * self.slot);
-        self.stuck = !(0..unit.polls()).any(|_| unit.queue_head() == end * self.slot);
+        self.stuck = !poll(unit.clock(), COMMAND, || unit.queue_head() == end * self.slot);
     }
+}
+
+/// Waits until something is done, as long as the unit has not halted the queue.
+#[cold]
+fn wait_on<R: Registers>(unit: &Unit<R>, is_done: impl Fn() -> bool) -> Result<(), QueueError> {
+    let (mut timeout, mut over) = (Timeout::new(unit.clock(), COMMAND), false);
+    while !over {
+        for _ in 0..STATUS_POLLS {
+            // A last look comes after the time is over.
+            over = timeout.is_over();
+            if is_done() {
+                return Ok(());
+            }
+            if over {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        check(unit)?;
+    }
+    Err(QueueError::TimedOut)
 }
 
 /// Whether the unit has halted the queue. ICE (an answer that nobody asked for) does not touch our wait.

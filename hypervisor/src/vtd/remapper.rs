@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    clock::Clock,
     memory::{FrameSource, PhysRange, Registers},
 };
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub wide_destinations: bool,
     /// Bytes of the unit's registers.
     pub register_bytes: u64,
+    /// What waits for the unit go by.
+    pub clock: &'static dyn Clock,
 }
 
 /// What a unit has done and holds.
@@ -80,11 +83,7 @@ pub struct Remapper<'f, R: Registers, F: FrameSource> {
 impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     /// Brings the unit up: queue, interrupt table, flush, remapping on, compatibility format off. DMA is not remapped yet.
     pub fn new(registers: R, frames: &'f F, config: Config) -> Result<Self, Refusal> {
-        Self::with_unit(Unit::new(registers, config.register_bytes, config.wide_destinations)?, frames, config)
-    }
-
-    /// As [`Remapper::new`], with a unit that has been looked at already.
-    pub fn with_unit(unit: Unit<R>, frames: &'f F, config: Config) -> Result<Self, Refusal> {
+        let unit = Unit::new(registers, config.register_bytes, config.wide_destinations, config.clock)?;
         let can = *unit.capabilities();
         let format = Format { wide: config.wide_destinations, posts: can.posts() };
         let interrupts = InterruptTable::new(frames, config.entries, format, can.coherence())?;

@@ -2,6 +2,8 @@
 //!
 //! Each wait is bounded, and what it ended with is the result.
 
+use core::time::Duration;
+
 use super::{
     capabilities::Capabilities,
     error::Refusal,
@@ -13,11 +15,12 @@ use super::{
 };
 use crate::{
     addr::{Hpa, PAGE_SIZE},
+    clock::{Clock, poll},
     memory::Registers,
 };
 
-/// How often a register is read before the unit counts as stuck. A read takes a good 100 ns on hardware.
-const POLLS: u32 = 10_000_000;
+/// What the unit gets for a command, or for a submission to its queue. The manual sets no limit; Xen waits as long.
+pub(super) const COMMAND: Duration = Duration::from_secs(1);
 /// How often all fault records are read before a device that goes on is left to whoever masks the events.
 const ROUNDS: usize = 4;
 
@@ -25,14 +28,14 @@ const ROUNDS: usize = 4;
 pub struct Unit<R: Registers> {
     registers: R,
     capabilities: Capabilities,
-    polls: u32,
+    clock: &'static dyn Clock,
 }
 
 impl<R: Registers> Unit<R> {
-    /// The unit behind `registers`, if it can do what is needed: [`Capabilities::read`].
-    pub fn new(registers: R, register_bytes: u64, wide: bool) -> Result<Self, Refusal> {
+    /// The unit behind `registers`, if it can do what is needed: [`Capabilities::read`]. Waits for it go by `clock`.
+    pub fn new(registers: R, register_bytes: u64, wide: bool, clock: &'static dyn Clock) -> Result<Self, Refusal> {
         let capabilities = Capabilities::read(&registers, register_bytes, wide)?;
-        Ok(Self { registers, capabilities, polls: POLLS })
+        Ok(Self { registers, capabilities, clock })
     }
 
     /// What it can do.
@@ -40,17 +43,9 @@ impl<R: Registers> Unit<R> {
         &self.capabilities
     }
 
-    /// Has less patience.
-    #[cfg(test)]
-    #[must_use]
-    pub fn with_polls(mut self, polls: u32) -> Self {
-        self.polls = polls;
-        self
-    }
-
-    /// How often to look before giving up.
-    pub fn polls(&self) -> u32 {
-        self.polls
+    /// What waits for it go by.
+    pub(super) fn clock(&self) -> &'static dyn Clock {
+        self.clock
     }
 
     /// Switches off whatever firmware or a loader left on, and forgets old faults.
@@ -212,13 +207,7 @@ impl<R: Registers> Unit<R> {
     }
 
     fn wait(&self, what: &'static str, done: impl Fn() -> bool) -> Result<(), Refusal> {
-        for _ in 0..self.polls {
-            if done() {
-                return Ok(());
-            }
-            core::hint::spin_loop();
-        }
-        Err(Refusal::Stuck(what))
+        if poll(self.clock, COMMAND, done) { Ok(()) } else { Err(Refusal::Stuck(what)) }
     }
 }
 

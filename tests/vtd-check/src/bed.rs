@@ -1,11 +1,13 @@
 //! What the cases stand on: the unit, the two devices, and memory for their DMA.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use imsvisor::{
     acpi::{Dmar, Rsdp, Tables},
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     apic::FAULT_VECTOR,
+    clock,
     cpu::interrupts,
     memory::Ram,
     pci::Function,
@@ -35,8 +37,8 @@ pub const HOLE: u64 = SMALL + PAGE_SIZE;
 const EDU: (u16, u16) = (0x1234, 0x11e8);
 const NVME: (u16, u16) = (0x1b36, 0x0010);
 
-/// So many turns of a short loop are time enough for an interrupt that has been sent.
-const SETTLE: u32 = 1000;
+/// Time enough for an interrupt that has been sent.
+const SETTLE: Duration = Duration::from_micros(100);
 
 /// Everything that the cases use.
 pub struct Bed {
@@ -118,9 +120,7 @@ impl Bed {
 
     /// Everything that has arrived, and every fault that was recorded, since the last time.
     pub fn seen(&self) -> Seen {
-        for _ in 0..SETTLE {
-            core::hint::spin_loop();
-        }
+        clock::pause(clock::current(), SETTLE);
         interrupts::poll();
         self.seen_besides(interrupts::take().collect())
     }

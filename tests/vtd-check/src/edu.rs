@@ -1,7 +1,10 @@
 //! QEMU's device for teaching (docs/specs/edu.rst): a DMA engine with a buffer of 4 KiB, and an interrupt by MSI.
 
+use core::time::Duration;
+
 use imsvisor::{
     addr::Bdf,
+    clock::{self, poll_every},
     memory::{Mmio, Registers},
     pci::{self, ConfigSpace, Function},
     platform::{machine::Machine, memory::map_device},
@@ -22,9 +25,9 @@ const DMA_TO_MEMORY: u64 = 2;
 /// Where the engine sees its buffer.
 const BUFFER: u64 = 0x40000;
 
-/// A DMA takes 100 ms of the machine's time; a turn is a look at the engine after so many steps of a loop.
-const TURNS: u32 = 2000;
-const STEPS: u32 = 10_000;
+/// A DMA takes 100 ms.
+const LIMIT: Duration = Duration::from_secs(5);
+const STEP: Duration = Duration::from_millis(1);
 
 /// MSI (PCI Local Bus Specification 3.0, 6.8.1), with 64-bit addresses: offsets from the capability, enable bit.
 const MSI_ADDRESS: u16 = 4;
@@ -67,16 +70,8 @@ impl Edu {
         self.registers.write64(DMA_DESTINATION, to);
         self.registers.write64(DMA_COUNT, bytes);
         self.registers.write64(DMA_COMMAND, command);
-        for _ in 0..TURNS {
-            // No PAUSE: QEMU leaves its translated code for each.
-            for step in 0..STEPS {
-                core::hint::black_box(step);
-            }
-            if self.registers.read64(DMA_COMMAND) & DMA_RUN == 0 {
-                return Ok(());
-            }
-        }
-        Err("edu's DMA does not end")
+        let ended = || self.registers.read64(DMA_COMMAND) & DMA_RUN == 0;
+        poll_every(clock::current(), LIMIT, STEP, ended).then_some(()).ok_or("edu's DMA does not end")
     }
 
     /// Has its MSI send this message from now on.

@@ -1,8 +1,11 @@
 //! As much of an NVMe controller's driver as makes it interrupt (NVM Express Base Specification 2.0): the admin queues, and one
 //! pair of I/O queues whose completions go to another entry of the MSI-X table.
 
+use core::time::Duration;
+
 use imsvisor::{
     addr::{Bdf, Gpa},
+    clock::{self, poll},
     memory::{Mmio, Ram, Registers},
     pci::{self, ConfigSpace, Function},
     platform::machine::Machine,
@@ -33,8 +36,8 @@ const SLOTS: u32 = 16;
 const PLACE: u64 = 0x10_0000;
 const DATA: u64 = PLACE + 0x8000;
 
-/// Looks at a register until the controller counts as stuck. It works in a thread of its own, on the host's time.
-const LOOKS: u32 = 3_000_000;
+/// What the controller gets before it counts as stuck. It works in a thread of its own, on the host's time.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// MSI-X (PCIe 7.7.2): enable bit of the capability, bytes of a table entry.
 const MSIX_ENABLE: u32 = 1 << 31;
@@ -139,7 +142,7 @@ impl Nvme {
 
     fn wait(&self, ready: u32) -> Result<(), &'static str> {
         let is_so = || self.registers.read32(CSTS) & CSTS_READY == ready;
-        (0..LOOKS).any(|_| is_so()).then_some(()).ok_or("nvme does not start or stop")
+        poll(clock::current(), LIMIT, is_so).then_some(()).ok_or("nvme does not start or stop")
     }
 
     /// Has it complete a command of the admin queue: entry 0 of the table.
@@ -191,7 +194,12 @@ impl Nvme {
         self.registers.write32(doorbell(2 * queue.number), (slot + 1) % SLOTS);
         let phase = u32::from(round.is_multiple_of(2));
         let place = Gpa::new(queue.completions() + u64::from(slot) * 16 + 12);
-        let status = (0..LOOKS).find_map(|_| self.completed(ram, place, phase)).ok_or("nvme completes nothing")?;
+        let mut status = None;
+        let _ = poll(clock::current(), LIMIT, || {
+            status = self.completed(ram, place, phase);
+            status.is_some()
+        });
+        let status = status.ok_or("nvme completes nothing")?;
         // The register's turn comes after the completion's interrupt has been sent.
         self.registers.write32(doorbell(2 * queue.number + 1), (slot + 1) % SLOTS);
         Ok(status)

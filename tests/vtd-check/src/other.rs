@@ -1,10 +1,13 @@
 //! The second processor: it only notes what arrives there.
 
 use alloc::{boxed::Box, vec::Vec};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use imsvisor::{
-    apic,
+    apic, clock,
     cpu::{interrupts, tables::Tables, this::ThisCpu},
     platform::{machine::Machine, smp},
 };
@@ -12,8 +15,8 @@ use imsvisor::{
 /// Vectors that have arrived, one bit each.
 static ARRIVED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
-/// Steps of a loop until an interrupt counts as lost.
-const STEPS: u32 = 2_000_000;
+/// After this time an interrupt counts as lost.
+const LIMIT: Duration = Duration::from_millis(200);
 
 /// Starts it; returns its APIC ID.
 pub fn start(machine: &Machine, own: u32) -> Result<u32, &'static str> {
@@ -37,7 +40,7 @@ extern "C" fn entry(number: usize) -> ! {
 /// Waits until something has arrived there, and takes it.
 pub fn seen() -> Vec<u8> {
     let any = || ARRIVED.iter().any(|word| word.load(Ordering::Acquire) != 0);
-    let _ = (0..STEPS).any(|_| any());
+    let _ = clock::poll(clock::current(), LIMIT, any);
     let words: Vec<u64> = ARRIVED.iter().map(|word| word.swap(0, Ordering::AcqRel)).collect();
     (0..=u8::MAX).filter(|vector| words[usize::from(vector / 64)] >> (vector % 64) & 1 != 0).collect()
 }

@@ -3,6 +3,10 @@ use core::cell::{Cell, RefCell};
 use dsa_model::{Config, Dsa, Fault, PortalWrite, Upstream};
 
 use super::*;
+use crate::clock::testing::EveryLook;
+
+/// Each look takes a microsecond.
+static CLOCK: EveryLook = EveryLook { hertz: 1_000_000 };
 
 struct Fake([u64; 64]);
 
@@ -44,7 +48,7 @@ fn a_reset_is_seen_in_every_width_that_can_write_it() {
 fn a_device_that_never_answers_is_given_up() {
     let mut fake = Fake([0; 64]);
     fake.0[CMDSTS / 8] = 1 << 31;
-    assert!(!wait_command(&fake));
+    assert!(!wait_command(&fake, &CLOCK, COMMAND) && !wait_command(&fake, &CLOCK, RESET));
 }
 
 /// A device that is at a command for so many reads of its status.
@@ -81,15 +85,15 @@ impl Registers for Busy {
 
 #[test]
 fn what_one_guest_has_the_device_do_for_long_does_not_swallow_anothers_command() {
-    let queue = |registers| Queue { registers, number: 1, pasid: 2, first_slot: 0 };
+    let queue = |registers| Queue { registers, clock: &CLOCK, number: 1, pasid: 2, first_slot: 0 };
     let busy = Busy::for_reads(1000);
-    assert_eq!((queue(&busy).disable(), reset(&busy)), (Ok(()), true));
+    assert_eq!((queue(&busy).disable(), reset(&busy, &CLOCK)), (Ok(()), true));
     assert_eq!(*busy.given.borrow(), [(command::DISABLE_WQ, false), (command::RESET_DEVICE, false)]);
     let stuck = Busy::for_reads(u32::MAX);
     assert_eq!(queue(&stuck).disable(), Err(NO_ANSWER), "it is not taken for done");
     assert_eq!(*stuck.given.borrow(), []);
     let again = Busy::for_reads(10);
-    assert!(reset(&again));
+    assert!(reset(&again, &CLOCK));
     assert_eq!(*again.given.borrow(), [(command::RESET_DEVICE, false)]);
 }
 
@@ -130,13 +134,13 @@ impl Model {
         dsa.config_write(4, 2, 6, &mut Nowhere);
         dsa.config_write(0x126, 2, 1, &mut Nowhere);
         let model = Self(RefCell::new(dsa));
-        assert!(reset(&model));
-        assert_eq!(share_out(&model), Ok(()));
+        assert!(reset(&model, &CLOCK));
+        assert_eq!(share_out(&model, &CLOCK), Ok(()));
         model
     }
 
     fn queue(&self, number: u8) -> Queue<'_, Self> {
-        Queue { registers: self, number, pasid: u32::from(number) + 1, first_slot: 100 }
+        Queue { registers: self, clock: &CLOCK, number, pasid: u32::from(number) + 1, first_slot: 100 }
     }
 
     /// Submits a descriptor without a completion record to a queue, with a handle if it is to raise a slot, and lets the device work.
@@ -209,7 +213,7 @@ fn feature_msix_backed_handles_are_the_devices_and_revoked_ones_are_told_of_once
     assert_eq!(model.queue(0).release_handle(107), Err(0x41));
     assert_eq!(model.queue(0).request_handle(7), Ok(107));
     assert!(!take_causes(&model));
-    assert_eq!(command(&model, 31, command::HANDLE_IMS | 107), Ok(()));
+    assert_eq!(command(&model, &CLOCK, 31, command::HANDLE_IMS | 107), Ok(()));
     assert_eq!((take_causes(&model), take_causes(&model)), (true, false));
     assert_eq!(model.queue(0).release_handle(107), Err(0x41));
     assert_eq!((model.queue(0).request_handle(7), model.queue(0).release_handle(107)), (Ok(107), Ok(())));
@@ -229,11 +233,11 @@ fn an_error_is_told_with_its_queue_once() {
 #[test]
 fn a_device_without_queues_or_a_store_cannot_be_shared_out() {
     let mut fake = Fake([0; 64]);
-    assert_eq!((queues(&fake), share_out(&fake)), (None, Err(NO_ANSWER)));
+    assert_eq!((queues(&fake), share_out(&fake, &CLOCK)), (None, Err(NO_ANSWER)));
     fake.0[WQCAP / 8] = 7 | 8 << 16;
     assert_eq!(queues(&fake), None, "fewer descriptors than queues");
     fake.0[WQCAP / 8] = 128 | 33 << 16;
     assert_eq!(queues(&fake), None);
     fake.0[WQCAP / 8] = 128 | 8 << 16;
-    assert_eq!(share_out(&fake), Err(NO_ANSWER), "no store");
+    assert_eq!(share_out(&fake, &CLOCK), Err(NO_ANSWER), "no store");
 }

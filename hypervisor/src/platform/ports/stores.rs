@@ -8,6 +8,7 @@ use spin::Mutex;
 use super::MachinePorts;
 use crate::{
     addr::{Bdf, Hpa},
+    clock,
     ims::{Field, Message, Reach, Shadow, Store, StoreSpec},
     memory::Mmio,
     platform::slow_store::{SlowStore, Stuck},
@@ -23,7 +24,7 @@ impl MachinePorts {
                 number
             }
             None => {
-                stores.push((bdf, Mutex::new(SlowStore::find(registers)?)));
+                stores.push((bdf, Mutex::new(SlowStore::find(registers, clock::current())?)));
                 stores.len() - 1
             }
         };

@@ -83,17 +83,14 @@ fn capabilities(offset: usize) -> u64 {
 #[test]
 fn where_nobody_answers_there_is_no_unit() {
     for registers in [Dead(|_| 0), Dead(|_| u64::MAX)] {
-        assert_eq!(Unit::new(registers, 4096, false).err(), Some(Refusal::Absent));
+        assert_eq!(Unit::new(registers, 4096, false, &MILLISECONDS).err(), Some(Refusal::Absent));
     }
 }
 
 /// Attack 28.
 #[test]
 fn a_unit_that_does_not_do_what_it_is_told_is_given_up() {
-    let stuck = |registers| {
-        let unit = Unit::new(Dead(registers), 4096, true).unwrap().with_polls(100);
-        Remapper::with_unit(unit, &TestFrames::default(), CONFIG).err()
-    };
+    let stuck = |registers| Remapper::new(Dead(registers), &TestFrames::default(), CONFIG).err();
     assert_eq!(stuck(capabilities), Some(Refusal::Stuck("switch the invalidation queue on")));
     let still_on = |offset| if offset == GSTS { global::TE.into() } else { capabilities(offset) };
     assert_eq!(stuck(still_on), Some(Refusal::Stuck("switch DMA remapping off")));

@@ -115,7 +115,7 @@ fn the_next_domain_does_not_see_the_last_ones_pages() {
 #[test]
 fn a_domain_in_use_is_kept() {
     let bench = Bench::new(capable());
-    let remapper = bench.start_impatient();
+    let remapper = bench.start();
     remapper.enable_dma_remapping().unwrap();
     let mut domain = remapper.create_domain().unwrap();
     map(&remapper, &mut domain, GUEST, 0x20_0000, PAGE, true).unwrap();

@@ -40,7 +40,7 @@ fn events_go_on(first: u16, more: u16) -> bool {
     (0..first).for_each(|index| _ = bench.fire(DSA, index));
     // The event that has the records read.
     assert!(bench.model.lock().unwrap().take_fault_event().is_some());
-    let unit = Unit::new(Busy { bench: &bench, more: Cell::new(more) }, 4096, true).unwrap();
+    let unit = Unit::new(Busy { bench: &bench, more: Cell::new(more) }, 4096, true, &MILLISECONDS).unwrap();
     unit.take_faults(|_| ());
     while bench.model.lock().unwrap().take_fault_event().is_some() {
         unit.take_faults(|_| ());

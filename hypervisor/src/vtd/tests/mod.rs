@@ -11,9 +11,10 @@ use std::sync::Mutex;
 
 use vtd_model::{Memory, Outcome, Stats};
 
-use super::{Config, Fault, Remapper, Unit, message};
+use super::{Config, Fault, Remapper, message};
 use crate::{
     addr::Bdf,
+    clock::testing::MILLISECONDS,
     memory::{FrameSource, Registers, testing::TestFrames},
 };
 
@@ -67,15 +68,13 @@ impl Registers for Bench {
     }
 }
 
-const CONFIG: Config = Config { entries: 256, wide_destinations: true, register_bytes: 4096 };
+/// A unit that hangs is given up after a thousand looks.
+const CONFIG: Config = Config { entries: 256, wide_destinations: true, register_bytes: 4096, clock: &MILLISECONDS };
 
 /// A unit with everything, where a pointer fits in a physical address.
 fn capable() -> vtd_model::Config {
     vtd_model::Config { host_address_width: 52, ..Default::default() }
 }
-
-/// Reads of a register until a unit that hangs is given up.
-const POLLS: u32 = 2000;
 
 impl Bench {
     fn new(config: vtd_model::Config) -> Self {
@@ -88,12 +87,6 @@ impl Bench {
 
     fn start_with(&self, config: Config) -> Remapper<'_, &Self, TestFrames> {
         Remapper::new(self, &self.frames, config).unwrap()
-    }
-
-    /// Gives up soon on a unit that hangs.
-    fn start_impatient(&self) -> Remapper<'_, &Self, TestFrames> {
-        let unit = Unit::new(self, 4096, true).unwrap().with_polls(POLLS);
-        Remapper::with_unit(unit, &self.frames, CONFIG).unwrap()
     }
 
     fn stats(&self) -> Stats {

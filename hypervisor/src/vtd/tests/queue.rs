@@ -15,7 +15,7 @@ use crate::vtd::{
 
 /// A queue in use, and its unit.
 fn queue(bench: &Bench) -> (Unit<&Bench>, Queue) {
-    let unit = Unit::new(bench, 4096, true).unwrap().with_polls(POLLS);
+    let unit = Unit::new(bench, 4096, true, &MILLISECONDS).unwrap();
     let queue = Queue::new(&bench.frames, Coherence(true), false).unwrap();
     queue.enable(&unit).unwrap();
     (unit, queue)
@@ -111,7 +111,7 @@ impl Registers for Lazy<'_> {
 fn a_unit_that_looks_at_its_queue_only_when_the_tail_is_written_goes_on_as_well() {
     let bench = Bench::new(capable());
     let lazy = Lazy { bench: &bench, cleared: Cell::new(0) };
-    let unit = Unit::new(lazy, 4096, true).unwrap().with_polls(POLLS);
+    let unit = Unit::new(lazy, 4096, true, &MILLISECONDS).unwrap();
     let mut queue = Queue::new(&bench.frames, Coherence(true), false).unwrap();
     queue.enable(&unit).unwrap();
     for _ in 0..10 {
@@ -158,7 +158,7 @@ fn a_unit_that_hangs_is_an_error_until_it_has_caught_up() {
 #[test]
 fn after_a_failed_flush_no_index_can_be_released() {
     let bench = Bench::new(capable());
-    let remapper = bench.start_impatient();
+    let remapper = bench.start();
     let index = remapper.reserve(DSA).unwrap();
     remapper.program(index, Route::Remapped { vector: 32, destination: 0 }).unwrap();
     remapper.clear(index).unwrap();

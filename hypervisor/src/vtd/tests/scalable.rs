@@ -151,7 +151,7 @@ fn the_next_domain_of_a_pasid_does_not_see_the_last_ones_pages() {
 #[test]
 fn a_domain_is_kept_while_a_pasid_leads_to_it_or_may_still() {
     let bench = Bench::new(scalable());
-    let remapper = bench.start_impatient();
+    let remapper = bench.start();
     remapper.enable_dma_remapping().unwrap();
     let mut kept = remapper.create_domain().unwrap();
     remapper.attach_pasid(DSA, LOW, &mut kept).unwrap();

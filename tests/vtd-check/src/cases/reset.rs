@@ -2,7 +2,7 @@
 
 use alloc::format;
 
-use imsvisor::{pci, platform::smp};
+use imsvisor::{clock, pci};
 
 use super::{Case, Found, Verdict, only_vector};
 use crate::bed::Bed;
@@ -21,7 +21,7 @@ const BARS: [u16; 6] = [0x10, 0x14, 0x18, 0x1c, 0x20, 0x24];
 fn forgets(bed: &mut Bed) -> Verdict {
     bed.nvme.start(&bed.ram)?;
     let (config, function) = (bed.machine.config(), bed.nvme.function());
-    if !pci::reset::reset(config, function, smp::wait) {
+    if !pci::reset::reset(config, function, clock::current()) {
         return Err("it does not come back".into());
     }
     let command = config.read(function.bdf, COMMAND) as u16;
@@ -36,7 +36,7 @@ fn forgets(bed: &mut Bed) -> Verdict {
 fn is_there(bed: &mut Bed) -> Verdict {
     let (config, function) = (bed.machine.config(), bed.nvme.function().clone());
     let before = BARS.map(|at| config.read(function.bdf, at));
-    if !pci::reset::reset(config, &function, smp::wait) {
+    if !pci::reset::reset(config, &function, clock::current()) {
         return Err("it does not come back".into());
     }
     pci::function::enable(config, function.bdf);
@@ -51,7 +51,7 @@ fn is_there(bed: &mut Bed) -> Verdict {
 fn without(bed: &mut Bed) -> Verdict {
     let edu = bed.machine.functions().iter().find(|function| function.bdf == bed.edu.bdf).ok_or("no edu")?;
     let before = bed.machine.config().read(edu.bdf, COMMAND);
-    let reset = edu.resets() || pci::reset::reset(bed.machine.config(), edu, smp::wait);
+    let reset = edu.resets() || pci::reset::reset(bed.machine.config(), edu, clock::current());
     let after = bed.machine.config().read(edu.bdf, COMMAND);
     if !reset && before == after { Ok(Found::Right) } else { Err(format!("{reset}: {before:#x}, then {after:#x}")) }
 }

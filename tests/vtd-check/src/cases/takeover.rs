@@ -5,6 +5,7 @@ use alloc::{format, string::ToString};
 
 use imsvisor::{
     apic::FAULT_VECTOR,
+    clock,
     platform::memory::FRAMES,
     vtd::{Config, Error, Remapper, Request, Route, message},
 };
@@ -31,7 +32,8 @@ const BEHIND: u16 = 600;
 const VECTOR: u8 = 0x77;
 
 fn taken_over(bed: &mut Bed) -> Verdict {
-    let config = Config { entries: ENTRIES, wide_destinations: true, register_bytes: REGISTERS as u64 };
+    let config =
+        Config { entries: ENTRIES, wide_destinations: true, register_bytes: REGISTERS as u64, clock: clock::current() };
     let unit = Remapper::new(bed.raw.registers()?, &FRAMES, config).map_err(|refusal| format!("{refusal}"))?;
     unit.unit().set_fault_event(0xfee0_0000 | u64::from(bed.apic_id & 0xff) << 12, FAULT_VECTOR.into());
     unit.enable_dma_remapping().map_err(|refusal| format!("{refusal}"))?;
