@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use crate::guest::{self, GuestArg};
 use crate::machine::{Config, Kind};
@@ -74,6 +74,22 @@ pub struct Options {
     /// Show everything on the serial console, as the machine writes it
     #[arg(long, short)]
     pub verbose: bool,
+
+    /// Show only the report
+    #[arg(long, short, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Write only the report, as JSON, to standard output
+    #[arg(long, conflicts_with_all = ["verbose", "quiet", "image"])]
+    pub json: bool,
+
+    /// Only check what is asked for, and show what would be booted
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Only list our guests
+    #[arg(long)]
+    pub list_guests: bool,
 }
 
 impl Options {
@@ -92,6 +108,16 @@ impl Options {
             limit: Duration::from_secs(self.timeout),
             ..Config::default()
         }
+    }
+
+    /// The machine that was asked for, for people.
+    pub fn described(&self) -> String {
+        if let Some(file) = &self.image {
+            return format!("image {}", file.display());
+        }
+        let kind = self.machine.unwrap_or_default().to_possible_value();
+        let name = kind.as_ref().map_or("", |kind| kind.get_name());
+        format!("machine {name}: {} MiB, {} processors", self.memory, self.cpus)
     }
 
     /// The guests that were asked for; if none was, two demos.
@@ -129,6 +155,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn what_would_be_booted_is_described() {
+        let described =
+            |arguments: &[&str]| Options::parse_from(["cargo boot"].iter().chain(arguments).copied()).described();
+        assert_eq!(described(&["--cpus", "4"]), "machine bochs: 512 MiB, 4 processors");
+        assert_eq!(described(&["--machine", "kvm", "--memory", "64"]), "machine kvm: 64 MiB, 2 processors");
+        assert_eq!(described(&["--image", "x.iso"]), "image x.iso");
     }
 
     #[test]
@@ -170,6 +205,9 @@ mod tests {
         let config = options.config();
         assert_eq!((config.memory_mib, config.cpus), (768, 2));
         assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (9, 5));
+        for both in [["--quiet", "--verbose"], ["--json", "--quiet"]] {
+            assert!(Options::try_parse_from(["cargo boot"].into_iter().chain(both)).is_err(), "{both:?}");
+        }
         for option in ["--timeout", "--silence"] {
             assert!(Options::try_parse_from(["cargo boot", option, "0"]).is_err(), "{option} 0");
         }

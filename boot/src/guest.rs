@@ -179,6 +179,14 @@ pub fn check_ours(guests: &[GuestArg], known: &BTreeMap<String, PathBuf>) -> Res
     bail!("--guest '{name}': {}", not_ours(name, Some(known)))
 }
 
+/// What a source file says in the first sentence of its documentation.
+pub fn about(source: &str) -> String {
+    let lines = source.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim);
+    let text: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
+    let text = text.join(" ");
+    text.split_once(". ").map_or(text.as_str(), |(first, _)| first).trim_end_matches('.').to_owned()
+}
+
 /// Says that a guest is none of ours, which there are if that is known, and how a file is named.
 fn not_ours(name: &str, known: Option<&BTreeMap<String, PathBuf>>) -> String {
     let list = |known: &BTreeMap<String, PathBuf>| known.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -297,6 +305,18 @@ mod tests {
         let long = "abcdefghijklmnop";
         assert_eq!(distinct(&[long, long]).unwrap(), [long, "abcdefghijklmn-2"]);
         assert!(distinct(&["demo name=x", "hello name=x"]).is_err());
+    }
+
+    #[test]
+    fn a_guest_is_told_by_the_first_sentence_of_its_source() {
+        assert_eq!(
+            about("//! It does this,\n//! and that. More of it.\n//!\n//! Else.\nuse x;\n"),
+            "It does this, and that"
+        );
+        assert_eq!((about("//! One.\n"), about("use x;\n")), ("One".to_owned(), String::new()));
+        for (name, source) in crate::paths::Paths::find().unwrap().guests {
+            assert!(!about(&fs::read_to_string(source).unwrap()).is_empty(), "{name}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod cli;
 pub mod event;
 pub mod guest;
 pub mod image;
+pub mod json;
 pub mod machine;
 pub mod paths;
 pub mod prefix;

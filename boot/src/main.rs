@@ -12,7 +12,7 @@ use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{Need, Tools};
 use imsvisor_boot::progress::Step;
 use imsvisor_boot::show::{self, Show};
-use imsvisor_boot::{cargo, prefix};
+use imsvisor_boot::{cargo, json, prefix};
 
 /// An option's value is none, as clap says of those that it looks at itself.
 const WRONG_OPTION: u8 = 2;
@@ -50,7 +50,15 @@ fn act(options: &Options) -> Result<bool, Failure> {
     let guests = options.guests().map_err(wrong_option)?;
     let file = options.image.as_deref().map(image::check_place).transpose().map_err(wrong_option)?;
     let paths = Paths::find()?;
+    if options.list_guests {
+        show::guests(&paths.guests);
+        return Ok(true);
+    }
     guest::check_ours(&guests, &paths.guests).map_err(wrong_option)?;
+    if options.dry_run {
+        show::plan(&options.described(), &guests);
+        return Ok(true);
+    }
     let right = match file {
         Some(file) => write_image(&paths, &guests, &file).map(|()| true),
         None => run(options, &paths, &guests),
@@ -96,7 +104,7 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
     let hypervisor = cargo::hypervisor(paths)?;
     let modules = modules(paths, guests)?;
     let mut run = machine::start_on(kind, paths, &tools, &config, &hypervisor, &modules)?;
-    let mut live = Show::new(options.verbose);
+    let mut live = Show::new(options.verbose, options.quiet || options.json);
     // The firmware and GRUB say nothing for seconds.
     let mut waiting = Some(Step::new("starting the machine"));
     for seen in run.by_ref() {
@@ -107,6 +115,9 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
     let outcome = run.finish();
     let summary = outcome.summary();
     let verdict = summary.verdict();
-    show::report(&summary, &verdict, &outcome);
+    match options.json {
+        true => show::json(&json::report(&summary, &verdict, &outcome)),
+        false => show::report(&summary, &verdict, &outcome),
+    }
     Ok(verdict.is_right())
 }

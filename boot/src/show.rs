@@ -1,13 +1,15 @@
 //! What the person at the terminal sees: the live lines, and the report at the end.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Result, bail};
 use console::{StyledObject, Term, style};
 
 use crate::event::{Event, Line, Pairs};
+use crate::guest::{self, GuestArg};
 use crate::machine::{Outcome, Seen};
 use crate::report::{Guest, Summary, Verdict};
 use crate::words::{grouped, harmless};
@@ -21,18 +23,23 @@ const LAST_LINES: usize = 20;
 #[derive(Debug, Default)]
 pub struct Show {
     verbose: bool,
+    quiet: bool,
     faults: usize,
 }
 
 impl Show {
-    /// With `verbose` every line is shown as the machine wrote it.
-    pub fn new(verbose: bool) -> Self {
-        Self { verbose, faults: 0 }
+    /// With `verbose` every line is shown as the machine wrote it, with `quiet` none.
+    pub fn new(verbose: bool, quiet: bool) -> Self {
+        Self { verbose, quiet, faults: 0 }
     }
 
     /// Shows one line.
     pub fn line(&mut self, seen: &Seen) {
-        let text = if self.verbose { Some(harmless(&seen.raw)) } else { self.pretty(&seen.line) };
+        let text = match (self.quiet, self.verbose) {
+            (true, _) => None,
+            (_, true) => Some(harmless(&seen.raw)),
+            _ => self.pretty(&seen.line),
+        };
         if let Some(text) = text {
             let time = style(format!("{:>7.2} s", seen.at.as_secs_f32())).dim();
             say(&format!("{time}  {text}"));
@@ -183,6 +190,28 @@ fn last_lines(outcome: &Outcome) {
     }
     if !any {
         say("    (none)");
+    }
+}
+
+/// Shows the report as JSON.
+pub fn json(report: &serde_json::Value) {
+    say(&format!("{report:#}"));
+}
+
+/// Shows what would be booted: the guests' strings, as the hypervisor will read them.
+pub fn plan(machine: &str, guests: &[GuestArg]) {
+    say(machine);
+    for guest in guests {
+        say(&format!("guest {}", guest.string()));
+    }
+}
+
+/// Lists guests: each with its name and what its source says that it is.
+pub fn guests(known: &BTreeMap<String, PathBuf>) {
+    let width = terminal_width();
+    for (name, source) in known {
+        let text = std::fs::read_to_string(source).unwrap_or_default();
+        say(&row(name, &guest::about(&text), width));
     }
 }
 
@@ -371,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_faults_is_cut_short() {
-        let mut show = Show::new(false);
+        let mut show = Show::new(false, false);
         let line = Line::parse("@ims fault kind=dma sid=1 reason=2 address=3");
         let shown = (0..100).filter_map(|_| show.pretty(&line)).count();
         assert_eq!(shown, FAULTS_SHOWN + 1);
@@ -402,7 +431,7 @@ mod tests {
 
     #[test]
     fn a_guest_cannot_draw_on_the_terminal() {
-        let mut show = Show::new(false);
+        let mut show = Show::new(false, false);
         let shown = show.pretty(&Line::parse("[demo] \u{1b}]0;title\u{7}")).unwrap();
         assert!(!console::strip_ansi_codes(&shown).contains(['\u{1b}', '\u{7}']), "{shown:?}");
     }
