@@ -1,12 +1,13 @@
 //! From a module to a guest that can run.
 
-use alloc::{format, string::String, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{
     fmt::Display,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use hcall_abi::{Pasid, cpuid::Features};
+use spin::Once;
 
 use super::{
     assign::{Prepared, Refusal, Room, prepare},
@@ -42,7 +43,7 @@ use crate::{
 };
 
 /// What a guest reads where its bus has no function.
-static ABSENT: ConfigPage = ConfigPage::ABSENT;
+static ABSENT: Once<Box<ConfigPage>> = Once::new();
 
 /// Everything that guests are made from.
 pub struct Maker {
@@ -287,8 +288,9 @@ fn image(module: &Module) -> &[u8] {
 
 /// Configuration space of bus 0: each function's page, and a page of ones for each that is not there; writes are trapped.
 fn map_ecam(ept: &mut Ept, bus: &VirtualBus, windows: &mut Windows) -> Result<(), String> {
+    let absent: &ConfigPage = ABSENT.call_once(|| Box::new(ConfigPage::ABSENT));
     for number in 0..ECAM_SIZE / PAGE_SIZE {
-        let page = bus.function(Bdf(number as u16)).map_or(&ABSENT, |function| function.config_page());
+        let page = bus.function(Bdf(number as u16)).map_or(absent, |function| function.config_page());
         let gpa = ECAM.checked_add(number * PAGE_SIZE).ok_or("the ECAM window wraps")?;
         let hpa = Hpa::new(page.bytes().as_ptr() as u64);
         ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, Access::Shadow).map_err(text)?;
