@@ -21,8 +21,13 @@ Examples:
   cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on COM1
 
 Guests:
-  Ours are in tests/guests/src/bin: hello, demo, and those that the tests and benchmarks run.
-  All their options are in ARCHITECTURE.md, \"Guests' modules\".
+  Ours are in tests/guests/src/bin; --list-guests tells what each is.
+  A file is an ELF64 executable at fixed addresses (no PIE). A path that holds a space needs
+  quotes of its own: --guest '\"/my guests/one.elf\" mem=64M'
+  name=… names the guest, by 1 to 16 of a-z, 0-9 and -. Without it one of ours has its own
+  name, and a file its file's, with - for what no name can hold; a second guest of one name
+  gets -2 behind it. The other options are in ARCHITECTURE.md, \"Guests' modules\"; all are
+  checked before anything is built.
 
 Environment:
   IMSVISOR_BOCHS          a Bochs 3.0 to use instead of the system's or the fetched one
@@ -155,6 +160,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_has_the_rules_for_guests() {
+        let help = Options::command().render_long_help().to_string();
+        let help: Vec<_> = help.split_whitespace().collect();
+        let help = help.join(" ");
+        for words in ["name=… names the guest", "quotes of its own", "a-z, 0-9 and -", "--list-guests", "no PIE"] {
+            assert!(help.contains(words), "{words}");
+        }
     }
 
     #[test]
