@@ -137,7 +137,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::elapsed, *};
 
     const PM_TIMER: u64 = 3_579_545;
     const NANOSECONDS: u64 = 1_000_000_000;
@@ -193,10 +193,9 @@ mod tests {
             let look = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
             let cost = if look == self.disturbed { NANOSECONDS / 10 } else { self.cost };
             self.now.fetch_add(cost / 2, Ordering::Relaxed);
-            let mask = u64::MAX >> (64 - self.bits);
-            let now = self.begin.wrapping_add(self.counted(self.reference_hertz)) & mask;
+            let now = self.begin.wrapping_add(self.counted(self.reference_hertz)) & u64::MAX >> (64 - self.bits);
             self.now.fetch_add(cost / 2, Ordering::Relaxed);
-            now.wrapping_sub(core::mem::replace(last, now)) & mask
+            elapsed(last, now, self.bits)
         }
 
         fn hertz(&self) -> u64 {

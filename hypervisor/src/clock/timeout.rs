@@ -88,7 +88,10 @@ pub fn poll_every(clock: &dyn Clock, limit: Duration, step: Duration, mut done: 
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::{
+        cell::Cell,
+        sync::atomic::{AtomicU64, Ordering},
+    };
 
     use super::super::testing::{Broken, Counting, Still};
     use super::*;
@@ -103,22 +106,35 @@ mod tests {
         Duration::from_micros(clock.now() - begin)
     }
 
-    #[test]
-    fn a_pause_is_never_shorter_than_it_was_told_and_little_longer() {
-        for micros in [1, 2, 3, 199, 200, 9_999, 10_000] {
-            let clock = Counting::new(1_000_000, 1);
-            let took = took(&clock, |clock| pause(clock, Duration::from_micros(micros)));
-            // The first look, and the tick that was under way.
-            assert!((micros..=micros + 2).contains(&(took.as_micros() as u64)), "{micros}: {took:?}");
+    /// Its ticks are long: in a tick there is time for many looks.
+    #[derive(Debug)]
+    struct Coarse {
+        hertz: u64,
+        /// Nanoseconds; a look takes 10.
+        now: AtomicU64,
+    }
+
+    impl Clock for Coarse {
+        fn advance(&self, last: &mut u64) -> u64 {
+            let now = self.now.fetch_add(10, Ordering::Relaxed) * self.hertz / 1_000_000_000;
+            now - core::mem::replace(last, now)
+        }
+
+        fn hertz(&self) -> u64 {
+            self.hertz
         }
     }
 
     #[test]
-    fn part_of_a_tick_counts_as_a_whole_one() {
-        // 3.579545 MHz: 10 ms are 35,795.45 ticks.
-        let clock = Counting::new(3_579_545, 1);
-        pause(&clock, Duration::from_millis(10));
-        assert!((35_797..=35_798).contains(&clock.now()), "{}", clock.now());
+    fn a_pause_is_never_shorter_than_it_was_told_whenever_it_begins_and_little_longer() {
+        for (hertz, tick) in [(1_000_000, 1_000), (3_579_545, 280)] {
+            for (begin, nanoseconds) in [(0, 1), (tick - 10, 1_000), (tick / 2, 199_300), (tick - 1, 200_000)] {
+                let clock = Coarse { hertz, now: AtomicU64::new(begin) };
+                pause(&clock, Duration::from_nanos(nanoseconds));
+                let took = clock.now.into_inner() - begin;
+                assert!((nanoseconds..=nanoseconds + 2 * tick + 20).contains(&took), "{begin}, {nanoseconds}: {took}");
+            }
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::memory::map_device;
 use crate::{
     acpi::{PmTimer, fadt},
     addr::{Hpa, PAGE_SIZE},
-    clock::{self, Choice, Clock, Rate, Unusable, measure},
+    clock::{self, Choice, Clock, Rate, Unusable, elapsed, measure},
     cpu,
     memory::{Mmio, PhysRange, Registers},
 };
@@ -92,8 +92,7 @@ impl PmCounter {
 
 impl Clock for PmCounter {
     fn advance(&self, last: &mut u64) -> u64 {
-        let now = u64::from(self.read());
-        now.wrapping_sub(core::mem::replace(last, now)) & u64::MAX >> (64 - self.bits)
+        elapsed(last, self.read().into(), self.bits)
     }
 
     fn hertz(&self) -> u64 {
@@ -137,8 +136,8 @@ impl Clock for Pit {
             io::outb(CONTROL, COUNTER_2_LATCH);
             u16::from_le_bytes([io::inb(COUNTER_2), io::inb(COUNTER_2)])
         };
-        let before = core::mem::replace(last, now.into()) as u16;
-        before.wrapping_sub(now).into()
+        // It counts down.
+        elapsed(last, now.wrapping_neg().into(), u16::BITS)
     }
 
     fn hertz(&self) -> u64 {

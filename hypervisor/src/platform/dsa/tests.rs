@@ -54,13 +54,15 @@ fn a_device_that_never_answers_is_given_up() {
 /// A device that is at a command for so many reads of its status.
 struct Busy {
     left: Cell<u32>,
+    /// A command keeps it busy for so many.
+    works: u32,
     /// The commands that it was given, and whether it was at another one then.
     given: RefCell<Vec<(u32, bool)>>,
 }
 
 impl Busy {
     fn for_reads(left: u32) -> Self {
-        Self { left: Cell::new(left), given: RefCell::default() }
+        Self { left: Cell::new(left), works: 0, given: RefCell::default() }
     }
 }
 
@@ -78,6 +80,7 @@ impl Registers for Busy {
     fn write32(&self, offset: usize, value: u32) {
         if offset == CMD {
             self.given.borrow_mut().push((value >> CMD_SHIFT, self.left.get() != 0));
+            self.left.set(self.works);
         }
     }
     fn write64(&self, _: usize, _: u64) {}
@@ -95,6 +98,19 @@ fn what_one_guest_has_the_device_do_for_long_does_not_swallow_anothers_command()
     let again = Busy::for_reads(10);
     assert!(reset(&again, &CLOCK));
     assert_eq!(*again.given.borrow(), [(command::RESET_DEVICE, false)]);
+}
+
+#[test]
+fn a_command_is_done_when_the_device_has_done_it_and_not_before() {
+    let outcome = |works| {
+        let device = Busy { works, ..Busy::for_reads(0) };
+        let mut queue = Queue { registers: &device, clock: &CLOCK, number: 1, pasid: 2, first_slot: 0 };
+        let outcome = queue.disable();
+        (outcome, device.left.get() == 0)
+    };
+    assert_eq!((outcome(90_000), outcome(110_000)), ((Ok(()), true), (Err(NO_ANSWER), false)));
+    let resets = |works| reset(&Busy { works, ..Busy::for_reads(0) }, &CLOCK);
+    assert_eq!((resets(900_000), resets(1_100_000)), (true, false));
 }
 
 /// The device's model, which works on when it is told to.
