@@ -42,10 +42,9 @@ fn is_plugin(file: &Path) -> bool {
     file.file_name().is_some_and(|name| name == "libbx_ims.so")
 }
 
-/// The server of DSAs for QEMU, for the host.
+/// The server of DSAs for QEMU, on the host and in the nested machine.
 pub fn dsa_server(paths: &Paths) -> Result<PathBuf> {
-    let artifacts = build(paths, "building the DSA server", &["-p", "dsa-server", "--bin", "dsa-server", "--release"])?;
-    executables(artifacts).remove("dsa-server").context("the build left no dsa-server")
+    static_program(paths, "building the DSA server", "dsa-server", "dsa-server")
 }
 
 /// The hypervisor, for the bare machine.
@@ -65,6 +64,21 @@ pub fn vtd_check(paths: &Paths) -> Result<PathBuf> {
     let mut programs = executables(build(paths, "building the VT-d check", &arguments)?);
     programs.remove("vtd-check").context("the build left no vtd-check")
 }
+
+/// The nested machine's first process: for Linux, and without any library beside it.
+pub fn outer_init(paths: &Paths) -> Result<PathBuf> {
+    static_program(paths, "building the nested machine's init", "imsvisor-boot", "outer-init")
+}
+
+/// A program for a Linux that has no C library. The C library's own archive comes with the headers that a C linker has anyway.
+fn static_program(paths: &Paths, what: &str, package: &str, name: &str) -> Result<PathBuf> {
+    let arguments = ["-p", package, "--bin", name, "--target", LINUX, "--profile", "release", "--config", STATIC];
+    let mut programs = executables(build(paths, what, &arguments)?);
+    programs.remove(name).with_context(|| format!("the build of {package} left no {name}"))
+}
+
+const LINUX: &str = "x86_64-unknown-linux-gnu";
+const STATIC: &str = "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\",\"target-feature=+crt-static\"]";
 
 /// The guest shim for C: a static library for bare guests.
 pub fn shim_for_c(paths: &Paths) -> Result<PathBuf> {

@@ -17,6 +17,7 @@ const AFTER_HELP: &str = "\
 Examples:
   cargo boot                                   see it work
   cargo boot -- --machine bochs --verbose      on the emulator, with everything on the console
+  cargo boot -- --machine nested               in QEMU on the KVM of a Linux in the emulator: minutes
   cargo boot -- --guest 'demo mem=128M device=dsa cmdline=\"slots=64\"'
   cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on COM1
 
@@ -32,6 +33,7 @@ Guests:
 Environment:
   IMSVISOR_BOCHS          a Bochs 3.0 to use instead of the system's or the fetched one
   IMSVISOR_QEMU           a QEMU 10.0 or later to use instead of the system's or the fetched one
+  IMSVISOR_LINUX          a directory with Debian's cloud kernel 6.12, unpacked, to use instead of the fetched one
   IMSVISOR_DEBIAN_MIRROR  where to fetch Debian packages from, if not where /etc/apt says
   CARGO_TARGET_DIR        everything fetched, built and logged goes to `imsvisor` below it
 

@@ -10,6 +10,8 @@ use crate::words;
 
 /// What begins a line for the launcher.
 const EVENT: &str = "@ims ";
+/// What begins a line of the nested machine's own, between those of the machine in it.
+const NESTED: &str = "@nested ";
 /// What begins a guest's report on its own console.
 const RESULT: &str = "@result";
 
@@ -79,6 +81,10 @@ pub struct Event {
 pub enum Line {
     /// `@ims name key=value …` from the hypervisor.
     Event(Event),
+    /// `@nested name key=value …`: how far the machine around the machine is.
+    Nested(Event),
+    /// A line on the console of the Linux around the machine.
+    Linux(String),
     /// `[guest] @result key=value …`.
     Result {
         /// The guest's name.
@@ -111,6 +117,9 @@ impl Line {
         if let Some(rest) = line.strip_prefix(EVENT) {
             return parse_event(rest).map_or_else(|error| Self::broken(line, &error), Self::Event);
         }
+        if let Some(rest) = line.strip_prefix(NESTED) {
+            return parse_event(rest).map_or_else(|error| Self::broken(line, &error), Self::Nested);
+        }
         let Some((guest, text)) = guest_line(line) else { return Self::Text(line.to_owned()) };
         let guest = guest.to_owned();
         match text.strip_prefix(RESULT) {
@@ -126,6 +135,14 @@ impl Line {
     pub fn event(&self, name: &str) -> Option<&Pairs> {
         match self {
             Self::Event(event) if event.name == name => Some(&event.pairs),
+            _ => None,
+        }
+    }
+
+    /// What comes with the nested machine's event of this name, if the line is one.
+    pub fn nested(&self, name: &str) -> Option<&Pairs> {
+        match self {
+            Self::Nested(event) if event.name == name => Some(&event.pairs),
             _ => None,
         }
     }
@@ -178,6 +195,14 @@ mod tests {
         let line = Line::parse("[evil] @ims done status=ok");
         assert_eq!(line, Line::Guest { guest: "evil".into(), text: "@ims done status=ok".into() });
         assert_eq!(line.event("done"), None);
+    }
+
+    #[test]
+    fn the_nested_machines_events_are_apart_from_the_hypervisors() {
+        let line = Line::parse("@nested end how=died why=\"QEMU ended\"");
+        assert_eq!(line.nested("end").and_then(|pairs| pairs.get("why")), Some("QEMU ended"));
+        assert_eq!((line.event("end"), line.nested("linux")), (None, None));
+        assert_eq!(Line::parse("[evil] @nested end how=off").nested("end"), None);
     }
 
     #[test]

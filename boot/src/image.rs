@@ -79,7 +79,7 @@ const ECHO: &str = "echo";
 
 /// What GRUB's core does first: it looks for the image it was started from, wherever the firmware put it.
 const EARLY: &str =
-    "search --file --set=root /boot/imsvisor\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n";
+    "search --file --set=root /boot/grub/bios.img\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n";
 
 /// A partition table that both firmwares accept: a GPT whose second partition, UEFI's, is the file that follows.
 const HYBRID: [&str; 7] = [
@@ -148,15 +148,10 @@ impl Image {
     pub fn write(&self, grub: &Grub, firmware: Firmware, work: &Path, iso: &Path) -> Result<()> {
         let tree = work.join("iso");
         self.lay_out(firmware, &tree)?;
-        let early = work.join("early.cfg");
-        fs::write(&early, EARLY).with_context(|| format!("cannot write {}", early.display()))?;
-        let core = tree.join("boot/grub/bios.img");
+        let early = write_early(work)?;
         let mut modules = BIOS_MODULES.to_vec();
         modules.extend((firmware == Firmware::Any).then_some(ECHO));
-        mkimage(grub, "i386-pc", "i386-pc-eltorito", &modules, &early, &core)?;
-        let mut command = grub.xorriso.command();
-        command.args(["-as", "mkisofs", "-quiet", "-r", "-V", "IMSVISOR", "-o"]).arg(iso);
-        command.args(["-b", "boot/grub/bios.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]);
+        let mut command = bios_cd(grub, &tree, &modules, &early, iso)?;
         if firmware == Firmware::Any {
             let esp = efi_partition(grub, &early, work)?;
             command.arg("--grub2-boot-info").arg("--grub2-mbr").arg(grub.modules.join("i386-pc/boot_hybrid.img"));
@@ -174,10 +169,64 @@ impl Image {
         for (index, module) in self.modules.iter().enumerate() {
             copy(&module.path, &tree.join(on_image(index).trim_start_matches('/')))?;
         }
-        let configuration = tree.join("boot/grub/grub.cfg");
-        fs::write(&configuration, grub_cfg(firmware, &self.options, &self.modules))
-            .with_context(|| format!("cannot write {}", configuration.display()))
+        write(&tree.join("boot/grub/grub.cfg"), grub_cfg(firmware, &self.options, &self.modules).as_bytes())
     }
+}
+
+/// Writes a CD that boots Linux from a BIOS. The tree holds what is to be on it; the kernel and the initrd are added. `work` is a
+/// directory for what else it is made of.
+pub fn write_linux_cd(grub: &Grub, linux: &Kernel, tree: &Path, work: &Path, iso: &Path) -> Result<()> {
+    fs::create_dir_all(tree.join("boot/grub")).with_context(|| format!("cannot create {}", tree.display()))?;
+    copy(&linux.image, &tree.join(KERNEL))?;
+    write(&tree.join(INITRD), &linux.initrd)?;
+    write(&tree.join("boot/grub/grub.cfg"), linux.grub_cfg().as_bytes())?;
+    let early = write_early(work)?;
+    let modules: Vec<&str> = BIOS_MODULES.into_iter().chain(["linux"]).collect();
+    run(bios_cd(grub, tree, &modules, &early, iso)?.arg(tree), "xorriso")
+}
+
+/// A kernel as GRUB loads it.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// The compressed kernel image.
+    pub image: PathBuf,
+    /// Its initrd, a `cpio` archive.
+    pub initrd: Vec<u8>,
+    /// Its command line's words.
+    pub options: Vec<String>,
+}
+
+impl Kernel {
+    fn grub_cfg(&self) -> String {
+        let options: Vec<String> = self.options.iter().map(|option| grub_quote(option)).collect();
+        let options = options.join(" ");
+        format!("set timeout=0\nterminal_output console\nlinux /{KERNEL} {options}\ninitrd /{INITRD}\nboot\n")
+    }
+}
+
+/// Where the CD has them.
+const KERNEL: &str = "boot/vmlinuz";
+const INITRD: &str = "boot/initrd";
+
+/// The first script of GRUB's core, as a file.
+fn write_early(work: &Path) -> Result<PathBuf> {
+    let early = work.join("early.cfg");
+    write(&early, EARLY.as_bytes())?;
+    Ok(early)
+}
+
+/// Puts GRUB's core for a BIOS into a tree; returns the command that writes a CD which boots it. The tree itself is still to be named.
+fn bios_cd(grub: &Grub, tree: &Path, modules: &[&str], early: &Path, iso: &Path) -> Result<Command> {
+    let core = tree.join("boot/grub/bios.img");
+    mkimage(grub, "i386-pc", "i386-pc-eltorito", modules, early, &core)?;
+    let mut command = grub.xorriso.command();
+    command.args(["-as", "mkisofs", "-quiet", "-r", "-V", "IMSVISOR", "-o"]).arg(iso);
+    command.args(["-b", "boot/grub/bios.img", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"]);
+    Ok(command)
+}
+
+fn write(file: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// The absolute path of an image that is to be written; refuses a place where no file can be.
@@ -279,6 +328,12 @@ mod tests {
         for place in [directory.path().join("absent/x.iso"), directory.path().to_owned(), "/proc/x.iso".into()] {
             assert!(check_place(&place).is_err(), "{}", place.display());
         }
+    }
+
+    #[test]
+    fn grub_boots_linux_with_its_initrd() {
+        let kernel = Kernel { image: "/x".into(), initrd: Vec::new(), options: vec!["a=b".into(), "c d".into()] };
+        assert!(kernel.grub_cfg().ends_with("linux /boot/vmlinuz a=b 'c d'\ninitrd /boot/initrd\nboot\n"));
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use imsvisor_boot::cli::Options;
 use imsvisor_boot::guest::{self, GuestArg};
 use imsvisor_boot::image::{self, Firmware, Image, Module};
-use imsvisor_boot::machine::{self, Kind, kvm};
+use imsvisor_boot::machine::{self, End, Kind, kvm};
 use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{Need, Tools};
 use imsvisor_boot::progress::Step;
@@ -80,7 +80,8 @@ fn modules(paths: &Paths, guests: &[GuestArg]) -> Result<Vec<Module>> {
 fn write_image(paths: &Paths, guests: &[GuestArg], file: &Path) -> Result<()> {
     let tools = prefix::image_tools(paths)?;
     let image = Image { hypervisor: cargo::hypervisor(paths)?, options: Vec::new(), modules: modules(paths, guests)? };
-    image.write(&tools.grub, Firmware::Any, &paths.new_run()?, file)?;
+    let grub = tools.grub.context("no GRUB was looked for")?;
+    image.write(&grub, Firmware::Any, &paths.new_run()?, file)?;
     show::image(file);
     Ok(())
 }
@@ -88,7 +89,11 @@ fn write_image(paths: &Paths, guests: &[GuestArg], file: &Path) -> Result<()> {
 /// The machine that was asked for, with what it needs.
 fn machine_and_tools(paths: &Paths, asked: Option<Kind>) -> Result<(Kind, Tools)> {
     let kind = Kind::choose(asked, kvm::preflight).context("--machine kvm")?;
-    let tools = if kind == Kind::Bochs { prefix::tools(paths) } else { prefix::qemu_tools(paths, Need::VfioUser) };
+    let tools = match kind {
+        Kind::Bochs => prefix::tools(paths),
+        Kind::Nested => prefix::nested_tools(paths),
+        Kind::Kvm | Kind::Tcg => prefix::qemu_tools(paths, Need::VfioUser),
+    };
     Ok((kind, tools?))
 }
 
@@ -113,6 +118,9 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
     }
     drop(waiting);
     let outcome = run.finish();
+    if let End::Refused(why) = outcome.end {
+        bail!("--machine nested: {why}");
+    }
     let summary = outcome.summary();
     let verdict = summary.verdict();
     match options.json {

@@ -247,7 +247,7 @@ impl Summary {
             Line::Event(event) => self.take_event(&event.name, &event.pairs),
             Line::Result { guest, pairs } => self.take_result(guest, pairs),
             Line::Broken { line, why } => self.broken.push(format!("{why}: {line}")),
-            Line::Guest { .. } | Line::Text(_) => {}
+            Line::Guest { .. } | Line::Text(_) | Line::Nested(_) | Line::Linux(_) => {}
         }
     }
 

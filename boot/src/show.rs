@@ -49,6 +49,8 @@ impl Show {
     fn pretty(&mut self, line: &Line) -> Option<String> {
         match line {
             Line::Event(event) => self.event(event),
+            Line::Nested(event) => level(event),
+            Line::Linux(_) => None,
             // Its figures are in the report.
             Line::Result { .. } => None,
             Line::Guest { guest, text } => Some(format!("{} {}", style(format!("[{guest}]")).cyan(), harmless(text))),
@@ -91,6 +93,19 @@ impl Show {
             _ => None,
         }
     }
+}
+
+/// How far the machine around the machine is.
+fn level(event: &Event) -> Option<String> {
+    let what = match event.name.as_str() {
+        "boot" => "Linux boots in the emulator",
+        "linux" => "Linux is up and loads KVM",
+        "kvm" => "KVM is loaded",
+        "qemu" => "QEMU starts",
+        _ => return None,
+    };
+    let up = event.pairs.get("up").map(|up| format!(" ({} s on its own clock)", harmless(up))).unwrap_or_default();
+    Some(style(format!("{what}{up}")).dim().to_string())
 }
 
 fn guest_end(pairs: &Pairs) -> String {

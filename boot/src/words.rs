@@ -33,6 +33,19 @@ pub fn split(text: &str) -> Result<Vec<String>> {
     Ok(words)
 }
 
+/// A text as one word that [`split`] reads back. It stays on one line: control characters become spaces.
+pub fn quote(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        if matches!(c, '"' | '\\') {
+            quoted.push('\\');
+        }
+        quoted.push(if c.is_control() { ' ' } else { c });
+    }
+    quoted.push('"');
+    quoted
+}
+
 /// One word of a GRUB script: single quotes hold everything but themselves.
 pub fn grub_quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
@@ -102,6 +115,14 @@ mod tests {
         assert!(split(r#"a="b"#).is_err());
         assert!(split("a 'b").is_err());
         assert!(split("a\\").is_err());
+    }
+
+    #[test]
+    fn a_quoted_text_is_read_back_as_one_word() {
+        for text in ["", "a b", r#"say "a\b" 'c'"#] {
+            assert_eq!(split(&format!("x {}", quote(text))).unwrap(), ["x", text]);
+        }
+        assert_eq!(split(&quote("two\nlines")).unwrap(), ["two lines"]);
     }
 
     #[test]

@@ -84,6 +84,13 @@ pub fn vfio_user_tools() -> Result<Option<&'static Tools>> {
     optional(tools, std::env::var_os(ALL_VARIABLE).is_some())
 }
 
+/// The same with the emulator and a Linux that run it.
+pub fn nested_tools() -> Result<Option<&'static Tools>> {
+    static TOOLS: Once<Tools> = Once::new();
+    let tools = TOOLS.get(|| prepare("the emulator, Linux and QEMU", || prefix::nested_tools(paths()?)));
+    optional(tools, std::env::var_os(ALL_VARIABLE).is_some())
+}
+
 /// Set, it makes a test fail for which something cannot be fetched; else such a test is left out with a word.
 pub const ALL_VARIABLE: &str = "IMSVISOR_TEST_ALL";
 

@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result};
 
-use super::run::Run;
+use super::run::{Manner, Run};
 use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL};
 use crate::prefix::{Bochs, Tools};
 
@@ -28,17 +28,28 @@ pub const IPS: u32 = 200_000_000;
 
 /// Starts Bochs in a run's directory that holds the image.
 pub(super) fn start(tools: &Tools, config: &Config, directory: PathBuf) -> Result<Run> {
+    start_with(&[SERIAL], Manner::alone(inquest), tools, config, directory)
+}
+
+/// The same with these files for its serial lines, COM1's first.
+pub(super) fn start_with(
+    serial: &[&str],
+    manner: Manner,
+    tools: &Tools,
+    config: &Config,
+    directory: PathBuf,
+) -> Result<Run> {
     let bochs = tools.bochs.as_ref().context("no Bochs was looked for")?;
     symlink(bochs.share.join("BIOS-bochs-latest"), directory.join(BIOS)).context("cannot link the BIOS")?;
     symlink(&bochs.vga_bios, directory.join(VGA_BIOS)).context("cannot link the VGA BIOS")?;
-    let configuration = bochsrc(config, display(bochs.plugins.as_deref()));
+    let configuration = bochsrc(config, serial, display(bochs.plugins.as_deref()));
     fs::write(directory.join("bochsrc"), configuration).context("cannot write Bochs' configuration")?;
     let command = command(bochs, config, &directory)?;
-    Run::start(command, directory, config, inquest)
+    Run::start(command, directory, config, manner)
 }
 
 /// The text of Bochs' configuration. File names are relative to the run's directory.
-fn bochsrc(config: &Config, display: &str) -> String {
+fn bochsrc(config: &Config, serial: &[&str], display: &str) -> String {
     let Config { memory_mib, cpus, cpu_model, exclude_features, .. } = config;
     let mut text = format!(
         "display_library: {display}\n\
@@ -58,11 +69,13 @@ fn bochsrc(config: &Config, display: &str) -> String {
          boot: cdrom\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
          ata0-master: type=cdrom, path={IMAGE}, status=inserted\n\
-         com1: enabled=1, mode=file, dev={SERIAL}\n\
          log: {LOG}\n\
          info: action=ignore\n\
          panic: action=fatal\n"
     );
+    for (number, file) in (1..).zip(serial) {
+        let _ = writeln!(text, "com{number}: enabled=1, mode=file, dev={file}");
+    }
     if config.plugin.is_some() {
         text.push_str("plugin_ctrl: ims=1\n");
     }
@@ -109,13 +122,16 @@ fn own_directory(plugin: &Path, directory: &Path) -> Result<PathBuf> {
     Ok(own)
 }
 
+/// How its log tells that a program switched the machine off: by Bochs' own port, or as ACPI has it.
+const SWITCHED_OFF: [&str; 2] = ["shutdown requested", "ACPI control: soft power off"];
+
 /// Bochs panics also when a program asks it to end, and its exit code varies: its log tells.
-fn inquest(directory: &Path, status: ExitStatus) -> Result<(), String> {
+pub(super) fn inquest(directory: &Path, status: ExitStatus) -> Result<(), String> {
     let text = |file: &str| {
         fs::read(directory.join(file)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     };
     let log = text(LOG);
-    if log.contains("shutdown requested") {
+    if SWITCHED_OFF.iter().any(|words| log.contains(words)) {
         return Ok(());
     }
     let words = last_words(&log).or_else(|| last_words(&text(OUTPUT)));
@@ -146,7 +162,7 @@ mod tests {
             plugin: Some("/x/libbx_ims.so".into()),
             ..Config::default()
         };
-        let text = bochsrc(&config, "term");
+        let text = bochsrc(&config, &["a.log", "b.log"], "term");
         for line in [
             "display_library: term",
             "memory: guest=768, host=768",
@@ -154,6 +170,8 @@ mod tests {
             "debug: action=ignore",
             "info: action=ignore",
             "vga: extension=none",
+            "com1: enabled=1, mode=file, dev=a.log",
+            "com2: enabled=1, mode=file, dev=b.log",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}\n{text}");
         }
@@ -164,7 +182,7 @@ mod tests {
 
     #[test]
     fn without_the_plugin_bochs_does_not_look_for_it() {
-        let text = bochsrc(&Config::default(), "term");
+        let text = bochsrc(&Config::default(), &[SERIAL], "term");
         assert!(!text.contains("plugin_ctrl") && !text.contains("exclude_features"));
     }
 

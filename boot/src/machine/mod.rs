@@ -3,6 +3,7 @@
 pub mod bochs;
 mod dsa_server;
 pub mod kvm;
+pub mod nested;
 mod qemu;
 mod run;
 mod trace;
@@ -10,8 +11,9 @@ mod trace;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::process::{Signal, set_parent_process_death_signal};
+use serde::{Deserialize, Serialize};
 
 pub use dsa_server::DSAS;
 pub use qemu::NVME;
@@ -22,7 +24,7 @@ use crate::paths::Paths;
 use crate::prefix::Tools;
 
 /// What a machine is like, and how long it may take.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
     /// Memory in MiB.
     pub memory_mib: u32,
@@ -90,6 +92,8 @@ pub enum Kind {
     Bochs,
     /// QEMU with nested KVM, on an Intel machine.
     Kvm,
+    /// QEMU with nested KVM of a Linux in the emulator, everywhere; slow.
+    Nested,
     /// QEMU's own emulation, everywhere. It has no VT-x, but a remapping unit that others have written: for the tests.
     #[value(skip)]
     Tcg,
@@ -105,7 +109,7 @@ impl Kind {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Bochs => INSTRUCTIONS,
-            Self::Kvm | Self::Tcg => TICKS,
+            Self::Kvm | Self::Nested | Self::Tcg => TICKS,
         }
     }
 
@@ -134,23 +138,42 @@ pub fn start_on(
     hypervisor: &Path,
     guests: &[Module],
 ) -> Result<Run> {
+    if kind == Kind::Nested {
+        let inner = nested::Inner { config: config.clone(), hypervisor, guests, nesting: true };
+        return nested::start(paths, tools, &[inner]);
+    }
     let directory = paths.new_run()?;
-    let image = Image {
-        hypervisor: hypervisor.to_owned(),
-        options: config.hypervisor_options.clone(),
-        modules: guests.to_vec(),
-    };
-    image.write(&tools.grub, Firmware::BiosCd, &directory, &directory.join(IMAGE))?;
+    write_image(tools, config, hypervisor, guests, &directory, IMAGE)?;
     let accelerator = match kind {
         Kind::Bochs => return Ok(bochs::start(tools, config, directory)?.counting(kind.unit())),
-        Kind::Kvm => qemu::Accelerator::Kvm,
+        Kind::Kvm | Kind::Nested => qemu::Accelerator::Kvm,
         Kind::Tcg => qemu::Accelerator::Tcg,
     };
     let mut run = qemu::start(accelerator, tools, config, directory)?.counting(kind.unit());
-    if !guests.iter().flat_map(Module::devices).all(dsa_server::is_served) {
+    if !all_count(guests) {
         run.others_send();
     }
     Ok(run)
+}
+
+/// Whether every device of the guests counts what it sends.
+fn all_count(guests: &[Module]) -> bool {
+    guests.iter().flat_map(Module::devices).all(dsa_server::is_served)
+}
+
+/// Writes an image of the hypervisor and these guests into a run's directory.
+fn write_image(
+    tools: &Tools,
+    config: &Config,
+    hypervisor: &Path,
+    guests: &[Module],
+    directory: &Path,
+    name: &str,
+) -> Result<()> {
+    let options = config.hypervisor_options.clone();
+    let image = Image { hypervisor: hypervisor.to_owned(), options, modules: guests.to_vec() };
+    let grub = tools.grub.as_ref().context("no GRUB was looked for")?;
+    image.write(grub, Firmware::BiosCd, directory, &directory.join(name))
 }
 
 /// Boots Bochs and follows it to its end.

@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use anyhow::{Context, Result};
 
 use super::dsa_server::{self, DsaServer};
-use super::run::Run;
+use super::run::{Manner, Run};
 use super::{Config, IMAGE, SERIAL, trace};
 use crate::prefix::Tools;
 
@@ -65,7 +65,7 @@ pub(super) fn start(accelerator: Accelerator, tools: &Tools, config: &Config, di
     let errors = output.try_clone().context("cannot share QEMU's output")?;
     command.args(arguments(accelerator, config)).stdout(output).stderr(errors);
     let server = config.dsa_server.as_deref().map(|program| DsaServer::start(program, &directory)).transpose()?;
-    let mut run = Run::start(command, directory, config, inquest)?;
+    let mut run = Run::start(command, directory, config, Manner::alone(inquest))?;
     if let Some(server) = server {
         run.keep(server);
     }

@@ -23,6 +23,8 @@ const POLL: Duration = Duration::from_millis(4);
 const GRACE: Duration = Duration::from_secs(5);
 /// A machine that gets no processor time has not hung, but some time it has to end: after so many times its silence on the host's clock.
 const PATIENCE: u32 = 10;
+/// How long a machine that has died is listened to: the lines that tell why may come after the one that tells that.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// More on the serial console than this is a flood.
 const FLOOD: u64 = 64 << 20;
 
@@ -52,6 +54,8 @@ pub enum End {
     TooLong(Duration),
     /// The console was flooded.
     Flooded,
+    /// It was not run, because the machine that it should run on lacks something.
+    Refused(String),
 }
 
 impl End {
@@ -67,7 +71,7 @@ impl End {
                 "a guest that computes for long without a line is ended as well: --silence SECONDS gives it more time",
             ),
             Self::TooLong(_) => Some("--timeout SECONDS gives it more time"),
-            Self::Off | Self::LeftOn | Self::Died(_) | Self::Flooded => None,
+            Self::Off | Self::LeftOn | Self::Died(_) | Self::Flooded | Self::Refused(_) => None,
         }
     }
 }
@@ -81,6 +85,7 @@ impl fmt::Display for End {
             Self::Silent(time) => write!(f, "the machine hung: no line for {} seconds", time.as_secs()),
             Self::TooLong(time) => write!(f, "the run took longer than {} seconds", time.as_secs()),
             Self::Flooded => write!(f, "more than {} MiB on the serial console", FLOOD >> 20),
+            Self::Refused(why) => write!(f, "it could not be run: {why}"),
         }
     }
 }
@@ -88,13 +93,86 @@ impl fmt::Display for End {
 /// Tells whether a machine ended because it was switched off; else why it ended.
 pub(super) type Inquest = fn(&Path, ExitStatus) -> Result<(), String>;
 
+/// How a kind of machine is followed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Manner {
+    /// The files of its serial lines in the run's directory, and how to read a line of each.
+    pub consoles: &'static [(&'static str, fn(&str) -> Line)],
+    /// The first line of every run, before any of the machine's.
+    pub preface: Option<&'static str>,
+    /// What a line means for the run.
+    pub meaning: fn(&Line) -> Meaning,
+    /// Asked when the machine ends by itself.
+    pub inquest: Inquest,
+    /// Takes apart what came of it, for machines in which several others run one after another; there is one at least.
+    pub outcomes: fn(Outcome) -> Vec<Outcome>,
+}
+
+/// What a line means for the run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// It goes on.
+    Nothing,
+    /// Nothing but the machine's end is to come.
+    Done,
+    /// The machine is dead, although it does not end; its last words.
+    Dead(String),
+}
+
+impl Manner {
+    /// The hypervisor has the machine for itself, and its `done` is the last line.
+    pub const fn alone(inquest: Inquest) -> Self {
+        Self {
+            consoles: &[(SERIAL, Line::parse)],
+            preface: None,
+            meaning: |line| if line.event("done").is_some() { Meaning::Done } else { Meaning::Nothing },
+            inquest,
+            outcomes: |outcome| vec![outcome],
+        }
+    }
+}
+
+/// A serial line's file as it grows.
+#[derive(Debug)]
+struct Tail {
+    name: &'static str,
+    parse: fn(&str) -> Line,
+    file: Option<File>,
+    partial: Vec<u8>,
+}
+
+impl Tail {
+    /// Takes what is new: the whole lines, and how many bytes were read.
+    fn look(&mut self, directory: &Path) -> (Vec<String>, u64) {
+        if self.file.is_none() {
+            self.file = File::open(directory.join(self.name)).ok();
+        }
+        let Some(file) = &mut self.file else { return (Vec::new(), 0) };
+        let mut bytes = Vec::new();
+        // An error leaves what was read; the next look tries again.
+        let _ = file.take(FLOOD).read_to_end(&mut bytes);
+        let read = bytes.len() as u64;
+        let mut lines = Vec::new();
+        for byte in bytes {
+            if byte == b'\n' { lines.push(self.rest()) } else { self.partial.push(byte) }
+        }
+        (lines, read)
+    }
+
+    /// The line under way, as it is.
+    fn rest(&mut self) -> String {
+        let bytes = std::mem::take(&mut self.partial);
+        String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned()
+    }
+}
+
 /// A machine under way: an iterator over its lines, which ends when the machine has ended.
 #[derive(Debug)]
 pub struct Run {
     child: Child,
     server: Option<DsaServer>,
     directory: PathBuf,
-    inquest: Inquest,
+    manner: Manner,
     with_counters: bool,
     counts_all: bool,
     unit: &'static str,
@@ -105,28 +183,30 @@ pub struct Run {
     /// The machine's processor time when it was quiet for the first time since its last line.
     quiet_since: Option<Duration>,
     done: Option<Instant>,
-    serial: Option<File>,
+    dead: Option<String>,
+    consoles: Vec<Tail>,
     read: u64,
-    partial: Vec<u8>,
     waiting: VecDeque<Seen>,
     seen: Vec<Seen>,
     end: Option<End>,
 }
 
 impl Run {
-    /// Starts a machine in its directory. `inquest` is asked when it ends by itself.
-    pub(super) fn start(mut command: Command, directory: PathBuf, config: &Config, inquest: Inquest) -> Result<Self> {
+    /// Starts a machine in its directory.
+    pub(super) fn start(mut command: Command, directory: PathBuf, config: &Config, manner: Manner) -> Result<Self> {
         command.current_dir(&directory);
         // SAFETY: `die_with_parent` may be called between fork and exec.
         unsafe { command.pre_exec(die_with_parent) };
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let now = Instant::now();
-        Ok(Self {
+        let tail = |&(name, parse): &(&'static str, _)| Tail { name, parse, file: None, partial: Vec::new() };
+        let mut run = Self {
             child,
             server: None,
             directory,
-            inquest,
+            consoles: manner.consoles.iter().map(tail).collect(),
+            manner,
             with_counters: config.has_counters(),
             counts_all: true,
             unit: super::TICKS,
@@ -136,13 +216,16 @@ impl Run {
             last_line: now,
             quiet_since: None,
             done: None,
-            serial: None,
+            dead: None,
             read: 0,
-            partial: Vec::new(),
             waiting: VecDeque::new(),
             seen: Vec::new(),
             end: None,
-        })
+        };
+        if let Some(preface) = manner.preface {
+            run.heed(preface.to_owned(), Line::parse);
+        }
+        Ok(run)
     }
 
     /// Keeps the server of the machine's DSAs, which ends after the machine.
@@ -166,8 +249,13 @@ impl Run {
         &self.directory
     }
 
-    /// Follows the run to its end and tells what came of it.
-    pub fn finish(mut self) -> Outcome {
+    /// Follows the run to its end and tells what came of it; where several ran, of the first.
+    pub fn finish(self) -> Outcome {
+        self.finish_each().swap_remove(0)
+    }
+
+    /// The same of each machine that ran in this one, in their order; at least of one.
+    pub fn finish_each(mut self) -> Vec<Outcome> {
         while self.next().is_some() {}
         if let Some(server) = self.server.take() {
             server.finish();
@@ -175,7 +263,7 @@ impl Run {
         if self.end.as_ref().is_some_and(End::is_right) {
             self.tidy();
         }
-        Outcome {
+        (self.manner.outcomes)(Outcome {
             plugin: counters(&self.directory),
             with_counters: self.with_counters,
             counts_all: self.counts_all,
@@ -184,7 +272,7 @@ impl Run {
             lines: std::mem::take(&mut self.seen),
             end: self.end.clone().unwrap_or(End::Off),
             wall: self.began.elapsed(),
-        }
+        })
     }
 
     /// Removes what is large and only of use for a second look at a run that went wrong.
@@ -194,29 +282,37 @@ impl Run {
         let _ = fs::remove_dir_all(self.directory.join(PLUGINS));
     }
 
-    /// Takes what is new on the console.
+    /// Takes what is new on the consoles.
     fn look(&mut self) {
-        if self.serial.is_none() {
-            self.serial = File::open(self.directory.join(SERIAL)).ok();
-        }
-        let Some(file) = &mut self.serial else { return };
-        let mut bytes = Vec::new();
-        // An error leaves what was read; the next look tries again.
-        let _ = file.take(FLOOD).read_to_end(&mut bytes);
-        self.read += bytes.len() as u64;
-        for byte in bytes {
-            if byte == b'\n' { self.complete() } else { self.partial.push(byte) }
+        for index in 0..self.consoles.len() {
+            let console = &mut self.consoles[index];
+            let parse = console.parse;
+            let (lines, read) = console.look(&self.directory);
+            self.read += read;
+            lines.into_iter().for_each(|line| self.heed(line, parse));
         }
     }
 
-    fn complete(&mut self) {
-        let bytes = std::mem::take(&mut self.partial);
-        let raw = String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned();
-        let line = Line::parse(&raw);
+    /// Takes lines that have no end, and will get none.
+    fn look_at_the_rest(&mut self) {
+        for index in 0..self.consoles.len() {
+            let console = &mut self.consoles[index];
+            let parse = console.parse;
+            let line = console.rest();
+            if !line.is_empty() {
+                self.heed(line, parse);
+            }
+        }
+    }
+
+    fn heed(&mut self, raw: String, parse: fn(&str) -> Line) {
+        let line = parse(&raw);
         self.last_line = Instant::now();
         self.quiet_since = None;
-        if line.event("done").is_some() {
-            self.done = Some(self.last_line);
+        match (self.manner.meaning)(&line) {
+            Meaning::Nothing => {}
+            Meaning::Done => self.done = Some(self.last_line),
+            Meaning::Dead(words) => self.dead = self.dead.take().or(Some(words)),
         }
         self.waiting.push_back(Seen { at: self.began.elapsed(), raw, line });
     }
@@ -226,7 +322,12 @@ impl Run {
         if let Ok(Some(status)) = self.child.try_wait() {
             // What was written last may have come after the last look.
             self.look();
-            return Some((self.inquest)(&self.directory, status).map_or_else(End::Died, |()| End::Off));
+            return Some((self.manner.inquest)(&self.directory, status).map_or_else(End::Died, |()| End::Off));
+        }
+        if let Some(words) = &self.dead
+            && self.last_line.elapsed() > LAST_WORDS
+        {
+            return Some(End::Died(words.clone()));
         }
         if self.done.is_some_and(|done| done.elapsed() > GRACE) {
             return Some(End::LeftOn);
@@ -277,9 +378,7 @@ impl Iterator for Run {
             }
             if self.end.is_some() {
                 self.stop();
-                if !self.partial.is_empty() {
-                    self.complete();
-                }
+                self.look_at_the_rest();
             } else if self.waiting.is_empty() {
                 thread::sleep(POLL);
             }
@@ -383,7 +482,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         let inquest: Inquest = |_, status| if status.success() { Ok(()) } else { Err(format!("ended with {status}")) };
-        let run = Run::start(command, directory.path().to_owned(), config, inquest).unwrap();
+        let run = Run::start(command, directory.path().to_owned(), config, Manner::alone(inquest)).unwrap();
         (directory, run.finish())
     }
 
@@ -436,6 +535,34 @@ mod tests {
         assert_eq!(processor_time(u32::MAX), None);
     }
 
+    /// A machine with a second console, on which it dies.
+    const MORTAL: Manner = Manner {
+        consoles: &[(SERIAL, Line::parse), ("other.log", |line| Line::Linux(line.to_owned()))],
+        preface: Some("@nested boot"),
+        meaning: |line| match line {
+            Line::Linux(text) if text == "dead" => Meaning::Dead("it says so".to_owned()),
+            _ => Meaning::Nothing,
+        },
+        ..Manner::alone(|_, _| Ok(()))
+    };
+
+    #[test]
+    fn a_machine_that_says_that_it_is_dead_is_listened_to_for_a_moment_and_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "echo one > serial.log; echo dead > other.log; sleep 0.1; echo why >> other.log; exec sleep 1000",
+        ]);
+        let outcome = Run::start(command, directory.path().to_owned(), &Config::default(), MORTAL).unwrap().finish();
+        assert_eq!(outcome.end, End::Died("it says so".into()));
+        let mut lines: Vec<_> = outcome.lines.iter().map(|seen| seen.raw.as_str()).collect();
+        lines[1..].sort_unstable();
+        assert_eq!(lines, ["@nested boot", "dead", "one", "why"]);
+        assert!(outcome.lines.iter().any(|seen| seen.line == Line::Linux("why".into())));
+        assert!(outcome.wall < Duration::from_secs(10));
+    }
+
     #[test]
     fn lines_keep_the_watchdog_quiet() {
         let script = "for i in 1 2 3 4 5 6 7 8; do echo $i >> serial.log; sleep 0.1; done";
@@ -470,7 +597,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("sleep");
         command.arg("1000");
-        let run = Run::start(command, directory.path().to_owned(), &Config::default(), |_, _| Ok(())).unwrap();
+        let run =
+            Run::start(command, directory.path().to_owned(), &Config::default(), Manner::alone(|_, _| Ok(()))).unwrap();
         let process = PathBuf::from(format!("/proc/{}", run.child.id()));
         assert!(process.exists());
         drop(run);

@@ -3,6 +3,7 @@
 
 mod apt;
 mod fetch;
+mod linux;
 mod qemu;
 pub mod sources;
 
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use fetch::Kit;
 pub use fetch::MIRROR_VARIABLE;
+pub use linux::{LINUX_VARIABLE, Linux, linux};
 pub use qemu::{Need, QEMU_VARIABLE, Qemu, WORKING_QEMU, qemu};
 
 use crate::paths::{Paths, on_path};
@@ -123,8 +125,10 @@ pub struct Tools {
     pub bochs: Option<Bochs>,
     /// QEMU, where it was asked for.
     pub qemu: Option<Qemu>,
-    /// What makes the image.
-    pub grub: Grub,
+    /// The kernel that runs QEMU in Bochs, where that was asked for.
+    pub linux: Option<Linux>,
+    /// What makes the image; none where there is one already.
+    pub grub: Option<Grub>,
 }
 
 /// Finds the emulator and GRUB's tools, and fetches them where the system has none that work.
@@ -136,17 +140,28 @@ pub fn tools(paths: &Paths) -> Result<Tools> {
             None => bochs_of_prefix(&fetch::ensure(paths, &BOCHS)?)?,
         },
     };
-    Ok(Tools { bochs: Some(bochs), qemu: None, grub: grub(paths)? })
+    Ok(Tools { bochs: Some(bochs), qemu: None, linux: None, grub: Some(grub(paths)?) })
 }
 
 /// Only what makes images.
 pub fn image_tools(paths: &Paths) -> Result<Tools> {
-    Ok(Tools { bochs: None, qemu: None, grub: grub(paths)? })
+    Ok(Tools { bochs: None, qemu: None, linux: None, grub: Some(grub(paths)?) })
 }
 
 /// QEMU, and what makes images.
 pub fn qemu_tools(paths: &Paths, need: Need) -> Result<Tools> {
     Ok(Tools { qemu: Some(qemu(paths, need)?), ..image_tools(paths)? })
+}
+
+/// The emulator, a kernel with KVM to run in it, QEMU to run on that, and what makes images.
+pub fn nested_tools(paths: &Paths) -> Result<Tools> {
+    Ok(Tools { qemu: Some(qemu(paths, Need::VfioUser)?), linux: Some(linux(paths)?), ..tools(paths)? })
+}
+
+/// QEMU alone, the one that the variable names: what a machine has in which everything else is made already.
+pub fn ready_tools() -> Result<Tools> {
+    let nothing_is_fetched = Paths { workspace: PathBuf::new(), home: PathBuf::new(), guests: Default::default() };
+    Ok(Tools { bochs: None, qemu: Some(qemu(&nothing_is_fetched, Need::VfioUser)?), linux: None, grub: None })
 }
 
 fn grub(paths: &Paths) -> Result<Grub> {
