@@ -193,7 +193,7 @@ impl Connection {
         if header.wants_reply() {
             self.outgoing.extend(reply.unwrap_or_else(|why| header.refusal(why)));
         }
-        // What the request made the device ask for comes after the answer.
+        // The answer of a later read must not overtake it.
         self.take_requests();
         Ok(())
     }
