@@ -11,6 +11,7 @@ use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
+use imsvisor_boot::machine::Kind;
 use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{self, Need, Tools};
 use imsvisor_boot::{cargo, toolchain};
@@ -101,6 +102,15 @@ fn optional<T>(thing: Result<T>, all: bool) -> Result<Option<T>> {
             Ok(None)
         }
         thing => thing.map(Some),
+    }
+}
+
+/// What a machine of this kind needs, and what makes images.
+pub fn tools_of(kind: Kind) -> Result<&'static Tools> {
+    match kind {
+        Kind::Bochs => tools(),
+        Kind::Nested => nested_tools()?.context("the emulator, Linux and QEMU cannot all be had"),
+        _ => vfio_user_tools()?.context("there is no QEMU that takes devices of other processes"),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use imsvisor_boot::event::{Line, Pairs};
 use imsvisor_boot::image::Module;
-use imsvisor_boot::machine::{self, Config, Outcome};
+use imsvisor_boot::machine::{self, Config, Kind, Outcome};
 use imsvisor_boot::report::{Guest, Summary};
 use tempfile::TempDir;
 
@@ -61,11 +61,11 @@ impl Scenario {
 
 /// Boots a plan, when its turn comes.
 pub(crate) fn boot(name: &str, plan: &Plan) -> Result<Outcome> {
-    let (paths, tools) = (bench::paths()?, bench::tools()?);
+    let (paths, tools) = (bench::paths()?, bench::tools_of(plan.kind)?);
     let image = plan.native.map_or_else(bench::hypervisor, bench::guest)?;
     let _seat = bench::seat();
     bench::say(&format!("booting {name}"));
-    let outcome = machine::boot(paths, tools, &plan.config, image, &plan.modules)?;
+    let outcome = machine::start_on(plan.kind, paths, tools, &plan.config, image, &plan.modules)?.finish();
     let seconds = outcome.wall.as_secs_f32();
     bench::say(&format!("booted {name}: {} after {seconds:.1} s", outcome.end));
     Ok(outcome)
@@ -73,6 +73,7 @@ pub(crate) fn boot(name: &str, plan: &Plan) -> Result<Outcome> {
 
 /// What a scenario consists of.
 pub struct Plan {
+    kind: Kind,
     /// The machine.
     pub config: Config,
     modules: Vec<Module>,
@@ -85,9 +86,18 @@ pub struct Plan {
 impl Plan {
     /// The default machine without a guest.
     pub(crate) fn new() -> Result<Self> {
-        let plugin = Some(bench::plugin()?.to_owned());
-        let config = Config { plugin, silence: SILENCE, limit: LIMIT, ..Config::default() };
+        Self::on(Kind::Bochs)
+    }
+
+    /// A machine of this kind with its DSAs, without a guest.
+    pub(crate) fn on(kind: Kind) -> Result<Self> {
+        let mut config = Config { silence: SILENCE, limit: LIMIT, ..Config::default() };
+        match kind {
+            Kind::Bochs => config.plugin = Some(bench::plugin()?.to_owned()),
+            _ => config.dsa_server = Some(bench::dsa_server()?.to_owned()),
+        }
         Ok(Self {
+            kind,
             config,
             modules: Vec::new(),
             native: None,

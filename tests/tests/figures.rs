@@ -2,13 +2,14 @@
 
 use std::sync::OnceLock;
 
+use imsvisor_boot::machine::Kind;
 use imsvisor_tests::figures::{self, Figure};
 
 type Figures = OnceLock<Vec<Figure>>;
 
 /// The scenarios with `only` in their names, and the floor: measured once.
 fn once(figures: &'static Figures, only: &str) -> &'static [Figure] {
-    figures.get_or_init(|| figures::measure(4, Some(only)).unwrap_or_else(|error| panic!("{error:#}")))
+    figures.get_or_init(|| figures::measure(Kind::Bochs, 4, Some(only)).unwrap_or_else(|error| panic!("{error:#}")))
 }
 
 fn masks() -> &'static [Figure] {

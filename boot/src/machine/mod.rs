@@ -105,11 +105,11 @@ impl Kind {
         self == Self::Bochs
     }
 
-    /// What the machine's time-stamp counter counts, for people: only on Bochs those are instructions.
+    /// What the machine's time-stamp counter counts, for people: on Bochs those are instructions, of all levels that run in it.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::Bochs => INSTRUCTIONS,
-            Self::Kvm | Self::Nested | Self::Tcg => TICKS,
+            Self::Bochs | Self::Nested => INSTRUCTIONS,
+            Self::Kvm | Self::Tcg => TICKS,
         }
     }
 

@@ -11,19 +11,19 @@ const BEGIN: &str = "<!-- figures: begin (cargo bench -- --update) -->\n";
 const END: &str = "<!-- figures: end -->\n";
 
 /// Puts the table between the README's marks.
-pub fn update(readme: &Path, figures: &[Figure], unit: &str) -> Result<PathBuf> {
+pub fn update(readme: &Path, figures: &[Figure]) -> Result<PathBuf> {
     let text = fs::read_to_string(readme).context("the README")?;
-    let text = replaced(&text, &section(figures, unit)).context("the README has no place for the figures")?;
+    let text = replaced(&text, &section(figures)).context("the README has no place for the figures")?;
     fs::write(readme, text).context("the README")?;
     Ok(readme.to_owned())
 }
 
-fn section(figures: &[Figure], unit: &str) -> String {
+fn section(figures: &[Figure]) -> String {
     let kvm: Vec<_> =
         peer::KVM.iter().map(|peer| format!("{}: {}", peer.what, table::grouped(peer.instructions))).collect();
     format!(
         "{}\nFor comparison, {}: {}.\n\n![Instructions by number of live slots](tests/figures/slots.svg)\n",
-        table::markdown(figures, unit),
+        table::markdown(figures),
         peer::SOURCE,
         kvm.join("; ")
     )

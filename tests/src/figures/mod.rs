@@ -9,10 +9,11 @@ mod table;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
-use imsvisor_boot::machine::Outcome;
+use clap::{Parser, ValueEnum};
+use imsvisor_boot::machine::{DSAS, Kind, Outcome};
 use imsvisor_boot::report::Summary;
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ use crate::scenario::{self, Plan};
 #[derive(Debug, Parser)]
 #[command(
     bin_name = "cargo bench --",
-    about = "Measures the trap and remap path on the emulated machine, whose TSC counts instructions",
+    about = "Measures the trap and remap path: on the emulated machine, whose TSC counts instructions, or under KVM with QEMU",
     after_help = "Leaves bench.json, slots.svg and scenarios.svg in target/imsvisor.\n\
                   A value is the mean of a round's operations: minimum, median and 99th percentile are those of the rounds.\n\
                   Ratios are to the median of an exit that does nothing (CPUID)."
@@ -31,11 +32,14 @@ pub struct Options {
     /// Measure only scenarios with this in their names (CPUID is measured in any case)
     #[arg(long, value_name = "TEXT", value_parser = word)]
     only: Option<String>,
-    /// Rounds that are timed for each scenario
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=4096))]
-    rounds: u16,
-    /// Show the result in the README, too: its table, and the plots in tests/figures
-    #[arg(long, conflicts_with = "only")]
+    /// The machine to measure on. Under KVM every VM exit is a nested one, so each figure has its run's null exit beside it
+    #[arg(long, value_enum, default_value_t)]
+    machine: Kind,
+    /// Rounds that are timed for each scenario [default: 256; nested: 16]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    rounds: Option<u16>,
+    /// Show the result in the README, too: its table, and the plots in tests/figures (of the emulated machine only)
+    #[arg(long, conflicts_with_all = ["only", "machine"])]
     update: bool,
     /// What cargo itself adds
     #[arg(long, hide = true)]
@@ -69,16 +73,19 @@ pub struct Figure {
     pub median: f64,
     /// 99 of 100 rounds are not above this.
     pub p99: f64,
-    /// The median in medians of an exit that does nothing.
-    pub ratio: f64,
+    /// The median of an exit that does nothing, in the same run.
+    pub null_exit: f64,
 }
 
-/// What the machine's TSC counts, on which the figures are taken.
-const UNIT: &str = imsvisor_boot::machine::INSTRUCTIONS;
-
 impl Figure {
-    fn json(&self, unit: &str) -> Value {
+    /// The median in medians of an exit that does nothing.
+    pub fn ratio(&self) -> f64 {
+        self.median / self.null_exit
+    }
+
+    fn json(&self, kind: Kind) -> Value {
         json!({
+            "machine": name(kind),
             "scenario": self.scenario,
             "variant": self.variant,
             "slots": self.slots,
@@ -88,8 +95,9 @@ impl Figure {
             "min": rounded(self.min),
             "median": rounded(self.median),
             "p99": rounded(self.p99),
-            "unit": unit,
-            "ratio_to_null_exit": rounded(self.ratio),
+            "unit": kind.unit(),
+            "null_exit": rounded(self.null_exit),
+            "ratio_to_null_exit": rounded(self.ratio()),
         })
     }
 }
@@ -99,34 +107,66 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
+/// A machine's name on the command line.
+fn name(kind: Kind) -> String {
+    kind.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
 /// Measures, shows and writes everything.
 pub fn run(options: &Options) -> Result<()> {
-    let figures = measure(options.rounds, options.only.as_deref())?;
-    print!("{}", table::terminal(&figures, UNIT));
+    let kind = options.machine;
+    let figures = measure(kind, options.rounds.unwrap_or(rounds(kind)), options.only.as_deref())?;
+    print!("{}", table::terminal(&figures, kind));
+    left_out(kind).for_each(|words| println!("  {words}"));
     let home = &crate::bench::paths()?.home;
-    let mut files = vec![write(home, "bench.json", &json_text(&figures, UNIT)?)?];
-    files.extend(plots(home, &figures)?);
+    let mut files = vec![write(home, "bench.json", &json_text(&figures, kind)?)?];
+    files.extend(plots(home, &figures, kind)?);
     if options.update {
         let folder = crate::bench::paths()?.workspace.join("tests/figures");
-        files.extend(plots(&folder, &figures)?);
-        files.push(document::update(&crate::bench::paths()?.workspace.join("README.md"), &figures, UNIT)?);
+        files.extend(plots(&folder, &figures, kind)?);
+        files.push(document::update(&crate::bench::paths()?.workspace.join("README.md"), &figures)?);
     }
     println!();
     files.iter().for_each(|file| println!("  {}", file.display()));
     Ok(())
 }
 
+/// Rounds where none were asked for. On the nested machine everything takes fifty times as long.
+fn rounds(kind: Kind) -> u16 {
+    if kind == Kind::Nested { 16 } else { 256 }
+}
+
+/// Processors of the machine, and of the guest, where there are several.
+const PROCESSORS: u32 = 4;
+
+/// Whether rows with several processors can be had: as many are needed.
+fn has_processors(kind: Kind) -> bool {
+    let of_host = || std::thread::available_parallelism().is_ok_and(|count| count.get() >= PROCESSORS as usize);
+    match kind {
+        Kind::Bochs => true,
+        Kind::Nested => false,
+        Kind::Kvm | Kind::Tcg => of_host(),
+    }
+}
+
+/// Which rows the machine does not have, and why.
+fn left_out(kind: Kind) -> impl Iterator<Item = String> {
+    let posted = "no rows with posted interrupts: QEMU's remapping unit cannot post".to_owned();
+    let several = format!("no rows with several vCPUs: they need {PROCESSORS} processors");
+    let slots = "no rows with more than 8,192 live slots: QEMU's machine has two DSAs of 4,096".to_owned();
+    let all = [(kind.posts(), posted), (has_processors(kind), several), (kind == Kind::Bochs, slots)];
+    all.into_iter().filter(|(there, _)| !there).map(|(_, words)| words)
+}
+
 /// Boots the guest and reads what it measured: the scenarios with `only` in their names, and the floor.
-pub fn measure(rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
+pub fn measure(kind: Kind, rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
     let only = only.unwrap_or_default();
-    let mut figures = console::read(&boot(1, FOUR_DEVICES, &format!("rounds={rounds} only={only}"))?)?;
+    let line = format!("rounds={rounds} only={only}");
+    let mut figures = console::read(&boot(kind, 1, &all_devices(kind), &line)?)?;
     // What is posted needs another guest, and differs from what is injected in nothing else.
-    if COME_IN_TWO_WAYS.iter().any(|name| name.contains(only)) {
-        let posted = boot(
-            1,
-            "device=dsa apicv=on posting=on",
-            &format!("rounds={rounds} only={only} delivery=posted profile=posted"),
-        )?;
+    if kind.posts() && COME_IN_TWO_WAYS.iter().any(|name| name.contains(only)) {
+        let options = "device=dsa apicv=on posting=on";
+        let posted = boot(kind, 1, options, &format!("{line} delivery=posted profile=posted"))?;
         let posted =
             console::read(&posted)?.into_iter().filter(|figure| COME_IN_TWO_WAYS.contains(&figure.scenario.as_str()));
         let after = figures
@@ -136,29 +176,38 @@ pub fn measure(rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
         figures.splice(after..after, posted);
     }
     // Several processors are another machine.
-    let several = boot(
-        PROCESSORS,
-        &format!("device=dsa cpus={PROCESSORS}"),
-        &format!("rounds={rounds} only={only} cpus={PROCESSORS}"),
-    )?;
-    figures.extend(console::read(&several)?.into_iter().filter(|figure| figure.scenario != FLOOR));
+    if has_processors(kind) {
+        let options = format!("device=dsa cpus={PROCESSORS}");
+        let several = boot(kind, PROCESSORS, &options, &format!("{line} cpus={PROCESSORS}"))?;
+        figures.extend(console::read(&several)?.into_iter().filter(|figure| figure.scenario != FLOOR));
+    }
     Ok(figures)
 }
 
-/// All of the machine's, which have 64,512 slots.
-const FOUR_DEVICES: &str = "device=00:1e.0 device=00:1f.0 device=00:1c.0 device=00:1d.0";
-/// Processors of the machine, and of the guest, where there are several.
-const PROCESSORS: u32 = 4;
+/// All of the machine's DSAs, as a guest's options: the four of the emulated machine have 64,512 slots.
+fn all_devices(kind: Kind) -> String {
+    let of_bochs = ["00:1e.0", "00:1f.0", "00:1c.0", "00:1d.0"];
+    let devices = if kind == Kind::Bochs { &of_bochs[..] } else { &DSAS[..] };
+    devices.iter().map(|device| format!("device={device} ")).collect()
+}
+
 /// The scenario that all others are compared with.
 const FLOOR: &str = "null-exit";
 
 /// Scenarios whose interrupts can come in two ways.
 const COME_IN_TWO_WAYS: [&str; 3] = ["interrupt-latency", "interrupt-whole", "interrupt-stream"];
 
-fn boot(processors: u32, options: &str, command_line: &str) -> Result<Outcome> {
-    let mut plan = Plan::new()?;
+/// A run of all scenarios takes longer on machines whose exits do.
+const LIMIT: Duration = Duration::from_secs(3600);
+
+fn boot(kind: Kind, processors: u32, options: &str, command_line: &str) -> Result<Outcome> {
+    let mut plan = Plan::on(kind)?;
     plan.config.cpus = processors;
-    plan.config.plugin_options.extend(["most-slots", "four-dsas"].map(str::to_owned));
+    if kind == Kind::Bochs {
+        plan.config.plugin_options.extend(["most-slots", "four-dsas"].map(str::to_owned));
+    } else {
+        plan.config.limit = LIMIT;
+    }
     plan.guest("bench", &format!("bench mem=64M exits=marks {options} cmdline=\"{command_line}\""))?;
     let outcome = scenario::boot("the benchmarks", &plan)?;
     if let Err(error) = judge(&outcome.summary()) {
@@ -178,14 +227,15 @@ fn judge(summary: &Summary) -> Result<()> {
     Ok(())
 }
 
-fn json_text(figures: &[Figure], unit: &str) -> Result<String> {
-    let all: Vec<_> = figures.iter().map(|figure| figure.json(unit)).collect();
+fn json_text(figures: &[Figure], kind: Kind) -> Result<String> {
+    let all: Vec<_> = figures.iter().map(|figure| figure.json(kind)).collect();
     Ok(serde_json::to_string_pretty(&all).context("the figures as JSON")? + "\n")
 }
 
-fn plots(folder: &Path, figures: &[Figure]) -> Result<Vec<PathBuf>> {
+fn plots(folder: &Path, figures: &[Figure], kind: Kind) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for (name, svg) in [("slots.svg", plot::slots(figures)?), ("scenarios.svg", plot::scenarios(figures)?)] {
+    for (name, svg) in [("slots.svg", plot::slots(figures, kind)?), ("scenarios.svg", plot::scenarios(figures, kind)?)]
+    {
         if let Some(svg) = svg {
             files.push(write(folder, name, &svg)?);
         }
@@ -211,7 +261,7 @@ pub(crate) fn figure(scenario: &str, variant: &str, slots: u64, median: f64) -> 
         min: median - 1.0,
         median,
         p99: median + 1.25,
-        ratio: median / 100.0,
+        null_exit: 100.0,
     }
 }
 
@@ -221,10 +271,11 @@ mod tests {
 
     #[test]
     fn json_is_an_array_with_every_key() {
-        let text = json_text(&[figure("mask", "trapped", 16, 1234.0625)], "TSC ticks").unwrap();
+        let text = json_text(&[figure("mask", "trapped", 16, 1234.0625)], Kind::Kvm).unwrap();
         let expected = json!([{
-            "scenario": "mask", "variant": "trapped", "slots": 16, "vcpus": 1, "ops": 4096, "exits_per_op": 1.0,
-            "min": 1233.063, "median": 1234.063, "p99": 1235.313, "unit": "TSC ticks", "ratio_to_null_exit": 12.341,
+            "machine": "kvm", "scenario": "mask", "variant": "trapped", "slots": 16, "vcpus": 1, "ops": 4096,
+            "exits_per_op": 1.0, "min": 1233.063, "median": 1234.063, "p99": 1235.313, "unit": "TSC ticks", "null_exit": 100.0,
+            "ratio_to_null_exit": 12.341,
         }]);
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
     }
@@ -235,5 +286,14 @@ mod tests {
         assert!(Options::try_parse_from(["figures", "--only", "a b=c"]).is_err());
         assert!(Options::try_parse_from(["figures", "--only", "map", "--update"]).is_err());
         assert!(Options::try_parse_from(["figures", "--rounds", "0"]).is_err());
+        assert!(Options::try_parse_from(["figures", "--machine", "kvm", "--update"]).is_err());
+        assert_eq!(Options::try_parse_from(["figures", "--machine", "nested"]).unwrap().machine, Kind::Nested);
+    }
+
+    #[test]
+    fn what_a_machine_cannot_show_is_said() {
+        assert_eq!(left_out(Kind::Bochs).count(), 0);
+        let nested: Vec<_> = left_out(Kind::Nested).collect();
+        assert!(nested.len() == 3 && nested[0].contains("posted") && nested[1].contains("vCPUs"), "{nested:?}");
     }
 }

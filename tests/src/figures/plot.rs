@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
+use imsvisor_boot::machine::Kind;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -41,7 +42,7 @@ fn series(figures: &[Figure]) -> Series<'_> {
 }
 
 /// Cost by number of live slots. `None` when nothing was measured at several numbers.
-pub fn slots(figures: &[Figure]) -> Result<Option<String>> {
+pub fn slots(figures: &[Figure], kind: Kind) -> Result<Option<String>> {
     let series = series(figures);
     if series.is_empty() {
         return Ok(None);
@@ -54,17 +55,17 @@ pub fn slots(figures: &[Figure]) -> Result<Option<String>> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (800, 440)).into_drawing_area();
-        draw_slots(&root, &series, most, top).map_err(|error| anyhow!("a plot: {error}"))?;
+        draw_slots(&root, &series, (most, top), kind).map_err(|error| anyhow!("a plot: {error}"))?;
     }
     Ok(Some(svg))
 }
 
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-fn draw_slots(root: &Area<'_>, series: &Series<'_>, most: f64, top: f64) -> Drawn {
+fn draw_slots(root: &Area<'_>, series: &Series<'_>, (most, top): (f64, f64), kind: Kind) -> Drawn {
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(root)
-        .caption("Instructions of an operation by number of live slots (median)", (FONT, 18))
+        .caption(format!("An operation by number of live slots: {} (median)", kind.unit()), (FONT, 18))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(70)
@@ -72,7 +73,7 @@ fn draw_slots(root: &Area<'_>, series: &Series<'_>, most: f64, top: f64) -> Draw
     chart
         .configure_mesh()
         .x_desc("live slots")
-        .y_desc("instructions")
+        .y_desc(kind.unit())
         .x_label_formatter(&|slots| table::grouped(*slots))
         .y_label_formatter(&|count| table::grouped(*count))
         .label_style((FONT, 14))
@@ -104,8 +105,8 @@ struct Bar {
     ours: bool,
 }
 
-/// Ours, each once (at the fewest slots), then the peer's.
-fn bars(figures: &[Figure]) -> Vec<Bar> {
+/// Ours, each once (at the fewest slots), then the peer's, whose figures are of the emulated machine.
+fn bars(figures: &[Figure], kind: Kind) -> Vec<Bar> {
     let mut bars: Vec<Bar> = Vec::new();
     for figure in figures {
         let name = format!("{}, {}", figure.scenario, figure.variant);
@@ -119,18 +120,20 @@ fn bars(figures: &[Figure]) -> Vec<Bar> {
         exits: 1.0,
         ours: false,
     };
-    bars.extend(peer::KVM.iter().map(peer));
+    if kind == Kind::Bochs {
+        bars.extend(peer::KVM.iter().map(peer));
+    }
     bars
 }
 
 /// Instructions and exits by scenario, beside the peer's.
-pub fn scenarios(figures: &[Figure]) -> Result<Option<String>> {
-    let bars = bars(figures);
+pub fn scenarios(figures: &[Figure], kind: Kind) -> Result<Option<String>> {
+    let bars = bars(figures, kind);
     let mut svg = String::new();
     {
         let height = HEAD as u32 + ROW as u32 * bars.len() as u32 + 40;
         let root = SVGBackend::with_string(&mut svg, (1140, height)).into_drawing_area();
-        draw_bars(&root, &bars).map_err(|error| anyhow!("a plot: {error}"))?;
+        draw_bars(&root, &bars, kind).map_err(|error| anyhow!("a plot: {error}"))?;
     }
     Ok(Some(svg))
 }
@@ -142,12 +145,12 @@ const ROW: i32 = 22;
 const INSTRUCTIONS: (i32, f64) = (450, 330.0);
 const EXITS: (i32, f64) = (890, 160.0);
 
-fn draw_bars(root: &Area<'_>, bars: &[Bar]) -> Drawn {
+fn draw_bars(root: &Area<'_>, bars: &[Bar], kind: Kind) -> Drawn {
     root.fill(&WHITE)?;
     let style = |size: i32, anchor| (FONT, size).into_font().color(&BLACK).pos(anchor);
     let left = Pos::new(HPos::Left, VPos::Center);
-    root.draw_text("Instructions and VM exits of an operation (median)", &style(18, left), (12, 18))?;
-    root.draw_text("instructions", &style(15, left), (INSTRUCTIONS.0, 46))?;
+    root.draw_text(&format!("An operation: {} and VM exits (median)", kind.unit()), &style(18, left), (12, 18))?;
+    root.draw_text(kind.unit(), &style(15, left), (INSTRUCTIONS.0, 46))?;
     root.draw_text("VM exits", &style(15, left), (EXITS.0, 46))?;
     let most = |of: fn(&Bar) -> f64| bars.iter().map(of).fold(1.0, f64::max);
     let (instructions, exits) = (most(|bar| bar.instructions), most(|bar| bar.exits));
@@ -165,7 +168,7 @@ fn draw_bars(root: &Area<'_>, bars: &[Bar]) -> Drawn {
             root.draw_text(&text, &style(14, left), (end + 5, y))?;
         }
     }
-    let note = format!("Grey: {}.", peer::SOURCE);
+    let note = if bars.iter().all(|bar| bar.ours) { String::new() } else { format!("Grey: {}.", peer::SOURCE) };
     root.draw_text(&note, &style(14, left), (12, HEAD + ROW * bars.len() as i32 + 20))?;
     root.present()?;
     Ok(())
@@ -179,18 +182,27 @@ mod tests {
     #[test]
     fn a_line_needs_two_numbers_of_slots() {
         let one = [figure("mask", "trapped", 16, 100.0)];
-        assert_eq!(slots(&one).unwrap(), None);
-        let svg = slots(&[figure("mask", "trapped", 16, 100.0), figure("mask", "trapped", 4096, 110.0)]).unwrap();
+        assert_eq!(slots(&one, Kind::Bochs).unwrap(), None);
+        let svg = slots(&[figure("mask", "trapped", 16, 100.0), figure("mask", "trapped", 4096, 110.0)], Kind::Bochs)
+            .unwrap();
         let svg = svg.unwrap();
         assert!(svg.contains("mask, trapped") && svg.trim_end().ends_with("</svg>"), "{svg}");
     }
 
     #[test]
     fn each_scenario_has_one_bar_beside_the_peer_s_and_their_source() {
-        let svg = scenarios(&[figure("mask", "trapped", 1, 100.0), figure("mask", "trapped", 4096, 110.0)]).unwrap();
+        let svg =
+            scenarios(&[figure("mask", "trapped", 1, 100.0), figure("mask", "trapped", 4096, 110.0)], Kind::Bochs)
+                .unwrap();
         let svg = svg.unwrap();
         assert_eq!(svg.matches("mask, trapped").count(), 1);
         assert!(svg.contains(peer::SOURCE));
         assert!(peer::KVM.iter().all(|peer| svg.contains(peer.what)));
+    }
+
+    #[test]
+    fn another_machine_s_figures_stand_alone_with_their_unit() {
+        let svg = scenarios(&[figure("mask", "trapped", 1, 100.0)], Kind::Kvm).unwrap().unwrap();
+        assert!(svg.contains("TSC ticks") && !svg.contains("instructions") && !svg.contains(peer::SOURCE), "{svg}");
     }
 }

@@ -1,5 +1,7 @@
 //! The table, for the terminal and for the README.
 
+use imsvisor_boot::machine::Kind;
+
 use super::Figure;
 
 const COLUMNS: usize = 9;
@@ -22,7 +24,7 @@ fn row(figure: &Figure) -> [String; COLUMNS] {
         grouped(figure.min),
         grouped(figure.median),
         grouped(figure.p99),
-        format!("{:.2}", figure.ratio),
+        format!("{:.2}", figure.ratio()),
     ]
 }
 
@@ -52,8 +54,14 @@ fn heads(unit: &str) -> [String; COLUMNS] {
 }
 
 /// For a terminal: columns under each other. The unit stands above them, or they would be wider than most terminals.
-pub fn terminal(figures: &[Figure], unit: &str) -> String {
-    let rows = rows(figures);
+pub fn terminal(figures: &[Figure], kind: Kind) -> String {
+    let mut rows = rows(figures);
+    // Where an exit costs what the outer hypervisor makes of it, the ratio says more with what it is a ratio to.
+    if kind != Kind::Bochs {
+        for (row, figure) in rows.iter_mut().zip(figures) {
+            row[COLUMNS - 1] = format!("{} × {}", row[COLUMNS - 1], grouped(figure.null_exit));
+        }
+    }
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([HEADS[column].chars().count()]).max().unwrap_or(0)
@@ -66,7 +74,7 @@ pub fn terminal(figures: &[Figure], unit: &str) -> String {
         };
         cells.into_iter().enumerate().map(cell).collect::<String>() + "\n"
     };
-    let head = format!("\n  VM exits and {unit} of one operation\n");
+    let head = format!("\n  VM exits and {} of one operation\n", kind.unit());
     let mut text =
         format!("{head}\n{}  {}\n", line(HEADS), "─".repeat(widths.iter().sum::<usize>() + 2 * (COLUMNS - 1)));
     rows.iter().for_each(|row| text += &line(row.each_ref().map(String::as_str)));
@@ -74,8 +82,9 @@ pub fn terminal(figures: &[Figure], unit: &str) -> String {
 }
 
 /// For the README.
-pub fn markdown(figures: &[Figure], unit: &str) -> String {
-    let mut text = format!("| {} |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n", heads(unit).join(" | "));
+pub fn markdown(figures: &[Figure]) -> String {
+    let mut text =
+        format!("| {} |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n", heads(Kind::Bochs.unit()).join(" | "));
     rows(figures).iter().for_each(|row| text += &format!("| {} |\n", row.join(" | ")));
     text
 }
@@ -94,18 +103,22 @@ mod tests {
     #[test]
     fn columns_stand_under_each_other() {
         let text =
-            terminal(&[figure("mask", "trapped", 16, 1234.0), figure("a-long-scenario", "x", 4096, 7.0)], "ticks");
+            terminal(&[figure("mask", "trapped", 16, 1234.0), figure("a-long-scenario", "x", 4096, 7.0)], Kind::Kvm);
         let mut lines = text.lines().filter(|line| !line.is_empty());
-        assert_eq!(lines.next(), Some("  VM exits and ticks of one operation"));
+        assert_eq!(lines.next(), Some("  VM exits and TSC ticks of one operation"));
         let lines: Vec<_> = lines.collect();
         assert_eq!(lines.len(), 4);
+        assert!(lines[2].ends_with("12.34 × 100"), "what the ratio is to: {text}");
         assert!(lines.iter().all(|line| line.chars().count() == lines[0].chars().count()), "{text}");
     }
 
     #[test]
     fn the_readme_s_table_has_a_row_for_each_figure() {
-        let text = markdown(&[figure("mask", "trapped", 16, 1234.0)], "TSC ticks");
-        assert!(text.contains("| exits/op | min, TSC ticks | median, TSC ticks | p99, TSC ticks | ×"), "{text}");
+        let text = markdown(&[figure("mask", "trapped", 16, 1234.0)]);
+        assert!(
+            text.contains("| exits/op | min, instructions | median, instructions | p99, instructions | ×"),
+            "{text}"
+        );
         assert!(text.ends_with("| mask | trapped | 16 | 1 | 1 | 1,233 | 1,234 | 1,235 | 12.34 |\n"), "{text}");
         assert!(text.lines().all(|line| line.matches('|').count() == COLUMNS + 1), "{text}");
     }

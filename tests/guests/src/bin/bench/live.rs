@@ -32,12 +32,15 @@ pub fn measure(bench: &mut Bench, pool: &mut Pool, others: &mut [Option<Pool>]) 
 
 /// Whether the other devices have so many slots: they are live then.
 fn fill_others(others: &mut [Option<Pool>], mut count: usize) -> bool {
+    if others.iter().flatten().map(|other| other.slots).sum::<usize>() < count {
+        return false;
+    }
     for other in others.iter_mut().flatten() {
         let some = count.min(other.slots);
         other.fill(some);
         count -= some;
     }
-    count == 0
+    true
 }
 
 /// One slot is written, to other vectors that no other slot has: first live, then masked. The others were mapped by calls.
