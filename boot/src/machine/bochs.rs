@@ -218,6 +218,8 @@ mod tests {
         let log = directory.path().join(LOG);
         fs::write(&log, "00112197374p[UNMAP ] >>PANIC<< Shutdown port: shutdown requested\n").unwrap();
         assert_eq!(inquest(directory.path(), ExitStatus::from_raw(1 << 8)), Ok(()));
+        fs::write(&log, "06588100151p[ACPI  ] >>PANIC<< ACPI control: soft power off\n").unwrap();
+        assert_eq!(inquest(directory.path(), ExitStatus::from_raw(1 << 8)), Ok(()));
         fs::write(&log, "1p[CPU0 ] >>PANIC<< 3rd exception with no resolution\n2i[SYS] bye\n").unwrap();
         let words = inquest(directory.path(), ExitStatus::from_raw(1 << 8)).unwrap_err();
         assert!(words.contains("3rd exception"), "{words}");

@@ -96,8 +96,8 @@ pub(super) type Inquest = fn(&Path, ExitStatus) -> Result<(), String>;
 /// How a kind of machine is followed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Manner {
-    /// The files of its serial lines in the run's directory, and how to read a line of each.
-    pub consoles: &'static [(&'static str, fn(&str) -> Line)],
+    /// Its serial lines.
+    pub consoles: &'static [Console],
     /// The first line of every run, before any of the machine's.
     pub preface: Option<&'static str>,
     /// What a line means for the run.
@@ -106,6 +106,13 @@ pub(super) struct Manner {
     pub inquest: Inquest,
     /// Takes apart what came of it, for machines in which several others run one after another; there is one at least.
     pub outcomes: fn(Outcome) -> Vec<Outcome>,
+}
+
+/// A serial line: its file in the run's directory, and how to read a line of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Console {
+    pub file: &'static str,
+    pub parse: fn(&str) -> Line,
 }
 
 /// What a line means for the run.
@@ -123,7 +130,7 @@ impl Manner {
     /// The hypervisor has the machine for itself, and its `done` is the last line.
     pub const fn alone(inquest: Inquest) -> Self {
         Self {
-            consoles: &[(SERIAL, Line::parse)],
+            consoles: &[Console { file: SERIAL, parse: Line::parse }],
             preface: None,
             meaning: |line| if line.event("done").is_some() { Meaning::Done } else { Meaning::Nothing },
             inquest,
@@ -135,8 +142,7 @@ impl Manner {
 /// A serial line's file as it grows.
 #[derive(Debug)]
 struct Tail {
-    name: &'static str,
-    parse: fn(&str) -> Line,
+    console: Console,
     file: Option<File>,
     partial: Vec<u8>,
 }
@@ -145,7 +151,7 @@ impl Tail {
     /// Takes what is new: the whole lines, and how many bytes were read.
     fn look(&mut self, directory: &Path) -> (Vec<String>, u64) {
         if self.file.is_none() {
-            self.file = File::open(directory.join(self.name)).ok();
+            self.file = File::open(directory.join(self.console.file)).ok();
         }
         let Some(file) = &mut self.file else { return (Vec::new(), 0) };
         let mut bytes = Vec::new();
@@ -200,7 +206,7 @@ impl Run {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let now = Instant::now();
-        let tail = |&(name, parse): &(&'static str, _)| Tail { name, parse, file: None, partial: Vec::new() };
+        let tail = |console: &Console| Tail { console: *console, file: None, partial: Vec::new() };
         let mut run = Self {
             child,
             server: None,
@@ -285,9 +291,9 @@ impl Run {
     /// Takes what is new on the consoles.
     fn look(&mut self) {
         for index in 0..self.consoles.len() {
-            let console = &mut self.consoles[index];
-            let parse = console.parse;
-            let (lines, read) = console.look(&self.directory);
+            let tail = &mut self.consoles[index];
+            let parse = tail.console.parse;
+            let (lines, read) = tail.look(&self.directory);
             self.read += read;
             lines.into_iter().for_each(|line| self.heed(line, parse));
         }
@@ -296,9 +302,9 @@ impl Run {
     /// Takes lines that have no end, and will get none.
     fn look_at_the_rest(&mut self) {
         for index in 0..self.consoles.len() {
-            let console = &mut self.consoles[index];
-            let parse = console.parse;
-            let line = console.rest();
+            let tail = &mut self.consoles[index];
+            let parse = tail.console.parse;
+            let line = tail.rest();
             if !line.is_empty() {
                 self.heed(line, parse);
             }
@@ -537,7 +543,10 @@ mod tests {
 
     /// A machine with a second console, on which it dies.
     const MORTAL: Manner = Manner {
-        consoles: &[(SERIAL, Line::parse), ("other.log", |line| Line::Linux(line.to_owned()))],
+        consoles: &[
+            Console { file: SERIAL, parse: Line::parse },
+            Console { file: "other.log", parse: |line| Line::Linux(line.to_owned()) },
+        ],
         preface: Some("@nested boot"),
         meaning: |line| match line {
             Line::Linux(text) if text == "dead" => Meaning::Dead("it says so".to_owned()),

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::run::{Manner, Meaning, Run};
-use super::{Config, End, Outcome, SERIAL, Seen, bochs};
+use super::run::{Console, Manner, Meaning, Run};
+use super::{Config, End, Kind, Outcome, SERIAL, Seen, bochs};
 use crate::cargo;
 use crate::event::Line;
 use crate::image::Module;
@@ -61,7 +61,8 @@ pub fn start(paths: &Paths, tools: &Tools, inner: &[Inner]) -> Result<Run> {
     let turns = inner.iter().map(turn).collect();
     disc::write(tools, &init, &Plan { turns }, &directory).context("cannot make the nested machine's CD")?;
     let configs: Vec<&Config> = inner.iter().map(|machine| &machine.config).collect();
-    Ok(bochs::start_with(&[CONSOLE, SERIAL], MANNER, tools, &around(&configs), directory)?.counting(super::TICKS))
+    Ok(bochs::start_with(&[CONSOLE, SERIAL], MANNER, tools, &around(&configs), directory)?
+        .counting(Kind::Nested.unit()))
 }
 
 /// The machine in which the others run.
@@ -77,7 +78,7 @@ fn around(inner: &[&Config]) -> Config {
 }
 
 const MANNER: Manner = Manner {
-    consoles: &[(SERIAL, Line::parse), (CONSOLE, of_linux)],
+    consoles: &[Console { file: SERIAL, parse: Line::parse }, Console { file: CONSOLE, parse: of_linux }],
     preface: Some(level::PREFACE),
     meaning,
     inquest: bochs::inquest,
@@ -158,7 +159,7 @@ mod tests {
             plugin: Default::default(),
             with_counters: false,
             counts_all: true,
-            unit: crate::machine::TICKS,
+            unit: Kind::Nested.unit(),
             wall: Duration::from_secs(100),
             directory: "/".into(),
         }
