@@ -23,11 +23,26 @@ impl Portal {
 
     /// Hands a descriptor over: eight stores in order, for machines without MOVDIR64B.
     pub fn submit(&self, descriptor: &Descriptor) {
+        self.store(&descriptor.words(), 0);
+    }
+
+    /// The same; `note` is asked right before the last store, by which the device has the descriptor. Returns what it says.
+    pub fn submit_noting<T>(&self, descriptor: &Descriptor, note: impl FnOnce() -> T) -> T {
+        let words = descriptor.words();
+        let (last, others) = words.split_last().expect("a descriptor has eight words");
+        self.store(others, 0);
+        let noted = note();
+        self.store(&[*last], others.len());
+        noted
+    }
+
+    /// Stores words from the page's word `first` on.
+    fn store(&self, words: &[u64], first: usize) {
         // What the descriptor refers to is in memory before it is.
         fence(Ordering::SeqCst);
-        for (n, word) in descriptor.words().into_iter().enumerate() {
+        for (n, word) in words.iter().enumerate() {
             // SAFETY: the first 64 bytes of the portal page (`new`).
-            unsafe { self.0.add(n).write_volatile(word) }
+            unsafe { self.0.add(first + n).write_volatile(*word) }
         }
     }
 }
@@ -45,5 +60,20 @@ mod tests {
         portal.submit(&descriptor);
         assert_eq!(page[..8], descriptor.words());
         assert_eq!(page[8..], [0; 8]);
+    }
+
+    #[test]
+    fn what_is_noted_is_from_before_the_last_word() {
+        let mut page = [0u64; 8];
+        let pointer = &raw mut page;
+        let descriptor = Descriptor::crc(0x7000, 4096, 0x8000, 9);
+        let words = descriptor.words();
+        // SAFETY: memory of our own stands for the portal.
+        let portal = unsafe { Portal::new(NonNull::new(pointer.cast()).unwrap()) };
+        // SAFETY: nobody writes while this looks.
+        let noted = portal.submit_noting(&Descriptor { ..descriptor }, || unsafe { pointer.read_volatile() });
+        assert_eq!((noted[..7].to_vec(), noted[7]), (words[..7].to_vec(), 0));
+        // SAFETY: as above.
+        assert_eq!(unsafe { pointer.read_volatile() }, words);
     }
 }
