@@ -62,7 +62,7 @@ mod tests {
         let outcome = Outcome {
             lines: console.lines().map(seen).collect(),
             end: End::Off,
-            plugin: [("vtd.remapped".to_owned(), 11)].into(),
+            plugin: [("dsa.messages".to_owned(), 11), ("vtd.remapped".to_owned(), 11)].into(),
             with_counters: true,
             counts_all: true,
             unit: TICKS,
@@ -77,7 +77,7 @@ mod tests {
         );
         assert_eq!(report["failures"], json!(["11 interrupts remapped, but 10 delivered"]));
         assert_eq!(report["machine"], json!({"cpu": "An Intel", "memory_mib": 512}));
-        assert_eq!(report["interrupts"], json!({"remapped": 11, "delivered": 10, "handled": 10}));
+        assert_eq!(report["interrupts"], json!({"raised": 11, "remapped": 11, "delivered": 10, "handled": 10}));
         let guest = &report["guests"][0];
         assert_eq!((&guest["name"], &guest["exits"]["hlt"]), (&json!("demo"), &json!(2)));
         assert_eq!((&guest["end"]["code"], &guest["result"]["handled"]), (&json!(0), &json!(10)));

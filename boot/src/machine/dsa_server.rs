@@ -1,9 +1,10 @@
 //! The process that serves DSAs to QEMU: started before it, gone after it.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,9 +16,14 @@ use super::{PLUGIN_REPORT, die_with_parent};
 pub const DSAS: [&str; 2] = ["00:05.0", "00:06.0"];
 
 const OUTPUT: &str = "dsa-server.out";
-/// How long the server may take until it listens, and until it has written its report after QEMU has ended.
+/// What the server says when QEMU may come.
+const LISTENING: &str = "listening";
+/// How long the server may take to write its report after QEMU has ended.
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(2);
+/// How long QEMU waits for an answer of the server's before it gives the device up: a device may have megabytes to drain, and a host other
+/// things to do. QEMU's default is 5 s.
+const QEMU_PATIENCE_MS: u32 = 60_000;
 
 /// Whether a guest's `device=` is one of the served DSAs.
 pub(super) fn is_served(device: &str) -> bool {
@@ -48,7 +54,7 @@ pub(super) fn arguments(memory_mib: u32) -> Vec<String> {
         arguments.push("-device".to_owned());
         // Properties that are objects are only taken as JSON.
         arguments.push(format!(
-            r#"{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{socket}"}},"addr":"{address}","rombar":0}}"#
+            r#"{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{socket}"}},"addr":"{address}","rombar":0,"x-msg-timeout":{QEMU_PATIENCE_MS}}}"#
         ));
     }
     arguments
@@ -60,39 +66,45 @@ impl DsaServer {
         let output = File::create(directory.join(OUTPUT)).context("cannot create the DSA server's output")?;
         let mut command = Command::new(program);
         command.arg(PLUGIN_REPORT).args((0..DSAS.len()).map(socket)).current_dir(directory);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
-        // SAFETY: `die_with_parent` may be called between fork and exec.
-        unsafe { command.pre_exec(die_with_parent) };
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(output);
+        // SAFETY: `die_with_parent` says that its closure may run between fork and exec.
+        unsafe { command.pre_exec(die_with_parent()) };
         let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
         let mut server = Self { child, directory: directory.to_owned() };
-        server.wait_for_sockets()?;
+        server.wait_until_it_listens()?;
         Ok(server)
     }
 
-    fn wait_for_sockets(&mut self) -> Result<()> {
-        let began = Instant::now();
-        while !(0..DSAS.len()).all(|number| self.directory.join(socket(number)).exists()) {
-            if let Some(status) = self.child.try_wait().context("cannot wait for the DSA server")? {
-                bail!("the DSA server ended with {status}: {}", self.last_words());
-            }
-            if began.elapsed() > PATIENCE {
-                bail!("the DSA server does not listen after {} seconds", PATIENCE.as_secs());
-            }
-            thread::sleep(POLL);
+    fn wait_until_it_listens(&mut self) -> Result<()> {
+        let mut said = String::new();
+        if let Some(stdout) = self.child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut said).context("cannot read the DSA server's output")?;
+        }
+        if said.trim_end() != LISTENING {
+            let status = self.child.wait().context("cannot wait for the DSA server")?;
+            bail!("{}", self.ended(status));
         }
         Ok(())
     }
 
-    fn last_words(&self) -> String {
+    fn ended(&self, status: ExitStatus) -> String {
         let output = std::fs::read_to_string(self.directory.join(OUTPUT)).unwrap_or_default();
-        output.lines().last().unwrap_or("it says nothing").to_owned()
+        let words = output.lines().last().unwrap_or("it says nothing");
+        format!("the DSA server ended with {status}: {words}")
     }
 
-    /// QEMU has ended: lets the server write its report.
-    pub(super) fn finish(mut self) {
+    /// QEMU has ended: lets the server write its report. Returns what is wrong with its end, if something is.
+    pub(super) fn finish(mut self) -> Option<String> {
+        // A socket that QEMU has not come to is given up.
+        drop(self.child.stdin.take());
         let began = Instant::now();
-        while self.child.try_wait().is_ok_and(|status| status.is_none()) && began.elapsed() < PATIENCE {
-            thread::sleep(POLL);
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) if status.success() => return None,
+                Ok(Some(status)) => return Some(self.ended(status)),
+                Ok(None) if began.elapsed() < PATIENCE => thread::sleep(POLL),
+                _ => return Some(format!("the DSA server did not end within {} seconds", PATIENCE.as_secs())),
+            }
         }
     }
 }
@@ -131,16 +143,22 @@ mod tests {
 
     #[test]
     fn a_server_that_leaves_with_qemu_has_written_its_report() {
-        let (directory, server) = started("touch $2 $3; sleep 0.2; echo dsa.messages=7 > $1");
-        server.unwrap().finish();
+        let (directory, server) = started("echo listening; cat; echo dsa.messages=7 > $1");
+        assert_eq!(server.unwrap().finish(), None);
         let report = std::fs::read_to_string(directory.path().join(PLUGIN_REPORT)).unwrap();
         assert_eq!(report, "dsa.messages=7\n");
-        assert!(!directory.path().join(socket(0)).exists());
+    }
+
+    #[test]
+    fn a_server_that_fails_while_qemu_runs_is_told() {
+        let (_directory, server) = started("echo listening; cat; echo a message of 3 bytes >&2; exit 1");
+        let words = server.unwrap().finish().unwrap();
+        assert!(words.contains("exit status: 1") && words.contains("a message of 3 bytes"), "{words}");
     }
 
     #[test]
     fn a_server_that_is_dropped_is_ended() {
-        let (_directory, server) = started("touch $2 $3; exec sleep 1000");
+        let (_directory, server) = started("echo listening; exec sleep 1000");
         let server = server.unwrap();
         let process = PathBuf::from(format!("/proc/{}", server.child.id()));
         assert!(process.exists());

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
 pub use dsa_server::DSAS;
@@ -75,10 +75,17 @@ impl Config {
     }
 }
 
-/// Ties a process to its parent's life. It makes one system call: no allocation, no lock; so it may run between fork and exec.
-fn die_with_parent() -> std::io::Result<()> {
-    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+/// Ties a child to the life of the thread that starts it. The closure makes two system calls: no allocation, no lock; so it may run
+/// between fork and exec.
+fn die_with_parent() -> impl FnMut() -> std::io::Result<()> + Send + Sync + 'static {
+    let parent = getpid();
+    move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have ended before the call.
+        if getppid() == Some(parent) { Ok(()) } else { Err(std::io::ErrorKind::NotFound.into()) }
+    }
 }
+
 /// Units of a time-stamp counter: see [`Kind::unit`].
 pub const INSTRUCTIONS: &str = "instructions";
 /// Ticks of a clock.

@@ -201,8 +201,8 @@ impl Run {
     /// Starts a machine in its directory.
     pub(super) fn start(mut command: Command, directory: PathBuf, config: &Config, manner: Manner) -> Result<Self> {
         command.current_dir(&directory);
-        // SAFETY: `die_with_parent` may be called between fork and exec.
-        unsafe { command.pre_exec(die_with_parent) };
+        // SAFETY: `die_with_parent` says that its closure may run between fork and exec.
+        unsafe { command.pre_exec(die_with_parent()) };
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let now = Instant::now();
@@ -263,8 +263,13 @@ impl Run {
     /// The same of each machine that ran in this one, in their order; at least of one.
     pub fn finish_each(mut self) -> Vec<Outcome> {
         while self.next().is_some() {}
-        if let Some(server) = self.server.take() {
-            server.finish();
+        // A machine without its devices' server was not right to its end, and one that died may have died of it.
+        if let Some(why) = self.server.take().and_then(DsaServer::finish) {
+            self.end = Some(match self.end.take() {
+                Some(End::Died(words)) => End::Died(format!("{words}; {why}")),
+                Some(end) if !end.is_right() => end,
+                _ => End::Died(why),
+            });
         }
         if self.end.as_ref().is_some_and(End::is_right) {
             self.tidy();

@@ -1,19 +1,20 @@
-//! One client: its messages as they come, and what is on its way to it.
+//! A connection: the client's messages as they arrive, and the server's messages that have not left yet.
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno as SystemError;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 use crate::device::{Device, IRQS, REGIONS, region_size};
 use crate::wire::{self, Broken, Errno, HEADER, Header, Request};
 
-/// More than this on its way to a client that does not take it, and nothing more is done for it.
+/// With more bytes than this waiting for the client to take them, no message is taken from it and the engines rest. One turn of the
+/// engines or one command can add to it what it asks of the client.
 const FULL: usize = 1 << 20;
 /// Messages that are taken in one turn: then it is the engines' turn, and other clients'.
 const TURN: usize = 64;
@@ -28,10 +29,23 @@ const REGION_FLAGS: u32 = 0b11;
 pub enum End {
     /// The client has left.
     Closed,
+    /// No client has come, and none will.
+    Abandoned,
     /// Its messages make no sense.
     Broken(Broken),
     /// The socket failed.
     Failed(io::Error),
+}
+
+impl End {
+    /// What went wrong, if anything did.
+    pub fn failure(&self) -> Option<String> {
+        match self {
+            Self::Closed | Self::Abandoned => None,
+            Self::Broken(why) => Some(why.to_string()),
+            Self::Failed(error) => Some(error.to_string()),
+        }
+    }
 }
 
 impl From<io::Error> for End {
@@ -63,51 +77,85 @@ struct Incoming {
 }
 
 /// A client and its device.
-pub struct Connection {
-    socket: UnixStream,
-    device: Device,
+pub struct Connection<'a> {
+    socket: &'a UnixStream,
+    device: &'a mut Device,
     incoming: Incoming,
-    outgoing: VecDeque<u8>,
+    outgoing: Outgoing,
     greeted: bool,
     /// The engines have more to do.
     busy: bool,
 }
 
-impl Connection {
+/// Messages on their way to the client. Each is written by itself: QEMU takes a header only as a whole, and the kernel takes a
+/// message's first piece, which is longer than a header, as a whole or not at all.
+#[derive(Default)]
+struct Outgoing {
+    messages: VecDeque<Vec<u8>>,
+    /// Bytes of the first one that have left.
+    sent: usize,
+    /// Bytes in all that have not.
+    bytes: usize,
+}
+
+impl Outgoing {
+    fn push(&mut self, message: Vec<u8>) {
+        self.bytes += message.len();
+        self.messages.push_back(message);
+    }
+
+    /// Writes until the socket takes no more.
+    fn send(&mut self, mut socket: &UnixStream) -> Result<(), End> {
+        while let Some(message) = self.messages.front() {
+            match socket.write(message.get(self.sent..).unwrap_or_default()) {
+                Ok(0) => return Err(End::Closed),
+                Ok(count) => {
+                    (self.sent, self.bytes) = (self.sent + count, self.bytes - count);
+                    if self.sent == message.len() {
+                        self.messages.pop_front();
+                        self.sent = 0;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Connection<'a> {
     /// A client that has just come.
-    pub fn new(socket: UnixStream, device: Device) -> io::Result<Self> {
+    pub fn new(socket: &'a UnixStream, device: &'a mut Device) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        let (incoming, outgoing) = (Incoming::default(), VecDeque::new());
+        let (incoming, outgoing) = (Incoming::default(), Outgoing::default());
         Ok(Self { socket, device, incoming, outgoing, greeted: false, busy: false })
     }
 
-    /// The device, when the client has left.
-    pub fn into_device(self) -> Device {
-        self.device
-    }
-
-    /// Something can be done without a message from the client.
+    /// Whether the engines go on without a message from the client.
     pub fn is_busy(&self) -> bool {
         self.busy && !self.is_full()
     }
 
-    /// The client's messages are taken.
+    /// Whether the client's messages are taken.
     pub fn wants_messages(&self) -> bool {
         !self.is_full()
     }
 
-    /// Something is on its way to the client.
+    /// Whether messages wait for the client to take them.
     pub fn has_output(&self) -> bool {
-        !self.outgoing.is_empty()
+        self.outgoing.bytes > 0
     }
 
     fn is_full(&self) -> bool {
-        self.outgoing.len() >= FULL
+        self.outgoing.bytes >= FULL
     }
 
-    /// One turn: what can be sent is sent, some messages are carried out, the engines work once. It never waits.
+    /// One turn: what can be sent is sent, some messages are carried out, the engines work once. It never waits for the client. An error
+    /// is the connection's end.
     pub fn turn(&mut self) -> Result<(), End> {
-        self.send()?;
+        self.outgoing.send(self.socket)?;
         for _ in 0..TURN {
             if self.is_full() || !self.receive()? {
                 break;
@@ -118,21 +166,7 @@ impl Connection {
             self.busy = self.device.work();
             self.take_requests();
         }
-        self.send()
-    }
-
-    fn send(&mut self) -> Result<(), End> {
-        while !self.outgoing.is_empty() {
-            let (front, back) = self.outgoing.as_slices();
-            match self.socket.write_vectored(&[IoSlice::new(front), IoSlice::new(back)]) {
-                Ok(0) => return Err(End::Closed),
-                Ok(sent) => drop(self.outgoing.drain(..sent)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        self.outgoing.send(self.socket)
     }
 
     /// Reads on. Says whether a message is whole.
@@ -191,7 +225,7 @@ impl Connection {
         }
         let reply = request.and_then(|request| self.answer(&header, request, file.map(File::from)));
         if header.wants_reply() {
-            self.outgoing.extend(reply.unwrap_or_else(|why| header.refusal(why)));
+            self.outgoing.push(reply.unwrap_or_else(|why| header.refusal(why)));
         }
         // The answer of a later read must not overtake it.
         self.take_requests();
@@ -200,32 +234,28 @@ impl Connection {
 
     fn take_requests(&mut self) {
         while let Some(request) = self.device.take_request() {
-            self.outgoing.extend(request);
+            self.outgoing.push(request);
         }
     }
 
     fn answer(&mut self, header: &Header, request: Request, file: Option<File>) -> Result<Vec<u8>, Errno> {
-        let device = &mut self.device;
+        let device = &mut *self.device;
         match request {
             Request::Version => Ok(wire::version_reply(header)),
             Request::DmaMap(map) => device.memory().map(map, file).map(|()| header.reply(&[])),
             Request::DmaUnmap(range) => {
                 match range {
-                    Some(range) => device.memory().unmap(range),
+                    Some(range) => device.memory().unmap(range)?,
                     None => device.memory().clear(),
                 }
                 Ok(header.reply(&wire::unmapped(range)))
             }
-            Request::GetInfo => Ok(header.reply(&wire::info(&[DEVICE_FLAGS, REGIONS, IRQS], &[]))),
-            Request::GetRegionInfo(index) if index < REGIONS => {
-                let size = region_size(index);
-                let flags = if size > 0 { REGION_FLAGS } else { 0 };
-                Ok(header.reply(&wire::info(&[flags, index, 0], &[size, 0])))
+            Request::GetInfo | Request::GetRegionInfo(_) | Request::GetIrqInfo(_) => {
+                description(&request).map(|info| header.reply(&info))
             }
-            Request::GetIrqInfo(index) if index < IRQS => Ok(header.reply(&wire::info(&[0, index, 0], &[]))),
             // To stop all signals of a kind is right where there are none.
             Request::SetIrqs(0) => Ok(header.reply(&[])),
-            Request::GetRegionInfo(_) | Request::GetIrqInfo(_) | Request::SetIrqs(_) => Err(Errno::Invalid),
+            Request::SetIrqs(_) => Err(Errno::Invalid),
             Request::RegionRead(place, count) => {
                 let data = device.load(place, count)?;
                 Ok(wire::access_reply(header, place, count, &data))
@@ -242,13 +272,22 @@ impl Connection {
     }
 }
 
-impl AsFd for Connection {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+/// What the device, a region or a kind of interrupts is, as `linux/vfio.h` lays it out.
+fn description(request: &Request) -> Result<Vec<u8>, Errno> {
+    match *request {
+        Request::GetInfo => Ok(wire::info(&[DEVICE_FLAGS, REGIONS, IRQS], &[])),
+        Request::GetRegionInfo(index) if index < REGIONS => {
+            let size = region_size(index);
+            let flags = if size > 0 { REGION_FLAGS } else { 0 };
+            Ok(wire::info(&[flags, index, 0], &[size, 0]))
+        }
+        Request::GetIrqInfo(index) if index < IRQS => Ok(wire::info(&[0, index, 0], &[])),
+        _ => Err(Errno::Invalid),
     }
 }
 
-/// Reads some bytes, and the descriptor that comes with them. `None`: nothing is there yet.
+/// Reads some bytes, and the descriptor that comes with them. `None`: nothing is there yet. A descriptor that could not be taken, because
+/// there is no room for it in the process or because there were several, is an error: else its message would go without.
 fn read(socket: BorrowedFd, buf: &mut [u8]) -> Result<Option<(usize, Option<OwnedFd>)>, End> {
     // Room for one more than a message may have: so a second one is seen.
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
@@ -265,7 +304,7 @@ fn read(socket: BorrowedFd, buf: &mut [u8]) -> Result<Option<(usize, Option<Owne
         _ => None.into_iter().flatten(),
     });
     let file = files.next();
-    if files.next().is_some() {
+    if files.next().is_some() || received.flags.contains(ReturnFlags::CTRUNC) {
         return Err(Broken::Descriptors.into());
     }
     if received.bytes == 0 {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use dsa_model::spec::{BAR0_SIZE, BAR2_SIZE, MSIX_CAPABILITY};
 use dsa_model::{Config, Dsa, Fault, Upstream};
 
-use crate::memory::DmaMap;
+use crate::memory::{DmaMap, Missing};
 use crate::wire::{self, Errno, Place};
 
 /// `VFIO_PCI_*_REGION_INDEX` (`linux/vfio.h`).
@@ -26,7 +26,7 @@ const DESCRIPTOR: usize = 64;
 
 /// Where messages of interrupts go (SDM vol. 3, "Message Address Register Format").
 const MESSAGES: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
-/// The vendor-specific capability, for whoever must not take the MSI-X capability for one.
+/// The ID of a vendor-specific capability, which QEMU leaves to the device.
 const VENDOR_SPECIFIC: u8 = 0x09;
 
 /// The device and what it wants to say.
@@ -65,7 +65,8 @@ impl Requests {
 /// The way upstream. Nothing here waits for the client: it may be waiting for us, and holds the lock that our request needs.
 ///
 /// Memory is written and read directly. What is not mapped is a fault for the device at once, and is asked for as well, so that
-/// the client's remapping unit refuses it and records the fault. Messages are writes that want no answer.
+/// the client's remapping unit refuses it and records the fault. (A translation that appears before the client looks makes a late
+/// access of it.) What only the client can reach can be written, and reading it is a fault. Messages are writes that want no answer.
 struct Bus<'a> {
     memory: &'a DmaMap,
     requests: &'a mut Requests,
@@ -77,8 +78,10 @@ impl Upstream for Bus<'_> {
         if pasid.is_some() {
             return Err(Fault);
         }
-        self.memory.read(address, buf).map_err(|_| {
-            self.requests.read(address, buf.len());
+        self.memory.read(address, buf).map_err(|missing| {
+            if missing == Missing::NotMapped {
+                self.requests.read(address, buf.len());
+            }
             Fault
         })
     }
@@ -95,10 +98,11 @@ impl Upstream for Bus<'_> {
             self.requests.write(address, data);
             return Ok(());
         }
-        self.memory.write(address, data).map_err(|_| {
+        let written = self.memory.write(address, data);
+        if written.is_err() {
             self.requests.write(address, data);
-            Fault
-        })
+        }
+        if written == Err(Missing::NotMapped) { Err(Fault) } else { Ok(()) }
     }
 }
 
@@ -281,6 +285,18 @@ mod tests {
         assert_eq!(bus.write(Some(1), 0xfee0_0000, &[0; 4]), Err(Fault));
         assert_eq!(device.take_request(), Some(wire::dma_read(0, 0x1000, 8)));
         assert_eq!(device.take_request(), Some(wire::dma_write(1, 0x2000, &[7; 2])));
+        assert_eq!(device.take_request(), None);
+    }
+
+    #[test]
+    fn what_only_the_client_reaches_can_be_written_and_not_read() {
+        let mut device = device();
+        let range = crate::wire::Range::new(0x1000, 0x1000).unwrap();
+        device.memory.map(crate::wire::Map { range, offset: 0, read: true, write: true }, None).unwrap();
+        let mut bus = Bus { memory: &device.memory, requests: &mut device.requests };
+        assert_eq!(bus.read(None, 0x1000, &mut [0; 8]), Err(Fault));
+        assert_eq!(bus.write(None, 0x1008, &[7; 8]), Ok(()));
+        assert_eq!(device.take_request(), Some(wire::dma_write(0, 0x1008, &[7; 8])));
         assert_eq!(device.take_request(), None);
     }
 

@@ -3,8 +3,8 @@
 //! QEMU has the remapping unit, the bus and the memory; the model is the one that the emulated machine has. Its messages are DMA
 //! writes, which go through QEMU's remapping unit, and its DMA goes where QEMU's translation leads.
 //!
-//! One thread, which never waits for one client alone: QEMU holds its big lock while it waits for an answer, and needs it for
-//! our requests. So none of them is waited for (`device::Bus`).
+//! Each device has a thread of its own, which waits for no answer of QEMU's: QEMU holds its big lock while it waits for an answer of the
+//! server's, and needs that lock for the server's requests (`device::Bus`).
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
-//! All clients, one after another, on one thread: nobody waits for a lock.
+//! One device at one socket, for one client.
 
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 
-use anyhow::{Context, Result};
 use dsa_model::Dsa;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno as SystemError;
@@ -11,81 +11,46 @@ use rustix::io::Errno as SystemError;
 use crate::connection::{Connection, End};
 use crate::device::Device;
 
-/// One device's place: where its client comes to, then the client, then what it left.
-enum Seat {
-    Listening(UnixListener, Device),
-    Connected(Box<Connection>),
-    Left(Device),
+/// Waits for a client at `socket` and serves it until it leaves, or until its messages make no sense. While nobody has come, it ends
+/// when the other end of the pipe `starter` is closed. Returns the device as it is then, and how it came to an end.
+pub fn serve(socket: &UnixListener, mut device: Device, starter: BorrowedFd) -> (Device, End) {
+    let client = match wait_for_client(socket, starter) {
+        Ok(Some(client)) => client,
+        Ok(None) => return (device, End::Abandoned),
+        Err(error) => return (device, End::Failed(error)),
+    };
+    let end = follow(&client, &mut device).unwrap_or_else(|end| end);
+    (device, end)
 }
 
-/// Serves a device at each socket, to one client each, until all of them have left. Gives the devices as they are then, in the
-/// order of their sockets. What goes wrong with one client ends its connection, and is told; the others are served on.
-pub fn serve(
-    sockets: Vec<UnixListener>,
-    device: impl Fn() -> Device,
-    tell: impl Fn(usize, &End),
-) -> Result<Vec<Device>> {
-    let mut seats = Vec::new();
-    for socket in sockets {
-        socket.set_nonblocking(true).context("a socket that cannot be waited for")?;
-        seats.push(Seat::Listening(socket, device()));
+fn wait_for_client(socket: &UnixListener, starter: BorrowedFd) -> io::Result<Option<UnixStream>> {
+    let mut waited = [PollFd::new(socket, PollFlags::IN), PollFd::from_borrowed_fd(starter, PollFlags::empty())];
+    wait(&mut waited, None)?;
+    if !waited[0].revents().contains(PollFlags::IN) && waited[1].revents().contains(PollFlags::HUP) {
+        return Ok(None);
     }
-    while seats.iter().any(|seat| !matches!(seat, Seat::Left(_))) {
-        wait(&seats).context("cannot wait for clients")?;
-        let turns = seats.into_iter().enumerate();
-        seats = turns.map(|(number, seat)| seat.turn(|end| tell(number, end))).collect::<io::Result<_>>()?;
-    }
-    Ok(seats.into_iter().map(Seat::into_device).collect())
+    // Somebody has come, or has come and gone: then the next one is waited for.
+    socket.accept().map(|(client, _)| Some(client))
 }
 
-/// Waits until somebody has something to do.
-fn wait(seats: &[Seat]) -> io::Result<()> {
-    let busy = seats.iter().any(|seat| matches!(seat, Seat::Connected(client) if client.is_busy()));
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut waited: Vec<PollFd> = seats.iter().filter_map(Seat::waits_for).collect();
-    match poll(&mut waited, busy.then_some(&now)) {
-        Ok(_) | Err(SystemError::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
+/// Takes turns until the connection ends.
+fn follow(client: &UnixStream, device: &mut Device) -> Result<End, End> {
+    let mut connection = Connection::new(client, device)?;
+    loop {
+        connection.turn()?;
+        let input = if connection.wants_messages() { PollFlags::IN } else { PollFlags::empty() };
+        let output = if connection.has_output() { PollFlags::OUT } else { PollFlags::empty() };
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        wait(&mut [PollFd::new(client, input | output)], connection.is_busy().then_some(&at_once))?;
     }
 }
 
-impl Seat {
-    fn waits_for(&self) -> Option<PollFd<'_>> {
-        match self {
-            Self::Listening(socket, _) => Some(PollFd::new(socket, PollFlags::IN)),
-            Self::Connected(client) => {
-                let input = if client.wants_messages() { PollFlags::IN } else { PollFlags::empty() };
-                let output = if client.has_output() { PollFlags::OUT } else { PollFlags::empty() };
-                Some(PollFd::new(&**client, input | output))
-            }
-            Self::Left(_) => None,
-        }
-    }
-
-    fn turn(self, tell: impl Fn(&End)) -> io::Result<Self> {
-        match self {
-            Self::Listening(socket, device) => match socket.accept() {
-                Ok((stream, _)) => Ok(Self::Connected(Box::new(Connection::new(stream, device)?))),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                    Ok(Self::Listening(socket, device))
-                }
-                Err(error) => Err(error),
-            },
-            Self::Connected(mut client) => match client.turn() {
-                Ok(()) => Ok(Self::Connected(client)),
-                Err(end) => {
-                    tell(&end);
-                    Ok(Self::Left(client.into_device()))
-                }
-            },
-            left @ Self::Left(_) => Ok(left),
-        }
-    }
-
-    fn into_device(self) -> Device {
-        match self {
-            Self::Listening(_, device) | Self::Left(device) => device,
-            Self::Connected(client) => client.into_device(),
+fn wait(waited: &mut [PollFd], limit: Option<&Timespec>) -> io::Result<()> {
+    loop {
+        match poll(waited, limit) {
+            Ok(_) => return Ok(()),
+            Err(SystemError::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -95,9 +95,9 @@ pub struct Header {
 impl Header {
     /// Reads a header.
     pub fn parse(bytes: &[u8; HEADER]) -> Result<Self, Broken> {
-        let mut fields = Fields(bytes);
-        let (id, command) = (fields.u16().unwrap_or(0), fields.u16().unwrap_or(0));
-        let (size, flags) = (fields.u32().unwrap_or(0), fields.u32().unwrap_or(0));
+        let [i, d, c, m, s0, s1, s2, s3, f0, f1, f2, f3, ..] = *bytes;
+        let (id, command) = (u16::from_le_bytes([i, d]), u16::from_le_bytes([c, m]));
+        let (size, flags) = (u32::from_le_bytes([s0, s1, s2, s3]), u32::from_le_bytes([f0, f1, f2, f3]));
         let payload = usize::try_from(size).ok().filter(|size| (HEADER..=MAX_MESSAGE).contains(size));
         let payload = payload.ok_or(Broken::Size(size))? - HEADER;
         if flags & FLAG_TYPE > FLAG_REPLY {
@@ -200,49 +200,51 @@ impl<'a> Request<'a> {
     /// Reads a command's payload. What lacks a field, or has more bytes than it says, is refused.
     pub fn parse(header: &Header, payload: &'a [u8]) -> Result<Self, Errno> {
         let mut fields = Fields(payload);
-        match Self::read(header.command, &mut fields).ok_or(Errno::Invalid)?? {
+        let request = Self::read(header.command, &mut fields)?;
+        let open_ended = matches!(request, Self::Version | Self::SetIrqs(_));
+        match request {
+            _ if !open_ended && !fields.0.is_empty() => Err(Errno::Invalid),
             Self::RegionRead(_, count) if count > MAX_DATA => Err(Errno::TooBig),
             request => Ok(request),
         }
     }
 
-    /// `None`: a field is missing.
-    fn read(command: u16, fields: &mut Fields<'a>) -> Option<Result<Self, Errno>> {
-        let request = match command {
+    fn read(command: u16, fields: &mut Fields<'a>) -> Result<Self, Errno> {
+        Ok(match command {
             COMMAND_VERSION => {
-                // The rest are capabilities; each has a default, and none of them asks for more than the defaults.
-                return Some(if (fields.u16()?, fields.u16()?).0 == VERSION.0 {
-                    Ok(Self::Version)
-                } else {
-                    Err(Errno::Invalid)
-                });
+                let (major, _) = (fields.u16()?, fields.u16()?);
+                if major != VERSION.0 {
+                    return Err(Errno::Invalid);
+                }
+                // The rest are the client's capabilities. No message of ours is larger than the smallest that it may ask for.
+                Self::Version
             }
             COMMAND_DMA_MAP => Self::DmaMap(map(fields)?),
             COMMAND_DMA_UNMAP => {
                 let (_, flags) = (fields.u32()?, fields.u32()?);
                 let range = Range::new(fields.u64()?, fields.u64()?);
-                Self::DmaUnmap(if flags & UNMAP_ALL != 0 { None } else { Some(range?) })
+                Self::DmaUnmap(if flags & UNMAP_ALL != 0 { None } else { Some(range.ok_or(Errno::Invalid)?) })
             }
             COMMAND_GET_INFO => {
-                fields.skip(16)?;
+                fields.bytes(16)?;
                 Self::GetInfo
             }
             COMMAND_GET_REGION_INFO => {
-                fields.skip(8)?;
+                fields.bytes(8)?;
                 let index = fields.u32()?;
-                fields.skip(20)?;
+                fields.bytes(20)?;
                 Self::GetRegionInfo(index)
             }
             COMMAND_GET_IRQ_INFO => {
-                fields.skip(8)?;
+                fields.bytes(8)?;
                 let index = fields.u32()?;
-                fields.skip(4)?;
+                fields.bytes(4)?;
                 Self::GetIrqInfo(index)
             }
             COMMAND_SET_IRQS => {
-                fields.skip(16)?;
-                // What follows says how; there is nothing that it could be said of.
-                return Some(Ok(Self::SetIrqs(fields.u32()?)));
+                fields.bytes(16)?;
+                // The rest says how each is signalled.
+                Self::SetIrqs(fields.u32()?)
             }
             COMMAND_REGION_READ => {
                 let (place, count) = access(fields)?;
@@ -253,23 +255,25 @@ impl<'a> Request<'a> {
                 Self::RegionWrite(place, fields.bytes(count)?)
             }
             COMMAND_RESET => Self::Reset,
-            _ => return Some(Err(Errno::NotSupported)),
-        };
-        fields.0.is_empty().then_some(Ok(request))
+            _ => return Err(Errno::NotSupported),
+        })
     }
 }
 
-fn map(fields: &mut Fields) -> Option<Map> {
+fn map(fields: &mut Fields) -> Result<Map, Errno> {
     let (_, flags, offset) = (fields.u32()?, fields.u32()?, fields.u64()?);
-    let range = Range::new(fields.u64()?, fields.u64()?)?;
-    // The last byte has a place in the file.
-    offset.checked_add(range.last - range.first)?;
-    Some(Map { range, offset, read: flags & MAP_READ != 0, write: flags & MAP_WRITE != 0 })
+    let range = Range::new(fields.u64()?, fields.u64()?).ok_or(Errno::Invalid)?;
+    // Each byte has a place in a file.
+    let end = offset.checked_add(range.last - range.first).and_then(|last| last.checked_add(1));
+    if end.is_none_or(|end| end > i64::MAX as u64) {
+        return Err(Errno::Invalid);
+    }
+    Ok(Map { range, offset, read: flags & MAP_READ != 0, write: flags & MAP_WRITE != 0 })
 }
 
-fn access(fields: &mut Fields) -> Option<(Place, usize)> {
+fn access(fields: &mut Fields) -> Result<(Place, usize), Errno> {
     let (offset, region, count) = (fields.u64()?, fields.u32()?, fields.u32()?);
-    Some((Place { region, offset }, usize::try_from(count).ok()?))
+    Ok((Place { region, offset }, usize::try_from(count).map_err(|_| Errno::TooBig)?))
 }
 
 /// The reply to a version. One descriptor with a message is enough; pages of the IOMMU are of 4 KiB.
@@ -336,33 +340,29 @@ fn message(id: u16, command: u16, flags: u32, error: u32, payload: &[u8]) -> Vec
     bytes
 }
 
-/// Takes fields off the front of a payload.
+/// Takes fields off the front of a payload. One that is not there makes the message invalid.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
-    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
+    fn bytes(&mut self, count: usize) -> Result<&'a [u8], Errno> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(Errno::Invalid)?;
         self.0 = rest;
-        Some(taken)
+        Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        self.bytes(N)?.try_into().ok()
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Errno> {
+        self.bytes(N)?.try_into().map_err(|_| Errno::Invalid)
     }
 
-    fn skip(&mut self, count: usize) -> Option<()> {
-        self.bytes(count).map(drop)
-    }
-
-    fn u16(&mut self) -> Option<u16> {
+    fn u16(&mut self) -> Result<u16, Errno> {
         self.array().map(u16::from_le_bytes)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    fn u32(&mut self) -> Result<u32, Errno> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    fn u64(&mut self) -> Result<u64, Errno> {
         self.array().map(u64::from_le_bytes)
     }
 }
@@ -447,6 +447,8 @@ mod tests {
         assert_eq!(Range::new(2, u64::MAX), None);
         let map = |offset, address, size| parse(2, &quads(&[3 << 32, offset, address, size])).is_ok();
         assert!(map(0, 0x1000, 0x1000) && !map(0, u64::MAX, 2) && !map(u64::MAX, 0, 2) && !map(0, 0, 0));
+        // Files have no such offsets.
+        assert!(map(i64::MAX as u64 - 1, 0, 1) && !map(i64::MAX as u64, 0, 1) && !map(u64::MAX, 0, 1));
         assert_eq!(parse(3, &quads(&[2 << 32, 0, 0])), Ok(Request::DmaUnmap(None)));
         assert_eq!(parse(3, &quads(&[0, 0, 0])), Err(Errno::Invalid));
     }

@@ -17,7 +17,7 @@ use imsvisor::{
 
 use crate::bed::{Bed, Seen, WINDOW};
 
-/// Where the records of completions lie in the window, one for each handle.
+/// Where the record of a completion lies in the window. All descriptors share it, so only one at a time may be waited for.
 const RECORDS: u64 = 0x3_0000;
 /// Descriptors that the queue holds.
 pub const QUEUE: u16 = 64;
@@ -116,7 +116,8 @@ impl Dsa {
         self.registers.write32(at + CONTROL, 0);
     }
 
-    /// Masks or unmasks a slot. The read brings the write to the device before anything else.
+    /// Masks or unmasks a slot. The read brings the write to the device. (On QEMU it does not push messages that the device sent before
+    /// it: a marker does.)
     pub fn mask(&self, slot: u16, masked: bool) {
         let at = self.store + usize::from(slot) * SLOT + CONTROL;
         self.registers.write32(at, if masked { MASK } else { 0 });
@@ -128,14 +129,15 @@ impl Dsa {
         self.registers.read32(self.store + usize::from(slot) * SLOT + CONTROL) & PENDING != 0
     }
 
-    /// Submits a descriptor that only raises a slot. Who has all of them raised waits for a marker.
+    /// Submits a descriptor that only raises a slot: no record, so that the interrupt is all that the unit sees of it. A marker
+    /// ([`seen`](Self::seen)) tells when it is done.
     pub fn fire(&self, slot: u16) {
-        self.ims.submit(&Descriptor::noop(WINDOW + RECORDS, slot));
+        self.ims.submit(&Descriptor { flags: spec::FLAG_RCI, ..Descriptor::noop(0, slot) });
     }
 
     /// Raises an entry of the MSI-X table.
     pub fn fire_msix(&self, entry: u16) {
-        self.msix.submit(&Descriptor::noop(WINDOW + RECORDS, entry));
+        self.msix.submit(&Descriptor { flags: spec::FLAG_RCI, ..Descriptor::noop(0, entry) });
     }
 
     /// Submits a descriptor without an interrupt, and waits for its record.

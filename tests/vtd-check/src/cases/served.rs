@@ -221,7 +221,8 @@ fn under_fire(bed: &mut Bed, dsa: &mut Dsa) -> Verdict {
     let times = |vectors: &[u8], vector: u8| vectors.iter().filter(|other| **other == vector).count();
     let once = |slot: u16| times(&moving.vectors, old(slot)) + times(&moving.vectors, new(slot)) == 1;
     let at_new = |slot: u16| times(&moved.vectors, new(slot)) == 1;
-    let right = slots.clone().all(once) && slots.clone().all(at_new) && moved.vectors.len() == slots.len();
+    let none_besides = moving.vectors.len() == slots.len() && moved.vectors.len() == slots.len();
+    let right = slots.clone().all(once) && slots.clone().all(at_new) && none_besides;
     let quiet = moving.faults.is_empty() && moved.faults.is_empty();
     right_if(right && quiet, || format!("while they moved {}, then {}", told(&moving), told(&moved)))
 }

@@ -77,13 +77,15 @@ fn late(driver: &mut Driver, n: u16) -> Outcome {
     fires(driver, n)
 }
 
-/// Another slot, whose descriptors go into the same queue where there is one.
+/// Another slot.
 fn partner(driver: &Driver, n: u16) -> u16 {
-    if n ^ 1 < driver.count() { n ^ 1 } else { n.saturating_sub(1) }
+    debug_assert!(driver.count() >= 2, "the command line's slots are at least two");
+    if n ^ 1 < driver.count() { n ^ 1 } else { n - 1 }
 }
 
-/// Masks the slot and raises it: the descriptor completes, and the interrupt waits. How long a machine takes to deliver is not known. But the
-/// device carries out a queue's descriptors in order, so what it sent for this one has arrived when the next one's interrupt has.
+/// Masks the slot and raises it: the descriptor completes, and the interrupt waits. How long a machine takes to deliver is not known, so
+/// another slot's interrupt is waited for. It is raised after the masked one's descriptor is complete, by the same engine, and goes to the
+/// same processor: if the device had sent the masked one, it would be there as well, and be taken when the other's handler returns.
 fn pend(driver: &mut Driver, n: u16) -> Outcome {
     let (domain, slot) = driver.slot(n).ok_or(MISSING)?;
     step("mask", domain.mask(&slot.interrupt))?;
