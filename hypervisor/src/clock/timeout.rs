@@ -23,6 +23,7 @@ pub struct Timeout<'c> {
 
 impl<'c> Timeout<'c> {
     /// From now on, by this clock. Not shorter than `limit`; longer by two ticks at most if it is looked at without a break.
+    #[inline(never)]
     pub fn new(clock: &'c dyn Clock, limit: Duration) -> Self {
         let nanoseconds = limit.as_nanos();
         let ticks = (nanoseconds * u128::from(clock.hertz())).div_ceil(NANOSECONDS);
@@ -45,6 +46,7 @@ fn saturated(value: u128) -> u64 {
 }
 
 /// Lets the time go by.
+#[inline(never)]
 pub fn pause(clock: &dyn Clock, time: Duration) {
     let mut timeout = Timeout::new(clock, time);
     while !timeout.is_over() {
@@ -56,10 +58,15 @@ pub fn pause(clock: &dyn Clock, time: Duration) {
 /// true at once; and once the time is over there is one look more, because the processor may have been away in between (SMM, a hypervisor
 /// below).
 #[must_use]
+#[inline]
 pub fn poll(clock: &dyn Clock, limit: Duration, mut done: impl FnMut() -> bool) -> bool {
-    if done() {
-        return true;
-    }
+    done() || keep_looking(clock, limit, &mut done)
+}
+
+/// What comes after the first look: once in the image, and out of the way of what is done at once.
+#[cold]
+#[inline(never)]
+fn keep_looking(clock: &dyn Clock, limit: Duration, done: &mut dyn FnMut() -> bool) -> bool {
     let mut timeout = Timeout::new(clock, limit);
     loop {
         let over = timeout.is_over();
