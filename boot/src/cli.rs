@@ -32,14 +32,14 @@ Guests:
 
 Environment:
   IMSVISOR_BOCHS          a Bochs 3.0 to use instead of the system's or the fetched one
-  IMSVISOR_QEMU           a QEMU 10.0 or later to use instead of the system's or the fetched one
+  IMSVISOR_QEMU           a QEMU 11.1 or later to use instead of the system's or the fetched one
   IMSVISOR_LINUX          a directory with Debian's cloud kernel 6.12, unpacked, to use instead of the fetched one
   IMSVISOR_DEBIAN_MIRROR  where to fetch Debian packages from, if not where /etc/apt says
   CARGO_TARGET_DIR        everything fetched, built and logged goes to `imsvisor` below it
 
 Exit codes:
   0  the run was right        1  the run was not right
-  2  a wrong option           3  it could not be run; the message says why";
+  2  a wrong option           3  it could not be run or reported; the message says why";
 
 /// Builds imsvisor and its guests, boots them on a machine, shows what happens, and reports.
 ///
@@ -87,7 +87,7 @@ pub struct Options {
     pub quiet: bool,
 
     /// Write only the report, as JSON, to standard output
-    #[arg(long, conflicts_with_all = ["verbose", "quiet", "image"])]
+    #[arg(long, conflicts_with_all = ["verbose", "quiet", "image", "dry_run", "list_guests"])]
     pub json: bool,
 
     /// Only check what is asked for, and show what would be booted

@@ -36,9 +36,13 @@ fn guest(guest: &Guest) -> Value {
     })
 }
 
+/// Values that are text even where they look like numbers.
+const TEXTS: [&str; 4] = ["name", "cpu", "version", "reason"];
+
 fn object(pairs: &Pairs) -> Value {
-    let value = |text: &str| parse_number(text).map_or_else(|| Value::from(text), Value::from);
-    Value::Object(pairs.iter().map(|(key, text)| (key.to_owned(), value(text))).collect::<Map<_, _>>())
+    let number = |key: &str, text: &str| parse_number(text).filter(|_| !TEXTS.contains(&key));
+    let value = |key: &str, text: &str| number(key, text).map_or_else(|| Value::from(text), Value::from);
+    Value::Object(pairs.iter().map(|(key, text)| (key.to_owned(), value(key, text))).collect::<Map<_, _>>())
 }
 
 #[cfg(test)]

@@ -52,18 +52,20 @@ fn act(options: &Options) -> Result<bool, Failure> {
     let paths = Paths::find()?;
     if options.list_guests {
         show::guests(&paths.guests);
+        show::all_was_written()?;
         return Ok(true);
     }
     guest::check_ours(&guests, &paths.guests).map_err(wrong_option)?;
     if options.dry_run {
         show::plan(&options.described(), &guests);
+        show::all_was_written()?;
         return Ok(true);
     }
     let right = match file {
         Some(file) => write_image(&paths, &guests, &file).map(|()| true),
         None => run(options, &paths, &guests),
     };
-    // A report that nobody can read is none.
+    // A report that could not be written is an error.
     show::all_was_written()?;
     Ok(right?)
 }
@@ -119,7 +121,7 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
     drop(waiting);
     let outcome = run.finish();
     if let End::Refused(why) = outcome.end {
-        bail!("--machine nested: {why}");
+        bail!("--machine nested: {why}; logs: {}", outcome.directory.display());
     }
     let summary = outcome.summary();
     let verdict = summary.verdict();

@@ -25,9 +25,9 @@ const RESERVE: usize = 4 * 1024;
 /// bytes empties in 1.4 ms, and what is behind it (a service processor) may be slower.
 const SEND: Duration = Duration::from_millis(100);
 
-/// What whoever holds the console gets before it is broken open: longer than any line takes. One waits for [`SEND`] once at most, because
-/// then the ring is empty, and else for 87 µs a byte.
-const BREAK: Duration = Duration::from_secs(1);
+/// How long a processor may hold the console before a panic of another one breaks it open. Emptying the ring takes longest: 32 KiB at 87 µs
+/// a byte are 2.9 s, and once the line may take no byte for [`SEND`].
+const BREAK: Duration = Duration::from_secs(5);
 
 /// First come, first served: a processor that has nothing else to do asks for it without end, and must not keep the others out.
 static CONSOLE: TicketMutex<Option<Console>> = TicketMutex::new(None);

@@ -11,7 +11,7 @@ use imsvisor_boot::report::Summary;
 use imsvisor_boot::words::harmless;
 use imsvisor_tests::bench::{self, Once};
 
-/// On the clocks of the machines. On the host's it is some times that.
+/// In the machine's own processor time. The limit is a machine's on the host's clock; the whole boot has the sum of all.
 const SILENCE: Duration = Duration::from_secs(60);
 const LIMIT: Duration = Duration::from_secs(900);
 

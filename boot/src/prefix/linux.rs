@@ -46,7 +46,10 @@ pub struct Linux {
 pub fn linux(paths: &Paths) -> Result<Linux> {
     match std::env::var_os(LINUX_VARIABLE) {
         Some(root) => in_root(Path::new(&root)).context(LINUX_VARIABLE),
-        None => in_root(&fetch::ensure(paths, &LINUX)?),
+        None => {
+            let root = fetch::ensure(paths, &LINUX)?;
+            in_root(&root).with_context(|| format!("remove {} to fetch it again", root.display()))
+        }
     }
 }
 
@@ -54,7 +57,7 @@ pub fn linux(paths: &Paths) -> Result<Linux> {
 fn in_root(root: &Path) -> Result<Linux> {
     let boot = root.join("boot");
     let Some(version) = names_in(&boot).find_map(|name| Some(name.strip_prefix("vmlinuz-")?.to_owned())) else {
-        bail!("{} holds no kernel: remove {} to fetch it again", boot.display(), root.display());
+        bail!("{} holds no kernel", boot.display());
     };
     let modules = [root.join("usr/lib/modules"), root.join("lib/modules")].map(|directory| directory.join(&version));
     let modules = modules.into_iter().find(|directory| directory.is_dir());

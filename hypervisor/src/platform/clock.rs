@@ -73,7 +73,7 @@ impl PmCounter {
                     return None;
                 }
                 map_device(page, PAGE_SIZE).ok()?;
-                // SAFETY: the page was mapped just now, uncached, and is no memory; only the timer is read there.
+                // SAFETY: the page was mapped just now, uncached. The firmware's map does not say that it is memory, and it is only read.
                 Place::Memory(unsafe { Mmio::new(page, PAGE_SIZE as usize) }?, offset as usize)
             }
         };
@@ -82,8 +82,7 @@ impl PmCounter {
 
     fn read(&self) -> u32 {
         match &self.place {
-            // SAFETY: the firmware says that the timer is there, and `PmTimer` that no device of the system board is; reading a port does
-            // not endanger memory.
+            // SAFETY: the firmware says that the timer is at this port; reading a port changes no memory.
             Place::Port(port) => unsafe { io::inl(*port) },
             Place::Memory(page, offset) => page.read32(*offset),
         }
@@ -110,15 +109,20 @@ struct Pit {
 impl Pit {
     fn start() -> Self {
         // SAFETY: counter 2 and its gate drive the speaker and nothing else; the speaker is off meanwhile.
-        unsafe {
+        let gates = unsafe {
             let gates = io::inb(GATES) & GATES_WRITABLE;
             io::outb(GATES, gates & !SPEAKER | GATE_2);
             io::outb(CONTROL, COUNTER_2_MODE_2);
             // 0 stands for 65,536.
             io::outb(COUNTER_2, 0);
             io::outb(COUNTER_2, 0);
-            Self { gates }
-        }
+            gates
+        };
+        let counter = Self { gates };
+        // The count is loaded at the counter's next clock, and until then it shows the old one. A read takes longer than that, so the next read
+        // is right (Linux, `quick_pit_calibrate`).
+        counter.advance(&mut 0);
+        counter
     }
 }
 

@@ -73,10 +73,18 @@ fn options() -> Vec<String> {
 pub fn write(tools: &Tools, init: &Path, plan: &Plan, directory: &Path) -> Result<()> {
     let linux = tools.linux.as_ref().context("no Linux was looked for")?;
     let tree = directory.join("cd");
+    let written = fill(tools, linux, init, plan, directory, &tree);
+    // It is as large as the CD, and nobody looks at it.
+    let removed = fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()));
+    written.and(removed)
+}
+
+/// Lays the CD out in `tree`, and makes it.
+fn fill(tools: &Tools, linux: &Linux, init: &Path, plan: &Plan, directory: &Path, tree: &Path) -> Result<()> {
     for part in ["bin", LIBRARIES, SHARE, MODULES] {
         fs::create_dir_all(tree.join(part)).with_context(|| format!("cannot create {}", tree.display()))?;
     }
-    put_qemu(tools.qemu.as_ref().context("no QEMU was looked for")?, &tree)?;
+    put_qemu(tools.qemu.as_ref().context("no QEMU was looked for")?, tree)?;
     for module in FOR_KVM.into_iter().chain([KVM_INTEL]) {
         put(&linux.module(module)?, &tree.join(in_modules(module)))?;
     }
@@ -90,8 +98,7 @@ pub fn write(tools: &Tools, init: &Path, plan: &Plan, directory: &Path) -> Resul
     put(&serde_json::to_vec(&on_cd(plan)).context("the plan")?, &tree.join(plan::FILE))?;
     let kernel = Kernel { image: linux.kernel.clone(), initrd: initrd(linux, init)?, options: options() };
     let grub = tools.grub.as_ref().context("no GRUB was looked for")?;
-    image::write_linux_cd(grub, &kernel, &tree, directory, &directory.join(IMAGE))?;
-    fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))
+    image::write_linux_cd(grub, &kernel, tree, directory, &directory.join(IMAGE))
 }
 
 /// The plan with the paths that programs have in the machine.
@@ -156,7 +163,9 @@ fn firmware_directories(command: &Command) -> Vec<PathBuf> {
 
 /// Every library that a command's program loads, the dynamic linker among them: the linker itself lists them (ld.so(8)).
 fn libraries(mut command: Command) -> Result<BTreeSet<PathBuf>> {
-    let output = command.env("LD_TRACE_LOADED_OBJECTS", "1").output().context("cannot start the dynamic linker")?;
+    // A program without a dynamic linker would start, and at least end.
+    command.env("LD_TRACE_LOADED_OBJECTS", "1").arg("--version");
+    let output = command.output().context("cannot start the dynamic linker")?;
     let text = String::from_utf8_lossy(&output.stdout);
     if let Some(line) = text.lines().find(|line| line.contains("not found")) {
         bail!("a library of QEMU is missing: {}", line.trim());

@@ -29,7 +29,7 @@ const CONSOLE: &str = "linux.log";
 /// What Linux, QEMU and KVM need beside the machine's own memory.
 const MEMORY_AROUND_MIB: u32 = 1024;
 
-/// So much more time passes on the host than for the machine in the emulator.
+/// Seconds of the host for a second of the machine in the emulator, at least.
 const SLOWNESS: u32 = 5;
 
 /// A machine to run in the one Linux, after others.
@@ -71,10 +71,11 @@ fn around(inner: &[&Config]) -> Config {
     let silence = inner.iter().map(|config| config.silence).max().unwrap_or_default();
     Config {
         memory_mib: memory + MEMORY_AROUND_MIB,
-        silence: silence * SLOWNESS,
+        silence: silence.saturating_mul(SLOWNESS),
         // KVM reads registers that Bochs lacks at each VM exit: a line each makes 19 MB of log.
         extra: vec!["error: action=ignore".to_owned()],
-        limit: inner.iter().map(|config| config.limit).max().unwrap_or(Duration::MAX),
+        // One after another.
+        limit: inner.iter().fold(Duration::ZERO, |sum, config| sum.saturating_add(config.limit)),
         ..Config::default()
     }
 }
@@ -228,7 +229,7 @@ mod tests {
         let large = Config { memory_mib: 2048, silence: Duration::from_secs(40), cpus: 4, ..Config::default() };
         let around = around(&[&small, &large]);
         assert_eq!((around.memory_mib, around.cpus), (3072, 1));
-        assert_eq!((around.silence, around.limit), (large.silence * SLOWNESS, large.limit));
+        assert_eq!((around.silence, around.limit), (large.silence * SLOWNESS, small.limit + large.limit));
         assert_eq!((around.plugin, around.extra), (None, vec!["error: action=ignore".to_owned()]));
     }
 }
