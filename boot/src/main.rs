@@ -14,7 +14,7 @@ use imsvisor_boot::progress::Step;
 use imsvisor_boot::show::{self, Show};
 use imsvisor_boot::{cargo, json, prefix};
 
-/// An option's value is none, as clap says of those that it looks at itself.
+/// Exit code for an invalid value of an option; clap uses the same.
 const WRONG_OPTION: u8 = 2;
 /// It could not be run at all.
 const NOT_RUN: u8 = 3;

@@ -101,15 +101,15 @@ pub struct Interrupts {
 /// What else can become of an interrupt, as the hypervisor counts it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Aside {
-    /// They met an earlier one with their vector before that was taken: in the hypervisor, or in the guest's local APIC.
+    /// Interrupts that met a pending one of the same vector, in the hypervisor or in a guest's virtual local APIC.
     pub merged: u64,
-    /// Of functions that the hypervisor keeps, for itself.
+    /// Interrupts of functions that the hypervisor keeps.
     pub own: u64,
-    /// They were pending in a device when its function was reset.
+    /// Pending interrupts that a function's reset discarded.
     pub discarded: u64,
-    /// The guest's local APIC did not take them.
+    /// Interrupts that the guest's local APIC did not accept.
     pub dropped: u64,
-    /// Nobody was waiting for them.
+    /// Interrupts that lead to no guest.
     pub strays: u64,
 }
 

@@ -271,10 +271,7 @@ impl Run {
                 _ => End::Died(why),
             });
         }
-        if self.end.as_ref().is_some_and(End::is_right) {
-            self.tidy();
-        }
-        (self.manner.outcomes)(Outcome {
+        let outcomes = (self.manner.outcomes)(Outcome {
             plugin: counters(&self.directory),
             with_counters: self.with_counters,
             counts_all: self.counts_all,
@@ -283,7 +280,11 @@ impl Run {
             lines: std::mem::take(&mut self.seen),
             end: self.end.clone().unwrap_or(End::Off),
             wall: self.began.elapsed(),
-        })
+        });
+        if outcomes.iter().all(|outcome| outcome.end.is_right()) {
+            self.tidy();
+        }
+        outcomes
     }
 
     /// Removes what is large and only of use for a second look at a run that went wrong.

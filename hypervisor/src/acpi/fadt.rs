@@ -43,8 +43,8 @@ pub struct PmTimer {
 }
 
 impl PmTimer {
-    /// From the table. `None` if the machine has none, or if it lies where it cannot be. The extended field goes before the older one where
-    /// both are usable.
+    /// Parses the FADT (ACPI 5.2.9). `None` if the table is too short, the hardware is reduced, or neither field names a register that can be
+    /// there. X_PM_TMR_BLK takes precedence over PM_TMR_BLK.
     pub fn parse(fadt: &[u8]) -> Option<Self> {
         let flags = u32_at(fadt, FLAGS)?;
         if flags & HW_REDUCED_ACPI != 0 {

@@ -1,4 +1,4 @@
-//! What the machine's clock is.
+//! Selects the time source: the TSC, the ACPI PM timer, or reads of the POST port.
 #![forbid(unsafe_code)]
 
 use core::fmt;
@@ -28,9 +28,9 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// From what came of measuring the TSC against the PM timer, if there is one, and against the 8254; and from what CPUID leaf 0x15 says
-    /// of its frequency. What comes later is asked for only if what comes first does not do: the 8254 is slow, and CPUID can be wrong (an
-    /// emulator shows the leaf of the processor that it models).
+    /// Takes the first that is usable of: the TSC measured against the PM timer, the TSC measured against the 8254, the TSC by CPUID leaf
+    /// 0x15 (only if neither reference moves), the PM timer, the POST port. `pm_timer` is `None` where there is none. `pit` and `cpuid` are
+    /// called only if they are needed: the 8254 is slow, and an emulator shows the leaf of the processor that it models.
     ///
     /// That the TSC is the same in all power states is not asked for (CPUID 0x80000007, EDX bit 8): it is on all processors that can run
     /// this hypervisor's guests, and hypervisors below hide the bit.

@@ -28,9 +28,9 @@ const SHARPNESS: u64 = 64;
 /// A frequency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// What was measured.
+    /// The measured frequency, in Hz.
     pub hertz: u64,
-    /// It is off by so many at most.
+    /// The largest error of `hertz`, in Hz.
     pub error: u64,
 }
 
