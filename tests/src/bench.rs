@@ -71,14 +71,15 @@ pub fn hypervisor() -> Result<&'static Path> {
     HYPERVISOR.get(|| prepare("the hypervisor", build)).map(PathBuf::as_path)
 }
 
-/// QEMU, and what makes images.
-pub fn qemu_tools() -> Result<&'static Tools> {
+/// QEMU, and what makes images. `None` where it cannot be had, which is said: its tests are left out. With [`ALL_VARIABLE`] set it is an
+/// error.
+pub fn qemu_tools() -> Result<Option<&'static Tools>> {
     static TOOLS: Once<Tools> = Once::new();
-    TOOLS.get(|| prepare("QEMU", || prefix::qemu_tools(paths()?, Need::Unit)))
+    let tools = TOOLS.get(|| prepare("QEMU", || prefix::qemu_tools(paths()?, Need::Unit)));
+    optional(tools, std::env::var_os(ALL_VARIABLE).is_some())
 }
 
-/// A QEMU that takes devices of another process, and what makes images. `None` where it cannot be had, which is said: its tests are
-/// left out. With [`ALL_VARIABLE`] set it is an error.
+/// The same of a QEMU that takes devices of another process.
 pub fn vfio_user_tools() -> Result<Option<&'static Tools>> {
     static TOOLS: Once<Tools> = Once::new();
     let tools = TOOLS.get(|| prepare("QEMU", || prefix::qemu_tools(paths()?, Need::VfioUser)));

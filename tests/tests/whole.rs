@@ -60,8 +60,8 @@ fn what_cannot_be_shared_or_reset_is_refused_in_words() {
 fn the_guest_drives_qemus_controller_without_the_hypervisor() {
     let (silence, limit) = (Duration::from_secs(60), Duration::from_secs(120));
     let config = Config { silence, limit, ..Config::default() };
-    let (paths, tools) = (bench::paths().expect("paths"), bench::qemu_tools().expect("QEMU"));
-    let guest = bench::guest("whole").expect("the guest");
+    let Some(tools) = bench::qemu_tools().expect("QEMU") else { return };
+    let (paths, guest) = (bench::paths().expect("paths"), bench::guest("whole").expect("the guest"));
     let outcome = machine::start_on(Kind::Tcg, paths, tools, &config, guest, &[]).expect("QEMU").finish();
     let result = native_result(&outcome);
     assert!(outcome.console().contains(&format!("{NVME} works")), "{}", outcome.console());
