@@ -156,8 +156,9 @@ impl Interrupts {
         self.remapped.unwrap_or(0).saturating_sub(known)
     }
 
-    /// What is wrong between two stations. On the way from the remapping unit to the guest interrupts may go aside, but each is one that
-    /// somebody counted, or the guests vouch that they miss none. More than there were before is wrong in any case.
+    /// Compares two stations that follow each other; returns the failure if their counts do not agree. From the remapping unit on, the second
+    /// may be lower by the interrupts that the hypervisor counted aside, and, if the guests vouch, by those that nobody can count. It may
+    /// never be higher.
     fn difference(&self, (a, x): (&str, u64), (b, y): (&str, u64)) -> Option<String> {
         let aside = if a == "remapped" { self.aside.sum() } else { 0 };
         let unseen = if a == "remapped" && self.vouched { self.unseen() } else { 0 };

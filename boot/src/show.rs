@@ -132,7 +132,7 @@ fn say(text: &str) {
     note(writeln!(std::io::stdout(), "{text}"));
 }
 
-/// Whoever reads it may have left: that is no failure. A full disk is.
+/// A reader that has left is no failure; a full disk is one.
 fn note(written: io::Result<()>) {
     if let Err(error) = written
         && error.kind() != io::ErrorKind::BrokenPipe

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::{PLUGIN_REPORT, die_with_parent};
+use crate::words::harmless;
 
 /// Where each DSA is in QEMU's machine; by its number.
 pub const DSAS: [&str; 2] = ["00:05.0", "00:06.0"];
@@ -80,11 +81,15 @@ impl DsaServer {
         if let Some(stdout) = self.child.stdout.take() {
             BufReader::new(stdout).read_line(&mut said).context("cannot read the DSA server's output")?;
         }
-        if said.trim_end() != LISTENING {
-            let status = self.child.wait().context("cannot wait for the DSA server")?;
-            bail!("{}", self.ended(status));
+        match said.trim_end() {
+            LISTENING => Ok(()),
+            // The end of its output is its own end.
+            "" => {
+                let status = self.child.wait().context("cannot wait for the DSA server")?;
+                bail!("{}", self.ended(status))
+            }
+            other => bail!("the DSA server says `{}`, not that it listens", harmless(other)),
         }
-        Ok(())
     }
 
     fn ended(&self, status: ExitStatus) -> String {
@@ -139,6 +144,13 @@ mod tests {
         let (_directory, server) = started("echo no room >&2; exit 3");
         let words = server.unwrap_err().to_string();
         assert!(words.contains("exit status: 3") && words.contains("no room"), "{words}");
+    }
+
+    #[test]
+    fn a_program_that_is_no_server_is_not_waited_for() {
+        let (_directory, server) = started("echo hello; exec sleep 1000");
+        let words = server.unwrap_err().to_string();
+        assert!(words.contains("`hello`"), "{words}");
     }
 
     #[test]

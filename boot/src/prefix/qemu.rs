@@ -1,4 +1,4 @@
-//! QEMU: the system's where it is new enough for what is asked, else that of a prefix of its own, which is only fetched then.
+//! Finds QEMU. The system's is taken if it is new enough for what is asked; else one is fetched into a prefix of its own.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -22,7 +22,7 @@ const LONGEST_STEP: u64 = 10_000_000;
 const LOOKS: u32 = 64;
 /// Looks at a reference that has not moved at all.
 const PATIENCE: u32 = 8;
-/// The looks' share of what was measured is at most one in this number.
+/// The two looks together may take one part in this number of the time that was measured.
 const SHARPNESS: u64 = 64;
 
 /// A frequency.

@@ -35,7 +35,7 @@ const SLOWNESS: u32 = 5;
 /// A machine to run in the one Linux, after others.
 #[derive(Debug, Clone)]
 pub struct Inner<'a> {
-    /// What it is like.
+    /// The machine's memory, processors, devices and limits.
     pub config: Config,
     /// The hypervisor's image.
     pub hypervisor: &'a Path,

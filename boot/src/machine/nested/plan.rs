@@ -14,7 +14,7 @@ pub struct Plan {
 /// One machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Turn {
-    /// What it is like.
+    /// The machine's memory, processors, devices and limits.
     pub config: Config,
     /// Whether KVM gives VMX to its guests.
     pub nesting: bool,
