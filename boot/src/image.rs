@@ -173,8 +173,8 @@ impl Image {
     }
 }
 
-/// Writes a CD that boots Linux from a BIOS. The tree holds what is to be on it; the kernel and the initrd are added. `work` is a
-/// directory for what else it is made of.
+/// Writes a CD to `iso` that a BIOS can boot Linux from. `tree` becomes the CD's files, and this function adds the kernel and the
+/// initrd to it. `work` is a directory for intermediate files.
 pub fn write_linux_cd(grub: &Grub, linux: &Kernel, tree: &Path, work: &Path, iso: &Path) -> Result<()> {
     fs::create_dir_all(tree.join("boot/grub")).with_context(|| format!("cannot create {}", tree.display()))?;
     copy(&linux.image, &tree.join(KERNEL))?;

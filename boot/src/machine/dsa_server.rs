@@ -98,7 +98,7 @@ impl DsaServer {
         format!("the DSA server ended with {status}: {words}")
     }
 
-    /// QEMU has ended: lets the server write its report. Returns what is wrong with its end, if something is.
+    /// Lets the server write its report, once QEMU has ended. Returns a complaint if the server did not end as it should.
     pub(super) fn finish(mut self) -> Option<String> {
         // A socket that QEMU has not come to is given up.
         drop(self.child.stdin.take());
