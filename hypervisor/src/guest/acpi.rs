@@ -43,8 +43,10 @@ pub struct Platform {
 const LOCAL_X2APIC: [u8; 2] = [9, 16];
 const ENABLED: u32 = 1;
 
-/// IA-PC boot flags: no VGA, no ASPM control, no CMOS clock; neither legacy devices nor an 8042.
-const BOOT_ARCH: u16 = 1 << 2 | 1 << 4 | 1 << 5;
+/// IA-PC boot flags: no VGA, no ASPM control; neither legacy devices nor an 8042. The CMOS clock is there.
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 4;
+/// The byte of the clock's memory with the year's first two digits.
+const CENTURY: u8 = 0x32;
 /// The reset register: bits 2 and 1 of port 0xCF9.
 const RESET_PORT: u64 = 0xcf9;
 const RESET_VALUE: u8 = 6;
@@ -100,6 +102,7 @@ fn fadt(dsdt: Gpa) -> Vec<u8> {
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.century = CENTURY;
     fadt.reset_reg = GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     bytes(&fadt.finalize())

@@ -2,17 +2,21 @@
 //!
 //! | port | what |
 //! |---|---|
+//! | 0x70, 0x71 | the clock with its battery, and its memory |
 //! | 0x3F8 to 0x3FF | the serial port |
 //! | 0xCF8 to 0xCFF | PCI configuration mechanism 1 |
 //! | 0xF4 | ends the guest; the byte is its exit code |
 //! | 0x64 (0xFE), 0xCF9 (bit 2) | reset |
 //! | all others | nothing is there: reads are all ones, writes are ignored, as on an empty bus |
 //!
-//! PIT, PIC, RTC and the POST port are among the others. String instructions (INS, OUTS) are the caller's to refuse.
+//! PIT, PIC and the POST port are among the others. String instructions (INS, OUTS) are the caller's to refuse.
+
+use core::time::Duration;
 
 use super::{
     all_ones,
     pci::{self, VirtualBus},
+    rtc::{self, Rtc},
     uart::{self, Uart},
 };
 use crate::addr::Bdf;
@@ -46,6 +50,10 @@ pub struct Ports<'a> {
     pub uart: &'a mut Uart,
     /// The PCI bus.
     pub bus: &'a mut VirtualBus,
+    /// The clock.
+    pub rtc: &'a mut Rtc,
+    /// What time it is, since the beginning of 1970.
+    pub now: &'a dyn Fn() -> Duration,
 }
 
 impl Ports<'_> {
@@ -53,6 +61,7 @@ impl Ports<'_> {
     pub fn read(&mut self, port: u16, width: u8) -> u32 {
         match port {
             uart::BASE..=uart::LAST => self.read_uart(port, width),
+            rtc::INDEX..=rtc::DATA => self.read_rtc(port, width),
             RESET_CONTROL if width == 1 => 0,
             PCI_FIRST..=PCI_LAST => self.bus.io_read(port - PCI_FIRST, width),
             _ => all_ones(width),
@@ -63,6 +72,7 @@ impl Ports<'_> {
     pub fn write(&mut self, port: u16, width: u8, value: u32, sink: &mut dyn FnMut(&str)) -> Effect {
         match port {
             uart::BASE..=uart::LAST => self.write_uart(port, width, value, sink),
+            rtc::INDEX..=rtc::DATA => self.write_rtc(port, width, value),
             EXIT => return Effect::Exit(value as u8),
             KEYBOARD_COMMAND if value as u8 == KEYBOARD_RESET => return Effect::Reset,
             RESET_CONTROL if width == 1 => {
@@ -86,6 +96,23 @@ impl Ports<'_> {
         })
     }
 
+    /// As for the serial port; nothing is behind the data.
+    fn read_rtc(&mut self, port: u16, width: u8) -> u32 {
+        let now = (self.now)();
+        (0..width.min(4)).fold(0, |value, at| {
+            let port = port + at as u16;
+            let byte = if port <= rtc::DATA { self.rtc.read(port, now) } else { 0xff };
+            value | (byte as u32) << (at * 8)
+        })
+    }
+
+    fn write_rtc(&mut self, port: u16, width: u8, value: u32) {
+        let now = (self.now)();
+        for (port, byte) in (port..=rtc::DATA).zip(value.to_le_bytes().into_iter().take(width as usize)) {
+            self.rtc.write(port, byte, now);
+        }
+    }
+
     fn write_uart(&mut self, port: u16, width: u8, value: u32, sink: &mut dyn FnMut(&str)) {
         let first = port - uart::BASE;
         for (at, byte) in value.to_le_bytes().into_iter().take(width as usize).enumerate() {
@@ -100,7 +127,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn with<T>(test: impl FnOnce(&mut Ports<'_>) -> T) -> T {
-        test(&mut Ports { uart: &mut Uart::new(), bus: &mut VirtualBus::new() })
+        test(&mut Ports {
+            uart: &mut Uart::new(),
+            bus: &mut VirtualBus::new(),
+            rtc: &mut Rtc::new(),
+            now: &|| Duration::from_secs(1_700_000_000),
+        })
     }
 
     fn write(ports: &mut Ports<'_>, port: u16, width: u8, value: u32) -> Effect {
@@ -117,6 +149,8 @@ mod tests {
             let command = pci::Effect::Command { memory: true, bus_master: false };
             assert_eq!(write(ports, 0xcfc, 2, 2), Effect::Pci(Bdf::new(0, 0, 0), command));
             assert_eq!(write(ports, EXIT, 1, 0x107), Effect::Exit(7));
+            assert_eq!(write(ports, 0x70, 1, 9), Effect::None);
+            assert_eq!(ports.read(0x71, 1), 0x23);
         });
     }
 
@@ -133,7 +167,7 @@ mod tests {
     #[test]
     fn an_empty_port_reads_as_ones() {
         with(|ports| {
-            for port in [0x20, 0x21, 0x40, 0x61, 0x70, 0x71, 0x80, 0x2f8, 0xb008, 0xffff] {
+            for port in [0x20, 0x21, 0x40, 0x61, 0x72, 0x80, 0x2f8, 0xb008, 0xffff] {
                 assert_eq!((ports.read(port, 1), ports.read(port, 2), ports.read(port, 4)), (0xff, 0xffff, u32::MAX));
                 assert_eq!(write(ports, port, 1, 0), Effect::None);
             }
@@ -151,6 +185,16 @@ mod tests {
         assert_eq!(out, ["a"]);
     }
 
+    #[test]
+    fn a_wide_access_to_the_clock_is_one_for_each_byte() {
+        with(|ports| {
+            write(ports, 0x70, 2, 0x5540);
+            assert_eq!(ports.read(0x70, 4), 0xffff_55ff);
+            write(ports, 0x71, 4, 0x0101_0166);
+            assert_eq!(ports.read(0x71, 2), 0xff66);
+        });
+    }
+
     proptest! {
         #[test]
         fn no_access_panics(port: u16, width: u8, value: u32) {
@@ -158,6 +202,8 @@ mod tests {
                 write(ports, port, width, value);
                 write(ports, 0xcf8 | port & 7, width, value);
                 write(ports, 0x3f8 | port & 7, width, value);
+                write(ports, 0x70 | port & 1, width, value);
+                ports.read(0x70 | port & 1, width);
                 ports.read(port, width);
                 ports.read(0x3f8 | port & 7, width);
             });
