@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 0x70, 0x71 | the clock with its battery, and its memory |
 //! | 0x3F8 to 0x3FF | the serial port |
+//! | 0x600, 0x601 | ACPI's sleep control and status: powering off ends the guest with exit code 0 |
 //! | 0xCF8 to 0xCFF | PCI configuration mechanism 1 |
 //! | 0xF4 | ends the guest; the byte is its exit code |
 //! | 0x64 (0xFE), 0xCF9 (bit 2) | reset |
@@ -26,8 +27,16 @@ pub const EXIT: u16 = 0xf4;
 
 const KEYBOARD_COMMAND: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
-const RESET_CONTROL: u16 = 0xcf9;
+/// The reset control register; the FADT names it.
+pub const RESET_CONTROL: u16 = 0xcf9;
 const RESET_CPU: u8 = 1 << 2;
+/// The sleep control register (ACPI 6.5, 4.8.3.7); the FADT names it.
+pub const SLEEP_CONTROL: u16 = 0x600;
+/// The sleep status register: nothing has ever woken the guest.
+pub const SLEEP_STATUS: u16 = 0x601;
+/// SLP_TYP of the state S5: what the object `\_S5` says.
+pub const SLEEP_TYPE_S5: u8 = 5;
+const SLEEP_ENABLE: u8 = 1 << 5;
 const PCI_FIRST: u16 = 0xcf8;
 const PCI_LAST: u16 = 0xcff;
 
@@ -62,7 +71,7 @@ impl Ports<'_> {
         match port {
             uart::BASE..=uart::LAST => self.read_uart(port, width),
             rtc::INDEX..=rtc::DATA => self.read_rtc(port, width),
-            RESET_CONTROL if width == 1 => 0,
+            RESET_CONTROL | SLEEP_CONTROL | SLEEP_STATUS if width == 1 => 0,
             PCI_FIRST..=PCI_LAST => self.bus.io_read(port - PCI_FIRST, width),
             _ => all_ones(width),
         }
@@ -75,6 +84,7 @@ impl Ports<'_> {
             rtc::INDEX..=rtc::DATA => self.write_rtc(port, width, value),
             EXIT => return Effect::Exit(value as u8),
             KEYBOARD_COMMAND if value as u8 == KEYBOARD_RESET => return Effect::Reset,
+            SLEEP_CONTROL if width == 1 => return sleep(value as u8),
             RESET_CONTROL if width == 1 => {
                 return if value as u8 & RESET_CPU != 0 { Effect::Reset } else { Effect::None };
             }
@@ -121,6 +131,11 @@ impl Ports<'_> {
     }
 }
 
+/// The guest goes to sleep: S5 is the only state that it has.
+const fn sleep(value: u8) -> Effect {
+    if value & SLEEP_ENABLE != 0 && value >> 2 & 7 == SLEEP_TYPE_S5 { Effect::Exit(0) } else { Effect::None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +176,20 @@ mod tests {
             assert_eq!(write(ports, 0x64, 1, 0xd1), Effect::None);
             assert_eq!(write(ports, 0xcf9, 1, 6), Effect::Reset);
             assert_eq!(write(ports, 0xcf9, 1, 2), Effect::None);
+        });
+    }
+
+    #[test]
+    fn powering_off_ends_the_guest_and_no_other_sleep_does() {
+        with(|ports| {
+            assert_eq!(write(ports, SLEEP_STATUS, 1, 0x80), Effect::None);
+            assert_eq!(ports.read(SLEEP_STATUS, 1), 0, "never woken");
+            for value in 0..=0xff {
+                let off = value & 0x3c == 0x34;
+                let expected = if off { Effect::Exit(0) } else { Effect::None };
+                assert_eq!(write(ports, SLEEP_CONTROL, 1, value), expected, "{value:#x}");
+            }
+            assert_eq!(write(ports, SLEEP_CONTROL, 2, 0x34), Effect::None, "the register is a byte");
         });
     }
 
