@@ -111,6 +111,7 @@ pub fn build(ram: &mut dyn GuestRam, files: Files<'_>, platform: Platform) -> Re
     }
     write_entry_tables(ram)?;
     ram.write(map::ACPI, &acpi::tables(platform))?;
+    ram.write(map::RESET_VECTOR, &entry::RESET_CODE)?;
     // The zero at its end is there already.
     ram.write(map::CMDLINE, cmdline.as_bytes())?;
     ram.write(map::BOOT_PARAMS, &boot_params::boot_params(size, &layout, map::ACPI))?;
@@ -198,6 +199,7 @@ pub(super) mod tests {
         assert_eq!(&ram[cmdline..cmdline + 6], b"hello\0");
         let rsdp = u64::from_le_bytes(params[0x70..0x78].try_into().unwrap()) as usize;
         assert_eq!(&ram[rsdp..rsdp + 8], b"RSD PTR ");
+        assert_eq!(ram[0xf_fff0..0xf_fff6], [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee], "F000:FFF0 resets");
         assert_eq!(ram[entry.cr3 as usize] & 1, 1);
         assert_eq!(ram[entry.gdt.as_u64() as usize + usize::from(entry.code_selector) + 5], 0x9b);
         assert!(ram[0xa000..entry.rsp as usize].iter().all(|byte| *byte == 0), "the stack is free");
@@ -227,6 +229,12 @@ pub(super) mod tests {
         let mut ram = vec![0; TOP as usize];
         let long = "x".repeat(map::CMDLINE_SIZE - 1);
         assert!(build(&mut ram, files(&image(), &long), platform(acpi::VCPUS_MAX)).is_ok());
-        assert_eq!(ram[0x10_0000], 0xf4, "the tables end before the image");
+        assert_eq!(
+            (ram[0xf_fff0], ram[0x10_0000]),
+            (0xba, 0xf4),
+            "the tables end before the reset's code and the image"
+        );
+        let tables = acpi::tables(Platform { vcpus: acpi::VCPUS_MAX, ims_forbidden: true });
+        assert!(map::ACPI.as_u64() + tables.len() as u64 <= map::ACPI_END.as_u64());
     }
 }

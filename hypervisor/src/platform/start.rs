@@ -96,7 +96,7 @@ impl Maker {
         for (number, seat) in (0..).zip(&seats) {
             self.service.ports().seat(id, number, seat);
         }
-        let board = Board::new(bus, options);
+        let board = Board::new(bus, options, self.machine.wall_clock());
         let vm = Arc::new(Vm::new(id, options, holdings, windows, board, seats));
         let start = start(&entry);
         Ok(parts.into_iter().map(|parts| Seed::new(Arc::clone(&vm), parts, start)).collect())
