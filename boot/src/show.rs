@@ -81,7 +81,7 @@ impl Show {
             "guest-end" => Some(guest_end(pairs)),
             "fault" => self.fault(pairs),
             // Shown in the report.
-            "exits" | "interrupts" | "remap" | "done" => None,
+            "exits" | "interrupts" | "mark" | "remap" | "done" => None,
             name => Some(format!("{} {}", harmless(name), harmless(&pairs.to_string()))),
         }
     }

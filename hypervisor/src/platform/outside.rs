@@ -113,7 +113,7 @@ impl Platform for Reach<'_> {
             self.configure(function, effect);
         }
         if written.mark {
-            self.vm.report_exits();
+            self.vm.report_mark();
         }
         written.outcome
     }
