@@ -322,12 +322,14 @@ fn guest_rows(guest: &Guest, unit: &str) -> Vec<Row> {
 fn of_linux(result: &Pairs) -> Option<String> {
     let closing = result.number("closing")?;
     let handled = result.number("handled")?;
-    let mut text = format!(
-        "{} interrupts in /proc/interrupts, and {} when its driver lets the device go",
-        grouped(handled),
-        grouped(closing)
-    );
     let some = |key: &str| result.number(key).filter(|count| *count != 0).map(grouped);
+    let mut text = format!("{} interrupts of the device in /proc/interrupts", grouped(handled));
+    if let Some(emulated) = some("emulated") {
+        text.push_str(&format!(", and {emulated} that the hypervisor signals"));
+    }
+    if closing != 0 {
+        text.push_str(&format!(", and {} when its driver lets the device go", grouped(closing)));
+    }
     if let Some(moved) = some("moved") {
         text.push_str(&format!("; their processor was changed {moved} times"));
     }
@@ -415,12 +417,18 @@ mod tests {
         let start = "@ims guest-start guest=0 name=linux memory_mib=512\n[linux] @result descriptors=9 ";
         let quiet = text(&format!("{start}bytes=9 verified=9 handled=1012 closing=1 moved=0 replugged=0\n"));
         assert!(
-            quiet.contains("of Linux: 1,012 interrupts in /proc/interrupts, and 1 when its driver lets"),
+            quiet.contains("of Linux: 1,012 interrupts of the device in /proc/interrupts, and 1 when its driver lets"),
             "{quiet}"
         );
         assert!(!quiet.contains("changed") && !quiet.contains("CPU 1"), "{quiet}");
         assert!(quiet.contains("1,013 handled"), "{quiet}");
-        let disturbed = text(&format!("{start}bytes=9 verified=9 handled=12 closing=1 moved=40 replugged=1\n"));
+        let disturbed =
+            text(&format!("{start}bytes=9 verified=9 handled=12 emulated=3 closing=0 moved=40 replugged=1\n"));
+        assert!(
+            disturbed
+                .contains("12 interrupts of the device in /proc/interrupts, and 3 that the hypervisor signals; their"),
+            "{disturbed}"
+        );
         assert!(disturbed.contains("changed 40 times; CPU 1 was off and on again"), "{disturbed}");
     }
 
