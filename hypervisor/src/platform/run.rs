@@ -30,6 +30,9 @@ const LEAST_TURN: u64 = 100_000;
 /// Ticks that one which wakes may be ahead of the others: it gets its turn soon, and cannot save up more than this.
 const HEAD_START: u64 = SLICE / 2;
 
+/// Ticks between two looks at a function that its guest has reset.
+const RESET_LOOKS: u64 = 2_000_000;
+
 /// What the processor has, and who runs on it.
 pub struct Runner {
     host: Host,
@@ -90,6 +93,7 @@ impl Runner {
             }
             self.service.ports().faults().poll(self.service);
             self.service.ports().parents().poll(self.service);
+            self.cpus.iter().for_each(|cpu| cpu.vm.holdings.look_at_resets());
             console::pump();
         }
         good
@@ -229,7 +233,9 @@ impl Runner {
         let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
         let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
         let looks = self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due());
-        timers.chain(looks).chain(self.service.ports().parents().due(now)).min()
+        let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.holdings.is_resetting());
+        let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
+        timers.chain(looks).chain(resets).chain(self.service.ports().parents().due(now)).min()
     }
 
     /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.
