@@ -8,10 +8,6 @@ use guests::pci::{self, ConfigSpace, Function};
 use crate::table::Table;
 use crate::{FIRST, Work, fires};
 
-const CAPABILITY_EXPRESS: u8 = 0x10;
-const DEVICE_CONTROL: u16 = 8;
-const INITIATE: u32 = 1 << 15;
-const COMMAND: u16 = 4;
 const BAR0: u16 = 0x10;
 const BARS: usize = 6;
 
@@ -32,18 +28,15 @@ pub enum Driver {
 /// Resets the function and works again. What went wrong.
 pub fn try_out<W: Work>(function: Function, driver: Driver) -> Result<u32, &'static str> {
     let config = config::Ports;
-    let express = pci::capability(&config, function, CAPABILITY_EXPRESS).ok_or("no PCI Express capability")?;
-    let control = config.read(function, express + DEVICE_CONTROL) & 0xffff;
+    let (at, control) = pci::device_control(&config, function).ok_or("no function level reset")?;
     let bars: [u32; BARS] = core::array::from_fn(|n| config.read(function, BAR0 + 4 * n as u16));
-    config.write(function, express + DEVICE_CONTROL, control | INITIATE);
+    pci::initiate_reset(&config, function);
     if driver == Driver::Patient {
         wait();
     }
-    let msix = pci::capability(&config, function, pci::CAPABILITY_MSIX).ok_or("no MSI-X")?;
-    let is_off = config.read(function, COMMAND) & 7 == 0 && config.read(function, msix) & pci::MSIX_ENABLE == 0;
-    let is_clear = config.read(function, express + DEVICE_CONTROL) & INITIATE == 0;
+    let is_reset = pci::is_as_after_reset(&config, function);
     (0..).zip(bars).for_each(|(n, bar)| config.write(function, BAR0 + 4 * n, bar));
-    config.write(function, express + DEVICE_CONTROL, control);
+    config.write(function, at, control);
     let mut table = Table::enable(function)?;
     let place = FIRST + VECTOR as u8;
     table.program(VECTOR, place);
@@ -52,7 +45,7 @@ pub fn try_out<W: Work>(function: Function, driver: Driver) -> Result<u32, &'sta
     }
     let mut work = W::start(function)?;
     let works = fires(&mut work, VECTOR, place)?;
-    Ok([is_off, is_clear, works].into_iter().map(|right| u32::from(!right)).sum())
+    Ok(u32::from(!is_reset) + u32::from(!works))
 }
 
 /// Sleeps where the local APIC can wake by the TSC: QEMU's without KVM cannot.
