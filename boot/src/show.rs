@@ -249,6 +249,7 @@ fn rows(summary: &Summary) -> Vec<Row> {
         rows.push(("interrupts", texts.join(" → ")));
         let (interrupts, mut others) = (summary.interrupts(), Vec::new());
         others.extend(Some(interrupts.aside.words()).filter(|words| !words.is_empty()));
+        others.extend(interrupts.met_words());
         if interrupts.unseen() != 0 {
             others.push(format!("{} merged in the machine's local APIC, or lost", grouped(interrupts.unseen())));
         }

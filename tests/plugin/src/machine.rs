@@ -237,10 +237,12 @@ impl Machine {
         self.dsas.get(n).map_or(u64::MAX, |dsa| dsa.bar0_read(offset, len))
     }
 
-    pub(crate) fn bar0_write(&mut self, n: usize, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
-        if let Some((dsa, mut path)) = self.dsa(n, host) {
+    /// A write of a register. Says whether there is work for the device now.
+    pub(crate) fn bar0_write(&mut self, n: usize, offset: u64, len: usize, value: u64, host: &mut dyn Host) -> bool {
+        self.dsa(n, host).is_some_and(|(dsa, mut path)| {
             dsa.bar0_write(offset, len, value, &mut path);
-        }
+            dsa.waiting()
+        })
     }
 
     /// A store to a portal. Says whether there is work for the engines now.

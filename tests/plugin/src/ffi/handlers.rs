@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The widest access that Bochs passes on: MOVDIR64B and AVX-512 stores.
 const WIDEST: u32 = 64;
-/// How long an engine takes to begin with a descriptor.
+/// How long an engine takes to begin with a descriptor, and the device to carry out a command.
 const ENGINE_MICROSECONDS: u32 = 1;
 const BIOS_POLL_MICROSECONDS: u32 = 1000;
 
@@ -131,7 +131,13 @@ handlers! {
     bar0_write, write: |address, object, plugin, bytes| {
         let dsa = super::device::number(object);
         let offset = address % u64::from(BAR0_SIZE);
-        plugin.with(|machine, host| pour(bytes, offset, |at, len, value| machine.bar0_write(dsa, at, len, value, host)));
+        let mut work = false;
+        plugin.with(|machine, host| {
+            pour(bytes, offset, |at, len, value| work = machine.bar0_write(dsa, at, len, value, host));
+        });
+        if work {
+            start_engines(plugin);
+        }
     };
     /// A read of a portal: they are write-only.
     portal_read, read: |_address, _object, _plugin, _bytes| ();

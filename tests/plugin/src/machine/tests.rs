@@ -43,7 +43,8 @@ fn ready(options: &str) -> (Machine, Fake) {
         machine.bar0_write(0, offset, 8, value, &mut host);
     }
     for command in [1 << 20, 6 << 20] {
-        machine.bar0_write(0, 0xa0, 4, command, &mut host);
+        assert!(machine.bar0_write(0, 0xa0, 4, command, &mut host));
+        assert!(!machine.work(&mut host));
         assert_eq!(machine.bar0_read(0, 0xa8, 4), 0);
     }
     (machine, host)
