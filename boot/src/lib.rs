@@ -25,6 +25,7 @@ pub mod guest;
 pub mod image;
 pub mod json;
 pub mod machine;
+pub mod native;
 pub mod paths;
 pub mod prefix;
 pub mod progress;

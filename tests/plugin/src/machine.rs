@@ -335,7 +335,7 @@ fn unit_of(units: &mut [Unit], source: u16) -> Option<&mut Unit> {
 /// The sums of all units.
 fn unit_report(units: &[Unit], text: &mut String) {
     type Counter = fn(&vtd_model::Stats) -> u64;
-    let counters: [(&str, Counter); 12] = [
+    let counters: [(&str, Counter); 13] = [
         ("remapped", |stats| stats.remapped),
         ("posted", |stats| stats.posted),
         ("posted_merged", |stats| stats.posted_merged),
@@ -346,6 +346,7 @@ fn unit_report(units: &[Unit], text: &mut String) {
         ("dma_faults", |stats| stats.dma_faults),
         ("iec_flushes", |stats| stats.iec_flushes),
         ("waits", |stats| stats.waits),
+        ("scalable_roots", |stats| stats.scalable_roots),
         ("cache_hits", |stats| stats.cache_hits),
         ("violations", |stats| stats.violations),
     ];

@@ -81,6 +81,7 @@ impl Unit {
             return Err("RTADDR: the table lies within the host address width");
         }
         self.regs.root = value;
+        self.stats.scalable_roots += u64::from(mode == TTM_SCALABLE);
         if self.config.flush_on_srtp {
             self.caches.flush_contexts(ContextScope::Global);
             self.caches.flush_pasids(PasidScope::Global);

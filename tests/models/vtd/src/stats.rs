@@ -17,6 +17,8 @@ pub struct Stats {
     pub blocked: u64,
     /// Interrupt-remapping faults (recorded or not).
     pub interrupt_faults: u64,
+    /// Root tables of scalable mode that were set.
+    pub scalable_roots: u64,
     /// DMA pieces translated (or passed, with translation off).
     pub dma_translated: u64,
     /// DMA pieces refused.

@@ -1,0 +1,140 @@
+//! Linux on the emulated machine itself, without the hypervisor: its own drivers for VT-d, the I/O APIC and the DSA judge the models.
+
+use std::io::Cursor;
+
+use anyhow::{Context, Result};
+use cpio::NewcBuilder;
+
+use super::bochs::{self, IPS};
+use super::run::{Console, Manner, Meaning, Run};
+use super::{Config, IMAGE, Kind, SERIAL};
+use crate::event::Line;
+use crate::image::{self, Kernel};
+use crate::paths::Paths;
+use crate::prefix::Tools;
+
+/// The processor: the first of Bochs' models with MOVDIR64B, without which idxd submits nothing.
+const CPU_MODEL: &str = "sapphire_rapids";
+/// What runs first; it ends with the initrd's own first process.
+const FIRST: &str = "native";
+const FIRST_SCRIPT: &str = include_str!("../../../tests/linux/native");
+const PROGRAM: u32 = 0o100_755;
+
+/// The name under which Linux' results appear.
+pub const NAME: &str = "linux";
+/// What the kernel says when it gives up. The machine stays on then.
+const PANIC: &str = "Kernel panic - not syncing: ";
+
+/// Linux' command line: the console with warnings; remapping; what a Linux in an emulator need neither mitigate nor calibrate nor test;
+/// and, cleared, features that the model's CPUID has and Bochs carries out wrong.
+const OPTIONS: [&str; 13] = [
+    "console=ttyS0,115200",
+    "loglevel=5",
+    "rdinit=/native",
+    "intel_iommu=on",
+    "mitigations=off",
+    "no_timer_check",
+    "tsc=reliable",
+    "vt.global_cursor_default=0",
+    "cryptomgr.notests",
+    "no5lvl",
+    "ibt=off",
+    "clearcpuid=fsrm,amx_tile,amx_int8,amx_bf16,user_shstk,shstk",
+    "initcall_blacklist=jent_mod_init,load_system_certificate_list,init_kprobe_trace,trace_eval_init",
+];
+
+/// The whole command line. A later word is heeded instead of an earlier one, so what is appended counts.
+fn options(append: &[String]) -> Vec<String> {
+    let clock = format!("tsc_early_khz={}", IPS / 1000);
+    OPTIONS.map(str::to_owned).into_iter().chain([clock]).chain(append.iter().cloned()).collect()
+}
+
+/// An archive with the first script, to follow an initrd: Linux unpacks one after another.
+fn with_first_script(mut initrd: Vec<u8>) -> Result<Vec<u8>> {
+    let script = (NewcBuilder::new(FIRST).mode(PROGRAM), Cursor::new(FIRST_SCRIPT.as_bytes()));
+    // An archive begins at a multiple of 4; zeros before it are passed over.
+    initrd.resize(initrd.len().next_multiple_of(4), 0);
+    initrd.extend(cpio::write_cpio([script].into_iter(), Vec::new()).context("cannot make the initrd")?);
+    Ok(initrd)
+}
+
+/// Boots a Linux on Bochs with our plugin. `kernel` has an initrd whose `/init` reports in a line `@result …`; its options are those
+/// that come behind our own.
+pub fn start(paths: &Paths, tools: &Tools, config: &Config, kernel: &Kernel) -> Result<Run> {
+    let directory = paths.new_run()?;
+    let grub = tools.grub.as_ref().context("no GRUB was looked for")?;
+    let kernel = Kernel {
+        image: kernel.image.clone(),
+        initrd: with_first_script(kernel.initrd.clone())?,
+        options: options(&kernel.options),
+    };
+    let tree = directory.join("cd");
+    image::write_linux_cd(grub, &kernel, &tree, &directory, &directory.join(IMAGE))?;
+    std::fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
+    Ok(bochs::start_with(&[SERIAL], MANNER, tools, &around(config), directory)?.counting(Kind::Bochs.unit()))
+}
+
+fn around(config: &Config) -> Config {
+    // Linux reads registers that Bochs lacks; a line each makes a large log.
+    let extra = [config.extra.clone(), vec!["error: action=ignore".to_owned()]].concat();
+    Config { cpu_model: CPU_MODEL.into(), extra, ..config.clone() }
+}
+
+const MANNER: Manner = Manner {
+    consoles: &[Console { file: SERIAL, parse: of_linux }],
+    meaning,
+    ..Manner::alone(bochs::inquest)
+};
+
+/// A line on Linux' console.
+fn of_linux(line: &str) -> Line {
+    if line.starts_with("@result") { Line::parse(&format!("[{NAME}] {line}")) } else { Line::Text(line.to_owned()) }
+}
+
+fn meaning(line: &Line) -> Meaning {
+    match line {
+        Line::Text(text) => match text.split_once(PANIC) {
+            Some((_, why)) => Meaning::Dead(format!("Linux panicked: {why}")),
+            None => Meaning::Nothing,
+        },
+        _ => Meaning::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_appended_comes_last() {
+        let options = options(&["intel_iommu=on,sm_on".to_owned()]);
+        assert_eq!(options.last().map(String::as_str), Some("intel_iommu=on,sm_on"));
+        for word in ["intel_iommu=on", "rdinit=/native", "tsc_early_khz=200000"] {
+            assert!(options.iter().any(|other| other == word), "{word}");
+        }
+    }
+
+    #[test]
+    fn the_first_script_follows_the_initrd() {
+        let both = with_first_script(b"070707".to_vec()).unwrap();
+        assert_eq!(both[..8], *b"070707\0\0");
+        let reader = cpio::NewcReader::new(&both[8..]).unwrap();
+        assert_eq!((reader.entry().name(), reader.entry().mode()), (FIRST, PROGRAM));
+        assert!(FIRST_SCRIPT.contains("exec /init"));
+    }
+
+    #[test]
+    fn the_first_process_reports_and_a_panic_ends_the_run() {
+        let Line::Result { guest, pairs } = of_linux("@result handled=3") else { panic!("no result") };
+        assert_eq!((guest.as_str(), pairs.number("handled")), (NAME, Some(3)));
+        let panic = of_linux("[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs");
+        assert_eq!(meaning(&panic), Meaning::Dead("Linux panicked: VFS: Unable to mount root fs".into()));
+        assert_eq!(meaning(&of_linux("init: up")), Meaning::Nothing);
+    }
+
+    #[test]
+    fn the_processor_can_store_64_bytes() {
+        let around = around(&Config { extra: vec!["a".into()], ..Config::default() });
+        assert_eq!((around.cpu_model.as_str(), around.extra.len()), (CPU_MODEL, 2));
+    }
+}
