@@ -4,11 +4,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 
 use crate::guest::{self, GuestArg};
 use crate::machine::{Config, Kind};
+use crate::words;
 
 /// The guest that runs, in two ways, when none is named.
 const DEMO: &str = "demo";
@@ -19,6 +20,8 @@ Examples:
   cargo boot -- --machine bochs --verbose      on the emulator, with everything on the console
   cargo boot -- --machine nested               in QEMU on the KVM of a Linux in the emulator: minutes
   cargo boot -- --guest 'demo mem=128M device=dsa cmdline=\"slots=64\"'
+  cargo boot -- --native linux --append intel_iommu=on,sm_off
+                                               Debian's Linux on the emulated machine, without imsvisor
   cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on COM1
 
 Guests:
@@ -41,6 +44,13 @@ Exit codes:
   0  the run was right        1  the run was not right
   2  a wrong option           3  it could not be run or reported; the message says why";
 
+/// What can run on the machine without the hypervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum System {
+    /// Debian's Linux, as it is packaged.
+    Linux,
+}
+
 /// Builds imsvisor and its guests, boots them on a machine, shows what happens, and reports.
 ///
 /// The first run fetches what is missing: the Rust target, and (without root, into cargo's target directory) an emulator
@@ -60,6 +70,14 @@ pub struct Options {
     /// (name=a, mem=64M, cpus=2, device=dsa, cmdline="…"); may be given several times
     #[arg(long = "guest", value_name = "GUEST OPTION=VALUE …")]
     pub guests: Vec<String>,
+
+    /// Boot this on the emulated machine itself, without imsvisor: its own drivers for the remapping unit and the DSA judge the machine
+    #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests"])]
+    pub native: Option<System>,
+
+    /// Words for Linux' command line, behind those that it has; the first process takes some as well (tests/linux/init)
+    #[arg(long, value_name = "TEXT", requires = "native")]
+    pub append: Option<String>,
 
     /// The machine's memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(64..=2048))]
@@ -122,13 +140,29 @@ impl Options {
         if let Some(file) = &self.image {
             return format!("image {}", file.display());
         }
+        if self.native.is_some() {
+            return format!("Linux on the machine itself: {} MiB, {} processors", self.memory, self.cpus);
+        }
         let kind = self.machine.unwrap_or_default().to_possible_value();
         let name = kind.as_ref().map_or("", |kind| kind.get_name());
         format!("machine {name}: {} MiB, {} processors", self.memory, self.cpus)
     }
 
-    /// The guests that were asked for; if none was, two demos.
+    /// The words for Linux' command line.
+    pub fn appended(&self) -> Result<Vec<String>> {
+        let text = self.append.as_deref().unwrap_or_default();
+        let words = words::split(text).with_context(|| format!("--append '{text}'"))?;
+        if text.contains(char::is_control) {
+            bail!("--append '{}': a control character", words::harmless(text));
+        }
+        Ok(words)
+    }
+
+    /// The guests that were asked for; if none was, two demos. Without the hypervisor there are none.
     pub fn guests(&self) -> Result<Vec<GuestArg>> {
+        if self.native.is_some() {
+            return Ok(Vec::new());
+        }
         if self.guests.is_empty() {
             return demos(self.machine.unwrap_or_default().posts());
         }
@@ -213,6 +247,21 @@ mod tests {
         assert_eq!(names, ["demo", "demo-2 mem=1G"]);
         let error = format!("{:#}", guests(&["demo", "hello mem=1"]).unwrap_err());
         assert!(error.starts_with("--guest 'hello mem=1': mem=1: a number"), "{error}");
+    }
+
+    #[test]
+    fn a_linux_on_the_machine_itself_has_no_guests_and_its_words_are_split() {
+        let parse = |arguments: &[&str]| Options::try_parse_from(["cargo boot"].iter().chain(arguments).copied());
+        let options = parse(&["--native", "linux", "--append", "intel_iommu=on,sm_on copies=8"]).unwrap();
+        assert_eq!(options.appended().unwrap(), ["intel_iommu=on,sm_on", "copies=8"]);
+        assert_eq!((options.guests().unwrap().len(), options.described().starts_with("Linux on")), (0, true));
+        for wrong in ["a 'b", "a\nb"] {
+            assert!(parse(&["--native", "linux", "--append", wrong]).unwrap().appended().is_err(), "{wrong}");
+        }
+        assert!(parse(&["--append", "x"]).is_err(), "for nobody");
+        for other in [["--guest", "demo"], ["--machine", "kvm"], ["--image", "x.iso"]] {
+            assert!(parse(&[&["--native", "linux"], &other[..]].concat()).is_err(), "{other:?}");
+        }
     }
 
     #[test]

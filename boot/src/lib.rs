@@ -24,6 +24,7 @@ pub mod event;
 pub mod guest;
 pub mod image;
 pub mod json;
+pub mod linux;
 pub mod machine;
 pub mod native;
 pub mod paths;

@@ -1,6 +1,8 @@
 //! Linux on the emulated machine itself, without the hypervisor: its own drivers for VT-d, the I/O APIC and the DSA judge the models.
 
+use std::fs;
 use std::io::Cursor;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use cpio::NewcBuilder;
@@ -58,19 +60,24 @@ fn with_first_script(mut initrd: Vec<u8>) -> Result<Vec<u8>> {
     Ok(initrd)
 }
 
-/// Boots a Linux on Bochs with our plugin. `kernel` has an initrd whose `/init` reports in a line `@result …`; its options are those
-/// that come behind our own.
-pub fn start(paths: &Paths, tools: &Tools, config: &Config, kernel: &Kernel) -> Result<Run> {
+/// Boots a Linux on Bochs with our plugin. The initrd's `/init` reports in a line `@result …`. `append` comes behind the words that the
+/// command line has.
+pub fn start(
+    paths: &Paths,
+    tools: &Tools,
+    config: &Config,
+    kernel: &Path,
+    initrd: &Path,
+    append: &[String],
+) -> Result<Run> {
     let directory = paths.new_run()?;
     let grub = tools.grub.as_ref().context("no GRUB was looked for")?;
-    let kernel = Kernel {
-        image: kernel.image.clone(),
-        initrd: with_first_script(kernel.initrd.clone())?,
-        options: options(&kernel.options),
-    };
+    let initrd = fs::read(initrd).with_context(|| format!("cannot read {}", initrd.display()))?;
+    let kernel =
+        Kernel { image: kernel.to_owned(), initrd: with_first_script(initrd)?, options: options(append) };
     let tree = directory.join("cd");
     image::write_linux_cd(grub, &kernel, &tree, &directory, &directory.join(IMAGE))?;
-    std::fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
+    fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
     Ok(bochs::start_with(&[SERIAL], MANNER, tools, &around(config), directory)?.counting(Kind::Bochs.unit()))
 }
 
