@@ -4,12 +4,18 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::guest::{self, GuestArg};
-use crate::machine::{Config, Kind};
+use crate::linux::{self, Asked};
+use crate::machine::{Config, Kind, bochs};
 use crate::words;
+
+/// What a Linux guest's machine has beside its guests' memory, in MiB.
+const AROUND_LINUX_MIB: u32 = 256;
+/// How long a Linux may say nothing, of the machine's own processor time: it boots quietly, and slowly in an emulator.
+const QUIET_LINUX: Duration = Duration::from_secs(120);
 
 /// The guest that runs, in two ways, when none is named.
 const DEMO: &str = "demo";
@@ -20,14 +26,18 @@ Examples:
   cargo boot -- --machine bochs --verbose      on the emulator, with everything on the console
   cargo boot -- --machine nested               in QEMU on the KVM of a Linux in the emulator: minutes
   cargo boot -- --guest 'demo mem=128M device=dsa cmdline=\"slots=64\"'
+  cargo boot -- --guest linux                  Debian's Linux, which copies memory by the DSA
+  cargo boot -- --guest 'linux cpus=2 device=vdsa' --append 'threads=2 affinity=yes end=reboot'
   cargo boot -- --native linux --append intel_iommu=on,sm_off
                                                Debian's Linux on the emulated machine, without imsvisor
   cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on COM1
 
 Guests:
   Ours are in tests/guests/src/bin; --list-guests tells what each is.
-  A file is an ELF64 executable at fixed addresses (no PIE). A path that holds a space needs
-  quotes of its own: --guest '\"/my guests/one.elf\" mem=64M'
+  A file is an ELF64 executable at fixed addresses (no PIE), or a kernel of Linux (bzImage). A path
+  that holds a space needs quotes of its own: --guest '\"/my guests/one.elf\" mem=64M'
+  linux is Debian's kernel 6.12 as packaged, with an initrd of ours; without mem= and device= it
+  has mem=512M device=dsa. tests/linux/init says what can be appended to its command line.
   name=… names the guest, by 1 to 16 of a-z, 0-9 and -. Without it one of ours has its own
   name, and a file its file's, with - for what no name can hold; a second guest of one name
   gets -2 behind it. The other options are in ARCHITECTURE.md, \"Guests' modules\"; all are
@@ -37,6 +47,7 @@ Environment:
   IMSVISOR_BOCHS          a Bochs 3.0 to use instead of the system's or the fetched one
   IMSVISOR_QEMU           a QEMU 11.1 or later to use instead of the system's or the fetched one
   IMSVISOR_LINUX          a directory with Debian's cloud kernel 6.12, unpacked, to use instead of the fetched one
+  IMSVISOR_STOCK_LINUX    a directory with the packages of the guest linux, unpacked, to use instead of the fetched ones
   IMSVISOR_DEBIAN_MIRROR  where to fetch Debian packages from, if not where /etc/apt says
   CARGO_TARGET_DIR        everything fetched, built and logged goes to `imsvisor` below it
 
@@ -75,13 +86,26 @@ pub struct Options {
     #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests"])]
     pub native: Option<System>,
 
-    /// Words for Linux' command line, behind those that it has; the first process takes some as well (tests/linux/init)
-    #[arg(long, value_name = "TEXT", requires = "native")]
+    /// Linux, as a guest or natively: this kernel, a bzImage (a guest also an ELF executable), instead of Debian's; without --initrd it has
+    /// none
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// Linux: this initrd
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// Linux: words for the end of its command line; the first process takes some as well (tests/linux/init)
+    #[arg(long, value_name = "TEXT")]
     pub append: Option<String>,
 
-    /// The machine's memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(64..=2048))]
-    pub memory: u32,
+    /// The machine's memory in MiB [default: 512; with a guest linux what the guests have, and 256 more]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=2048))]
+    pub memory: Option<u32>,
+
+    /// Bochs' model of the processor [default: corei7_skylake_x; with Linux sapphire_rapids]
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Option<String>,
 
     /// The machine's processors
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
@@ -93,8 +117,9 @@ pub struct Options {
 
     /// End a run that writes no line for this long: it hangs. Counted in the machine's own processor time, so that a busy host does no
     /// harm; ten times as long on the clock ends it in any case
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
-    pub silence: u64,
+    /// [default: 30; with a guest linux 120]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub silence: Option<u64>,
 
     /// Show everything on the serial console, as the machine writes it
     #[arg(long, short)]
@@ -124,28 +149,64 @@ impl Options {
         Self::parse_from(without_separator(arguments))
     }
 
-    /// The machine's configuration; the plugin is still to come.
-    pub fn config(&self) -> Config {
+    /// The machine's configuration for these guests; the plugin is still to come.
+    pub fn config(&self, guests: &[GuestArg]) -> Config {
+        let standard = Config::default();
+        let linux = self.has_linux(guests);
+        let model = if linux { linux::CPU_MODEL } else { &standard.cpu_model };
+        let silence = if linux { QUIET_LINUX } else { standard.silence };
         Config {
-            memory_mib: self.memory,
+            memory_mib: self.memory_for(guests, standard.memory_mib),
             cpus: self.cpus,
-            silence: Duration::from_secs(self.silence),
+            cpu_model: self.cpu.clone().unwrap_or_else(|| model.to_owned()),
+            silence: self.silence.map_or(silence, Duration::from_secs),
             limit: Duration::from_secs(self.timeout),
-            ..Config::default()
+            ..standard
         }
     }
 
+    /// The machine's memory in MiB, `standard` where neither the command line nor a Linux asks for more.
+    fn memory_for(&self, guests: &[GuestArg], standard: u32) -> u32 {
+        let all: u64 = guests.iter().map(GuestArg::memory).sum();
+        let needed = u32::try_from(all >> 20).unwrap_or(u32::MAX).saturating_add(AROUND_LINUX_MIB);
+        let linux = self.has_linux(guests);
+        self.memory.unwrap_or(if linux { needed.max(standard) } else { standard })
+    }
+
+    /// Whether there is a Linux, as a guest or on the machine itself.
+    fn has_linux(&self, guests: &[GuestArg]) -> bool {
+        self.native.is_some() || guests.iter().any(|guest| guest.linux().is_some())
+    }
+
+    /// Refuses options that do not go together.
+    pub fn check(&self, guests: &[GuestArg]) -> Result<()> {
+        self.asked().check(self.has_linux(guests))?;
+        let Some(model) = &self.cpu else { return Ok(()) };
+        ensure!(
+            self.machine.unwrap_or_default() == Kind::Bochs && self.image.is_none(),
+            "--cpu is for --machine bochs"
+        );
+        bochs::check_model(model).with_context(|| format!("--cpu {model}"))
+    }
+
+    /// What is asked for of a Linux.
+    pub fn asked(&self) -> Asked {
+        Asked { kernel: self.kernel.clone(), initrd: self.initrd.clone(), append: self.append.clone() }
+    }
+
     /// The machine that was asked for, for people.
-    pub fn described(&self) -> String {
+    pub fn described(&self, guests: &[GuestArg]) -> String {
         if let Some(file) = &self.image {
             return format!("image {}", file.display());
         }
         if self.native.is_some() {
-            return format!("Linux on the machine itself: {} MiB, {} processors", self.memory, self.cpus);
+            let config = self.config(guests);
+            return format!("Linux on the machine itself: {} MiB, {} processors", config.memory_mib, config.cpus);
         }
         let kind = self.machine.unwrap_or_default().to_possible_value();
         let name = kind.as_ref().map_or("", |kind| kind.get_name());
-        format!("machine {name}: {} MiB, {} processors", self.memory, self.cpus)
+        let config = self.config(guests);
+        format!("machine {name}: {} MiB, {} processors", config.memory_mib, config.cpus)
     }
 
     /// The words for Linux' command line.
@@ -166,7 +227,8 @@ impl Options {
         if self.guests.is_empty() {
             return demos(self.machine.unwrap_or_default().posts());
         }
-        let read = |text: &String| GuestArg::new(text).with_context(|| format!("--guest '{text}'"));
+        let asked = self.asked();
+        let read = |text: &String| GuestArg::with(text, &asked).with_context(|| format!("--guest '{text}'"));
         let mut guests = self.guests.iter().map(read).collect::<Result<Vec<_>>>()?;
         guest::make_distinct(&mut guests)?;
         Ok(guests)
@@ -211,7 +273,7 @@ mod tests {
     #[test]
     fn what_would_be_booted_is_described() {
         let described =
-            |arguments: &[&str]| Options::parse_from(["cargo boot"].iter().chain(arguments).copied()).described();
+            |arguments: &[&str]| Options::parse_from(["cargo boot"].iter().chain(arguments).copied()).described(&[]);
         assert_eq!(described(&["--cpus", "4"]), "machine bochs: 512 MiB, 4 processors");
         assert_eq!(described(&["--machine", "kvm", "--memory", "64"]), "machine kvm: 64 MiB, 2 processors");
         assert_eq!(described(&["--image", "x.iso"]), "image x.iso");
@@ -249,16 +311,55 @@ mod tests {
         assert!(error.starts_with("--guest 'hello mem=1': mem=1: a number"), "{error}");
     }
 
+    /// What these arguments make of the machine and of its guests.
+    fn all(arguments: &[&str]) -> Result<(Config, Vec<GuestArg>)> {
+        let options = Options::parse_from(["cargo boot"].iter().chain(arguments));
+        let guests = options.guests()?;
+        options.check(&guests)?;
+        Ok((options.config(&guests), guests))
+    }
+
+    #[test]
+    fn a_linux_has_a_machine_that_is_large_enough_and_a_processor_that_its_driver_can_use() {
+        let (config, guests) = all(&["--guest", "linux", "--guest", "linux mem=768M device=vdsa"]).unwrap();
+        assert_eq!((config.memory_mib, config.cpu_model.as_str()), (512 + 768 + 256, "sapphire_rapids"));
+        assert_eq!(guests.iter().map(GuestArg::name).collect::<Vec<_>>(), ["linux", "linux-2"]);
+        let (config, _) =
+            all(&["--guest", "linux", "--memory", "900", "--cpu", "arrow_lake", "--silence", "9"]).unwrap();
+        assert_eq!((config.memory_mib, config.cpu_model.as_str(), config.silence.as_secs()), (900, "arrow_lake", 9));
+        let (config, _) = all(&["--guest", "demo"]).unwrap();
+        assert_eq!(
+            (config.memory_mib, config.cpu_model, config.silence.as_secs()),
+            (512, Config::default().cpu_model, 30)
+        );
+    }
+
+    #[test]
+    fn what_is_for_linux_or_for_bochs_alone_is_refused_elsewhere() {
+        for (arguments, words) in [
+            (&["--append", "x"][..], "--append is for the guest linux"),
+            (&["--kernel", "/k", "--guest", "demo"], "--kernel is for the guest linux"),
+            (&["--guest", "linux", "--kernel", "/no/such"], "cannot read /no/such"),
+            (&["--guest", "linux", "--initrd", "/no/such"], "cannot read /no/such"),
+            (&["--cpu", "i387"], "--cpu i387: Bochs has no such model"),
+            (&["--cpu", "sapphire_rapids", "--machine", "nested"], "--cpu is for --machine bochs"),
+        ] {
+            let error = format!("{:#}", all(arguments).map(drop).expect_err(words));
+            assert!(error.contains(words), "{arguments:?}: {error}");
+        }
+    }
+
     #[test]
     fn a_linux_on_the_machine_itself_has_no_guests_and_its_words_are_split() {
         let parse = |arguments: &[&str]| Options::try_parse_from(["cargo boot"].iter().chain(arguments).copied());
         let options = parse(&["--native", "linux", "--append", "intel_iommu=on,sm_on copies=8"]).unwrap();
         assert_eq!(options.appended().unwrap(), ["intel_iommu=on,sm_on", "copies=8"]);
-        assert_eq!((options.guests().unwrap().len(), options.described().starts_with("Linux on")), (0, true));
+        assert_eq!((options.guests().unwrap().len(), options.described(&[]).starts_with("Linux on")), (0, true));
         for wrong in ["a 'b", "a\nb"] {
             assert!(parse(&["--native", "linux", "--append", wrong]).unwrap().appended().is_err(), "{wrong}");
         }
-        assert!(parse(&["--append", "x"]).is_err(), "for nobody");
+        assert_eq!(options.config(&[]).cpu_model, linux::CPU_MODEL);
+        assert!(options.check(&[]).is_ok(), "--append is for it");
         for other in [["--guest", "demo"], ["--machine", "kvm"], ["--image", "x.iso"]] {
             assert!(parse(&[&["--native", "linux"], &other[..]].concat()).is_err(), "{other:?}");
         }
@@ -268,7 +369,7 @@ mod tests {
     fn options_reach_the_machine() {
         let options =
             Options::parse_from(["cargo boot", "--memory", "768", "--cpus", "2", "--timeout", "9", "--silence", "5"]);
-        let config = options.config();
+        let config = options.config(&[]);
         assert_eq!((config.memory_mib, config.cpus), (768, 2));
         assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (9, 5));
         for both in [["--quiet", "--verbose"], ["--json", "--quiet"]] {

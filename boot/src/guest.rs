@@ -7,10 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use imsvisor::guest::elf;
+use imsvisor::guest::image::{self, Files};
 use imsvisor::guest::options::{self, NAME_MAX, Options};
+use imsvisor::guest::{bzimage, elf};
 
 use crate::image::Module;
+use crate::linux::{self, Asked, Payload};
 use crate::words;
 
 /// The option that the launcher keeps for itself: the guest's name.
@@ -30,16 +32,32 @@ pub struct GuestArg {
 enum Source {
     Ours(String),
     File(PathBuf),
+    Linux(Asked),
+}
+
+/// The images that guests begin with.
+#[derive(Debug, Clone, Default)]
+pub struct Images {
+    /// Ours, by their names.
+    pub ours: BTreeMap<String, PathBuf>,
+    /// Debian's Linux and the initrd for it, where a guest takes either.
+    pub linux: Option<Payload>,
 }
 
 impl GuestArg {
-    /// Reads `guest option=value …`, where `guest` is the name of one of ours or, with a `/` in it, the path of an image.
+    /// Reads `guest option=value …`, where `guest` is the name of one of ours, `linux`, or, with a `/` in it, the path of an image.
     pub fn new(text: &str) -> Result<Self> {
+        Self::with(text, &Asked::default())
+    }
+
+    /// The same; a guest `linux` has the files and the words on its command line that are asked for.
+    pub fn with(text: &str, linux: &Asked) -> Result<Self> {
         let mut words = words::split(text)?.into_iter();
         let first = words.next().context("no guest is named")?;
         let (names, options): (Vec<_>, Vec<_>) = words.partition(|word| word.starts_with(NAME));
         ensure!(names.len() < 2, "name= is there twice");
-        let source = source(&first, &options)?;
+        let source = if first == linux::NAME { Source::Linux(linux.clone()) } else { source(&first, &options)? };
+        let options = if let Source::Linux(asked) = &source { asked.options(options) } else { options };
         let named = names.first().map(|name| name[NAME.len()..].to_owned());
         let name = named.clone().unwrap_or_else(|| source.name());
         let guest = Self { source, named: named.is_some(), words: [vec![name], options].concat() };
@@ -56,17 +74,37 @@ impl GuestArg {
     pub fn ours(&self) -> Option<&str> {
         match &self.source {
             Source::Ours(name) => Some(name),
-            Source::File(_) => None,
+            Source::File(_) | Source::Linux(_) => None,
         }
     }
 
-    /// The module, with the images of ours by name.
-    pub fn module(&self, ours: &BTreeMap<String, PathBuf>) -> Result<Module> {
-        let path = match &self.source {
-            Source::File(path) => path,
-            Source::Ours(name) => ours.get(name).with_context(|| format!("the build left no guest {name}"))?,
+    /// What it asks of Linux, where it is the guest `linux`.
+    pub fn linux(&self) -> Option<&Asked> {
+        match &self.source {
+            Source::Linux(asked) => Some(asked),
+            Source::Ours(_) | Source::File(_) => None,
+        }
+    }
+
+    /// Bytes of memory that it is to have.
+    pub fn memory(&self) -> u64 {
+        Options::parse(&self.string()).map_or(0, |options| options.memory)
+    }
+
+    /// The module, and behind it the one of the initrd, if it has one.
+    pub fn modules(&self, images: &Images) -> Result<Vec<Module>> {
+        let (image, initrd) = match &self.source {
+            Source::File(path) => (path.clone(), None),
+            Source::Ours(name) => {
+                (images.ours.get(name).with_context(|| format!("the build left no guest {name}"))?.clone(), None)
+            }
+            Source::Linux(asked) => asked.files(images.linux.as_ref())?,
         };
-        Module::from_words(path, self.words.clone())
+        if self.linux().is_some() {
+            self.check_files(&image, initrd.as_deref())?;
+        }
+        let initrd = initrd.map(|path| Module::from_words(path, vec![image::INITRD.to_owned()])).transpose()?;
+        Ok([Module::from_words(image, self.words.clone())?].into_iter().chain(initrd).collect())
     }
 
     /// The module's string, as GRUB hands it to the hypervisor.
@@ -76,16 +114,40 @@ impl GuestArg {
 
     /// Refuses what the hypervisor would refuse, in its words, and says what helps.
     fn check(&self) -> Result<()> {
-        let options = match (Options::parse(&self.string()), &self.source) {
+        match (Options::parse(&self.string()), &self.source) {
             (Err(options::Error::Name(name)), Source::Ours(_)) if !self.named => bail!("{}", not_ours(&name, None)),
-            (parsed, _) => parsed.map_err(|error| anyhow!("{error}{}", hint(&error)))?,
-        };
-        let Source::File(path) = &self.source else { return Ok(()) };
-        let image = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        elf::parse(&image, options.memory)
-            .map(drop)
-            .map_err(|error| anyhow!("{}: {error}{}", path.display(), image_hint(error, &image)))
+            (parsed, _) => parsed.map(drop).map_err(|error| anyhow!("{error}{}", hint(&error)))?,
+        }
+        match &self.source {
+            Source::File(path) => self.check_files(path, None),
+            Source::Linux(Asked { kernel: Some(kernel), initrd, .. }) => self.check_files(kernel, initrd.as_deref()),
+            // The kernel is not there yet, perhaps. The initrd is looked at with it.
+            Source::Linux(Asked { initrd: Some(initrd), .. }) => read(initrd).map(drop),
+            Source::Ours(_) | Source::Linux(_) => Ok(()),
+        }
     }
+
+    /// Refuses files that the hypervisor would refuse in this guest's memory.
+    fn check_files(&self, path: &Path, initrd: Option<&Path>) -> Result<()> {
+        let options = Options::parse(&self.string()).map_err(|error| anyhow!("{error}"))?;
+        let (image, initrd) =
+            (read(path)?, initrd.map(|path| Ok::<_, anyhow::Error>((path, read(path)?))).transpose()?);
+        let files = Files {
+            image: &image,
+            initrd: initrd.as_ref().map(|(_, bytes)| bytes.as_slice()),
+            cmdline: &options.cmdline,
+        };
+        let laid_out = image::lay_out(files, options.memory).map(drop);
+        laid_out.map_err(|error| {
+            let of_initrd = matches!(error, image::Error::EmptyInitrd | image::Error::InitrdTooLarge { .. });
+            let path = initrd.as_ref().filter(|_| of_initrd).map_or(path, |(path, _)| path);
+            anyhow!("{}: {error}{}", path.display(), image_hint(error, &image))
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 impl Source {
@@ -93,6 +155,7 @@ impl Source {
     fn name(&self) -> String {
         match self {
             Self::Ours(name) => name.clone(),
+            Self::Linux(_) => linux::NAME.to_owned(),
             Self::File(path) => {
                 let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
                 let legal = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
@@ -133,14 +196,18 @@ const KIND: std::ops::Range<usize> = 16..18;
 const POSITION_INDEPENDENT: [u8; 2] = [3, 0];
 
 /// What helps against an image that the hypervisor refuses.
-fn image_hint(error: elf::Error, image: &[u8]) -> &'static str {
+fn image_hint(error: image::Error, image: &[u8]) -> &'static str {
+    use image::Error::{Elf, InitrdTooLarge, Linux};
     match error {
-        elf::Error::NotElf => "; a guest is an ELF64 executable, linked at fixed addresses from 1 MiB on",
-        elf::Error::Kind if image.get(KIND) == Some(&POSITION_INDEPENDENT) => {
+        Elf(elf::Error::NotElf) => {
+            "; a guest is an ELF64 executable, linked at fixed addresses from 1 MiB on, or Linux' bzImage"
+        }
+        Elf(elf::Error::Kind) if image.get(KIND) == Some(&POSITION_INDEPENDENT) => {
             ": it is position-independent (PIE). Build it with relocation-model=static (Rust: -C relocation-model=static; \
              C: -static -fno-pie -no-pie)"
         }
-        elf::Error::Outside(_) => "; link the guest from 1 MiB on, or give it more memory by mem=",
+        Elf(elf::Error::Outside(_)) => "; link the guest from 1 MiB on, or give it more memory by mem=",
+        Linux(bzimage::Error::Memory { .. }) | InitrdTooLarge { .. } => "; give it more memory by mem=",
         _ => "",
     }
 }
@@ -190,7 +257,7 @@ pub fn about(source: &str) -> String {
 /// Says that a guest is none of ours, which there are if that is known, and how a file is named.
 fn not_ours(name: &str, known: Option<&BTreeMap<String, PathBuf>>) -> String {
     let list = |known: &BTreeMap<String, PathBuf>| known.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let ours = known.map(|known| format!(" (there are {})", list(known))).unwrap_or_default();
+    let ours = known.map(|known| format!(" (there are {}, {})", list(known), linux::NAME)).unwrap_or_default();
     let file = if Path::new(name).is_file() { format!(": for the file here write ./{name}") } else { String::new() };
     format!("'{name}' is none of our guests{ours}; a file is named by a path with a / in it{file}")
 }
@@ -228,10 +295,10 @@ mod tests {
         let (_directory, file) = with_image("other.elf", &image());
         let ours = GuestArg::new("hostile cmdline=\"a b\"").unwrap();
         assert_eq!((ours.ours(), ours.string().as_str()), (Some("hostile"), "hostile \"cmdline=a b\""));
-        assert!(ours.module(&BTreeMap::new()).is_err());
+        assert!(ours.modules(&Images::default()).is_err());
         let other = GuestArg::new(&format!("{file} mem=1G")).unwrap();
         assert_eq!((other.ours(), other.string().as_str()), (None, "other mem=1G"));
-        assert_eq!(other.module(&BTreeMap::new()).unwrap().name(), "other");
+        assert_eq!(other.modules(&Images::default()).unwrap()[0].name(), "other");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod cli;
 pub mod event;
 pub mod guest;
 pub mod image;
+mod initramfs;
 pub mod json;
 pub mod linux;
 pub mod machine;

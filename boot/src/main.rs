@@ -5,16 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use imsvisor_boot::cli::Options;
-use imsvisor_boot::guest::{self, GuestArg};
+use imsvisor_boot::guest::{self, GuestArg, Images};
 use imsvisor_boot::image::{self, Firmware, Image, Module};
-use imsvisor_boot::linux::{self, Payload};
 use imsvisor_boot::machine::{self, Config, End, Kind, Outcome, Run, kvm};
 use imsvisor_boot::native::Native;
 use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{Need, Tools};
 use imsvisor_boot::progress::Step;
 use imsvisor_boot::show::{self, Show};
-use imsvisor_boot::{cargo, json, prefix};
+use imsvisor_boot::{cargo, json, linux, prefix};
 
 /// Exit code for an invalid value of an option; clap uses the same.
 const WRONG_OPTION: u8 = 2;
@@ -50,6 +49,7 @@ fn main() -> ExitCode {
 /// Looks at everything that was asked for before anything is built or fetched, then does it.
 fn act(options: &Options) -> Result<bool, Failure> {
     let guests = options.guests().map_err(wrong_option)?;
+    options.check(&guests).map_err(wrong_option)?;
     let appended = options.appended().map_err(wrong_option)?;
     let file = options.image.as_deref().map(image::check_place).transpose().map_err(wrong_option)?;
     let paths = Paths::find()?;
@@ -60,7 +60,7 @@ fn act(options: &Options) -> Result<bool, Failure> {
     }
     guest::check_ours(&guests, &paths.guests).map_err(wrong_option)?;
     if options.dry_run {
-        show::plan(&options.described(), &guests);
+        show::plan(&options.described(&guests), &guests);
         show::all_was_written()?;
         return Ok(true);
     }
@@ -74,13 +74,22 @@ fn act(options: &Options) -> Result<bool, Failure> {
     Ok(right?)
 }
 
-/// The guests that were asked for, built where they are ours.
+/// The guests that were asked for, built or fetched where they are no files of the user's.
 fn modules(paths: &Paths, guests: &[GuestArg]) -> Result<Vec<Module>> {
+    let images = images(paths, guests)?;
+    let modules: Vec<Vec<Module>> = guests.iter().map(|guest| guest.modules(&images)).collect::<Result<_>>()?;
+    Ok(modules.concat())
+}
+
+fn images(paths: &Paths, guests: &[GuestArg]) -> Result<Images> {
     let mut ours: Vec<&str> = guests.iter().filter_map(GuestArg::ours).collect();
     ours.sort_unstable();
     ours.dedup();
-    let built = if ours.is_empty() { Default::default() } else { cargo::guests(paths, &ours)? };
-    guests.iter().map(|guest| guest.module(&built)).collect()
+    let ours = if ours.is_empty() { Default::default() } else { cargo::guests(paths, &ours)? };
+    let linux: Vec<_> = guests.iter().filter_map(GuestArg::linux).collect();
+    let initrd = linux.iter().any(|asked| asked.takes_initrd());
+    let kernel = linux.iter().any(|asked| asked.takes_kernel());
+    Ok(Images { ours, linux: kernel.then(|| linux::payload(paths, initrd)).transpose()? })
 }
 
 fn write_image(paths: &Paths, guests: &[GuestArg], file: &Path) -> Result<()> {
@@ -106,7 +115,7 @@ fn machine_and_tools(paths: &Paths, asked: Option<Kind>) -> Result<(Kind, Tools)
 /// Builds, boots, shows and judges.
 fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
     let (kind, tools) = machine_and_tools(paths, options.machine)?;
-    let mut config = options.config();
+    let mut config = options.config(guests);
     if kind == Kind::Bochs {
         config.plugin = Some(cargo::plugin(paths)?);
     } else {
@@ -131,8 +140,11 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
 /// Boots Linux on the machine itself, shows and judges.
 fn run_native(options: &Options, paths: &Paths, appended: &[String]) -> Result<bool> {
     let tools = prefix::tools(paths)?;
-    let config = Config { plugin: Some(cargo::plugin(paths)?), ..options.config() };
-    let Payload { kernel, initrd } = linux::payload(paths)?;
+    let config = Config { plugin: Some(cargo::plugin(paths)?), ..options.config(&[]) };
+    let asked = options.asked();
+    let payload = asked.takes_kernel().then(|| linux::payload(paths, asked.takes_initrd())).transpose()?;
+    let (kernel, initrd) = asked.files(payload.as_ref())?;
+    let initrd = initrd.context("--native linux with --kernel needs --initrd")?;
     let run = machine::native::start(paths, &tools, &config, &kernel, &initrd, appended)?;
     let outcome = follow(run, options);
     let native = Native::new(&outcome);

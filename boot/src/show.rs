@@ -10,6 +10,7 @@ use console::{StyledObject, Term, style};
 
 use crate::event::{Event, Line, Pairs};
 use crate::guest::{self, GuestArg};
+use crate::linux;
 use crate::machine::{Outcome, Seen};
 use crate::native::Native;
 use crate::report::{Guest, Summary, Verdict};
@@ -238,6 +239,7 @@ pub fn guests(known: &BTreeMap<String, PathBuf>) {
         let text = std::fs::read_to_string(source).unwrap_or_default();
         say(&row(name, &guest::about(&text), width));
     }
+    say(&row(linux::NAME, linux::ABOUT, width));
 }
 
 /// Says where an image was written to.

@@ -97,7 +97,7 @@ pub fn nested_tools() -> Result<Option<&'static Tools>> {
 /// Debian's Linux as it is packaged, with an initrd of ours.
 pub fn linux() -> Result<Option<&'static Payload>> {
     static LINUX: Once<Payload> = Once::new();
-    let payload = LINUX.get(|| prepare("Debian's Linux", || linux::payload(paths()?)));
+    let payload = LINUX.get(|| prepare("Debian's Linux", || linux::payload(paths()?, true)));
     optional(payload, std::env::var_os(ALL_VARIABLE).is_some())
 }
 

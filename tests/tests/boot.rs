@@ -230,6 +230,9 @@ fn wrong_images() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     made.into_iter().map(|(name, word, image)| (name, word, image.bytes())).chain(files).collect()
 }
 
+/// Ways in which a guest can end by itself, and the reason that is told then.
+const WAYS: [(&str, &str); 4] = [("off", "exit"), ("register", "reset"), ("keyboard", "reset"), ("vector", "reset")];
+
 static CROWD: Scenario = Scenario::new("a crowd of wrong modules", |plan| {
     plan.guest("hello", "first mem=32M")?;
     plan.file(&Executable::RIGHT.bytes(), "right mem=32M")?;
@@ -237,6 +240,10 @@ static CROWD: Scenario = Scenario::new("a crowd of wrong modules", |plan| {
         plan.file(&bytes, &format!("{name} mem=32M"))?;
     }
     plan.guest("triple", "triple mem=32M")?;
+    for (way, _) in WAYS {
+        let cpus = if way == "vector" { 2 } else { 1 };
+        plan.guest("leave", &format!("{way} mem=32M cpus={cpus} cmdline=way={way}"))?;
+    }
     plan.guest("hostile-state", "hostile-state mem=32M")?;
     for (string, _) in WRONG_STRINGS {
         plan.guest("hello", string)?;
@@ -272,6 +279,27 @@ fn a_triple_fault_ends_only_the_guest_that_has_it() {
     assert_eq!(end.get("reason"), Some("triple-fault"));
     boot.assert_guest_right("first");
     boot.assert_guest_right("last");
+}
+
+#[test]
+fn a_guest_ends_when_it_powers_off_or_resets_its_machine() {
+    let boot = CROWD.run();
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("off");
+    for (way, reason) in WAYS {
+        let end = boot.guest(way).end.as_ref().unwrap_or_else(|| panic!("{way} has not ended"));
+        assert_eq!(end.get("reason"), Some(reason), "{way}");
+    }
+}
+
+#[test]
+fn a_guests_clock_shows_the_machines_date() {
+    let boot = CROWD.run();
+    // The emulated machine always begins at 1,700,000,000 seconds, which is 14 November 2023, or the 15th further east.
+    for (way, _) in WAYS {
+        let day = boot.reported(way, "day");
+        assert!(matches!(day, 20_231_114..=20_231_115), "{way}: {day}");
+    }
 }
 
 #[test]

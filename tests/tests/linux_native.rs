@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use imsvisor_boot::native::Native;
 use imsvisor_boot::words::harmless;
-use imsvisor_tests::bench::{self, Once};
+use imsvisor_tests::bench::Once;
 use imsvisor_tests::scenario;
 
 /// One request outstanding, so that two interrupts never come together; the work queue's interrupt moves between the processors

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::run::{Manner, Run};
 use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL};
@@ -25,6 +25,24 @@ const SCREEN: [(&str, &str); 3] = [("TERM", "vt100"), ("LINES", "1"), ("COLUMNS"
 
 /// The TSC's frequency, and the scale of device time; unrelated to the host's clock.
 pub const IPS: u32 = 200_000_000;
+
+/// Bochs 3.0's models of processors that have VT-x with what the hypervisor needs (`bochs --help cpu` lists all models).
+const MODELS: [&str; 8] = [
+    "corei7_haswell_4770",
+    "broadwell_ult",
+    "corei7_skylake_x",
+    "corei3_cnl",
+    "corei7_icelake_u",
+    "tigerlake",
+    "sapphire_rapids",
+    "arrow_lake",
+];
+
+/// Refuses a name that no model has, before Bochs does.
+pub fn check_model(model: &str) -> Result<()> {
+    ensure!(MODELS.contains(&model), "Bochs has no such model with VT-x; there are {}", MODELS.join(", "));
+    Ok(())
+}
 
 /// Starts Bochs in a run's directory that holds the image.
 pub(super) fn start(tools: &Tools, config: &Config, directory: PathBuf) -> Result<Run> {
@@ -178,6 +196,14 @@ mod tests {
         let cpu = text.lines().find(|line| line.starts_with("cpu:")).unwrap();
         assert!(cpu.contains("model=corei7_skylake_x, count=2,"), "{cpu}");
         assert!(cpu.ends_with("exclude_features=\"vmx x2apic\""), "{cpu}");
+    }
+
+    #[test]
+    fn only_models_with_vt_x_are_known() {
+        assert!(check_model(&Config::default().cpu_model).is_ok() && check_model(crate::linux::CPU_MODEL).is_ok());
+        for model in ["", "i386", "ryzen", "corei7_skylake_x, count=9"] {
+            assert!(check_model(model).unwrap_err().to_string().contains("sapphire_rapids"), "{model}");
+        }
     }
 
     #[test]

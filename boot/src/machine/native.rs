@@ -1,29 +1,24 @@
 //! Linux on the emulated machine itself, without the hypervisor: its own drivers for VT-d, the I/O APIC and the DSA judge the models.
 
 use std::fs;
-use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use cpio::NewcBuilder;
 
 use super::bochs::{self, IPS};
 use super::run::{Console, Manner, Meaning, Run};
 use super::{Config, IMAGE, Kind, SERIAL};
 use crate::event::Line;
 use crate::image::{self, Kernel};
+use crate::initramfs::Initramfs;
+use crate::linux::NAME;
 use crate::paths::Paths;
 use crate::prefix::Tools;
 
-/// The processor: the first of Bochs' models with MOVDIR64B, without which idxd submits nothing.
-const CPU_MODEL: &str = "sapphire_rapids";
 /// What runs first; it ends with the initrd's own first process.
 const FIRST: &str = "native";
 const FIRST_SCRIPT: &str = include_str!("../../../tests/linux/native");
-const PROGRAM: u32 = 0o100_755;
 
-/// The name under which Linux' results appear.
-pub const NAME: &str = "linux";
 /// What the kernel says when it gives up. The machine stays on then.
 const PANIC: &str = "Kernel panic - not syncing: ";
 
@@ -53,10 +48,11 @@ fn options(append: &[String]) -> Vec<String> {
 
 /// An archive with the first script, to follow an initrd: Linux unpacks one after another.
 fn with_first_script(mut initrd: Vec<u8>) -> Result<Vec<u8>> {
-    let script = (NewcBuilder::new(FIRST).mode(PROGRAM), Cursor::new(FIRST_SCRIPT.as_bytes()));
+    let mut archive = Initramfs::default();
+    archive.program(FIRST, FIRST_SCRIPT.into());
     // An archive begins at a multiple of 4; zeros before it are passed over.
     initrd.resize(initrd.len().next_multiple_of(4), 0);
-    initrd.extend(cpio::write_cpio([script].into_iter(), Vec::new()).context("cannot make the initrd")?);
+    initrd.extend(archive.bytes()?);
     Ok(initrd)
 }
 
@@ -84,7 +80,7 @@ pub fn start(
 fn around(config: &Config) -> Config {
     // Linux reads registers that Bochs lacks; a line each makes a large log.
     let extra = [config.extra.clone(), vec!["error: action=ignore".to_owned()]].concat();
-    Config { cpu_model: CPU_MODEL.into(), extra, ..config.clone() }
+    Config { extra, ..config.clone() }
 }
 
 const MANNER: Manner = Manner {
@@ -125,8 +121,8 @@ mod tests {
     fn the_first_script_follows_the_initrd() {
         let both = with_first_script(b"070707".to_vec()).unwrap();
         assert_eq!(both[..8], *b"070707\0\0");
-        let reader = cpio::NewcReader::new(&both[8..]).unwrap();
-        assert_eq!((reader.entry().name(), reader.entry().mode()), (FIRST, PROGRAM));
+        let entries = crate::initramfs::tests::read(&both[8..]);
+        assert_eq!((entries[0].0.as_str(), entries[0].1), (FIRST, 0o100_755));
         assert!(FIRST_SCRIPT.contains("exec /init"));
     }
 
@@ -137,11 +133,5 @@ mod tests {
         let panic = of_linux("[    1.2] Kernel panic - not syncing: VFS: Unable to mount root fs");
         assert_eq!(meaning(&panic), Meaning::Dead("Linux panicked: VFS: Unable to mount root fs".into()));
         assert_eq!(meaning(&of_linux("init: up")), Meaning::Nothing);
-    }
-
-    #[test]
-    fn the_processor_can_store_64_bytes() {
-        let around = around(&Config { extra: vec!["a".into()], ..Config::default() });
-        assert_eq!((around.cpu_model.as_str(), around.extra.len()), (CPU_MODEL, 2));
     }
 }

@@ -60,11 +60,17 @@ impl Apt {
         packages_in(&self.directory.join("cache/archives"))
     }
 
+    /// The packages that a package depends on, without alternatives.
+    pub fn dependencies(&self, package: &str) -> Result<Vec<String>> {
+        let output = self.command("apt-cache").args(["depends", package]).output().context("cannot start apt-cache")?;
+        Ok(dependencies(&String::from_utf8_lossy(&output.stdout)))
+    }
+
     /// Downloads packages by themselves into a directory; returns the files.
-    pub fn download_alone(&self, packages: &[&str], into: &Path, step: &mut Step) -> Result<Vec<PathBuf>> {
+    pub fn download_alone(&self, packages: &[String], into: &Path, step: &mut Step) -> Result<Vec<PathBuf>> {
         fs::create_dir_all(into).with_context(|| format!("cannot create {}", into.display()))?;
         let mut arguments = vec!["download"];
-        arguments.extend(packages);
+        arguments.extend(packages.iter().map(String::as_str));
         self.run_in(into, &arguments, step)?;
         packages_in(into)
     }
@@ -146,6 +152,11 @@ fn download_status(line: &str) -> Option<(u64, &str)> {
     Some((percent.clamp(0.0, 100.0) as u64, fields.next()?))
 }
 
+/// The names in lines `  Depends: name`. One with a bar before it has alternatives.
+fn dependencies(depends: &str) -> Vec<String> {
+    depends.lines().filter_map(|line| line.strip_prefix("  Depends: ")).map(str::to_owned).collect()
+}
+
 fn candidate(policy: &str) -> Option<String> {
     let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:"))?.trim();
     (version != "(none)").then(|| version.to_owned())
@@ -216,6 +227,13 @@ mod tests {
         assert_eq!(candidate("bochs:\n  Installed: (none)\n  Candidate: 3.0+dfsg-1\n"), Some("3.0+dfsg-1".into()));
         assert_eq!(candidate("bochs:\n  Candidate: (none)\n"), None);
         assert_eq!(candidate(""), None);
+    }
+
+    #[test]
+    fn only_what_a_package_depends_on_for_certain_is_named() {
+        let text = "linux-image-amd64\n  Depends: linux-image-6.12.95+deb12-amd64\n |Depends: a\n  Depends: b\n  Suggests: c\n    d\n";
+        assert_eq!(dependencies(text), ["linux-image-6.12.95+deb12-amd64", "b"]);
+        assert_eq!(dependencies(""), [""; 0]);
     }
 
     #[test]

@@ -18,22 +18,27 @@ use super::sources::{self, Release, Source};
 use crate::paths::{Paths, on_path, replace_directory};
 use crate::progress::Step;
 
-/// Debian's release that has the versions we want.
-const SUITE: &str = "trixie";
+/// Debian's release that has most of the versions we want.
+pub(super) const TRIXIE: &str = "trixie";
 /// Debian's keys, as its package installs them.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// A mirror of Debian for hosts whose own configuration names none.
 pub const MIRROR_VARIABLE: &str = "IMSVISOR_DEBIAN_MIRROR";
 
-/// Programs that are fetched together, with all that they depend on, into a prefix of their own.
+/// Packages that are fetched together into a prefix of their own.
 #[derive(Debug)]
 pub struct Kit {
     /// The prefix's name below the launcher's directory.
     pub directory: &'static str,
     /// What it is, for people.
     pub what: &'static str,
+    /// Debian's release that has them.
+    pub suite: &'static str,
     /// The packages. The first is the one whose version counts.
     pub packages: &'static [&'static str],
+    /// The packages to download by themselves, found with an apt that has the lists; none where all that [`Self::packages`] depend
+    /// on is downloaded, too.
+    pub alone: Option<fn(&Apt) -> Result<Vec<String>>>,
     /// Whether the packages come from the release's backports where those have them.
     pub backports: bool,
     /// Whether that version is one that works.
@@ -127,7 +132,10 @@ fn fetch(prefix: &Path, work: &Path, kit: &Kit) -> Result<()> {
     step.phase(lists);
     let (apt, version) = apt_with(kit, &work.join("apt"), &mut step)?;
     step.phase(packages);
-    let packages = apt.download(kit.packages, &mut step)?;
+    let packages = match kit.alone {
+        None => apt.download(kit.packages, &mut step)?,
+        Some(packages) => apt.download_alone(&packages(&apt)?, &work.join("alone"), &mut step)?,
+    };
     let root = work.join("root");
     step.phase(files);
     unpack(&packages, &root, &mut step)?;
@@ -164,8 +172,8 @@ fn apt_with(kit: &Kit, directory: &Path, step: &mut Step) -> Result<(Apt, String
 
 /// Debian's own archive at this mirror.
 fn debian(kit: &Kit, directory: &Path, mirror: String, keyring: PathBuf, step: &mut Step) -> Result<(Apt, String)> {
-    let backports = format!("{SUITE}-backports");
-    let suites = [SUITE].into_iter().chain(kit.backports.then_some(backports.as_str()));
+    let backports = format!("{}-backports", kit.suite);
+    let suites = [kit.suite].into_iter().chain(kit.backports.then_some(backports.as_str()));
     let source = |suite: &str| Source {
         uri: mirror.clone(),
         suite: suite.into(),
@@ -177,7 +185,7 @@ fn debian(kit: &Kit, directory: &Path, mirror: String, keyring: PathBuf, step: &
     apt.update(step)?;
     match apt.candidate(kit.leader())? {
         Some(version) if (kit.works)(&version) => Ok((apt, version)),
-        found => bail!("Debian {SUITE} has {}, but {} is needed", described(kit, found.as_deref()), kit.needed),
+        found => bail!("Debian {} has {}, but {} is needed", kit.suite, described(kit, found.as_deref()), kit.needed),
     }
 }
 
@@ -214,7 +222,11 @@ fn other(kit: &Kit, directory: &Path, release: &Release, host: &[Source], step: 
 
 /// Debian's default mirror and its keys, out of packages that the host's own distribution has signed.
 fn debian_from(apt: &Apt, directory: &Path, step: &mut Step) -> Result<(String, PathBuf)> {
-    let files = apt.download_alone(&["debootstrap", "debian-archive-keyring"], &directory.join("alone"), step)?;
+    let files = apt.download_alone(
+        &["debootstrap", "debian-archive-keyring"].map(str::to_owned),
+        &directory.join("alone"),
+        step,
+    )?;
     let root = directory.join("keys");
     for file in &files {
         unpack_one(file, &root)?;

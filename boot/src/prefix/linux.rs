@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use lzma_rust2::XzReader;
 
-use super::fetch::{self, Kit};
+use super::fetch::{self, Kit, TRIXIE};
 use crate::paths::Paths;
 
 /// The kernel that was tried. Its image is compressed by Zstandard and unpacks itself in a sixth of the time of older ones.
@@ -17,7 +17,9 @@ const WORKING_LINUX: &str = "Linux 6.12";
 const LINUX: Kit = Kit {
     directory: "linux",
     what: "Linux",
+    suite: TRIXIE,
     packages: &["linux-image-cloud-amd64", "tiny-initramfs"],
+    alone: None,
     backports: false,
     works,
     needed: WORKING_LINUX,
@@ -37,6 +39,8 @@ fn works(version: &str) -> bool {
 /// A kernel and its modules.
 #[derive(Debug, Clone)]
 pub struct Linux {
+    /// Its release, as `uname -r` gives it.
+    pub release: String,
     /// The compressed kernel image.
     pub kernel: PathBuf,
     modules: PathBuf,
@@ -54,15 +58,15 @@ pub fn linux(paths: &Paths) -> Result<Linux> {
 }
 
 /// The kernel below a directory into which its package was unpacked.
-fn in_root(root: &Path) -> Result<Linux> {
+pub(super) fn in_root(root: &Path) -> Result<Linux> {
     let boot = root.join("boot");
-    let Some(version) = names_in(&boot).find_map(|name| Some(name.strip_prefix("vmlinuz-")?.to_owned())) else {
+    let Some(release) = names_in(&boot).find_map(|name| Some(name.strip_prefix("vmlinuz-")?.to_owned())) else {
         bail!("{} holds no kernel", boot.display());
     };
-    let modules = [root.join("usr/lib/modules"), root.join("lib/modules")].map(|directory| directory.join(&version));
+    let modules = [root.join("usr/lib/modules"), root.join("lib/modules")].map(|directory| directory.join(&release));
     let modules = modules.into_iter().find(|directory| directory.is_dir());
-    let modules = modules.with_context(|| format!("{} holds no modules of {version}", root.display()))?;
-    Ok(Linux { kernel: boot.join(format!("vmlinuz-{version}")), modules })
+    let modules = modules.with_context(|| format!("{} holds no modules of {release}", root.display()))?;
+    Ok(Linux { kernel: boot.join(format!("vmlinuz-{release}")), release, modules })
 }
 
 fn names_in(directory: &Path) -> impl Iterator<Item = String> {
@@ -80,6 +84,40 @@ impl Linux {
         Ok(without_signature(self.read_module(&plain)?))
     }
 
+    /// A module and all that it depends on, in the order in which they are to be loaded: the names of their files, and their contents.
+    /// `name` is a module's path as [`Self::module`] takes it.
+    ///
+    /// Debian makes `modules.dep` when it installs a kernel, so a package has none: each module says itself on which it depends.
+    pub fn with_dependencies(&self, path: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut found = Vec::new();
+        self.gather(path, &mut found, 0)?;
+        Ok(found)
+    }
+
+    fn gather(&self, path: &str, found: &mut Vec<(String, Vec<u8>)>, depth: u32) -> Result<()> {
+        if depth > MOST_DEPENDENCIES {
+            bail!("the module {path} depends on itself");
+        }
+        let name = format!("{}.ko", path.rsplit('/').next().unwrap_or(path));
+        let module = self.module(path)?;
+        for needed in depends(&module)? {
+            self.gather(&self.path_of(&needed)?, found, depth + 1)?;
+        }
+        if found.iter().all(|(other, _)| *other != name) {
+            found.push((name, module));
+        }
+        Ok(())
+    }
+
+    /// Where a module of this name is, as [`Self::module`] takes it. File names have `-` where the names of modules have `_`.
+    fn path_of(&self, name: &str) -> Result<String> {
+        let order = self.modules.join("modules.order");
+        let text = fs::read_to_string(&order).with_context(|| format!("cannot read {}", order.display()))?;
+        let mut paths = text.lines().filter_map(|line| line.strip_prefix("kernel/")?.strip_suffix(".ko"));
+        let path = paths.find(|path| path.rsplit('/').next().unwrap_or(path).replace('-', "_") == name);
+        path.map(str::to_owned).with_context(|| format!("{} has no module {name}", order.display()))
+    }
+
     fn read_module(&self, plain: &Path) -> Result<Vec<u8>> {
         let packed = plain.with_extension("ko.xz");
         if !packed.is_file() {
@@ -91,6 +129,19 @@ impl Linux {
         reader.read_to_end(&mut module).with_context(|| format!("cannot unpack {}", packed.display()))?;
         Ok(module)
     }
+}
+
+/// The longest way from a module to one that it depends on. Linux' own is far shorter.
+const MOST_DEPENDENCIES: u32 = 16;
+
+/// The names of the modules that a module depends on: modpost leaves a list, with commas, among its strings.
+fn depends(module: &[u8]) -> Result<Vec<String>> {
+    const KEY: &[u8] = b"\0depends=";
+    let start = module.windows(KEY.len()).position(|bytes| bytes == KEY).map(|start| start + KEY.len());
+    let list = start.and_then(|start| module.get(start..)).and_then(|rest| rest.split(|byte| *byte == 0).next());
+    let list =
+        list.and_then(|list| std::str::from_utf8(list).ok()).context("a module does not say what it depends on")?;
+    Ok(list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
 
 /// What ends a signed module (Linux, include/linux/module_signature.h).
@@ -154,6 +205,30 @@ mod tests {
         assert_eq!(linux.module("fs/packed").unwrap(), b"ELF\n");
         assert!(linux.module("fs/broken").unwrap_err().to_string().contains("cannot unpack"));
         assert!(linux.module("fs/absent").unwrap_err().to_string().contains("absent.ko"));
+    }
+
+    #[test]
+    fn a_module_comes_after_those_that_it_depends_on_and_each_once() {
+        let root = root("lib/modules");
+        let linux = in_root(root.path()).unwrap();
+        let write = |name: &str, depends: &str| {
+            fs::write(linux.modules.join(format!("kernel/fs/{name}.ko")), format!("ELF\0depends={depends}\0x"))
+                .unwrap();
+        };
+        fs::write(linux.modules.join("modules.order"), "kernel/fs/a.ko\nkernel/fs/b-c.ko\nkernel/fs/d.ko\n").unwrap();
+        write("a", "b_c,d");
+        write("b-c", "d");
+        write("d", "");
+        let names = |path: &str| {
+            linux.with_dependencies(path).map(|found| found.into_iter().map(|(name, _)| name).collect::<Vec<_>>())
+        };
+        assert_eq!(names("fs/a").unwrap(), ["d.ko", "b-c.ko", "a.ko"]);
+        write("d", "absent");
+        assert!(names("fs/a").unwrap_err().to_string().contains("no module absent"));
+        write("d", "a");
+        assert!(names("fs/a").unwrap_err().to_string().contains("depends on itself"));
+        fs::write(linux.modules.join("kernel/fs/d.ko"), "ELF").unwrap();
+        assert!(names("fs/d").unwrap_err().to_string().contains("does not say"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod fetch;
 mod linux;
 mod qemu;
 pub mod sources;
+mod stock;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,10 +14,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use fetch::Kit;
 pub use fetch::MIRROR_VARIABLE;
+use fetch::{Kit, TRIXIE};
 pub use linux::{LINUX_VARIABLE, Linux, linux};
 pub use qemu::{Need, QEMU_VARIABLE, Qemu, WORKING_QEMU, qemu};
+pub use stock::{Headers, STOCK_VARIABLE, Stock, stock};
 
 use crate::paths::{Paths, on_path};
 
@@ -29,6 +31,7 @@ pub const BOCHS_VARIABLE: &str = "IMSVISOR_BOCHS";
 const BOCHS: Kit = Kit {
     directory: "prefix",
     what: "the emulator and GRUB's tools",
+    suite: TRIXIE,
     packages: &[
         "bochs",
         "bochs-term",
@@ -40,6 +43,7 @@ const BOCHS: Kit = Kit {
         "xorriso",
         "mtools",
     ],
+    alone: None,
     backports: false,
     works,
     needed: WORKING_BOCHS,

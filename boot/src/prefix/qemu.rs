@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::fetch::{self, Kit};
+use super::fetch::{self, Kit, TRIXIE};
 use super::{Program, resolve};
 use crate::paths::{Paths, on_path};
 
@@ -54,8 +54,10 @@ const PROGRAM: &str = "qemu-system-x86_64";
 pub(super) const QEMU: Kit = Kit {
     directory: "qemu",
     what: "QEMU",
+    suite: TRIXIE,
     // The second has the links from /lib64, where the dynamic linker is looked for.
     packages: &["qemu-system-x86", "base-files"],
+    alone: None,
     backports: true,
     works: |version| Version::of(version).is_some_and(|version| version >= Need::VfioUser.oldest()),
     needed: WORKING_QEMU,

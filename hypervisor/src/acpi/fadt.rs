@@ -1,17 +1,25 @@
-//! The fixed ACPI description table: ACPI 6.5, section 5.2.9. Only the power management timer matters here.
+//! The fixed ACPI description table: ACPI 6.5, section 5.2.9. The power management timer and the CMOS clock matter here.
 
 use super::bytes::{u8_at, u32_at, u64_at};
 use crate::addr::Hpa;
 
-/// Offsets of PM_TMR_BLK, PM_TMR_LEN, Flags and X_PM_TMR_BLK (table 5.9).
+/// Offsets of PM_TMR_BLK, PM_TMR_LEN, CENTURY, IAPC_BOOT_ARCH, Flags and X_PM_TMR_BLK (table 5.9).
 const PM_TMR_BLK: usize = 76;
 const PM_TMR_LEN: usize = 91;
+const CENTURY: usize = 108;
+const IAPC_BOOT_ARCH: usize = 109;
 const FLAGS: usize = 112;
 const X_PM_TMR_BLK: usize = 208;
 
 /// Flags: the timer has 32 bits; the hardware is reduced, so there are no such registers (table 5.10).
 const TMR_VAL_EXT: u32 = 1 << 8;
 const HW_REDUCED_ACPI: u32 = 1 << 20;
+
+/// IAPC_BOOT_ARCH: the CMOS clock is not there (table 5.11).
+const CMOS_RTC_NOT_PRESENT: u8 = 1 << 5;
+/// Offset of the table's revision, and the first revision with that bit (ACPI 5.0).
+const REVISION: usize = 8;
+const FIRST_WITH_CMOS_RTC_BIT: u8 = 5;
 
 /// Bytes of the timer's register.
 const BYTES: u8 = 4;
@@ -53,6 +61,37 @@ impl PmTimer {
         let bits = if flags & TMR_VAL_EXT != 0 { 32 } else { 24 };
         let register = extended(fadt).or_else(|| legacy(fadt))?;
         Some(Self { register, bits })
+    }
+}
+
+/// What the firmware says of the CMOS clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CmosClock {
+    /// There is none.
+    Absent,
+    /// There is one, as on every PC.
+    Present {
+        /// The index of the byte with the year's first two digits. `None`: no byte has them.
+        century: Option<u8>,
+    },
+}
+
+impl Default for CmosClock {
+    /// Where the firmware says nothing.
+    fn default() -> Self {
+        Self::Present { century: None }
+    }
+}
+
+impl CmosClock {
+    /// Parses the FADT. What a table is too short for it does not say.
+    pub fn parse(fadt: &[u8]) -> Self {
+        let knows = u8_at(fadt, REVISION).is_some_and(|revision| revision >= FIRST_WITH_CMOS_RTC_BIT);
+        if knows && u8_at(fadt, IAPC_BOOT_ARCH).is_some_and(|flags| flags & CMOS_RTC_NOT_PRESENT != 0) {
+            return Self::Absent;
+        }
+        // The clock's own registers are the first 14, and it has 128 bytes in all.
+        Self::Present { century: u8_at(fadt, CENTURY).filter(|index| (14..128).contains(index)) }
     }
 }
 
@@ -138,6 +177,26 @@ mod tests {
     }
 
     #[test]
+    fn the_cmos_clock_is_there_unless_the_firmware_says_otherwise() {
+        let present = |century| CmosClock::Present { century };
+        let mut fadt = old(0, 0, 0);
+        assert_eq!(CmosClock::parse(&fadt), present(None));
+        for (index, century) in [(0x32, Some(0x32)), (0x0d, None), (0x0e, Some(0x0e)), (0x80, None), (0xff, None)] {
+            fadt[CENTURY] = index;
+            assert_eq!(CmosClock::parse(&fadt), present(century));
+        }
+        fadt[IAPC_BOOT_ARCH] = !CMOS_RTC_NOT_PRESENT;
+        fadt[REVISION] = 6;
+        assert_eq!(CmosClock::parse(&fadt), present(None));
+        fadt[IAPC_BOOT_ARCH] = CMOS_RTC_NOT_PRESENT;
+        assert_eq!(CmosClock::parse(&fadt), CmosClock::Absent);
+        // In older tables the bit means nothing.
+        fadt[REVISION] = 4;
+        assert_eq!(CmosClock::parse(&fadt), present(None));
+        assert_eq!(CmosClock::parse(&[]), CmosClock::default());
+    }
+
+    #[test]
     fn places_where_it_cannot_be_are_refused() {
         for port in [0x20, 0x60, 0xff, 0xfffd, 0x1_0000, 0xb008_0000] {
             assert_eq!(register(&old(port, 4, 0)), None, "{port:#x}");
@@ -176,6 +235,7 @@ mod tests {
     proptest! {
         #[test]
         fn random_tables_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            CmosClock::parse(&bytes);
             if let Some(PmTimer { register: Register::Memory(at), .. }) = PmTimer::parse(&bytes) {
                 prop_assert!(at.as_u64().is_multiple_of(4));
             }

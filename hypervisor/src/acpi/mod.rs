@@ -12,7 +12,7 @@ pub mod mcfg;
 pub mod tables;
 
 pub use dmar::{Dmar, DmarError, Drhd, Rmrr, Scope, ScopeKind};
-pub use fadt::PmTimer;
+pub use fadt::{CmosClock, PmTimer};
 pub use madt::{Processor, processors};
 pub use mcfg::{EcamWindow, ecam_windows};
 pub use tables::{FirmwareMemory, IdentityMapped, Rsdp, Tables};

@@ -64,6 +64,14 @@ impl Choice {
         }
     }
 
+    /// The TSC's frequency in Hz, for guests; `None` if waits go by something else.
+    pub const fn tsc_hertz(&self) -> Option<u64> {
+        match self {
+            Self::Tsc(rate, _) => Some(rate.hertz),
+            _ => None,
+        }
+    }
+
     /// The TSC's frequency in MHz, to the nearest; 0 if waits go by something else.
     pub const fn tsc_mhz(&self) -> u64 {
         match self {

@@ -82,6 +82,27 @@ impl Xsave {
     }
 }
 
+/// Room for an AVX register.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(32))]
+pub struct Ymm([u64; 4]);
+
+/// Calls `work` with AVX enabled, and puts XCR0 back. Returns whether it did: `false` where the processor has no AVX, or XSAVE is not on yet.
+/// `work` must leave all registers of the vector units as they are.
+pub fn with_avx(work: impl FnOnce()) -> bool {
+    const AVX: u64 = 0b110;
+    let enabled = super::cr4() & super::bits::cr4::OSXSAVE != 0;
+    if !enabled || u64::from(__cpuid_count(0xd, 0).eax) & AVX != AVX {
+        return false;
+    }
+    // SAFETY: CR4.OSXSAVE is on.
+    let before = unsafe { xgetbv() };
+    set_xcr0(before | AVX);
+    work();
+    set_xcr0(before);
+    true
+}
+
 /// Puts the running guest's new XCR0 into force. The caller has checked it against [`Xsave::supported`].
 pub fn set_guest_xcr0(value: u64) {
     set_xcr0(value & XCR0_GUEST | 1);

@@ -18,6 +18,21 @@ pub fn signature() -> u32 {
     core::arch::x86_64::__cpuid(1).eax
 }
 
+/// EDX of CPUID leaf 7: features among which are those for the control of speculation.
+pub fn leaf7_edx() -> u32 {
+    use core::arch::x86_64::__cpuid_count;
+    const LEAF: u32 = 7;
+    if __cpuid_count(0, 0).eax < LEAF { 0 } else { __cpuid_count(LEAF, 0).edx }
+}
+
+/// IA32_ARCH_CAPABILITIES: from which attacks the processor is free. `None` where it has no such register.
+pub fn arch_capabilities() -> Option<u64> {
+    const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
+    const HAS_ARCH_CAPABILITIES: u32 = 1 << 29;
+    // SAFETY: CPUID says that the register is there; reading it has no side effect.
+    (leaf7_edx() & HAS_ARCH_CAPABILITIES != 0).then(|| unsafe { x86::msr::rdmsr(IA32_ARCH_CAPABILITIES) })
+}
+
 /// Stops this processor for good.
 pub fn stop() -> ! {
     loop {

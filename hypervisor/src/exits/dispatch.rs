@@ -77,6 +77,8 @@ pub trait Platform {
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64);
     /// The virtual processor sends an interrupt command.
     fn ipi(&mut self, ipi: Ipi);
+    /// The virtual processor ends interrupts by the 4 bytes at this address from now on, or by none.
+    fn set_pv_eoi(&mut self, at: Option<Gpa>);
     /// A hypercall: its number and arguments; the result for RAX.
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> u64;
 }

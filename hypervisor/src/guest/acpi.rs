@@ -1,13 +1,11 @@
 //! The tables of a guest's firmware (ACPI 6.5): hardware-reduced, no interrupt controller but local x2APICs, one PCI segment.
 
+mod dsdt;
+
 use alloc::vec::Vec;
 
 use acpi_tables::{
     Aml, AmlSink,
-    aml::{
-        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name, Path, ResourceTemplate, Scope,
-        ZERO,
-    },
     fadt::{FADTBuilder, Flags},
     gas::{AccessSize, AddressSpace as GasSpace, GAS},
     mcfg::MCFG,
@@ -18,7 +16,10 @@ use acpi_tables::{
 use hcall_abi::acpi as abi;
 
 use super::memory_map as map;
-use crate::addr::Gpa;
+use crate::{
+    addr::Gpa,
+    vdev::{ports, rtc},
+};
 
 const OEM: [u8; 6] = *b"IMSVIS";
 const OEM_TABLE: [u8; 8] = *b"IMSVISOR";
@@ -43,10 +44,9 @@ pub struct Platform {
 const LOCAL_X2APIC: [u8; 2] = [9, 16];
 const ENABLED: u32 = 1;
 
-/// IA-PC boot flags: no VGA, no ASPM control, no CMOS clock; neither legacy devices nor an 8042.
-const BOOT_ARCH: u16 = 1 << 2 | 1 << 4 | 1 << 5;
-/// The reset register: bits 2 and 1 of port 0xCF9.
-const RESET_PORT: u64 = 0xcf9;
+/// IA-PC boot flags: no VGA, no ASPM control; neither legacy devices nor an 8042. The CMOS clock is there.
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 4;
+/// What is written to the reset register: a full reset.
 const RESET_VALUE: u8 = 6;
 
 /// The tables as one piece to be put at [`map::ACPI`], the RSDP at its start; with no more than [`VCPUS_MAX`] vCPUs it ends
@@ -54,7 +54,7 @@ const RESET_VALUE: u8 = 6;
 pub fn tables(platform: Platform) -> Vec<u8> {
     let mut area = Area(Vec::new());
     area.0.resize(RSDP_ROOM as usize, 0);
-    let dsdt = area.add(&bytes(&Dsdt));
+    let dsdt = area.add(&dsdt::dsdt());
     let fadt = area.add(&fadt(dsdt));
     let madt = area.add(&madt(platform.vcpus.min(VCPUS_MAX)));
     let mcfg = area.add(&mcfg());
@@ -100,9 +100,17 @@ fn fadt(dsdt: Gpa) -> Vec<u8> {
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
-    fadt.reset_reg = GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, RESET_PORT);
+    fadt.century = rtc::register::CENTURY;
+    fadt.reset_reg = port(ports::RESET_CONTROL);
     fadt.reset_value = RESET_VALUE;
+    fadt.sleep_control_reg = port(ports::SLEEP_CONTROL);
+    fadt.sleep_status_reg = port(ports::SLEEP_STATUS);
     bytes(&fadt.finalize())
+}
+
+/// A register of a byte at a port.
+fn port(port: u16) -> GAS {
+    GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
 }
 
 fn madt(vcpus: u32) -> Vec<u8> {
@@ -130,60 +138,6 @@ fn imsp() -> Vec<u8> {
     let mut imsp = Sdt::new(abi::SIGNATURE, abi::LENGTH as u32, abi::REVISION, OEM, OEM_TABLE, OEM_REVISION);
     imsp.write_u32(abi::FLAGS, abi::FLAG_IMS_FORBIDDEN);
     imsp.as_slice().to_vec()
-}
-
-/// `\_SB.PCI0`: the host bridge with its windows; `\_SB.MBRD`: reserves the ECAM window.
-struct Dsdt;
-
-impl Aml for Dsdt {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM, OEM_TABLE, OEM_REVISION);
-        dsdt.append_slice(&bytes(&Scope::new("_SB_".into(), alloc::vec![&HostBridge, &Motherboard])));
-        sink.vec(dsdt.as_slice());
-    }
-}
-
-struct HostBridge;
-
-impl Aml for HostBridge {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let window = |start: u64, size: u64| (start, start + size - 1);
-        let (start32, end32) = window(map::MMIO32.as_u64(), map::MMIO32_SIZE);
-        let (start64, end64) = window(map::MMIO64.as_u64(), map::MMIO64_SIZE);
-        let no_cache = || AddressSpaceCacheable::NotCacheable;
-        let buses = AddressSpace::<u16>::new_bus_number(0, 0);
-        let ports = IO::new(0xcf8, 0xcf8, 1, 8);
-        let low = AddressSpace::<u32>::new_memory(no_cache(), true, start32 as u32, end32 as u32, None);
-        let high = AddressSpace::<u64>::new_memory(no_cache(), true, start64, end64, None);
-        let resources = ResourceTemplate::new(alloc::vec![&buses, &ports, &low, &high]);
-        Device::new(
-            "PCI0".into(),
-            alloc::vec![
-                &name("_HID", &EISAName::new("PNP0A08")),
-                &name("_CID", &EISAName::new("PNP0A03")),
-                &name("_SEG", &ZERO),
-                &name("_BBN", &ZERO),
-                &name("_UID", &ZERO),
-                &name("_CRS", &resources),
-            ],
-        )
-        .to_aml_bytes(sink);
-    }
-}
-
-struct Motherboard;
-
-impl Aml for Motherboard {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        let ecam = Memory32Fixed::new(true, map::ECAM.as_u64() as u32, map::ECAM_SIZE as u32);
-        let resources = ResourceTemplate::new(alloc::vec![&ecam]);
-        let id = EISAName::new("PNP0C02");
-        Device::new("MBRD".into(), alloc::vec![&name("_HID", &id), &name("_CRS", &resources)]).to_aml_bytes(sink);
-    }
-}
-
-fn name(name: &str, value: &dyn Aml) -> Name {
-    Name::new(Path::new(name), value)
 }
 
 #[cfg(test)]

@@ -50,6 +50,11 @@ fn an_independent_reader_finds_every_table_with_a_right_checksum() {
     let flags = fadt.flags;
     assert!(flags.system_is_hw_reduced_acpi() && flags.supports_system_reset_via_fadt());
     assert_eq!(fadt.reset_register().unwrap().address, 0xcf9);
+    let boot_flags = fadt.iapc_boot_arch;
+    assert!(!boot_flags.use_time_and_alarm_namespace_for_rtc(), "there is a CMOS clock");
+    let sleep = [fadt.sleep_control_register(), fadt.sleep_status_register()];
+    assert_eq!(sleep.map(|register| register.unwrap().unwrap().address), [0x600, 0x601]);
+    assert_eq!(fadt.century, 0x32);
 }
 
 #[test]
@@ -92,14 +97,14 @@ fn configuration_space_of_bus_0_is_named() {
     assert_eq!((base, first, last), (map::ECAM.as_u64(), 0, 0));
 }
 
-/// Its meaning was checked with ACPICA's `iasl`: no AML interpreter builds with a stable compiler.
+/// Its meaning was checked with ACPICA's `iasl` and `acpiexec`: no AML interpreter builds with a stable compiler.
 #[test]
 fn the_dsdt_names_the_host_bridge_and_its_windows() {
     let memory = Memory::new(1);
     let dsdt = memory.tables().dsdt().unwrap();
     let aml = memory.bytes(dsdt.address, dsdt.length as usize);
     let contains = |part: &[u8]| aml.windows(part.len()).any(|window| window == part);
-    for name in [b"_SB_", b"PCI0", b"_HID", b"_CRS", b"MBRD"] {
+    for name in [b"_SB_", b"PCI0", b"_HID", b"_CRS", b"MBRD", b"_OSC", b"_S5_", b"COM1", b"RTC0"] {
         assert!(contains(name), "{name:?}");
     }
     let range = |start: u64, size: u64, width: usize| {
@@ -111,4 +116,35 @@ fn the_dsdt_names_the_host_bridge_and_its_windows() {
     assert!(contains(&range(map::MMIO32.as_u64(), map::MMIO32_SIZE, 4)));
     assert!(contains(&range(map::MMIO64.as_u64(), map::MMIO64_SIZE, 8)));
     assert!(contains(&(map::ECAM.as_u64() as u32).to_le_bytes()));
+    // Ports: 16 bits are decoded; first, last, alignment, length.
+    let ports = |first: u16, length: u8| {
+        let [low, high] = first.to_le_bytes();
+        [0x47, 1, low, high, low, high, 1, length]
+    };
+    for (first, length) in [(0x70, 2), (0xf4, 1), (0x3f8, 8), (0x600, 2), (0xcf8, 8)] {
+        assert!(contains(&ports(first, length)), "{first:#x}");
+    }
+}
+
+/// `acpiexec` grants 0x10 of control 0xff and says that it masked (0x10), grants 0x10 of 0x10 without a word, and says so of another UUID (4),
+/// another revision (8), and a buffer of 8 bytes (2).
+#[test]
+fn the_host_bridge_grants_what_acpiexec_was_seen_to_grant() {
+    let method = [
+        0x14, 0x47, 0x08, 0x5f, 0x4f, 0x53, 0x43, 0x0c, 0x8a, 0x6b, 0x00, 0x43, 0x44, 0x57, 0x31, 0xa0, 0x25, 0x92,
+        0x93, 0x68, 0x11, 0x13, 0x0a, 0x10, 0x5b, 0x4d, 0xdb, 0x33, 0xf7, 0x1f, 0x1c, 0x40, 0x96, 0x57, 0x74, 0x41,
+        0xc0, 0x3d, 0xd7, 0x66, 0x7d, 0x43, 0x44, 0x57, 0x31, 0x0a, 0x04, 0x43, 0x44, 0x57, 0x31, 0xa4, 0x6b, 0xa0,
+        0x12, 0x92, 0x93, 0x69, 0x01, 0x7d, 0x43, 0x44, 0x57, 0x31, 0x0a, 0x08, 0x43, 0x44, 0x57, 0x31, 0xa4, 0x6b,
+        0xa0, 0x13, 0x95, 0x87, 0x6b, 0x0a, 0x0c, 0x7d, 0x43, 0x44, 0x57, 0x31, 0x0a, 0x02, 0x43, 0x44, 0x57, 0x31,
+        0xa4, 0x6b, 0x8a, 0x6b, 0x0a, 0x08, 0x43, 0x44, 0x57, 0x33, 0x7b, 0x43, 0x44, 0x57, 0x33, 0x0a, 0x10, 0x60,
+        0xa0, 0x19, 0x92, 0x93, 0x60, 0x43, 0x44, 0x57, 0x33, 0x7d, 0x43, 0x44, 0x57, 0x31, 0x0a, 0x10, 0x43, 0x44,
+        0x57, 0x31, 0x70, 0x60, 0x43, 0x44, 0x57, 0x33, 0xa4, 0x6b,
+    ];
+    let memory = Memory::new(1);
+    let dsdt = memory.tables().dsdt().unwrap();
+    let aml = memory.bytes(dsdt.address, dsdt.length as usize);
+    assert!(aml.windows(method.len()).any(|window| window == method));
+    // Name `\\_S5`: a package of four, SLP_TYP 5.
+    let off = [0x08, b'_', b'S', b'5', b'_', 0x12, 0x08, 0x04, 0x0a, 0x05, 0x0a, 0x05, 0x00, 0x00];
+    assert!(aml.starts_with(&off));
 }

@@ -4,7 +4,9 @@ use core::fmt;
 
 use super::{
     acpi::{self, Platform},
-    boot_params, elf, entry, memory_map as map,
+    boot_params, entry,
+    image::{self, Files, Image, lay_out},
+    memory_map as map,
 };
 use crate::addr::Gpa;
 
@@ -50,8 +52,8 @@ pub struct Entry {
 /// Why a guest cannot be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BuildError {
-    /// Its image.
-    Image(elf::Error),
+    /// Its image or its initrd.
+    Image(image::Error),
     /// A size of memory that a guest cannot have.
     Memory(u64),
     /// The command line does not fit or has a zero in it.
@@ -62,8 +64,8 @@ pub enum BuildError {
     Outside,
 }
 
-impl From<elf::Error> for BuildError {
-    fn from(error: elf::Error) -> Self {
+impl From<image::Error> for BuildError {
+    fn from(error: image::Error) -> Self {
         Self::Image(error)
     }
 }
@@ -86,9 +88,9 @@ impl fmt::Display for BuildError {
     }
 }
 
-/// Builds a guest in `ram`, which is all zeros, and says how to enter it. The image is checked before anything is written.
-pub fn build(ram: &mut dyn GuestRam, image: &[u8], cmdline: &str, platform: Platform) -> Result<Entry, BuildError> {
-    let vcpus = platform.vcpus;
+/// Builds a guest in `ram`, which is all zeros, and says how to enter it. The files are checked before anything is written.
+pub fn build(ram: &mut dyn GuestRam, files: Files<'_>, platform: Platform) -> Result<Entry, BuildError> {
+    let (vcpus, cmdline) = (platform.vcpus, files.cmdline);
     let size = ram.len();
     if !map::is_ram_size(size) {
         return Err(BuildError::Memory(size));
@@ -99,17 +101,22 @@ pub fn build(ram: &mut dyn GuestRam, image: &[u8], cmdline: &str, platform: Plat
     if vcpus == 0 || vcpus > acpi::VCPUS_MAX {
         return Err(BuildError::Vcpus(vcpus));
     }
-    let image = elf::parse(image, size)?;
-    for segment in &image.segments {
-        ram.write(segment.gpa, segment.bytes)?;
+    let layout = lay_out(files, size)?;
+    match &layout.image {
+        Image::Elf(image) => image.segments.iter().try_for_each(|segment| ram.write(segment.gpa, segment.bytes))?,
+        Image::Linux(kernel) => ram.write(kernel.gpa, kernel.bytes)?,
+    }
+    if let Some(initrd) = &layout.initrd {
+        ram.write(initrd.gpa, initrd.bytes)?;
     }
     write_entry_tables(ram)?;
     ram.write(map::ACPI, &acpi::tables(platform))?;
+    ram.write(map::RESET_VECTOR, &entry::RESET_CODE)?;
     // The zero at its end is there already.
     ram.write(map::CMDLINE, cmdline.as_bytes())?;
-    ram.write(map::BOOT_PARAMS, &boot_params::boot_params(size, map::ACPI))?;
+    ram.write(map::BOOT_PARAMS, &boot_params::boot_params(size, &layout, map::ACPI))?;
     Ok(Entry {
-        rip: image.entry.as_u64(),
+        rip: layout.image.entry().as_u64(),
         rsi: map::BOOT_PARAMS.as_u64(),
         rsp: map::STACK_TOP.as_u64(),
         cr3: map::PAGE_TABLES.as_u64(),
@@ -139,7 +146,10 @@ pub(super) mod tests {
         Platform { vcpus, ims_forbidden: false }
     }
 
-    use super::*;
+    use super::{
+        super::{bzimage, elf},
+        *,
+    };
 
     impl GuestRam for Vec<u8> {
         fn len(&self) -> u64 {
@@ -160,10 +170,27 @@ pub(super) mod tests {
         elf::tests::file(0x10_0000, &[(0x10_0000, b"\xf4", 1), (TOP - 0x1000, b"end", 0x1000)])
     }
 
+    fn files<'a>(image: &'a [u8], cmdline: &'a str) -> Files<'a> {
+        Files { image, initrd: None, cmdline }
+    }
+
+    #[test]
+    fn a_linux_guest_has_its_kernel_and_its_initrd() {
+        let mut ram = vec![0; bzimage::tests::RAM as usize];
+        let (kernel, initrd) = (bzimage::tests::good(), vec![0x5a; 0x1001]);
+        let files = Files { image: &kernel, initrd: Some(&initrd), cmdline: "quiet" };
+        let entry = build(&mut ram, files, platform(1)).unwrap();
+        assert_eq!(entry.rip, (16 << 20) + 0x200);
+        assert_eq!(ram[16 << 20..][..0x1000], kernel[0x400..0x1400]);
+        let top = ram.len();
+        assert_eq!(&ram[top - 0x2000..][..0x1002], [&initrd[..], &[0]].concat());
+        assert_eq!(&ram[0x9000..0x9006], b"quiet\0");
+    }
+
     #[test]
     fn a_guest_has_all_that_its_entry_promises() {
         let mut ram = vec![0; TOP as usize];
-        let entry = build(&mut ram, &image(), "hello", platform(2)).unwrap();
+        let entry = build(&mut ram, files(&image(), "hello"), platform(2)).unwrap();
         assert_eq!((entry.rip, ram[0x10_0000]), (0x10_0000, 0xf4));
         assert_eq!(&ram[TOP as usize - 0x1000..][..4], b"end\0");
         let params = &ram[entry.rsi as usize..][..4096];
@@ -172,6 +199,7 @@ pub(super) mod tests {
         assert_eq!(&ram[cmdline..cmdline + 6], b"hello\0");
         let rsdp = u64::from_le_bytes(params[0x70..0x78].try_into().unwrap()) as usize;
         assert_eq!(&ram[rsdp..rsdp + 8], b"RSD PTR ");
+        assert_eq!(ram[0xf_fff0..0xf_fff6], [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee], "F000:FFF0 resets");
         assert_eq!(ram[entry.cr3 as usize] & 1, 1);
         assert_eq!(ram[entry.gdt.as_u64() as usize + usize::from(entry.code_selector) + 5], 0x9b);
         assert!(ram[0xa000..entry.rsp as usize].iter().all(|byte| *byte == 0), "the stack is free");
@@ -181,26 +209,32 @@ pub(super) mod tests {
     fn what_cannot_be_built_leaves_the_memory_alone() {
         let mut ram = vec![0; TOP as usize];
         let long = "x".repeat(map::CMDLINE_SIZE);
-        assert_eq!(build(&mut ram, &image(), &long, platform(1)), Err(BuildError::Cmdline));
-        assert_eq!(build(&mut ram, &image(), "a\0b", platform(1)), Err(BuildError::Cmdline));
-        assert_eq!(build(&mut ram, &image(), "", platform(0)), Err(BuildError::Vcpus(0)));
-        assert_eq!(build(&mut ram, &image(), "", platform(1025)), Err(BuildError::Vcpus(1025)));
-        assert_eq!(build(&mut ram, b"no", "", platform(1)), Err(BuildError::Image(elf::Error::NotElf)));
+        assert_eq!(build(&mut ram, files(&image(), &long), platform(1)), Err(BuildError::Cmdline));
+        assert_eq!(build(&mut ram, files(&image(), "a\0b"), platform(1)), Err(BuildError::Cmdline));
+        assert_eq!(build(&mut ram, files(&image(), ""), platform(0)), Err(BuildError::Vcpus(0)));
+        assert_eq!(build(&mut ram, files(&image(), ""), platform(1025)), Err(BuildError::Vcpus(1025)));
+        assert_eq!(build(&mut ram, files(b"no", ""), platform(1)), Err(BuildError::Image(elf::Error::NotElf.into())));
         let outside = elf::tests::file(TOP, &[(TOP, b"x", 1)]);
         assert_eq!(
-            build(&mut ram, &outside, "", platform(1)),
-            Err(BuildError::Image(elf::Error::Outside(Gpa::new(TOP))))
+            build(&mut ram, files(&outside, ""), platform(1)),
+            Err(BuildError::Image(elf::Error::Outside(Gpa::new(TOP)).into()))
         );
         assert!(ram.iter().all(|byte| *byte == 0));
         let mut odd = vec![0; TOP as usize + 1];
-        assert_eq!(build(&mut odd, &image(), "", platform(1)), Err(BuildError::Memory(TOP + 1)));
+        assert_eq!(build(&mut odd, files(&image(), ""), platform(1)), Err(BuildError::Memory(TOP + 1)));
     }
 
     #[test]
     fn the_longest_command_line_and_the_most_vcpus_fit() {
         let mut ram = vec![0; TOP as usize];
         let long = "x".repeat(map::CMDLINE_SIZE - 1);
-        assert!(build(&mut ram, &image(), &long, platform(acpi::VCPUS_MAX)).is_ok());
-        assert_eq!(ram[0x10_0000], 0xf4, "the tables end before the image");
+        assert!(build(&mut ram, files(&image(), &long), platform(acpi::VCPUS_MAX)).is_ok());
+        assert_eq!(
+            (ram[0xf_fff0], ram[0x10_0000]),
+            (0xba, 0xf4),
+            "the tables end before the reset's code and the image"
+        );
+        let tables = acpi::tables(Platform { vcpus: acpi::VCPUS_MAX, ims_forbidden: true });
+        assert!(map::ACPI.as_u64() + tables.len() as u64 <= map::ACPI_END.as_u64());
     }
 }

@@ -1,8 +1,11 @@
 //! What the processor needs in memory for Linux's 64-bit entry: a descriptor table with flat segments and page tables that map the
-//! first 4 GiB to themselves (boot.rst, "64-bit boot protocol"; SDM vol. 3, 3.4.5 and 5.5).
+//! first 4 GiB to themselves (boot.rst, "64-bit boot protocol"; SDM vol. 3, 3.4.5 and 5.5). And what it finds where it begins after a reset.
 
 use super::memory_map::{self as map, PAGE_TABLES};
-use crate::addr::{Gpa, PAGE_SIZE};
+use crate::{
+    addr::{Gpa, PAGE_SIZE},
+    vdev::ports,
+};
 
 /// Linux's `__BOOT_CS`.
 pub const CODE_SELECTOR: u16 = 0x10;
@@ -13,6 +16,18 @@ pub const DATA_SELECTOR: u16 = 0x18;
 pub const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 /// Its limit.
 pub const GDT_LIMIT: u16 = 31;
+
+/// The code at [`map::RESET_VECTOR`], where a guest jumps in real mode for a reset, as Linux does at last (`machine_real_restart`): it
+/// writes 6 to the reset control register.
+///
+/// ```text
+/// ba f9 0c    mov dx, 0xcf9
+/// b0 06       mov al, 6
+/// ee          out dx, al
+/// f4          hlt
+/// eb fd       jmp to hlt
+/// ```
+pub const RESET_CODE: [u8; 9] = [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd];
 
 /// Tables: PML4, PDPT, and a page directory for each GiB.
 pub const TABLES: u64 = 6;
@@ -46,6 +61,9 @@ pub fn page_table(table: u64) -> (Gpa, [u8; PAGE_SIZE as usize]) {
     }
     (Gpa::new(PAGE_TABLES.as_u64() + table * PAGE_SIZE), page)
 }
+
+const _: () = assert!(map::RESET_VECTOR.as_u64() + RESET_CODE.len() as u64 <= map::IMAGE.as_u64());
+const _: () = assert!(u16::from_le_bytes([RESET_CODE[1], RESET_CODE[2]]) == ports::RESET_CONTROL);
 
 #[cfg(test)]
 mod tests {

@@ -34,7 +34,9 @@ pub const LOW_END: Gpa = Gpa::new(0xa_0000);
 /// ACPI tables, the RSDP first: where Linux looks for it without `boot_params` as well.
 pub const ACPI: Gpa = Gpa::new(0xe_0000);
 /// End of the room for them.
-pub const ACPI_END: Gpa = Gpa::new(0x10_0000);
+pub const ACPI_END: Gpa = RESET_VECTOR;
+/// Where a processor begins after a reset, in the first MiB: the code at F000:FFF0.
+pub const RESET_VECTOR: Gpa = Gpa::new(0xf_fff0);
 /// First address at which an image may lie.
 pub const IMAGE: Gpa = Gpa::new(0x10_0000);
 

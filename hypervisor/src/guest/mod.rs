@@ -9,9 +9,11 @@ pub mod acpi;
 pub mod boot_params;
 #[cfg(feature = "machine")]
 pub mod build;
+pub mod bzimage;
 pub mod elf;
 #[cfg(feature = "machine")]
 pub mod entry;
+pub mod image;
 pub mod memory_map;
 pub mod options;
 

@@ -8,7 +8,10 @@ use core::fmt;
 
 use hcall_abi::Pasid;
 
-use super::memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size};
+use super::{
+    image::INITRD,
+    memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size},
+};
 use crate::addr::Bdf;
 
 /// Longest name.
@@ -48,6 +51,16 @@ pub enum Device {
     },
 }
 
+/// Which operating system a guest is, as far as the platform makes a difference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Os {
+    /// One that needs nothing that others do not have.
+    #[default]
+    Other,
+    /// Linux: it finds KVM's signature, and those features of KVM that this hypervisor serves.
+    Linux,
+}
+
 /// A guest as asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -61,6 +74,8 @@ pub struct Options {
     pub devices: Vec<Device>,
     /// Its command line, printable ASCII.
     pub cmdline: String,
+    /// Which operating system it is.
+    pub os: Os,
     /// Whether the processor keeps its local APIC, if it said so.
     pub apicv: Option<bool>,
     /// Whether its devices' interrupts are posted, if it said so.
@@ -88,6 +103,8 @@ pub enum Error {
     Unfinished,
     /// There is no name, or it is not `[a-z0-9-]{1,16}`.
     Name(String),
+    /// An initrd without a guest before it, or with one that has an initrd already.
+    Initrd,
     /// A word that is no option.
     Unknown(String),
     /// This option is there twice.
@@ -108,6 +125,8 @@ pub enum Error {
     TooManyDevices,
     /// Something else than `exits=marks`.
     Exits(String),
+    /// Something else than `os=linux`.
+    Os(String),
     /// Neither `ims=allowed` nor `ims=forbidden`.
     Ims(String),
     /// No number of interrupts that a limit can be.
@@ -125,10 +144,11 @@ impl fmt::Display for Error {
             Self::Character(at) => write!(f, "byte {at} is not printable ASCII"),
             Self::Unfinished => write!(f, "a quote is not closed, or a backslash stands at the end"),
             Self::Name(name) => write!(f, "'{name}' is no name: 1 to {NAME_MAX} of a-z, 0-9 and -"),
+            Self::Initrd => write!(f, "a module with the string '{INITRD}' has its place right behind its guest, once"),
             Self::Unknown(word) => {
                 write!(
                     f,
-                    "'{word}' is not mem=, cpus=, device=, vectors=, apicv=, posting=, ims=, hypercalls=, storm=, pasids=, exits= or cmdline="
+                    "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, pasids=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -147,6 +167,7 @@ impl fmt::Display for Error {
             Self::Cpus(value) => write!(f, "cpus={value}: 1 to {CPUS_MAX}"),
             Self::Switch(word) => write!(f, "{word}: on or off"),
             Self::TooManyDevices => write!(f, "more than {DEVICES_MAX} devices"),
+            Self::Os(value) => write!(f, "os={value}: only os=linux is known"),
             Self::Ims(value) => write!(f, "ims={value}: allowed or forbidden"),
             Self::Storm(value) => write!(f, "storm={value}: 1 to {STORM_MAX} interrupts in a million ticks"),
             Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers from 1 to fffff, as in 100-1ff"),
@@ -167,11 +188,14 @@ impl Options {
         }
         let mut words = words(string)?.into_iter();
         let name = words.next().unwrap_or_default();
+        if name == INITRD {
+            return Err(Error::Initrd);
+        }
         if !is_name(&name) {
             return Err(Error::Name(name));
         }
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
-        let (mut cpus, mut apicv, mut posting, mut marks) = (None, None, None, None);
+        let (mut cpus, mut os, mut apicv, mut posting, mut marks) = (None, None, None, None, None);
         let (mut forbidden, mut hypercalls, mut storm, mut pasids) = (None, None, None, None);
         let mut counted = 0;
         for word in words {
@@ -179,6 +203,8 @@ impl Options {
                 Some(("mem", value)) => set(&mut memory, parse_memory(value)?, "mem")?,
                 Some(("cpus", value)) => set(&mut cpus, parse_cpus(value)?, "cpus")?,
                 Some(("cmdline", value)) => set(&mut cmdline, parse_cmdline(value)?, "cmdline")?,
+                Some(("os", "linux")) => set(&mut os, Os::Linux, "os")?,
+                Some(("os", value)) => return Err(Error::Os(value.into())),
                 Some(("apicv", value)) => set(&mut apicv, parse_switch(value, &word)?, "apicv")?,
                 Some(("posting", value)) => set(&mut posting, parse_switch(value, &word)?, "posting")?,
                 Some(("ims", value)) => set(&mut forbidden, parse_ims(value)?, "ims")?,
@@ -204,6 +230,7 @@ impl Options {
             cpus: cpus.unwrap_or(1),
             devices,
             cmdline: cmdline.unwrap_or_default(),
+            os: os.unwrap_or_default(),
             apicv,
             posting,
             ims_forbidden: forbidden.unwrap_or(false),
@@ -366,6 +393,7 @@ mod tests {
         let owner = Options::parse("x pasids=100-fffff").unwrap();
         assert_eq!(owner.pasids, Pasid::new(0x100).zip(Pasid::new(0xf_ffff)));
         assert_eq!((options.ims_forbidden, options.hypercalls, options.storm), (false, true, None));
+        assert_eq!((options.os, Options::parse("x os=linux").unwrap().os), (Os::Other, Os::Linux));
     }
 
     #[test]
@@ -418,6 +446,12 @@ mod tests {
         }
         for value in ["", "1", "1-", "-1", "2-1", "1-100000", "1-+2", "g-h", "0-5"] {
             assert_eq!(error(&format!("x pasids={value}")), Error::Pasids(value.into()));
+        }
+        for value in ["", "Linux", "windows"] {
+            assert_eq!(error(&format!("x os={value}")), Error::Os(value.into()));
+        }
+        for string in ["initrd", "initrd mem=64M"] {
+            assert_eq!(error(string), Error::Initrd);
         }
         for value in ["", "mark", "MARKS"] {
             assert_eq!(error(&format!("x exits={value}")), Error::Exits(value.into()));

@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 
 use spin::Mutex;
 
-use super::PhysRange;
+use super::{PhysRange, zero::zero};
 use crate::addr::{Hpa, PAGE_SIZE};
 
 /// Free ranges that can be told apart. When fragmentation exceeds it, the smallest range is given up (`lost`).
@@ -228,6 +228,14 @@ unsafe impl FrameSource for Frames {
 
     fn pointer(&self, address: Hpa) -> NonNull<u8> {
         NonNull::new(address.as_u64() as *mut u8).unwrap_or(NonNull::dangling())
+    }
+
+    fn alloc_zeroed(&self, count: u64, alignment: u64) -> Option<Hpa> {
+        let base = self.alloc(count, alignment)?;
+        let bytes = usize::try_from(count.checked_mul(PAGE_SIZE)?).ok()?;
+        // SAFETY: `alloc` gave these bytes to us alone.
+        unsafe { zero(self.pointer(base).as_ptr(), bytes) };
+        Some(base)
     }
 }
 

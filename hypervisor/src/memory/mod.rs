@@ -12,6 +12,7 @@ mod range;
 mod table;
 #[cfg(test)]
 pub mod testing;
+mod zero;
 
 pub use frames::{FrameAllocator, FrameSource, Frames};
 pub use mmio::{Mmio, Registers};

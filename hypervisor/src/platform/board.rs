@@ -1,14 +1,15 @@
-//! A guest's serial port and PCI bus: what all its virtual processors share, behind one lock.
+//! A guest's serial port, CMOS clock and PCI bus: what all its virtual processors share, behind one lock.
 
-use super::vm::Vm;
+use super::{vm::Vm, wall_clock::WallClock};
 use crate::{
     addr::Bdf,
-    console,
+    console, cpu,
     exits::PortWrite,
     guest::options::Options,
     vdev::{
         pci::{self, VirtualBus},
         ports::{Effect, Ports},
+        rtc::Rtc,
         uart::{self, Uart},
     },
 };
@@ -24,6 +25,8 @@ pub struct Board {
     /// Its PCI bus.
     pub bus: VirtualBus,
     uart: Uart,
+    rtc: Rtc,
+    clock: WallClock,
     lines: u32,
     marks: bool,
 }
@@ -39,19 +42,20 @@ pub struct Written {
 }
 
 impl Board {
-    /// With the guest's bus.
-    pub fn new(bus: VirtualBus, options: &Options) -> Self {
-        Self { bus, uart: Uart::new(), lines: 0, marks: options.marks }
+    /// With the guest's bus, and the clock that its own follows.
+    pub fn new(bus: VirtualBus, options: &Options, clock: WallClock) -> Self {
+        Self { bus, uart: Uart::new(), rtc: Rtc::new(), clock, lines: 0, marks: options.marks }
     }
 
     /// IN.
     pub fn read(&mut self, port: u16, width: u8) -> u32 {
-        Ports { uart: &mut self.uart, bus: &mut self.bus }.read(port, width)
+        let Self { bus, uart, rtc, clock, .. } = self;
+        Ports { uart, bus, rtc, now: &|| clock.at(cpu::tsc()) }.read(port, width)
     }
 
     /// OUT, by guest `vm`.
     pub fn write(&mut self, vm: &Vm, port: u16, width: u8, value: u32) -> Written {
-        let Self { bus, uart, lines, marks } = self;
+        let Self { bus, uart, rtc, clock, lines, marks } = self;
         let mut written = Written { outcome: PortWrite::Done, pci: None, mark: false };
         // A guest that writes faster than the console's line takes it waits by itself: neither the processor nor a lock does.
         if port == uart::BASE && *lines < CONSOLE_LINES && !console::has_room() {
@@ -59,7 +63,8 @@ impl Board {
             return written;
         }
         let mut mark = false;
-        let effect = Ports { uart, bus }.write(port, width, value, &mut |line| {
+        let now = || clock.at(cpu::tsc());
+        let effect = Ports { uart, bus, rtc, now: &now }.write(port, width, value, &mut |line| {
             mark |= show(&vm.name, lines, line) && *marks && line.starts_with(MARK);
         });
         written.mark = mark;

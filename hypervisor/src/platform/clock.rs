@@ -1,16 +1,20 @@
-//! The machine's counters, and which of them is its clock.
+//! The machine's counters, which of them is its clock, and the date.
 
 use alloc::boxed::Box;
 
 use x86::io;
 
-use super::memory::map_device;
+use super::{
+    memory::map_device,
+    wall_clock::{self, FALLBACK, Odd, WallClock},
+};
 use crate::{
-    acpi::{PmTimer, fadt},
+    acpi::{CmosClock, PmTimer, fadt},
     addr::{Hpa, PAGE_SIZE},
     clock::{self, Choice, Clock, Rate, Unusable, elapsed, measure},
     cpu,
     memory::{Mmio, PhysRange, Registers},
+    vdev::rtc,
 };
 
 /// ACPI 6.5, section 4.8.3.3.
@@ -162,6 +166,37 @@ pub fn start(fadt: Option<&[u8]>, is_memory: impl Fn(PhysRange) -> bool) -> Choi
     }
     log::info!("{choice}");
     choice
+}
+
+/// The date by the machine's CMOS clock, from now on by the TSC. `fadt` says what the firmware knows of that clock.
+pub fn date(fadt: Option<&[u8]>, clock: Choice) -> WallClock {
+    let hertz = match clock {
+        Choice::Tsc(rate, _) => Some(rate.hertz),
+        Choice::PmTimer | Choice::PostPort => None,
+    };
+    let read = match fadt.map_or(CmosClock::default(), CmosClock::parse) {
+        CmosClock::Absent => Err(Odd::Absent),
+        CmosClock::Present { century } => wall_clock::read(clock::current(), century, &mut cmos),
+    };
+    let date = WallClock::new(read.unwrap_or(FALLBACK), cpu::tsc(), hertz);
+    match read {
+        Ok(_) => log::info!("date: {date}, by the CMOS clock"),
+        Err(odd) => log::warn!("date: {date} is assumed: {odd}"),
+    }
+    if hertz.is_none() {
+        log::warn!("date: guests' clocks stand still, because the TSC cannot be used");
+    }
+    date
+}
+
+/// A byte of the machine's CMOS clock, or of its memory.
+fn cmos(index: u8) -> u8 {
+    // SAFETY: the ports are the CMOS clock's on every PC; where there is none, nothing is there. Choosing a register and reading it changes
+    // nothing but the flags of interrupts, which nobody has enabled. NMIs stay enabled (bit 7 of the index is clear).
+    unsafe {
+        io::outb(rtc::INDEX, index & 0x7f);
+        io::inb(rtc::DATA)
+    }
 }
 
 fn measure_tsc(reference: &dyn Clock) -> Result<Rate, Unusable> {

@@ -5,7 +5,11 @@ use core::fmt;
 
 use multiboot2::{BootInformation, BootInformationHeader, MAGIC, MemoryAreaType};
 
-use crate::{addr::Hpa, memory::PhysRange};
+use crate::{
+    addr::Hpa,
+    guest::image::{INITRD, with_initrds},
+    memory::PhysRange,
+};
 
 /// Most modules that are looked at.
 const MODULES: usize = 64;
@@ -36,13 +40,15 @@ pub struct Loader {
     information: BootInformation<'static>,
 }
 
-/// A module: a guest's image and its string.
+/// A guest's image and its string, and where its initrd is.
 #[derive(Clone, Debug)]
 pub struct Module {
-    /// Where it is.
+    /// Where the image is.
     pub range: PhysRange,
     /// Its string, if it is UTF-8.
     pub string: Option<String>,
+    /// Where the initrd is, if the guest has one.
+    pub initrd: Option<PhysRange>,
 }
 
 impl Loader {
@@ -82,13 +88,16 @@ impl Loader {
         [own].into_iter().chain(modules).filter(|range| range.len > 0)
     }
 
-    /// The modules, in the loader's order.
+    /// The guests' modules, in the loader's order.
     pub fn modules(&self) -> Vec<Module> {
-        self.information
-            .module_tags()
-            .take(MODULES)
-            .map(|module| Module { range: module_range(module), string: module.cmdline().ok().map(String::from) })
-            .collect()
+        let tags = self.information.module_tags().take(MODULES);
+        let grouped = with_initrds(tags, |tag| tag.cmdline().is_ok_and(|string| string == INITRD));
+        let module = |(image, initrd): (&multiboot2::ModuleTag, Option<_>)| Module {
+            range: module_range(image),
+            string: image.cmdline().ok().map(String::from),
+            initrd: initrd.map(module_range),
+        };
+        grouped.into_iter().map(module).collect()
     }
 
     /// Where the copy of the ACPI root pointer is that the loader made, the newer one first.

@@ -8,6 +8,7 @@ use super::{
     loader::Loader,
     memory::{FRAMES, Firmware, map_device},
     ports::Unit,
+    wall_clock::WallClock,
 };
 use crate::{
     acpi::{Dmar, Drhd, FirmwareMemory, Processor, Rsdp, Tables, ecam_windows, processors},
@@ -38,10 +39,11 @@ pub struct Machine {
     processors: Vec<Processor>,
     bochs: bool,
     clock: Choice,
+    wall_clock: WallClock,
 }
 
 impl Machine {
-    /// Looks around, and chooses the clock ([`clock::current`]). A machine without ACPI, or with broken tables, is one without remapping units.
+    /// Looks around, chooses the clock ([`clock::current`]) and reads the date. A machine without ACPI, or with broken tables, is one without remapping units.
     pub fn discover(loader: &Loader) -> Self {
         let firmware = Firmware::new(loader);
         let rsdp = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
@@ -52,6 +54,7 @@ impl Machine {
         let find = |signature| tables.as_ref().and_then(|tables| tables.find(signature));
         let memory: Vec<PhysRange> = loader.memory(true).collect();
         let clock = counters::start(find(b"FACP"), |range| overlaps(&memory, range));
+        let wall_clock = counters::date(find(b"FACP"), clock);
         let config = config_space(find(b"MCFG"));
         let functions = scan(&*config);
         let dmar = find(b"DMAR").and_then(|table| {
@@ -59,7 +62,7 @@ impl Machine {
         });
         let processors = find(b"APIC").map(processors).unwrap_or_default();
         let bochs = find(b"FACP").is_some_and(is_bochs);
-        Self { config, functions, dmar, memory, processors, bochs, clock }
+        Self { config, functions, dmar, memory, processors, bochs, clock, wall_clock }
     }
 
     /// Access to configuration space.
@@ -80,6 +83,11 @@ impl Machine {
     /// What waits go by.
     pub fn clock(&self) -> Choice {
         self.clock
+    }
+
+    /// The date.
+    pub fn wall_clock(&self) -> WallClock {
+        self.wall_clock
     }
 
     /// All functions.

@@ -56,6 +56,7 @@ pub mod virtual_cpu;
 pub mod virtual_functions;
 #[cfg(feature = "bare")]
 pub mod vm;
+pub mod wall_clock;
 #[cfg(feature = "bare")]
 pub mod work;
 #[cfg(feature = "bare")]

@@ -159,6 +159,11 @@ impl Platform for Reach<'_> {
         self.service.hypercall(self.domain, number, arguments, self)
     }
 
+    fn set_pv_eoi(&mut self, at: Option<Gpa>) {
+        // It fails only where the processor ends interrupts, and there the guest has no such register.
+        let _ = GuestMemory::set_pv_eoi(self, at);
+    }
+
     fn ipi(&mut self, ipi: Ipi) {
         self.vm.send(self.number, ipi);
     }

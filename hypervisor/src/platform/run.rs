@@ -11,12 +11,14 @@ use super::{
     ports::MachineService,
     slice::{Pause, Slice},
     virtual_cpu::{State, VirtualCpu},
+    world,
 };
 use crate::{
     apic, console,
     cpu::{self, fpu::Xsave, interrupts},
     exits::EndReason,
-    vmx::{Host, posted::Turn},
+    vdev::msr::Optional,
+    vmx::{Host, controls, posted::Turn},
 };
 
 /// Ticks of the TSC that a virtual processor runs before another one's turn.
@@ -32,7 +34,7 @@ const HEAD_START: u64 = SLICE / 2;
 pub struct Runner {
     host: Host,
     xsave: Xsave,
-    has_tsc_aux: bool,
+    optional_msrs: Optional,
     has_tsc_deadline: bool,
     service: &'static MachineService,
     /// Its own vectors.
@@ -49,13 +51,11 @@ pub struct Runner {
 impl Runner {
     /// With no guest yet.
     pub fn new(host: Host, xsave: Xsave, service: &'static MachineService, epoch: u64) -> Self {
-        let has_tsc_aux = raw_cpuid::CpuId::new()
-            .get_extended_processor_and_feature_identifiers()
-            .is_some_and(|features| features.has_rdtscp());
+        let rdtscp = host.capabilities.secondary & controls::SECONDARY_RDTSCP != 0;
         Self {
             host,
             xsave,
-            has_tsc_aux,
+            optional_msrs: world::optional_msrs(rdtscp),
             has_tsc_deadline: apic::has_tsc_deadline(),
             service,
             vectors: service.ports().vectors_of(cpu::this::this().number),
@@ -287,14 +287,14 @@ impl Runner {
             return self.cpus[index].begin();
         }
         if let Some(guest) = self.current.and_then(|current| self.cpus.get_mut(current)) {
-            guest.world.save(self.xsave, self.has_tsc_aux);
+            guest.world.save(self.xsave, self.optional_msrs);
             if matches!(guest.state, State::Ready | State::Blocked) {
                 guest.set_turn(Turn::Preempted);
             }
         }
         let guest = &self.cpus[index];
         guest.vcpu.make_current().unwrap_or_else(|failure| panic!("VMPTRLD: {failure}"));
-        guest.world.restore(self.xsave, self.has_tsc_aux);
+        guest.world.restore(self.xsave, self.optional_msrs);
         self.current = Some(index);
         self.cpus[index].begin();
     }

@@ -12,9 +12,14 @@ use super::{
     world::World,
 };
 use crate::{
+    cpu,
     ept::Ept,
     exits::{Devices, EndReason, PvEoi, memo::Memo},
-    vdev::{cpuid::Policy, msr::Msrs, x2apic::X2Apic},
+    vdev::{
+        cpuid::{KvmFeatures, Policy},
+        msr::{Msrs, Traits},
+        x2apic::X2Apic,
+    },
     vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic},
 };
 
@@ -50,7 +55,12 @@ impl Parts {
         Devices {
             apic: X2Apic::new(apic_id, apic_id == 0),
             pv_eoi: PvEoi::default(),
-            msrs: Msrs::new(physical_bits, self.virtual_apic.is_some()),
+            msrs: Msrs::new(Traits {
+                address_width: physical_bits,
+                monitor: self.policy.monitor,
+                pv_eoi: self.policy.kvm.is_some_and(KvmFeatures::has_pv_eoi),
+                arch_capabilities: cpu::arch_capabilities(),
+            }),
             policy: self.policy,
             memo: Memo::default(),
             tsc_offset: 0,

@@ -22,6 +22,7 @@ use super::{
     seed::{Parts, Seed},
     vm::Vm,
     windows::{Kind, Window, Windows},
+    world,
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
@@ -29,14 +30,14 @@ use crate::{
     guest::{
         acpi,
         build::{self, GuestRam},
+        image::Files,
         memory_map::{BarAllocator, ECAM, ECAM_SIZE},
-        options::Options,
+        options::{Options, Os},
     },
     ims::{DeviceSpec, FEATURES, GuestId, GuestSpec, LIMITS},
-    memory::{FrameSource, Ram},
+    memory::{FrameSource, PhysRange, Ram},
     vdev::{
-        cpuid::Policy,
-        msr,
+        cpuid::{KvmFeatures, Policy},
         pci::{ConfigPage, VirtualBus},
     },
     vmx::{Capabilities, Frames, Start, VirtualApic, bitmap::MsrBitmap, controls, virtual_apic},
@@ -77,7 +78,8 @@ impl Maker {
                     format!("mem={}M: the machine has {} MiB left", options.memory >> 20, free >> 20)
                 })?);
         let platform = acpi::Platform { vcpus: options.cpus, ims_forbidden: options.ims_forbidden };
-        let entry = build::build(&mut Building(ram), image(module), &options.cmdline, platform).map_err(text)?;
+        let files = Files { image: bytes(module.range), initrd: module.initrd.map(bytes), cmdline: &options.cmdline };
+        let entry = build::build(&mut Building(ram), files, platform).map_err(text)?;
         let ept = holdings.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(text)?);
         ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), Access::Ram).map_err(text)?;
         let mut bus = VirtualBus::new();
@@ -94,7 +96,7 @@ impl Maker {
         for (number, seat) in (0..).zip(&seats) {
             self.service.ports().seat(id, number, seat);
         }
-        let board = Board::new(bus, options);
+        let board = Board::new(bus, options, self.machine.wall_clock());
         let vm = Arc::new(Vm::new(id, options, holdings, windows, board, seats));
         let start = start(&entry);
         Ok(parts.into_iter().map(|parts| Seed::new(Arc::clone(&vm), parts, start)).collect())
@@ -224,8 +226,9 @@ impl Maker {
             Ok::<Hpa, &str>(frame)
         };
         let frames = Frames { vmcs: frame()?, msr_bitmap: frame()? };
-        let rdtscp = self.capabilities.secondary & controls::SECONDARY_RDTSCP != 0;
-        let mut bitmap = MsrBitmap::new(msr::passthrough(rdtscp));
+        let optional = world::optional_msrs(self.capabilities.secondary & controls::SECONDARY_RDTSCP != 0);
+        let mut bitmap = MsrBitmap::new(optional.passthrough());
+        bitmap.allow_writes(optional.commands());
         if apicv {
             bitmap.allow_reads(virtual_apic::read_from_page());
             bitmap.allow_writes(virtual_apic::written_by_processor());
@@ -247,11 +250,11 @@ impl Maker {
         let forbidden = feature(options.ims_forbidden, Features::IMS_FORBIDDEN);
         Policy {
             vcpus: options.cpus,
-            tsc_hz: None,
+            tsc_hz: self.machine.clock().tsc_hertz(),
             rdtscp: secondary & controls::SECONDARY_RDTSCP != 0,
             invpcid: secondary & controls::SECONDARY_INVPCID != 0,
             monitor: apicv,
-            kvm_signature: false,
+            kvm: (options.os == Os::Linux).then(|| KvmFeatures::served(!apicv)),
             hypercalls: options.hypercalls,
             features: FEATURES.union(posted).union(ended).union(limited).union(forbidden),
             limits: LIMITS,
@@ -276,14 +279,14 @@ fn start(entry: &build::Entry) -> Start {
     }
 }
 
-/// The module's bytes.
-fn image(module: &Module) -> &[u8] {
-    let len = usize::try_from(module.range.len).unwrap_or(0);
+/// A module's bytes. `range` is where the loader says that it is.
+fn bytes(range: PhysRange) -> &'static [u8] {
+    let len = usize::try_from(range.len).unwrap_or(0);
     if len == 0 {
         return &[];
     }
     // SAFETY: the loader put the module there; the memory was reserved before anything was allocated, is mapped, and nobody writes it.
-    unsafe { core::slice::from_raw_parts(module.range.start.as_u64() as *const u8, len) }
+    unsafe { core::slice::from_raw_parts(range.start.as_u64() as *const u8, len) }
 }
 
 /// Configuration space of bus 0: each function's page, and a page of ones for each that is not there; writes are trapped.

@@ -151,6 +151,7 @@ impl VirtualCpu {
         self.state = State::WaitForSipi;
         self.nmi = false;
         self.devices.apic.reset();
+        self.devices.msrs.init();
         self.devices.pv_eoi = PvEoi::default();
         self.seat.set_pv_eoi(None);
         if let Some(virtual_apic) = &self.virtual_apic {

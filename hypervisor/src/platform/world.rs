@@ -2,10 +2,23 @@
 
 use x86::msr::{self, rdmsr, wrmsr};
 
-use crate::cpu::{
-    self,
-    fpu::{State, Xsave},
+use crate::{
+    cpu::{
+        self,
+        fpu::{State, Xsave},
+    },
+    vdev::msr::Optional,
 };
+
+/// IA32_SPEC_CTRL.
+const SPEC_CTRL: u32 = 0x48;
+
+/// The registers beside [`SHARED_MSRS`] that this processor has and that its guests read and write without an exit. `rdtscp` says whether the
+/// VMCS lets them use RDTSCP.
+pub fn optional_msrs(rdtscp: bool) -> Optional {
+    let extended1_edx = if rdtscp { core::arch::x86_64::__cpuid(0x8000_0001).edx } else { 0 };
+    Optional::of_cpuid(cpu::leaf7_edx(), extended1_edx)
+}
 
 /// MSRs that a guest reads and writes without an exit, beside those of the VMCS.
 pub const SHARED_MSRS: [u32; 5] =
@@ -18,36 +31,45 @@ pub struct World {
     pub fpu: State,
     msrs: [u64; SHARED_MSRS.len()],
     tsc_aux: u64,
+    spec_ctrl: u64,
     cr2: u64,
     dr: [u64; 5],
 }
 
 impl World {
     /// Takes it out of the processor.
-    pub fn save(&mut self, xsave: Xsave, has_tsc_aux: bool) {
+    pub fn save(&mut self, xsave: Xsave, optional: Optional) {
         self.fpu.save(xsave);
         for (value, register) in self.msrs.iter_mut().zip(SHARED_MSRS) {
             // SAFETY: every processor with long mode has these.
             *value = unsafe { rdmsr(register) };
         }
-        if has_tsc_aux {
+        if optional.tsc_aux {
             // SAFETY: CPUID offers RDTSCP, so the MSR exists.
             self.tsc_aux = unsafe { rdmsr(msr::IA32_TSC_AUX) };
+        }
+        if optional.spec_ctrl {
+            // SAFETY: CPUID names the MSR.
+            self.spec_ctrl = unsafe { rdmsr(SPEC_CTRL) };
         }
         self.cr2 = cpu::cr2();
         self.dr = read_debug_registers();
     }
 
     /// Puts it into the processor.
-    pub fn restore(&self, xsave: Xsave, has_tsc_aux: bool) {
+    pub fn restore(&self, xsave: Xsave, optional: Optional) {
         self.fpu.restore(xsave);
         for (value, register) in self.msrs.iter().zip(SHARED_MSRS) {
             // SAFETY: the value came from the register, or is 0; the hypervisor uses none of them.
             unsafe { wrmsr(register, *value) };
         }
-        if has_tsc_aux {
+        if optional.tsc_aux {
             // SAFETY: CPUID offers RDTSCP, so the MSR exists; the value came from it, or is 0, and the hypervisor has no RDTSCP.
             unsafe { wrmsr(msr::IA32_TSC_AUX, self.tsc_aux) };
+        }
+        if optional.spec_ctrl {
+            // SAFETY: CPUID names the MSR; the value came from it, or is 0. It makes the processor slower, and changes no result.
+            unsafe { wrmsr(SPEC_CTRL, self.spec_ctrl) };
         }
         cpu::write_cr2(self.cr2);
         write_debug_registers(&self.dr);

@@ -5,6 +5,8 @@
 
 use hcall_abi::cpuid::{self as abi, Features, Limits};
 
+use super::msr;
+
 /// The four registers of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Leaf {
@@ -52,9 +54,9 @@ pub struct Policy {
     pub invpcid: bool,
     /// MONITOR and MWAIT do not exit.
     pub monitor: bool,
-    /// Leaf 0x4000_0000 shows KVM's signature without any feature of it. Linux disables an x2APIC without interrupt remapping
-    /// (`try_to_enable_x2apic`) unless it knows the hypervisor; this makes it keep it. Ours is found behind it by scanning.
-    pub kvm_signature: bool,
+    /// Leaf 0x4000_0000 shows KVM's signature, and the next one these features. Linux disables an x2APIC without interrupt remapping
+    /// (`try_to_enable_x2apic`) unless it knows the hypervisor; the signature makes it keep it. Ours is found behind it by scanning.
+    pub kvm: Option<KvmFeatures>,
     /// Whether the hypercall domain is offered.
     pub hypercalls: bool,
     /// What the IMS service offers.
@@ -63,12 +65,38 @@ pub struct Policy {
     pub limits: Limits,
 }
 
+/// The features of KVM that a guest is offered: EAX of leaf 0x4000_0001 (Linux, Documentation/virt/kvm/x86/cpuid.rst).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvmFeatures(u32);
+
+impl KvmFeatures {
+    /// I/O ports need no delay between accesses.
+    const NOP_IO_DELAY: u32 = 1 << 1;
+    /// MSR 0x4b56_4d04 names memory by which interrupts end without an exit.
+    const PV_EOI: u32 = 1 << 6;
+
+    /// Those that this hypervisor serves. `pv_eoi` says whether interrupts can end by memory.
+    pub const fn served(pv_eoi: bool) -> Self {
+        Self(Self::NOP_IO_DELAY | if pv_eoi { Self::PV_EOI } else { 0 })
+    }
+
+    /// Whether interrupts can end by memory.
+    pub const fn has_pv_eoi(self) -> bool {
+        self.0 & Self::PV_EOI != 0
+    }
+}
+
 /// XCR0 bits a guest may set: x87, SSE, AVX.
 pub const XCR0_ALLOWED: u64 = 7;
 
 const MAX_BASIC: u32 = 0x1f;
 const MAX_EXTENDED: u32 = 0x8000_0008;
 const KVM_SIGNATURE: [u8; 12] = *b"KVMKVMKVM\0\0\0";
+/// KVM's features.
+const KVM_FEATURES: u32 = abi::FIRST_BASE + 1;
+/// The frequencies of the TSC and of the local APIC's timer in kHz, as VMware has it and others have taken it over. The last leaf behind KVM's
+/// signature.
+const TIMING: u32 = abi::FIRST_BASE + 0x10;
 
 const CR4_OSXSAVE: u64 = 1 << 18;
 
@@ -83,8 +111,8 @@ const LEAF1_ECX_XSAVE: u32 = 1 << 26;
 const LEAF1_ECX_OSXSAVE: u32 = 1 << 27;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 /// FPU, VME, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, MTRR, PGE, CMOV, PAT, PSE36, CLFSH, MMX, FXSR, SSE, SSE2, SS.
-/// Not MCE, MCA, DS, ACPI, TM, PBE: their MSRs are not there.
-const LEAF1_EDX: u32 = 0x0f8b_bb7f;
+/// MCE and MCA as well, with no bank. Not DS, ACPI, TM, PBE: their MSRs are not there.
+const LEAF1_EDX: u32 = 0x0f8b_fbff;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 
 /// FSGSBASE, BMI1, HLE, AVX2, SMEP, BMI2, ERMS, INVPCID, RTM, FPU CS/DS, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
@@ -93,8 +121,17 @@ const LEAF7_EBX_INVPCID: u32 = 1 << 10;
 /// UMIP, GFNI, VAES, VPCLMULQDQ, RDPID, CLDEMOTE, MOVDIRI, MOVDIR64B.
 const LEAF7_ECX: u32 = 1 << 2 | 7 << 8 | 1 << 22 | 1 << 25 | 3 << 27;
 const LEAF7_ECX_RDPID: u32 = 1 << 22;
-/// Fast short REP MOV, MD_CLEAR, SERIALIZE. No speculation control: its MSRs are refused.
-const LEAF7_EDX: u32 = 1 << 4 | 1 << 10 | 1 << 14;
+/// Fast short REP MOV, MD_CLEAR, SERIALIZE, and speculation control with its MSRs.
+const LEAF7_EDX: u32 = 1 << 4
+    | 1 << 10
+    | 1 << 14
+    | msr::LEAF7_EDX_IBRS_IBPB
+    | msr::LEAF7_EDX_STIBP
+    | msr::LEAF7_EDX_L1D_FLUSH
+    | msr::LEAF7_EDX_ARCH_CAPABILITIES
+    | msr::LEAF7_EDX_SSBD;
+/// Bits of IA32_SPEC_CTRL that came later: PSFD, IPRED_CTRL, RRSBA_CTRL, DDPD_U, BHI_CTRL; and MCDT_NO.
+const LEAF7_2_EDX: u32 = 0x3f;
 
 /// LAHF, LZCNT, PREFETCHW.
 const EXT1_ECX: u32 = 1 | 1 << 5 | 1 << 8;
@@ -114,6 +151,7 @@ impl Policy {
             // The APIC timer never stops.
             6 => Leaf { eax: 1 << 2, ..Leaf::ZERO },
             7 if subleaf == 0 => self.extended_features(host(7, 0)),
+            7 if subleaf == 2 && host(7, 0).eax >= 2 => Leaf { edx: host(7, 2).edx & LEAF7_2_EDX, ..Leaf::ZERO },
             0xb | 0x1f => self.topology(subleaf, vcpu),
             0xd => xsave(subleaf, vcpu, host),
             0x15 => self.tsc(),
@@ -169,7 +207,7 @@ impl Policy {
         if !self.rdtscp {
             ecx &= !LEAF7_ECX_RDPID;
         }
-        Leaf { eax: 0, ebx, ecx, edx: host.edx & LEAF7_EDX }
+        Leaf { eax: host.eax.min(2), ebx, ecx, edx: host.edx & LEAF7_EDX }
     }
 
     /// Extended topology: one thread a core, all cores in one package.
@@ -206,13 +244,29 @@ impl Policy {
     fn hypervisor(&self, leaf: u32) -> Leaf {
         let [ebx, ecx, edx] = abi::signature_registers();
         let version = (hcall_abi::VERSION_MAJOR as u32) << 16 | hcall_abi::VERSION_MINOR as u32;
+        if let (Some(features), false) = (self.kvm, leaf >= abi::IMSVISOR_BASE) {
+            return self.kvm_leaf(leaf, features);
+        }
         match leaf.wrapping_sub(abi::IMSVISOR_BASE) {
-            _ if !self.hypercalls && leaf != abi::FIRST_BASE => Leaf::ZERO,
+            _ if !self.hypercalls => Leaf::ZERO,
             abi::LEAF_SIGNATURE => Leaf { eax: abi::IMSVISOR_BASE + abi::LEAF_MAX, ebx, ecx, edx },
             abi::LEAF_VERSION => Leaf { eax: version, ebx: abi::CALL_BASE, ..Leaf::ZERO },
             abi::LEAF_FEATURES => Leaf { eax: self.features.0, ..Leaf::ZERO },
             abi::LEAF_LIMITS => Leaf::new(self.limits.slots_per_device, self.limits.batch, self.limits.groups, 0),
-            _ if leaf == abi::FIRST_BASE && self.kvm_signature => kvm_signature(),
+            _ => Leaf::ZERO,
+        }
+    }
+
+    /// The leaves before ours.
+    fn kvm_leaf(&self, leaf: u32, features: KvmFeatures) -> Leaf {
+        match leaf {
+            abi::FIRST_BASE => kvm_signature(),
+            KVM_FEATURES => Leaf { eax: features.0, ..Leaf::ZERO },
+            TIMING => {
+                // A frequency that is not known, or does not fit, is 0.
+                let khz = self.tsc_hz.and_then(|hz| u32::try_from(hz / 1000).ok()).unwrap_or(0);
+                Leaf { eax: khz, ebx: khz, ..Leaf::ZERO }
+            }
             _ => Leaf::ZERO,
         }
     }
@@ -223,7 +277,7 @@ fn kvm_signature() -> Leaf {
         let s = &KVM_SIGNATURE;
         u32::from_le_bytes([s[at], s[at + 1], s[at + 2], s[at + 3]])
     });
-    Leaf::new(abi::FIRST_BASE + 1, b, c, d)
+    Leaf::new(TIMING, b, c, d)
 }
 
 /// Leaf 0xD: x87, SSE and AVX only, no supervisor states. Sizes are those of the standard layout (SDM vol. 1, 13.4):
@@ -261,7 +315,7 @@ mod tests {
         rdtscp: true,
         invpcid: true,
         monitor: false,
-        kvm_signature: false,
+        kvm: None,
         hypercalls: true,
         features: Features::ARRAY_STORE.union(Features::BATCH),
         limits: Limits { slots_per_device: 4096, batch: 256, groups: 16 },
@@ -284,7 +338,7 @@ mod tests {
         {
             assert_eq!(features.ecx >> bit & 1, 0, "{name}");
         }
-        for (name, bit) in [("MCE", 7), ("MCA", 14), ("DS", 21), ("ACPI", 22), ("TM", 29), ("PBE", 31)] {
+        for (name, bit) in [("DS", 21), ("ACPI", 22), ("TM", 29), ("PBE", 31)] {
             assert_eq!(features.edx >> bit & 1, 0, "{name}");
         }
         let extended = ask(7, 0);
@@ -294,7 +348,9 @@ mod tests {
         for (name, bit) in [("PKU", 3), ("WAITPKG", 5), ("CET", 7), ("LA57", 16), ("ENQCMD", 29)] {
             assert_eq!(extended.ecx >> bit & 1, 0, "{name}");
         }
-        assert_eq!(extended.edx >> 26, 0, "speculation control");
+        assert_eq!(extended.edx & !(1 << 4 | 1 << 10 | 1 << 14 | 0x1f << 26 | 1 << 31), 0);
+        assert_eq!((extended.edx >> 30 & 1, ask(7, 2).edx), (0, 0x3f), "core capabilities");
+        assert_eq!((extended.eax, ask(7, 1)), (2, Leaf::ZERO));
         for leaf in
             [3, 5, 9, 0xa, 0xf, 0x10, 0x12, 0x14, 0x17, 0x20, 0x8000_0005, 0x8000_0009, 0x8fff_ffff, 0x4000_0000]
         {
@@ -366,10 +422,22 @@ mod tests {
         assert_eq!(ask(base + 2, 0).eax, 9);
         assert_eq!(ask(base + 3, 0), Leaf::new(4096, 256, 16, 0));
         assert_eq!(ask(base + 4, 0), Leaf::ZERO);
-        let kvm = Policy { kvm_signature: true, ..POLICY };
-        assert_eq!(kvm.answer(abi::FIRST_BASE, 0, &VCPU, &all).ebx.to_le_bytes(), *b"KVMK");
-        assert_eq!(kvm.answer(abi::FIRST_BASE + 1, 0, &VCPU, &all), Leaf::ZERO, "none of its features");
-        assert_eq!(kvm.answer(base, 0, &VCPU, &all).ebx, ebx);
+    }
+
+    #[test]
+    fn linux_finds_kvms_signature_the_features_that_are_served_and_ours_behind_it() {
+        let kvm = Policy { kvm: Some(KvmFeatures::served(true)), ..POLICY };
+        let ask = |policy: &Policy, leaf| policy.answer(leaf, 0, &VCPU, &all);
+        assert_eq!(ask(&kvm, 0x4000_0000), Leaf::new(0x4000_0010, 0x4b4d_564b, 0x564b_4d56, 0x4d));
+        assert_eq!(ask(&kvm, 0x4000_0001), Leaf { eax: 1 << 1 | 1 << 6, ..Leaf::ZERO });
+        assert_eq!(ask(&kvm, 0x4000_0010), Leaf::new(2_000_000, 2_000_000, 0, 0));
+        assert_eq!(ask(&kvm, 0x4000_0002), Leaf::ZERO);
+        let base = abi::IMSVISOR_BASE;
+        assert_eq!(ask(&kvm, base), POLICY.answer(base, 0, &VCPU, &all));
+        let without = Policy { kvm: Some(KvmFeatures::served(false)), hypercalls: false, tsc_hz: None, ..POLICY };
+        assert_eq!(ask(&without, 0x4000_0001).eax, 1 << 1, "no PV EOI where the processor ends interrupts");
+        assert_eq!((ask(&without, 0x4000_0010), ask(&without, base)), (Leaf::ZERO, Leaf::ZERO));
+        assert_eq!(ask(&without, 0x4000_0000).eax, 0x4000_0010);
     }
 
     #[test]

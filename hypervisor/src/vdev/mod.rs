@@ -1,5 +1,5 @@
-//! The guest's virtual devices: what a guest finds instead of the machine's own local APIC, serial port, PCI bus, CPUID leaves,
-//! model-specific registers and I/O ports.
+//! The guest's virtual devices: what a guest finds instead of the machine's own local APIC, serial port, CMOS clock, PCI bus, CPUID
+//! leaves, model-specific registers and I/O ports.
 //!
 //! Pure logic on values: nothing here touches hardware, so all of it runs under the host's tests. What has to happen on the
 //! hardware comes back as an effect that the platform carries out.
@@ -11,6 +11,7 @@ pub mod msr;
 pub mod mtrr;
 pub mod pci;
 pub mod ports;
+pub mod rtc;
 pub mod uart;
 pub mod vdsa;
 pub mod vectors;

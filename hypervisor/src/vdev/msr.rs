@@ -1,6 +1,6 @@
 //! Which model-specific registers a guest has (SDM vol. 4), and what they do.
 //!
-//! Three kinds: those of [`PASSTHROUGH`], which the MSR bitmap leaves to the processor; those emulated here; and all others, which
+//! Three kinds: those of [`Optional::passthrough`] and [`Optional::commands`], which the MSR bitmap leaves to the processor; those emulated here; and all others, which
 //! do not exist for the guest: #GP.
 
 use super::{
@@ -8,6 +8,7 @@ use super::{
     mtrr::Mtrrs,
     x2apic::{self, X2Apic},
 };
+use crate::addr::Gpa;
 
 /// IA32_EFER.
 const EFER: u32 = 0xc000_0080;
@@ -15,6 +16,20 @@ const EFER: u32 = 0xc000_0080;
 const PAT: u32 = 0x277;
 /// IA32_TIME_STAMP_COUNTER.
 const TSC: u32 = 0x10;
+
+/// IA32_MCG_CAP and IA32_MCG_STATUS.
+const MCG_CAP: u32 = 0x179;
+const MCG_STATUS: u32 = 0x17a;
+/// IA32_SPEC_CTRL, IA32_PRED_CMD, IA32_FLUSH_CMD and IA32_ARCH_CAPABILITIES.
+const SPEC_CTRL: u32 = 0x48;
+const PRED_CMD: u32 = 0x49;
+const FLUSH_CMD: u32 = 0x10b;
+const ARCH_CAPABILITIES: u32 = 0x10a;
+/// MSR_KVM_PV_EOI_EN: bit 0 enables, the rest is an address (Linux, Documentation/virt/kvm/x86/msr.rst).
+const KVM_PV_EOI: u32 = 0x4b56_4d04;
+const KVM_PV_EOI_ENABLED: u64 = 1;
+/// The address is that of 4 bytes that are aligned.
+const KVM_PV_EOI_RESERVED: u64 = 2;
 
 const PLATFORM_ID: u32 = 0x17;
 const FEATURE_CONTROL: u32 = 0x3a;
@@ -44,10 +59,9 @@ const MISC_ENABLE_FAST_STRINGS: u64 = 1 << 0;
 const MISC_ENABLE_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
 const MISC_ENABLE_MONITOR: u64 = 1 << 18;
 
-/// Registers the guest reads and writes without an exit. The processor checks their values itself, canonical addresses included.
-/// Those not held in the VMCS (STAR to FMASK, KERNEL_GS_BASE, TSC_AUX) belong to the vCPU: whoever runs several vCPUs on one
-/// processor must switch them. TSC_AUX only where RDTSCP is offered.
-pub const PASSTHROUGH: [u32; 11] = [
+/// Registers the guest reads and writes without an exit on every processor. The processor checks their values itself, canonical addresses
+/// included. Those not held in the VMCS (STAR to FMASK, KERNEL_GS_BASE) belong to the vCPU: they are switched with it.
+pub const PASSTHROUGH: [u32; 10] = [
     0x174,       // IA32_SYSENTER_CS
     0x175,       // IA32_SYSENTER_ESP
     0x176,       // IA32_SYSENTER_EIP
@@ -58,13 +72,64 @@ pub const PASSTHROUGH: [u32; 11] = [
     0xc000_0100, // IA32_FS_BASE
     0xc000_0101, // IA32_GS_BASE
     0xc000_0102, // IA32_KERNEL_GS_BASE
-    TSC_AUX,
 ];
 
-/// The registers to leave to the processor.
-pub fn passthrough(rdtscp: bool) -> impl Iterator<Item = u32> {
-    PASSTHROUGH.into_iter().filter(move |msr| rdtscp || *msr != TSC_AUX)
+/// Registers that not every processor has, and that a guest is given where its processor has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Optional {
+    /// IA32_TSC_AUX, with RDTSCP or RDPID.
+    pub tsc_aux: bool,
+    /// IA32_SPEC_CTRL.
+    pub spec_ctrl: bool,
+    /// IA32_PRED_CMD.
+    pub pred_cmd: bool,
+    /// IA32_FLUSH_CMD.
+    pub flush_cmd: bool,
 }
+
+impl Optional {
+    /// Reads the two registers of CPUID that say so: EDX of leaf 7, and, of a processor that has RDTSCP, EDX of leaf 0x8000_0001 (SDM vol. 4,
+    /// table 2-2).
+    pub fn of_cpuid(leaf7_edx: u32, extended1_edx: u32) -> Self {
+        let has = |bit: u32| leaf7_edx & bit != 0;
+        Self {
+            tsc_aux: extended1_edx & EXTENDED1_EDX_RDTSCP != 0,
+            spec_ctrl: has(LEAF7_EDX_IBRS_IBPB) || has(LEAF7_EDX_STIBP) || has(LEAF7_EDX_SSBD),
+            pred_cmd: has(LEAF7_EDX_IBRS_IBPB),
+            flush_cmd: has(LEAF7_EDX_L1D_FLUSH),
+        }
+    }
+
+    /// Those that the guest reads and writes without an exit.
+    pub fn passthrough(self) -> impl Iterator<Item = u32> {
+        let both = [(self.tsc_aux, TSC_AUX), (self.spec_ctrl, SPEC_CTRL)];
+        PASSTHROUGH.into_iter().chain(both.into_iter().filter(|(has, _)| *has).map(|(_, msr)| msr))
+    }
+
+    /// Commands: the guest writes them without an exit, and they cannot be read.
+    pub fn commands(self) -> impl Iterator<Item = u32> {
+        let all = [(self.pred_cmd, PRED_CMD), (self.flush_cmd, FLUSH_CMD)];
+        all.into_iter().filter(|(has, _)| *has).map(|(_, msr)| msr)
+    }
+}
+
+const EXTENDED1_EDX_RDTSCP: u32 = 1 << 27;
+/// IBRS and IBPB.
+pub const LEAF7_EDX_IBRS_IBPB: u32 = 1 << 26;
+/// Single thread indirect branch predictors.
+pub const LEAF7_EDX_STIBP: u32 = 1 << 27;
+/// The command that flushes the first-level data cache.
+pub const LEAF7_EDX_L1D_FLUSH: u32 = 1 << 28;
+/// IA32_ARCH_CAPABILITIES.
+pub const LEAF7_EDX_ARCH_CAPABILITIES: u32 = 1 << 29;
+/// Speculative store bypass disable.
+pub const LEAF7_EDX_SSBD: u32 = 1 << 31;
+
+/// Bits of IA32_ARCH_CAPABILITIES that say from which attacks the processor is free, and need nothing else of the hypervisor: RDCL_NO to
+/// MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, FB_CLEAR, RRSBA, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, RFDS_CLEAR, ITS_NO
+/// (SDM vol. 4, table 2-2; Intel's guidance on each).
+pub const ARCH_CAPABILITIES_SHOWN: u64 =
+    0x7f | 1 << 8 | 7 << 13 | 1 << 17 | 1 << 19 | 1 << 20 | 1 << 24 | 7 << 26 | 1 << 62;
 
 /// Whether `address` is canonical with 48-bit linear addresses.
 pub const fn is_canonical(address: u64) -> bool {
@@ -93,8 +158,23 @@ pub enum Effect {
     Pat(u64),
     /// Change the TSC offset so that the guest's TSC is this now.
     Tsc(u64),
+    /// Interrupts can end by the 4 bytes at this guest-physical address from now on, or by none.
+    PvEoi(Option<Gpa>),
     /// See the APIC's effect.
     Apic(x2apic::Effect),
+}
+
+/// What a vCPU's registers depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Traits {
+    /// Bits of a physical address, as in CPUID leaf 0x8000_0008.
+    pub address_width: u8,
+    /// MONITOR is there, as in the CPUID policy.
+    pub monitor: bool,
+    /// KVM's interface for interrupts that end without an exit is there, as in the CPUID policy.
+    pub pv_eoi: bool,
+    /// The machine's IA32_ARCH_CAPABILITIES, if it has that.
+    pub arch_capabilities: Option<u64>,
 }
 
 /// The emulated registers of one vCPU.
@@ -103,17 +183,27 @@ pub struct Msrs {
     pat: u64,
     misc_enable: u64,
     mtrrs: Mtrrs,
+    arch_capabilities: Option<u64>,
+    /// `None` where there is no such register.
+    pv_eoi: Option<u64>,
 }
 
 impl Msrs {
-    /// As a firmware leaves them. `address_width` is that of CPUID leaf 0x8000_0008; `monitor` as in the CPUID policy.
-    pub fn new(address_width: u8, monitor: bool) -> Self {
-        let monitor = if monitor { MISC_ENABLE_MONITOR } else { 0 };
+    /// As a firmware leaves them.
+    pub fn new(traits: Traits) -> Self {
+        let monitor = if traits.monitor { MISC_ENABLE_MONITOR } else { 0 };
         Self {
             pat: PAT_RESET,
             misc_enable: MISC_ENABLE_FAST_STRINGS | MISC_ENABLE_UNAVAILABLE | monitor,
-            mtrrs: Mtrrs::new(address_width),
+            mtrrs: Mtrrs::new(traits.address_width),
+            arch_capabilities: traits.arch_capabilities.map(|value| value & ARCH_CAPABILITIES_SHOWN),
+            pv_eoi: traits.pv_eoi.then_some(0),
         }
+    }
+
+    /// What INIT changes (SDM vol. 3, table 11-1: of the processor's own registers, none of these).
+    pub fn init(&mut self) {
+        self.pv_eoi = self.pv_eoi.map(|_| 0);
     }
 
     /// RDMSR.
@@ -125,7 +215,10 @@ impl Msrs {
             MISC_ENABLE => Ok(self.misc_enable),
             FEATURE_CONTROL => Ok(FEATURE_CONTROL_LOCKED),
             BIOS_SIGN_ID => Ok(MICROCODE_REVISION),
-            PLATFORM_ID | PLATFORM_INFO | DEBUGCTL => Ok(0),
+            // No bank reports machine checks, so none has happened.
+            PLATFORM_ID | PLATFORM_INFO | DEBUGCTL | MCG_CAP | MCG_STATUS => Ok(0),
+            ARCH_CAPABILITIES => self.arch_capabilities.ok_or(Gp),
+            KVM_PV_EOI => self.pv_eoi.ok_or(Gp),
             _ if X2Apic::owns(msr) => apic.read(msr, vcpu.tsc),
             _ => self.mtrrs.read(msr),
         }
@@ -141,7 +234,8 @@ impl Msrs {
             // Linux clears it before it reads the revision (`intel_get_microcode_revision`).
             BIOS_SIGN_ID => Ok(Effect::None),
             // No branch records and no single-stepping on branches.
-            DEBUGCTL if value == 0 => Ok(Effect::None),
+            DEBUGCTL | MCG_STATUS if value == 0 => Ok(Effect::None),
+            KVM_PV_EOI => self.write_pv_eoi(value),
             _ if X2Apic::owns(msr) => apic.write(msr, value, vcpu.tsc).map(Effect::Apic),
             _ => self.mtrrs.write(msr, value).map(|()| Effect::None),
         }
@@ -153,6 +247,16 @@ impl Msrs {
         }
         self.pat = value;
         Ok(Effect::Pat(value))
+    }
+
+    fn write_pv_eoi(&mut self, value: u64) -> Result<Effect, Gp> {
+        let register = self.pv_eoi.as_mut().ok_or(Gp)?;
+        if value & KVM_PV_EOI_RESERVED != 0 {
+            return Err(Gp);
+        }
+        *register = value;
+        let enabled = value & KVM_PV_EOI_ENABLED != 0;
+        Ok(Effect::PvEoi(enabled.then(|| Gpa::new(value & !KVM_PV_EOI_ENABLED))))
     }
 
     /// Only fast strings can be switched; all else tells what there is.
@@ -184,8 +288,11 @@ mod tests {
     const LONG: u64 = EFER_LME | EFER_LMA;
     const VCPU: VcpuState = VcpuState { tsc: 77, efer: LONG, paging: true };
 
+    const TRAITS: Traits = Traits { address_width: 39, monitor: false, pv_eoi: false, arch_capabilities: None };
+    const EVERYTHING: Optional = Optional { tsc_aux: true, spec_ctrl: true, pred_cmd: true, flush_cmd: true };
+
     fn machine() -> (Msrs, X2Apic) {
-        (Msrs::new(39, false), X2Apic::new(0, true))
+        (Msrs::new(TRAITS), X2Apic::new(0, true))
     }
 
     #[test]
@@ -213,7 +320,7 @@ mod tests {
     #[test]
     fn what_cpuid_does_not_offer_does_not_exist() {
         let (mut msrs, mut apic) = machine();
-        // Speculation, microcode load, TSC adjust, VMX, PMU, XSS, arch capabilities, PASID, thermal, RAPL, user-mode wait.
+        // Speculation, microcode load, TSC adjust, VMX, PMU, XSS, arch capabilities, PASID, thermal, RAPL, user-mode wait, KVM's clock.
         for msr in [
             0x48,
             0x49,
@@ -231,6 +338,7 @@ mod tests {
             0x606,
             0xe1,
             0x4000_0000,
+            0x4b56_4d01,
         ] {
             assert_eq!(msrs.read(msr, VCPU, &mut apic), Err(Gp), "{msr:#x}");
             assert_eq!(msrs.write(msr, 0, VCPU, &mut apic), Err(Gp), "{msr:#x}");
@@ -255,7 +363,8 @@ mod tests {
         assert_eq!(value, 0x1801);
         assert_eq!(msrs.write(MISC_ENABLE, value & !1, VCPU, &mut apic), Ok(Effect::None));
         assert_eq!(msrs.write(MISC_ENABLE, value | 1 << 18, VCPU, &mut apic), Err(Gp));
-        assert_eq!(Msrs::new(39, true).read(MISC_ENABLE, VCPU, &mut apic), Ok(0x4_1801));
+        let monitor = Msrs::new(Traits { monitor: true, ..TRAITS });
+        assert_eq!(monitor.read(MISC_ENABLE, VCPU, &mut apic), Ok(0x4_1801));
     }
 
     #[test]
@@ -269,10 +378,82 @@ mod tests {
     #[test]
     fn nothing_that_is_passed_through_is_also_emulated() {
         let (msrs, mut apic) = machine();
-        for msr in passthrough(true) {
+        for msr in EVERYTHING.passthrough().chain(EVERYTHING.commands()) {
             assert_eq!(msrs.read(msr, VCPU, &mut apic), Err(Gp), "{msr:#x}");
         }
-        assert!(!passthrough(false).any(|msr| msr == TSC_AUX));
+    }
+
+    #[test]
+    fn these_are_passed_through_and_no_others() {
+        let plain = [
+            0x174,
+            0x175,
+            0x176,
+            0xc000_0081,
+            0xc000_0082,
+            0xc000_0083,
+            0xc000_0084,
+            0xc000_0100,
+            0xc000_0101,
+            0xc000_0102,
+        ];
+        let none = Optional::default();
+        assert_eq!(none.passthrough().collect::<Vec<_>>(), plain);
+        assert_eq!(none.commands().count(), 0);
+        assert_eq!(EVERYTHING.passthrough().collect::<Vec<_>>(), [&plain[..], &[0xc000_0103, 0x48]].concat());
+        assert_eq!(EVERYTHING.commands().collect::<Vec<_>>(), [0x49, 0x10b]);
+    }
+
+    #[test]
+    fn a_register_is_given_only_where_cpuid_names_it() {
+        assert_eq!(Optional::of_cpuid(0, 0), Optional::default());
+        assert_eq!(Optional::of_cpuid(u32::MAX, u32::MAX), EVERYTHING);
+        let only = Optional::default();
+        assert_eq!(Optional::of_cpuid(1 << 26, 0), Optional { spec_ctrl: true, pred_cmd: true, ..only });
+        assert_eq!(Optional::of_cpuid(1 << 28, 0), Optional { flush_cmd: true, ..only });
+        for bit in [27, 31] {
+            assert_eq!(Optional::of_cpuid(1 << bit, 0), Optional { spec_ctrl: true, ..only });
+        }
+        assert_eq!(Optional::of_cpuid(1 << 29, 1 << 27), Optional { tsc_aux: true, ..only });
+    }
+
+    #[test]
+    fn capabilities_show_what_is_known_to_be_harmless() {
+        let (_, mut apic) = machine();
+        let msrs = Msrs::new(Traits { arch_capabilities: Some(u64::MAX), ..TRAITS });
+        let shown = msrs.read(ARCH_CAPABILITIES, VCPU, &mut apic).unwrap();
+        assert_eq!(shown, ARCH_CAPABILITIES_SHOWN);
+        for (name, bit) in [("TSX_CTRL", 7), ("MISC_PACKAGE_CTLS", 10), ("FB_CLEAR_CTRL", 18), ("XAPIC_DISABLE", 21)] {
+            assert_eq!(shown >> bit & 1, 0, "{name}: its register is not there");
+        }
+        assert_eq!(msrs.clone().write(ARCH_CAPABILITIES, shown, VCPU, &mut apic), Err(Gp));
+    }
+
+    #[test]
+    fn no_machine_check_has_happened_and_no_bank_reports_any() {
+        let (mut msrs, mut apic) = machine();
+        assert_eq!((msrs.read(0x179, VCPU, &mut apic), msrs.read(0x17a, VCPU, &mut apic)), (Ok(0), Ok(0)));
+        assert_eq!(msrs.write(0x17a, 0, VCPU, &mut apic), Ok(Effect::None));
+        assert_eq!(msrs.write(0x17a, 1, VCPU, &mut apic), Err(Gp));
+        for msr in [0x179, 0x17b, 0x400, 0x280] {
+            assert_eq!(msrs.write(msr, 0, VCPU, &mut apic), Err(Gp), "{msr:#x}");
+        }
+    }
+
+    #[test]
+    fn kvms_memory_for_the_end_of_interrupts_is_named_and_taken_away() {
+        let (mut without, mut apic) = machine();
+        assert_eq!(without.write(KVM_PV_EOI, 0x1001, VCPU, &mut apic), Err(Gp));
+        assert_eq!(without.read(KVM_PV_EOI, VCPU, &mut apic), Err(Gp));
+        let mut msrs = Msrs::new(Traits { pv_eoi: true, ..TRAITS });
+        let mut write = |value| msrs.write(KVM_PV_EOI, value, VCPU, &mut apic);
+        assert_eq!(write(0x1002), Err(Gp));
+        assert_eq!(write(0x1003), Err(Gp));
+        assert_eq!(write(0x1004), Ok(Effect::PvEoi(None)), "not enabled");
+        assert_eq!(write(0x1005), Ok(Effect::PvEoi(Some(Gpa::new(0x1004)))));
+        assert_eq!(msrs.read(KVM_PV_EOI, VCPU, &mut apic), Ok(0x1005));
+        msrs.init();
+        assert_eq!(msrs.read(KVM_PV_EOI, VCPU, &mut apic), Ok(0));
     }
 
     proptest! {

@@ -2,17 +2,22 @@
 //!
 //! | port | what |
 //! |---|---|
+//! | 0x70, 0x71 | the clock with its battery, and its memory |
 //! | 0x3F8 to 0x3FF | the serial port |
+//! | 0x600, 0x601 | ACPI's sleep control and status: powering off ends the guest with exit code 0 |
 //! | 0xCF8 to 0xCFF | PCI configuration mechanism 1 |
 //! | 0xF4 | ends the guest; the byte is its exit code |
 //! | 0x64 (0xFE), 0xCF9 (bit 2) | reset |
 //! | all others | nothing is there: reads are all ones, writes are ignored, as on an empty bus |
 //!
-//! PIT, PIC, RTC and the POST port are among the others. String instructions (INS, OUTS) are the caller's to refuse.
+//! PIT, PIC and the POST port are among the others. String instructions (INS, OUTS) are the caller's to refuse.
+
+use core::time::Duration;
 
 use super::{
     all_ones,
     pci::{self, VirtualBus},
+    rtc::{self, Rtc},
     uart::{self, Uart},
 };
 use crate::addr::Bdf;
@@ -22,8 +27,16 @@ pub const EXIT: u16 = 0xf4;
 
 const KEYBOARD_COMMAND: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
-const RESET_CONTROL: u16 = 0xcf9;
+/// The reset control register; the FADT names it.
+pub const RESET_CONTROL: u16 = 0xcf9;
 const RESET_CPU: u8 = 1 << 2;
+/// The sleep control register (ACPI 6.5, 4.8.3.7); the FADT names it.
+pub const SLEEP_CONTROL: u16 = 0x600;
+/// The sleep status register: nothing has ever woken the guest.
+pub const SLEEP_STATUS: u16 = 0x601;
+/// SLP_TYP of the state S5: what the object `\_S5` says.
+pub const SLEEP_TYPE_S5: u8 = 5;
+const SLEEP_ENABLE: u8 = 1 << 5;
 const PCI_FIRST: u16 = 0xcf8;
 const PCI_LAST: u16 = 0xcff;
 
@@ -46,6 +59,10 @@ pub struct Ports<'a> {
     pub uart: &'a mut Uart,
     /// The PCI bus.
     pub bus: &'a mut VirtualBus,
+    /// The clock.
+    pub rtc: &'a mut Rtc,
+    /// What time it is, since the beginning of 1970.
+    pub now: &'a dyn Fn() -> Duration,
 }
 
 impl Ports<'_> {
@@ -53,7 +70,8 @@ impl Ports<'_> {
     pub fn read(&mut self, port: u16, width: u8) -> u32 {
         match port {
             uart::BASE..=uart::LAST => self.read_uart(port, width),
-            RESET_CONTROL if width == 1 => 0,
+            rtc::INDEX..=rtc::DATA => self.read_rtc(port, width),
+            RESET_CONTROL | SLEEP_CONTROL | SLEEP_STATUS if width == 1 => 0,
             PCI_FIRST..=PCI_LAST => self.bus.io_read(port - PCI_FIRST, width),
             _ => all_ones(width),
         }
@@ -63,8 +81,10 @@ impl Ports<'_> {
     pub fn write(&mut self, port: u16, width: u8, value: u32, sink: &mut dyn FnMut(&str)) -> Effect {
         match port {
             uart::BASE..=uart::LAST => self.write_uart(port, width, value, sink),
+            rtc::INDEX..=rtc::DATA => self.write_rtc(port, width, value),
             EXIT => return Effect::Exit(value as u8),
             KEYBOARD_COMMAND if value as u8 == KEYBOARD_RESET => return Effect::Reset,
+            SLEEP_CONTROL if width == 1 => return sleep(value as u8),
             RESET_CONTROL if width == 1 => {
                 return if value as u8 & RESET_CPU != 0 { Effect::Reset } else { Effect::None };
             }
@@ -86,6 +106,23 @@ impl Ports<'_> {
         })
     }
 
+    /// As for the serial port; nothing is behind the data.
+    fn read_rtc(&mut self, port: u16, width: u8) -> u32 {
+        let now = (self.now)();
+        (0..width.min(4)).fold(0, |value, at| {
+            let port = port + at as u16;
+            let byte = if port <= rtc::DATA { self.rtc.read(port, now) } else { 0xff };
+            value | (byte as u32) << (at * 8)
+        })
+    }
+
+    fn write_rtc(&mut self, port: u16, width: u8, value: u32) {
+        let now = (self.now)();
+        for (port, byte) in (port..=rtc::DATA).zip(value.to_le_bytes().into_iter().take(width as usize)) {
+            self.rtc.write(port, byte, now);
+        }
+    }
+
     fn write_uart(&mut self, port: u16, width: u8, value: u32, sink: &mut dyn FnMut(&str)) {
         let first = port - uart::BASE;
         for (at, byte) in value.to_le_bytes().into_iter().take(width as usize).enumerate() {
@@ -94,13 +131,23 @@ impl Ports<'_> {
     }
 }
 
+/// The guest goes to sleep: S5 is the only state that it has.
+const fn sleep(value: u8) -> Effect {
+    if value & SLEEP_ENABLE != 0 && value >> 2 & 7 == SLEEP_TYPE_S5 { Effect::Exit(0) } else { Effect::None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn with<T>(test: impl FnOnce(&mut Ports<'_>) -> T) -> T {
-        test(&mut Ports { uart: &mut Uart::new(), bus: &mut VirtualBus::new() })
+        test(&mut Ports {
+            uart: &mut Uart::new(),
+            bus: &mut VirtualBus::new(),
+            rtc: &mut Rtc::new(),
+            now: &|| Duration::from_secs(1_700_000_000),
+        })
     }
 
     fn write(ports: &mut Ports<'_>, port: u16, width: u8, value: u32) -> Effect {
@@ -117,6 +164,8 @@ mod tests {
             let command = pci::Effect::Command { memory: true, bus_master: false };
             assert_eq!(write(ports, 0xcfc, 2, 2), Effect::Pci(Bdf::new(0, 0, 0), command));
             assert_eq!(write(ports, EXIT, 1, 0x107), Effect::Exit(7));
+            assert_eq!(write(ports, 0x70, 1, 9), Effect::None);
+            assert_eq!(ports.read(0x71, 1), 0x23);
         });
     }
 
@@ -131,9 +180,23 @@ mod tests {
     }
 
     #[test]
+    fn powering_off_ends_the_guest_and_no_other_sleep_does() {
+        with(|ports| {
+            assert_eq!(write(ports, SLEEP_STATUS, 1, 0x80), Effect::None);
+            assert_eq!(ports.read(SLEEP_STATUS, 1), 0, "never woken");
+            for value in 0..=0xff {
+                let off = value & 0x3c == 0x34;
+                let expected = if off { Effect::Exit(0) } else { Effect::None };
+                assert_eq!(write(ports, SLEEP_CONTROL, 1, value), expected, "{value:#x}");
+            }
+            assert_eq!(write(ports, SLEEP_CONTROL, 2, 0x34), Effect::None, "the register is a byte");
+        });
+    }
+
+    #[test]
     fn an_empty_port_reads_as_ones() {
         with(|ports| {
-            for port in [0x20, 0x21, 0x40, 0x61, 0x70, 0x71, 0x80, 0x2f8, 0xb008, 0xffff] {
+            for port in [0x20, 0x21, 0x40, 0x61, 0x72, 0x80, 0x2f8, 0xb008, 0xffff] {
                 assert_eq!((ports.read(port, 1), ports.read(port, 2), ports.read(port, 4)), (0xff, 0xffff, u32::MAX));
                 assert_eq!(write(ports, port, 1, 0), Effect::None);
             }
@@ -151,6 +214,16 @@ mod tests {
         assert_eq!(out, ["a"]);
     }
 
+    #[test]
+    fn a_wide_access_to_the_clock_is_one_for_each_byte() {
+        with(|ports| {
+            write(ports, 0x70, 2, 0x5540);
+            assert_eq!(ports.read(0x70, 4), 0xffff_55ff);
+            write(ports, 0x71, 4, 0x0101_0166);
+            assert_eq!(ports.read(0x71, 2), 0xff66);
+        });
+    }
+
     proptest! {
         #[test]
         fn no_access_panics(port: u16, width: u8, value: u32) {
@@ -158,6 +231,8 @@ mod tests {
                 write(ports, port, width, value);
                 write(ports, 0xcf8 | port & 7, width, value);
                 write(ports, 0x3f8 | port & 7, width, value);
+                write(ports, 0x70 | port & 1, width, value);
+                ports.read(0x70 | port & 1, width);
                 ports.read(port, width);
                 ports.read(0x3f8 | port & 7, width);
             });

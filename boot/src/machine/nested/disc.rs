@@ -2,15 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use cpio::NewcBuilder;
 
 use super::plan::{self, Plan};
 use crate::image::{self, Kernel};
+use crate::initramfs::Initramfs;
 use crate::machine::IMAGE;
 use crate::machine::bochs::IPS;
 use crate::prefix::{Linux, QEMU_VARIABLE, Qemu, Tools};
@@ -187,10 +186,6 @@ fn libraries_in(list: &str) -> BTreeSet<PathBuf> {
     list.lines().filter_map(file).collect()
 }
 
-const DIRECTORY: u32 = 0o040_755;
-const PROGRAM: u32 = 0o100_755;
-const LINK: u32 = 0o120_777;
-
 /// A `cpio` archive that the kernel unpacks as its first root: the first process, what it needs to reach the CD, and links to that.
 fn initrd(linux: &Linux, init: &Path) -> Result<Vec<u8>> {
     let program = fs::read(init).with_context(|| format!("cannot read {}", init.display()))?;
@@ -201,37 +196,25 @@ fn initrd(linux: &Linux, init: &Path) -> Result<Vec<u8>> {
 /// The same from the first process and the modules by their names in it.
 fn archive(init: Vec<u8>, modules: Vec<(String, Vec<u8>)>) -> Result<Vec<u8>> {
     let directories = ["proc", "sys", "cd", "run", "tmp", "lib", "usr", MODULES];
-    let mut entries: Vec<(String, u32, Vec<u8>)> =
-        directories.iter().map(|name| ((*name).to_owned(), DIRECTORY, Vec::new())).collect();
-    entries.extend(LINKS.map(|(name, to)| (name.to_owned(), LINK, to.into())));
-    entries.extend(modules.into_iter().map(|(name, module)| (name, PROGRAM, module)));
-    entries.push(("init".to_owned(), PROGRAM, init));
-    let inputs =
-        entries.into_iter().map(|(name, mode, bytes)| (NewcBuilder::new(&name).mode(mode), Cursor::new(bytes)));
-    cpio::write_cpio(inputs, Vec::new()).context("cannot make the initrd")
+    let mut archive = Initramfs::with_directories(&directories);
+    for (name, to) in LINKS {
+        archive.link(name, to);
+    }
+    for (name, module) in modules {
+        archive.file(&name, module);
+    }
+    archive.program("init", init);
+    archive.bytes()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
     use super::*;
+    use crate::initramfs::tests::read;
 
-    /// An archive's names, modes and contents.
-    fn read(mut archive: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
-        let mut entries = Vec::new();
-        loop {
-            let mut reader = cpio::NewcReader::new(archive).unwrap();
-            if reader.entry().is_trailer() {
-                return entries;
-            }
-            let (name, mode) = (reader.entry().name().to_owned(), reader.entry().mode());
-            let mut bytes = Vec::new();
-            reader.read_to_end(&mut bytes).unwrap();
-            entries.push((name, mode, bytes));
-            archive = reader.finish().unwrap();
-        }
-    }
+    const DIRECTORY: u32 = 0o040_755;
+    const PROGRAM: u32 = 0o100_755;
+    const LINK: u32 = 0o120_777;
 
     #[test]
     fn the_initrd_holds_the_first_process_and_what_reaches_the_cd() {

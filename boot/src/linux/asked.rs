@@ -1,0 +1,121 @@
+//! What is asked for of a guest `linux`: its files and its command line.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{OPTIONS, Payload};
+
+/// Options that the guest has unless it is asked for others of their kind: that it is Linux, memory, a device.
+const DEFAULTS: [&str; 3] = ["os=linux", "mem=512M", "device=dsa"];
+/// The option whose words come behind those that a guest `linux` has anyway.
+const CMDLINE: &str = "cmdline=";
+
+/// What stands in the place of Debian's files, and words for the kernel's command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// A kernel, a bzImage or an ELF executable. Our initrd is not for it.
+    pub kernel: Option<PathBuf>,
+    /// An initrd.
+    pub initrd: Option<PathBuf>,
+    /// Words behind those of [`OPTIONS`].
+    pub append: Option<String>,
+}
+
+impl Asked {
+    /// Refuses what is only for a guest `linux` where there is none.
+    pub fn check(&self, linux: bool) -> Result<()> {
+        let given =
+            [("kernel", self.kernel.is_some()), ("initrd", self.initrd.is_some()), ("append", self.append.is_some())];
+        let name = given.iter().find_map(|(name, given)| given.then_some(*name)).unwrap_or_default();
+        ensure!(linux || name.is_empty(), "--{name} is for the guest linux: --guest linux, or --native linux");
+        Ok(())
+    }
+
+    /// Whether Debian's kernel is to be there.
+    pub fn takes_kernel(&self) -> bool {
+        self.kernel.is_none()
+    }
+
+    /// Whether the initrd for it is to be made.
+    pub fn takes_initrd(&self) -> bool {
+        self.kernel.is_none() && self.initrd.is_none()
+    }
+
+    /// The guest's options: those that it has been given, and defaults for what they leave open.
+    pub(crate) fn options(&self, given: Vec<String>) -> Vec<String> {
+        let (cmdline, mut options): (Vec<_>, Vec<_>) = given.into_iter().partition(|word| word.starts_with(CMDLINE));
+        let kind = |word: &str| word.split_inclusive('=').next().unwrap_or_default().to_owned();
+        for default in DEFAULTS {
+            if !options.iter().any(|word| kind(word) == kind(default)) {
+                options.push(default.to_owned());
+            }
+        }
+        let own = cmdline.iter().map(|word| &word[CMDLINE.len()..]).chain(self.append.as_deref());
+        let words: Vec<&str> = OPTIONS.into_iter().chain(own).filter(|words| !words.is_empty()).collect();
+        options.push(format!("{CMDLINE}{}", words.join(" ")));
+        options
+    }
+
+    /// The kernel, and its initrd if it has one. `payload` has Debian's, and is there where one of the two is taken from it.
+    pub fn files(&self, payload: Option<&Payload>) -> Result<(PathBuf, Option<PathBuf>)> {
+        let missing = "Debian's Linux was not looked for";
+        let kernel = match &self.kernel {
+            Some(kernel) => kernel.clone(),
+            None => payload.context(missing)?.kernel.clone(),
+        };
+        let made = self.takes_initrd().then(|| payload.and_then(|payload| payload.initrd.as_deref()).context(missing));
+        let initrd = self.initrd.as_deref().or(made.transpose()?).map(Path::to_owned);
+        Ok((kernel, initrd))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(asked: &Asked, given: &[&str]) -> String {
+        asked.options(given.iter().map(|word| (*word).to_owned()).collect()).join("|")
+    }
+
+    #[test]
+    fn a_guest_has_defaults_for_what_it_is_not_given() {
+        let asked = Asked::default();
+        let own = OPTIONS.join(" ");
+        assert_eq!(options(&asked, &[]), format!("os=linux|mem=512M|device=dsa|cmdline={own}"));
+        let given = ["cpus=2", "mem=1G", "device=vdsa", "vectors=8", "device=00:1f.0"];
+        assert_eq!(options(&asked, &given), format!("{}|os=linux|cmdline={own}", given.join("|")));
+    }
+
+    #[test]
+    fn words_of_the_command_line_come_behind_our_own() {
+        let asked = Asked { append: Some("end=reboot loglevel=7".into()), ..Asked::default() };
+        let own = OPTIONS.join(" ");
+        assert!(
+            options(&asked, &["cmdline=copies=9"]).ends_with(&format!("|cmdline={own} copies=9 end=reboot loglevel=7"))
+        );
+        assert!(options(&asked, &["cmdline="]).ends_with(&format!("|cmdline={own} end=reboot loglevel=7")));
+    }
+
+    #[test]
+    fn our_initrd_goes_with_debians_kernel_only() {
+        let payload = Payload { kernel: "/k".into(), initrd: Some("/i".into()) };
+        let files = |kernel: Option<&str>, initrd: Option<&str>| {
+            let asked = Asked { kernel: kernel.map(Into::into), initrd: initrd.map(Into::into), append: None };
+            asked.files(Some(&payload)).unwrap()
+        };
+        assert_eq!(files(None, None), ("/k".into(), Some("/i".into())));
+        assert_eq!(files(None, Some("/x")), ("/k".into(), Some("/x".into())));
+        assert_eq!(files(Some("/y"), None), ("/y".into(), None));
+        assert_eq!(files(Some("/y"), Some("/x")), ("/y".into(), Some("/x".into())));
+        assert!(Asked::default().files(None).is_err());
+    }
+
+    #[test]
+    fn files_without_a_guest_for_them_are_refused() {
+        assert!(Asked::default().check(false).is_ok());
+        let asked = Asked { initrd: Some("/i".into()), ..Asked::default() };
+        assert!(asked.check(true).is_ok());
+        assert!(asked.check(false).unwrap_err().to_string().starts_with("--initrd is for the guest linux"));
+    }
+}

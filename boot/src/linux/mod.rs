@@ -1,0 +1,135 @@
+//! The guest `linux`: Debian's kernel as packaged, and an initrd that is made here, without root.
+//!
+//! The initrd holds busybox, Linux' own driver of the DSA with the modules that it depends on, a module of ours that copies by it
+//! (`tests/linux/dmacopy`), and the first process (`tests/linux/init`), which says what it can be told on the kernel's command line.
+
+mod asked;
+mod kbuild;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::initramfs::Initramfs;
+use crate::paths::Paths;
+use crate::prefix::{self, Stock};
+pub use asked::Asked;
+
+/// The guest's name.
+pub const NAME: &str = "linux";
+/// What it is, for people.
+pub const ABOUT: &str = "Debian's Linux 6.12, unmodified: its own driver gets a DSA, and every copy is verified";
+/// Bochs' model of a processor that has what the driver needs: MOVDIR64B.
+pub const CPU_MODEL: &str = "sapphire_rapids";
+
+/// The first process, below the checkout.
+const INIT: &str = "tests/linux/init";
+/// The driver of the DSA, by its path among the kernel's modules.
+const DRIVER: &str = "drivers/dma/idxd/idxd";
+/// Where modules are in the initrd, and the list of those to load, in their order, before ours.
+const MODULES: &str = "modules";
+const ORDER: &str = "modules/order";
+
+/// The file systems that the first process mounts by one program (fstab(5)).
+const FSTAB: &str = "proc /proc proc defaults 0 0\nsys /sys sysfs defaults 0 0\ndev /dev devtmpfs defaults 0 0\n";
+
+/// Words of the command line. A panic must end the machine, not stop it for good. The last two leave out what a kernel does at its start
+/// for nobody here, a fifth of its instructions: tests of its own cryptography, and keys for the signatures of modules.
+pub const OPTIONS: [&str; 5] = [
+    "console=ttyS0",
+    "loglevel=4",
+    "panic=-1",
+    "cryptomgr.notests",
+    "initcall_blacklist=jent_mod_init,load_system_certificate_list",
+];
+
+/// A kernel and an initrd as files.
+#[derive(Debug, Clone)]
+pub struct Payload {
+    /// The kernel's image.
+    pub kernel: PathBuf,
+    /// Its initrd, where it is made here.
+    pub initrd: Option<PathBuf>,
+}
+
+/// Finds Debian's kernel, and fetches it where it is not there yet. Makes the initrd if it is wanted.
+pub fn payload(paths: &Paths, with_initrd: bool) -> Result<Payload> {
+    let stock = prefix::stock(paths)?;
+    let initrd = with_initrd.then(|| make_initrd(paths, &stock)).transpose()?;
+    Ok(Payload { kernel: stock.linux.kernel, initrd })
+}
+
+/// Writes the initrd; returns its file.
+fn make_initrd(paths: &Paths, stock: &Stock) -> Result<PathBuf> {
+    let module = kbuild::module(paths, &stock.linux.release, &stock.headers)?;
+    let initrd = initrd(stock, &paths.workspace.join(INIT), &module)?;
+    let file = module.with_file_name("initrd");
+    // Another process may be reading it: it sees the old one or this one.
+    let partial = module.with_file_name(format!("initrd.{}", std::process::id()));
+    fs::write(&partial, initrd).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(&partial, &file).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file)
+}
+
+fn initrd(stock: &Stock, init: &Path, module: &Path) -> Result<Vec<u8>> {
+    let read = |file: &Path| fs::read(file).with_context(|| format!("cannot read {}", file.display()));
+    archive(read(&stock.busybox)?, read(init)?, stock.linux.with_dependencies(DRIVER)?, read(module)?)
+}
+
+/// The initrd of these programs and modules.
+fn archive(busybox: Vec<u8>, init: Vec<u8>, modules: Vec<(String, Vec<u8>)>, ours: Vec<u8>) -> Result<Vec<u8>> {
+    let mut archive = Initramfs::with_directories(&["bin", "dev", "etc", "proc", "sys", MODULES]);
+    archive.device("dev/console", 5, 1);
+    archive.file("etc/fstab", FSTAB.into());
+    archive.program("bin/busybox", busybox);
+    archive.file(ORDER, modules.iter().flat_map(|(name, _)| [name.as_str(), "\n"]).collect::<String>().into());
+    for (name, module) in modules {
+        archive.file(&format!("{MODULES}/{name}"), module);
+    }
+    archive.file(&format!("{MODULES}/{}", kbuild::MODULE), ours);
+    archive.program("init", init);
+    archive.bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::initramfs::tests::read;
+    use crate::paths::workspace;
+
+    #[test]
+    fn the_initrd_holds_all_that_the_first_process_uses() {
+        let modules =
+            [("idxd_bus.ko", "bus"), ("idxd.ko", "driver")].map(|(name, text)| (name.to_owned(), text.into()));
+        let bytes = archive(b"box".to_vec(), b"script".to_vec(), modules.into(), b"ours".to_vec()).unwrap();
+        let entries = read(&bytes);
+        let entry = |name: &str| entries.iter().find(|entry| entry.0 == name).unwrap_or_else(|| panic!("no {name}"));
+        assert_eq!(entry("modules/order").2, b"idxd_bus.ko\nidxd.ko\n");
+        assert_eq!(entry("modules/idxd.ko").2, b"driver");
+        assert_eq!((entry("init").1, entry("init").2.as_slice()), (0o100_755, &b"script"[..]));
+        assert_eq!(entry("dev/console").1, 0o020_600);
+        let script = fs::read_to_string(workspace().unwrap().join(INIT)).unwrap();
+        for name in [ORDER, "bin/busybox"] {
+            entry(name);
+            assert!(script.contains(&format!("/{name}")), "{name}");
+        }
+        assert!(script.contains(&format!("/{MODULES}/{}", kbuild::MODULE)));
+        // What a directory holds comes after it.
+        for (index, (name, ..)) in entries.iter().enumerate() {
+            let parent = name.rsplit_once('/').map(|(parent, _)| parent);
+            let known = |parent: &str| entries[..index].iter().any(|entry| entry.0 == parent);
+            assert!(parent.is_none_or(known), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_first_process_is_a_script_that_a_shell_can_read() {
+        let init = workspace().unwrap().join(INIT);
+        assert!(fs::read_to_string(&init).unwrap().starts_with("#!/bin/busybox sh\n"));
+        let status = Command::new("sh").arg("-n").arg(&init).status().unwrap();
+        assert!(status.success());
+    }
+}
