@@ -307,7 +307,8 @@ mod tests {
     #[test]
     fn a_linux_that_does_not_remap_or_report_is_not_right() {
         let without = |index: usize| {
-            let lines: Vec<&str> = CONSOLE.iter().enumerate().filter(|(n, _)| *n != index).map(|(_, line)| *line).collect();
+            let lines: Vec<&str> =
+                CONSOLE.iter().enumerate().filter(|(n, _)| *n != index).map(|(_, line)| *line).collect();
             native(&lines, &PLUGIN).failures()
         };
         assert_eq!(without(1), ["Linux does not say \"Enabled IRQ remapping in x2apic mode\""]);

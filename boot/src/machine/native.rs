@@ -69,8 +69,7 @@ pub fn start(
     let directory = paths.new_run()?;
     let grub = tools.grub.as_ref().context("no GRUB was looked for")?;
     let initrd = fs::read(initrd).with_context(|| format!("cannot read {}", initrd.display()))?;
-    let kernel =
-        Kernel { image: kernel.to_owned(), initrd: with_first_script(initrd)?, options: options(append) };
+    let kernel = Kernel { image: kernel.to_owned(), initrd: with_first_script(initrd)?, options: options(append) };
     let tree = directory.join("cd");
     image::write_linux_cd(grub, &kernel, &tree, &directory, &directory.join(IMAGE))?;
     fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
@@ -83,11 +82,8 @@ fn around(config: &Config) -> Config {
     Config { extra, ..config.clone() }
 }
 
-const MANNER: Manner = Manner {
-    consoles: &[Console { file: SERIAL, parse: of_linux }],
-    meaning,
-    ..Manner::alone(bochs::inquest)
-};
+const MANNER: Manner =
+    Manner { consoles: &[Console { file: SERIAL, parse: of_linux }], meaning, ..Manner::alone(bochs::inquest) };
 
 /// A line on Linux' console.
 fn of_linux(line: &str) -> Line {

@@ -81,9 +81,7 @@ impl IoApic {
             (SELECT, _) => self.select.into(),
             (WINDOW, ID) => self.id,
             (WINDOW, VERSION) => VERSION_VALUE,
-            (WINDOW, register) => {
-                self.place(register).map_or(0, |(pin, shift)| (self.entries[pin] >> shift) as u32)
-            }
+            (WINDOW, register) => self.place(register).map_or(0, |(pin, shift)| (self.entries[pin] >> shift) as u32),
             _ => 0,
         }
     }

@@ -151,7 +151,7 @@ handlers! {
     };
     /// A read of the I/O APIC's registers, which are dwords 16 bytes apart. Narrower reads take their bytes.
     ioapic_read, read: |address, _object, plugin, bytes| {
-        let value = plugin.with(|machine, _| machine.ioapic_read(address - REGISTERS.start() & !3));
+        let value = plugin.with(|machine, _| machine.ioapic_read((address - REGISTERS.start()) & !3));
         let value = value.unwrap_or(u32::MAX).to_le_bytes();
         let from = (address % 4) as usize;
         bytes.iter_mut().zip(&value[from..]).for_each(|(place, byte)| *place = *byte);
