@@ -35,11 +35,14 @@ impl Boot {
     }
 }
 
-/// Looks at each boot, with its console for messages.
+/// Looks at each boot, with its console for messages. The two run at one time.
 fn each(look: impl Fn(&Native, &str)) {
-    for (native, told) in [&LEGACY, &SCALABLE].into_iter().filter_map(|boot| boot.run()) {
-        look(native, told);
-    }
+    let both = std::thread::scope(|scope| {
+        let scalable = scope.spawn(|| SCALABLE.run());
+        let legacy = LEGACY.run();
+        [legacy, scalable.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))]
+    });
+    both.into_iter().flatten().for_each(|(native, told)| look(native, told));
 }
 
 #[test]
