@@ -325,7 +325,27 @@ fn guest_rows(guest: &Guest, unit: &str) -> Vec<Row> {
     } else if let Some(delivered) = counted(&guest.interrupts, "delivered") {
         rows.push(("delivery", format!("{delivered} interrupts injected")));
     }
+    rows.extend(guest.result.as_ref().and_then(of_linux).map(|text| ("of Linux", text)));
     rows
+}
+
+/// What a Linux says beside its work: its own count of interrupts, and what disturbed them.
+fn of_linux(result: &Pairs) -> Option<String> {
+    let closing = result.number("closing")?;
+    let handled = result.number("handled")?;
+    let mut text = format!(
+        "{} interrupts in /proc/interrupts, and {} when its driver lets the device go",
+        grouped(handled),
+        grouped(closing)
+    );
+    let some = |key: &str| result.number(key).filter(|count| *count != 0).map(grouped);
+    if let Some(moved) = some("moved") {
+        text.push_str(&format!("; their processor was changed {moved} times"));
+    }
+    if some("replugged").is_some() {
+        text.push_str("; CPU 1 was off and on again");
+    }
+    Some(text)
 }
 
 fn work(result: &Pairs) -> String {
@@ -399,6 +419,20 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_linux_reports_its_own_count_and_what_disturbed_it() {
+        let start = "@ims guest-start guest=0 name=linux memory_mib=512\n[linux] @result descriptors=9 ";
+        let quiet = text(&format!("{start}bytes=9 verified=9 handled=1012 closing=1 moved=0 replugged=0\n"));
+        assert!(
+            quiet.contains("of Linux: 1,012 interrupts in /proc/interrupts, and 1 when its driver lets"),
+            "{quiet}"
+        );
+        assert!(!quiet.contains("changed") && !quiet.contains("CPU 1"), "{quiet}");
+        assert!(quiet.contains("1,013 handled"), "{quiet}");
+        let disturbed = text(&format!("{start}bytes=9 verified=9 handled=12 closing=1 moved=40 replugged=1\n"));
+        assert!(disturbed.contains("changed 40 times; CPU 1 was off and on again"), "{disturbed}");
     }
 
     #[test]
