@@ -106,6 +106,10 @@ fn with_remapping_the_entry_decides_and_the_source_must_match() {
 #[test]
 fn messages_that_merge_in_a_local_apic_are_counted_for_their_sender() {
     let (mut machine, mut host) = ready("");
+    host.requested = vec![0x41];
+    nop(&mut machine, &mut host, 0xfee0_0000, 0x41);
+    assert!(machine.report().contains("vtd.merged=0"), "only what was remapped is held against what is delivered");
+    host.requested.clear();
     remap(&mut machine, &mut host);
     host.ram.set_u64(TABLE + 0x30, 1 | 0x52 << 16);
     host.ram.set_u64(TABLE + 0x38, 1 << 18 | 0xf0);
