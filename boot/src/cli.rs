@@ -4,12 +4,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::guest::{self, GuestArg};
 use crate::linux::{self, Asked};
 use crate::machine::{Config, Kind, bochs};
+use crate::words;
 
 /// What a Linux guest's machine has beside its guests' memory, in MiB.
 const AROUND_LINUX_MIB: u32 = 256;
@@ -27,6 +28,8 @@ Examples:
   cargo boot -- --guest 'demo mem=128M device=dsa cmdline=\"slots=64\"'
   cargo boot -- --guest linux                  Debian's Linux, which copies memory by the DSA
   cargo boot -- --guest 'linux cpus=2 device=vdsa' --append 'threads=2 affinity=yes end=reboot'
+  cargo boot -- --native linux --append intel_iommu=on,sm_off
+                                               Debian's Linux on the emulated machine, without imsvisor
   cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on COM1
 
 Guests:
@@ -52,6 +55,13 @@ Exit codes:
   0  the run was right        1  the run was not right
   2  a wrong option           3  it could not be run or reported; the message says why";
 
+/// What can run on the machine without the hypervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum System {
+    /// Debian's Linux, as it is packaged.
+    Linux,
+}
+
 /// Builds imsvisor and its guests, boots them on a machine, shows what happens, and reports.
 ///
 /// The first run fetches what is missing: the Rust target, and (without root, into cargo's target directory) an emulator
@@ -72,15 +82,20 @@ pub struct Options {
     #[arg(long = "guest", value_name = "GUEST OPTION=VALUE …")]
     pub guests: Vec<String>,
 
-    /// The guest linux: this kernel, a bzImage or an ELF executable, instead of Debian's; without --initrd it has none
+    /// Boot this on the emulated machine itself, without imsvisor: its own drivers for the remapping unit and the DSA judge the machine
+    #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests"])]
+    pub native: Option<System>,
+
+    /// Linux, as a guest or natively: this kernel, a bzImage (a guest also an ELF executable), instead of Debian's; without --initrd it has
+    /// none
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
 
-    /// The guest linux: this initrd
+    /// Linux: this initrd
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
 
-    /// The guest linux: words for the end of its command line
+    /// Linux: words for the end of its command line; the first process takes some as well (tests/linux/init)
     #[arg(long, value_name = "TEXT")]
     pub append: Option<String>,
 
@@ -88,7 +103,7 @@ pub struct Options {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=2048))]
     pub memory: Option<u32>,
 
-    /// Bochs' model of the processor [default: corei7_skylake_x; with a guest linux sapphire_rapids]
+    /// Bochs' model of the processor [default: corei7_skylake_x; with Linux sapphire_rapids]
     #[arg(long, value_name = "MODEL")]
     pub cpu: Option<String>,
 
@@ -137,7 +152,7 @@ impl Options {
     /// The machine's configuration for these guests; the plugin is still to come.
     pub fn config(&self, guests: &[GuestArg]) -> Config {
         let standard = Config::default();
-        let linux = guests.iter().any(|guest| guest.linux().is_some());
+        let linux = self.has_linux(guests);
         let model = if linux { linux::CPU_MODEL } else { &standard.cpu_model };
         let silence = if linux { QUIET_LINUX } else { standard.silence };
         Config {
@@ -154,13 +169,18 @@ impl Options {
     fn memory_for(&self, guests: &[GuestArg], standard: u32) -> u32 {
         let all: u64 = guests.iter().map(GuestArg::memory).sum();
         let needed = u32::try_from(all >> 20).unwrap_or(u32::MAX).saturating_add(AROUND_LINUX_MIB);
-        let linux = guests.iter().any(|guest| guest.linux().is_some());
+        let linux = self.has_linux(guests);
         self.memory.unwrap_or(if linux { needed.max(standard) } else { standard })
+    }
+
+    /// Whether there is a Linux, as a guest or on the machine itself.
+    fn has_linux(&self, guests: &[GuestArg]) -> bool {
+        self.native.is_some() || guests.iter().any(|guest| guest.linux().is_some())
     }
 
     /// Refuses options that do not go together.
     pub fn check(&self, guests: &[GuestArg]) -> Result<()> {
-        self.asked().check(guests.iter().any(|guest| guest.linux().is_some()))?;
+        self.asked().check(self.has_linux(guests))?;
         let Some(model) = &self.cpu else { return Ok(()) };
         ensure!(
             self.machine.unwrap_or_default() == Kind::Bochs && self.image.is_none(),
@@ -169,8 +189,8 @@ impl Options {
         bochs::check_model(model).with_context(|| format!("--cpu {model}"))
     }
 
-    /// What is asked for of guests `linux`.
-    fn asked(&self) -> Asked {
+    /// What is asked for of a Linux.
+    pub fn asked(&self) -> Asked {
         Asked { kernel: self.kernel.clone(), initrd: self.initrd.clone(), append: self.append.clone() }
     }
 
@@ -179,14 +199,31 @@ impl Options {
         if let Some(file) = &self.image {
             return format!("image {}", file.display());
         }
+        if self.native.is_some() {
+            let config = self.config(guests);
+            return format!("Linux on the machine itself: {} MiB, {} processors", config.memory_mib, config.cpus);
+        }
         let kind = self.machine.unwrap_or_default().to_possible_value();
         let name = kind.as_ref().map_or("", |kind| kind.get_name());
         let config = self.config(guests);
         format!("machine {name}: {} MiB, {} processors", config.memory_mib, config.cpus)
     }
 
-    /// The guests that were asked for; if none was, two demos.
+    /// The words for Linux' command line.
+    pub fn appended(&self) -> Result<Vec<String>> {
+        let text = self.append.as_deref().unwrap_or_default();
+        let words = words::split(text).with_context(|| format!("--append '{text}'"))?;
+        if text.contains(char::is_control) {
+            bail!("--append '{}': a control character", words::harmless(text));
+        }
+        Ok(words)
+    }
+
+    /// The guests that were asked for; if none was, two demos. Without the hypervisor there are none.
     pub fn guests(&self) -> Result<Vec<GuestArg>> {
+        if self.native.is_some() {
+            return Ok(Vec::new());
+        }
         if self.guests.is_empty() {
             return demos(self.machine.unwrap_or_default().posts());
         }
@@ -309,6 +346,22 @@ mod tests {
         ] {
             let error = format!("{:#}", all(arguments).map(drop).expect_err(words));
             assert!(error.contains(words), "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_linux_on_the_machine_itself_has_no_guests_and_its_words_are_split() {
+        let parse = |arguments: &[&str]| Options::try_parse_from(["cargo boot"].iter().chain(arguments).copied());
+        let options = parse(&["--native", "linux", "--append", "intel_iommu=on,sm_on copies=8"]).unwrap();
+        assert_eq!(options.appended().unwrap(), ["intel_iommu=on,sm_on", "copies=8"]);
+        assert_eq!((options.guests().unwrap().len(), options.described(&[]).starts_with("Linux on")), (0, true));
+        for wrong in ["a 'b", "a\nb"] {
+            assert!(parse(&["--native", "linux", "--append", wrong]).unwrap().appended().is_err(), "{wrong}");
+        }
+        assert_eq!(options.config(&[]).cpu_model, linux::CPU_MODEL);
+        assert!(options.check(&[]).is_ok(), "--append is for it");
+        for other in [["--guest", "demo"], ["--machine", "kvm"], ["--image", "x.iso"]] {
+            assert!(parse(&[&["--native", "linux"], &other[..]].concat()).is_err(), "{other:?}");
         }
     }
 

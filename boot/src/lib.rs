@@ -27,6 +27,7 @@ mod initramfs;
 pub mod json;
 pub mod linux;
 pub mod machine;
+pub mod native;
 pub mod paths;
 pub mod prefix;
 pub mod progress;

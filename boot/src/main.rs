@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use imsvisor_boot::cli::Options;
 use imsvisor_boot::guest::{self, GuestArg, Images};
 use imsvisor_boot::image::{self, Firmware, Image, Module};
-use imsvisor_boot::machine::{self, End, Kind, kvm};
+use imsvisor_boot::machine::{self, Config, End, Kind, Outcome, Run, kvm};
+use imsvisor_boot::native::Native;
 use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{Need, Tools};
 use imsvisor_boot::progress::Step;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
 fn act(options: &Options) -> Result<bool, Failure> {
     let guests = options.guests().map_err(wrong_option)?;
     options.check(&guests).map_err(wrong_option)?;
+    let appended = options.appended().map_err(wrong_option)?;
     let file = options.image.as_deref().map(image::check_place).transpose().map_err(wrong_option)?;
     let paths = Paths::find()?;
     if options.list_guests {
@@ -63,6 +65,7 @@ fn act(options: &Options) -> Result<bool, Failure> {
         return Ok(true);
     }
     let right = match file {
+        _ if options.native.is_some() => run_native(options, &paths, &appended),
         Some(file) => write_image(&paths, &guests, &file).map(|()| true),
         None => run(options, &paths, &guests),
     };
@@ -120,16 +123,8 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
     }
     let hypervisor = cargo::hypervisor(paths)?;
     let modules = modules(paths, guests)?;
-    let mut run = machine::start_on(kind, paths, &tools, &config, &hypervisor, &modules)?;
-    let mut live = Show::new(options.verbose, options.quiet || options.json);
-    // The firmware and GRUB say nothing for seconds.
-    let mut waiting = Some(Step::new("starting the machine"));
-    for seen in run.by_ref() {
-        waiting.take();
-        live.line(&seen);
-    }
-    drop(waiting);
-    let outcome = run.finish();
+    let run = machine::start_on(kind, paths, &tools, &config, &hypervisor, &modules)?;
+    let outcome = follow(run, options);
     if let End::Refused(why) = outcome.end {
         bail!("--machine nested: {why}; logs: {}", outcome.directory.display());
     }
@@ -140,4 +135,36 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
         false => show::report(&summary, &verdict, &outcome),
     }
     Ok(verdict.is_right())
+}
+
+/// Boots Linux on the machine itself, shows and judges.
+fn run_native(options: &Options, paths: &Paths, appended: &[String]) -> Result<bool> {
+    let tools = prefix::tools(paths)?;
+    let config = Config { plugin: Some(cargo::plugin(paths)?), ..options.config(&[]) };
+    let asked = options.asked();
+    let payload = asked.takes_kernel().then(|| linux::payload(paths, asked.takes_initrd())).transpose()?;
+    let (kernel, initrd) = asked.files(payload.as_ref())?;
+    let initrd = initrd.context("--native linux with --kernel needs --initrd")?;
+    let run = machine::native::start(paths, &tools, &config, &kernel, &initrd, appended)?;
+    let outcome = follow(run, options);
+    let native = Native::new(&outcome);
+    let failures = native.failures();
+    match options.json {
+        true => show::json(&json::native(&native, &failures, &outcome)),
+        false => show::native(&native, &failures, &outcome),
+    }
+    Ok(failures.is_empty())
+}
+
+/// Shows a run's lines until its end.
+fn follow(mut run: Run, options: &Options) -> Outcome {
+    let mut live = Show::new(options.verbose, options.quiet || options.json);
+    // The firmware and GRUB say nothing for seconds.
+    let mut waiting = Some(Step::new("starting the machine"));
+    for seen in run.by_ref() {
+        waiting.take();
+        live.line(&seen);
+    }
+    drop(waiting);
+    run.finish()
 }

@@ -3,6 +3,7 @@
 pub mod bochs;
 mod dsa_server;
 pub mod kvm;
+pub mod native;
 pub mod nested;
 mod qemu;
 mod run;
