@@ -18,10 +18,11 @@ const LOG: &str = "bochs.log";
 /// What the emulator itself writes.
 const OUTPUT: &str = "bochs.out";
 
-/// The terminal of the `term` display. Its screen is a pseudo-terminal that the emulator opens and nobody reads: when that is full, the
-/// emulator stops for good. So the terminal is one character large, and of a kind whose cursor cannot be switched on and off (with
-/// TERM=linux a blinking cursor filled it within 18 emulated seconds). Its description is on every Debian.
-const SCREEN: [(&str, &str); 3] = [("TERM", "vt100"), ("LINES", "1"), ("COLUMNS", "1")];
+/// The terminal of the `term` display. Its screen is a pseudo-terminal that the emulator opens and nobody reads: after 20 KiB the emulator
+/// stops for good. So curses must not write to it. It writes nothing but a blank each time that the screen is cleared, because the screen
+/// is one character large and that one is its lower right corner: on a terminal of this kind, which scrolls by itself and cannot be told
+/// not to, curses leaves the corner alone. Nor has the terminal a cursor that could be switched. Its description is on every Debian.
+const SCREEN: [(&str, &str); 3] = [("TERM", "dumb"), ("LINES", "1"), ("COLUMNS", "1")];
 
 /// The TSC's frequency, and the scale of device time; unrelated to the host's clock.
 pub const IPS: u32 = 200_000_000;
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_screen_that_nobody_reads_is_as_small_as_can_be() {
+    fn nothing_is_written_to_the_screen_that_nobody_reads() {
         let directory = tempfile::tempdir().unwrap();
         let bochs = Bochs {
             program: Program::of_system("/x/bochs".into()),
@@ -198,7 +199,7 @@ mod tests {
         let command = command(&bochs, &Config::default(), directory.path()).unwrap();
         let value =
             |name: &str| command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value?.to_str());
-        assert_eq!([value("TERM"), value("LINES"), value("COLUMNS")], [Some("vt100"), Some("1"), Some("1")]);
+        assert_eq!([value("TERM"), value("LINES"), value("COLUMNS")], [Some("dumb"), Some("1"), Some("1")]);
     }
 
     #[test]
