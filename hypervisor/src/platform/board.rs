@@ -3,7 +3,7 @@
 use super::vm::Vm;
 use crate::{
     addr::Bdf,
-    console,
+    console::{self, terminal},
     exits::PortWrite,
     guest::options::Options,
     vdev::{
@@ -26,6 +26,8 @@ pub struct Board {
     uart: Uart,
     lines: u32,
     marks: bool,
+    /// Its serial port is the machine's terminal.
+    has_terminal: bool,
 }
 
 /// What a write to a port leaves to be done when the board is free again.
@@ -41,20 +43,29 @@ pub struct Written {
 impl Board {
     /// With the guest's bus.
     pub fn new(bus: VirtualBus, options: &Options) -> Self {
-        Self { bus, uart: Uart::new(), lines: 0, marks: options.marks }
+        Self { bus, uart: Uart::new(), lines: 0, marks: options.marks, has_terminal: options.console }
     }
 
-    /// IN.
+    /// IN. A guest's serial port has no interrupt, so its guest looks for input, and input is fetched when it looks.
     pub fn read(&mut self, port: u16, width: u8) -> u32 {
+        if self.has_terminal && (uart::BASE..=uart::LAST).contains(&port) {
+            while self.uart.can_receive()
+                && let Some(byte) = terminal::receive()
+            {
+                self.uart.receive(byte);
+            }
+        }
         Ports { uart: &mut self.uart, bus: &mut self.bus }.read(port, width)
     }
 
     /// OUT, by guest `vm`.
     pub fn write(&mut self, vm: &Vm, port: u16, width: u8, value: u32) -> Written {
-        let Self { bus, uart, lines, marks } = self;
+        let Self { bus, uart, lines, marks, has_terminal } = self;
         let mut written = Written { outcome: PortWrite::Done, pci: None, mark: false };
         // A guest that writes faster than the console's line takes it waits by itself: neither the processor nor a lock does.
-        if port == uart::BASE && *lines < CONSOLE_LINES && !console::has_room() {
+        if port == uart::BASE
+            && (*lines < CONSOLE_LINES && !console::has_room() || *has_terminal && !terminal::has_room())
+        {
             written.outcome = PortWrite::NoRoom;
             return written;
         }
@@ -63,6 +74,9 @@ impl Board {
             mark |= show(&vm.name, lines, line) && *marks && line.starts_with(MARK);
         });
         written.mark = mark;
+        if *has_terminal && let Some(byte) = uart.take_sent() {
+            terminal::send(byte);
+        }
         match effect {
             Effect::None => {}
             Effect::Exit(code) => written.outcome = PortWrite::Exit(code),
