@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::guest::{self, GuestArg};
@@ -18,6 +18,7 @@ Examples:
   cargo boot                                   see it work
   cargo boot -- --machine bochs --verbose      on the emulator, with everything on the console
   cargo boot -- --machine nested               in QEMU on the KVM of a Linux in the emulator: minutes
+  cargo boot -- --console --guest echo         type to a guest
   cargo boot -- --guest 'demo mem=128M device=dsa cmdline=\"slots=64\"'
   cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on COM1
 
@@ -69,14 +70,18 @@ pub struct Options {
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub cpus: u32,
 
-    /// End a run that takes longer than this
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
-    pub timeout: u64,
+    /// End a run that takes longer than this [default: 600; none with --console]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
 
     /// End a run that writes no line for this long: it hangs. Counted in the machine's own processor time, so that a busy host does no
-    /// harm; ten times as long on the clock ends it in any case
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
-    pub silence: u64,
+    /// harm; ten times as long on the clock ends it in any case [default: 30; none with --console]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub silence: Option<u64>,
+
+    /// Use this terminal as the serial port of a guest: of the one with console=on, else of the first. Ctrl-] ends the run
+    #[arg(long, conflicts_with_all = ["verbose", "quiet", "json", "image", "list_guests"])]
+    pub console: bool,
 
     /// Show everything on the serial console, as the machine writes it
     #[arg(long, short)]
@@ -111,10 +116,16 @@ impl Options {
         Config {
             memory_mib: self.memory,
             cpus: self.cpus,
-            silence: Duration::from_secs(self.silence),
-            limit: Duration::from_secs(self.timeout),
+            silence: self.time(self.silence, Config::default().silence),
+            limit: self.time(self.timeout, Config::default().limit),
             ..Config::default()
         }
+    }
+
+    /// A limit in seconds, or the one that there is by itself: a person at a terminal has none.
+    fn time(&self, seconds: Option<u64>, default: Duration) -> Duration {
+        let default = if self.console { Duration::MAX } else { default };
+        seconds.map_or(default, Duration::from_secs)
     }
 
     /// The machine that was asked for, for people.
@@ -127,8 +138,18 @@ impl Options {
         format!("machine {name}: {} MiB, {} processors", self.memory, self.cpus)
     }
 
-    /// The guests that were asked for; if none was, two demos.
-    pub fn guests(&self) -> Result<Vec<GuestArg>> {
+    /// The guests that were asked for; if none was, two demos. With them, the name of the guest that has the terminal.
+    pub fn guests(&self) -> Result<(Vec<GuestArg>, Option<String>)> {
+        let mut guests = self.named()?;
+        ensure!(
+            !self.console || self.machine != Some(Kind::Nested),
+            "--console: the nested machine has no terminal for a guest"
+        );
+        let holder = self.console.then(|| guest::give_console(&mut guests)).transpose()?;
+        Ok((guests, holder))
+    }
+
+    fn named(&self) -> Result<Vec<GuestArg>> {
         if self.guests.is_empty() {
             return demos(self.machine.unwrap_or_default().posts());
         }
@@ -194,20 +215,32 @@ mod tests {
     #[test]
     fn without_guests_the_demo_runs_in_the_ways_that_the_machine_has() {
         let options = Options::parse_from(["cargo boot"]);
-        let both = options.guests().unwrap();
+        let both = options.guests().unwrap().0;
         let strings: Vec<_> = both.iter().map(GuestArg::string).collect();
         assert_eq!(strings, ["demo mem=64M device=dsa", "posted mem=64M device=dsa apicv=on cmdline=profile=posted"]);
         assert_eq!(both[1].ours(), Some("demo"));
-        let both = Options::parse_from(["cargo boot", "--machine", "kvm"]).guests().unwrap();
+        let both = Options::parse_from(["cargo boot", "--machine", "kvm"]).guests().unwrap().0;
         let strings: Vec<_> = both.iter().map(GuestArg::string).collect();
         assert_eq!(strings, ["demo mem=64M device=dsa", "second mem=64M device=dsa"]);
+    }
+
+    #[test]
+    fn at_a_terminal_a_guest_has_it_and_time_has_no_end() {
+        let options = |more: &[&str]| Options::parse_from(["cargo boot", "--console"].iter().chain(more).copied());
+        let (guests, holder) = options(&["--guest", "hello", "--guest", "echo console=on"]).guests().unwrap();
+        assert_eq!((guests.len(), holder.as_deref()), (2, Some("echo")));
+        let config = options(&["--timeout", "9"]).config();
+        assert_eq!((config.limit, config.silence), (Duration::from_secs(9), Duration::MAX));
+        let refused = options(&["--machine", "nested"]).guests().unwrap_err().to_string();
+        assert!(refused.contains("no terminal"), "{refused}");
+        assert!(Options::try_parse_from(["cargo boot", "--console", "--json"]).is_err());
     }
 
     #[test]
     fn guests_are_read_with_what_is_wrong_and_which_it_is() {
         let guests = |texts: &[&str]| {
             let arguments = texts.iter().flat_map(|text| ["--guest", text]);
-            Options::parse_from(["cargo boot"].into_iter().chain(arguments)).guests()
+            Options::parse_from(["cargo boot"].into_iter().chain(arguments)).guests().map(|(guests, _)| guests)
         };
         let names: Vec<_> = guests(&["demo", "demo mem=1G"]).unwrap().iter().map(GuestArg::string).collect();
         assert_eq!(names, ["demo", "demo-2 mem=1G"]);
@@ -222,6 +255,8 @@ mod tests {
         let config = options.config();
         assert_eq!((config.memory_mib, config.cpus), (768, 2));
         assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (9, 5));
+        let config = Options::parse_from(["cargo boot"]).config();
+        assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (600, 30));
         for both in [["--quiet", "--verbose"], ["--json", "--quiet"]] {
             assert!(Options::try_parse_from(["cargo boot"].into_iter().chain(both)).is_err(), "{both:?}");
         }

@@ -1,5 +1,7 @@
 //! `cargo boot`: see the library, and `cargo boot -- --help`.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -7,11 +9,12 @@ use anyhow::{Context, Result, bail};
 use imsvisor_boot::cli::Options;
 use imsvisor_boot::guest::{self, GuestArg};
 use imsvisor_boot::image::{self, Firmware, Image, Module};
-use imsvisor_boot::machine::{self, End, Kind, kvm};
+use imsvisor_boot::machine::{self, End, Kind, Run, kvm};
 use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{Need, Tools};
 use imsvisor_boot::progress::Step;
 use imsvisor_boot::show::{self, Show};
+use imsvisor_boot::terminal::Terminal;
 use imsvisor_boot::{cargo, json, prefix};
 
 /// Exit code for an invalid value of an option; clap uses the same.
@@ -47,7 +50,7 @@ fn main() -> ExitCode {
 
 /// Looks at everything that was asked for before anything is built or fetched, then does it.
 fn act(options: &Options) -> Result<bool, Failure> {
-    let guests = options.guests().map_err(wrong_option)?;
+    let (guests, holder) = options.guests().map_err(wrong_option)?;
     let file = options.image.as_deref().map(image::check_place).transpose().map_err(wrong_option)?;
     let paths = Paths::find()?;
     if options.list_guests {
@@ -63,7 +66,7 @@ fn act(options: &Options) -> Result<bool, Failure> {
     }
     let right = match file {
         Some(file) => write_image(&paths, &guests, &file).map(|()| true),
-        None => run(options, &paths, &guests),
+        None => run(options, &paths, &guests, holder.as_deref()),
     };
     // A report that could not be written is an error.
     show::all_was_written()?;
@@ -99,8 +102,42 @@ fn machine_and_tools(paths: &Paths, asked: Option<Kind>) -> Result<(Kind, Tools)
     Ok((kind, tools?))
 }
 
+/// Connects the terminal to the guest of this name.
+fn terminal(run: &mut Run, guest: &str) -> Result<Terminal> {
+    let machine = run.take_terminal().context("the machine has no line for a terminal")?;
+    let sides = [io::stdin().as_fd().try_clone_to_owned(), io::stdout().as_fd().try_clone_to_owned()];
+    let [input, output] = sides.map(|side| side.context("cannot use the terminal"));
+    Terminal::new(guest, machine, [input?, output?], run.stop())
+}
+
+/// Shows a run's lines to its end. While a guest has the terminal, nothing else is shown.
+fn follow(run: &mut Run, options: &Options, guest: Option<&str>) -> Result<()> {
+    let mut terminal = guest.map(|guest| terminal(run, guest)).transpose()?;
+    let mut live = Show::new(options.verbose, options.quiet || options.json);
+    // The firmware and GRUB say nothing for seconds.
+    let mut waiting = Some(Step::new("starting the machine"));
+    for seen in run {
+        waiting.take();
+        let Some(terminal) = &mut terminal else {
+            live.line(&seen);
+            continue;
+        };
+        let was_on = terminal.is_on();
+        if !was_on {
+            live.line(&seen);
+        }
+        terminal.heed(&seen.line)?;
+        match (was_on, terminal.is_on()) {
+            (true, false) => live.line(&seen),
+            (false, true) => show::terminal(guest.unwrap_or_default()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Builds, boots, shows and judges.
-fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
+fn run(options: &Options, paths: &Paths, guests: &[GuestArg], holder: Option<&str>) -> Result<bool> {
     let (kind, tools) = machine_and_tools(paths, options.machine)?;
     let mut config = options.config();
     if kind == Kind::Bochs {
@@ -111,15 +148,12 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
     let hypervisor = cargo::hypervisor(paths)?;
     let modules = modules(paths, guests)?;
     let mut run = machine::start_on(kind, paths, &tools, &config, &hypervisor, &modules)?;
-    let mut live = Show::new(options.verbose, options.quiet || options.json);
-    // The firmware and GRUB say nothing for seconds.
-    let mut waiting = Some(Step::new("starting the machine"));
-    for seen in run.by_ref() {
-        waiting.take();
-        live.line(&seen);
-    }
-    drop(waiting);
+    follow(&mut run, options, holder)?;
     let outcome = run.finish();
+    if outcome.end == End::Asked {
+        show::asked(&outcome);
+        return Ok(true);
+    }
     if let End::Refused(why) = outcome.end {
         bail!("--machine nested: {why}; logs: {}", outcome.directory.display());
     }

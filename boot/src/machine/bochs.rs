@@ -64,9 +64,11 @@ fn bochsrc(config: &Config, serial: &[&str], display: &str) -> String {
         // Writing to a String cannot fail.
         let _ = write!(text, ", exclude_features=\"{}\"", exclude_features.join(" "));
     }
+    // A guest that waits for a person must not have its time fly by.
+    let sync = if config.terminal.is_some() { "slowdown" } else { "none" };
     let _ = write!(
         text,
-        "\nclock: sync=none, time0=1700000000, rtc_sync=0\n\
+        "\nclock: sync={sync}, time0=1700000000, rtc_sync=0\n\
          boot: cdrom\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
          ata0-master: type=cdrom, path={IMAGE}, status=inserted\n\
@@ -76,6 +78,9 @@ fn bochsrc(config: &Config, serial: &[&str], display: &str) -> String {
     );
     for (number, file) in (1..).zip(serial) {
         let _ = writeln!(text, "com{number}: enabled=1, mode=file, dev={file}");
+    }
+    if let Some(device) = &config.terminal {
+        let _ = writeln!(text, "com{}: enabled=1, mode=term, dev={device}", serial.len() + 1);
     }
     if config.plugin.is_some() {
         text.push_str("plugin_ctrl: ims=1\n");
@@ -179,6 +184,15 @@ mod tests {
         let cpu = text.lines().find(|line| line.starts_with("cpu:")).unwrap();
         assert!(cpu.contains("model=corei7_skylake_x, count=2,"), "{cpu}");
         assert!(cpu.ends_with("exclude_features=\"vmx x2apic\""), "{cpu}");
+    }
+
+    #[test]
+    fn a_guests_console_ends_at_a_device_and_its_time_is_the_hosts() {
+        let config = Config { terminal: Some("/dev/pts/7".into()), ..Config::default() };
+        let text = bochsrc(&config, &[SERIAL], "term");
+        assert!(text.contains("\ncom2: enabled=1, mode=term, dev=/dev/pts/7\n"), "{text}");
+        assert!(text.contains("sync=slowdown,"), "{text}");
+        assert!(bochsrc(&Config::default(), &[SERIAL], "term").contains("sync=none,"));
     }
 
     #[test]
