@@ -118,6 +118,18 @@ fn guest_end(pairs: &Pairs) -> String {
     format!("{mark} {}", style(text).bold())
 }
 
+/// Says that the terminal is a guest's from now on, and how to leave it.
+pub fn terminal(guest: &str) {
+    say(&style(format!("This terminal is the serial port of {}. Ctrl-] ends the run.", harmless(guest)))
+        .bold()
+        .to_string());
+}
+
+/// Says that a run was ended at the terminal.
+pub fn asked(outcome: &Outcome) {
+    say(&format!("\n  the run was ended at the terminal; logs: {}", outcome.directory.display()));
+}
+
 fn good<T>(text: T) -> StyledObject<T> {
     style(text).green()
 }

@@ -140,7 +140,7 @@ impl Runner {
             cpu.judge(now);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
-                State::Blocked => console::has_room(),
+                State::Blocked => cpu.vm.has_console_room(),
                 _ => false,
             };
             if wakes {
@@ -273,16 +273,16 @@ impl Runner {
             Some(_) => return interrupts::poll(),
             None => apic::disarm_timer(),
         }
-        // The console's line takes its time; whatever comes meanwhile ends the wait, and so does room for a guest's line.
-        let blocked = self.cpus.iter().any(|guest| guest.state == State::Blocked);
+        // The serial lines take their time; whatever comes meanwhile ends the wait, and so does room for what a guest writes.
+        let blocked = |cpu: &&VirtualCpu| cpu.state == State::Blocked;
         while console::pump() {
             interrupts::poll();
-            if interrupts::any() || blocked && console::has_room() {
+            if interrupts::any() || self.cpus.iter().filter(blocked).any(|cpu| cpu.vm.has_console_room()) {
                 return;
             }
         }
-        // With the ring empty there is room: nobody would wake who waits for that.
-        if !blocked {
+        // With the rings empty there is room: nobody would wake who waits for that.
+        if !self.cpus.iter().any(|cpu| blocked(&cpu)) {
             interrupts::idle();
         }
     }
