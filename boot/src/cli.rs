@@ -84,7 +84,7 @@ pub struct Options {
     pub guests: Vec<String>,
 
     /// Boot this on the emulated machine itself, without imsvisor: its own drivers for the remapping unit and the DSA judge the machine
-    #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests"])]
+    #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests", "console"])]
     pub native: Option<System>,
 
     /// Linux, as a guest or natively: this kernel, a bzImage (a guest also an ELF executable), instead of Debian's; without --initrd it has
@@ -185,7 +185,8 @@ impl Options {
 
     /// Refuses options that do not go together.
     pub fn check(&self, guests: &[GuestArg]) -> Result<()> {
-        self.asked().check(self.has_linux(guests))?;
+        let asked = Asked { append: self.append.clone(), ..self.asked() };
+        asked.check(self.has_linux(guests))?;
         let Some(model) = &self.cpu else { return Ok(()) };
         ensure!(
             self.machine.unwrap_or_default() == Kind::Bochs && self.image.is_none(),
@@ -194,9 +195,13 @@ impl Options {
         bochs::check_model(model).with_context(|| format!("--cpu {model}"))
     }
 
-    /// What is asked for of a Linux.
+    /// What is asked for of a Linux. At a terminal our first process ends with a shell, unless it is asked for something else.
     pub fn asked(&self) -> Asked {
-        Asked { kernel: self.kernel.clone(), initrd: self.initrd.clone(), append: self.append.clone() }
+        let ours = self.kernel.is_none() && self.initrd.is_none();
+        let shell = (self.console && ours).then_some("end=shell");
+        let words: Vec<&str> = shell.into_iter().chain(self.append.as_deref()).collect();
+        let append = (!words.is_empty()).then(|| words.join(" "));
+        Asked { kernel: self.kernel.clone(), initrd: self.initrd.clone(), append }
     }
 
     /// A limit in seconds, or the one that there is by itself: a person at a terminal has none.
@@ -331,6 +336,10 @@ mod tests {
         let refused = options(&["--machine", "nested"]).guests().unwrap_err().to_string();
         assert!(refused.contains("no terminal"), "{refused}");
         assert!(Options::try_parse_from(["cargo boot", "--console", "--json"]).is_err());
+        let append = |more: &[&str]| options(more).asked().append;
+        assert_eq!(append(&[]).as_deref(), Some("end=shell"));
+        assert_eq!(append(&["--append", "end=reboot"]).as_deref(), Some("end=shell end=reboot"), "the last one counts");
+        assert_eq!(append(&["--kernel", "k", "--append", "quiet"]).as_deref(), Some("quiet"));
     }
 
     #[test]
