@@ -80,8 +80,7 @@ pub fn boot_linux(name: &str, append: &[String]) -> Result<Option<Outcome>> {
     let Some(Payload { kernel, initrd }) = bench::linux()? else { return Ok(None) };
     let initrd = initrd.as_deref().context("no initrd was made")?;
     let (paths, tools) = (bench::paths()?, bench::tools()?);
-    let config =
-        Config { cpus: 2, cpu_model: linux::CPU_MODEL.into(), limit: LIMIT_OF_LINUX, ..Plan::new()?.config };
+    let config = Config { cpus: 2, cpu_model: linux::CPU_MODEL.into(), limit: LIMIT_OF_LINUX, ..Plan::new()?.config };
     let _seat = bench::seat();
     bench::say(&format!("booting Linux, {name}"));
     let outcome = machine::native::start(paths, tools, &config, kernel, initrd, append)?.finish();
