@@ -11,6 +11,9 @@ use crate::guest::{self, GuestArg};
 use crate::linux::{self, Asked};
 use crate::machine::{Config, Kind, bochs};
 
+/// Why our initrd is of no use on QEMU's machines.
+const NOT_ON_QEMU: &str = "the guest linux hands its work to the DSA by stores of 64 bytes, which devices of QEMU do not take: \
+                           --machine bochs, or another --initrd";
 /// What a Linux guest's machine has beside its guests' memory, in MiB.
 const AROUND_LINUX_MIB: u32 = 256;
 /// How long a Linux may say nothing, of the machine's own processor time: it boots quietly, and slowly in an emulator.
@@ -161,11 +164,11 @@ impl Options {
     /// Refuses options that do not go together.
     pub fn check(&self, guests: &[GuestArg]) -> Result<()> {
         self.asked().check(guests.iter().any(|guest| guest.linux().is_some()))?;
+        let on_bochs = self.machine.unwrap_or_default() == Kind::Bochs;
+        let ours = guests.iter().filter_map(GuestArg::linux).any(Asked::takes_initrd);
+        ensure!(on_bochs || !ours, "{NOT_ON_QEMU}");
         let Some(model) = &self.cpu else { return Ok(()) };
-        ensure!(
-            self.machine.unwrap_or_default() == Kind::Bochs && self.image.is_none(),
-            "--cpu is for --machine bochs"
-        );
+        ensure!(on_bochs && self.image.is_none(), "--cpu is for --machine bochs");
         bochs::check_model(model).with_context(|| format!("--cpu {model}"))
     }
 
@@ -304,6 +307,7 @@ mod tests {
             (&["--kernel", "/k", "--guest", "demo"], "--kernel is for the guest linux"),
             (&["--guest", "linux", "--kernel", "/no/such"], "cannot read /no/such"),
             (&["--guest", "linux", "--initrd", "/no/such"], "cannot read /no/such"),
+            (&["--guest", "linux", "--machine", "nested"], "by stores of 64 bytes"),
             (&["--cpu", "i387"], "--cpu i387: Bochs has no such model"),
             (&["--cpu", "sapphire_rapids", "--machine", "nested"], "--cpu is for --machine bochs"),
         ] {
