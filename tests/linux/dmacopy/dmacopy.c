@@ -17,6 +17,7 @@
 #include <linux/module.h>
 #include <linux/prandom.h>
 #include <linux/random.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/workqueue.h>
@@ -27,7 +28,7 @@
 /* What a destination holds before a copy. */
 #define EMPTY_BYTE	0x3a
 
-#define BYTES_MAX	(1U << 20)
+#define BYTES_MAX	SZ_1M
 #define THREADS_MAX	64U
 #define OUTSTANDING_MAX	256U
 
