@@ -4,12 +4,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::guest::{self, GuestArg};
 use crate::linux::{self, Asked};
 use crate::machine::{Config, Kind, bochs};
+use crate::words;
 
 /// Why our initrd is of no use on QEMU's machines.
 const NOT_ON_QEMU: &str = "the guest linux hands its work to the DSA by stores of 64 bytes, which devices of QEMU do not take: \
@@ -27,9 +28,12 @@ Examples:
   cargo boot                                   see it work
   cargo boot -- --machine bochs --verbose      on the emulator, with everything on the console
   cargo boot -- --machine nested               in QEMU on the KVM of a Linux in the emulator: minutes
+  cargo boot -- --console --guest echo         type to a guest
   cargo boot -- --guest 'demo mem=128M device=dsa cmdline=\"slots=64\"'
   cargo boot -- --guest linux                  Debian's Linux, which copies memory by the DSA
   cargo boot -- --guest 'linux cpus=2 device=vdsa' --append 'threads=2 affinity=yes end=reboot'
+  cargo boot -- --native linux --append intel_iommu=on,sm_off
+                                               Debian's Linux on the emulated machine, without imsvisor
   cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on COM1
 
 Guests:
@@ -55,6 +59,13 @@ Exit codes:
   0  the run was right        1  the run was not right
   2  a wrong option           3  it could not be run or reported; the message says why";
 
+/// What can run on the machine without the hypervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum System {
+    /// Debian's Linux, as it is packaged.
+    Linux,
+}
+
 /// Builds imsvisor and its guests, boots them on a machine, shows what happens, and reports.
 ///
 /// The first run fetches what is missing: the Rust target, and (without root, into cargo's target directory) an emulator
@@ -75,15 +86,20 @@ pub struct Options {
     #[arg(long = "guest", value_name = "GUEST OPTION=VALUE …")]
     pub guests: Vec<String>,
 
-    /// The guest linux: this kernel, a bzImage or an ELF executable, instead of Debian's; without --initrd it has none
+    /// Boot this on the emulated machine itself, without imsvisor: its own drivers for the remapping unit and the DSA judge the machine
+    #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests"])]
+    pub native: Option<System>,
+
+    /// Linux, as a guest or natively: this kernel, a bzImage (a guest also an ELF executable), instead of Debian's; without --initrd it has
+    /// none
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
 
-    /// The guest linux: this initrd
+    /// Linux: this initrd
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
 
-    /// The guest linux: words for the end of its command line
+    /// Linux: words for the end of its command line; the first process takes some as well (tests/linux/init)
     #[arg(long, value_name = "TEXT")]
     pub append: Option<String>,
 
@@ -91,7 +107,7 @@ pub struct Options {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=2048))]
     pub memory: Option<u32>,
 
-    /// Bochs' model of the processor [default: corei7_skylake_x; with a guest linux sapphire_rapids]
+    /// Bochs' model of the processor [default: corei7_skylake_x; with Linux sapphire_rapids]
     #[arg(long, value_name = "MODEL")]
     pub cpu: Option<String>,
 
@@ -99,15 +115,19 @@ pub struct Options {
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub cpus: u32,
 
-    /// End a run that takes longer than this
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
-    pub timeout: u64,
+    /// End a run that takes longer than this [default: 600; none with --console]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
 
     /// End a run that writes no line for this long: it hangs. Counted in the machine's own processor time, so that a busy host does no
     /// harm; ten times as long on the clock ends it in any case
-    /// [default: 30; with a guest linux 120]
+    /// [default: 30; with a guest linux 120; none with --console]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub silence: Option<u64>,
+
+    /// Use this terminal as the serial port of a guest: of the one with console=on, else of the first. Ctrl-] ends the run
+    #[arg(long, conflicts_with_all = ["verbose", "quiet", "json", "image", "list_guests"])]
+    pub console: bool,
 
     /// Show everything on the serial console, as the machine writes it
     #[arg(long, short)]
@@ -140,15 +160,15 @@ impl Options {
     /// The machine's configuration for these guests; the plugin is still to come.
     pub fn config(&self, guests: &[GuestArg]) -> Config {
         let standard = Config::default();
-        let linux = guests.iter().any(|guest| guest.linux().is_some());
+        let linux = self.has_linux(guests);
         let model = if linux { linux::CPU_MODEL } else { &standard.cpu_model };
         let silence = if linux { QUIET_LINUX } else { standard.silence };
         Config {
             memory_mib: self.memory_for(guests, standard.memory_mib),
             cpus: self.cpus,
             cpu_model: self.cpu.clone().unwrap_or_else(|| model.to_owned()),
-            silence: self.silence.map_or(silence, Duration::from_secs),
-            limit: Duration::from_secs(self.timeout),
+            silence: self.time(self.silence, silence),
+            limit: self.time(self.timeout, standard.limit),
             ..standard
         }
     }
@@ -157,13 +177,18 @@ impl Options {
     fn memory_for(&self, guests: &[GuestArg], standard: u32) -> u32 {
         let all: u64 = guests.iter().map(GuestArg::memory).sum();
         let needed = u32::try_from(all >> 20).unwrap_or(u32::MAX).saturating_add(AROUND_LINUX_MIB);
-        let linux = guests.iter().any(|guest| guest.linux().is_some());
+        let linux = self.has_linux(guests);
         self.memory.unwrap_or(if linux { needed.max(standard) } else { standard })
+    }
+
+    /// Whether there is a Linux, as a guest or on the machine itself.
+    fn has_linux(&self, guests: &[GuestArg]) -> bool {
+        self.native.is_some() || guests.iter().any(|guest| guest.linux().is_some())
     }
 
     /// Refuses options that do not go together.
     pub fn check(&self, guests: &[GuestArg]) -> Result<()> {
-        self.asked().check(guests.iter().any(|guest| guest.linux().is_some()))?;
+        self.asked().check(self.has_linux(guests))?;
         let on_bochs = self.machine.unwrap_or_default() == Kind::Bochs;
         let ours = guests.iter().filter_map(GuestArg::linux).any(Asked::takes_initrd);
         ensure!(on_bochs || !ours, "{NOT_ON_QEMU}");
@@ -172,9 +197,15 @@ impl Options {
         bochs::check_model(model).with_context(|| format!("--cpu {model}"))
     }
 
-    /// What is asked for of guests `linux`.
-    fn asked(&self) -> Asked {
+    /// What is asked for of a Linux.
+    pub fn asked(&self) -> Asked {
         Asked { kernel: self.kernel.clone(), initrd: self.initrd.clone(), append: self.append.clone() }
+    }
+
+    /// A limit in seconds, or the one that there is by itself: a person at a terminal has none.
+    fn time(&self, seconds: Option<u64>, default: Duration) -> Duration {
+        let default = if self.console { Duration::MAX } else { default };
+        seconds.map_or(default, Duration::from_secs)
     }
 
     /// The machine that was asked for, for people.
@@ -182,14 +213,42 @@ impl Options {
         if let Some(file) = &self.image {
             return format!("image {}", file.display());
         }
+        if self.native.is_some() {
+            let config = self.config(guests);
+            return format!("Linux on the machine itself: {} MiB, {} processors", config.memory_mib, config.cpus);
+        }
         let kind = self.machine.unwrap_or_default().to_possible_value();
         let name = kind.as_ref().map_or("", |kind| kind.get_name());
         let config = self.config(guests);
         format!("machine {name}: {} MiB, {} processors", config.memory_mib, config.cpus)
     }
 
-    /// The guests that were asked for; if none was, two demos.
-    pub fn guests(&self) -> Result<Vec<GuestArg>> {
+    /// The words for Linux' command line.
+    pub fn appended(&self) -> Result<Vec<String>> {
+        let text = self.append.as_deref().unwrap_or_default();
+        let words = words::split(text).with_context(|| format!("--append '{text}'"))?;
+        if text.contains(char::is_control) {
+            bail!("--append '{}': a control character", words::harmless(text));
+        }
+        Ok(words)
+    }
+
+    /// The guests that were asked for; if none was, two demos. With them, the name of the guest that has the terminal.
+    pub fn guests(&self) -> Result<(Vec<GuestArg>, Option<String>)> {
+        let mut guests = self.named()?;
+        ensure!(
+            !self.console || self.machine != Some(Kind::Nested),
+            "--console: the nested machine has no terminal for a guest"
+        );
+        let holder = self.console.then(|| guest::give_console(&mut guests)).transpose()?;
+        Ok((guests, holder))
+    }
+
+    /// Without the hypervisor there are none.
+    fn named(&self) -> Result<Vec<GuestArg>> {
+        if self.native.is_some() {
+            return Ok(Vec::new());
+        }
         if self.guests.is_empty() {
             return demos(self.machine.unwrap_or_default().posts());
         }
@@ -256,20 +315,32 @@ mod tests {
     #[test]
     fn without_guests_the_demo_runs_in_the_ways_that_the_machine_has() {
         let options = Options::parse_from(["cargo boot"]);
-        let both = options.guests().unwrap();
+        let both = options.guests().unwrap().0;
         let strings: Vec<_> = both.iter().map(GuestArg::string).collect();
         assert_eq!(strings, ["demo mem=64M device=dsa", "posted mem=64M device=dsa apicv=on cmdline=profile=posted"]);
         assert_eq!(both[1].ours(), Some("demo"));
-        let both = Options::parse_from(["cargo boot", "--machine", "kvm"]).guests().unwrap();
+        let both = Options::parse_from(["cargo boot", "--machine", "kvm"]).guests().unwrap().0;
         let strings: Vec<_> = both.iter().map(GuestArg::string).collect();
         assert_eq!(strings, ["demo mem=64M device=dsa", "second mem=64M device=dsa"]);
+    }
+
+    #[test]
+    fn at_a_terminal_a_guest_has_it_and_time_has_no_end() {
+        let options = |more: &[&str]| Options::parse_from(["cargo boot", "--console"].iter().chain(more).copied());
+        let (guests, holder) = options(&["--guest", "hello", "--guest", "echo console=on"]).guests().unwrap();
+        assert_eq!((guests.len(), holder.as_deref()), (2, Some("echo")));
+        let config = options(&["--timeout", "9"]).config(&[]);
+        assert_eq!((config.limit, config.silence), (Duration::from_secs(9), Duration::MAX));
+        let refused = options(&["--machine", "nested"]).guests().unwrap_err().to_string();
+        assert!(refused.contains("no terminal"), "{refused}");
+        assert!(Options::try_parse_from(["cargo boot", "--console", "--json"]).is_err());
     }
 
     #[test]
     fn guests_are_read_with_what_is_wrong_and_which_it_is() {
         let guests = |texts: &[&str]| {
             let arguments = texts.iter().flat_map(|text| ["--guest", text]);
-            Options::parse_from(["cargo boot"].into_iter().chain(arguments)).guests()
+            Options::parse_from(["cargo boot"].into_iter().chain(arguments)).guests().map(|(guests, _)| guests)
         };
         let names: Vec<_> = guests(&["demo", "demo mem=1G"]).unwrap().iter().map(GuestArg::string).collect();
         assert_eq!(names, ["demo", "demo-2 mem=1G"]);
@@ -280,7 +351,7 @@ mod tests {
     /// What these arguments make of the machine and of its guests.
     fn all(arguments: &[&str]) -> Result<(Config, Vec<GuestArg>)> {
         let options = Options::parse_from(["cargo boot"].iter().chain(arguments));
-        let guests = options.guests()?;
+        let (guests, _) = options.guests()?;
         options.check(&guests)?;
         Ok((options.config(&guests), guests))
     }
@@ -317,12 +388,30 @@ mod tests {
     }
 
     #[test]
+    fn a_linux_on_the_machine_itself_has_no_guests_and_its_words_are_split() {
+        let parse = |arguments: &[&str]| Options::try_parse_from(["cargo boot"].iter().chain(arguments).copied());
+        let options = parse(&["--native", "linux", "--append", "intel_iommu=on,sm_on copies=8"]).unwrap();
+        assert_eq!(options.appended().unwrap(), ["intel_iommu=on,sm_on", "copies=8"]);
+        assert_eq!((options.guests().unwrap().0.len(), options.described(&[]).starts_with("Linux on")), (0, true));
+        for wrong in ["a 'b", "a\nb"] {
+            assert!(parse(&["--native", "linux", "--append", wrong]).unwrap().appended().is_err(), "{wrong}");
+        }
+        assert_eq!(options.config(&[]).cpu_model, linux::CPU_MODEL);
+        assert!(options.check(&[]).is_ok(), "--append is for it");
+        for other in [["--guest", "demo"], ["--machine", "kvm"], ["--image", "x.iso"]] {
+            assert!(parse(&[&["--native", "linux"], &other[..]].concat()).is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
     fn options_reach_the_machine() {
         let options =
             Options::parse_from(["cargo boot", "--memory", "768", "--cpus", "2", "--timeout", "9", "--silence", "5"]);
         let config = options.config(&[]);
         assert_eq!((config.memory_mib, config.cpus), (768, 2));
         assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (9, 5));
+        let config = Options::parse_from(["cargo boot"]).config(&[]);
+        assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (600, 30));
         for both in [["--quiet", "--verbose"], ["--json", "--quiet"]] {
             assert!(Options::try_parse_from(["cargo boot"].into_iter().chain(both)).is_err(), "{both:?}");
         }

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::event::{Pairs, parse_number};
 use crate::machine::Outcome;
+use crate::native::{Counts, Native};
 use crate::report::{Guest, Summary, Verdict};
 
 /// A run's report as one object. Figures are numbers; what a machine or a guest has not said is not there.
@@ -21,6 +22,24 @@ pub fn report(summary: &Summary, verdict: &Verdict, outcome: &Outcome) -> Value 
         "remap": object(&summary.remap),
         "plugin": summary.plugin,
         "refused": summary.refused,
+        "logs": outcome.directory.display().to_string(),
+    })
+}
+
+/// The report of a Linux on the machine itself.
+pub fn native(native: &Native, failures: &[String], outcome: &Outcome) -> Value {
+    let Counts { raised, remapped, merged, handled, closing } = native.counts();
+    json!({
+        "right": failures.is_empty(),
+        "failures": failures,
+        "end": native.end.to_string(),
+        "seconds": native.wall.as_secs_f64(),
+        "words": native.words,
+        "result": native.result.as_ref().map(object),
+        "interrupts": {
+            "raised": raised, "remapped": remapped, "merged": merged, "handled": handled, "closing": closing,
+        },
+        "plugin": native.plugin,
         "logs": outcome.directory.display().to_string(),
     })
 }

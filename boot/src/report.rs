@@ -100,6 +100,11 @@ pub struct Interrupts {
     pub handled_posted: u64,
     /// Those that were remapped, but are nobody's to handle.
     pub aside: Aside,
+    /// Interrupts that met a request of the same vector in the machine's local APICs, by the machine; unknown where it cannot see
+    /// them.
+    pub met: Option<u64>,
+    /// Posted interrupts whose vector the descriptor had already, by the unit.
+    pub posted_met: u64,
     /// Whether every guest that asked for interrupts vouches that it waited for none in vain.
     pub vouched: bool,
 }
@@ -154,21 +159,40 @@ impl Interrupts {
         all.into_iter().filter_map(|(name, count)| Some((name, count?))).collect()
     }
 
-    /// Interrupts that were remapped and of which nothing is known after that. Two that come together with one vector are one in the
-    /// machine's local APIC (SDM vol. 3, 12.8.4), where nobody can count them; so it is no failure where the guests vouch.
+    /// Those that go aside between two stations that follow each other, by somebody's count.
+    fn counted_aside(&self, a: &str, b: &str) -> u64 {
+        let before_delivery = if a == "remapped" { self.aside.sum() + self.met.unwrap_or(0) } else { 0 };
+        let in_descriptors = if b == "handled" { self.posted_met } else { 0 };
+        before_delivery + in_descriptors
+    }
+
+    /// Interrupts that were remapped and of which nothing is known after that. Two that come together with one vector are one in a local
+    /// APIC (SDM vol. 3, 12.8.4). Where the machine does not count those, and in a guest's own local APIC that the processor keeps,
+    /// nobody can; so it is no failure where the guests vouch.
     pub fn unseen(&self) -> u64 {
         let after = self.stations().into_iter().find(|(name, _)| ["delivered", "handled"].contains(name));
-        let known = after.map_or(0, |(_, count)| count) + self.aside.sum();
-        self.remapped.unwrap_or(0).saturating_sub(known)
+        let Some((name, count)) = after else { return self.remapped.unwrap_or(0) };
+        if self.met.is_some() && (name == "delivered" || self.posted == 0) {
+            return 0;
+        }
+        self.remapped.unwrap_or(0).saturating_sub(count + self.counted_aside("remapped", name))
+    }
+
+    /// Those that merged where the machine sees it, for people: in its local APICs and in descriptors.
+    pub fn met_words(&self) -> Option<String> {
+        let met = self.met.unwrap_or(0) + self.posted_met;
+        (met != 0).then(|| format!("{} merged with one of the same vector in the machine", grouped(met)))
     }
 
     /// Compares two stations that follow each other; returns the failure if their counts do not agree. From the remapping unit on, the second
-    /// may be lower by the interrupts that the hypervisor counted aside, and, if the guests vouch, by those that nobody can count. It may
+    /// may be lower by the interrupts that somebody counted aside, and, if the guests vouch, by those that nobody can count. It may
     /// never be higher.
     fn difference(&self, (a, x): (&str, u64), (b, y): (&str, u64)) -> Option<String> {
-        let aside = if a == "remapped" { self.aside.sum() } else { 0 };
+        let aside = self.counted_aside(a, b);
         let unseen = if a == "remapped" && self.vouched { self.unseen() } else { 0 };
-        let but = if aside == 0 { String::new() } else { format!(" ({})", self.aside.words()) };
+        let words = [self.aside.words(), self.met_words().unwrap_or_default()];
+        let words = words.iter().filter(|words| !words.is_empty()).cloned().collect::<Vec<_>>().join(", ");
+        let but = if aside == 0 { String::new() } else { format!(" ({words})") };
         (x != y + aside + unseen).then(|| format!("{x} interrupts {a}, but {y} {b}{but}"))
     }
 
@@ -178,8 +202,8 @@ impl Interrupts {
         let mut failures: Vec<String> = pairs.filter_map(|(a, b)| self.difference(*a, *b)).collect();
         // What one kind of guest lost and the other had too much must not make up for each other.
         if let (Some(remapped), Some(handled)) = (self.remapped, self.handled)
-            && remapped == handled + self.aside.sum()
-            && self.posted != self.handled_posted
+            && remapped == handled + self.counted_aside("remapped", "handled")
+            && self.posted != self.handled_posted + self.posted_met
         {
             failures.push(format!(
                 "{} interrupts posted, but {} handled by guests that have them posted",
@@ -320,6 +344,8 @@ impl Summary {
             delivered: (!delivered.is_empty()).then(|| delivered.iter().sum()),
             handled_posted,
             aside: self.aside(),
+            met: counter("vtd.merged"),
+            posted_met: counter("vtd.posted_merged").unwrap_or(0),
             vouched: self.guests.iter().filter(|guest| guest.has_slots()).all(Guest::vouches)
                 && self.guests.iter().any(Guest::vouches),
             // A guest that does not count makes the sum meaningless.
@@ -507,6 +533,35 @@ mod tests {
         let summary = with_aside("merged=1", "own=2", 14);
         let expected = "14 interrupts remapped, but 10 delivered (1 merged with one of the same vector, 2 for the hypervisor itself)";
         assert_eq!(summary.verdict().failures, [expected]);
+    }
+
+    #[test]
+    fn interrupts_that_meet_in_a_local_apic_are_right_where_the_machine_counts_them() {
+        let failures = |met: u64, remapped: u64, result: &str| {
+            let counters = [("dsa.messages", remapped), ("vtd.remapped", remapped), ("vtd.merged", met)];
+            outcome(&CONSOLE.replace("errors=0", result), &counters, End::Off).summary().verdict().failures
+        };
+        assert_eq!(failures(2, 12, "errors=0"), Vec::<String>::new());
+        assert_eq!(failures(0, 10, "errors=0"), Vec::<String>::new());
+        let expected = "12 interrupts remapped, but 10 delivered (1 merged with one of the same vector in the machine)";
+        assert_eq!(failures(1, 12, "errors=0"), [expected]);
+        assert_eq!(failures(3, 12, "errors=0").len(), 1, "more merged than are missing");
+        // Here nobody need vouch, and nobody may.
+        assert_eq!(failures(0, 12, "errors=0 timeouts=0"), ["12 interrupts remapped, but 10 delivered"]);
+    }
+
+    #[test]
+    fn posted_interrupts_that_meet_in_a_descriptor_are_counted_by_the_unit() {
+        let failures = |handled: u64, result: &str| {
+            let console = CONSOLE.replace("delivered=10", "posted=yes").replace("errors=0", result);
+            let console = console.replace("handled=10", &format!("handled={handled}"));
+            let counters = [POSTED.as_slice(), &[("vtd.merged", 0), ("vtd.posted_merged", 2)]].concat();
+            outcome(&console, &counters, End::Off).summary().verdict().failures
+        };
+        assert_eq!(failures(8, "errors=0"), Vec::<String>::new());
+        assert_eq!(failures(10, "errors=0").len(), 1, "none of them was handled");
+        assert_eq!(failures(7, "errors=0").len(), 1, "one more is missing");
+        assert_eq!(failures(7, "errors=0 timeouts=0"), Vec::<String>::new(), "merged in the virtual local APIC");
     }
 
     #[test]

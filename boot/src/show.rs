@@ -12,6 +12,7 @@ use crate::event::{Event, Line, Pairs};
 use crate::guest::{self, GuestArg};
 use crate::linux;
 use crate::machine::{Outcome, Seen};
+use crate::native::Native;
 use crate::report::{Guest, Summary, Verdict};
 use crate::words::{grouped, harmless};
 
@@ -117,6 +118,18 @@ fn guest_end(pairs: &Pairs) -> String {
     format!("{mark} {}", style(text).bold())
 }
 
+/// Says that the terminal is a guest's from now on, and how to leave it.
+pub fn terminal(guest: &str) {
+    say(&style(format!("This terminal is the serial port of {}. Ctrl-] ends the run.", harmless(guest)))
+        .bold()
+        .to_string());
+}
+
+/// Says that a run was ended at the terminal.
+pub fn asked(outcome: &Outcome) {
+    say(&format!("\n  the run was ended at the terminal; logs: {}", outcome.directory.display()));
+}
+
 fn good<T>(text: T) -> StyledObject<T> {
     style(text).green()
 }
@@ -175,23 +188,32 @@ fn terminal_width() -> Option<usize> {
 
 /// Shows the report, and after a run that was not right what helps to find out why.
 pub fn report(summary: &Summary, verdict: &Verdict, outcome: &Outcome) {
+    judged(&rows(summary), &verdict.failures, outcome);
+}
+
+/// The same of a Linux on the machine itself.
+pub fn native(native: &Native, failures: &[String], outcome: &Outcome) {
+    judged(&native.rows(), failures, outcome);
+}
+
+fn judged(rows: &[Row], failures: &[String], outcome: &Outcome) {
     say(&style("\n  Report").bold().to_string());
     let width = terminal_width();
-    for (label, text) in rows(summary) {
-        say(&row(label, &text, width));
+    for (label, text) in rows {
+        say(&row(label, &harmless(text), width));
     }
-    if verdict.is_right() {
-        say(&format!("\n  {} the run was right ({:.1} s)", good("✔"), summary.wall.as_secs_f32()));
+    if failures.is_empty() {
+        say(&format!("\n  {} the run was right ({:.1} s)", good("✔"), outcome.wall.as_secs_f32()));
         return;
     }
     say(&format!("\n  {} the run was not right:", bad("✘")));
-    for failure in &verdict.failures {
+    for failure in failures {
         say(&format!("    {} {}", bad("•"), harmless(failure)));
     }
-    if let Some(hint) = summary.end.hint() {
+    if let Some(hint) = outcome.end.hint() {
         say(&format!("    {hint}"));
     }
-    if !summary.end.is_right() {
+    if !outcome.end.is_right() {
         last_lines(outcome);
     }
     say(&format!("\n  logs: {}", outcome.directory.display()));
@@ -251,6 +273,7 @@ fn rows(summary: &Summary) -> Vec<Row> {
         rows.push(("interrupts", texts.join(" → ")));
         let (interrupts, mut others) = (summary.interrupts(), Vec::new());
         others.extend(Some(interrupts.aside.words()).filter(|words| !words.is_empty()));
+        others.extend(interrupts.met_words());
         if interrupts.unseen() != 0 {
             others.push(format!("{} merged in the machine's local APIC, or lost", grouped(interrupts.unseen())));
         }

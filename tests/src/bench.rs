@@ -11,6 +11,7 @@ use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
+use imsvisor_boot::linux::{self, Payload};
 use imsvisor_boot::machine::Kind;
 use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{self, Need, Tools};
@@ -91,6 +92,13 @@ pub fn nested_tools() -> Result<Option<&'static Tools>> {
     static TOOLS: Once<Tools> = Once::new();
     let tools = TOOLS.get(|| prepare("the emulator, Linux and QEMU", || prefix::nested_tools(paths()?)));
     optional(tools, std::env::var_os(ALL_VARIABLE).is_some())
+}
+
+/// Debian's Linux as it is packaged, with an initrd of ours.
+pub fn linux() -> Result<Option<&'static Payload>> {
+    static LINUX: Once<Payload> = Once::new();
+    let payload = LINUX.get(|| prepare("Debian's Linux", || linux::payload(paths()?, true)));
+    optional(payload, std::env::var_os(ALL_VARIABLE).is_some())
 }
 
 /// Set, it makes a test fail for which something cannot be fetched; else such a test is left out with a word.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use imsvisor_boot::event::{Line, Pairs};
 use imsvisor_boot::image::Module;
+use imsvisor_boot::linux::{self, Payload};
 use imsvisor_boot::machine::{self, Config, Kind, Outcome};
 use imsvisor_boot::report::{Guest, Summary};
 use tempfile::TempDir;
@@ -69,6 +70,20 @@ pub(crate) fn boot(name: &str, plan: &Plan) -> Result<Outcome> {
     let seconds = outcome.wall.as_secs_f32();
     bench::say(&format!("booted {name}: {} after {seconds:.1} s", outcome.end));
     Ok(outcome)
+}
+
+/// Boots Debian's Linux on the emulated machine itself, with two processors, when its turn comes. `None` where it cannot be had.
+pub fn boot_linux(name: &str, append: &[String]) -> Result<Option<Outcome>> {
+    let Some(Payload { kernel, initrd }) = bench::linux()? else { return Ok(None) };
+    let initrd = initrd.as_deref().context("no initrd was made")?;
+    let (paths, tools) = (bench::paths()?, bench::tools()?);
+    let config = Config { cpus: 2, cpu_model: linux::CPU_MODEL.into(), ..Plan::new()?.config };
+    let _seat = bench::seat();
+    bench::say(&format!("booting Linux, {name}"));
+    let outcome = machine::native::start(paths, tools, &config, kernel, initrd, append)?.finish();
+    let seconds = outcome.wall.as_secs_f32();
+    bench::say(&format!("booted Linux, {name}: {} after {seconds:.1} s", outcome.end));
+    Ok(Some(outcome))
 }
 
 /// What a scenario consists of.

@@ -28,7 +28,7 @@ impl Asked {
         let given =
             [("kernel", self.kernel.is_some()), ("initrd", self.initrd.is_some()), ("append", self.append.is_some())];
         let name = given.iter().find_map(|(name, given)| given.then_some(*name)).unwrap_or_default();
-        ensure!(linux || name.is_empty(), "--{name} is for the guest linux: --guest linux");
+        ensure!(linux || name.is_empty(), "--{name} is for the guest linux: --guest linux, or --native linux");
         Ok(())
     }
 
@@ -57,8 +57,8 @@ impl Asked {
         options
     }
 
-    /// The kernel, and its initrd if it has one.
-    pub(crate) fn files(&self, payload: Option<&Payload>) -> Result<(PathBuf, Option<PathBuf>)> {
+    /// The kernel, and its initrd if it has one. `payload` has Debian's, and is there where one of the two is taken from it.
+    pub fn files(&self, payload: Option<&Payload>) -> Result<(PathBuf, Option<PathBuf>)> {
         let missing = "Debian's Linux was not looked for";
         let kernel = match &self.kernel {
             Some(kernel) => kernel.clone(),

@@ -13,6 +13,7 @@ use super::{
     windows::Windows,
 };
 use crate::{
+    console::{self, terminal},
     cpu, event,
     exits::EndReason,
     guest::options::Options,
@@ -60,6 +61,8 @@ pub struct Vm {
     pub windows: Windows,
     /// Interrupts that a slot of its may raise in [`super::storm::WINDOW`].
     pub storm_limit: Option<u32>,
+    /// Its serial port is the machine's terminal.
+    pub has_terminal: bool,
     /// Its console and its PCI bus.
     pub board: Mutex<Board>,
     seats: Vec<Arc<Seat>>,
@@ -87,6 +90,7 @@ impl Vm {
             id,
             name: options.name.clone(),
             storm_limit: options.storm,
+            has_terminal: options.console,
             holdings,
             windows,
             board: Mutex::new(board),
@@ -96,6 +100,11 @@ impl Vm {
             began: AtomicU64::new(0),
             storms: AtomicU32::new(0),
         }
+    }
+
+    /// Whether it can write to its serial port without waiting for the machine's.
+    pub fn has_console_room(&self) -> bool {
+        console::has_room() && (!self.has_terminal || terminal::has_room())
     }
 
     /// The place of virtual processor `number`.

@@ -31,23 +31,43 @@ fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A DMAR table with units that remap interrupts of segment 0. The last one covers everything, one before it the function `scoped` of
-/// bus 0.
-pub(crate) fn dmar(bases: &[u64], scoped: Option<u8>, host_address_width: u32) -> Vec<u8> {
+/// A remapping unit, and what it serves of segment 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Drhd {
+    /// Its registers.
+    pub(crate) base: u64,
+    /// The I/O APIC's ID and its requester ID, if it serves that.
+    pub(crate) ioapic: Option<(u8, u16)>,
+    /// Device and function numbers on bus 0.
+    pub(crate) functions: Vec<u8>,
+}
+
+/// A device scope with a path of one step (VT-d 8.3.1): type, length, flags, reserved, enumeration ID, start bus, device, function.
+fn scope(kind: u8, enumeration_id: u8, source: u16) -> [u8; 8] {
+    let [function, bus] = source.to_le_bytes();
+    [kind, 8, 0, 0, enumeration_id, bus, function >> 3, function & 7]
+}
+
+impl Drhd {
+    fn scopes(&self) -> impl Iterator<Item = [u8; 8]> {
+        const ENDPOINT: u8 = 1;
+        const IOAPIC: u8 = 3;
+        let ioapic = self.ioapic.map(|(id, source)| scope(IOAPIC, id, source));
+        ioapic.into_iter().chain(self.functions.iter().map(|function| scope(ENDPOINT, 0, (*function).into())))
+    }
+}
+
+/// A DMAR table with units that remap interrupts. None says that it serves all functions.
+pub(crate) fn dmar(units: &[Drhd], host_address_width: u32) -> Vec<u8> {
     const INTR_REMAP: u8 = 1;
-    const INCLUDE_PCI_ALL: u8 = 1;
     let mut body = vec![host_address_width.saturating_sub(1) as u8, INTR_REMAP];
     body.extend([0; 10]);
-    for (n, base) in bases.iter().enumerate() {
-        // An endpoint: type 1, 8 bytes, two reserved, enumeration ID, bus, device and function.
-        let scope =
-            scoped.filter(|_| n + 1 < bases.len()).map(|function| [1, 8, 0, 0, 0, 0, function >> 3, function & 7]);
-        let scope = scope.as_ref().map_or(&[][..], |scope| scope);
-        let flags = if n + 1 == bases.len() { INCLUDE_PCI_ALL } else { 0 };
+    for unit in units {
+        let scopes = unit.scopes().collect::<Vec<_>>().concat();
         // DRHD: type 0, length, flags, size of the register set (4 KiB), segment 0.
-        body.extend([0, 0, 16 + scope.len() as u8, 0, flags, 0, 0, 0]);
-        body.extend(base.to_le_bytes());
-        body.extend(scope);
+        body.extend([0, 0, 16 + scopes.len() as u8, 0, 0, 0, 0, 0]);
+        body.extend(unit.base.to_le_bytes());
+        body.extend(scopes);
     }
     table(b"DMAR", 1, &body)
 }
@@ -58,6 +78,59 @@ pub(crate) fn mcfg(base: u64) -> Vec<u8> {
     body.extend(base.to_le_bytes());
     body.extend([0; 8]);
     table(b"MCFG", 1, &body)
+}
+
+/// An SSDT with a device for what nobody else may use: memory of this size at `base` (PNP0C02, PCI Firmware 3.3, 4.1.2).
+pub(crate) fn reserve(base: u64, size: u32) -> Vec<u8> {
+    // AML (ACPI 6.5, chapter 20). Each package is shorter than 64 bytes, so its length is one byte, which counts itself.
+    let package = |op: &[u8], body: &[u8]| [op, &[body.len() as u8 + 1], body].concat();
+    let name = |name: &[u8; 4], value: &[u8]| [&[0x08], &name[..], value].concat();
+    // Memory32Fixed, writable (6.4.3.4), and the end tag.
+    let range = [&[0x86, 9, 0, 1][..], &(base as u32).to_le_bytes(), &size.to_le_bytes(), &[0x79, 0]].concat();
+    let buffer = package(&[0x11], &[&[0x0a, range.len() as u8][..], &range].concat());
+    // DWord: the compressed ID of PNP0C02.
+    let id = name(b"_HID", &[0x0c, 0x41, 0xd0, 0x0c, 0x02]);
+    let unique = name(b"_UID", &[0x0a, 0xec]);
+    let device = package(&[0x5b, 0x82], &[&b"ECAM"[..], &id, &unique, &name(b"_CRS", &buffer)].concat());
+    table(b"SSDT", 2, &package(&[0x10], &[&b"\\_SB_"[..], &device].concat()))
+}
+
+/// The I/O APIC's ID in a MADT (ACPI 6.5, 5.2.12.3).
+fn ioapic_id(madt: &[u8]) -> Option<u8> {
+    const IOAPIC: u8 = 1;
+    let mut at = HEADER + 8;
+    while let Some([kind, len, ..]) = madt.get(at..) {
+        if *kind == IOAPIC {
+            return madt.get(at + 2).copied();
+        }
+        // A structure is at least as long as its head.
+        at += usize::from(*len).max(2);
+    }
+    None
+}
+
+/// Changes the host bridge's claim to buses 0 to ff in a DSDT to bus 0, for which there is ECAM. Says whether there was one.
+fn claim_one_bus(dsdt: &mut [u8]) -> bool {
+    // A word address space descriptor of type "bus number" (6.4.3.5.3): flags at 4, then granularity, first, last, offset, length.
+    const HEAD: [u8; 4] = [0x88, 0x0d, 0x00, 0x02];
+    const ALL: [u8; 10] = [0, 0, 0, 0, 0xff, 0, 0, 0, 0, 1];
+    const ONE: [u8; 10] = [0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    let found = dsdt.windows(16).position(|window| window.starts_with(&HEAD) && window.ends_with(&ALL));
+    let Some(fields) = found.and_then(|at| dsdt.get_mut(at + 6..at + 16)) else { return false };
+    fields.copy_from_slice(&ONE);
+    dsdt[9] = 0;
+    dsdt[9] = sum(dsdt).wrapping_neg();
+    true
+}
+
+/// Mends the DSDT of a FADT.
+fn mend_dsdt(fadt: &[u8], memory: &mut dyn Memory) {
+    let dsdt = u32_at(fadt, 40).and_then(|address| Some((address, read_table(memory, address)?)));
+    if let Some((address, mut dsdt)) = dsdt
+        && claim_one_bus(&mut dsdt)
+    {
+        memory.write(address.into(), &dsdt);
+    }
 }
 
 /// The place of a valid RSDP in `bios`.
@@ -101,21 +174,32 @@ pub(crate) struct Patch {
     pub(crate) bytes: [u8; RSDP],
 }
 
-/// Adds `tables` to those of the BIOS: behind its last table, in memory below `limit`, followed by a longer RSDT. `bios` is
-/// the content of [`BIOS`]. `None` while the BIOS has not finished its own tables.
-pub(crate) fn extend(bios: &[u8], tables: &[Vec<u8>], limit: u64, memory: &mut dyn Memory) -> Option<Patch> {
+/// Adds tables to those of the BIOS: behind its last table, in memory below `limit`, followed by a longer RSDT. `tables` makes them,
+/// for an I/O APIC of this ID. `bios` is the content of [`BIOS`]. `None` while the BIOS has not finished its own tables.
+pub(crate) fn extend(
+    bios: &[u8],
+    tables: impl FnOnce(Option<u8>) -> Vec<Vec<u8>>,
+    limit: u64,
+    memory: &mut dyn Memory,
+) -> Option<Patch> {
     let at = find_rsdp(bios)?;
     let rsdt_address = u32_at(bios, at + 16)?;
     let rsdt = read_table(memory, rsdt_address).filter(|rsdt| rsdt.starts_with(b"RSDT"))?;
     let mut entries: Vec<u8> = rsdt[HEADER..].to_vec();
     let mut end = u64::from(rsdt_address) + rsdt.len() as u64;
+    let mut ioapic = None;
     for entry in rsdt[HEADER..].chunks_exact(4) {
         let address = u32_at(entry, 0)?;
         let bytes = read_table(memory, address)?;
         end = end.max(end_of(memory, address, &bytes));
+        match bytes.get(..4) {
+            Some(b"APIC") => ioapic = ioapic_id(&bytes),
+            Some(b"FACP") => mend_dsdt(&bytes, memory),
+            _ => {}
+        }
     }
-    for table in tables {
-        let address = put(table, &mut end, limit, memory)?;
+    for table in tables(ioapic) {
+        let address = put(&table, &mut end, limit, memory)?;
         entries.extend(address.to_le_bytes());
     }
     let rsdt = put(&self::table(b"RSDT", 1, &entries), &mut end, limit, memory)?;
@@ -144,10 +228,14 @@ mod tests {
 
     const BASE: u64 = 0x3fff_0000;
 
+    /// A processor, then an I/O APIC with ID 2.
+    const MADT: [u8; 28] =
+        [0, 0, 0xe0, 0xfe, 1, 0, 0, 0, 0, 8, 0, 0, 1, 0, 0, 0, 1, 12, 2, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0];
+
     /// Memory with an RSDT of one table, and the BIOS area with its RSDP.
     fn machine() -> (Ram, Vec<u8>) {
         let mut ram = Ram::new(0x4000_0000);
-        ram.write(BASE + 0x100, &table(b"APIC", 1, &[0; 21]));
+        ram.write(BASE + 0x100, &table(b"APIC", 1, &MADT));
         ram.write(BASE, &table(b"RSDT", 1, &(BASE as u32 + 0x100).to_le_bytes()));
         let mut bios = vec![0; 0x2_0000];
         let mut rsdp = b"RSD PTR \0BOCHS \0".to_vec();
@@ -160,44 +248,79 @@ mod tests {
     #[test]
     fn the_new_rsdt_lists_the_old_tables_and_the_new_ones() {
         let (mut ram, bios) = machine();
-        let tables = [dmar(&[0xfed9_0000], None, 40), mcfg(0xe800_0000)];
-        let patch = extend(&bios, &tables, 0x4000_0000, &mut ram).unwrap();
+        let unit = |ioapic: Option<u8>| Drhd {
+            base: 0xfed9_0000,
+            ioapic: ioapic.map(|id| (id, 0xf0f8)),
+            functions: vec![0xf0],
+        };
+        let tables = |ioapic| vec![dmar(&[unit(ioapic)], 40), mcfg(0xe800_0000)];
+        let patch = extend(&bios, tables, 0x4000_0000, &mut ram).unwrap();
         assert_eq!((patch.address, sum(&patch.bytes)), (0xf_a0b0, 0));
         let rsdt = read_table(&mut ram, u32_at(&patch.bytes, 16).unwrap()).unwrap();
-        let signatures: Vec<Vec<u8>> = rsdt[HEADER..]
+        let tables: Vec<Vec<u8>> = rsdt[HEADER..]
             .chunks_exact(4)
-            .map(|entry| read_table(&mut ram, u32_at(entry, 0).unwrap()).unwrap()[..4].to_vec())
+            .map(|entry| read_table(&mut ram, u32_at(entry, 0).unwrap()).unwrap())
             .collect();
+        let signatures: Vec<&[u8]> = tables.iter().map(|table| &table[..4]).collect();
         assert_eq!(signatures, [b"APIC", b"DMAR", b"MCFG"]);
+        assert_eq!(tables[1], dmar(&[unit(Some(2))], 40), "the I/O APIC's ID is the MADT's");
     }
 
     #[test]
     fn unfinished_tables_are_waited_for() {
         let (mut ram, bios) = machine();
-        assert_eq!(extend(&vec![0; 0x2_0000], &[], 0x4000_0000, &mut ram), None);
+        assert_eq!(extend(&vec![0; 0x2_0000], |_| vec![], 0x4000_0000, &mut ram), None);
         ram.write(BASE + 0x100, b"????");
-        assert_eq!(extend(&bios, &[], 0x4000_0000, &mut ram), None);
+        assert_eq!(extend(&bios, |_| vec![], 0x4000_0000, &mut ram), None);
         let (mut ram, bios) = machine();
         ram.write(BASE + 4, &[0xff; 4]);
-        assert_eq!(extend(&bios, &[], 0x4000_0000, &mut ram), None);
+        assert_eq!(extend(&bios, |_| vec![], 0x4000_0000, &mut ram), None);
     }
 
     #[test]
     fn nothing_is_written_beyond_the_limit() {
         let (mut ram, bios) = machine();
-        assert_eq!(extend(&bios, &[mcfg(0)], BASE + 0x13a, &mut ram), None);
+        assert_eq!(extend(&bios, |_| vec![mcfg(0)], BASE + 0x13a, &mut ram), None);
         assert_eq!(ram.u64(BASE + 0x140), 0);
     }
 
     #[test]
     fn the_tables_have_their_fields() {
-        let dmar = dmar(&[0xfed9_0000], None, 40);
-        assert_eq!((dmar.len(), sum(&dmar), dmar[36], dmar[37]), (64, 0, 39, 1));
+        let unit = Drhd { base: 0xfed9_0000, ioapic: Some((1, 0xf0f8)), functions: vec![0xf0] };
+        let dmar = dmar(&[unit], 40);
+        assert_eq!((dmar.len(), sum(&dmar), dmar[36], dmar[37]), (80, 0, 39, 1));
         assert_eq!(
             (u32_at(&dmar, 48), u32_at(&dmar, 52), u32_at(&dmar, 56)),
-            (Some(16 << 16), Some(1), Some(0xfed9_0000))
+            (Some(32 << 16), Some(0), Some(0xfed9_0000))
         );
+        assert_eq!(dmar[64..], [3, 8, 0, 0, 1, 0xf0, 0x1f, 0, 1, 8, 0, 0, 0, 0, 0x1e, 0]);
         let mcfg = mcfg(0xe800_0000);
         assert_eq!((mcfg.len(), sum(&mcfg), u32_at(&mcfg, 44), u32_at(&mcfg, 52)), (60, 0, Some(0xe800_0000), Some(0)));
+    }
+    #[test]
+    fn the_reserved_memory_is_a_device_of_its_own() {
+        let ssdt = reserve(0xe800_0000, 0x10_0000);
+        assert_eq!(sum(&ssdt), 0);
+        let expected = [
+            &b"\x10\x35\\_SB_\x5b\x82\x2dECAM\x08_HID\x0c\x41\xd0\x0c\x02\x08_UID\x0a\xec\x08_CRS\x11\x11\x0a\x0e"[..],
+            &[0x86, 9, 0, 1, 0, 0, 0, 0xe8, 0, 0, 0x10, 0, 0x79, 0],
+        ];
+        assert_eq!(ssdt[HEADER..], expected.concat());
+    }
+
+    #[test]
+    fn the_host_bridge_claims_the_bus_that_has_ecam() {
+        let (mut ram, bios) = machine();
+        let buses = |last: u8, count: u16| {
+            let [low, high] = count.to_le_bytes();
+            [0x5b, 0x88, 0x0d, 0, 2, 0x0c, 0, 0, 0, 0, 0, last, 0, 0, 0, low, high, 0x79]
+        };
+        ram.write(BASE + 0x400, &table(b"DSDT", 1, &buses(0xff, 0x100)));
+        let mut fadt = vec![0; 80];
+        fadt[4..8].copy_from_slice(&(BASE as u32 + 0x400).to_le_bytes());
+        ram.write(BASE + 0x100, &table(b"FACP", 1, &fadt));
+        extend(&bios, |_| vec![], 0x4000_0000, &mut ram).unwrap();
+        let dsdt = read_table(&mut ram, BASE as u32 + 0x400).unwrap();
+        assert_eq!(dsdt[HEADER..], buses(0, 1));
     }
 }

@@ -1,22 +1,27 @@
 //! The two models wired together: what the DSA does on the bus goes through the remapping unit.
 
+use crate::acpi::{self, Drhd};
+use crate::ioapic::{IoApic, Message};
 use crate::options::Options;
 use dsa_model::{Dsa, Fault, PortalWrite, Upstream};
 use std::fmt::Write;
 use vtd_model::{Access, Memory, Outcome, Requester, Unit};
 
-/// The registers of the remapping units: the one that covers everything is the last.
+/// The registers of the remapping units. The last one serves whatever no other serves.
 pub(crate) const UNIT_BASES: [u64; 2] = [0xfed9_0000, 0xfeda_0000];
 /// The message window.
 pub(crate) const MESSAGES: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 /// The ECAM window, bus 0.
 pub(crate) const ECAM: std::ops::RangeInclusive<u64> = 0xe800_0000..=0xe80f_ffff;
+const ECAM_SIZE: u32 = 0x10_0000;
 /// The DSAs' device and function numbers: 00:1e.0 and 00:1f.0, then 00:1c.0 and 00:1d.0 where there are four. On bus 0 that is
 /// the requester ID, too.
 pub(crate) const DSA_FUNCTIONS: [u8; 4] = [0x1e << 3, 0x1f << 3, 0x1c << 3, 0x1d << 3];
 /// The requester ID of message writes whose sender the emulator does not tell: ff:1f.7, which no function here has, so that
 /// a source-id check refuses it.
 pub(crate) const UNKNOWN_SOURCE: u16 = 0xffff;
+/// The I/O APIC's requester ID: f0:1f.0, where firmware of Intel's machines has it. No PCI function is there.
+pub(crate) const IOAPIC_SOURCE: u16 = 0xf0f8;
 /// Physical addresses of the emulated processors are this wide.
 const HOST_ADDRESS_WIDTH: u32 = 40;
 
@@ -32,8 +37,19 @@ pub(crate) struct Interrupt {
 
 /// What the emulator offers: memory, and the local APICs.
 pub(crate) trait Host: Memory {
-    /// Delivers an interrupt.
-    fn deliver(&mut self, interrupt: Interrupt);
+    /// Delivers an interrupt. Says whether it merged: a local APIC that it is for had a request of its vector already, and none
+    /// gained one by it.
+    fn deliver(&mut self, interrupt: Interrupt) -> bool;
+}
+
+/// What became of the messages of some devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    messages: u64,
+    /// Those that the unit delivered by a remapped-format entry.
+    remapped: u64,
+    /// Those of them that merged in a local APIC: two requests of one vector are one there (SDM vol. 3, 12.8.4).
+    merged: u64,
 }
 
 /// The models, and what was seen besides.
@@ -42,14 +58,21 @@ pub(crate) struct Machine {
     units: Vec<Unit>,
     /// In the order of [`DSA_FUNCTIONS`], as many as there are.
     dsas: Vec<Dsa>,
-    other_messages: u64,
+    ioapic: IoApic,
+    /// Of the DSAs' messages.
+    sent: Tally,
+    /// Of the I/O APIC's.
+    wired: Tally,
+    /// Of those whose sender the emulator does not tell.
+    others: Tally,
 }
 
-/// A DSA's way upstream.
+/// A device's way upstream.
 struct Path<'a> {
     source: u16,
     /// That which the source is in the scope of.
     unit: Option<&'a mut Unit>,
+    tally: &'a mut Tally,
     host: &'a mut dyn Host,
 }
 
@@ -95,14 +118,18 @@ fn effect(outcome: Outcome) -> Option<Interrupt> {
 }
 
 impl Path<'_> {
-    fn message(&mut self, source: u16, address: u64, data: u32) {
-        let interrupt = match &mut self.unit {
-            Some(unit) => effect(unit.interrupt_request(source, address, data, self.host)),
-            None => Some(compatibility(address, data)),
+    fn message(&mut self, address: u64, data: u32) {
+        self.tally.messages += 1;
+        let outcome = match &mut self.unit {
+            Some(unit) => Some(unit.interrupt_request(self.source, address, data, self.host)),
+            None => None,
         };
-        if let Some(interrupt) = interrupt {
-            self.host.deliver(interrupt);
-        }
+        let remapped = matches!(outcome, Some(Outcome::Remapped(_)));
+        let merged = outcome
+            .map_or_else(|| Some(compatibility(address, data)), effect)
+            .is_some_and(|interrupt| self.host.deliver(interrupt));
+        self.tally.remapped += u64::from(remapped);
+        self.tally.merged += u64::from(remapped && merged);
         self.events();
     }
 
@@ -135,7 +162,7 @@ impl Upstream for Path<'_> {
     fn write(&mut self, pasid: Option<u32>, address: u64, data: &[u8]) -> Result<(), Fault> {
         if let Some(message) = is_message(address, data).filter(|_| pasid.is_none()) {
             // A posted write: the device never learns what became of it.
-            self.message(self.source, address, message);
+            self.message(address, message);
             return Ok(());
         }
         let at = self.translate(pasid, address, data.len(), Access::Write)?;
@@ -153,7 +180,10 @@ impl Machine {
         Self {
             units: (0..options.units()).map(|_| Unit::new(config.clone())).collect(),
             dsas: (0..options.dsas()).map(|n| Dsa::new(options.dsa(n))).collect(),
-            other_messages: 0,
+            ioapic: IoApic::default(),
+            sent: Tally::default(),
+            wired: Tally::default(),
+            others: Tally::default(),
         }
     }
 
@@ -161,16 +191,28 @@ impl Machine {
     pub(crate) fn reset(&mut self) {
         self.units.iter_mut().for_each(Unit::reset);
         self.dsas.iter_mut().for_each(Dsa::reset);
+        self.ioapic.reset();
     }
 
-    /// The tables that firmware has to show.
-    pub(crate) fn tables(&self, options: &Options) -> Vec<Vec<u8>> {
-        let mut tables = vec![crate::acpi::mcfg(*ECAM.start())];
+    /// The tables that firmware has to show. `ioapic` is the ID that the MADT gives the I/O APIC.
+    pub(crate) fn tables(&self, options: &Options, ioapic: Option<u8>) -> Vec<Vec<u8>> {
+        let mut tables = vec![acpi::mcfg(*ECAM.start()), acpi::reserve(*ECAM.start(), ECAM_SIZE)];
         if options.dmar() {
-            let scoped = (self.units.len() > 1).then_some(DSA_FUNCTIONS[0]);
-            tables.push(crate::acpi::dmar(&UNIT_BASES[..self.units.len()], scoped, HOST_ADDRESS_WIDTH));
+            tables.push(acpi::dmar(&self.scopes(ioapic), HOST_ADDRESS_WIDTH));
         }
         tables
+    }
+
+    /// Which unit serves what. The DSAs are named one by one: DMA of the emulator's own bus masters (its IDE controller) passes
+    /// the units by, so none of them may say that it serves all functions.
+    fn scopes(&self, ioapic: Option<u8>) -> Vec<Drhd> {
+        let functions = &DSA_FUNCTIONS[..self.dsas.len()];
+        let two = self.units.len() > 1;
+        let (first, rest) = functions.split_at(if two { functions.len().min(1) } else { 0 });
+        let apart = two.then(|| Drhd { base: UNIT_BASES[0], ioapic: None, functions: first.to_vec() });
+        let ioapic = ioapic.map(|id| (id, IOAPIC_SOURCE));
+        let last = Drhd { base: UNIT_BASES[usize::from(two)], ioapic, functions: rest.to_vec() };
+        apart.into_iter().chain([last]).collect()
     }
 
     pub(crate) fn unit_read(&mut self, n: usize, offset: u64, len: usize) -> u64 {
@@ -180,24 +222,27 @@ impl Machine {
     pub(crate) fn unit_write(&mut self, n: usize, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
         if let Some(unit) = self.units.get_mut(n) {
             unit.write(offset, len, value, host);
-            Path { source: UNKNOWN_SOURCE, unit: Some(unit), host }.events();
+            Path { source: UNKNOWN_SOURCE, unit: Some(unit), tally: &mut self.others, host }.events();
         }
     }
 
     /// A DSA with its way upstream.
     fn dsa<'a>(&'a mut self, n: usize, host: &'a mut dyn Host) -> Option<(&'a mut Dsa, Path<'a>)> {
         let source = DSA_FUNCTIONS.get(n).copied()?.into();
-        Some((self.dsas.get_mut(n)?, Path { source, unit: unit_of(&mut self.units, source), host }))
+        let unit = unit_of(&mut self.units, source);
+        Some((self.dsas.get_mut(n)?, Path { source, unit, tally: &mut self.sent, host }))
     }
 
     pub(crate) fn bar0_read(&self, n: usize, offset: u64, len: usize) -> u64 {
         self.dsas.get(n).map_or(u64::MAX, |dsa| dsa.bar0_read(offset, len))
     }
 
-    pub(crate) fn bar0_write(&mut self, n: usize, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
-        if let Some((dsa, mut path)) = self.dsa(n, host) {
+    /// A write of a register. Says whether there is work for the device now.
+    pub(crate) fn bar0_write(&mut self, n: usize, offset: u64, len: usize, value: u64, host: &mut dyn Host) -> bool {
+        self.dsa(n, host).is_some_and(|(dsa, mut path)| {
             dsa.bar0_write(offset, len, value, &mut path);
-        }
+            dsa.waiting()
+        })
     }
 
     /// A store to a portal. Says whether there is work for the engines now.
@@ -224,13 +269,39 @@ impl Machine {
         }
     }
 
-    /// A write into the message window by someone other than the DSA.
+    /// A write into the message window by someone other than the DSAs and the I/O APIC.
     pub(crate) fn other_message(&mut self, address: u64, data: &[u8], host: &mut dyn Host) {
-        self.other_messages += 1;
         if let Some(message) = is_message(address, data) {
             let unit = unit_of(&mut self.units, UNKNOWN_SOURCE);
-            Path { source: UNKNOWN_SOURCE, unit, host }.message(UNKNOWN_SOURCE, address, message);
+            Path { source: UNKNOWN_SOURCE, unit, tally: &mut self.others, host }.message(address, message);
+        } else {
+            self.others.messages += 1;
         }
+    }
+
+    pub(crate) fn ioapic_read(&self, offset: u64) -> u32 {
+        self.ioapic.read(offset)
+    }
+
+    pub(crate) fn ioapic_write(&mut self, offset: u64, value: u32, host: &mut dyn Host) {
+        self.with_ioapic(host, |ioapic, send| ioapic.write(offset, value, send));
+    }
+
+    /// A pin of the I/O APIC is asserted, or no longer.
+    pub(crate) fn ioapic_line(&mut self, pin: usize, asserted: bool, host: &mut dyn Host) {
+        self.with_ioapic(host, |ioapic, send| ioapic.set_line(pin, asserted, send));
+    }
+
+    /// A local APIC broadcasts the end of a level-triggered interrupt.
+    pub(crate) fn ioapic_eoi(&mut self, vector: u8, host: &mut dyn Host) {
+        self.with_ioapic(host, |ioapic, send| ioapic.end_of_interrupt(vector, send));
+    }
+
+    /// Does something to the I/O APIC; what it sends goes through the unit that serves it.
+    fn with_ioapic(&mut self, host: &mut dyn Host, action: impl FnOnce(&mut IoApic, &mut dyn FnMut(Message))) {
+        let unit = unit_of(&mut self.units, IOAPIC_SOURCE);
+        let mut path = Path { source: IOAPIC_SOURCE, unit, tally: &mut self.wired, host };
+        action(&mut self.ioapic, &mut |message| path.message(message.address, message.data));
     }
 
     /// The counters, `key=value` a line.
@@ -241,8 +312,13 @@ impl Machine {
         }
         if !self.units.is_empty() {
             unit_report(&self.units, &mut text);
+            let merged = [self.sent, self.wired, self.others].iter().map(|tally| tally.merged).sum::<u64>();
+            let _ = writeln!(text, "vtd.merged={merged}");
         }
-        let _ = writeln!(text, "other.messages={}", self.other_messages);
+        for (name, tally) in [("ioapic", self.wired), ("other", self.others)] {
+            let Tally { messages, remapped, merged } = tally;
+            let _ = writeln!(text, "{name}.messages={messages}\n{name}.remapped={remapped}\n{name}.merged={merged}");
+        }
         text
     }
 }
@@ -259,9 +335,10 @@ fn unit_of(units: &mut [Unit], source: u16) -> Option<&mut Unit> {
 /// The sums of all units.
 fn unit_report(units: &[Unit], text: &mut String) {
     type Counter = fn(&vtd_model::Stats) -> u64;
-    let counters: [(&str, Counter); 11] = [
+    let counters: [(&str, Counter); 13] = [
         ("remapped", |stats| stats.remapped),
         ("posted", |stats| stats.posted),
+        ("posted_merged", |stats| stats.posted_merged),
         ("notifications", |stats| stats.notifications),
         ("compatibility", |stats| stats.compatibility),
         ("blocked", |stats| stats.blocked),
@@ -269,6 +346,7 @@ fn unit_report(units: &[Unit], text: &mut String) {
         ("dma_faults", |stats| stats.dma_faults),
         ("iec_flushes", |stats| stats.iec_flushes),
         ("waits", |stats| stats.waits),
+        ("scalable_roots", |stats| stats.scalable_roots),
         ("cache_hits", |stats| stats.cache_hits),
         ("violations", |stats| stats.violations),
     ];

@@ -10,8 +10,20 @@ pub(crate) const CAPABILITIES: u64 = 0x7ffe;
 type Outcome = Result<u16, u8>;
 
 impl Dsa {
-    /// A write to CMD. Commands complete at once, so CMDSTS is never seen active.
-    pub(crate) fn command(&mut self, value: u32, up: &mut dyn Upstream) {
+    /// A write to CMD. The command is under way until the device works next, and CMDSTS says so. One that comes meanwhile is lost.
+    pub(crate) fn command(&mut self, value: u32) {
+        if self.registers.under_way.is_some() {
+            self.stats.commands_lost += 1;
+            return;
+        }
+        self.registers.command = value;
+        self.registers.command_status = command::ACTIVE;
+        self.registers.under_way = Some(value);
+    }
+
+    /// Carries out the command that is under way.
+    pub(crate) fn finish_command(&mut self, up: &mut dyn Upstream) {
+        let Some(value) = self.registers.under_way.take() else { return };
         let operand = value & ((1 << command::SHIFT) - 1);
         let outcome = self.dispatch(value >> command::SHIFT & 0x1f, operand, up);
         self.registers.command = value;
@@ -77,7 +89,7 @@ impl Dsa {
 
     /// Runs what is queued. Queues are bounded and guests cannot submit meanwhile, so this ends.
     fn drain(&mut self, up: &mut dyn Upstream) -> Outcome {
-        while self.work(up) {}
+        while self.round(up) {}
         Ok(0)
     }
 
@@ -182,6 +194,22 @@ impl Dsa {
 mod tests {
     use crate::testing::{Build, Machine, device, nop};
     use crate::{Config, Dsa, PortalWrite};
+
+    #[test]
+    fn a_command_is_active_until_the_device_works_and_another_one_is_lost_meanwhile() {
+        let (mut dsa, mut machine) = device();
+        machine.configure(&mut dsa);
+        machine.msix(&mut dsa, 0, 0xfee0_0000, 0x31);
+        dsa.bar0_write(0xa0, 4, 1 << 31 | 1 << 20, &mut machine);
+        assert_eq!((dsa.bar0_read(0xa8, 4), dsa.bar0_read(0x90, 4)), (1 << 31, 0));
+        assert!(dsa.waiting());
+        dsa.bar0_write(0xa0, 4, 2 << 20, &mut machine);
+        assert_eq!((dsa.stats().commands_lost, machine.messages()), (1, vec![]));
+        assert!(!dsa.work(&mut machine));
+        assert_eq!((dsa.bar0_read(0xa8, 4), dsa.bar0_read(0x90, 4)), (0, 1));
+        assert_eq!(machine.messages(), [(0xfee0_0000, 0x31)], "when it has ended, not before");
+        assert!(!dsa.waiting());
+    }
 
     #[test]
     fn the_device_enables_once_and_only_as_bus_master() {

@@ -48,9 +48,20 @@ impl Reach for Bus<'_> {
 }
 
 impl Dsa {
+    /// Ends the command that is under way, then works one round. Says whether more is waiting.
+    pub fn work(&mut self, up: &mut dyn Upstream) -> bool {
+        self.finish_command(up);
+        self.round(up)
+    }
+
+    /// Whether there is something to do for [`Dsa::work`]: a command that is under way, or descriptors that an engine serves.
+    pub fn waiting(&self) -> bool {
+        self.registers.under_way.is_some() || self.registers.enabled() && self.queued()
+    }
+
     /// One round: every engine takes at most one descriptor from its group's queues, which are served in turn. Says whether
     /// more is waiting.
-    pub fn work(&mut self, up: &mut dyn Upstream) -> bool {
+    pub(crate) fn round(&mut self, up: &mut dyn Upstream) -> bool {
         if !self.registers.enabled() {
             return false;
         }
@@ -62,11 +73,11 @@ impl Dsa {
             }
         }
         self.next_queue = (self.next_queue + 1) % spec::WQS;
-        self.waiting()
+        self.queued()
     }
 
     /// Whether a queue that an engine serves has descriptors.
-    fn waiting(&self) -> bool {
+    fn queued(&self) -> bool {
         let served = self.groups.iter().fold(0, |all, group| all | group.queues());
         self.queues.iter().enumerate().any(|(n, queue)| served >> n & 1 != 0 && !queue.is_empty())
     }

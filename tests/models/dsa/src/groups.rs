@@ -1,6 +1,6 @@
 //! Groups: which work queues feed which engines (GRPCFG).
 
-use crate::spec::{ENGINES, GROUPS, TOTAL_WQ_SIZE, WQS, command_error};
+use crate::spec::{ENGINES, GROUPS, READ_BUFFERS, TOTAL_WQ_SIZE, WQS, command_error};
 use crate::work_queue::WorkQueue;
 
 /// Dwords of a group's configuration block (`GRPCFG_SIZE`).
@@ -21,6 +21,17 @@ impl Group {
     /// The mask of its engines.
     pub(crate) fn engines(&self) -> u64 {
         u64::from(self.config[9]) << 32 | u64::from(self.config[8])
+    }
+
+    /// Read buffers that are its alone, and the most that it may use; no limit of its own where that is 0 (`union group_flags`).
+    fn read_buffers(&self) -> (u32, u32) {
+        (self.config[10] >> 8 & 0xff, self.config[10] >> 20 & 0xff)
+    }
+
+    /// More read buffers reserved than it may use, or than there are.
+    fn buffers_wrong(&self) -> bool {
+        let (reserved, allowed) = self.read_buffers();
+        allowed != 0 && allowed < reserved || allowed > u32::from(READ_BUFFERS)
     }
 
     /// A bit for a work queue or an engine that the device does not have.
@@ -46,6 +57,10 @@ impl Group {
 pub(crate) fn check(groups: &[Group; GROUPS], queues: &[WorkQueue; WQS]) -> Result<(), u8> {
     if queues.iter().map(WorkQueue::size).sum::<u32>() > TOTAL_WQ_SIZE {
         return Err(command_error::WQ_SIZE_ERANGE);
+    }
+    let reserved: u32 = groups.iter().map(|group| group.read_buffers().0).sum();
+    if reserved > READ_BUFFERS.into() || groups.iter().any(Group::buffers_wrong) {
+        return Err(command_error::GRP_CONFIG);
     }
     let (mut seen_queues, mut seen_engines) = (0, 0);
     for group in groups {
@@ -87,6 +102,22 @@ mod tests {
     fn a_right_configuration_passes() {
         assert_eq!(with(&[(0, 0b11, 0b01), (3, 0b100, 0b1110)], &[64, 32, 32]), Ok(()));
         assert_eq!(with(&[], &[]), Ok(()));
+    }
+
+    #[test]
+    fn read_buffers_are_shared_out_and_no_more_than_there_are() {
+        let buffers = |settings: [(u32, u32); 2]| {
+            let mut groups = [Group::default(); GROUPS];
+            for (group, (reserved, allowed)) in groups.iter_mut().zip(settings) {
+                group.write(10, reserved << 8 | allowed << 20);
+            }
+            check(&groups, &std::array::from_fn(|_| WorkQueue::default()))
+        };
+        assert_eq!(buffers([(0, 0), (0, 96)]), Ok(()));
+        assert_eq!(buffers([(48, 96), (48, 48)]), Ok(()));
+        for wrong in [[(48, 96), (49, 96)], [(2, 1), (0, 0)], [(0, 97), (0, 0)]] {
+            assert_eq!(buffers(wrong), Err(command_error::GRP_CONFIG), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! Registers and structures are those of Linux's `idxd` driver (`drivers/dma/idxd/registers.h`, `include/uapi/linux/idxd.h`).
 //! The model owns no memory: what it reads and writes, and the messages it sends (dword writes), go through an [`Upstream`].
 //!
-//! Where it differs from a real DSA: there is no page request service and no event log; commands complete at once; a shared work
-//! queue may be used without PASIDs.
+//! Where it differs from a real DSA: there is no page request service and no event log; commands are carried out one after the other
+//! with the engines at rest; a shared work queue may be used without PASIDs.
 
 #![forbid(unsafe_code)]
 
@@ -109,6 +109,8 @@ pub struct Stats {
     pub faults: u64,
     /// Commands of a slow store.
     pub store_commands: u64,
+    /// Commands that were written while another one was under way.
+    pub commands_lost: u64,
 }
 
 /// Which table an interrupt handle names an entry of.

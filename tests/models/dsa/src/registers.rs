@@ -24,6 +24,8 @@ pub(crate) struct Registers {
     pub(crate) intcause: u32,
     pub(crate) command: u32,
     pub(crate) command_status: u32,
+    /// The command that was written and is not carried out yet.
+    pub(crate) under_way: Option<u32>,
     enabled: bool,
 }
 
@@ -109,7 +111,7 @@ impl Dsa {
             register::VERSION => half(0x100, offset),
             register::GENCAP => half(self.gencap(), offset),
             register::WQCAP => half(wqcap(), offset),
-            register::GRPCAP => half(spec::GROUPS as u64, offset),
+            register::GRPCAP => half(grpcap(), offset),
             register::ENGCAP => half(spec::ENGINES as u64, offset),
             register::OPCAP => half(spec::opcode::ALL, offset),
             register::TABLE_OFFSETS => half(table_offsets(), offset),
@@ -141,7 +143,7 @@ impl Dsa {
     fn write32(&mut self, offset: u64, value: u32, up: &mut dyn Upstream) {
         let device_enabled = self.registers.enabled();
         match offset {
-            0..register::END => self.write_register(offset, value, up),
+            0..register::END => self.write_register(offset, value),
             bar0::GROUPS..bar0::WQS if !device_enabled => {
                 let (group, dword) = entry(offset - bar0::GROUPS);
                 if let Some(group) = self.groups.get_mut(group) {
@@ -196,12 +198,12 @@ impl Dsa {
         self.slow.iter_mut().for_each(|slow| slow.done(dwords));
     }
 
-    fn write_register(&mut self, offset: u64, value: u32, up: &mut dyn Upstream) {
+    fn write_register(&mut self, offset: u64, value: u32) {
         match offset {
             register::GENCFG if !self.registers.enabled() => self.registers.gencfg = value & 0xff,
             register::GENCTRL => self.registers.genctrl = value & spec::GENCTRL_WRITABLE,
             register::INTCAUSE => self.registers.intcause &= !value,
-            register::CMD => self.command(value, up),
+            register::CMD => self.command(value),
             register::SWERR => self.swerr.acknowledge(value),
             _ => {}
         }
@@ -209,9 +211,17 @@ impl Dsa {
 }
 
 fn wqcap() -> u64 {
-    // WQCFG size: 2^(1 + IDXD_WQCFG_MIN) = 64 bytes; shared and dedicated mode.
+    // WQCFG size: 2^(1 + IDXD_WQCFG_MIN) = 64 bytes.
     const { assert!(work_queue::DWORDS * 4 == 64 && groups::DWORDS * 4 == 64) };
-    u64::from(spec::TOTAL_WQ_SIZE) | (spec::WQS as u64) << 16 | 1 << 24 | 1 << 48 | 1 << 49
+    let modes = 1 << 48 | 1 << 49;
+    let (priority, occupancy) = (1 << 51, 1 << 52);
+    u64::from(spec::TOTAL_WQ_SIZE) | (spec::WQS as u64) << 16 | 1 << 24 | modes | priority | occupancy
+}
+
+/// Groups; read buffers in all, with controls and a limit (`union group_cap_reg`).
+fn grpcap() -> u64 {
+    let (control, limit) = (1 << 16, 1 << 17);
+    spec::GROUPS as u64 | u64::from(spec::READ_BUFFERS) << 8 | control | limit
 }
 
 fn table_offsets() -> u64 {
@@ -232,8 +242,8 @@ mod tests {
         assert_eq!(dsa.bar0_read(0, 4), 0x100);
         let gencap = dsa.bar0_read(0x10, 8);
         assert_eq!((gencap >> 16 & 0x1f, gencap >> 21 & 0xf, gencap >> 25 & 0x3f, gencap >> 31), (21, 5, 16, 1));
-        assert_eq!(dsa.bar0_read(0x20, 8), 128 | 8 << 16 | 1 << 24 | 3 << 48);
-        assert_eq!((dsa.bar0_read(0x30, 8), dsa.bar0_read(0x38, 8)), (4, 4));
+        assert_eq!(dsa.bar0_read(0x20, 8), 128 | 8 << 16 | 1 << 24 | 0b11011 << 48);
+        assert_eq!((dsa.bar0_read(0x30, 8), dsa.bar0_read(0x38, 8)), (4 | 96 << 8 | 3 << 16, 4));
         assert_eq!(dsa.bar0_read(0x40, 8), 0x1003f);
         assert_eq!(dsa.bar0_read(0x60, 8), 0x10 | 0x20 << 16 | 0x30 << 32 | 0x400 << 48);
         assert_eq!(dsa.bar0_read(0xb0, 4), 0x7ffe);

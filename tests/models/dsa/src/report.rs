@@ -6,7 +6,7 @@ use crate::Dsa;
 
 type Counter = fn(&Dsa) -> u64;
 
-const COUNTERS: [(&str, Counter); 9] = [
+const COUNTERS: [(&str, Counter); 10] = [
     ("descriptors", |dsa| dsa.stats.descriptors),
     ("bytes", |dsa| dsa.stats.bytes),
     ("messages", |dsa| dsa.stats.messages),
@@ -14,6 +14,7 @@ const COUNTERS: [(&str, Counter); 9] = [
     ("refused", |dsa| dsa.stats.refused),
     ("faults", |dsa| dsa.stats.faults),
     ("store_commands", |dsa| dsa.stats.store_commands),
+    ("commands_lost", |dsa| dsa.stats.commands_lost),
     ("enabled", |dsa| dsa.enabled().into()),
     ("bus_master", |dsa| dsa.space.bus_master().into()),
 ];

@@ -23,6 +23,8 @@ pub const GROUPS: usize = 4;
 pub const ENGINES: usize = 4;
 /// Descriptors that all work queues together can hold.
 pub const TOTAL_WQ_SIZE: u32 = 128;
+/// Read buffers of all engines together: as many as Intel's have.
+pub const READ_BUFFERS: u8 = 96;
 /// Entries of the MSI-X table.
 pub const MSIX_ENTRIES: usize = 64;
 /// log2 of the longest transfer: 2 MiB, which is what `idxd` asks for by default (`WQ_DEFAULT_MAX_XFER`).
@@ -167,6 +169,8 @@ pub mod command {
     pub const REVOKE_INT_HANDLE: u32 = 31;
     /// CMD: where the command begins; the operand is below.
     pub const SHIFT: u32 = 20;
+    /// CMDSTS: the command is under way.
+    pub const ACTIVE: u32 = 1 << 31;
     /// CMD: ask for an interrupt at completion.
     pub const REQUEST_INTERRUPT: u32 = 1 << 31;
     /// The operand's bit that says "IMS, not MSI-X" (`CMD_INT_HANDLE_IMS`).

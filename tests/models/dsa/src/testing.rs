@@ -82,9 +82,10 @@ impl Machine {
         self.last_write
     }
 
-    /// Gives a command and returns CMDSTS.
+    /// Gives a command, lets it end, and returns CMDSTS.
     pub(crate) fn command(&mut self, dsa: &mut Dsa, number: u32, operand: u32) -> u64 {
         dsa.bar0_write(0xa0, 4, u64::from(number << 20 | operand), self);
+        dsa.finish_command(self);
         dsa.bar0_read(0xa8, 4)
     }
 

@@ -42,6 +42,7 @@ impl Config {
             | flag(self.interrupt_remapping, 3)
             | flag(self.extended_interrupt_mode, 4)
             | flag(self.pass_through, 6)
+            | flag(self.snoop_control, 7)
             | (regs::IVA >> 4) << 8
             | u64::from(self.max_handle_mask & 0xf) << 20
             | self.scalable_ecap()

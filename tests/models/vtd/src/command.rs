@@ -1,32 +1,49 @@
-//! The global command register (VT-d 11.4, GCMD_REG): one thing at a time, each with its conditions.
+//! The global command register (VT-d 11.4, GCMD_REG): each field with its conditions.
 
 use crate::cache::{ContextScope, IotlbScope, PasidScope};
 use crate::spec::bits;
 use crate::spec::regs::{self, RTADDR_TTM, TTM_LEGACY, TTM_SCALABLE, global, irta};
 use crate::{Memory, Unit};
 
-impl Unit {
-    /// A write of GCMD. What the manual forbids changes nothing.
-    pub(crate) fn command(&mut self, value: u32, mem: &mut dyn Memory) {
-        if let Err(rule) = self.try_command(value, mem) {
-            self.violation(regs::GCMD, u64::from(value), rule);
-        }
-    }
+/// The fields in the order in which one write carries them out: table pointers before the switches that use them.
+const ORDER: [u32; 9] = [
+    global::SRTP,
+    global::SIRTP,
+    global::SFL,
+    global::WBF,
+    global::EAFL,
+    global::QIE,
+    global::IRE,
+    global::CFI,
+    global::TE,
+];
 
-    fn try_command(&mut self, value: u32, mem: &mut dyn Memory) -> Result<(), &'static str> {
+impl Unit {
+    /// A write of GCMD. The manual allows one field at a time and no reserved bits. A write with more is noted and carried out
+    /// field by field, as real units do. A field whose own conditions are not met changes nothing.
+    pub(crate) fn command(&mut self, value: u32, mem: &mut dyn Memory) {
         if value & !(global::SWITCHES | global::ONE_SHOT) != 0 {
-            return Err("GCMD: reserved bits are zero");
+            self.violation(regs::GCMD, value.into(), "GCMD: reserved bits are zero (ignored)");
         }
         let switched = (value ^ self.regs.gsts) & global::SWITCHES;
         let wanted = switched | value & global::ONE_SHOT;
         if wanted.count_ones() > 1 {
-            return Err("GCMD: one field at a time, the others as GSTS has them");
+            let rule = "GCMD: one field at a time, the others as GSTS has them, without the commands (all carried out)";
+            self.violation(regs::GCMD, value.into(), rule);
         }
-        if self.hung || wanted == 0 {
-            return Ok(());
+        if self.hung {
+            return;
         }
-        let on = value & wanted != 0;
-        match wanted {
+        for field in ORDER.into_iter().filter(|field| wanted & field != 0) {
+            if let Err(rule) = self.apply(field, value & field != 0, mem) {
+                self.violation(regs::GCMD, value.into(), rule);
+            }
+        }
+    }
+
+    /// One field: a command, or a switch that goes on or off.
+    fn apply(&mut self, field: u32, on: bool, mem: &mut dyn Memory) -> Result<(), &'static str> {
+        match field {
             global::SRTP => self.set_root_table()?,
             global::SIRTP => self.set_interrupt_table()?,
             global::TE => self.check_translation(on)?,
@@ -35,19 +52,19 @@ impl Unit {
             global::CFI if self.config.interrupt_remapping => {}
             _ => return Err("GCMD: a capability that CAP and ECAP do not report"),
         }
-        self.complete(wanted, on);
-        if wanted == global::QIE {
+        self.complete(field, on);
+        if field == global::QIE {
             self.run_queue(mem);
         }
         Ok(())
     }
 
     /// Shows the command's effect in GSTS.
-    fn complete(&mut self, wanted: u32, on: bool) {
+    fn complete(&mut self, field: u32, on: bool) {
         if on {
-            self.regs.gsts |= wanted;
+            self.regs.gsts |= field;
         } else {
-            self.regs.gsts &= !wanted;
+            self.regs.gsts &= !field;
         }
     }
 
@@ -64,6 +81,7 @@ impl Unit {
             return Err("RTADDR: the table lies within the host address width");
         }
         self.regs.root = value;
+        self.stats.scalable_roots += u64::from(mode == TTM_SCALABLE);
         if self.config.flush_on_srtp {
             self.caches.flush_contexts(ContextScope::Global);
             self.caches.flush_pasids(PasidScope::Global);

@@ -28,6 +28,8 @@ pub struct Config {
     pub flush_on_srtp: bool,
     /// ECAP.C: table accesses snoop the processors' caches.
     pub coherent: bool,
+    /// ECAP.SC: snoop control, which is SNP in second-stage leaves and PGSNP in PASID-table entries.
+    pub snoop_control: bool,
     /// ECAP.DT: device-TLBs, their invalidation descriptor and translation type 01b.
     pub device_tlb: bool,
     /// ECAP.PT: pass-through translation type 10b.
@@ -66,6 +68,7 @@ impl Default for Config {
             flush_on_sirtp: false,
             flush_on_srtp: false,
             coherent: true,
+            snoop_control: true,
             device_tlb: false,
             pass_through: true,
             queued_invalidation: true,

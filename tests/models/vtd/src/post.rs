@@ -33,7 +33,9 @@ impl Unit {
         let control = descriptor[pid::CONTROL];
         let notify = control & pid::ON == 0 && (entry.urgent() || control & pid::SN == 0);
         let place = usize::from(entry.vector()) / 64;
-        let request = descriptor[place] | 1 << (entry.vector() % 64);
+        let bit = 1 << (entry.vector() % 64);
+        let request = descriptor[place] | bit;
+        let merged = descriptor[place] & bit != 0;
         let mut written = mem.write(at + 8 * place as u64, &request.to_le_bytes());
         if notify {
             let control = control | pid::ON;
@@ -42,6 +44,7 @@ impl Unit {
         if !written {
             return Err(fault(reason::DESCRIPTOR_ACCESS));
         }
+        self.stats.posted_merged += u64::from(merged);
         let event = (pid::notification_vector(control), self.notification_apic_id(control));
         Ok(Outcome::Posted { notify: notify.then_some(event) })
     }

@@ -124,6 +124,9 @@ impl Unit {
         if !self.config.scalable_walk_snoop {
             reserved[1] |= PasidEntry::PWSNP;
         }
+        if !self.config.snoop_control {
+            reserved[1] |= PasidEntry::PGSNP;
+        }
         if any(entry.0, reserved) {
             return Some(reason::SM_PASID_RESERVED);
         }

@@ -7,6 +7,8 @@ pub struct Stats {
     pub remapped: u64,
     /// Interrupt requests that a posted-format entry posted.
     pub posted: u64,
+    /// Those of them whose vector the descriptor had already: two that its owner sees as one.
+    pub posted_merged: u64,
     /// Notification events among them.
     pub notifications: u64,
     /// Interrupt requests passed on in compatibility format.
@@ -15,6 +17,8 @@ pub struct Stats {
     pub blocked: u64,
     /// Interrupt-remapping faults (recorded or not).
     pub interrupt_faults: u64,
+    /// Root tables of scalable mode that were set.
+    pub scalable_roots: u64,
     /// DMA pieces translated (or passed, with translation off).
     pub dma_translated: u64,
     /// DMA pieces refused.

@@ -5,7 +5,7 @@ use crate::dma::{Access, Requester, in_interrupt_range};
 use crate::fault::Fault;
 use crate::memory::{read_pair, read_u64};
 use crate::spec::regs::{RTADDR_TTM, TTM_SCALABLE};
-use crate::spec::tables::{self, ContextEntry, SS_PAGE_SIZE, SS_READ, SS_RESERVED, SS_WRITE};
+use crate::spec::tables::{self, ContextEntry, SS_PAGE_SIZE, SS_READ, SS_RESERVED, SS_SNOOP, SS_WRITE};
 use crate::spec::{bits, mask, reason};
 use crate::{Memory, Unit};
 
@@ -298,6 +298,7 @@ impl Unit {
         let page_size = if large { 0 } else { SS_PAGE_SIZE };
         let offset = if leaf && level > 1 { mask(tables::level_shift(level) - 1, 12) } else { 0 };
         let address = self.beyond_host_width() & tables::ADDRESS;
-        SS_RESERVED | page_size | offset | address
+        let snoop = if leaf && self.config.snoop_control { 0 } else { SS_SNOOP };
+        SS_RESERVED | page_size | snoop | offset | address
     }
 }

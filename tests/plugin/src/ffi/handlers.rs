@@ -2,6 +2,7 @@
 
 use super::{PLUGIN, Plugin};
 use crate::acpi;
+use crate::ioapic::REGISTERS;
 use crate::machine::{DSA_FUNCTIONS, ECAM, MESSAGES, UNIT_BASES};
 use dsa_model::spec::{BAR0_SIZE, BAR2_SIZE};
 use std::ffi::c_void;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The widest access that Bochs passes on: MOVDIR64B and AVX-512 stores.
 const WIDEST: u32 = 64;
-/// How long an engine takes to begin with a descriptor.
+/// How long an engine takes to begin with a descriptor, and the device to carry out a command.
 const ENGINE_MICROSECONDS: u32 = 1;
 const BIOS_POLL_MICROSECONDS: u32 = 1000;
 
@@ -130,7 +131,13 @@ handlers! {
     bar0_write, write: |address, object, plugin, bytes| {
         let dsa = super::device::number(object);
         let offset = address % u64::from(BAR0_SIZE);
-        plugin.with(|machine, host| pour(bytes, offset, |at, len, value| machine.bar0_write(dsa, at, len, value, host)));
+        let mut work = false;
+        plugin.with(|machine, host| {
+            pour(bytes, offset, |at, len, value| work = machine.bar0_write(dsa, at, len, value, host));
+        });
+        if work {
+            start_engines(plugin);
+        }
     };
     /// A read of a portal: they are write-only.
     portal_read, read: |_address, _object, _plugin, _bytes| ();
@@ -140,6 +147,20 @@ handlers! {
         let offset = address % u64::from(BAR2_SIZE);
         if plugin.with(|machine, _| machine.portal_write(dsa, offset, bytes)) == Some(true) {
             start_engines(plugin);
+        }
+    };
+    /// A read of the I/O APIC's registers, which are dwords 16 bytes apart. Narrower reads take their bytes.
+    ioapic_read, read: |address, _object, plugin, bytes| {
+        let value = plugin.with(|machine, _| machine.ioapic_read((address - REGISTERS.start()) & !3));
+        let value = value.unwrap_or(u32::MAX).to_le_bytes();
+        let from = (address % 4) as usize;
+        bytes.iter_mut().zip(&value[from..]).for_each(|(place, byte)| *place = *byte);
+    };
+    /// A write of the I/O APIC's registers: aligned, of at most a dword.
+    ioapic_write, write: |address, _object, plugin, bytes| {
+        if address.is_multiple_of(4) && bytes.len() <= 4 {
+            let value = bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
+            plugin.with(|machine, host| machine.ioapic_write(address - REGISTERS.start(), value, host));
         }
     };
     /// A read of the ECAM window.
@@ -234,9 +255,9 @@ extern "C" fn engine_timer(_: *mut c_void) {
 extern "C" fn bios_timer(_: *mut c_void) {
     let Some(plugin) = PLUGIN.get() else { return };
     let patch = plugin.with(|machine, host| {
-        let tables = machine.tables(&plugin.options);
+        let tables = |ioapic| machine.tables(&plugin.options, ioapic);
         let bios = host.bios(&acpi::BIOS);
-        acpi::extend(&bios, &tables, host.ram_end(), host).inspect(|patch| host.patch_bios(patch.address, &patch.bytes))
+        acpi::extend(&bios, tables, host.ram_end(), host).inspect(|patch| host.patch_bios(patch.address, &patch.bytes))
     });
     if let Some(patch) = patch.flatten() {
         RSDP.store(patch.address as u32, Ordering::Relaxed);
@@ -261,6 +282,7 @@ pub(super) fn install(plugin: &Plugin) -> Result<(), String> {
             return Err(format!("{first:#x} to {last:#x} are taken (is the VGA extension off?)"));
         }
     }
+    super::ioapic::replace(&plugin.symbols)?;
     ENGINE_TIMER.store(timer(plugin, engine_timer, ENGINE_MICROSECONDS)?, Ordering::Relaxed);
     BIOS_TIMER.store(timer(plugin, bios_timer, BIOS_POLL_MICROSECONDS)?, Ordering::Relaxed);
     Ok(())

@@ -1,6 +1,6 @@
 //! The emulator as the models' host: guest memory, the local APICs, timers, ports.
 
-use super::symbols::Symbols;
+use super::symbols::{self, Object, Symbols};
 use crate::machine::{Host, Interrupt};
 use std::ops::Range;
 use std::ptr;
@@ -15,6 +15,7 @@ const LOW_MEMORY: u64 = 0xa_0000;
 const RAM_LIMIT: u64 = 0xc000_0000;
 
 static RAM_END: OnceLock<u64> = OnceLock::new();
+static LOCAL_APICS: OnceLock<Vec<Object>> = OnceLock::new();
 
 /// What the emulator does for the models.
 pub(super) struct Bochs<'a> {
@@ -137,14 +138,43 @@ impl Memory for Bochs<'_> {
     }
 }
 
+impl Bochs<'_> {
+    /// The local APICs. Each has a timer of Bochs', and `bx_pc_system` keeps a timer's object behind its handler.
+    fn local_apics(&self) -> &'static [Object] {
+        LOCAL_APICS.get_or_init(|| {
+            let words = symbols::words(self.symbols.pc_system.0).into_iter().flatten();
+            // SAFETY: the places are words of the object `bx_pc_system`.
+            let words: Vec<_> = words.map(|place| unsafe { place.read() }).collect();
+            let timers = words.windows(2).filter(|pair| pair[0] == self.symbols.local_apic_timer.0);
+            timers.map(|pair| Object(pair[1])).collect()
+        })
+    }
+
+    /// How many local APICs have a request of this vector (IRR).
+    fn requested(&self, vector: u8) -> usize {
+        /// The first of the eight IRR registers.
+        const IRR: u32 = 0x820;
+        let register = IRR + u32::from(vector / 32);
+        let is_set = |apic: &&Object| {
+            let mut value = 0;
+            // SAFETY: the object is a local APIC of Bochs', and reading its IRR changes nothing.
+            unsafe { (self.symbols.read_local_apic)(apic.0, register, &mut value) && value >> (vector % 32) & 1 != 0 }
+        };
+        self.local_apics().iter().filter(is_set).count()
+    }
+}
+
 impl Host for Bochs<'_> {
-    fn deliver(&mut self, interrupt: Interrupt) {
+    fn deliver(&mut self, interrupt: Interrupt) -> bool {
         const LOWEST_PRIORITY: u8 = 1;
         // Bochs loses a lowest-priority interrupt with a physical destination; there it means the one destination.
         let lowest = interrupt.delivery_mode == LOWEST_PRIORITY;
         let mode = if lowest && !interrupt.logical { 0 } else { interrupt.delivery_mode };
         let Interrupt { vector, dest, logical, level, .. } = interrupt;
+        let before = self.requested(vector);
         // SAFETY: plain values; the emulator ignores destinations that do not exist.
-        unsafe { (self.symbols.deliver)(vector, dest, mode, logical, level, level) };
+        let taken = unsafe { (self.symbols.deliver)(vector, dest, mode, logical, level, level) } as u8 != 0;
+        // Other delivery modes have no request of a vector.
+        taken && mode <= LOWEST_PRIORITY && before != 0 && self.requested(vector) == before
     }
 }

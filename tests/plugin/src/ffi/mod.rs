@@ -6,6 +6,7 @@
 mod device;
 mod handlers;
 mod host;
+mod ioapic;
 mod symbols;
 
 use crate::machine::Machine;

@@ -9,8 +9,51 @@ use std::ptr;
 pub(super) type MemoryHandler = unsafe extern "C" fn(u64, u32, *mut c_void, *mut c_void) -> bool;
 type TimerHandler = unsafe extern "C" fn(*mut c_void);
 
+/// `Dl_info` (dladdr(3)); only its room is used.
+type AddressInformation = [usize; 4];
+/// `RTLD_DL_SYMENT`: `dladdr1` gives the symbol's entry.
+const SYMBOL_ENTRY: c_int = 1;
+/// `RTLD_LAZY | RTLD_NOLOAD`: a library that is loaded already.
+const LOADED: c_int = 1 | 4;
+
 unsafe extern "C" {
     fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void;
+    fn dladdr1(
+        address: *const c_void,
+        information: *mut AddressInformation,
+        extra: *mut *const c_void,
+        flags: c_int,
+    ) -> c_int;
+}
+
+/// The words of an object of the program, which has a symbol of its own: its size is the symbol's.
+pub(super) fn words(object: *mut c_void) -> Result<impl Iterator<Item = *mut *mut c_void>, String> {
+    let mut information = [0; 4];
+    let mut entry: *const c_void = ptr::null();
+    // SAFETY: both places have room for what the function puts there (dladdr1(3)).
+    let found = unsafe { dladdr1(object, &mut information, &mut entry, SYMBOL_ENTRY) };
+    let [_, _, _, address] = information;
+    if found == 0 || entry.is_null() || address != object.addr() {
+        return Err("an object of the emulator has no symbol".to_string());
+    }
+    // SAFETY: the entry is an Elf64_Sym, whose last 8 bytes of 24 are the object's size.
+    let size = unsafe { entry.cast::<u64>().add(2).read() } as usize;
+    let first: *mut *mut c_void = object.cast();
+    Ok((0..size / size_of::<usize>()).map(move |n| first.wrapping_add(n)))
+}
+
+/// Bochs' own I/O APIC, an object of a plugin of Bochs'.
+pub(super) fn ioapic() -> Result<*mut c_void, String> {
+    // SAFETY: the name is a C string.
+    let library = unsafe { dlopen(c"libbx_ioapic.so.0".as_ptr(), LOADED) };
+    // SAFETY: the handle is null or a library's; the name is a C string.
+    let pointer = if library.is_null() { library } else { unsafe { dlsym(library, c"theIOAPIC".as_ptr()) } };
+    if pointer.is_null() {
+        return Err("this emulator has no I/O APIC in a plugin (Bochs 3.0 is needed)".to_string());
+    }
+    // SAFETY: the symbol is a variable that holds a pointer.
+    Ok(unsafe { pointer.cast::<*mut c_void>().read() })
 }
 
 /// The address of a symbol of the program.
@@ -60,6 +103,9 @@ symbols! {
     /// `BX_MEM_C::registerMemoryHandlers(param, read, write, direct access, first, last)`.
     register_memory: unsafe extern "C" fn(*mut c_void, MemoryHandler, MemoryHandler, *mut c_void, u64, u64) -> bool
         = c"_ZN8BX_MEM_C22registerMemoryHandlersEPvPFbmjS0_S0_ES2_PFPhmjS0_Emm";
+    /// `BX_MEM_C::unregisterMemoryHandlers(param, first, last)`.
+    unregister_memory: unsafe extern "C" fn(*mut c_void, u64, u64) -> bool
+        = c"_ZN8BX_MEM_C24unregisterMemoryHandlersEPvmm";
     /// `BX_MEM_C::readPhysicalPage(cpu, address, length, data)`.
     read_physical: unsafe extern "C" fn(*mut c_void, u64, u32, *mut c_void)
         = c"_ZN8BX_MEM_C16readPhysicalPageEP8BX_CPU_CmjPv";
@@ -72,6 +118,11 @@ symbols! {
     /// `apic_bus_deliver_interrupt(vector, destination, mode, logical, level, trigger)`.
     deliver: unsafe extern "C" fn(u8, u32, u8, bool, bool, bool) -> c_int
         = c"_Z26apic_bus_deliver_interrupthjhbbb";
+    /// `bx_local_apic_c::read_x2apic(register, value)`: the register by its MSR number, in any mode.
+    read_local_apic: unsafe extern "C" fn(*mut c_void, u32, *mut u64) -> bool
+        = c"_ZN15bx_local_apic_c11read_x2apicEjPm";
+    /// `bx_local_apic_c::periodic_smf(local APIC)`: the handler of a local APIC's timer.
+    local_apic_timer: Object = c"_ZN15bx_local_apic_c12periodic_smfEPv";
     /// `bx_pc_system_c::register_timer(parameter, handler, microseconds, continuous, active, name)`.
     register_timer: unsafe extern "C" fn(*mut c_void, *mut c_void, TimerHandler, u32, bool, bool, *const c_char) -> c_int
         = c"_ZN14bx_pc_system_c14register_timerEPvPFvS0_EjbbPKc";

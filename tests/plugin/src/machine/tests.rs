@@ -6,6 +6,8 @@ use vtd_model::Ram;
 struct Fake {
     ram: Ram,
     delivered: Vec<Interrupt>,
+    /// Vectors that a local APIC has a request of.
+    requested: Vec<u8>,
 }
 
 impl Memory for Fake {
@@ -19,8 +21,9 @@ impl Memory for Fake {
 }
 
 impl Host for Fake {
-    fn deliver(&mut self, interrupt: Interrupt) {
+    fn deliver(&mut self, interrupt: Interrupt) -> bool {
         self.delivered.push(interrupt);
+        self.requested.contains(&interrupt.vector)
     }
 }
 
@@ -34,13 +37,14 @@ fn edge(vector: u8, dest: u32) -> Interrupt {
 /// A machine with work queue 0 enabled.
 fn ready(options: &str) -> (Machine, Fake) {
     let mut machine = Machine::new(&Options::parse(options).unwrap());
-    let mut host = Fake { ram: Ram::new(0x100_0000), delivered: Vec::new() };
+    let mut host = Fake { ram: Ram::new(0x100_0000), delivered: Vec::new(), requested: Vec::new() };
     machine.config_write(0, 4, 2, 6, &mut host);
     for (offset, value) in [(0x1000, 1), (0x1020, 1), (0x2000, 16), (0x2008, 16 << 32 | 0x11)] {
         machine.bar0_write(0, offset, 8, value, &mut host);
     }
     for command in [1 << 20, 6 << 20] {
-        machine.bar0_write(0, 0xa0, 4, command, &mut host);
+        assert!(machine.bar0_write(0, 0xa0, 4, command, &mut host));
+        assert!(!machine.work(&mut host));
         assert_eq!(machine.bar0_read(0, 0xa8, 4), 0);
     }
     (machine, host)
@@ -100,6 +104,55 @@ fn with_remapping_the_entry_decides_and_the_source_must_match() {
 }
 
 #[test]
+fn messages_that_merge_in_a_local_apic_are_counted_for_their_sender() {
+    let (mut machine, mut host) = ready("");
+    host.requested = vec![0x41];
+    nop(&mut machine, &mut host, 0xfee0_0000, 0x41);
+    assert!(machine.report().contains("vtd.merged=0"), "only what was remapped is held against what is delivered");
+    host.requested.clear();
+    remap(&mut machine, &mut host);
+    host.ram.set_u64(TABLE + 0x30, 1 | 0x52 << 16);
+    host.ram.set_u64(TABLE + 0x38, 1 << 18 | 0xf0);
+    let counters = |machine: &Machine| {
+        let report = machine.report();
+        ["vtd.remapped=", "vtd.merged=", "ioapic.remapped=", "ioapic.merged="]
+            .map(|key| report.lines().find_map(|line| line.strip_prefix(key)).unwrap().parse::<u64>().unwrap())
+    };
+    nop(&mut machine, &mut host, 0xfee0_0010 | 3 << 5, 0);
+    assert_eq!(counters(&machine), [1, 0, 0, 0]);
+    host.requested = vec![0x52];
+    nop(&mut machine, &mut host, 0xfee0_0010 | 3 << 5, 0);
+    assert_eq!(counters(&machine), [2, 1, 0, 0]);
+    // Blocked, so it merges with nothing.
+    host.ram.set_u64(TABLE + 0x50, 1 | 0x52 << 16);
+    nop(&mut machine, &mut host, 0xfee0_0010 | 4 << 5, 0);
+    assert_eq!(counters(&machine), [2, 1, 0, 0]);
+    // The I/O APIC's entry 5 for pin 9.
+    host.ram.set_u64(TABLE + 0x50, 1 | 0x52 << 16);
+    host.ram.set_u64(TABLE + 0x58, 1 << 18 | u64::from(IOAPIC_SOURCE));
+    for (register, value) in [(0x23, 5 << 17 | 1 << 16), (0x22, 0x52)] {
+        machine.ioapic_write(0, register, &mut host);
+        machine.ioapic_write(0x10, value, &mut host);
+    }
+    machine.ioapic_line(9, true, &mut host);
+    assert_eq!(counters(&machine), [3, 2, 1, 1]);
+}
+
+#[test]
+fn firmware_names_what_each_unit_serves() {
+    let options = |text: &str| Options::parse(text).unwrap();
+    let scopes = |text: &str| Machine::new(&options(text)).scopes(Some(1));
+    let drhd = |base, ioapic, functions: &[u8]| Drhd { base, ioapic, functions: functions.to_vec() };
+    let ioapic = Some((1, IOAPIC_SOURCE));
+    assert_eq!(scopes(""), [drhd(UNIT_BASES[0], ioapic, &[0xf0, 0xf8])]);
+    assert_eq!(
+        scopes("two-units,four-dsas"),
+        [drhd(UNIT_BASES[0], None, &[0xf0]), drhd(UNIT_BASES[1], ioapic, &[0xf8, 0xe0, 0xe8])]
+    );
+    assert_eq!(scopes("no-dsa"), [drhd(UNIT_BASES[0], ioapic, &[])]);
+}
+
+#[test]
 fn the_units_own_events_are_not_remapped() {
     let (mut machine, mut host) = ready("");
     remap(&mut machine, &mut host);
@@ -114,7 +167,7 @@ fn the_units_own_events_are_not_remapped() {
 #[test]
 fn dma_beyond_memory_or_into_the_message_window_faults() {
     let (mut machine, mut host) = ready("no-vtd");
-    let mut path = Path { source: DSA_FUNCTIONS[0].into(), unit: None, host: &mut host };
+    let mut path = Path { source: DSA_FUNCTIONS[0].into(), unit: None, tally: &mut Tally::default(), host: &mut host };
     assert_eq!(path.read(None, 0x100_0000, &mut [0; 8]), Err(Fault));
     assert_eq!(path.write(None, 0xfee0_0000, &[0; 8]), Err(Fault));
     assert_eq!(path.read(None, 0xfee0_0000, &mut [0; 4]), Err(Fault));
@@ -129,9 +182,9 @@ fn parts_left_out_read_as_ones() {
     let options = Options::default();
     assert_eq!((machine.unit_read(0, 0, 4), machine.bar0_read(0, 0, 4), machine.config_read(0, 0, 4)), (!0, !0, !0));
     assert!(!machine.portal_write(0, 0, &[0; 64]));
-    assert_eq!(machine.report(), "other.messages=0\n");
-    assert_eq!(machine.tables(&options).len(), 2);
-    assert_eq!(machine.tables(&Options { no_dmar: true, ..options }).len(), 1);
+    assert!(machine.report().lines().all(|line| line.ends_with("=0") && !line.starts_with("vtd")));
+    assert_eq!(machine.tables(&options, None).len(), 3);
+    assert_eq!(machine.tables(&Options { no_dmar: true, ..options }, None).len(), 2);
 }
 
 #[test]
@@ -158,7 +211,8 @@ fn dma_is_translated_by_requester() {
     assert_eq!(nop(&mut machine, &mut host, 0xfee0_0000, 0x41), 0, "nothing at the untranslated address");
     assert_eq!(host.ram.u64(0x20_5000) as u8, 1);
     // The next page is not mapped: its access is blocked, and recorded.
-    let mut path = Path { source: DSA_FUNCTIONS[0].into(), unit: machine.units.first_mut(), host: &mut host };
+    let unit = machine.units.first_mut();
+    let mut path = Path { source: DSA_FUNCTIONS[0].into(), unit, tally: &mut Tally::default(), host: &mut host };
     assert_eq!(path.write(None, RECORD + 0x1000, &[0; 32]), Err(Fault));
     assert!(machine.report().lines().any(|line| line == "vtd.dma_faults=1"));
 }

@@ -100,11 +100,13 @@ pub(crate) struct PasidEntry(pub(crate) [u64; 8]);
 impl PasidEntry {
     /// PWSNP: walks snoop.
     pub(crate) const PWSNP: u64 = 1 << 23;
+    /// PGSNP: what the pages of this entry lead to is snooped; reserved without snoop control.
+    pub(crate) const PGSNP: u64 = 1 << 24;
     /// SSEE, SSADE (no such capabilities) and reserved bits; memory types, and everything that is for first-stage tables.
     pub(crate) const RESERVED: [u64; 8] = {
         let mut reserved = [u64::MAX; 8];
         reserved[0] = 1 << 5 | mask(11, 9) | mask(63, 52);
-        reserved[1] = mask(63, 16) & !Self::PWSNP;
+        reserved[1] = mask(63, 16) & !(Self::PWSNP | Self::PGSNP);
         reserved
     };
 
@@ -134,8 +136,10 @@ impl PasidEntry {
 pub(crate) const SS_READ: u64 = 1 << 0;
 pub(crate) const SS_WRITE: u64 = 1 << 1;
 pub(crate) const SS_PAGE_SIZE: u64 = 1 << 7;
-/// Reserved at every level: SNP (snoop control is not reported) and bit 62.
-pub(crate) const SS_RESERVED: u64 = 1 << 11 | 1 << 62;
+/// SNP: reserved in entries that lead to a table, and everywhere without snoop control (VT-d 9.8).
+pub(crate) const SS_SNOOP: u64 = 1 << 11;
+/// Reserved at every level.
+pub(crate) const SS_RESERVED: u64 = 1 << 62;
 
 /// The lowest bit of the address that a table of this level (1 to 4) is indexed with.
 pub(crate) const fn level_shift(level: u32) -> u32 {

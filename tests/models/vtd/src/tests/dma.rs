@@ -182,6 +182,21 @@ fn types_and_widths_that_the_unit_lacks_are_fault_03() {
 }
 
 #[test]
+fn snoop_control_is_for_leaves_of_units_that_have_it() {
+    const SNP: u64 = 1 << 11;
+    for (snoop_control, expected) in [(true, Ok(FRAME)), (false, Err(DmaFault::Blocked(0x0c)))] {
+        let mut rig = translating(Config { snoop_control, ..Config::default() });
+        map(&mut rig, 0, FRAME | SNP | READ_WRITE);
+        assert_eq!(read(&mut rig, 0), expected);
+    }
+    let mut rig = translating(Config::default());
+    map(&mut rig, 0, FRAME | READ_WRITE);
+    let entry = rig.ram.u64(slot(2, 0));
+    rig.ram.set_u64(slot(2, 0), entry | SNP);
+    assert_eq!(read_fault(&mut rig, 0), 0x0c, "an entry that leads to a table");
+}
+
+#[test]
 fn pass_through_passes() {
     let mut rig = translating(Config::default());
     set_context(&mut rig.ram, [2 << 2 | 1, DOMAIN << 8 | 2]);
@@ -215,7 +230,7 @@ fn permissions_are_those_of_all_levels() {
 fn reserved_bits_of_paging_entries_are_fault_0c() {
     for level in 1..=4 {
         for bit in [11, 46, 51, 62] {
-            let mut rig = translating(Config::default());
+            let mut rig = translating(Config { snoop_control: false, ..Config::default() });
             map(&mut rig, 0, FRAME | READ_WRITE);
             let entry = rig.ram.u64(slot(level, 0));
             rig.ram.set_u64(slot(level, 0), entry | 1 << bit);

@@ -278,9 +278,21 @@ fn posting_sets_the_request_and_notifies_once() {
     assert_eq!(rig.ram.u64(PID + 32) & 3, 1, "ON");
     assert_eq!(rig.interrupt(2), Outcome::Posted { notify: None });
     assert_eq!(rig.ram.u64(PID + 24), 1 << 63);
-    assert_eq!(rig.unit.stats().posted, 2);
+    assert_eq!((rig.unit.stats().posted, rig.unit.stats().posted_merged), (2, 0));
     assert_eq!(rig.unit.stats().notifications, 1);
     rig.rules_kept();
+}
+
+#[test]
+fn a_vector_that_is_posted_again_before_it_was_taken_has_merged() {
+    let mut rig = Rig::remapping(Config::default(), true);
+    rig.set_entry(1, posted(0x85));
+    rig.interrupt(1);
+    rig.interrupt(1);
+    assert_eq!((rig.unit.stats().posted, rig.unit.stats().posted_merged), (2, 1));
+    rig.ram.set_u64(PID + 16, 0);
+    rig.interrupt(1);
+    assert_eq!((rig.unit.stats().posted, rig.unit.stats().posted_merged), (3, 1));
 }
 
 #[test]

@@ -104,6 +104,7 @@ fn requests_with_and_without_pasid_reach_their_pages() {
     let mut rig = translating(config());
     assert_eq!((read(&mut rig, None), read(&mut rig, Some(PASID))), (Ok(FRAME), Ok(FRAME)));
     assert_eq!(read(&mut rig, Some(0)), Ok(FRAME));
+    assert_eq!(rig.unit.stats().scalable_roots, 1);
     rig.rules_kept();
 }
 

@@ -1,0 +1,96 @@
+//! Debian's Linux on the emulated machine itself: its own drivers for the remapping unit, the I/O APIC and the DSA judge the models. Two
+//! boots, one with each kind of root table; every test looks at both.
+
+use anyhow::{Context, Result};
+use imsvisor_boot::native::Native;
+use imsvisor_boot::words::harmless;
+use imsvisor_tests::bench::Once;
+use imsvisor_tests::scenario;
+
+/// One request outstanding, so that two interrupts never come together; the work queue's interrupt moves between the processors
+/// meanwhile.
+const WORK: &str = "copies=200 outstanding=1 affinity=yes";
+
+/// A boot: what comes behind Linux' command line, and what came of it.
+struct Boot {
+    append: &'static str,
+    ran: Once<Option<(Native, String)>>,
+}
+
+static LEGACY: Boot = Boot { append: "intel_iommu=on,sm_off", ran: Once::new() };
+static SCALABLE: Boot = Boot { append: "intel_iommu=on,sm_on", ran: Once::new() };
+
+impl Boot {
+    /// What came of it, and the console; nothing where Linux cannot be had.
+    fn run(&'static self) -> Option<&'static (Native, String)> {
+        let ran = self.ran.get(|| self.boot());
+        ran.unwrap_or_else(|error| panic!("Linux could not be booted: {error:#}")).as_ref()
+    }
+
+    fn boot(&self) -> Result<Option<(Native, String)>> {
+        let words: Vec<String> = self.append.split(' ').chain(WORK.split(' ')).map(str::to_owned).collect();
+        let Some(outcome) = scenario::boot_linux(self.append, &words).context(self.append)? else { return Ok(None) };
+        let told = format!("{}\n{}; logs: {}", harmless(&outcome.console()), outcome.end, outcome.directory.display());
+        Ok(Some((Native::new(&outcome), told)))
+    }
+}
+
+/// Looks at each boot, with its console for messages. The two run at one time.
+fn each(look: impl Fn(&Native, &str)) {
+    let both = std::thread::scope(|scope| {
+        let scalable = scope.spawn(|| SCALABLE.run());
+        let legacy = LEGACY.run();
+        [legacy, scalable.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))]
+    });
+    both.into_iter().flatten().for_each(|(native, told)| look(native, told));
+}
+
+#[test]
+fn linux_and_the_models_agree() {
+    each(|native, told| assert_eq!(native.failures(), Vec::<String>::new(), "{told}"));
+}
+
+#[test]
+fn linux_remaps_interrupts_in_x2apic_mode_and_the_io_apics_too() {
+    each(|native, told| {
+        let said = |words: &str| native.words.iter().any(|other| other.contains(words));
+        assert!(said("Enabled IRQ remapping in x2apic mode") && said("IOAPIC id"), "{told}");
+        let [sent, remapped] = ["ioapic.messages", "ioapic.remapped"].map(|key| native.counter(key));
+        assert!(remapped > 0 && remapped <= sent, "{remapped} of {sent}");
+        // What was sent before remapping was on passed in compatibility format.
+        assert_eq!(sent, remapped + native.counter("vtd.compatibility"), "{told}");
+    });
+}
+
+#[test]
+fn each_root_table_is_of_the_kind_that_was_asked_for() {
+    for (boot, scalable) in [(&LEGACY, false), (&SCALABLE, true)] {
+        let Some((native, told)) = boot.run() else { continue };
+        assert_eq!(native.counter("vtd.scalable_roots") > 0, scalable, "{told}");
+    }
+}
+
+#[test]
+fn the_unit_finds_neither_a_violation_nor_a_fault() {
+    each(|native, told| {
+        for key in ["vtd.violations", "vtd.dma_faults", "vtd.interrupt_faults", "vtd.blocked"] {
+            assert_eq!(native.counter(key), 0, "{key}: {told}");
+        }
+        assert!(native.counter("vtd.iec_flushes") > 0 && native.counter("vtd.waits") > 0, "{told}");
+    });
+}
+
+#[test]
+fn every_copy_is_verified_and_every_interrupt_counted_while_it_moves() {
+    each(|native, told| {
+        let result = native.result.as_ref().expect(told);
+        let number = |key: &str| result.number(key).unwrap_or(0);
+        assert_eq!((number("verified"), number("errors"), number("timeouts")), (200, 0, 0), "{told}");
+        assert!(number("moved") > 10, "{told}");
+        let counts = native.counts();
+        assert!(counts.handled >= 200, "{counts:?}");
+        // None was outstanding beside another.
+        assert_eq!((counts.merged, counts.raised), (0, counts.remapped), "{counts:?}");
+        assert_eq!(counts.remapped, counts.handled + counts.closing, "{counts:?}");
+    });
+}
