@@ -12,6 +12,9 @@ use crate::linux::{self, Asked};
 use crate::machine::{Config, Kind, bochs};
 use crate::words;
 
+/// Why our initrd is of no use on QEMU's machines.
+const NOT_ON_QEMU: &str = "the guest linux hands its work to the DSA by stores of 64 bytes, which devices of QEMU do not take: \
+                           --machine bochs, or another --initrd";
 /// What a Linux guest's machine has beside its guests' memory, in MiB.
 const AROUND_LINUX_MIB: u32 = 256;
 /// How long a Linux may say nothing, of the machine's own processor time: it boots quietly, and slowly in an emulator.
@@ -187,11 +190,11 @@ impl Options {
     pub fn check(&self, guests: &[GuestArg]) -> Result<()> {
         let asked = Asked { append: self.append.clone(), ..self.asked() };
         asked.check(self.has_linux(guests))?;
+        let on_bochs = self.machine.unwrap_or_default() == Kind::Bochs;
+        let ours = guests.iter().filter_map(GuestArg::linux).any(Asked::takes_initrd);
+        ensure!(on_bochs || !ours, "{NOT_ON_QEMU}");
         let Some(model) = &self.cpu else { return Ok(()) };
-        ensure!(
-            self.machine.unwrap_or_default() == Kind::Bochs && self.image.is_none(),
-            "--cpu is for --machine bochs"
-        );
+        ensure!(on_bochs && self.image.is_none(), "--cpu is for --machine bochs");
         bochs::check_model(model).with_context(|| format!("--cpu {model}"))
     }
 
@@ -384,6 +387,7 @@ mod tests {
             (&["--kernel", "/k", "--guest", "demo"], "--kernel is for the guest linux"),
             (&["--guest", "linux", "--kernel", "/no/such"], "cannot read /no/such"),
             (&["--guest", "linux", "--initrd", "/no/such"], "cannot read /no/such"),
+            (&["--guest", "linux", "--machine", "nested"], "by stores of 64 bytes"),
             (&["--cpu", "i387"], "--cpu i387: Bochs has no such model"),
             (&["--cpu", "sapphire_rapids", "--machine", "nested"], "--cpu is for --machine bochs"),
         ] {
