@@ -290,7 +290,12 @@ mod tests {
 
     fn next(file: &mut File, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
-        file.read_exact(&mut bytes).unwrap();
+        for byte in bytes.chunks_mut(1) {
+            let mut ready = [PollFd::new(file, PollFlags::IN)];
+            let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+            assert_ne!(poll(&mut ready, Some(&limit)).unwrap(), 0, "no byte comes");
+            file.read_exact(byte).unwrap();
+        }
         bytes
     }
 
