@@ -113,7 +113,7 @@ fn a_command_is_done_when_the_device_has_done_it_and_not_before() {
     assert_eq!((resets(900_000), resets(1_100_000)), (true, false));
 }
 
-/// The device's model, which works on when it is told to.
+/// The device's model. It works on when it is told to, and behind each look at the state of its command: the first look finds it active.
 struct Model(RefCell<Dsa>);
 
 /// Nothing is upstream that a test looks at.
@@ -130,7 +130,12 @@ impl Upstream for Nowhere {
 
 impl Registers for Model {
     fn read32(&self, offset: usize) -> u32 {
-        self.0.borrow().bar0_read(offset as u64, 4) as u32
+        let mut dsa = self.0.borrow_mut();
+        let value = dsa.bar0_read(offset as u64, 4) as u32;
+        if offset == CMDSTS {
+            dsa.work(&mut Nowhere);
+        }
+        value
     }
     fn read64(&self, offset: usize) -> u64 {
         self.0.borrow().bar0_read(offset as u64, 8)
