@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) unknown: bool,
     /// The remapping units have no scalable mode.
     pub(crate) legacy: bool,
+    /// The remapping units have first-stage tables as well.
+    pub(crate) first_stage: bool,
 }
 
 impl Options {
@@ -45,6 +47,7 @@ impl Options {
                 "slow-store" => options.slow_store = true,
                 "four-dsas" => options.four_dsas = true,
                 "unknown" => options.unknown = true,
+                "first-stage" => options.first_stage = true,
                 "legacy" => options.legacy = true,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
