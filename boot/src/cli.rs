@@ -25,6 +25,7 @@ Examples:
   cargo boot                                   see it work
   cargo boot -- --machine bochs --verbose      on the emulator, with everything on the console
   cargo boot -- --machine nested               in QEMU on the KVM of a Linux in the emulator: minutes
+  cargo boot -- --console --guest echo         type to a guest
   cargo boot -- --guest 'demo mem=128M device=dsa cmdline=\"slots=64\"'
   cargo boot -- --guest linux                  Debian's Linux, which copies memory by the DSA
   cargo boot -- --guest 'linux cpus=2 device=vdsa' --append 'threads=2 affinity=yes end=reboot'
@@ -83,7 +84,7 @@ pub struct Options {
     pub guests: Vec<String>,
 
     /// Boot this on the emulated machine itself, without imsvisor: its own drivers for the remapping unit and the DSA judge the machine
-    #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests"])]
+    #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests", "console"])]
     pub native: Option<System>,
 
     /// Linux, as a guest or natively: this kernel, a bzImage (a guest also an ELF executable), instead of Debian's; without --initrd it has
@@ -111,15 +112,19 @@ pub struct Options {
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub cpus: u32,
 
-    /// End a run that takes longer than this
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
-    pub timeout: u64,
+    /// End a run that takes longer than this [default: 600; none with --console]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
 
     /// End a run that writes no line for this long: it hangs. Counted in the machine's own processor time, so that a busy host does no
     /// harm; ten times as long on the clock ends it in any case
-    /// [default: 30; with a guest linux 120]
+    /// [default: 30; with a guest linux 120; none with --console]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub silence: Option<u64>,
+
+    /// Use this terminal as the serial port of a guest: of the one with console=on, else of the first. Ctrl-] ends the run
+    #[arg(long, conflicts_with_all = ["verbose", "quiet", "json", "image", "list_guests"])]
+    pub console: bool,
 
     /// Show everything on the serial console, as the machine writes it
     #[arg(long, short)]
@@ -159,8 +164,8 @@ impl Options {
             memory_mib: self.memory_for(guests, standard.memory_mib),
             cpus: self.cpus,
             cpu_model: self.cpu.clone().unwrap_or_else(|| model.to_owned()),
-            silence: self.silence.map_or(silence, Duration::from_secs),
-            limit: Duration::from_secs(self.timeout),
+            silence: self.time(self.silence, silence),
+            limit: self.time(self.timeout, standard.limit),
             ..standard
         }
     }
@@ -180,7 +185,8 @@ impl Options {
 
     /// Refuses options that do not go together.
     pub fn check(&self, guests: &[GuestArg]) -> Result<()> {
-        self.asked().check(self.has_linux(guests))?;
+        let asked = Asked { append: self.append.clone(), ..self.asked() };
+        asked.check(self.has_linux(guests))?;
         let Some(model) = &self.cpu else { return Ok(()) };
         ensure!(
             self.machine.unwrap_or_default() == Kind::Bochs && self.image.is_none(),
@@ -189,9 +195,19 @@ impl Options {
         bochs::check_model(model).with_context(|| format!("--cpu {model}"))
     }
 
-    /// What is asked for of a Linux.
+    /// What is asked for of a Linux. At a terminal our first process ends with a shell, unless it is asked for something else.
     pub fn asked(&self) -> Asked {
-        Asked { kernel: self.kernel.clone(), initrd: self.initrd.clone(), append: self.append.clone() }
+        let ours = self.kernel.is_none() && self.initrd.is_none();
+        let shell = (self.console && ours).then_some("end=shell");
+        let words: Vec<&str> = shell.into_iter().chain(self.append.as_deref()).collect();
+        let append = (!words.is_empty()).then(|| words.join(" "));
+        Asked { kernel: self.kernel.clone(), initrd: self.initrd.clone(), append }
+    }
+
+    /// A limit in seconds, or the one that there is by itself: a person at a terminal has none.
+    fn time(&self, seconds: Option<u64>, default: Duration) -> Duration {
+        let default = if self.console { Duration::MAX } else { default };
+        seconds.map_or(default, Duration::from_secs)
     }
 
     /// The machine that was asked for, for people.
@@ -219,8 +235,19 @@ impl Options {
         Ok(words)
     }
 
-    /// The guests that were asked for; if none was, two demos. Without the hypervisor there are none.
-    pub fn guests(&self) -> Result<Vec<GuestArg>> {
+    /// The guests that were asked for; if none was, two demos. With them, the name of the guest that has the terminal.
+    pub fn guests(&self) -> Result<(Vec<GuestArg>, Option<String>)> {
+        let mut guests = self.named()?;
+        ensure!(
+            !self.console || self.machine != Some(Kind::Nested),
+            "--console: the nested machine has no terminal for a guest"
+        );
+        let holder = self.console.then(|| guest::give_console(&mut guests)).transpose()?;
+        Ok((guests, holder))
+    }
+
+    /// Without the hypervisor there are none.
+    fn named(&self) -> Result<Vec<GuestArg>> {
         if self.native.is_some() {
             return Ok(Vec::new());
         }
@@ -290,20 +317,36 @@ mod tests {
     #[test]
     fn without_guests_the_demo_runs_in_the_ways_that_the_machine_has() {
         let options = Options::parse_from(["cargo boot"]);
-        let both = options.guests().unwrap();
+        let both = options.guests().unwrap().0;
         let strings: Vec<_> = both.iter().map(GuestArg::string).collect();
         assert_eq!(strings, ["demo mem=64M device=dsa", "posted mem=64M device=dsa apicv=on cmdline=profile=posted"]);
         assert_eq!(both[1].ours(), Some("demo"));
-        let both = Options::parse_from(["cargo boot", "--machine", "kvm"]).guests().unwrap();
+        let both = Options::parse_from(["cargo boot", "--machine", "kvm"]).guests().unwrap().0;
         let strings: Vec<_> = both.iter().map(GuestArg::string).collect();
         assert_eq!(strings, ["demo mem=64M device=dsa", "second mem=64M device=dsa"]);
+    }
+
+    #[test]
+    fn at_a_terminal_a_guest_has_it_and_time_has_no_end() {
+        let options = |more: &[&str]| Options::parse_from(["cargo boot", "--console"].iter().chain(more).copied());
+        let (guests, holder) = options(&["--guest", "hello", "--guest", "echo console=on"]).guests().unwrap();
+        assert_eq!((guests.len(), holder.as_deref()), (2, Some("echo")));
+        let config = options(&["--timeout", "9"]).config(&[]);
+        assert_eq!((config.limit, config.silence), (Duration::from_secs(9), Duration::MAX));
+        let refused = options(&["--machine", "nested"]).guests().unwrap_err().to_string();
+        assert!(refused.contains("no terminal"), "{refused}");
+        assert!(Options::try_parse_from(["cargo boot", "--console", "--json"]).is_err());
+        let append = |more: &[&str]| options(more).asked().append;
+        assert_eq!(append(&[]).as_deref(), Some("end=shell"));
+        assert_eq!(append(&["--append", "end=reboot"]).as_deref(), Some("end=shell end=reboot"), "the last one counts");
+        assert_eq!(append(&["--kernel", "k", "--append", "quiet"]).as_deref(), Some("quiet"));
     }
 
     #[test]
     fn guests_are_read_with_what_is_wrong_and_which_it_is() {
         let guests = |texts: &[&str]| {
             let arguments = texts.iter().flat_map(|text| ["--guest", text]);
-            Options::parse_from(["cargo boot"].into_iter().chain(arguments)).guests()
+            Options::parse_from(["cargo boot"].into_iter().chain(arguments)).guests().map(|(guests, _)| guests)
         };
         let names: Vec<_> = guests(&["demo", "demo mem=1G"]).unwrap().iter().map(GuestArg::string).collect();
         assert_eq!(names, ["demo", "demo-2 mem=1G"]);
@@ -314,7 +357,7 @@ mod tests {
     /// What these arguments make of the machine and of its guests.
     fn all(arguments: &[&str]) -> Result<(Config, Vec<GuestArg>)> {
         let options = Options::parse_from(["cargo boot"].iter().chain(arguments));
-        let guests = options.guests()?;
+        let (guests, _) = options.guests()?;
         options.check(&guests)?;
         Ok((options.config(&guests), guests))
     }
@@ -354,7 +397,7 @@ mod tests {
         let parse = |arguments: &[&str]| Options::try_parse_from(["cargo boot"].iter().chain(arguments).copied());
         let options = parse(&["--native", "linux", "--append", "intel_iommu=on,sm_on copies=8"]).unwrap();
         assert_eq!(options.appended().unwrap(), ["intel_iommu=on,sm_on", "copies=8"]);
-        assert_eq!((options.guests().unwrap().len(), options.described(&[]).starts_with("Linux on")), (0, true));
+        assert_eq!((options.guests().unwrap().0.len(), options.described(&[]).starts_with("Linux on")), (0, true));
         for wrong in ["a 'b", "a\nb"] {
             assert!(parse(&["--native", "linux", "--append", wrong]).unwrap().appended().is_err(), "{wrong}");
         }
@@ -372,6 +415,8 @@ mod tests {
         let config = options.config(&[]);
         assert_eq!((config.memory_mib, config.cpus), (768, 2));
         assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (9, 5));
+        let config = Options::parse_from(["cargo boot"]).config(&[]);
+        assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (600, 30));
         for both in [["--quiet", "--verbose"], ["--json", "--quiet"]] {
             assert!(Options::try_parse_from(["cargo boot"].into_iter().chain(both)).is_err(), "{both:?}");
         }

@@ -11,7 +11,7 @@ use imsvisor::guest::image::{self, Files};
 use imsvisor::guest::options::{self, NAME_MAX, Options};
 use imsvisor::guest::{bzimage, elf};
 
-use crate::image::Module;
+use crate::image::{CONSOLE, Module};
 use crate::linux::{self, Asked, Payload};
 use crate::words;
 
@@ -228,6 +228,22 @@ pub fn make_distinct(guests: &mut [GuestArg]) -> Result<()> {
     Ok(())
 }
 
+/// Gives the terminal to the first guest, unless one asks for it. Returns the name of the one that has it.
+pub fn give_console(guests: &mut [GuestArg]) -> Result<String> {
+    let holders: Vec<_> = guests.iter().filter(|guest| guest.words.iter().any(|word| word == CONSOLE)).collect();
+    match (holders.as_slice(), guests.first()) {
+        ([_, _, ..], _) => bail!("console=on: there is one terminal, and {} guests want it", holders.len()),
+        ([holder], _) => Ok(holder.name().to_owned()),
+        ([], None) => bail!("--console wants a guest"),
+        ([], Some(_)) => {
+            let first = &mut guests[0];
+            first.words.retain(|word| !word.starts_with("console="));
+            first.words.push(CONSOLE.to_owned());
+            Ok(first.name().to_owned())
+        }
+    }
+}
+
 /// A name with a number behind it, within the length that a name can have; the first has none.
 fn numbered(name: &str, number: u32) -> String {
     if number == 1 {
@@ -372,6 +388,26 @@ mod tests {
         let long = "abcdefghijklmnop";
         assert_eq!(distinct(&[long, long]).unwrap(), [long, "abcdefghijklmn-2"]);
         assert!(distinct(&["demo name=x", "hello name=x"]).is_err());
+    }
+
+    #[test]
+    fn the_terminal_goes_to_the_guest_that_asks_for_it_else_to_the_first() {
+        let given = |texts: &[&str]| {
+            let mut guests: Vec<_> = texts.iter().map(|text| GuestArg::new(text).unwrap()).collect();
+            let name = give_console(&mut guests)?;
+            Ok::<_, anyhow::Error>((name, guests.iter().map(GuestArg::string).collect::<Vec<_>>()))
+        };
+        assert_eq!(
+            given(&["demo mem=64M", "hello"]).unwrap(),
+            ("demo".into(), vec!["demo mem=64M console=on".into(), "hello".into()])
+        );
+        assert_eq!(
+            given(&["demo", "hello console=on"]).unwrap(),
+            ("hello".into(), vec!["demo".into(), "hello console=on".into()])
+        );
+        assert_eq!(given(&["demo console=off"]).unwrap().1, ["demo console=on"]);
+        assert!(given(&["demo console=on", "hello console=on"]).unwrap_err().to_string().contains("2 guests want it"));
+        assert!(given(&[]).is_err());
     }
 
     #[test]

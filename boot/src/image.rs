@@ -13,6 +13,9 @@ use anyhow::{Context, Result, bail};
 use crate::prefix::{Grub, Program};
 use crate::words::{self, grub_quote};
 
+/// The option by which a guest's serial port is the machine's terminal, on COM2.
+pub const CONSOLE: &str = "console=on";
+
 /// A guest as GRUB loads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
@@ -40,6 +43,11 @@ impl Module {
     /// The devices that the guest is to have.
     pub fn devices(&self) -> impl Iterator<Item = &str> {
         self.words.iter().skip(1).filter_map(|word| word.strip_prefix("device="))
+    }
+
+    /// Whether its serial port is the machine's terminal.
+    pub fn has_console(&self) -> bool {
+        self.words.iter().skip(1).any(|word| word == CONSOLE)
     }
 
     /// The guest's name: its string's first word.
@@ -109,7 +117,10 @@ pub fn grub_cfg(firmware: Firmware, hypervisor_options: &[String], modules: &[Mo
     if firmware == Firmware::Any {
         // Without this GRUB sets a graphics mode on UEFI, and the screen is empty.
         text.push_str("set gfxpayload=text\n");
-        SCREEN.iter().for_each(|line| text.push_str(&format!("echo {}\n", grub_quote(line))));
+        let guest = modules.iter().find(|module| module.has_console()).map(Module::name);
+        let console = guest.map(|name| format!("The serial port of the guest {name} is COM2, at 115200 baud, 8N1."));
+        let lines = console.iter().map(String::as_str).chain(SCREEN);
+        lines.for_each(|line| text.push_str(&format!("echo {}\n", grub_quote(line))));
     }
     text.push_str("multiboot2 /boot/imsvisor");
     for option in hypervisor_options {

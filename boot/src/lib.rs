@@ -33,5 +33,6 @@ pub mod prefix;
 pub mod progress;
 pub mod report;
 pub mod show;
+pub mod terminal;
 pub mod toolchain;
 pub mod words;

@@ -1,5 +1,7 @@
 //! `cargo boot`: see the library, and `cargo boot -- --help`.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -7,12 +9,13 @@ use anyhow::{Context, Result, bail};
 use imsvisor_boot::cli::Options;
 use imsvisor_boot::guest::{self, GuestArg, Images};
 use imsvisor_boot::image::{self, Firmware, Image, Module};
-use imsvisor_boot::machine::{self, Config, End, Kind, Outcome, Run, kvm};
+use imsvisor_boot::machine::{self, Config, End, Kind, Run, kvm};
 use imsvisor_boot::native::Native;
 use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{Need, Tools};
 use imsvisor_boot::progress::Step;
 use imsvisor_boot::show::{self, Show};
+use imsvisor_boot::terminal::Terminal;
 use imsvisor_boot::{cargo, json, linux, prefix};
 
 /// Exit code for an invalid value of an option; clap uses the same.
@@ -48,7 +51,7 @@ fn main() -> ExitCode {
 
 /// Looks at everything that was asked for before anything is built or fetched, then does it.
 fn act(options: &Options) -> Result<bool, Failure> {
-    let guests = options.guests().map_err(wrong_option)?;
+    let (guests, holder) = options.guests().map_err(wrong_option)?;
     options.check(&guests).map_err(wrong_option)?;
     let appended = options.appended().map_err(wrong_option)?;
     let file = options.image.as_deref().map(image::check_place).transpose().map_err(wrong_option)?;
@@ -67,7 +70,7 @@ fn act(options: &Options) -> Result<bool, Failure> {
     let right = match file {
         _ if options.native.is_some() => run_native(options, &paths, &appended),
         Some(file) => write_image(&paths, &guests, &file).map(|()| true),
-        None => run(options, &paths, &guests),
+        None => run(options, &paths, &guests, holder.as_deref()),
     };
     // A report that could not be written is an error.
     show::all_was_written()?;
@@ -112,8 +115,42 @@ fn machine_and_tools(paths: &Paths, asked: Option<Kind>) -> Result<(Kind, Tools)
     Ok((kind, tools?))
 }
 
+/// Connects the terminal to the guest of this name.
+fn terminal(run: &mut Run, guest: &str) -> Result<Terminal> {
+    let machine = run.take_terminal().context("the machine has no line for a terminal")?;
+    let sides = [io::stdin().as_fd().try_clone_to_owned(), io::stdout().as_fd().try_clone_to_owned()];
+    let [input, output] = sides.map(|side| side.context("cannot use the terminal"));
+    Terminal::new(guest, machine, [input?, output?], run.stop())
+}
+
+/// Shows a run's lines to its end. While a guest has the terminal, nothing else is shown.
+fn follow(run: &mut Run, options: &Options, guest: Option<&str>) -> Result<()> {
+    let mut terminal = guest.map(|guest| terminal(run, guest)).transpose()?;
+    let mut live = Show::new(options.verbose, options.quiet || options.json);
+    // The firmware and GRUB say nothing for seconds.
+    let mut waiting = Some(Step::new("starting the machine"));
+    for seen in run {
+        waiting.take();
+        let Some(terminal) = &mut terminal else {
+            live.line(&seen);
+            continue;
+        };
+        let was_on = terminal.is_on();
+        if !was_on {
+            live.line(&seen);
+        }
+        terminal.heed(&seen.line)?;
+        match (was_on, terminal.is_on()) {
+            (true, false) => live.line(&seen),
+            (false, true) => show::terminal(guest.unwrap_or_default()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Builds, boots, shows and judges.
-fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
+fn run(options: &Options, paths: &Paths, guests: &[GuestArg], holder: Option<&str>) -> Result<bool> {
     let (kind, tools) = machine_and_tools(paths, options.machine)?;
     let mut config = options.config(guests);
     if kind == Kind::Bochs {
@@ -123,8 +160,13 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg]) -> Result<bool> {
     }
     let hypervisor = cargo::hypervisor(paths)?;
     let modules = modules(paths, guests)?;
-    let run = machine::start_on(kind, paths, &tools, &config, &hypervisor, &modules)?;
-    let outcome = follow(run, options);
+    let mut run = machine::start_on(kind, paths, &tools, &config, &hypervisor, &modules)?;
+    follow(&mut run, options, holder)?;
+    let outcome = run.finish();
+    if outcome.end == End::Asked {
+        show::asked(&outcome);
+        return Ok(true);
+    }
     if let End::Refused(why) = outcome.end {
         bail!("--machine nested: {why}; logs: {}", outcome.directory.display());
     }
@@ -145,8 +187,9 @@ fn run_native(options: &Options, paths: &Paths, appended: &[String]) -> Result<b
     let payload = asked.takes_kernel().then(|| linux::payload(paths, asked.takes_initrd())).transpose()?;
     let (kernel, initrd) = asked.files(payload.as_ref())?;
     let initrd = initrd.context("--native linux with --kernel needs --initrd")?;
-    let run = machine::native::start(paths, &tools, &config, &kernel, &initrd, appended)?;
-    let outcome = follow(run, options);
+    let mut run = machine::native::start(paths, &tools, &config, &kernel, &initrd, appended)?;
+    follow(&mut run, options, None)?;
+    let outcome = run.finish();
     let native = Native::new(&outcome);
     let failures = native.failures();
     match options.json {
@@ -154,17 +197,4 @@ fn run_native(options: &Options, paths: &Paths, appended: &[String]) -> Result<b
         false => show::native(&native, &failures, &outcome),
     }
     Ok(failures.is_empty())
-}
-
-/// Shows a run's lines until its end.
-fn follow(mut run: Run, options: &Options) -> Outcome {
-    let mut live = Show::new(options.verbose, options.quiet || options.json);
-    // The firmware and GRUB say nothing for seconds.
-    let mut waiting = Some(Step::new("starting the machine"));
-    for seen in run.by_ref() {
-        waiting.take();
-        live.line(&seen);
-    }
-    drop(waiting);
-    run.finish()
 }

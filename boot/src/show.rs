@@ -82,7 +82,7 @@ impl Show {
             "guest-end" => Some(guest_end(pairs)),
             "fault" => self.fault(pairs),
             // Shown in the report.
-            "exits" | "interrupts" | "remap" | "done" => None,
+            "exits" | "interrupts" | "mark" | "remap" | "done" => None,
             name => Some(format!("{} {}", harmless(name), harmless(&pairs.to_string()))),
         }
     }
@@ -116,6 +116,18 @@ fn guest_end(pairs: &Pairs) -> String {
     let text = format!("guest {} ends: {}, code {}", value("name"), value("reason"), value("code"));
     let mark = if right { good("■") } else { bad("■") };
     format!("{mark} {}", style(text).bold())
+}
+
+/// Says that the terminal is a guest's from now on, and how to leave it.
+pub fn terminal(guest: &str) {
+    say(&style(format!("This terminal is the serial port of {}. Ctrl-] ends the run.", harmless(guest)))
+        .bold()
+        .to_string());
+}
+
+/// Says that a run was ended at the terminal.
+pub fn asked(outcome: &Outcome) {
+    say(&format!("\n  the run was ended at the terminal; logs: {}", outcome.directory.display()));
 }
 
 fn good<T>(text: T) -> StyledObject<T> {
@@ -333,12 +345,14 @@ fn guest_rows(guest: &Guest, unit: &str) -> Vec<Row> {
 fn of_linux(result: &Pairs) -> Option<String> {
     let closing = result.number("closing")?;
     let handled = result.number("handled")?;
-    let mut text = format!(
-        "{} interrupts in /proc/interrupts, and {} when its driver lets the device go",
-        grouped(handled),
-        grouped(closing)
-    );
     let some = |key: &str| result.number(key).filter(|count| *count != 0).map(grouped);
+    let mut text = format!("{} interrupts of the device in /proc/interrupts", grouped(handled));
+    if let Some(emulated) = some("emulated") {
+        text.push_str(&format!(", and {emulated} that the hypervisor signals"));
+    }
+    if closing != 0 {
+        text.push_str(&format!(", and {} when its driver lets the device go", grouped(closing)));
+    }
     if let Some(moved) = some("moved") {
         text.push_str(&format!("; their processor was changed {moved} times"));
     }
@@ -426,12 +440,18 @@ mod tests {
         let start = "@ims guest-start guest=0 name=linux memory_mib=512\n[linux] @result descriptors=9 ";
         let quiet = text(&format!("{start}bytes=9 verified=9 handled=1012 closing=1 moved=0 replugged=0\n"));
         assert!(
-            quiet.contains("of Linux: 1,012 interrupts in /proc/interrupts, and 1 when its driver lets"),
+            quiet.contains("of Linux: 1,012 interrupts of the device in /proc/interrupts, and 1 when its driver lets"),
             "{quiet}"
         );
         assert!(!quiet.contains("changed") && !quiet.contains("CPU 1"), "{quiet}");
         assert!(quiet.contains("1,013 handled"), "{quiet}");
-        let disturbed = text(&format!("{start}bytes=9 verified=9 handled=12 closing=1 moved=40 replugged=1\n"));
+        let disturbed =
+            text(&format!("{start}bytes=9 verified=9 handled=12 emulated=3 closing=0 moved=40 replugged=1\n"));
+        assert!(
+            disturbed
+                .contains("12 interrupts of the device in /proc/interrupts, and 3 that the hypervisor signals; their"),
+            "{disturbed}"
+        );
         assert!(disturbed.contains("changed 40 times; CPU 1 was off and on again"), "{disturbed}");
     }
 

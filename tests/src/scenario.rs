@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use imsvisor_boot::event::{Line, Pairs};
+use imsvisor_boot::guest::{GuestArg, Images};
 use imsvisor_boot::image::Module;
-use imsvisor_boot::linux::{self, Payload};
+use imsvisor_boot::linux::{self, Asked, Payload};
 use imsvisor_boot::machine::{self, Config, Kind, Outcome};
 use imsvisor_boot::report::{Guest, Summary};
 use tempfile::TempDir;
@@ -19,6 +20,8 @@ use crate::bench::{self, Once};
 const SILENCE: Duration = Duration::from_secs(60);
 /// A run that takes longer than this is ended.
 const LIMIT: Duration = Duration::from_secs(240);
+/// The same where Linux boots, which takes billions of instructions.
+const LIMIT_OF_LINUX: Duration = Duration::from_secs(600);
 
 /// Lines of the console that a test shows when it fails.
 const LAST_LINES: usize = 60;
@@ -77,7 +80,8 @@ pub fn boot_linux(name: &str, plugin_options: &[&str], append: &[String]) -> Res
     let Some(Payload { kernel, initrd }) = bench::linux()? else { return Ok(None) };
     let initrd = initrd.as_deref().context("no initrd was made")?;
     let (paths, tools) = (bench::paths()?, bench::tools()?);
-    let mut config = Config { cpus: 2, cpu_model: linux::CPU_MODEL.into(), ..Plan::new()?.config };
+    let mut config =
+        Config { cpus: 2, cpu_model: linux::CPU_MODEL.into(), limit: LIMIT_OF_LINUX, ..Plan::new()?.config };
     config.plugin_options.extend(plugin_options.iter().map(|option| (*option).to_owned()));
     let _seat = bench::seat();
     bench::say(&format!("booting Linux, {name}"));
@@ -129,6 +133,17 @@ impl Plan {
     /// Adds a guest's image with its module's string.
     pub fn image(&mut self, image: &Path, string: &str) -> Result<()> {
         self.modules.push(Module::new(image, string)?);
+        Ok(())
+    }
+
+    /// Adds Debian's Linux with our initrd. `string` is as for `--guest`, `append` what the first process is to do. The machine's processors
+    /// become of the model that the driver needs. Nothing is added where Linux cannot be had ([`bench::linux`]).
+    pub fn linux(&mut self, string: &str, append: &str) -> Result<()> {
+        let Some(payload) = bench::linux()? else { return Ok(()) };
+        let guest = GuestArg::with(string, &Asked { append: Some(append.to_owned()), ..Asked::default() })?;
+        self.modules.extend(guest.modules(&Images { linux: Some(payload.clone()), ..Images::default() })?);
+        self.config.cpu_model = linux::CPU_MODEL.into();
+        self.config.limit = LIMIT_OF_LINUX;
         Ok(())
     }
 

@@ -7,12 +7,13 @@ use imsvisor_tests::scenario::{Plan, Scenario};
 
 /// Vectors of the two functions.
 const VECTORS: u64 = 2048 + 100;
-/// Interrupts of the hypervisor's own that each function gets: three for commands, three that were held back, one for an error.
-const SIGNALS: u64 = 2 * (3 + 3 + 1);
+/// Interrupts of the hypervisor's own that each function gets: three for commands, three that were held back, one for an error, one after a
+/// function level reset.
+const SIGNALS: u64 = 2 * (3 + 3 + 1 + 1);
 /// Errors of descriptors, of which the device tells the hypervisor by an interrupt.
 const ERRORS: u64 = 2;
-/// What waits in a function when it is reset, one interrupt for each, is sent to nowhere.
-const DROPPED: u64 = 2;
+/// What waits in a function when it is reset by its command, and by a function level reset, one interrupt for each, is sent to nowhere.
+const DROPPED: u64 = 2 * 2;
 
 /// The DSA that the functions are of, and one that another guest has as a whole.
 const FUNCTIONS: &str = "device=vdsa vectors=2048 device=vdsa vectors=100";

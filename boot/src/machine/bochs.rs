@@ -18,10 +18,11 @@ const LOG: &str = "bochs.log";
 /// What the emulator itself writes.
 const OUTPUT: &str = "bochs.out";
 
-/// The terminal of the `term` display. Its screen is a pseudo-terminal that the emulator opens and nobody reads: when that is full, the
-/// emulator stops for good. So the terminal is one character large, and of a kind whose cursor cannot be switched on and off (with
-/// TERM=linux a blinking cursor filled it within 18 emulated seconds). Its description is on every Debian.
-const SCREEN: [(&str, &str); 3] = [("TERM", "vt100"), ("LINES", "1"), ("COLUMNS", "1")];
+/// The terminal of the `term` display. Its screen is a pseudo-terminal that the emulator opens and nobody reads: after 20 KiB the emulator
+/// stops for good. So curses must not write to it. It writes nothing but a blank each time that the screen is cleared, because the screen
+/// is one character large and that one is its lower right corner: on a terminal of this kind, which scrolls by itself and cannot be told
+/// not to, curses leaves the corner alone. Nor has the terminal a cursor that could be switched. Its description is on every Debian.
+const SCREEN: [(&str, &str); 3] = [("TERM", "dumb"), ("LINES", "1"), ("COLUMNS", "1")];
 
 /// The TSC's frequency, and the scale of device time; unrelated to the host's clock.
 pub const IPS: u32 = 200_000_000;
@@ -81,9 +82,11 @@ fn bochsrc(config: &Config, serial: &[&str], display: &str) -> String {
         // Writing to a String cannot fail.
         let _ = write!(text, ", exclude_features=\"{}\"", exclude_features.join(" "));
     }
+    // A guest that waits for a person must not have its time fly by.
+    let sync = if config.terminal.is_some() { "slowdown" } else { "none" };
     let _ = write!(
         text,
-        "\nclock: sync=none, time0=1700000000, rtc_sync=0\n\
+        "\nclock: sync={sync}, time0=1700000000, rtc_sync=0\n\
          boot: cdrom\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
          ata0-master: type=cdrom, path={IMAGE}, status=inserted\n\
@@ -93,6 +96,9 @@ fn bochsrc(config: &Config, serial: &[&str], display: &str) -> String {
     );
     for (number, file) in (1..).zip(serial) {
         let _ = writeln!(text, "com{number}: enabled=1, mode=file, dev={file}");
+    }
+    if let Some(device) = &config.terminal {
+        let _ = writeln!(text, "com{}: enabled=1, mode=term, dev={device}", serial.len() + 1);
     }
     if config.plugin.is_some() {
         text.push_str("plugin_ctrl: ims=1\n");
@@ -207,13 +213,22 @@ mod tests {
     }
 
     #[test]
+    fn a_guests_console_ends_at_a_device_and_its_time_is_the_hosts() {
+        let config = Config { terminal: Some("/dev/pts/7".into()), ..Config::default() };
+        let text = bochsrc(&config, &[SERIAL], "term");
+        assert!(text.contains("\ncom2: enabled=1, mode=term, dev=/dev/pts/7\n"), "{text}");
+        assert!(text.contains("sync=slowdown,"), "{text}");
+        assert!(bochsrc(&Config::default(), &[SERIAL], "term").contains("sync=none,"));
+    }
+
+    #[test]
     fn without_the_plugin_bochs_does_not_look_for_it() {
         let text = bochsrc(&Config::default(), &[SERIAL], "term");
         assert!(!text.contains("plugin_ctrl") && !text.contains("exclude_features"));
     }
 
     #[test]
-    fn the_screen_that_nobody_reads_is_as_small_as_can_be() {
+    fn nothing_is_written_to_the_screen_that_nobody_reads() {
         let directory = tempfile::tempdir().unwrap();
         let bochs = Bochs {
             program: Program::of_system("/x/bochs".into()),
@@ -224,7 +239,7 @@ mod tests {
         let command = command(&bochs, &Config::default(), directory.path()).unwrap();
         let value =
             |name: &str| command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value?.to_str());
-        assert_eq!([value("TERM"), value("LINES"), value("COLUMNS")], [Some("vt100"), Some("1"), Some("1")]);
+        assert_eq!([value("TERM"), value("LINES"), value("COLUMNS")], [Some("dumb"), Some("1"), Some("1")]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod trace;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,7 @@ pub use run::{End, Outcome, Run, Seen};
 use crate::image::{Firmware, Image, Module};
 use crate::paths::Paths;
 use crate::prefix::Tools;
+use crate::terminal::Pty;
 
 /// What a machine is like, and how long it may take.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,6 +44,8 @@ pub struct Config {
     pub plugin_options: Vec<String>,
     /// Words for the hypervisor's own command line.
     pub hypervisor_options: Vec<String>,
+    /// The device of ours at which its second serial line ends, where a guest has its console.
+    pub terminal: Option<String>,
     /// Further lines for Bochs' configuration, or further arguments for QEMU.
     pub extra: Vec<String>,
     /// A run that writes no line for so long, in its own processor time and on the host's clock, has hung.
@@ -62,6 +65,7 @@ impl Default for Config {
             dsa_server: None,
             plugin_options: Vec::new(),
             hypervisor_options: Vec::new(),
+            terminal: None,
             extra: Vec::new(),
             silence: Duration::from_secs(30),
             limit: Duration::from_secs(600),
@@ -146,18 +150,24 @@ pub fn start_on(
     hypervisor: &Path,
     guests: &[Module],
 ) -> Result<Run> {
+    let has_terminal = guests.iter().any(Module::has_console);
     if kind == Kind::Nested {
+        ensure!(!has_terminal, "the nested machine has no terminal for a guest with console=on");
         let inner = nested::Inner { config: config.clone(), hypervisor, guests, nesting: true };
         return nested::start(paths, tools, &[inner]);
     }
     let directory = paths.new_run()?;
     write_image(tools, config, hypervisor, guests, &directory, IMAGE)?;
-    if kind == Kind::Bochs {
-        return Ok(bochs::start(tools, config, directory)?.counting(kind.unit()));
-    }
-    let accelerator = if kind == Kind::Tcg { qemu::Accelerator::Tcg } else { qemu::Accelerator::Kvm };
-    let mut run = qemu::start(accelerator, tools, config, directory)?.counting(kind.unit());
-    if !all_count(guests) {
+    let pty = has_terminal.then(Pty::open).transpose()?;
+    let config = &Config { terminal: pty.as_ref().map(|pty| pty.name.clone()), ..config.clone() };
+    let run = match kind {
+        Kind::Tcg => qemu::start(qemu::Accelerator::Tcg, tools, config, directory),
+        Kind::Kvm => qemu::start(qemu::Accelerator::Kvm, tools, config, directory),
+        Kind::Bochs | Kind::Nested => bochs::start(tools, config, directory),
+    };
+    let mut run = run?.counting(kind.unit());
+    run.keep_terminal(pty.map(|pty| pty.ours));
+    if kind != Kind::Bochs && !all_count(guests) {
         run.others_send();
     }
     Ok(run)

@@ -103,6 +103,8 @@ fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
         arguments.extend(dsa_server::arguments(config.memory_mib));
         arguments.extend(trace::arguments());
     }
+    // The first is the hypervisor's.
+    arguments.extend(config.terminal.iter().flat_map(|device| ["-serial".to_owned(), device.clone()]));
     arguments.extend(config.extra.iter().cloned());
     arguments
 }
@@ -144,6 +146,13 @@ mod tests {
         assert_eq!(value(&arguments, "-serial"), ["file:serial.log"]);
         assert!(arguments.iter().any(|argument| argument == "-no-reboot"));
         assert!(value(&arguments, "-icount").is_empty());
+    }
+
+    #[test]
+    fn a_guests_console_is_the_second_serial_line() {
+        let config = Config { terminal: Some("/dev/pts/7".into()), ..Config::default() };
+        let arguments = arguments(Accelerator::Kvm, &config);
+        assert_eq!(value(&arguments, "-serial"), ["file:serial.log", "/dev/pts/7"]);
     }
 
     #[test]

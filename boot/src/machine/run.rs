@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{fmt, thread};
 
@@ -54,6 +57,8 @@ pub enum End {
     TooLong(Duration),
     /// The console was flooded.
     Flooded,
+    /// Whoever looked on wanted no more.
+    Asked,
     /// It was not run, because the machine that it should run on lacks something.
     Refused(String),
 }
@@ -71,7 +76,7 @@ impl End {
                 "a guest that computes for long without a line is ended as well: --silence SECONDS gives it more time",
             ),
             Self::TooLong(_) => Some("--timeout SECONDS gives it more time"),
-            Self::Off | Self::LeftOn | Self::Died(_) | Self::Flooded | Self::Refused(_) => None,
+            Self::Off | Self::LeftOn | Self::Died(_) | Self::Flooded | Self::Asked | Self::Refused(_) => None,
         }
     }
 }
@@ -85,6 +90,7 @@ impl fmt::Display for End {
             Self::Silent(time) => write!(f, "the machine hung: no line for {} seconds", time.as_secs()),
             Self::TooLong(time) => write!(f, "the run took longer than {} seconds", time.as_secs()),
             Self::Flooded => write!(f, "more than {} MiB on the serial console", FLOOD >> 20),
+            Self::Asked => write!(f, "the run was ended at the terminal"),
             Self::Refused(why) => write!(f, "it could not be run: {why}"),
         }
     }
@@ -177,6 +183,10 @@ impl Tail {
 pub struct Run {
     child: Child,
     server: Option<DsaServer>,
+    /// Our side of the machine's second serial line.
+    terminal: Option<OwnedFd>,
+    /// Set by whoever wants the run to end.
+    stop: Arc<AtomicBool>,
     directory: PathBuf,
     manner: Manner,
     with_counters: bool,
@@ -210,6 +220,8 @@ impl Run {
         let mut run = Self {
             child,
             server: None,
+            terminal: None,
+            stop: Arc::default(),
             directory,
             consoles: manner.consoles.iter().map(tail).collect(),
             manner,
@@ -237,6 +249,21 @@ impl Run {
     /// Keeps the server of the machine's DSAs, which ends after the machine.
     pub(super) fn keep(&mut self, server: DsaServer) {
         self.server = Some(server);
+    }
+
+    /// Keeps our side of the machine's second serial line until somebody takes it.
+    pub(super) fn keep_terminal(&mut self, terminal: Option<OwnedFd>) {
+        self.terminal = terminal;
+    }
+
+    /// Our side of the machine's second serial line, where a guest has its console. Whoever takes it has to read it.
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    /// Setting this ends the run.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
     }
 
     /// Guests have devices that do not count what they send.
@@ -341,6 +368,9 @@ impl Run {
         {
             return Some(End::Died(words.clone()));
         }
+        if self.stop.load(Ordering::Relaxed) {
+            return Some(End::Asked);
+        }
         if self.done.is_some_and(|done| done.elapsed() > GRACE) {
             return Some(End::LeftOn);
         }
@@ -362,7 +392,7 @@ impl Run {
         is_silent(self.last_line.elapsed(), spent, self.silence)
     }
 
-    fn stop(&mut self) {
+    fn kill(&mut self) {
         // It may have ended by itself just now.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -390,7 +420,7 @@ impl Iterator for Run {
                 self.end = Some(end);
             }
             if self.end.is_some() {
-                self.stop();
+                self.kill();
                 self.look_at_the_rest();
             } else if self.waiting.is_empty() {
                 thread::sleep(POLL);
@@ -401,7 +431,7 @@ impl Iterator for Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.stop();
+        self.kill();
     }
 }
 
@@ -588,6 +618,17 @@ mod tests {
         let (_directory, outcome) = machine("while :; do echo x >> serial.log; done", &config);
         assert_eq!(outcome.end, End::TooLong(config.limit));
         assert!(!outcome.lines.is_empty());
+    }
+
+    #[test]
+    fn a_run_ends_when_it_is_asked_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let manner = Manner::alone(|_, _| Ok(()));
+        let run = Run::start(command, directory.path().to_owned(), &Config::default(), manner).unwrap();
+        run.stop().store(true, Ordering::Relaxed);
+        assert_eq!(run.finish().end, End::Asked);
     }
 
     #[test]

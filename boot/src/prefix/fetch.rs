@@ -25,6 +25,9 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// A mirror of Debian for hosts whose own configuration names none.
 pub const MIRROR_VARIABLE: &str = "IMSVISOR_DEBIAN_MIRROR";
 
+/// Chooses packages by what an apt knows of them.
+pub type Choice = fn(&Apt) -> Result<Vec<String>>;
+
 /// Packages that are fetched together into a prefix of their own.
 #[derive(Debug)]
 pub struct Kit {
@@ -38,7 +41,7 @@ pub struct Kit {
     pub packages: &'static [&'static str],
     /// The packages to download by themselves, found with an apt that has the lists; none where all that [`Self::packages`] depend
     /// on is downloaded, too.
-    pub alone: Option<fn(&Apt) -> Result<Vec<String>>>,
+    pub alone: Option<Choice>,
     /// Whether the packages come from the release's backports where those have them.
     pub backports: bool,
     /// Whether that version is one that works.

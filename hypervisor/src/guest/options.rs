@@ -88,6 +88,8 @@ pub struct Options {
     pub storm: Option<u32>,
     /// PASIDs that it owns for the functions that it has as a whole: the first and the last.
     pub pasids: Option<(Pasid, Pasid)>,
+    /// `console=on`: its serial port is the machine's terminal, on COM2.
+    pub console: bool,
     /// `exits=marks`: its VM exits so far are told after each mark on its console.
     pub marks: bool,
 }
@@ -148,7 +150,7 @@ impl fmt::Display for Error {
             Self::Unknown(word) => {
                 write!(
                     f,
-                    "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, pasids=, exits= or cmdline="
+                    "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, pasids=, console=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -197,6 +199,7 @@ impl Options {
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
         let (mut cpus, mut os, mut apicv, mut posting, mut marks) = (None, None, None, None, None);
         let (mut forbidden, mut hypercalls, mut storm, mut pasids) = (None, None, None, None);
+        let mut console = None;
         let mut counted = 0;
         for word in words {
             match word.split_once('=') {
@@ -211,6 +214,7 @@ impl Options {
                 Some(("hypercalls", value)) => set(&mut hypercalls, parse_switch(value, &word)?, "hypercalls")?,
                 Some(("storm", value)) => set(&mut storm, parse_storm(value)?, "storm")?,
                 Some(("pasids", value)) => set(&mut pasids, parse_pasids(value)?, "pasids")?,
+                Some(("console", value)) => set(&mut console, parse_switch(value, &word)?, "console")?,
                 Some(("exits", "marks")) => set(&mut marks, true, "exits")?,
                 Some(("exits", value)) => return Err(Error::Exits(value.into())),
                 Some(("device", _)) if devices.len() == DEVICES_MAX => return Err(Error::TooManyDevices),
@@ -237,6 +241,7 @@ impl Options {
             hypercalls: hypercalls.unwrap_or(true),
             storm,
             pasids,
+            console: console.unwrap_or(false),
             marks: marks.unwrap_or(false),
         })
     }
@@ -388,6 +393,8 @@ mod tests {
         assert_eq!(options.devices, [Device::At(Bdf::new(0, 0x1e, 0)), Device::FirstDsa]);
         assert_eq!(options.cmdline, "console=ttyS0 a=b");
         assert!(options.marks && !Options::parse("x").unwrap().marks);
+        let console = |string| Options::parse(string).unwrap().console;
+        assert!(console("x console=on") && !console("x console=off") && !console("x"));
         let strict = Options::parse("x ims=forbidden hypercalls=off storm=5").unwrap();
         assert_eq!((strict.ims_forbidden, strict.hypercalls, strict.storm), (true, false, Some(5)));
         let owner = Options::parse("x pasids=100-fffff").unwrap();

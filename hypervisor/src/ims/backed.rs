@@ -97,7 +97,7 @@ impl<P: Ports> Service<P> {
     }
 
     /// The device forgets what is pending only by sending it: so that is sent where nobody minds it.
-    fn discard(&self, place: &Place<P>, slots: &mut Slots) -> Result<(), Status> {
+    pub(super) fn discard(&self, place: &Place<P>, slots: &mut Slots) -> Result<(), Status> {
         let pending =
             |(index, _): &(u16, &mut Mutex<Slot>)| !place.store.is_emulated(*index) && place.is_pending(*index);
         let mut pending = (0..=u16::MAX).zip(&mut slots.msix.slots).filter(pending).peekable();

@@ -197,6 +197,39 @@ impl<P: Ports> Service<P> {
         })
     }
 
+    /// The guest resets the function as a whole (PCIe 6.6.2): all its slots are as after reset, those of its MSI-X table too, and nothing is
+    /// pending any more. For a virtual function its table is masked as a whole, since MSI-X is disabled. An error other than
+    /// `NoSuchDevice` says that something may be pending still.
+    ///
+    /// To be called while the function can be written: before a reset that takes that away.
+    pub fn function_reset(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
+        let device = domain.device(device)?;
+        device.exclusively(|slots| {
+            if !slots.attached {
+                return Err(Status::NoSuchDevice);
+            }
+            device.table_masked.store(true, Relaxed);
+            self.evict(device, slots, &[StoreName::Msix, StoreName::Ims, StoreName::Queue]);
+            match Place::new(self, device, StoreName::Msix) {
+                Ok(place) if place.store.backing.is_some() => self.discard(&place, slots),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// A function that did not answer while it was reset answers again: what its guest has written into its MSI-X table meanwhile gets
+    /// there.
+    pub fn function_ready(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
+        let device = domain.device(device)?;
+        device.exclusively(|slots| {
+            if !slots.attached {
+                return Err(Status::NoSuchDevice);
+            }
+            self.write_again(device, slots);
+            Ok(())
+        })
+    }
+
     /// Puts into a device's MSI-X table what is there already if the device has kept it.
     fn write_again(&self, device: &Device, slots: &mut Slots) {
         let Ok(place) = Place::new(self, device, StoreName::Msix) else { return };

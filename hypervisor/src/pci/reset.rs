@@ -6,7 +6,10 @@ use super::{
     config::ConfigSpace,
     function::{COMMAND, Function, set_command},
 };
-use crate::clock::{Clock, pause, poll_every};
+use crate::{
+    addr::Bdf,
+    clock::{Clock, Timeout, pause, poll_every},
+};
 
 /// Device control of the PCI Express capability, with device status in its upper half (7.5.3.4 and 7.5.3.5).
 const DEVICE_CONTROL: u16 = 8;
@@ -38,17 +41,87 @@ pub fn reset(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &
         // The specification lets it be reset all the same; what comes back late meets a function that did not ask.
         log::warn!("{bdf}: its requests stay pending before its reset");
     }
-    let header = HEADER.map(|at| (at, config.read(bdf, at)));
-    let kept = config.read(bdf, control) & 0xffff & !INITIATE;
-    config.write(bdf, control, kept | INITIATE);
+    let kept = Kept::initiate(config, bdf, control);
     pause(clock, RESET);
-    // Until it is ready reads are answered with ones, or with a vendor that there is not (2.3.2).
-    let ready = poll_every(clock, READY, STEP, || config.read(bdf, 0) as u16 == function.vendor);
-    if ready {
-        header.into_iter().for_each(|(at, value)| config.write(bdf, at, value));
-        config.write(bdf, control, kept);
+    poll_every(clock, READY, STEP, || is_ready(config, function)) && kept.restore(config, bdf)
+}
+
+/// Whether the function answers: until then reads are answered with ones, or with a vendor that there is not (2.3.2).
+fn is_ready(config: &(impl ConfigSpace + ?Sized), function: &Function) -> bool {
+    config.read(function.bdf, 0) as u16 == function.vendor
+}
+
+/// What configuration software had set, and the reset clears.
+#[derive(Debug)]
+struct Kept {
+    header: [(u16, u32); HEADER.len()],
+    /// The place of device control, and what was in it.
+    control: (u16, u32),
+}
+
+impl Kept {
+    /// Takes it down, and begins the reset. Nothing is decoded or sent any more.
+    fn initiate(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, control: u16) -> Self {
+        set_command(config, bdf, 0);
+        let header = HEADER.map(|at| (at, config.read(bdf, at)));
+        let kept = config.read(bdf, control) & 0xffff & !INITIATE;
+        config.write(bdf, control, kept | INITIATE);
+        Self { header, control: (control, kept) }
     }
-    ready && config.read(bdf, COMMAND) as u16 == 0
+
+    /// Puts it back. Returns whether the function is as after a reset otherwise.
+    fn restore(&self, config: &(impl ConfigSpace + ?Sized), bdf: Bdf) -> bool {
+        self.header.iter().chain([&self.control]).for_each(|&(at, value)| config.write(bdf, at, value));
+        config.read(bdf, COMMAND) as u16 == 0
+    }
+}
+
+/// How far a reset is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The function must not be touched yet, or does not answer yet.
+    UnderWay,
+    /// It is back.
+    Done,
+    /// It has not come back in time.
+    Failed,
+}
+
+/// A reset that nobody waits for: somebody looks at it from time to time.
+#[derive(Debug)]
+pub struct Resetting<'c> {
+    kept: Kept,
+    clock: &'c dyn Clock,
+    /// The time in which the function must not be touched; then the time in which it has to answer.
+    quiet: Timeout<'c>,
+    ready: Option<Timeout<'c>>,
+}
+
+impl<'c> Resetting<'c> {
+    /// Begins it as [`reset`] does, but without waiting for what the function has asked for: that meets a function that did not ask.
+    /// `None` without the capability.
+    pub fn begin(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &'c dyn Clock) -> Option<Self> {
+        let express = function.express.filter(|_| function.resets())?;
+        let kept = Kept::initiate(config, function.bdf, express.capability + DEVICE_CONTROL);
+        Some(Self { kept, clock, quiet: Timeout::new(clock, RESET), ready: None })
+    }
+
+    /// Looks how far it is, without waiting. The result is [`Progress::UnderWay`] for 1.1 seconds at most.
+    pub fn look(&mut self, config: &(impl ConfigSpace + ?Sized), function: &Function) -> Progress {
+        let ready = match &mut self.ready {
+            Some(ready) => ready,
+            None if !self.quiet.is_over() => return Progress::UnderWay,
+            none => none.insert(Timeout::new(self.clock, READY)),
+        };
+        let over = ready.is_over();
+        if is_ready(config, function) {
+            if self.kept.restore(config, function.bdf) { Progress::Done } else { Progress::Failed }
+        } else if over {
+            Progress::Failed
+        } else {
+            Progress::UnderWay
+        }
+    }
 }
 
 #[cfg(test)]
@@ -57,20 +130,20 @@ mod tests {
 
     use super::super::testing::TestConfig;
     use super::*;
-    use crate::{addr::Bdf, clock::testing::Counting};
+    use crate::clock::testing::Counting;
 
     const NVME: Bdf = Bdf::new(0, 3, 0);
     const BAR: u32 = 0xfebf_0000;
 
     /// A function that forgets everything when it is told to, and answers again after so many looks.
-    struct Resetting {
+    struct TestFunction {
         config: TestConfig,
         resets: Cell<u32>,
         absent: Cell<u32>,
         late: u32,
     }
 
-    impl ConfigSpace for Resetting {
+    impl ConfigSpace for TestFunction {
         fn read(&self, bdf: Bdf, offset: u16) -> u32 {
             if offset == 0 && self.absent.get() > 0 {
                 self.absent.set(self.absent.get() - 1);
@@ -99,14 +172,14 @@ mod tests {
         }
     }
 
-    fn nvme(resets: bool, late: u32) -> (Resetting, Function) {
+    fn nvme(resets: bool, late: u32) -> (TestFunction, Function) {
         let mut config = TestConfig::default();
         config.function(NVME, 0x0010_1b36, 0x0108_0200);
         config.bar(NVME, 0, BAR, 0x4000);
         config.capability(NVME, 0x40, &[0x0002_0010, u32::from(resets) << 28, 0x2810]);
         config.set(NVME, 4, config.read(NVME, 4) & 0xffff_0000 | 6);
         let function = Function::read(&config, NVME).unwrap();
-        (Resetting { config, resets: Cell::new(0), absent: Cell::new(0), late }, function)
+        (TestFunction { config, resets: Cell::new(0), absent: Cell::new(0), late }, function)
     }
 
     /// A look takes ten microseconds.
@@ -143,6 +216,38 @@ mod tests {
         let clock = clock();
         assert!(reset(&config, &function, &clock));
         assert!((DRAIN + RESET..2 * (DRAIN + RESET)).contains(&waited(&clock)), "{clock:?}");
+    }
+
+    /// Looks until it is over. How it ended.
+    fn followed(resetting: &mut Resetting, config: &TestFunction, function: &Function) -> Progress {
+        loop {
+            match resetting.look(config, function) {
+                Progress::UnderWay => {}
+                end => return end,
+            }
+        }
+    }
+
+    #[test]
+    fn a_reset_that_is_looked_at_ends_as_one_that_is_waited_for() {
+        let (config, function) = nvme(true, 3);
+        let clock = clock();
+        let mut resetting = Resetting::begin(&config, &function, &clock).unwrap();
+        assert_eq!((config.resets.get(), config.read(NVME, 0x10)), (1, 0));
+        assert!(waited(&clock) < RESET / 10, "nobody waits");
+        assert_eq!(followed(&mut resetting, &config, &function), Progress::Done);
+        assert_eq!((config.read(NVME, 0x10), config.read(NVME, 0x48)), (BAR, 0x2810));
+        assert!((RESET..2 * RESET).contains(&waited(&clock)), "{clock:?}");
+    }
+
+    #[test]
+    fn a_reset_that_is_looked_at_is_given_up_in_bounded_time() {
+        let (config, function) = nvme(true, u32::MAX);
+        let clock = clock();
+        let mut resetting = Resetting::begin(&config, &function, &clock).unwrap();
+        assert_eq!(followed(&mut resetting, &config, &function), Progress::Failed);
+        assert!((RESET + READY..DRAIN + RESET + READY).contains(&waited(&clock)), "{clock:?}");
+        assert!(Resetting::begin(&config, &nvme(false, 0).1, &clock).is_none());
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! A PCI function given to a guest: what the guest sees of it, and how it gets there.
 
 use alloc::vec::Vec;
-use core::fmt;
+use core::{fmt, hint::spin_loop};
 
 use hcall_abi::{DeviceId, Pasid};
 
 use super::{
     dsa,
     machine::Machine,
-    means::Means,
+    means::{Begun, Means},
     memory::{FRAMES, map_device},
     ports::{MachinePorts, MachineService},
     windows::{Kind, Registers, Window, Windows},
@@ -20,7 +20,10 @@ use crate::{
     guest::memory_map::BarAllocator,
     ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
-    pci::{self, Bar, ConfigSpace, Function},
+    pci::{
+        self, Bar, ConfigSpace, Function,
+        reset::{Progress, Resetting},
+    },
     vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
 };
 
@@ -99,10 +102,32 @@ pub struct Assigned {
     machine: &'static Machine,
     function: Function,
     means: Means,
+    /// Its requests can have PASIDs.
+    pasids: bool,
+    state: State,
+    wanted: Wanted,
     /// The guest has been told of as one that moves its BARs: once is enough.
     moves_told: bool,
     /// The device has been told of as one that does not finish its reset.
     reset_told: bool,
+}
+
+/// Whether a function can be touched.
+enum State {
+    /// It answers.
+    Ready,
+    /// Its guest has reset it, and it must be left alone.
+    Resetting(Resetting<'static>),
+    /// It has not come back from its reset.
+    Lost,
+}
+
+/// What a guest has set in its function's configuration space, and the function gets when it can be touched.
+#[derive(Clone, Copy, Default)]
+struct Wanted {
+    bus_master: bool,
+    msix_enable: bool,
+    msix_mask: bool,
 }
 
 /// A function that is ready to be given away, with all that the guest will see of it.
@@ -199,7 +224,17 @@ pub fn prepare(
     let spec = DeviceSpec { id, requester: function.bdf, msix, ims, pasids, shares_requester: false };
     Ok(Prepared {
         spec,
-        assigned: Assigned { id, machine, function: function.clone(), means, moves_told: false, reset_told: false },
+        assigned: Assigned {
+            id,
+            machine,
+            function: function.clone(),
+            means,
+            pasids: pasids.is_some(),
+            state: State::Ready,
+            wanted: Wanted::default(),
+            moves_told: false,
+            reset_told: false,
+        },
     })
 }
 
@@ -356,19 +391,94 @@ impl Assigned {
         self.function.bdf
     }
 
-    /// The guest has written to its configuration space.
-    pub fn configure(&mut self, effect: Effect) {
-        let config = self.machine.config();
+    /// The guest has written to its configuration space. Returns whether the function has to be looked at from now on ([`Self::look`]).
+    pub fn configure(&mut self, effect: Effect, service: &MachineService, domain: &Domain) -> bool {
         match effect {
             Effect::None => {}
-            Effect::Command { bus_master: true, .. } => pci::function::enable(config, self.function.bdf),
-            Effect::Command { bus_master: false, .. } => pci::function::disable_bus_master(config, self.function.bdf),
+            Effect::Command { bus_master, .. } => {
+                self.wanted.bus_master = bus_master;
+                self.apply_bus_master();
+            }
             Effect::BarMoved(bar) if !self.moves_told => {
                 self.moves_told = true;
                 log::info!("{}: its guest tries to move BAR {bar}, which stays where it is", self.function.bdf);
             }
             Effect::BarMoved(_) => {}
-            Effect::Msix { enable, function_mask } => set_msix(config, &self.function, enable, function_mask),
+            Effect::Msix { enable, function_mask } => {
+                (self.wanted.msix_enable, self.wanted.msix_mask) = (enable, function_mask);
+                self.apply_msix();
+            }
+            Effect::Reset => self.reset(service, domain),
+        }
+        matches!(self.state, State::Resetting(_))
+    }
+
+    fn apply_bus_master(&self) {
+        let (config, bdf) = (self.machine.config(), self.function.bdf);
+        match self.state {
+            State::Ready if self.wanted.bus_master => pci::function::enable(config, bdf),
+            State::Ready => pci::function::disable_bus_master(config, bdf),
+            State::Resetting(_) | State::Lost => {}
+        }
+    }
+
+    fn apply_msix(&self) {
+        let Wanted { msix_enable, msix_mask, .. } = self.wanted;
+        if matches!(self.state, State::Ready) {
+            set_msix(self.machine.config(), &self.function, msix_enable, msix_mask);
+        }
+    }
+
+    /// The guest resets its function (PCIe 6.6.2). Its interrupts go first, while its tables can be written.
+    fn reset(&mut self, service: &MachineService, domain: &Domain) {
+        self.wanted = Wanted::default();
+        let _ = service.function_reset(domain, self.id);
+        if !matches!(self.state, State::Ready) {
+            return;
+        }
+        match self.means.begin(self.machine, &self.function) {
+            Begun::Over(true) => service.ports().mend_slow_store(self.function.bdf),
+            Begun::Over(false) => self.tell_reset(),
+            Begun::UnderWay(resetting) => self.state = State::Resetting(resetting),
+        }
+        self.apply_bus_master();
+        self.apply_msix();
+    }
+
+    /// Looks whether a reset that the guest asked for is over. Returns whether it is not.
+    pub fn look(&mut self, service: &MachineService, domain: &Domain) -> bool {
+        let State::Resetting(resetting) = &mut self.state else { return false };
+        match resetting.look(self.machine.config(), &self.function) {
+            Progress::UnderWay => return true,
+            Progress::Done => {
+                self.come_back();
+                // What the guest has written into its table meanwhile, the function has not seen.
+                let _ = service.function_ready(domain, self.id);
+            }
+            Progress::Failed => {
+                self.state = State::Lost;
+                self.tell_reset();
+            }
+        }
+        false
+    }
+
+    /// The function is as after a reset: it becomes what its guest wants.
+    fn come_back(&mut self) {
+        self.state = State::Ready;
+        let config = self.machine.config();
+        if let Some(capability) = self.function.pasid.filter(|_| self.pasids) {
+            pci::function::set_pasid_enable(config, self.function.bdf, capability, true);
+        }
+        pci::function::enable_memory(config, self.function.bdf);
+        self.apply_msix();
+        self.apply_bus_master();
+    }
+
+    /// Says once that the device does not come back.
+    fn tell_reset(&mut self) {
+        if !core::mem::replace(&mut self.reset_told, true) {
+            log::warn!("{}: does not finish its reset", self.function.bdf);
         }
     }
 
@@ -379,21 +489,36 @@ impl Assigned {
             if self.means.registers().is_none_or(|registers| dsa::wait_command(registers, clock::current(), dsa::RESET))
             {
                 service.ports().mend_slow_store(self.function.bdf);
-            } else if !self.reset_told {
-                self.reset_told = true;
-                log::warn!("{}: does not finish its reset", self.function.bdf);
+            } else {
+                self.tell_reset();
             }
             let _ = service.device_reset(domain, self.id);
         }
     }
 
     /// Stops what the device does: before its interrupts and its memory are taken away.
-    pub fn quiesce(&self) {
+    pub fn quiesce(&mut self) {
+        if !self.is_back() {
+            log::error!("{}: does not answer to a reset", self.function.bdf);
+            return;
+        }
         self.means.stop(self.machine, &self.function);
         if let Some(capability) = self.function.pasid {
             pci::function::set_pasid_enable(self.machine.config(), self.function.bdf, capability, false);
         }
         set_msix(self.machine.config(), &self.function, false, true);
+    }
+
+    /// Waits for a reset that is under way, for 1.1 seconds at most. Returns whether the function can be touched.
+    fn is_back(&mut self) -> bool {
+        while let State::Resetting(resetting) = &mut self.state {
+            match resetting.look(self.machine.config(), &self.function) {
+                Progress::UnderWay => spin_loop(),
+                Progress::Done => self.come_back(),
+                Progress::Failed => self.state = State::Lost,
+            }
+        }
+        matches!(self.state, State::Ready)
     }
 
     /// Takes its way to memory away. Returns whether that is sure.

@@ -3,7 +3,8 @@
 use super::{vm::Vm, wall_clock::WallClock};
 use crate::{
     addr::Bdf,
-    console, cpu,
+    console::{self, terminal},
+    cpu,
     exits::PortWrite,
     guest::options::Options,
     vdev::{
@@ -29,6 +30,8 @@ pub struct Board {
     clock: WallClock,
     lines: u32,
     marks: bool,
+    /// Its serial port is the machine's terminal.
+    has_terminal: bool,
 }
 
 /// What a write to a port leaves to be done when the board is free again.
@@ -44,21 +47,31 @@ pub struct Written {
 impl Board {
     /// With the guest's bus, and the clock that its own follows.
     pub fn new(bus: VirtualBus, options: &Options, clock: WallClock) -> Self {
-        Self { bus, uart: Uart::new(), rtc: Rtc::new(), clock, lines: 0, marks: options.marks }
+        let (marks, has_terminal) = (options.marks, options.console);
+        Self { bus, uart: Uart::new(), rtc: Rtc::new(), clock, lines: 0, marks, has_terminal }
     }
 
-    /// IN.
+    /// IN. A guest's serial port has no interrupt, so its guest looks for input, and input is fetched when it looks.
     pub fn read(&mut self, port: u16, width: u8) -> u32 {
+        if self.has_terminal && (uart::BASE..=uart::LAST).contains(&port) {
+            while self.uart.can_receive()
+                && let Some(byte) = terminal::receive()
+            {
+                self.uart.receive(byte);
+            }
+        }
         let Self { bus, uart, rtc, clock, .. } = self;
         Ports { uart, bus, rtc, now: &|| clock.at(cpu::tsc()) }.read(port, width)
     }
 
     /// OUT, by guest `vm`.
     pub fn write(&mut self, vm: &Vm, port: u16, width: u8, value: u32) -> Written {
-        let Self { bus, uart, rtc, clock, lines, marks } = self;
+        let Self { bus, uart, rtc, clock, lines, marks, has_terminal } = self;
         let mut written = Written { outcome: PortWrite::Done, pci: None, mark: false };
         // A guest that writes faster than the console's line takes it waits by itself: neither the processor nor a lock does.
-        if port == uart::BASE && *lines < CONSOLE_LINES && !console::has_room() {
+        if port == uart::BASE
+            && (*lines < CONSOLE_LINES && !console::has_room() || *has_terminal && !terminal::has_room())
+        {
             written.outcome = PortWrite::NoRoom;
             return written;
         }
@@ -68,6 +81,9 @@ impl Board {
             mark |= show(&vm.name, lines, line) && *marks && line.starts_with(MARK);
         });
         written.mark = mark;
+        if *has_terminal && let Some(byte) = uart.take_sent() {
+            terminal::send(byte);
+        }
         match effect {
             Effect::None => {}
             Effect::Exit(code) => written.outcome = PortWrite::Exit(code),

@@ -1,15 +1,23 @@
 //! What a guest holds of the machine, and the order in which it comes back.
 
 use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, Ordering};
 
+use hcall_abi::DeviceId;
 use spin::Mutex;
 
-use super::{assign::Assigned, memory::FRAMES, ports::MachineService, virtual_functions::Parent};
+use super::{
+    assign::{Assigned, by_id},
+    memory::FRAMES,
+    ports::MachineService,
+    virtual_functions::Parent,
+};
 use crate::{
     addr::Hpa,
     ept::Ept,
     ims::{Domain, GuestId},
     memory::{FrameSource, Ram},
+    vdev::pci::Effect,
     vmx::instr,
 };
 
@@ -27,6 +35,8 @@ pub struct Holdings {
     pub frames: Vec<(Hpa, u64)>,
     /// The functions assigned to it.
     pub functions: Mutex<Vec<Assigned>>,
+    /// Some of them are being reset, and [`Self::look_at_resets`] has to be called. Set under the lock of the functions.
+    resetting: AtomicBool,
     /// The functions that the hypervisor keeps and whose virtual functions are its.
     pub parents: Vec<Arc<Parent>>,
     /// Its interrupt domain.
@@ -36,8 +46,39 @@ pub struct Holdings {
 impl Holdings {
     /// Nothing, for guest `id`.
     pub fn new(id: GuestId, service: &'static MachineService) -> Self {
-        let functions = Mutex::new(Vec::new());
-        Self { id, service, ram: None, ept: None, frames: Vec::new(), functions, parents: Vec::new(), domain: None }
+        let (functions, resetting) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        let (frames, parents) = (Vec::new(), Vec::new());
+        Self { id, service, ram: None, ept: None, frames, functions, resetting, parents, domain: None }
+    }
+
+    /// The guest has written to the configuration space of one of its functions.
+    pub fn configure(&self, function: DeviceId, effect: Effect, domain: &Domain) {
+        let mut functions = self.functions.lock();
+        if let Some(assigned) = by_id(&mut functions, function) {
+            if assigned.configure(effect, self.service, domain) {
+                self.resetting.store(true, Ordering::Relaxed);
+            }
+            return;
+        }
+        drop(functions);
+        let name = (self.id, function);
+        self.parents.iter().find_map(|parent| parent.configure(name, effect, self.service));
+    }
+
+    /// Whether functions have to be looked at.
+    pub fn is_resetting(&self) -> bool {
+        self.resetting.load(Ordering::Relaxed)
+    }
+
+    /// Looks at functions that are being reset, if there are any.
+    pub fn look_at_resets(&self) {
+        if !self.is_resetting() {
+            return;
+        }
+        // Who has them is soon done.
+        let (Some(domain), Some(mut functions)) = (&self.domain, self.functions.try_lock()) else { return };
+        let under_way = functions.iter_mut().fold(false, |any, function| function.look(self.service, domain) || any);
+        self.resetting.store(under_way, Ordering::Relaxed);
     }
 
     /// Whether its devices' interrupts are posted.
@@ -49,7 +90,7 @@ impl Holdings {
 impl Drop for Holdings {
     fn drop(&mut self) {
         let functions = self.functions.get_mut();
-        for function in functions.iter() {
+        for function in functions.iter_mut() {
             function.quiesce();
         }
         for parent in &self.parents {

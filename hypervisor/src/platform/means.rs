@@ -8,8 +8,16 @@ use super::{
 use crate::{
     clock,
     memory::Mmio,
-    pci::{self, Function},
+    pci::{self, Function, reset::Resetting},
 };
+
+/// A reset that its guest asks for.
+pub enum Begun {
+    /// It is over. Whether the function answered.
+    Over(bool),
+    /// The function must not be touched until it is over.
+    UnderWay(Resetting<'static>),
+}
 
 /// What a function is reset by.
 pub enum Means {
@@ -57,6 +65,15 @@ impl Means {
             log::error!("{}: does not answer to a reset", function.bdf);
         }
         pci::function::enable_memory(machine.config(), function.bdf);
+    }
+
+    /// Begins a reset for the function's guest. What takes long is not waited for: others have the processor meanwhile.
+    pub fn begin(&self, machine: &Machine, function: &Function) -> Begun {
+        match self {
+            Self::Command(registers) => Begun::Over(dsa::reset(registers, clock::current())),
+            Self::FunctionLevel => Resetting::begin(machine.config(), function, clock::current())
+                .map_or(Begun::Over(false), Begun::UnderWay),
+        }
     }
 
     fn reset(&self, machine: &Machine, function: &Function) -> bool {

@@ -42,13 +42,7 @@ impl Reach<'_> {
         if effect == Effect::None {
             return;
         }
-        let (id, holdings) = (DeviceId(function.0), &self.vm.holdings);
-        if let Some(assigned) = by_id(&mut holdings.functions.lock(), id) {
-            assigned.configure(effect);
-        } else {
-            let name = (self.vm.id, id);
-            holdings.parents.iter().find_map(|parent| parent.configure(name, effect, holdings.service));
-        }
+        self.vm.holdings.configure(DeviceId(function.0), effect, self.domain);
     }
 
     /// What a virtual function answers.
@@ -113,7 +107,7 @@ impl Platform for Reach<'_> {
             self.configure(function, effect);
         }
         if written.mark {
-            self.vm.report_exits();
+            self.vm.report_mark();
         }
         written.outcome
     }

@@ -73,14 +73,28 @@ pub type Plans = Vec<Result<Plan, String>>;
 pub fn plans(machine: &'static Machine, ports: &MachinePorts, modules: &[Module], fit: &[usize]) -> Plans {
     let mut turns = fit.iter().copied().cycle();
     let mut ledger = Ledger::default();
+    let mut terminal = None;
     let plan = |module| {
         let options = options(module)?;
+        take_terminal(&options, &mut terminal).map_err(|why| format!("{}: {why}", options.name))?;
         let processors = turns.by_ref().take(options.cpus as usize).collect();
         let given = given(machine, ports, &options, &mut ledger);
         let given = given.map_err(|why| format!("{}: {why}", options.name))?;
         Ok(Plan { options, processors, given })
     };
     modules.iter().map(plan).collect()
+}
+
+/// There is one terminal, which the first guest that asks for it gets.
+fn take_terminal(options: &Options, holder: &mut Option<String>) -> Result<(), String> {
+    match holder {
+        Some(holder) if options.console => Err(format!("console=on: the guest {holder} has the terminal")),
+        None if options.console => {
+            *holder = Some(options.name.clone());
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn options(module: &Module) -> Result<Options, String> {

@@ -30,6 +30,9 @@ const LEAST_TURN: u64 = 100_000;
 /// Ticks that one which wakes may be ahead of the others: it gets its turn soon, and cannot save up more than this.
 const HEAD_START: u64 = SLICE / 2;
 
+/// Ticks between two looks at a function that its guest has reset.
+const RESET_LOOKS: u64 = 2_000_000;
+
 /// What the processor has, and who runs on it.
 pub struct Runner {
     host: Host,
@@ -90,6 +93,7 @@ impl Runner {
             }
             self.service.ports().faults().poll(self.service);
             self.service.ports().parents().poll(self.service);
+            self.cpus.iter().for_each(|cpu| cpu.vm.holdings.look_at_resets());
             console::pump();
         }
         good
@@ -136,7 +140,7 @@ impl Runner {
             cpu.judge(now);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
-                State::Blocked => console::has_room(),
+                State::Blocked => cpu.vm.has_console_room(),
                 _ => false,
             };
             if wakes {
@@ -229,7 +233,9 @@ impl Runner {
         let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
         let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
         let looks = self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due());
-        timers.chain(looks).chain(self.service.ports().parents().due(now)).min()
+        let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.holdings.is_resetting());
+        let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
+        timers.chain(looks).chain(resets).chain(self.service.ports().parents().due(now)).min()
     }
 
     /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.
@@ -267,16 +273,16 @@ impl Runner {
             Some(_) => return interrupts::poll(),
             None => apic::disarm_timer(),
         }
-        // The console's line takes its time; whatever comes meanwhile ends the wait, and so does room for a guest's line.
-        let blocked = self.cpus.iter().any(|guest| guest.state == State::Blocked);
+        // The serial lines take their time; whatever comes meanwhile ends the wait, and so does room for what a guest writes.
+        let blocked = |cpu: &&VirtualCpu| cpu.state == State::Blocked;
         while console::pump() {
             interrupts::poll();
-            if interrupts::any() || blocked && console::has_room() {
+            if interrupts::any() || self.cpus.iter().filter(blocked).any(|cpu| cpu.vm.has_console_room()) {
                 return;
             }
         }
-        // With the ring empty there is room: nobody would wake who waits for that.
-        if !blocked {
+        // With the rings empty there is room: nobody would wake who waits for that.
+        if !self.cpus.iter().any(|cpu| blocked(&cpu)) {
             interrupts::idle();
         }
     }

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    console::terminal,
     ept::{Access, Ept},
     guest::{
         acpi,
@@ -95,6 +96,9 @@ impl Maker {
         let seats: Vec<_> = parts.iter().map(|parts| Arc::new(parts.seat(self.service))).collect();
         for (number, seat) in (0..).zip(&seats) {
             self.service.ports().seat(id, number, seat);
+        }
+        if options.console && !terminal::open() {
+            log::warn!("guest {}: console=on: no port answers at COM2; what it writes is on COM1 alone", options.name);
         }
         let board = Board::new(bus, options, self.machine.wall_clock());
         let vm = Arc::new(Vm::new(id, options, holdings, windows, board, seats));

@@ -383,12 +383,20 @@ impl Parent {
             Effect::Command { bus_master, .. } => {
                 function.bus_master = bus_master;
                 let stopped = function.registers.set_bus_master(bus_master, &mut queue);
-                if !stopped && !core::mem::replace(&mut function.told, true) {
-                    log::error!("{}: a work queue that has to stop does not", self.function.bdf);
-                }
+                self.tell_unless(stopped, function);
             }
             Effect::Msix { enable, function_mask } => {
                 (function.msix_enabled, function.function_masked) = (enable, function_mask);
+            }
+            Effect::Reset => {
+                (function.bus_master, function.msix_enabled, function.function_masked) = (false, false, false);
+                let stopped = function.registers.reset_function(&mut queue);
+                self.tell_unless(stopped, function);
+                if let Some(domain) = &function.domain {
+                    // What cannot be dropped comes when the guest unmasks it: one interrupt too many.
+                    let _ = service.function_reset(domain, name.1);
+                }
+                return Some(());
             }
             // BARs stay where they are.
             Effect::None | Effect::BarMoved(_) => {}
@@ -399,6 +407,13 @@ impl Parent {
             let _ = service.mask_table(domain, name.1, sent);
         }
         Some(())
+    }
+
+    /// Says once of a function that its queue does not stop.
+    fn tell_unless(&self, stopped: bool, function: &mut Virtual) {
+        if !stopped && !core::mem::replace(&mut function.told, true) {
+            log::error!("{}: a work queue that has to stop does not", self.function.bdf);
+        }
     }
 
     /// Tells the functions what the device has to say: revoked handles to all of them, an error to the one whose work queue's it is.

@@ -1,7 +1,7 @@
 //! A guest: what its virtual processors share.
 
 use alloc::{format, string::String, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use spin::Mutex;
 
@@ -13,6 +13,7 @@ use super::{
     windows::Windows,
 };
 use crate::{
+    console::{self, terminal},
     cpu, event,
     exits::EndReason,
     guest::options::Options,
@@ -60,12 +61,15 @@ pub struct Vm {
     pub windows: Windows,
     /// Interrupts that a slot of its may raise in [`super::storm::WINDOW`].
     pub storm_limit: Option<u32>,
+    /// Its serial port is the machine's terminal.
+    pub has_terminal: bool,
     /// Its console and its PCI bus.
     pub board: Mutex<Board>,
     seats: Vec<Arc<Seat>>,
     life: Mutex<Life>,
     ending: AtomicBool,
-    announced: AtomicBool,
+    /// The TSC at its first instruction; 0 before it.
+    began: AtomicU64,
     /// How often was told of a slot that fired too fast.
     storms: AtomicU32,
 }
@@ -86,15 +90,21 @@ impl Vm {
             id,
             name: options.name.clone(),
             storm_limit: options.storm,
+            has_terminal: options.console,
             holdings,
             windows,
             board: Mutex::new(board),
             seats,
             life: Mutex::new(Life { stopped, commands, reason: None }),
             ending: AtomicBool::new(false),
-            announced: AtomicBool::new(false),
+            began: AtomicU64::new(0),
             storms: AtomicU32::new(0),
         }
+    }
+
+    /// Whether it can write to its serial port without waiting for the machine's.
+    pub fn has_console_room(&self) -> bool {
+        console::has_room() && (!self.has_terminal || terminal::has_room())
     }
 
     /// The place of virtual processor `number`.
@@ -168,7 +178,9 @@ impl Vm {
 
     /// Tells that the guest starts, once, right before its first instruction. `epoch` is the TSC at the hypervisor's entry.
     pub fn announce(&self, epoch: u64) {
-        if self.announced.load(Ordering::Relaxed) || self.announced.swap(true, Ordering::Relaxed) {
+        let now = cpu::tsc();
+        let is_first = || self.began.compare_exchange(0, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if self.began.load(Ordering::Relaxed) != 0 || !is_first() {
             return;
         }
         event!(
@@ -177,8 +189,22 @@ impl Vm {
             self.name,
             self.holdings.ram.as_ref().map_or(0, Ram::len) >> 20,
             self.seats.len(),
-            cpu::tsc().wrapping_sub(epoch)
+            now.wrapping_sub(epoch)
         );
+    }
+
+    /// Ticks of the TSC since its first instruction; 0 if there was none.
+    fn ticks(&self) -> u64 {
+        match self.began.load(Ordering::Relaxed) {
+            0 => 0,
+            began => cpu::tsc().saturating_sub(began),
+        }
+    }
+
+    /// Tells how far the guest has come at a mark on its console: its time, and its exits.
+    pub fn report_mark(&self) {
+        event!("mark guest={} ticks={}", self.id.0, self.ticks());
+        self.report_exits();
     }
 
     /// Tells that a slot was masked because it fired too fast, but not without end.
@@ -189,7 +215,7 @@ impl Vm {
     }
 
     /// Tells the exits of all virtual processors so far. One key for each name of a reason; several reasons can share a name.
-    pub fn report_exits(&self) {
+    fn report_exits(&self) {
         let mut named: Vec<(&str, u64)> = Vec::new();
         let sums = sum_of_exits(self.seats.iter().map(|seat| &**seat));
         for (number, count) in (0..).zip(sums).filter(|(_, count)| *count != 0) {
@@ -238,6 +264,13 @@ impl Vm {
             domain.trapped_writes,
             domain.refused
         );
-        event!("guest-end guest={} name={} reason={} code={}", self.id.0, self.name, reason.name(), reason.code());
+        event!(
+            "guest-end guest={} name={} reason={} code={} ticks={}",
+            self.id.0,
+            self.name,
+            reason.name(),
+            reason.code(),
+            self.ticks()
+        );
     }
 }

@@ -6,6 +6,9 @@
 //!
 //! BARs do not move. Their place is decided when the guest is built, as firmware would; the sizing protocol works (a dword of
 //! ones gives the size mask), any other address is ignored, reads back as it was, and is reported as [`Effect::BarMoved`].
+//!
+//! Each function has function level reset (PCIe 6.6.2). What the guest has set is as at the beginning then; the function itself is the
+//! caller's to reset ([`Effect::Reset`]).
 
 use alloc::{boxed::Box, vec::Vec};
 
@@ -27,6 +30,7 @@ const INTERRUPT_LINE: u16 = 0x3c;
 const EXTENDED: usize = 0x100;
 const PCIE: u16 = 0x40;
 const MSIX: u16 = 0x80;
+const DEVICE_CAPABILITIES: u16 = PCIE + 4;
 const DEVICE_CONTROL: u16 = PCIE + 8;
 const MSIX_CONTROL: u16 = MSIX + 2;
 
@@ -41,8 +45,13 @@ const CAPABILITY_PCIE: u8 = 0x10;
 const CAPABILITY_MSIX: u8 = 0x11;
 /// Version 2, root complex integrated endpoint.
 const PCIE_FLAGS: u16 = 9 << 4 | 2;
-/// Everything but "initiate function level reset", which is not offered.
-const DEVICE_CONTROL_WRITABLE: u16 = 0x7fff;
+/// Role-based error reporting, which every function since version 1.1 has; function level reset (7.5.3.3).
+const DEVICE_CAPABILITIES_OFFERED: u32 = 1 << 15 | 1 << 28;
+/// Device control: initiate function level reset; reads as zero (7.5.3.4).
+const INITIATE_RESET: u16 = 1 << 15;
+const DEVICE_CONTROL_WRITABLE: u16 = !INITIATE_RESET;
+/// Device control: largest payload, which a function level reset leaves as it is (6.6.2).
+const MAX_PAYLOAD: u16 = 0b111 << 5;
 const MSIX_ENABLE: u16 = 1 << 15;
 const MSIX_FUNCTION_MASK: u16 = 1 << 14;
 const DVSEC_ID: u32 = 0x23;
@@ -133,6 +142,8 @@ pub enum Effect {
         /// All entries masked.
         function_mask: bool,
     },
+    /// The guest has reset the function: memory decoding, bus mastering and MSI-X are off.
+    Reset,
 }
 
 /// A page of configuration space.
@@ -209,6 +220,7 @@ impl VirtualFunction {
         page.set(CAPABILITIES, &[PCIE as u8]);
         let next = if descr.msix.is_some() { MSIX as u8 } else { 0 };
         page.set(PCIE, &[CAPABILITY_PCIE, next, PCIE_FLAGS as u8, 0]);
+        page.set(DEVICE_CAPABILITIES, &DEVICE_CAPABILITIES_OFFERED.to_le_bytes());
         if let Some(msix) = &descr.msix {
             set_msix(&mut page, msix, &descr.bars)?;
         }
@@ -250,7 +262,8 @@ impl VirtualFunction {
             BAR0..=BAR5 => self.write_bar((register - BAR0) / 4, value, mask),
             CACHE_LINE_SIZE | INTERRUPT_LINE => self.write_word(register, 0xff, value, mask, |_| Effect::None),
             DEVICE_CONTROL if self.page.get(PCIE) == [CAPABILITY_PCIE] => {
-                self.write_word(register, DEVICE_CONTROL_WRITABLE, value, mask, |_| Effect::None)
+                self.write_word(register, DEVICE_CONTROL_WRITABLE, value, mask, |_| Effect::None);
+                if value as u16 & INITIATE_RESET != 0 { self.reset() } else { Effect::None }
             }
             MSIX if self.page.get(MSIX) == [CAPABILITY_MSIX] => {
                 let writable = MSIX_ENABLE | MSIX_FUNCTION_MASK;
@@ -270,6 +283,23 @@ impl VirtualFunction {
         }
         self.page.set(offset, &new.to_le_bytes());
         effect(self)
+    }
+
+    /// A function level reset. BARs are where they are always.
+    fn reset(&mut self) -> Effect {
+        let kept = self.page.word(DEVICE_CONTROL) & MAX_PAYLOAD;
+        self.page.set(DEVICE_CONTROL, &kept.to_le_bytes());
+        self.page.set(COMMAND, &[0, 0]);
+        self.page.set(CACHE_LINE_SIZE, &[0]);
+        self.page.set(INTERRUPT_LINE, &[0]);
+        for (index, bar) in self.bars.iter().enumerate() {
+            self.page.set(BAR0 + index as u16 * 4, &bar.fixed.to_le_bytes());
+        }
+        if self.page.get(MSIX) == [CAPABILITY_MSIX] {
+            let off = self.page.word(MSIX_CONTROL) & !(MSIX_ENABLE | MSIX_FUNCTION_MASK);
+            self.page.set(MSIX_CONTROL, &off.to_le_bytes());
+        }
+        Effect::Reset
     }
 
     fn msix_control(&self) -> Effect {

@@ -1,10 +1,10 @@
-//! A 16550A serial port: the guest's console, output only.
+//! A 16550A serial port: the guest's console.
 //!
-//! Enough of it for Linux's `8250` driver to recognise a 16550A (`autoconfig`) and to write by polling. The transmitter is always
-//! empty and nothing is ever received, except in loopback mode, which the driver's test needs. It has no interrupt line: a guest
-//! has no IOAPIC. IIR shows what would have been raised.
+//! Enough of it for Linux's `8250` driver to recognise a 16550A (`autoconfig`), and to write and read by polling. The transmitter is
+//! always empty. It has no interrupt line: a guest has no IOAPIC. IIR shows what would have been raised, and Linux reads it by a timer
+//! where a port has no interrupt (`serial8250_timeout`).
 
-use super::lines::Lines;
+use super::{lines::Lines, receiver::Receiver};
 
 /// First of its eight I/O ports.
 pub const BASE: u16 = 0x3f8;
@@ -32,11 +32,14 @@ const SCR: u16 = 7;
 const IER_WRITABLE: u8 = 0x0f;
 const IER_RECEIVED: u8 = 1 << 0;
 const IER_TRANSMIT_EMPTY: u8 = 1 << 1;
+const IER_LINE_STATUS: u8 = 1 << 2;
 const IIR_NONE: u8 = 0x01;
 const IIR_TRANSMIT_EMPTY: u8 = 0x02;
 const IIR_RECEIVED: u8 = 0x04;
+const IIR_LINE_STATUS: u8 = 0x06;
+/// The FIFO holds less than its trigger, and no more has come for a while.
+const IIR_TIMEOUT: u8 = 0x0c;
 const IIR_FIFO_ENABLED: u8 = 0xc0;
-const FCR_ENABLE: u8 = 1 << 0;
 const LCR_DLAB: u8 = 1 << 7;
 const MCR_WRITABLE: u8 = 0x1f;
 const MCR_DTR: u8 = 1 << 0;
@@ -45,6 +48,7 @@ const MCR_OUT1: u8 = 1 << 2;
 const MCR_OUT2: u8 = 1 << 3;
 const MCR_LOOP: u8 = 1 << 4;
 const LSR_DATA_READY: u8 = 1 << 0;
+const LSR_OVERRUN: u8 = 1 << 1;
 const LSR_HOLDING_EMPTY: u8 = 1 << 5;
 const LSR_TRANSMITTER_EMPTY: u8 = 1 << 6;
 const LSR_ALL_SENT: u8 = LSR_HOLDING_EMPTY | LSR_TRANSMITTER_EMPTY;
@@ -63,9 +67,10 @@ pub struct Uart {
     lcr: u8,
     mcr: u8,
     scratch: u8,
-    fifo: bool,
     transmit_interrupt: bool,
-    looped: Option<u8>,
+    receiver: Receiver,
+    /// What the last write sent, outside of loopback mode.
+    sent: Option<u8>,
     lines: Lines,
 }
 
@@ -84,12 +89,12 @@ impl Uart {
         match offset {
             DLL if self.dlab() => self.divisor[0],
             DLM if self.dlab() => self.divisor[1],
-            RBR_THR => self.looped.take().unwrap_or(0),
+            RBR_THR => self.receiver.pop(),
             IER => self.ier,
             IIR_FCR => self.identify_interrupt(),
             LCR => self.lcr,
             MCR => self.mcr,
-            LSR => LSR_ALL_SENT | if self.looped.is_some() { LSR_DATA_READY } else { 0 },
+            LSR => self.line_status(),
             MSR => self.modem_status(),
             SCR => self.scratch,
             _ => 0xff,
@@ -103,7 +108,7 @@ impl Uart {
             DLM if self.dlab() => self.divisor[1] = value,
             RBR_THR => self.transmit(value, sink),
             IER => self.write_ier(value & IER_WRITABLE),
-            IIR_FCR => self.fifo = value & FCR_ENABLE != 0,
+            IIR_FCR => self.receiver.control(value),
             LCR => self.lcr = value,
             MCR => self.mcr = value & MCR_WRITABLE,
             SCR => self.scratch = value,
@@ -116,10 +121,26 @@ impl Uart {
         self.lines.flush(sink);
     }
 
+    /// Takes the byte that the last write sent, for a line that carries each byte as it comes.
+    pub fn take_sent(&mut self) -> Option<u8> {
+        self.sent.take()
+    }
+
+    /// Whether the line may bring a byte: there is room for it, and loopback mode has not cut the line off.
+    pub fn can_receive(&self) -> bool {
+        self.mcr & MCR_LOOP == 0 && self.receiver.has_room()
+    }
+
+    /// A byte comes in over the line.
+    pub fn receive(&mut self, byte: u8) {
+        self.receiver.push(byte);
+    }
+
     fn transmit(&mut self, value: u8, sink: &mut dyn FnMut(&str)) {
         if self.mcr & MCR_LOOP != 0 {
-            self.looped = Some(value);
+            self.receiver.push(value);
         } else {
+            self.sent = Some(value);
             self.lines.push(value, sink);
         }
         self.transmit_interrupt = true;
@@ -133,11 +154,22 @@ impl Uart {
         self.ier = value;
     }
 
-    /// Reading IIR acknowledges the transmitter's interrupt if it is the one shown.
+    /// Reading the line status clears the overrun.
+    fn line_status(&mut self) -> u8 {
+        let ready = if self.receiver.is_ready() { LSR_DATA_READY } else { 0 };
+        let overrun = if self.receiver.take_overrun() { LSR_OVERRUN } else { 0 };
+        LSR_ALL_SENT | ready | overrun
+    }
+
+    /// The interrupt of the highest priority. Reading IIR acknowledges the transmitter's if it is the one shown.
     fn identify_interrupt(&mut self) -> u8 {
-        let fifo = if self.fifo { IIR_FIFO_ENABLED } else { 0 };
-        if self.looped.is_some() && self.ier & IER_RECEIVED != 0 {
-            return fifo | IIR_RECEIVED;
+        let fifo = if self.receiver.has_fifo() { IIR_FIFO_ENABLED } else { 0 };
+        if self.receiver.is_overrun() && self.ier & IER_LINE_STATUS != 0 {
+            return fifo | IIR_LINE_STATUS;
+        }
+        if self.receiver.is_ready() && self.ier & IER_RECEIVED != 0 {
+            // Nothing says when the last byte came: what does not reach the trigger has waited long enough.
+            return fifo | if self.receiver.has_reached_trigger() { IIR_RECEIVED } else { IIR_TIMEOUT };
         }
         if self.ier & IER_TRANSMIT_EMPTY != 0 && core::mem::take(&mut self.transmit_interrupt) {
             return fifo | IIR_TRANSMIT_EMPTY;
@@ -161,6 +193,8 @@ impl Uart {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const FCR_ENABLE: u8 = 1 << 0;
 
     fn put(uart: &mut Uart, offset: u16, value: u8) {
         uart.write(offset, value, &mut |line| panic!("no output expected: {line}"));
@@ -231,5 +265,74 @@ mod tests {
         assert_eq!(uart.read(LSR), 0x61);
         assert_eq!(uart.read(RBR_THR), 0x41);
         assert_eq!(uart.read(LSR), 0x60);
+    }
+
+    #[test]
+    fn what_comes_in_is_read_in_its_order() {
+        let mut uart = Uart::new();
+        put(&mut uart, IIR_FCR, FCR_ENABLE);
+        b"hi".iter().for_each(|byte| uart.receive(*byte));
+        assert_eq!((uart.read(LSR), uart.read(RBR_THR)), (0x61, b'h'));
+        assert_eq!((uart.read(LSR), uart.read(RBR_THR)), (0x61, b'i'));
+        assert_eq!((uart.read(LSR), uart.read(RBR_THR)), (0x60, 0));
+    }
+
+    #[test]
+    fn a_guest_that_does_not_read_makes_the_line_wait() {
+        let mut uart = Uart::new();
+        assert!(uart.can_receive());
+        uart.receive(1);
+        assert!(!uart.can_receive(), "one byte without the FIFO");
+        put(&mut uart, IIR_FCR, FCR_ENABLE);
+        let mut taken = 0;
+        while uart.can_receive() && taken < 100 {
+            uart.receive(taken);
+            taken += 1;
+        }
+        assert_eq!(taken, 16);
+        uart.read(RBR_THR);
+        assert!(uart.can_receive());
+        put(&mut uart, MCR, MCR_LOOP);
+        assert!(!uart.can_receive(), "the line is cut off");
+    }
+
+    #[test]
+    fn a_received_byte_shows_as_an_interrupt_until_it_is_read() {
+        let mut uart = Uart::new();
+        put(&mut uart, IIR_FCR, FCR_ENABLE | 2 << 6);
+        uart.receive(b'x');
+        assert_eq!(uart.read(IIR_FCR), 0xc1, "not enabled");
+        put(&mut uart, IER, IER_RECEIVED | IER_TRANSMIT_EMPTY);
+        assert_eq!((uart.read(IIR_FCR), uart.read(IIR_FCR)), (0xcc, 0xcc), "less than the trigger");
+        (1..8).for_each(|byte| uart.receive(byte));
+        assert_eq!(uart.read(IIR_FCR), 0xc4);
+        (0..8).for_each(|_| drop(uart.read(RBR_THR)));
+        assert_eq!((uart.read(IIR_FCR), uart.read(IIR_FCR)), (0xc2, 0xc1), "the transmitter's comes after it");
+    }
+
+    #[test]
+    fn an_overrun_shows_in_the_line_status_once() {
+        let mut uart = Uart::new();
+        put(&mut uart, MCR, MCR_LOOP);
+        put(&mut uart, IER, IER_LINE_STATUS | IER_RECEIVED);
+        put(&mut uart, RBR_THR, 1);
+        assert_eq!(uart.read(IIR_FCR), IIR_RECEIVED);
+        put(&mut uart, RBR_THR, 2);
+        assert_eq!(uart.read(IIR_FCR), IIR_LINE_STATUS);
+        assert_eq!((uart.read(LSR), uart.read(LSR)), (0x63, 0x61));
+        assert_eq!(uart.read(RBR_THR), 2);
+    }
+
+    #[test]
+    fn each_byte_that_is_sent_can_be_had_as_it_is() {
+        let mut uart = Uart::new();
+        uart.write(RBR_THR, 0x1b, &mut |_| {});
+        assert_eq!((uart.take_sent(), uart.take_sent()), (Some(0x1b), None));
+        put(&mut uart, MCR, MCR_LOOP);
+        put(&mut uart, RBR_THR, b'x');
+        assert_eq!(uart.take_sent(), None, "in loopback mode nothing leaves");
+        put(&mut uart, LCR, LCR_DLAB);
+        put(&mut uart, DLL, 1);
+        assert_eq!(uart.take_sent(), None, "the divisor is not sent");
     }
 }

@@ -323,6 +323,20 @@ impl VirtualDsa {
         Ok(0)
     }
 
+    /// A function level reset: nothing is left of what the guest has done with the function. Returns whether its queue has stopped.
+    pub fn reset_function(&mut self, queue: &mut impl WorkQueue) -> bool {
+        self.bus_master = false;
+        let stopped = self.stop(queue).is_ok();
+        (self.genctrl, self.intcause, self.errors) = (0, 0, [0; 4]);
+        (self.command, self.command_status) = (0, 0);
+        for handle in self.handles.iter_mut().filter_map(Option::take) {
+            // One that the device does not take back can be had again all the same.
+            let _ = queue.release_handle(handle);
+        }
+        self.show();
+        stopped
+    }
+
     fn stop(&mut self, queue: &mut impl WorkQueue) -> Result<(), u8> {
         if self.queue_enabled {
             unless_so(queue.abort(), error::DEV_NOT_EN)?;

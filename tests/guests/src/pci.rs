@@ -41,6 +41,12 @@ pub const MSIX_FUNCTION_MASK: u32 = 1 << 30;
 pub const MSIX_TABLE: u16 = 4;
 /// The same of the pending bits.
 pub const MSIX_PENDING_BITS: u16 = 8;
+/// PCI Express (PCIe 7.5.3): device capabilities and device control, and what they have for a function level reset.
+const CAPABILITY_EXPRESS: u8 = 0x10;
+const DEVICE_CAPABILITIES: u16 = 4;
+const CAN_RESET: u32 = 1 << 28;
+const DEVICE_CONTROL: u16 = 8;
+const INITIATE_RESET: u32 = 1 << 15;
 /// Designated vendor-specific (PCIe 7.9.6).
 const EXTENDED_CAPABILITY_DVSEC: u16 = 0x23;
 /// DVSEC of Intel's Scalable I/O Virtualization: vendor and ID.
@@ -75,6 +81,31 @@ pub fn enable(config: &impl ConfigSpace, function: Function) {
 pub fn disable_bus_master(config: &impl ConfigSpace, function: Function) {
     let command = config.read(function, COMMAND) & 0xffff;
     config.write(function, COMMAND, command & !COMMAND_BUS_MASTER);
+}
+
+/// Device control of a function that has function level reset: where it is, and what is in it.
+pub fn device_control(config: &impl ConfigSpace, function: Function) -> Option<(u16, u32)> {
+    let express = capability(config, function, CAPABILITY_EXPRESS)?;
+    let at = express + DEVICE_CONTROL;
+    let can_reset = config.read(function, express + DEVICE_CAPABILITIES) & CAN_RESET != 0;
+    can_reset.then(|| (at, config.read(function, at) & 0xffff))
+}
+
+/// Begins a function level reset (PCIe 6.6.2). `None` where the function has none.
+pub fn initiate_reset(config: &impl ConfigSpace, function: Function) -> Option<()> {
+    let (at, control) = device_control(config, function)?;
+    config.write(function, at, control | INITIATE_RESET);
+    Some(())
+}
+
+/// Whether nothing is left of what a driver has set: the function neither answers nor sends, MSI-X is off, and the bit that resets reads
+/// as zero.
+pub fn is_as_after_reset(config: &impl ConfigSpace, function: Function) -> bool {
+    let enabled = COMMAND_MEMORY | COMMAND_BUS_MASTER;
+    let msix = capability(config, function, CAPABILITY_MSIX).map_or(0, |at| config.read(function, at));
+    config.read(function, COMMAND) & enabled == 0
+        && msix & (MSIX_ENABLE | MSIX_FUNCTION_MASK) == 0
+        && device_control(config, function).is_some_and(|(_, control)| control & INITIATE_RESET == 0)
 }
 
 /// The address of memory BAR `n`; `None` when it is I/O or was not placed.
@@ -176,6 +207,20 @@ mod tests {
         let config = Fake::new(&[(COMMAND, 0xf910_0400)]);
         enable(&config, DSA);
         assert_eq!(config.read(DSA, COMMAND), 0x0406);
+    }
+
+    #[test]
+    fn a_function_is_reset_only_where_it_says_that_it_can_be() {
+        let capabilities = [(COMMAND, 0x10_0006), (0x34, 0x40), (0x40, 0x0002_0010), (0x48, 0x0009_2810)];
+        let config = Fake::new(&capabilities);
+        assert_eq!((initiate_reset(&config, DSA), config.read(DSA, 0x48)), (None, 0x0009_2810));
+        let config = Fake::new(&[&capabilities[..], &[(0x44, CAN_RESET)]].concat());
+        assert!(!is_as_after_reset(&config, DSA), "it is enabled");
+        assert_eq!((initiate_reset(&config, DSA), config.read(DSA, 0x48)), (Some(()), 0xa810));
+        config.write(DSA, COMMAND, 0x10_0000);
+        assert!(!is_as_after_reset(&config, DSA), "the bit is still there");
+        config.write(DSA, 0x48, 0x2810);
+        assert!(is_as_after_reset(&config, DSA));
     }
 
     #[test]

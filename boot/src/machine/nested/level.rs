@@ -54,6 +54,7 @@ pub fn end_line(end: &End) -> String {
         End::Silent(time) => ("silent", Some(seconds(time))),
         End::TooLong(time) => ("too-long", Some(seconds(time))),
         End::Flooded => ("flooded", None),
+        End::Asked => ("asked", None),
     };
     let pairs: Vec<_> = [("how", how.to_owned())].into_iter().chain(more).collect();
     line(END, &pairs)
@@ -71,6 +72,7 @@ pub fn end(pairs: &Pairs) -> End {
         Some("silent") => End::Silent(time()),
         Some("too-long") => End::TooLong(time()),
         Some("flooded") => End::Flooded,
+        Some("asked") => End::Asked,
         _ => End::Died(format!("its end cannot be read: {pairs}")),
     }
 }
@@ -97,6 +99,7 @@ mod tests {
         for told in [
             End::Off,
             End::LeftOn,
+            End::Asked,
             End::Died("QEMU ended with exit status: 1: no \"KVM\"".into()),
             End::Refused("x".into()),
             End::Silent(time),

@@ -313,6 +313,39 @@ fn feature_msix_backed_a_reset_drops_what_is_pending_in_the_device_and_leaves_th
 }
 
 #[test]
+fn feature_msix_backed_a_function_level_reset_leaves_nothing_of_the_table() {
+    let two = Two::new();
+    for slot in [0, 1, 2, 70] {
+        two.program(slot, target(0, 0x41));
+    }
+    for slot in [0, 1] {
+        two.poke(slot, Field::Ctrl, 1);
+    }
+    two.signal().unwrap();
+    for slot in [1, 5] {
+        two.machine().set_pending(&two.table(), slot, true);
+    }
+    two.service.function_reset(&two.domain, FIRST).unwrap();
+    assert_eq!([0, 1, 2].map(|word| two.pending(word)), [0; 3]);
+    assert_eq!(two.service.counters().discarded, 2);
+    assert_eq!((two.machine().used(), two.service.counters().live), ((0, 0), 0));
+    for slot in [0, 1, 2, 5, 70] {
+        assert_eq!(two.machine().shadow(&two.table(), slot), [0, 0, 0, 1]);
+        assert_eq!((two.comes_out(slot), two.machine().slot(&two.table(), slot)[3] & 1), (None, 1));
+    }
+    // MSI-X is disabled until the guest enables it, and the slots are for the function's PASID still.
+    two.program(2, target(0, 0x42));
+    assert_eq!(two.comes_out(2), None);
+    two.hold(false);
+    assert_eq!((two.comes_out(2), two.comes_out(70)), (Some(target(0, 0x42)), None));
+    assert_eq!(two.machine().slot(&two.table(), 2)[3], 0x101 << 12 | 1 << 3);
+    two.program(0, target(0, 0x43));
+    assert_eq!(two.delivered(), [], "the signal was dropped");
+    two.service.detach(&two.domain);
+    assert_eq!(two.service.function_reset(&two.domain, FIRST), Err(Status::NoSuchDevice));
+}
+
+#[test]
 fn while_no_flush_comes_to_an_end_resets_take_no_more_than_one_entry() {
     let two = Two::new();
     two.machine().set_pending(&two.table(), 5, true);

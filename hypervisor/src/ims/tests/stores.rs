@@ -269,6 +269,34 @@ fn attack_23_after_a_device_reset_all_is_as_after_reset_but_the_msix_table() {
 }
 
 #[test]
+fn after_a_function_level_reset_the_msix_table_is_as_after_reset_too() {
+    let bench = Bench::new();
+    let (msix, spec) = (StoreName::Msix, bench.spec(StoreName::Msix));
+    let program = |slot: u64, vector: u64| {
+        bench.write(msix, slot * 16, 8, ADDRESS.into()).unwrap();
+        bench.write(msix, slot * 16 + 8, 8, vector).unwrap();
+    };
+    program(2, 0x62);
+    bench.program(0, ADDRESS, 0x40).unwrap();
+    let handle = bench.mapped(target(1, 0x50));
+    bench.service.function_reset(&bench.domain, DEVICE).unwrap();
+    assert_eq!((bench.machine().used(), bench.service.counters().live), ((0, 0), 0));
+    assert_eq!((bench.machine().fire(&spec, 2), bench.fire(0)), (None, None), "masked before the function is touched");
+    assert_eq!((bench.machine().shadow(&spec, 2), bench.seen(0)), ([0, 0, 0, 1], [0, 0, 0, 1]));
+    assert_eq!(bench.on(Call::Unmask, handle), Err(Status::StaleHandle));
+    // The function answers late, and has not seen what was written meanwhile.
+    program(3, 0x63);
+    bench.machine().reset(&spec);
+    assert_eq!(bench.machine().fire(&spec, 3), None);
+    bench.service.function_ready(&bench.domain, DEVICE).unwrap();
+    assert_eq!((bench.machine().fire(&spec, 3), bench.machine().fire(&spec, 2)), (Some(target(0, 0x63)), None));
+    bench.service.detach(&bench.domain);
+    let late =
+        [Service::function_reset, Service::function_ready].map(|call| call(&bench.service, &bench.domain, DEVICE));
+    assert_eq!(late, [Err(Status::NoSuchDevice); 2]);
+}
+
+#[test]
 fn the_pending_bit_is_shown_when_a_driver_masks_and_looks_again() {
     let bench = Bench::new();
     let spec = bench.spec(StoreName::Ims);

@@ -178,6 +178,57 @@ fn descriptions_that_make_no_function_are_refused() {
     assert_eq!(bus.add(VirtualFunction::new(&dsa()).unwrap()), Err(Error::BusFull));
 }
 
+#[test]
+fn every_function_offers_to_be_reset_by_itself() {
+    let bus = bus();
+    assert_eq!(bus.read(DEV, PCIE + 4, 4), 0x1000_8000);
+    let mut plain = VirtualBus::new();
+    plain.add(VirtualFunction::new(&FunctionDescr::default()).unwrap()).unwrap();
+    assert_eq!(plain.read(DEV, PCIE + 4, 4) >> 28 & 1, 1);
+    assert_eq!(plain.write(DEV, PCIE + 8, 2, 0x8000), Effect::Reset);
+}
+
+#[test]
+fn a_function_level_reset_leaves_configuration_as_at_first_but_for_the_payload() {
+    let mut bus = bus();
+    bus.reveal_stores();
+    let first = *bus.function(DEV).unwrap().config_page().bytes();
+    for (offset, width, value) in [
+        (4, 2, 0xffff),
+        (0x0c, 1, 0x10),
+        (0x3c, 1, 0x0b),
+        (0x10, 4, u32::MAX),
+        (0x1c, 4, u32::MAX),
+        (MSIX_CONTROL, 2, 0xc000),
+        (DEVICE_CONTROL, 2, 0x7fff),
+    ] {
+        bus.write(DEV, offset, width, value);
+    }
+    assert_eq!(bus.read(DEV, DEVICE_CONTROL, 2), 0x7fff);
+    assert_eq!(bus.write(DEV, DEVICE_CONTROL + 1, 1, 0xff), Effect::Reset);
+    assert_eq!(bus.read(DEV, DEVICE_CONTROL, 2), 0xe0, "the largest payload stays, and the bit that resets reads as 0");
+    bus.write(DEV, DEVICE_CONTROL, 2, 0);
+    assert_eq!(*bus.function(DEV).unwrap().config_page().bytes(), first);
+}
+
+#[test]
+fn only_a_one_in_the_resets_own_bit_resets() {
+    let mut bus = bus();
+    for (offset, width, value) in [
+        (DEVICE_CONTROL, 1, 0x80),
+        (DEVICE_CONTROL, 2, 0x7fff),
+        (DEVICE_CONTROL + 1, 1, 0x7f),
+        (DEVICE_CONTROL + 2, 2, 0x8000),
+        (DEVICE_CONTROL, 4, 0x8000_7fff),
+        (PCIE + 4, 4, u32::MAX),
+        (PCIE + 0x10, 4, u32::MAX),
+    ] {
+        assert_eq!(bus.write(DEV, offset, width, value), Effect::None, "{offset:#x}");
+    }
+    assert_eq!(bus.write(DEV, DEVICE_CONTROL, 4, 0x8000), Effect::Reset);
+    assert_eq!(bus.write(Bdf::new(0, 0, 0), DEVICE_CONTROL, 2, 0x8000), Effect::None, "the host bridge has none");
+}
+
 proptest! {
     #[test]
     fn identity_and_bars_survive_every_write(

@@ -239,6 +239,31 @@ fn without_bus_mastering_the_function_stops() {
 }
 
 #[test]
+fn a_function_level_reset_leaves_nothing_of_what_the_guest_did() {
+    let fresh = *VirtualDsa::new(SHAPE).page();
+    for parent_fails in [false, true] {
+        let mut guest = Guest::working();
+        guest.command(13, 1);
+        guest.write(GENCTRL, 4, 1);
+        guest.dsa.record_error([1, 2, 3, 4]);
+        guest.write(CMD, 4, 1 << 31 | 3 << 20);
+        guest.queue.told.clear();
+        guest.queue.error = parent_fails.then_some(0xff);
+        assert_eq!(guest.dsa.reset_function(&mut guest.queue), !parent_fails);
+        if parent_fails {
+            // What goes on in the queue is still to be seen, and the guest can try again.
+            assert_eq!((guest.state(), &guest.queue.told[..]), ((1, 1), &["abort", "release"][..]));
+            assert!(guest.dsa.reset_function(&mut guest.queue));
+        } else {
+            assert_eq!(guest.queue.told, ["abort", "disable", "release"]);
+        }
+        assert_eq!(*guest.dsa.page(), fresh);
+        assert_eq!(guest.command(14, 2049), 0x41, "handles are given back");
+        assert_eq!(guest.command(1, 0), 0x12, "bus mastering is off");
+    }
+}
+
+#[test]
 fn feature_emulated_an_error_is_shown_without_the_parents_numbers() {
     let mut guest = Guest::working();
     let record = [0x12 << 8 | 5 << 16 | 0b1101 | 3 << 32 | 0x77 << 40, 1, 2, 3];

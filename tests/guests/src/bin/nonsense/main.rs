@@ -17,9 +17,9 @@ use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use guests::bare::assigned::{AssignedDsa, Records, batch_page, hypercalls, submit_and_poll};
 use guests::bare::dma::DmaBuffer;
-use guests::bare::{Guest, apic, idle, interrupts, poke, vector};
+use guests::bare::{Guest, apic, config, idle, interrupts, poke, vector};
 use guests::dsa::{Completion, Descriptor};
-use guests::{command_line, println};
+use guests::{command_line, pci, println};
 
 guests::guest!(main);
 
@@ -81,6 +81,8 @@ fn main(guest: &Guest) -> u8 {
     messages::all(&mut attacker);
     stores::all(&mut attacker);
     privileges::all(&mut attacker, calls.interface().call_base);
+    attacker.restart_device();
+    attacker.reset_function();
     attacker.restart_device();
     calls::all(&mut attacker, &calls, batch_page(&PAGE));
     attacker.report()
@@ -165,6 +167,22 @@ impl Attacker {
             self.error(format_args!("a slot after a reset of the device: {seen:x?}"));
         }
         self.program_good_slot();
+    }
+
+    /// A function level reset leaves nothing of the slots, and the device is off.
+    fn reset_function(&mut self) {
+        use guests::dsa::{Registers, spec};
+        self.cases += 1;
+        let (config, function) = (config::Ports, self.device.function);
+        if pci::initiate_reset(&config, function).is_none() {
+            self.error(format_args!("the function cannot be reset"));
+        }
+        let seen = [0, 1, 2, 3].map(|n| self.dword(GOOD_SLOT, n));
+        let enabled = self.device.bar0.read(spec::GENSTS) & 1 != 0;
+        if seen != [0, 0, 0, 1] || enabled || !pci::is_as_after_reset(&config, function) {
+            self.error(format_args!("after a function level reset: a slot {seen:x?}, enabled: {enabled}"));
+        }
+        pci::enable(&config, function);
     }
 
     /// Does something of which no interrupt may come.

@@ -130,13 +130,18 @@ impl Vf {
         if self.dsa.ims_slots() != 0 {
             return Err("GENCAP tells of a message store");
         }
+        self.start_some(self.vectors)
+    }
+
+    /// As [`Self::start`], but only so many vectors.
+    pub fn start_some(&mut self, vectors: u16) -> Result<(), &'static str> {
         pci::enable(&config::Ports, self.function);
         self.set_msix(true, true);
-        for vector in 0..self.vectors {
+        for vector in 0..vectors {
             self.program(vector);
         }
         self.set_msix(true, false);
-        (0..self.vectors).for_each(|vector| self.set_mask(vector, false));
+        (0..vectors).for_each(|vector| self.set_mask(vector, false));
         self.restart().map_err(|error| {
             println!("vfunc: {error:?}");
             "it does not start"

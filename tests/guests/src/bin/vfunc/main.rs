@@ -9,6 +9,7 @@ mod crash;
 mod emulated;
 mod flood;
 mod function;
+mod level_reset;
 mod masks;
 mod odd;
 mod processors;
@@ -56,6 +57,9 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
     together::all(&mut first, &mut second);
     if command_line::number(guest.command_line, "processors") == Some(2) {
         processors::all(&mut first);
+    }
+    for vf in [&mut first, &mut second] {
+        level_reset::all(vf);
     }
     let errors = function::errors() + COUNTS.strays();
     if COUNTS.strays() != 0 {

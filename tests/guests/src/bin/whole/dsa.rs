@@ -22,9 +22,9 @@ pub struct Worker {
     portal: Portal,
 }
 
-impl Worker {
-    /// Starts it with one work queue.
-    pub fn start(function: Function) -> Result<Self, &'static str> {
+impl Work for Worker {
+    /// With one work queue.
+    fn start(function: Function) -> Result<Self, &'static str> {
         let bar = |n| pci::bar(&config::Ports, function, n).ok_or("a BAR has no place");
         // SAFETY: what a BAR names is the device's; it is given nothing but our own buffer's address.
         let registers = unsafe { DeviceMemory::new(bar(0)?, REGISTERS) }.ok_or("its registers are not mapped")?;
@@ -34,9 +34,7 @@ impl Worker {
         // SAFETY: the first page of BAR 2 is the first work queue's portal for MSI-X handles.
         Ok(Self { portal: unsafe { Portal::new(portal.cast()) } })
     }
-}
 
-impl Work for Worker {
     fn raise(&mut self, vector: u16) -> Result<(), &'static str> {
         let descriptor = Descriptor::noop(RECORDS.address(0), vector);
         let done = submit_and_poll(&self.portal, &descriptor, &RECORDS, 0, LIMIT).ok_or("it does not work")?;

@@ -1,11 +1,13 @@
 //! A guest with a whole function whose interrupts are MSI-X and nothing else. It programs the table as on any machine, without a
 //! hypercall: an NVMe controller's, or that of a DSA under another device ID.
 //!
-//! Each vector is raised, held back while it is masked, and moved; each interrupt must come once and where it belongs.
+//! Each vector is raised, held back while it is masked, and moved; each interrupt must come once and where it belongs. At last the function is
+//! reset, and works again.
 #![no_std]
 #![no_main]
 
 mod dsa;
+mod level_reset;
 mod nvme;
 mod table;
 
@@ -14,6 +16,7 @@ use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use guests::bare::{Guest, config, idle, interrupts};
 use guests::pci::{self, ConfigSpace, Function};
 use guests::println;
+use level_reset::Driver;
 use table::Table;
 
 guests::guest!(run);
@@ -34,7 +37,10 @@ const QUIET: u64 = 200_000;
 static CAME: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
 
 /// What a function does.
-trait Work {
+trait Work: Sized {
+    /// Starts the function, which decodes its memory and may send.
+    fn start(function: Function) -> Result<Self, &'static str>;
+
     /// Works once, and raises a vector below [`VECTORS`] at the end.
     fn raise(&mut self, vector: u16) -> Result<(), &'static str>;
 }
@@ -45,18 +51,16 @@ fn run(_: &Guest) -> Result<(), &'static str> {
         CAME[usize::from(vector)].fetch_add(1, SeqCst);
     });
     if let Some(function) = pci::find(&config::Ports, dsa::VENDOR, dsa::DEVICE) {
-        let mut table = Table::enable(function)?;
-        let work = dsa::Worker::start(function)?;
-        return all(&mut table, work, function);
+        return all::<dsa::Worker>(function, &[Driver::Patient, Driver::Eager]);
     }
     let nvme = |function: &Function| config::Ports.read(*function, 8) >> 8 == nvme::CLASS;
     let function = (0..=u8::MAX).map(Function).find(nvme).ok_or("no function to work with")?;
-    let mut table = Table::enable(function)?;
-    let work = nvme::Controller::start(function)?;
-    all(&mut table, work, function)
+    all::<nvme::Controller>(function, &[Driver::Patient])
 }
 
-fn all(table: &mut Table, mut work: impl Work, function: Function) -> Result<(), &'static str> {
+fn all<W: Work>(function: Function, resets: &[Driver]) -> Result<(), &'static str> {
+    let mut table = Table::enable(function)?;
+    let mut work = W::start(function)?;
     println!("whole: {function} works, with {} vectors in its table", table.len());
     let (mut errors, mut held) = (0, 0);
     for vector in 0..VECTORS {
@@ -76,6 +80,9 @@ fn all(table: &mut Table, mut work: impl Work, function: Function) -> Result<(),
         errors += u32::from(!fires(&mut work, vector, place + MOVE)?);
     }
     errors += u32::from(VECTORS) - held;
+    for &driver in resets {
+        errors += level_reset::try_out::<W>(function, driver)?;
+    }
     println!("@result vectors={VECTORS} handled={} held={held} errors={errors}", total());
     if errors == 0 { Ok(()) } else { Err("not everything was right") }
 }

@@ -54,23 +54,6 @@ const fn submissions(queue: usize) -> usize {
 }
 
 impl Controller {
-    /// Starts it, and makes its queues.
-    pub fn start(function: Function) -> Result<Self, &'static str> {
-        let bar = pci::bar(&config::Ports, function, 0).ok_or("BAR 0 has no place")?;
-        // SAFETY: what a BAR names is the device's; it is given nothing but our own buffer's addresses.
-        let registers = unsafe { DeviceMemory::new(bar, REGISTERS) }.ok_or("its registers are not mapped")?;
-        let mut this = Self { registers, submitted: [0; VECTORS as usize] };
-        this.registers.write(CC, 0);
-        this.wait(0)?;
-        this.registers.write(AQA, (SLOTS - 1) << 16 | (SLOTS - 1));
-        this.write_address(ASQ, submissions(0));
-        this.write_address(ACQ, submissions(0) + 4096);
-        this.registers.write(CC, CC_ENABLE);
-        this.wait(CSTS_READY)?;
-        (1..VECTORS).try_for_each(|queue| this.make_queue(queue))?;
-        Ok(this)
-    }
-
     /// A queue pair whose completions raise the vector of the same number.
     fn make_queue(&mut self, queue: u16) -> Result<(), &'static str> {
         let (at, number) = (submissions(queue.into()), u32::from(queue));
@@ -131,6 +114,25 @@ impl Controller {
 }
 
 impl Work for Controller {
+    /// And makes its queues.
+    fn start(function: Function) -> Result<Self, &'static str> {
+        let bar = pci::bar(&config::Ports, function, 0).ok_or("BAR 0 has no place")?;
+        // SAFETY: what a BAR names is the device's; it is given nothing but our own buffer's addresses.
+        let registers = unsafe { DeviceMemory::new(bar, REGISTERS) }.ok_or("its registers are not mapped")?;
+        let mut this = Self { registers, submitted: [0; VECTORS as usize] };
+        this.registers.write(CC, 0);
+        this.wait(0)?;
+        // Completions of a time before a reset look as new ones.
+        (0..DATA).step_by(8).for_each(|at| MEMORY.write(at, 0));
+        this.registers.write(AQA, (SLOTS - 1) << 16 | (SLOTS - 1));
+        this.write_address(ASQ, submissions(0));
+        this.write_address(ACQ, submissions(0) + 4096);
+        this.registers.write(CC, CC_ENABLE);
+        this.wait(CSTS_READY)?;
+        (1..VECTORS).try_for_each(|queue| this.make_queue(queue))?;
+        Ok(this)
+    }
+
     fn raise(&mut self, vector: u16) -> Result<(), &'static str> {
         if vector == 0 {
             return self.admin(IDENTIFY, DATA, CONTROLLER, 0);
