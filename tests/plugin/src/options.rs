@@ -110,6 +110,7 @@ mod tests {
         assert_eq!(Options::parse("most-slots").unwrap().dsa(0).ims_multiplier, 63);
         assert_eq!((Options::default().dsas(), Options::parse("four-dsas").unwrap().dsas(), both.dsas()), (2, 4, 0));
         assert!(Options::default().scalable() && !Options::parse("legacy").unwrap().scalable());
+        assert!(Options::parse("first-stage").unwrap().first_stage);
         assert!(Options::default().dmar() && !both.dmar());
         assert!(!Options { no_dmar: true, ..Options::default() }.dmar());
     }
