@@ -122,7 +122,10 @@ impl GuestArg {
             Source::File(path) => self.check_files(path, None),
             Source::Linux(Asked { kernel: Some(kernel), initrd, .. }) => self.check_files(kernel, initrd.as_deref()),
             // The kernel is not there yet, perhaps. The initrd is looked at with it.
-            Source::Linux(Asked { initrd: Some(initrd), .. }) => read(initrd).map(drop),
+            Source::Linux(Asked { initrd: Some(initrd), .. }) => {
+                ensure!(!read(initrd)?.is_empty(), "{}: {}", initrd.display(), image::Error::EmptyInitrd);
+                Ok(())
+            }
             Source::Ours(_) | Source::Linux(_) => Ok(()),
         }
     }
@@ -373,6 +376,41 @@ mod tests {
         assert!(words.contains("quotes of its own"), "{words}");
         assert_eq!(GuestArg::new(&format!("\"{file}\" mem=64M")).unwrap().name(), "my-guest");
         assert!(!error("/no/such/file mem=64M").contains("quotes"));
+    }
+
+    #[test]
+    fn a_linux_is_two_modules_where_it_has_an_initrd() {
+        let (_directory, kernel) = with_image("vmlinux", &image());
+        let payload = Payload { kernel: kernel.clone().into(), initrd: Some(kernel.clone().into()) };
+        let images = Images { linux: Some(payload), ..Images::default() };
+        let names = |asked: Asked| {
+            let modules = GuestArg::with("linux cpus=2 name=first", &asked)?.modules(&images)?;
+            Ok::<_, anyhow::Error>(modules.iter().map(|module| module.name().to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(names(Asked::default()).unwrap(), ["first", "initrd"]);
+        let kernel = Some(kernel.into());
+        assert_eq!(names(Asked { kernel, ..Asked::default() }).unwrap(), ["first"]);
+        let string = GuestArg::new("linux").unwrap().string();
+        assert!(string.starts_with("linux os=linux mem=512M device=dsa \"cmdline=console=ttyS0 "), "{string}");
+    }
+
+    #[test]
+    fn files_for_linux_that_the_hypervisor_would_refuse_are_named() {
+        let (_first, kernel) = with_image("vmlinux", &image());
+        let (_second, empty) = with_image("initrd", b"");
+        let (_third, large) = with_image("initrd", &[0; 16 << 20]);
+        let (_fourth, text) = with_image("vmlinuz", b"# a text");
+        let refused = |kernel: Option<&str>, initrd: &str| {
+            let asked = Asked { kernel: kernel.map(Into::into), initrd: Some(initrd.into()), append: None };
+            format!("{:#}", GuestArg::with("linux mem=16M", &asked).unwrap_err())
+        };
+        for words in [refused(Some(&kernel), &empty), refused(None, &empty)] {
+            assert_eq!(words, format!("{empty}: the initrd is empty"));
+        }
+        let words = refused(Some(&kernel), &large);
+        assert!(words.starts_with(&large) && words.ends_with("; give it more memory by mem="), "{words}");
+        let words = refused(Some(&text), &large);
+        assert!(words.starts_with(&text) && words.contains("Linux' bzImage"), "{words}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use imsvisor_boot::paths::Paths;
 use imsvisor_boot::prefix::{Need, Tools};
 use imsvisor_boot::progress::Step;
 use imsvisor_boot::show::{self, Show};
-use imsvisor_boot::terminal::Terminal;
+use imsvisor_boot::terminal::{Terminal, Turn};
 use imsvisor_boot::{cargo, json, linux, prefix};
 
 /// Exit code for an invalid value of an option; clap uses the same.
@@ -135,15 +135,16 @@ fn follow(run: &mut Run, options: &Options, guest: Option<&str>) -> Result<()> {
             live.line(&seen);
             continue;
         };
-        let was_on = terminal.is_on();
-        if !was_on {
+        let turn = terminal.turn(&seen.line);
+        if turn == Some(Turn::Ends) {
+            terminal.end();
+        }
+        if !terminal.is_on() {
             live.line(&seen);
         }
-        terminal.heed(&seen.line)?;
-        match (was_on, terminal.is_on()) {
-            (true, false) => live.line(&seen),
-            (false, true) => show::terminal(guest.unwrap_or_default()),
-            _ => {}
+        if turn == Some(Turn::Begins) {
+            show::terminal(guest.unwrap_or_default());
+            terminal.begin()?;
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,9 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// When nothing has come from the guest for so long after its end, or its end is so long ago, nothing more will.
 const QUIET: Duration = Duration::from_millis(150);
 const LAST_BYTES: Duration = Duration::from_secs(2);
+
+/// Bytes of a guest that are kept for the time when it has the terminal.
+const HELD: usize = 64 << 10;
 
 /// A pseudo-terminal for the machine to open.
 #[derive(Debug)]
@@ -66,14 +69,48 @@ struct Shared {
     on: AtomicBool,
     /// Nobody looks any more.
     over: AtomicBool,
-    /// When the guest's last byte came.
-    last: Mutex<Instant>,
+    screen: Mutex<Screen>,
+}
+
+/// What the guest writes. Its first bytes come before the line that says that it starts, because the other serial line has more to carry.
+#[derive(Debug)]
+struct Screen {
+    output: File,
+    /// Bytes that came before the terminal was the guest's; none once it is.
+    held: Option<Vec<u8>>,
+    /// When the last byte came.
+    last: Instant,
+}
+
+impl Screen {
+    // What cannot be shown is lost: the guest does not wait for it.
+    fn show(&mut self, bytes: &[u8]) {
+        self.last = Instant::now();
+        match &mut self.held {
+            Some(held) if held.len() < HELD => held.extend(bytes),
+            Some(_) => {}
+            None => drop(self.output.write_all(bytes)),
+        }
+    }
+
+    fn open(&mut self) {
+        let _ = self.output.write_all(&self.held.take().unwrap_or_default());
+    }
 }
 
 impl Shared {
-    fn since_last(&self) -> Duration {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    fn screen(&self) -> MutexGuard<'_, Screen> {
+        self.screen.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a line means for a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Its guest starts.
+    Begins,
+    /// Its guest has ended.
+    Ends,
 }
 
 /// A guest's console on a terminal. Dropping it gives the terminal back as it was.
@@ -91,13 +128,13 @@ impl Terminal {
     /// Connects the machine's side to the two sides of a terminal, or to files in its place. The keys belong to the guest of this name from
     /// its start to its end; [`ESCAPE`] sets `stop`.
     pub fn new(guest: &str, machine: OwnedFd, [input, output]: [OwnedFd; 2], stop: Arc<AtomicBool>) -> Result<Self> {
-        let shared = Shared { on: false.into(), over: false.into(), last: Mutex::new(Instant::now()) };
-        let shared = Arc::new(shared);
+        let screen = Screen { output: output.into(), held: Some(Vec::new()), last: Instant::now() };
+        let shared = Arc::new(Shared { on: false.into(), over: false.into(), screen: screen.into() });
         let copy = |file: &OwnedFd| file.try_clone().context("cannot share the terminal");
         let keys = Keys { input: copy(&input)?, machine: copy(&machine)?.into(), stop, shared: Arc::clone(&shared) };
         thread::spawn(move || keys.carry());
         let seen = Arc::clone(&shared);
-        thread::spawn(move || show(machine.into(), output.into(), &seen));
+        thread::spawn(move || show(machine.into(), &seen));
         Ok(Self { guest: guest.to_owned(), input, modes: None, shared })
     }
 
@@ -106,33 +143,38 @@ impl Terminal {
         self.shared.on.load(Ordering::Relaxed)
     }
 
-    /// Gives the terminal to the guest when a line says that it starts, and takes it back when one says that it has ended.
-    pub fn heed(&mut self, line: &Line) -> Result<()> {
+    /// What a line means for the terminal.
+    pub fn turn(&self, line: &Line) -> Option<Turn> {
         let tells = |event| line.event(event).is_some_and(|pairs| pairs.get("name") == Some(self.guest.as_str()));
-        if tells("guest-start") {
-            return self.begin();
+        match () {
+            () if tells("guest-start") => Some(Turn::Begins),
+            () if tells("guest-end") => Some(Turn::Ends),
+            () => None,
         }
-        if tells("guest-end") && self.is_on() {
-            let end = Instant::now();
-            while self.shared.since_last() < QUIET && end.elapsed() < LAST_BYTES {
-                thread::sleep(QUIET);
-            }
-            self.end();
-        }
-        Ok(())
     }
 
-    fn begin(&mut self) -> Result<()> {
+    /// Gives the terminal to the guest.
+    pub fn begin(&mut self) -> Result<()> {
         if isatty(&self.input) {
             let modes = tcgetattr(&self.input).context("cannot read the terminal's modes")?;
             tcsetattr(&self.input, OptionalActions::Now, &raw(&modes)).context("cannot set the terminal's modes")?;
             self.modes = Some(modes);
         }
+        self.shared.screen().open();
         self.shared.on.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    fn end(&mut self) {
+    /// Takes it back when the guest's last bytes have come.
+    pub fn end(&mut self) {
+        let end = Instant::now();
+        while self.is_on() && self.shared.screen().last.elapsed() < QUIET && end.elapsed() < LAST_BYTES {
+            thread::sleep(QUIET);
+        }
+        self.give_back();
+    }
+
+    fn give_back(&mut self) {
         self.shared.on.store(false, Ordering::Relaxed);
         if let Some(modes) = self.modes.take() {
             // A terminal that is gone needs no modes.
@@ -143,7 +185,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        self.end();
+        self.give_back();
         self.shared.over.store(true, Ordering::Relaxed);
     }
 }
@@ -158,12 +200,10 @@ fn raw(modes: &Termios) -> Termios {
 }
 
 /// Shows what the guest writes, until the machine's side is gone.
-fn show(mut machine: File, mut output: File, shared: &Shared) {
+fn show(mut machine: File, shared: &Shared) {
     let mut bytes = [0; 4096];
     while let Ok(count @ 1..) = machine.read(&mut bytes) {
-        *shared.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        // What cannot be shown is lost: the guest does not wait for it.
-        let _ = output.write_all(&bytes[..count]);
+        shared.screen().show(&bytes[..count]);
     }
 }
 
@@ -233,7 +273,11 @@ mod tests {
 
     impl Bed {
         fn heed(&mut self, line: &str) {
-            self.terminal.heed(&Line::parse(line)).unwrap();
+            match self.terminal.turn(&Line::parse(line)) {
+                Some(Turn::Begins) => self.terminal.begin().unwrap(),
+                Some(Turn::Ends) => self.terminal.end(),
+                None => {}
+            }
         }
 
         fn is_raw(&self) -> bool {
@@ -246,7 +290,12 @@ mod tests {
 
     fn next(file: &mut File, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
-        file.read_exact(&mut bytes).unwrap();
+        for byte in bytes.chunks_mut(1) {
+            let mut ready = [PollFd::new(file, PollFlags::IN)];
+            let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+            assert_ne!(poll(&mut ready, Some(&limit)).unwrap(), 0, "no byte comes");
+            file.read_exact(byte).unwrap();
+        }
         bytes
     }
 
@@ -255,13 +304,18 @@ mod tests {
         let mut bed = bed();
         bed.heed("@ims guest-start guest=0 name=other");
         assert!(!bed.is_raw() && !bed.terminal.is_on());
+        // The guest is faster than the line that tells of it.
+        bed.machine.write_all(b"> ").unwrap();
+        thread::sleep(QUIET);
+        bed.person.write_all(b"x").unwrap();
+        assert_eq!(next(&mut bed.person, 1), b"x", "the echo comes first");
         bed.heed("@ims guest-start guest=1 name=g");
         assert!(bed.is_raw() && bed.terminal.is_on());
-        bed.machine.write_all(b"> \x1b[1m").unwrap();
+        bed.machine.write_all(b"\x1b[1m").unwrap();
         assert_eq!(next(&mut bed.person, 6), b"> \x1b[1m");
         // Ctrl-C, Ctrl-D, enter, and a cursor key.
         bed.person.write_all(b"\x03\x04\r\x1b[A").unwrap();
-        assert_eq!(next(&mut bed.machine, 6), b"\x03\x04\r\x1b[A");
+        assert_eq!(next(&mut bed.machine, 7), b"x\x03\x04\r\x1b[A");
         bed.heed("@ims guest-end guest=1 name=g reason=exit code=0");
         assert!(!bed.is_raw() && !bed.terminal.is_on());
         assert!(!bed.stop.load(Ordering::Relaxed));

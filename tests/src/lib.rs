@@ -3,6 +3,7 @@
 //! - [`imports`] reads who imports whom in the hypervisor's sources; `tests/imports.rs` holds the arrows.
 //! - [`mod@bench`] has the emulator, the hypervisor and the guests ready, each fetched or built once.
 //! - [`scenario`] boots them, at most two machines at a time, and keeps what came of it; `tests/boot.rs` judges it.
+//! - [`terminal`] boots one with a person at a guest's terminal.
 //! - [`figures`] is `cargo bench`.
 //! - [`elf`] weighs images, and makes those that no guest should be.
 
@@ -11,3 +12,4 @@ pub mod elf;
 pub mod figures;
 pub mod imports;
 pub mod scenario;
+pub mod terminal;

@@ -10,7 +10,7 @@ use imsvisor_boot::event::{Line, Pairs};
 use imsvisor_boot::guest::{GuestArg, Images};
 use imsvisor_boot::image::Module;
 use imsvisor_boot::linux::{self, Asked, Payload};
-use imsvisor_boot::machine::{self, Config, Kind, Outcome};
+use imsvisor_boot::machine::{self, Config, Kind, Outcome, Run};
 use imsvisor_boot::report::{Guest, Summary};
 use tempfile::TempDir;
 
@@ -65,11 +65,16 @@ impl Scenario {
 
 /// Boots a plan, when its turn comes.
 pub(crate) fn boot(name: &str, plan: &Plan) -> Result<Outcome> {
+    start(name, plan, |run| Ok(run.finish()))
+}
+
+/// Starts a plan, when its turn comes, and has `follow` see it to its end.
+pub(crate) fn start(name: &str, plan: &Plan, follow: impl FnOnce(Run) -> Result<Outcome>) -> Result<Outcome> {
     let (paths, tools) = (bench::paths()?, bench::tools_of(plan.kind)?);
     let image = plan.native.map_or_else(bench::hypervisor, bench::guest)?;
     let _seat = bench::seat();
     bench::say(&format!("booting {name}"));
-    let outcome = machine::start_on(plan.kind, paths, tools, &plan.config, image, &plan.modules)?.finish();
+    let outcome = follow(machine::start_on(plan.kind, paths, tools, &plan.config, image, &plan.modules)?)?;
     let seconds = outcome.wall.as_secs_f32();
     bench::say(&format!("booted {name}: {} after {seconds:.1} s", outcome.end));
     Ok(outcome)
@@ -105,7 +110,7 @@ pub struct Plan {
 
 impl Plan {
     /// The default machine without a guest.
-    pub(crate) fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         Self::on(Kind::Bochs)
     }
 

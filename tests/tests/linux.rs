@@ -10,7 +10,6 @@ use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 /// one of them goes off and on. Each request waits for the one before, so no interrupt can meet another.
 static EACH_BY_ITSELF: Scenario =
     Scenario::new("two Linuxes, one with a whole DSA and one with a virtual function", |plan| {
-        plan.config.cpus = 3;
         plan.config.memory_mib = 1024;
         plan.linux("linux name=whole mem=384M device=00:1e.0 exits=marks", "copies=300")?;
         plan.linux(

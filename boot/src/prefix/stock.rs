@@ -38,8 +38,11 @@ pub const STOCK_VARIABLE: &str = "IMSVISOR_STOCK_LINUX";
 /// The package that depends on the newest kernel of its release.
 const IMAGE: &str = "linux-image-amd64";
 
+/// Where bookworm's packages have libraries: those of libc6, and others.
+const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+
 /// Libraries for the tools that build modules, where the system has none that do.
-const FOR_TOOLS: [&str; 3] = ["libc6", "libelf1", "zlib1g"];
+const FOR_TOOLS: [&str; 4] = ["libc6", "libelf1", "libzstd1", "zlib1g"];
 
 fn works(version: &str) -> bool {
     version.starts_with("6.12.")
@@ -109,7 +112,7 @@ fn in_root(root: &Path) -> Result<Stock> {
         sources: part(format!("src/linux-headers-{release}-common"))?,
         tools: Tools {
             directory: part(format!("lib/linux-kbuild-{release}"))?,
-            libraries: root.join("lib/x86_64-linux-gnu"),
+            libraries: LIBRARIES.map(|directory| root.join(directory)),
         },
     };
     Ok(Stock { linux, busybox, headers })
@@ -126,7 +129,8 @@ impl Headers {
 #[derive(Debug, Clone)]
 struct Tools {
     directory: PathBuf,
-    libraries: PathBuf,
+    /// Where libraries are, and the dynamic linker first of all.
+    libraries: [PathBuf; 2],
 }
 
 /// The programs that a module's build starts.
@@ -152,23 +156,29 @@ impl Tools {
     }
 
     fn wrap(&self, program: &Path) -> Result<()> {
-        let linker = self.libraries.join("ld-linux-x86-64.so.2");
+        let [own, more] = &self.libraries;
+        let linker = own.join("ld-linux-x86-64.so.2");
         if !linker.is_file() {
             bail!("there is no {}", linker.display());
         }
-        let mut real = program.as_os_str().to_owned();
-        real.push(".elf");
-        let real = PathBuf::from(real);
+        let beside = |ending: &str| {
+            let mut name = program.as_os_str().to_owned();
+            name.push(ending);
+            PathBuf::from(name)
+        };
+        let (real, new) = (beside(".elf"), beside(".new"));
         // objtool finds the program for the processor by its own name.
         let script = format!(
-            "#!/bin/sh\nexec '{}' --argv0 \"$0\" --library-path '{}' '{}' \"$@\"\n",
+            "#!/bin/sh\nexec '{}' --argv0 \"$0\" --library-path '{}:{}' '{}' \"$@\"\n",
             linker.display(),
-            self.libraries.display(),
+            own.display(),
+            more.display(),
             real.display()
         );
-        fs::rename(program, &real).with_context(|| format!("cannot rename {}", program.display()))?;
-        fs::write(program, script).with_context(|| format!("cannot write {}", program.display()))?;
-        fs::set_permissions(program, fs::Permissions::from_mode(0o755)).context("cannot make the script a program")
+        fs::copy(program, &real).with_context(|| format!("cannot copy {}", program.display()))?;
+        fs::write(&new, script).with_context(|| format!("cannot write {}", new.display()))?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).context("cannot make the script a program")?;
+        fs::rename(&new, program).with_context(|| format!("cannot replace {}", program.display()))
     }
 }
 
@@ -244,9 +254,9 @@ mod tests {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         assert!(runs(&program).unwrap());
         assert!(tools.wrap(&program).unwrap_err().to_string().contains("ld-linux"));
-        fs::create_dir_all(&tools.libraries).unwrap();
+        fs::create_dir_all(&tools.libraries[0]).unwrap();
         // This one says what it is given.
-        fs::copy(&program, tools.libraries.join("ld-linux-x86-64.so.2")).unwrap();
+        fs::copy(&program, tools.libraries[0].join("ld-linux-x86-64.so.2")).unwrap();
         tools.wrap(&program).unwrap();
         let output = Command::new(&program).args(["a b", "c"]).output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();

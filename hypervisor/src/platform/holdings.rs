@@ -77,8 +77,9 @@ impl Holdings {
         }
         // Who has them is soon done.
         let (Some(domain), Some(mut functions)) = (&self.domain, self.functions.try_lock()) else { return };
-        let under_way = functions.iter_mut().fold(false, |any, function| function.look(self.service, domain) || any);
-        self.resetting.store(under_way, Ordering::Relaxed);
+        let under_way =
+            functions.iter_mut().map(|function| function.look(self.service, domain)).filter(|is| *is).count();
+        self.resetting.store(under_way != 0, Ordering::Relaxed);
     }
 
     /// Whether its devices' interrupts are posted.

@@ -182,10 +182,11 @@ mod tests {
 
     #[test]
     fn an_update_is_waited_for_and_no_time_is_half_of_one_and_half_of_the_next() {
-        // A minute before the hour ends; each read takes longer than the warning.
-        let almost = SECONDS - SECONDS % 3600 + 3599;
-        for micros in (0..1_000_000).step_by(9_973) {
-            let mut chip = Chip::new(almost, 2);
+        // The last second of 2023: all registers change. Each read takes longer than the warning.
+        let last = Date { year: 2023, month: 12, day: 31, hour: 23, minute: 59, second: 59 };
+        let last = last.seconds().unwrap() as u64;
+        for micros in (0..980_000).step_by(9_973).chain((980_000..1_000_000).step_by(97)) {
+            let mut chip = Chip::new(last, 2);
             (chip.now, chip.micros) = (chip.now + Duration::from_micros(micros), 300);
             let read = chip.read(Some(register::CENTURY)).unwrap();
             let now = chip.now.as_secs();

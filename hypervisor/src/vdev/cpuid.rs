@@ -237,7 +237,8 @@ impl Policy {
     }
 
     fn frequency(&self) -> Leaf {
-        let mhz = (self.tsc_hz.unwrap_or(0) / 1_000_000).min(0xffff) as u32;
+        // To the nearest: a measured frequency may be a little too low.
+        let mhz = (self.tsc_hz.unwrap_or(0).saturating_add(500_000) / 1_000_000).min(0xffff) as u32;
         Leaf { eax: mhz, ebx: mhz, ..Leaf::ZERO }
     }
 
@@ -422,6 +423,14 @@ mod tests {
         assert_eq!(ask(base + 2, 0).eax, 9);
         assert_eq!(ask(base + 3, 0), Leaf::new(4096, 256, 16, 0));
         assert_eq!(ask(base + 4, 0), Leaf::ZERO);
+    }
+
+    #[test]
+    fn the_frequency_in_mhz_is_the_nearest() {
+        for (hz, mhz) in [(199_991_000, 200), (200_400_000, 200), (3_499_500_000, 3500)] {
+            let policy = Policy { tsc_hz: Some(hz), ..POLICY };
+            assert_eq!(policy.answer(0x16, 0, &VCPU, &all), Leaf::new(mhz, mhz, 0, 0));
+        }
     }
 
     #[test]

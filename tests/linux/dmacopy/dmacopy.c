@@ -8,6 +8,8 @@
  * cannot be unloaded while copies are under way, nor after a time-out: the
  * device may still write to memory that was given to it.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/atomic.h>
 #include <linux/completion.h>
 #include <linux/dma-mapping.h>
@@ -15,6 +17,7 @@
 #include <linux/module.h>
 #include <linux/prandom.h>
 #include <linux/random.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/workqueue.h>
@@ -25,7 +28,7 @@
 /* What a destination holds before a copy. */
 #define EMPTY_BYTE	0x3a
 
-#define BYTES_MAX	(1U << 20)
+#define BYTES_MAX	SZ_1M
 #define THREADS_MAX	64U
 #define OUTSTANDING_MAX	256U
 
@@ -95,7 +98,10 @@ static const struct kernel_param_ops result_ops = { .get = result_get };
 module_param_cb(result, &result_ops, NULL, 0444);
 MODULE_PARM_DESC(result, "What came of the copies so far");
 
-/* Every wait of a worker has an end, so this one has. */
+/*
+ * Every wait of a worker has an end, so this one has. The other parameters
+ * cannot be read meanwhile.
+ */
 static int wait_get(char *buffer, const struct kernel_param *kp)
 {
 	int rc = wait_for_completion_killable(&all_done);
@@ -187,7 +193,7 @@ static bool start(struct worker *worker, struct request *req)
 
 	req->submitted = !rc;
 	if (rc) {
-		pr_err("dmacopy: the channel takes no copy: %d\n", rc);
+		pr_err("the channel takes no copy: %d\n", rc);
 		atomic_inc(&errors);
 		return false;
 	}
@@ -305,7 +311,7 @@ static int request_channel(void)
 	dma_cap_set(DMA_MEMCPY, mask);
 	channel = dma_request_chan_by_mask(&mask);
 	if (IS_ERR(channel)) {
-		pr_err("dmacopy: there is no channel that copies memory: %ld\n",
+		pr_err("there is no channel that copies memory: %ld\n",
 		       PTR_ERR(channel));
 		return PTR_ERR(channel);
 	}
@@ -328,7 +334,7 @@ static int __init dmacopy_init(void)
 	int rc;
 
 	if (!parameters_are_right()) {
-		pr_err("dmacopy: a parameter is 0 or too large\n");
+		pr_err("a parameter is 0 or too large\n");
 		return -EINVAL;
 	}
 	rc = request_channel();
@@ -344,7 +350,7 @@ static int __init dmacopy_init(void)
 	}
 	/* For as long as copies are under way. */
 	__module_get(THIS_MODULE);
-	pr_info("dmacopy: %s, %u copies of %u bytes\n",
+	pr_info("%s, %u copies of %u bytes\n",
 		dma_chan_name(channel), copies, bytes);
 	atomic_set(&running, threads);
 	for (i = 0; i < threads; i++)
