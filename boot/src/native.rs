@@ -101,6 +101,8 @@ impl Native {
             () if has(&WORDS) => &mut self.words,
             () => return,
         };
+        // Who built the kernel, and with what, is in brackets.
+        let text = if text.starts_with("Linux version") { text.split(" (").next().unwrap_or(text) } else { text };
         // A warning is on the console when it comes, and again among the words that are looked for.
         if !kept.iter().any(|other| other == text) {
             kept.push(text.to_owned());
@@ -270,6 +272,7 @@ mod tests {
     fn a_run_in_which_linux_and_the_models_agree_is_right() {
         let native = native(&CONSOLE, &PLUGIN);
         assert_eq!(native.failures(), Vec::<String>::new());
+        assert_eq!(native.words[0], "Linux version 6.12.95+deb12-amd64");
         assert_eq!(native.words[1], "DMAR-IR: Enabled IRQ remapping in x2apic mode");
         let counts = Counts { raised: 404, remapped: 404, merged: 1, handled: 402, closing: 1 };
         assert_eq!(native.counts(), counts);

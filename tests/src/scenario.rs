@@ -80,12 +80,14 @@ pub(crate) fn start(name: &str, plan: &Plan, follow: impl FnOnce(Run) -> Result<
     Ok(outcome)
 }
 
-/// Boots Debian's Linux on the emulated machine itself, with two processors, when its turn comes. `None` where it cannot be had.
-pub fn boot_linux(name: &str, append: &[String]) -> Result<Option<Outcome>> {
+/// Boots Debian's Linux on the emulated machine itself, with two processors and options for the plugin, when its turn comes. `None` where it cannot be had.
+pub fn boot_linux(name: &str, plugin_options: &[&str], append: &[String]) -> Result<Option<Outcome>> {
     let Some(Payload { kernel, initrd }) = bench::linux()? else { return Ok(None) };
     let initrd = initrd.as_deref().context("no initrd was made")?;
     let (paths, tools) = (bench::paths()?, bench::tools()?);
-    let config = Config { cpus: 2, cpu_model: linux::CPU_MODEL.into(), limit: LIMIT_OF_LINUX, ..Plan::new()?.config };
+    let mut config =
+        Config { cpus: 2, cpu_model: linux::CPU_MODEL.into(), limit: LIMIT_OF_LINUX, ..Plan::new()?.config };
+    config.plugin_options.extend(plugin_options.iter().map(|option| (*option).to_owned()));
     let _seat = bench::seat();
     bench::say(&format!("booting Linux, {name}"));
     let outcome = machine::native::start(paths, tools, &config, kernel, initrd, append)?.finish();

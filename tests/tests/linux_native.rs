@@ -1,5 +1,5 @@
-//! Debian's Linux on the emulated machine itself: its own drivers for the remapping unit, the I/O APIC and the DSA judge the models. Two
-//! boots, one with each kind of root table; every test looks at both.
+//! Debian's Linux on the emulated machine itself: its own drivers for the remapping unit, the I/O APIC and the DSA judge the models. Three
+//! boots: one with each kind of root table, and one with first-stage tables; every test looks at all.
 
 use anyhow::{Context, Result};
 use imsvisor_boot::native::Native;
@@ -11,14 +11,17 @@ use imsvisor_tests::scenario;
 /// meanwhile.
 const WORK: &str = "copies=200 outstanding=1 affinity=yes";
 
-/// A boot: what comes behind Linux' command line, and what came of it.
+/// A boot: options for the plugin, what comes behind Linux' command line, and what came of it.
 struct Boot {
+    plugin: &'static [&'static str],
     append: &'static str,
     ran: Once<Option<(Native, String)>>,
 }
 
-static LEGACY: Boot = Boot { append: "intel_iommu=on,sm_off", ran: Once::new() };
-static SCALABLE: Boot = Boot { append: "intel_iommu=on,sm_on", ran: Once::new() };
+static LEGACY: Boot = Boot { plugin: &[], append: "intel_iommu=on,sm_off", ran: Once::new() };
+static SCALABLE: Boot = Boot { plugin: &[], append: "intel_iommu=on,sm_on", ran: Once::new() };
+/// Linux takes first-stage tables for all DMA where there are any.
+static FIRST_STAGE: Boot = Boot { plugin: &["first-stage"], append: "intel_iommu=on,sm_on", ran: Once::new() };
 
 impl Boot {
     /// What came of it, and the console; nothing where Linux cannot be had.
@@ -29,20 +32,21 @@ impl Boot {
 
     fn boot(&self) -> Result<Option<(Native, String)>> {
         let words: Vec<String> = self.append.split(' ').chain(WORK.split(' ')).map(str::to_owned).collect();
-        let Some(outcome) = scenario::boot_linux(self.append, &words).context(self.append)? else { return Ok(None) };
+        let Some(outcome) = scenario::boot_linux(self.append, self.plugin, &words).context(self.append)? else {
+            return Ok(None);
+        };
         let told = format!("{}\n{}; logs: {}", harmless(&outcome.console()), outcome.end, outcome.directory.display());
         Ok(Some((Native::new(&outcome), told)))
     }
 }
 
-/// Looks at each boot, with its console for messages. The two run at one time.
+/// Looks at each boot, with its console for messages. They run at one time.
 fn each(look: impl Fn(&Native, &str)) {
-    let both = std::thread::scope(|scope| {
-        let scalable = scope.spawn(|| SCALABLE.run());
-        let legacy = LEGACY.run();
-        [legacy, scalable.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))]
+    let all = std::thread::scope(|scope| {
+        let boots = [&LEGACY, &SCALABLE, &FIRST_STAGE].map(|boot| scope.spawn(|| boot.run()));
+        boots.map(|boot| boot.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
-    both.into_iter().flatten().for_each(|(native, told)| look(native, told));
+    all.into_iter().flatten().for_each(|(native, told)| look(native, told));
 }
 
 #[test]
@@ -63,10 +67,11 @@ fn linux_remaps_interrupts_in_x2apic_mode_and_the_io_apics_too() {
 }
 
 #[test]
-fn each_root_table_is_of_the_kind_that_was_asked_for() {
-    for (boot, scalable) in [(&LEGACY, false), (&SCALABLE, true)] {
+fn the_tables_are_of_the_kind_that_was_asked_for() {
+    for (boot, expected) in [(&LEGACY, [false, false]), (&SCALABLE, [true, false]), (&FIRST_STAGE, [true, true])] {
         let Some((native, told)) = boot.run() else { continue };
-        assert_eq!(native.counter("vtd.scalable_roots") > 0, scalable, "{told}");
+        let used = ["vtd.scalable_roots", "vtd.first_stage_walks"].map(|key| native.counter(key) > 0);
+        assert_eq!(used, expected, "{told}");
     }
 }
 

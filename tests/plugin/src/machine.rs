@@ -175,6 +175,7 @@ impl Machine {
         let config = vtd_model::Config {
             host_address_width: HOST_ADDRESS_WIDTH,
             scalable_mode: options.scalable(),
+            first_stage: options.first_stage,
             ..Default::default()
         };
         Self {
@@ -335,7 +336,7 @@ fn unit_of(units: &mut [Unit], source: u16) -> Option<&mut Unit> {
 /// The sums of all units.
 fn unit_report(units: &[Unit], text: &mut String) {
     type Counter = fn(&vtd_model::Stats) -> u64;
-    let counters: [(&str, Counter); 13] = [
+    let counters: [(&str, Counter); 14] = [
         ("remapped", |stats| stats.remapped),
         ("posted", |stats| stats.posted),
         ("posted_merged", |stats| stats.posted_merged),
@@ -347,6 +348,7 @@ fn unit_report(units: &[Unit], text: &mut String) {
         ("iec_flushes", |stats| stats.iec_flushes),
         ("waits", |stats| stats.waits),
         ("scalable_roots", |stats| stats.scalable_roots),
+        ("first_stage_walks", |stats| stats.first_stage_walks),
         ("cache_hits", |stats| stats.cache_hits),
         ("violations", |stats| stats.violations),
     ];

@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) unknown: bool,
     /// The remapping units have no scalable mode.
     pub(crate) legacy: bool,
+    /// The remapping units have first-stage tables as well.
+    pub(crate) first_stage: bool,
 }
 
 impl Options {
@@ -45,6 +47,7 @@ impl Options {
                 "slow-store" => options.slow_store = true,
                 "four-dsas" => options.four_dsas = true,
                 "unknown" => options.unknown = true,
+                "first-stage" => options.first_stage = true,
                 "legacy" => options.legacy = true,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
@@ -107,6 +110,7 @@ mod tests {
         assert_eq!(Options::parse("most-slots").unwrap().dsa(0).ims_multiplier, 63);
         assert_eq!((Options::default().dsas(), Options::parse("four-dsas").unwrap().dsas(), both.dsas()), (2, 4, 0));
         assert!(Options::default().scalable() && !Options::parse("legacy").unwrap().scalable());
+        assert!(Options::parse("first-stage").unwrap().first_stage);
         assert!(Options::default().dmar() && !both.dmar());
         assert!(!Options { no_dmar: true, ..Options::default() }.dmar());
     }

@@ -4,7 +4,9 @@
 //! change, until an invalidation covers it.
 
 use crate::spec::irte::Irte;
-use crate::spec::tables::{ContextEntry, PGTT_PASS_THROUGH, PasidEntry, ScalableContext, TT_PASS_THROUGH, level_shift};
+use crate::spec::tables::{
+    ContextEntry, PGTT_FIRST_STAGE, PGTT_PASS_THROUGH, PasidEntry, ScalableContext, TT_PASS_THROUGH, level_shift,
+};
 use std::collections::HashMap;
 
 /// Entries that a cache holds at most; then it starts anew, as hardware may at any time.
@@ -64,6 +66,8 @@ pub(crate) struct Caches {
     pasids: HashMap<(u16, u32), PasidEntry>,
     pages: HashMap<Key, Translation>,
     tables: HashMap<Key, Translation>,
+    /// Pages of first-stage tables: tagged by PASID as well.
+    first_stage: HashMap<(u32, Key), Translation>,
 }
 
 fn insert<K: Eq + std::hash::Hash, V>(cache: &mut HashMap<K, V>, key: K, value: V) {
@@ -142,8 +146,9 @@ impl Caches {
     /// Whether a cached PASID entry of the same domain has other tables (VT-d 6.2.1 forbids it).
     pub(crate) fn pasid_domain_differs(&self, entry: PasidEntry) -> bool {
         let tables = |entry: PasidEntry| {
-            let translated = entry.translation_type() != PGTT_PASS_THROUGH;
-            translated.then_some((entry.table(), entry.address_width()))
+            // Those of the first stage are their PASID's.
+            let shared = ![PGTT_PASS_THROUGH, PGTT_FIRST_STAGE].contains(&entry.translation_type());
+            shared.then_some((entry.table(), entry.address_width()))
         };
         let mut others = self.pasids.values().filter(|other| other.domain_id() == entry.domain_id());
         others.any(|other| tables(*other) != tables(entry))
@@ -194,6 +199,24 @@ impl Caches {
         insert(&mut self.tables, key(domain, level + 1, address), table);
     }
 
+    /// The page of first-stage tables that holds `address`, and its level. `tag` is the domain and the PASID.
+    pub(crate) fn first_stage_page(&self, tag: (u16, u32), address: u64) -> Option<(Translation, u32)> {
+        let at = |level| self.first_stage.get(&(tag.1, key(tag.0, level, address))).copied();
+        (1..=3).find_map(|level| at(level).map(|page| (page, level)))
+    }
+
+    pub(crate) fn keep_first_stage_page(&mut self, tag: (u16, u32), level: u32, address: u64, page: Translation) {
+        insert(&mut self.first_stage, (tag.1, key(tag.0, level, address)), page);
+    }
+
+    /// Drops pages of first-stage tables: all of a domain's PASID, or those that meet a range (VT-d 6.5.2.4).
+    pub(crate) fn flush_first_stage(&mut self, domain: u16, pasid: u32, range: Option<(u64, u64)>) {
+        self.first_stage.retain(|(of, key), _| {
+            let meets = range.is_none_or(|(first, last)| covers(key, first, last));
+            *of != pasid || key.0 != domain || !meets
+        });
+    }
+
     pub(crate) fn flush_pages(&mut self, scope: IotlbScope) {
         let stays = |key: &Key| match scope {
             IotlbScope::Global => false,
@@ -201,6 +224,9 @@ impl Caches {
             IotlbScope::Pages { domain, first, last, .. } => key.0 != domain || !covers(key, first, last),
         };
         self.pages.retain(|key, _| stays(key));
+        // A page-selective one is for second-stage tables.
+        let selective = matches!(scope, IotlbScope::Pages { .. });
+        self.first_stage.retain(|(_, key), _| selective || stays(key));
         let leaves_only = matches!(scope, IotlbScope::Pages { leaves_only: true, .. });
         if !leaves_only {
             self.tables.retain(|key, _| stays(key));

@@ -29,6 +29,7 @@ impl Config {
             | (self.fault_records as u64 - 1) << 40
             | u64::from(self.max_address_mask & 0x3f) << 48
             | draining
+            | flag(self.first_stage && self.first_stage_1g, 56)
             | flag(self.posted_interrupts, 59)
             | flag(self.flush_on_sirtp, 62)
             | flag(self.flush_on_srtp, 63)
@@ -48,13 +49,18 @@ impl Config {
             | self.scalable_ecap()
     }
 
-    /// ECAP_REG's fields of scalable mode: PSS, PASID, SMTS, SSTS, SMPWCS.
+    /// ECAP_REG's fields of scalable mode: PSS, PASID, SMTS, SSTS, FSTS, SMPWCS.
     fn scalable_ecap(&self) -> u64 {
         if !self.scalable_mode {
             return 0;
         }
         let pasid_size = u64::from(self.pasid_bits.clamp(1, 20) - 1) << 35;
-        pasid_size | flag(true, 40) | flag(true, 43) | flag(true, 46) | flag(self.scalable_walk_snoop, 48)
+        pasid_size
+            | flag(true, 40)
+            | flag(true, 43)
+            | flag(true, 46)
+            | flag(self.first_stage, 47)
+            | flag(self.scalable_walk_snoop, 48)
     }
 
     /// MGAW in bits.

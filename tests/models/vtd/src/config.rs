@@ -39,6 +39,10 @@ pub struct Config {
     /// ECAP.SMTS, SSTS and PASID: scalable mode with second-stage tables, for requests with and without PASID. RID_PASID is 0
     /// (ECAP.RPS = 0).
     pub scalable_mode: bool,
+    /// ECAP.FSTS: first-stage tables of four levels in scalable mode.
+    pub first_stage: bool,
+    /// CAP.FS1GP: pages of 1 GiB in first-stage tables.
+    pub first_stage_1g: bool,
     /// ECAP.SMPWCS: walks from a PASID-table entry with PWSNP snoop the processors' caches.
     pub scalable_walk_snoop: bool,
     /// ECAP.PSS + 1: bits of a PASID.
@@ -73,6 +77,8 @@ impl Default for Config {
             pass_through: true,
             queued_invalidation: true,
             scalable_mode: false,
+            first_stage: false,
+            first_stage_1g: true,
             scalable_walk_snoop: true,
             pasid_bits: 20,
             domain_id_bits: 16,

@@ -20,6 +20,7 @@ mod config;
 mod dma;
 mod event;
 mod fault;
+mod first_stage;
 mod intr;
 mod invalidate;
 mod memory;

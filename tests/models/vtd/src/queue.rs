@@ -184,15 +184,19 @@ impl Unit {
     }
 
     /// For translations by first-stage tables, which are tagged by PASID. Those by second-stage tables alone are their domain's, and
-    /// stay (VT-d 6.5.2.4): there are no others here.
+    /// stay (VT-d 6.5.2.4).
     fn queued_pasid_iotlb(&mut self, words: [u64; 2]) -> Result<(), u64> {
-        self.queued_domain(words[0])?;
+        let domain = self.queued_domain(words[0])?;
+        let pasid = bits(words[0], desc::PASID.0, desc::PASID.1) as u32;
         let selected = bits(words[0], desc::GRANULARITY.0, desc::GRANULARITY.1);
         let mask = bits(words[1], desc::iotlb::AM.0, desc::iotlb::AM.1) as u32;
         if !matches!(selected, 2 | 3) || mask > self.config.max_address_mask {
             return Err(queue_error::RESERVED_FIELD);
         }
         self.stats.pasid_iotlb_flushes += 1;
+        let within = crate::spec::mask(11 + mask.min(51), 0);
+        let range = (selected == 3).then_some((words[1] & !within, words[1] | within));
+        self.caches.flush_first_stage(domain, pasid, range);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use crate::walk::Stage;
 use crate::{Memory, Unit};
 
 /// The PASID that requests without one have: RID_PASID is reserved.
-const RID_PASID: u32 = 0;
+pub(crate) const RID_PASID: u32 = 0;
 
 impl Unit {
     /// What leads on for a request, from the caches or from memory. Only good entries are cached.
@@ -25,9 +25,11 @@ impl Unit {
             return Err(fault(reason::SM_PASID_BEYOND_DIRECTORY));
         }
         let entry = self.pasid_entry(requester.source_id, context, pasid, mem)?;
+        let first_stage = entry.translation_type() == tables::PGTT_FIRST_STAGE;
         Ok(Stage {
             domain: entry.domain_id(),
-            table: entry.table(),
+            table: if first_stage { entry.first_stage_table() } else { entry.table() },
+            first_stage,
             address_width: entry.address_width(),
             pass_through: entry.translation_type() == tables::PGTT_PASS_THROUGH,
             fault_processing_disabled: context.fault_processing_disabled() || entry.fault_processing_disabled(),
@@ -118,8 +120,9 @@ impl Unit {
         if !entry.present() {
             return Some(reason::SM_PASID_NOT_PRESENT);
         }
-        let mut reserved = PasidEntry::RESERVED;
-        reserved[0] |= self.beyond_host_width();
+        let first_stage = self.config.first_stage && entry.translation_type() == tables::PGTT_FIRST_STAGE;
+        let mut reserved = if first_stage { PasidEntry::RESERVED_FIRST_STAGE } else { PasidEntry::RESERVED };
+        reserved[if first_stage { 2 } else { 0 }] |= self.beyond_host_width();
         reserved[1] |= u64::from(self.config.domain_id_reserved());
         if !self.config.scalable_walk_snoop {
             reserved[1] |= PasidEntry::PWSNP;
@@ -129,6 +132,9 @@ impl Unit {
         }
         if any(entry.0, reserved) {
             return Some(reason::SM_PASID_RESERVED);
+        }
+        if first_stage {
+            return None;
         }
         let known = match entry.translation_type() {
             tables::PGTT_SECOND_STAGE => true,

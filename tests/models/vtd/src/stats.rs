@@ -19,6 +19,8 @@ pub struct Stats {
     pub interrupt_faults: u64,
     /// Root tables of scalable mode that were set.
     pub scalable_roots: u64,
+    /// Walks of first-stage tables that found a page.
+    pub first_stage_walks: u64,
     /// DMA pieces translated (or passed, with translation off).
     pub dma_translated: u64,
     /// DMA pieces refused.

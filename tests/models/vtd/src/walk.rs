@@ -4,6 +4,7 @@ use crate::cache::Translation;
 use crate::dma::{Access, Requester, in_interrupt_range};
 use crate::fault::Fault;
 use crate::memory::{read_pair, read_u64};
+use crate::scalable::RID_PASID;
 use crate::spec::regs::{RTADDR_TTM, TTM_SCALABLE};
 use crate::spec::tables::{self, ContextEntry, SS_PAGE_SIZE, SS_READ, SS_RESERVED, SS_SNOOP, SS_WRITE};
 use crate::spec::{bits, mask, reason};
@@ -34,6 +35,8 @@ pub(crate) struct Stage {
     /// AW.
     pub(crate) address_width: u64,
     pub(crate) pass_through: bool,
+    /// The tables are of the first stage.
+    pub(crate) first_stage: bool,
     pub(crate) fault_processing_disabled: bool,
 }
 
@@ -97,6 +100,10 @@ impl Unit {
             Some(_) => return Err(Fault::new(reason::SM_PASID_IN_LEGACY_MODE)),
             None => self.legacy_stage(requester.source_id, mem)?,
         };
+        if stage.first_stage {
+            let pasid = requester.pasid.unwrap_or(RID_PASID);
+            return self.first_stage(stage, pasid, address, access, mem);
+        }
         let fault =
             |trouble: Trouble| Fault::with_fpd(trouble.reason(access, scalable), stage.fault_processing_disabled);
         self.second_stage(stage, address, access, mem).map_err(fault)
@@ -130,6 +137,7 @@ impl Unit {
             table: context.table(),
             address_width: context.address_width(),
             pass_through: context.translation_type() == tables::TT_PASS_THROUGH,
+            first_stage: false,
             fault_processing_disabled: context.fault_processing_disabled(),
         })
     }

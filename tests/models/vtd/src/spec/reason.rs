@@ -78,6 +78,16 @@ pub const SM_PASID_NOT_PRESENT: u8 = 0x59;
 pub const SM_PASID_RESERVED: u8 = 0x5a;
 /// Scalable mode: the PASID table entry is invalid: translation type or address width.
 pub const SM_PASID_INVALID: u8 = 0x5b;
+/// A first-stage paging entry could not be read, or its accessed and dirty bits not be set.
+pub const FS_PAGING_ACCESS: u8 = 0x70;
+/// A first-stage paging entry is not present.
+pub const FS_PAGING_NOT_PRESENT: u8 = 0x71;
+/// Reserved bits in a present first-stage paging entry.
+pub const FS_PAGING_RESERVED: u8 = 0x72;
+/// First stage: the address is not canonical.
+pub const FS_NOT_CANONICAL: u8 = 0x80;
+/// First stage: a request for user privilege, and a supervisor's page.
+pub const FS_USER_DENIED: u8 = 0x81;
 /// Scalable mode: a second-stage paging entry could not be read.
 pub const SM_PAGING_ACCESS: u8 = 0x78;
 /// Scalable mode: a second-stage paging entry permits neither reads nor writes.

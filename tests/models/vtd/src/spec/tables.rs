@@ -88,6 +88,8 @@ impl ScalableContext {
 /// Reserved in a PASID directory entry: all but P, FPD and the table's address.
 pub(crate) const DIRECTORY_RESERVED: u64 = mask(11, 2) | mask(63, 52);
 
+/// PGTT: first-stage tables alone.
+pub(crate) const PGTT_FIRST_STAGE: u64 = 1;
 /// PGTT: second-stage tables alone.
 pub(crate) const PGTT_SECOND_STAGE: u64 = 2;
 /// PGTT: pass-through.
@@ -110,6 +112,15 @@ impl PasidEntry {
         reserved
     };
 
+    /// The same where the unit has first-stage tables: of four levels (FSPM = 0), without SRE and ERE (ECAP.SRS = ECAP.ERS = 0), SMEP,
+    /// and EAFE (ECAP.EAFS = 0). WPE and NXE mean nothing without these. Without second-stage tables SSPTPTR and AW are ignored.
+    pub(crate) const RESERVED_FIRST_STAGE: [u64; 8] = {
+        let mut reserved = Self::RESERVED;
+        reserved[0] &= mask(11, 0);
+        reserved[2] = mask(3, 0) | mask(11, 6) | mask(63, 52);
+        reserved
+    };
+
     pub(crate) const fn present(self) -> bool {
         bit(self.0[0], 0)
     }
@@ -119,6 +130,10 @@ impl PasidEntry {
     /// AW: 1 for 39 bits, 2 for 48 bits.
     pub(crate) const fn address_width(self) -> u64 {
         bits(self.0[0], 4, 2)
+    }
+    /// FSPTPTR.
+    pub(crate) const fn first_stage_table(self) -> u64 {
+        self.0[2] & ADDRESS
     }
     /// PGTT.
     pub(crate) const fn translation_type(self) -> u64 {
@@ -144,4 +159,14 @@ pub(crate) const SS_RESERVED: u64 = 1 << 62;
 /// The lowest bit of the address that a table of this level (1 to 4) is indexed with.
 pub(crate) const fn level_shift(level: u32) -> u32 {
     12 + (level - 1) * 9
+}
+
+/// A first-stage paging entry (VT-d 9.7).
+pub(crate) mod first_stage {
+    pub(crate) const PRESENT: u64 = 1 << 0;
+    pub(crate) const WRITE: u64 = 1 << 1;
+    pub(crate) const USER: u64 = 1 << 2;
+    pub(crate) const ACCESSED: u64 = 1 << 5;
+    pub(crate) const DIRTY: u64 = 1 << 6;
+    pub(crate) const PAGE_SIZE: u64 = 1 << 7;
 }

@@ -3,6 +3,7 @@
 
 mod dma;
 mod fault;
+mod first_stage;
 mod intr;
 mod queue;
 mod regs;
