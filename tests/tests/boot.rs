@@ -11,9 +11,9 @@ const MIB: u64 = 1 << 20;
 /// The demo's slots that live at one time, at least.
 const SLOTS: u64 = 256;
 /// From the hypervisor's entry to the guest's first instruction, less than this.
-const ENTRY_INSTRUCTIONS: u64 = 50_000_000;
+const ENTRY_INSTRUCTIONS: u64 = 12_000_000;
 /// What the loader takes from the hypervisor's file, less than this.
-const IMAGE_BYTES: u64 = 512 << 10;
+const IMAGE_BYTES: u64 = 576 << 10;
 
 /// The device: bus 0, device 30, function 0.
 const DSA_SID: u64 = 0x00f0;
