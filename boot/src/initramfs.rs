@@ -1,4 +1,5 @@
-//! The archive that Linux unpacks as its first root: `cpio` in the format "newc" (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+//! The archive that Linux unpacks as its first root: `cpio` in the format "newc" (Linux,
+//! Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use std::io::Cursor;
 

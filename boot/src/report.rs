@@ -184,8 +184,8 @@ impl Interrupts {
         (met != 0).then(|| format!("{} merged with one of the same vector in the machine", grouped(met)))
     }
 
-    /// Compares two stations that follow each other; returns the failure if their counts do not agree. From the remapping unit on, the second
-    /// may be lower by the interrupts that somebody counted aside, and, if the guests vouch, by those that nobody can count. It may
+    /// Compares two stations that follow each other; returns the failure if their counts do not agree. From the remapping unit on, the
+    /// second may be lower by the interrupts that somebody counted aside, and, if the guests vouch, by those that nobody can count. It may
     /// never be higher.
     fn difference(&self, (a, x): (&str, u64), (b, y): (&str, u64)) -> Option<String> {
         let aside = self.counted_aside(a, b);

@@ -141,8 +141,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Adds Debian's Linux with our initrd. `string` is as for `--guest`, `append` what the first process is to do. The machine's processors
-    /// become of the model that the driver needs. Nothing is added where Linux cannot be had ([`bench::linux`]).
+    /// Adds Debian's Linux with our initrd. `string` is as for `--guest`, `append` what the first process is to do. The machine's
+    /// processors become of the model that the driver needs. Nothing is added where Linux cannot be had ([`bench::linux`]).
     pub fn linux(&mut self, string: &str, append: &str) -> Result<()> {
         let Some(payload) = bench::linux()? else { return Ok(()) };
         let guest = GuestArg::with(string, &Asked { append: Some(append.to_owned()), ..Asked::default() })?;

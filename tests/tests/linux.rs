@@ -1,13 +1,13 @@
-//! Debian's Linux as a guest, as packaged: its own driver of the DSA, its own counts. Two boots with two guests each, and a third with files
-//! that are no kernels.
+//! Debian's Linux as a guest, as packaged: its own driver of the DSA, its own counts. Two boots with two guests each, and a third with
+//! files that are no kernels.
 
 use anyhow::Result;
 use imsvisor_boot::report::Guest;
 use imsvisor_tests::bench;
 use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 
-/// A whole DSA for a guest with one processor; of the other DSA a virtual function for one with two, whose interrupt moves between them while
-/// one of them goes off and on. Each request waits for the one before, so no interrupt can meet another.
+/// A whole DSA for a guest with one processor; of the other DSA a virtual function for one with two, whose interrupt moves between them
+/// while one of them goes off and on. Each request waits for the one before, so no interrupt can meet another.
 static EACH_BY_ITSELF: Scenario =
     Scenario::new("two Linuxes, one with a whole DSA and one with a virtual function", |plan| {
         plan.config.memory_mib = 1024;

@@ -51,8 +51,8 @@ pub struct PmTimer {
 }
 
 impl PmTimer {
-    /// Parses the FADT (ACPI 5.2.9). `None` if the table is too short, the hardware is reduced, or neither field names a register that can be
-    /// there. X_PM_TMR_BLK takes precedence over PM_TMR_BLK.
+    /// Parses the FADT (ACPI 5.2.9). `None` if the table is too short, the hardware is reduced, or neither field names a register that can
+    /// be there. X_PM_TMR_BLK takes precedence over PM_TMR_BLK.
     pub fn parse(fadt: &[u8]) -> Option<Self> {
         let flags = u32_at(fadt, FLAGS)?;
         if flags & HW_REDUCED_ACPI != 0 {

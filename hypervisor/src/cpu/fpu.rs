@@ -87,8 +87,8 @@ impl Xsave {
 #[repr(C, align(32))]
 pub struct Ymm([u64; 4]);
 
-/// Calls `work` with AVX enabled, and puts XCR0 back. Returns whether it did: `false` where the processor has no AVX, or XSAVE is not on yet.
-/// `work` must leave all registers of the vector units as they are.
+/// Calls `work` with AVX enabled, and puts XCR0 back. Returns whether it did: `false` where the processor has no AVX, or XSAVE is not on
+/// yet. `work` must leave all registers of the vector units as they are.
 pub fn with_avx(work: impl FnOnce()) -> bool {
     const AVX: u64 = 0b110;
     let enabled = super::cr4() & super::bits::cr4::OSXSAVE != 0;

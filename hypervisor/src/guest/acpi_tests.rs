@@ -126,8 +126,8 @@ fn the_dsdt_names_the_host_bridge_and_its_windows() {
     }
 }
 
-/// `acpiexec` grants 0x10 of control 0xff and says that it masked (0x10), grants 0x10 of 0x10 without a word, and says so of another UUID (4),
-/// another revision (8), and a buffer of 8 bytes (2).
+/// `acpiexec` grants 0x10 of control 0xff and says that it masked (0x10), grants 0x10 of 0x10 without a word, and says so of another UUID
+/// (4), another revision (8), and a buffer of 8 bytes (2).
 #[test]
 fn the_host_bridge_grants_what_acpiexec_was_seen_to_grant() {
     let method = [

@@ -197,8 +197,8 @@ impl<P: Ports> Service<P> {
         })
     }
 
-    /// The guest resets the function as a whole (PCIe 6.6.2): all its slots are as after reset, those of its MSI-X table too, and nothing is
-    /// pending any more. For a virtual function its table is masked as a whole, since MSI-X is disabled. An error other than
+    /// The guest resets the function as a whole (PCIe 6.6.2): all its slots are as after reset, those of its MSI-X table too, and nothing
+    /// is pending any more. For a virtual function its table is masked as a whole, since MSI-X is disabled. An error other than
     /// `NoSuchDevice` says that something may be pending still.
     ///
     /// To be called while the function can be written: before a reset that takes that away.

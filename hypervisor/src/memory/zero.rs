@@ -1,7 +1,7 @@
 //! Fills memory with zeros, as fast as the processor can.
 //!
-//! A guest's memory is hundreds of megabytes. 32 bytes a store take a quarter of the instructions of 8 bytes a step, and stores that pass the
-//! caches by leave them to the guests that run.
+//! A guest's memory is hundreds of megabytes. 32 bytes a store take a quarter of the instructions of 8 bytes a step, and stores that pass
+//! the caches by leave them to the guests that run.
 
 use crate::cpu::fpu::{self, Ymm};
 
@@ -30,8 +30,8 @@ pub(super) unsafe fn zero(start: *mut u8, bytes: usize) {
 /// The bytes are mapped, nobody else uses them, `start` is aligned to 32 bytes, and AVX is enabled.
 unsafe fn store_rounds(start: *mut u8, rounds: usize) {
     let mut kept = Ymm::default();
-    // SAFETY: the caller vouches for the bytes, their alignment, and AVX. The register is put back, and `vpxor` of a register with itself and
-    // the moves change no flags.
+    // SAFETY: the caller vouches for the bytes, their alignment, and AVX. The register is put back, and `vpxor` of a register with itself
+    // and the moves change no flags.
     unsafe {
         core::arch::asm!(
             "vmovdqu [{kept}], ymm0",

@@ -185,8 +185,8 @@ impl Room<'_> {
     }
 }
 
-/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest. If the guest owns `pasids`, the function may work
-/// with PASIDs.
+/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest. If the guest owns `pasids`, the function may
+/// work with PASIDs.
 pub fn prepare(
     machine: &'static Machine,
     ports: &MachinePorts,

@@ -123,8 +123,8 @@ impl Pit {
             gates
         };
         let counter = Self { gates };
-        // The count is loaded at the counter's next clock, and until then it shows the old one. A read takes longer than that, so the next read
-        // is right (Linux, `quick_pit_calibrate`).
+        // The count is loaded at the counter's next clock, and until then it shows the old one. A read takes longer than that, so the next
+        // read is right (Linux, `quick_pit_calibrate`).
         counter.advance(&mut 0);
         counter
     }

@@ -43,7 +43,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks around, chooses the clock ([`clock::current`]) and reads the date. A machine without ACPI, or with broken tables, is one without remapping units.
+    /// Looks around, chooses the clock ([`clock::current`]) and reads the date. A machine without ACPI, or with broken tables, is one
+    /// without remapping units.
     pub fn discover(loader: &Loader) -> Self {
         let firmware = Firmware::new(loader);
         let rsdp = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));

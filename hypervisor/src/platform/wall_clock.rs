@@ -51,8 +51,8 @@ impl fmt::Display for Odd {
     }
 }
 
-/// Seconds since the beginning of 1970 by an MC146818. `read` reads the register with an index; `century` is the index of the century's byte,
-/// if the firmware names one: without it years are those from 1970 to 2069. The wait for the end of an update goes by `clock`.
+/// Seconds since the beginning of 1970 by an MC146818. `read` reads the register with an index; `century` is the index of the century's
+/// byte, if the firmware names one: without it years are those from 1970 to 2069. The wait for the end of an update goes by `clock`.
 pub fn read(clock: &dyn Clock, century: Option<u8>, read: &mut dyn FnMut(u8) -> u8) -> Result<u64, Odd> {
     let mut last = None;
     for _ in 0..ATTEMPTS {

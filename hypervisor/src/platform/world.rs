@@ -13,8 +13,8 @@ use crate::{
 /// IA32_SPEC_CTRL.
 const SPEC_CTRL: u32 = 0x48;
 
-/// The registers beside [`SHARED_MSRS`] that this processor has and that its guests read and write without an exit. `rdtscp` says whether the
-/// VMCS lets them use RDTSCP.
+/// The registers beside [`SHARED_MSRS`] that this processor has and that its guests read and write without an exit. `rdtscp` says whether
+/// the VMCS lets them use RDTSCP.
 pub fn optional_msrs(rdtscp: bool) -> Optional {
     let extended1_edx = if rdtscp { core::arch::x86_64::__cpuid(0x8000_0001).edx } else { 0 };
     Optional::of_cpuid(cpu::leaf7_edx(), extended1_edx)

@@ -94,8 +94,8 @@ const MAX_EXTENDED: u32 = 0x8000_0008;
 const KVM_SIGNATURE: [u8; 12] = *b"KVMKVMKVM\0\0\0";
 /// KVM's features.
 const KVM_FEATURES: u32 = abi::FIRST_BASE + 1;
-/// The frequencies of the TSC and of the local APIC's timer in kHz, as VMware has it and others have taken it over. The last leaf behind KVM's
-/// signature.
+/// The frequencies of the TSC and of the local APIC's timer in kHz, as VMware has it and others have taken it over. The last leaf behind
+/// KVM's signature.
 const TIMING: u32 = abi::FIRST_BASE + 0x10;
 
 const CR4_OSXSAVE: u64 = 1 << 18;

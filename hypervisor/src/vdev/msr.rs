@@ -1,7 +1,7 @@
 //! Which model-specific registers a guest has (SDM vol. 4), and what they do.
 //!
-//! Three kinds: those of [`Optional::passthrough`] and [`Optional::commands`], which the MSR bitmap leaves to the processor; those emulated here; and all others, which
-//! do not exist for the guest: #GP.
+//! Three kinds: those of [`Optional::passthrough`] and [`Optional::commands`], which the MSR bitmap leaves to the processor; those emulated
+//! here; and all others, which do not exist for the guest: #GP.
 
 use super::{
     Gp,
@@ -88,8 +88,8 @@ pub struct Optional {
 }
 
 impl Optional {
-    /// Reads the two registers of CPUID that say so: EDX of leaf 7, and, of a processor that has RDTSCP, EDX of leaf 0x8000_0001 (SDM vol. 4,
-    /// table 2-2).
+    /// Reads the two registers of CPUID that say so: EDX of leaf 7, and, of a processor that has RDTSCP, EDX of leaf 0x8000_0001 (SDM vol.
+    /// 4, table 2-2).
     pub fn of_cpuid(leaf7_edx: u32, extended1_edx: u32) -> Self {
         let has = |bit: u32| leaf7_edx & bit != 0;
         Self {
@@ -126,8 +126,8 @@ pub const LEAF7_EDX_ARCH_CAPABILITIES: u32 = 1 << 29;
 pub const LEAF7_EDX_SSBD: u32 = 1 << 31;
 
 /// Bits of IA32_ARCH_CAPABILITIES that say from which attacks the processor is free, and need nothing else of the hypervisor: RDCL_NO to
-/// MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, FB_CLEAR, RRSBA, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, RFDS_CLEAR, ITS_NO
-/// (SDM vol. 4, table 2-2; Intel's guidance on each).
+/// MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, FB_CLEAR, RRSBA, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, RFDS_CLEAR,
+/// ITS_NO (SDM vol. 4, table 2-2; Intel's guidance on each).
 pub const ARCH_CAPABILITIES_SHOWN: u64 =
     0x7f | 1 << 8 | 7 << 13 | 1 << 17 | 1 << 19 | 1 << 20 | 1 << 24 | 7 << 26 | 1 << 62;
 

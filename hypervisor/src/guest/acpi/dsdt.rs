@@ -81,8 +81,8 @@ mod osc {
     pub const UNKNOWN_REVISION: u8 = 1 << 3;
     /// Status: some bits were cleared.
     pub const MASKED: u8 = 1 << 4;
-    /// Control: what can be granted. The guest has the functions' PCI Express capability for itself; hot plug, PME, AER, LTR and DPC are not
-    /// there to be controlled.
+    /// Control: what can be granted. The guest has the functions' PCI Express capability for itself; hot plug, PME, AER, LTR and DPC are
+    /// not there to be controlled.
     pub const GRANTED: u8 = 1 << 4;
 }
 

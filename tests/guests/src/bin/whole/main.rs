@@ -1,8 +1,8 @@
 //! A guest with a whole function whose interrupts are MSI-X and nothing else. It programs the table as on any machine, without a
 //! hypercall: an NVMe controller's, or that of a DSA under another device ID.
 //!
-//! Each vector is raised, held back while it is masked, and moved; each interrupt must come once and where it belongs. At last the function is
-//! reset, and works again.
+//! Each vector is raised, held back while it is masked, and moved; each interrupt must come once and where it belongs. At last the function
+//! is reset, and works again.
 #![no_std]
 #![no_main]
 
