@@ -170,10 +170,7 @@ pub fn start(fadt: Option<&[u8]>, is_memory: impl Fn(PhysRange) -> bool) -> Choi
 
 /// The date by the machine's CMOS clock, from now on by the TSC. `fadt` says what the firmware knows of that clock.
 pub fn date(fadt: Option<&[u8]>, clock: Choice) -> WallClock {
-    let hertz = match clock {
-        Choice::Tsc(rate, _) => Some(rate.hertz),
-        Choice::PmTimer | Choice::PostPort => None,
-    };
+    let hertz = clock.tsc_hertz();
     let read = match fadt.map_or(CmosClock::default(), CmosClock::parse) {
         CmosClock::Absent => Err(Odd::Absent),
         CmosClock::Present { century } => wall_clock::read(clock::current(), century, &mut cmos),

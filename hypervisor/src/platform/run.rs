@@ -18,7 +18,7 @@ use crate::{
     cpu::{self, fpu::Xsave, interrupts},
     exits::EndReason,
     vdev::msr::Optional,
-    vmx::{Host, controls, posted::Turn},
+    vmx::{Host, posted::Turn},
 };
 
 /// Ticks of the TSC that a virtual processor runs before another one's turn.
@@ -54,11 +54,11 @@ pub struct Runner {
 impl Runner {
     /// With no guest yet.
     pub fn new(host: Host, xsave: Xsave, service: &'static MachineService, epoch: u64) -> Self {
-        let rdtscp = host.capabilities.secondary & controls::SECONDARY_RDTSCP != 0;
+        let optional_msrs = world::optional_msrs(&host.capabilities);
         Self {
             host,
             xsave,
-            optional_msrs: world::optional_msrs(rdtscp),
+            optional_msrs,
             has_tsc_deadline: apic::has_tsc_deadline(),
             service,
             vectors: service.ports().vectors_of(cpu::this::this().number),
@@ -281,7 +281,7 @@ impl Runner {
                 return;
             }
         }
-        // With the rings empty there is room: nobody would wake who waits for that.
+        // With the rings empty there is room, and nothing would wake a virtual processor that waits for it.
         if !self.cpus.iter().any(|cpu| blocked(&cpu)) {
             interrupts::idle();
         }

@@ -230,7 +230,7 @@ impl Maker {
             Ok::<Hpa, &str>(frame)
         };
         let frames = Frames { vmcs: frame()?, msr_bitmap: frame()? };
-        let optional = world::optional_msrs(self.capabilities.secondary & controls::SECONDARY_RDTSCP != 0);
+        let optional = world::optional_msrs(&self.capabilities);
         let mut bitmap = MsrBitmap::new(optional.passthrough());
         bitmap.allow_writes(optional.commands());
         if apicv {

@@ -8,14 +8,16 @@ use crate::{
         fpu::{State, Xsave},
     },
     vdev::msr::Optional,
+    vmx::{Capabilities, controls},
 };
 
 /// IA32_SPEC_CTRL.
 const SPEC_CTRL: u32 = 0x48;
 
-/// The registers beside [`SHARED_MSRS`] that this processor has and that its guests read and write without an exit. `rdtscp` says whether
-/// the VMCS lets them use RDTSCP.
-pub fn optional_msrs(rdtscp: bool) -> Optional {
+/// The registers beside [`SHARED_MSRS`] that this processor has and that its guests read and write without an exit. IA32_TSC_AUX is
+/// among them only where the VMCS lets guests use RDTSCP.
+pub fn optional_msrs(capabilities: &Capabilities) -> Optional {
+    let rdtscp = capabilities.secondary & controls::SECONDARY_RDTSCP != 0;
     let extended1_edx = if rdtscp { core::arch::x86_64::__cpuid(0x8000_0001).edx } else { 0 };
     Optional::of_cpuid(cpu::leaf7_edx(), extended1_edx)
 }
