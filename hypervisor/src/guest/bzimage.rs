@@ -63,8 +63,6 @@ pub struct Kernel<'a> {
     pub setup_header: &'a [u8],
     /// The highest address that the initrd may have a byte at.
     pub initrd_max: u64,
-    /// Most bytes of the command line, without the zero at its end.
-    pub cmdline_max: usize,
 }
 
 impl Kernel<'_> {
@@ -188,7 +186,7 @@ pub fn parse(file: &[u8], ram: u64, cmdline_len: usize) -> Result<Kernel<'_>, Er
         return Err(Error::Cmdline { len: cmdline_len, most: cmdline_max });
     }
     let initrd_max = u32::from_le_bytes(setup.get(INITRD_ADDR_MAX)?).into();
-    Ok(Kernel { gpa, bytes, init_size, setup_header, initrd_max, cmdline_max })
+    Ok(Kernel { gpa, bytes, init_size, setup_header, initrd_max })
 }
 
 /// A file as far as its setup header.

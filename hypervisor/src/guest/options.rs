@@ -150,7 +150,8 @@ impl fmt::Display for Error {
             Self::Unknown(word) => {
                 write!(
                     f,
-                    "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, pasids=, console=, exits= or cmdline="
+                    "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, \
+                     pasids=, console=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),

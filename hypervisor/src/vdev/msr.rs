@@ -61,7 +61,7 @@ const MISC_ENABLE_MONITOR: u64 = 1 << 18;
 
 /// Registers the guest reads and writes without an exit on every processor. The processor checks their values itself, canonical addresses
 /// included. Those not held in the VMCS (STAR to FMASK, KERNEL_GS_BASE) belong to the vCPU: they are switched with it.
-pub const PASSTHROUGH: [u32; 10] = [
+const PASSTHROUGH: [u32; 10] = [
     0x174,       // IA32_SYSENTER_CS
     0x175,       // IA32_SYSENTER_ESP
     0x176,       // IA32_SYSENTER_EIP
@@ -88,8 +88,8 @@ pub struct Optional {
 }
 
 impl Optional {
-    /// Reads the two registers of CPUID that say so: EDX of leaf 7, and, of a processor that has RDTSCP, EDX of leaf 0x8000_0001 (SDM vol.
-    /// 4, table 2-2).
+    /// Those that CPUID names: by EDX of leaf 7, and, of a processor that has RDTSCP, by EDX of leaf 0x8000_0001
+    /// (SDM vol. 4, table 2-2).
     pub fn of_cpuid(leaf7_edx: u32, extended1_edx: u32) -> Self {
         let has = |bit: u32| leaf7_edx & bit != 0;
         Self {
@@ -128,7 +128,7 @@ pub const LEAF7_EDX_SSBD: u32 = 1 << 31;
 /// Bits of IA32_ARCH_CAPABILITIES that say from which attacks the processor is free, and need nothing else of the hypervisor: RDCL_NO to
 /// MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, FB_CLEAR, RRSBA, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, RFDS_CLEAR,
 /// ITS_NO (SDM vol. 4, table 2-2; Intel's guidance on each).
-pub const ARCH_CAPABILITIES_SHOWN: u64 =
+const ARCH_CAPABILITIES_SHOWN: u64 =
     0x7f | 1 << 8 | 7 << 13 | 1 << 17 | 1 << 19 | 1 << 20 | 1 << 24 | 7 << 26 | 1 << 62;
 
 /// Whether `address` is canonical with 48-bit linear addresses.
