@@ -72,15 +72,21 @@ pub(crate) fn boot(name: &str, plan: &Plan) -> Result<Outcome> {
 pub(crate) fn start(name: &str, plan: &Plan, follow: impl FnOnce(Run) -> Result<Outcome>) -> Result<Outcome> {
     let (paths, tools) = (bench::paths()?, bench::tools_of(plan.kind)?);
     let image = plan.native.map_or_else(bench::hypervisor, bench::guest)?;
+    in_turn(name, || follow(machine::start_on(plan.kind, paths, tools, &plan.config, image, &plan.modules)?))
+}
+
+/// Boots a machine when its turn comes, and says so.
+fn in_turn(name: &str, boot: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
     let _seat = bench::seat();
     bench::say(&format!("booting {name}"));
-    let outcome = follow(machine::start_on(plan.kind, paths, tools, &plan.config, image, &plan.modules)?)?;
+    let outcome = boot()?;
     let seconds = outcome.wall.as_secs_f32();
     bench::say(&format!("booted {name}: {} after {seconds:.1} s", outcome.end));
     Ok(outcome)
 }
 
-/// Boots Debian's Linux on the emulated machine itself, with two processors and options for the plugin, when its turn comes. `None` where it cannot be had.
+/// Boots Debian's Linux on the emulated machine itself, with two processors and options for the plugin, when its turn comes. `None` where
+/// it cannot be had.
 pub fn boot_linux(name: &str, plugin_options: &[&str], append: &[String]) -> Result<Option<Outcome>> {
     let Some(Payload { kernel, initrd }) = bench::linux()? else { return Ok(None) };
     let initrd = initrd.as_deref().context("no initrd was made")?;
@@ -88,12 +94,8 @@ pub fn boot_linux(name: &str, plugin_options: &[&str], append: &[String]) -> Res
     let mut config =
         Config { cpus: 2, cpu_model: linux::CPU_MODEL.into(), limit: LIMIT_OF_LINUX, ..Plan::new()?.config };
     config.plugin_options.extend(plugin_options.iter().map(|option| (*option).to_owned()));
-    let _seat = bench::seat();
-    bench::say(&format!("booting Linux, {name}"));
-    let outcome = machine::native::start(paths, tools, &config, kernel, initrd, append)?.finish();
-    let seconds = outcome.wall.as_secs_f32();
-    bench::say(&format!("booted Linux, {name}: {} after {seconds:.1} s", outcome.end));
-    Ok(Some(outcome))
+    let boot = || Ok(machine::native::start(paths, tools, &config, kernel, initrd, append)?.finish());
+    in_turn(&format!("Linux, {name}"), boot).map(Some)
 }
 
 /// What a scenario consists of.
