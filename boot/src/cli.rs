@@ -20,7 +20,7 @@ const AROUND_LINUX_MIB: u32 = 256;
 /// How long a Linux may say nothing, of the machine's own processor time: it boots quietly, and slowly in an emulator.
 const QUIET_LINUX: Duration = Duration::from_secs(120);
 
-/// The machine's processors.
+/// The machine's processors, if neither the command line nor a guest `linux` asks for another number.
 const CPUS: u32 = 2;
 /// The guest that runs, in two ways, when none is named.
 const DEMO: &str = "demo";

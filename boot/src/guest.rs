@@ -121,7 +121,7 @@ impl GuestArg {
         match &self.source {
             Source::File(path) => self.check_files(path, None),
             Source::Linux(Asked { kernel: Some(kernel), initrd, .. }) => self.check_files(kernel, initrd.as_deref()),
-            // The kernel is not there yet, perhaps. The initrd is looked at with it.
+            // Debian's kernel may not be there yet: with it, `modules` checks the initrd for its size.
             Source::Linux(Asked { initrd: Some(initrd), .. }) => {
                 ensure!(!read(initrd)?.is_empty(), "{}: {}", initrd.display(), image::Error::EmptyInitrd);
                 Ok(())

@@ -1,4 +1,4 @@
-//! The terminal of a run: the serial port of one guest, byte for byte, on the terminal of whoever started the run.
+//! The terminal of a run: the serial port of one guest, byte for byte, on the terminal where the run was started.
 //!
 //! The machine's second serial line ends in a pseudo-terminal of ours ([`Pty`]). While the guest runs, a [`Terminal`] carries bytes
 //! between that and the person's own terminal, which is in raw mode: each key goes to the guest, Ctrl-C too, but for the one that ends
@@ -146,11 +146,10 @@ impl Terminal {
     /// What a line means for the terminal.
     pub fn turn(&self, line: &Line) -> Option<Turn> {
         let tells = |event| line.event(event).is_some_and(|pairs| pairs.get("name") == Some(self.guest.as_str()));
-        match () {
-            () if tells("guest-start") => Some(Turn::Begins),
-            () if tells("guest-end") => Some(Turn::Ends),
-            () => None,
+        if tells("guest-start") {
+            return Some(Turn::Begins);
         }
+        tells("guest-end").then_some(Turn::Ends)
     }
 
     /// Gives the terminal to the guest.

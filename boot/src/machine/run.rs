@@ -57,7 +57,7 @@ pub enum End {
     TooLong(Duration),
     /// The console was flooded.
     Flooded,
-    /// Whoever looked on wanted no more.
+    /// The person at the terminal ended it.
     Asked,
     /// It was not run, because the machine that it should run on lacks something.
     Refused(String),
@@ -185,7 +185,7 @@ pub struct Run {
     server: Option<DsaServer>,
     /// Our side of the machine's second serial line.
     terminal: Option<OwnedFd>,
-    /// Set by whoever wants the run to end.
+    /// Setting this ends the run.
     stop: Arc<AtomicBool>,
     directory: PathBuf,
     manner: Manner,
@@ -256,7 +256,7 @@ impl Run {
         self.terminal = terminal;
     }
 
-    /// Our side of the machine's second serial line, where a guest has its console. Whoever takes it has to read it.
+    /// Our side of the machine's second serial line, where a guest has its console. The caller has to read from it.
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
         self.terminal.take()
     }

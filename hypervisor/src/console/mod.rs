@@ -98,8 +98,8 @@ pub fn event(text: fmt::Arguments<'_>) {
     line(format_args!("@ims {text}"));
 }
 
-/// Gives the lines what they can take now, and takes what the terminal's has brought. Called often, and when nothing else is to do.
-/// Returns whether something is left to be sent.
+/// Hands both lines the bytes that they can take now, and fetches input from the terminal's line. To be called often, and when nothing
+/// else is to do. Returns whether bytes still wait to be sent.
 pub fn pump() -> bool {
     let terminal = terminal::pump();
     CONSOLE.lock().as_mut().is_some_and(|console| console.serial.pump()) || terminal
@@ -118,7 +118,7 @@ pub fn drain() {
     }
 }
 
-/// Takes the console away from whoever holds it and does not let it go.
+/// Takes the console away from a processor that holds it and does not let it go.
 ///
 /// # Safety
 /// Only the panic path may call it: if the holder is this very processor, it never runs again.

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
-/// A ring over memory that it alone uses. The memory is a static of its own: by itself it is all zeros, which the image need not hold.
+/// A ring over memory that nothing else uses. The memory is a static of its own, because a static of zeros takes no room in the image.
 pub struct Ring {
     bytes: &'static [AtomicU8],
     put: usize,

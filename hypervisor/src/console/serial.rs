@@ -1,4 +1,4 @@
-//! A serial port of the machine's, with what waits to be sent.
+//! A serial port of the machine, and the bytes that wait to be sent there.
 
 use core::{sync::atomic::AtomicU8, time::Duration};
 
@@ -33,7 +33,7 @@ impl Serial {
         Some(Self { uart, ring: Ring::new(bytes), reserve, turned_away: None })
     }
 
-    /// Sends a byte some time; while the ring is full, waits until the line has taken one.
+    /// Puts a byte into the ring; while that is full, waits until the line has taken a byte.
     pub fn send(&mut self, byte: u8) {
         if self.ring.room() == 0 {
             self.wait();
@@ -41,7 +41,7 @@ impl Serial {
         self.ring.push(byte);
     }
 
-    /// Sends a byte some time, if there is room for it.
+    /// Puts a byte into the ring; without room the byte is lost.
     pub fn try_send(&mut self, byte: u8) {
         self.ring.push(byte);
     }
@@ -59,7 +59,7 @@ impl Serial {
         self.ring.len() != 0
     }
 
-    /// Whether a guest may write. When the line never takes a byte, what waits for it is lost.
+    /// Whether a guest may write. If the line takes no byte for `SEND`, the bytes that wait for it are lost.
     pub fn has_room(&mut self) -> bool {
         if self.ring.room() >= self.reserve {
             return true;
@@ -77,7 +77,7 @@ impl Serial {
         self.ring.room() >= self.reserve
     }
 
-    /// Waits until the line has taken a byte; when it does not, what waits for it is lost.
+    /// Waits until the line has taken a byte. If it takes none for `SEND`, the bytes that wait for it are lost.
     fn wait(&mut self) {
         let before = self.ring.taken();
         let sent = poll(clock::current(), SEND, || {

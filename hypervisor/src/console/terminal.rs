@@ -1,7 +1,7 @@
 //! The terminal on COM2: one guest's serial port, byte for byte, in both directions.
 //!
-//! COM1 has lines of many, which nobody but the hypervisor begins. A shell needs its bytes as they are, so they have a line of their own,
-//! and whatever a guest writes there forges nothing.
+//! COM1 carries the lines of the hypervisor and of all guests, and the hypervisor begins each of them, so that no guest forges one. A shell
+//! needs its bytes as they are: they have a port of their own, on which there is nothing to forge.
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -33,7 +33,7 @@ static TERMINAL: TicketMutex<Option<Terminal>> = TicketMutex::new(None);
 static OPEN: AtomicBool = AtomicBool::new(false);
 
 impl Terminal {
-    /// Takes what has come in, as far as there is room. What stays in the chip is its to keep, and, beyond 16 bytes, to lose.
+    /// Takes what has come in, as far as there is room. The chip keeps up to 16 more bytes, and loses the rest.
     fn look(&mut self) {
         while self.input.room() != 0
             && let Some(byte) = self.serial.receive()

@@ -60,7 +60,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// Takes it down, and begins the reset. Nothing is decoded or sent any more.
+    /// Saves the registers and begins the reset. From then on the function decodes and sends nothing.
     fn initiate(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, control: u16) -> Self {
         set_command(config, bdf, 0);
         let header = HEADER.map(|at| (at, config.read(bdf, at)));
@@ -69,7 +69,7 @@ impl Kept {
         Self { header, control: (control, kept) }
     }
 
-    /// Puts it back. Returns whether the function is as after a reset otherwise.
+    /// Writes the saved registers back. Returns whether the command register is zero, as after a reset.
     fn restore(&self, config: &(impl ConfigSpace + ?Sized), bdf: Bdf) -> bool {
         self.header.iter().chain([&self.control]).for_each(|&(at, value)| config.write(bdf, at, value));
         config.read(bdf, COMMAND) as u16 == 0
@@ -87,7 +87,7 @@ pub enum Progress {
     Failed,
 }
 
-/// A reset that nobody waits for: somebody looks at it from time to time.
+/// A reset that no processor waits for: one calls [`Self::look`] from time to time.
 #[derive(Debug)]
 pub struct Resetting<'c> {
     kept: Kept,
@@ -98,8 +98,8 @@ pub struct Resetting<'c> {
 }
 
 impl<'c> Resetting<'c> {
-    /// Begins it as [`reset`] does, but without waiting for what the function has asked for: that meets a function that did not ask.
-    /// `None` without the capability.
+    /// Begins a reset as [`reset`] does, but without waiting for the completions of the function's requests: late ones meet a function that
+    /// did not ask. `None` without the capability.
     pub fn begin(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &'c dyn Clock) -> Option<Self> {
         let express = function.express.filter(|_| function.resets())?;
         let kept = Kept::initiate(config, function.bdf, express.capability + DEVICE_CONTROL);

@@ -445,7 +445,7 @@ impl Assigned {
         self.apply_msix();
     }
 
-    /// Looks whether a reset that the guest asked for is over. Returns whether it is not.
+    /// Looks how far a reset is that the guest asked for. Returns whether the reset is still under way.
     pub fn look(&mut self, service: &MachineService, domain: &Domain) -> bool {
         let State::Resetting(resetting) = &mut self.state else { return false };
         match resetting.look(self.machine.config(), &self.function) {
@@ -463,7 +463,7 @@ impl Assigned {
         false
     }
 
-    /// The function is as after a reset: it becomes what its guest wants.
+    /// The function answers again, as after a reset: writes to it what its guest has set meanwhile.
     fn come_back(&mut self) {
         self.state = State::Ready;
         let config = self.machine.config();

@@ -75,7 +75,7 @@ impl Holdings {
         if !self.is_resetting() {
             return;
         }
-        // Who has them is soon done.
+        // A processor that holds the lock is done soon, and the next look finds it free.
         let (Some(domain), Some(mut functions)) = (&self.domain, self.functions.try_lock()) else { return };
         let under_way =
             functions.iter_mut().map(|function| function.look(self.service, domain)).filter(|is| *is).count();

@@ -11,7 +11,7 @@ use crate::{
     pci::{self, Function, reset::Resetting},
 };
 
-/// A reset that its guest asks for.
+/// How far a reset is right after its beginning.
 pub enum Begun {
     /// It is over. Whether the function answered.
     Over(bool),
@@ -67,7 +67,7 @@ impl Means {
         pci::function::enable_memory(machine.config(), function.bdf);
     }
 
-    /// Begins a reset for the function's guest. What takes long is not waited for: others have the processor meanwhile.
+    /// Begins a reset that the function's guest asks for. A reset that takes long is not waited for: others have the processor meanwhile.
     pub fn begin(&self, machine: &Machine, function: &Function) -> Begun {
         match self {
             Self::Command(registers) => Begun::Over(dsa::reset(registers, clock::current())),

@@ -78,7 +78,7 @@ impl Receiver {
         self.overrun
     }
 
-    /// The same, and forgets it, as a read of the line status does.
+    /// Whether a byte was lost; forgets it, as a read of the line status does.
     pub fn take_overrun(&mut self) -> bool {
         core::mem::take(&mut self.overrun)
     }
