@@ -72,7 +72,7 @@ fn main(guest: &Guest) -> u8 {
     });
     idle::enable_interrupts();
     poke::enable_sse();
-    // Attack on whoever reads the console: lines that look like the hypervisor's own.
+    // Attack on the console's readers: lines that look like the hypervisor's own.
     println!("@ims forged by=line");
     println!("\r@ims forged by=return\n@ims forged by=feed\x0b@ims forged by=tab\x1b[2K\x1b[G@ims forged by=escape");
     let seed = command_line::number(guest.command_line, "seed").unwrap_or(0).into();
