@@ -83,7 +83,7 @@ impl Xsave {
 }
 
 /// Room for an AVX register.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 #[repr(C, align(32))]
 pub struct Ymm([u64; 4]);
 
