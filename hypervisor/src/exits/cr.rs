@@ -7,6 +7,7 @@ use super::Action;
 use crate::{
     addr::Gpa,
     cpu::{
+        self,
         bits::{cr0, cr4, efer},
         fpu::XCR0_GUEST,
     },
@@ -15,7 +16,7 @@ use crate::{
         Registers, Vcpu,
         exit::CrAccess,
         fields::{self, Segment},
-        vcpu::CR4_ALLOWED,
+        vcpu::{CR4_ALLOWED, cr4_in_force},
     },
 };
 
@@ -129,7 +130,7 @@ fn write_cr4(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     if (old ^ value) & (cr4::PAE | cr4::PSE | cr4::PCIDE | cr4::SMEP) != 0 {
         vcpu.flush_translations();
     }
-    vcpu.write(fields::GUEST_CR4, value | cr4::VMXE);
+    vcpu.write(fields::GUEST_CR4, cr4_in_force(value, cpu::cr4()));
     vcpu.set_cr4_shadow(value);
     Some(())
 }
@@ -191,6 +192,13 @@ pub fn xsetbv(vcpu: &Vcpu, supported: u64) -> Result<u64, Action> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_does_not_switch_machine_checks_off_for_the_machine() {
+        let checks = |guest, host| cr4_in_force(guest, host) & cr4::MCE != 0;
+        assert!(checks(0, cr4::MCE) && checks(cr4::MCE, cr4::MCE) && checks(cr4::MCE, 0) && !checks(0, 0));
+        assert_eq!(cr4_in_force(cr4::PAE, !0), cr4::PAE | cr4::VMXE | cr4::MCE);
+    }
 
     #[test]
     fn long_mode_wants_neither_64_bit_code_nor_a_16_bit_tss() {

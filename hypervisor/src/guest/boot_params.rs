@@ -20,12 +20,20 @@ const TYPE_OF_LOADER: usize = 0x210;
 const LOADFLAGS: usize = 0x211;
 const RAMDISK_IMAGE: usize = 0x218;
 const RAMDISK_SIZE: usize = 0x21c;
+/// With the loader's extended version and number behind it.
+const HEAP_END_PTR: usize = 0x224;
 const CMD_LINE_PTR: usize = 0x228;
 const KERNEL_ALIGNMENT: usize = 0x230;
 const XLOADFLAGS: usize = 0x236;
 const CMDLINE_SIZE: usize = 0x238;
+/// With its data behind it.
+const HARDWARE_SUBARCH: usize = 0x23c;
+const SETUP_DATA: usize = 0x250;
 const E820_TABLE: usize = 0x2d0;
 const E820_ENTRY_SIZE: usize = 20;
+
+/// Bit of `loadflags`: `heap_end_ptr` is valid.
+const CAN_USE_HEAP: u8 = 1 << 7;
 
 /// Usable memory.
 pub const E820_RAM: u32 = 1;
@@ -50,7 +58,7 @@ pub fn boot_params(ram: u64, layout: &Layout<'_>, rsdp: Gpa) -> [u8; SIZE] {
     let mut page = Page([0; SIZE]);
     match &layout.image {
         // What the kernel says of itself stays; the loader's fields follow.
-        Image::Linux(kernel) => page.set(SETUP_HEADER, kernel.setup_header),
+        Image::Linux(kernel) => page.describe_kernel(kernel.setup_header),
         Image::Elf(_) => page.describe_executable(),
     }
     page.set(ACPI_RSDP_ADDR, &rsdp.as_u64().to_le_bytes());
@@ -70,6 +78,16 @@ pub fn boot_params(ram: u64, layout: &Layout<'_>, rsdp: Gpa) -> [u8; SIZE] {
 struct Page([u8; SIZE]);
 
 impl Page {
+    /// The setup header of a kernel's file, without what only the loader can know, whatever the file has there: no initrd, no heap for
+    /// real-mode code, no other platform than a PC, no list of setup data.
+    fn describe_kernel(&mut self, setup_header: &[u8]) {
+        self.set(SETUP_HEADER, setup_header);
+        self.0[LOADFLAGS] &= !CAN_USE_HEAP;
+        for (at, bytes) in [(RAMDISK_IMAGE, 8), (HEAP_END_PTR, 4), (HARDWARE_SUBARCH, 12), (SETUP_DATA, 8)] {
+            self.set(at, &[0; 12][..bytes]);
+        }
+    }
+
     /// The fields of a setup header for a kernel that brings none, an executable: `vmlinux`, or a guest that is no Linux.
     fn describe_executable(&mut self) {
         self.set(BOOT_FLAG, &0xaa55_u16.to_le_bytes());
@@ -136,6 +154,20 @@ mod tests {
     #[test]
     fn without_an_initrd_there_is_none() {
         assert_eq!(of(&bzimage::tests::good(), None)[0x218..0x220], [0; 8]);
+    }
+
+    #[test]
+    fn what_is_the_loaders_to_say_is_not_taken_from_the_kernels_file() {
+        let mut kernel = bzimage::tests::good();
+        kernel[0x218..0x220].fill(0x55);
+        kernel[0x211] |= 0x80;
+        kernel[0x224..0x228].fill(0x55);
+        kernel[0x23c..0x248].fill(0x55);
+        kernel[0x250..0x258].fill(0x55);
+        let page = of(&kernel, None);
+        assert_eq!((page[0x211] & 0x80, &page[0x218..0x220]), (0, &[0; 8][..]), "no heap and no initrd");
+        assert_eq!((&page[0x224..0x228], &page[0x23c..0x248]), (&[0; 4][..], &[0; 12][..]), "a PC");
+        assert_eq!(page[0x250..0x258], [0; 8], "no list of setup data");
     }
 
     #[test]

@@ -44,6 +44,19 @@ impl Bar {
     }
 }
 
+/// What the dword at `offset` of the header is for these BARs; `None` for one that is no BAR's.
+pub(super) fn dword(bars: &[Option<Bar>; BARS], offset: u16) -> Option<u32> {
+    let index = usize::from(offset.checked_sub(FIRST)? / 4);
+    match (*bars.get(index)?, index.checked_sub(1).and_then(|before| bars[before])) {
+        (Some(Bar::Memory { base, prefetchable, wide, .. }), _) => {
+            Some(base.as_u64() as u32 | u32::from(wide) << 2 | u32::from(prefetchable) << 3)
+        }
+        (Some(Bar::Io { port, .. }), _) => Some(u32::from(port) | 1),
+        (None, Some(Bar::Memory { base, wide: true, .. })) => Some((base.as_u64() >> 32) as u32),
+        (None, _) => None,
+    }
+}
+
 /// Reads all BARs, with their sizes. The function decodes nothing meanwhile, so that the trial values claim no one else's
 /// addresses.
 pub(super) fn probe(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) -> [Option<Bar>; BARS] {

@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use super::{
+    bar,
     config::ConfigSpace,
     function::{COMMAND, Function, set_command},
 };
@@ -41,7 +42,7 @@ pub fn reset(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &
         // The specification lets it be reset all the same; what comes back late meets a function that did not ask.
         log::warn!("{bdf}: its requests stay pending before its reset");
     }
-    let kept = Kept::initiate(config, bdf, control);
+    let kept = Kept::initiate(config, function, control);
     pause(clock, RESET);
     poll_every(clock, READY, STEP, || is_ready(config, function)) && kept.restore(config, bdf)
 }
@@ -61,10 +62,15 @@ struct Kept {
 
 impl Kept {
     /// Saves the registers and begins the reset. From then on the function decodes and sends nothing.
-    fn initiate(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, control: u16) -> Self {
+    ///
+    /// BARs are as they were found at first: a guest can have its function forget them (an NVMe subsystem reset does), or answer nothing
+    /// while they are read, and a function with another's addresses would answer for that one.
+    fn initiate(config: &(impl ConfigSpace + ?Sized), function: &Function, control: u16) -> Self {
+        let bdf = function.bdf;
         set_command(config, bdf, 0);
-        let header = HEADER.map(|at| (at, config.read(bdf, at)));
-        let kept = config.read(bdf, control) & 0xffff & !INITIATE;
+        let read = |at| if is_ready(config, function) { config.read(bdf, at) } else { 0 };
+        let header = HEADER.map(|at| (at, bar::dword(&function.bars, at).unwrap_or_else(|| read(at))));
+        let kept = read(control) & 0xffff & !INITIATE;
         config.write(bdf, control, kept | INITIATE);
         Self { header, control: (control, kept) }
     }
@@ -102,7 +108,7 @@ impl<'c> Resetting<'c> {
     /// did not ask. `None` without the capability.
     pub fn begin(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &'c dyn Clock) -> Option<Self> {
         let express = function.express.filter(|_| function.resets())?;
-        let kept = Kept::initiate(config, function.bdf, express.capability + DEVICE_CONTROL);
+        let kept = Kept::initiate(config, function, express.capability + DEVICE_CONTROL);
         Some(Self { kept, clock, quiet: Timeout::new(clock, RESET), ready: None })
     }
 
@@ -248,6 +254,32 @@ mod tests {
         assert_eq!(followed(&mut resetting, &config, &function), Progress::Failed);
         assert!((RESET + READY..DRAIN + RESET + READY).contains(&waited(&clock)), "{clock:?}");
         assert!(Resetting::begin(&config, &nvme(false, 0).1, &clock).is_none());
+    }
+
+    #[test]
+    fn bars_that_a_function_has_lost_are_as_they_were_found() {
+        for lost in [0, 0xffff_c000] {
+            let (config, function) = nvme(true, 0);
+            config.write(NVME, 0x10, lost);
+            let clock = clock();
+            let mut resetting = Resetting::begin(&config, &function, &clock).unwrap();
+            assert_eq!(followed(&mut resetting, &config, &function), Progress::Done);
+            assert_eq!(config.read(NVME, 0x10), BAR);
+            config.write(NVME, 0x10, lost);
+            assert!(reset(&config, &function, &clock));
+            assert_eq!(config.read(NVME, 0x10), BAR);
+        }
+    }
+
+    #[test]
+    fn what_a_function_without_answer_reads_as_is_not_kept() {
+        let (config, function) = nvme(true, 0);
+        config.write(NVME, 0x0c, 0x10);
+        config.absent.set(40);
+        let clock = clock();
+        let mut resetting = Resetting::begin(&config, &function, &clock).unwrap();
+        assert_eq!(followed(&mut resetting, &config, &function), Progress::Done);
+        assert_eq!((config.read(NVME, 0x0c), config.read(NVME, 0x48)), (0, 0));
     }
 
     #[test]

@@ -329,10 +329,14 @@ impl VirtualDsa {
         let stopped = self.stop(queue).is_ok();
         (self.genctrl, self.intcause, self.errors) = (0, 0, [0; 4]);
         (self.command, self.command_status) = (0, 0);
-        for handle in self.handles.iter_mut().filter_map(Option::take) {
-            // One that the device does not take back can be had again all the same.
-            let _ = queue.release_handle(handle);
-        }
+        // One that the device does not take back can be had again all the same. A device that does not answer is not asked for each of
+        // them: that would take minutes.
+        let _ = self
+            .handles
+            .iter()
+            .flatten()
+            .try_for_each(|handle| unless_so(queue.release_handle(*handle), error::INVAL_INT_IDX));
+        self.handles.fill(None);
         self.show();
         stopped
     }

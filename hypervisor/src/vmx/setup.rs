@@ -5,7 +5,7 @@ use super::{
     entry::{self, Registers},
     fields::{self, Segment},
     root::Host,
-    vcpu::{CR0_WATCHED, CR4_OWNED, VECTOR_AC, VECTOR_DB, VECTOR_MC, Vcpu},
+    vcpu::{CR0_WATCHED, CR4_OWNED, VECTOR_AC, VECTOR_DB, VECTOR_MC, Vcpu, cr4_in_force},
 };
 use crate::{
     addr::Hpa,
@@ -150,7 +150,7 @@ impl Vcpu {
         let cr0_value = cr0::PE | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
         self.write(fields::GUEST_CR0, cr0_value);
         self.set_cr0_shadow(cr0_value);
-        self.write(fields::GUEST_CR4, cr4::PAE | cr4::VMXE);
+        self.write(fields::GUEST_CR4, cr4_in_force(cr4::PAE, cpu::cr4()));
         self.set_cr4_shadow(cr4::PAE);
         self.write(fields::GUEST_CR3, start.cr3);
         self.set_efer(efer::LME | efer::LMA);
@@ -192,7 +192,7 @@ impl Vcpu {
         self.write(fields::GUEST_CR0, cr0::ET | cr0::NE);
         self.set_cr0_shadow(reset);
         self.write(fields::GUEST_CR3, 0);
-        self.write(fields::GUEST_CR4, cr4::VMXE);
+        self.write(fields::GUEST_CR4, cr4_in_force(0, cpu::cr4()));
         self.set_cr4_shadow(0);
         self.set_long_mode(false);
         self.set_efer(0);

@@ -38,6 +38,12 @@ pub const CR4_ALLOWED: u64 = CR4_OWNED
     | cr4::SMEP
     | cr4::SMAP;
 
+/// CR4 that is in force while a guest runs that sees `guest`. A machine check shuts the processor down where CR4.MCE is off, in a guest too
+/// (SDM vol. 3, 16.1): so that bit is the hypervisor's, whose CR4 is `host`.
+pub const fn cr4_in_force(guest: u64, host: u64) -> u64 {
+    guest | cr4::VMXE | host & cr4::MCE
+}
+
 /// Interruptibility: blocking by STI, by MOV SS, by NMI.
 const BLOCKING_STI: u32 = 1 << 0;
 const BLOCKING_MOV_SS: u32 = 1 << 1;

@@ -34,6 +34,8 @@ enum Step {
     OnSlot(Call, usize),
     Affinity(usize, Target),
     Reset,
+    /// The function as a whole.
+    FunctionReset,
     /// The next calls fail.
     Fail {
         k: usize,
@@ -82,6 +84,7 @@ fn any_step(failures: u32) -> impl Strategy<Value = Step> {
         5 => (call, 0..8usize).prop_map(|(call, handle)| Step::OnSlot(call, handle)),
         2 => (0..8usize, any_target()).prop_map(|(handle, target)| Step::Affinity(handle, target)),
         1 => Just(Step::Reset),
+        1 => Just(Step::FunctionReset),
         failures => (0..12usize, prop_oneof![1..4usize, Just(50)]).prop_map(|(k, count)| Step::Fail { k, count }),
     ]
 }
@@ -274,6 +277,14 @@ fn play(bench: &Bench, oracle: &mut Oracle, step: &Step) -> bool {
             bench.machine().reset(&bench.spec(StoreName::Ims));
             oracle.slots.fill(Expected::default());
             bench.service.device_reset(&bench.domain, DEVICE).is_ok()
+        }
+        Step::FunctionReset => {
+            // Masked while the function can still be written; then it forgets all of it, and answers again.
+            let reset = bench.service.function_reset(&bench.domain, DEVICE).is_ok();
+            oracle.slots.fill(Expected::default());
+            let silent = (0..SLOTS).all(|slot| bench.fire(slot).is_none());
+            [StoreName::Ims, StoreName::Msix].iter().for_each(|name| bench.machine().reset(&bench.spec(*name)));
+            reset && silent && bench.service.function_ready(&bench.domain, DEVICE).is_ok()
         }
         Step::Fail { k, count } => {
             bench.machine().fail(k, count);

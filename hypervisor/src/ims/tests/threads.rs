@@ -259,6 +259,11 @@ fn play_foul(bench: &Bench, handles: &std::sync::Mutex<Vec<SlotHandle>>, dice: &
             let _ = bench.call(Call::FreeGroup, [DEVICE.0.into(), 0, 0, 0]);
         }
         _ if dice.below(64) == 0 => bench.service.device_reset(&bench.domain, DEVICE).unwrap(),
+        _ if dice.below(64) == 0 => {
+            bench.service.function_reset(&bench.domain, DEVICE).unwrap();
+            // Others have written meanwhile.
+            bench.service.function_ready(&bench.domain, DEVICE).unwrap();
+        }
         _ => {
             // Faults are attributed while all this goes on.
             if let Some(owner) = bench.service.lookup(EntryIndex(dice.below(64) as u32)) {

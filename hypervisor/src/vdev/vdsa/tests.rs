@@ -7,11 +7,16 @@ use super::*;
 struct Queue {
     told: Vec<&'static str>,
     error: Option<u8>,
+    /// It answers nothing any more.
+    is_stuck: bool,
 }
 
 impl Queue {
     fn tell(&mut self, what: &'static str) -> Result<(), u8> {
         self.told.push(what);
+        if self.is_stuck {
+            return Err(0xff);
+        }
         self.error.take().map_or(Ok(()), Err)
     }
 }
@@ -261,6 +266,21 @@ fn a_function_level_reset_leaves_nothing_of_what_the_guest_did() {
         assert_eq!(guest.command(14, 2049), 0x41, "handles are given back");
         assert_eq!(guest.command(1, 0), 0x12, "bus mastering is off");
     }
+}
+
+#[test]
+fn a_function_level_reset_does_not_wait_for_each_handle_of_a_parent_that_is_stuck() {
+    let mut guest = Guest::working();
+    for vector in 1..130 {
+        guest.command(13, vector);
+    }
+    guest.queue.told.clear();
+    guest.queue.is_stuck = true;
+    assert!(!guest.dsa.reset_function(&mut guest.queue));
+    assert_eq!(guest.queue.told, ["abort", "release"]);
+    guest.queue.is_stuck = false;
+    assert!(guest.dsa.reset_function(&mut guest.queue));
+    assert_eq!(guest.command(14, 2049), 0x41, "all of them are forgotten");
 }
 
 #[test]
