@@ -11,8 +11,8 @@ use crate::{
     memory::PhysRange,
 };
 
-/// Most modules that are looked at.
-const MODULES: usize = 64;
+/// Most modules that are looked at: 64 guests, each with an initrd.
+const MODULES: usize = 128;
 
 /// Why the loader's information is of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
