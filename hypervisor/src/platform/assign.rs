@@ -432,6 +432,7 @@ impl Assigned {
     /// The guest resets its function (PCIe 6.6.2). Its interrupts go first, while its tables can be written.
     fn reset(&mut self, service: &MachineService, domain: &Domain) {
         self.wanted = Wanted::default();
+        // An error leaves an interrupt pending, which comes when the guest unmasks it: one too many.
         let _ = service.function_reset(domain, self.id);
         if !matches!(self.state, State::Ready) {
             return;
@@ -452,7 +453,8 @@ impl Assigned {
             Progress::UnderWay => return true,
             Progress::Done => {
                 self.come_back();
-                // What the guest has written into its table meanwhile, the function has not seen.
+                // The function has not seen what the guest has written into its table meanwhile. An error means that the device is not in the
+                // domain any more.
                 let _ = service.function_ready(domain, self.id);
             }
             Progress::Failed => {
