@@ -14,7 +14,7 @@ static EACH_BY_ITSELF: Scenario =
         plan.linux("linux name=whole mem=384M device=00:1e.0 exits=marks", "copies=300")?;
         plan.linux(
             "linux name=moved mem=384M cpus=2 device=vdsa:00:1f.0",
-            "copies=1000 bytes=1024 affinity=yes hotplug=yes end=reboot",
+            "copies=6000 bytes=256 affinity=yes hotplug=yes end=reboot",
         )
     });
 
@@ -118,9 +118,9 @@ fn linux_copies_by_a_whole_dsa_and_powers_off() {
 #[test]
 fn linux_copies_by_a_virtual_function_while_its_interrupt_moves_and_a_processor_leaves() {
     let Some(boot) = linux(&EACH_BY_ITSELF) else { return };
-    assert_copied(&boot, "moved", 1000);
+    assert_copied(&boot, "moved", 6000);
     assert!(boot.reported("moved", "moved") > 10 && boot.reported("moved", "replugged") == 1);
-    assert!(boot.reported("moved", "handled") >= 1000);
+    assert!(boot.reported("moved", "handled") >= 6000);
 }
 
 #[test]
