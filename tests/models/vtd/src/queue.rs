@@ -108,13 +108,15 @@ impl Unit {
         if !self.has_descriptor(kind) {
             return Err(queue_error::INVALID_TYPE);
         }
-        if low & reserved[0] != 0 || words[1] & reserved[1] != 0 {
+        let draining = kind == desc::WAIT && bit(low, desc::wait::PD) && !self.config.has_page_requests();
+        if draining || low & reserved[0] != 0 || words[1] & reserved[1] != 0 {
             return Err(queue_error::RESERVED_FIELD);
         }
         match kind {
             desc::CONTEXT_CACHE => self.queued_context(low),
             desc::IOTLB => self.queued_iotlb(words),
-            desc::DEVICE_TLB => self.queued_device_tlb(),
+            desc::DEVICE_TLB | desc::PASID_DEVICE_TLB => self.queued_device_tlb(),
+            desc::PAGE_GROUP_RESPONSE => self.queued_page_response(words),
             desc::INTERRUPT_ENTRY_CACHE => self.queued_interrupt_entry(low),
             desc::PASID_CACHE => self.queued_pasid_cache(low),
             desc::PASID_IOTLB => self.queued_pasid_iotlb(words),
@@ -125,6 +127,8 @@ impl Unit {
     fn has_descriptor(&self, kind: u64) -> bool {
         match kind {
             desc::DEVICE_TLB => self.config.device_tlb,
+            desc::PASID_DEVICE_TLB => self.config.device_tlb && self.config.scalable_mode,
+            desc::PAGE_GROUP_RESPONSE => self.config.has_page_requests(),
             desc::INTERRUPT_ENTRY_CACHE => self.config.interrupt_remapping,
             desc::PASID_CACHE | desc::PASID_IOTLB => self.config.scalable_mode,
             _ => true,
