@@ -169,8 +169,8 @@ impl Unit {
         let value = value & pqa::OFFSET;
         let queue = &self.page_requests;
         if base == regs::PQT {
-            if value != queue.tail && queue.head != queue.tail {
-                return self.violation(base, value, "PQT is the unit's while requests are in the queue (VT-d 7.4.1)");
+            if value != 0 && value != queue.tail {
+                return self.violation(base, value, "PQT is the unit's but for its reset to 0 (VT-d 7.4.1)");
             }
             self.page_requests.tail = value;
             return;
