@@ -1,10 +1,11 @@
 //! The guest `linux`: Debian's kernel as packaged, and an initrd that is made here, without root.
 //!
 //! The initrd holds busybox, Linux' own driver of the DSA with the modules that it depends on, a module of ours that copies by it
-//! (`tests/linux/dmacopy`), and the first process (`tests/linux/init`), which says what it can be told on the kernel's command line.
+//! (`tests/linux/dmacopy`), a program of ours that copies as a user's (`tests/linux/svacopy.c`), and the first process (`tests/linux/init`), which says what it can be told on the kernel's command line.
 
 mod asked;
 mod kbuild;
+mod program;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -63,7 +64,8 @@ pub fn payload(paths: &Paths, with_initrd: bool) -> Result<Payload> {
 /// Writes the initrd; returns its file.
 fn make_initrd(paths: &Paths, stock: &Stock) -> Result<PathBuf> {
     let module = kbuild::module(paths, &stock.linux.release, &stock.headers)?;
-    let initrd = initrd(stock, &paths.workspace.join(INIT), &module)?;
+    let program = program::build(paths, &module.with_file_name(program::NAME))?;
+    let initrd = initrd(stock, &paths.workspace.join(INIT), &module, program)?;
     let file = module.with_file_name("initrd");
     // Another process may be reading it: it sees the old one or this one.
     let partial = module.with_file_name(format!("initrd.{}", std::process::id()));
@@ -72,17 +74,24 @@ fn make_initrd(paths: &Paths, stock: &Stock) -> Result<PathBuf> {
     Ok(file)
 }
 
-fn initrd(stock: &Stock, init: &Path, module: &Path) -> Result<Vec<u8>> {
+fn initrd(stock: &Stock, init: &Path, module: &Path, program: Vec<u8>) -> Result<Vec<u8>> {
     let read = |file: &Path| fs::read(file).with_context(|| format!("cannot read {}", file.display()));
-    archive(read(&stock.busybox)?, read(init)?, stock.linux.with_dependencies(DRIVER)?, read(module)?)
+    archive(read(&stock.busybox)?, read(init)?, stock.linux.with_dependencies(DRIVER)?, read(module)?, program)
 }
 
 /// The initrd of these programs and modules.
-fn archive(busybox: Vec<u8>, init: Vec<u8>, modules: Vec<(String, Vec<u8>)>, ours: Vec<u8>) -> Result<Vec<u8>> {
+fn archive(
+    busybox: Vec<u8>,
+    init: Vec<u8>,
+    modules: Vec<(String, Vec<u8>)>,
+    ours: Vec<u8>,
+    program: Vec<u8>,
+) -> Result<Vec<u8>> {
     let mut archive = Initramfs::with_directories(&["bin", "dev", "etc", "proc", "sys", MODULES]);
     archive.device("dev/console", 5, 1);
     archive.file("etc/fstab", FSTAB.into());
     archive.program("bin/busybox", busybox);
+    archive.program(&format!("bin/{}", program::NAME), program);
     archive.file(ORDER, modules.iter().flat_map(|(name, _)| [name.as_str(), "\n"]).collect::<String>().into());
     for (name, module) in modules {
         archive.file(&format!("{MODULES}/{name}"), module);
@@ -104,7 +113,7 @@ mod tests {
     fn the_initrd_holds_all_that_the_first_process_uses() {
         let modules =
             [("idxd_bus.ko", "bus"), ("idxd.ko", "driver")].map(|(name, text)| (name.to_owned(), text.into()));
-        let bytes = archive(b"box".to_vec(), b"script".to_vec(), modules.into(), b"ours".to_vec()).unwrap();
+        let bytes = archive(b"box".to_vec(), b"script".to_vec(), modules.into(), b"ours".to_vec(), b"user".to_vec()).unwrap();
         let entries = read(&bytes);
         let entry = |name: &str| entries.iter().find(|entry| entry.0 == name).unwrap_or_else(|| panic!("no {name}"));
         assert_eq!(entry("modules/order").2, b"idxd_bus.ko\nidxd.ko\n");
@@ -112,7 +121,7 @@ mod tests {
         assert_eq!((entry("init").1, entry("init").2.as_slice()), (0o100_755, &b"script"[..]));
         assert_eq!(entry("dev/console").1, 0o020_600);
         let script = fs::read_to_string(workspace().unwrap().join(INIT)).unwrap();
-        for name in [ORDER, "bin/busybox"] {
+        for name in [ORDER, "bin/busybox", "bin/svacopy"] {
             entry(name);
             assert!(script.contains(&format!("/{name}")), "{name}");
         }
