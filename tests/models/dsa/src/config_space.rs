@@ -25,6 +25,9 @@ const STATUS_CAPABILITIES: u16 = 1 << 4;
 const MSIX_ENABLE: u16 = 1 << 15;
 const MSIX_FUNCTION_MASK: u16 = 1 << 14;
 const PASID_ENABLE: u16 = 1 << 0;
+/// Privileged mode: supported, and enabled. Linux gives its own work queues PASIDs only where there is that; requests are for user
+/// privilege all the same.
+const PASID_PRIVILEGED: u16 = 1 << 2;
 const ATS_ENABLE: u16 = 1 << 15;
 const PRI_ENABLE: u16 = 1 << 0;
 const PRI_RESET: u16 = 1 << 1;
@@ -117,6 +120,8 @@ impl ConfigSpace {
     fn page_requests(&mut self) {
         self.put32(EXPRESS + 0x24, 1 << 21);
         self.put32(PASID, (ATS as u32) << 20 | 1 << 16 | 0x1b);
+        self.put16(PASID + 4, 20 << 8 | PASID_PRIVILEGED);
+        self.allow16(PASID + 6, PASID_ENABLE | PASID_PRIVILEGED);
         self.put32(ATS, (PRI as u32) << 20 | 1 << 16 | 0x0f);
         self.put16(ATS + 4, 1 << 5);
         self.allow16(ATS + 6, ATS_ENABLE | 0x1f);
