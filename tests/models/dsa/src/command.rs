@@ -155,7 +155,7 @@ impl Dsa {
             match number {
                 command::DISABLE_WQ => queue.disable(),
                 command::ABORT_WQ => queue.abort(),
-                command::RESET_WQ => queue.reset(),
+                command::RESET_WQ => queue.reset_but_size(),
                 _ => {}
             }
         }

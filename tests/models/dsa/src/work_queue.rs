@@ -132,6 +132,14 @@ impl WorkQueue {
         *self = Self::default();
     }
 
+    /// The Reset WQ command. The size stays, because it changes only while the device is disabled: Linux 7 resets a queue and enables it
+    /// again with the device enabled (`idxd_wq_set_pasid`).
+    pub(crate) fn reset_but_size(&mut self) {
+        let size = self.size();
+        self.reset();
+        self.config[0] = size;
+    }
+
     /// A descriptor from a portal.
     pub(crate) fn submit(&mut self, submission: Submission) -> PortalWrite {
         if !self.enabled {
