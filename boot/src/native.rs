@@ -168,7 +168,7 @@ impl Native {
 
     fn work_failures(&self, result: &Pairs) -> Vec<String> {
         let mut failures = Vec::new();
-        for key in ["errors", "timeouts"] {
+        for key in ["errors", "timeouts", "user_errors", "user_timeouts"] {
             if let Some(count) = result.number(key).filter(|count| *count != 0) {
                 failures.push(format!("Linux counts {count} {key}"));
             }
@@ -198,6 +198,12 @@ impl Native {
             let moved = moved.map(|moved| format!("; interrupt moved {} times meanwhile", grouped(moved)));
             let (done, moved) = (grouped(done), moved.unwrap_or_default());
             rows.push(("work", format!("{done} descriptors done, {verified} verified{moved}")));
+        }
+        if let Some(verified) = self.reported("user_verified") {
+            let faults = grouped(self.reported("user_faulted").unwrap_or(0));
+            let pages = grouped(self.counter("vtd.page_requests"));
+            let verified = grouped(verified);
+            rows.push(("user", format!("{verified} copies verified, {faults} page faults reported; {pages} pages asked for")));
         }
         let Counts { raised, remapped, merged, handled, closing } = self.counts();
         let [raised, remapped, handled] = [raised, remapped, handled].map(grouped);

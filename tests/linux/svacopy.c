@@ -81,7 +81,7 @@ static void finish(int code)
 
 static void fail(const char *why)
 {
-	say("user_failed=");
+	say("user_errors=1 user_failed=");
 	say(why);
 	say("\n");
 	finish(1);

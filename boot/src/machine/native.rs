@@ -40,8 +40,8 @@ const OPTIONS: [&str; 13] = [
     "initcall_blacklist=jent_mod_init,load_system_certificate_list,init_kprobe_trace,trace_eval_init",
 ];
 
-/// The first process's word for shared virtual addressing, and the plugin's option for what it takes.
-const SVA: &str = "sva=yes";
+/// The first process's word for a user's program with shared virtual addressing; the plugin's option for what that takes.
+pub const SVA: &str = "sva=yes";
 const SVA_OPTION: &str = "sva";
 
 /// The whole command line. A later word is heeded instead of an earlier one, so what is appended counts.

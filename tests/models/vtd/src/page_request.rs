@@ -208,9 +208,6 @@ impl Unit {
             return Err(regs::queue_error::RESERVED_FIELD);
         }
         self.stats.page_responses += 1;
-        if !bit(words[1], desc::response::LPIG) {
-            self.violation(0, words[1], "a group's response answers its last request (VT-d 7.7)");
-        }
         if !self.page_requests.outstanding.remove(&(source_id, pasid, group)) {
             self.violation(0, words[0], "a response answers a request that is outstanding (VT-d 7.7)");
         }

@@ -49,8 +49,6 @@ pub(crate) mod response {
     pub(crate) const PP: u32 = 4;
     pub(crate) const CODE: (u32, u32) = (15, 12);
     pub(crate) const RID: (u32, u32) = (31, 16);
-    /// Word 1: the last request of the group.
-    pub(crate) const LPIG: u32 = 2;
     /// Word 1: the group.
     pub(crate) const PRGI: (u32, u32) = (11, 3);
 }
@@ -74,6 +72,7 @@ pub(crate) const fn reserved(kind: u64) -> Option<[u64; 2]> {
         PASID_IOTLB => [mask(8, 6) | mask(15, 12) | mask(63, 52), mask(11, 7)],
         PASID_CACHE => [mask(8, 6) | mask(15, 12) | mask(63, 52), u64::MAX],
         PASID_DEVICE_TLB => [0, mask(10, 1)],
+        // Bit 2 of word 1 said "last page in group" until revision 4.0 reserved it. Hardware ignores it; Linux before 6.18 sets it.
         PAGE_GROUP_RESPONSE => [mask(8, 5) | mask(63, 52), mask(1, 0) | mask(63, 12)],
         WAIT => [1 << 8 | mask(31, 12), mask(1, 0)],
         _ => return None,
