@@ -181,3 +181,6 @@ fn load(pasid: u32, address: u64, up: &mut dyn Upstream) -> Result<[u8; 64], Fau
     up.read(Some(pasid), address, &mut bytes)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;
