@@ -203,7 +203,10 @@ impl Native {
             let faults = grouped(self.reported("user_faulted").unwrap_or(0));
             let pages = grouped(self.counter("vtd.page_requests"));
             let verified = grouped(verified);
-            rows.push(("user", format!("{verified} copies verified, {faults} page faults reported; {pages} pages asked for")));
+            rows.push((
+                "user",
+                format!("{verified} copies verified, {faults} page faults reported; {pages} pages asked for"),
+            ));
         }
         let Counts { raised, remapped, merged, handled, closing } = self.counts();
         let [raised, remapped, handled] = [raised, remapped, handled].map(grouped);

@@ -133,7 +133,9 @@ mod tests {
     fn the_initrd_holds_all_that_the_first_process_uses() {
         let modules =
             [("idxd_bus.ko", "bus"), ("idxd.ko", "driver")].map(|(name, text)| (name.to_owned(), text.into()));
-        let bytes = archive(b"box".to_vec(), b"script".to_vec(), modules.into(), Some(b"ours".to_vec()), b"user".to_vec()).unwrap();
+        let bytes =
+            archive(b"box".to_vec(), b"script".to_vec(), modules.into(), Some(b"ours".to_vec()), b"user".to_vec())
+                .unwrap();
         let entries = read(&bytes);
         let entry = |name: &str| entries.iter().find(|entry| entry.0 == name).unwrap_or_else(|| panic!("no {name}"));
         assert_eq!(entry("modules/order").2, b"idxd_bus.ko\nidxd.ko\n");

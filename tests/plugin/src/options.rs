@@ -91,8 +91,7 @@ impl Options {
     pub(crate) fn dsa(&self, number: usize) -> dsa_model::Config {
         let default = dsa_model::Config::default();
         let device_id = if self.unknown && number == 1 { UNKNOWN_DEVICE } else { default.device_id };
-        let config =
-            dsa_model::Config { slow_store: self.slow_store, page_requests: self.sva, device_id, ..default };
+        let config = dsa_model::Config { slow_store: self.slow_store, page_requests: self.sva, device_id, ..default };
         if !self.most_slots {
             return config;
         }

@@ -1,8 +1,8 @@
 //! Engines: they take descriptors from the queues of their group, carry them out, and tell the outcome.
 
+use crate::command::drains;
 use crate::descriptor::{Descriptor, Limits, Operation, Refusal};
 use crate::operation::{self, Completion, CrcMode, Reach};
-use crate::command::drains;
 use crate::paging::Blocked;
 use crate::portal::Submission;
 use crate::spec::{self, GENCTRL_SOFTWARE_ERROR_INTERRUPT, flag, intcause, slot, status};

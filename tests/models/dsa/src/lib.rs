@@ -32,8 +32,8 @@ use std::collections::BTreeSet;
 
 use config_space::ConfigSpace;
 use groups::Group;
-use paging::Blocked;
 use messages::{Message, MessageTable, Raised};
+use paging::Blocked;
 use portal::{Portals, Submission};
 use queue_store::QueueStore;
 use registers::Registers;

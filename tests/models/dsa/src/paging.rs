@@ -125,7 +125,8 @@ impl Dsa {
         let operation = self.check(descriptor, origin).ok()?;
         let mut missing = |page: &Page| up.translation(pasid, page.address, page.write) == Ok(false);
         if descriptor.has(flag::BOF) {
-            let record = descriptor.has(flag::CRAV).then(|| Span { address: descriptor.completion(), size: 32, write: true });
+            let record =
+                descriptor.has(flag::CRAV).then(|| Span { address: descriptor.completion(), size: 32, write: true });
             let mut pages = spans(operation).into_iter().chain(record).flat_map(|span| span.pages());
             if let Some(page) = pages.find(|page| missing(page)) {
                 return Some(page);

@@ -112,10 +112,7 @@ pub const SM_OUTPUT_IN_INTERRUPT_RANGE: u8 = 0x87;
 /// Whether a request for a translation that meets it is answered, with no rights, and not recorded ("recoverable" faults): a page or a
 /// right is missing.
 pub(crate) const fn is_recoverable(reason: u8) -> bool {
-    matches!(
-        reason,
-        FS_PAGING_NOT_PRESENT | FS_USER_DENIED | SM_PAGING_NOT_PRESENT | SM_WRITE_DENIED | SM_READ_DENIED
-    )
+    matches!(reason, FS_PAGING_NOT_PRESENT | FS_USER_DENIED | SM_PAGING_NOT_PRESENT | SM_WRITE_DENIED | SM_READ_DENIED)
 }
 
 /// Whether FPD in the entry concerned suppresses the record ("qualified" faults).
