@@ -114,7 +114,7 @@ fn each_page_that_is_missing_is_asked_for_and_every_request_answered() {
         let counted = counted.map(|key| native.counter(key));
         assert!(counted[0] >= 32 && counted.iter().all(|count| *count == counted[0]), "{counted:?}: {told}");
         assert!(native.counter("vtd.translations_denied") > counted[0], "those that do not wait as well: {told}");
-        for key in ["vtd.violations", "vtd.dma_faults", "vtd.page_requests_lost", "vtd.blocked"] {
+        for key in ["vtd.violations", "vtd.queue_errors", "vtd.dma_faults", "vtd.page_requests_lost", "vtd.blocked"] {
             assert_eq!(native.counter(key), 0, "{key}: {told}");
         }
     });
@@ -123,7 +123,7 @@ fn each_page_that_is_missing_is_asked_for_and_every_request_answered() {
 #[test]
 fn the_unit_finds_neither_a_violation_nor_a_fault() {
     each(|native, told| {
-        for key in ["vtd.violations", "vtd.dma_faults", "vtd.interrupt_faults", "vtd.blocked"] {
+        for key in ["vtd.violations", "vtd.queue_errors", "vtd.dma_faults", "vtd.interrupt_faults", "vtd.blocked"] {
             assert_eq!(native.counter(key), 0, "{key}: {told}");
         }
         assert!(native.counter("vtd.iec_flushes") > 0 && native.counter("vtd.waits") > 0, "{told}");

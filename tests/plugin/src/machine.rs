@@ -372,7 +372,7 @@ fn unit_of(units: &mut [Unit], source: u16) -> Option<&mut Unit> {
 /// The sums of all units.
 fn unit_report(units: &[Unit], text: &mut String) {
     type Counter = fn(&vtd_model::Stats) -> u64;
-    let counters: [(&str, Counter); 19] = [
+    let counters: [(&str, Counter); 20] = [
         ("remapped", |stats| stats.remapped),
         ("posted", |stats| stats.posted),
         ("posted_merged", |stats| stats.posted_merged),
@@ -383,6 +383,7 @@ fn unit_report(units: &[Unit], text: &mut String) {
         ("dma_faults", |stats| stats.dma_faults),
         ("iec_flushes", |stats| stats.iec_flushes),
         ("waits", |stats| stats.waits),
+        ("queue_errors", |stats| stats.queue_errors),
         ("scalable_roots", |stats| stats.scalable_roots),
         ("first_stage_walks", |stats| stats.first_stage_walks),
         ("translations_granted", |stats| stats.translations_granted),

@@ -188,17 +188,17 @@ impl Unit {
     }
 
     /// For translations by first-stage tables, which are tagged by PASID. Those by second-stage tables alone are their domain's, and
-    /// stay (VT-d 6.5.2.4).
+    /// stay (VT-d 6.5.2.4). CAP.MAMV does not bound their address masks: Linux 7 drops the kernel's half of the addresses by one.
     fn queued_pasid_iotlb(&mut self, words: [u64; 2]) -> Result<(), u64> {
         let domain = self.queued_domain(words[0])?;
         let pasid = bits(words[0], desc::PASID.0, desc::PASID.1) as u32;
         let selected = bits(words[0], desc::GRANULARITY.0, desc::GRANULARITY.1);
         let mask = bits(words[1], desc::iotlb::AM.0, desc::iotlb::AM.1) as u32;
-        if !matches!(selected, 2 | 3) || mask > self.config.max_address_mask {
+        if !matches!(selected, 2 | 3) {
             return Err(queue_error::RESERVED_FIELD);
         }
         self.stats.pasid_iotlb_flushes += 1;
-        let within = crate::spec::mask(11 + mask.min(51), 0);
+        let within = crate::spec::mask(11 + mask.min(52), 0);
         let range = (selected == 3).then_some((words[1] & !within, words[1] | within));
         self.caches.flush_first_stage(domain, pasid, range);
         Ok(())
