@@ -231,6 +231,16 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_that_was_reset_keeps_its_size_alone() {
+        let (mut dsa, mut machine) = device();
+        machine.ready(&mut dsa);
+        assert_eq!(machine.command(&mut dsa, 10, 1), 0);
+        assert_eq!([0x2000, 0x2008, 0x200c].map(|at| dsa.bar0_read(at, 4)), [16, 0, 0]);
+        dsa.bar0_write(0x2008, 4, 0x11, &mut machine);
+        assert_eq!(machine.command(&mut dsa, 6, 0), 0, "it can be enabled again with the device enabled");
+    }
+
+    #[test]
     fn the_device_enables_once_and_only_as_bus_master() {
         let (mut dsa, mut machine) = device();
         dsa.config_write(4, 2, 2, &mut machine);
