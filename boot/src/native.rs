@@ -332,6 +332,16 @@ mod tests {
     }
 
     #[test]
+    fn a_users_program_that_fails_fails_the_run() {
+        let with = |words: &str| native(&[CONSOLE[1], &format!("{} {words}", CONSOLE[4])], &PLUGIN);
+        assert_eq!(with("user_errors=1 user_failed=open").failures(), ["Linux counts 1 user_errors"]);
+        let right = with("user_verified=3 user_faulted=1 user_errors=0 user_timeouts=0");
+        assert_eq!(right.failures(), Vec::<String>::new());
+        let row = right.rows().into_iter().find(|row| row.0 == "user").map(|row| row.1);
+        assert_eq!(row.as_deref(), Some("3 copies verified, 1 page faults reported; 0 pages asked for"));
+    }
+
+    #[test]
     fn only_a_time_is_cut_off_a_line() {
         assert_eq!(without_time("[    0.39] x"), "x");
         assert_eq!(without_time("[Firmware Bug]] x"), "[Firmware Bug]] x");
