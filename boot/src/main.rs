@@ -185,7 +185,12 @@ fn run_native(options: &Options, paths: &Paths, appended: &[String]) -> Result<b
     let tools = prefix::tools(paths)?;
     let config = Config { plugin: Some(cargo::plugin(paths)?), ..options.config(&[]) };
     let asked = options.asked();
-    let payload = asked.takes_kernel().then(|| linux::payload(paths, asked.takes_initrd())).transpose()?;
+    let users = appended.iter().any(|word| word == machine::native::SVA);
+    let payload = || match users {
+        true => linux::payload_for_users(paths),
+        false => linux::payload(paths, asked.takes_initrd()),
+    };
+    let payload = asked.takes_kernel().then(payload).transpose()?;
     let (kernel, initrd) = asked.files(payload.as_ref())?;
     let initrd = initrd.context("--native linux with --kernel needs --initrd")?;
     let mut run = machine::native::start(paths, &tools, &config, &kernel, &initrd, appended)?;

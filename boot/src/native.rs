@@ -168,7 +168,7 @@ impl Native {
 
     fn work_failures(&self, result: &Pairs) -> Vec<String> {
         let mut failures = Vec::new();
-        for key in ["errors", "timeouts"] {
+        for key in ["errors", "timeouts", "user_errors", "user_timeouts"] {
             if let Some(count) = result.number(key).filter(|count| *count != 0) {
                 failures.push(format!("Linux counts {count} {key}"));
             }
@@ -198,6 +198,15 @@ impl Native {
             let moved = moved.map(|moved| format!("; interrupt moved {} times meanwhile", grouped(moved)));
             let (done, moved) = (grouped(done), moved.unwrap_or_default());
             rows.push(("work", format!("{done} descriptors done, {verified} verified{moved}")));
+        }
+        if let Some(verified) = self.reported("user_verified") {
+            let faults = grouped(self.reported("user_faulted").unwrap_or(0));
+            let pages = grouped(self.counter("vtd.page_requests"));
+            let verified = grouped(verified);
+            rows.push((
+                "user",
+                format!("{verified} copies verified, {faults} page faults reported; {pages} pages asked for"),
+            ));
         }
         let Counts { raised, remapped, merged, handled, closing } = self.counts();
         let [raised, remapped, handled] = [raised, remapped, handled].map(grouped);
@@ -320,6 +329,16 @@ mod tests {
         let failures = native(&[CONSOLE[1], &wrong], &PLUGIN).failures();
         assert_eq!(failures, ["Linux counts 1 errors", "400 descriptors, but 399 verified"]);
         assert_eq!(native(&CONSOLE, &[]).failures()[0], "the machine left no counters");
+    }
+
+    #[test]
+    fn a_users_program_that_fails_fails_the_run() {
+        let with = |words: &str| native(&[CONSOLE[1], &format!("{} {words}", CONSOLE[4])], &PLUGIN);
+        assert_eq!(with("user_errors=1 user_failed=open").failures(), ["Linux counts 1 user_errors"]);
+        let right = with("user_verified=3 user_faulted=1 user_errors=0 user_timeouts=0");
+        assert_eq!(right.failures(), Vec::<String>::new());
+        let row = right.rows().into_iter().find(|row| row.0 == "user").map(|row| row.1);
+        assert_eq!(row.as_deref(), Some("3 copies verified, 1 page faults reported; 0 pages asked for"));
     }
 
     #[test]

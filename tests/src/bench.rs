@@ -101,6 +101,13 @@ pub fn linux() -> Result<Option<&'static Payload>> {
     optional(payload, std::env::var_os(ALL_VARIABLE).is_some())
 }
 
+/// A recent Linux of Debian's, which gives users shared virtual addressing, with an initrd of ours.
+pub fn linux_for_users() -> Result<Option<&'static Payload>> {
+    static LINUX: Once<Payload> = Once::new();
+    let payload = LINUX.get(|| prepare("a recent Linux", || linux::payload_for_users(paths()?)));
+    optional(payload, std::env::var_os(ALL_VARIABLE).is_some())
+}
+
 /// Set, it makes a test fail for which something cannot be fetched; else such a test is left out with a word.
 pub const ALL_VARIABLE: &str = "IMSVISOR_TEST_ALL";
 

@@ -88,7 +88,9 @@ fn in_turn(name: &str, boot: impl FnOnce() -> Result<Outcome>) -> Result<Outcome
 /// Boots Debian's Linux on the emulated machine itself, with two processors and options for the plugin, when its turn comes. `None` where
 /// it cannot be had.
 pub fn boot_linux(name: &str, plugin_options: &[&str], append: &[String]) -> Result<Option<Outcome>> {
-    let Some(Payload { kernel, initrd }) = bench::linux()? else { return Ok(None) };
+    let users = append.iter().any(|word| word == machine::native::SVA);
+    let payload = if users { bench::linux_for_users() } else { bench::linux() };
+    let Some(Payload { kernel, initrd }) = payload? else { return Ok(None) };
     let initrd = initrd.as_deref().context("no initrd was made")?;
     let (paths, tools) = (bench::paths()?, bench::tools()?);
     let mut config =

@@ -1,5 +1,6 @@
 //! Debian's Linux on the emulated machine itself: its own drivers for the remapping unit, the I/O APIC and the DSA judge the models. Three
-//! boots: one with each kind of root table, and one with first-stage tables; every test looks at all.
+//! boots: one with each kind of root table, and one with first-stage tables, PASIDs and page requests; most tests look at all. In a
+//! fourth, of a recent Linux, a user's program has a work queue.
 
 use anyhow::{Context, Result};
 use imsvisor_boot::native::Native;
@@ -20,8 +21,10 @@ struct Boot {
 
 static LEGACY: Boot = Boot { plugin: &[], append: "intel_iommu=on,sm_off", ran: Once::new() };
 static SCALABLE: Boot = Boot { plugin: &[], append: "intel_iommu=on,sm_on", ran: Once::new() };
-/// Linux takes first-stage tables for all DMA where there are any.
-static FIRST_STAGE: Boot = Boot { plugin: &["first-stage"], append: "intel_iommu=on,sm_on", ran: Once::new() };
+/// Linux takes first-stage tables for all DMA where there are any, and PASIDs for its own work queues where users could have some.
+static FIRST_STAGE: Boot = Boot { plugin: &["sva"], append: "intel_iommu=on,sm_on", ran: Once::new() };
+/// A recent Linux, in which a user's program copies with its own addresses.
+static USERS: Boot = Boot { plugin: &[], append: "intel_iommu=on,sm_on sva=yes user_copies=64", ran: Once::new() };
 
 impl Boot {
     /// What came of it, and the console; nothing where Linux cannot be had.
@@ -75,10 +78,52 @@ fn the_tables_are_of_the_kind_that_was_asked_for() {
     }
 }
 
+/// Looks at the boot with a user's program.
+fn user(look: impl Fn(&Native, &str)) {
+    if let Some((native, told)) = USERS.run() {
+        look(native, told);
+    }
+}
+
+#[test]
+fn linux_turns_shared_virtual_addressing_on_and_its_own_copies_have_a_pasid() {
+    let Some((native, told)) = FIRST_STAGE.run() else { return };
+    assert!(!told.contains("Unable to turn on user SVA") && !told.contains("SVM disabled"), "{told}");
+    assert_eq!(native.counter("dsa.with_pasid"), 200, "{told}");
+    assert!(native.counter("vtd.translations_granted") > 0, "{told}");
+    let Some((native, told)) = SCALABLE.run() else { return };
+    assert_eq!((native.counter("dsa.with_pasid"), native.counter("vtd.translations_granted")), (0, 0), "{told}");
+}
+
+#[test]
+fn a_users_program_copies_with_its_own_addresses() {
+    user(|native, told| {
+        assert_eq!(native.failures(), Vec::<String>::new(), "{told}");
+        let result = native.result.as_ref().expect(told);
+        let number = |key: &str| result.number(key).unwrap_or(0);
+        assert_eq!((number("user_verified"), number("user_faulted")), (48, 16), "{told}");
+        assert_eq!(native.counter("dsa.with_pasid"), 64, "{told}");
+    });
+}
+
+#[test]
+fn each_page_that_is_missing_is_asked_for_and_every_request_answered() {
+    user(|native, told| {
+        // A destination, or a source, of every second copy.
+        let counted = ["dsa.page_requests", "vtd.page_requests", "vtd.page_responses", "dsa.page_responses"];
+        let counted = counted.map(|key| native.counter(key));
+        assert!(counted[0] >= 32 && counted.iter().all(|count| *count == counted[0]), "{counted:?}: {told}");
+        assert!(native.counter("vtd.translations_denied") > counted[0], "those that do not wait as well: {told}");
+        for key in ["vtd.violations", "vtd.queue_errors", "vtd.dma_faults", "vtd.page_requests_lost", "vtd.blocked"] {
+            assert_eq!(native.counter(key), 0, "{key}: {told}");
+        }
+    });
+}
+
 #[test]
 fn the_unit_finds_neither_a_violation_nor_a_fault() {
     each(|native, told| {
-        for key in ["vtd.violations", "vtd.dma_faults", "vtd.interrupt_faults", "vtd.blocked"] {
+        for key in ["vtd.violations", "vtd.queue_errors", "vtd.dma_faults", "vtd.interrupt_faults", "vtd.blocked"] {
             assert_eq!(native.counter(key), 0, "{key}: {told}");
         }
         assert!(native.counter("vtd.iec_flushes") > 0 && native.counter("vtd.waits") > 0, "{told}");

@@ -79,7 +79,7 @@ fn stamp(release: &str, compiler: &Path, sources: &[Source]) -> Vec<u8> {
 }
 
 /// The C compiler; refuses a machine that lacks a tool, and says what to install.
-fn compiler() -> Result<PathBuf> {
+pub(super) fn compiler() -> Result<PathBuf> {
     let missing: Vec<&str> = ["make", "ld", "objcopy"].into_iter().filter(|tool| on_path(tool).is_none()).collect();
     match COMPILERS.into_iter().find_map(on_path) {
         Some(compiler) if missing.is_empty() => Ok(compiler),

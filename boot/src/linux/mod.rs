@@ -1,10 +1,11 @@
 //! The guest `linux`: Debian's kernel as packaged, and an initrd that is made here, without root.
 //!
 //! The initrd holds busybox, Linux' own driver of the DSA with the modules that it depends on, a module of ours that copies by it
-//! (`tests/linux/dmacopy`), and the first process (`tests/linux/init`), which says what it can be told on the kernel's command line.
+//! (`tests/linux/dmacopy`), a program of ours that copies as a user's (`tests/linux/svacopy.c`), and the first process (`tests/linux/init`), which says what it can be told on the kernel's command line.
 
 mod asked;
 mod kbuild;
+mod program;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use anyhow::{Context, Result};
 
 use crate::initramfs::Initramfs;
 use crate::paths::Paths;
-use crate::prefix::{self, Stock};
+use crate::prefix::{self, Linux, Stock};
 pub use asked::Asked;
 
 /// The guest's name.
@@ -60,34 +61,62 @@ pub fn payload(paths: &Paths, with_initrd: bool) -> Result<Payload> {
     Ok(Payload { kernel: stock.linux.kernel, initrd })
 }
 
+/// The same with a recent kernel, which gives users shared virtual addressing. Its initrd lacks the module that copies.
+pub fn payload_for_users(paths: &Paths) -> Result<Payload> {
+    let recent = prefix::recent(paths)?;
+    let directory = paths.home.join("recent-initrd");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let initrd = write_initrd(paths, &recent.linux, &recent.busybox, None, &directory)?;
+    Ok(Payload { kernel: recent.linux.kernel, initrd: Some(initrd) })
+}
+
 /// Writes the initrd; returns its file.
 fn make_initrd(paths: &Paths, stock: &Stock) -> Result<PathBuf> {
     let module = kbuild::module(paths, &stock.linux.release, &stock.headers)?;
-    let initrd = initrd(stock, &paths.workspace.join(INIT), &module)?;
-    let file = module.with_file_name("initrd");
+    let directory = module.parent().context("a module without a directory")?;
+    write_initrd(paths, &stock.linux, &stock.busybox, Some(&module), directory)
+}
+
+fn write_initrd(
+    paths: &Paths,
+    linux: &Linux,
+    busybox: &Path,
+    module: Option<&Path>,
+    directory: &Path,
+) -> Result<PathBuf> {
+    let read = |file: &Path| fs::read(file).with_context(|| format!("cannot read {}", file.display()));
+    let program = program::build(paths, &directory.join(program::NAME))?;
+    let init = read(&paths.workspace.join(INIT))?;
+    let module = module.map(read).transpose()?;
+    let initrd = archive(read(busybox)?, init, linux.with_dependencies(DRIVER)?, module, program)?;
+    let file = directory.join("initrd");
     // Another process may be reading it: it sees the old one or this one.
-    let partial = module.with_file_name(format!("initrd.{}", std::process::id()));
+    let partial = directory.join(format!("initrd.{}", std::process::id()));
     fs::write(&partial, initrd).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(&partial, &file).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
 }
 
-fn initrd(stock: &Stock, init: &Path, module: &Path) -> Result<Vec<u8>> {
-    let read = |file: &Path| fs::read(file).with_context(|| format!("cannot read {}", file.display()));
-    archive(read(&stock.busybox)?, read(init)?, stock.linux.with_dependencies(DRIVER)?, read(module)?)
-}
-
 /// The initrd of these programs and modules.
-fn archive(busybox: Vec<u8>, init: Vec<u8>, modules: Vec<(String, Vec<u8>)>, ours: Vec<u8>) -> Result<Vec<u8>> {
+fn archive(
+    busybox: Vec<u8>,
+    init: Vec<u8>,
+    modules: Vec<(String, Vec<u8>)>,
+    ours: Option<Vec<u8>>,
+    program: Vec<u8>,
+) -> Result<Vec<u8>> {
     let mut archive = Initramfs::with_directories(&["bin", "dev", "etc", "proc", "sys", MODULES]);
     archive.device("dev/console", 5, 1);
     archive.file("etc/fstab", FSTAB.into());
     archive.program("bin/busybox", busybox);
+    archive.program(&format!("bin/{}", program::NAME), program);
     archive.file(ORDER, modules.iter().flat_map(|(name, _)| [name.as_str(), "\n"]).collect::<String>().into());
     for (name, module) in modules {
         archive.file(&format!("{MODULES}/{name}"), module);
     }
-    archive.file(&format!("{MODULES}/{}", kbuild::MODULE), ours);
+    if let Some(ours) = ours {
+        archive.file(&format!("{MODULES}/{}", kbuild::MODULE), ours);
+    }
     archive.program("init", init);
     archive.bytes()
 }
@@ -104,7 +133,9 @@ mod tests {
     fn the_initrd_holds_all_that_the_first_process_uses() {
         let modules =
             [("idxd_bus.ko", "bus"), ("idxd.ko", "driver")].map(|(name, text)| (name.to_owned(), text.into()));
-        let bytes = archive(b"box".to_vec(), b"script".to_vec(), modules.into(), b"ours".to_vec()).unwrap();
+        let bytes =
+            archive(b"box".to_vec(), b"script".to_vec(), modules.into(), Some(b"ours".to_vec()), b"user".to_vec())
+                .unwrap();
         let entries = read(&bytes);
         let entry = |name: &str| entries.iter().find(|entry| entry.0 == name).unwrap_or_else(|| panic!("no {name}"));
         assert_eq!(entry("modules/order").2, b"idxd_bus.ko\nidxd.ko\n");
@@ -112,7 +143,7 @@ mod tests {
         assert_eq!((entry("init").1, entry("init").2.as_slice()), (0o100_755, &b"script"[..]));
         assert_eq!(entry("dev/console").1, 0o020_600);
         let script = fs::read_to_string(workspace().unwrap().join(INIT)).unwrap();
-        for name in [ORDER, "bin/busybox"] {
+        for name in [ORDER, "bin/busybox", "bin/svacopy"] {
             entry(name);
             assert!(script.contains(&format!("/{name}")), "{name}");
         }

@@ -40,6 +40,10 @@ const OPTIONS: [&str; 13] = [
     "initcall_blacklist=jent_mod_init,load_system_certificate_list,init_kprobe_trace,trace_eval_init",
 ];
 
+/// The first process's word for a user's program with shared virtual addressing; the plugin's option for what that takes.
+pub const SVA: &str = "sva=yes";
+const SVA_OPTION: &str = "sva";
+
 /// The whole command line. A later word is heeded instead of an earlier one, so what is appended counts.
 fn options(append: &[String]) -> Vec<String> {
     let clock = format!("tsc_early_khz={}", IPS / 1000);
@@ -73,13 +77,16 @@ pub fn start(
     let tree = directory.join("cd");
     image::write_linux_cd(grub, &kernel, &tree, &directory, &directory.join(IMAGE))?;
     fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
-    Ok(bochs::start_with(&[SERIAL], MANNER, tools, &around(config), directory)?.counting(Kind::Bochs.unit()))
+    Ok(bochs::start_with(&[SERIAL], MANNER, tools, &around(config, append), directory)?.counting(Kind::Bochs.unit()))
 }
 
-fn around(config: &Config) -> Config {
+/// The machine around Linux. Where its first process is to use shared virtual addressing, the devices have what that takes.
+fn around(config: &Config, append: &[String]) -> Config {
     // Linux reads registers that Bochs lacks; a line each makes a large log.
     let extra = [config.extra.clone(), vec!["error: action=ignore".to_owned()]].concat();
-    Config { extra, ..config.clone() }
+    let sva = append.iter().any(|word| word == SVA).then(|| SVA_OPTION.to_owned());
+    let plugin_options = config.plugin_options.iter().cloned().chain(sva).collect();
+    Config { extra, plugin_options, ..config.clone() }
 }
 
 const MANNER: Manner =

@@ -60,13 +60,23 @@ pub fn linux(paths: &Paths) -> Result<Linux> {
 /// The kernel below a directory into which its package was unpacked.
 pub(super) fn in_root(root: &Path) -> Result<Linux> {
     let boot = root.join("boot");
+    let places = [root.join("usr/lib/modules"), root.join("lib/modules")];
     let Some(release) = names_in(&boot).find_map(|name| Some(name.strip_prefix("vmlinuz-")?.to_owned())) else {
-        bail!("{} holds no kernel", boot.display());
+        return beside_modules(&places).with_context(|| format!("{} holds no kernel", root.display()));
     };
-    let modules = [root.join("usr/lib/modules"), root.join("lib/modules")].map(|directory| directory.join(&release));
-    let modules = modules.into_iter().find(|directory| directory.is_dir());
+    let modules = places.map(|directory| directory.join(&release)).into_iter().find(|directory| directory.is_dir());
     let modules = modules.with_context(|| format!("{} holds no modules of {release}", root.display()))?;
     Ok(Linux { kernel: boot.join(format!("vmlinuz-{release}")), release, modules })
+}
+
+/// A kernel that lies beside its modules, as Debian packages those from 7.x on.
+fn beside_modules(places: &[PathBuf]) -> Option<Linux> {
+    let found = |place: &PathBuf| {
+        let release = names_in(place).find(|name| place.join(name).join("vmlinuz").is_file())?;
+        let modules = place.join(&release);
+        Some(Linux { kernel: modules.join("vmlinuz"), release, modules })
+    };
+    places.iter().find_map(found)
 }
 
 fn names_in(directory: &Path) -> impl Iterator<Item = String> {

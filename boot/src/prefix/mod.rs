@@ -5,6 +5,7 @@ mod apt;
 mod fetch;
 mod linux;
 mod qemu;
+mod recent;
 pub mod sources;
 mod stock;
 
@@ -18,6 +19,7 @@ pub use fetch::MIRROR_VARIABLE;
 use fetch::{Kit, TRIXIE};
 pub use linux::{LINUX_VARIABLE, Linux, linux};
 pub use qemu::{Need, QEMU_VARIABLE, Qemu, WORKING_QEMU, qemu};
+pub use recent::{RECENT_VARIABLE, Recent, recent};
 pub use stock::{Headers, STOCK_VARIABLE, Stock, stock};
 
 use crate::paths::{Paths, on_path};

@@ -94,9 +94,7 @@ pub fn stock(paths: &Paths) -> Result<Stock> {
 fn in_root(root: &Path) -> Result<Stock> {
     let root = std::path::absolute(root).with_context(|| root.display().to_string())?;
     let linux = linux::in_root(&root)?;
-    let busybox =
-        ["bin/busybox", "usr/bin/busybox"].map(|file| root.join(file)).into_iter().find(|file| file.is_file());
-    let busybox = busybox.with_context(|| format!("{} holds no busybox", root.display()))?;
+    let busybox = busybox_in(&root)?;
     let Some(release) = linux.release.strip_suffix("-amd64") else {
         bail!("{} is not a kernel for all machines (…-amd64)", linux.release);
     };
@@ -116,6 +114,12 @@ fn in_root(root: &Path) -> Result<Stock> {
         },
     };
     Ok(Stock { linux, busybox, headers })
+}
+
+/// The busybox below a directory into which its package was unpacked.
+pub(super) fn busybox_in(root: &Path) -> Result<PathBuf> {
+    let places = ["bin/busybox", "usr/bin/busybox"].map(|file| root.join(file));
+    places.into_iter().find(|file| file.is_file()).with_context(|| format!("{} holds no busybox", root.display()))
 }
 
 impl Headers {

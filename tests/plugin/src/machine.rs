@@ -5,7 +5,7 @@ use crate::ioapic::{IoApic, Message};
 use crate::options::Options;
 use dsa_model::{Dsa, Fault, PortalWrite, Upstream};
 use std::fmt::Write;
-use vtd_model::{Access, Memory, Outcome, Requester, Unit};
+use vtd_model::{Access, Memory, Outcome, PageRequest, Requester, Unit};
 
 /// The registers of the remapping units. The last one serves whatever no other serves.
 pub(crate) const UNIT_BASES: [u64; 2] = [0xfed9_0000, 0xfeda_0000];
@@ -168,6 +168,23 @@ impl Upstream for Path<'_> {
         let at = self.translate(pasid, address, data.len(), Access::Write)?;
         if self.host.write(at, data) { Ok(()) } else { Err(Fault) }
     }
+
+    fn translation(&mut self, pasid: u32, address: u64, write: bool) -> Result<bool, Fault> {
+        let requester = Requester { source_id: self.source, pasid: Some(pasid) };
+        let access = if write { Access::Write } else { Access::Read };
+        let unit = self.unit.as_mut().ok_or(Fault)?;
+        let answer = unit.translation_request(requester, address, access, self.host);
+        self.events();
+        answer.map_err(|_| Fault)
+    }
+
+    fn page_request(&mut self, pasid: u32, address: u64, write: bool, group: u16) {
+        let requester = Requester { source_id: self.source, pasid: Some(pasid) };
+        if let Some(unit) = &mut self.unit {
+            unit.page_request(PageRequest { requester, address, write, group }, self.host);
+        }
+        self.events();
+    }
 }
 
 impl Machine {
@@ -175,7 +192,9 @@ impl Machine {
         let config = vtd_model::Config {
             host_address_width: HOST_ADDRESS_WIDTH,
             scalable_mode: options.scalable(),
-            first_stage: options.first_stage,
+            first_stage: options.first_stage(),
+            device_tlb: options.sva,
+            page_requests: options.sva,
             ..Default::default()
         };
         Self {
@@ -220,11 +239,27 @@ impl Machine {
         self.units.get_mut(n).map_or(u64::MAX, |unit| unit.read(offset, len))
     }
 
-    pub(crate) fn unit_write(&mut self, n: usize, offset: u64, len: usize, value: u64, host: &mut dyn Host) {
+    /// A write of a unit's registers. Says whether there is work for the devices now.
+    pub(crate) fn unit_write(&mut self, n: usize, offset: u64, len: usize, value: u64, host: &mut dyn Host) -> bool {
         if let Some(unit) = self.units.get_mut(n) {
             unit.write(offset, len, value, host);
             Path { source: UNKNOWN_SOURCE, unit: Some(unit), tally: &mut self.others, host }.events();
         }
+        self.hand_over_page_responses()
+    }
+
+    /// Takes page responses to the DSAs that they are for. Says whether there were any.
+    fn hand_over_page_responses(&mut self) -> bool {
+        let responses: Vec<_> =
+            self.units.iter_mut().flat_map(|unit| std::iter::from_fn(|| unit.take_page_response())).collect();
+        for response in &responses {
+            let place = DSA_FUNCTIONS.iter().position(|place| u16::from(*place) == response.requester.source_id);
+            let dsa = place.and_then(|n| self.dsas.get_mut(n));
+            if let (Some(dsa), Some(pasid)) = (dsa, response.requester.pasid) {
+                dsa.page_response(pasid, response.group, response.code);
+            }
+        }
+        !responses.is_empty()
     }
 
     /// A DSA with its way upstream.
@@ -257,7 +292,8 @@ impl Machine {
         for n in 0..self.dsas.len() {
             more |= self.dsa(n, host).is_some_and(|(dsa, mut path)| dsa.work(&mut path));
         }
-        more
+        // Some page requests are answered at once.
+        more | self.hand_over_page_responses()
     }
 
     pub(crate) fn config_read(&self, n: usize, offset: u16, len: usize) -> u32 {
@@ -336,7 +372,7 @@ fn unit_of(units: &mut [Unit], source: u16) -> Option<&mut Unit> {
 /// The sums of all units.
 fn unit_report(units: &[Unit], text: &mut String) {
     type Counter = fn(&vtd_model::Stats) -> u64;
-    let counters: [(&str, Counter); 14] = [
+    let counters: [(&str, Counter); 20] = [
         ("remapped", |stats| stats.remapped),
         ("posted", |stats| stats.posted),
         ("posted_merged", |stats| stats.posted_merged),
@@ -347,8 +383,14 @@ fn unit_report(units: &[Unit], text: &mut String) {
         ("dma_faults", |stats| stats.dma_faults),
         ("iec_flushes", |stats| stats.iec_flushes),
         ("waits", |stats| stats.waits),
+        ("queue_errors", |stats| stats.queue_errors),
         ("scalable_roots", |stats| stats.scalable_roots),
         ("first_stage_walks", |stats| stats.first_stage_walks),
+        ("translations_granted", |stats| stats.translations_granted),
+        ("translations_denied", |stats| stats.translations_denied),
+        ("page_requests", |stats| stats.page_requests),
+        ("page_requests_lost", |stats| stats.page_requests_lost),
+        ("page_responses", |stats| stats.page_responses),
         ("cache_hits", |stats| stats.cache_hits),
         ("violations", |stats| stats.violations),
     ];

@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) legacy: bool,
     /// The remapping units have first-stage tables as well.
     pub(crate) first_stage: bool,
+    /// What shared virtual addressing takes: first-stage tables and page requests in the units, ATS and PRI in the DSAs.
+    pub(crate) sva: bool,
 }
 
 impl Options {
@@ -48,6 +50,7 @@ impl Options {
                 "four-dsas" => options.four_dsas = true,
                 "unknown" => options.unknown = true,
                 "first-stage" => options.first_stage = true,
+                "sva" => options.sva = true,
                 "legacy" => options.legacy = true,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
@@ -79,11 +82,16 @@ impl Options {
         !self.legacy
     }
 
+    /// Whether the remapping units have first-stage tables.
+    pub(crate) fn first_stage(&self) -> bool {
+        self.first_stage || self.sva
+    }
+
     /// How the DSA of this number is made.
     pub(crate) fn dsa(&self, number: usize) -> dsa_model::Config {
         let default = dsa_model::Config::default();
         let device_id = if self.unknown && number == 1 { UNKNOWN_DEVICE } else { default.device_id };
-        let config = dsa_model::Config { slow_store: self.slow_store, device_id, ..default };
+        let config = dsa_model::Config { slow_store: self.slow_store, page_requests: self.sva, device_id, ..default };
         if !self.most_slots {
             return config;
         }
@@ -110,7 +118,9 @@ mod tests {
         assert_eq!(Options::parse("most-slots").unwrap().dsa(0).ims_multiplier, 63);
         assert_eq!((Options::default().dsas(), Options::parse("four-dsas").unwrap().dsas(), both.dsas()), (2, 4, 0));
         assert!(Options::default().scalable() && !Options::parse("legacy").unwrap().scalable());
-        assert!(Options::parse("first-stage").unwrap().first_stage);
+        assert!(Options::parse("first-stage").unwrap().first_stage());
+        let sva = Options::parse("sva").unwrap();
+        assert!(sva.first_stage() && sva.dsa(1).page_requests && !Options::default().dsa(1).page_requests);
         assert!(Options::default().dmar() && !both.dmar());
         assert!(!Options { no_dmar: true, ..Options::default() }.dmar());
     }

@@ -6,6 +6,12 @@ use crate::{Dsa, Table, Upstream, groups};
 /// CMDCAP: all commands of `enum idxd_cmd`.
 pub(crate) const CAPABILITIES: u64 = 0x7ffe;
 
+/// Whether a command waits for descriptors to complete.
+pub(crate) fn drains(value: u32) -> bool {
+    use command::{DISABLE_DEVICE, DISABLE_WQ, DRAIN_ALL, DRAIN_PASID, DRAIN_WQ};
+    [DISABLE_DEVICE, DRAIN_ALL, DISABLE_WQ, DRAIN_WQ, DRAIN_PASID].contains(&(value >> command::SHIFT & 0x1f))
+}
+
 /// What a command gives back: the result field, or the error.
 type Outcome = Result<u16, u8>;
 
@@ -23,7 +29,15 @@ impl Dsa {
 
     /// Carries out the command that is under way.
     pub(crate) fn finish_command(&mut self, up: &mut dyn Upstream) {
-        let Some(value) = self.registers.under_way.take() else { return };
+        let Some(value) = self.registers.under_way else { return };
+        // A drain ends when no descriptor waits for a page any longer.
+        if drains(value) {
+            while self.round(up) {}
+            if !self.blocked.is_empty() {
+                return;
+            }
+        }
+        self.registers.under_way = None;
         let operand = value & ((1 << command::SHIFT) - 1);
         let outcome = self.dispatch(value >> command::SHIFT & 0x1f, operand, up);
         self.registers.command = value;
@@ -49,6 +63,7 @@ impl Dsa {
             command::DRAIN_PASID => self.drain(up),
             command::ABORT_PASID => {
                 self.queues.iter_mut().for_each(|queue| queue.abort_pasid(operand));
+                self.blocked.retain(|one| one.pasid() != operand);
                 Ok(0)
             }
             command::REQUEST_INT_HANDLE => self.request_handle(operand),
@@ -77,6 +92,7 @@ impl Dsa {
         }
         if number == command::ABORT_ALL {
             self.queues.iter_mut().for_each(|queue| queue.abort());
+            self.blocked.clear();
             return Ok(0);
         }
         self.drain(up)?;
@@ -96,6 +112,7 @@ impl Dsa {
     /// All back to reset values but configuration space: tables, configurations, handles; every interrupt masked.
     fn reset_device(&mut self) -> Outcome {
         self.registers = Default::default();
+        self.blocked.clear();
         self.groups = Default::default();
         self.queues.iter_mut().for_each(|queue| queue.reset());
         self.msix_permissions = [0; spec::MSIX_ENTRIES];
@@ -115,7 +132,7 @@ impl Dsa {
         }
         let pasids = self.space.pasid_enabled();
         let queue = self.queues.get_mut(operand as usize).ok_or(command_error::INVAL_WQIDX)?;
-        queue.enable(pasids)?;
+        queue.enable(pasids, self.setup.page_requests)?;
         Ok(0)
     }
 
@@ -132,11 +149,13 @@ impl Dsa {
         if matches!(number, command::DISABLE_WQ | command::DRAIN_WQ) {
             self.drain(up)?;
         }
+        // What is drained has nothing that waits.
+        self.blocked.retain(|one| !selected(one.queue()));
         for (_, queue) in self.queues.iter_mut().enumerate().filter(|(n, _)| selected(*n)) {
             match number {
                 command::DISABLE_WQ => queue.disable(),
                 command::ABORT_WQ => queue.abort(),
-                command::RESET_WQ => queue.reset(),
+                command::RESET_WQ => queue.reset_but_size(),
                 _ => {}
             }
         }
@@ -209,6 +228,16 @@ mod tests {
         assert_eq!((dsa.bar0_read(0xa8, 4), dsa.bar0_read(0x90, 4)), (0, 1));
         assert_eq!(machine.messages(), [(0xfee0_0000, 0x31)], "when it has ended, not before");
         assert!(!dsa.waiting());
+    }
+
+    #[test]
+    fn a_queue_that_was_reset_keeps_its_size_alone() {
+        let (mut dsa, mut machine) = device();
+        machine.ready(&mut dsa);
+        assert_eq!(machine.command(&mut dsa, 10, 1), 0);
+        assert_eq!([0x2000, 0x2008, 0x200c].map(|at| dsa.bar0_read(at, 4)), [16, 0, 0]);
+        dsa.bar0_write(0x2008, 4, 0x11, &mut machine);
+        assert_eq!(machine.command(&mut dsa, 6, 0), 0, "it can be enabled again with the device enabled");
     }
 
     #[test]

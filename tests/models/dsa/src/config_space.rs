@@ -1,4 +1,4 @@
-//! PCI configuration space: header, PCI Express, MSI-X, and the extended capabilities SIOV (a DVSEC) and PASID.
+//! PCI configuration space: header, PCI Express, MSI-X, and the extended capabilities SIOV (a DVSEC), PASID, ATS and PRI.
 
 use crate::spec::{self, bar0};
 
@@ -15,6 +15,8 @@ const EXPRESS: usize = 0x40;
 const MSIX: usize = spec::MSIX_CAPABILITY as usize;
 const DVSEC: usize = 0x100;
 const PASID: usize = 0x120;
+const ATS: usize = 0x140;
+const PRI: usize = 0x150;
 
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
@@ -23,6 +25,19 @@ const STATUS_CAPABILITIES: u16 = 1 << 4;
 const MSIX_ENABLE: u16 = 1 << 15;
 const MSIX_FUNCTION_MASK: u16 = 1 << 14;
 const PASID_ENABLE: u16 = 1 << 0;
+/// Privileged mode: supported, and enabled. Linux gives its own work queues PASIDs only where there is that; requests are for user
+/// privilege all the same.
+const PASID_PRIVILEGED: u16 = 1 << 2;
+const ATS_ENABLE: u16 = 1 << 15;
+const PRI_ENABLE: u16 = 1 << 0;
+const PRI_RESET: u16 = 1 << 1;
+/// PRI status: a response said "failure"; one was for no request; nothing is on its way; responses have PASIDs.
+const PRI_RESPONSE_FAILURE: u16 = 1 << 0;
+const PRI_UNEXPECTED: u16 = 1 << 1;
+const PRI_STOPPED: u16 = 1 << 8;
+const PRI_RESPONSE_PASID: u16 = 1 << 15;
+/// Page requests that may be outstanding: one for each engine.
+const PRI_CAPACITY: u32 = spec::ENGINES as u32;
 /// Device control of the PCI Express capability (PCIe 7.5.3.4). It reads as 0, because the reset clears it.
 const INITIATE_RESET: u16 = 1 << 15;
 
@@ -34,7 +49,7 @@ pub(crate) struct ConfigSpace {
 
 impl ConfigSpace {
     /// The space as it is after reset. The subsystem ID tells kinds of the device apart.
-    pub(crate) fn new(device: u16, subsystem: u16) -> Self {
+    pub(crate) fn new(device: u16, subsystem: u16, page_requests: bool) -> Self {
         let mut space = Self { bytes: Box::new([0; SIZE]), writable: Box::new([0; SIZE]) };
         space.put16(0x02, device);
         space.put16(0x2e, subsystem);
@@ -43,6 +58,9 @@ impl ConfigSpace {
         space.msix();
         space.scalable_iov();
         space.pasid();
+        if page_requests {
+            space.page_requests();
+        }
         space
     }
 
@@ -97,6 +115,23 @@ impl ConfigSpace {
         self.allow16(PASID + 6, PASID_ENABLE);
     }
 
+    /// ATS (PCIe 10.5.1) with page-aligned requests, and PRI (PCIe 10.5.2); requests with a PASID have a prefix, so the device says that
+    /// it has prefixes (device capabilities 2).
+    fn page_requests(&mut self) {
+        self.put32(EXPRESS + 0x24, 1 << 21);
+        self.put32(PASID, (ATS as u32) << 20 | 1 << 16 | 0x1b);
+        self.put16(PASID + 4, 20 << 8 | PASID_PRIVILEGED);
+        self.allow16(PASID + 6, PASID_ENABLE | PASID_PRIVILEGED);
+        self.put32(ATS, (PRI as u32) << 20 | 1 << 16 | 0x0f);
+        self.put16(ATS + 4, 1 << 5);
+        self.allow16(ATS + 6, ATS_ENABLE | 0x1f);
+        self.put32(PRI, 1 << 16 | 0x13);
+        self.allow16(PRI + 4, PRI_ENABLE | PRI_RESET);
+        self.put16(PRI + 6, PRI_STOPPED | PRI_RESPONSE_PASID);
+        self.put32(PRI + 8, PRI_CAPACITY);
+        self.allow32(PRI + 12, !0);
+    }
+
     fn put16(&mut self, offset: usize, value: u16) {
         self.bytes[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
     }
@@ -129,8 +164,48 @@ impl ConfigSpace {
             let at = usize::from(offset) + n;
             if let (Some(byte), Some(&mask)) = (self.bytes.get_mut(at), self.writable.get(at)) {
                 *byte = *byte & !mask | new & mask;
+                // Ones clear what went wrong.
+                if at == PRI + 6 {
+                    *byte &= !(new & (PRI_RESPONSE_FAILURE | PRI_UNEXPECTED) as u8);
+                }
             }
         }
+        self.end_page_request_reset();
+    }
+
+    /// PRI's reset bit reads as 0, and forgets what went wrong.
+    fn end_page_request_reset(&mut self) {
+        if self.get16(PRI + 4) & PRI_RESET != 0 {
+            self.put16(PRI + 4, self.get16(PRI + 4) & !PRI_RESET);
+            self.put16(PRI + 6, self.get16(PRI + 6) & !(PRI_RESPONSE_FAILURE | PRI_UNEXPECTED));
+        }
+    }
+
+    /// Requests with a PASID ask for translations first.
+    pub(crate) fn ats_enabled(&self) -> bool {
+        self.get16(ATS + 6) & ATS_ENABLE != 0
+    }
+
+    /// How many page requests may be outstanding now.
+    pub(crate) fn page_requests_allowed(&self) -> usize {
+        let enabled = self.get16(PRI + 4) & PRI_ENABLE != 0;
+        if enabled { self.read(PRI as u16 + 12, 4).min(PRI_CAPACITY) as usize } else { 0 }
+    }
+
+    /// PRI's status says "stopped" while page requests are disabled and none is outstanding.
+    pub(crate) fn note_outstanding(&mut self, outstanding: bool) {
+        let status = self.get16(PRI + 6);
+        if status & PRI_RESPONSE_PASID != 0 {
+            let stopped = self.get16(PRI + 4) & PRI_ENABLE == 0 && !outstanding;
+            self.put16(PRI + 6, status & !PRI_STOPPED | if stopped { PRI_STOPPED } else { 0 });
+        }
+    }
+
+    /// Notes that a response said "failure", or was for no request.
+    pub(crate) fn note_response(&mut self, failure: bool, unexpected: bool) {
+        let failure = if failure { PRI_RESPONSE_FAILURE } else { 0 };
+        let unexpected = if unexpected { PRI_UNEXPECTED } else { 0 };
+        self.put16(PRI + 6, self.get16(PRI + 6) | failure | unexpected);
     }
 
     /// Memory accesses to the BARs are answered.
@@ -167,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_header_is_that_of_a_dsa() {
-        let space = ConfigSpace::new(spec::DEVICE_ID, 0);
+        let space = ConfigSpace::new(spec::DEVICE_ID, 0, false);
         assert_eq!(space.read(0, 4), 0x0b25_8086);
         assert_eq!(space.read(8, 4), 0x0880_0000);
         assert_eq!(space.read(0x0e, 1), 0);
@@ -175,7 +250,7 @@ mod tests {
 
     #[test]
     fn bars_answer_sizing_and_keep_their_low_bits() {
-        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0);
+        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false);
         space.write(0x10, 4, !0);
         space.write(0x14, 4, !0);
         space.write(0x18, 4, !0);
@@ -186,7 +261,7 @@ mod tests {
 
     #[test]
     fn read_only_registers_stay() {
-        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0);
+        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false);
         let before: Vec<u32> = (0x100..0x120).step_by(4).map(|at| space.read(at, 4)).collect();
         for at in (0..4096).step_by(4) {
             space.write(at, 4, !0);
@@ -199,7 +274,7 @@ mod tests {
 
     #[test]
     fn both_capability_lists_end_and_name_msix_and_the_siov_dvsec() {
-        let space = ConfigSpace::new(spec::DEVICE_ID, 0);
+        let space = ConfigSpace::new(spec::DEVICE_ID, 0, false);
         let first = space.read(0x34, 1) as u16;
         assert_eq!(space.read(first, 1), 0x10);
         let second = space.read(first + 1, 1) as u16;
@@ -214,7 +289,7 @@ mod tests {
 
     #[test]
     fn beyond_the_end_reads_ones() {
-        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0);
+        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false);
         assert_eq!(space.read(4094, 4), 0xffff_0000);
         space.write(4094, 4, !0);
         space.write(u16::MAX, 4, !0);

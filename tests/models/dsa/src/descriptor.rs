@@ -14,6 +14,8 @@ pub(crate) struct Limits {
     pub(crate) max_transfer: u32,
     pub(crate) max_batch: u32,
     pub(crate) in_batch: bool,
+    /// Descriptors may ask to wait for pages.
+    pub(crate) block: bool,
 }
 
 /// What a descriptor asks for.
@@ -139,6 +141,8 @@ impl Descriptor {
             }
             _ => 0,
         };
+        let waits = limits.block && !matches!(self.opcode(), opcode::NOOP | opcode::DRAIN);
+        let own = own | if waits { flag::BOF } else { 0 };
         let fence = if limits.in_batch { flag::FENCE } else { 0 };
         let mut invalid_flags = self.flags() & !(COMMON_FLAGS | own | fence);
         if self.has(flag::RCR) && !self.has(flag::CRAV) {
@@ -189,7 +193,7 @@ mod tests {
     use super::*;
     use crate::testing::Build;
 
-    const LIMITS: Limits = Limits { max_transfer: 4096, max_batch: 8, in_batch: false };
+    const LIMITS: Limits = Limits { max_transfer: 4096, max_batch: 8, in_batch: false, block: false };
 
     fn refusal(build: &Build) -> (u8, u32) {
         let refusal = Descriptor::new(&build.bytes()).check(&LIMITS).unwrap_err();

@@ -1,7 +1,9 @@
 //! Engines: they take descriptors from the queues of their group, carry them out, and tell the outcome.
 
+use crate::command::drains;
 use crate::descriptor::{Descriptor, Limits, Operation, Refusal};
 use crate::operation::{self, Completion, CrcMode, Reach};
+use crate::paging::Blocked;
 use crate::portal::Submission;
 use crate::spec::{self, GENCTRL_SOFTWARE_ERROR_INTERRUPT, flag, intcause, slot, status};
 use crate::swerr::Record;
@@ -12,11 +14,11 @@ const DESCRIPTOR: u64 = 64;
 
 /// Where a descriptor came from.
 #[derive(Clone, Copy)]
-struct Origin {
-    queue: usize,
-    table: Table,
-    pasid: Option<u32>,
-    limits: Limits,
+pub(crate) struct Origin {
+    pub(crate) queue: usize,
+    pub(crate) table: Table,
+    pub(crate) pasid: Option<u32>,
+    pub(crate) limits: Limits,
 }
 
 /// Upstream as a descriptor sees it: nothing passes while the function is no bus master, nor with a PASID while it may not send
@@ -25,10 +27,18 @@ struct Bus<'a> {
     up: &'a mut dyn Upstream,
     open: bool,
     pasid: Option<u32>,
+    /// Requests with the PASID ask for a translation first.
+    asks: bool,
     faults: u64,
 }
 
 impl Bus<'_> {
+    /// The way is open, and upstream grants the page where it is asked.
+    fn granted(&mut self, address: u64, write: bool) -> bool {
+        let asked = self.pasid.filter(|_| self.asks && self.open);
+        self.open && asked.is_none_or(|pasid| self.up.translation(pasid, address, write) == Ok(true))
+    }
+
     fn note(&mut self, outcome: Result<(), Fault>) -> Result<(), Fault> {
         self.faults += u64::from(outcome.is_err());
         outcome
@@ -37,12 +47,14 @@ impl Bus<'_> {
 
 impl Reach for Bus<'_> {
     fn load(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        let outcome = if self.open { self.up.read(self.pasid, address, buf) } else { Err(Fault) };
+        let granted = self.granted(address, false);
+        let outcome = if granted { self.up.read(self.pasid, address, buf) } else { Err(Fault) };
         self.note(outcome)
     }
 
     fn store(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        let outcome = if self.open { self.up.write(self.pasid, address, data) } else { Err(Fault) };
+        let granted = self.granted(address, true);
+        let outcome = if granted { self.up.write(self.pasid, address, data) } else { Err(Fault) };
         self.note(outcome)
     }
 }
@@ -51,12 +63,15 @@ impl Dsa {
     /// Ends the command that is under way, then works one round. Says whether more is waiting.
     pub fn work(&mut self, up: &mut dyn Upstream) -> bool {
         self.finish_command(up);
-        self.round(up)
+        self.round(up);
+        self.waiting()
     }
 
-    /// Whether there is something to do for [`Dsa::work`]: a command that is under way, or descriptors that an engine serves.
+    /// Whether there is something to do for [`Dsa::work`]: a command that is under way, or descriptors that an engine serves. One that waits
+    /// for a page, and a drain that waits for it, have nothing to do.
     pub fn waiting(&self) -> bool {
-        self.registers.under_way.is_some() || self.registers.enabled() && self.queued()
+        let stuck = !self.blocked.is_empty() && self.registers.under_way.is_some_and(drains);
+        self.registers.under_way.is_some() && !stuck || self.registers.enabled() && self.queued()
     }
 
     /// One round: every engine takes at most one descriptor from its group's queues, which are served in turn. Says whether
@@ -65,20 +80,30 @@ impl Dsa {
         if !self.registers.enabled() {
             return false;
         }
+        self.resume(up);
         for group in 0..spec::GROUPS {
-            let engines = self.groups.get(group).map_or(0, |group| group.engines().count_ones());
-            for _ in 0..engines {
+            for _ in 0..self.free_engines(group) {
                 let Some(submission) = self.take(group) else { break };
-                self.carry_out(&submission, up);
+                self.carry_out(submission, group, up);
             }
         }
         self.next_queue = (self.next_queue + 1) % spec::WQS;
         self.queued()
     }
 
-    /// Whether a queue that an engine serves has descriptors.
+    /// Engines of a group without those whose descriptors wait for a page.
+    fn free_engines(&self, group: usize) -> usize {
+        let engines = self.groups.get(group).map_or(0, |group| group.engines().count_ones() as usize);
+        engines.saturating_sub(self.blocked.iter().filter(|one| one.engine_group() == group).count())
+    }
+
+    /// Whether a queue that a free engine serves has descriptors, or a page has come.
     fn queued(&self) -> bool {
-        let served = self.groups.iter().fold(0, |all, group| all | group.queues());
+        if self.blocked.iter().any(Blocked::answered) {
+            return true;
+        }
+        let free = self.groups.iter().enumerate().filter(|(n, _)| self.free_engines(*n) != 0);
+        let served = free.fold(0, |all, (_, group)| all | group.queues());
         self.queues.iter().enumerate().any(|(n, queue)| served >> n & 1 != 0 && !queue.is_empty())
     }
 
@@ -90,27 +115,45 @@ impl Dsa {
         self.queues.get_mut(found)?.next()
     }
 
-    fn carry_out(&mut self, submission: &Submission, up: &mut dyn Upstream) {
-        let Some(queue) = self.queues.get(submission.queue) else { return };
+    fn carry_out(&mut self, submission: Submission, group: usize, up: &mut dyn Upstream) {
+        let Some((descriptor, origin)) = self.begin(&submission) else { return };
+        if !self.block(Blocked::new(submission, group), &descriptor, &origin, up) {
+            self.run(&descriptor, &origin, up);
+        }
+    }
+
+    /// A submission's descriptor, and where it came from.
+    pub(crate) fn begin(&self, submission: &Submission) -> Option<(Descriptor, Origin)> {
+        let queue = self.queues.get(submission.queue)?;
         let descriptor = Descriptor::new(&submission.bytes);
-        let limits = Limits { max_transfer: queue.max_transfer(), max_batch: queue.max_batch(), in_batch: false };
+        let limits = Limits {
+            max_transfer: queue.max_transfer(),
+            max_batch: queue.max_batch(),
+            in_batch: false,
+            block: queue.blocks_on_fault(),
+        };
         let pasid = queue.pasid(descriptor.pasid());
-        let origin = Origin { queue: submission.queue, table: submission.table, pasid, limits };
-        self.run(&descriptor, &origin, up);
+        Some((descriptor, Origin { queue: submission.queue, table: submission.table, pasid, limits }))
     }
 
     /// Carries out a descriptor and tells its outcome, which is also returned.
-    fn run(&mut self, descriptor: &Descriptor, origin: &Origin, up: &mut dyn Upstream) -> Completion {
+    pub(crate) fn run(&mut self, descriptor: &Descriptor, origin: &Origin, up: &mut dyn Upstream) -> Completion {
         let completion = match self.check(descriptor, origin) {
             Ok(operation) => self.execute(operation, origin, up),
             Err(refusal) => Completion { value: refusal.invalid_flags.into(), ..Completion::new(refusal.status, 0) },
         };
-        self.stats.descriptors += 1;
-        self.complete(descriptor, origin, completion, up);
+        self.end(descriptor, origin, completion, up);
         completion
     }
 
-    fn check(&self, descriptor: &Descriptor, origin: &Origin) -> Result<Operation, Refusal> {
+    /// Counts a descriptor and tells its outcome.
+    pub(crate) fn end(&mut self, descriptor: &Descriptor, origin: &Origin, done: Completion, up: &mut dyn Upstream) {
+        self.stats.descriptors += 1;
+        self.stats.with_pasid += u64::from(origin.pasid.is_some());
+        self.complete(descriptor, origin, done, up);
+    }
+
+    pub(crate) fn check(&self, descriptor: &Descriptor, origin: &Origin) -> Result<Operation, Refusal> {
         let refuse = |status| Refusal { status, invalid_flags: 0 };
         let operation = descriptor.check(&origin.limits)?;
         if descriptor.has(flag::CRAV) && !descriptor.completion().is_multiple_of(32) {
@@ -138,7 +181,7 @@ impl Dsa {
     /// The way of a descriptor's requests.
     fn bus<'a>(&self, origin: &Origin, up: &'a mut dyn Upstream) -> Bus<'a> {
         let open = self.space.bus_master() && (origin.pasid.is_none() || self.space.pasid_enabled());
-        Bus { up, open, pasid: origin.pasid, faults: 0 }
+        Bus { up, open, pasid: origin.pasid, asks: self.space.ats_enabled(), faults: 0 }
     }
 
     fn execute(&mut self, operation: Operation, origin: &Origin, up: &mut dyn Upstream) -> Completion {

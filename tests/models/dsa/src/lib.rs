@@ -4,7 +4,7 @@
 //! Registers and structures are those of Linux's `idxd` driver (`drivers/dma/idxd/registers.h`, `include/uapi/linux/idxd.h`).
 //! The model owns no memory: what it reads and writes, and the messages it sends (dword writes), go through an [`Upstream`].
 //!
-//! Where it differs from a real DSA: there is no page request service and no event log; commands are carried out one after the other
+//! Where it differs from a real DSA: there is no event log; commands are carried out one after the other
 //! with the engines at rest; a shared work queue may be used without PASIDs.
 
 #![forbid(unsafe_code)]
@@ -16,6 +16,7 @@ mod engine;
 mod groups;
 mod messages;
 mod operation;
+mod paging;
 mod portal;
 mod queue_store;
 mod registers;
@@ -32,6 +33,7 @@ use std::collections::BTreeSet;
 use config_space::ConfigSpace;
 use groups::Group;
 use messages::{Message, MessageTable, Raised};
+use paging::Blocked;
 use portal::{Portals, Submission};
 use queue_store::QueueStore;
 use registers::Registers;
@@ -52,6 +54,16 @@ pub trait Upstream {
     fn read(&mut self, pasid: Option<u32>, address: u64, buf: &mut [u8]) -> Result<(), Fault>;
     /// Writes `data` to `address`. A message is a write of 4 bytes, and never has a PASID. Pieces never cross a 4 KiB page.
     fn write(&mut self, pasid: Option<u32>, address: u64, data: &[u8]) -> Result<(), Fault>;
+
+    /// Whether a request with the PASID may access the page at `address`: ATS' translation request. `Ok(false)`: the page or a right is
+    /// missing, and may be asked for. Only a device with [`Config::page_requests`] asks.
+    fn translation(&mut self, _pasid: u32, _address: u64, _write: bool) -> Result<bool, Fault> {
+        Err(Fault)
+    }
+
+    /// Asks for the page at `address`: PRI's page request, in a group of one. The answer comes by [`Dsa::page_response`], never before
+    /// this returns.
+    fn page_request(&mut self, _pasid: u32, _address: u64, _write: bool, _group: u16) {}
 }
 
 /// What may differ between two devices.
@@ -65,6 +77,9 @@ pub struct Config {
     pub slow_store: bool,
     /// Portals take a descriptor in pieces of 8 bytes, and the subsystem ID says so. (Today those of every device do.)
     pub pieces: bool,
+    /// ATS and PRI: requests with a PASID ask for translations first, and descriptors may wait for pages. The device keeps no
+    /// translation for later (it has no device-TLB), so an invalidation of one is complete at once.
+    pub page_requests: bool,
     /// Device ID: with another one software does not take it for a DSA.
     pub device_id: u16,
 }
@@ -77,6 +92,7 @@ impl Default for Config {
             interrupt_handles: 4096 + spec::MSIX_ENTRIES as u16,
             slow_store: false,
             pieces: false,
+            page_requests: false,
             device_id: spec::DEVICE_ID,
         }
     }
@@ -105,6 +121,12 @@ pub struct Stats {
     pub pending: u64,
     /// Submissions that were not accepted: work queue disabled or full, or portal misused.
     pub refused: u64,
+    /// Pages that descriptors have waited for.
+    pub page_requests: u64,
+    /// Answers to that.
+    pub page_responses: u64,
+    /// Descriptors of work queues with PASIDs that completed.
+    pub with_pasid: u64,
     /// Memory requests that were refused upstream.
     pub faults: u64,
     /// Commands of a slow store.
@@ -139,6 +161,10 @@ pub struct Dsa {
     revoked: BTreeSet<usize>,
     portals: Portals,
     swerr: SoftwareError,
+    /// Descriptors that wait for a page: each keeps an engine.
+    blocked: Vec<Blocked>,
+    /// The group of the next page request.
+    next_group: u16,
     /// The work queue that is served first in the next round.
     next_queue: usize,
     stats: Stats,
@@ -150,7 +176,7 @@ impl Dsa {
         let slots = usize::from(setup.ims_multiplier.min(63)) * usize::from(spec::gencap::IMS_UNIT);
         Self {
             setup,
-            space: ConfigSpace::new(setup.device_id, setup.subsystem()),
+            space: ConfigSpace::new(setup.device_id, setup.subsystem(), setup.page_requests),
             registers: Registers::default(),
             groups: [Group::default(); spec::GROUPS],
             queues: std::array::from_fn(|_| WorkQueue::default()),
@@ -163,6 +189,8 @@ impl Dsa {
             revoked: BTreeSet::new(),
             portals: Portals::default(),
             swerr: SoftwareError::default(),
+            blocked: Vec::new(),
+            next_group: 0,
             next_queue: 0,
             stats: Stats::default(),
         }
@@ -201,6 +229,7 @@ impl Dsa {
         if self.space.reset_initiated() {
             return self.reset();
         }
+        self.space.note_outstanding(!self.blocked.is_empty());
         for entry in 0..self.msix.len() {
             self.release(Table::Msix, entry, up);
         }

@@ -130,7 +130,9 @@ impl Dsa {
 
     fn gencap(&self) -> u64 {
         let multiplier = self.ims.len() as u64 / u64::from(gencap::IMS_UNIT);
-        gencap::OVERLAP_COPY
+        let block = if self.setup.page_requests { gencap::BLOCK_ON_FAULT } else { 0 };
+        block
+            | gencap::OVERLAP_COPY
             | gencap::CACHE_CONTROL_MEMORY
             | gencap::CACHE_CONTROL_CACHE
             | gencap::COMMAND_CAPABILITIES

@@ -6,12 +6,15 @@ use crate::Dsa;
 
 type Counter = fn(&Dsa) -> u64;
 
-const COUNTERS: [(&str, Counter); 10] = [
+const COUNTERS: [(&str, Counter); 13] = [
     ("descriptors", |dsa| dsa.stats.descriptors),
     ("bytes", |dsa| dsa.stats.bytes),
     ("messages", |dsa| dsa.stats.messages),
     ("pending", |dsa| dsa.stats.pending),
     ("refused", |dsa| dsa.stats.refused),
+    ("page_requests", |dsa| dsa.stats.page_requests),
+    ("page_responses", |dsa| dsa.stats.page_responses),
+    ("with_pasid", |dsa| dsa.stats.with_pasid),
     ("faults", |dsa| dsa.stats.faults),
     ("store_commands", |dsa| dsa.stats.store_commands),
     ("commands_lost", |dsa| dsa.stats.commands_lost),

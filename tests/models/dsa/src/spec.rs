@@ -91,6 +91,8 @@ pub mod register {
 
 /// GENCAP bits.
 pub mod gencap {
+    /// Work queues may have their descriptors wait for pages.
+    pub const BLOCK_ON_FAULT: u64 = 1 << 0;
     /// Overlapping source and destination are copied right.
     pub const OVERLAP_COPY: u64 = 1 << 1;
     /// The cache control flag is accepted for memory destinations.
@@ -251,6 +253,7 @@ pub mod status {
     pub const SUCCESS: u8 = 0x01;
     pub const SUCCESS_PRED: u8 = 0x02;
     pub const PAGE_FAULT_NOBOF: u8 = 0x03;
+    pub const PAGE_FAULT_IR: u8 = 0x04;
     pub const BATCH_FAIL: u8 = 0x05;
     pub const BATCH_PAGE_FAULT: u8 = 0x06;
     pub const BAD_OPCODE: u8 = 0x10;

@@ -12,6 +12,8 @@ pub(crate) struct Machine {
     refused: HashSet<u64>,
     messages: Vec<(u64, u32)>,
     last_write: u64,
+    /// Page requests: PASID, address, for a write, group.
+    asked: Vec<(u32, u64, bool, u16)>,
     /// Of each request that was not refused: reads first.
     pasids: [HashSet<Option<u32>>; 2],
 }
@@ -39,6 +41,26 @@ impl Upstream for Machine {
             _ => self.put(address, data),
         }
         Ok(())
+    }
+
+    fn translation(&mut self, _pasid: u32, address: u64, _write: bool) -> Result<bool, Fault> {
+        Ok(!self.refused.contains(&(address >> 12)))
+    }
+
+    fn page_request(&mut self, pasid: u32, address: u64, write: bool, group: u16) {
+        self.asked.push((pasid, address, write, group));
+    }
+}
+
+impl Machine {
+    /// The page requests since the last call.
+    pub(crate) fn take_asked(&mut self) -> Vec<(u32, u64, bool, u16)> {
+        std::mem::take(&mut self.asked)
+    }
+
+    /// A page that was refused is there from now on.
+    pub(crate) fn bring_page(&mut self, address: u64) {
+        self.refused.remove(&(address >> 12));
     }
 }
 

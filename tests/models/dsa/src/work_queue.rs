@@ -57,6 +57,11 @@ impl WorkQueue {
         1 << (self.config[3] >> 5 & 0xf).min(MAX_BATCH_SHIFT)
     }
 
+    /// Its descriptors may wait for pages.
+    pub(crate) fn blocks_on_fault(&self) -> bool {
+        self.config[2] & BLOCK_ON_FAULT != 0
+    }
+
     fn uses_pasid(&self) -> bool {
         self.config[2] & PASID_ENABLE != 0
     }
@@ -87,12 +92,12 @@ impl WorkQueue {
     }
 
     /// The Enable WQ command, with the device enabled.
-    pub(crate) fn enable(&mut self, pasid_capability: bool) -> Result<(), u8> {
+    pub(crate) fn enable(&mut self, pasid_capability: bool, block_capability: bool) -> Result<(), u8> {
         let wrong = [
             (self.enabled, command_error::WQ_ENABLED),
             (self.size() == 0, command_error::WQ_SIZE),
             (self.priority() == 0, command_error::WQ_PRIOR),
-            (self.config[2] & BLOCK_ON_FAULT != 0, command_error::BOF_EN),
+            (self.blocks_on_fault() && !block_capability, command_error::BOF_EN),
             (self.uses_pasid() && !pasid_capability, command_error::PASID_EN),
             (self.config[3] >> 5 & 0xf > MAX_BATCH_SHIFT, command_error::MAX_BATCH_SIZE),
             (self.config[3] & 0x1f > MAX_TRANSFER_SHIFT, command_error::MAX_XFER_SIZE),
@@ -125,6 +130,14 @@ impl WorkQueue {
     /// Back to the reset state, configuration included.
     pub(crate) fn reset(&mut self) {
         *self = Self::default();
+    }
+
+    /// The Reset WQ command. The size stays, because it changes only while the device is disabled: Linux 7 resets a queue and enables it
+    /// again with the device enabled (`idxd_wq_set_pasid`).
+    pub(crate) fn reset_but_size(&mut self) {
+        let size = self.size();
+        self.reset();
+        self.config[0] = size;
     }
 
     /// A descriptor from a portal.
@@ -180,18 +193,18 @@ mod tests {
         for (dword, value, error) in cases {
             let mut queue = queue(MODE_DEDICATED);
             queue.write(dword, value, false);
-            assert_eq!(queue.enable(false), Err(error));
+            assert_eq!(queue.enable(false, false), Err(error));
             assert!(!queue.enabled());
         }
         let mut queue = queue(MODE_DEDICATED);
-        assert_eq!(queue.enable(false), Ok(()));
-        assert_eq!(queue.enable(false), Err(command_error::WQ_ENABLED));
+        assert_eq!(queue.enable(false, false), Ok(()));
+        assert_eq!(queue.enable(false, false), Err(command_error::WQ_ENABLED));
     }
 
     #[test]
     fn configuration_is_frozen_while_enabled() {
         let mut queue = queue(MODE_DEDICATED);
-        queue.enable(false).unwrap();
+        queue.enable(false, false).unwrap();
         queue.write(2, 0, true);
         assert_eq!(queue.read(2), 1 << 4 | 1);
         queue.disable();
@@ -207,7 +220,7 @@ mod tests {
     fn a_full_dedicated_queue_drops_and_shows_its_occupancy() {
         let mut queue = queue(MODE_DEDICATED);
         assert_eq!(queue.submit(submission(true)), PortalWrite::Dropped);
-        queue.enable(false).unwrap();
+        queue.enable(false, false).unwrap();
         for _ in 0..4 {
             assert_eq!(queue.submit(submission(true)), PortalWrite::Queued);
         }
@@ -218,7 +231,7 @@ mod tests {
     #[test]
     fn a_limited_portal_stops_at_the_threshold() {
         let mut queue = queue(0);
-        queue.enable(false).unwrap();
+        queue.enable(false, false).unwrap();
         assert_eq!(queue.submit(submission(true)), PortalWrite::Queued);
         assert_eq!(queue.submit(submission(true)), PortalWrite::Queued);
         assert_eq!(queue.submit(submission(true)), PortalWrite::Retry);

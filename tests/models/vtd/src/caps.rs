@@ -49,18 +49,25 @@ impl Config {
             | self.scalable_ecap()
     }
 
-    /// ECAP_REG's fields of scalable mode: PSS, PASID, SMTS, SSTS, FSTS, SMPWCS.
+    /// ECAP_REG's fields of scalable mode: PRS, PSS, PASID, PDS, SMTS, SSTS, FSTS, SMPWCS.
     fn scalable_ecap(&self) -> u64 {
         if !self.scalable_mode {
             return 0;
         }
         let pasid_size = u64::from(self.pasid_bits.clamp(1, 20) - 1) << 35;
         pasid_size
+            | flag(self.has_page_requests(), 29)
             | flag(true, 40)
+            | flag(self.has_page_requests(), 42)
             | flag(true, 43)
             | flag(true, 46)
             | flag(self.first_stage, 47)
             | flag(self.scalable_walk_snoop, 48)
+    }
+
+    /// Whether devices may send page requests: those with device-TLBs, in scalable mode.
+    pub(crate) fn has_page_requests(&self) -> bool {
+        self.page_requests && self.scalable_mode && self.device_tlb
     }
 
     /// MGAW in bits.

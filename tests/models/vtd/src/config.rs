@@ -41,6 +41,8 @@ pub struct Config {
     pub scalable_mode: bool,
     /// ECAP.FSTS: first-stage tables of four levels in scalable mode.
     pub first_stage: bool,
+    /// ECAP.PRS and ECAP.PDS: page requests of devices with device-TLBs in scalable mode.
+    pub page_requests: bool,
     /// CAP.FS1GP: pages of 1 GiB in first-stage tables.
     pub first_stage_1g: bool,
     /// ECAP.SMPWCS: walks from a PASID-table entry with PWSNP snoop the processors' caches.
@@ -78,6 +80,7 @@ impl Default for Config {
             queued_invalidation: true,
             scalable_mode: false,
             first_stage: false,
+            page_requests: false,
             first_stage_1g: true,
             scalable_walk_snoop: true,
             pasid_bits: 20,

@@ -1,6 +1,7 @@
 //! DMA requests, with and without PASID (VT-d 3.4, 3.7).
 
-use crate::fault::Request;
+use crate::fault::{Fault, Request};
+use crate::spec::reason::{self, is_recoverable};
 use crate::spec::regs::global;
 use crate::{Memory, Unit};
 
@@ -84,11 +85,47 @@ impl Unit {
         if !self.status(global::TE) {
             return Ok(address);
         }
-        self.translate(requester, address, access, mem).map_err(|fault| {
-            let read = access == Access::Read;
-            self.report(fault, requester.source_id, Request::Dma { address, read, pasid: requester.pasid });
-            DmaFault::Blocked(fault.reason)
-        })
+        self.translate(requester, address, access, mem).map_err(|fault| self.refuse(fault, requester, address, access))
+    }
+
+    /// A device with a device-TLB asks whether it may access the page at `address` (VT-d 4.2). `false`: the page or a right is missing,
+    /// which is not recorded. Such a device then sends a page request, or gives up.
+    pub fn translation_request(
+        &mut self,
+        requester: impl Into<Requester>,
+        address: u64,
+        access: Access,
+        mem: &mut dyn Memory,
+    ) -> Result<bool, DmaFault> {
+        let requester = requester.into();
+        let result = self.device_tlb_allowed(requester.source_id, mem);
+        let result = result.and_then(|()| self.translate(requester, address, access, mem));
+        match result {
+            Ok(_) => self.stats.translations_granted += 1,
+            Err(_) => self.stats.translations_denied += 1,
+        }
+        match result {
+            Ok(_) => Ok(true),
+            Err(fault) if is_recoverable(fault.reason) => Ok(false),
+            Err(fault) => Err(self.refuse(fault, requester, address, access)),
+        }
+    }
+
+    /// Without translation such requests are not supported either; the model has them in scalable mode only.
+    fn device_tlb_allowed(&mut self, source_id: u16, mem: &mut dyn Memory) -> Result<(), Fault> {
+        if !self.status(global::TE) || !self.scalable() {
+            return Err(Fault::new(reason::SM_PASID_IN_LEGACY_MODE));
+        }
+        let context = self.scalable_context(source_id, mem)?;
+        let fault = Fault::with_fpd(reason::SM_DEVICE_TLB_DISABLED, context.fault_processing_disabled());
+        if context.device_tlb_enabled() { Ok(()) } else { Err(fault) }
+    }
+
+    /// Records a fault.
+    fn refuse(&mut self, fault: Fault, requester: Requester, address: u64, access: Access) -> DmaFault {
+        let read = access == Access::Read;
+        self.report(fault, requester.source_id, Request::Dma { address, read, pasid: requester.pasid });
+        DmaFault::Blocked(fault.reason)
     }
 
     /// Reads `buf.len()` bytes at the device's address `address`, page by page. On a fault the pages before it have been

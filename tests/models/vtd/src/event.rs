@@ -1,5 +1,5 @@
-//! The two messages that the unit itself sends: fault event (VT-d 7.3, FECTL and following) and invalidation completion
-//! event (VT-d 6.5.2.8, IECTL and following). Both have a mask, a pending bit, and a message.
+//! The messages that the unit itself sends: fault event (VT-d 7.3, FECTL and following), invalidation completion
+//! event (VT-d 6.5.2.8, IECTL and following), and page request event (VT-d 7.6, PECTL and following). Each has a mask, a pending bit, and a message.
 
 use crate::Unit;
 use crate::spec::regs::{self, event};
@@ -20,11 +20,12 @@ impl Default for Event {
     }
 }
 
-/// Which of the two.
+/// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Fault,
     Completion,
+    PageRequest,
 }
 
 impl Event {
@@ -55,6 +56,7 @@ impl Unit {
         match kind {
             Kind::Fault => &mut self.fault_event,
             Kind::Completion => &mut self.completion_event,
+            Kind::PageRequest => &mut self.page_request_event,
         }
     }
 

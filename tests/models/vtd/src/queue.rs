@@ -108,13 +108,15 @@ impl Unit {
         if !self.has_descriptor(kind) {
             return Err(queue_error::INVALID_TYPE);
         }
-        if low & reserved[0] != 0 || words[1] & reserved[1] != 0 {
+        let draining = kind == desc::WAIT && bit(low, desc::wait::PD) && !self.config.has_page_requests();
+        if draining || low & reserved[0] != 0 || words[1] & reserved[1] != 0 {
             return Err(queue_error::RESERVED_FIELD);
         }
         match kind {
             desc::CONTEXT_CACHE => self.queued_context(low),
             desc::IOTLB => self.queued_iotlb(words),
-            desc::DEVICE_TLB => self.queued_device_tlb(),
+            desc::DEVICE_TLB | desc::PASID_DEVICE_TLB => self.queued_device_tlb(),
+            desc::PAGE_GROUP_RESPONSE => self.queued_page_response(words),
             desc::INTERRUPT_ENTRY_CACHE => self.queued_interrupt_entry(low),
             desc::PASID_CACHE => self.queued_pasid_cache(low),
             desc::PASID_IOTLB => self.queued_pasid_iotlb(words),
@@ -125,6 +127,8 @@ impl Unit {
     fn has_descriptor(&self, kind: u64) -> bool {
         match kind {
             desc::DEVICE_TLB => self.config.device_tlb,
+            desc::PASID_DEVICE_TLB => self.config.device_tlb && self.config.scalable_mode,
+            desc::PAGE_GROUP_RESPONSE => self.config.has_page_requests(),
             desc::INTERRUPT_ENTRY_CACHE => self.config.interrupt_remapping,
             desc::PASID_CACHE | desc::PASID_IOTLB => self.config.scalable_mode,
             _ => true,
@@ -184,17 +188,17 @@ impl Unit {
     }
 
     /// For translations by first-stage tables, which are tagged by PASID. Those by second-stage tables alone are their domain's, and
-    /// stay (VT-d 6.5.2.4).
+    /// stay (VT-d 6.5.2.4). CAP.MAMV does not bound their address masks: Linux 7 drops the kernel's half of the addresses by one.
     fn queued_pasid_iotlb(&mut self, words: [u64; 2]) -> Result<(), u64> {
         let domain = self.queued_domain(words[0])?;
         let pasid = bits(words[0], desc::PASID.0, desc::PASID.1) as u32;
         let selected = bits(words[0], desc::GRANULARITY.0, desc::GRANULARITY.1);
         let mask = bits(words[1], desc::iotlb::AM.0, desc::iotlb::AM.1) as u32;
-        if !matches!(selected, 2 | 3) || mask > self.config.max_address_mask {
+        if !matches!(selected, 2 | 3) {
             return Err(queue_error::RESERVED_FIELD);
         }
         self.stats.pasid_iotlb_flushes += 1;
-        let within = crate::spec::mask(11 + mask.min(51), 0);
+        let within = crate::spec::mask(11 + mask.min(52), 0);
         let range = (selected == 3).then_some((words[1] & !within, words[1] | within));
         self.caches.flush_first_stage(domain, pasid, range);
         Ok(())

@@ -44,7 +44,7 @@ impl Part {
 /// Whether a 64-bit register is at this offset.
 fn is_wide(base: u64) -> bool {
     use regs::*;
-    matches!(base, CAP | ECAP | RTADDR | CCMD | IVA | IOTLB | IQH | IQT | IQA | IQERCD | IRTA)
+    matches!(base, CAP | ECAP | RTADDR | CCMD | IVA | IOTLB | IQH | IQT | IQA | IQERCD | IRTA | PQH | PQT | PQA)
         || fault_record(base).is_some()
 }
 
@@ -109,6 +109,7 @@ impl Unit {
             regs::IQA => self.queue.address,
             regs::IQERCD => self.queue.error,
             regs::IRTA => self.regs.irta,
+            regs::PQH | regs::PQT | regs::PQA => self.page_requests.read(base),
             // IVA is write-only.
             _ => fault_record(base).map_or(0, |(record, half)| self.faults.read(record, half)),
         }
@@ -122,6 +123,8 @@ impl Unit {
             regs::FECTL..=regs::FEUADDR => self.fault_event.read((offset - regs::FECTL) / 4),
             regs::ICS => self.regs.ics,
             regs::IECTL..=regs::IEUADDR => self.completion_event.read((offset - regs::IECTL) / 4),
+            regs::PRS => self.page_requests.status(),
+            regs::PECTL..=regs::PEUADDR => self.page_request_event.read((offset - regs::PECTL) / 4),
             // GCMD is write-only; PMEN is absent, as CAP says.
             _ => 0,
         }
@@ -153,6 +156,10 @@ impl Unit {
             }
             regs::IQT if part.has_low() => self.write_queue_tail(part.merge(0, value), mem),
             regs::IQA => self.write_queue_address(part.merge(self.queue.address, value)),
+            regs::PQH | regs::PQT | regs::PQA if self.config.has_page_requests() => {
+                let value = part.merge(self.page_requests.read(base), value);
+                self.write_page_request_queue(base, value);
+            }
             _ => self.write_record_or_nothing(base, part, value),
         }
     }
@@ -195,6 +202,10 @@ impl Unit {
             }
             regs::IECTL..=regs::IEUADDR => {
                 self.write_event(Kind::Completion, (offset - regs::IECTL) / 4, value);
+            }
+            regs::PRS if self.config.has_page_requests() => self.write_page_request_status(value),
+            regs::PECTL..=regs::PEUADDR if self.config.has_page_requests() => {
+                self.write_event(Kind::PageRequest, (offset - regs::PECTL) / 4, value);
             }
             regs::PMEN if value == 0 => {}
             _ => self.violation(offset, u64::from(value), "no such register to write"),

@@ -36,7 +36,7 @@ impl Unit {
         })
     }
 
-    fn scalable_context(&mut self, source_id: u16, mem: &mut dyn Memory) -> Result<ScalableContext, Fault> {
+    pub(crate) fn scalable_context(&mut self, source_id: u16, mem: &mut dyn Memory) -> Result<ScalableContext, Fault> {
         if let Some(entry) = self.caches.scalable_context(source_id) {
             self.stats.cache_hits += 1;
             return Ok(entry);
@@ -51,6 +51,12 @@ impl Unit {
         }
         let mut reserved = ScalableContext::RESERVED;
         reserved[0] |= self.beyond_host_width();
+        if !self.config.device_tlb {
+            reserved[0] |= ScalableContext::DTE;
+        }
+        if !self.config.has_page_requests() {
+            reserved[0] |= ScalableContext::PRE;
+        }
         if any(entry.0, reserved) {
             return Err(fault(reason::SM_CONTEXT_RESERVED));
         }

@@ -41,6 +41,16 @@ pub struct Stats {
     pub pasid_iotlb_flushes: u64,
     /// Device-TLB invalidations.
     pub device_tlb_flushes: u64,
+    /// Answers to devices that ask for a translation: with the rights that were asked for.
+    pub translations_granted: u64,
+    /// The same without them.
+    pub translations_denied: u64,
+    /// Page requests put into the queue.
+    pub page_requests: u64,
+    /// Page requests lost because the queue was full.
+    pub page_requests_lost: u64,
+    /// Page group responses of software's.
+    pub page_responses: u64,
     /// Invalidation wait descriptors completed.
     pub waits: u64,
     /// Descriptors taken from the invalidation queue, wrong ones included.

@@ -3,6 +3,7 @@
 use crate::cache::Caches;
 use crate::event::Event;
 use crate::fault::FaultLog;
+use crate::page_request::PageRequests;
 use crate::queue::Queue;
 use crate::spec::regs::MAX_FAULT_RECORDS;
 use crate::{Config, Stats};
@@ -60,6 +61,8 @@ pub struct Unit {
     pub(crate) faults: FaultLog,
     pub(crate) fault_event: Event,
     pub(crate) completion_event: Event,
+    pub(crate) page_request_event: Event,
+    pub(crate) page_requests: PageRequests,
     pub(crate) messages: VecDeque<(u64, u32)>,
     pub(crate) caches: Caches,
     pub(crate) due: Due,
@@ -82,6 +85,8 @@ impl Unit {
             faults: FaultLog::new(config.fault_records),
             fault_event: Event::default(),
             completion_event: Event::default(),
+            page_request_event: Event::default(),
+            page_requests: PageRequests::default(),
             messages: VecDeque::new(),
             caches: Caches::default(),
             due: Due::default(),
@@ -104,7 +109,7 @@ impl Unit {
         self.answers_lost = old.answers_lost;
     }
 
-    /// The next message of the unit's own: a fault event or an invalidation completion event, as (address, data). It is
+    /// The next message of the unit's own: a fault, completion or page request event, as (address, data). It is
     /// not subject to remapping (VT-d 7.3).
     pub fn take_fault_event(&mut self) -> Option<(u64, u32)> {
         self.messages.pop_front()

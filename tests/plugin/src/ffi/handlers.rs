@@ -111,8 +111,14 @@ handlers! {
     /// A write of the remapping unit's registers.
     unit_write, write: |address, _object, plugin, bytes| {
         let (n, offset) = unit_at(address);
+        let mut work = false;
         if offset < vtd_model::Unit::REGISTER_SPACE {
-            plugin.with(|machine, host| pour(bytes, offset, |at, len, value| machine.unit_write(n, at, len, value, host)));
+            plugin.with(|machine, host| {
+                pour(bytes, offset, |at, len, value| work |= machine.unit_write(n, at, len, value, host));
+            });
+        }
+        if work {
+            start_engines(plugin);
         }
     };
     /// A read of the message window: nothing answers.

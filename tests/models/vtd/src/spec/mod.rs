@@ -2,6 +2,7 @@
 
 pub(crate) mod descriptor;
 pub(crate) mod irte;
+pub(crate) mod page_request;
 pub(crate) mod pid;
 pub mod reason;
 pub(crate) mod regs;

@@ -60,10 +60,14 @@ pub const SM_CONTEXT_ACCESS: u8 = 0x40;
 pub const SM_CONTEXT_NOT_PRESENT: u8 = 0x41;
 /// Scalable mode: reserved bits in a present context entry.
 pub const SM_CONTEXT_RESERVED: u8 = 0x42;
+/// Scalable mode: a request for a translation, and DTE of the context entry is clear.
+pub const SM_DEVICE_TLB_DISABLED: u8 = 0x44;
 /// Scalable mode: a request with PASID, and PASIDE of the context entry is clear.
 pub const SM_PASID_DISABLED: u8 = 0x45;
 /// Scalable mode: the PASID is beyond the directory (PDTS).
 pub const SM_PASID_BEYOND_DIRECTORY: u8 = 0x46;
+/// Scalable mode: a page request, and PRE of the context entry is clear.
+pub const SM_PAGE_REQUESTS_DISABLED: u8 = 0x47;
 /// Scalable mode: the PASID directory could not be read.
 pub const SM_DIRECTORY_ACCESS: u8 = 0x50;
 /// Scalable mode: the PASID directory entry is not present.
@@ -104,6 +108,12 @@ pub const SM_WRITE_DENIED: u8 = 0x85;
 pub const SM_READ_DENIED: u8 = 0x86;
 /// Scalable mode: the translated address lies in the interrupt address range.
 pub const SM_OUTPUT_IN_INTERRUPT_RANGE: u8 = 0x87;
+
+/// Whether a request for a translation that meets it is answered, with no rights, and not recorded ("recoverable" faults): a page or a
+/// right is missing.
+pub(crate) const fn is_recoverable(reason: u8) -> bool {
+    matches!(reason, FS_PAGING_NOT_PRESENT | FS_USER_DENIED | SM_PAGING_NOT_PRESENT | SM_WRITE_DENIED | SM_READ_DENIED)
+}
 
 /// Whether FPD in the entry concerned suppresses the record ("qualified" faults).
 pub(crate) const fn is_qualified(reason: u8) -> bool {

@@ -22,6 +22,14 @@ pub(crate) const IECTL: u64 = 0xa0;
 pub(crate) const IEUADDR: u64 = 0xac;
 pub(crate) const IQERCD: u64 = 0xb0;
 pub(crate) const IRTA: u64 = 0xb8;
+/// Page requests: where software reads next, where the unit writes next, the queue's place, the status.
+pub(crate) const PQH: u64 = 0xc0;
+pub(crate) const PQT: u64 = 0xc8;
+pub(crate) const PQA: u64 = 0xd0;
+pub(crate) const PRS: u64 = 0xdc;
+/// PECTL, PEDATA, PEADDR and PEUADDR follow each other.
+pub(crate) const PECTL: u64 = 0xe0;
+pub(crate) const PEUADDR: u64 = 0xec;
 
 /// Where this model has IVA and IOTLB; ECAP.IRO tells software. Unlike any common unit's, so that a constant shows.
 pub(crate) const IVA: u64 = 0x500;
@@ -86,6 +94,21 @@ pub(crate) mod iqa {
     pub(crate) const DW: u32 = 11;
     pub(crate) const SIZE: (u32, u32) = (2, 0);
     pub(crate) const RESERVED: u64 = super::super::mask(10, 3);
+}
+
+/// PQA, PQH and PQT: the queue has 2^SIZE pages; offsets are multiples of 32.
+pub(crate) mod pqa {
+    pub(crate) const SIZE: (u32, u32) = (2, 0);
+    pub(crate) const RESERVED: u64 = super::super::mask(11, 3);
+    pub(crate) const OFFSET: u64 = super::super::mask(18, 5);
+}
+
+/// PRS.
+pub(crate) mod prs {
+    /// A page request is pending.
+    pub(crate) const PPR: u32 = 1 << 0;
+    /// The queue was full: requests were not put into it.
+    pub(crate) const PRO: u32 = 1 << 1;
 }
 
 /// IQERCD.IQEI: why the queue stopped.

@@ -62,14 +62,24 @@ pub(crate) const PASID_TABLE_BITS: u32 = 6;
 pub(crate) struct ScalableContext(pub(crate) [u64; 4]);
 
 impl ScalableContext {
-    /// DTE (ECAP.DT = 0 in scalable mode here), PRE (ECAP.PRS = 0), RID_PASID (ECAP.RPS = 0), RID_PRIV (ECAP.SRS = 0), the rest.
-    pub(crate) const RESERVED: [u64; 4] = [1 << 2 | mask(8, 4) | mask(63, 52), u64::MAX, u64::MAX, u64::MAX];
+    /// RID_PASID (ECAP.RPS = 0), RID_PRIV (ECAP.SRS = 0), the rest. Without device-TLBs DTE is reserved, without page requests PRE.
+    pub(crate) const RESERVED: [u64; 4] = [mask(8, 5) | mask(63, 52), u64::MAX, u64::MAX, u64::MAX];
+    /// DTE: requests of a device-TLB, for translations, are allowed.
+    pub(crate) const DTE: u64 = 1 << 2;
+    /// PRE: page requests are allowed.
+    pub(crate) const PRE: u64 = 1 << 4;
 
     pub(crate) const fn present(self) -> bool {
         bit(self.0[0], 0)
     }
     pub(crate) const fn fault_processing_disabled(self) -> bool {
         bit(self.0[0], 1)
+    }
+    pub(crate) const fn device_tlb_enabled(self) -> bool {
+        self.0[0] & Self::DTE != 0
+    }
+    pub(crate) const fn page_requests_enabled(self) -> bool {
+        self.0[0] & Self::PRE != 0
     }
     /// PASIDE: requests with PASID are allowed.
     pub(crate) const fn pasid_enabled(self) -> bool {

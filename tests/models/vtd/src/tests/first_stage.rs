@@ -7,21 +7,21 @@ const DOMAIN: u64 = 0x21;
 const FRAME: u64 = 0x80_0000;
 const DIRECTORY: u64 = 0x5_2000;
 const PASIDS: u64 = 0x5_3000;
-const CONTEXT: u64 = CONTEXTS + 32 * (SID as u64 & 0x7f);
-const PASID: u32 = 5;
+pub(super) const CONTEXT: u64 = CONTEXTS + 32 * (SID as u64 & 0x7f);
+pub(super) const PASID: u32 = 5;
 /// Present, writable, for users.
 const ALL: u64 = 0b111;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 
 /// The entry of the level (1 to 4) for an address below 2 MiB.
-fn slot(level: u64, address: u64) -> u64 {
+pub(super) fn slot(level: u64, address: u64) -> u64 {
     let index = if level == 1 { address >> 12 } else { 0 };
     SS_TOP + 0x1000 * (4 - level) + 8 * index
 }
 
 /// A unit that translates by first-stage tables for [`PASID`] and for requests without one; 0x5000 leads to [`FRAME`].
-fn translating(config: Config) -> Rig {
+pub(super) fn translating(config: Config) -> Rig {
     let mut rig = Rig::new(config);
     let ram = &mut rig.ram;
     ram.set_u64(ROOT + 8, CONTEXTS | 1);
@@ -48,12 +48,12 @@ fn translating(config: Config) -> Rig {
     rig
 }
 
-fn config() -> Config {
+pub(super) fn config() -> Config {
     Config { scalable_mode: true, first_stage: true, ..Config::default() }
 }
 
 /// Submits a descriptor of 256 bits.
-fn submit(rig: &mut Rig, words: [u64; 2]) {
+pub(super) fn submit(rig: &mut Rig, words: [u64; 2]) {
     for (at, word) in (QUEUE + rig.tail..).step_by(8).zip([words[0], words[1], 0, 0]) {
         rig.ram.set_u64(at, word);
     }
@@ -167,6 +167,10 @@ fn a_page_stays_cached_until_an_invalidation_of_its_pasid_covers_it() {
         ([6 | 2 << 4 | did | pasid, 0], true),
         ([6 | 3 << 4 | did | pasid, 0x5000], true),
         ([6 | 3 << 4 | did | pasid, 0x6000], false),
+        ([6 | 3 << 4 | did | pasid, 35], true),
+        ([6 | 3 << 4 | did | pasid, 52], true),
+        ([6 | 3 << 4 | did | pasid, 1 << 63 | 35], false),
+        ([6 | 3 << 4 | did | pasid, 1 << 63 | 63], true),
         ([6 | 2 << 4 | did | (pasid + (1 << 32)), 0], false),
         ([6 | 2 << 4 | (did + (1 << 16)) | pasid, 0], false),
         ([2 | 2 << 4 | did, 0], true),

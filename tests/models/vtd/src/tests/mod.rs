@@ -5,6 +5,7 @@ mod dma;
 mod fault;
 mod first_stage;
 mod intr;
+mod page_request;
 mod queue;
 mod regs;
 mod scalable;
