@@ -10,7 +10,7 @@ use imsvisor_tests::scenario;
 
 /// One request outstanding, so that two interrupts never come together; the work queue's interrupt moves between the processors
 /// meanwhile.
-const WORK: &str = "copies=200 outstanding=1 affinity=yes";
+const WORK: &str = "copies=800 outstanding=1 affinity=yes";
 
 /// A boot: options for the plugin, what comes behind Linux' command line, and what came of it.
 struct Boot {
@@ -89,7 +89,7 @@ fn user(look: impl Fn(&Native, &str)) {
 fn linux_turns_shared_virtual_addressing_on_and_its_own_copies_have_a_pasid() {
     let Some((native, told)) = FIRST_STAGE.run() else { return };
     assert!(!told.contains("Unable to turn on user SVA") && !told.contains("SVM disabled"), "{told}");
-    assert_eq!(native.counter("dsa.with_pasid"), 200, "{told}");
+    assert_eq!(native.counter("dsa.with_pasid"), 800, "{told}");
     assert!(native.counter("vtd.translations_granted") > 0, "{told}");
     let Some((native, told)) = SCALABLE.run() else { return };
     assert_eq!((native.counter("dsa.with_pasid"), native.counter("vtd.translations_granted")), (0, 0), "{told}");
@@ -135,10 +135,10 @@ fn every_copy_is_verified_and_every_interrupt_counted_while_it_moves() {
     each(|native, told| {
         let result = native.result.as_ref().expect(told);
         let number = |key: &str| result.number(key).unwrap_or(0);
-        assert_eq!((number("verified"), number("errors"), number("timeouts")), (200, 0, 0), "{told}");
+        assert_eq!((number("verified"), number("errors"), number("timeouts")), (800, 0, 0), "{told}");
         assert!(number("moved") > 10, "{told}");
         let counts = native.counts();
-        assert!(counts.handled >= 200, "{counts:?}");
+        assert!(counts.handled >= 800, "{counts:?}");
         // None was outstanding beside another.
         assert_eq!((counts.merged, counts.raised), (0, counts.remapped), "{counts:?}");
         assert_eq!(counts.remapped, counts.handled + counts.closing, "{counts:?}");
