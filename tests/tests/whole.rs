@@ -24,7 +24,7 @@ static INJECTED: Scenario = Scenario::new("a function that is no DSA", |plan| {
     plan.config.cpus = 2;
     unknown(plan, "")?;
     plan.guest("demo", "demo mem=64M device=dsa")?;
-    // It has no message store to share, and the IDE controller no reset.
+    // It has no message store to share, and no unit serves the IDE controller.
     plan.guest("hello", "part device=vdsa:00:1f.0")?;
     plan.guest("hello", "ide device=00:01.1")
 });
@@ -53,10 +53,10 @@ fn beside_it_a_dsa_works_and_everything_comes_back() {
 }
 
 #[test]
-fn what_cannot_be_shared_or_reset_is_refused_in_words() {
+fn what_cannot_be_shared_or_confined_is_refused_in_words() {
     let boot = INJECTED.run();
     boot.assert_refused("part", &["store"]);
-    boot.assert_refused("ide", &["alone", "reset", "shares"]);
+    boot.assert_refused("ide", &["covers"]);
 }
 
 /// The driver is right: what it finds without the hypervisor is what QEMU's controller does.
