@@ -4,7 +4,7 @@
 //! than any version needs. The vtable is that of the Itanium C++ ABI.
 
 use super::symbols::Symbols;
-use super::{PLUGIN, handlers};
+use super::{PLUGIN, Vtable, handlers};
 use crate::machine::DSA_FUNCTIONS;
 use dsa_model::spec;
 use std::ffi::{c_char, c_int, c_void};
@@ -39,30 +39,18 @@ struct Methods {
     bar_change_notify: extern "C" fn(*mut Device),
 }
 
-/// A whole vtable: offset to top and type information (none) lie before the address point.
-#[repr(C)]
-struct Vtable {
-    offset_to_top: isize,
-    type_information: usize,
-    methods: Methods,
-}
-
-static VTABLE: Vtable = Vtable {
-    offset_to_top: 0,
-    type_information: 0,
-    methods: Methods {
-        complete_destructor: nothing,
-        deleting_destructor: nothing,
-        init,
-        reset,
-        register_state: nothing,
-        after_restore_state: nothing,
-        debug_dump,
-        pci_read,
-        pci_write,
-        bar_change_notify: nothing,
-    },
-};
+static VTABLE: Vtable<Methods> = Vtable::new(Methods {
+    complete_destructor: nothing,
+    deleting_destructor: nothing,
+    init,
+    reset,
+    register_state: nothing,
+    after_restore_state: nothing,
+    debug_dump,
+    pci_read,
+    pci_write,
+    bar_change_notify: nothing,
+});
 
 /// Registers the device with Bochs.
 ///

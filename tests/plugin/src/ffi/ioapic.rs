@@ -4,7 +4,7 @@
 //! reaches it by a memory handler. Both are Bochs' own at first, and ours from then on.
 
 use super::symbols::{self, Symbols};
-use super::{PLUGIN, handlers};
+use super::{PLUGIN, Vtable, handlers};
 use crate::ioapic::REGISTERS;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
@@ -35,30 +35,18 @@ struct Methods {
     set_irq_level: extern "C" fn(*mut Object, u8, bool),
 }
 
-/// A whole vtable: offset to top and type information (none) lie before the address point.
-#[repr(C)]
-struct Vtable {
-    offset_to_top: isize,
-    type_information: usize,
-    methods: Methods,
-}
-
-static VTABLE: Vtable = Vtable {
-    offset_to_top: 0,
-    type_information: 0,
-    methods: Methods {
-        complete_destructor: nothing,
-        deleting_destructor: nothing,
-        init: nothing,
-        reset,
-        register_state: nothing,
-        after_restore_state: nothing,
-        debug_dump,
-        set_enabled,
-        receive_eoi,
-        set_irq_level,
-    },
-};
+static VTABLE: Vtable<Methods> = Vtable::new(Methods {
+    complete_destructor: nothing,
+    deleting_destructor: nothing,
+    init: nothing,
+    reset,
+    register_state: nothing,
+    after_restore_state: nothing,
+    debug_dump,
+    set_enabled,
+    receive_eoi,
+    set_irq_level,
+});
 
 static OBJECT: Object = Object { vtable: (&raw const VTABLE.methods).cast(), fields: [0; 64] };
 

@@ -15,6 +15,21 @@ use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, OnceLock};
 use symbols::Symbols;
 
+/// A vtable as the Itanium C++ ABI lays it out: offset to top and type information (none) lie before the address point, where the
+/// methods begin.
+#[repr(C)]
+struct Vtable<Methods> {
+    offset_to_top: isize,
+    type_information: usize,
+    methods: Methods,
+}
+
+impl<Methods> Vtable<Methods> {
+    const fn new(methods: Methods) -> Self {
+        Self { offset_to_top: 0, type_information: 0, methods }
+    }
+}
+
 /// What INIT set up.
 struct Plugin {
     symbols: Symbols,
