@@ -202,7 +202,8 @@ impl Options {
         bochs::check_model(model).with_context(|| format!("--cpu {model}"))
     }
 
-    /// What is asked for of a Linux. At a terminal our first process ends with a shell, unless it is asked for something else.
+    /// The files and words that the command line gives a Linux. At a terminal our first process ends with a shell, unless `--append` says
+    /// otherwise.
     pub fn asked(&self) -> Asked {
         let ours = self.kernel.is_none() && self.initrd.is_none();
         let shell = (self.console && ours).then_some("end=shell");

@@ -78,7 +78,7 @@ impl GuestArg {
         }
     }
 
-    /// What it asks of Linux, where it is the guest `linux`.
+    /// The files and words for the guest `linux`; `None` for other guests.
     pub fn linux(&self) -> Option<&Asked> {
         match &self.source {
             Source::Linux(asked) => Some(asked),

@@ -133,7 +133,7 @@ impl Native {
         }
     }
 
-    /// What was not right; nothing, if all was.
+    /// Everything that was wrong with the run, a sentence each. A right run has none.
     pub fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();
         if !self.end.is_right() {

@@ -11,7 +11,7 @@ use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 static EACH_BY_ITSELF: Scenario =
     Scenario::new("two Linuxes, one with a whole DSA and one with a virtual function", |plan| {
         plan.config.memory_mib = 1024;
-        plan.linux("linux name=whole mem=384M device=00:1e.0 exits=marks", "copies=300")?;
+        plan.linux("linux name=whole mem=384M device=00:1e.0 exits=marks", "copies=300 marks=yes")?;
         plan.linux(
             "linux name=moved mem=384M cpus=2 device=vdsa:00:1f.0",
             "copies=6000 bytes=256 affinity=yes hotplug=yes end=reboot",
@@ -141,6 +141,11 @@ fn every_interrupt_of_linux_is_accounted_for() {
 #[test]
 fn linux_starts_with_few_exits() {
     let Some(boot) = linux(&EACH_BY_ITSELF) else { return };
+    let marks = boot.events("mark");
+    let [mark] = marks[..] else { panic!("one mark was expected, at /init: {marks:?}") };
+    let end = boot.guest("whole").end.as_ref().and_then(|end| end.number("ticks"));
+    // Linux unpacks itself in more than half a billion instructions.
+    assert!(mark.number("ticks").is_some_and(|ticks| ticks > 500_000_000 && Some(ticks) < end), "{mark}, {end:?}");
     let all: u64 = boot.guest("whole").exits.values().sum();
     assert!(all < 10_000, "{all} exits: {:?}", boot.guest("whole").exits);
 }

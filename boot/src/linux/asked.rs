@@ -23,7 +23,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Refuses what is only for a guest `linux` where there is none.
+    /// Refuses `--kernel`, `--initrd` and `--append` where there is no Linux.
     pub fn check(&self, linux: bool) -> Result<()> {
         let given =
             [("kernel", self.kernel.is_some()), ("initrd", self.initrd.is_some()), ("append", self.append.is_some())];

@@ -1,4 +1,4 @@
-//! Finds QEMU. The system's is taken if it is new enough for what is asked; else one is fetched into a prefix of its own.
+//! Finds QEMU: the system's if its version suffices, else one that is fetched into a prefix of its own.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

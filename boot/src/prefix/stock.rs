@@ -259,7 +259,7 @@ mod tests {
         assert!(runs(&program).unwrap());
         assert!(tools.wrap(&program).unwrap_err().to_string().contains("ld-linux"));
         fs::create_dir_all(&tools.libraries[0]).unwrap();
-        // This one says what it is given.
+        // The program stands in for the dynamic linker and prints its arguments.
         fs::copy(&program, tools.libraries[0].join("ld-linux-x86-64.so.2")).unwrap();
         tools.wrap(&program).unwrap();
         let output = Command::new(&program).args(["a b", "c"]).output().unwrap();

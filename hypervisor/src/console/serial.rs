@@ -51,7 +51,7 @@ impl Serial {
         self.uart.try_receive_byte().ok()
     }
 
-    /// Gives the line what it can take now. Returns whether something is left.
+    /// Sends the bytes that the chip takes now. Returns whether bytes still wait.
     pub fn pump(&mut self) -> bool {
         while self.ring.peek().is_some_and(|byte| self.uart.try_send_byte(byte).is_ok()) {
             self.ring.pop();

@@ -178,9 +178,11 @@ impl Vm {
 
     /// Tells that the guest starts, once, right before its first instruction. `epoch` is the TSC at the hypervisor's entry.
     pub fn announce(&self, epoch: u64) {
+        if self.began.load(Ordering::Relaxed) != 0 {
+            return;
+        }
         let now = cpu::tsc();
-        let is_first = || self.began.compare_exchange(0, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if self.began.load(Ordering::Relaxed) != 0 || !is_first() {
+        if self.began.compare_exchange(0, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return;
         }
         event!(
