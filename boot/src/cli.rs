@@ -192,8 +192,7 @@ impl Options {
 
     /// Refuses options that do not go together.
     pub fn check(&self, guests: &[GuestArg]) -> Result<()> {
-        let asked = Asked { append: self.append.clone(), ..self.asked() };
-        asked.check(self.has_linux(guests))?;
+        self.asked().check(self.has_linux(guests))?;
         let on_bochs = self.machine.unwrap_or_default() == Kind::Bochs;
         let ours = guests.iter().filter_map(GuestArg::linux).any(Asked::takes_initrd);
         ensure!(on_bochs || !ours, "{NOT_ON_QEMU}");
@@ -202,14 +201,17 @@ impl Options {
         bochs::check_model(model).with_context(|| format!("--cpu {model}"))
     }
 
-    /// The files and words that the command line gives a Linux. At a terminal our first process ends with a shell, unless `--append` says
-    /// otherwise.
+    /// The files and words that the command line gives a Linux.
     pub fn asked(&self) -> Asked {
-        let ours = self.kernel.is_none() && self.initrd.is_none();
-        let shell = (self.console && ours).then_some("end=shell");
+        Asked { kernel: self.kernel.clone(), initrd: self.initrd.clone(), append: self.append.clone() }
+    }
+
+    /// The same for a guest. At a terminal our first process ends with a shell, unless `--append` says otherwise.
+    fn asked_of_guests(&self) -> Asked {
+        let asked = self.asked();
+        let shell = (self.console && asked.takes_initrd()).then_some("end=shell");
         let words: Vec<&str> = shell.into_iter().chain(self.append.as_deref()).collect();
-        let append = (!words.is_empty()).then(|| words.join(" "));
-        Asked { kernel: self.kernel.clone(), initrd: self.initrd.clone(), append }
+        Asked { append: (!words.is_empty()).then(|| words.join(" ")), ..asked }
     }
 
     /// A limit in seconds, or the one that there is by itself: a person at a terminal has none.
@@ -262,7 +264,7 @@ impl Options {
         if self.guests.is_empty() {
             return demos(self.machine.unwrap_or_default().posts());
         }
-        let asked = self.asked();
+        let asked = self.asked_of_guests();
         let read = |text: &String| GuestArg::with(text, &asked).with_context(|| format!("--guest '{text}'"));
         let mut guests = self.guests.iter().map(read).collect::<Result<Vec<_>>>()?;
         guest::make_distinct(&mut guests)?;
@@ -344,7 +346,7 @@ mod tests {
         let refused = options(&["--machine", "nested"]).guests().unwrap_err().to_string();
         assert!(refused.contains("no terminal"), "{refused}");
         assert!(Options::try_parse_from(["cargo boot", "--console", "--json"]).is_err());
-        let append = |more: &[&str]| options(more).asked().append;
+        let append = |more: &[&str]| options(more).asked_of_guests().append;
         assert_eq!(append(&[]).as_deref(), Some("end=shell"));
         assert_eq!(append(&["--append", "end=reboot"]).as_deref(), Some("end=shell end=reboot"), "the last one counts");
         assert_eq!(append(&["--kernel", "k", "--append", "quiet"]).as_deref(), Some("quiet"));
