@@ -50,6 +50,8 @@ pub const TIMER_VECTOR: u8 = 0xfe;
 pub const NOTIFICATION_VECTOR: u8 = 0xf2;
 /// Vector that wakes the hypervisor for a virtual processor that waits for a posted interrupt.
 pub const WAKE_UP_VECTOR: u8 = 0xf1;
+/// Vector at which a processor takes the interrupts that units posted for the hypervisor to inject.
+pub const INJECT_VECTOR: u8 = 0xf3;
 /// Vector of the remapping units' fault events.
 pub const FAULT_VECTOR: u8 = 0xfd;
 /// Vector of functions that the hypervisor keeps for itself.
@@ -59,7 +61,10 @@ pub const SPURIOUS_VECTOR: u8 = 0xff;
 
 /// Whether a vector is one that functions raise, by entries of the remapping table: guests', and [`DEVICE_VECTOR`].
 pub const fn is_devices(vector: u8) -> bool {
-    !matches!(vector, TIMER_VECTOR | NOTIFICATION_VECTOR | WAKE_UP_VECTOR | FAULT_VECTOR | SPURIOUS_VECTOR)
+    !matches!(
+        vector,
+        TIMER_VECTOR | NOTIFICATION_VECTOR | WAKE_UP_VECTOR | INJECT_VECTOR | FAULT_VECTOR | SPURIOUS_VECTOR
+    )
 }
 
 static X2APIC: AtomicBool = AtomicBool::new(false);

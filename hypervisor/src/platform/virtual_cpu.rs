@@ -96,6 +96,15 @@ impl VirtualCpu {
         });
     }
 
+    /// Accepts devices' interrupts that units have posted for the hypervisor.
+    pub fn take_posted(&mut self) {
+        let Some(vectors) = self.seat.take_posted() else { return };
+        for vector in vectors {
+            count(&self.seat.counts.posted);
+            self.accept(vector);
+        }
+    }
+
     fn target(&self, vector: u8) -> Target {
         Target { apic_id: self.number as u32, vector }
     }

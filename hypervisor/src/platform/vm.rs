@@ -9,7 +9,7 @@ use super::{
     board::Board,
     faults::attributed,
     holdings::Holdings,
-    seat::{Seat, sum_of_exits},
+    seat::{Seat, count, sum_of_exits},
     windows::Windows,
 };
 use crate::{
@@ -249,6 +249,13 @@ impl Vm {
             log::error!("guest {}: {why}", self.name);
         }
         self.report_exits();
+        // What came too late for its virtual processor.
+        for seat in &self.seats {
+            for _ in seat.take_posted().into_iter().flatten() {
+                count(&seat.counts.posted);
+                count(&seat.counts.dropped);
+            }
+        }
         let sum = |counter: fn(&Seat) -> u64| self.seats.iter().map(|seat| counter(seat)).sum::<u64>();
         let domain = self.holdings.domain.as_ref().map(|domain| domain.counters()).unwrap_or_default();
         // Posted interrupts pass the hypervisor by: nobody there could count them.
@@ -258,10 +265,11 @@ impl Vm {
             format!("delivered={}", sum(|seat| seat.counts.delivered.load(Ordering::Relaxed)))
         };
         event!(
-            "interrupts guest={} {delivered} merged={} dropped={} hypercalls={} trapped_writes={} refused={}",
+            "interrupts guest={} {delivered} merged={} dropped={} from_descriptors={} hypercalls={} trapped_writes={} refused={}",
             self.id.0,
             sum(|seat| seat.counts.merged.load(Ordering::Relaxed)),
             sum(|seat| seat.counts.dropped.load(Ordering::Relaxed)),
+            sum(|seat| seat.counts.posted.load(Ordering::Relaxed)),
             domain.hypercalls,
             domain.trapped_writes,
             domain.refused
