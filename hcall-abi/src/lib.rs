@@ -117,7 +117,7 @@ pub use status::Status;
 /// Major version: guests and hypervisor must agree on it.
 pub const VERSION_MAJOR: u16 = 1;
 /// Minor version: counts additions.
-pub const VERSION_MINOR: u16 = 2;
+pub const VERSION_MINOR: u16 = 3;
 
 /// Splits what RAX holds after a call into the call's value or its [`Status`].
 ///

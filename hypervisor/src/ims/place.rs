@@ -3,16 +3,19 @@
 
 use core::{iter::once, sync::atomic::AtomicU64};
 
-use hcall_abi::{MessagePair, Pasid, SlotHandle, SlotInfo, Status, Target, info::Mapping};
+use hcall_abi::{FaultKind, FaultRecord, MessagePair, Pasid, SlotHandle, SlotInfo, Status, Target, info::Mapping};
 
 use super::{
     counters::count,
     device::{Bank, Device},
-    domain::{GuestId, Reach, StoreSpec},
+    domain::{Domain, GuestId, Reach, StoreSpec},
     ports::{EntryIndex, Field, Message, Ports, Span, Wanted},
     service::{Held, Owner, Service},
     slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, State, StoreName},
 };
+
+/// The minor version that came with [`FaultKind::Refused`].
+const REFUSALS_SINCE: u16 = 3;
 
 /// A store of a device.
 pub struct Place<'a, P> {
@@ -315,6 +318,26 @@ impl<'a, P: Ports> Place<'a, P> {
             slot.flushed = true;
         }
         Ok(())
+    }
+
+    /// What the guest wrote cannot be had, and not by its own mistake: the slot reads as masked, so the guest can see that it does not
+    /// fire, and the reason is among its faults.
+    #[cold]
+    pub fn refuse(&self, domain: &Domain, index: u16, slot: &mut Slot, status: Status) {
+        let unmasked = !core::mem::replace(&mut slot.masked, true);
+        self.show(index, slot, Field::Ctrl);
+        if !unmasked || !domain.knows(REFUSALS_SINCE) {
+            return;
+        }
+        self.device.faults.push(FaultRecord {
+            cookie: if slot.state == State::Mapped { slot.cookie } else { 0 },
+            device: self.device.spec.id,
+            slot: index,
+            store: self.name.into(),
+            kind: FaultKind::Refused(status),
+            foreign: false,
+            lost: 0,
+        });
     }
 
     /// Makes a slot free that has no binding and is masked in the device.

@@ -156,6 +156,9 @@ fn bring<P: Ports>(
     }
     let was_masked = slot.device_masked;
     let result = settle(domain, place, index, slot);
+    if let Err(status @ (Status::NoFreeVector | Status::NoFreeEntry | Status::HardwareError)) = result {
+        place.refuse(domain, index, slot, status);
+    }
     if ctrl_written {
         // A driver masks and looks for the pending bit; if masking did not read it just now, do so.
         if slot.masked && was_masked && slot.binding().is_some() {

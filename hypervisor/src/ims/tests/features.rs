@@ -206,6 +206,36 @@ fn feature_aux_pasid_is_set_only_if_the_guest_owns_it_and_a_forged_one_is_replac
 }
 
 #[test]
+fn a_write_that_cannot_be_had_reads_as_masked_and_is_among_the_guests_faults() {
+    let bench = Bench::with(512, 2);
+    for slot in [0, 1] {
+        bench.program(slot, ADDRESS, 0x40 + u32::from(slot)).unwrap();
+    }
+    assert_eq!(bench.program(2, ADDRESS, 0x42), Err(Status::NoFreeVector));
+    assert_eq!((bench.seen(2)[3] & 1, bench.fire(2)), (1, None));
+    let faults = bench.faults(8);
+    assert_eq!((faults.len(), faults[0].slot, faults[0].kind), (1, 2, FaultKind::Refused(Status::NoFreeVector)));
+    // One that fires is sent where no vector is left.
+    assert_eq!(bench.poke(1, Field::Data, 0x43), Err(Status::NoFreeVector));
+    assert_eq!((bench.seen(1)[3] & 1, bench.fire(1), bench.faults(8).len()), (1, None, 1));
+    // The guest gives one up, and tries again.
+    bench.poke(0, Field::Ctrl, 1).unwrap();
+    bench.write(StoreName::Ims, 0, 8, 0).unwrap();
+    bench.poke(0, Field::Data, 0).unwrap();
+    assert_eq!(bench.poke(2, Field::Ctrl, 0), Ok(()));
+    assert_eq!((bench.seen(2)[3] & 1, bench.fire(2)), (0, Some(target(0, 0x42))));
+    assert_eq!(bench.faults(8), []);
+}
+
+#[test]
+fn a_guest_that_enabled_an_earlier_version_gets_no_fault_that_it_does_not_know() {
+    let bench = Bench::with(512, 0);
+    bench.domain.enable(2);
+    assert_eq!(bench.program(2, ADDRESS, 0x42), Err(Status::NoFreeVector));
+    assert_eq!((bench.seen(2)[3] & 1, bench.faults(8)), (1, vec![]));
+}
+
+#[test]
 fn feature_hidden_when_unaware_nothing_is_done_for_a_guest_before_it_enables_the_interface() {
     let service = Service::new(Machine::new(16, 16));
     let device = function(1);
@@ -224,7 +254,7 @@ fn feature_hidden_when_unaware_nothing_is_done_for_a_guest_before_it_enables_the
     assert_eq!(bench.write(StoreName::Msix, 8, 8, 0x40), Err(Status::InvalidArgument), "MSI-X is there");
     assert_eq!(bench.call(Call::Enable, [2 << 16, 0, 0, 0]), Err(Status::Unsupported));
     assert_eq!(bench.call(Call::Enable, [1 << 32 | 1 << 16, 0, 0, 0]), Err(Status::InvalidArgument));
-    assert_eq!(bench.call(Call::Enable, [1 << 16 | 9, 0, 0, 0]), Ok(2), "the lower minor version");
+    assert_eq!(bench.call(Call::Enable, [1 << 16 | 9, 0, 0, 0]), Ok(3), "the lower minor version");
     assert_eq!(bench.program(0, ADDRESS, 0x40), Ok(()));
     assert_eq!(bench.fire(0), Some(target(0, 0x40)));
 }
@@ -396,7 +426,7 @@ fn feature_store_queue_is_refused_where_others_share_the_requester_id() {
     let shared = DeviceSpec { shares_requester: true, ims: None, msix: None, ..function(1) };
     let spec = GuestSpec { guest: GuestId(1), apic_ids: vec![0], hypercalls: true, devices: vec![shared] };
     let domain = service.attach(spec).unwrap();
-    domain.enable();
+    domain.enable(hcall_abi::VERSION_MINOR);
     let bench = Bench { service, domain };
     assert_eq!(bench.call(Call::OpenQueue, [DEVICE_ARG, 8, 0, 0]), Err(Status::NotIsolated));
     assert_eq!(bench.call(Call::Alloc, [QUEUE_ARG, 0, 0, 0]), Err(Status::NoFreeSlot));

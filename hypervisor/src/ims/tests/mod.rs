@@ -126,7 +126,7 @@ impl Bench {
         let spec =
             GuestSpec { guest: GuestId(guest), apic_ids: processors.to_vec(), hypercalls: true, devices: vec![device] };
         let domain = service.attach(spec).unwrap();
-        domain.enable();
+        domain.enable(hcall_abi::VERSION_MINOR);
         domain
     }
 
