@@ -146,6 +146,44 @@ fn feature_coexist_msix_and_a_store_are_in_use_at_once_from_two_processors() {
     }
 }
 
+/// Vectors of a virtual processor but for exceptions, its timer and spurious interrupts.
+const VECTORS: u64 = 222;
+
+/// Two guests that want all vectors, on one processor.
+fn two_with_all_vectors(plan: &mut Plan) -> anyhow::Result<()> {
+    ["one", "other"]
+        .iter()
+        .try_for_each(|name| plan.guest("features", &format!("{name} device=dsa cmdline=\"case=vectors\"")))
+}
+
+static ALL_VECTORS: Scenario = Scenario::new("two guests with all vectors on a processor", two_with_all_vectors);
+
+#[test]
+fn guests_that_share_a_processor_have_all_vectors_each_where_the_unit_can_post() {
+    let boot = ALL_VECTORS.run();
+    for guest in ["one", "other"] {
+        let [fired, masked] = ["fired", "masked"].map(|key| boot.verified(guest, key));
+        assert_eq!((fired, masked), (VECTORS, 0), "{guest}");
+    }
+    boot.assert_all_came_back();
+}
+
+static FEW_VECTORS: Scenario = Scenario::new("two guests on a processor, and a unit that cannot post", |plan| {
+    plan.config.plugin_options.push("no-posting".into());
+    two_with_all_vectors(plan)
+});
+
+#[test]
+fn a_slot_without_a_vector_reads_as_masked_and_is_told_of_where_the_unit_cannot_post() {
+    let boot = FEW_VECTORS.run();
+    let of = |key| ["one", "other"].map(|guest| boot.verified(guest, key));
+    let ([one, other], masked) = (of("fired"), of("masked"));
+    assert_eq!(one + other, 192, "the processor's vectors");
+    assert_eq!(masked, [one, other].map(|fired| VECTORS - fired));
+    assert_eq!(of("told"), masked);
+    boot.assert_all_came_back();
+}
+
 static HANDLES: Scenario = Scenario::new("interrupt handles that are revoked", |plan| {
     plan.guest("features", "handles device=dsa cmdline=\"case=handles\"")
 });

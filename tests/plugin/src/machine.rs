@@ -192,6 +192,7 @@ impl Machine {
         let config = vtd_model::Config {
             host_address_width: HOST_ADDRESS_WIDTH,
             scalable_mode: options.scalable(),
+            posted_interrupts: !options.no_posting,
             first_stage: options.first_stage(),
             device_tlb: options.sva,
             page_requests: options.sva,

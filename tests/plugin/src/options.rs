@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) unknown: bool,
     /// The remapping units have no scalable mode.
     pub(crate) legacy: bool,
+    /// The remapping units cannot post interrupts.
+    pub(crate) no_posting: bool,
     /// The remapping units have first-stage tables as well.
     pub(crate) first_stage: bool,
     /// What shared virtual addressing takes: first-stage tables and page requests in the units, ATS and PRI in the DSAs.
@@ -52,6 +54,7 @@ impl Options {
                 "first-stage" => options.first_stage = true,
                 "sva" => options.sva = true,
                 "legacy" => options.legacy = true,
+                "no-posting" => options.no_posting = true,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
             }
