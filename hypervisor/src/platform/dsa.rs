@@ -83,6 +83,17 @@ pub fn message_store(registers: &impl Registers) -> Option<MessageStore> {
     (slots != 0 && offset != 0).then_some(MessageStore { offset, slots })
 }
 
+/// Where each of a device's tables begins, as offsets in the BAR of its registers.
+pub type TableStarts = [u64; 6];
+
+/// Where the general registers begin, and each table that the device's TABLE OFFSETS register names.
+pub fn table_starts(registers: &impl Registers) -> TableStarts {
+    let low = registers.read64(TABLE_OFFSETS);
+    let offsets = [low, low >> 16, low >> 32, low >> 48, registers.read64(TABLE_OFFSETS + 8)];
+    let [groups, queues, permissions, store, counters] = offsets.map(|at| (at & 0xffff) * u64::from(OFFSET_UNIT));
+    [0, groups, queues, permissions, store, counters]
+}
+
 /// Whether a write of `bytes` bytes at `offset` of the registers starts a reset of the device.
 pub fn is_reset(offset: u64, bytes: u8, value: u64) -> bool {
     // The register takes effect when its command bits are written: an access that covers bytes 2 and 3 of it.

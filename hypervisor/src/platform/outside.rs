@@ -60,6 +60,9 @@ impl Reach<'_> {
     /// Passes a write of a register on, and looks at it if it may be a command. The lock keeps what a device is told and what is known
     /// of it together when several virtual processors write.
     fn write_register(&self, window: Registers, offset: u64, bytes: u8, value: u64) {
+        if !window.writable {
+            return;
+        }
         let functions = window.commands.then(|| self.vm.holdings.functions.lock());
         // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
         // included, stays within the guest: its requester ID has the guest's second-level tables.
