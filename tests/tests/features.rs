@@ -111,6 +111,20 @@ fn feature_storm_a_slot_that_rages_is_masked_and_told_of_and_the_others_do_not_n
     assert_eq!((told[0].get("guest"), told[0].get("slot"), told[0].get("cookie")), (Some("1"), Some("0"), Some("0x1")));
 }
 
+static PAST: Scenario = Scenario::new("a storm past the slots", |plan| {
+    plan.guest("features", "past device=dsa storm=50 cmdline=\"case=storm-by-dma\"")
+});
+
+#[test]
+fn feature_storm_messages_that_a_device_writes_by_dma_are_stopped_at_the_entry() {
+    let boot = PAST.run();
+    let (sent, came) = (boot.verified("past", "sent"), boot.verified("past", "came"));
+    assert!(came < sent / 4, "{came} of {sent}");
+    let told = boot.events("storm");
+    assert_eq!(told.iter().map(|storm| storm.get("slot")).collect::<Vec<_>>(), [Some("0")]);
+    boot.assert_all_came_back();
+}
+
 static MANY: Scenario = Scenario::new("4,096 slots, and MSI-X beside a store", |plan| {
     let many = ("many device=dsa", "case=many slots=4096");
     two(plan, [("coexist cpus=2 device=dsa", "case=coexist"), many])

@@ -151,8 +151,28 @@ impl<'a, P: Ports> Place<'a, P> {
         if !slot.device_masked || slot.held {
             return Ok(());
         }
+        self.unblock(slot)?;
         self.complete_flush(slot)?;
         self.let_send(index, slot);
+        Ok(())
+    }
+
+    /// Makes the entry of a bound slot that is masked in the device not present, so that the unit drops the slot's messages whoever sends
+    /// them. On an error the cache may still hold it.
+    pub fn block(&self, slot: &mut Slot) -> Result<(), Status> {
+        let binding = slot.binding().ok_or(Status::NotMapped)?;
+        self.service.ports.block(binding.entry);
+        (slot.blocked, slot.flushed) = (true, false);
+        self.complete_flush(slot)
+    }
+
+    /// Makes it present again.
+    fn unblock(&self, slot: &mut Slot) -> Result<(), Status> {
+        if core::mem::take(&mut slot.blocked) {
+            let binding = slot.binding().ok_or(Status::NotMapped)?;
+            self.service.program(binding.entry, binding.route);
+            slot.flushed = false;
+        }
         Ok(())
     }
 
@@ -250,6 +270,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// routes work: no interrupt is lost, and the slot need not be masked.
     pub fn retarget(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
         let old = slot.binding().ok_or(Status::NotMapped)?;
+        self.unblock(slot)?;
         if !slot.flushed {
             self.make_up_for_flush(index, slot)?;
         }

@@ -354,6 +354,10 @@ impl Remap for MachinePorts {
         must("clearing", entry, self.entry(entry).map(|(unit, index)| unit.clear(index)));
     }
 
+    fn block(&self, entry: EntryIndex) {
+        must("blocking", entry, self.entry(entry).map(|(unit, index)| unit.block(index)));
+    }
+
     fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status> {
         let mut rest = entries.clone();
         if let (Some(entry), None) = (rest.next(), rest.next()) {

@@ -161,6 +161,11 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         self.interrupts.lock().clear(index)
     }
 
+    /// Makes an entry not present, and has faults with it not recorded: [`InterruptTable::block`]. Does not flush.
+    pub fn block(&self, index: u16) -> Result<(), Error> {
+        self.interrupts.lock().block(index)
+    }
+
     /// Gives back a cleared and flushed entry: [`InterruptTable::release`].
     pub fn release(&self, index: u16) -> Result<(), Error> {
         self.interrupts.lock().release(index)

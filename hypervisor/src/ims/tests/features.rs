@@ -292,6 +292,57 @@ fn feature_storm_the_slot_that_fires_is_masked_and_those_beside_it_lose_nothing(
 }
 
 #[test]
+fn feature_storm_messages_that_a_function_writes_past_its_slots_are_dropped_by_the_unit() {
+    let bench = Bench::new();
+    let [slot, away] = [0x40, 0x41].map(|vector| bench.mapped(target(0, vector)));
+    let source = function(1).requester;
+    let by_dma = |handle| {
+        let Message { address, data } = bench.machine().message(bench.entry_of(handle));
+        bench.machine().deliver(MessagePair { address, data }, source)
+    };
+    assert_eq!(by_dma(slot), Some(target(0, 0x40)));
+    let block = || {
+        let mut told = Vec::new();
+        bench.service.block(&bench.domain, target(0, 0x40), |slot| told.push(slot.slot));
+        told
+    };
+    bench.service.hold(&bench.domain, target(0, 0x40));
+    assert_eq!(block(), [slot.index()]);
+    assert_eq!((by_dma(slot), bench.fire(slot.index())), (None, None));
+    assert_eq!(by_dma(away), Some(target(0, 0x41)), "another vector's");
+    assert_eq!(block(), [], "it is told once");
+    let info = bench.info(slot).unwrap();
+    assert!(info.masked && info.limited);
+    assert_eq!((bench.faults(8).len(), bench.seen(slot.index())[3] & 1), (1, 1));
+    bench.on(Call::Unmask, slot).unwrap();
+    assert_eq!((by_dma(slot), bench.fire(slot.index())), (Some(target(0, 0x40)), Some(target(0, 0x40))));
+    // One that is sent elsewhere meanwhile, and one that is given up.
+    assert_eq!(block(), [slot.index()]);
+    bench.retarget(slot, target(1, 0x42)).unwrap();
+    assert_eq!((by_dma(slot), bench.fire(slot.index())), (Some(target(1, 0x42)), None));
+    bench.on(Call::Unmask, slot).unwrap();
+    assert_eq!(bench.fire(slot.index()), Some(target(1, 0x42)));
+    bench.service.block(&bench.domain, target(1, 0x42), |_| ());
+    for handle in [slot, away] {
+        bench.on(Call::Free, handle).unwrap();
+    }
+    assert_eq!(bench.machine().used(), (0, 0));
+}
+
+#[test]
+fn a_slot_that_is_blocked_while_no_flush_comes_to_an_end_is_flushed_before_it_fires() {
+    let bench = Bench::new();
+    let slot = bench.mapped(target(0, 0x40));
+    bench.machine().silence();
+    bench.service.block(&bench.domain, target(0, 0x40), |_| ());
+    bench.on(Call::Unmask, slot).unwrap_err();
+    assert_eq!(bench.fire(slot.index()), None);
+    bench.machine().mend();
+    bench.on(Call::Unmask, slot).unwrap();
+    assert_eq!(bench.fire(slot.index()), Some(target(0, 0x40)));
+}
+
+#[test]
 fn a_slot_that_the_guest_changes_while_it_is_held_is_the_guests() {
     let bench = Bench::new();
     let [masked, unmasked, freed, moved, both, written] = [(); 6].map(|()| bench.mapped(target(0, 0x40)));

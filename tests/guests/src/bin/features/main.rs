@@ -39,6 +39,7 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
         Some("queue") => queue::run(guest),
         Some("not-isolated") => queue::be_refused(),
         Some("storm") => storm::run(guest),
+        Some("storm-by-dma") => storm::run_past(guest),
         Some("vectors") => vectors::run(guest),
         _ => Err("no such case"),
     }
