@@ -1,13 +1,11 @@
 //! The processors: ACPI 6.5, section 5.2.12 (multiple APIC description table).
 
-use alloc::vec::Vec;
+use alloc::{collections::BTreeSet, vec::Vec};
 
 use super::bytes::{u8_at, u32_at};
 
 /// Where the entries begin: after the header, the local APIC's address and the flags.
 const ENTRIES: usize = 44;
-/// More processors than these are not looked at.
-const MAX_PROCESSORS: usize = 1024;
 
 /// A processor that firmware has enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,19 +14,19 @@ pub struct Processor {
     pub apic_id: u32,
 }
 
-/// The enabled processors in the table's order, each once. The walk ends at the first entry that cannot be.
-pub fn processors(madt: &[u8]) -> Vec<Processor> {
-    let mut found: Vec<Processor> = Vec::new();
+/// The enabled processors in the table's order, each once. The walk ends at the first entry that cannot be; its offset comes with them,
+/// unless nothing but zeros follows.
+pub fn processors(madt: &[u8]) -> (Vec<Processor>, Option<usize>) {
+    let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
     let mut rest = madt.get(ENTRIES..).unwrap_or_default();
     while let Some((entry, next)) = split(rest) {
         rest = next;
-        let Some(apic_id) = apic_id(entry) else { continue };
-        let processor = Processor { apic_id };
-        if found.len() < MAX_PROCESSORS && !found.contains(&processor) {
-            found.push(processor);
+        if let Some(apic_id) = apic_id(entry).filter(|id| seen.insert(*id)) {
+            found.push(Processor { apic_id });
         }
     }
-    found
+    let odd = rest.iter().any(|&byte| byte != 0).then_some(madt.len() - rest.len());
+    (found, odd)
 }
 
 /// The first entry and what follows; none at the end, or where the length is too small or too large.
@@ -57,7 +55,7 @@ mod tests {
 
     fn ids(entries: &[u8]) -> Vec<u32> {
         let madt = [&[0; ENTRIES], entries].concat();
-        processors(&madt).iter().map(|processor| processor.apic_id).collect()
+        processors(&madt).0.iter().map(|processor| processor.apic_id).collect()
     }
 
     #[test]
@@ -78,12 +76,17 @@ mod tests {
         assert_eq!(ids(&[0, 0, 0, 1, 1, 0, 0, 0]), []);
         assert_eq!(ids(&[0, 9, 0, 1, 1, 0, 0, 0]), []);
         assert_eq!(ids(&[0, 4, 0, 1]), []);
+        let good = [0, 8, 0, 5, 1, 0, 0, 0];
+        let madt = |end: &[u8]| [&[0; ENTRIES], &good[..], end].concat();
+        assert_eq!(processors(&madt(&[0, 0, 0, 1, 1, 0, 0, 0])), (vec![Processor { apic_id: 5 }], Some(ENTRIES + 8)));
+        assert_eq!(processors(&madt(&[0; 6])), (vec![Processor { apic_id: 5 }], None), "padding");
+        assert_eq!(processors(&madt(&[])).1, None);
     }
 
     proptest! {
         #[test]
         fn random_tables_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(processors(&bytes).len() <= bytes.len() / 8);
+            prop_assert!(processors(&bytes).0.len() <= bytes.len() / 8);
         }
     }
 }

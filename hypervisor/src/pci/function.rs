@@ -38,7 +38,7 @@ pub struct Function {
     pub revision: u8,
     /// Subsystem vendor and ID; zeros for a bridge.
     pub subsystem: (u16, u16),
-    /// What it decodes. None for bridges and host bridges, whose decoding must not pause.
+    /// What it decodes. None for bridges and host bridges, whose decoding must not pause, and where other registers are in place of BARs.
     pub bars: [Option<Bar>; BARS],
     /// The MSI capability's offset.
     pub msi: Option<u16>,
@@ -72,13 +72,18 @@ impl Function {
         }
         let class = config.read(bdf, 0x08);
         let header = config.read(bdf, 0x0c).get_bits(16..23);
-        let plain = header == 0 && class >> 16 != 0x0600;
+        let (vendor, device) = (ids as u16, (ids >> 16) as u16);
+        let no_bars = bar::are_other_registers(vendor, device);
+        if no_bars {
+            log::info!("{bdf}: {vendor:04x}:{device:04x} has other registers in place of BARs; they are not looked at");
+        }
+        let plain = header == 0 && class >> 16 != 0x0600 && !no_bars;
         let subsystem = if header == 0 { config.read(bdf, 0x2c) } else { 0 };
         let found = capability::read(config, bdf);
         Some(Self {
             bdf,
-            vendor: ids as u16,
-            device: (ids >> 16) as u16,
+            vendor,
+            device,
             class: class >> 8,
             revision: class as u8,
             subsystem: (subsystem as u16, (subsystem >> 16) as u16),

@@ -70,7 +70,7 @@ impl Loader {
         Ok(Self { information })
     }
 
-    /// The ranges of the memory map: usable ones, or the others.
+    /// The ranges of the memory map: usable ones, or the others. Empty ones, which firmware lists now and then, are skipped.
     pub fn memory(&self, usable: bool) -> impl Iterator<Item = PhysRange> + '_ {
         self.information
             .memory_map_tag()
@@ -78,6 +78,7 @@ impl Loader {
             .flat_map(|map| map.memory_areas())
             .filter(move |area| (area.typ() == MemoryAreaType::from(1)) == usable)
             .map(|area| PhysRange::new(Hpa::new(area.start_address()), area.size()))
+            .filter(|range| range.len != 0)
     }
 
     /// What the loader put into usable memory: the structure itself, and the modules that are not empty.

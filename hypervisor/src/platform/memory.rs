@@ -21,7 +21,8 @@ pub static FRAMES: Frames = Frames::new();
 /// The hypervisor's own page tables, once they are in force.
 static PAGING: Mutex<Option<Paging<'static, Frames>>> = Mutex::new(None);
 
-/// Bytes of the hypervisor's heap. The ACPI and PCI descriptions, the decoder's tables, the guests' slots live there.
+/// Bytes of the hypervisor's heap at the start. The ACPI and PCI descriptions, the decoder's tables, the guests' slots live there; on a
+/// large machine it grows.
 const HEAP: u64 = 4 << 20;
 
 /// The lowest megabyte, where the firmware's tables are looked for.
