@@ -3,6 +3,7 @@
 use alloc::{collections::BTreeSet, vec::Vec};
 
 use super::bytes::{u8_at, u32_at};
+use crate::addr::Hpa;
 
 /// Where the entries begin: after the header, the local APIC's address and the flags.
 const ENTRIES: usize = 44;
@@ -27,6 +28,19 @@ pub fn processors(madt: &[u8]) -> (Vec<Processor>, Option<usize>) {
     }
     let odd = rest.iter().any(|&byte| byte != 0).then_some(madt.len() - rest.len());
     (found, odd)
+}
+
+/// The addresses of the I/O APICs (type 1), in the table's order: those at a multiple of a page, and above the first MiB.
+pub fn io_apics(madt: &[u8]) -> Vec<Hpa> {
+    let mut rest = madt.get(ENTRIES..).unwrap_or_default();
+    let mut found = Vec::new();
+    while let Some((entry, next)) = split(rest) {
+        rest = next;
+        let address = if u8_at(entry, 0) == Some(1) { u32_at(entry, 4) } else { None };
+        found
+            .extend(address.map(|at| Hpa::new(at.into())).filter(|at| at.page_offset() == 0 && at.as_u64() >> 20 != 0));
+    }
+    found
 }
 
 /// The first entry and what follows; none at the end, or where the length is too small or too large.
@@ -69,6 +83,13 @@ mod tests {
             &[0, 8, 0, 0xff, 1, 0, 0, 0],
         ];
         assert_eq!(ids(&entries.concat()), [2, 256]);
+    }
+
+    #[test]
+    fn io_apics_are_listed_where_they_can_be() {
+        let io_apic = |address: u32| [&[1, 12, 7, 0][..], &address.to_le_bytes(), &[0; 4]].concat();
+        let entries = [io_apic(0xfec0_0000), vec![0, 8, 0, 2, 1, 0, 0, 0], io_apic(0xfec0_1004), io_apic(0x9000)];
+        assert_eq!(io_apics(&[vec![0; ENTRIES], entries.concat()].concat()), [Hpa::new(0xfec0_0000)]);
     }
 
     #[test]

@@ -15,6 +15,6 @@ pub mod tables;
 
 pub use dmar::{Dmar, Drhd, Odd, OddKind, Rmrr, Satc, Scope, ScopeKind};
 pub use fadt::{CmosClock, PmTimer};
-pub use madt::{Processor, processors};
+pub use madt::{Processor, io_apics, processors};
 pub use mcfg::{EcamWindow, ecam_windows};
 pub use tables::{FirmwareMemory, IdentityMapped, Rsdp, Table, Tables};

@@ -12,9 +12,10 @@ use super::{
 };
 use crate::{
     acpi::{
-        Dmar, Drhd, FirmwareMemory, Processor, Rmrr, Rsdp, Table, Tables, dmar::TooShort, ecam_windows, processors,
+        Dmar, Drhd, FirmwareMemory, Processor, Rmrr, Rsdp, Table, Tables, dmar::TooShort, ecam_windows, io_apics,
+        processors,
     },
-    addr::Bdf,
+    addr::{Bdf, Hpa, PAGE_SIZE},
     apic,
     clock::{self, Choice},
     event,
@@ -65,7 +66,11 @@ impl Machine {
         if let Some(Ok(dmar)) = &dmar {
             tell_odd(dmar);
         }
-        let processors = find(b"APIC").map(listed).unwrap_or_default();
+        let madt = find(b"APIC");
+        let processors = madt.map(listed).unwrap_or_default();
+        for base in madt.map(io_apics).unwrap_or_default() {
+            mask_io_apic(base, &memory);
+        }
         let bochs = fadt.is_some_and(is_bochs);
         let machine = Self { config, functions, dmar, memory, processors, bochs, clock, wall_clock };
         machine.tell_functions();
@@ -77,9 +82,16 @@ impl Machine {
         self.dmar.as_ref()?.as_ref().ok()
     }
 
-    /// Whether the firmware asks not to use x2APIC mode (DMAR, X2APIC_OPT_OUT).
-    pub fn opts_out_of_x2apic(&self) -> bool {
-        self.dmar().is_some_and(|dmar| dmar.x2apic_opt_out)
+    /// Takes x2APIC mode where the processor has it, unless the firmware asks not to (DMAR, X2APIC_OPT_OUT): then the local APICs stay in
+    /// the mode that it has left them in, and with xAPIC the units' destinations have 8 bits, as in Linux (`intel_prepare_irq_remapping`).
+    /// To be called before any other processor is started, and before units are brought up.
+    pub fn choose_apic_mode(&self) {
+        if !self.dmar().is_some_and(|dmar| dmar.x2apic_opt_out) {
+            apic::enter_x2apic();
+            return;
+        }
+        let mode = if apic::is_x2apic() { "x2APIC mode, which it has left on itself" } else { "xAPIC mode" };
+        log::warn!("the firmware asks not to use x2APIC mode (DMAR): the local APICs stay in {mode}");
     }
 
     /// Tells of what the firmware's tables say of functions and is not done.
@@ -299,6 +311,17 @@ fn is_bochs(fadt: &[u8]) -> bool {
     const OEM_ID: core::ops::Range<usize> = 10..16;
     let virtual_machine = raw_cpuid::CpuId::new().get_feature_info().is_some_and(|f| f.has_hypervisor());
     fadt.get(OEM_ID) == Some(b"BOCHS ") && !virtual_machine
+}
+
+/// Masks the I/O APIC at `base`, unless that is memory.
+fn mask_io_apic(base: Hpa, memory: &[PhysRange]) {
+    if overlaps(memory, PhysRange::new(base, PAGE_SIZE)) || map_device(base, PAGE_SIZE).is_err() {
+        return;
+    }
+    // SAFETY: the page was mapped just now, uncached, and is no memory; an I/O APIC whose entries are masked sends nothing.
+    if let Some(registers) = unsafe { Mmio::new(base, PAGE_SIZE as usize) } {
+        apic::io_apic::mask(&registers);
+    }
 }
 
 /// Where a unit sends its own messages, which are not remapped (VT-d 7.3), for a processor with this APIC ID: bits 7:0 of that are in the
