@@ -23,6 +23,12 @@ const COMMAND_NO_INTX: u16 = 1 << 10;
 const PASID_CONTROL: u16 = 4;
 const PASID_ENABLE: u32 = 1 << 16;
 
+/// Class of display controllers.
+const DISPLAY: u32 = 0x03;
+/// Upper bytes of the device IDs of Intel's graphics on whose remapping unit the end of translation can hang: Linux,
+/// `quirk_igfx_skip_te_disable` (drivers/iommu/intel/iommu.c).
+const HANGING_GRAPHICS: [u8; 7] = [0x45, 0x46, 0x4c, 0x4e, 0x8a, 0x98, 0x9a];
+
 /// A function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
@@ -95,6 +101,17 @@ impl Function {
             pasid: found.pasid,
             bridge: (header == 1).then(|| Bridge::read(config, bdf)),
         })
+    }
+
+    /// Whether it is a display controller.
+    pub fn is_display(&self) -> bool {
+        self.class >> 16 == DISPLAY
+    }
+
+    /// Whether it is graphics whose remapping unit must not stop translating once it does.
+    pub fn must_stay_translated(&self) -> bool {
+        let [id, _] = self.device.to_be_bytes();
+        self.is_display() && self.vendor == 0x8086 && HANGING_GRAPHICS.contains(&id)
     }
 
     /// Whether it can be reset by itself: [`super::reset::reset`].

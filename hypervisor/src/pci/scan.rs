@@ -162,6 +162,20 @@ mod tests {
     }
 
     #[test]
+    fn graphics_that_must_stay_translated_are_known() {
+        let graphics = |id, class| {
+            let mut config = TestConfig::default();
+            config.function(DSA, id, class);
+            let function = scan(&config)[0].clone();
+            (function.is_display(), function.must_stay_translated())
+        };
+        assert_eq!(graphics(0x46a6_8086, 0x0300_0000), (true, true));
+        assert_eq!(graphics(0x5917_8086, 0x0300_0000), (true, false), "another generation");
+        assert_eq!(graphics(0x46a6_1002, 0x0300_0000), (true, false), "another maker");
+        assert_eq!(graphics(0x46a6_8086, 0x0880_0000), (false, false), "no graphics");
+    }
+
+    #[test]
     fn functions_of_other_segments_are_found_and_stand_apart() {
         let there = Bdf::new(0x6a, 1, 0).in_segment(1);
         let mut config = TestConfig::default();

@@ -21,7 +21,7 @@ use crate::{
     event,
     memory::{Mmio, PhysRange},
     pci::{ConfigPorts, ConfigSpace, Ecam, Function, scan, scan::buses_behind},
-    vtd::{Capabilities, Config, Remapper},
+    vtd::{self, Capabilities, Config, Remapper},
 };
 
 /// Odd things of one table that are told of; how many more there are is told as well.
@@ -184,6 +184,12 @@ impl Machine {
         (0..).zip(&dmar.units).map(bring_up).collect()
     }
 
+    /// Whether a unit serves nothing but graphics that must stay translated.
+    fn serves_graphics_only(&self, number: usize) -> bool {
+        let mut own = self.functions.iter().filter(|function| self.unit_of(function.bdf) == Some(number)).peekable();
+        own.peek().is_some() && own.all(Function::must_stay_translated)
+    }
+
     /// A unit's registers, mapped. `Err` says why they cannot be used.
     fn registers(&self, unit: &Drhd) -> Result<Mmio, &'static str> {
         let (base, size) = (unit.base.ok_or("DMAR gives its registers an address that cannot be")?, unit.size);
@@ -213,6 +219,12 @@ impl Machine {
             None => event!("refused what=vtd why=\"unit {number}: {why}\""),
         };
         let registers = self.registers(unit).inspect_err(|why| refused(why)).ok()?;
+        if self.serves_graphics_only(number) && vtd::is_translating(&registers) {
+            refused(
+                &"the firmware has it translate for this kind of graphics, which can hang when that ends; it stays as it is",
+            );
+            return None;
+        }
         let config = Config { entries, wide_destinations: wide, register_bytes: unit.size, clock: clock::current() };
         let up = Remapper::new(registers, &FRAMES, config).and_then(|unit| {
             unit.unit().set_fault_event(fault_message(apic_id), apic::FAULT_VECTOR.into());
