@@ -4,6 +4,9 @@
 //! out, as Linux does (`dmar_walk_remapping_entries`, `dmar_parse_one_rmrr`). What is left out must not make other functions less
 //! confined: a unit without usable registers stays in the list, so that what it names counts as served by nobody, and where a unit's scopes
 //! are not known to the end, no function counts as one of "all the rest" ([`Dmar::unit_of`]).
+//!
+//! ATS stays off, so where it would work (ATSR, 8.5) does not matter, nor do the memory nearest to a unit (RHSA, 8.6), the names of
+//! devices of the ACPI name space (ANDD, 8.7) and the properties of integrated functions (SIDP, 8.9): these are skipped.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -116,6 +119,19 @@ pub struct Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooShort;
 
+/// Why a machine has no unit that can be used. As text it says what can be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoUnits {
+    /// There is no table.
+    NoTable,
+    /// The table cannot be read.
+    TooShort,
+    /// The platform does not remap interrupts.
+    NoInterruptRemapping,
+    /// The table lists no unit.
+    NoneListed,
+}
+
 /// Something in the table that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Odd {
@@ -144,9 +160,20 @@ pub enum OddKind {
     ScopeLength,
 }
 
-impl fmt::Display for TooShort {
+impl fmt::Display for NoUnits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("it ends before its fixed part")
+        f.write_str(match self {
+            Self::NoTable => {
+                "the firmware reports no remapping unit (no DMAR table). Enable VT-d in the firmware setup"
+            }
+            Self::TooShort => {
+                "the firmware's DMAR table ends before its fixed part and cannot be used. Only other firmware helps"
+            }
+            Self::NoInterruptRemapping => {
+                "the firmware says that interrupts cannot be remapped (DMAR flags). If its setup has interrupt remapping or x2APIC, enable it"
+            }
+            Self::NoneListed => "the firmware's DMAR table lists no remapping unit. Only other firmware helps",
+        })
     }
 }
 
@@ -184,6 +211,16 @@ impl Dmar {
         };
         dmar.walk(table, STRUCTURES);
         Ok(dmar)
+    }
+
+    /// The table, if there is one with units that remap interrupts.
+    pub fn usable(table: Option<&Result<Self, TooShort>>) -> Result<&Self, NoUnits> {
+        let dmar = table.ok_or(NoUnits::NoTable)?.as_ref().map_err(|_| NoUnits::TooShort)?;
+        match (dmar.interrupt_remapping, dmar.units.is_empty()) {
+            (false, _) => Err(NoUnits::NoInterruptRemapping),
+            (true, true) => Err(NoUnits::NoneListed),
+            (true, false) => Ok(dmar),
+        }
     }
 
     /// The unit that serves the function: the one that names it or a bridge above it, else the one for all the rest, unless another unit's

@@ -1,6 +1,6 @@
 //! What a reader makes of tables of real machines: `real/README.md` has a line for each.
 
-use super::{bytes::sums_to_zero, *};
+use super::{bytes::sums_to_zero, dmar::NoUnits, *};
 use crate::{
     addr::{Bdf, Hpa},
     memory::PhysRange,
@@ -106,6 +106,21 @@ fn segments_are_kept_apart() {
 fn a_platform_that_cannot_remap_interrupts_says_so() {
     let without = dmar(real!("dmar-no-intr-remap.bin"));
     assert_eq!((without.interrupt_remapping, without.units.len()), (false, 4));
+    assert_eq!(Dmar::usable(Some(&Ok(without))).err(), Some(NoUnits::NoInterruptRemapping));
+}
+
+/// Only where there is no table can VT-d be off in the setup.
+#[test]
+fn what_to_do_is_said_for_the_case_that_it_is() {
+    let why = |table: Option<&[u8]>| Dmar::usable(table.map(Dmar::parse).as_ref()).err().map(|why| why.to_string());
+    let advice = "Enable VT-d";
+    assert!(why(None).unwrap().contains(advice));
+    let server = real!("dmar-server-2s.bin");
+    for table in [&server[..0x30], &server[..0x20], real!("dmar-no-intr-remap.bin")] {
+        assert!(!why(Some(table)).unwrap().contains(advice));
+    }
+    assert_eq!(why(Some(server)), None);
+    assert_eq!(why(Some(real!("dmar-rmrr-zero.bin"))), None);
 }
 
 #[test]

@@ -352,7 +352,8 @@ impl Layout<'_, '_> {
     fn map_pending_bits(&mut self) -> Result<(), Refusal> {
         let Some(msix) = self.descr.msix else { return Ok(()) };
         let bytes = u64::from(msix.size).div_ceil(64) * 8;
-        let (gpa, base) = self.locate(msix.pba, bytes)?;
+        // At a multiple of 8 (PCIe 7.7.2.4): one can begin in the middle of what would be a slot.
+        let (gpa, base) = self.place(msix.pba, bytes)?;
         // A page that a store shares stays the store's.
         if self.room.windows.find(gpa.page()).is_none() {
             self.map(gpa.page(), base.page(), PAGE_SIZE, ept::Access::DeviceReadOnly)?;
@@ -371,13 +372,18 @@ impl Layout<'_, '_> {
         Ok(())
     }
 
-    /// Where a table is in the guest and on the machine.
-    fn locate(&self, (bar, offset): (u8, u32), bytes: u64) -> Result<(Gpa, Hpa), Refusal> {
+    /// Where a table of slots is in the guest and on the machine: at a multiple of 16, as slots are.
+    fn locate(&self, table: (u8, u32), bytes: u64) -> Result<(Gpa, Hpa), Refusal> {
+        if table.1.is_multiple_of(16) { self.place(table, bytes) } else { Err(Refusal::Table) }
+    }
+
+    /// Where something in a BAR is in the guest and on the machine.
+    fn place(&self, (bar, offset): (u8, u32), bytes: u64) -> Result<(Gpa, Hpa), Refusal> {
         let descr = self.descr.bars.get(usize::from(bar)).copied().flatten().ok_or(Refusal::Table)?;
         let (base, _) = memory_bar(self.function, bar.into())?;
         let inside = u64::from(offset).checked_add(bytes).is_some_and(|end| end <= descr.size);
         let place = descr.gpa.checked_add(offset.into()).zip(base.checked_add(offset.into()));
-        place.filter(|_| inside && offset.is_multiple_of(16)).ok_or(Refusal::Table)
+        place.filter(|_| inside).ok_or(Refusal::Table)
     }
 
     fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, access: ept::Access) -> Result<(), Refusal> {

@@ -1,6 +1,6 @@
 //! What this machine has: its firmware's tables, its PCI functions, its remapping units.
 
-use alloc::{boxed::Box, collections::BTreeSet, format, string::String, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
 use core::fmt;
 
 use super::{
@@ -168,10 +168,10 @@ impl Machine {
     /// Brings all units up, in DMAR's order, each with a table of as many entries as its functions can take, by `entries`. `None` stands
     /// for a unit that was refused; what it serves cannot be assigned. Their fault events go to the processor with this APIC ID.
     pub fn bring_up_units(&self, entries: impl Fn(&Function) -> u32, apic_id: u32) -> Vec<Option<Unit>> {
-        let dmar = match &self.dmar {
-            Some(Ok(dmar)) if dmar.interrupt_remapping && !dmar.units.is_empty() => dmar,
-            unusable => {
-                event!("refused what=vtd why=\"{}\"", why_no_units(unusable));
+        let dmar = match Dmar::usable(self.dmar.as_ref()) {
+            Ok(dmar) => dmar,
+            Err(why) => {
+                event!("refused what=vtd why=\"{why}\"");
                 return Vec::new();
             }
         };
@@ -255,19 +255,6 @@ impl Machine {
     /// Whether a part of the range is memory that the loader's map calls usable.
     fn is_memory(&self, range: PhysRange) -> bool {
         overlaps(&self.memory, range)
-    }
-}
-
-/// Why there are no units to bring up, and what can be done about it.
-fn why_no_units(dmar: &Option<Result<Dmar, TooShort>>) -> String {
-    match dmar {
-        None => "the firmware reports no remapping unit (no DMAR table). Enable VT-d in the firmware setup".into(),
-        Some(Err(error)) => format!("the firmware's DMAR table cannot be read: {error}. Only other firmware helps"),
-        Some(Ok(dmar)) if !dmar.interrupt_remapping => {
-            "the firmware says that interrupts cannot be remapped (DMAR flags). If its setup has interrupt remapping or x2APIC, enable it"
-                .into()
-        }
-        Some(Ok(_)) => "the firmware's DMAR table has no remapping unit. Only other firmware helps".into(),
     }
 }
 
