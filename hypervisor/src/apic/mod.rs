@@ -1,7 +1,5 @@
 //! The local APIC of this processor, and the legacy controllers put to rest.
 
-pub mod io_apic;
-
 use core::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,

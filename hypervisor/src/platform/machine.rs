@@ -4,7 +4,7 @@ use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
 use core::fmt;
 
 use super::{
-    clock as counters,
+    clock as counters, io_apic,
     loader::Loader,
     memory::{FRAMES, Firmware, map_device},
     ports::Unit,
@@ -319,7 +319,7 @@ fn mask_io_apic(base: Hpa, memory: &[PhysRange]) {
     }
     // SAFETY: the page was mapped just now, uncached, and is no memory; an I/O APIC whose entries are masked sends nothing.
     if let Some(registers) = unsafe { Mmio::new(base, PAGE_SIZE as usize) } {
-        apic::io_apic::mask(&registers);
+        io_apic::mask(&registers);
     }
 }
 
