@@ -42,6 +42,9 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     if !unsafe { platform::memory::take(&loader) } {
         refuse("memory", "too little for the hypervisor itself");
     }
+    if !cpu::has_no_execute() {
+        refuse("processor", "it has no execute-disable (XD, NX). If the firmware's setup has it, enable it");
+    }
     if let Err(error) = platform::memory::map(&loader) {
         refuse("memory", format_args!("no page tables: {error}"));
     }
@@ -50,16 +53,18 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     ThisCpu::install(0, apic_id);
     exits::decode::prepare();
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&loader)));
+    machine.choose_apic_mode();
     let others = smp::others(machine.apic_ids(), apic_id);
     let service = service(machine, apic_id, &others);
+    let page = platform::memory::start_page(&loader);
     let processor = Processor::bring_up(bases).unwrap_or_else(|why| {
-        // What the machine does have is known by now.
-        tell(machine, service, 1);
+        // What the machine does have can be told: the others start as well, find no work, and stop.
+        tell(machine, service, 1 + smp::start(&others, page, processor_entry));
         refuse("vmx", why)
     });
     assign::make_room(machine, service.ports());
     let work = WORK.call_once(|| Work::new(machine, service, loader.modules(), apic_id, tsc));
-    let started = smp::start(&others, processor_entry);
+    let started = smp::start(&others, page, processor_entry);
     tell(machine, service, 1 + started);
     power::end(work.lead(processor, started))
 }
@@ -95,7 +100,7 @@ fn tell(machine: &Machine, service: &MachineService, processors: usize) {
 /// Where every processor but the first begins.
 extern "C" fn processor_entry(number: usize) -> ! {
     let bases = Box::leak(Box::new(Tables::new())).load();
-    ThisCpu::install(number, apic::init());
+    ThisCpu::install(number, apic::init_other());
     let processor = Processor::bring_up(bases);
     smp::arrived();
     if let Some(work) = WORK.get() {

@@ -18,6 +18,11 @@ pub fn signature() -> u32 {
     core::arch::x86_64::__cpuid(1).eax
 }
 
+/// Whether pages can be made not executable, and EFER has NXE. The entry code has undone what firmware can do to hide this.
+pub fn has_no_execute() -> bool {
+    raw_cpuid::CpuId::new().get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_execute_disable())
+}
+
 /// EDX of CPUID leaf 7: features among which are those for the control of speculation.
 pub fn leaf7_edx() -> u32 {
     use core::arch::x86_64::__cpuid_count;

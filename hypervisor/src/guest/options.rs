@@ -117,7 +117,7 @@ pub enum Error {
     Cpus(String),
     /// Neither `on` nor `off`.
     Switch(String),
-    /// Neither `bus:device.function` in hexadecimal nor `dsa` nor `vdsa`.
+    /// Neither `[segment:]bus:device.function` in hexadecimal nor `dsa` nor `vdsa`.
     Device(String),
     /// No number of vectors that a virtual function can have.
     Vectors(String),
@@ -163,7 +163,10 @@ impl fmt::Display for Error {
                 RAM_GRANULE >> 20
             ),
             Self::Device(value) => {
-                write!(f, "device={value}: bus:device.function, as in 00:1e.0, dsa, vdsa, or vdsa:00:1e.0")
+                write!(
+                    f,
+                    "device={value}: bus:device.function, as in 00:1e.0 or 0001:6a:01.0, dsa, vdsa, or vdsa:00:1e.0"
+                )
             }
             Self::Vectors(value) => write!(f, "vectors={value}: {VECTORS_MIN} to {VECTORS_MAX}"),
             Self::WhoseVectors => write!(f, "vectors= belongs behind the device=vdsa that it is for, once"),
@@ -358,14 +361,21 @@ fn parse_device(value: &str) -> Result<Device, Error> {
     device.ok_or_else(|| Error::Device(value.into()))
 }
 
+/// `bus:device.function`, with a segment of four digits before it or without one.
 fn parse_bdf(value: &str) -> Option<Bdf> {
-    let (bus, rest) = value.split_once(':')?;
-    let (device, function) = rest.split_once('.')?;
-    let number = |text: &str, digits: usize, below: u8| {
+    let number = |text: &str, digits: usize, most: u16| {
         let hexadecimal = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        u8::from_str_radix(text, 16).ok().filter(|number| hexadecimal && *number <= below)
+        u16::from_str_radix(text, 16).ok().filter(|number| hexadecimal && *number <= most)
     };
-    Some(Bdf::new(number(bus, 2, 0xff)?, number(device, 2, 0x1f)?, number(function, 1, 7)?))
+    let byte = |text: &str, digits: usize, most: u8| Some(number(text, digits, most.into())? as u8);
+    let (place, function) = value.split_once('.')?;
+    let (place, device) = place.rsplit_once(':')?;
+    let (segment, bus) = match place.split_once(':') {
+        Some((segment, bus)) => (number(segment, 4, 0xffff)?, bus),
+        None => (0, place),
+    };
+    let bdf = Bdf::new(byte(bus, 2, 0xff)?, byte(device, 2, 0x1f)?, byte(function, 1, 7)?);
+    Some(bdf.in_segment(segment))
 }
 
 /// Quotes that enclose all of it have come through GRUB's quoting and are dropped.
@@ -381,6 +391,20 @@ mod tests {
 
     fn error(string: &str) -> Error {
         Options::parse(string).unwrap_err()
+    }
+
+    #[test]
+    fn a_device_of_another_segment_is_named_by_four_digits() {
+        let device = |string: &str| Options::parse(&format!("x device={string}")).map(|options| options.devices[0]);
+        let there = Bdf::new(0x6a, 1, 0).in_segment(1);
+        assert_eq!(device("0001:6a:01.0"), Ok(Device::At(there)));
+        assert_eq!(device("0000:6a:01.0"), Ok(Device::At(Bdf::new(0x6a, 1, 0))));
+        let parent = Device::Virtual { parent: Some(there), vectors: DEFAULT_VECTORS };
+        assert_eq!(device("vdsa:0001:6a:01.0"), Ok(parent));
+        for bad in ["1:6a:01.0", "00001:6a:01.0", "0001:6a:01", "0001:6a.0", "0001::01.0", ":6a:01.0", "0:0001:6a:01.0"]
+        {
+            assert_eq!(device(bad), Err(Error::Device(bad.into())));
+        }
     }
 
     #[test]
@@ -440,7 +464,7 @@ mod tests {
         {
             assert_eq!(error(&format!("x mem={value}")), Error::Memory(value.into()));
         }
-        for value in ["", "0:1e.0", "00:20.0", "00:1e.8", "00:1e", "00:1e.0.0", "0000:00:1e.0", "+0:1e.0", "DSA"] {
+        for value in ["", "0:1e.0", "00:20.0", "00:1e.8", "00:1e", "00:1e.0.0", "000:00:1e.0", "+0:1e.0", "DSA"] {
             assert_eq!(error(&format!("x device={value}")), Error::Device(value.into()));
         }
         for value in ["", "0", "65", "+1", "4294967297", "x"] {

@@ -73,8 +73,8 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Self::NoSuchFunction => "the machine has no such function",
             Self::NoRemapping => {
-                "no remapping unit (IOMMU) covers it: without VT-d interrupt remapping its interrupts and DMA cannot be \
-                 confined. Enable VT-d in the firmware setup"
+                "no remapping unit (IOMMU) that can be used covers it: without VT-d interrupt remapping its interrupts and DMA \
+                 cannot be confined (what=vtd says why)"
             }
             Self::Taken => "another guest has it",
             Self::ReservedMemory => "the firmware keeps memory of its own with it (RMRR)",
@@ -209,7 +209,7 @@ pub fn prepare(
     }
     let descr = describe(machine, function, room.bars)?;
     let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
-    let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
+    let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
     let mut layout = Layout { function, descr: &descr, id, room, shared: Vec::new() };
     layout.map_bars()?;
     let neighbours = means.registers().map(dsa::table_starts);

@@ -5,6 +5,7 @@ pub mod burst;
 pub mod clock;
 pub mod delivery;
 pub mod dsa;
+pub mod io_apic;
 pub mod ledger;
 pub mod windows;
 

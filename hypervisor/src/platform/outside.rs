@@ -42,7 +42,7 @@ impl Reach<'_> {
         if effect == Effect::None {
             return;
         }
-        self.vm.holdings.configure(DeviceId(function.0), effect, self.domain);
+        self.vm.holdings.configure(DeviceId(function.requester_id()), effect, self.domain);
     }
 
     /// What a virtual function answers.

@@ -141,6 +141,11 @@ impl MachinePorts {
         self.units.iter().enumerate().filter_map(|(number, unit)| Some((number, unit.as_ref()?)))
     }
 
+    /// The segment that unit `number` serves.
+    pub fn segment_of(&self, number: usize) -> u16 {
+        self.machine.segment_of_unit(number)
+    }
+
     /// The functions that the hypervisor keeps and whose parts are guests' functions.
     pub fn parents(&self) -> &Parents {
         &self.parents

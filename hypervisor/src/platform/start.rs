@@ -323,7 +323,7 @@ fn bytes(range: PhysRange) -> &'static [u8] {
 fn map_ecam(ept: &mut Ept, bus: &VirtualBus, windows: &mut Windows) -> Result<(), String> {
     let absent: &ConfigPage = ABSENT.call_once(|| Box::new(ConfigPage::ABSENT));
     for number in 0..ECAM_SIZE / PAGE_SIZE {
-        let page = bus.function(Bdf(number as u16)).map_or(absent, |function| function.config_page());
+        let page = bus.function(Bdf(number as u32)).map_or(absent, |function| function.config_page());
         let gpa = ECAM.checked_add(number * PAGE_SIZE).ok_or("the ECAM window wraps")?;
         let hpa = Hpa::new(page.bytes().as_ptr() as u64);
         ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, Access::Shadow).map_err(text)?;

@@ -271,7 +271,7 @@ impl Parent {
         let pasid = pasid_of(queue).ok_or(Refusal::NoRoom)?;
         let descr = self.describe(vectors, room.bars)?;
         let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
-        let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
+        let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
         let [Some(bar0), _, Some(bar2), ..] = descr.bars else { return Err(Refusal::Bar(0)) };
         let slots = u64::from(vectors) * 16;
         let offset = u64::from(store.offset) + u64::from(first_slot) * 16;

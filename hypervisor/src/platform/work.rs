@@ -132,7 +132,7 @@ impl Work {
                 self.refuse(index, why);
             }
         }
-        let free = FRAMES.free_bytes();
+        let free = FRAMES.free_bytes() + heap::grown();
         self.go.store(true, Ordering::Release);
         self.share(0, processor);
         while self.done.load(Ordering::Acquire) < followers {
@@ -248,7 +248,8 @@ impl Work {
             waits += statistics.waits;
             faults += statistics.faults;
         }
-        let free = FRAMES.free_bytes();
+        // What the heap has grown by is no guest's.
+        let free = FRAMES.free_bytes() + heap::grown();
         let kept = free_before.saturating_sub(free) >> 10;
         let vectors: usize = ports.vectors().iter().map(|vectors| vectors.used()).sum();
         event!(

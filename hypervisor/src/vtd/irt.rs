@@ -136,12 +136,12 @@ impl InterruptTable {
 
     /// Takes a free entry for messages of `source`. It is not present.
     pub fn reserve(&mut self, source: Bdf) -> Result<u16, Error> {
-        self.take(Irte(0).with_avail(RESERVED).with_sid(source.0.into()).with_svt(SVT_SID))
+        self.take(Irte(0).with_avail(RESERVED).with_sid(source.requester_id().into()).with_svt(SVT_SID))
     }
 
     /// What an entry for messages of `source` with `route` is like.
     pub fn aim(&self, source: Bdf, route: Route) -> Result<Aim, Error> {
-        self.present(source.0.into(), route).map(Aim)
+        self.present(source.requester_id().into(), route).map(Aim)
     }
 
     /// Takes a free entry and makes it present at once, with `vector` where the aim has another one.

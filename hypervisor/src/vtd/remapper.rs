@@ -325,7 +325,7 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
             return self.detached(RID_PASID, domain);
         }
         let context = ContextCache::NEW.with_g(descriptor::DEVICE);
-        self.submit([context.with_did(domain.id().into()).with_sid(bdf.0.into()).0])?;
+        self.submit([context.with_did(domain.id().into()).with_sid(bdf.requester_id().into()).0])?;
         self.submit([self.iotlb(descriptor::DOMAIN, domain.id())])?;
         domain.attached = domain.attached.saturating_sub(1);
         Ok(())

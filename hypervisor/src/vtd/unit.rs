@@ -31,6 +31,11 @@ pub struct Unit<R: Registers> {
     clock: &'static dyn Clock,
 }
 
+/// Whether a unit translates DMA (GSTS.TES), whoever has set it up.
+pub fn is_translating(registers: &impl Registers) -> bool {
+    registers.read32(GSTS) & global::TE != 0
+}
+
 impl<R: Registers> Unit<R> {
     /// The unit behind `registers`, if it can do what is needed: [`Capabilities::read`]. Waits for it go by `clock`.
     pub fn new(registers: R, register_bytes: u64, wide: bool, clock: &'static dyn Clock) -> Result<Self, Refusal> {

@@ -12,4 +12,5 @@ mod acpi;
 mod ffi;
 mod ioapic;
 mod machine;
+mod odd;
 mod options;

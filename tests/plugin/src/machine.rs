@@ -2,6 +2,7 @@
 
 use crate::acpi::{self, Drhd};
 use crate::ioapic::{IoApic, Message};
+use crate::odd;
 use crate::options::Options;
 use dsa_model::{Dsa, Fault, PortalWrite, Upstream};
 use std::fmt::Write;
@@ -219,7 +220,10 @@ impl Machine {
     pub(crate) fn tables(&self, options: &Options, ioapic: Option<u8>) -> Vec<Vec<u8>> {
         let mut tables = vec![acpi::mcfg(*ECAM.start()), acpi::reserve(*ECAM.start(), ECAM_SIZE)];
         if options.dmar() {
-            tables.push(acpi::dmar(&self.scopes(ioapic), HOST_ADDRESS_WIDTH));
+            tables.push(acpi::dmar(&self.scopes(ioapic), HOST_ADDRESS_WIDTH, options.opt_out));
+        }
+        if options.odd_firmware {
+            odd::spoil(&mut tables);
         }
         tables
     }

@@ -33,6 +33,10 @@ pub(crate) struct Options {
     pub(crate) first_stage: bool,
     /// What shared virtual addressing takes: first-stage tables and page requests in the units, ATS and PRI in the DSAs.
     pub(crate) sva: bool,
+    /// Firmware makes mistakes in its tables: [`crate::odd`].
+    pub(crate) odd_firmware: bool,
+    /// Firmware asks not to use x2APIC mode.
+    pub(crate) opt_out: bool,
 }
 
 impl Options {
@@ -53,6 +57,8 @@ impl Options {
                 "unknown" => options.unknown = true,
                 "first-stage" => options.first_stage = true,
                 "sva" => options.sva = true,
+                "odd-firmware" => options.odd_firmware = true,
+                "opt-out" => options.opt_out = true,
                 "legacy" => options.legacy = true,
                 "no-posting" => options.no_posting = true,
                 "most-slots" => options.most_slots = true,

@@ -27,7 +27,7 @@ fn map(remapper: &Remap<'_>, domain: &mut Domain, gpa: u64, hpa: u64, len: u64, 
 
 impl Bench {
     fn translate(&self, source: Bdf, address: u64, access: Access) -> Result<u64, DmaFault> {
-        self.model.lock().unwrap().dma(source.0, address, 4, access, &mut HostMemory(&self.frames))
+        self.model.lock().unwrap().dma(source.requester_id(), address, 4, access, &mut HostMemory(&self.frames))
     }
 
     fn reaches(&self, source: Bdf, address: u64) -> Option<u64> {
@@ -46,7 +46,7 @@ fn a_device_writes_to_its_guests_memory_and_is_blocked_elsewhere() {
     assert_eq!(bench.translate(DSA, GUEST, Access::Write), Err(DmaFault::Blocked(1)));
     remapper.attach(DSA, &mut domain).unwrap();
     let mut memory = HostMemory(&bench.frames);
-    let wrote = bench.model.lock().unwrap().dma_write(DSA.0, GUEST + 8, &7u64.to_le_bytes(), &mut memory);
+    let wrote = bench.model.lock().unwrap().dma_write(DSA.requester_id(), GUEST + 8, &7u64.to_le_bytes(), &mut memory);
     assert_eq!((wrote, bench.quadword(page.as_u64() + 8)), (Ok(()), 7));
     assert_eq!(bench.translate(DSA, GUEST + PAGE, Access::Write), Err(DmaFault::Blocked(5)));
     assert_eq!(bench.translate(OTHER, GUEST, Access::Read), Err(DmaFault::Blocked(2)));

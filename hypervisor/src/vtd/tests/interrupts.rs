@@ -310,7 +310,7 @@ proptest! {
                 let entry = remapper.entry(index).unwrap();
                 if entry.p() != 0 {
                     prop_assert_eq!((entry.svt(), entry.sq()), (1, 0));
-                    prop_assert_eq!(Some(&Bdf(entry.sid() as u16)), owner.get(&index));
+                    prop_assert_eq!(Some(&Bdf(entry.sid() as u32)), owner.get(&index));
                 }
             }
         }

@@ -100,7 +100,12 @@ impl Bench {
     }
 
     fn send(&self, source: Bdf, address: u64, data: u32) -> Outcome {
-        self.model.lock().unwrap().interrupt_request(source.0, address, data, &mut HostMemory(&self.frames))
+        self.model.lock().unwrap().interrupt_request(
+            source.requester_id(),
+            address,
+            data,
+            &mut HostMemory(&self.frames),
+        )
     }
 
     /// A frame, its quadwords zero.

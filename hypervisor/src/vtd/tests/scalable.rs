@@ -37,7 +37,7 @@ fn domain(remapper: &Remap<'_>, hpa: u64) -> Domain {
 
 impl Bench {
     fn ask(&self, source: Bdf, pasid: Option<u32>) -> Result<u64, DmaFault> {
-        let requester = Requester { source_id: source.0, pasid };
+        let requester = Requester { source_id: source.requester_id(), pasid };
         self.model.lock().unwrap().dma(requester, GUEST, 4, Access::Write, &mut HostMemory(&self.frames))
     }
 }

@@ -4,6 +4,7 @@ use super::{PLUGIN, Plugin};
 use crate::acpi;
 use crate::ioapic::REGISTERS;
 use crate::machine::{DSA_FUNCTIONS, ECAM, MESSAGES, UNIT_BASES};
+use crate::odd;
 use dsa_model::spec::{BAR0_SIZE, BAR2_SIZE};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -263,7 +264,12 @@ extern "C" fn bios_timer(_: *mut c_void) {
     let patch = plugin.with(|machine, host| {
         let tables = |ioapic| machine.tables(&plugin.options, ioapic);
         let bios = host.bios(&acpi::BIOS);
-        acpi::extend(&bios, tables, host.ram_end(), host).inspect(|patch| host.patch_bios(patch.address, &patch.bytes))
+        let patch = acpi::extend(&bios, tables, host.ram_end(), host)?;
+        host.patch_bios(patch.address, &patch.bytes);
+        if plugin.options.odd_firmware {
+            odd::spoil_madt(patch.rsdt(), host);
+        }
+        Some(patch)
     });
     if let Some(patch) = patch.flatten() {
         RSDP.store(patch.address as u32, Ordering::Relaxed);
