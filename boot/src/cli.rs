@@ -17,7 +17,7 @@ const NOT_ON_QEMU: &str = "the guest linux hands its work to the DSA by stores o
                            --machine bochs, or another --initrd";
 /// What a Linux guest's machine has beside its guests' memory, in MiB.
 const AROUND_LINUX_MIB: u32 = 256;
-/// How long a Linux may say nothing, of the machine's own processor time: it boots quietly, and slowly in an emulator.
+/// How long a Linux may say nothing, in the machine's own time: it boots quietly, and slowly in an emulator.
 const QUIET_LINUX: Duration = Duration::from_secs(120);
 
 /// The machine's processors, if neither the command line nor a guest `linux` asks for another number.
@@ -122,8 +122,8 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: Option<u64>,
 
-    /// End a run that writes no line for this long: it hangs. Counted in the machine's own processor time, so that a busy host does no
-    /// harm; ten times as long on the clock ends it in any case
+    /// End a run that writes no line for this long: it hangs. Counted in the machine's own time (the emulator's, else processor time), so
+    /// that a busy host does no harm; a machine that stands still ends after ten times as long on the clock
     /// [default: 30; with a guest linux 120; none with --console]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub silence: Option<u64>,

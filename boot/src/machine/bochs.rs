@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus};
 use anyhow::{Context, Result, ensure};
 
 use super::run::{Manner, Run};
-use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL};
+use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, PROGRESS, SERIAL};
 use crate::prefix::{Bochs, Tools};
 
 const BIOS: &str = "bios.bin";
@@ -134,6 +134,7 @@ fn command(bochs: &Bochs, config: &Config, directory: &Path) -> Result<Command> 
     }
     command.env("IMSVISOR_PLUGIN", config.plugin_options.join(","));
     command.env("IMSVISOR_PLUGIN_REPORT", directory.join(PLUGIN_REPORT));
+    command.env("IMSVISOR_PLUGIN_PROGRESS", directory.join(PROGRESS));
     Ok(command)
 }
 

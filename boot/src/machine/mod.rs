@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use dsa_server::DSAS;
 pub use qemu::NVME;
-pub use run::{End, Outcome, Run, Seen};
+pub use run::{End, Outcome, Run, Seen, Silence};
 
 use crate::image::{Firmware, Image, Module};
 use crate::paths::Paths;
@@ -48,7 +48,8 @@ pub struct Config {
     pub terminal: Option<String>,
     /// Further lines for Bochs' configuration, or further arguments for QEMU.
     pub extra: Vec<String>,
-    /// A run that writes no line for so long, in its own processor time and on the host's clock, has hung.
+    /// A run that writes no line for so long, in the machine's own time (the emulator's, else processor time) and on the host's clock, has
+    /// hung.
     pub silence: Duration,
     /// A run that takes longer than this is ended.
     pub limit: Duration,
@@ -203,6 +204,7 @@ const IMAGE: &str = "image.iso";
 const SERIAL: &str = "serial.log";
 const PLUGINS: &str = "plugins";
 const PLUGIN_REPORT: &str = "plugin.report";
+const PROGRESS: &str = "progress";
 
 #[cfg(test)]
 mod tests {
