@@ -156,7 +156,9 @@ mod tests {
 
     #[test]
     fn a_port_is_a_name_or_a_base() {
-        for (text, base) in [("com1", 0x3f8), ("com2", 0x2f8), ("com3", 0x3e8), ("com4", 0x2e8), ("0x2F8", 0x2f8), ("0xc000", 0xc000)] {
+        for (text, base) in
+            [("com1", 0x3f8), ("com2", 0x2f8), ("com3", 0x3e8), ("com4", 0x2e8), ("0x2F8", 0x2f8), ("0xc000", 0xc000)]
+        {
             let Console::At(port) = console(&std::format!("console={text}")) else { panic!("{text}") };
             assert_eq!(port.base(), base, "{text}");
         }
@@ -175,10 +177,27 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_and_passed_over() {
-        for value in ["", "com0", "com5", "com", "com+1", "com11", "COM1", "2f8", "0x", "0x+2f8", "0x2f9", "0x10000000000000000", "ttyS0"] {
+        for value in [
+            "",
+            "com0",
+            "com5",
+            "com",
+            "com+1",
+            "com11",
+            "COM1",
+            "2f8",
+            "0x",
+            "0x+2f8",
+            "0x2f9",
+            "0x10000000000000000",
+            "ttyS0",
+        ] {
             let line = std::format!("console={value} screen=off");
             let (options, wrong) = Options::parse(&line);
-            assert_eq!((options, wrong), (Options { screen: false, ..Options::default() }, Some(Wrong::Console(value))));
+            assert_eq!(
+                (options, wrong),
+                (Options { screen: false, ..Options::default() }, Some(Wrong::Console(value)))
+            );
         }
         let (options, wrong) = Options::parse("screen=of quiet console=com2");
         assert_eq!((options.console, wrong), (Console::At(SerialPort(0x2f8)), Some(Wrong::Screen("of"))));

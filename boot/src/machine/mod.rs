@@ -7,6 +7,7 @@ pub mod native;
 pub mod nested;
 mod qemu;
 mod run;
+pub mod serial;
 mod trace;
 
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ pub struct Config {
     pub dsa_server: Option<PathBuf>,
     /// Options for the plugin; the architecture document lists them.
     pub plugin_options: Vec<String>,
-    /// Words for the hypervisor's own command line.
+    /// Words for the hypervisor's own command line (`imsvisor::options`).
     pub hypervisor_options: Vec<String>,
     /// The device of ours at which its second serial line ends, where a guest has its console.
     pub terminal: Option<String>,
@@ -188,7 +189,11 @@ fn write_image(
     directory: &Path,
     name: &str,
 ) -> Result<()> {
-    let options = config.hypervisor_options.clone();
+    let mut options = config.hypervisor_options.clone();
+    // Nobody sees an emulator's screen.
+    if !options.iter().any(|word| word.starts_with("screen=")) {
+        options.push("screen=off".to_owned());
+    }
     let image = Image { hypervisor: hypervisor.to_owned(), options, modules: guests.to_vec() };
     let grub = tools.grub.as_ref().context("no GRUB was looked for")?;
     image.write(grub, Firmware::BiosCd, directory, &directory.join(name))

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::dsa_server::{self, DsaServer};
 use super::run::{Manner, Run};
+use super::serial::{self, Port};
 use super::{Config, IMAGE, SERIAL, trace};
 use crate::prefix::Tools;
 
@@ -63,7 +64,7 @@ pub(super) fn start(accelerator: Accelerator, tools: &Tools, config: &Config, di
     let mut command = qemu.command();
     let output = File::create(directory.join(OUTPUT)).context("cannot create QEMU's output")?;
     let errors = output.try_clone().context("cannot share QEMU's output")?;
-    command.args(arguments(accelerator, config)).stdout(output).stderr(errors);
+    command.args(arguments(accelerator, config, &serial::ports(config, SERIAL)?)).stdout(output).stderr(errors);
     let server = config.dsa_server.as_deref().map(|program| DsaServer::start(program, &directory)).transpose()?;
     let mut run = Run::start(command, directory, config, Manner::alone(inquest))?;
     if let Some(server) = server {
@@ -73,7 +74,7 @@ pub(super) fn start(accelerator: Accelerator, tools: &Tools, config: &Config, di
 }
 
 /// QEMU's arguments. The remapping unit comes before every other device, as QEMU asks.
-fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
+fn arguments(accelerator: Accelerator, config: &Config, serial: &[Port<'_>]) -> Vec<String> {
     let features: String = config.exclude_features.iter().map(|feature| format!(",-{feature}")).collect();
     let mut arguments = accelerator.arguments(&features);
     if accelerator.counts_time(config) {
@@ -91,7 +92,6 @@ fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
         ("-device", "isa-debug-exit,iobase=0x8900,iosize=0x1".to_owned()),
         ("-cdrom", IMAGE.to_owned()),
         ("-boot", "d".to_owned()),
-        ("-serial", format!("file:{SERIAL}")),
         ("-display", "none".to_owned()),
         ("-vga", "none".to_owned()),
         ("-nic", "none".to_owned()),
@@ -103,8 +103,12 @@ fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
         arguments.extend(dsa_server::arguments(config.memory_mib));
         arguments.extend(trace::arguments());
     }
-    // The first is the hypervisor's.
-    arguments.extend(config.terminal.iter().flat_map(|device| ["-serial".to_owned(), device.clone()]));
+    let at = |port: &Port<'_>| match *port {
+        Port::Nothing => "null".to_owned(),
+        Port::File(file) => format!("file:{file}"),
+        Port::Terminal(device) => device.to_owned(),
+    };
+    arguments.extend(serial.iter().flat_map(|port| ["-serial".to_owned(), at(port)]));
     arguments.extend(config.extra.iter().cloned());
     arguments
 }
@@ -129,6 +133,10 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+
+    fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
+        super::arguments(accelerator, config, &serial::ports(config, SERIAL).unwrap())
+    }
 
     fn value<'a>(arguments: &'a [String], name: &str) -> Vec<&'a str> {
         let is_name = |pair: &&[String]| pair[0] == name;

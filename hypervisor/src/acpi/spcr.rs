@@ -71,7 +71,8 @@ pub fn firmware_console(table: &[u8]) -> Result<FirmwareConsole, NoConsole> {
 }
 
 fn baud(table: &[u8]) -> Option<u32> {
-    let precise = u8_at(table, VERSION).filter(|&version| version >= WITH_PRECISE_BAUD).and_then(|_| u32_at(table, PRECISE_BAUD));
+    let precise =
+        u8_at(table, VERSION).filter(|&version| version >= WITH_PRECISE_BAUD).and_then(|_| u32_at(table, PRECISE_BAUD));
     precise.filter(|&baud| baud != 0).or_else(|| match u8_at(table, BAUD)? {
         3 => Some(9_600),
         4 => Some(19_200),

@@ -6,12 +6,12 @@ use core::fmt;
 use super::{
     clock as counters,
     loader::Loader,
-    memory::{FRAMES, Firmware, map_device},
+    memory::{FRAMES, Firmware, find_rsdp, map_device},
     ports::Unit,
     wall_clock::WallClock,
 };
 use crate::{
-    acpi::{Dmar, Drhd, FirmwareMemory, Processor, Rsdp, Tables, ecam_windows, processors},
+    acpi::{Dmar, Drhd, Processor, Tables, ecam_windows, processors},
     addr::Bdf,
     apic,
     clock::{self, Choice},
@@ -26,9 +26,6 @@ const SEGMENT: u16 = 0;
 
 /// A region that the firmware keeps for a device is at most this long; the largest are those of graphics.
 const RESERVED_MOST: u64 = 1 << 30;
-
-/// Bytes of a root pointer, of the newer kind.
-const RSDP_BYTES: usize = 36;
 
 /// The machine.
 pub struct Machine {
@@ -47,8 +44,7 @@ impl Machine {
     /// without remapping units.
     pub fn discover(loader: &Loader) -> Self {
         let firmware = Firmware::new(loader);
-        let rsdp = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
-        let tables = rsdp.or_else(|| Rsdp::scan(&firmware)).and_then(|rsdp| Tables::new(&firmware, rsdp));
+        let tables = find_rsdp(&firmware, loader).and_then(|rsdp| Tables::new(&firmware, rsdp));
         if tables.is_none() {
             log::warn!("no ACPI tables");
         }

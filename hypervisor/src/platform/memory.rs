@@ -6,7 +6,7 @@ use spin::Mutex;
 
 use super::loader::Loader;
 use crate::{
-    acpi::tables::FirmwareMemory,
+    acpi::{FirmwareMemory, Rsdp},
     addr::{Hpa, PAGE_SIZE},
     apic,
     memory::{
@@ -23,6 +23,9 @@ static PAGING: Mutex<Option<Paging<'static, Frames>>> = Mutex::new(None);
 
 /// Bytes of the hypervisor's heap. The ACPI and PCI descriptions, the decoder's tables, the guests' slots live there.
 const HEAP: u64 = 4 << 20;
+
+/// Bytes of a root pointer, of the newer kind.
+const RSDP_BYTES: usize = 36;
 
 /// The lowest megabyte, where the firmware's tables are looked for.
 const LOW: PhysRange = PhysRange::new(Hpa::new(0), 1 << 20);
@@ -144,6 +147,12 @@ impl Firmware {
         let reserved = loader.memory(false).filter(|range| range.end().as_u64() <= READABLE_END);
         Self(loader.memory(true).chain(reserved).chain([low]).collect())
     }
+}
+
+/// The root pointer: the boot loader's copy, else the one in the BIOS's area.
+pub fn find_rsdp(firmware: &Firmware, loader: &Loader) -> Option<Rsdp> {
+    let copy = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
+    copy.or_else(|| Rsdp::scan(firmware))
 }
 
 impl FirmwareMemory for Firmware {
