@@ -18,7 +18,7 @@ use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
 pub use dsa_server::DSAS;
-pub use qemu::NVME;
+pub use qemu::{NVME, SCREEN};
 pub use run::{End, Outcome, Run, Seen, Silence};
 
 use crate::image::{Firmware, Image, Module};
@@ -47,6 +47,8 @@ pub struct Config {
     pub hypervisor_options: Vec<String>,
     /// The device of ours at which its second serial line ends, where a guest has its console.
     pub terminal: Option<String>,
+    /// QEMU's machine has a screen, a monitor ([`MONITOR`]) and nothing that ends it, as a person's has; its image is one for real machines.
+    pub screen: bool,
     /// Further lines for Bochs' configuration, or further arguments for QEMU.
     pub extra: Vec<String>,
     /// A run that writes no line for so long, in the machine's own time (the emulator's, else processor time) and on the host's clock, has
@@ -68,6 +70,7 @@ impl Default for Config {
             plugin_options: Vec::new(),
             hypervisor_options: Vec::new(),
             terminal: None,
+            screen: false,
             extra: Vec::new(),
             silence: Duration::from_secs(30),
             limit: Duration::from_secs(600),
@@ -190,13 +193,14 @@ fn write_image(
     name: &str,
 ) -> Result<()> {
     let mut options = config.hypervisor_options.clone();
-    // Nobody sees an emulator's screen.
-    if !options.iter().any(|word| word.starts_with("screen=")) {
+    if !config.screen && !options.iter().any(|word| word.starts_with("screen=")) {
+        // Nobody sees an emulator's screen.
         options.push("screen=off".to_owned());
     }
     let image = Image { hypervisor: hypervisor.to_owned(), options, modules: guests.to_vec() };
     let grub = tools.grub.as_ref().context("no GRUB was looked for")?;
-    image.write(grub, Firmware::BiosCd, directory, &directory.join(name))
+    let firmware = if config.screen { Firmware::Any } else { Firmware::BiosCd };
+    image.write(grub, firmware, directory, &directory.join(name))
 }
 
 /// Boots Bochs and follows it to its end.
@@ -210,6 +214,8 @@ const SERIAL: &str = "serial.log";
 const PLUGINS: &str = "plugins";
 const PLUGIN_REPORT: &str = "plugin.report";
 const PROGRESS: &str = "progress";
+/// The socket of QEMU's monitor (QMP) in the directory of a run with a screen.
+pub const MONITOR: &str = "monitor.sock";
 
 #[cfg(test)]
 mod tests {

@@ -9,13 +9,16 @@ use anyhow::{Context, Result};
 use super::dsa_server::{self, DsaServer};
 use super::run::{Manner, Run};
 use super::serial::{self, Port};
-use super::{Config, IMAGE, SERIAL, trace};
+use super::{Config, IMAGE, MONITOR, SERIAL, trace};
 use crate::prefix::Tools;
 
 const OUTPUT: &str = "qemu.out";
 
 /// Where the NVMe controller is.
 pub const NVME: &str = "00:02.0";
+
+/// The graphics adapter of a machine with a screen.
+pub const SCREEN: &str = "VGA,addr=10.0";
 
 /// What the hypervisor writes to end a run.
 const SHUTDOWN: &[u8] = b"Shutdown";
@@ -52,9 +55,9 @@ impl Accelerator {
         }
     }
 
-    /// Whether time can go by instructions: not where another process takes its own time.
+    /// Whether time can go by instructions: not where another process takes its own time, nor with firmware that waits for a person.
     fn counts_time(self, config: &Config) -> bool {
-        self == Self::Tcg && config.dsa_server.is_none()
+        self == Self::Tcg && config.dsa_server.is_none() && !config.screen
     }
 }
 
@@ -88,16 +91,23 @@ fn arguments(accelerator: Accelerator, config: &Config, serial: &[Port<'_>]) -> 
         // A device for tests, whose DMA goes wherever it is told, and one with a table of messages.
         ("-device", "edu,dma_mask=0xffffffffffffffff".to_owned()),
         ("-device", format!("nvme,serial=imsvisor,addr={}", NVME.trim_start_matches("00:"))),
-        // The port and the bytes by which the hypervisor ends a run on Bochs end QEMU, too.
-        ("-device", "isa-debug-exit,iobase=0x8900,iosize=0x1".to_owned()),
         ("-cdrom", IMAGE.to_owned()),
         ("-boot", "d".to_owned()),
         ("-display", "none".to_owned()),
-        ("-vga", "none".to_owned()),
         ("-nic", "none".to_owned()),
         ("-monitor", "none".to_owned()),
+        ("-vga", "none".to_owned()),
+        match config.screen {
+            true => ("-qmp", format!("unix:{MONITOR},server=on,wait=off")),
+            // The port and the bytes by which the hypervisor ends a run on Bochs end QEMU, too.
+            false => ("-device", "isa-debug-exit,iobase=0x8900,iosize=0x1".to_owned()),
+        },
     ];
     arguments.extend(fixed.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+    if config.screen {
+        // Other devices keep their places.
+        arguments.extend(["-device", SCREEN].map(str::to_owned));
+    }
     arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     if config.dsa_server.is_some() {
         arguments.extend(dsa_server::arguments(config.memory_mib));

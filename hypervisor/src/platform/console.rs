@@ -93,6 +93,7 @@ fn take_screen(loader: &Loader) -> Option<Framebuffer> {
         log::warn!("the screen is not used: it holds no character");
         return None;
     }
+    console::note(format_args!("imsvisor {}", env!("CARGO_PKG_VERSION")));
     if framebuffer.base.as_u64() + framebuffer.len() as u64 <= MAPPED_AT_ENTRY {
         // SAFETY: the entry code has mapped the first 4 GiB.
         unsafe { console::screen_is_mapped() };
