@@ -134,6 +134,29 @@ fn by_uefi_on_a_processor_with_57_bit_addresses() {
     }
 }
 
+/// A table SPCR without its header: a 16550 at COM2's I/O ports, at 9,600 baud.
+fn console_on_com2() -> Vec<u8> {
+    let mut body = vec![0; 44];
+    body[4..8].copy_from_slice(&[1, 8, 0, 1]);
+    body[8..16].copy_from_slice(&0x2f8u64.to_le_bytes());
+    body[22] = 3;
+    body
+}
+
+#[test]
+fn without_a_word_the_console_is_where_the_firmware_says() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let table = directory.path().join("spcr");
+    fs::write(&table, console_on_com2()).expect("a table");
+    let table = format!("sig=SPCR,rev=2,data={}", table.display());
+    // The second port's file is the one that the launcher reads; nobody writes to the first one.
+    let extra = ["-acpitable", &table, "-serial", "file:serial.log"].map(str::to_owned);
+    let Some(seen) = boot(&[], extra.to_vec()).expect("a boot") else { return };
+    reports_the_refusal(&seen);
+    let told = "console: COM2, 9600 baud, as the firmware's table SPCR says";
+    assert!(seen.outcome.console().contains(told) && seen.screen.contains(told), "{}", seen.told());
+}
+
 /// What a text screen's memory holds.
 fn text_screen(directory: &Path) -> Result<String> {
     const FILE: &str = "text.bin";
