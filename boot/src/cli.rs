@@ -54,6 +54,7 @@ Guests:
 Environment:
   IMSVISOR_BOCHS          a Bochs 3.0 to use instead of the system's or the fetched one
   IMSVISOR_QEMU           a QEMU 11.1 or later to use instead of the system's or the fetched one
+  IMSVISOR_OVMF           a directory with OVMF_CODE_4M.fd and OVMF_VARS_4M.fd, for the tests by UEFI
   IMSVISOR_LINUX          a directory with Debian's cloud kernel 6.12, unpacked, to use instead of the fetched one
   IMSVISOR_STOCK_LINUX    a directory with the packages of the guest linux, unpacked, to use instead of the fetched ones
   IMSVISOR_DEBIAN_MIRROR  where to fetch Debian packages from, if not where /etc/apt says

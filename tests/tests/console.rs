@@ -79,6 +79,10 @@ fn where_the_console_has_com2_the_terminal_is_com1() {
     };
     let outcome = plan().and_then(|plan| boot("a terminal on COM1", &plan, "echo", talk)).expect("a boot");
     assert_eq!(outcome.end, End::Off, "{}", outcome.console());
-    assert!(outcome.console().contains("console: COM2, 115200 baud, as the command line says"), "{}", outcome.console());
+    assert!(
+        outcome.console().contains("console: COM2, 115200 baud, as the command line says"),
+        "{}",
+        outcome.console()
+    );
     assert_eq!(outcome.summary().guests[0].reported("errors"), Some(0));
 }

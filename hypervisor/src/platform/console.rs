@@ -2,7 +2,7 @@
 
 use super::{
     loader::Loader,
-    memory::{Firmware, find_rsdp, map_device},
+    memory::{Firmware, find_rsdp, map_screen},
 };
 use crate::{
     acpi::{FirmwareConsole, Tables, firmware_console},
@@ -40,7 +40,7 @@ impl Begun {
     /// Takes what is left, once the final page tables are in force.
     pub fn settle(self, loader: &Loader) {
         if let Some(framebuffer) = self.framebuffer {
-            match map_device(framebuffer.base, framebuffer.len() as u64) {
+            match map_screen(PhysRange::new(framebuffer.base, framebuffer.bytes() as u64)) {
                 // SAFETY: it is mapped for good, as a device is.
                 Ok(()) => unsafe { console::screen_is_mapped() },
                 Err(error) => log::warn!("the screen is not used: {error}"),
@@ -94,7 +94,7 @@ fn take_screen(loader: &Loader) -> Option<Framebuffer> {
         return None;
     }
     console::note(format_args!("imsvisor {}", env!("CARGO_PKG_VERSION")));
-    if framebuffer.base.as_u64() + framebuffer.len() as u64 <= MAPPED_AT_ENTRY {
+    if framebuffer.base.as_u64() + framebuffer.bytes() as u64 <= MAPPED_AT_ENTRY {
         // SAFETY: the entry code has mapped the first 4 GiB.
         unsafe { console::screen_is_mapped() };
     }

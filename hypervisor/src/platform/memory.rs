@@ -118,6 +118,11 @@ pub fn map_device(start: Hpa, len: u64) -> Result<(), MapError> {
     PAGING.lock().as_mut().map_or(Ok(()), |paging| paging.map_mmio(start, len))
 }
 
+/// Maps a screen's memory.
+pub fn map_screen(screen: PhysRange) -> Result<(), MapError> {
+    PAGING.lock().as_mut().map_or(Err(MapError::BadRange), |paging| paging.map(screen, Access::Screen))
+}
+
 /// Maps the page where processors start: code, data and words in one.
 pub fn map_trampoline(page: Hpa) -> Result<(), MapError> {
     remap(page, Access::Trampoline)

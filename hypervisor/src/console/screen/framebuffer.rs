@@ -110,8 +110,8 @@ impl Framebuffer {
         Ok(Self { base, pitch: pitch as usize, width: width as usize, height: height as usize, format })
     }
 
-    /// Its bytes.
-    pub fn len(&self) -> usize {
+    /// How many bytes its memory has.
+    pub fn bytes(&self) -> usize {
         self.pitch * self.height
     }
 }
@@ -185,7 +185,7 @@ pub(super) mod tests {
     #[test]
     fn a_screen_of_text_is_taken() {
         let framebuffer = Framebuffer::new(&tag(0xb8000, [160, 80, 25], 16, 2, &[]), no_ram).unwrap();
-        assert_eq!((framebuffer.format, framebuffer.len()), (Format::Text, 4000));
+        assert_eq!((framebuffer.format, framebuffer.bytes()), (Format::Text, 4000));
     }
 
     #[test]
@@ -217,8 +217,8 @@ pub(super) mod tests {
         fn whatever_is_taken_has_its_pixels_in_its_bytes(tag in prop::collection::vec(any::<u8>(), 0..40)) {
             if let Ok(framebuffer) = Framebuffer::new(&tag, no_ram) {
                 let bytes = match framebuffer.format { Format::Pixels { bytes, .. } => bytes, Format::Text => 2 };
-                prop_assert!((framebuffer.height - 1) * framebuffer.pitch + framebuffer.width * bytes <= framebuffer.len());
-                prop_assert!(framebuffer.base.checked_add(framebuffer.len() as u64).is_some());
+                prop_assert!((framebuffer.height - 1) * framebuffer.pitch + framebuffer.width * bytes <= framebuffer.bytes());
+                prop_assert!(framebuffer.base.checked_add(framebuffer.bytes() as u64).is_some());
             }
         }
     }

@@ -63,7 +63,7 @@ impl Painter {
     /// # Safety
     /// The framebuffer's memory is a screen's, or nobody's else, and is mapped whenever [`Self::paint_row`] is called.
     pub unsafe fn new(framebuffer: Framebuffer, shown: &'static [AtomicU16]) -> Option<Self> {
-        let memory = Memory { base: NonNull::new(framebuffer.base.as_u64() as *mut u8)?, len: framebuffer.len() };
+        let memory = Memory { base: NonNull::new(framebuffer.base.as_u64() as *mut u8)?, len: framebuffer.bytes() };
         let (scale, columns, rows) = match framebuffer.format {
             Format::Text => (1, framebuffer.width, framebuffer.height),
             Format::Pixels { .. } => {
