@@ -45,6 +45,8 @@ pub struct Config {
     pub plugin_options: Vec<String>,
     /// Words for the hypervisor's own command line (`imsvisor::options`).
     pub hypervisor_options: Vec<String>,
+    /// A guest of ours is booted in the hypervisor's place: the words are the guest's.
+    pub native: bool,
     /// The device of ours at which its second serial line ends, where a guest has its console.
     pub terminal: Option<String>,
     /// QEMU's machine has a screen, a monitor ([`MONITOR`]) and nothing that ends it, as a person's has; its image is one for real machines.
@@ -69,6 +71,7 @@ impl Default for Config {
             dsa_server: None,
             plugin_options: Vec::new(),
             hypervisor_options: Vec::new(),
+            native: false,
             terminal: None,
             screen: false,
             extra: Vec::new(),
@@ -193,7 +196,7 @@ fn write_image(
     name: &str,
 ) -> Result<()> {
     let mut options = config.hypervisor_options.clone();
-    if !config.screen && !options.iter().any(|word| word.starts_with("screen=")) {
+    if !config.screen && !config.native && !options.iter().any(|word| word.starts_with("screen=")) {
         // Nobody sees an emulator's screen.
         options.push("screen=off".to_owned());
     }

@@ -38,7 +38,7 @@ pub fn console_number(words: &[String]) -> Result<usize> {
 /// The ports of a machine, COM1's first: the console's file, and a terminal where the hypervisor looks for it, which is COM2, or COM1 if
 /// the console has COM2.
 pub(super) fn ports<'a>(config: &'a Config, file: &'a str) -> Result<Vec<Port<'a>>> {
-    let console = console_number(&config.hypervisor_options)?;
+    let console = if config.native { 1 } else { console_number(&config.hypervisor_options)? };
     let terminal = if console == 2 { 1 } else { 2 };
     let last = if config.terminal.is_some() { console.max(terminal) } else { console };
     let at = |number| match &config.terminal {
@@ -70,6 +70,12 @@ mod tests {
         ] {
             assert_eq!(ports(&config(words, terminal), "f").unwrap(), expected, "{words:?}");
         }
+    }
+
+    #[test]
+    fn a_guest_in_the_hypervisors_place_has_words_of_its_own_and_reports_on_com1() {
+        let config = Config { native: true, ..config(&["profile=short", "console=com2"], None) };
+        assert_eq!(ports(&config, "f").unwrap(), [Port::File("f")]);
     }
 
     #[test]
