@@ -21,6 +21,11 @@ header:
     .long 12
     .long multiboot2_entry
     .balign 8
+    // A screen of pixels, if there is one: 1024 by 768, or any. Text will do.
+    .short 5, 1
+    .long 20
+    .long 1024, 768, 32
+    .balign 8
     // End of tags.
     .short 0, 0
     .long 8

@@ -415,6 +415,7 @@ impl Verdict {
 mod tests {
     use super::*;
     use crate::machine::Seen;
+    use crate::machine::Silence;
 
     const CONSOLE: &str = "\
 @ims boot version=0.1.0
@@ -657,7 +658,7 @@ mod tests {
     #[test]
     fn a_machine_that_hung_or_died_fails_the_run() {
         for end in [
-            End::Silent(Duration::from_secs(30)),
+            End::Silent(Silence { wall: Duration::from_secs(30), own: None }),
             End::Died("panic".into()),
             End::TooLong(Duration::ZERO),
             End::Flooded,

@@ -159,6 +159,7 @@ impl Plan {
     /// Boots one of our guests in the hypervisor's place, with a command line.
     pub fn native(&mut self, image: &'static str, line: &str) {
         self.native = Some(image);
+        self.config.native = true;
         self.config.hypervisor_options = line.split_whitespace().map(String::from).collect();
     }
 

@@ -308,7 +308,7 @@ fn native() -> Option<&'static Outcome> {
         let disguise = ["-smbios", "type=0,vendor=Firmware", "-smbios", "type=1,manufacturer=Maker,product=Board"];
         let unit = ["-global", "intel-iommu.caching-mode=off"];
         let extra = disguise.into_iter().chain(unit).map(str::to_owned).collect();
-        let config = Config { exclude_features: vec!["hypervisor".into()], extra, ..Config::default() };
+        let config = Config { native: true, exclude_features: vec!["hypervisor".into()], extra, ..Config::default() };
         boot_served(bench::guest("demo")?, config)
     };
     NATIVE.get(boot).unwrap_or_else(|error| panic!("the demo could not be booted: {error:#}")).as_ref()

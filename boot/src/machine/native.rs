@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use super::bochs::{self, IPS};
 use super::run::{Console, Manner, Meaning, Run};
+use super::serial::Port;
 use super::{Config, IMAGE, Kind, SERIAL};
 use crate::event::Line;
 use crate::image::{self, Kernel};
@@ -77,7 +78,8 @@ pub fn start(
     let tree = directory.join("cd");
     image::write_linux_cd(grub, &kernel, &tree, &directory, &directory.join(IMAGE))?;
     fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
-    Ok(bochs::start_with(&[SERIAL], MANNER, tools, &around(config, append), directory)?.counting(Kind::Bochs.unit()))
+    Ok(bochs::start_with(&[Port::File(SERIAL)], MANNER, tools, &around(config, append), directory)?
+        .counting(Kind::Bochs.unit()))
 }
 
 /// The machine around Linux. Where its first process is to use shared virtual addressing, the devices have what that takes.

@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use multiboot2::{BootInformation, BootInformationHeader, MAGIC};
+use multiboot2::{BootInformation, BootInformationHeader, MAGIC, TagType};
 
 use crate::{
     addr::Hpa,
@@ -113,6 +113,17 @@ impl Loader {
             initrd: initrd.map(module_range),
         };
         grouped.into_iter().map(module).collect()
+    }
+
+    /// The hypervisor's own command line; empty where there is none, or where it is not UTF-8.
+    pub fn command_line(&self) -> &str {
+        self.information.command_line_tag().and_then(|tag| tag.cmdline().ok()).unwrap_or("")
+    }
+
+    /// The bytes behind the header of the tag that describes the screen. The crate's own reader panics on a tag that is too short.
+    pub fn framebuffer(&self) -> Option<&[u8]> {
+        let tag = self.information.tags().find(|tag| TagType::from(tag.header().typ) == TagType::Framebuffer)?;
+        Some(tag.payload())
     }
 
     /// Where the copy of the ACPI root pointer is that the loader made, the newer one first.

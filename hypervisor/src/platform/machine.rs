@@ -6,14 +6,13 @@ use core::fmt;
 use super::{
     clock as counters, io_apic,
     loader::Loader,
-    memory::{FRAMES, Firmware, map_device},
+    memory::{FRAMES, Firmware, find_rsdp, map_device},
     ports::Unit,
     wall_clock::WallClock,
 };
 use crate::{
     acpi::{
-        Dmar, Drhd, FirmwareMemory, Processor, Rmrr, Rsdp, Table, Tables, dmar::TooShort, ecam_windows, io_apics,
-        processors,
+        Dmar, Drhd, FirmwareMemory, Processor, Rmrr, Table, Tables, dmar::TooShort, ecam_windows, io_apics, processors,
     },
     addr::{Bdf, Hpa, PAGE_SIZE},
     apic,
@@ -26,9 +25,6 @@ use crate::{
 
 /// Odd things of one table that are told of; how many more there are is told as well.
 const TOLD: usize = 16;
-
-/// Bytes of a root pointer, of the newer kind.
-const RSDP_BYTES: usize = 36;
 
 /// The machine.
 pub struct Machine {
@@ -47,8 +43,7 @@ impl Machine {
     /// without remapping units.
     pub fn discover(loader: &Loader) -> Self {
         let firmware = Firmware::new(loader);
-        let rsdp = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
-        let tables = rsdp.or_else(|| Rsdp::scan(&firmware)).and_then(|rsdp| Tables::new(&firmware, rsdp));
+        let tables = find_rsdp(&firmware, loader).and_then(|rsdp| Tables::new(&firmware, rsdp));
         if tables.is_none() {
             log::warn!("no ACPI tables");
         }

@@ -6,7 +6,7 @@ use spin::Mutex;
 
 use super::loader::Loader;
 use crate::{
-    acpi::tables::FirmwareMemory,
+    acpi::{FirmwareMemory, Rsdp},
     addr::{Hpa, PAGE_SIZE},
     apic,
     memory::{
@@ -24,6 +24,9 @@ static PAGING: Mutex<Option<Paging<'static, Frames>>> = Mutex::new(None);
 /// Bytes of the hypervisor's heap at the start. The ACPI and PCI descriptions, the decoder's tables, the guests' slots live there; on a
 /// large machine it grows.
 const HEAP: u64 = 4 << 20;
+
+/// Bytes of a root pointer, of the newer kind.
+const RSDP_BYTES: usize = 36;
 
 /// The lowest megabyte, where the firmware's tables are looked for.
 const LOW: PhysRange = PhysRange::new(Hpa::new(0), 1 << 20);
@@ -127,6 +130,11 @@ pub fn map_device(start: Hpa, len: u64) -> Result<(), MapError> {
     PAGING.lock().as_mut().map_or(Ok(()), |paging| paging.map_mmio(start, len))
 }
 
+/// Maps a screen's memory.
+pub fn map_screen(screen: PhysRange) -> Result<(), MapError> {
+    PAGING.lock().as_mut().map_or(Err(MapError::BadRange), |paging| paging.map(screen, Access::Screen))
+}
+
 /// Maps the page where processors start: code, data and words in one.
 pub fn map_trampoline(page: Hpa) -> Result<(), MapError> {
     remap(page, Access::Trampoline)
@@ -156,6 +164,12 @@ impl Firmware {
         let reserved = loader.memory(false).filter(|range| range.end().as_u64() <= READABLE_END);
         Self(loader.memory(true).chain(reserved).chain([low]).collect())
     }
+}
+
+/// The root pointer: the boot loader's copy, else the one in the BIOS's area.
+pub fn find_rsdp(firmware: &Firmware, loader: &Loader) -> Option<Rsdp> {
+    let copy = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
+    copy.or_else(|| Rsdp::scan(firmware))
 }
 
 impl FirmwareMemory for Firmware {

@@ -3,6 +3,8 @@
 pub mod burst;
 #[cfg(feature = "bare")]
 pub mod clock;
+#[cfg(feature = "bare")]
+pub mod console;
 pub mod delivery;
 pub mod dsa;
 pub mod io_apic;

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
-    console::terminal,
+    console::{self, terminal},
     ept::{Access, Ept},
     guest::{
         acpi,
@@ -98,7 +98,11 @@ impl Maker {
             self.service.ports().seat(id, number, seat);
         }
         if options.console && !terminal::open() {
-            log::warn!("guest {}: console=on: no port answers at COM2; what it writes is on COM1 alone", options.name);
+            let (own, console) = (terminal::port(), console::port());
+            log::warn!(
+                "guest {}: console=on: no port answers at {own}; what it writes is on {console} alone",
+                options.name
+            );
         }
         let board = Board::new(bus, options, self.machine.wall_clock());
         let vm = Arc::new(Vm::new(id, options, holdings, windows, board, seats));

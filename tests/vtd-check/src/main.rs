@@ -41,6 +41,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     event!("boot version={}", env!("CARGO_PKG_VERSION"));
     // SAFETY: the entry code passes on what the loader gave it.
     let loader = unsafe { Loader::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
+    let console = platform::console::begin(&loader);
     // SAFETY: the entry code has mapped the first 4 GiB, and this is the only call.
     if !unsafe { platform::memory::take(&loader) } {
         refuse("memory", "too little");
@@ -48,6 +49,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     if let Err(error) = platform::memory::map(&loader) {
         refuse("memory", format_args!("no page tables: {error:?}"));
     }
+    console.settle(&loader);
     Box::leak(Box::new(Tables::new())).load();
     let apic_id = apic::init();
     ThisCpu::install(0, apic_id);

@@ -297,11 +297,11 @@ pub(super) fn install(plugin: &Plugin) -> Result<(), String> {
     super::ioapic::replace(&plugin.symbols)?;
     ENGINE_TIMER.store(timer(plugin, engine_timer, ENGINE_MICROSECONDS)?, Ordering::Relaxed);
     BIOS_TIMER.store(timer(plugin, bios_timer, BIOS_POLL_MICROSECONDS)?, Ordering::Relaxed);
-    Ok(())
+    super::progress::install(plugin)
 }
 
 /// A new timer, not running.
-fn timer(plugin: &Plugin, handler: extern "C" fn(*mut c_void), microseconds: u32) -> Result<u32, String> {
+pub(super) fn timer(plugin: &Plugin, handler: extern "C" fn(*mut c_void), microseconds: u32) -> Result<u32, String> {
     // Bochs wants a parameter that is not null; it is not used.
     let parameter = plugin.symbols.devices.0;
     // SAFETY: the object is `bx_pc_system`; the handler stays loaded; the name is a C string.
