@@ -16,7 +16,7 @@ use crate::{
     vdev::{
         cpuid::Policy,
         msr::Msrs,
-        x2apic::{Ipi, X2Apic},
+        x2apic::{self, Ipi, X2Apic},
     },
     vmx::{
         Event, EventKind, Exit, Vcpu,
@@ -171,7 +171,7 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
             devices.look_at_time();
             Action::Resume
         }
-        Exit::InterruptWindow | Exit::NmiWindow => Action::Resume,
+        Exit::InterruptWindow | Exit::NmiWindow | Exit::Signal => Action::Resume,
         Exit::ControlRegister => control_register(vcpu, devices, ram, CrAccess::read()),
         Exit::Xsetbv => match cr::xsetbv(vcpu, xcr0.1) {
             Ok(value) => {
@@ -186,9 +186,30 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
         Exit::NotOffered => Action::UNDEFINED_OPCODE,
         Exit::ExceptionOrNmi => exception_or_nmi(vcpu),
         Exit::TripleFault => Action::End(EndReason::TripleFault),
+        Exit::ApicWrite => apic_write(vcpu, devices),
+        Exit::TaskSwitch => {
+            Action::End(EndReason::Killed("a hardware task switch, which the hypervisor does not carry out"))
+        }
         Exit::EntryFailure => Action::End(EndReason::Killed("the processor refused the guest's state")),
-        Exit::Other => Action::End(EndReason::Killed("an exit that the hypervisor does not serve")),
+        Exit::EntryMachineCheck => panic!("machine check during VM entry"),
+        Exit::EptMisconfiguration => {
+            Action::End(EndReason::Killed("the processor refused an entry of the guest's EPT"))
+        }
+        Exit::NotAskedFor => Action::End(EndReason::Killed("an exit that the hypervisor has not asked for")),
     }
+}
+
+/// The processor has written a register of the virtual-APIC page and leaves the rest to us. That is a self-IPI whose vector is below 16
+/// (SDM vol. 3, 31.1.5 and 31.4.3.3): the model notes the error. The instruction is done.
+#[cold]
+fn apic_write(vcpu: &Vcpu, devices: &mut Devices) -> Action {
+    const SELF_IPI: u16 = 0x3f0;
+    if exit::apic_write_offset() != SELF_IPI {
+        return Action::End(EndReason::Killed("a write to its local APIC that the processor should have carried out"));
+    }
+    // The write did not fault, so the register took it.
+    let _ = devices.apic.write(x2apic::SELF_IPI, vcpu.registers.edx_eax() & 0xff, devices.guest_tsc(cpu::tsc()));
+    Action::Resume
 }
 
 /// The tail: the only place where RIP moves and where handlers' events are injected.
@@ -207,12 +228,13 @@ fn finish(vcpu: &mut Vcpu, action: Action) -> Next {
         Action::Halt => {
             let length = vcpu.instruction_length();
             vcpu.advance(length);
-            Next::Halt
+            // The trap behind HLT ends its wait (SDM vol. 2, HLT).
+            if vcpu.has_pending_debug() { Next::Run } else { Next::Halt }
         }
         Action::Resume => Next::Run,
         Action::Yield => Next::Yield,
         Action::Inject { event, error_code } => {
-            vcpu.inject(event, error_code);
+            vcpu.raise(event, error_code);
             Next::Run
         }
         Action::End(reason) => Next::End(reason),
@@ -248,6 +270,9 @@ fn machine<'a, P>(context: &'a mut Context<'_, P>) -> VcpuMachine<'a, P> {
 /// What [`store_known`] does not take.
 #[inline(never)]
 fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, fault: Fault) -> Action {
+    if exit::violation_unblocked_nmis() {
+        machine.vcpu.block_nmis();
+    }
     match emulate(&mut machine, fault) {
         Ok(Outcome::Advance(length)) => Action::AdvanceBy(length),
         Ok(Outcome::Again) => Action::Resume,
@@ -296,6 +321,9 @@ fn exception_or_nmi(vcpu: &mut Vcpu) -> Action {
         cpu::interrupts::count_nmi();
         return Action::Resume;
     };
+    if exit::exception_unblocked_nmis() {
+        vcpu.block_nmis();
+    }
     match event.vector() {
         VECTOR_MC => panic!("machine check"),
         VECTOR_DB => {

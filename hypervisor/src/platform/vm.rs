@@ -20,7 +20,7 @@ use crate::{
     ims::{Attribution, GuestId},
     memory::Ram,
     vdev::x2apic::{Delivery, Ipi},
-    vmx::exit::Reason,
+    vmx::reason::Reason,
 };
 
 /// Slots that fired too fast that are told of, of a guest.
