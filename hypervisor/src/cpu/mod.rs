@@ -95,6 +95,20 @@ pub fn write_cr2(value: u64) {
     unsafe { core::arch::asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
 }
 
+/// DR0 to DR3, which are the running guest's.
+pub fn breakpoint_addresses() -> [u64; 4] {
+    let mut values = [0u64; 4];
+    // SAFETY: reading debug registers has no side effect, since DR7.GD is clear in the hypervisor.
+    unsafe {
+        core::arch::asm!(
+            "mov {0}, dr0", "mov {1}, dr1", "mov {2}, dr2", "mov {3}, dr3",
+            out(reg) values[0], out(reg) values[1], out(reg) values[2], out(reg) values[3],
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    values
+}
+
 /// Makes DR6 say what a debug exception of the guest was for: bits 3:0, 13 and 14 of `cause`.
 pub fn add_dr6(cause: u64) {
     let old: u64;

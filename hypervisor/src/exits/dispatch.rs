@@ -26,6 +26,26 @@ use crate::{
     },
 };
 
+/// An instruction that exits again and again although nothing comes of it: what it touches is no operand of its own (a descriptor, a task's
+/// state), or another processor changes it, or its page tables, each time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stuck {
+    at: Option<(u64, Fault)>,
+    times: u32,
+}
+
+impl Stuck {
+    /// More than a processor that changes code or page tables all the time makes likely, and soon over.
+    const MOST: u32 = 1000;
+
+    /// Counts one more time at this RIP with this fault. Whether that is too many in a row.
+    fn is_at(&mut self, here: (u64, Fault)) -> bool {
+        let again = self.at == Some(here);
+        *self = Self { at: Some(here), times: if again { self.times + 1 } else { 1 } };
+        self.times > Self::MOST
+    }
+}
+
 /// What a virtual processor has of its own beside its VMCS.
 pub struct Devices {
     /// Local APIC.
@@ -46,6 +66,8 @@ pub struct Devices {
     pub physical_bits: u8,
     /// Exits until the time is looked at; never 0.
     pub exits_to_look: u32,
+    /// Whether it makes no progress.
+    pub stuck: Stuck,
 }
 
 impl Devices {
@@ -75,6 +97,10 @@ pub trait Platform {
     fn mmio_read(&mut self, gpa: Gpa, bytes: u8) -> u64;
     /// The guest writes `bytes` bytes outside of its memory.
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64);
+    /// The guest writes 9 to 64 bytes outside of its memory, in one page, by one instruction.
+    fn mmio_write_bytes(&mut self, gpa: Gpa, bytes: &[u8]);
+    /// The guest reads 1 to 16 bytes outside of its memory, in one page, and writes what `modify` makes of them, in one step.
+    fn mmio_modify(&mut self, gpa: Gpa, bytes: u8, modify: &mut dyn FnMut(u128) -> u128);
     /// The virtual processor sends an interrupt command.
     fn ipi(&mut self, ipi: Ipi);
     /// The virtual processor ends interrupts by the 4 bytes at this address from now on, or by none.
@@ -252,7 +278,7 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
     let fault = Fault { gpa: violation.gpa, gva, write: violation.write };
     match store_known(&mut machine(context), fault) {
         Some(length) => Action::AdvanceBy(length),
-        None => emulated(machine(context), fault),
+        None => emulated(context, fault),
     }
 }
 
@@ -264,17 +290,37 @@ fn machine<'a, P>(context: &'a mut Context<'_, P>) -> VcpuMachine<'a, P> {
         platform: context.platform,
         memo: &mut context.devices.memo,
         physical_bits: context.devices.physical_bits,
+        hits: 0,
     }
 }
 
 /// What [`store_known`] does not take.
 #[inline(never)]
-fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, fault: Fault) -> Action {
+fn emulated<P: Platform>(context: &mut Context<'_, P>, fault: Fault) -> Action {
+    let mut machine = machine(context);
     if exit::violation_unblocked_nmis() {
         machine.vcpu.block_nmis();
     }
-    match emulate(&mut machine, fault) {
+    let outcome = emulate(&mut machine, fault);
+    let hits = machine.hits;
+    if hits != 0 {
+        context.vcpu.pend_debug(hits);
+    }
+    if outcome == Ok(Outcome::Again) {
+        let here = (context.vcpu.read(fields::GUEST_RIP), fault);
+        return if context.devices.stuck.is_at(here) {
+            Action::End(EndReason::Killed("an instruction that reads a descriptor, or the like, outside of its memory"))
+        } else {
+            Action::Resume
+        };
+    }
+    context.devices.stuck = Stuck::default();
+    match outcome {
         Ok(Outcome::Advance(length)) => Action::AdvanceBy(length),
+        Ok(Outcome::Part) => {
+            context.vcpu.finish_element();
+            Action::Resume
+        }
         Ok(Outcome::Again) => Action::Resume,
         Ok(Outcome::Inject(exception)) => inject(exception),
         Err(_) => Action::End(EndReason::Killed("an instruction or page table outside of its memory")),
@@ -337,4 +383,23 @@ fn exception_or_nmi(vcpu: &mut Vcpu) -> Action {
         _ => {}
     }
     Action::Inject { event, error_code }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Gva;
+
+    #[test]
+    fn an_instruction_of_which_nothing_comes_is_not_executed_for_ever() {
+        let fault = |at| Fault { gpa: Gpa::new(at), gva: Gva::new(at), write: false };
+        let mut stuck = Stuck::default();
+        assert!((0..Stuck::MOST).all(|_| !stuck.is_at((0x1000, fault(0xe000)))));
+        assert!(stuck.is_at((0x1000, fault(0xe000))));
+        // Another fault, or another place, begins anew.
+        assert!(!stuck.is_at((0x1000, fault(0xe008))));
+        assert!((1..Stuck::MOST).all(|_| !stuck.is_at((0x1000, fault(0xe008)))));
+        assert!(!stuck.is_at((0x1003, fault(0xe008))));
+        assert_eq!(stuck.times, 1);
+    }
 }

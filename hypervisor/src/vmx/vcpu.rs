@@ -185,10 +185,7 @@ impl Vcpu {
             next &= 0xffff_ffff;
         }
         self.write(fields::GUEST_RIP, next);
-        let interruptibility = self.read(fields::GUEST_INTERRUPTIBILITY);
-        if interruptibility & (BLOCKING_STI | BLOCKING_MOV_SS) != 0 {
-            self.write(fields::GUEST_INTERRUPTIBILITY, interruptibility & !(BLOCKING_STI | BLOCKING_MOV_SS));
-        }
+        self.end_blocking();
         let flags = self.read(fields::GUEST_RFLAGS);
         if flags & (rflags::TF | rflags::RF) != 0 {
             self.finish_traced(flags);
@@ -209,8 +206,21 @@ impl Vcpu {
         }
     }
 
+    /// An element of a repeated string instruction has ended, and others are left: what [`Vcpu::advance`] does, but for RIP and RF.
+    pub fn finish_element(&mut self) {
+        self.end_blocking();
+        self.pend_single_step();
+    }
+
+    fn end_blocking(&mut self) {
+        let interruptibility = self.read(fields::GUEST_INTERRUPTIBILITY);
+        if interruptibility & (BLOCKING_STI | BLOCKING_MOV_SS) != 0 {
+            self.write(fields::GUEST_INTERRUPTIBILITY, interruptibility & !(BLOCKING_STI | BLOCKING_MOV_SS));
+        }
+    }
+
     /// A debug exception for `causes`, in the format of the field, is pending from now on.
-    fn pend_debug(&mut self, causes: u64) {
+    pub fn pend_debug(&mut self, causes: u64) {
         let pending = self.read(fields::GUEST_PENDING_DEBUG);
         self.write(fields::GUEST_PENDING_DEBUG, pending | causes);
     }
