@@ -1,5 +1,6 @@
 //! Holds the virtual processor to the manual where a hypervisor has a part in what an instruction does: traps, faults, flags, the local
-//! APIC. On a machine without one the same checks hold.
+//! APIC. On a machine without one the same checks hold. With a device the same of what an instruction does to a message store; with
+//! `cpus=` what several processors do to one at a time.
 //!
 //! `way=` makes it do one thing instead that the hypervisor does not carry out, and that ends the guest: [`ways`].
 #![no_std]
@@ -7,8 +8,12 @@
 
 mod apic;
 mod debug;
+mod forms;
+mod stores;
+mod together;
 mod ways;
 
+use guests::bare::assigned::AssignedDsa;
 use guests::bare::{Guest, poke};
 use guests::{command_line, println};
 
@@ -40,6 +45,14 @@ fn main(guest: &Guest) -> u8 {
     let mut checks = Checks::default();
     apic::all(&mut checks);
     debug::all(&mut checks);
-    println!("@result checks={} errors={}", checks.made, checks.errors);
+    let mut carried_out = 0;
+    if let Ok(device) = AssignedDsa::start(guest) {
+        stores::all(&mut checks, &device);
+        carried_out = forms::all(&mut checks, &device, stores::enable_avx());
+        if let Some(cpus) = command_line::number(guest.command_line, "cpus") {
+            together::all(&mut checks, &device, cpus as usize);
+        }
+    }
+    println!("@result checks={} carried_out={carried_out} errors={}", checks.made, checks.errors);
     u8::from(checks.errors != 0)
 }

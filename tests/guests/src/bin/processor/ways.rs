@@ -3,16 +3,21 @@
 //! | `way=` | what |
 //! |---|---|
 //! | `task` | a hardware task switch, in 32-bit code without paging |
+//! | `descriptors` | MOV DS with the descriptor table in a message store |
 
+use core::arch::asm;
+
+use guests::bare::assigned::AssignedDsa;
 use guests::bare::{Guest, exit};
 
 /// Exit code of a guest that is still there.
 const STILL_HERE: u8 = 1;
 
 /// Goes this way.
-pub fn go(_: &Guest, way: &str) -> ! {
+pub fn go(guest: &Guest, way: &str) -> ! {
     match way {
         "task" => task_switch(),
+        "descriptors" => descriptors(guest),
         _ => exit(STILL_HERE),
     }
 }
@@ -78,4 +83,23 @@ unsafe extern "sysv64" {
 fn task_switch() -> ! {
     // SAFETY: the guest ends there.
     unsafe { switch_tasks() }
+}
+
+/// The descriptor of a data segment that nobody has loaded yet: to load it, the processor writes its accessed bit. A store keeps all bits of
+/// a slot's first half.
+fn descriptors(guest: &Guest) -> ! {
+    const SLOT: u64 = 256;
+    const DATA: u64 = 0x20;
+    if let Ok(device) = AssignedDsa::start(guest) {
+        let table = device.ims_address() + SLOT * 16;
+        let mut pointer = [0u8; 10];
+        pointer[0] = 0x7f;
+        pointer[2..].copy_from_slice(&table.to_le_bytes());
+        // SAFETY: a slot of the device's store. Interrupts stay off, so that nobody reads the code segment's descriptor; the guest ends here.
+        unsafe {
+            ((table + DATA) as *mut u64).write_volatile(0x00cf_9200_0000_ffff);
+            asm!("cli", "lgdt [{}]", "mov ds, {:e}", in(reg) &pointer, in(reg) DATA as u32, options(nostack));
+        }
+    }
+    exit(STILL_HERE)
 }
