@@ -37,7 +37,7 @@ impl<'a, P: Ports> Place<'a, P> {
     }
 
     /// A dword of a slot as the guest sees it: in an MSI-X table vector control has nothing but the mask.
-    fn seen(&self, slot: &Slot, field: Field) -> u32 {
+    pub fn seen(&self, slot: &Slot, field: Field) -> u32 {
         let control = field == Field::Ctrl && self.store.backing.is_some();
         slot.field(field) & if control { CTRL_MASK } else { u32::MAX }
     }

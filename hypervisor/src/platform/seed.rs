@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cpu,
     ept::Ept,
-    exits::{Devices, EndReason, PvEoi, memo::Memo},
+    exits::{Devices, EndReason, PvEoi, Stuck, memo::Memo},
     vdev::{
         cpuid::{KvmFeatures, Policy},
         msr::{Msrs, Traits},
@@ -69,6 +69,7 @@ impl Parts {
             apic_id,
             physical_bits,
             exits_to_look: 1,
+            stuck: Stuck::default(),
         }
     }
 }
