@@ -173,6 +173,7 @@ impl Options {
             cpu_model: self.cpu.clone().unwrap_or_else(|| model.to_owned()),
             silence: self.time(self.silence, silence),
             limit: self.time(self.timeout, standard.limit),
+            plugin_options: linux.then(|| linux::DEVICE_OPTION.to_owned()).into_iter().collect(),
             ..standard
         }
     }

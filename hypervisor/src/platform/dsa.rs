@@ -13,18 +13,19 @@ use crate::{
         WorkQueue, queue_limits,
         spec::{
             CMD, CMD_MASK, CMD_SHIFT, CMDCAP, CMDSTS, CMDSTS_ACTIVE, CMDSTS_RESULT_SHIFT, ENGCAP, GENCAP,
-            GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GROUP_ENGINES, IMS_UNIT, INTCAUSE, INTCAUSE_HANDLES_REVOKED,
-            OFFSET_GROUPS, OFFSET_IMS, OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_LIMITS, QUEUE_MODE,
-            QUEUE_PASID_ENABLE, SWERR, SWERR_OVERFLOW, SWERR_QUEUE, SWERR_QUEUE_VALID, SWERR_VALID, TABLE_OFFSETS,
-            WQCAP, WQCAP_CONFIG_SIZE, WQCAP_QUEUES, WQCAP_SIZE, command,
+            GENCAP_COMMANDS, GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GROUP_ENGINES, IMS_UNIT, INTCAUSE,
+            INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_IMS, OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED,
+            QUEUE_LIMITS, QUEUE_MODE, QUEUE_PASID_ENABLE, SWERR, SWERR_OVERFLOW, SWERR_QUEUE, SWERR_QUEUE_VALID,
+            SWERR_VALID, TABLE_OFFSETS, WQCAP, WQCAP_CONFIG_SIZE, WQCAP_QUEUES, WQCAP_SIZE, command,
         },
     },
 };
 
-/// PCI IDs.
+/// PCI vendor ID.
 const VENDOR: u16 = 0x8086;
-/// PCI device ID.
-const DEVICE: u16 = 0x0b25;
+/// PCI device IDs: of Sapphire Rapids, Emerald Rapids and Granite Rapids; of Granite Rapids D; of Diamond Rapids (Linux
+/// `include/linux/pci_ids.h` and `idxd_pci_tbl`).
+const DEVICES: [u16; 3] = [0x0b25, 0x11fb, 0x1212];
 
 /// BAR with registers and tables.
 pub const REGISTERS_BAR: u8 = 0;
@@ -63,7 +64,7 @@ pub struct MessageStore {
 
 /// Whether a function is one.
 pub fn is_one(function: &Function) -> bool {
-    (function.vendor, function.device) == (VENDOR, DEVICE)
+    function.vendor == VENDOR && DEVICES.contains(&function.device)
 }
 
 /// Subsystem of a device whose store is behind a command interface: only our model of one.
@@ -243,9 +244,10 @@ impl<R: Registers> WorkQueue for Queue<'_, R> {
 }
 
 impl<R: Registers> Queue<'_, R> {
-    /// Whether the device has a command.
+    /// Whether the device has a command. The register that tells of them is there only if GENCAP says so, as Linux knows it
+    /// (`idxd_read_caps`): on Sapphire Rapids it is not, and there are no handles.
     fn has(&self, number: u32) -> bool {
-        self.registers.read32(CMDCAP).get_bit(number as usize)
+        self.registers.read64(GENCAP).get_bit(GENCAP_COMMANDS) && self.registers.read32(CMDCAP).get_bit(number as usize)
     }
 
     /// A command for the queues in the operand: a mask in 15:0 of the sixteen that 19:16 selects.

@@ -226,10 +226,11 @@ impl Parents {
 }
 
 /// What can be shared out of a function: work queues, and slots of its store.
-pub fn capacity(function: &Function) -> Option<(u8, u32)> {
+pub fn capacity(machine: &Machine, function: &Function) -> Option<(u8, u32)> {
     function.pasid?;
-    let registers = assign::registers(function).ok()?;
-    Some((dsa::queues(&registers)?.count, dsa::message_store(&registers)?.slots))
+    assign::look(machine, function, |registers| {
+        Some((dsa::queues(registers)?.count, dsa::message_store(registers)?.slots))
+    })?
 }
 
 impl Parent {
@@ -240,11 +241,12 @@ impl Parent {
         if dsa::has_slow_store(function) {
             return Err(Refusal::NoStore);
         }
-        pci::function::enable(machine.config(), function.bdf);
+        pci::function::enable_memory(machine.config(), function.bdf);
         if !dsa::reset(&registers, clock::current()) {
             return Err(Refusal::Hardware);
         }
         pci::function::set_pasid_enable(machine.config(), function.bdf, pasid, true);
+        pci::function::enable(machine.config(), function.bdf);
         dsa::share_out(&registers, clock::current()).map_err(|error| {
             log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
             Refusal::Hardware

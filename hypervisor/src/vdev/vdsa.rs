@@ -15,10 +15,11 @@ use bit_field::BitField;
 
 use self::spec::{
     CMD, CMD_INTERRUPT, CMD_MASK, CMD_OPERAND, CMD_RESERVED, CMD_SHIFT, CMDCAP, CMDSTS, CMDSTS_RESULT_SHIFT, ENGCAP,
-    GENCAP, GENCAP_BATCH, GENCAP_TRANSFER, GENCTRL, GENCTRL_ERROR, GENCTRL_HALT, GENSTS, GROUP_ENGINES, GRPCAP,
-    INTCAUSE, INTCAUSE_COMMAND, INTCAUSE_ERROR, INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_PERMISSIONS,
-    OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_ENABLED, QUEUE_LIMITS, QUEUE_MODE, QUEUE_STATE, SWERR,
-    SWERR_OVERFLOW, SWERR_PASID, SWERR_QUEUE, SWERR_VALID, TABLE_OFFSETS, VERSION, WQCAP, command, error,
+    GENCAP, GENCAP_BATCH, GENCAP_COMMANDS, GENCAP_TRANSFER, GENCTRL, GENCTRL_ERROR, GENCTRL_HALT, GENSTS,
+    GROUP_ENGINES, GRPCAP, INTCAUSE, INTCAUSE_COMMAND, INTCAUSE_ERROR, INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS,
+    OFFSET_PERMISSIONS, OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_ENABLED, QUEUE_LIMITS, QUEUE_MODE,
+    QUEUE_STATE, SWERR, SWERR_OVERFLOW, SWERR_PASID, SWERR_QUEUE, SWERR_VALID, TABLE_OFFSETS, VERSION, WQCAP, command,
+    error,
 };
 
 /// Where things lie in BAR 0: registers with the configuration of groups and work queues, pending bits, MSI-X permissions, MSI-X table.
@@ -39,9 +40,12 @@ pub const BAR2_SIZE: u64 = 0x4000;
 const GROUPS: usize = 0x400;
 const QUEUES: usize = 0x500;
 
-/// GENCAP: overlapping copies, cache control for memory and for flushes, CMDCAP, largest transfer, largest batch. What is not here is
-/// not offered: blocking on page faults, configuration, a message store.
-const GENCAP_OFFERED: u64 = 0b1_1110 | 0x1f << 16 | 0xf << 21;
+/// GENCAP: overlapping copies, cache control for memory and for flushes, largest transfer, largest batch are the parent's. What is not
+/// here is not offered: blocking on page faults, configuration, a message store.
+const GENCAP_PARENTS: u64 = 0b1110 | 0x1f << 16 | 0xf << 21;
+/// GENCAP: a vector's handle is a slot of the parent's and hardly ever the vector's own number. So it has to be asked for, whether the
+/// parent has handles or not.
+const GENCAP_OWN: u64 = 1 << GENCAP_COMMANDS;
 /// WQCAP: one queue whose configuration has 64 bytes, dedicated.
 const WQCAP_ONE: u64 = 1 << 16 | 1 << 24 | 1 << 49;
 const GENCTRL_WRITABLE: u32 = GENCTRL_ERROR | GENCTRL_HALT;
@@ -154,7 +158,7 @@ impl VirtualDsa {
     fn show_capabilities(&mut self) {
         let Shape { gencap, opcap, queue_size, .. } = self.shape;
         self.put(VERSION, 0x100);
-        self.put(GENCAP, gencap & GENCAP_OFFERED);
+        self.put(GENCAP, gencap & GENCAP_PARENTS | GENCAP_OWN);
         self.put(WQCAP, WQCAP_ONE | u64::from(queue_size));
         self.put(GRPCAP, 1);
         self.put(ENGCAP, 1);

@@ -3,7 +3,11 @@ use core::cell::{Cell, RefCell};
 use dsa_model::{Config, Dsa, Fault, PortalWrite, Upstream};
 
 use super::*;
-use crate::clock::testing::EveryLook;
+use crate::{
+    addr::Bdf,
+    clock::testing::EveryLook,
+    pci::{ConfigSpace, function::while_decoding},
+};
 
 /// Each look takes a microsecond.
 static CLOCK: EveryLook = EveryLook { hertz: 1_000_000 };
@@ -149,9 +153,18 @@ impl Registers for Model {
 }
 
 impl Model {
+    /// A device as firmware of Sapphire Rapids hands it over: it decodes no memory.
+    fn as_firmware_leaves_it() -> Self {
+        Self(RefCell::new(Dsa::new(Config::sapphire_rapids())))
+    }
+
     /// A device that was reset, with memory space, bus mastering and PASIDs enabled, and shared out.
     fn shared_out() -> Self {
-        let mut dsa = Dsa::new(Config::default());
+        Self::made(Config::default())
+    }
+
+    fn made(config: Config) -> Self {
+        let mut dsa = Dsa::new(config);
         dsa.config_write(4, 2, 6, &mut Nowhere);
         dsa.config_write(0x126, 2, 1, &mut Nowhere);
         let model = Self(RefCell::new(dsa));
@@ -179,6 +192,46 @@ impl Model {
     fn slot_ctrl(&self, slot: usize) -> u32 {
         self.read32(0x4_0000 + 16 * slot + SLOT_CTRL)
     }
+}
+
+impl ConfigSpace for Model {
+    fn read(&self, _: Bdf, offset: u16) -> u32 {
+        self.0.borrow().config_read(offset, 4)
+    }
+    fn write(&self, _: Bdf, offset: u16, value: u32) {
+        self.0.borrow_mut().config_write(offset, 4, value, &mut Nowhere);
+    }
+    fn buses(&self) -> (u8, u8) {
+        (0, 255)
+    }
+    fn has_extended(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_device_that_decodes_no_memory_is_looked_at_and_left_as_it_was() {
+    const COMMAND: u16 = 4;
+    let (model, bdf) = (Model::as_firmware_leaves_it(), Bdf::new(0x6a, 1, 0));
+    for bus_master in [0, 4] {
+        model.write(bdf, COMMAND, bus_master);
+        assert_eq!(queues(&model), None, "all ones");
+        let seen = while_decoding(&model, bdf, || (queues(&model), message_store(&model)));
+        assert_eq!(seen, (Some(Queues { count: 8, size: 16 }), Some(MessageStore { offset: 0x4000, slots: 2048 })));
+        assert_eq!(model.read(bdf, COMMAND) as u16, bus_master as u16);
+    }
+}
+
+#[test]
+fn a_device_without_handles_is_not_asked_for_them() {
+    let model = Model::made(Config::sapphire_rapids());
+    model.queue(0).enable().unwrap();
+    assert_eq!((model.queue(0).request_handle(7), model.queue(0).release_handle(107)), (Ok(107), Ok(())));
+    // Whatever stands in the register that is not there.
+    let mut fake = Fake([0; 64]);
+    fake.0[CMDCAP / 8] = u64::MAX;
+    let mut queue = Queue { registers: &fake, clock: &CLOCK, number: 0, pasid: 1, first_slot: 100 };
+    assert_eq!(queue.request_handle(7), Ok(107));
 }
 
 #[test]

@@ -106,6 +106,19 @@ fn feature_msix_backed_it_is_a_dsa_with_one_dedicated_queue_and_no_message_store
     assert_eq!(guest.read(CMDCAP), 0x67fe);
 }
 
+/// Drivers look at GENCAP before they ask for a handle, and take the vector's number for it if they need not ask.
+#[test]
+fn handles_have_to_be_asked_for_whatever_the_parent_has() {
+    for gencap in [0x40_915f_0107, 0x40_915f_010f, PARENT_GENCAP, 0] {
+        let mut dsa = VirtualDsa::new(Shape { gencap, ..SHAPE });
+        let read = |at: usize| u64::from(dsa.page()[at / 4 + 1]) << 32 | u64::from(dsa.page()[at / 4]);
+        assert_eq!((read(GENCAP) >> 4 & 1, read(CMDCAP)), (1, 0x67fe), "{gencap:#x}");
+        assert_eq!(read(GENCAP) & !(1 << 4), gencap & 0x01ff_000e, "{gencap:#x}");
+        dsa.write(CMD as u64, 4, 13 << 20 | 5, &mut Queue::default());
+        assert_eq!(dsa.page()[CMDSTS / 4], 2053 << 8);
+    }
+}
+
 #[test]
 fn capabilities_and_configuration_stay_whatever_is_written() {
     let mut guest = Guest::working();
