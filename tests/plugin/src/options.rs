@@ -14,7 +14,7 @@ pub(crate) struct Options {
     pub(crate) no_dmar: bool,
     /// Two remapping units: one for the first DSA, one for everything else.
     pub(crate) two_units: bool,
-    /// DSAs as Sapphire Rapids has them.
+    /// DSAs and remapping units as Sapphire Rapids has them.
     pub(crate) sapphire_rapids: bool,
     /// DSAs have the only device ID that packaged Linux kernels know.
     pub(crate) idxd: bool,
@@ -102,6 +102,12 @@ impl Options {
         let known = if self.idxd { dsa_model::spec::DEVICE_ID_SAPPHIRE_RAPIDS } else { base.device_id };
         let device_id = if self.unknown && number == 1 { UNKNOWN_DEVICE } else { known };
         Config { slow_store: self.slow_store, page_requests: self.sva || base.page_requests, device_id, ..base }
+    }
+
+    /// What the remapping units are made from.
+    pub(crate) fn unit(&self) -> vtd_model::Config {
+        use vtd_model::Config;
+        if self.sapphire_rapids { Config::sapphire_rapids_accelerators() } else { Config::default() }
     }
 
     /// Whether firmware describes the remapping unit.
