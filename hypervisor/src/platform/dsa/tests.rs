@@ -4,9 +4,9 @@ use dsa_model::{Config, Dsa, Fault, PortalWrite, Upstream};
 
 use super::*;
 use crate::{
-    addr::Bdf,
+    addr::{Bdf, Hpa},
     clock::testing::EveryLook,
-    pci::{ConfigSpace, function::while_decoding},
+    pci::{Bar, ConfigSpace, function::while_decoding},
 };
 
 /// Each look takes a microsecond.
@@ -253,6 +253,24 @@ fn a_device_that_decodes_no_memory_is_looked_at_and_left_as_it_was() {
         let seen = while_decoding(&model, bdf, || (queues(&model), message_store(&model)));
         assert_eq!(seen, (Some(Queues { count: 8, size: 16 }), Some(MessageStore { offset: 0x4000, slots: 2048 })));
         assert_eq!(model.read(bdf, COMMAND) as u16, bus_master as u16);
+    }
+}
+
+#[test]
+fn every_dsa_is_known_by_its_id_and_read_as_it_is() {
+    for (device_id, known) in [(0x0b25, true), (0x11fb, true), (0x1212, true), (0x0b26, false), (0x0cfe, false)] {
+        let model = Model::of(Dsa::new(Config { device_id, ..Config::sapphire_rapids() }));
+        let (bdf, at) = (Bdf::new(0x6a, 1, 0), 0x206f_fff4_0000);
+        for (offset, value) in [(0x10, at as u32), (0x14, (at >> 32) as u32)] {
+            model.write(bdf, offset, value);
+        }
+        let function = Function::read(&model, bdf).unwrap();
+        assert_eq!(is_one(&function), known, "{device_id:#x}");
+        let bar = |base, size| Some(Bar::Memory { base: Hpa::new(base), size, prefetchable: true, wide: true });
+        assert_eq!(function.bars, [bar(at, 0x1_0000), None, bar(0, 0x2_0000), None, None, None]);
+        let msix = function.msix.unwrap();
+        assert_eq!((msix.entries, msix.table.offset, msix.pba.offset), (9, 0x2000, 0x3000));
+        assert!(function.resets() && function.pasid.is_some() && function.siov.is_some());
     }
 }
 

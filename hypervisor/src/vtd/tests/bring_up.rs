@@ -30,24 +30,26 @@ fn bring_up_keeps_to_the_manual_whatever_the_unit_can_do() {
 
 #[test]
 fn a_unit_that_firmware_left_on_is_taken_over() {
-    let bench = Bench::new(capable());
-    let first = bench.start();
-    first.enable_dma_remapping().unwrap();
-    let index = first.reserve(DSA).unwrap();
-    bench.fire(DSA, index);
-    let second = bench.start();
-    second.enable_dma_remapping().unwrap();
-    assert_eq!(faults(&second), []);
-    let index = second.reserve(DSA).unwrap();
-    second.program(index, Route::Remapped { vector: 40, destination: 1 }).unwrap();
-    assert_eq!(remapped(bench.fire(DSA, index)), Some((40, 1)));
-    bench.assert_clean();
+    for config in all() {
+        let bench = Bench::new(config);
+        let first = bench.start();
+        first.enable_dma_remapping().unwrap();
+        let index = first.reserve(DSA).unwrap();
+        bench.fire(DSA, index);
+        let second = bench.start();
+        second.enable_dma_remapping().unwrap();
+        assert_eq!(faults(&second), []);
+        let index = second.reserve(DSA).unwrap();
+        second.program(index, Route::Remapped { vector: 40, destination: 1 }).unwrap();
+        assert_eq!(remapped(bench.fire(DSA, index)), Some((40, 1)));
+        bench.assert_clean();
+    }
 }
 
 /// The queue's memory may be another's by now, so what halted it is not mended there.
 #[test]
 fn a_unit_whose_queue_an_error_has_halted_is_taken_over() {
-    for config in [capable()].into_iter().chain(presets()) {
+    for config in all() {
         let bench = Bench::new(config);
         let first = bench.start();
         first.enable_dma_remapping().unwrap();

@@ -83,6 +83,11 @@ fn presets() -> [vtd_model::Config; 3] {
     presets.map(|preset| Config { host_address_width: 52, ..preset })
 }
 
+/// A unit with everything, and those of real machines.
+fn all() -> Vec<vtd_model::Config> {
+    [capable()].into_iter().chain(presets()).collect()
+}
+
 impl Bench {
     fn new(config: vtd_model::Config) -> Self {
         Self { model: Mutex::new(vtd_model::Unit::new(config)), frames: TestFrames::default() }

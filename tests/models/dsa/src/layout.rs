@@ -49,6 +49,9 @@ pub(crate) enum Place {
     Nothing,
 }
 
+/// Where a table begins, its bytes, and what is there.
+type Table = (Option<u64>, u64, fn(u64) -> Place);
+
 impl Layout {
     /// A page for every table, and room for as many slots as GENCAP can tell of.
     pub const GENEROUS: Self = Self {
@@ -81,7 +84,7 @@ impl Layout {
     /// What is at `offset` of a device with so many MSI-X entries and slots.
     pub(crate) fn place(&self, offset: u64, msix_entries: usize, slots: usize) -> Place {
         let (entries, slots, queues) = (msix_entries as u64, slots as u64, WQS as u64);
-        let tables: [(Option<u64>, u64, fn(u64) -> Place); 9] = [
+        let tables: [Table; 9] = [
             (Some(0), register::END, Place::Register),
             (Some(self.msix_permissions), entries * PERMISSION, Place::Permission),
             (Some(self.groups), GROUPS as u64 * CONFIGURATION, Place::Group),
