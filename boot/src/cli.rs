@@ -182,6 +182,7 @@ impl Options {
             silence: self.time(self.silence, silence),
             limit: self.time(self.timeout, standard.limit),
             hypervisor_options: self.hypervisor_options(),
+            plugin_options: linux.then(|| linux::DEVICE_OPTION.to_owned()).into_iter().collect(),
             ..standard
         }
     }

@@ -73,7 +73,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
 
 /// The remapping units, and the service on top of them, for the processors with these APIC IDs.
 fn service(machine: &'static Machine, apic_id: u32, others: &[u32]) -> &'static MachineService {
-    let units = machine.bring_up_units(|function| most_entries(assign::slots(function)), apic_id);
+    let units = machine.bring_up_units(|function| most_entries(assign::slots(machine, function)), apic_id);
     let vectors = [apic_id].iter().chain(others).map(|&id| Vectors::new(id)).collect();
     // SAFETY: guests are made by `platform::start` alone, which tells the service of the stores that `assign` prepared.
     let ports = unsafe { MachinePorts::new(machine, units, vectors) };

@@ -152,6 +152,7 @@ impl Plan {
         let guest = GuestArg::with(string, &Asked { append: Some(append.to_owned()), ..Asked::default() })?;
         self.modules.extend(guest.modules(&Images { linux: Some(payload.clone()), ..Images::default() })?);
         self.config.cpu_model = linux::CPU_MODEL.into();
+        self.config.plugin_options.push(linux::DEVICE_OPTION.into());
         self.config.limit = LIMIT_OF_LINUX;
         Ok(())
     }

@@ -12,7 +12,7 @@ use super::{Config, IMAGE, Kind, SERIAL};
 use crate::event::Line;
 use crate::image::{self, Kernel};
 use crate::initramfs::Initramfs;
-use crate::linux::NAME;
+use crate::linux::{DEVICE_OPTION, NAME};
 use crate::paths::Paths;
 use crate::prefix::Tools;
 
@@ -87,7 +87,8 @@ fn around(config: &Config, append: &[String]) -> Config {
     // Linux reads registers that Bochs lacks; a line each makes a large log.
     let extra = [config.extra.clone(), vec!["error: action=ignore".to_owned()]].concat();
     let sva = append.iter().any(|word| word == SVA).then(|| SVA_OPTION.to_owned());
-    let plugin_options = config.plugin_options.iter().cloned().chain(sva).collect();
+    let known = [DEVICE_OPTION.to_owned()];
+    let plugin_options = config.plugin_options.iter().cloned().chain(known).chain(sva).collect();
     Config { extra, plugin_options, ..config.clone() }
 }
 

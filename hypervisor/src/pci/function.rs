@@ -151,6 +151,16 @@ pub fn enable_memory(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
     set_command(config, bdf, command & !COMMAND_BUS_MASTER | COMMAND_MEMORY | COMMAND_NO_INTX);
 }
 
+/// Has the function decode its memory while `look` looks at it; then it is as it was. Firmware leaves decoding off where it needs no
+/// registers itself.
+pub fn while_decoding<T>(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, look: impl FnOnce() -> T) -> T {
+    let command = config.read(bdf, COMMAND) as u16;
+    set_command(config, bdf, command | COMMAND_MEMORY);
+    let seen = look();
+    set_command(config, bdf, command);
+    seen
+}
+
 /// Takes from the function the right to send DMA and messages.
 pub fn disable_bus_master(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
     let command = config.read(bdf, COMMAND) as u16;

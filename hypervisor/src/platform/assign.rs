@@ -155,12 +155,11 @@ fn can_be_given(function: &Function) -> bool {
 }
 
 /// How many slots a function has in its stores, if a guest can get it; those of a store that the hypervisor does not know do not count.
-pub fn slots(function: &Function) -> u32 {
+pub fn slots(machine: &Machine, function: &Function) -> u32 {
     if !can_be_given(function) {
         return 0;
     }
-    let registers = if dsa::is_one(function) { registers(function).ok() } else { None };
-    let store = registers.and_then(|registers| dsa::message_store(&registers));
+    let store = dsa::is_one(function).then(|| look(machine, function, dsa::message_store).flatten()).flatten();
     store.map_or(0, |store| store.slots) + function.msix.map_or(0, |msix| msix.entries.into())
 }
 
@@ -259,6 +258,12 @@ pub(super) fn registers(function: &Function) -> Result<Mmio, Refusal> {
     // SAFETY: the BAR was mapped just now, uncached; the device's registers are no memory, and what its DMA can reach is decided
     // by the remapping unit.
     unsafe { Mmio::new(base, size) }.ok_or(Refusal::Bar(0))
+}
+
+/// Looks at a DSA's registers before it is decided whose it will be: it decodes its memory meanwhile. `None` without registers.
+pub(super) fn look<T>(machine: &Machine, function: &Function, look: impl FnOnce(&Mmio) -> T) -> Option<T> {
+    let registers = registers(function).ok()?;
+    Some(pci::function::while_decoding(machine.config(), function.bdf, || look(&registers)))
 }
 
 pub(super) fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {

@@ -53,6 +53,7 @@ pub mod smp;
 #[cfg(feature = "bare")]
 pub mod start;
 pub mod storm;
+pub mod turns;
 #[cfg(feature = "bare")]
 pub mod virtual_cpu;
 #[cfg(feature = "bare")]

@@ -34,11 +34,11 @@ pub struct Plan {
 
 impl Plan {
     /// Bytes of the heap that the guest takes with what it gets, or may ask for later.
-    pub fn heap_bytes(&self) -> u64 {
+    pub fn heap_bytes(&self, machine: &Machine) -> u64 {
         let cpus = self.options.cpus;
         let processors = u64::from(cpus) * PROCESSOR_BYTES;
         let each = self.given.iter().map(|given| match given {
-            Given::Whole(function) => most_bytes(assign::slots(function), cpus),
+            Given::Whole(function) => most_bytes(assign::slots(machine, function), cpus),
             Given::Virtual(share) => most_bytes(share.vectors.into(), cpus),
         });
         processors + each.sum::<u64>()
@@ -174,7 +174,7 @@ fn part(
         return Err(Refusal::NoStore);
     }
     check(machine, ports, function)?;
-    let capacity = virtual_functions::capacity(function).ok_or(Refusal::NoPasid)?;
+    let capacity = virtual_functions::capacity(machine, function).ok_or(Refusal::NoPasid)?;
     // Functions of one parent are told apart by their PASIDs alone.
     if !ports.has_pasids(function.bdf) {
         return Err(Refusal::NoPasidRemapping);

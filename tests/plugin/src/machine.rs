@@ -190,14 +190,15 @@ impl Upstream for Path<'_> {
 
 impl Machine {
     pub(crate) fn new(options: &Options) -> Self {
+        let base = options.unit();
         let config = vtd_model::Config {
             host_address_width: HOST_ADDRESS_WIDTH,
             scalable_mode: options.scalable(),
-            posted_interrupts: !options.no_posting,
-            first_stage: options.first_stage(),
-            device_tlb: options.sva,
+            posted_interrupts: base.posted_interrupts && !options.no_posting,
+            first_stage: base.first_stage || options.first_stage(),
+            device_tlb: base.device_tlb || options.sva,
             page_requests: options.sva,
-            ..Default::default()
+            ..base
         };
         Self {
             units: (0..options.units()).map(|_| Unit::new(config.clone())).collect(),

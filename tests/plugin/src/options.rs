@@ -1,8 +1,5 @@
 //! What the environment asks for.
 
-/// The most that GENCAP's field of six bits can say, in units of 256 slots.
-const MOST_MULTIPLIER: u8 = 63;
-
 /// A device ID that nobody has.
 const UNKNOWN_DEVICE: u16 = 0x5eed;
 
@@ -17,6 +14,10 @@ pub(crate) struct Options {
     pub(crate) no_dmar: bool,
     /// Two remapping units: one for the first DSA, one for everything else.
     pub(crate) two_units: bool,
+    /// DSAs and remapping units as Sapphire Rapids has them.
+    pub(crate) sapphire_rapids: bool,
+    /// DSAs have the only device ID that packaged Linux kernels know.
+    pub(crate) idxd: bool,
     /// Slots of each DSA's store: as many as its registers can tell of.
     pub(crate) most_slots: bool,
     /// Each DSA's store is behind a command interface.
@@ -61,6 +62,8 @@ impl Options {
                 "opt-out" => options.opt_out = true,
                 "legacy" => options.legacy = true,
                 "no-posting" => options.no_posting = true,
+                "sapphire-rapids" => options.sapphire_rapids = true,
+                "idxd" => options.idxd = true,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
             }
@@ -96,17 +99,24 @@ impl Options {
         self.first_stage || self.sva
     }
 
-    /// How the DSA of this number is made.
+    /// How the DSA of this number is made. The processor of the default machine has no stores of 64 bytes, so portals take pieces; real
+    /// ones do not.
     pub(crate) fn dsa(&self, number: usize) -> dsa_model::Config {
-        let default = dsa_model::Config::default();
-        let device_id = if self.unknown && number == 1 { UNKNOWN_DEVICE } else { default.device_id };
-        let config = dsa_model::Config { slow_store: self.slow_store, page_requests: self.sva, device_id, ..default };
-        if !self.most_slots {
-            return config;
-        }
-        let slots = u16::from(MOST_MULTIPLIER) * dsa_model::spec::gencap::IMS_UNIT;
-        let interrupt_handles = slots + dsa_model::spec::MSIX_ENTRIES as u16;
-        dsa_model::Config { ims_multiplier: MOST_MULTIPLIER, interrupt_handles, ..config }
+        use dsa_model::Config;
+        let base = match (self.sapphire_rapids, self.most_slots) {
+            (true, _) => Config::sapphire_rapids(),
+            (false, true) => Config { pieces: true, ..Config::most_slots() },
+            (false, false) => Config { pieces: true, ..Config::default() },
+        };
+        let known = if self.idxd { dsa_model::spec::DEVICE_ID_SAPPHIRE_RAPIDS } else { base.device_id };
+        let device_id = if self.unknown && number == 1 { UNKNOWN_DEVICE } else { known };
+        Config { slow_store: self.slow_store, page_requests: self.sva || base.page_requests, device_id, ..base }
+    }
+
+    /// What the remapping units are made from.
+    pub(crate) fn unit(&self) -> vtd_model::Config {
+        use vtd_model::Config;
+        if self.sapphire_rapids { Config::sapphire_rapids_accelerators() } else { Config::default() }
     }
 
     /// Whether firmware describes the remapping unit.
@@ -125,6 +135,9 @@ mod tests {
         let both = Options { no_vtd: true, no_dsa: true, ..Options::default() };
         assert_eq!(Options::parse("no-vtd, no-dsa"), Ok(both));
         assert_eq!(Options::parse("most-slots").unwrap().dsa(0).ims_multiplier, 63);
+        let real = Options::parse("sapphire-rapids").unwrap();
+        assert_eq!((real.dsa(0), real.dsa(1).pieces), (dsa_model::Config::sapphire_rapids(), false));
+        assert_eq!((real.dsa(0).device_id, Options::parse("idxd").unwrap().dsa(0).device_id), (0x11fb, 0x0b25));
         assert_eq!((Options::default().dsas(), Options::parse("four-dsas").unwrap().dsas(), both.dsas()), (2, 4, 0));
         assert!(Options::default().scalable() && !Options::parse("legacy").unwrap().scalable());
         assert!(Options::parse("first-stage").unwrap().first_stage());

@@ -153,20 +153,24 @@ fn another_units_domain_is_refused() {
     assert_eq!(remapper.destroy_domain(foreign), Err(Error::Domain));
 }
 
+/// An RMRR's device, a display or a board management controller, behind any unit.
 #[test]
 fn firmwares_device_reaches_its_reserved_memory_only() {
-    let bench = Bench::new(capable());
-    let remapper = start(&bench);
-    let range = |start, len| crate::memory::PhysRange::new(Hpa::new(start), len);
-    let ranges = [range(0x7000_0000, 4 * PAGE), range(0x7000_2000, 4 * PAGE)];
-    // SAFETY: the model touches frames of the test only.
-    let domain = unsafe { remapper.attach_identity(DSA, ranges.into_iter()) }.unwrap();
-    let reached = (0x6fff_f000..0x7000_8000).step_by(4096).filter_map(|at| bench.reaches(DSA, at));
-    assert_eq!(reached.collect::<Vec<_>>(), (0x7000_0000..0x7000_6000).step_by(4096).collect::<Vec<_>>());
-    // SAFETY: as above.
-    let again = unsafe { remapper.attach_identity(DSA, ranges.into_iter()) };
-    assert!(matches!(again, Err(Error::Attached)));
-    assert_eq!(remapper.destroy_domain(domain), Err(Error::Domain));
+    for config in all() {
+        let bench = Bench::new(config);
+        let remapper = start(&bench);
+        let range = |start, len| crate::memory::PhysRange::new(Hpa::new(start), len);
+        let ranges = [range(0x7000_0000, 4 * PAGE), range(0x7000_2000, 4 * PAGE)];
+        // SAFETY: the model touches frames of the test only.
+        let domain = unsafe { remapper.attach_identity(DSA, ranges.into_iter()) }.unwrap();
+        let reached = (0x6fff_f000..0x7000_8000).step_by(4096).filter_map(|at| bench.reaches(DSA, at));
+        assert_eq!(reached.collect::<Vec<_>>(), (0x7000_0000..0x7000_6000).step_by(4096).collect::<Vec<_>>());
+        // SAFETY: as above.
+        let again = unsafe { remapper.attach_identity(DSA, ranges.into_iter()) };
+        assert!(matches!(again, Err(Error::Attached)));
+        assert_eq!(remapper.destroy_domain(domain), Err(Error::Domain));
+        bench.assert_clean();
+    }
 }
 
 #[test]

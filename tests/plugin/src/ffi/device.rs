@@ -4,7 +4,7 @@
 //! than any version needs. The vtable is that of the Itanium C++ ABI.
 
 use super::symbols::Symbols;
-use super::{PLUGIN, Vtable, handlers};
+use super::{PLUGIN, Plugin, Vtable, handlers};
 use crate::machine::DSA_FUNCTIONS;
 use dsa_model::spec;
 use std::ffi::{c_char, c_int, c_void};
@@ -91,8 +91,7 @@ extern "C" fn debug_dump(_: *mut Device, _: c_int, _: *mut *mut c_char) {}
 /// The first moment at which memory, timers and PCI functions may be registered.
 extern "C" fn init(device: *mut Device) {
     let Some(plugin) = PLUGIN.get() else { return };
-    let installed = handlers::install(plugin)
-        .and_then(|()| install_functions(&plugin.symbols, device, &DSA_FUNCTIONS[..plugin.options.dsas()]));
+    let installed = handlers::install(plugin).and_then(|()| install_functions(plugin, device));
     if let Err(error) = installed {
         // There is nobody to return an error to, and the machine is not what was asked for.
         eprintln!("libbx_ims: {error}");
@@ -101,15 +100,16 @@ extern "C" fn init(device: *mut Device) {
 }
 
 /// Functions at these places. The first one's object is the one that Bochs initialises.
-fn install_functions(symbols: &Symbols, first: *mut Device, places: &[u8]) -> Result<(), String> {
+fn install_functions(plugin: &Plugin, first: *mut Device) -> Result<(), String> {
+    let (symbols, places) = (&plugin.symbols, &DSA_FUNCTIONS[..plugin.options.dsas()]);
     places.iter().enumerate().try_for_each(|(n, &place)| {
         let device = if n == 0 { first } else { make(symbols, n) };
-        install_function(symbols, device, place)
+        install_function(symbols, device, place, plugin.options.dsa(n).layout.bytes)
     })
 }
 
-/// A PCI function with its two BARs.
-fn install_function(symbols: &Symbols, device: *mut Device, place: u8) -> Result<(), String> {
+/// A PCI function with its two BARs, of which the first has so many bytes.
+fn install_function(symbols: &Symbols, device: *mut Device, place: u8, registers: u32) -> Result<(), String> {
     let mut function = place;
     let device: *mut c_void = device.cast();
     // SAFETY: `device` is our object, which Bochs passed to its init; the strings stay; the handlers are of this library.
@@ -122,7 +122,7 @@ fn install_function(symbols: &Symbols, device: *mut Device, place: u8) -> Result
     // SAFETY: `device` was registered just now as the function's object; the handlers are of this library, which stays loaded.
     unsafe {
         (symbols.init_config)(device, spec::VENDOR_ID, spec::DEVICE_ID, 0, spec::CLASS, 0, 0);
-        (symbols.init_bar)(device, 0, spec::BAR0_SIZE, handlers::bar0_read, handlers::bar0_write);
+        (symbols.init_bar)(device, 0, registers, handlers::bar0_read, handlers::bar0_write);
         (symbols.init_bar)(device, 2, spec::BAR2_SIZE, handlers::portal_read, handlers::portal_write);
     }
     Ok(())

@@ -5,7 +5,7 @@ use crate::acpi;
 use crate::ioapic::REGISTERS;
 use crate::machine::{DSA_FUNCTIONS, ECAM, MESSAGES, UNIT_BASES};
 use crate::odd;
-use dsa_model::spec::{BAR0_SIZE, BAR2_SIZE};
+use dsa_model::spec::BAR2_SIZE;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -131,13 +131,13 @@ handlers! {
     /// A read of the DSA's BAR0. BARs are naturally aligned, so the address has the offset.
     bar0_read, read: |address, object, plugin, bytes| {
         let dsa = super::device::number(object);
-        let offset = address % u64::from(BAR0_SIZE);
+        let offset = address % u64::from(plugin.options.dsa(dsa).layout.bytes);
         plugin.with(|machine, _| fill(bytes, offset, |at, len| machine.bar0_read(dsa, at, len)));
     };
     /// A write of the DSA's BAR0.
     bar0_write, write: |address, object, plugin, bytes| {
         let dsa = super::device::number(object);
-        let offset = address % u64::from(BAR0_SIZE);
+        let offset = address % u64::from(plugin.options.dsa(dsa).layout.bytes);
         let mut work = false;
         plugin.with(|machine, host| {
             pour(bytes, offset, |at, len, value| work = machine.bar0_write(dsa, at, len, value, host));
