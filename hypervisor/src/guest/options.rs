@@ -9,6 +9,7 @@ use core::fmt;
 use hcall_abi::Pasid;
 
 use super::{
+    errata::{self, Erratum},
     image::INITRD,
     memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size},
 };
@@ -92,6 +93,8 @@ pub struct Options {
     pub console: bool,
     /// `exits=marks`: its VM exits so far are told after each mark on its console.
     pub marks: bool,
+    /// `unsafe=`: errata in spite of which it gets functions that have them.
+    pub accepted: Vec<&'static Erratum>,
 }
 
 /// Why a string describes no guest.
@@ -129,6 +132,8 @@ pub enum Error {
     Exits(String),
     /// Something else than `os=linux`.
     Os(String),
+    /// No names of known errata.
+    Unsafe(String),
     /// Neither `ims=allowed` nor `ims=forbidden`.
     Ims(String),
     /// No number of interrupts that a limit can be.
@@ -151,7 +156,7 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, \
-                     pasids=, console=, exits= or cmdline="
+                     pasids=, unsafe=, console=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -177,6 +182,10 @@ impl fmt::Display for Error {
             Self::Ims(value) => write!(f, "ims={value}: allowed or forbidden"),
             Self::Storm(value) => write!(f, "storm={value}: 1 to {STORM_MAX} interrupts in a million ticks"),
             Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers from 1 to fffff, as in 100-1ff"),
+            Self::Unsafe(value) => {
+                write!(f, "unsafe={value}: names of errata with commas between them, of these:")?;
+                errata::names().try_for_each(|name| write!(f, " {name}"))
+            }
             Self::Exits(value) => write!(f, "exits={value}: only exits=marks is known"),
             Self::CmdlineTooLong(len) => write!(f, "the command line has {len} bytes, {} fit", CMDLINE_SIZE - 1),
         }
@@ -203,7 +212,7 @@ impl Options {
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
         let (mut cpus, mut os, mut apicv, mut posting, mut marks) = (None, None, None, None, None);
         let (mut forbidden, mut hypercalls, mut storm, mut pasids) = (None, None, None, None);
-        let mut console = None;
+        let (mut console, mut accepted) = (None, None);
         let mut counted = 0;
         for word in words {
             match word.split_once('=') {
@@ -219,6 +228,7 @@ impl Options {
                 Some(("storm", value)) => set(&mut storm, parse_storm(value)?, "storm")?,
                 Some(("pasids", value)) => set(&mut pasids, parse_pasids(value)?, "pasids")?,
                 Some(("console", value)) => set(&mut console, parse_switch(value, &word)?, "console")?,
+                Some(("unsafe", value)) => set(&mut accepted, parse_errata(value)?, "unsafe")?,
                 Some(("exits", "marks")) => set(&mut marks, true, "exits")?,
                 Some(("exits", value)) => return Err(Error::Exits(value.into())),
                 Some(("device", _)) if devices.len() == DEVICES_MAX => return Err(Error::TooManyDevices),
@@ -247,6 +257,7 @@ impl Options {
             pasids,
             console: console.unwrap_or(false),
             marks: marks.unwrap_or(false),
+            accepted: accepted.unwrap_or_default(),
         })
     }
 }
@@ -304,6 +315,10 @@ fn parse_ims(value: &str) -> Result<bool, Error> {
 
 fn parse_storm(value: &str) -> Result<u32, Error> {
     parse_number(value, STORM_MAX).ok_or_else(|| Error::Storm(value.into()))
+}
+
+fn parse_errata(value: &str) -> Result<Vec<&'static Erratum>, Error> {
+    value.split(',').map(|name| errata::named(name).ok_or_else(|| Error::Unsafe(value.into()))).collect()
 }
 
 fn parse_pasids(value: &str) -> Result<(Pasid, Pasid), Error> {
@@ -425,6 +440,9 @@ mod tests {
         let owner = Options::parse("x pasids=100-fffff").unwrap();
         assert_eq!(owner.pasids, Pasid::new(0x100).zip(Pasid::new(0xf_ffff)));
         assert_eq!((options.ims_forbidden, options.hypercalls, options.storm), (false, true, None));
+        let accepted = Options::parse("x unsafe=QATE-39220,INTEL-SA-01084").unwrap().accepted;
+        assert_eq!(accepted.iter().map(|erratum| erratum.name).collect::<Vec<_>>(), ["QATE-39220", "INTEL-SA-01084"]);
+        assert!(options.accepted.is_empty());
         assert_eq!((options.os, Options::parse("x os=linux").unwrap().os), (Os::Other, Os::Linux));
     }
 
@@ -479,6 +497,10 @@ mod tests {
         for value in ["", "1", "1-", "-1", "2-1", "1-100000", "1-+2", "g-h", "0-5"] {
             assert_eq!(error(&format!("x pasids={value}")), Error::Pasids(value.into()));
         }
+        for value in ["", "yes", "INTEL-SA-01084,", "intel-sa-01084"] {
+            assert_eq!(error(&format!("x unsafe={value}")), Error::Unsafe(value.into()));
+        }
+        assert!(error("x unsafe=yes").to_string().ends_with(": INTEL-SA-01084 QATE-39220"));
         for value in ["", "Linux", "windows"] {
             assert_eq!(error(&format!("x os={value}")), Error::Os(value.into()));
         }

@@ -17,7 +17,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     clock,
     ept::{self, Ept},
-    guest::memory_map::BarAllocator,
+    guest::{errata::Erratum, memory_map::BarAllocator},
     ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{
@@ -52,6 +52,8 @@ pub enum Refusal {
     NoReset,
     /// Other functions are on its way to the remapping unit.
     NotAlone,
+    /// Its hardware has this erratum, which its guest does not accept.
+    Unsafe(&'static Erratum),
     /// It has no PASIDs, by which virtual functions are told apart.
     NoPasid,
     /// Its remapping unit has no scalable mode, or not these PASIDs.
@@ -83,6 +85,9 @@ impl fmt::Display for Refusal {
             Self::NoReset => "it cannot be reset by itself (function level reset), so that what one guest leaves in it would be the next one's",
             Self::NotAlone => {
                 "it shares its device, its bus or a switch with other functions, which it could reach past the remapping unit"
+            }
+            Self::Unsafe(Erratum { name, what, .. }) => {
+                return write!(f, "its hardware has an erratum ({name}): {what}. A guest that is trusted with that gets it by unsafe={name}");
             }
             Self::NoPasid => "it has no PASIDs",
             Self::NoPasidRemapping => "its remapping unit (IOMMU) does not tell these PASIDs apart: that takes scalable mode, and they end at 0x1fff",
