@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     addr::{Bdf, Hpa},
     clock::testing::EveryLook,
-    pci::{Bar, ConfigSpace, function::while_decoding},
+    pci::{Bar, Buses, ConfigSpace, function::while_decoding},
 };
 
 /// Each look takes a microsecond.
@@ -235,8 +235,8 @@ impl ConfigSpace for Model {
     fn write(&self, _: Bdf, offset: u16, value: u32) {
         self.dsa.borrow_mut().config_write(offset, 4, value, &mut Nowhere);
     }
-    fn buses(&self) -> (u8, u8) {
-        (0, 255)
+    fn buses(&self) -> Vec<Buses> {
+        vec![Buses { segment: 0, first: 0, last: 255 }]
     }
     fn has_extended(&self) -> bool {
         true
