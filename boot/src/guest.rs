@@ -391,7 +391,10 @@ mod tests {
         let kernel = Some(kernel.into());
         assert_eq!(names(Asked { kernel, ..Asked::default() }).unwrap(), ["first"]);
         let string = GuestArg::new("linux").unwrap().string();
-        assert!(string.starts_with("linux os=linux mem=512M device=dsa \"cmdline=console=ttyS0 "), "{string}");
+        assert!(
+            string.starts_with("linux os=linux mem=512M device=dsa unsafe=INTEL-SA-01084 \"cmdline=console=ttyS0 "),
+            "{string}"
+        );
     }
 
     #[test]

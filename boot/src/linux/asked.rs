@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::{OPTIONS, Payload};
 
-/// Options that the guest has unless it is asked for others of their kind: that it is Linux, memory, a device.
-const DEFAULTS: [&str; 3] = ["os=linux", "mem=512M", "device=dsa"];
+/// Options that the guest has unless it is asked for others of their kind: that it is Linux, memory, a device, and the erratum of the one
+/// DSA that the packaged `idxd` knows (8086:0b25).
+const DEFAULTS: [&str; 4] = ["os=linux", "mem=512M", "device=dsa", "unsafe=INTEL-SA-01084"];
 /// The option whose words come behind those that a guest `linux` has anyway.
 const CMDLINE: &str = "cmdline=";
 
@@ -82,9 +83,9 @@ mod tests {
     fn a_guest_has_defaults_for_what_it_is_not_given() {
         let asked = Asked::default();
         let own = OPTIONS.join(" ");
-        assert_eq!(options(&asked, &[]), format!("os=linux|mem=512M|device=dsa|cmdline={own}"));
+        assert_eq!(options(&asked, &[]), format!("{}|cmdline={own}", DEFAULTS.join("|")));
         let given = ["cpus=2", "mem=1G", "device=vdsa", "vectors=8", "device=00:1f.0"];
-        assert_eq!(options(&asked, &given), format!("{}|os=linux|cmdline={own}", given.join("|")));
+        assert_eq!(options(&asked, &given), format!("{}|os=linux|{}|cmdline={own}", given.join("|"), DEFAULTS[3]));
     }
 
     #[test]
