@@ -225,7 +225,8 @@ fn all_of_128_processors_start_those_with_ids_above_255_as_well() {
     // Cores and threads take three bits each, so a socket takes 64 IDs: the last ones are 320 to 322.
     let topology = ["-smp", "128,maxcpus=150,sockets=6,cores=5,threads=5"];
     let extra = topology.map(str::to_owned).into();
-    let config = Config { cpus: 128, extra, silence: SILENCE, limit: LIMIT, ..Config::default() };
+    // QEMU executes them all in one thread, and the hypervisor writes nothing while it starts them.
+    let config = Config { cpus: 128, extra, silence: LIMIT, limit: 2 * LIMIT, ..Config::default() };
     let (paths, image) = (bench::paths().expect("paths"), bench::hypervisor().expect("the hypervisor"));
     let booted = machine::start_on(Kind::Tcg, paths, tools, &config, image, &[]).map(|run| run.finish());
     let outcome = booted.expect("a boot");

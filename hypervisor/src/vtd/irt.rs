@@ -375,6 +375,22 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_has_the_requester_id_of_a_function_of_any_segment() {
+        let frames = TestFrames::default();
+        let format = Format { wide: false, posts: false };
+        let mut table = InterruptTable::new(&frames, 256, format, Coherence(true)).unwrap();
+        let route = Route::Remapped { vector: 0x41, destination: 0 };
+        let source = Bdf::new(0x6a, 1, 0).in_segment(0xffff);
+        let aim = table.aim(source, route).unwrap();
+        for index in [table.bind(aim, 0x41).unwrap(), table.reserve(source).unwrap()] {
+            // SAFETY: the entry is in the table's frames, which live.
+            let [low, high] = unsafe { table.slot(index.into()).unwrap().as_ref() };
+            let entry = Irte(u128::from(high.load(Ordering::Relaxed)) << 64 | u128::from(low.load(Ordering::Relaxed)));
+            assert_eq!((entry.sid() as u16, entry.svt()), (source.requester_id(), SVT_SID));
+        }
+    }
+
+    #[test]
     fn the_most_entries_in_use_are_known_after_some_were_given_back() {
         let frames = TestFrames::default();
         let format = Format { wide: false, posts: false };
