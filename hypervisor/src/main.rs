@@ -46,10 +46,11 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     if !cpu::has_no_execute() {
         refuse("processor", "it has no execute-disable (XD, NX). If the firmware's setup has it, enable it");
     }
-    if let Err(error) = platform::memory::map(&loader) {
+    if let Err(error) = platform::memory::map(&loader, console.screen()) {
         refuse("memory", format_args!("no page tables: {error}"));
     }
-    console.settle(&loader);
+    // SAFETY: the page tables have just been put in force, and map the screen.
+    unsafe { console.settle(&loader) };
     let bases = Box::leak(Box::new(Tables::new())).load();
     let apic_id = apic::init();
     ThisCpu::install(0, apic_id);

@@ -96,7 +96,9 @@ mod tests {
         body[4..8].copy_from_slice(&[space, 8, 0, 1]);
         body[8..16].copy_from_slice(&address.to_le_bytes());
         body[22] = baud;
-        make(b"SPCR", &body)
+        let mut table = make(b"SPCR", &body);
+        table[VERSION] = 2;
+        table
     }
 
     fn console(port: usize, baud: Option<u32>) -> Result<FirmwareConsole, NoConsole> {

@@ -2,7 +2,7 @@
 
 use super::{
     loader::Loader,
-    memory::{Firmware, find_rsdp, map_screen},
+    memory::{Firmware, find_rsdp},
 };
 use crate::{
     acpi::{FirmwareConsole, Tables, firmware_console},
@@ -18,7 +18,6 @@ const MAPPED_AT_ENTRY: u64 = 1 << 32;
 /// A console that has its screen, and its port where the command line names one. The rest needs the final page tables.
 #[must_use]
 pub struct Begun {
-    options: Options,
     framebuffer: Option<Framebuffer>,
 }
 
@@ -33,20 +32,26 @@ pub fn begin(loader: &Loader) -> Begun {
     if let Console::At(port) = options.console {
         open(port, Speed::Baud(115_200), "as the command line says");
     }
-    Begun { options, framebuffer }
+    Begun { framebuffer }
 }
 
 impl Begun {
-    /// Takes what is left, once the final page tables are in force.
-    pub fn settle(self, loader: &Loader) {
-        if let Some(framebuffer) = self.framebuffer {
-            match map_screen(PhysRange::new(framebuffer.base, framebuffer.bytes() as u64)) {
-                // SAFETY: it is mapped for good, as a device is.
-                Ok(()) => unsafe { console::screen_is_mapped() },
-                Err(error) => log::warn!("the screen is not used: {error}"),
-            }
+    /// The memory of the screen, which has to be mapped by the final page tables.
+    pub fn screen(&self) -> Option<PhysRange> {
+        self.framebuffer.map(|framebuffer| PhysRange::new(framebuffer.base, framebuffer.bytes() as u64))
+    }
+
+    /// Takes what is left.
+    ///
+    /// # Safety
+    /// The final page tables are in force, and map [`Self::screen`] for good.
+    pub unsafe fn settle(self, loader: &Loader) {
+        if self.framebuffer.is_some() {
+            // SAFETY: the caller vouches for it.
+            unsafe { console::screen_is_mapped() };
         }
-        if !console::is_open() && self.options.console == Console::Auto {
+        // Also where nothing answers at the port that the command line names: a console elsewhere is better than none.
+        if !console::is_open() {
             choose(loader);
         }
     }
@@ -74,7 +79,7 @@ fn open(port: SerialPort, speed: Speed, why: &str) {
     match unsafe { console::open(port, speed) } {
         Some(baud) if port == SerialPort::COM[0] => console::note(format_args!("console: {port}, {baud} baud, {why}")),
         Some(baud) => log::info!("{port}, {baud} baud, {why}"),
-        None => log::warn!("no port answers at {port}, {why}"),
+        None => log::warn!("nothing answers at {port} ({why})"),
     }
 }
 
@@ -87,8 +92,8 @@ fn take_screen(loader: &Loader) -> Option<Framebuffer> {
     };
     let framebuffer =
         Framebuffer::new(tag, is_ram).inspect_err(|why| log::warn!("the screen is not used: {why}")).ok()?;
-    // SAFETY: the boot loader says that a screen is there, and no usable memory is. `settle` maps it before the entry code's tables go out
-    // of use for good; nobody paints in between.
+    // SAFETY: the boot loader says that a screen is there, and no usable memory is. It is painted only while it is mapped: by the entry
+    // code's tables, or the final ones.
     if !unsafe { console::open_screen(framebuffer) } {
         log::warn!("the screen is not used: it holds no character");
         return None;

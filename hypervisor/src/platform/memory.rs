@@ -86,8 +86,8 @@ pub unsafe fn take(loader: &Loader) -> bool {
     crate::memory::heap::extend(&FRAMES, HEAP)
 }
 
-/// Builds the final page tables and puts them in force.
-pub fn map(loader: &Loader) -> Result<(), MapError> {
+/// Builds the final page tables, with the memory of a screen in them, and puts them in force.
+pub fn map(loader: &Loader, screen: Option<PhysRange>) -> Result<(), MapError> {
     let gibibyte_pages =
         raw_cpuid::CpuId::new().get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_1gib_pages());
     let mut paging = Paging::new(&FRAMES, gibibyte_pages)?;
@@ -103,6 +103,9 @@ pub fn map(loader: &Loader) -> Result<(), MapError> {
         paging.map(range, Access::None)?;
     }
     paging.map(LOW, Access::ReadOnly)?;
+    if let Some(screen) = screen {
+        paging.map(screen, Access::Screen)?;
+    }
     for occupied in loader.occupied() {
         paging.map(occupied, Access::Ram)?;
     }
@@ -128,11 +131,6 @@ pub fn start_page(loader: &Loader) -> Option<Hpa> {
 /// Maps device registers, or more of them.
 pub fn map_device(start: Hpa, len: u64) -> Result<(), MapError> {
     PAGING.lock().as_mut().map_or(Ok(()), |paging| paging.map_mmio(start, len))
-}
-
-/// Maps a screen's memory.
-pub fn map_screen(screen: PhysRange) -> Result<(), MapError> {
-    PAGING.lock().as_mut().map_or(Err(MapError::BadRange), |paging| paging.map(screen, Access::Screen))
 }
 
 /// Maps the page where processors start: code, data and words in one.

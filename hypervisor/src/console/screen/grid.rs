@@ -55,9 +55,9 @@ impl Grid {
     }
 
     fn scroll(&mut self) {
-        let cells = self.columns * self.rows;
-        for place in 0..cells {
-            let below = self.cells.get(place + self.columns).filter(|_| place + self.columns < cells);
+        for place in 0..self.columns * self.rows {
+            // Below the last row are blanks, or no cells at all.
+            let below = self.cells.get(place + self.columns);
             self.set(place, below.map_or(BLANK, |cell| cell.load(Ordering::Relaxed)));
         }
         self.at.1 -= 1;
@@ -77,12 +77,16 @@ mod tests {
     use super::*;
 
     fn grid(columns: usize, rows: usize) -> Grid {
-        Grid::new(Vec::leak((0..columns * rows).map(|_| AtomicU16::new(0)).collect()), columns, rows)
+        Grid::new(Vec::leak((0..columns * rows + 5).map(|_| AtomicU16::new(0)).collect()), columns, rows)
     }
 
     fn text(grid: &Grid) -> Vec<String> {
         let cells: Vec<u8> = grid.cells.iter().map(|cell| cell.load(Ordering::Relaxed) as u8).collect();
-        cells.chunks(grid.columns).map(|row| String::from_utf8_lossy(row).trim_end().to_owned()).collect()
+        cells
+            .chunks(grid.columns)
+            .take(grid.rows)
+            .map(|row| String::from_utf8_lossy(row).trim_end().to_owned())
+            .collect()
     }
 
     fn write(grid: &mut Grid, text: &str) {
