@@ -194,10 +194,13 @@ fn command(registers: &impl Registers, clock: &dyn Clock, number: u32, operand: 
 /// What the last command has come to: its result, or the device's own error. `None` while it is under way.
 pub fn outcome(registers: &impl Registers) -> Option<Outcome> {
     let status = registers.read32(CMDSTS);
-    (status & CMDSTS_ACTIVE == 0).then(|| match status as u8 {
-        0 => Ok((status >> CMDSTS_RESULT_SHIFT) as u16),
-        error => Err(error),
-    })
+    if status & CMDSTS_ACTIVE != 0 {
+        return None;
+    }
+    match status as u8 {
+        0 => Some(Ok((status >> CMDSTS_RESULT_SHIFT) as u16)),
+        error => Some(Err(error)),
+    }
 }
 
 /// A work queue of a device that was shared out.

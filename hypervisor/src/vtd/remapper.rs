@@ -267,7 +267,7 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     }
 
     /// Whether the unit is in scalable mode, where there is a PASID cache even if only requests without a PASID are supported.
-    fn is_scalable(&self) -> bool {
+    pub fn is_scalable(&self) -> bool {
         self.unit.capabilities().scalable().is_some()
     }
 

@@ -64,7 +64,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let mut bed = Bed::new(&loader, machine, units, apic_id, other).unwrap_or_else(|why| refuse("bed", why));
     let can = bed.unit.unit().capabilities();
     let (levels, bits, caching) = (can.levels(), can.address_bits(), can.caches_absent_entries());
-    event!("unit levels={levels} address_bits={bits} caching={caching} scalable={}", bed.unit.has_pasids());
+    event!("unit levels={levels} address_bits={bits} caching={caching} scalable={}", bed.unit.is_scalable());
     let right = match dsa::Dsa::find(machine) {
         Some(dsa) => cases::run_served(&mut bed, &mut dsa.unwrap_or_else(|why| refuse("dsa", why))),
         None => cases::run(&mut bed),

@@ -93,8 +93,8 @@ fn a_guests_drains_delay_anothers_command_by_one_of_each_at_most() {
     let mut longest = 0;
     for round in 0..200 {
         let before: u32 = bench.functions[1..].iter().map(|hostile| hostile.signals).sum();
-        bench.functions[0]
-            .command(if round % 2 == 0 { command::DISABLE_WQ } else { command::ENABLE_WQ }, round % 2 ^ 1);
+        let (number, operand) = if round % 2 == 0 { (command::DISABLE_WQ, 1) } else { (command::ENABLE_WQ, 0) };
+        bench.functions[0].command(number, operand);
         let mut looks = 0;
         while bench.functions[0].status().is_none() {
             for hostile in &mut bench.functions[1..] {

@@ -60,7 +60,7 @@ fn failed(error: Error) -> String {
 /// A request of a function that is attached to nothing was refused.
 fn blocked(bed: &Bed, seen: &Seen, request: Request) -> Verdict {
     let fault = |reason| only_fault(seen, Some(bed.edu.bdf), reason, request);
-    if bed.unit.has_pasids() {
+    if bed.unit.is_scalable() {
         return fault(PASID_NOT_PRESENT).or_else(|_| fault(PASID_INVALID));
     }
     fault(CONTEXT_NOT_PRESENT)
