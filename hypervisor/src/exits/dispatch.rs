@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     addr::Gpa,
-    cpu,
+    cpu::{
+        self,
+        machine_check::{self, Interrupted, Verdict},
+    },
     memory::Ram,
     vdev::{
         cpuid::Policy,
@@ -217,7 +220,7 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
             Action::End(EndReason::Killed("a hardware task switch, which the hypervisor does not carry out"))
         }
         Exit::EntryFailure => Action::End(EndReason::Killed("the processor refused the guest's state")),
-        Exit::EntryMachineCheck => panic!("machine check during VM entry"),
+        Exit::EntryMachineCheck => machine_check(Interrupted::Hypervisor),
         Exit::EptMisconfiguration => {
             Action::End(EndReason::Killed("the processor refused an entry of the guest's EPT"))
         }
@@ -360,18 +363,36 @@ fn read_pdptes(ram: &Ram, gpa: Gpa) -> Option<[u64; 4]> {
     Some(entries)
 }
 
+/// What a machine check leads to. No bank and no address is told to a guest.
+#[cold]
+fn machine_check(interrupted: Interrupted) -> Action {
+    let report = machine_check::take(interrupted);
+    match report.verdict {
+        Verdict::GoesOn => {
+            log::warn!("{report}: of nobody here");
+            Action::Resume
+        }
+        Verdict::GuestEnds => {
+            log::error!("{report}");
+            Action::End(EndReason::Killed("a machine check while it ran"))
+        }
+        Verdict::Fatal => panic!("{report}"),
+    }
+}
+
 /// #DB and #AC go to the guest. For #DB the exit qualification holds what DR6 must say (SDM vol. 3, 29.2.1).
 #[inline(never)]
 fn exception_or_nmi(vcpu: &mut Vcpu) -> Action {
     let Some(Exception { event, error_code, qualification }) = Exception::read() else {
         cpu::interrupts::count_nmi();
+        cpu::interrupts::unblock_nmis();
         return Action::Resume;
     };
     if exit::exception_unblocked_nmis() {
         vcpu.block_nmis();
     }
     match event.vector() {
-        VECTOR_MC => panic!("machine check"),
+        VECTOR_MC => return machine_check(Interrupted::Guest),
         VECTOR_DB => {
             cpu::add_dr6(qualification);
             vcpu.keep_single_step();

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     addr::{Bdf, Gpa, Hpa},
     exits::{Platform, PortWrite},
-    ims::{Domain, GuestMemory},
+    ims::{Domain, GuestMemory, StoreName},
     memory::Ram,
     vdev::{
         pci::{Effect, VirtualBus},
@@ -54,6 +54,21 @@ impl Reach<'_> {
             place.zip(read).take(width.into()).for_each(|(byte, read)| *byte = read);
         }
         u128::from_le_bytes(value)
+    }
+
+    /// [`Platform::mmio_write`], out of the way of the plain store that drivers make.
+    #[inline(never)]
+    fn write_piece(&mut self, gpa: Gpa, bytes: u8, value: u64) {
+        self.mmio_write(gpa, bytes, value);
+    }
+
+    /// The store at an address, and the offset in it.
+    #[inline(never)]
+    fn store_at(&self, gpa: Gpa) -> Option<(DeviceId, StoreName, u64)> {
+        match self.vm.windows.find(gpa)? {
+            (Kind::Store { device, name, .. }, offset) => Some((device, name, offset)),
+            _ => None,
+        }
     }
 
     /// What a virtual function answers.
@@ -142,6 +157,7 @@ impl Platform for Reach<'_> {
         }
     }
 
+    #[inline(always)]
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64) {
         match self.vm.windows.find(gpa) {
             Some((Kind::Store { device, name, .. }, offset)) => {
@@ -160,18 +176,18 @@ impl Platform for Reach<'_> {
     }
 
     fn mmio_write_bytes(&mut self, gpa: Gpa, bytes: &[u8]) {
-        if let Some((Kind::Store { device, name, .. }, offset)) = self.vm.windows.find(gpa) {
+        if let Some((device, name, offset)) = self.store_at(gpa) {
             // As in `mmio_write`.
             let _ = self.service.store_write_bytes(self.domain, device, name, offset, bytes);
             return;
         }
         for (at, bytes, value) in pieces(gpa.as_u64(), bytes) {
-            self.mmio_write(Gpa::new(at), bytes, value);
+            self.write_piece(Gpa::new(at), bytes, value);
         }
     }
 
     fn mmio_modify(&mut self, gpa: Gpa, bytes: u8, modify: &mut dyn FnMut(u128) -> u128) {
-        if let Some((Kind::Store { device, name, .. }, offset)) = self.vm.windows.find(gpa) {
+        if let Some((device, name, offset)) = self.store_at(gpa) {
             let mut done = false;
             let mut once = |old| {
                 done = true;
@@ -189,7 +205,7 @@ impl Platform for Reach<'_> {
         let _modifying = self.vm.modifying.lock();
         let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
         for (at, width, value) in pieces(gpa.as_u64(), &new[..usize::from(bytes.min(16))]) {
-            self.mmio_write(Gpa::new(at), width, value);
+            self.write_piece(Gpa::new(at), width, value);
         }
     }
 
