@@ -279,49 +279,54 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
         return Action::End(EndReason::Killed("code outside of its memory"));
     }
     let fault = Fault { gpa: violation.gpa, gva, write: violation.write };
-    match store_known(&mut machine(context), fault) {
+    match store_known(&mut machine(context).0, fault) {
         Some(length) => Action::AdvanceBy(length),
-        None => emulated(context, fault),
+        None => {
+            let (machine, stuck) = machine(context);
+            emulated(machine, stuck, fault)
+        }
     }
 }
 
+/// The processor as the emulation sees it, and what it knows of its progress.
 #[inline(always)]
-fn machine<'a, P>(context: &'a mut Context<'_, P>) -> VcpuMachine<'a, P> {
-    VcpuMachine {
+fn machine<'a, P>(context: &'a mut Context<'_, P>) -> (VcpuMachine<'a, P>, &'a mut Stuck) {
+    let Devices { memo, stuck, physical_bits, .. } = &mut *context.devices;
+    let machine = VcpuMachine {
         vcpu: context.vcpu,
         ram: context.ram,
         platform: context.platform,
-        memo: &mut context.devices.memo,
-        physical_bits: context.devices.physical_bits,
+        memo,
+        physical_bits: *physical_bits,
         hits: 0,
-    }
+    };
+    (machine, stuck)
 }
 
-/// What [`store_known`] does not take.
+/// What [`store_known`] does not take. The parts by value: with a context by reference, each exit would have to put one together.
 #[inline(never)]
-fn emulated<P: Platform>(context: &mut Context<'_, P>, fault: Fault) -> Action {
-    let mut machine = machine(context);
+fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, stuck: &mut Stuck, fault: Fault) -> Action {
     if exit::violation_unblocked_nmis() {
         machine.vcpu.block_nmis();
     }
     let outcome = emulate(&mut machine, fault);
-    let hits = machine.hits;
+    let VcpuMachine { vcpu, hits, .. } = machine;
     if hits != 0 {
-        context.vcpu.pend_debug(hits);
+        vcpu.pend_debug(hits);
     }
     if outcome == Ok(Outcome::Again) {
-        let here = (context.vcpu.read(fields::GUEST_RIP), fault);
-        return if context.devices.stuck.is_at(here) {
-            Action::End(EndReason::Killed("an instruction that reads a descriptor, or the like, outside of its memory"))
-        } else {
-            Action::Resume
-        };
+        if stuck.is_at((vcpu.read(fields::GUEST_RIP), fault)) {
+            return Action::End(EndReason::Killed(
+                "an instruction that reads a descriptor, or the like, outside of its memory",
+            ));
+        }
+    } else {
+        *stuck = Stuck::default();
     }
-    context.devices.stuck = Stuck::default();
     match outcome {
         Ok(Outcome::Advance(length)) => Action::AdvanceBy(length),
         Ok(Outcome::Part) => {
-            context.vcpu.finish_element();
+            vcpu.finish_element();
             Action::Resume
         }
         Ok(Outcome::Again) => Action::Resume,

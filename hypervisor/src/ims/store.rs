@@ -25,6 +25,7 @@ impl<P: Ports> Service<P> {
     /// An error is for the caller's information: the guest is not told, as hardware would not. A write that does not lie
     /// wholly in the store does nothing. Else the shadow takes the write, and a slot that cannot be what the guest wrote is
     /// masked in the device, keeping its entry if it has one, until a later write makes it right.
+    #[inline(always)]
     pub fn store_write(
         &self,
         domain: &Domain,
@@ -143,6 +144,7 @@ impl<P: Ports> Service<P> {
         domain.device(device)
     }
 
+    #[inline(always)]
     fn apply(
         &self,
         domain: &Domain,

@@ -56,12 +56,6 @@ impl Reach<'_> {
         u128::from_le_bytes(value)
     }
 
-    /// [`Platform::mmio_write`], out of the way of the plain store that drivers make.
-    #[inline(never)]
-    fn write_piece(&mut self, gpa: Gpa, bytes: u8, value: u64) {
-        self.mmio_write(gpa, bytes, value);
-    }
-
     /// The store at an address, and the offset in it.
     #[inline(never)]
     fn store_at(&self, gpa: Gpa) -> Option<(DeviceId, StoreName, u64)> {
@@ -157,7 +151,8 @@ impl Platform for Reach<'_> {
         }
     }
 
-    #[inline(always)]
+    /// Apart, with the whole way of a store in it.
+    #[inline(never)]
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64) {
         match self.vm.windows.find(gpa) {
             Some((Kind::Store { device, name, .. }, offset)) => {
@@ -182,7 +177,7 @@ impl Platform for Reach<'_> {
             return;
         }
         for (at, bytes, value) in pieces(gpa.as_u64(), bytes) {
-            self.write_piece(Gpa::new(at), bytes, value);
+            self.mmio_write(Gpa::new(at), bytes, value);
         }
     }
 
@@ -205,7 +200,7 @@ impl Platform for Reach<'_> {
         let _modifying = self.vm.modifying.lock();
         let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
         for (at, width, value) in pieces(gpa.as_u64(), &new[..usize::from(bytes.min(16))]) {
-            self.write_piece(Gpa::new(at), width, value);
+            self.mmio_write(Gpa::new(at), width, value);
         }
     }
 

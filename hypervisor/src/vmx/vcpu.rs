@@ -194,6 +194,7 @@ impl Vcpu {
 
     /// An instruction has ended: RF ends with it (SDM vol. 3, 18.3.1.1), and with TF a single step is pending.
     #[cold]
+    #[inline(never)]
     fn finish_traced(&mut self, flags: u64) {
         self.write(fields::GUEST_RFLAGS, flags & !rflags::RF);
         self.pend_single_step();

@@ -163,15 +163,9 @@ impl<M: Machine> Emulation<'_, M> {
         for (gpa, width, at) in chunks(part) {
             let mut value = [0; 8];
             value.iter_mut().zip(from.iter().skip(at).take(width.bytes())).for_each(|(byte, new)| *byte = *new);
-            self.write_piece(gpa, width, u64::from_le_bytes(value));
+            self.machine.mmio_write(gpa, width, u64::from_le_bytes(value));
         }
         Ok(())
-    }
-
-    /// Out of the way of [`store_known`](super::store_known), which has its own.
-    #[inline(never)]
-    fn write_piece(&mut self, gpa: Gpa, width: Width, value: u64) {
-        self.machine.mmio_write(gpa, width, value);
     }
 
     /// Reads what is there, which lies in one trapped page, and writes what `modify` makes of it: nobody else's write comes in between.
