@@ -120,8 +120,12 @@ fn refuse(what: &str, why: impl Display) -> ! {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    // SAFETY: whoever holds the console does not go on.
-    unsafe { console::break_lock() };
+    let (others, stopped) = cpu::stop::others();
+    // SAFETY: whoever holds the console does not go on, and nobody waits for it if all have stopped.
+    unsafe { if others == stopped { console::take_over() } else { console::break_lock() } };
     log::error!("{info}");
+    if others > 0 {
+        log::error!("{stopped} of {others} other processors have stopped");
+    }
     power::end(false)
 }

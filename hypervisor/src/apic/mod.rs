@@ -184,6 +184,12 @@ fn send(apic_id: u32, command: u64) -> bool {
     poll(clock::current(), DELIVERY, || read(ICR) & ICR_PENDING == 0)
 }
 
+/// Sends a non-maskable interrupt to all processors but this one.
+pub fn send_nmi_to_others() {
+    const NMI_TO_OTHERS: u64 = ICR_ASSERT | 0b100 << 8 | 0b11 << 18;
+    let _ = send(0, NMI_TO_OTHERS);
+}
+
 /// Ends the interrupt in service.
 pub fn eoi() {
     write(EOI, 0);

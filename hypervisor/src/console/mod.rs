@@ -209,6 +209,31 @@ pub unsafe fn break_lock() {
     }
 }
 
+/// Makes the console this processor's, whoever holds it or waits for it.
+///
+/// # Safety
+/// No other processor runs any more.
+pub unsafe fn take_over() {
+    // SAFETY: the caller vouches for it.
+    unsafe { release_all(&CONSOLE) }
+}
+
+/// Lets everybody go who holds a ticket.
+///
+/// # Safety
+/// None of them runs any more.
+unsafe fn release_all<T>(lock: &TicketMutex<T>) {
+    /// More than there are processors.
+    const MOST_WAIT: u32 = 4096;
+    for _ in 0..MOST_WAIT {
+        if lock.try_lock().is_some() {
+            return;
+        }
+        // SAFETY: the caller vouches for it.
+        unsafe { lock.force_unlock() }
+    }
+}
+
 /// Unlocks what nobody unlocks. A ticket lock that is free must be left alone: it would skip a ticket, and wait for that for ever.
 ///
 /// # Safety
@@ -232,6 +257,20 @@ macro_rules! event {
 mod tests {
     use super::*;
     use crate::clock::testing::MILLISECONDS;
+
+    #[test]
+    fn a_lock_whose_holder_and_waiters_are_gone_can_be_taken() {
+        static LOCK: TicketMutex<()> = TicketMutex::new(());
+        core::mem::forget(LOCK.lock());
+        for _ in 0..3 {
+            // They wait for good.
+            std::thread::spawn(|| drop(LOCK.lock()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        // SAFETY: whoever gets the lock meanwhile only lets it go.
+        unsafe { release_all(&LOCK) };
+        assert!(LOCK.try_lock().is_some());
+    }
 
     #[test]
     fn a_lock_that_is_broken_open_works_whether_it_was_held_or_not() {

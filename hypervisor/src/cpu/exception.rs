@@ -1,6 +1,9 @@
 //! Exceptions and interrupts taken in the hypervisor itself.
 
-use super::interrupts;
+use super::{
+    interrupts,
+    machine_check::{self, Interrupted, Verdict},
+};
 
 /// What the entry stubs leave on the stack: SDM vol. 3, 7.14.
 #[repr(C)]
@@ -25,6 +28,7 @@ pub struct Frame {
 }
 
 const NMI: u64 = 2;
+const MACHINE_CHECK: u64 = 18;
 
 core::arch::global_asm!(
     ".section .text.exceptions, \"ax\"",
@@ -86,6 +90,13 @@ pub fn stubs() -> u64 {
 extern "C" fn handle(frame: &Frame) {
     match frame.vector {
         NMI => interrupts::count_nmi(),
+        MACHINE_CHECK => {
+            // What was interrupted may hold the console: where it goes on, the count is told at the end.
+            let report = machine_check::take(Interrupted::Hypervisor);
+            if report.verdict != Verdict::GoesOn {
+                panic!("{report}, at {:#x}", frame.rip);
+            }
+        }
         0..=31 => panic!(
             "exception {} (error {:#x}) at {:#x}, cr2 {:#x}, rsp {:#x}, rflags {:#x}",
             frame.vector,

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::this::this;
+use super::{stop, this::this};
 use crate::apic;
 
 /// Devices' interrupts that became one with an earlier one here, on all processors.
@@ -42,8 +42,9 @@ pub fn merged() -> u64 {
     MERGED.load(Ordering::Relaxed)
 }
 
-/// Notes an NMI. They have no meaning here; the count goes into the log at the end.
+/// Notes an NMI: a panic's stops the processor. Others have no meaning here; their count goes into the log at the end.
 pub fn count_nmi() {
+    stop::obey();
     this().nmis.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -75,6 +76,28 @@ pub fn any() -> bool {
 pub fn poll() {
     // SAFETY: the IDT sends every vector to a stub that returns here with all registers as they were.
     unsafe { core::arch::asm!("sti", "nop", "cli") }
+}
+
+/// Lets NMIs come again after one that has ended a guest: VM exit blocks them until an IRET (SDM vol. 3, 29.5.5).
+pub fn unblock_nmis() {
+    // SAFETY: the frame leads to the next instruction, with the stack, the flags and the segments that there are.
+    unsafe {
+        core::arch::asm!(
+            "mov {sp}, rsp",
+            "mov {ss:e}, ss",
+            "push {ss}",
+            "push {sp}",
+            "pushfq",
+            "mov {ss:e}, cs",
+            "push {ss}",
+            "lea {sp}, [rip + 2f]",
+            "push {sp}",
+            "iretq",
+            "2:",
+            sp = out(reg) _,
+            ss = out(reg) _,
+        );
+    }
 }
 
 /// Waits for an interrupt. Returns at once when one is pending.

@@ -4,6 +4,8 @@ pub mod bits;
 pub mod exception;
 pub mod fpu;
 pub mod interrupts;
+pub mod machine_check;
+pub mod stop;
 pub mod tables;
 pub mod this;
 
@@ -38,7 +40,7 @@ pub fn arch_capabilities() -> Option<u64> {
     (leaf7_edx() & HAS_ARCH_CAPABILITIES != 0).then(|| unsafe { x86::msr::rdmsr(IA32_ARCH_CAPABILITIES) })
 }
 
-/// Stops this processor for good.
+/// Stops this processor for good. NMIs that come are obeyed, and it goes on to stop.
 pub fn stop() -> ! {
     loop {
         // SAFETY: interrupts are off, so nothing runs after the HLT but this loop.

@@ -1,6 +1,6 @@
 //! What each processor has of its own. The GS base leads there while the hypervisor runs; a VM exit sets it back from the VMCS.
 
-use core::sync::atomic::{AtomicBool, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// A processor's own.
 #[repr(C)]
@@ -20,6 +20,14 @@ pub struct ThisCpu {
     pub(super) nmis: AtomicU64,
 }
 
+/// Processors that have installed their own.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+/// Number of processors that run.
+pub fn running() -> usize {
+    RUNNING.load(Ordering::SeqCst)
+}
+
 impl ThisCpu {
     /// Makes this processor number `number`. After that [`this`] works on it; the value lives as long as the processor.
     pub fn install(number: usize, apic_id: u32) {
@@ -28,6 +36,7 @@ impl ThisCpu {
         own.address = &raw const *own as u64;
         // SAFETY: the hypervisor uses GS for nothing else, and the value stays where it is.
         unsafe { x86::msr::wrmsr(x86::msr::IA32_GS_BASE, own.address) };
+        RUNNING.fetch_add(1, Ordering::SeqCst);
     }
 }
 

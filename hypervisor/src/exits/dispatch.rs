@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     addr::Gpa,
-    cpu,
+    cpu::{
+        self,
+        machine_check::{self, Interrupted, Verdict},
+    },
     memory::Ram,
     vdev::{
         cpuid::Policy,
@@ -217,7 +220,7 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
             Action::End(EndReason::Killed("a hardware task switch, which the hypervisor does not carry out"))
         }
         Exit::EntryFailure => Action::End(EndReason::Killed("the processor refused the guest's state")),
-        Exit::EntryMachineCheck => panic!("machine check during VM entry"),
+        Exit::EntryMachineCheck => machine_check(Interrupted::Hypervisor),
         Exit::EptMisconfiguration => {
             Action::End(EndReason::Killed("the processor refused an entry of the guest's EPT"))
         }
@@ -276,49 +279,54 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
         return Action::End(EndReason::Killed("code outside of its memory"));
     }
     let fault = Fault { gpa: violation.gpa, gva, write: violation.write };
-    match store_known(&mut machine(context), fault) {
+    match store_known(&mut machine(context).0, fault) {
         Some(length) => Action::AdvanceBy(length),
-        None => emulated(context, fault),
+        None => {
+            let (machine, stuck) = machine(context);
+            emulated(machine, stuck, fault)
+        }
     }
 }
 
+/// The processor as the emulation sees it, and what it knows of its progress.
 #[inline(always)]
-fn machine<'a, P>(context: &'a mut Context<'_, P>) -> VcpuMachine<'a, P> {
-    VcpuMachine {
+fn machine<'a, P>(context: &'a mut Context<'_, P>) -> (VcpuMachine<'a, P>, &'a mut Stuck) {
+    let Devices { memo, stuck, physical_bits, .. } = &mut *context.devices;
+    let machine = VcpuMachine {
         vcpu: context.vcpu,
         ram: context.ram,
         platform: context.platform,
-        memo: &mut context.devices.memo,
-        physical_bits: context.devices.physical_bits,
+        memo,
+        physical_bits: *physical_bits,
         hits: 0,
-    }
+    };
+    (machine, stuck)
 }
 
-/// What [`store_known`] does not take.
+/// What [`store_known`] does not take. The parts by value: with a context by reference, each exit would have to put one together.
 #[inline(never)]
-fn emulated<P: Platform>(context: &mut Context<'_, P>, fault: Fault) -> Action {
-    let mut machine = machine(context);
+fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, stuck: &mut Stuck, fault: Fault) -> Action {
     if exit::violation_unblocked_nmis() {
         machine.vcpu.block_nmis();
     }
     let outcome = emulate(&mut machine, fault);
-    let hits = machine.hits;
+    let VcpuMachine { vcpu, hits, .. } = machine;
     if hits != 0 {
-        context.vcpu.pend_debug(hits);
+        vcpu.pend_debug(hits);
     }
     if outcome == Ok(Outcome::Again) {
-        let here = (context.vcpu.read(fields::GUEST_RIP), fault);
-        return if context.devices.stuck.is_at(here) {
-            Action::End(EndReason::Killed("an instruction that reads a descriptor, or the like, outside of its memory"))
-        } else {
-            Action::Resume
-        };
+        if stuck.is_at((vcpu.read(fields::GUEST_RIP), fault)) {
+            return Action::End(EndReason::Killed(
+                "an instruction that reads a descriptor, or the like, outside of its memory",
+            ));
+        }
+    } else {
+        *stuck = Stuck::default();
     }
-    context.devices.stuck = Stuck::default();
     match outcome {
         Ok(Outcome::Advance(length)) => Action::AdvanceBy(length),
         Ok(Outcome::Part) => {
-            context.vcpu.finish_element();
+            vcpu.finish_element();
             Action::Resume
         }
         Ok(Outcome::Again) => Action::Resume,
@@ -360,18 +368,36 @@ fn read_pdptes(ram: &Ram, gpa: Gpa) -> Option<[u64; 4]> {
     Some(entries)
 }
 
+/// What a machine check leads to. No bank and no address is told to a guest.
+#[cold]
+fn machine_check(interrupted: Interrupted) -> Action {
+    let report = machine_check::take(interrupted);
+    match report.verdict {
+        Verdict::GoesOn => {
+            log::warn!("{report}: of nobody here");
+            Action::Resume
+        }
+        Verdict::GuestEnds => {
+            log::error!("{report}");
+            Action::End(EndReason::Killed("a machine check while it ran"))
+        }
+        Verdict::Fatal => panic!("{report}"),
+    }
+}
+
 /// #DB and #AC go to the guest. For #DB the exit qualification holds what DR6 must say (SDM vol. 3, 29.2.1).
 #[inline(never)]
 fn exception_or_nmi(vcpu: &mut Vcpu) -> Action {
     let Some(Exception { event, error_code, qualification }) = Exception::read() else {
         cpu::interrupts::count_nmi();
+        cpu::interrupts::unblock_nmis();
         return Action::Resume;
     };
     if exit::exception_unblocked_nmis() {
         vcpu.block_nmis();
     }
     match event.vector() {
-        VECTOR_MC => panic!("machine check"),
+        VECTOR_MC => return machine_check(Interrupted::Guest),
         VECTOR_DB => {
             cpu::add_dr6(qualification);
             vcpu.keep_single_step();

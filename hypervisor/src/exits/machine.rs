@@ -137,6 +137,7 @@ impl<P: Platform> Machine for VcpuMachine<'_, P> {
         self.platform.mmio_read(gpa, width.bytes() as u8)
     }
 
+    #[inline(always)]
     fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64) {
         self.platform.mmio_write(gpa, width.bytes() as u8, value);
     }

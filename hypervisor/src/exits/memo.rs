@@ -45,7 +45,7 @@ impl Default for Memo {
 
 impl Memo {
     /// What the instruction does, if it was decoded before.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, rip: u64, mode: Mode, bytes: Bytes) -> Option<&Decoded> {
         let is_it = |entry: &&Entry| entry.rip == rip && entry.mode == mode && entry.bytes == bytes;
         let [newer, older] = &self.instructions[place(rip)];

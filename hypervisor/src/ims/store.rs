@@ -25,6 +25,7 @@ impl<P: Ports> Service<P> {
     /// An error is for the caller's information: the guest is not told, as hardware would not. A write that does not lie
     /// wholly in the store does nothing. Else the shadow takes the write, and a slot that cannot be what the guest wrote is
     /// masked in the device, keeping its entry if it has one, until a later write makes it right.
+    #[inline(always)]
     pub fn store_write(
         &self,
         domain: &Domain,
@@ -53,7 +54,8 @@ impl<P: Ports> Service<P> {
         let result = self.at_slots(domain, device, name, offset, bytes.len(), |place, bank, slots| {
             let mut result = Ok(());
             for index in slots {
-                result = result.and(write_slot(domain, place, bank, index, dwords(index, offset, bytes)));
+                let slot = &mut *bank.lock(index)?;
+                result = result.and(write_bytes(domain, place, bank, index, slot, (offset, bytes)));
             }
             place.commit(result)
         });
@@ -82,7 +84,7 @@ impl<P: Ports> Service<P> {
                 let index = *slots.start();
                 let slot = &mut *bank.lock(index)?;
                 let new = modify(seen(place, slot) >> (offset % SLOT_SIZE * 8) & ones(width)).to_le_bytes();
-                place.commit(write_locked(domain, place, bank, index, slot, dwords(index, offset, &new[..width])))
+                place.commit(write_bytes(domain, place, bank, index, slot, (offset, &new[..width])))
             })
         };
         Place::<P>::counted(&domain.counts.refused, result)
@@ -110,7 +112,8 @@ impl<P: Ports> Service<P> {
             let new = modify((low >> shift | high << (128 - shift)) & ones(width)).to_le_bytes();
             let mut result = Ok(());
             for index in slots {
-                result = result.and(write_slot(domain, &place, bank, index, dwords(index, offset, &new[..width])));
+                let slot = &mut *bank.lock(index)?;
+                result = result.and(write_bytes(domain, &place, bank, index, slot, (offset, &new[..width])));
             }
             place.commit(result)
         })
@@ -141,6 +144,7 @@ impl<P: Ports> Service<P> {
         domain.device(device)
     }
 
+    #[inline(always)]
     fn apply(
         &self,
         domain: &Domain,
@@ -264,7 +268,21 @@ fn write_slot<P: Ports>(
     index: u16,
     dwords: impl Iterator<Item = (Field, u32, u32)>,
 ) -> Result<(), Status> {
-    write_locked(domain, place, bank, index, &mut *bank.lock(index)?, dwords)
+    let slot = &mut *bank.lock(index)?;
+    write_locked(domain, place, bank, index, slot, dwords)
+}
+
+/// [`write_slot`] with bytes at `offset` of the store, for all but the plain store that drivers make: that one keeps its short way.
+#[inline(never)]
+fn write_bytes<P: Ports>(
+    domain: &Domain,
+    place: &Place<P>,
+    bank: &Bank,
+    index: u16,
+    slot: &mut Slot,
+    (offset, bytes): (u64, &[u8]),
+) -> Result<(), Status> {
+    write_locked(domain, place, bank, index, slot, dwords(index, offset, bytes))
 }
 
 /// [`write_slot`] of a slot whose lock is held.

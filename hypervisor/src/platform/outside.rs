@@ -14,7 +14,7 @@ use super::{
 use crate::{
     addr::{Bdf, Gpa, Hpa},
     exits::{Platform, PortWrite},
-    ims::{Domain, GuestMemory},
+    ims::{Domain, GuestMemory, StoreName},
     memory::Ram,
     vdev::{
         pci::{Effect, VirtualBus},
@@ -54,6 +54,15 @@ impl Reach<'_> {
             place.zip(read).take(width.into()).for_each(|(byte, read)| *byte = read);
         }
         u128::from_le_bytes(value)
+    }
+
+    /// The store at an address, and the offset in it.
+    #[inline(never)]
+    fn store_at(&self, gpa: Gpa) -> Option<(DeviceId, StoreName, u64)> {
+        match self.vm.windows.find(gpa)? {
+            (Kind::Store { device, name, .. }, offset) => Some((device, name, offset)),
+            _ => None,
+        }
     }
 
     /// What a virtual function answers.
@@ -145,6 +154,8 @@ impl Platform for Reach<'_> {
         }
     }
 
+    /// Apart, with the whole way of a store in it.
+    #[inline(never)]
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64) {
         match self.vm.windows.find(gpa) {
             Some((Kind::Store { device, name, .. }, offset)) => {
@@ -163,7 +174,7 @@ impl Platform for Reach<'_> {
     }
 
     fn mmio_write_bytes(&mut self, gpa: Gpa, bytes: &[u8]) {
-        if let Some((Kind::Store { device, name, .. }, offset)) = self.vm.windows.find(gpa) {
+        if let Some((device, name, offset)) = self.store_at(gpa) {
             // As in `mmio_write`.
             let _ = self.service.store_write_bytes(self.domain, device, name, offset, bytes);
             return;
@@ -174,7 +185,7 @@ impl Platform for Reach<'_> {
     }
 
     fn mmio_modify(&mut self, gpa: Gpa, bytes: u8, modify: &mut dyn FnMut(u128) -> u128) {
-        if let Some((Kind::Store { device, name, .. }, offset)) = self.vm.windows.find(gpa) {
+        if let Some((device, name, offset)) = self.store_at(gpa) {
             let mut done = false;
             let mut once = |old| {
                 done = true;

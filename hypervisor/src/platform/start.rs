@@ -41,7 +41,7 @@ use crate::{
         cpuid::{KvmFeatures, Policy},
         pci::{ConfigPage, VirtualBus},
     },
-    vmx::{Capabilities, Frames, Start, VirtualApic, bitmap::MsrBitmap, controls, posted::Descriptor, virtual_apic},
+    vmx::{Capabilities, Frames, Start, VirtualApic, controls, posted::Descriptor},
 };
 
 /// What a guest reads where its bus has no function.
@@ -261,12 +261,7 @@ impl Maker {
         };
         let frames = Frames { vmcs: frame()?, msr_bitmap: frame()? };
         let optional = world::optional_msrs(&self.capabilities);
-        let mut bitmap = MsrBitmap::new(optional.passthrough());
-        bitmap.allow_writes(optional.commands());
-        if apicv {
-            bitmap.allow_reads(virtual_apic::read_from_page());
-            bitmap.allow_writes(virtual_apic::written_by_processor());
-        }
+        let bitmap = world::msr_bitmap(optional, apicv);
         // SAFETY: the frame was allocated just now and is as large as the bitmap.
         unsafe {
             let bytes = bitmap.bytes();

@@ -80,6 +80,7 @@ impl Windows {
     }
 
     /// The window that holds `gpa`, and the offset in it.
+    #[inline]
     pub fn find(&self, gpa: Gpa) -> Option<(Kind, u64)> {
         self.0.iter().find_map(|window| {
             let offset = gpa.offset_from(window.start)?;

@@ -266,6 +266,9 @@ impl Work {
         if free != free_before {
             log::error!("{kept} KiB of guests' memory did not come back");
         }
+        if cpu::machine_check::count() != 0 {
+            log::warn!("{} machine checks", cpu::machine_check::count());
+        }
         if cpu::interrupts::nmis() != 0 {
             log::info!("{} NMIs", cpu::interrupts::nmis());
         }

@@ -8,7 +8,7 @@ use crate::{
         fpu::{State, Xsave},
     },
     vdev::msr::Optional,
-    vmx::{Capabilities, controls},
+    vmx::{Capabilities, bitmap::MsrBitmap, controls, virtual_apic},
 };
 
 /// IA32_SPEC_CTRL.
@@ -20,6 +20,18 @@ pub fn optional_msrs(capabilities: &Capabilities) -> Optional {
     let rdtscp = capabilities.secondary & controls::SECONDARY_RDTSCP != 0;
     let extended1_edx = if rdtscp { core::arch::x86_64::__cpuid(0x8000_0001).edx } else { 0 };
     Optional::of_cpuid(cpu::leaf7_edx(), extended1_edx)
+}
+
+/// What a guest reads and writes without an exit: those MSRs that are its own, and, of a local APIC that the processor keeps
+/// (`virtualised`), what the processor serves.
+pub fn msr_bitmap(optional: Optional, virtualised: bool) -> MsrBitmap {
+    let mut bitmap = MsrBitmap::new(optional.passthrough());
+    bitmap.allow_writes(optional.commands());
+    if virtualised {
+        bitmap.allow_reads(virtual_apic::read_from_page());
+        bitmap.allow_writes(virtual_apic::written_by_processor());
+    }
+    bitmap
 }
 
 /// MSRs that a guest reads and writes without an exit, beside those of the VMCS.
@@ -100,5 +112,68 @@ fn write_debug_registers(values: &[u64; 5]) {
             in(reg) values[0], in(reg) values[1], in(reg) values[2], in(reg) values[3], in(reg) values[4],
             options(nomem, nostack, preserves_flags)
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By the manual (SDM vol. 4, table 2-2, and vol. 3, 12.12.1 and 31.5), not by the code. Reads and writes: SYSENTER, STAR, LSTAR,
+    /// CSTAR, FMASK, FS, GS and KERNEL_GS bases.
+    const BOTH: [u32; 10] = [
+        0x174,
+        0x175,
+        0x176,
+        0xc000_0081,
+        0xc000_0082,
+        0xc000_0083,
+        0xc000_0084,
+        0xc000_0100,
+        0xc000_0101,
+        0xc000_0102,
+    ];
+    /// TSC_AUX, SPEC_CTRL.
+    const BOTH_WHERE_THERE: [u32; 2] = [0xc000_0103, 0x48];
+    /// PRED_CMD, FLUSH_CMD.
+    const WRITTEN_WHERE_THERE: [u32; 2] = [0x49, 0x10b];
+    /// Of an x2APIC: TPR, PPR, ISR, TMR and IRR are read from the page; TPR, EOI and self-IPI are written by the processor.
+    const APIC_READ: [core::ops::RangeInclusive<u32>; 3] = [0x808..=0x808, 0x80a..=0x80a, 0x810..=0x827];
+    const APIC_WRITTEN: [u32; 3] = [0x808, 0x80b, 0x83f];
+
+    #[test]
+    fn these_msrs_of_all_do_not_exit_and_no_others() {
+        let everything = Optional { tsc_aux: true, spec_ctrl: true, pred_cmd: true, flush_cmd: true };
+        for (optional, has) in [(Optional::default(), false), (everything, true)] {
+            for virtualised in [false, true] {
+                let bitmap = msr_bitmap(optional, virtualised);
+                let both = |msr| BOTH.contains(&msr) || has && BOTH_WHERE_THERE.contains(&msr);
+                let reads = |msr| both(msr) || virtualised && APIC_READ.iter().any(|range| range.contains(&msr));
+                let writes = |msr| {
+                    both(msr) || has && WRITTEN_WHERE_THERE.contains(&msr) || virtualised && APIC_WRITTEN.contains(&msr)
+                };
+                for msr in (0..0x2000).chain(0xc000_0000..0xc000_2000) {
+                    // SDM vol. 3, 26.6.9: read low, read high, write low, write high.
+                    let half = if msr >= 0xc000_0000 { 1024 } else { 0 };
+                    let bit = |way: usize| {
+                        let byte = bitmap.bytes()[way + half + (msr & 0x1fff) as usize / 8];
+                        byte >> (msr % 8) & 1 == 0
+                    };
+                    assert_eq!((bit(0), bit(2048)), (reads(msr), writes(msr)), "{msr:#x}, optional ones: {has}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_passed_through_is_the_vmcss_or_switched_with_the_virtual_processor() {
+        // SYSENTER's, FS's and GS's bases are fields of the VMCS.
+        const IN_VMCS: [u32; 5] = [0x174, 0x175, 0x176, 0xc000_0100, 0xc000_0101];
+        const SWITCHED: [u32; 2] = [msr::IA32_TSC_AUX, SPEC_CTRL];
+        let everything = Optional { tsc_aux: true, spec_ctrl: true, pred_cmd: true, flush_cmd: true };
+        for register in everything.passthrough() {
+            let is_kept = SHARED_MSRS.contains(&register) || SWITCHED.contains(&register);
+            assert!(IN_VMCS.contains(&register) != is_kept, "{register:#x}");
+        }
     }
 }

@@ -359,6 +359,56 @@ mod tests {
         }
     }
 
+    /// All leaves of a host that has everything, by the manual's bit numbers (SDM vol. 2, CPUID) and not by the code's masks.
+    #[test]
+    fn these_leaves_and_bits_of_all_are_told_and_no_others() {
+        let bits = |list: &[u32]| list.iter().fold(0u32, |all, bit| all | 1 << bit);
+        const ALL: u32 = u32::MAX;
+        let everything = Leaf::new(ALL, ALL, ALL, ALL);
+        let leaf1_ecx = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 28, 29, 30, 31]);
+        let leaf1_edx = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26, 27, 28]);
+        let leaf7 = Leaf::new(
+            2,
+            bits(&[0, 3, 4, 5, 7, 8, 9, 10, 11, 13, 18, 19, 20, 23, 24, 29]),
+            bits(&[2, 8, 9, 10, 22, 25, 27, 28]),
+            bits(&[4, 10, 14, 26, 27, 28, 29, 31]),
+        );
+        let told = |leaf, subleaf| match (leaf, subleaf) {
+            (0, _) => Some(Leaf { eax: 0x1f, ..everything }),
+            (1, _) => Some(Leaf::new(ALL, 2 << 24 | 4 << 16 | 0xff00, leaf1_ecx, leaf1_edx)),
+            (2 | 0x8000_0002..=0x8000_0004 | 0x8000_0006, _) => Some(everything),
+            (4, _) => Some(Leaf { eax: 3 << 26 | 3 << 14 | 0x3fff, ..everything }),
+            (6, _) => Some(Leaf::new(1 << 2, 0, 0, 0)),
+            (7, 0) => Some(leaf7),
+            (7, 2) => Some(Leaf::new(0, 0, 0, 0x3f)),
+            (0xb | 0x1f, 0) => Some(Leaf::new(0, 1, 0x100, 2)),
+            (0xb | 0x1f, 1) => Some(Leaf::new(2, 3, 0x201, 2)),
+            (0xb | 0x1f, n) => Some(Leaf::new(0, 0, n, 2)),
+            (0xd, 0) => Some(Leaf::new(7, 576, 832, 0)),
+            (0xd, 1) => Some(Leaf::new(7, 576, 0, 0)),
+            (0xd, 2) => Some(Leaf::new(256, 576, 0, 0)),
+            (0x15, _) => Some(Leaf::new(1, 1, 2_000_000_000, 0)),
+            (0x16, _) => Some(Leaf::new(2000, 2000, 0, 0)),
+            (0x4000_0100, _) => Some(Leaf::new(0x4000_0103, 0x7669_6d73, 0, 0)),
+            (0x4000_0101..=0x4000_0103, _) => None,
+            (0x8000_0000, _) => Some(Leaf::new(0x8000_0008, 0, 0, 0)),
+            (0x8000_0001, _) => Some(Leaf::new(0, 0, bits(&[0, 5, 8]), bits(&[11, 20, 26, 27, 29]))),
+            (0x8000_0007, _) => Some(Leaf::new(0, 0, 0, 1 << 8)),
+            (0x8000_0008, _) => Some(Leaf::new(0xffff, 0, 0, 0)),
+            _ => Some(Leaf::ZERO),
+        };
+        let leaves =
+            (0..0x100).chain(0x4000_0000..0x4000_0400).chain(0x8000_0000..0x8000_0100).chain([ALL, 0xc000_0000]);
+        for (leaf, subleaf) in leaves.flat_map(|leaf| (0..8).map(move |subleaf| (leaf, subleaf))) {
+            match told(leaf, subleaf) {
+                // The signature's letters are another test's.
+                Some(expected) if leaf == 0x4000_0100 => assert_eq!(ask(leaf, subleaf).eax, expected.eax),
+                Some(expected) => assert_eq!(ask(leaf, subleaf), expected, "leaf {leaf:#x}, {subleaf}"),
+                None => assert_ne!(ask(leaf, subleaf), Leaf::ZERO, "leaf {leaf:#x}"),
+            }
+        }
+    }
+
     #[test]
     fn what_every_64_bit_kernel_needs_is_there() {
         let features = ask(1, 0);

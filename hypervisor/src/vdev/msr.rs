@@ -417,6 +417,40 @@ mod tests {
         assert_eq!(Optional::of_cpuid(1 << 29, 1 << 27), Optional { tsc_aux: true, ..only });
     }
 
+    /// By the manual: what a guest can read, and what it can write 0 or its own value to, of all MSRs that are emulated. The x2APIC's are
+    /// at 0x800 to 0x8ff.
+    #[test]
+    fn these_msrs_of_all_are_emulated_and_no_others() {
+        let read: Vec<u32> = [0x10, 0x17, 0x1b, 0x3a, 0x8b, 0xce, 0xfe, 0x10a, 0x179, 0x17a, 0x1a0, 0x1d9]
+            .into_iter()
+            .chain(0x200..=0x20f)
+            .chain([0x250, 0x258, 0x259])
+            .chain(0x268..=0x26f)
+            .chain([0x277, 0x2ff, 0x6e0])
+            // ID, version, TPR, PPR, LDR, SVR, ISR, TMR, IRR, ESR, ICR, LVT, initial and current count, divide.
+            .chain([0x802, 0x803, 0x808, 0x80a, 0x80d, 0x80f])
+            .chain(0x810..=0x828)
+            .chain([0x830])
+            .chain(0x832..=0x839)
+            .chain([0x83e, 0xc000_0080, 0x4b56_4d04])
+            .collect();
+        let not_written = [0x17, 0x3a, 0xce, 0xfe, 0x10a, 0x179, 0x802, 0x803, 0x80a, 0x80d, 0x839];
+        let mut written: Vec<u32> = read.iter().copied().filter(|msr| !not_written.contains(msr)).collect();
+        written.retain(|msr| !(0x810..=0x827).contains(msr));
+        written.extend([0x80b, 0x83f]);
+        let all =
+            (0..0x2000).chain(0xc000_0000..0xc000_2000).chain(0x4000_0000..0x4000_0200).chain(0x4b56_4d00..0x4b56_4e00);
+        for msr in all {
+            let mut apic = X2Apic::new(0, true);
+            let traits = Traits { pv_eoi: true, arch_capabilities: Some(0), ..TRAITS };
+            let mut msrs = Msrs::new(traits);
+            let old = msrs.read(msr, VCPU, &mut apic);
+            assert_eq!(old.is_ok(), read.contains(&msr), "read {msr:#x}");
+            let takes = [0, old.unwrap_or(0)].into_iter().any(|value| msrs.write(msr, value, VCPU, &mut apic).is_ok());
+            assert_eq!(takes, written.contains(&msr), "write {msr:#x}");
+        }
+    }
+
     #[test]
     fn capabilities_show_what_is_known_to_be_harmless() {
         let (_, mut apic) = machine();

@@ -193,6 +193,35 @@ mod tests {
         });
     }
 
+    /// The table at the top, by hand: what answers, and what a byte of ones written does.
+    #[test]
+    fn these_ports_of_all_answer_and_no_others() {
+        // By a byte: the address register of PCI configuration takes dwords only.
+        let answers = |port: u16| matches!(port, 0x71 | 0x3f8..=0x3fe | 0x600 | 0x601 | 0xcf9 | 0xcfc..=0xcff);
+        // The index of the clock cannot be read, and the scratch register of the serial port begins as it likes.
+        let either = |port: u16| matches!(port, 0x70 | 0x3ff);
+        with(|ports| {
+            // The day, and the host bridge's identifiers: neither is all ones.
+            write(ports, 0x70, 1, 0x07);
+            write(ports, 0xcf8, 4, 0x8000_0000);
+            for port in (0..=u16::MAX).filter(|&port| !either(port)) {
+                assert_eq!(ports.read(port, 1) != 0xff, answers(port), "{port:#x}");
+            }
+            assert_eq!(ports.read(0xcf8, 4), 0x8000_0000);
+        });
+        for port in 0..=u16::MAX {
+            let effects = [0xff, 0xfe, 0x34, 6].map(|value| with(|ports| write(ports, port, 1, value)));
+            let expected = match port {
+                0xf4 => [Effect::Exit(0xff), Effect::Exit(0xfe), Effect::Exit(0x34), Effect::Exit(6)],
+                0x64 => [Effect::None, Effect::Reset, Effect::None, Effect::None],
+                0xcf9 => [Effect::Reset, Effect::Reset, Effect::Reset, Effect::Reset],
+                0x600 => [Effect::None, Effect::None, Effect::Exit(0), Effect::None],
+                _ => [Effect::None; 4],
+            };
+            assert_eq!(effects, expected, "{port:#x}");
+        }
+    }
+
     #[test]
     fn an_empty_port_reads_as_ones() {
         with(|ports| {

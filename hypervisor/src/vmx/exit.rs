@@ -290,13 +290,6 @@ impl Exit {
                 | Self::NotOffered
         )
     }
-
-    const fn from_number(number: u16) -> Self {
-        match Reason::from_number(number) {
-            Some(reason) => reason.exit(),
-            None => Self::NotAskedFor,
-        }
-    }
 }
 
 /// The offset in the virtual-APIC page of the register whose write exited. Reads the current VMCS.
@@ -309,7 +302,7 @@ pub fn apic_write_offset() -> u16 {
 pub fn read() -> (u16, Exit) {
     let reason = vmread(fields::EXIT_REASON);
     let number = reason as u16;
-    (number, Exit::from_number(number))
+    (number, Reason::exit_of(number))
 }
 
 fn qualification() -> u64 {

@@ -24,9 +24,14 @@ macro_rules! reasons {
             }
 
             /// What the hypervisor takes it for.
-            #[inline]
             pub const fn exit(self) -> Exit {
-                match self { $(Self::$name => Exit::$exit,)+ }
+                Self::exit_of(self as u16)
+            }
+
+            /// The same of a number, in one step: asked at each exit.
+            #[inline]
+            pub const fn exit_of(number: u16) -> Exit {
+                match number { $($number => Exit::$exit,)+ _ => Exit::NotAskedFor }
             }
         }
     };

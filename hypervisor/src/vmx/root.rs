@@ -39,6 +39,7 @@ impl Host {
             // SAFETY: `unlock` says that the register is not locked.
             unsafe { caps::unlock_feature_control() };
         }
+        cpu::machine_check::prepare();
         // SAFETY: the bits that VMX demands are NE and VMXE (`Capabilities::check`), which the hypervisor's code does not notice. With MCE a
         // machine check is an exception, and its cause is told; without, the processor shuts down.
         unsafe {

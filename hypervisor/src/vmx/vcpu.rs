@@ -187,16 +187,13 @@ impl Vcpu {
         self.write(fields::GUEST_RIP, next);
         self.end_blocking();
         let flags = self.read(fields::GUEST_RFLAGS);
-        if flags & (rflags::TF | rflags::RF) != 0 {
-            self.finish_traced(flags);
+        // RF ends with the instruction (SDM vol. 3, 18.3.1.1). EPT violations have it saved as 1 in any case (29.3.3).
+        if flags & rflags::RF != 0 {
+            self.write(fields::GUEST_RFLAGS, flags & !rflags::RF);
         }
-    }
-
-    /// An instruction has ended: RF ends with it (SDM vol. 3, 18.3.1.1), and with TF a single step is pending.
-    #[cold]
-    fn finish_traced(&mut self, flags: u64) {
-        self.write(fields::GUEST_RFLAGS, flags & !rflags::RF);
-        self.pend_single_step();
+        if flags & rflags::TF != 0 {
+            self.pend_debug(PENDING_BS);
+        }
     }
 
     /// With RFLAGS.TF a single step is pending from now on.

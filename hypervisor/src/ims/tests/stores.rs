@@ -108,7 +108,7 @@ fn no_write_comes_between_the_read_and_the_write_of_a_modification() {
     });
     assert_eq!(bench.seen(2)[2], 2 * TIMES);
     // Of the control dword only the mask is kept, so the upper half of the second counter is all that counts.
-    assert_eq!(bench.seen(5)[0] & 0xffff, 2 * TIMES & 0xffff);
+    assert_eq!(bench.seen(5)[0] & 0xffff, (2 * TIMES) & 0xffff);
 }
 
 #[test]

@@ -432,6 +432,6 @@ fn left(form: &Form, mut state: State, dword: impl Fn(usize) -> u32) -> Left {
 
 fn prepare_source() {
     for n in (0..256).step_by(8) {
-        SOURCE.write(n, 0x0101_0101_0101_0101 * n as u64 ^ 0x8070_6050_4030_2010);
+        SOURCE.write(n, (0x0101_0101_0101_0101 * n as u64) ^ 0x8070_6050_4030_2010);
     }
 }

@@ -35,6 +35,7 @@ pub fn all(checks: &mut Checks, device: &AssignedDsa) {
             checks.check(name, access(at, slot, dr7, store) == (hit.then_some(DB), u64::from(hit)));
         }
     }
+    checks.check("a breakpoint on the instruction behind a store comes", breakpoint_behind_store(slot));
     checks.check("a breakpoint stops REP STOSD behind its element", watched_string(slot) == (Some(DB), 1, 8, 1));
     checks.check("OUT hits a breakpoint on its port", watched_port() == (Some(DB), 1));
 }
@@ -66,6 +67,31 @@ fn access(at: u64, watched: u64, dr7: u64, write: bool) -> (Option<u8>, u64) {
         }
     };
     (caught, hits())
+}
+
+/// A store that exits, with a breakpoint on execution right behind it. The processor saves RF as 1 at such an exit.
+fn breakpoint_behind_store(slot: u64) -> bool {
+    const EXECUTE_0: u64 = 0x402;
+    let mut behind = 0u64;
+    // SAFETY: a slot of the device's store; the breakpoint is taken away below.
+    let caught = unsafe {
+        may_fault!(
+            [
+                "lea {scratch}, [rip + 8f]",
+                "mov dr0, {scratch}",
+                "mov dr7, {armed}",
+                "mov dword ptr [{slot}], 0",
+                "8:",
+                "inc {behind}",
+            ],
+            scratch = out(reg) _,
+            armed = in(reg) EXECUTE_0,
+            slot = in(reg) slot,
+            behind = inout(reg) behind,
+        )
+    };
+    debug::disarm();
+    caught == Some(DB) && behind == 0
 }
 
 /// REP STOSD of 3 dwords with a breakpoint on the second: what came, what is left, how far it came, and DR6's breakpoints.

@@ -1,0 +1,282 @@
+//! Machine checks: SDM vol. 3, chapter 16 ("Machine-Check Architecture").
+//!
+//! The hardware tells of an error that it could not correct. Where the error is that of a guest's access, and the processor's own state is
+//! whole, the guest ends; where the hypervisor itself is hit, or the state is not whole, nothing goes on.
+
+use core::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use x86::msr::{rdmsr, wrmsr};
+
+/// IA32_MCG_CAP, IA32_MCG_STATUS, IA32_MCG_CTL; and IA32_MC0_CTL, after which come STATUS, ADDR and MISC, and the next bank's.
+const MCG_CAP: u32 = 0x179;
+const MCG_STATUS: u32 = 0x17a;
+const MCG_CTL: u32 = 0x17b;
+const MC0_CTL: u32 = 0x400;
+
+/// IA32_MCG_CAP: number of banks; IA32_MCG_CTL exists; software recovery is possible.
+const CAP_BANKS: u64 = 0xff;
+const CAP_CTL: u64 = 1 << 8;
+const CAP_SER: u64 = 1 << 24;
+
+/// IA32_MCG_STATUS: the program can be restarted at RIP; the error is of the instruction at RIP.
+const RIPV: u64 = 1 << 0;
+const EIPV: u64 = 1 << 1;
+
+/// IA32_MCi_STATUS.
+const VAL: u64 = 1 << 63;
+const OVER: u64 = 1 << 62;
+const UC: u64 = 1 << 61;
+const EN: u64 = 1 << 60;
+const ADDRV: u64 = 1 << 58;
+const PCC: u64 = 1 << 57;
+/// With software recovery: it was signalled as a machine check; something has to be done at once.
+const S: u64 = 1 << 56;
+const AR: u64 = 1 << 55;
+
+/// Banks that are looked at: no processor has more than 32 today.
+const MOST_BANKS: u8 = 64;
+
+/// Machine checks so far, on all processors.
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+/// Number of machine checks so far, on all processors.
+pub fn count() -> u64 {
+    COUNT.load(Ordering::Relaxed)
+}
+
+/// What was interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupted {
+    /// A guest.
+    Guest,
+    /// The hypervisor, VM entry included.
+    Hypervisor,
+}
+
+/// What has to become of it. In the order of weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// It goes on: the error is not of what runs here.
+    GoesOn,
+    /// The guest ends.
+    GuestEnds,
+    /// Nothing goes on.
+    Fatal,
+}
+
+/// Judges a machine check by IA32_MCG_CAP, IA32_MCG_STATUS and the banks' IA32_MCi_STATUS (SDM vol. 3, 16.6 and 16.9).
+pub fn judge(cap: u64, mcg: u64, banks: impl Iterator<Item = u64>, interrupted: Interrupted) -> Verdict {
+    let worst = match interrupted {
+        Interrupted::Guest => Verdict::GuestEnds,
+        Interrupted::Hypervisor => Verdict::Fatal,
+    };
+    let (mut verdict, mut found) = (Verdict::GoesOn, false);
+    for status in banks.filter(|status| status & VAL != 0 && status & UC != 0) {
+        found = true;
+        verdict = verdict.max(judge_bank(cap & CAP_SER != 0, mcg, status, worst));
+    }
+    // Machine checks are told to all processors: one that has no error of its own can go on. One that cannot, cannot say why either.
+    match mcg & RIPV {
+        0 if !found => worst,
+        0 => verdict.max(worst),
+        _ => verdict,
+    }
+}
+
+fn judge_bank(recovery: bool, mcg: u64, status: u64, worst: Verdict) -> Verdict {
+    let has = |bit| status & bit != 0;
+    if has(PCC) || has(OVER) {
+        // The processor's context is corrupt, or the bank has forgotten an error that may have been worse.
+        return Verdict::Fatal;
+    }
+    if !recovery {
+        return if has(EN) { worst } else { Verdict::GoesOn };
+    }
+    match (has(S), has(AR)) {
+        // Action required: of the processor whose instruction it is.
+        (true, true) if mcg & (RIPV | EIPV) == RIPV => Verdict::GoesOn,
+        (true, true) => worst,
+        // Action optional, or none: memory that nobody has read yet.
+        (true, false) | (false, false) => Verdict::GoesOn,
+        (false, true) => Verdict::Fatal,
+    }
+}
+
+/// A bank that holds an error.
+#[derive(Clone, Copy, Debug)]
+pub struct Bank {
+    number: u8,
+    status: u64,
+    address: Option<u64>,
+}
+
+impl fmt::Display for Bank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bank {} status {:#x}", self.number, self.status)?;
+        match self.address {
+            Some(address) => write!(f, " address {address:#x}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A machine check, as the processor tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// What has to become of what was interrupted.
+    pub verdict: Verdict,
+    mcg: u64,
+    /// The bank with the worst error.
+    bank: Option<Bank>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "machine check: IA32_MCG_STATUS {:#x}, ", self.mcg)?;
+        match self.bank {
+            Some(bank) => bank.fmt(f),
+            None => f.write_str("no bank holds an error"),
+        }
+    }
+}
+
+/// Whether the processor has the architecture's registers: CPUID.1:EDX.14.
+fn has_banks() -> bool {
+    const MCA: u32 = 1 << 14;
+    core::arch::x86_64::__cpuid(1).edx & MCA != 0
+}
+
+/// Reads what there is, judges it, and, where something goes on, makes room for the next one: a second machine check while
+/// IA32_MCG_STATUS says that one is under way shuts the processor down.
+pub fn take(interrupted: Interrupted) -> Report {
+    if !has_banks() {
+        let verdict = judge(0, 0, core::iter::empty(), interrupted);
+        return Report { verdict, mcg: 0, bank: None };
+    }
+    // SAFETY: the registers exist where CPUID says so; reading has no side effect.
+    let (cap, mcg) = unsafe { (rdmsr(MCG_CAP), rdmsr(MCG_STATUS)) };
+    let verdict = judge(cap, mcg, numbers(cap).map(status), interrupted);
+    let one = |number| judge(cap, mcg | RIPV, core::iter::once(status(number)), interrupted);
+    let bank = numbers(cap).filter(|&number| status(number) & VAL != 0).max_by_key(|&number| one(number)).map(read);
+    if verdict != Verdict::Fatal {
+        clear(cap);
+        // SAFETY: 0 says that the machine check was served.
+        unsafe { wrmsr(MCG_STATUS, 0) };
+    }
+    COUNT.fetch_add(1, Ordering::Relaxed);
+    Report { verdict, mcg, bank }
+}
+
+/// Lets this processor signal machine checks, as software has to before it sets CR4.MCE (SDM vol. 3, 16.8): all errors of all banks. What
+/// the banks hold from before is told, and cleared.
+pub fn prepare() {
+    if !has_banks() {
+        return;
+    }
+    // SAFETY: as in `take`.
+    let cap = unsafe { rdmsr(MCG_CAP) };
+    for bank in numbers(cap).map(read).filter(|bank| bank.status & VAL != 0) {
+        log::warn!("machine check before the hypervisor's entry: {bank}");
+    }
+    // SAFETY: the registers exist where IA32_MCG_CAP says so; ones enable what there is, and the manual's own example writes them.
+    unsafe {
+        if cap & CAP_CTL != 0 {
+            wrmsr(MCG_CTL, u64::MAX);
+        }
+        numbers(cap).for_each(|number| wrmsr(ctl(number), u64::MAX));
+    }
+    clear(cap);
+}
+
+fn numbers(cap: u64) -> impl Iterator<Item = u8> {
+    0..((cap & CAP_BANKS) as u8).min(MOST_BANKS)
+}
+
+const fn ctl(number: u8) -> u32 {
+    MC0_CTL + 4 * number as u32
+}
+
+fn status(number: u8) -> u64 {
+    // SAFETY: `numbers` gives banks that exist; reading has no side effect.
+    unsafe { rdmsr(ctl(number) + 1) }
+}
+
+fn read(number: u8) -> Bank {
+    let status = status(number);
+    let valid = status & (VAL | ADDRV) == VAL | ADDRV;
+    // SAFETY: the address register exists where ADDRV is set.
+    let address = valid.then(|| unsafe { rdmsr(ctl(number) + 2) });
+    Bank { number, status, address }
+}
+
+/// Clears all banks' status: 0 is what may be written there.
+fn clear(cap: u64) {
+    // SAFETY: as above.
+    numbers(cap).for_each(|number| unsafe { wrmsr(ctl(number) + 1, 0) });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Interrupted::{Guest, Hypervisor};
+    use Verdict::{Fatal, GoesOn, GuestEnds};
+
+    const ERROR: u64 = VAL | UC | EN;
+    const READ: u64 = ERROR | S | AR;
+
+    /// Verdicts for a guest and for the hypervisor.
+    fn both(cap: u64, mcg: u64, banks: &[u64]) -> [Verdict; 2] {
+        [Guest, Hypervisor].map(|interrupted| judge(cap, mcg, banks.iter().copied(), interrupted))
+    }
+
+    #[test]
+    fn a_guest_that_read_bad_memory_ends_and_the_hypervisor_does_not_survive_the_same() {
+        for mcg in [RIPV | EIPV, EIPV, 0] {
+            assert_eq!(both(CAP_SER, mcg, &[0, READ]), [GuestEnds, Fatal], "{mcg:#x}");
+        }
+        for mcg in [RIPV | EIPV, RIPV, 0] {
+            assert_eq!(both(0, mcg, &[ERROR]), [GuestEnds, Fatal], "without recovery, {mcg:#x}");
+        }
+    }
+
+    #[test]
+    fn nothing_goes_on_when_the_context_is_corrupt_or_an_error_was_lost() {
+        for cap in [0, CAP_SER] {
+            for status in [ERROR | PCC, ERROR | OVER, READ | PCC, READ | OVER, VAL | UC | PCC] {
+                for mcg in [0, RIPV, RIPV | EIPV] {
+                    assert_eq!(both(cap, mcg, &[status]), [Fatal; 2], "{status:#x} {mcg:#x}");
+                    assert_eq!(both(cap, mcg, &[READ & !EN, status, 0]), [Fatal; 2], "beside others");
+                }
+            }
+        }
+        assert_eq!(both(CAP_SER, RIPV, &[ERROR | AR]), [Fatal; 2], "no such error is defined");
+    }
+
+    #[test]
+    fn what_another_processor_has_read_and_what_nobody_has_read_yet_ends_nobody() {
+        assert_eq!(both(CAP_SER, RIPV, &[READ]), [GoesOn; 2], "told to all processors");
+        assert_eq!(both(CAP_SER, RIPV | EIPV, &[ERROR | S]), [GoesOn; 2], "action optional");
+        assert_eq!(both(CAP_SER, RIPV | EIPV, &[ERROR]), [GoesOn; 2], "no action");
+        assert_eq!(both(CAP_SER, RIPV, &[]), [GoesOn; 2]);
+        assert_eq!(both(0, RIPV, &[VAL, VAL | OVER]), [GoesOn; 2], "corrected");
+        assert_eq!(both(0, RIPV, &[UC | PCC]), [GoesOn; 2], "not valid");
+    }
+
+    #[test]
+    fn who_cannot_be_restarted_does_not_go_on() {
+        assert_eq!(both(CAP_SER, 0, &[]), [GuestEnds, Fatal]);
+        assert_eq!(both(CAP_SER, 0, &[ERROR | S]), [GuestEnds, Fatal]);
+        assert_eq!(both(CAP_SER, EIPV, &[VAL]), [GuestEnds, Fatal]);
+    }
+
+    #[test]
+    fn a_report_names_the_bank_its_status_and_its_address() {
+        let bank = Some(Bank { number: 7, status: READ, address: Some(0x1234_5000) });
+        let report = Report { verdict: GuestEnds, mcg: 6, bank };
+        let expected = "machine check: IA32_MCG_STATUS 0x6, bank 7 status 0xb180000000000000 address 0x12345000";
+        assert_eq!(report.to_string(), expected);
+    }
+}
