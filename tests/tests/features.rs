@@ -2,6 +2,7 @@
 //! machine; the parts' own tests lie beside the code under the same names.
 
 use imsvisor_boot::event::Pairs;
+use imsvisor_boot::machine::bochs::{DSAS, GENEROUS};
 use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 
 /// Two guests of the kind that tries features, each on a processor, with what a module's string says beside the command line.
@@ -16,6 +17,8 @@ fn word<'b>(boot: &'b Boot, guest: &str, key: &str) -> &'b str {
 }
 
 static SLOTS: Scenario = Scenario::new("slots in every way, and a storm", |plan| {
+    // It takes all slots of a store, and tells of 4,096.
+    plan.plugin(&[GENEROUS]);
     let slots = ("slots cpus=2 device=dsa exits=marks", "case=slots");
     two(plan, [slots, ("storm device=dsa storm=50", "case=storm")])
 });
@@ -112,6 +115,7 @@ fn feature_storm_a_slot_that_rages_is_masked_and_told_of_and_the_others_do_not_n
 }
 
 static MANY: Scenario = Scenario::new("4,096 slots, and MSI-X beside a store", |plan| {
+    plan.plugin(&[GENEROUS]);
     let many = ("many device=dsa", "case=many slots=4096");
     two(plan, [("coexist cpus=2 device=dsa", "case=coexist"), many])
 });
@@ -126,7 +130,7 @@ fn feature_beyond_2048_a_guest_has_4096_slots_that_live_at_one_time_and_each_fir
 }
 
 static MOST: Scenario = Scenario::new("16,128 slots", |plan| {
-    plan.config.plugin_options.push("most-slots".into());
+    plan.plugin(&[GENEROUS, "most-slots"]);
     plan.guest("features", "most device=dsa cmdline=\"case=many slots=16128\"")
 });
 
@@ -147,6 +151,7 @@ fn feature_coexist_msix_and_a_store_are_in_use_at_once_from_two_processors() {
 }
 
 static HANDLES: Scenario = Scenario::new("interrupt handles that are revoked", |plan| {
+    plan.plugin(&[GENEROUS]);
     plan.guest("features", "handles device=dsa cmdline=\"case=handles\"")
 });
 
@@ -158,7 +163,7 @@ fn feature_ims_index_is_the_devices_handle_and_a_revoked_one_is_refused_and_told
 }
 
 static SLOW: Scenario = Scenario::new("a store behind a command interface", |plan| {
-    plan.config.plugin_options.push("slow-store".into());
+    plan.plugin(&[GENEROUS, "slow-store"]);
     two(plan, [("slots cpus=2 device=dsa exits=marks", "case=slots"), ("many device=dsa", "case=many slots=1024")])
 });
 
@@ -176,6 +181,7 @@ fn feature_bus_lock_a_slow_store_works_as_any_other_and_a_batch_costs_a_command_
 }
 
 static QUEUE: Scenario = Scenario::new("a store in the guest's memory", |plan| {
+    plan.plugin(&[GENEROUS]);
     plan.guest("features", "queue device=dsa cmdline=\"case=queue\"")
 });
 
@@ -200,6 +206,8 @@ fn feature_store_queue_messages_in_memory_fire_move_pend_and_lead_nowhere_when_t
 }
 
 static OPAQUE: Scenario = Scenario::new("two guests that do the same", |plan| {
+    // Devices of one unit, which gives them different entries.
+    plan.plugin(&["four-dsas"]);
     two(plan, [("first device=dsa", "case=opaque"), ("second device=dsa", "case=opaque")])
 });
 
@@ -212,7 +220,10 @@ fn feature_opaque_two_guests_that_do_the_same_read_the_same_of_a_machine_that_gi
 }
 
 static THIEF: Scenario = Scenario::new("a device that uses another one's handles", |plan| {
-    two(plan, [("victim device=00:1e.0", "case=victim"), ("thief device=00:1f.0", "case=thief")])
+    // Of one unit: another one has another table.
+    plan.plugin(&["four-dsas"]);
+    let [victim, thief] = [("victim", DSAS[0]), ("thief", DSAS[2])].map(|(name, place)| format!("{name} device={place}"));
+    two(plan, [(&victim, "case=victim"), (&thief, "case=thief")])
 });
 
 #[test]

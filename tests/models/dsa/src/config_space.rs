@@ -49,11 +49,14 @@ pub(crate) struct ConfigSpace {
 
 impl ConfigSpace {
     /// The space as it is after reset. The subsystem ID tells kinds of the device apart.
-    pub(crate) fn new(device: u16, subsystem: u16, page_requests: bool) -> Self {
+    pub(crate) fn new(device: u16, subsystem: u16, wide_bars: bool, page_requests: bool) -> Self {
         let mut space = Self { bytes: Box::new([0; SIZE]), writable: Box::new([0; SIZE]) };
         space.put16(0x02, device);
         space.put16(0x2e, subsystem);
         space.header();
+        if wide_bars {
+            space.wide_bars();
+        }
         space.express();
         space.msix();
         space.scalable_iov();
@@ -75,6 +78,15 @@ impl ConfigSpace {
         self.allow32(BAR2, !(spec::BAR2_SIZE - 1));
         self.allow16(INTERRUPT_LINE, 0x00ff);
         self.allow16(0x0c, 0x00ff);
+    }
+
+    /// BARs of 64 bits, prefetchable (PCI 3.0, 6.2.5.1).
+    fn wide_bars(&mut self) {
+        const WIDE_PREFETCHABLE: u32 = 0b1100;
+        for bar in [BAR0, BAR2] {
+            self.put32(bar, WIDE_PREFETCHABLE);
+            self.allow32(bar + 4, !0);
+        }
     }
 
     /// PCI Express capability (PCIe 7.5.3), version 2, a root complex integrated endpoint.
@@ -242,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_header_is_that_of_a_dsa() {
-        let space = ConfigSpace::new(spec::DEVICE_ID, 0, false);
+        let space = ConfigSpace::new(spec::DEVICE_ID, 0, false, false);
         assert_eq!(space.read(0, 4), 0x0b25_8086);
         assert_eq!(space.read(8, 4), 0x0880_0000);
         assert_eq!(space.read(0x0e, 1), 0);
@@ -250,7 +262,7 @@ mod tests {
 
     #[test]
     fn bars_answer_sizing_and_keep_their_low_bits() {
-        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false);
+        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false, false);
         space.write(0x10, 4, !0);
         space.write(0x14, 4, !0);
         space.write(0x18, 4, !0);
@@ -260,8 +272,16 @@ mod tests {
     }
 
     #[test]
+    fn wide_bars_are_of_64_bits_and_prefetchable() {
+        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, true, false);
+        (0x10..0x28).step_by(4).for_each(|at| space.write(at, 4, !0));
+        let bars: Vec<u32> = (0x10..0x28).step_by(4).map(|at| space.read(at, 4)).collect();
+        assert_eq!(bars, [0xfff8_000c, !0, 0xfffe_000c, !0, 0, 0]);
+    }
+
+    #[test]
     fn read_only_registers_stay() {
-        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false);
+        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false, false);
         let before: Vec<u32> = (0x100..0x120).step_by(4).map(|at| space.read(at, 4)).collect();
         for at in (0..4096).step_by(4) {
             space.write(at, 4, !0);
@@ -274,7 +294,7 @@ mod tests {
 
     #[test]
     fn both_capability_lists_end_and_name_msix_and_the_siov_dvsec() {
-        let space = ConfigSpace::new(spec::DEVICE_ID, 0, false);
+        let space = ConfigSpace::new(spec::DEVICE_ID, 0, false, false);
         let first = space.read(0x34, 1) as u16;
         assert_eq!(space.read(first, 1), 0x10);
         let second = space.read(first + 1, 1) as u16;
@@ -289,7 +309,7 @@ mod tests {
 
     #[test]
     fn beyond_the_end_reads_ones() {
-        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false);
+        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false, false);
         assert_eq!(space.read(4094, 4), 0xffff_0000);
         space.write(4094, 4, !0);
         space.write(u16::MAX, 4, !0);

@@ -80,6 +80,8 @@ pub struct Config {
     /// ATS and PRI: requests with a PASID ask for translations first, and descriptors may wait for pages. The device keeps no
     /// translation for later (it has no device-TLB), so an invalidation of one is complete at once.
     pub page_requests: bool,
+    /// BARs of 64 bits, prefetchable; else of 32 bits.
+    pub wide_bars: bool,
     /// Device ID: with another one software does not take it for a DSA.
     pub device_id: u16,
 }
@@ -93,6 +95,7 @@ impl Default for Config {
             slow_store: false,
             pieces: false,
             page_requests: false,
+            wide_bars: false,
             device_id: spec::DEVICE_ID,
         }
     }
@@ -176,7 +179,7 @@ impl Dsa {
         let slots = usize::from(setup.ims_multiplier.min(63)) * usize::from(spec::gencap::IMS_UNIT);
         Self {
             setup,
-            space: ConfigSpace::new(setup.device_id, setup.subsystem(), setup.page_requests),
+            space: ConfigSpace::new(setup.device_id, setup.subsystem(), setup.wide_bars, setup.page_requests),
             registers: Registers::default(),
             groups: [Group::default(); spec::GROUPS],
             queues: std::array::from_fn(|_| WorkQueue::default()),

@@ -5,7 +5,8 @@
 
 use super::symbols::Symbols;
 use super::{PLUGIN, Vtable, handlers};
-use crate::machine::DSA_FUNCTIONS;
+use crate::layout::MOST_DSAS;
+use crate::options::Options;
 use dsa_model::spec;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
@@ -21,8 +22,7 @@ struct Device {
 }
 
 /// The object of each function, once it is made.
-static OBJECTS: [AtomicPtr<c_void>; DSA_FUNCTIONS.len()] =
-    [const { AtomicPtr::new(ptr::null_mut()) }; DSA_FUNCTIONS.len()];
+static OBJECTS: [AtomicPtr<c_void>; MOST_DSAS] = [const { AtomicPtr::new(ptr::null_mut()) }; MOST_DSAS];
 
 /// The virtual functions of `bx_pci_device_c`, in the order of its declaration (iodev.h).
 #[repr(C)]
@@ -92,7 +92,7 @@ extern "C" fn debug_dump(_: *mut Device, _: c_int, _: *mut *mut c_char) {}
 extern "C" fn init(device: *mut Device) {
     let Some(plugin) = PLUGIN.get() else { return };
     let installed = handlers::install(plugin)
-        .and_then(|()| install_functions(&plugin.symbols, device, &DSA_FUNCTIONS[..plugin.options.dsas()]));
+        .and_then(|()| install_functions(&plugin.symbols, device, &plugin.options));
     if let Err(error) = installed {
         // There is nobody to return an error to, and the machine is not what was asked for.
         eprintln!("libbx_ims: {error}");
@@ -100,9 +100,11 @@ extern "C" fn init(device: *mut Device) {
     }
 }
 
-/// Functions at these places. The first one's object is the one that Bochs initialises.
-fn install_functions(symbols: &Symbols, first: *mut Device, places: &[u8]) -> Result<(), String> {
-    places.iter().enumerate().try_for_each(|(n, &place)| {
+/// The DSAs on bus 0, which Bochs has to know. The first one's object is the one that Bochs initialises.
+fn install_functions(symbols: &Symbols, first: *mut Device, options: &Options) -> Result<(), String> {
+    let all = options.layout().dsas.into_iter().take(options.dsas()).enumerate();
+    let on_bus_0 = all.filter_map(|(n, source)| Some((n, u8::try_from(source).ok()?)));
+    on_bus_0.into_iter().try_for_each(|(n, place)| {
         let device = if n == 0 { first } else { make(symbols, n) };
         install_function(symbols, device, place)
     })
