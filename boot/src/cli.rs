@@ -426,7 +426,7 @@ mod tests {
             assert!(parse(&["--native", "linux", "--append", wrong]).unwrap().appended().is_err(), "{wrong}");
         }
         let config = options.config(&[]);
-        assert_eq!((config.cpu_model.as_str(), config.cpus), ("sapphire_rapids", 2));
+        assert_eq!((config.cpu_model.as_str(), config.cpus), (crate::linux::CPU_MODEL, 2));
         assert!(options.check(&[]).is_ok(), "--append is for it");
         for other in [["--guest", "demo"], ["--machine", "kvm"], ["--image", "x.iso"]] {
             assert!(parse(&[&["--native", "linux"], &other[..]].concat()).is_err(), "{other:?}");

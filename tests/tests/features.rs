@@ -222,7 +222,8 @@ fn feature_opaque_two_guests_that_do_the_same_read_the_same_of_a_machine_that_gi
 static THIEF: Scenario = Scenario::new("a device that uses another one's handles", |plan| {
     // Of one unit: another one has another table.
     plan.plugin(&["four-dsas"]);
-    let [victim, thief] = [("victim", DSAS[0]), ("thief", DSAS[2])].map(|(name, place)| format!("{name} device={place}"));
+    let [victim, thief] =
+        [("victim", DSAS[0]), ("thief", DSAS[2])].map(|(name, place)| format!("{name} device={place}"));
     two(plan, [(&victim, "case=victim"), (&thief, "case=thief")])
 });
 

@@ -224,10 +224,7 @@ fn feature_msix_backed_guests_have_functions_of_one_parent_and_their_work_stays_
     let told = boot.events("fault");
     assert_eq!(told.len(), 6, "{told:?}");
     for fault in told {
-        assert_eq!(
-            ["kind", "sid", "pasid", "guest"].map(|key| fault.get(key)),
-            ["dma", DSAS[1], "0x3", "1"].map(Some)
-        );
+        assert_eq!(["kind", "sid", "pasid", "guest"].map(|key| fault.get(key)), ["dma", DSAS[1], "0x3", "1"].map(Some));
     }
     boot.assert_all_came_back();
     boot.assert_devices_quiet(1);

@@ -8,7 +8,8 @@ type Figures = OnceLock<Vec<Figure>>;
 
 /// The scenarios with `only` in their names, and the floor: measured once.
 fn once(figures: &'static Figures, only: &str) -> &'static [Figure] {
-    figures.get_or_init(|| figures::measure(Machine::GENEROUS, 4, Some(only)).unwrap_or_else(|error| panic!("{error:#}")))
+    figures
+        .get_or_init(|| figures::measure(Machine::GENEROUS, 4, Some(only)).unwrap_or_else(|error| panic!("{error:#}")))
 }
 
 fn masks() -> &'static [Figure] {

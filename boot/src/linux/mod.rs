@@ -21,6 +21,8 @@ pub use asked::Asked;
 pub const NAME: &str = "linux";
 /// The line of `--list-guests` for it.
 pub const ABOUT: &str = "Debian's Linux 6.12, unmodified: its own driver gets a DSA, and every copy is verified";
+/// Bochs' model of a processor that has what the driver needs: MOVDIR64B.
+pub const CPU_MODEL: &str = "sapphire_rapids";
 
 /// The first process, below the checkout.
 const INIT: &str = "tests/linux/init";

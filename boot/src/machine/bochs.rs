@@ -238,7 +238,8 @@ mod tests {
         let source = include_str!("../../../tests/plugin/src/options.rs");
         let (_, arms) = source.split_once("match word {").unwrap();
         let (arms, _) = arms.split_once("_ => return").unwrap();
-        let mut known: Vec<_> = arms.lines().filter_map(|line| line.trim().strip_prefix('"')?.split('"').next()).collect();
+        let mut known: Vec<_> =
+            arms.lines().filter_map(|line| line.trim().strip_prefix('"')?.split('"').next()).collect();
         let mut ours = PLUGIN_OPTIONS.to_vec();
         known.sort_unstable();
         ours.sort_unstable();
@@ -248,7 +249,7 @@ mod tests {
 
     #[test]
     fn only_models_with_vt_x_are_known() {
-        assert!(check_model(&Config::default().cpu_model).is_ok());
+        assert!(check_model(&Config::default().cpu_model).is_ok() && check_model(crate::linux::CPU_MODEL).is_ok());
         for model in ["", "i386", "ryzen", "corei7_skylake_x, count=9"] {
             assert!(check_model(model).unwrap_err().to_string().contains("sapphire_rapids"), "{model}");
         }

@@ -103,6 +103,9 @@ mod tests {
         let windows: Vec<_> = layout.roots.iter().map(|root| *root.memory.start()).collect();
         assert_eq!(roots, [windows[0], windows[2], windows[1], windows[3]]);
         assert_eq!(Layout::GENEROUS.bars(0), None);
-        assert_eq!((layout.dsa_at(0x7408, 2), layout.dsa_at(0x6f08, 2), layout.dsa_at(0x6f08, 4)), (Some(1), None, Some(2)));
+        assert_eq!(
+            (layout.dsa_at(0x7408, 2), layout.dsa_at(0x6f08, 2), layout.dsa_at(0x6f08, 4)),
+            (Some(1), None, Some(2))
+        );
     }
 }

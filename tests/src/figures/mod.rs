@@ -310,7 +310,8 @@ mod tests {
 
     #[test]
     fn json_is_an_array_with_every_key() {
-        let text = json_text(&[figure("mask", "trapped", 16, 1234.0625)], Machine { kind: Kind::Kvm, generous: false }).unwrap();
+        let text = json_text(&[figure("mask", "trapped", 16, 1234.0625)], Machine { kind: Kind::Kvm, generous: false })
+            .unwrap();
         let expected = json!([{
             "machine": "kvm", "scenario": "mask", "variant": "trapped", "slots": 16, "vcpus": 1, "ops": 4096,
             "exits_per_op": 1.0, "min": 1233.063, "median": 1234.063, "p99": 1235.313, "unit": "TSC ticks", "null_exit": 100.0,

@@ -35,5 +35,9 @@ impl Memory for PhysicalMemory {
 /// A pointer to `size` bytes at `address`, if all of them are mapped.
 pub fn mapped(address: u64, size: u64) -> Option<NonNull<u8>> {
     let end = address.checked_add(size)?;
-    if end > MAPPED_END.load(Ordering::Relaxed) { None } else { NonNull::new(core::ptr::with_exposed_provenance_mut(address as usize)) }
+    if end > MAPPED_END.load(Ordering::Relaxed) {
+        None
+    } else {
+        NonNull::new(core::ptr::with_exposed_provenance_mut(address as usize))
+    }
 }

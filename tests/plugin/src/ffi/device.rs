@@ -91,8 +91,8 @@ extern "C" fn debug_dump(_: *mut Device, _: c_int, _: *mut *mut c_char) {}
 /// The first moment at which memory, timers and PCI functions may be registered.
 extern "C" fn init(device: *mut Device) {
     let Some(plugin) = PLUGIN.get() else { return };
-    let installed = handlers::install(plugin)
-        .and_then(|()| install_functions(&plugin.symbols, device, &plugin.options));
+    let installed =
+        handlers::install(plugin).and_then(|()| install_functions(&plugin.symbols, device, &plugin.options));
     if let Err(error) = installed {
         // There is nobody to return an error to, and the machine is not what was asked for.
         eprintln!("libbx_ims: {error}");
