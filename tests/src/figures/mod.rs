@@ -72,7 +72,11 @@ impl Machine {
     /// Its name, for people and programs.
     fn name(self) -> String {
         let kind = self.kind.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-        if self.generous { format!("{kind}, {GENEROUS}") } else { kind }
+        match self {
+            Self { kind: Kind::Bochs, generous: false } => format!("{kind}, as Sapphire Rapids"),
+            Self { kind: Kind::Bochs, generous: true } => format!("{kind}, {GENEROUS}"),
+            _ => kind,
+        }
     }
 
     /// All of its DSAs, as a guest's options. The emulated machine has four, with 8,192 slots in all; the generous one's have 64,512.
@@ -164,7 +168,7 @@ pub fn run(options: &Options) -> Result<()> {
     if options.update {
         let folder = crate::bench::paths()?.workspace.join("tests/figures");
         files.extend(plots(&folder, &figures, kind)?);
-        files.push(document::update(&crate::bench::paths()?.workspace.join("README.md"), &figures)?);
+        files.push(document::update(&crate::bench::paths()?.workspace.join("README.md"), &figures, &machine.name())?);
     }
     println!();
     files.iter().for_each(|file| println!("  {}", file.display()));
