@@ -31,16 +31,6 @@ pub(crate) enum Bar {
     Portals,
 }
 
-impl Bar {
-    /// How long it is; BARs are aligned to that.
-    pub(crate) fn bytes(self) -> u64 {
-        match self {
-            Self::Registers => dsa_model::spec::BAR0_SIZE.into(),
-            Self::Portals => dsa_model::spec::BAR2_SIZE.into(),
-        }
-    }
-}
-
 /// An interrupt on its way to the local APICs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Interrupt {
@@ -70,6 +60,7 @@ struct Tally {
 
 /// The models, and what was seen besides.
 pub(crate) struct Machine {
+    options: Options,
     layout: &'static Layout,
     /// One for everything, or one for [`Layout::first_unit`] and one for everything else.
     units: Vec<Unit>,
@@ -207,6 +198,7 @@ impl Upstream for Path<'_> {
 impl Machine {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
+            options: *options,
             layout: options.layout(),
             units: (0..options.units()).map(|_| Unit::new(options.unit())).collect(),
             dsas: (0..options.dsas()).map(|n| Dsa::new(options.dsa(n))).collect(),
@@ -225,10 +217,10 @@ impl Machine {
     }
 
     /// The tables that firmware has to show. `ioapic` is the ID that the MADT gives the I/O APIC.
-    pub(crate) fn tables(&self, options: &Options, ioapic: Option<u8>) -> Vec<Vec<u8>> {
+    pub(crate) fn tables(&self, ioapic: Option<u8>) -> Vec<Vec<u8>> {
         let Layout { ecam, last_bus, roots, .. } = *self.layout;
         let mut tables = vec![acpi::mcfg(ecam, last_bus), aml::ssdt(ecam, self.layout.ecam_size(), roots)];
-        if options.dmar() {
+        if self.options.dmar() {
             tables.push(acpi::dmar(&self.scopes(ioapic), HOST_ADDRESS_WIDTH));
         }
         tables
@@ -247,11 +239,11 @@ impl Machine {
     }
 
     /// What firmware does to the functions that the BIOS does not know: it places the BARs, and lets the functions master the bus.
-    pub(crate) fn set_up_functions(&mut self, options: &Options, host: &mut dyn Host) {
+    pub(crate) fn set_up_functions(&mut self, host: &mut dyn Host) {
         /// Bus master, parity errors, SERR# (`idxd` in the kernel's log: 0144).
         const LEFT_BY_FIRMWARE: u32 = 0x144;
         const MEMORY: u32 = 2;
-        let command = LEFT_BY_FIRMWARE | if options.decode_off { 0 } else { MEMORY };
+        let command = LEFT_BY_FIRMWARE | if self.options.decode_off { 0 } else { MEMORY };
         for n in 0..self.dsas.len() {
             let Some(bars) = self.layout.bars(n) else { continue };
             for (register, base) in BARS.into_iter().map(|(register, _)| register).zip(bars) {
@@ -268,7 +260,7 @@ impl Machine {
         decodes.flat_map(|(n, dsa)| BARS.map(|bar| (n, dsa, bar))).find_map(|(n, dsa, (register, bar))| {
             let [low, high] = [register, register + 4].map(|register| u64::from(dsa.config_read(register, 4)));
             let offset = address.checked_sub(high << 32 | low & !0xf)?;
-            (offset < bar.bytes()).then_some((n, bar, offset))
+            (offset < self.options.bar_bytes(bar)).then_some((n, bar, offset))
         })
     }
 

@@ -1,6 +1,7 @@
 //! What the environment asks for.
 
 use crate::layout::Layout;
+use crate::machine::Bar;
 
 /// The most that GENCAP's field of six bits can say, in units of 256 slots.
 const MOST_MULTIPLIER: u8 = 63;
@@ -118,6 +119,14 @@ impl Options {
         let slots = u16::from(MOST_MULTIPLIER) * dsa_model::spec::gencap::IMS_UNIT;
         let interrupt_handles = slots + dsa_model::spec::MSIX_ENTRIES as u16;
         dsa_model::Config { ims_multiplier: MOST_MULTIPLIER, interrupt_handles, ..config }
+    }
+
+    /// How long a DSA's BAR is; BARs are aligned to that.
+    pub(crate) fn bar_bytes(&self, bar: Bar) -> u64 {
+        match bar {
+            Bar::Registers => dsa_model::spec::BAR0_SIZE.into(),
+            Bar::Portals => dsa_model::spec::BAR2_SIZE.into(),
+        }
     }
 
     /// Whether firmware describes the remapping unit.

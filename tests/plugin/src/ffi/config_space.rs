@@ -13,7 +13,7 @@ const CONFIG_DATA: u16 = 0xcfc;
 const ALL_LENGTHS: u8 = 7;
 
 /// A requester ID and a register.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     source: u16,
     register: u16,
@@ -132,4 +132,20 @@ pub(super) fn take_data_port(plugin: &Plugin) -> Result<(), String> {
         };
         if taken { Ok(()) } else { Err(format!("port {port:#x} cannot be taken over")) }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_name_the_same_places() {
+        let (of_ecam, of_ports) = (Place::of_ecam, Place::of_ports);
+        let function = 0x6a << 8 | 1 << 3;
+        assert_eq!(of_ecam(u64::from(function) << 12 | 0x142), Place { source: function, register: 0x142 });
+        let address = 1 << 31 | u32::from(function) << 8 | 0x40;
+        assert_eq!(of_ports(address, 0xcfe), Some(Place { source: function, register: 0x42 }));
+        assert_eq!(of_ports(address & !(1 << 31), 0xcfe), None, "the address is not enabled");
+        assert!(of_ecam(0xff << 12).is_on_bus_0() && !of_ecam(0x100 << 12).is_on_bus_0());
+    }
 }

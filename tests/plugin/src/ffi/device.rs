@@ -6,6 +6,7 @@
 use super::symbols::Symbols;
 use super::{PLUGIN, Vtable, handlers};
 use crate::layout::MOST_DSAS;
+use crate::machine::Bar;
 use crate::options::Options;
 use dsa_model::spec;
 use std::ffi::{c_char, c_int, c_void};
@@ -106,12 +107,12 @@ fn install_functions(symbols: &Symbols, first: *mut Device, options: &Options) -
     let on_bus_0 = all.filter_map(|(n, source)| Some((n, u8::try_from(source).ok()?)));
     on_bus_0.into_iter().try_for_each(|(n, place)| {
         let device = if n == 0 { first } else { make(symbols, n) };
-        install_function(symbols, device, place)
+        install_function(symbols, device, place, options)
     })
 }
 
 /// A PCI function with its two BARs.
-fn install_function(symbols: &Symbols, device: *mut Device, place: u8) -> Result<(), String> {
+fn install_function(symbols: &Symbols, device: *mut Device, place: u8, options: &Options) -> Result<(), String> {
     let mut function = place;
     let device: *mut c_void = device.cast();
     // SAFETY: `device` is our object, which Bochs passed to its init; the strings stay; the handlers are of this library.
@@ -121,11 +122,12 @@ fn install_function(symbols: &Symbols, device: *mut Device, place: u8) -> Result
     if !registered || function != place {
         return Err(format!("PCI function 00:{:02x}.0 is taken", place >> 3));
     }
+    let [registers, portals] = [Bar::Registers, Bar::Portals].map(|bar| options.bar_bytes(bar) as u32);
     // SAFETY: `device` was registered just now as the function's object; the handlers are of this library, which stays loaded.
     unsafe {
         (symbols.init_config)(device, spec::VENDOR_ID, spec::DEVICE_ID, 0, spec::CLASS, 0, 0);
-        (symbols.init_bar)(device, 0, spec::BAR0_SIZE, handlers::bar0_read, handlers::bar0_write);
-        (symbols.init_bar)(device, 2, spec::BAR2_SIZE, handlers::portal_read, handlers::portal_write);
+        (symbols.init_bar)(device, 0, registers, handlers::bar0_read, handlers::bar0_write);
+        (symbols.init_bar)(device, 2, portals, handlers::portal_read, handlers::portal_write);
     }
     Ok(())
 }

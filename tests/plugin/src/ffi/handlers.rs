@@ -126,19 +126,19 @@ handlers! {
     message_write, write: |address, _object, plugin, bytes| {
         plugin.with(|machine, host| machine.other_message(address, bytes, host));
     };
-    /// A read of the DSA's BAR0. BARs are naturally aligned, so the address has the offset.
+    /// A read of the DSA's BAR0.
     bar0_read, read: |address, object, plugin, bytes| {
-        bar_read(plugin, bytes, super::device::number(object), Bar::Registers, address % Bar::Registers.bytes());
+        bar_read(plugin, bytes, super::device::number(object), Bar::Registers, offset_in(plugin, address, Bar::Registers));
     };
     /// A write of the DSA's BAR0.
     bar0_write, write: |address, object, plugin, bytes| {
-        bar_write(plugin, bytes, super::device::number(object), Bar::Registers, address % Bar::Registers.bytes());
+        bar_write(plugin, bytes, super::device::number(object), Bar::Registers, offset_in(plugin, address, Bar::Registers));
     };
     /// A read of a portal.
     portal_read, read: |_address, _object, _plugin, _bytes| ();
     /// A write to a portal.
     portal_write, write: |address, object, plugin, bytes| {
-        bar_write(plugin, bytes, super::device::number(object), Bar::Portals, address % Bar::Portals.bytes());
+        bar_write(plugin, bytes, super::device::number(object), Bar::Portals, offset_in(plugin, address, Bar::Portals));
     };
     /// A read of a root bus' memory: of what decodes the address.
     root_read, read: |address, _object, plugin, bytes| {
@@ -180,6 +180,11 @@ handlers! {
             config_space::ecam_write(plugin, address - plugin.options.layout().ecam + n, chunk.len(), value);
         }
     };
+}
+
+/// Where an address of a BAR lies in that. BARs are naturally aligned.
+fn offset_in(plugin: &Plugin, address: u64, bar: Bar) -> u64 {
+    address % plugin.options.bar_bytes(bar)
 }
 
 /// Reads a DSA's memory. Portals are write-only.
@@ -225,11 +230,11 @@ extern "C" fn engine_timer(_: *mut c_void) {
 extern "C" fn bios_timer(_: *mut c_void) {
     let Some(plugin) = PLUGIN.get() else { return };
     let patch = plugin.with(|machine, host| {
-        let tables = |ioapic| machine.tables(&plugin.options, ioapic);
+        let tables = |ioapic| machine.tables(ioapic);
         let bios = host.bios(&acpi::BIOS);
         let patch = acpi::extend(&bios, tables, host.ram_end(), host)?;
         host.patch_bios(patch.address, &patch.bytes);
-        machine.set_up_functions(&plugin.options, host);
+        machine.set_up_functions(host);
         Some(patch)
     });
     if let Some(patch) = patch.flatten() {

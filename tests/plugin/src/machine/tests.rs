@@ -184,12 +184,12 @@ fn dma_beyond_memory_or_into_the_message_window_faults() {
 #[test]
 fn parts_left_out_read_as_ones() {
     let mut machine = Machine::new(&Options::parse("no-vtd,no-dsa").unwrap());
-    let options = Options::default();
     assert_eq!((machine.unit_read(0, 0, 4), machine.bar0_read(0, 0, 4), machine.config_read(0, 0, 4)), (!0, !0, !0));
     assert!(!machine.portal_write(0, 0, &[0; 64]));
     assert!(machine.report().lines().all(|line| line.ends_with("=0") && !line.starts_with("vtd")));
-    assert_eq!(machine.tables(&options, None).len(), 3);
-    assert_eq!(machine.tables(&Options { no_dmar: true, ..options }, None).len(), 2);
+    assert_eq!(machine.tables(None).len(), 2);
+    let tables = |options: &str| Machine::new(&Options::parse(options).unwrap()).tables(None).len();
+    assert_eq!((tables(""), tables("no-dmar")), (3, 2));
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn set_up(options: &str) -> (Machine, Fake) {
     let options = Options::parse(options).unwrap();
     let mut machine = Machine::new(&options);
     let mut host = Fake { ram: Ram::new(0x100_0000), delivered: Vec::new(), requested: Vec::new() };
-    machine.set_up_functions(&options, &mut host);
+    machine.set_up_functions(&mut host);
     (machine, host)
 }
 
@@ -241,12 +241,15 @@ fn firmware_places_bars_above_4_gib_and_the_command_register_decides_whether_the
     assert_eq!(machine.decode(bars[0]), None);
     machine.config_write(1, COMMAND, 2, 6, &mut host);
     assert_eq!(machine.decode(bars[0] + 0x10), Some((1, Bar::Registers, 0x10)));
-    assert_eq!(machine.decode(bars[0] + Bar::Registers.bytes()), None);
+    assert_eq!(machine.decode(bars[0] + machine.options.bar_bytes(Bar::Registers)), None);
     assert_eq!(machine.decode(bars[1] + 0x1_f000), Some((1, Bar::Portals, 0x1_f000)));
     // Software may place them elsewhere.
     machine.config_write(1, 0x10, 4, bars[0] as u32 + 0x10_0000, &mut host);
     assert_eq!(machine.decode(bars[0]), None);
     assert_eq!(machine.decode(bars[0] + 0x10_0000), Some((1, Bar::Registers, 0)));
+    // A function level reset forgets them, and firmware does not come again.
+    machine.config_write(1, 0x48, 2, 1 << 15, &mut host);
+    assert_eq!((register(&machine, 0x10), machine.config_read(1, COMMAND, 2)), (0xc, 0));
 }
 
 #[test]
