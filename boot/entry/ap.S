@@ -1,7 +1,8 @@
 // The first instructions of every processor but the first: from the real mode that SIPI leaves it in to Rust in long mode.
 //
-// The code is copied to a page below 1 MiB (`{page}`), which the final page tables map to itself with all rights, and its last words
-// are filled in for one processor at a time. SDM vol. 3, 10.4.4 (start-up of application processors), 11.8.5 (long mode).
+// The code is copied to a page below 1 MiB, which the final page tables map to itself with all rights. It finds the page's address by
+// itself, in EBX. Its last words are filled in for one processor at a time. SDM vol. 3, 10.4.4 (start-up of application processors), 11.8.5
+// (long mode).
 //
 // AT&T syntax: only there may an address be the difference of two symbols.
 
@@ -13,6 +14,10 @@
 .set CR4_PAE, 1 << 5
 .set EFER, 0xc0000080
 .set EFER_LME_NXE, (1 << 8) | (1 << 11)
+.set MISC_ENABLE, 0x1a0
+.set GENU, 0x756e6547                       // the beginning of "GenuineIntel"
+.set NO_EXECUTE, 20                         // CPUID 80000001H:EDX
+.set EXTENDED_FEATURES, 0x80000001
 
 .section .rodata.ap, "a"
 .balign 16
@@ -26,21 +31,67 @@ ap_start:
     cld
     movw %cs, %ax
     movw %ax, %ds
+    xorl %ebx, %ebx
+    movw %ax, %bx
+    shll $4, %ebx
+    leal ap_gdt - ap_start(%ebx), %eax      // the same for each that comes here
+    movl %eax, ap_gdt_base - ap_start
+    leal ap_protected - ap_start(%ebx), %eax
+    movl %eax, ap_far_32 - ap_start
+    leal ap_long - ap_start(%ebx), %eax
+    movl %eax, ap_far_64 - ap_start
     lgdtl ap_gdt_pointer - ap_start
     movl %cr0, %eax
     orl $CR0_PE, %eax
     movl %eax, %cr0
-    ljmpl $CODE_32, ${page} + ap_protected - ap_start
+    ljmpl *ap_far_32 - ap_start
 
 .code32
 ap_protected:
     movw $DATA, %ax
     movw %ax, %ds
     movw %ax, %ss
-    movl %cr4, %eax
-    orl $CR4_PAE, %eax
+    movl %ebx, %ebp                         // the page, because CPUID changes EBX
+
+    // Firmware may have switched no-execute off, which hides it in CPUID: IA32_MISC_ENABLE[34] (SDM vol. 4, table 2-2).
+    movl $EXTENDED_FEATURES, %eax
+    cpuid
+    btl $NO_EXECUTE, %edx
+    jc 1f
+    xorl %eax, %eax
+    cpuid
+    cmpl $GENU, %ebx
+    jne ap_stop
+    movl $MISC_ENABLE, %ecx
+    rdmsr
+    andl $~(1 << 2), %edx
+    wrmsr
+
+    // The words are for the processor whose APIC ID they name, and for as long as they name it. One that comes late finds another ID, or
+    // none, and stops for good. The first processor takes the ID back when it waits no longer. Bit 32 tells ID 0 from nothing.
+1:  xorl %eax, %eax
+    cpuid
+    cmpl $0xb, %eax
+    jb 2f
+    movl $0xb, %eax                         // x2APIC ID: EDX, if EBX says that the leaf is there
+    xorl %ecx, %ecx
+    cpuid
+    testl %ebx, %ebx
+    jnz 3f
+2:  movl $1, %eax
+    cpuid
+    movl %ebx, %edx
+    shrl $24, %edx
+3:  movl %edx, %eax                         // expected: EDX:EAX = 1:ID; new: ECX:EBX = 0
+    movl $1, %edx
+    xorl %ebx, %ebx
+    xorl %ecx, %ecx
+    lock cmpxchg8b ap_turn - ap_start(%ebp)
+    jne ap_stop
+
+    movl $CR4_PAE, %eax
     movl %eax, %cr4
-    movl {page} + ap_cr3 - ap_start, %eax
+    movl ap_cr3 - ap_start(%ebp), %eax
     movl %eax, %cr3
     movl $EFER, %ecx
     rdmsr
@@ -48,7 +99,12 @@ ap_protected:
     wrmsr
     movl $CR0_PE_MP_ET_NE_WP_PG, %eax
     movl %eax, %cr0
-    ljmpl $CODE_64, ${page} + ap_long - ap_start
+    ljmpl *ap_far_64 - ap_start(%ebp)
+
+ap_stop:
+    cli
+    hlt
+    jmp ap_stop
 
 .code64
 ap_long:
@@ -58,9 +114,10 @@ ap_long:
     movl %eax, %ss
     movl %eax, %fs
     movl %eax, %gs
-    movq {page} + ap_stack - ap_start, %rsp
-    movq {page} + ap_number - ap_start, %rdi
-    movq {page} + ap_entry - ap_start, %rax
+    movl %ebp, %ebx                         // the upper half is undefined until now
+    movq ap_stack - ap_start(%rbx), %rsp
+    movq ap_number - ap_start(%rbx), %rdi
+    movq ap_entry - ap_start(%rbx), %rax
     xorl %ebp, %ebp
     call *%rax
 1:  cli
@@ -75,10 +132,18 @@ ap_gdt:
     .quad 0x00cf93000000ffff                // DATA
 ap_gdt_pointer:
     .short ap_gdt_pointer - ap_gdt - 1
-    .long {page} + ap_gdt - ap_start
+ap_gdt_base:
+    .long 0
+ap_far_32:
+    .long 0
+    .short CODE_32
+ap_far_64:
+    .long 0
+    .short CODE_64
 
 .balign 8
 ap_words:
+ap_turn:   .quad 0
 ap_cr3:    .quad 0
 ap_stack:  .quad 0
 ap_number: .quad 0

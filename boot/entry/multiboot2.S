@@ -21,13 +21,22 @@ header:
     .long 12
     .long multiboot2_entry
     .balign 8
+    // A screen of pixels, if there is one: 1024 by 768, or any. Text will do.
+    .short 5, 1
+    .long 20
+    .long 1024, 768, 32
+    .balign 8
     // End of tags.
     .short 0, 0
     .long 8
 header_end:
 
 .set EFER, 0xc0000080
-.set EFER_LME_NXE, (1 << 8) | (1 << 11)
+.set EFER_LME, 1 << 8
+.set EFER_NXE, 11
+.set MISC_ENABLE, 0x1a0
+.set GENU, 0x756e6547               // the beginning of "GenuineIntel"
+.set NO_EXECUTE, 20                 // CPUID 80000001H:EDX
 .set CR4_PAE, 1 << 5
 .set CR0_PE_MP_ET_NE_WP_PG, (1 << 0) | (1 << 1) | (1 << 4) | (1 << 5) | (1 << 16) | (1 << 31)
 .set PRESENT_WRITABLE, 3
@@ -73,16 +82,37 @@ multiboot2_entry:
     cmp ecx, 2048
     jne 2b
 
-    mov eax, cr4
-    or eax, CR4_PAE
+    // Firmware may have switched no-execute off, which hides it in CPUID: IA32_MISC_ENABLE[34] (SDM vol. 4, table 2-2). The Rust side
+    // refuses a processor that has none even so.
+    mov eax, 0x80000001
+    cpuid
+    bt edx, NO_EXECUTE
+    jc 3f
+    xor eax, eax
+    cpuid
+    cmp ebx, GENU
+    jne 3f
+    mov ecx, MISC_ENABLE
+    rdmsr
+    and edx, ~(1 << 2)
+    wrmsr
+
+    // What firmware has left on (5-level paging, PCIDE, CET, protection keys) is none of ours.
+3:  mov eax, CR4_PAE
     mov cr4, eax
     mov eax, offset boot_pml4
     mov cr3, eax
-    mov ebx, esp                    // entry time, high half: EDX is needed for WRMSR
+    mov eax, 0x80000001
+    cpuid
+    and edx, 1 << NO_EXECUTE
+    mov ebx, edx
+    shr ebx, NO_EXECUTE - EFER_NXE
     mov ecx, EFER
     rdmsr
-    or eax, EFER_LME_NXE
+    or eax, EFER_LME
+    or eax, ebx
     wrmsr
+    mov ebx, esp                    // entry time, high half: EDX was needed for WRMSR
     mov eax, CR0_PE_MP_ET_NE_WP_PG
     mov cr0, eax
     lgdt [boot_gdt_pointer]

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::guest::{self, GuestArg};
-use crate::linux::Asked;
-use crate::machine::{Config, Kind, bochs};
+use crate::linux::{self, Asked};
+use crate::machine::{Config, Kind, bochs, serial};
 use crate::words;
 
 /// Why our initrd is of no use on QEMU's machines.
@@ -17,7 +17,7 @@ const NOT_ON_QEMU: &str = "the guest linux hands its work to the DSA by stores o
                            --machine bochs, or another --initrd";
 /// What a Linux guest's machine has beside its guests' memory, in MiB.
 const AROUND_LINUX_MIB: u32 = 256;
-/// How long a Linux may say nothing, of the machine's own processor time: it boots quietly, and slowly in an emulator.
+/// How long a Linux may say nothing, in the machine's own time: it boots quietly, and slowly in an emulator.
 const QUIET_LINUX: Duration = Duration::from_secs(120);
 
 /// The machine's processors, if neither the command line nor a guest `linux` asks for another number.
@@ -36,7 +36,9 @@ Examples:
   cargo boot -- --guest 'linux cpus=2 device=vdsa' --append 'threads=2 affinity=yes end=reboot'
   cargo boot -- --native linux --append intel_iommu=on,sm_off
                                                Debian's Linux on the emulated machine, without imsvisor
-  cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on COM1
+  cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on its screen
+                                               and on the serial port that its firmware names, else COM1
+  cargo boot -- --image imsvisor.iso --hypervisor console=com2
 
 Guests:
   Ours are in tests/guests/src/bin; --list-guests tells what each is.
@@ -52,6 +54,7 @@ Guests:
 Environment:
   IMSVISOR_BOCHS          a Bochs 3.0 to use instead of the system's or the fetched one
   IMSVISOR_QEMU           a QEMU 11.1 or later to use instead of the system's or the fetched one
+  IMSVISOR_OVMF           a directory with OVMF_CODE_4M.fd and OVMF_VARS_4M.fd, for the tests by UEFI
   IMSVISOR_LINUX          a directory with Debian's cloud kernel 6.12, unpacked, to use instead of the fetched one
   IMSVISOR_STOCK_LINUX    a directory with the packages of the guest linux, unpacked, to use instead of the fetched ones
   IMSVISOR_DEBIAN_MIRROR  where to fetch Debian packages from, if not where /etc/apt says
@@ -105,6 +108,11 @@ pub struct Options {
     #[arg(long, value_name = "TEXT")]
     pub append: Option<String>,
 
+    /// Words for the hypervisor's own command line: console=auto, com1 to com4 or a base (0x2f8) is where it reports, screen=on or off whether
+    /// a screen shows it, too [default: console=auto, the port that the firmware names, else COM1; screen=off on an emulator]
+    #[arg(long, value_name = "WORDS", conflicts_with = "native")]
+    pub hypervisor: Option<String>,
+
     /// The machine's memory in MiB [default: 512; with a guest linux what the guests have, and 256 more]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=2048))]
     pub memory: Option<u32>,
@@ -127,8 +135,8 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: Option<u64>,
 
-    /// End a run that writes no line for this long: it hangs. Counted in the machine's own processor time, so that a busy host does no
-    /// harm; ten times as long on the clock ends it in any case
+    /// End a run that writes no line for this long: it hangs. Counted in the machine's own time (the emulator's, else processor time), so
+    /// that a busy host does no harm; a machine that stands still ends after ten times as long on the clock
     /// [default: 30; with a guest linux 120; none with --console]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub silence: Option<u64>,
@@ -177,9 +185,19 @@ impl Options {
             cpu_model: self.cpu.clone().unwrap_or(standard.cpu_model),
             silence: self.time(self.silence, silence),
             limit: self.time(self.timeout, standard.limit),
-            plugin_options: self.plugin.clone(),
+            hypervisor_options: self.hypervisor_options(),
+            plugin_options: linux
+                .then(|| linux::DEVICE_OPTION.to_owned())
+                .into_iter()
+                .chain(self.plugin.clone())
+                .collect(),
             ..standard
         }
+    }
+
+    /// The words of the hypervisor's own command line.
+    pub fn hypervisor_options(&self) -> Vec<String> {
+        self.hypervisor.iter().flat_map(|words| words.split_ascii_whitespace()).map(str::to_owned).collect()
     }
 
     /// The machine's memory in MiB, `standard` where neither the command line nor a Linux asks for more.
@@ -198,6 +216,7 @@ impl Options {
     /// Refuses options that do not go together.
     pub fn check(&self, guests: &[GuestArg]) -> Result<()> {
         self.asked().check(self.has_linux(guests))?;
+        self.check_hypervisor().context("--hypervisor")?;
         let on_bochs = self.machine.unwrap_or_default() == Kind::Bochs;
         let ours = guests.iter().filter_map(GuestArg::linux).any(Asked::takes_initrd);
         ensure!(on_bochs || !ours, "{NOT_ON_QEMU}");
@@ -209,6 +228,15 @@ impl Options {
         let Some(model) = &self.cpu else { return Ok(()) };
         ensure!(emulated, "--cpu is for --machine bochs");
         bochs::check_model(model).with_context(|| format!("--cpu {model}"))
+    }
+
+    /// A real machine may have its console anywhere, an emulated one at four places.
+    fn check_hypervisor(&self) -> Result<()> {
+        let words = self.hypervisor_options();
+        match self.image {
+            Some(_) => serial::check_options(&words).map(drop),
+            None => serial::console_number(&words).map(drop),
+        }
     }
 
     /// The files and words that the command line gives a Linux.
@@ -408,12 +436,22 @@ mod tests {
             (&["--guest", "linux", "--machine", "nested"], "by stores of 64 bytes"),
             (&["--plugin", "generous,fast"], "--plugin fast: there is no such option"),
             (&["--plugin", "generous", "--machine", "nested"], "--plugin is for --machine bochs"),
+            (&["--hypervisor", "console=com9"], "--hypervisor: console=com9: auto, com1 to com4"),
+            (&["--hypervisor", "console=0xc000"], "the emulated machine has COM1 to COM4"),
+            (&["--image", "x", "--hypervisor", "quiet"], "--hypervisor: quiet: the hypervisor's options"),
             (&["--cpu", "i387"], "--cpu i387: Bochs has no such model"),
             (&["--cpu", "sapphire_rapids", "--machine", "nested"], "--cpu is for --machine bochs"),
         ] {
             let error = format!("{:#}", all(arguments).map(drop).expect_err(words));
             assert!(error.contains(words), "{arguments:?}: {error}");
         }
+    }
+
+    #[test]
+    fn the_hypervisors_own_words_are_checked_for_the_machine_that_reads_them() {
+        let (config, _) = all(&["--guest", "demo", "--hypervisor", "console=com2  screen=on"]).unwrap();
+        assert_eq!(config.hypervisor_options, ["console=com2", "screen=on"]);
+        assert!(all(&["--guest", "demo", "--image", "x", "--hypervisor", "console=0xc000"]).is_ok());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use imsvisor::options::{Console, Options, SerialPort};
 
 use crate::prefix::{Grub, Program};
 use crate::words::{self, grub_quote};
@@ -100,12 +101,31 @@ const HYBRID: [&str; 7] = [
     "c12a7328-f81f-11d2-ba4b-00a0c93ec93b",
 ];
 
-/// What a real machine's screen shows, for good: the hypervisor has no console but COM1.
-const SCREEN: [&str; 3] = [
-    "imsvisor reports on the first serial port, COM1, at 115200 baud, 8N1.",
-    "Nothing more will be shown on this screen.",
-    "",
-];
+/// Where a real machine's hypervisor reports, for people.
+pub fn reports_on(hypervisor_options: &[String]) -> String {
+    let (options, _) = Options::parse(&hypervisor_options.join(" "));
+    let port = match options.console {
+        Console::Auto => "the serial port that the firmware names (ACPI table SPCR), else COM1".to_owned(),
+        Console::At(port) => format!("{port} at 115200 baud"),
+    };
+    if options.screen { format!("the screen and {port}") } else { port }
+}
+
+/// What a real machine's screen shows until the hypervisor has it.
+fn greeting(hypervisor_options: &[String], modules: &[Module]) -> Vec<String> {
+    let (options, _) = Options::parse(&hypervisor_options.join(" "));
+    let [com1, com2, ..] = SerialPort::COM;
+    let terminal = if options.console == Console::At(com2) { com1 } else { com2 };
+    let guest = modules.iter().find(|module| module.has_console()).map(Module::name);
+    let guest = guest.map(|name| format!("The serial port of the guest {name} is {terminal}, at 115200 baud, 8N1."));
+    let port = match options.console {
+        Console::Auto => "the firmware's serial port, else COM1 at 115200 baud".to_owned(),
+        Console::At(port) => format!("{port} at 115200 baud"),
+    };
+    let own = format!("imsvisor reports on {port}, 8N1,");
+    let screen = if options.screen { "and on this screen." } else { "and no more on this screen." };
+    guest.into_iter().chain([own, screen.to_owned()]).collect()
+}
 
 /// GRUB's configuration.
 ///
@@ -115,17 +135,17 @@ pub fn grub_cfg(firmware: Firmware, hypervisor_options: &[String], modules: &[Mo
     let mut text = String::from("set timeout=0\nterminal_output console\n");
     // Nobody sees the emulator's screen, and its boot is not to become slower.
     if firmware == Firmware::Any {
-        // Without this GRUB sets a graphics mode on UEFI, and the screen is empty.
-        text.push_str("set gfxpayload=text\n");
-        let guest = modules.iter().find(|module| module.has_console()).map(Module::name);
-        let console = guest.map(|name| format!("The serial port of the guest {name} is COM2, at 115200 baud, 8N1."));
-        let lines = console.iter().map(String::as_str).chain(SCREEN);
-        lines.for_each(|line| text.push_str(&format!("echo {}\n", grub_quote(line))));
+        let lines = greeting(hypervisor_options, modules);
+        lines.iter().for_each(|line| text.push_str(&format!("echo {}\n", grub_quote(line))));
     }
     text.push_str("multiboot2 /boot/imsvisor");
     for option in hypervisor_options {
         text.push(' ');
         text.push_str(&grub_quote(option));
+    }
+    if firmware == Firmware::BiosCd {
+        // The command above has set what the hypervisor's header asks for: a screen of pixels.
+        text.push_str("\nset gfxpayload=text");
     }
     for (index, module) in modules.iter().enumerate() {
         // Writing to a String cannot fail.
@@ -300,19 +320,40 @@ mod tests {
     #[test]
     fn grub_boots_the_hypervisor_with_one_module_for_each_guest() {
         let text = grub_cfg(Firmware::BiosCd, &[], &[module("demo mem=64M device=dsa"), module("other")]);
-        let expected = "multiboot2 /boot/imsvisor\nmodule2 /boot/guest-0 demo mem=64M device=dsa\nmodule2 /boot/guest-1 other\nboot\n";
+        let expected = "multiboot2 /boot/imsvisor\nset gfxpayload=text\nmodule2 /boot/guest-0 demo mem=64M device=dsa\nmodule2 /boot/guest-1 other\nboot\n";
         assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]
     fn a_real_machines_screen_says_where_the_machine_reports_and_the_emulators_says_nothing() {
-        let text = grub_cfg(Firmware::Any, &[], &[module("demo")]);
-        let (before, _) = text.split_once("multiboot2").unwrap();
-        for word in ["gfxpayload=text", "echo '", "COM1", "115200", "8N1", "Nothing more"] {
-            assert!(before.contains(word), "{word}: {text}");
+        let before = |words: &[&str], guest: &str| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            let text = grub_cfg(Firmware::Any, &words, &[module(guest)]);
+            // The screen has the mode that the hypervisor's header asks for.
+            assert!(!text.contains("gfxpayload"), "{text}");
+            let lines = greeting(&words, &[module(guest)]);
+            assert!(lines.iter().all(|line| line.len() < 80), "a text screen's line: {lines:?}");
+            text.split_once("multiboot2").unwrap().0.to_owned()
+        };
+        let text = before(&[], "demo");
+        for word in ["echo '", "COM1", "115200", "8N1", "and on this screen"] {
+            assert!(text.contains(word), "{word}: {text}");
         }
-        assert!(SCREEN.iter().all(|line| line.len() < 80), "a text screen's line");
+        let text = before(&["console=com2", "screen=off"], "demo console=on");
+        for word in ["reports on COM2", "guest demo is COM1", "no more on this screen"] {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+        assert!(before(&["console=0xc000"], "a-name-of-16-let console=on").contains("guest a-name-of-16-let is COM2"));
         assert!(!grub_cfg(Firmware::BiosCd, &[], &[module("demo")]).contains("echo"));
+    }
+
+    #[test]
+    fn people_are_told_where_it_reports() {
+        assert_eq!(
+            reports_on(&[]),
+            "the screen and the serial port that the firmware names (ACPI table SPCR), else COM1"
+        );
+        assert_eq!(reports_on(&["screen=off".into(), "console=com2".into()]), "COM2 at 115200 baud");
     }
 
     #[test]

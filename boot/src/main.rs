@@ -69,7 +69,7 @@ fn act(options: &Options) -> Result<bool, Failure> {
     }
     let right = match file {
         _ if options.native.is_some() => run_native(options, &paths, &appended),
-        Some(file) => write_image(&paths, &guests, &file).map(|()| true),
+        Some(file) => write_image(&paths, &guests, options.hypervisor_options(), &file).map(|()| true),
         None => run(options, &paths, &guests, holder.as_deref()),
     };
     // A report that could not be written is an error.
@@ -95,12 +95,12 @@ fn images(paths: &Paths, guests: &[GuestArg]) -> Result<Images> {
     Ok(Images { ours, linux: kernel.then(|| linux::payload(paths, initrd)).transpose()? })
 }
 
-fn write_image(paths: &Paths, guests: &[GuestArg], file: &Path) -> Result<()> {
+fn write_image(paths: &Paths, guests: &[GuestArg], options: Vec<String>, file: &Path) -> Result<()> {
     let tools = prefix::image_tools(paths)?;
-    let image = Image { hypervisor: cargo::hypervisor(paths)?, options: Vec::new(), modules: modules(paths, guests)? };
+    let image = Image { hypervisor: cargo::hypervisor(paths)?, options, modules: modules(paths, guests)? };
     let grub = tools.grub.context("no GRUB was looked for")?;
     image.write(&grub, Firmware::Any, &paths.new_run()?, file)?;
-    show::image(file);
+    show::image(file, &image::reports_on(&image.options));
     Ok(())
 }
 

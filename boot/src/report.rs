@@ -90,8 +90,10 @@ pub struct Interrupts {
     pub raised: Option<u64>,
     /// Requests that the remapping unit remapped or posted, by the unit.
     pub remapped: Option<u64>,
-    /// Those of them that were posted, by the unit: they reach their guest without the hypervisor.
+    /// Those of them that were posted, by the unit.
     pub posted: u64,
+    /// Those of these that the hypervisor took from descriptors of its own, by the hypervisor: the others reach their guest without it.
+    pub from_descriptors: u64,
     /// Interrupts given to guests, by the hypervisor; unknown where all guests have theirs posted.
     pub delivered: Option<u64>,
     /// Interrupts that guests' handlers saw, by the guests.
@@ -153,7 +155,10 @@ impl Interrupts {
         let all = [
             ("raised", self.raised),
             ("remapped", self.remapped),
-            ("delivered", self.delivered.map(|delivered| delivered + self.posted)),
+            (
+                "delivered",
+                self.delivered.map(|delivered| delivered + self.posted.saturating_sub(self.from_descriptors)),
+            ),
             ("handled", self.handled),
         ];
         all.into_iter().filter_map(|(name, count)| Some((name, count?))).collect()
@@ -203,11 +208,11 @@ impl Interrupts {
         // What one kind of guest lost and the other had too much must not make up for each other.
         if let (Some(remapped), Some(handled)) = (self.remapped, self.handled)
             && remapped == handled + self.counted_aside("remapped", "handled")
-            && self.posted != self.handled_posted + self.posted_met
+            && self.posted != self.from_descriptors + self.handled_posted + self.posted_met
         {
             failures.push(format!(
-                "{} interrupts posted, but {} handled by guests that have them posted",
-                self.posted, self.handled_posted
+                "{} interrupts posted, but {} taken by the hypervisor and {} handled by guests that have them posted",
+                self.posted, self.from_descriptors, self.handled_posted
             ));
         }
         if self.aside.strays != 0 {
@@ -341,6 +346,7 @@ impl Summary {
             remapped: matches!(remapped, (Some(_), _) | (_, Some(_)))
                 .then(|| remapped.0.unwrap_or(0) + remapped.1.unwrap_or(0)),
             posted: remapped.1.unwrap_or(0),
+            from_descriptors: self.guests.iter().filter_map(|guest| guest.interrupts.number("from_descriptors")).sum(),
             delivered: (!delivered.is_empty()).then(|| delivered.iter().sum()),
             handled_posted,
             aside: self.aside(),
@@ -409,6 +415,7 @@ impl Verdict {
 mod tests {
     use super::*;
     use crate::machine::Seen;
+    use crate::machine::Silence;
 
     const CONSOLE: &str = "\
 @ims boot version=0.1.0
@@ -471,7 +478,26 @@ mod tests {
         assert_eq!(lost.verdict().failures, ["10 interrupts delivered, but 9 handled"]);
         let moved = both.replace("handled=3", "handled=2").replace("handled=7", "handled=8");
         let failures = outcome(&moved, &PLUGIN, End::Off).summary().verdict().failures;
-        assert_eq!(failures, ["3 interrupts posted, but 2 handled by guests that have them posted"]);
+        assert_eq!(
+            failures,
+            ["3 interrupts posted, but 0 taken by the hypervisor and 2 handled by guests that have them posted"]
+        );
+    }
+
+    #[test]
+    fn interrupts_posted_for_the_hypervisor_are_compared_with_what_it_injected() {
+        let failures = |from: &str, to: &str, met: u64| {
+            let console = CONSOLE.replace("hypercalls=3", "merged=1 from_descriptors=9 hypercalls=3");
+            let console = console.replace("delivered=10", "delivered=8").replace("handled=10", "handled=8");
+            assert!(console.contains(from), "{from}");
+            let counters = [("dsa.messages", 9 + met), ("vtd.remapped", 0), ("vtd.posted", 9 + met)];
+            let counters = [&counters[..], &[("vtd.merged", 0), ("vtd.posted_merged", met)]].concat();
+            outcome(&console.replace(from, to), &counters, End::Off).summary().verdict().failures
+        };
+        assert_eq!(failures("guest=1", "guest=1", 0), Vec::<String>::new());
+        assert_eq!(failures("guest=1", "guest=1", 2), Vec::<String>::new(), "two met in the descriptor");
+        assert_eq!(failures("handled=8", "handled=7", 0), ["8 interrupts delivered, but 7 handled"]);
+        assert!(!failures("from_descriptors=9", "from_descriptors=8", 0).is_empty(), "one was posted and not taken");
     }
 
     /// What the verdict says when one thing on the console is replaced by another.
@@ -632,7 +658,7 @@ mod tests {
     #[test]
     fn a_machine_that_hung_or_died_fails_the_run() {
         for end in [
-            End::Silent(Duration::from_secs(30)),
+            End::Silent(Silence { wall: Duration::from_secs(30), own: None }),
             End::Died("panic".into()),
             End::TooLong(Duration::ZERO),
             End::Flooded,

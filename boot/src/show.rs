@@ -14,7 +14,7 @@ use crate::linux;
 use crate::machine::{Outcome, Seen};
 use crate::native::Native;
 use crate::report::{Guest, Summary, Verdict};
-use crate::words::{grouped, harmless};
+use crate::words::{grouped, grub_quote, harmless};
 
 /// Faults that are shown one by one; the rest is only counted.
 const FAULTS_SHOWN: usize = 8;
@@ -256,9 +256,19 @@ pub fn guests(known: &BTreeMap<String, PathBuf>) {
     say(&row(linux::NAME, linux::ABOUT, width));
 }
 
-/// Says where an image was written to.
-pub fn image(file: &Path) {
+/// Says where an image was written to, and what to do with it. `reports` is where the hypervisor will report.
+pub fn image(file: &Path, reports: &str) {
     say(&format!("{} {}: boots by BIOS or UEFI, from a CD or a stick", good("✔"), file.display()));
+    image_rows(file, reports).iter().for_each(|line| say(&format!("  {line}")));
+}
+
+fn image_rows(file: &Path, reports: &str) -> [String; 4] {
+    [
+        format!("copy to a stick   sudo dd if={} of=/dev/sdX bs=4M conv=fsync", grub_quote(&file.to_string_lossy())),
+        "                  (sdX is the whole stick, as lsblk names it; what is on it is lost)".to_owned(),
+        "in the set-up     Secure Boot off; VT-x (Intel Virtualization Technology) and VT-d on".to_owned(),
+        format!("reports on        {reports}; 8N1"),
+    ]
 }
 
 type Row = (&'static str, String);
@@ -393,6 +403,16 @@ mod tests {
 
     use super::*;
     use crate::machine::End;
+
+    #[test]
+    fn an_images_last_lines_say_what_to_do_with_it() {
+        let lines = image_rows(Path::new("/my images/x.iso"), "the screen and COM2 at 115200 baud").join("\n");
+        for words in
+            ["dd if='/my images/x.iso' of=/dev/sdX", "Secure Boot off", "VT-x", "VT-d", "the screen and COM2", "8N1"]
+        {
+            assert!(lines.contains(words), "{words}: {lines}");
+        }
+    }
 
     fn outcome(console: &str) -> Outcome {
         let seen = |raw: &str| Seen { at: Duration::ZERO, raw: raw.to_owned(), line: Line::parse(raw) };

@@ -34,8 +34,8 @@ pub enum Call {
     /// RBX = device, RCX = handle. Masks the slot and takes its entry away; the slot stays allocated. A slot that is not
     /// mapped is left as it is. Returns 0.
     Unmap = 6,
-    /// RBX = device, RCX = handle. Returns 0 when no message of the slot can be sent any more. [`NotMapped`] for a slot without a
-    /// target.
+    /// RBX = device, RCX = handle. Returns 0 when the device sends no message of the slot any more. [`NotMapped`] for a slot without a
+    /// target. The mask is the device's: it does not stop a device that is made to write the slot's message by DMA.
     ///
     /// [`NotMapped`]: crate::Status::NotMapped
     Mask = 7,

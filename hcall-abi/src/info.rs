@@ -183,6 +183,9 @@ pub enum FaultKind {
     Remapping(u8),
     /// The slot fired faster than its limit and was masked. [`Call::Unmask`](crate::Call::Unmask) lets it fire again.
     Storm,
+    /// What the guest wrote to the slot could not be had, for this reason: [`Status::NoFreeVector`], [`Status::NoFreeEntry`] or
+    /// [`Status::HardwareError`]. The slot was masked; unmasking it tries again. Only for guests that enabled version 1.3 or later.
+    Refused(Status),
 }
 
 /// Which store of a device a fault's slot is in.
@@ -205,8 +208,8 @@ pub enum FaultStore {
 /// | 8..10 | device ID |
 /// | 10..12 | slot |
 /// | 12 | [`FaultStore`] |
-/// | 13 | kind: 1 = refused by the remapping unit, 2 = storm |
-/// | 14 | of kind 1, the unit's reason code |
+/// | 13 | kind: 1 = refused by the remapping unit, 2 = storm, 3 = what the guest wrote was refused |
+/// | 14 | of kind 1, the unit's reason code; of kind 3, the status |
 /// | 15 | flags: bit 0 = the message came from another function than the slot's |
 /// | 16..20 | how many faults were lost before this one, because nobody had read the older ones |
 /// | 20..32 | 0 |
@@ -237,6 +240,7 @@ impl FaultRecord {
         let (kind, reason) = match self.kind {
             FaultKind::Remapping(reason) => (1, reason),
             FaultKind::Storm => (2, 0),
+            FaultKind::Refused(status) => (3, status.code() as u8),
         };
         let mut bytes = [0; 32];
         bytes[0..8].copy_from_slice(&self.cookie.to_le_bytes());
@@ -253,6 +257,7 @@ impl FaultRecord {
         let kind = match kind {
             1 => FaultKind::Remapping(reason),
             2 => FaultKind::Storm,
+            3 => FaultKind::Refused(Status::from_code(reason.into())),
             _ => return Err(Status::BadLayout),
         };
         let store = match store {
@@ -316,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_fault_record_reads_back_as_written() {
-        for kind in [FaultKind::Remapping(0x26), FaultKind::Storm] {
+        for kind in [FaultKind::Remapping(0x26), FaultKind::Storm, FaultKind::Refused(Status::NoFreeVector)] {
             let record = FaultRecord {
                 cookie: 0x0102_0304_0506_0708,
                 device: DeviceId(0x10),

@@ -83,6 +83,10 @@
 //! in anything that a guest can read. The one exception is a store in the guest's own memory ([`Call::OpenQueue`]), where messages have to
 //! be the real ones; it is given only to a guest that has the requester ID for itself, whose entries no one else can use.
 //!
+//! A guest that has a whole function can find the indexes of its own entries all the same: it has the function write messages to the
+//! interrupt addresses by DMA, and looks which of them arrive. Such messages reach its own processors only, because the unit checks
+//! their source; neither a slot's mask nor its PASID holds for them, and the storm limit does.
+//!
 //! # Compatibility
 //! A change that an older guest could notice raises the major version. A new call, feature bit or field in reserved room
 //! raises the minor version; a guest that wants it checks the feature bit, not the version. Structures in memory carry their
@@ -94,8 +98,9 @@
 //! | 1.0 | discovery, slots, batches, masks, affinity |
 //! | 1.1 | enabling; many slots at a time and groups; PASIDs; queries of slots; fault records; storms; queue stores; the ACPI table |
 //! | 1.2 | interrupts that end without an exit; [`Call::FreeGroup`] frees so many slots at most |
+//! | 1.3 | [`FaultKind::Refused`], for guests that enabled this version |
 //!
-//! That last change is one that guests can notice. Nothing had been released yet, so the major version stayed.
+//! The change of [`Call::FreeGroup`] is one that guests can notice. Nothing had been released yet, so the major version stayed.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -117,7 +122,7 @@ pub use status::Status;
 /// Major version: guests and hypervisor must agree on it.
 pub const VERSION_MAJOR: u16 = 1;
 /// Minor version: counts additions.
-pub const VERSION_MINOR: u16 = 2;
+pub const VERSION_MINOR: u16 = 3;
 
 /// Splits what RAX holds after a call into the call's value or its [`Status`].
 ///

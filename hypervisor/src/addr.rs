@@ -79,15 +79,31 @@ address! {
     Hpa
 }
 
-/// Identifies a PCI function: bus 15:8, device 7:3, function 2:0. It is also the requester ID of what the function sends.
+/// Identifies a PCI function: segment 31:16, bus 15:8, device 7:3, function 2:0. The lower half is the requester ID of what the function
+/// sends ([`Bdf::requester_id`]); a remapping unit serves one segment and never sees the upper half.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
-pub struct Bdf(pub u16);
+pub struct Bdf(pub u32);
 
 impl Bdf {
-    /// From its parts; `device` and `function` are cut to 5 and 3 bits.
+    /// From its parts, in segment 0; `device` and `function` are cut to 5 and 3 bits.
     pub const fn new(bus: u8, device: u8, function: u8) -> Self {
-        Self((bus as u16) << 8 | ((device & 0x1f) as u16) << 3 | (function & 7) as u16)
+        Self((bus as u32) << 8 | ((device & 0x1f) as u32) << 3 | (function & 7) as u32)
+    }
+
+    /// The same bus, device and function in another segment.
+    pub const fn in_segment(self, segment: u16) -> Self {
+        Self((segment as u32) << 16 | self.requester_id() as u32)
+    }
+
+    /// Its segment.
+    pub const fn segment(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// Bus 15:8, device 7:3, function 2:0 (VT-d 3.4.1).
+    pub const fn requester_id(self) -> u16 {
+        self.0 as u16
     }
 
     /// Its bus.
@@ -113,6 +129,9 @@ impl Bdf {
 
 impl fmt::Display for Bdf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.segment() != 0 {
+            write!(f, "{:04x}:", self.segment())?;
+        }
         write!(f, "{:02x}:{:02x}.{}", self.bus(), self.device(), self.function())
     }
 }
@@ -138,5 +157,9 @@ mod tests {
         let bdf = Bdf::new(0x12, 0x1e, 3);
         assert_eq!((bdf.bus(), bdf.device(), bdf.function()), (0x12, 0x1e, 3));
         assert_eq!(bdf.to_string(), "12:1e.3");
+        let other = bdf.in_segment(0x1f);
+        assert_eq!((other.segment(), other.bus(), other.devfn()), (0x1f, 0x12, bdf.devfn()));
+        assert_eq!((other.requester_id(), other == bdf), (bdf.requester_id(), false));
+        assert_eq!(other.to_string(), "001f:12:1e.3");
     }
 }

@@ -38,35 +38,42 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     event!("boot version={}", env!("CARGO_PKG_VERSION"));
     // SAFETY: the entry code passes on what the loader gave it.
     let loader = unsafe { Loader::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
+    let console = platform::console::begin(&loader);
     // SAFETY: the entry code has mapped the first 4 GiB, and this is the only call.
     if !unsafe { platform::memory::take(&loader) } {
         refuse("memory", "too little for the hypervisor itself");
     }
+    if !cpu::has_no_execute() {
+        refuse("processor", "it has no execute-disable (XD, NX). If the firmware's setup has it, enable it");
+    }
     if let Err(error) = platform::memory::map(&loader) {
         refuse("memory", format_args!("no page tables: {error}"));
     }
+    console.settle(&loader);
     let bases = Box::leak(Box::new(Tables::new())).load();
     let apic_id = apic::init();
     ThisCpu::install(0, apic_id);
     exits::decode::prepare();
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&loader)));
+    machine.choose_apic_mode();
     let others = smp::others(machine.apic_ids(), apic_id);
     let service = service(machine, apic_id, &others);
+    let page = platform::memory::start_page(&loader);
     let processor = Processor::bring_up(bases).unwrap_or_else(|why| {
-        // What the machine does have is known by now.
-        tell(machine, service, 1);
+        // What the machine does have can be told: the others start as well, find no work, and stop.
+        tell(machine, service, 1 + smp::start(&others, page, processor_entry));
         refuse("vmx", why)
     });
     assign::make_room(machine, service.ports());
     let work = WORK.call_once(|| Work::new(machine, service, loader.modules(), apic_id, tsc));
-    let started = smp::start(&others, processor_entry);
+    let started = smp::start(&others, page, processor_entry);
     tell(machine, service, 1 + started);
     power::end(work.lead(processor, started))
 }
 
 /// The remapping units, and the service on top of them, for the processors with these APIC IDs.
 fn service(machine: &'static Machine, apic_id: u32, others: &[u32]) -> &'static MachineService {
-    let units = machine.bring_up_units(|function| most_entries(assign::slots(function)), apic_id);
+    let units = machine.bring_up_units(|function| most_entries(assign::slots(machine, function)), apic_id);
     let vectors = [apic_id].iter().chain(others).map(|&id| Vectors::new(id)).collect();
     // SAFETY: guests are made by `platform::start` alone, which tells the service of the stores that `assign` prepared.
     let ports = unsafe { MachinePorts::new(machine, units, vectors) };
@@ -95,7 +102,7 @@ fn tell(machine: &Machine, service: &MachineService, processors: usize) {
 /// Where every processor but the first begins.
 extern "C" fn processor_entry(number: usize) -> ! {
     let bases = Box::leak(Box::new(Tables::new())).load();
-    ThisCpu::install(number, apic::init());
+    ThisCpu::install(number, apic::init_other());
     let processor = Processor::bring_up(bases);
     smp::arrived();
     if let Some(work) = WORK.get() {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use imsvisor_boot::linux::{self, Payload};
 use imsvisor_boot::machine::Kind;
 use imsvisor_boot::paths::Paths;
-use imsvisor_boot::prefix::{self, Need, Tools};
+use imsvisor_boot::prefix::{self, Need, Ovmf, Tools};
 use imsvisor_boot::{cargo, toolchain};
 
 /// Most machines that run at one time.
@@ -85,6 +85,13 @@ pub fn vfio_user_tools() -> Result<Option<&'static Tools>> {
     static TOOLS: Once<Tools> = Once::new();
     let tools = TOOLS.get(|| prepare("QEMU", || prefix::qemu_tools(paths()?, Need::VfioUser)));
     optional(tools, std::env::var_os(ALL_VARIABLE).is_some())
+}
+
+/// UEFI firmware for QEMU.
+pub fn ovmf() -> Result<Option<&'static Ovmf>> {
+    static OVMF: Once<Ovmf> = Once::new();
+    let ovmf = OVMF.get(|| prepare("UEFI firmware", || prefix::ovmf(paths()?)));
+    optional(ovmf, std::env::var_os(ALL_VARIABLE).is_some())
 }
 
 /// The same with the emulator and a Linux that run it.

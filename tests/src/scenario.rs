@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use imsvisor_boot::event::{Line, Pairs};
 use imsvisor_boot::guest::{GuestArg, Images};
 use imsvisor_boot::image::Module;
-use imsvisor_boot::linux::{Asked, Payload};
+use imsvisor_boot::linux::{self, Asked, Payload};
 use imsvisor_boot::machine::{self, Config, Kind, Outcome, Run};
 use imsvisor_boot::report::{Guest, Summary};
 use tempfile::TempDir;
@@ -154,6 +154,7 @@ impl Plan {
         let Some(payload) = bench::linux()? else { return Ok(()) };
         let guest = GuestArg::with(string, &Asked { append: Some(append.to_owned()), ..Asked::default() })?;
         self.modules.extend(guest.modules(&Images { linux: Some(payload.clone()), ..Images::default() })?);
+        self.config.plugin_options.push(linux::DEVICE_OPTION.into());
         self.config.limit = LIMIT_OF_LINUX;
         Ok(())
     }
@@ -161,6 +162,7 @@ impl Plan {
     /// Boots one of our guests in the hypervisor's place, with a command line.
     pub fn native(&mut self, image: &'static str, line: &str) {
         self.native = Some(image);
+        self.config.native = true;
         self.config.hypervisor_options = line.split_whitespace().map(String::from).collect();
     }
 

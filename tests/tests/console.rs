@@ -62,3 +62,27 @@ fn the_escape_key_ends_a_run_whose_guest_waits_for_ever() {
     });
     assert_eq!(outcome.end, End::Asked);
 }
+
+/// The screen is on as well, so that it is painted while guests run.
+#[test]
+fn where_the_console_has_com2_the_terminal_is_com1() {
+    let plan = || {
+        let mut plan = Plan::new()?;
+        plan.config.hypervisor_options = ["console=com2", "screen=on"].map(str::to_owned).to_vec();
+        plan.guest("echo", "echo mem=32M console=on")?;
+        Ok::<_, anyhow::Error>(plan)
+    };
+    let talk: fn(&mut Person) = |person| {
+        person.waits_for("> ");
+        person.types(b"exit\r");
+        person.waits_for("@result received=");
+    };
+    let outcome = plan().and_then(|plan| boot("a terminal on COM1", &plan, "echo", talk)).expect("a boot");
+    assert_eq!(outcome.end, End::Off, "{}", outcome.console());
+    assert!(
+        outcome.console().contains("console: COM2, 115200 baud, as the command line says"),
+        "{}",
+        outcome.console()
+    );
+    assert_eq!(outcome.summary().guests[0].reported("errors"), Some(0));
+}

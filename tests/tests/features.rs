@@ -114,6 +114,20 @@ fn feature_storm_a_slot_that_rages_is_masked_and_told_of_and_the_others_do_not_n
     assert_eq!((told[0].get("guest"), told[0].get("slot"), told[0].get("cookie")), (Some("1"), Some("0"), Some("0x1")));
 }
 
+static PAST: Scenario = Scenario::new("a storm past the slots", |plan| {
+    plan.guest("features", "past device=dsa storm=50 cmdline=\"case=storm-by-dma\"")
+});
+
+#[test]
+fn feature_storm_messages_that_a_device_writes_by_dma_are_stopped_at_the_entry() {
+    let boot = PAST.run();
+    let (sent, came) = (boot.verified("past", "sent"), boot.verified("past", "came"));
+    assert!(came < sent / 4, "{came} of {sent}");
+    let told = boot.events("storm");
+    assert_eq!(told.iter().map(|storm| storm.get("slot")).collect::<Vec<_>>(), [Some("0")]);
+    boot.assert_all_came_back();
+}
+
 static MANY: Scenario = Scenario::new("4,096 slots, and MSI-X beside a store", |plan| {
     plan.plugin(&[GENEROUS]);
     let many = ("many device=dsa", "case=many slots=4096");
@@ -148,6 +162,44 @@ fn feature_coexist_msix_and_a_store_are_in_use_at_once_from_two_processors() {
     for key in ["first", "second"] {
         assert_eq!(boot.verified("coexist", key), 100, "{key}");
     }
+}
+
+/// Vectors of a virtual processor but for exceptions, its timer and spurious interrupts.
+const VECTORS: u64 = 222;
+
+/// Two guests that want all vectors, on one processor.
+fn two_with_all_vectors(plan: &mut Plan) -> anyhow::Result<()> {
+    ["one", "other"]
+        .iter()
+        .try_for_each(|name| plan.guest("features", &format!("{name} device=dsa cmdline=\"case=vectors\"")))
+}
+
+static ALL_VECTORS: Scenario = Scenario::new("two guests with all vectors on a processor", two_with_all_vectors);
+
+#[test]
+fn guests_that_share_a_processor_have_all_vectors_each_where_the_unit_can_post() {
+    let boot = ALL_VECTORS.run();
+    for guest in ["one", "other"] {
+        let [fired, masked] = ["fired", "masked"].map(|key| boot.verified(guest, key));
+        assert_eq!((fired, masked), (VECTORS, 0), "{guest}");
+    }
+    boot.assert_all_came_back();
+}
+
+static FEW_VECTORS: Scenario = Scenario::new("two guests on a processor, and a unit that cannot post", |plan| {
+    plan.plugin(&["no-posting"]);
+    two_with_all_vectors(plan)
+});
+
+#[test]
+fn a_slot_without_a_vector_reads_as_masked_and_is_told_of_where_the_unit_cannot_post() {
+    let boot = FEW_VECTORS.run();
+    let of = |key| ["one", "other"].map(|guest| boot.verified(guest, key));
+    let ([one, other], masked) = (of("fired"), of("masked"));
+    assert_eq!(one + other, 192, "the processor's vectors");
+    assert_eq!(masked, [one, other].map(|fired| VECTORS - fired));
+    assert_eq!(of("told"), masked);
+    boot.assert_all_came_back();
 }
 
 static HANDLES: Scenario = Scenario::new("interrupt handles that are revoked", |plan| {

@@ -7,8 +7,8 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 use imsvisor_tests::imports::{Arrow, Place, Sources};
 
 /// The hypervisor's rooms, lowest first: each imports only from those before it.
-const ROOMS: [&str; 17] = [
-    "addr", "sync", // words
+const ROOMS: [&str; 18] = [
+    "addr", "sync", "options", // words
     "clock", "apic", "cpu", "console", "memory", "acpi", "pci", // the machine
     "vtd", "ept", "vmx", // hardware
     "ims", "vdev", // pure

@@ -29,13 +29,13 @@ static NATIVE: Scenario = Scenario::new("the bare-metal test without the hypervi
 static GUEST: Scenario =
     Scenario::new("the bare-metal test in a guest", |plan| plan.guest("features", "features cmdline=\"case=detect\""));
 
-const HINTS: [&str; 6] = ["cpuid", "smbios", "caching_mode", "np_cache", "virtio_iommu", "vendor"];
+const HINTS: [&str; 7] = ["cpuid", "smbios", "caching_mode", "np_cache", "virtio_iommu", "vendor", "product"];
 
 #[test]
 fn feature_bare_metal_test_the_emulated_machine_itself_gives_no_hint() {
     let boot = NATIVE.run();
     let found = boot.native_result();
-    assert_eq!(HINTS.map(|hint| found.number(hint)), [Some(0); 6]);
+    assert_eq!(HINTS.map(|hint| found.number(hint)), [Some(0); 7]);
     // The firmware has SMBIOS, so its part of the test has run; and the unit was looked at as the manual allows.
     assert_eq!((found.number("has_smbios"), found.number("bare_metal")), (Some(1), Some(1)));
     assert_eq!(boot.outcome().counter("vtd.violations"), 0);
@@ -46,6 +46,6 @@ fn feature_bare_metal_test_in_a_guest_the_hypervisor_bit_gives_it_away() {
     let boot = GUEST.run();
     boot.assert_guest_right("features");
     let found = boot.guest("features").result.clone().expect("a result");
-    assert_eq!(HINTS.map(|hint| found.number(hint)), [Some(1), Some(0), Some(0), Some(0), Some(0), Some(0)]);
+    assert_eq!(HINTS.map(|hint| found.number(hint)), [Some(1), Some(0), Some(0), Some(0), Some(0), Some(0), Some(0)]);
     assert_eq!(found.number("bare_metal"), Some(0));
 }

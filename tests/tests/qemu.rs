@@ -218,6 +218,24 @@ fn without_vmx_the_hypervisor_says_so_and_ends() {
     assert!(!outcome.console().contains("panicked"), "{}", told(outcome));
 }
 
+/// 128 processors of a sparse topology, the last of which have APIC IDs above 255: each is started, finds no VMX, and stops.
+#[test]
+fn all_of_128_processors_start_those_with_ids_above_255_as_well() {
+    let Some(tools) = bench::qemu_tools().expect("QEMU") else { return };
+    // Cores and threads take three bits each, so a socket takes 64 IDs: the last ones are 320 to 322.
+    let topology = ["-smp", "128,maxcpus=150,sockets=6,cores=5,threads=5"];
+    let extra = topology.map(str::to_owned).into();
+    let config = Config { cpus: 128, extra, silence: SILENCE, limit: LIMIT, ..Config::default() };
+    let (paths, image) = (bench::paths().expect("paths"), bench::hypervisor().expect("the hypervisor"));
+    let booted = machine::start_on(Kind::Tcg, paths, tools, &config, image, &[]).map(|run| run.finish());
+    let outcome = booted.expect("a boot");
+    let machine = event(&outcome, "machine");
+    assert_eq!((machine.number("processors"), machine.number("vtd_units")), (Some(128), Some(1)), "{}", told(&outcome));
+    assert_eq!(event(&outcome, "refused").get("what"), Some("vmx"), "{}", told(&outcome));
+    assert!(!outcome.console().contains("does not start"), "{}", told(&outcome));
+    assert!(outcome.end.is_right(), "{}", told(&outcome));
+}
+
 /// Boots an image on a machine with served DSAs; `None` where the QEMU for that cannot be had.
 fn boot_served(image: &Path, config: Config) -> Result<Option<Outcome>> {
     let Some(tools) = bench::vfio_user_tools()? else { return Ok(None) };
@@ -290,7 +308,7 @@ fn native() -> Option<&'static Outcome> {
         let disguise = ["-smbios", "type=0,vendor=Firmware", "-smbios", "type=1,manufacturer=Maker,product=Board"];
         let unit = ["-global", "intel-iommu.caching-mode=off"];
         let extra = disguise.into_iter().chain(unit).map(str::to_owned).collect();
-        let config = Config { exclude_features: vec!["hypervisor".into()], extra, ..Config::default() };
+        let config = Config { native: true, exclude_features: vec!["hypervisor".into()], extra, ..Config::default() };
         boot_served(bench::guest("demo")?, config)
     };
     NATIVE.get(boot).unwrap_or_else(|error| panic!("the demo could not be booted: {error:#}")).as_ref()

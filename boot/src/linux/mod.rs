@@ -23,6 +23,8 @@ pub const NAME: &str = "linux";
 pub const ABOUT: &str = "Debian's Linux 6.12, unmodified: its own driver gets a DSA, and every copy is verified";
 /// Bochs' model of a processor that has what the driver needs: MOVDIR64B.
 pub const CPU_MODEL: &str = "sapphire_rapids";
+/// The plugin's option for DSAs with the device ID that packaged kernels know.
+pub const DEVICE_OPTION: &str = "idxd";
 
 /// The first process, below the checkout.
 const INIT: &str = "tests/linux/init";

@@ -9,7 +9,8 @@ use std::process::{Command, ExitStatus};
 use anyhow::{Context, Result, ensure};
 
 use super::run::{Manner, Run};
-use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL};
+use super::serial::{self, Port};
+use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, PROGRESS, SERIAL};
 use crate::prefix::{Bochs, Tools};
 
 const BIOS: &str = "bios.bin";
@@ -34,13 +35,16 @@ pub const GENEROUS_DSAS: [&str; 4] = ["00:1e.0", "00:1f.0", "00:1c.0", "00:1d.0"
 /// The plugin's option for a machine with more than real ones have.
 pub const GENEROUS: &str = "generous";
 /// The plugin's options; ARCHITECTURE.md says what they do.
-const PLUGIN_OPTIONS: [&str; 13] = [
+const PLUGIN_OPTIONS: [&str; 16] = [
     GENEROUS,
-    "decode-off",
+    "idxd",
     "no-vtd",
     "no-dmar",
     "no-dsa",
     "two-units",
+    "odd-firmware",
+    "opt-out",
+    "no-posting",
     "legacy",
     "first-stage",
     "sva",
@@ -76,12 +80,13 @@ pub fn check_model(model: &str) -> Result<()> {
 
 /// Starts Bochs in a run's directory that holds the image.
 pub(super) fn start(tools: &Tools, config: &Config, directory: PathBuf) -> Result<Run> {
-    start_with(&[SERIAL], Manner::alone(inquest), tools, config, directory)
+    let serial = serial::ports(config, SERIAL)?;
+    start_with(&serial, Manner::alone(inquest), tools, config, directory)
 }
 
-/// The same with these files for its serial lines, COM1's first.
+/// The same with these serial ports, COM1 first.
 pub(super) fn start_with(
-    serial: &[&str],
+    serial: &[Port<'_>],
     manner: Manner,
     tools: &Tools,
     config: &Config,
@@ -97,7 +102,7 @@ pub(super) fn start_with(
 }
 
 /// The text of Bochs' configuration. File names are relative to the run's directory.
-fn bochsrc(config: &Config, serial: &[&str], display: &str) -> String {
+fn bochsrc(config: &Config, serial: &[Port<'_>], display: &str) -> String {
     let Config { memory_mib, cpus, cpu_model, exclude_features, .. } = config;
     let mut text = format!(
         "display_library: {display}\n\
@@ -123,11 +128,12 @@ fn bochsrc(config: &Config, serial: &[&str], display: &str) -> String {
          info: action=ignore\n\
          panic: action=fatal\n"
     );
-    for (number, file) in (1..).zip(serial) {
-        let _ = writeln!(text, "com{number}: enabled=1, mode=file, dev={file}");
-    }
-    if let Some(device) = &config.terminal {
-        let _ = writeln!(text, "com{}: enabled=1, mode=term, dev={device}", serial.len() + 1);
+    for (number, port) in (1..).zip(serial) {
+        let _ = match port {
+            Port::Nothing => writeln!(text, "com{number}: enabled=1, mode=null"),
+            Port::File(file) => writeln!(text, "com{number}: enabled=1, mode=file, dev={file}"),
+            Port::Terminal(device) => writeln!(text, "com{number}: enabled=1, mode=term, dev={device}"),
+        };
     }
     if config.plugin.is_some() {
         text.push_str("plugin_ctrl: ims=1\n");
@@ -163,6 +169,7 @@ fn command(bochs: &Bochs, config: &Config, directory: &Path) -> Result<Command> 
     }
     command.env("IMSVISOR_PLUGIN", config.plugin_options.join(","));
     command.env("IMSVISOR_PLUGIN_REPORT", directory.join(PLUGIN_REPORT));
+    command.env("IMSVISOR_PLUGIN_PROGRESS", directory.join(PROGRESS));
     Ok(command)
 }
 
@@ -215,7 +222,7 @@ mod tests {
             plugin: Some("/x/libbx_ims.so".into()),
             ..Config::default()
         };
-        let text = bochsrc(&config, &["a.log", "b.log"], "term");
+        let text = bochsrc(&config, &[Port::File("a.log"), Port::Nothing, Port::File("b.log")], "term");
         for line in [
             "display_library: term",
             "memory: guest=768, host=768",
@@ -224,7 +231,8 @@ mod tests {
             "info: action=ignore",
             "vga: extension=none",
             "com1: enabled=1, mode=file, dev=a.log",
-            "com2: enabled=1, mode=file, dev=b.log",
+            "com2: enabled=1, mode=null",
+            "com3: enabled=1, mode=file, dev=b.log",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}\n{text}");
         }
@@ -258,15 +266,15 @@ mod tests {
     #[test]
     fn a_guests_console_ends_at_a_device_and_its_time_is_the_hosts() {
         let config = Config { terminal: Some("/dev/pts/7".into()), ..Config::default() };
-        let text = bochsrc(&config, &[SERIAL], "term");
+        let text = bochsrc(&config, &serial::ports(&config, SERIAL).unwrap(), "term");
         assert!(text.contains("\ncom2: enabled=1, mode=term, dev=/dev/pts/7\n"), "{text}");
         assert!(text.contains("sync=slowdown,"), "{text}");
-        assert!(bochsrc(&Config::default(), &[SERIAL], "term").contains("sync=none,"));
+        assert!(bochsrc(&Config::default(), &[Port::File(SERIAL)], "term").contains("sync=none,"));
     }
 
     #[test]
     fn without_the_plugin_bochs_does_not_look_for_it() {
-        let text = bochsrc(&Config::default(), &[SERIAL], "term");
+        let text = bochsrc(&Config::default(), &[Port::File(SERIAL)], "term");
         assert!(!text.contains("plugin_ctrl") && !text.contains("exclude_features"));
     }
 

@@ -7,6 +7,7 @@ pub mod native;
 pub mod nested;
 mod qemu;
 mod run;
+pub mod serial;
 mod trace;
 
 use std::path::{Path, PathBuf};
@@ -17,8 +18,8 @@ use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
 pub use dsa_server::DSAS;
-pub use qemu::NVME;
-pub use run::{End, Outcome, Run, Seen};
+pub use qemu::{NVME, SCREEN};
+pub use run::{End, Outcome, Run, Seen, Silence};
 
 use crate::image::{Firmware, Image, Module};
 use crate::paths::Paths;
@@ -42,13 +43,18 @@ pub struct Config {
     pub dsa_server: Option<PathBuf>,
     /// Options for the plugin; the architecture document lists them.
     pub plugin_options: Vec<String>,
-    /// Words for the hypervisor's own command line.
+    /// Words for the hypervisor's own command line (`imsvisor::options`).
     pub hypervisor_options: Vec<String>,
+    /// A guest of ours is booted in the hypervisor's place: the words are the guest's.
+    pub native: bool,
     /// The device of ours at which its second serial line ends, where a guest has its console.
     pub terminal: Option<String>,
+    /// QEMU's machine has a screen, a monitor ([`MONITOR`]) and nothing that ends it, as a person's has; its image is one for real machines.
+    pub screen: bool,
     /// Further lines for Bochs' configuration, or further arguments for QEMU.
     pub extra: Vec<String>,
-    /// A run that writes no line for so long, in its own processor time and on the host's clock, has hung.
+    /// A run that writes no line for so long, in the machine's own time (the emulator's, else processor time) and on the host's clock, has
+    /// hung.
     pub silence: Duration,
     /// A run that takes longer than this is ended.
     pub limit: Duration,
@@ -65,7 +71,9 @@ impl Default for Config {
             dsa_server: None,
             plugin_options: Vec::new(),
             hypervisor_options: Vec::new(),
+            native: false,
             terminal: None,
+            screen: false,
             extra: Vec::new(),
             silence: Duration::from_secs(30),
             limit: Duration::from_secs(600),
@@ -187,10 +195,15 @@ fn write_image(
     directory: &Path,
     name: &str,
 ) -> Result<()> {
-    let options = config.hypervisor_options.clone();
+    let mut options = config.hypervisor_options.clone();
+    if !config.screen && !config.native && !options.iter().any(|word| word.starts_with("screen=")) {
+        // Nobody sees an emulator's screen.
+        options.push("screen=off".to_owned());
+    }
     let image = Image { hypervisor: hypervisor.to_owned(), options, modules: guests.to_vec() };
     let grub = tools.grub.as_ref().context("no GRUB was looked for")?;
-    image.write(grub, Firmware::BiosCd, directory, &directory.join(name))
+    let firmware = if config.screen { Firmware::Any } else { Firmware::BiosCd };
+    image.write(grub, firmware, directory, &directory.join(name))
 }
 
 /// Boots Bochs and follows it to its end.
@@ -203,6 +216,9 @@ const IMAGE: &str = "image.iso";
 const SERIAL: &str = "serial.log";
 const PLUGINS: &str = "plugins";
 const PLUGIN_REPORT: &str = "plugin.report";
+const PROGRESS: &str = "progress";
+/// The socket of QEMU's monitor (QMP) in the directory of a run with a screen.
+pub const MONITOR: &str = "monitor.sock";
 
 #[cfg(test)]
 mod tests {

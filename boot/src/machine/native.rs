@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 
 use super::bochs::{self, IPS};
 use super::run::{Console, Manner, Meaning, Run};
+use super::serial::Port;
 use super::{Config, IMAGE, Kind, SERIAL};
 use crate::event::Line;
 use crate::image::{self, Kernel};
 use crate::initramfs::Initramfs;
-use crate::linux::NAME;
+use crate::linux::{DEVICE_OPTION, NAME};
 use crate::paths::Paths;
 use crate::prefix::Tools;
 
@@ -77,7 +78,8 @@ pub fn start(
     let tree = directory.join("cd");
     image::write_linux_cd(grub, &kernel, &tree, &directory, &directory.join(IMAGE))?;
     fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
-    Ok(bochs::start_with(&[SERIAL], MANNER, tools, &around(config, append), directory)?.counting(Kind::Bochs.unit()))
+    Ok(bochs::start_with(&[Port::File(SERIAL)], MANNER, tools, &around(config, append), directory)?
+        .counting(Kind::Bochs.unit()))
 }
 
 /// The machine around Linux. Where its first process is to use shared virtual addressing, the devices have what that takes.
@@ -85,7 +87,8 @@ fn around(config: &Config, append: &[String]) -> Config {
     // Linux reads registers that Bochs lacks; a line each makes a large log.
     let extra = [config.extra.clone(), vec!["error: action=ignore".to_owned()]].concat();
     let sva = append.iter().any(|word| word == SVA).then(|| SVA_OPTION.to_owned());
-    let plugin_options = config.plugin_options.iter().cloned().chain(sva).collect();
+    let known = [DEVICE_OPTION.to_owned()];
+    let plugin_options = config.plugin_options.iter().cloned().chain(known).chain(sva).collect();
     Config { extra, plugin_options, ..config.clone() }
 }
 

@@ -8,13 +8,17 @@ use anyhow::{Context, Result};
 
 use super::dsa_server::{self, DsaServer};
 use super::run::{Manner, Run};
-use super::{Config, IMAGE, SERIAL, trace};
+use super::serial::{self, Port};
+use super::{Config, IMAGE, MONITOR, SERIAL, trace};
 use crate::prefix::Tools;
 
 const OUTPUT: &str = "qemu.out";
 
 /// Where the NVMe controller is.
 pub const NVME: &str = "00:02.0";
+
+/// The graphics adapter of a machine with a screen.
+pub const SCREEN: &str = "VGA,addr=10.0";
 
 /// What the hypervisor writes to end a run.
 const SHUTDOWN: &[u8] = b"Shutdown";
@@ -51,9 +55,9 @@ impl Accelerator {
         }
     }
 
-    /// Whether time can go by instructions: not where another process takes its own time.
+    /// Whether time can go by instructions: not where another process takes its own time, nor with firmware that waits for a person.
     fn counts_time(self, config: &Config) -> bool {
-        self == Self::Tcg && config.dsa_server.is_none()
+        self == Self::Tcg && config.dsa_server.is_none() && !config.screen
     }
 }
 
@@ -63,7 +67,7 @@ pub(super) fn start(accelerator: Accelerator, tools: &Tools, config: &Config, di
     let mut command = qemu.command();
     let output = File::create(directory.join(OUTPUT)).context("cannot create QEMU's output")?;
     let errors = output.try_clone().context("cannot share QEMU's output")?;
-    command.args(arguments(accelerator, config)).stdout(output).stderr(errors);
+    command.args(arguments(accelerator, config, &serial::ports(config, SERIAL)?)).stdout(output).stderr(errors);
     let server = config.dsa_server.as_deref().map(|program| DsaServer::start(program, &directory)).transpose()?;
     let mut run = Run::start(command, directory, config, Manner::alone(inquest))?;
     if let Some(server) = server {
@@ -73,7 +77,7 @@ pub(super) fn start(accelerator: Accelerator, tools: &Tools, config: &Config, di
 }
 
 /// QEMU's arguments. The remapping unit comes before every other device, as QEMU asks.
-fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
+fn arguments(accelerator: Accelerator, config: &Config, serial: &[Port<'_>]) -> Vec<String> {
     let features: String = config.exclude_features.iter().map(|feature| format!(",-{feature}")).collect();
     let mut arguments = accelerator.arguments(&features);
     if accelerator.counts_time(config) {
@@ -87,24 +91,34 @@ fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
         // A device for tests, whose DMA goes wherever it is told, and one with a table of messages.
         ("-device", "edu,dma_mask=0xffffffffffffffff".to_owned()),
         ("-device", format!("nvme,serial=imsvisor,addr={}", NVME.trim_start_matches("00:"))),
-        // The port and the bytes by which the hypervisor ends a run on Bochs end QEMU, too.
-        ("-device", "isa-debug-exit,iobase=0x8900,iosize=0x1".to_owned()),
         ("-cdrom", IMAGE.to_owned()),
         ("-boot", "d".to_owned()),
-        ("-serial", format!("file:{SERIAL}")),
         ("-display", "none".to_owned()),
-        ("-vga", "none".to_owned()),
         ("-nic", "none".to_owned()),
         ("-monitor", "none".to_owned()),
+        ("-vga", "none".to_owned()),
+        match config.screen {
+            true => ("-qmp", format!("unix:{MONITOR},server=on,wait=off")),
+            // The port and the bytes by which the hypervisor ends a run on Bochs end QEMU, too.
+            false => ("-device", "isa-debug-exit,iobase=0x8900,iosize=0x1".to_owned()),
+        },
     ];
     arguments.extend(fixed.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+    if config.screen {
+        // Other devices keep their places.
+        arguments.extend(["-device", SCREEN].map(str::to_owned));
+    }
     arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     if config.dsa_server.is_some() {
         arguments.extend(dsa_server::arguments(config.memory_mib));
         arguments.extend(trace::arguments());
     }
-    // The first is the hypervisor's.
-    arguments.extend(config.terminal.iter().flat_map(|device| ["-serial".to_owned(), device.clone()]));
+    let at = |port: &Port<'_>| match *port {
+        Port::Nothing => "null".to_owned(),
+        Port::File(file) => format!("file:{file}"),
+        Port::Terminal(device) => device.to_owned(),
+    };
+    arguments.extend(serial.iter().flat_map(|port| ["-serial".to_owned(), at(port)]));
     arguments.extend(config.extra.iter().cloned());
     arguments
 }
@@ -129,6 +143,10 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+
+    fn arguments(accelerator: Accelerator, config: &Config) -> Vec<String> {
+        super::arguments(accelerator, config, &serial::ports(config, SERIAL).unwrap())
+    }
 
     fn value<'a>(arguments: &'a [String], name: &str) -> Vec<&'a str> {
         let is_name = |pair: &&[String]| pair[0] == name;

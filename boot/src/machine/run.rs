@@ -1,35 +1,41 @@
 //! A machine that runs: its serial lines as they come, and a watchdog that ends it when it hangs.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File};
-use std::io::Read;
+mod end;
+mod outcome;
+mod tail;
+mod watch;
+
+use std::collections::VecDeque;
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fmt, thread};
 
 use anyhow::{Context, Result};
-use rustix::param::clock_ticks_per_second;
 
+pub use self::end::{End, Silence};
+pub use self::outcome::Outcome;
+pub(super) use self::tail::Console;
+
+use self::end::FLOOD;
+use self::outcome::counters;
+use self::tail::Tail;
+use self::watch::{OwnTime, Watchdog};
 use super::dsa_server::DsaServer;
-use super::{Config, IMAGE, PLUGIN_REPORT, PLUGINS, SERIAL, die_with_parent, trace};
-use crate::event::{Line, parse_number};
-use crate::report::Summary;
+use super::{Config, IMAGE, PLUGINS, SERIAL, die_with_parent};
+use crate::event::Line;
 
 /// How often the serial file is looked at.
 const POLL: Duration = Duration::from_millis(4);
 /// How long a machine may take to end after its `done`.
 const GRACE: Duration = Duration::from_secs(5);
-/// A machine that gets no processor time has not hung, but some time it has to end: after so many times its silence on the host's clock.
-const PATIENCE: u32 = 10;
 /// How long a machine that has died is listened to: the lines that tell why may come after the one that tells that.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// More on the serial console than this is a flood.
-const FLOOD: u64 = 64 << 20;
 
 /// A line of the serial console.
 #[derive(Debug, Clone)]
@@ -40,60 +46,6 @@ pub struct Seen {
     pub raw: String,
     /// What it means.
     pub line: Line,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// The hypervisor switched the machine off.
-    Off,
-    /// The machine was still on after `done`, and was ended.
-    LeftOn,
-    /// The machine ended by itself; its own last words.
-    Died(String),
-    /// No line came for so long, on the host's clock.
-    Silent(Duration),
-    /// It took longer than it may.
-    TooLong(Duration),
-    /// The console was flooded.
-    Flooded,
-    /// The person at the terminal ended it.
-    Asked,
-    /// It was not run, because the machine that it should run on lacks something.
-    Refused(String),
-}
-
-impl End {
-    /// Whether the run came to its own end.
-    pub fn is_right(&self) -> bool {
-        matches!(self, Self::Off | Self::LeftOn)
-    }
-
-    /// What else it may have been, and what helps.
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Silent(_) => Some(
-                "a guest that computes for long without a line is ended as well: --silence SECONDS gives it more time",
-            ),
-            Self::TooLong(_) => Some("--timeout SECONDS gives it more time"),
-            Self::Off | Self::LeftOn | Self::Died(_) | Self::Flooded | Self::Asked | Self::Refused(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Off => write!(f, "the machine was switched off"),
-            Self::LeftOn => write!(f, "the machine was still on after the run was done"),
-            Self::Died(words) => write!(f, "the machine ended by itself: {words}"),
-            Self::Silent(time) => write!(f, "the machine hung: no line for {} seconds", time.as_secs()),
-            Self::TooLong(time) => write!(f, "the run took longer than {} seconds", time.as_secs()),
-            Self::Flooded => write!(f, "more than {} MiB on the serial console", FLOOD >> 20),
-            Self::Asked => write!(f, "the run was ended at the terminal"),
-            Self::Refused(why) => write!(f, "it could not be run: {why}"),
-        }
-    }
 }
 
 /// Tells whether a machine ended because it was switched off; else why it ended.
@@ -112,13 +64,6 @@ pub(super) struct Manner {
     pub inquest: Inquest,
     /// Takes apart what came of it, for machines in which several others run one after another; there is one at least.
     pub outcomes: fn(Outcome) -> Vec<Outcome>,
-}
-
-/// A serial line: its file in the run's directory, and how to read a line of it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Console {
-    pub file: &'static str,
-    pub parse: fn(&str) -> Line,
 }
 
 /// What a line means for the run.
@@ -145,39 +90,6 @@ impl Manner {
     }
 }
 
-/// A serial line's file as it grows.
-#[derive(Debug)]
-struct Tail {
-    console: Console,
-    file: Option<File>,
-    partial: Vec<u8>,
-}
-
-impl Tail {
-    /// Takes what is new: the whole lines, and how many bytes were read.
-    fn look(&mut self, directory: &Path) -> (Vec<String>, u64) {
-        if self.file.is_none() {
-            self.file = File::open(directory.join(self.console.file)).ok();
-        }
-        let Some(file) = &mut self.file else { return (Vec::new(), 0) };
-        let mut bytes = Vec::new();
-        // An error leaves what was read; the next look tries again.
-        let _ = file.take(FLOOD).read_to_end(&mut bytes);
-        let read = bytes.len() as u64;
-        let mut lines = Vec::new();
-        for byte in bytes {
-            if byte == b'\n' { lines.push(self.rest()) } else { self.partial.push(byte) }
-        }
-        (lines, read)
-    }
-
-    /// The line under way, as it is.
-    fn rest(&mut self) -> String {
-        let bytes = std::mem::take(&mut self.partial);
-        String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned()
-    }
-}
-
 /// A machine under way: an iterator over its lines, which ends when the machine has ended.
 #[derive(Debug)]
 pub struct Run {
@@ -192,12 +104,11 @@ pub struct Run {
     with_counters: bool,
     counts_all: bool,
     unit: &'static str,
-    silence: Duration,
     limit: Duration,
     began: Instant,
     last_line: Instant,
-    /// The machine's processor time when it was quiet for the first time since its last line.
-    quiet_since: Option<Duration>,
+    watchdog: Watchdog,
+    own_time: OwnTime,
     done: Option<Instant>,
     dead: Option<String>,
     consoles: Vec<Tail>,
@@ -216,23 +127,22 @@ impl Run {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let now = Instant::now();
-        let tail = |console: &Console| Tail { console: *console, file: None, partial: Vec::new() };
         let mut run = Self {
             child,
             server: None,
             terminal: None,
             stop: Arc::default(),
             directory,
-            consoles: manner.consoles.iter().map(tail).collect(),
+            consoles: manner.consoles.iter().copied().map(Tail::new).collect(),
             manner,
             with_counters: config.has_counters(),
             counts_all: true,
             unit: super::TICKS,
-            silence: config.silence,
             limit: config.limit,
             began: now,
             last_line: now,
-            quiet_since: None,
+            watchdog: Watchdog::new(config.silence),
+            own_time: OwnTime::default(),
             done: None,
             dead: None,
             read: 0,
@@ -347,7 +257,7 @@ impl Run {
     fn heed(&mut self, raw: String, parse: fn(&str) -> Line) {
         let line = parse(&raw);
         self.last_line = Instant::now();
-        self.quiet_since = None;
+        self.watchdog.line(self.began.elapsed());
         match (self.manner.meaning)(&line) {
             Meaning::Nothing => {}
             Meaning::Done => self.done = Some(self.last_line),
@@ -377,19 +287,18 @@ impl Run {
         if self.began.elapsed() > self.limit {
             return Some(End::TooLong(self.limit));
         }
-        if self.done.is_none() && self.has_hung() {
-            return Some(End::Silent(self.last_line.elapsed()));
+        if self.done.is_none()
+            && let Some(silence) = self.silence()
+        {
+            return Some(End::Silent(silence));
         }
         (self.read > FLOOD).then_some(End::Flooded)
     }
 
-    fn has_hung(&mut self) -> bool {
-        let now = processor_time(self.child.id());
-        if self.quiet_since.is_none() {
-            self.quiet_since = now;
-        }
-        let spent = now.zip(self.quiet_since).map(|(now, then)| now.saturating_sub(then));
-        is_silent(self.last_line.elapsed(), spent, self.silence)
+    /// The silence of a machine that has hung.
+    fn silence(&mut self) -> Option<Silence> {
+        let own = self.own_time.look(&self.directory, self.child.id());
+        self.watchdog.quiet(self.began.elapsed(), own)
     }
 
     fn kill(&mut self) {
@@ -435,86 +344,6 @@ impl Drop for Run {
     }
 }
 
-/// Whether a machine without a line for `wall`, in which it spent `spent` of processor time, has hung. On a busy host a machine gets little
-/// of that, and its silence says nothing: both have to be more than `allowed`. One that sleeps for ever spends none: patience ends, too.
-fn is_silent(wall: Duration, spent: Option<Duration>, allowed: Duration) -> bool {
-    wall > allowed && (spent.is_none_or(|spent| spent > allowed) || wall > allowed.saturating_mul(PATIENCE))
-}
-
-/// The processor time of all threads of a process so far; none where the host does not say.
-fn processor_time(process: u32) -> Option<Duration> {
-    processor_time_in(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?, clock_ticks_per_second())
-}
-
-/// The fields utime and stime of /proc/PID/stat (proc_pid_stat(5)), in ticks. The second field is a name in parentheses, which may hold
-/// anything; utime is the twelfth after it.
-fn processor_time_in(stat: &str, ticks_per_second: u64) -> Option<Duration> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace().skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    let sum = ticks()?.checked_add(ticks()?)?;
-    Some(Duration::from_millis(sum.checked_mul(1000)?.checked_div(ticks_per_second)?))
-}
-
-/// What came of a run.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    /// Every line of the console.
-    pub lines: Vec<Seen>,
-    /// How it ended.
-    pub end: End,
-    /// The counters of the plugin or of the DSA server; empty where neither wrote any.
-    pub plugin: BTreeMap<String, u64>,
-    /// Whether the machine had either, which then has to have left its counters.
-    pub with_counters: bool,
-    /// Whether every device of the guests counts what it sends.
-    pub counts_all: bool,
-    /// What the machine's time-stamp counter counts, for people.
-    pub unit: &'static str,
-    /// How long it took, on the host's clock.
-    pub wall: Duration,
-    /// Where its logs are.
-    pub directory: PathBuf,
-}
-
-impl Outcome {
-    /// The run's figures and its verdict.
-    pub fn summary(&self) -> Summary {
-        Summary::new(self)
-    }
-
-    /// A counter of the machine's; 0 where it has none.
-    pub fn counter(&self, name: &str) -> u64 {
-        self.plugin.get(name).copied().unwrap_or(0)
-    }
-
-    /// The console's last lines.
-    pub fn last_lines(&self, count: usize) -> impl Iterator<Item = &str> {
-        self.lines.iter().skip(self.lines.len().saturating_sub(count)).map(|seen| seen.raw.as_str())
-    }
-
-    /// The whole console as one text, for messages of tests.
-    pub fn console(&self) -> String {
-        self.lines.iter().flat_map(|seen| [seen.raw.as_str(), "\n"]).collect()
-    }
-}
-
-/// What devices and remapping unit counted, each for itself.
-fn counters(directory: &Path) -> BTreeMap<String, u64> {
-    let mut counters = trace::counters(directory);
-    counters.extend(report_of_devices(&directory.join(PLUGIN_REPORT)));
-    counters
-}
-
-fn report_of_devices(file: &Path) -> BTreeMap<String, u64> {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let pair = |line: &str| {
-        let (key, value) = line.split_once('=')?;
-        Some((key.trim().to_owned(), parse_number(value.trim())?))
-    };
-    text.lines().filter_map(pair).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -546,36 +375,15 @@ mod tests {
     #[test]
     fn a_machine_that_hangs_is_ended_and_its_last_lines_are_kept() {
         let (_directory, outcome) = machine("echo before > serial.log; while :; do :; done", &impatient());
-        assert!(matches!(outcome.end, End::Silent(time) if time > impatient().silence), "{:?}", outcome.end);
+        assert!(matches!(outcome.end, End::Silent(silence) if silence.wall > impatient().silence), "{:?}", outcome.end);
         assert_eq!(outcome.last_lines(5).collect::<Vec<_>>(), ["before"]);
     }
 
     #[test]
     fn a_machine_that_gets_no_processor_time_has_not_hung_until_patience_ends() {
         let (_directory, outcome) = machine("echo before > serial.log; exec sleep 1000", &impatient());
-        let End::Silent(time) = outcome.end else { panic!("{:?}", outcome.end) };
-        assert!(time > impatient().silence * PATIENCE && time < impatient().limit, "{time:?}");
-    }
-
-    #[test]
-    fn silence_counts_in_the_machines_own_time() {
-        let [second, allowed] = [1, 30].map(Duration::from_secs);
-        assert!(!is_silent(allowed * 2, Some(second), allowed), "a busy host");
-        assert!(!is_silent(second, Some(allowed * 2), allowed), "many processors");
-        assert!(is_silent(allowed + second, Some(allowed + second), allowed));
-        assert!(is_silent(allowed * PATIENCE + second, Some(second), allowed));
-        // A host that does not count has its clock.
-        assert!(is_silent(allowed + second, None, allowed));
-        assert!(!is_silent(Duration::MAX, Some(second), Duration::MAX - second), "no overflow");
-    }
-
-    #[test]
-    fn processor_time_is_read_whatever_the_programs_name_is() {
-        let stat = "42 (a) b (c) R 1 42 42 0 -1 4194304 100 0 0 0 250 50 7 7 20 0 1 0 99 1 1";
-        assert_eq!(processor_time_in(stat, 100), Some(Duration::from_secs(3)));
-        assert_eq!(processor_time_in("42 (x) R 1", 100), None);
-        assert!(processor_time(std::process::id()).is_some());
-        assert_eq!(processor_time(u32::MAX), None);
+        let End::Silent(Silence { wall, .. }) = outcome.end else { panic!("{:?}", outcome.end) };
+        assert!(wall > impatient().silence * 10 && wall < impatient().limit, "{wall:?}");
     }
 
     /// A machine with a second console, on which it dies.
@@ -603,6 +411,17 @@ mod tests {
         lines[1..].sort_unstable();
         assert_eq!(lines, ["@nested boot", "dead", "one", "why"]);
         assert!(outcome.lines.iter().any(|seen| seen.line == Line::Linux("why".into())));
+    }
+
+    #[test]
+    fn an_emulator_that_tells_how_far_it_has_come_has_not_hung_before_its_own_time_is_over() {
+        let progress = |step: u64| {
+            format!("n=0; while [ $n -lt 90 ]; do n=$((n + 1)); echo $((n * {step})) > progress; sleep 0.01; done")
+        };
+        let (_directory, outcome) = machine(&progress(2), &impatient());
+        assert_eq!(outcome.end, End::Off, "180 ms of its own, in at least 900 of the host's");
+        let (_directory, outcome) = machine(&progress(100), &impatient());
+        assert!(matches!(outcome.end, End::Silent(Silence { own: Some(_), .. })), "{:?}", outcome.end);
     }
 
     #[test]

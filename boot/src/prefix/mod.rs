@@ -4,6 +4,7 @@
 mod apt;
 mod fetch;
 mod linux;
+mod ovmf;
 mod qemu;
 mod recent;
 pub mod sources;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, bail};
 pub use fetch::MIRROR_VARIABLE;
 use fetch::{Kit, TRIXIE};
 pub use linux::{LINUX_VARIABLE, Linux, linux};
+pub use ovmf::{OVMF_VARIABLE, Ovmf, ovmf};
 pub use qemu::{Need, QEMU_VARIABLE, Qemu, WORKING_QEMU, qemu};
 pub use recent::{RECENT_VARIABLE, Recent, recent};
 pub use stock::{Headers, STOCK_VARIABLE, Stock, stock};

@@ -74,6 +74,10 @@ typedef struct ImsFacts {
   const uint8_t *system_vendor;
   // Its bytes, without a zero at its end.
   size_t system_vendor_length;
+  // The product name of SMBIOS type 1: text in UTF-8, or null.
+  const uint8_t *system_product;
+  // Its bytes, without a zero at its end.
+  size_t system_product_length;
   // CPUID leaf 1, ECX bit 31.
   bool cpuid_hypervisor;
   // VT-d CAP.CM of any unit.

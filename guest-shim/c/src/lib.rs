@@ -62,6 +62,10 @@ pub struct ImsFacts {
     pub system_vendor: *const u8,
     /// Its bytes, without a zero at its end.
     pub system_vendor_length: usize,
+    /// The product name of SMBIOS type 1: text in UTF-8, or null.
+    pub system_product: *const u8,
+    /// Its bytes, without a zero at its end.
+    pub system_product_length: usize,
     /// CPUID leaf 1, ECX bit 31.
     pub cpuid_hypervisor: bool,
     /// VT-d CAP.CM of any unit.
@@ -164,10 +168,12 @@ pub unsafe extern "C" fn ims_on_bare_metal(facts: *const ImsFacts) -> bool {
         // SAFETY: the caller's promise: so many bytes can be read there, unless it is null.
         NonNull::new(start.cast_mut()).map(|start| unsafe { core::slice::from_raw_parts(start.as_ptr(), length) })
     };
+    let text = |start, length| bytes(start, length).and_then(|text| str::from_utf8(text).ok());
     detect::on_bare_metal(&Facts {
         cpuid_hypervisor: facts.cpuid_hypervisor,
         smbios_bios: bytes(facts.smbios_bios, facts.smbios_bios_length),
-        system_vendor: bytes(facts.system_vendor, facts.system_vendor_length).and_then(|v| str::from_utf8(v).ok()),
+        system_vendor: text(facts.system_vendor, facts.system_vendor_length),
+        system_product: text(facts.system_product, facts.system_product_length),
         viommu: ViommuHints {
             caching_mode: facts.caching_mode,
             np_cache: facts.np_cache,

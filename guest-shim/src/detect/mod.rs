@@ -1,7 +1,10 @@
 //! The bare-metal test: a single hint of a virtual machine is enough to fail it.
 //!
 //! The hints are those of Linux's `on_bare_metal` as proposed with device IMS in 2021 (Message-ID 1612385805-3412-12). Its
-//! vendor strings were compared whole, so that "VMware, Inc." passed for bare metal; here they are compared word by word.
+//! vendor strings were compared whole, so that "VMware, Inc." passed for bare metal; here they are compared word by word. A name that
+//! stands on servers as well as on virtual machines ("Oracle Corporation", "Google") is no hint; product names are ("VirtualBox", "KVM").
+//! What neither says anywhere that it is virtual nor shows it cannot be known: a hypervisor that hides itself and passes its host's
+//! strings on.
 
 pub mod smbios;
 
@@ -16,6 +19,8 @@ pub struct Facts<'a> {
     pub smbios_bios: Option<&'a [u8]>,
     /// SMBIOS type 1, manufacturer: Linux's `DMI_SYS_VENDOR`.
     pub system_vendor: Option<&'a str>,
+    /// SMBIOS type 1, product name: Linux's `DMI_PRODUCT_NAME`.
+    pub system_product: Option<&'a str>,
     /// Signs of an emulated IOMMU.
     pub viommu: ViommuHints,
 }
@@ -63,20 +68,56 @@ pub enum Hint {
     VirtioIommu,
     /// The system's vendor makes virtual machines only.
     SystemVendor,
+    /// The system's product name is that of a virtual machine.
+    SystemProduct,
 }
 
-/// Vendors of virtual machines, as words. "Microsoft Corporation" is not among them: bare metal bears it as well.
-const VENDORS: [&[&str]; 10] = [
-    &["qemu"],
-    &["bochs"],
-    &["kvm"],
-    &["xen"],
-    &["vmware"],
-    &["vmw"],
-    &["innotek", "gmbh"],
-    &["oracle", "corporation"],
-    &["parallels"],
-    &["bhyve"],
+/// A name, as words.
+enum Name {
+    /// These words and no others.
+    Whole(&'static [&'static str]),
+    /// What begins with these words.
+    Begins(&'static [&'static str]),
+}
+use Name::{Begins, Whole};
+
+/// Vendors of virtual machines. "Microsoft Corporation" and "Oracle Corporation" are not among them: bare metal bears them as well.
+const VENDORS: [Name; 11] = [
+    Whole(&["qemu"]),
+    Whole(&["bochs"]),
+    Whole(&["kvm"]),
+    Whole(&["xen"]),
+    Begins(&["vmware"]),
+    Whole(&["vmw"]),
+    Begins(&["innotek", "gmbh"]),
+    Begins(&["parallels"]),
+    Whole(&["bhyve"]),
+    Whole(&["cloud", "hypervisor"]),
+    Whole(&["kubevirt"]),
+];
+
+/// Product names of virtual machines: most of those that systemd's `detect-virt` knows.
+const PRODUCTS: [Name; 17] = [
+    Whole(&["kvm"]),
+    Whole(&["bhyve"]),
+    Whole(&["bochs"]),
+    Whole(&["qemu"]),
+    // QEMU's: "Standard PC (Q35 + ICH9, 2009)".
+    Begins(&["standard", "pc"]),
+    Whole(&["virtualbox"]),
+    Begins(&["vmware"]),
+    // "VMware20,1".
+    Begins(&["vmware7"]),
+    Begins(&["vmware20"]),
+    Whole(&["hvm", "domu"]),
+    // Microsoft's.
+    Whole(&["virtual", "machine"]),
+    Begins(&["parallels"]),
+    Begins(&["openstack"]),
+    Whole(&["ahv"]),
+    Begins(&["apple", "virtualization"]),
+    Whole(&["cloud", "hypervisor"]),
+    Whole(&["kubevirt"]),
 ];
 
 /// SMBIOS type 0: offset of characteristics extension byte 2, and its bit "the table describes a virtual machine"
@@ -103,6 +144,7 @@ pub fn hints(facts: &Facts) -> impl Iterator<Item = Hint> + use<> {
         (facts.viommu.np_cache, Hint::NpCache),
         (facts.viommu.virtio_iommu, Hint::VirtioIommu),
         (facts.system_vendor.is_some_and(vendor_of_virtual_machines), Hint::SystemVendor),
+        (facts.system_product.is_some_and(virtual_product), Hint::SystemProduct),
     ]
     .into_iter()
     .filter_map(|(seen, hint)| seen.then_some(hint))
@@ -119,12 +161,24 @@ fn smbios_virtual_machine(structure: &[u8]) -> bool {
     length > SMBIOS_EXTENSION && structure.get(SMBIOS_EXTENSION).is_some_and(|byte| byte & SMBIOS_VIRTUAL_MACHINE != 0)
 }
 
-/// Whether the vendor's words begin with those of a maker of virtual machines.
+/// Whether the vendor makes virtual machines only.
 fn vendor_of_virtual_machines(vendor: &str) -> bool {
-    VENDORS.iter().any(|known| {
-        let mut words = vendor.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-        known.iter().all(|known| words.next().is_some_and(|word| word.eq_ignore_ascii_case(known)))
-    })
+    VENDORS.iter().any(|known| known.is(vendor))
+}
+
+/// Whether the product is a virtual machine.
+fn virtual_product(product: &str) -> bool {
+    PRODUCTS.iter().any(|known| known.is(product))
+}
+
+impl Name {
+    /// Whether a text's words are this name, whatever their case and punctuation.
+    fn is(&self, text: &str) -> bool {
+        let mut words = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+        let (Whole(known) | Begins(known)) = self;
+        let begins = known.iter().all(|known| words.next().is_some_and(|word| word.eq_ignore_ascii_case(known)));
+        begins && (matches!(self, Begins(_)) || words.next().is_none())
+    }
 }
 
 #[cfg(test)]
@@ -146,7 +200,6 @@ mod tests {
             "  vmware,inc",
             "innotek GmbH",
             "innotek, GmbH",
-            "Oracle Corporation",
             "Parallels",
             "Parallels Software International Inc.",
             "Parallels International GmbH.",
@@ -167,6 +220,8 @@ mod tests {
             "Intel Corporation",
             "Supermicro",
             "Xenith Computers",
+            "Xen Micro Systems",
+            "Oracle Corporation",
             "Kvmtech",
             "Oracle",
             "innotek",
@@ -190,6 +245,96 @@ mod tests {
         ] {
             assert!(!vendor_of_virtual_machines(vendor), "{vendor}");
         }
+    }
+
+    /// A machine of `real/smbios-strings.tsv`: whether it is virtual, its strings, and its three bits.
+    fn real_machines() -> impl Iterator<Item = (bool, Vec<&'static str>, [bool; 3])> {
+        let lines = include_str!("real/smbios-strings.tsv").lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| {
+            let fields: Vec<_> = line.split('\t').collect();
+            let bits = [5, 6, 7].map(|bit| fields[bit] == "1");
+            (fields[0] == "vm", fields[1..5].to_vec(), bits)
+        })
+    }
+
+    fn facts<'a>(strings: &[&'a str], smbios: &'a [u8], [_, cpuid_hypervisor, caching_mode]: [bool; 3]) -> Facts<'a> {
+        Facts {
+            cpuid_hypervisor,
+            smbios_bios: Some(smbios),
+            system_vendor: Some(strings[0]),
+            system_product: Some(strings[1]),
+            viommu: ViommuHints { caching_mode, ..ViommuHints::default() },
+        }
+    }
+
+    fn bios(virtual_machine: bool) -> [u8; 0x18] {
+        let mut structure = [0; 0x18];
+        structure[1] = 0x18;
+        structure[SMBIOS_EXTENSION] = if virtual_machine { SMBIOS_VIRTUAL_MACHINE } else { 0 };
+        structure
+    }
+
+    #[test]
+    fn feature_bare_metal_test_real_machines_are_what_they_are() {
+        let (mut metal, mut unknown) = (0, Vec::new());
+        for (is_virtual, strings, bits) in real_machines() {
+            let smbios = bios(bits[0]);
+            let taken_for_virtual = !on_bare_metal(&facts(&strings, &smbios, bits));
+            assert!(is_virtual || !taken_for_virtual, "{strings:?}");
+            metal += u32::from(!is_virtual);
+            unknown.extend((is_virtual && !taken_for_virtual).then_some(strings[1]));
+        }
+        assert_eq!(metal, 10);
+        assert_eq!(unknown, ["System Product Name (hypervisor hidden for a graphics card)"], "it shows nothing at all");
+    }
+
+    #[test]
+    fn a_hypervisor_that_hides_its_bits_is_known_by_its_names() {
+        let names = |(_, strings, _): &(bool, Vec<&'static str>, _)| {
+            let smbios = bios(false);
+            on_bare_metal(&facts(strings, &smbios, [false; 3]))
+        };
+        let hidden: Vec<_> =
+            real_machines().filter(|machine| machine.0).filter(names).map(|(_, strings, _)| strings[1]).collect();
+        // What rents machines and virtual machines by one name, or names itself as it likes.
+        assert_eq!(
+            hidden,
+            [
+                "m5.large",
+                "c7i.large",
+                "Google Compute Engine",
+                "Alibaba Cloud ECS",
+                "CVM",
+                "Droplet",
+                "vServer",
+                "VPS",
+                "20N2S00600",
+                "PowerEdge R640 (strings of the host passed on)",
+                "System Product Name (hypervisor hidden for a graphics card)"
+            ]
+        );
+    }
+
+    #[test]
+    fn products_of_bare_metal_are_not_taken_for_others() {
+        for product in [
+            "",
+            "SUN FIRE X4170 M3",
+            "ORACLE SERVER X9-2",
+            "KVM Switch Station",
+            "Standard Server",
+            "Virtual Desk",
+            "MacPro7,1",
+        ] {
+            assert!(!virtual_product(product), "{product}");
+        }
+        let server = Facts {
+            system_vendor: Some("Oracle Corporation"),
+            system_product: Some("ORACLE SERVER X9-2"),
+            ..Facts::default()
+        };
+        assert!(on_bare_metal(&server));
+        assert!(!on_bare_metal(&Facts { system_product: Some("VirtualBox"), ..server }));
     }
 
     #[test]
@@ -223,6 +368,7 @@ mod tests {
             (Facts { viommu: ViommuHints { np_cache: true, ..viommu }, ..bare }, Hint::NpCache),
             (Facts { viommu: ViommuHints { virtio_iommu: true, ..viommu }, ..bare }, Hint::VirtioIommu),
             (Facts { system_vendor: Some("VMware, Inc."), ..bare }, Hint::SystemVendor),
+            (Facts { system_product: Some("KVM"), ..bare }, Hint::SystemProduct),
         ] {
             assert_eq!(first_hint(&facts), Some(hint));
         }

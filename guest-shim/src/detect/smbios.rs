@@ -1,5 +1,5 @@
-//! The two things that the bare-metal test asks of SMBIOS (DMTF DSP0134): whether the firmware says "virtual machine", and who made
-//! the system. For whoever has no operating system to ask; nothing in the tables is believed beyond its bounds.
+//! What the bare-metal test asks of SMBIOS (DMTF DSP0134): whether the firmware says "virtual machine", who made the system, and what it
+//! calls itself. For whoever has no operating system to ask; nothing in the tables is believed beyond its bounds.
 
 /// Where the entry point lies on a PC without UEFI: at a multiple of 16 in the 64 KiB from here (5.2.1).
 pub const AREA: u64 = 0xf_0000;
@@ -11,8 +11,9 @@ const TYPE_BIOS: u8 = 0;
 const TYPE_SYSTEM: u8 = 1;
 const TYPE_END: u8 = 127;
 const HEADER: usize = 4;
-/// Offset of the manufacturer's string number in type 1 (7.2).
+/// Offsets of the string numbers of manufacturer and product name in type 1 (7.2).
 const MANUFACTURER: usize = 4;
+const PRODUCT: usize = 5;
 
 /// Where the structures are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +92,18 @@ pub fn bios(table: &[u8]) -> Option<&[u8]> {
 
 /// The system's manufacturer (type 1): what [`Facts::system_vendor`](super::Facts) wants.
 pub fn system_vendor(table: &[u8]) -> Option<&str> {
+    system_string(table, MANUFACTURER)
+}
+
+/// The system's product name (type 1): what [`Facts::system_product`](super::Facts) wants.
+pub fn system_product(table: &[u8]) -> Option<&str> {
+    system_string(table, PRODUCT)
+}
+
+/// The string of the system (type 1) whose number is at `offset`.
+fn system_string(table: &[u8], offset: usize) -> Option<&str> {
     let system = structures(table).find(|structure| structure.formatted.first() == Some(&TYPE_SYSTEM))?;
-    system.string(*system.formatted.get(MANUFACTURER)?)
+    system.string(*system.formatted.get(offset)?)
 }
 
 #[cfg(test)]
@@ -117,7 +128,8 @@ mod tests {
     fn bios_and_vendor_are_found_behind_structures_of_all_kinds() {
         let table = table();
         assert_eq!(bios(&table).map(|bios| (bios.len(), bios[0x13])), Some((20, 0x1c)));
-        assert_eq!(system_vendor(&table), Some("Dell Inc."));
+        assert_eq!((system_vendor(&table), system_product(&table)), (Some("Dell Inc."), Some("Model 5")));
+        assert_eq!(system_product(&structure(1, &[1], &["x"])), None, "no such field");
         assert_eq!(system_vendor(&structure(1, &[0], &["x"])), None, "string 0 is none");
         assert_eq!(system_vendor(&structure(1, &[3], &["x", "y"])), None);
         assert_eq!(system_vendor(&[structure(127, &[], &[]), table].concat()), None, "nothing comes after the end");

@@ -1,18 +1,23 @@
-//! The firmware's tables: which processors, which PCI configuration space, which remapping units, which timer.
+//! The firmware's tables: which processors, which PCI configuration space, which remapping units, which timer,
+//! which console.
 //!
 //! The walk is our own. The crate `acpi` (6.1) loops for ever on a MADT entry of length 0 and reads beyond an MCFG that is
-//! shorter than its header, and this hypervisor takes firmware for an enemy: here each table is a slice whose checksum has been
-//! checked, and each field is read with bounds.
+//! shorter than its header, and this hypervisor takes firmware for an enemy: here each table is a slice, and each field is read with
+//! bounds.
 
 mod bytes;
 pub mod dmar;
 pub mod fadt;
 pub mod madt;
 pub mod mcfg;
+#[cfg(test)]
+mod real_tests;
+pub mod spcr;
 pub mod tables;
 
-pub use dmar::{Dmar, DmarError, Drhd, Rmrr, Scope, ScopeKind};
+pub use dmar::{Dmar, Drhd, Odd, OddKind, Rmrr, Satc, Scope, ScopeKind};
 pub use fadt::{CmosClock, PmTimer};
-pub use madt::{Processor, processors};
+pub use madt::{Processor, io_apics, processors};
 pub use mcfg::{EcamWindow, ecam_windows};
-pub use tables::{FirmwareMemory, IdentityMapped, Rsdp, Tables};
+pub use spcr::{FirmwareConsole, NoConsole, firmware_console};
+pub use tables::{FirmwareMemory, IdentityMapped, Rsdp, Table, Tables};

@@ -7,8 +7,6 @@ use crate::addr::Hpa;
 pub(super) const HEADER: usize = 36;
 /// No table that matters here is longer.
 const MAX_TABLE: usize = 1 << 20;
-/// More tables than these are not looked at.
-const MAX_TABLES: usize = 256;
 
 /// Memory that firmware has written its tables to.
 pub trait FirmwareMemory {
@@ -43,8 +41,10 @@ impl FirmwareMemory for IdentityMapped {
 /// The root system description pointer: where the list of tables is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rsdp {
-    /// The list, and whether its entries have eight bytes (XSDT) or four (RSDT).
-    list: (Hpa, bool),
+    /// The list whose entries have eight bytes, if there is one.
+    xsdt: Option<Hpa>,
+    /// The list whose entries have four bytes.
+    rsdt: Hpa,
 }
 
 impl Rsdp {
@@ -55,12 +55,8 @@ impl Rsdp {
             return None;
         }
         let xsdt = bytes.get(..36).filter(|all| u8_at(all, 15) >= Some(2) && sums_to_zero(all));
-        let xsdt = xsdt.and_then(|all| u64_at(all, 24)).filter(|&xsdt| xsdt != 0);
-        let list = match xsdt {
-            Some(xsdt) => (Hpa::new(xsdt), true),
-            None => (Hpa::new(u32_at(first, 16)?.into()), false),
-        };
-        Some(Self { list })
+        let xsdt = xsdt.and_then(|all| u64_at(all, 24)).filter(|&xsdt| xsdt != 0).map(Hpa::new);
+        Some(Self { xsdt, rsdt: Hpa::new(u32_at(first, 16)?.into()) })
     }
 
     /// Looks for it in the BIOS's area, 0xE_0000 to 0xF_FFFF, at multiples of 16 (section 5.2.5.1).
@@ -70,39 +66,55 @@ impl Rsdp {
     }
 }
 
+/// A table with its header, as long as it says. Firmware gets checksums wrong, and Linux uses such a table all the same: so do we, and say
+/// so. Only the root pointer's checksum decides, because it tells a root pointer from other bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table<'m> {
+    /// Its bytes.
+    pub bytes: &'m [u8],
+    /// Whether they add up to zero (5.2.6).
+    pub sums_up: bool,
+}
+
 /// The firmware's tables.
 pub struct Tables<'m, M: FirmwareMemory> {
     memory: &'m M,
     list: &'m [u8],
     wide: bool,
+    /// Whether the list's own checksum is right.
+    pub list_sums_up: bool,
 }
 
 impl<'m, M: FirmwareMemory> Tables<'m, M> {
-    /// The tables that `rsdp` leads to; none if the list is broken.
+    /// The tables that `rsdp` leads to: by the XSDT, or by the RSDT where no XSDT can be read. None if no list can be read.
     pub fn new(memory: &'m M, rsdp: Rsdp) -> Option<Self> {
-        let (address, wide) = rsdp.list;
-        let list = table(memory, address, if wide { b"XSDT" } else { b"RSDT" })?;
-        Some(Self { memory, list: list.get(HEADER..)?, wide })
+        let wide = rsdp.xsdt.and_then(|xsdt| Some((table(memory, xsdt, b"XSDT")?, true)));
+        let (list, wide) = wide.or_else(|| Some((table(memory, rsdp.rsdt, b"RSDT")?, false)))?;
+        Some(Self { memory, list: list.bytes.get(HEADER..)?, wide, list_sums_up: list.sums_up })
     }
 
-    /// The first table with this signature that is whole: header included, length and checksum checked.
-    pub fn find(&self, signature: &[u8; 4]) -> Option<&'m [u8]> {
+    /// The first table with this signature and a right checksum; if none has one, the first with this signature.
+    pub fn find(&self, signature: &[u8; 4]) -> Option<Table<'m>> {
         let size = if self.wide { 8 } else { 4 };
-        self.list.chunks_exact(size).take(MAX_TABLES).find_map(|entry| {
-            let address = if self.wide { u64_at(entry, 0)? } else { u32_at(entry, 0)?.into() };
-            table(self.memory, Hpa::new(address), signature)
-        })
+        let all = || {
+            self.list.chunks_exact(size).filter_map(|entry| {
+                let address = if self.wide { u64_at(entry, 0)? } else { u32_at(entry, 0)?.into() };
+                table(self.memory, Hpa::new(address), signature)
+            })
+        };
+        all().find(|table| table.sums_up).or_else(|| all().next())
     }
 }
 
-/// The table at `address`, if it is the one that `signature` names and its checksum is right.
-fn table<'m>(memory: &'m impl FirmwareMemory, address: Hpa, signature: &[u8; 4]) -> Option<&'m [u8]> {
+/// The table at `address`, if it is the one that `signature` names.
+fn table<'m>(memory: &'m impl FirmwareMemory, address: Hpa, signature: &[u8; 4]) -> Option<Table<'m>> {
     let header = memory.bytes(address, HEADER)?;
     let len = usize::try_from(u32_at(header, 4)?).ok()?;
     if !header.starts_with(signature) || !(HEADER..=MAX_TABLE).contains(&len) {
         return None;
     }
-    memory.bytes(address, len).filter(|table| sums_to_zero(table))
+    let bytes = memory.bytes(address, len)?;
+    Some(Table { bytes, sums_up: sums_to_zero(bytes) })
 }
 
 #[cfg(test)]
@@ -161,12 +173,32 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn tables_are_found_by_both_kinds_of_list_and_broken_ones_passed_over() {
+    fn tables_are_found_by_both_kinds_of_list_and_those_with_right_checksums_first() {
         let memory = image();
         for root in [rsdp(0, 0x1000, 0), rsdp(2, 0, 0x1800), rsdp(2, 0x1000, 0)] {
             let tables = Tables::new(&memory, Rsdp::parse(&root).unwrap()).unwrap();
-            assert_eq!(tables.find(b"DMAR").unwrap()[HEADER..], [1, 2, 3]);
+            let dmar = tables.find(b"DMAR").unwrap();
+            assert_eq!((&dmar.bytes[HEADER..], dmar.sums_up, tables.list_sums_up), (&[1, 2, 3][..], true, true));
             assert_eq!(tables.find(b"MCFG"), None);
+        }
+    }
+
+    #[test]
+    fn a_table_with_a_wrong_checksum_is_used_and_told_of() {
+        let mut memory = image();
+        memory.0[0x2000 + 20] ^= 1;
+        memory.0[0x1800 + 20] ^= 1;
+        let tables = Tables::new(&memory, Rsdp::parse(&rsdp(2, 0, 0x1800)).unwrap()).unwrap();
+        let dmar = tables.find(b"DMAR").unwrap();
+        assert_eq!((&dmar.bytes[HEADER..], dmar.sums_up, tables.list_sums_up), (&[1, 2, 3][..], false, false));
+    }
+
+    #[test]
+    fn an_xsdt_that_cannot_be_read_leaves_the_rsdt() {
+        let memory = image();
+        for nowhere in [0x3f00, 0x2000, u64::MAX] {
+            let tables = Tables::new(&memory, Rsdp::parse(&rsdp(2, 0x1000, nowhere)).unwrap()).unwrap();
+            assert!(!tables.wide && tables.find(b"DMAR").is_some());
         }
     }
 

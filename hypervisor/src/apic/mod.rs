@@ -20,7 +20,11 @@ const ID: u32 = 0x02;
 const TPR: u32 = 0x08;
 const EOI: u32 = 0x0b;
 const SVR: u32 = 0x0f;
+const VERSION: u32 = 0x03;
+const LVT_CMCI: u32 = 0x2f;
 const LVT_TIMER: u32 = 0x32;
+const LVT_THERMAL: u32 = 0x33;
+const LVT_PERFORMANCE: u32 = 0x34;
 const LVT_LINT0: u32 = 0x35;
 const LVT_ERROR: u32 = 0x37;
 const X2APIC_MSRS: u32 = 0x800;
@@ -41,6 +45,10 @@ const INIT: Duration = Duration::from_millis(10);
 const STARTUP: Duration = Duration::from_micros(200);
 
 const LVT_MASKED: u64 = 1 << 16;
+/// Delivery mode, and that of an SMI; vector and delivery mode: what of these entries can be written besides the mask.
+const LVT_DELIVERY: u64 = 0b111 << 8;
+const LVT_SMI: u64 = 0b010 << 8;
+const LVT_WRITABLE: u64 = LVT_DELIVERY | 0xff;
 const LVT_TSC_DEADLINE: u64 = 0b10 << 17;
 const SVR_ENABLE: u64 = 1 << 8;
 
@@ -50,6 +58,8 @@ pub const TIMER_VECTOR: u8 = 0xfe;
 pub const NOTIFICATION_VECTOR: u8 = 0xf2;
 /// Vector that wakes the hypervisor for a virtual processor that waits for a posted interrupt.
 pub const WAKE_UP_VECTOR: u8 = 0xf1;
+/// Vector at which a processor takes the interrupts that units posted for the hypervisor to inject.
+pub const INJECT_VECTOR: u8 = 0xf3;
 /// Vector of the remapping units' fault events.
 pub const FAULT_VECTOR: u8 = 0xfd;
 /// Vector of functions that the hypervisor keeps for itself.
@@ -59,34 +69,81 @@ pub const SPURIOUS_VECTOR: u8 = 0xff;
 
 /// Whether a vector is one that functions raise, by entries of the remapping table: guests', and [`DEVICE_VECTOR`].
 pub const fn is_devices(vector: u8) -> bool {
-    !matches!(vector, TIMER_VECTOR | NOTIFICATION_VECTOR | WAKE_UP_VECTOR | FAULT_VECTOR | SPURIOUS_VECTOR)
+    !matches!(
+        vector,
+        TIMER_VECTOR | NOTIFICATION_VECTOR | WAKE_UP_VECTOR | INJECT_VECTOR | FAULT_VECTOR | SPURIOUS_VECTOR
+    )
 }
 
 static X2APIC: AtomicBool = AtomicBool::new(false);
 
-/// Turns the local APIC on, in x2APIC mode where there is one, with all its own sources masked; masks the 8259s.
+/// Turns the first processor's local APIC on, in the mode that the firmware has left it in, with all its own sources masked; masks the 8259s.
 ///
 /// Returns this processor's APIC ID.
 pub fn init() -> u32 {
     mask_legacy_pic();
-    let x2apic = raw_cpuid::CpuId::new().get_feature_info().is_some_and(|f| f.has_x2apic());
-    // SAFETY: every processor with VMX has IA32_APIC_BASE. The mode only goes from disabled or xAPIC to x2APIC, which SDM vol. 3,
-    // 12.12.1 allows; the address stays.
+    // SAFETY: every processor with VMX has IA32_APIC_BASE.
+    let x2apic = unsafe { msr::rdmsr(msr::IA32_APIC_BASE) } & BASE_EXTD != 0;
+    X2APIC.store(x2apic, Ordering::Relaxed);
+    init_other()
+}
+
+/// Turns another processor's local APIC on, in the mode of the first one's. Returns this processor's APIC ID.
+pub fn init_other() -> u32 {
+    set_mode(is_x2apic());
+    mask_all();
+    id()
+}
+
+/// Goes to x2APIC mode on the first processor, if it has that, before any other one is started. Returns whether all local APICs are in x2APIC
+/// mode from now on.
+pub fn enter_x2apic() -> bool {
+    if raw_cpuid::CpuId::new().get_feature_info().is_some_and(|f| f.has_x2apic()) {
+        set_mode(true);
+        X2APIC.store(true, Ordering::Relaxed);
+        mask_all();
+    }
+    is_x2apic()
+}
+
+fn set_mode(x2apic: bool) {
+    // SAFETY: every processor with VMX has IA32_APIC_BASE. The mode goes from disabled or xAPIC to x2APIC, or from x2APIC by disabled to
+    // xAPIC: SDM vol. 3, 12.12.5 allows these. The address stays.
     unsafe {
-        let base = msr::rdmsr(msr::IA32_APIC_BASE);
-        msr::wrmsr(msr::IA32_APIC_BASE, base | BASE_EN);
+        let base = msr::rdmsr(msr::IA32_APIC_BASE) & !(BASE_EN | BASE_EXTD);
+        if !x2apic && msr::rdmsr(msr::IA32_APIC_BASE) & BASE_EXTD != 0 {
+            msr::wrmsr(msr::IA32_APIC_BASE, base);
+        }
+        if msr::rdmsr(msr::IA32_APIC_BASE) & BASE_EN == 0 {
+            msr::wrmsr(msr::IA32_APIC_BASE, base | BASE_EN);
+        }
         if x2apic {
             msr::wrmsr(msr::IA32_APIC_BASE, base | BASE_EN | BASE_EXTD);
         }
     }
-    X2APIC.store(x2apic, Ordering::Relaxed);
+}
+
+/// Masks all sources of the local APIC itself, and enables it. What firmware keeps for itself as an SMI, of heat as a rule, stays.
+fn mask_all() {
     write(TPR, 0);
     for lvt in (LVT_LINT0..=LVT_ERROR).chain([LVT_TIMER]) {
         write(lvt, LVT_MASKED);
     }
+    // SDM vol. 3, 12.4.8: the number of entries, less one, says whether there are those of later processors.
+    let last = read(VERSION) >> 16 & 0xff;
+    for (lvt, _) in [(LVT_PERFORMANCE, 4), (LVT_THERMAL, 5), (LVT_CMCI, 6)].into_iter().filter(|(_, at)| last >= *at) {
+        let entry = read(lvt);
+        if entry & LVT_DELIVERY != LVT_SMI {
+            write(lvt, entry & LVT_WRITABLE | LVT_MASKED);
+        }
+    }
     write(SVR, SVR_ENABLE | u64::from(SPURIOUS_VECTOR));
+}
+
+/// This processor's APIC ID.
+fn id() -> u32 {
     let id = read(ID);
-    (if x2apic { id } else { id >> 24 }) as u32
+    (if is_x2apic() { id } else { id >> 24 }) as u32
 }
 
 /// Starts the processor with this APIC ID at the page `page` (its number, below 256): INIT, then SIPI twice (SDM vol. 3, 10.4.4), with

@@ -1,23 +1,31 @@
-//! The console on COM1: lines for people through `log`, lines for the launcher through [`event`]. One guest's own terminal is on COM2.
+//! The console: lines for people through `log`, lines for the launcher through [`event`]. One guest's own terminal is on another port.
+//!
+//! Lines go to a serial port ([`open`]: COM1, or the one that command line or firmware name), and to the screen where there is one
+//! ([`screen`]). Until the port is known they wait.
 
 mod ring;
+pub mod screen;
 mod serial;
 pub mod terminal;
 
 use core::{
     fmt::{self, Write},
-    sync::atomic::AtomicU8,
+    sync::atomic::{AtomicU8, AtomicU16, Ordering},
     time::Duration,
 };
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::mutex::TicketMutex;
 
-use self::serial::Serial;
-use crate::clock::{self, Clock, poll};
-
-/// I/O port of COM1.
-const COM1: u16 = 0x3f8;
+pub use self::serial::Speed;
+use self::{
+    screen::{Framebuffer, Screen},
+    serial::{BAUD, Serial},
+};
+use crate::{
+    clock::{self, Clock, poll},
+    options::SerialPort,
+};
 
 /// Bytes that wait for the line.
 const RING: usize = 32 * 1024;
@@ -34,22 +42,36 @@ static CONSOLE: TicketMutex<Option<Console>> = TicketMutex::new(None);
 /// The ring, under the console's lock.
 static BYTES: [AtomicU8; RING] = [const { AtomicU8::new(0) }; RING];
 
+/// The console's port; COM1 until another one is chosen.
+static PORT: AtomicU16 = AtomicU16::new(SerialPort::COM[0].base());
+
 struct Console {
     serial: Serial,
+    screen: Option<Screen>,
     /// TSC at the hypervisor's entry: times are counted from here.
     epoch: u64,
 }
 
-impl Write for Console {
+impl Write for Serial {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         for byte in s.bytes() {
             if byte == b'\n' {
-                self.serial.send(b'\r');
+                self.send(b'\r');
             }
-            self.serial.send(byte);
+            self.send(byte);
         }
-        self.serial.pump();
+        self.pump();
         Ok(())
+    }
+}
+
+impl Console {
+    /// Writes a line on the screen, if there is one.
+    fn show(&mut self, line: fmt::Arguments<'_>, bright: bool) {
+        if let Some(screen) = &mut self.screen {
+            screen.bright = bright;
+            let _ = writeln!(screen, "{line}");
+        }
     }
 }
 
@@ -63,46 +85,99 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         let room = record.target().rsplit("::").next().unwrap_or("");
         let level = match record.level() {
-            log::Level::Error => "error: ",
-            log::Level::Warn => "warning: ",
+            Level::Error => "error: ",
+            Level::Warn => "warning: ",
             _ => "",
         };
         if let Some(console) = CONSOLE.lock().as_mut() {
             let ticks = crate::cpu::tsc().wrapping_sub(console.epoch);
-            let _ = writeln!(console, "[{ticks:>12}] {room}: {level}{}", record.args());
+            let _ = writeln!(console.serial, "[{ticks:>12}] {room}: {level}{}", record.args());
+            console.show(format_args!("{room}: {level}{}", record.args()), record.level() <= Level::Warn);
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Starts the console. `epoch` is the TSC at the hypervisor's entry. Without a UART the hypervisor runs silently.
+/// Starts the console, whose lines wait until it has a port. `epoch` is the TSC at the hypervisor's entry.
 pub fn init(epoch: u64) {
-    // SAFETY: COM1's eight ports belong to the hypervisor for good; this is the only place that makes a driver for them.
-    let serial = unsafe { Serial::open(COM1, &BYTES, RESERVE) };
-    *CONSOLE.lock() = serial.map(|serial| Console { serial, epoch });
+    *CONSOLE.lock() = Some(Console { serial: Serial::new(&BYTES, RESERVE), screen: None, epoch });
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
 }
 
+/// Gives the console its port, if one answers there. Returns its rate; none where nothing answers, or where the console has a port
+/// already. Without a UART the hypervisor runs silently.
+///
+/// # Safety
+/// The port's eight I/O ports are nobody else's, and are no device's that does something else.
+pub unsafe fn open(port: SerialPort, speed: Speed) -> Option<u32> {
+    let mut console = CONSOLE.lock();
+    let serial = console.as_mut().map(|console| &mut console.serial).filter(|serial| !serial.is_open())?;
+    // SAFETY: the caller vouches for the ports; they belong to the hypervisor from now on, and the terminal takes another one.
+    let baud = unsafe { serial.open(port, speed) }?;
+    PORT.store(port.base(), Ordering::Release);
+    Some(baud)
+}
+
+/// The console's port.
+pub fn port() -> SerialPort {
+    SerialPort::new(PORT.load(Ordering::Acquire).into()).unwrap_or(SerialPort::COM[0])
+}
+
+/// Whether the console has its port.
+pub fn is_open() -> bool {
+    CONSOLE.lock().as_ref().is_some_and(|console| console.serial.is_open())
+}
+
+/// Shows what follows on a screen as well, from [`screen_is_mapped`] on. Returns whether the screen holds a character.
+///
+/// # Safety
+/// The framebuffer's memory is a screen's, and stays mapped once it is.
+pub unsafe fn open_screen(framebuffer: Framebuffer) -> bool {
+    let Some(console) = &mut *CONSOLE.lock() else { return false };
+    // SAFETY: the caller vouches for the memory.
+    console.screen = unsafe { Screen::open(framebuffer) };
+    console.screen.is_some()
+}
+
+/// The screen can be painted from now on.
+///
+/// # Safety
+/// The framebuffer's memory is mapped for good.
+pub unsafe fn screen_is_mapped() {
+    screen::resume();
+}
+
 /// Writes one line as it is.
 pub fn line(line: fmt::Arguments<'_>) {
     if let Some(console) = CONSOLE.lock().as_mut() {
-        let _ = writeln!(console, "{line}");
+        let _ = writeln!(console.serial, "{line}");
+        console.show(line, false);
     }
 }
 
-/// Writes one line for the launcher: an event's name and `key=value` pairs. ARCHITECTURE.md lists them.
+/// Writes one line for the launcher: an event's name and `key=value` pairs. ARCHITECTURE.md lists them. The screen shows it for people.
 pub fn event(text: fmt::Arguments<'_>) {
-    line(format_args!("@ims {text}"));
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        let _ = writeln!(console.serial, "@ims {text}");
+        console.show(text, true);
+    }
 }
 
-/// Hands both lines the bytes that they can take now, and fetches input from the terminal's line. To be called often, and when nothing
-/// else is to do. Returns whether bytes still wait to be sent.
+/// Writes one line on the screen alone.
+pub fn note(line: fmt::Arguments<'_>) {
+    if let Some(console) = CONSOLE.lock().as_mut() {
+        console.show(line, true);
+    }
+}
+
+/// Hands both lines the bytes that they can take now, fetches input from the terminal's line, and paints a little. To be called often,
+/// and when nothing else is to do. Returns whether bytes still wait to be sent, or text to be painted.
 pub fn pump() -> bool {
-    let terminal = terminal::pump();
-    CONSOLE.lock().as_mut().is_some_and(|console| console.serial.pump()) || terminal
+    let (terminal, screen) = (terminal::pump(), screen::pump());
+    CONSOLE.lock().as_mut().is_some_and(|console| console.serial.pump()) || terminal || screen
 }
 
 /// Whether a guest may write a line now without waiting for the console's line.
@@ -110,9 +185,13 @@ pub fn has_room() -> bool {
     CONSOLE.lock().as_mut().is_none_or(|console| console.serial.has_room())
 }
 
-/// Waits until everything has left the machine.
+/// Waits until everything has left the machine and is on the screen. A console without a port takes COM1 for that: the run ends before the
+/// choice was made, and says why.
 pub fn drain() {
+    screen::drain();
     terminal::drain();
+    // SAFETY: COM1's eight ports belong to the hypervisor for good, and no terminal is open before the console.
+    let _ = unsafe { open(port(), Speed::Baud(BAUD)) };
     if let Some(console) = CONSOLE.lock().as_mut() {
         console.serial.drain();
     }
@@ -124,7 +203,10 @@ pub fn drain() {
 /// Only the panic path may call it: if the holder is this very processor, it never runs again.
 pub unsafe fn break_lock() {
     // SAFETY: another processor lets it go in that time.
-    unsafe { break_open(&CONSOLE, clock::current()) }
+    unsafe {
+        break_open(&CONSOLE, clock::current());
+        screen::break_lock();
+    }
 }
 
 /// Unlocks what nobody unlocks. A ticket lock that is free must be left alone: it would skip a ticket, and wait for that for ever.

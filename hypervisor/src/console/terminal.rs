@@ -1,16 +1,17 @@
-//! The terminal on COM2: one guest's serial port, byte for byte, in both directions.
+//! The terminal on COM2, or on COM1 where the console is on COM2: one guest's serial port, byte for byte, in both directions.
 //!
-//! COM1 carries the lines of the hypervisor and of all guests, and the hypervisor begins each of them, so that no guest forges one. A shell
+//! The console carries the lines of the hypervisor and of all guests, and the hypervisor begins each of them, so that no guest forges one. A shell
 //! needs its bytes as they are: they have a port of their own, on which there is nothing to forge.
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use spin::mutex::TicketMutex;
 
-use super::{ring::Ring, serial::Serial};
-
-/// I/O port of COM2.
-const COM2: u16 = 0x2f8;
+use super::{
+    ring::Ring,
+    serial::{BAUD, Serial, Speed},
+};
+use crate::options::SerialPort;
 
 /// Bytes that wait for the line.
 const OUT: usize = 4 * 1024;
@@ -43,13 +44,26 @@ impl Terminal {
     }
 }
 
-/// Takes COM2. Returns whether there is such a port.
+/// The terminal's port: COM2, unless the console is there.
+pub fn port() -> SerialPort {
+    beside(super::port())
+}
+
+/// The terminal's port beside the console's.
+fn beside(console: SerialPort) -> SerialPort {
+    let [com1, com2, ..] = SerialPort::COM;
+    if console == com2 { com1 } else { com2 }
+}
+
+/// Takes the terminal's port. Returns whether there is such a port.
 pub fn open() -> bool {
     let mut terminal = TERMINAL.lock();
     if terminal.is_none() {
-        // SAFETY: COM2's eight ports belong to the hypervisor for good, and this is the only place that makes a driver for them.
-        let serial = unsafe { Serial::open(COM2, &OUT_BYTES, RESERVE) };
-        *terminal = serial.map(|serial| Terminal { serial, input: Ring::new(&IN_BYTES) });
+        let mut serial = Serial::new(&OUT_BYTES, RESERVE);
+        // SAFETY: the eight ports of COM1 and COM2 belong to the hypervisor for good. The console has the other one, and this is the only
+        // place that makes a driver for this one.
+        let answers = unsafe { serial.open(port(), Speed::Baud(BAUD)) }.is_some();
+        *terminal = answers.then(|| Terminal { serial, input: Ring::new(&IN_BYTES) });
         OPEN.store(terminal.is_some(), Ordering::Release);
     }
     terminal.is_some()
@@ -99,5 +113,16 @@ pub(super) fn drain() {
         && let Some(terminal) = terminal.as_mut()
     {
         terminal.serial.drain();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn console_and_terminal_never_share_a_port() {
+        let [com1, com2, com3, com4] = SerialPort::COM;
+        assert_eq!([com1, com2, com3, com4].map(beside), [com2, com1, com2, com2]);
     }
 }

@@ -82,6 +82,73 @@ impl Xsave {
     }
 }
 
+/// SSE and AVX state, in the standard layout, beside nothing else.
+#[repr(C, align(64))]
+struct VectorArea([u8; AREA]);
+
+/// Components of [`VectorArea`] in XCR0 and XSTATE_BV.
+const SSE_AVX: u64 = 0b110;
+/// Where registers lie (SDM vol. 1, 13.4.1 and 13.5.3), and XSTATE_BV.
+const XMM: usize = 160;
+const YMM_HIGH: usize = 576;
+const XSTATE_BV: usize = 512;
+
+/// A vector register: XMM in the low half, the rest of YMM in the high one, which is 0 where there is no AVX.
+pub type VectorRegister = [u8; 32];
+
+impl VectorArea {
+    /// The running guest's, taken out of the processor. Returns the components that there are as well.
+    fn save() -> (Self, u64) {
+        let mut area = Self([0; AREA]);
+        let guest = in_force();
+        let mask = u64::from(__cpuid_count(0xd, 0).eax) & XCR0_GUEST;
+        set_xcr0(mask);
+        // SAFETY: the area is aligned, and larger than these components (`Xsave::enable`); no others are saved.
+        unsafe {
+            core::arch::asm!("xsave64 [{}]", in(reg) area.0.as_mut_ptr(), in("eax") (mask & SSE_AVX) as u32, in("edx") 0,
+                options(nostack, preserves_flags));
+        }
+        set_xcr0(guest);
+        (area, mask & SSE_AVX)
+    }
+
+    fn restore(&mut self, mask: u64) {
+        self.0[XSTATE_BV] |= mask as u8;
+        let guest = in_force();
+        set_xcr0(mask | 1);
+        // SAFETY: `save` has written the area, and only registers were changed in it: its header and MXCSR are valid.
+        unsafe {
+            core::arch::asm!("xrstor64 [{}]", in(reg) self.0.as_ptr(), in("eax") mask as u32, in("edx") 0,
+                options(nostack, preserves_flags));
+        }
+        set_xcr0(guest);
+    }
+
+    fn halves(number: u8) -> [usize; 2] {
+        let at = 16 * usize::from(number & 15);
+        [XMM + at, YMM_HIGH + at]
+    }
+}
+
+/// The running guest's vector register `number`, 0 to 15. There is an [`Xsave`].
+pub fn vector_register(number: u8) -> VectorRegister {
+    let (area, _) = VectorArea::save();
+    let mut value = [0; 32];
+    for (half, at) in value.chunks_exact_mut(16).zip(VectorArea::halves(number)) {
+        half.copy_from_slice(&area.0[at..at + 16]);
+    }
+    value
+}
+
+/// Sets the running guest's vector register `number`. There is an [`Xsave`].
+pub fn set_vector_register(number: u8, value: &VectorRegister) {
+    let (mut area, mask) = VectorArea::save();
+    for (half, at) in value.chunks_exact(16).zip(VectorArea::halves(number)) {
+        area.0[at..at + 16].copy_from_slice(half);
+    }
+    area.restore(mask);
+}
+
 /// Room for an AVX register.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
@@ -106,6 +173,12 @@ pub fn with_avx(work: impl FnOnce()) -> bool {
 /// Puts the running guest's new XCR0 into force. The caller has checked it against [`Xsave::supported`].
 pub fn set_guest_xcr0(value: u64) {
     set_xcr0(value & XCR0_GUEST | 1);
+}
+
+/// XCR0.
+fn in_force() -> u64 {
+    // SAFETY: CR4.OSXSAVE is on (there is an `Xsave`).
+    unsafe { xgetbv() }
 }
 
 fn set_xcr0(value: u64) {

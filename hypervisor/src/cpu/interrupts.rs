@@ -109,7 +109,13 @@ mod tests {
     #[test]
     fn only_what_devices_raise_counts_as_merged() {
         assert!(apic::is_devices(0x30) && apic::is_devices(apic::DEVICE_VECTOR));
-        for own in [apic::TIMER_VECTOR, apic::NOTIFICATION_VECTOR, apic::WAKE_UP_VECTOR, apic::FAULT_VECTOR] {
+        for own in [
+            apic::TIMER_VECTOR,
+            apic::NOTIFICATION_VECTOR,
+            apic::WAKE_UP_VECTOR,
+            apic::INJECT_VECTOR,
+            apic::FAULT_VECTOR,
+        ] {
             assert!(!apic::is_devices(own), "{own:#x}");
         }
     }

@@ -18,6 +18,11 @@ pub fn signature() -> u32 {
     core::arch::x86_64::__cpuid(1).eax
 }
 
+/// Whether pages can be made not executable, and EFER has NXE. The entry code has undone what firmware can do to hide this.
+pub fn has_no_execute() -> bool {
+    raw_cpuid::CpuId::new().get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_execute_disable())
+}
+
 /// EDX of CPUID leaf 7: features among which are those for the control of speculation.
 pub fn leaf7_edx() -> u32 {
     use core::arch::x86_64::__cpuid_count;
@@ -95,12 +100,51 @@ pub fn write_cr2(value: u64) {
     unsafe { core::arch::asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
 }
 
+/// DR0 to DR3, which are the running guest's.
+pub fn breakpoint_addresses() -> [u64; 4] {
+    let mut values = [0u64; 4];
+    // SAFETY: reading debug registers has no side effect, since DR7.GD is clear in the hypervisor.
+    unsafe {
+        core::arch::asm!(
+            "mov {0}, dr0", "mov {1}, dr1", "mov {2}, dr2", "mov {3}, dr3",
+            out(reg) values[0], out(reg) values[1], out(reg) values[2], out(reg) values[3],
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    values
+}
+
 /// Makes DR6 say what a debug exception of the guest was for: bits 3:0, 13 and 14 of `cause`.
 pub fn add_dr6(cause: u64) {
-    /// Bits that read as 1; bits 3:0, BD and BS are set by causes.
-    const FIXED: u64 = 0xffff_0ff0;
-    const CAUSES: u64 = 0x600f;
-    let value = FIXED | cause & CAUSES;
+    let old: u64;
+    // SAFETY: reading DR6 has no side effect, since DR7.GD is clear in the hypervisor.
+    unsafe { core::arch::asm!("mov {}, dr6", out(reg) old, options(nomem, nostack, preserves_flags)) };
+    let value = dr6_after(old, cause);
     // SAFETY: DR6 only reports; the hypervisor arms no breakpoint.
     unsafe { core::arch::asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
+}
+
+/// DR6 after a debug exception for `cause`, where it was `old`: the breakpoints' bits are this exception's; BD, BS and the others stay
+/// until software clears them (SDM vol. 3, 18.2.3).
+const fn dr6_after(old: u64, cause: u64) -> u64 {
+    /// Bits that read as 1.
+    const FIXED: u64 = 0xffff_0ff0;
+    const BREAKPOINTS: u64 = 0xf;
+    const BD_BS: u64 = 0x6000;
+    const WRITABLE: u64 = 0xffff_ffff;
+    (old & !BREAKPOINTS | cause & (BREAKPOINTS | BD_BS) | FIXED) & WRITABLE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_debug_exception_replaces_the_breakpoints_bits_of_dr6_and_no_others() {
+        assert_eq!(dr6_after(0, 0x4000), 0xffff_4ff0);
+        assert_eq!(dr6_after(0xffff_4ff3, 0x4), 0xffff_4ff4, "BS is sticky");
+        assert_eq!(dr6_after(0xffff_2ff0, 0x4000), 0xffff_6ff0, "BD is sticky");
+        assert_eq!(dr6_after(0xffff_eff0, 0x1), 0xffff_eff1, "BT is sticky");
+        assert_eq!(dr6_after(0xffff_0ff0, 0x1001), 0xffff_0ff1, "bit 12 is the VMCS's alone");
+    }
 }

@@ -36,6 +36,8 @@ pub enum Access {
     DeviceReadOnly,
     /// RAM of the hypervisor's that the guest reads: images of what it wrote.
     Shadow,
+    /// Device registers whose reads and writes the hypervisor wants to see.
+    Trapped,
 }
 
 impl Access {
@@ -45,6 +47,7 @@ impl Access {
             Self::Device => READ | WRITE,
             Self::DeviceReadOnly => READ,
             Self::Shadow => READ | WRITE_BACK,
+            Self::Trapped => 0,
         }
     }
 }

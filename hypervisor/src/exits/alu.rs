@@ -55,6 +55,16 @@ impl Alu {
     }
 }
 
+/// RFLAGS with another CF.
+pub const fn with_carry(rflags: u64, carry: bool) -> u64 {
+    rflags & !CF | flag(carry, CF)
+}
+
+/// RFLAGS with another ZF.
+pub const fn with_zero(rflags: u64, zero: bool) -> u64 {
+    rflags & !ZF | flag(zero, ZF)
+}
+
 fn add(width: Width, a: u64, b: u64, carry: u64, rflags: u64) -> (u64, u64) {
     let sum = u128::from(a) + u128::from(b) + u128::from(carry);
     let result = sum as u64 & width.mask();

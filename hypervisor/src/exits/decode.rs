@@ -1,8 +1,16 @@
 //! What an instruction that touched a trapped page does, from its bytes.
 //!
-//! Understood: MOV in every form with general registers, immediates and absolute offsets, MOVNTI, MOVDIRI, MOVBE, MOVZX, MOVSX,
-//! MOVSXD, XCHG, ADD, OR, ADC, SBB, AND, SUB, XOR, INC, DEC, NEG, NOT, CMP, TEST, MOVS, STOS and LODS. Everything else that
-//! accesses memory (SSE and AVX stores, CMPXCHG, XADD, bit tests, the stack, far pointers) is [`Operation::Unsupported`].
+//! Understood:
+//!
+//! - MOV in every form with general registers, immediates and absolute offsets, MOVNTI, MOVDIRI, MOVBE, MOVZX, MOVSX, MOVSXD;
+//! - XCHG, XADD, CMPXCHG, CMPXCHG8B, CMPXCHG16B, ADD, OR, ADC, SBB, AND, SUB, XOR, INC, DEC, NEG, NOT, CMP, TEST, BT, BTS, BTR, BTC;
+//! - MOVS, STOS and LODS;
+//! - moves between memory and XMM or YMM registers: MOVUPS, MOVAPS, MOVUPD, MOVAPD, MOVDQU, MOVDQA, LDDQU, MOVNTPS, MOVNTPD, MOVNTDQ,
+//!   MOVNTDQA, MOVD, MOVQ, MOVSS, MOVSD, MOVLPS, MOVLPD, MOVHPS, MOVHPD, with VEX as well (but for the last four's loads);
+//! - MOVDIR64B; CLFLUSH, CLFLUSHOPT, CLWB and CLDEMOTE.
+//!
+//! Everything else that accesses memory (vector arithmetic, MMX, shifts, SETcc, the stack, far pointers, ENQCMD) is
+//! [`Operation::Unsupported`].
 //!
 //! The bytes are the guest's and may be anything.
 #![forbid(unsafe_code)]
@@ -13,8 +21,9 @@ use super::{
     alu::Alu,
     fast,
     instruction::{
-        Address, Decoded, MAX_LENGTH, Mode, Operation, Register, Segment, Source, StringKind, StringOperation,
+        Address, BitKind, Decoded, MAX_LENGTH, Mode, Operation, Register, Segment, Source, StringKind, StringOperation,
     },
+    vector_moves,
     width::Width,
 };
 
@@ -66,10 +75,24 @@ fn operation(instruction: &Instruction) -> Option<Operation> {
         Mnemonic::Movzx => load(instruction, false, false),
         Mnemonic::Movsx | Mnemonic::Movsxd => load(instruction, true, false),
         Mnemonic::Xchg => exchange(instruction),
+        Mnemonic::Cmpxchg => with_register(instruction, |at, with| Operation::CompareExchange { at, with }),
+        Mnemonic::Xadd => with_register(instruction, |at, with| Operation::ExchangeAdd { at, with }),
+        Mnemonic::Cmpxchg8b => pair(instruction, Width::Dword),
+        Mnemonic::Cmpxchg16b => pair(instruction, Width::Qword),
+        Mnemonic::Bt => bit(instruction, BitKind::Test),
+        Mnemonic::Bts => bit(instruction, BitKind::Set),
+        Mnemonic::Btr => bit(instruction, BitKind::Reset),
+        Mnemonic::Btc => bit(instruction, BitKind::Complement),
+        Mnemonic::Movdir64b => block(instruction),
+        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb | Mnemonic::Cldemote => {
+            address(instruction).map(Operation::Flush)
+        }
         Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
             string(instruction, StringKind::Stos, instruction.op0_kind())
         }
-        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq
+            if !vector_moves::is_vector_move(instruction) =>
+        {
             string(instruction, StringKind::Movs, instruction.op0_kind())
         }
         Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => {
@@ -77,6 +100,7 @@ fn operation(instruction: &Instruction) -> Option<Operation> {
         }
         mnemonic => match alu(mnemonic) {
             Some(alu) => arithmetic(instruction, alu),
+            None if vector_moves::is_vector_move(instruction) => vector_moves::decode(instruction),
             None => accesses_nothing(instruction).then_some(Operation::NoAccess),
         },
     }
@@ -162,6 +186,40 @@ fn exchange(instruction: &Instruction) -> Option<Operation> {
     Some(Operation::Exchange { at: address(instruction)?, with: register(with)? })
 }
 
+/// Memory and a register that are both read and written.
+fn with_register(instruction: &Instruction, made: impl FnOnce(Address, Register) -> Operation) -> Option<Operation> {
+    if instruction.op0_kind() != OpKind::Memory {
+        return Some(Operation::NoAccess);
+    }
+    Some(made(address(instruction)?, register(instruction.op1_register())?))
+}
+
+fn pair(instruction: &Instruction, half: Width) -> Option<Operation> {
+    Some(Operation::CompareExchangePair { at: address(instruction)?, half })
+}
+
+fn bit(instruction: &Instruction, kind: BitKind) -> Option<Operation> {
+    if instruction.op0_kind() != OpKind::Memory {
+        return Some(Operation::NoAccess);
+    }
+    let width = memory_width(instruction)?;
+    Some(Operation::Bit { at: address(instruction)?, width, kind, bit: source(instruction, 1, width)? })
+}
+
+/// The destination is a register that holds an offset in ES (SDM vol. 2, MOVDIR64B).
+fn block(instruction: &Instruction) -> Option<Operation> {
+    let base = register(instruction.op0_register())?;
+    let to = Address {
+        segment: Segment::Es,
+        base: Some(base.number),
+        index: None,
+        scale: 1,
+        displacement: 0,
+        width: base.width,
+    };
+    Some(Operation::Block { to, from: address(instruction)? })
+}
+
 fn arithmetic(instruction: &Instruction, alu: Alu) -> Option<Operation> {
     let one_operand = instruction.op_count() == 1;
     match (instruction.op0_kind(), instruction.op1_kind()) {
@@ -209,7 +267,7 @@ fn memory_width(instruction: &Instruction) -> Option<Width> {
     })
 }
 
-fn address(instruction: &Instruction) -> Option<Address> {
+pub(super) fn address(instruction: &Instruction) -> Option<Address> {
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     let part = |reg| match reg {
         // The decoder's displacement includes them.

@@ -16,7 +16,7 @@ use crate::{
     vdev::{
         cpuid::Policy,
         msr::Msrs,
-        x2apic::{Ipi, X2Apic},
+        x2apic::{self, Ipi, X2Apic},
     },
     vmx::{
         Event, EventKind, Exit, Vcpu,
@@ -25,6 +25,26 @@ use crate::{
         vcpu::{VECTOR_DB, VECTOR_MC},
     },
 };
+
+/// An instruction that exits again and again although nothing comes of it: what it touches is no operand of its own (a descriptor, a task's
+/// state), or another processor changes it, or its page tables, each time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stuck {
+    at: Option<(u64, Fault)>,
+    times: u32,
+}
+
+impl Stuck {
+    /// More than a processor that changes code or page tables all the time makes likely, and soon over.
+    const MOST: u32 = 1000;
+
+    /// Counts one more time at this RIP with this fault. Whether that is too many in a row.
+    fn is_at(&mut self, here: (u64, Fault)) -> bool {
+        let again = self.at == Some(here);
+        *self = Self { at: Some(here), times: if again { self.times + 1 } else { 1 } };
+        self.times > Self::MOST
+    }
+}
 
 /// What a virtual processor has of its own beside its VMCS.
 pub struct Devices {
@@ -46,6 +66,8 @@ pub struct Devices {
     pub physical_bits: u8,
     /// Exits until the time is looked at; never 0.
     pub exits_to_look: u32,
+    /// Whether it makes no progress.
+    pub stuck: Stuck,
 }
 
 impl Devices {
@@ -75,6 +97,10 @@ pub trait Platform {
     fn mmio_read(&mut self, gpa: Gpa, bytes: u8) -> u64;
     /// The guest writes `bytes` bytes outside of its memory.
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64);
+    /// The guest writes 9 to 64 bytes outside of its memory, in one page, by one instruction.
+    fn mmio_write_bytes(&mut self, gpa: Gpa, bytes: &[u8]);
+    /// The guest reads 1 to 16 bytes outside of its memory, in one page, and writes what `modify` makes of them, in one step.
+    fn mmio_modify(&mut self, gpa: Gpa, bytes: u8, modify: &mut dyn FnMut(u128) -> u128);
     /// The virtual processor sends an interrupt command.
     fn ipi(&mut self, ipi: Ipi);
     /// The virtual processor ends interrupts by the 4 bytes at this address from now on, or by none.
@@ -171,7 +197,7 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
             devices.look_at_time();
             Action::Resume
         }
-        Exit::InterruptWindow | Exit::NmiWindow => Action::Resume,
+        Exit::InterruptWindow | Exit::NmiWindow | Exit::Signal => Action::Resume,
         Exit::ControlRegister => control_register(vcpu, devices, ram, CrAccess::read()),
         Exit::Xsetbv => match cr::xsetbv(vcpu, xcr0.1) {
             Ok(value) => {
@@ -186,9 +212,30 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
         Exit::NotOffered => Action::UNDEFINED_OPCODE,
         Exit::ExceptionOrNmi => exception_or_nmi(vcpu),
         Exit::TripleFault => Action::End(EndReason::TripleFault),
+        Exit::ApicWrite => apic_write(vcpu, devices),
+        Exit::TaskSwitch => {
+            Action::End(EndReason::Killed("a hardware task switch, which the hypervisor does not carry out"))
+        }
         Exit::EntryFailure => Action::End(EndReason::Killed("the processor refused the guest's state")),
-        Exit::Other => Action::End(EndReason::Killed("an exit that the hypervisor does not serve")),
+        Exit::EntryMachineCheck => panic!("machine check during VM entry"),
+        Exit::EptMisconfiguration => {
+            Action::End(EndReason::Killed("the processor refused an entry of the guest's EPT"))
+        }
+        Exit::NotAskedFor => Action::End(EndReason::Killed("an exit that the hypervisor has not asked for")),
     }
+}
+
+/// The processor has written a register of the virtual-APIC page and leaves the rest to us. That is a self-IPI whose vector is below 16
+/// (SDM vol. 3, 31.1.5 and 31.4.3.3): the model notes the error. The instruction is done.
+#[cold]
+fn apic_write(vcpu: &Vcpu, devices: &mut Devices) -> Action {
+    const SELF_IPI: u16 = 0x3f0;
+    if exit::apic_write_offset() != SELF_IPI {
+        return Action::End(EndReason::Killed("a write to its local APIC that the processor should have carried out"));
+    }
+    // The write did not fault, so the register took it.
+    let _ = devices.apic.write(x2apic::SELF_IPI, vcpu.registers.edx_eax() & 0xff, devices.guest_tsc(cpu::tsc()));
+    Action::Resume
 }
 
 /// The tail: the only place where RIP moves and where handlers' events are injected.
@@ -207,12 +254,13 @@ fn finish(vcpu: &mut Vcpu, action: Action) -> Next {
         Action::Halt => {
             let length = vcpu.instruction_length();
             vcpu.advance(length);
-            Next::Halt
+            // The trap behind HLT ends its wait (SDM vol. 2, HLT).
+            if vcpu.has_pending_debug() { Next::Run } else { Next::Halt }
         }
         Action::Resume => Next::Run,
         Action::Yield => Next::Yield,
         Action::Inject { event, error_code } => {
-            vcpu.inject(event, error_code);
+            vcpu.raise(event, error_code);
             Next::Run
         }
         Action::End(reason) => Next::End(reason),
@@ -230,7 +278,7 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
     let fault = Fault { gpa: violation.gpa, gva, write: violation.write };
     match store_known(&mut machine(context), fault) {
         Some(length) => Action::AdvanceBy(length),
-        None => emulated(machine(context), fault),
+        None => emulated(context, fault),
     }
 }
 
@@ -242,14 +290,37 @@ fn machine<'a, P>(context: &'a mut Context<'_, P>) -> VcpuMachine<'a, P> {
         platform: context.platform,
         memo: &mut context.devices.memo,
         physical_bits: context.devices.physical_bits,
+        hits: 0,
     }
 }
 
 /// What [`store_known`] does not take.
 #[inline(never)]
-fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, fault: Fault) -> Action {
-    match emulate(&mut machine, fault) {
+fn emulated<P: Platform>(context: &mut Context<'_, P>, fault: Fault) -> Action {
+    let mut machine = machine(context);
+    if exit::violation_unblocked_nmis() {
+        machine.vcpu.block_nmis();
+    }
+    let outcome = emulate(&mut machine, fault);
+    let hits = machine.hits;
+    if hits != 0 {
+        context.vcpu.pend_debug(hits);
+    }
+    if outcome == Ok(Outcome::Again) {
+        let here = (context.vcpu.read(fields::GUEST_RIP), fault);
+        return if context.devices.stuck.is_at(here) {
+            Action::End(EndReason::Killed("an instruction that reads a descriptor, or the like, outside of its memory"))
+        } else {
+            Action::Resume
+        };
+    }
+    context.devices.stuck = Stuck::default();
+    match outcome {
         Ok(Outcome::Advance(length)) => Action::AdvanceBy(length),
+        Ok(Outcome::Part) => {
+            context.vcpu.finish_element();
+            Action::Resume
+        }
         Ok(Outcome::Again) => Action::Resume,
         Ok(Outcome::Inject(exception)) => inject(exception),
         Err(_) => Action::End(EndReason::Killed("an instruction or page table outside of its memory")),
@@ -296,6 +367,9 @@ fn exception_or_nmi(vcpu: &mut Vcpu) -> Action {
         cpu::interrupts::count_nmi();
         return Action::Resume;
     };
+    if exit::exception_unblocked_nmis() {
+        vcpu.block_nmis();
+    }
     match event.vector() {
         VECTOR_MC => panic!("machine check"),
         VECTOR_DB => {
@@ -309,4 +383,23 @@ fn exception_or_nmi(vcpu: &mut Vcpu) -> Action {
         _ => {}
     }
     Action::Inject { event, error_code }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Gva;
+
+    #[test]
+    fn an_instruction_of_which_nothing_comes_is_not_executed_for_ever() {
+        let fault = |at| Fault { gpa: Gpa::new(at), gva: Gva::new(at), write: false };
+        let mut stuck = Stuck::default();
+        assert!((0..Stuck::MOST).all(|_| !stuck.is_at((0x1000, fault(0xe000)))));
+        assert!(stuck.is_at((0x1000, fault(0xe000))));
+        // Another fault, or another place, begins anew.
+        assert!(!stuck.is_at((0x1000, fault(0xe008))));
+        assert!((1..Stuck::MOST).all(|_| !stuck.is_at((0x1000, fault(0xe008)))));
+        assert!(!stuck.is_at((0x1003, fault(0xe008))));
+        assert_eq!(stuck.times, 1);
+    }
 }

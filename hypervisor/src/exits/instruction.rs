@@ -119,6 +119,53 @@ pub struct StringOperation {
     pub segment: Segment,
 }
 
+/// What a bit instruction does to its bit, which goes to CF first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BitKind {
+    /// BT.
+    Test,
+    /// BTS.
+    Set,
+    /// BTR.
+    Reset,
+    /// BTC.
+    Complement,
+}
+
+impl BitKind {
+    /// The operand behind it, where it was `old` and the bit is the one in `mask`.
+    pub const fn apply(self, old: u64, mask: u64) -> u64 {
+        match self {
+            Self::Test => old,
+            Self::Set => old | mask,
+            Self::Reset => old & !mask,
+            Self::Complement => old ^ mask,
+        }
+    }
+}
+
+/// Bytes of a vector register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lane {
+    /// The register, 0 to 15.
+    pub register: u8,
+    /// The first byte: 0, or 8 for the upper half of an XMM register.
+    pub first: u8,
+    /// How many: 4, 8, 16 or 32.
+    pub bytes: u8,
+}
+
+/// What becomes of a vector register's bytes beside those that are loaded (SDM vol. 1, 14.1.3 and the instructions' own pages).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// They stay.
+    Kept,
+    /// Those of the XMM register are cleared.
+    ClearedInXmm,
+    /// All are cleared: VEX.
+    Cleared,
+}
+
 /// What an instruction does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -173,6 +220,63 @@ pub enum Operation {
         /// The memory.
         from: Address,
     },
+    /// CMPXCHG: memory becomes the register where it is as the accumulator, else the accumulator becomes what memory holds.
+    CompareExchange {
+        /// The memory.
+        at: Address,
+        /// The register; its width is the memory's.
+        with: Register,
+    },
+    /// CMPXCHG8B or CMPXCHG16B: the same with RDX:RAX and RCX:RBX.
+    CompareExchangePair {
+        /// The memory.
+        at: Address,
+        /// How wide each half is: a dword or a quadword.
+        half: Width,
+    },
+    /// XADD: memory becomes the sum, the register what memory held.
+    ExchangeAdd {
+        /// The memory.
+        at: Address,
+        /// The register; its width is the memory's.
+        with: Register,
+    },
+    /// BT, BTS, BTR or BTC.
+    Bit {
+        /// The memory, to which a register's multiples of the width are added.
+        at: Address,
+        /// How wide.
+        width: Width,
+        /// What is done.
+        kind: BitKind,
+        /// Which bit: a constant counts within the width.
+        bit: Source,
+    },
+    /// Memory becomes bytes of a vector register.
+    VectorStore {
+        /// The memory.
+        to: Address,
+        /// The bytes.
+        from: Lane,
+    },
+    /// Bytes of a vector register become what memory holds.
+    VectorLoad {
+        /// The bytes.
+        to: Lane,
+        /// The memory.
+        from: Address,
+        /// The others.
+        rest: Rest,
+    },
+    /// MOVDIR64B: 64 bytes.
+    Block {
+        /// Where to.
+        to: Address,
+        /// Where from.
+        from: Address,
+    },
+    /// CLFLUSH and its like: as a load of a byte, of which nothing comes.
+    Flush(Address),
     /// MOVS, STOS or LODS.
     String(StringOperation),
     /// Accesses no memory.

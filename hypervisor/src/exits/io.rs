@@ -1,7 +1,13 @@
 //! IN and OUT.
 
-use super::{Action, EndReason, Platform, PortWrite};
-use crate::vmx::{Registers, Vcpu, exit::IoAccess};
+use super::{
+    Action, EndReason, Platform, PortWrite,
+    breakpoints::{self, Breakpoints, are_armed},
+};
+use crate::{
+    cpu::{self, bits::cr4},
+    vmx::{Registers, Vcpu, exit::IoAccess, fields},
+};
 
 /// Serves an access to an I/O port. INS and OUTS are #UD: the ports that a guest has are no memory to copy from or to.
 #[inline(never)]
@@ -9,6 +15,27 @@ pub fn access(vcpu: &mut Vcpu, platform: &mut impl Platform, access: IoAccess) -
     if access.string {
         return Action::UNDEFINED_OPCODE;
     }
+    let action = carry_out(vcpu, platform, access);
+    if action == Action::Advance {
+        let dr7 = vcpu.read(fields::GUEST_DR7);
+        if are_armed(dr7) && vcpu.cr4() & cr4::DE != 0 {
+            watched(vcpu, dr7, access);
+        }
+    }
+    action
+}
+
+/// A breakpoint on the port traps behind the instruction, which the processor has not executed (SDM vol. 3, 18.2.5).
+#[cold]
+fn watched(vcpu: &mut Vcpu, dr7: u64, access: IoAccess) {
+    let breakpoints = Breakpoints::new(dr7, cpu::breakpoint_addresses());
+    let hits = breakpoints.hit(breakpoints::Access::Port, access.port.into(), access.width.into());
+    if hits != 0 {
+        vcpu.pend_debug(hits);
+    }
+}
+
+fn carry_out(vcpu: &mut Vcpu, platform: &mut impl Platform, access: IoAccess) -> Action {
     let rax = vcpu.registers.get(Registers::RAX);
     let mask = u64::MAX >> (64 - 8 * u32::from(access.width.clamp(1, 4)));
     if access.input {

@@ -2,15 +2,20 @@
 
 use super::{
     Platform,
+    breakpoints::{self, Breakpoints},
     instruction::{Mode, Segment},
     memo::Memo,
     mmio::{Machine, Region, SegmentState},
-    walk::{GuestMemory, OutsideMemory, Paging},
+    walk::{Access, GuestMemory, OutsideMemory, Paging},
     width::Width,
 };
 use crate::{
     addr::Gpa,
-    cpu::bits::{efer, rflags},
+    cpu::{
+        self,
+        bits::{efer, rflags},
+        fpu::VectorRegister,
+    },
     memory::Ram,
     vmx::{
         Vcpu,
@@ -30,6 +35,8 @@ pub struct VcpuMachine<'a, P> {
     pub memo: &'a mut Memo,
     /// Bits of a physical address.
     pub physical_bits: u8,
+    /// Breakpoints that the instruction has hit so far, as the VMCS's pending debug exceptions.
+    pub hits: u64,
 }
 
 impl<P> GuestMemory for VcpuMachine<'_, P> {
@@ -132,5 +139,39 @@ impl<P: Platform> Machine for VcpuMachine<'_, P> {
 
     fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64) {
         self.platform.mmio_write(gpa, width.bytes() as u8, value);
+    }
+
+    fn mmio_write_bytes(&mut self, gpa: Gpa, bytes: &[u8]) {
+        self.platform.mmio_write_bytes(gpa, bytes);
+    }
+
+    fn mmio_modify(&mut self, gpa: Gpa, bytes: u8, modify: &mut dyn FnMut(u128) -> u128) {
+        self.platform.mmio_modify(gpa, bytes, modify);
+    }
+
+    fn vector(&self, number: u8) -> VectorRegister {
+        cpu::fpu::vector_register(number)
+    }
+
+    fn set_vector(&mut self, number: u8, value: &VectorRegister) {
+        cpu::fpu::set_vector_register(number, value);
+    }
+
+    fn accessed(&mut self, linear: u64, bytes: u64, access: Access) {
+        if !self.is_watching() {
+            return;
+        }
+        let breakpoints = Breakpoints::new(self.vcpu.read(fields::GUEST_DR7), cpu::breakpoint_addresses());
+        let access = if access == Access::Write { breakpoints::Access::Write } else { breakpoints::Access::Read };
+        self.hits |= breakpoints.hit(access, linear, bytes);
+    }
+
+    fn is_traced(&self) -> bool {
+        self.hits != 0 || self.rflags() & rflags::TF != 0
+    }
+
+    #[inline(always)]
+    fn is_watching(&self) -> bool {
+        breakpoints::are_armed(self.vcpu.read(fields::GUEST_DR7))
     }
 }

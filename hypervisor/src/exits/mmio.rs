@@ -2,24 +2,25 @@
 //!
 //! An EPT violation says where, and whether it was a write; what was written only the instruction tells. Its bytes, and the page
 //! tables that lead to them, may change between the exit and now, so nothing here trusts them: an instruction that does not
-//! touch the faulting address, in the faulting way, runs again in the guest ([`Outcome::Again`]). What cannot be emulated
-//! ([`super::decode`] has the list; besides, read-modify-write that reaches beyond trapped pages, which could not be atomic)
-//! is #UD in the guest.
+//! touch the faulting address, in the faulting way, runs again in the guest ([`Outcome::Again`]), which the caller lets happen so often
+//! and no more. What cannot be emulated ([`super::decode`] has the list; besides, read-modify-write that reaches beyond one trapped
+//! page, which could not be atomic) is #UD in the guest. What is read and written is so in one step, with LOCK or without.
 //!
 //! The whole access is translated and checked before its first byte has an effect. Where it leaves the page, each part goes
 //! where its own translation leads.
 #![forbid(unsafe_code)]
 
 mod access;
+mod modify;
 mod port;
 mod quick;
+mod vector;
 
 pub use port::{Exception, Fault, Machine, Outcome, Region, SegmentState};
 pub use quick::store_known;
 
 use self::access::Span;
 use super::{
-    alu::Alu,
     decode,
     instruction::{
         Address, Decoded, MAX_LENGTH, Mode, Operation, Register, Segment, Source, StringKind, StringOperation,
@@ -37,6 +38,7 @@ pub const MAX_ELEMENTS: u32 = 64;
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
+const RDX: u8 = 2;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
 
@@ -45,6 +47,7 @@ const GP: u8 = 13;
 const PF: u8 = 14;
 
 /// Why an emulation ends early.
+#[derive(PartialEq, Eq)]
 enum Stop {
     Outcome(Outcome),
     Outside(OutsideMemory),
@@ -150,24 +153,29 @@ impl<M: Machine> Emulation<'_, M> {
     fn execute(&mut self, decoded: Decoded) -> Result<Outcome, Stop> {
         match decoded.operation {
             Operation::Store { to, width, value, swap } => {
-                let span = self.faulting_span(to, width, Access::Write)?;
+                let span = self.faulting_span(to, width.bytes() as u64, Access::Write)?;
                 let value = self.source(value);
                 self.store(&span, swapped(value, width, swap))?;
             }
             Operation::Load { to, from, width, signed, swap } => {
-                let span = self.faulting_span(from, width, Access::Read)?;
+                let span = self.faulting_span(from, width.bytes() as u64, Access::Read)?;
                 let value = swapped(self.load(&span)?, width, swap);
                 self.set_register(to, if signed { width.sign_extend(value) } else { value });
             }
-            Operation::Exchange { at, with } => {
-                let span = self.modified_span(at, with.width)?;
-                let old = self.load(&span)?;
-                self.store(&span, self.register(with))?;
-                self.set_register(with, old);
-            }
+            Operation::Exchange { at, with } => self.exchange(at, with)?,
+            Operation::ExchangeAdd { at, with } => self.exchange_add(at, with)?,
+            Operation::CompareExchange { at, with } => self.compare_exchange(at, with)?,
+            Operation::CompareExchangePair { at, half } => self.compare_exchange_pair(at, half)?,
+            Operation::Bit { at, width, kind, bit } => self.bit(at, width, kind, bit)?,
             Operation::Modify { at, width, alu, value } => self.modify(at, width, alu, value)?,
+            Operation::VectorStore { to, from } => self.vector_store(to, from)?,
+            Operation::VectorLoad { to, from, rest } => self.vector_load(to, from, rest)?,
+            Operation::Block { to, from } => self.block(to, from)?,
+            Operation::Flush(at) => {
+                self.faulting_span(at, 1, Access::Read)?;
+            }
             Operation::Combine { to, alu, from } => {
-                let span = self.faulting_span(from, to.width, Access::Read)?;
+                let span = self.faulting_span(from, to.width.bytes() as u64, Access::Read)?;
                 let memory = self.load(&span)?;
                 let (result, rflags) = alu.apply(to.width, self.register(to), memory, self.machine.rflags());
                 if alu.writes() {
@@ -182,29 +190,19 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(Outcome::Advance(decoded.length))
     }
 
-    fn modify(&mut self, at: Address, width: Width, alu: Alu, value: Source) -> Result<(), Stop> {
-        let span = match alu.writes() {
-            true => self.modified_span(at, width)?,
-            false => self.faulting_span(at, width, Access::Read)?,
-        };
-        let (old, value) = (self.load(&span)?, self.source(value));
-        let (result, rflags) = alu.apply(width, old, value, self.machine.rflags());
-        if alu.writes() {
-            self.store(&span, result)?;
-        }
-        self.machine.set_rflags(rflags);
-        Ok(())
-    }
-
-    /// Up to [`MAX_ELEMENTS`] elements, for as long as they stay in the page that faulted. Registers always say how far the
-    /// instruction came, as after an interrupt between two elements.
+    /// Up to [`MAX_ELEMENTS`] elements, for as long as they stay in the page that faulted and no trap is due. Registers always say how far
+    /// the instruction came, as after an interrupt between two elements.
     fn string(&mut self, string: StringOperation, length: u8) -> Result<Outcome, Stop> {
         for done in 0..MAX_ELEMENTS {
             let left = self.machine.general(RCX) & string.address.mask();
             if string.rep && left == 0 {
                 return Ok(Outcome::Advance(length));
             }
-            self.element(&string, done == 0)?;
+            match self.element(&string, done == 0) {
+                // The next one runs into its own fault.
+                Err(Stop::AGAIN) if done != 0 => return Ok(Outcome::Part),
+                result => result?,
+            }
             if !string.rep {
                 return Ok(Outcome::Advance(length));
             }
@@ -212,22 +210,29 @@ impl<M: Machine> Emulation<'_, M> {
             if left == 1 {
                 return Ok(Outcome::Advance(length));
             }
+            if self.machine.is_traced() {
+                return Ok(Outcome::Part);
+            }
         }
-        Ok(Outcome::Again)
+        Ok(Outcome::Part)
     }
 
     /// One element. The first must be what faulted; a later one outside that page is left to fault by itself.
     fn element(&mut self, string: &StringOperation, first: bool) -> Result<(), Stop> {
+        let bytes = string.width.bytes() as u64;
         let (reads, writes) = (string.kind != StringKind::Stos, string.kind != StringKind::Lods);
         let (source, destination) = (self.index(RSI, string), self.index(RDI, string));
-        let from = self.linear(string.segment, source, string.width, Access::Read, reads)?;
-        let to = self.linear(Segment::Es, destination, string.width, Access::Write, writes)?;
+        let linear = |wanted: bool, segment, offset, access| {
+            wanted.then(|| self.linear(segment, offset, bytes, access)).transpose()
+        };
+        let from = linear(reads, string.segment, source, Access::Read)?;
+        let to = linear(writes, Segment::Es, destination, Access::Write)?;
         let trapped = if self.fault.write { to } else { from }.ok_or(Stop::AGAIN)?;
-        if !(if first { self.is_fault(trapped, string.width) } else { self.is_in_fault_page(trapped, string.width) }) {
+        if !(if first { self.is_fault(trapped, bytes) } else { self.is_in_fault_page(trapped, bytes) }) {
             return Err(Stop::AGAIN);
         }
-        let from = from.map(|linear| self.span(linear, string.width, Access::Read)).transpose()?;
-        let to = to.map(|linear| self.span(linear, string.width, Access::Write)).transpose()?;
+        let from = from.map(|linear| self.span(linear, bytes, Access::Read)).transpose()?;
+        let to = to.map(|linear| self.span(linear, bytes, Access::Write)).transpose()?;
         let value = match from {
             Some(from) => self.load(&from)?,
             None => self.machine.general(RAX) & string.width.mask(),
@@ -237,8 +242,7 @@ impl<M: Machine> Emulation<'_, M> {
             None => self.set_register(Register { number: RAX, width: string.width, high: false }, value),
         }
         let down = self.machine.rflags() & rflags::DF != 0;
-        let step = string.width.bytes() as u64;
-        let step = if down { step.wrapping_neg() } else { step };
+        let step = if down { bytes.wrapping_neg() } else { bytes };
         if reads {
             self.set_register(index_register(RSI, string), source.wrapping_add(step));
         }
@@ -253,36 +257,40 @@ impl<M: Machine> Emulation<'_, M> {
     }
 
     /// The span of an operand that must be what faulted.
-    fn faulting_span(&mut self, at: Address, width: Width, access: Access) -> Result<Span, Stop> {
-        let offset = at.offset(|number| self.machine.general(number));
-        let linear = self.linear(at.segment, offset, width, access, true)?.ok_or(Stop::AGAIN)?;
-        if self.fault.write != (access == Access::Write) || !self.is_fault(linear, width) {
+    fn faulting_span(&mut self, at: Address, bytes: u64, access: Access) -> Result<Span, Stop> {
+        let linear = self.operand(at, bytes, access)?;
+        if self.fault.write != (access == Access::Write) || !self.is_fault(linear, bytes) {
             return Err(Stop::AGAIN);
         }
-        self.span(linear, width, access)
+        self.span(linear, bytes, access)
     }
 
-    /// The span of an operand that is read and written, in trapped pages only. A processor may report its read.
-    fn modified_span(&mut self, at: Address, width: Width) -> Result<Span, Stop> {
-        let offset = at.offset(|number| self.machine.general(number));
-        let linear = self.linear(at.segment, offset, width, Access::Write, true)?.ok_or(Stop::AGAIN)?;
-        if !self.is_fault(linear, width) {
+    /// The span of an operand that is read and written, in one trapped page only. A processor may report its read.
+    fn modified_span(&mut self, at: Address, bytes: u64) -> Result<Span, Stop> {
+        let linear = self.operand(at, bytes, Access::Write)?;
+        if !self.is_fault(linear, bytes) {
             return Err(Stop::AGAIN);
         }
-        let span = self.span(linear, width, Access::Write)?;
-        if span.parts().any(|part| part.region != Region::Mmio) {
+        let span = self.span(linear, bytes, Access::Write)?;
+        if span.trapped().is_none() {
             return Err(Stop::UNSUPPORTED);
         }
         Ok(span)
     }
 
-    fn is_fault(&self, linear: u64, width: Width) -> bool {
-        self.linear_of(self.fault.gva.as_u64().wrapping_sub(linear)) < width.bytes() as u64
+    /// The linear address of an operand.
+    fn operand(&self, at: Address, bytes: u64, access: Access) -> Result<u64, Stop> {
+        let offset = at.offset(|number| self.machine.general(number));
+        self.linear(at.segment, offset, bytes, access)
     }
 
-    fn is_in_fault_page(&self, linear: u64, width: Width) -> bool {
+    fn is_fault(&self, linear: u64, bytes: u64) -> bool {
+        self.linear_of(self.fault.gva.as_u64().wrapping_sub(linear)) < bytes
+    }
+
+    fn is_in_fault_page(&self, linear: u64, bytes: u64) -> bool {
         let offset = linear.wrapping_sub(self.fault.gva.page().as_u64());
-        offset <= PAGE_SIZE - width.bytes() as u64
+        offset <= PAGE_SIZE - bytes
     }
 
     /// Cut to 32 bits outside 64-bit code.

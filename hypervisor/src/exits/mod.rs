@@ -2,6 +2,7 @@
 //! there alone.
 
 pub mod alu;
+mod breakpoints;
 pub mod cpuid;
 pub mod cr;
 pub mod decode;
@@ -14,11 +15,12 @@ pub mod memo;
 pub mod mmio;
 pub mod msr;
 mod pv_eoi;
+mod vector_moves;
 pub mod vmcall;
 pub mod walk;
 pub mod width;
 
-pub use dispatch::{Context, Devices, Next, Platform, PortWrite};
+pub use dispatch::{Context, Devices, Next, Platform, PortWrite, Stuck};
 pub use pv_eoi::PvEoi;
 
 use crate::vmx::{Event, EventKind};

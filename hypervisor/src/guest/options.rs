@@ -9,6 +9,7 @@ use core::fmt;
 use hcall_abi::Pasid;
 
 use super::{
+    errata::{self, Erratum},
     image::INITRD,
     memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size},
 };
@@ -92,6 +93,8 @@ pub struct Options {
     pub console: bool,
     /// `exits=marks`: its VM exits so far are told after each mark on its console.
     pub marks: bool,
+    /// `unsafe=`: errata in spite of which it gets functions that have them.
+    pub accepted: Vec<&'static Erratum>,
 }
 
 /// Why a string describes no guest.
@@ -117,7 +120,7 @@ pub enum Error {
     Cpus(String),
     /// Neither `on` nor `off`.
     Switch(String),
-    /// Neither `bus:device.function` in hexadecimal nor `dsa` nor `vdsa`.
+    /// Neither `[segment:]bus:device.function` in hexadecimal nor `dsa` nor `vdsa`.
     Device(String),
     /// No number of vectors that a virtual function can have.
     Vectors(String),
@@ -129,6 +132,8 @@ pub enum Error {
     Exits(String),
     /// Something else than `os=linux`.
     Os(String),
+    /// No names of known errata.
+    Unsafe(String),
     /// Neither `ims=allowed` nor `ims=forbidden`.
     Ims(String),
     /// No number of interrupts that a limit can be.
@@ -151,7 +156,7 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, \
-                     pasids=, console=, exits= or cmdline="
+                     pasids=, unsafe=, console=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -163,7 +168,10 @@ impl fmt::Display for Error {
                 RAM_GRANULE >> 20
             ),
             Self::Device(value) => {
-                write!(f, "device={value}: bus:device.function, as in 00:1e.0, dsa, vdsa, or vdsa:00:1e.0")
+                write!(
+                    f,
+                    "device={value}: bus:device.function, as in 00:1e.0 or 0001:6a:01.0, dsa, vdsa, or vdsa:00:1e.0"
+                )
             }
             Self::Vectors(value) => write!(f, "vectors={value}: {VECTORS_MIN} to {VECTORS_MAX}"),
             Self::WhoseVectors => write!(f, "vectors= belongs behind the device=vdsa that it is for, once"),
@@ -174,6 +182,10 @@ impl fmt::Display for Error {
             Self::Ims(value) => write!(f, "ims={value}: allowed or forbidden"),
             Self::Storm(value) => write!(f, "storm={value}: 1 to {STORM_MAX} interrupts in a million ticks"),
             Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers from 1 to fffff, as in 100-1ff"),
+            Self::Unsafe(value) => {
+                write!(f, "unsafe={value}: names of errata with commas between them, of these:")?;
+                errata::names().try_for_each(|name| write!(f, " {name}"))
+            }
             Self::Exits(value) => write!(f, "exits={value}: only exits=marks is known"),
             Self::CmdlineTooLong(len) => write!(f, "the command line has {len} bytes, {} fit", CMDLINE_SIZE - 1),
         }
@@ -200,7 +212,7 @@ impl Options {
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
         let (mut cpus, mut os, mut apicv, mut posting, mut marks) = (None, None, None, None, None);
         let (mut forbidden, mut hypercalls, mut storm, mut pasids) = (None, None, None, None);
-        let mut console = None;
+        let (mut console, mut accepted) = (None, None);
         let mut counted = 0;
         for word in words {
             match word.split_once('=') {
@@ -216,6 +228,7 @@ impl Options {
                 Some(("storm", value)) => set(&mut storm, parse_storm(value)?, "storm")?,
                 Some(("pasids", value)) => set(&mut pasids, parse_pasids(value)?, "pasids")?,
                 Some(("console", value)) => set(&mut console, parse_switch(value, &word)?, "console")?,
+                Some(("unsafe", value)) => set(&mut accepted, parse_errata(value)?, "unsafe")?,
                 Some(("exits", "marks")) => set(&mut marks, true, "exits")?,
                 Some(("exits", value)) => return Err(Error::Exits(value.into())),
                 Some(("device", _)) if devices.len() == DEVICES_MAX => return Err(Error::TooManyDevices),
@@ -244,6 +257,7 @@ impl Options {
             pasids,
             console: console.unwrap_or(false),
             marks: marks.unwrap_or(false),
+            accepted: accepted.unwrap_or_default(),
         })
     }
 }
@@ -303,6 +317,10 @@ fn parse_storm(value: &str) -> Result<u32, Error> {
     parse_number(value, STORM_MAX).ok_or_else(|| Error::Storm(value.into()))
 }
 
+fn parse_errata(value: &str) -> Result<Vec<&'static Erratum>, Error> {
+    value.split(',').map(|name| errata::named(name).ok_or_else(|| Error::Unsafe(value.into()))).collect()
+}
+
 fn parse_pasids(value: &str) -> Result<(Pasid, Pasid), Error> {
     let number = |text: &str| {
         let hexadecimal = (1..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -358,14 +376,21 @@ fn parse_device(value: &str) -> Result<Device, Error> {
     device.ok_or_else(|| Error::Device(value.into()))
 }
 
+/// `bus:device.function`, with a segment of four digits before it or without one.
 fn parse_bdf(value: &str) -> Option<Bdf> {
-    let (bus, rest) = value.split_once(':')?;
-    let (device, function) = rest.split_once('.')?;
-    let number = |text: &str, digits: usize, below: u8| {
+    let number = |text: &str, digits: usize, most: u16| {
         let hexadecimal = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        u8::from_str_radix(text, 16).ok().filter(|number| hexadecimal && *number <= below)
+        u16::from_str_radix(text, 16).ok().filter(|number| hexadecimal && *number <= most)
     };
-    Some(Bdf::new(number(bus, 2, 0xff)?, number(device, 2, 0x1f)?, number(function, 1, 7)?))
+    let byte = |text: &str, digits: usize, most: u8| Some(number(text, digits, most.into())? as u8);
+    let (place, function) = value.split_once('.')?;
+    let (place, device) = place.rsplit_once(':')?;
+    let (segment, bus) = match place.split_once(':') {
+        Some((segment, bus)) => (number(segment, 4, 0xffff)?, bus),
+        None => (0, place),
+    };
+    let bdf = Bdf::new(byte(bus, 2, 0xff)?, byte(device, 2, 0x1f)?, byte(function, 1, 7)?);
+    Some(bdf.in_segment(segment))
 }
 
 /// Quotes that enclose all of it have come through GRUB's quoting and are dropped.
@@ -381,6 +406,20 @@ mod tests {
 
     fn error(string: &str) -> Error {
         Options::parse(string).unwrap_err()
+    }
+
+    #[test]
+    fn a_device_of_another_segment_is_named_by_four_digits() {
+        let device = |string: &str| Options::parse(&format!("x device={string}")).map(|options| options.devices[0]);
+        let there = Bdf::new(0x6a, 1, 0).in_segment(1);
+        assert_eq!(device("0001:6a:01.0"), Ok(Device::At(there)));
+        assert_eq!(device("0000:6a:01.0"), Ok(Device::At(Bdf::new(0x6a, 1, 0))));
+        let parent = Device::Virtual { parent: Some(there), vectors: DEFAULT_VECTORS };
+        assert_eq!(device("vdsa:0001:6a:01.0"), Ok(parent));
+        for bad in ["1:6a:01.0", "00001:6a:01.0", "0001:6a:01", "0001:6a.0", "0001::01.0", ":6a:01.0", "0:0001:6a:01.0"]
+        {
+            assert_eq!(device(bad), Err(Error::Device(bad.into())));
+        }
     }
 
     #[test]
@@ -401,6 +440,9 @@ mod tests {
         let owner = Options::parse("x pasids=100-fffff").unwrap();
         assert_eq!(owner.pasids, Pasid::new(0x100).zip(Pasid::new(0xf_ffff)));
         assert_eq!((options.ims_forbidden, options.hypercalls, options.storm), (false, true, None));
+        let accepted = Options::parse("x unsafe=QATE-39220,INTEL-SA-01084").unwrap().accepted;
+        assert_eq!(accepted.iter().map(|erratum| erratum.name).collect::<Vec<_>>(), ["QATE-39220", "INTEL-SA-01084"]);
+        assert!(options.accepted.is_empty());
         assert_eq!((options.os, Options::parse("x os=linux").unwrap().os), (Os::Other, Os::Linux));
     }
 
@@ -440,7 +482,7 @@ mod tests {
         {
             assert_eq!(error(&format!("x mem={value}")), Error::Memory(value.into()));
         }
-        for value in ["", "0:1e.0", "00:20.0", "00:1e.8", "00:1e", "00:1e.0.0", "0000:00:1e.0", "+0:1e.0", "DSA"] {
+        for value in ["", "0:1e.0", "00:20.0", "00:1e.8", "00:1e", "00:1e.0.0", "000:00:1e.0", "+0:1e.0", "DSA"] {
             assert_eq!(error(&format!("x device={value}")), Error::Device(value.into()));
         }
         for value in ["", "0", "65", "+1", "4294967297", "x"] {
@@ -455,6 +497,10 @@ mod tests {
         for value in ["", "1", "1-", "-1", "2-1", "1-100000", "1-+2", "g-h", "0-5"] {
             assert_eq!(error(&format!("x pasids={value}")), Error::Pasids(value.into()));
         }
+        for value in ["", "yes", "INTEL-SA-01084,", "intel-sa-01084"] {
+            assert_eq!(error(&format!("x unsafe={value}")), Error::Unsafe(value.into()));
+        }
+        assert!(error("x unsafe=yes").to_string().ends_with(": INTEL-SA-01084 QATE-39220"));
         for value in ["", "Linux", "windows"] {
             assert_eq!(error(&format!("x os={value}")), Error::Os(value.into()));
         }

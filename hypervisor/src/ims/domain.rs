@@ -3,7 +3,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{
     fmt,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use hcall_abi::{DeviceId, Pasid, Status, Target};
@@ -185,7 +185,8 @@ pub struct Domain {
     pub(super) offers_calls: bool,
     /// Faults of its slots that it has not read yet.
     pub(super) faults: Arc<FaultRing>,
-    enabled: AtomicBool,
+    /// The minor version that it enabled, plus one; 0 before.
+    enabled: AtomicU32,
 }
 
 impl Domain {
@@ -197,17 +198,22 @@ impl Domain {
         faults: Arc<FaultRing>,
     ) -> Self {
         apic_ids.sort_unstable();
-        let (counts, enabled) = (GuestCounts::default(), AtomicBool::new(false));
+        let (counts, enabled) = (GuestCounts::default(), AtomicU32::new(0));
         Self { guest, apic_ids, devices, counts, offers_calls, faults, enabled }
     }
 
     /// Whether the guest has said that it knows the interface. Until then its devices have no interrupt message stores.
     pub fn is_enabled(&self) -> bool {
-        self.enabled.load(Ordering::Relaxed)
+        self.enabled.load(Ordering::Relaxed) != 0
     }
 
-    pub(super) fn enable(&self) {
-        self.enabled.store(true, Ordering::Relaxed);
+    /// Whether it knows what came with this minor version.
+    pub(super) fn knows(&self, minor: u16) -> bool {
+        self.enabled.load(Ordering::Relaxed) > minor.into()
+    }
+
+    pub(super) fn enable(&self, minor: u16) {
+        self.enabled.store(u32::from(minor) + 1, Ordering::Relaxed);
     }
 
     /// Whose it is.

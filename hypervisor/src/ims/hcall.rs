@@ -305,7 +305,7 @@ fn enable(domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, 
     if version >> 16 != u32::from(VERSION_MAJOR) {
         return Err(Status::Unsupported);
     }
-    domain.enable();
+    domain.enable(version as u16);
     memory.reveal_stores();
     Ok(u64::from(VERSION_MINOR).min(version as u16 as u64))
 }

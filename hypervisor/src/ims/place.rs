@@ -3,16 +3,19 @@
 
 use core::{iter::once, sync::atomic::AtomicU64};
 
-use hcall_abi::{MessagePair, Pasid, SlotHandle, SlotInfo, Status, Target, info::Mapping};
+use hcall_abi::{FaultKind, FaultRecord, MessagePair, Pasid, SlotHandle, SlotInfo, Status, Target, info::Mapping};
 
 use super::{
     counters::count,
     device::{Bank, Device},
-    domain::{GuestId, Reach, StoreSpec},
+    domain::{Domain, GuestId, Reach, StoreSpec},
     ports::{EntryIndex, Field, Message, Ports, Span, Wanted},
     service::{Held, Owner, Service},
     slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, State, StoreName},
 };
+
+/// The minor version that came with [`FaultKind::Refused`].
+const REFUSALS_SINCE: u16 = 3;
 
 /// A store of a device.
 pub struct Place<'a, P> {
@@ -34,7 +37,7 @@ impl<'a, P: Ports> Place<'a, P> {
     }
 
     /// A dword of a slot as the guest sees it: in an MSI-X table vector control has nothing but the mask.
-    fn seen(&self, slot: &Slot, field: Field) -> u32 {
+    pub fn seen(&self, slot: &Slot, field: Field) -> u32 {
         let control = field == Field::Ctrl && self.store.backing.is_some();
         slot.field(field) & if control { CTRL_MASK } else { u32::MAX }
     }
@@ -148,8 +151,28 @@ impl<'a, P: Ports> Place<'a, P> {
         if !slot.device_masked || slot.held {
             return Ok(());
         }
+        self.unblock(slot)?;
         self.complete_flush(slot)?;
         self.let_send(index, slot);
+        Ok(())
+    }
+
+    /// Makes the entry of a bound slot that is masked in the device not present, so that the unit drops the slot's messages whoever sends
+    /// them. On an error the cache may still hold it.
+    pub fn block(&self, slot: &mut Slot) -> Result<(), Status> {
+        let binding = slot.binding().ok_or(Status::NotMapped)?;
+        self.service.ports.block(binding.entry);
+        (slot.blocked, slot.flushed) = (true, false);
+        self.complete_flush(slot)
+    }
+
+    /// Makes it present again.
+    fn unblock(&self, slot: &mut Slot) -> Result<(), Status> {
+        if core::mem::take(&mut slot.blocked) {
+            let binding = slot.binding().ok_or(Status::NotMapped)?;
+            self.service.program(binding.entry, binding.route);
+            slot.flushed = false;
+        }
         Ok(())
     }
 
@@ -247,6 +270,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// routes work: no interrupt is lost, and the slot need not be masked.
     pub fn retarget(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
         let old = slot.binding().ok_or(Status::NotMapped)?;
+        self.unblock(slot)?;
         if !slot.flushed {
             self.make_up_for_flush(index, slot)?;
         }
@@ -315,6 +339,26 @@ impl<'a, P: Ports> Place<'a, P> {
             slot.flushed = true;
         }
         Ok(())
+    }
+
+    /// What the guest wrote cannot be had, and not by its own mistake: the slot reads as masked, so the guest can see that it does not
+    /// fire, and the reason is among its faults.
+    #[cold]
+    pub fn refuse(&self, domain: &Domain, index: u16, slot: &mut Slot, status: Status) {
+        let unmasked = !core::mem::replace(&mut slot.masked, true);
+        self.show(index, slot, Field::Ctrl);
+        if !unmasked || !domain.knows(REFUSALS_SINCE) {
+            return;
+        }
+        self.device.faults.push(FaultRecord {
+            cookie: if slot.state == State::Mapped { slot.cookie } else { 0 },
+            device: self.device.spec.id,
+            slot: index,
+            store: self.name.into(),
+            kind: FaultKind::Refused(status),
+            foreign: false,
+            lost: 0,
+        });
     }
 
     /// Makes a slot free that has no binding and is masked in the device.

@@ -107,6 +107,10 @@ pub trait Remap {
     /// Makes the entry not present. Does not flush.
     fn clear(&self, entry: EntryIndex);
 
+    /// Makes the entry not present for as long as its holder wants, and has the unit drop messages for it without a fault record. Does not
+    /// flush.
+    fn block(&self, entry: EntryIndex);
+
     /// Flushes the entries from the interrupt-entry cache: an index-selective invalidation for each contiguous run, and one
     /// wait for all. [`Status::HardwareError`] when the unit did not complete it: nothing is known of the cache then. An
     /// entry that was given back meanwhile may be among them. Several processors may flush at once.

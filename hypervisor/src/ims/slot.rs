@@ -110,6 +110,8 @@ pub struct Slot {
     pub held: bool,
     /// Whether it was masked because it fired faster than its limit.
     pub limited: bool,
+    /// Whether its entry is not present, so that the unit drops its messages. It is masked in the device then.
+    pub blocked: bool,
     /// The group it was allocated with.
     pub group: u8,
     /// Its PASID, as in ctrl.
@@ -133,6 +135,7 @@ impl Slot {
         pending: false,
         held: false,
         limited: false,
+        blocked: false,
         group: 0,
         pasid: 0,
     };
@@ -152,7 +155,7 @@ impl Slot {
     /// Takes the binding out.
     pub fn take_binding(&mut self) -> Option<Binding> {
         let binding = self.binding();
-        self.route = None;
+        (self.route, self.blocked) = (None, false);
         binding
     }
 

@@ -1,10 +1,12 @@
 //! Writes to a store, trapped.
 
+use core::ops::RangeInclusive;
+
 use hcall_abi::{DeviceId, Status};
 
 use super::{
     counters::count,
-    device::Bank,
+    device::{Bank, Device},
     domain::Domain,
     message,
     place::Place,
@@ -35,6 +37,108 @@ impl<P: Ports> Service<P> {
         count(&domain.counts.trapped_writes);
         let result = self.apply(domain, device, name, offset, width, value);
         Place::<P>::counted(&domain.counts.refused, result)
+    }
+
+    /// The guest wrote up to 64 bytes at byte `offset` of a store by one instruction. Each slot that they touch takes all that it gets in
+    /// one step. Otherwise as [`store_write`](Self::store_write).
+    pub fn store_write_bytes(
+        &self,
+        domain: &Domain,
+        device: DeviceId,
+        name: StoreName,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), Status> {
+        count(&domain.counts.trapped_writes);
+        let result = self.at_slots(domain, device, name, offset, bytes.len(), |place, bank, slots| {
+            let mut result = Ok(());
+            for index in slots {
+                result = result.and(write_slot(domain, place, bank, index, dwords(index, offset, bytes)));
+            }
+            place.commit(result)
+        });
+        Place::<P>::counted(&domain.counts.refused, result)
+    }
+
+    /// The guest reads 1 to 16 bytes at byte `offset` of a store, and writes what `modify` makes of them. Nobody else's write of these
+    /// bytes comes in between: the slot's lock is held, or, where the bytes are of two slots, nobody else is at any slot of the device.
+    /// Otherwise as [`store_write`](Self::store_write). `modify` is called once, or not at all where the write is refused before.
+    pub fn store_modify(
+        &self,
+        domain: &Domain,
+        device: DeviceId,
+        name: StoreName,
+        offset: u64,
+        width: u8,
+        modify: &mut dyn FnMut(u128) -> u128,
+    ) -> Result<(), Status> {
+        count(&domain.counts.trapped_writes);
+        let width = usize::from(width.min(16));
+        let crosses = offset % SLOT_SIZE + width as u64 > SLOT_SIZE;
+        let result = if crosses {
+            self.modify_two(domain, device, name, offset, width, modify)
+        } else {
+            self.at_slots(domain, device, name, offset, width, |place, bank, slots| {
+                let index = *slots.start();
+                let slot = &mut *bank.lock(index)?;
+                let new = modify(seen(place, slot) >> (offset % SLOT_SIZE * 8) & ones(width)).to_le_bytes();
+                place.commit(write_locked(domain, place, bank, index, slot, dwords(index, offset, &new[..width])))
+            })
+        };
+        Place::<P>::counted(&domain.counts.refused, result)
+    }
+
+    fn modify_two(
+        &self,
+        domain: &Domain,
+        device: DeviceId,
+        name: StoreName,
+        offset: u64,
+        width: usize,
+        modify: &mut dyn FnMut(u128) -> u128,
+    ) -> Result<(), Status> {
+        let device = self.written(domain, device, name)?;
+        let place = Place::new(self, device, name)?;
+        let slots = place.slots_at(offset, width)?;
+        device.exclusively(|all| {
+            if !all.attached {
+                return Err(Status::NoSuchDevice);
+            }
+            let bank = all.bank(name);
+            let (low, high) = (seen(&place, &*bank.lock(*slots.start())?), seen(&place, &*bank.lock(*slots.end())?));
+            let shift = (offset % SLOT_SIZE * 8) as u32;
+            let new = modify((low >> shift | high << (128 - shift)) & ones(width)).to_le_bytes();
+            let mut result = Ok(());
+            for index in slots {
+                result = result.and(write_slot(domain, &place, bank, index, dwords(index, offset, &new[..width])));
+            }
+            place.commit(result)
+        })
+    }
+
+    /// Looks for the slots that `len` bytes at `offset` touch, and does something with them.
+    fn at_slots(
+        &self,
+        domain: &Domain,
+        device: DeviceId,
+        name: StoreName,
+        offset: u64,
+        len: usize,
+        what: impl FnOnce(&Place<P>, &Bank, RangeInclusive<u16>) -> Result<(), Status>,
+    ) -> Result<(), Status> {
+        let device = self.written(domain, device, name)?;
+        let place = Place::new(self, device, name)?;
+        let touched = place.slots_at(offset, len)?;
+        let slots = device.slots()?;
+        what(&place, slots.bank(name), touched)
+    }
+
+    /// The device, if the guest may write its store.
+    fn written<'a>(&self, domain: &'a Domain, device: DeviceId, name: StoreName) -> Result<&'a Device, Status> {
+        if name == StoreName::Ims && !domain.is_enabled() {
+            return Err(Status::NotEnabled);
+        }
+        domain.device(device)
     }
 
     fn apply(
@@ -76,6 +180,42 @@ impl<P: Ports> Service<P> {
         }
         place.commit(result)
     }
+}
+
+impl<P: Ports> Place<'_, P> {
+    /// The slots that 1 to 64 bytes at `offset` touch.
+    fn slots_at(&self, offset: u64, len: usize) -> Result<RangeInclusive<u16>, Status> {
+        let end = offset.checked_add(len as u64).ok_or(Status::NoSuchSlot)?;
+        if len == 0 || end > u64::from(self.store.slots) * SLOT_SIZE {
+            return Err(Status::NoSuchSlot);
+        }
+        Ok((offset / SLOT_SIZE) as u16..=((end - 1) / SLOT_SIZE) as u16)
+    }
+}
+
+/// What the guest reads of a slot.
+fn seen<P: Ports>(place: &Place<P>, slot: &Slot) -> u128 {
+    (0..).zip(Field::ALL).fold(0, |value, (n, field)| value | u128::from(place.seen(slot, field)) << (32 * n))
+}
+
+/// Ones in so many bytes, 1 to 16.
+const fn ones(bytes: usize) -> u128 {
+    u128::MAX >> (128 - 8 * bytes as u32)
+}
+
+/// The dwords of slot `index` that bytes at `offset` of the store touch: the field, its new bits and which of them are written.
+fn dwords(index: u16, offset: u64, bytes: &[u8]) -> impl Iterator<Item = (Field, u32, u32)> {
+    (0..).zip(Field::ALL).filter_map(move |(n, field)| {
+        let first = u64::from(index) * SLOT_SIZE + 4 * n;
+        let (value, mask) = (0..4).fold((0u32, 0u32), |(value, mask), at| {
+            let byte = (first + at).checked_sub(offset).and_then(|place| bytes.get(place as usize));
+            match byte {
+                Some(&byte) => (value | u32::from(byte) << (8 * at), mask | 0xff << (8 * at)),
+                None => (value, mask),
+            }
+        });
+        (mask != 0).then_some((field, value, mask))
+    })
 }
 
 /// What is left to do of a write.
@@ -124,7 +264,19 @@ fn write_slot<P: Ports>(
     index: u16,
     dwords: impl Iterator<Item = (Field, u32, u32)>,
 ) -> Result<(), Status> {
-    let slot = &mut *bank.lock(index)?;
+    write_locked(domain, place, bank, index, &mut *bank.lock(index)?, dwords)
+}
+
+/// [`write_slot`] of a slot whose lock is held.
+#[inline(always)]
+fn write_locked<P: Ports>(
+    domain: &Domain,
+    place: &Place<P>,
+    bank: &Bank,
+    index: u16,
+    slot: &mut Slot,
+    dwords: impl Iterator<Item = (Field, u32, u32)>,
+) -> Result<(), Status> {
     let mut ctrl_written = false;
     for (field, value, bits) in dwords {
         slot.merge(field, value, bits);
@@ -156,6 +308,9 @@ fn bring<P: Ports>(
     }
     let was_masked = slot.device_masked;
     let result = settle(domain, place, index, slot);
+    if let Err(status @ (Status::NoFreeVector | Status::NoFreeEntry | Status::HardwareError)) = result {
+        place.refuse(domain, index, slot, status);
+    }
     if ctrl_written {
         // A driver masks and looks for the pending bit; if masking did not read it just now, do so.
         if slot.masked && was_masked && slot.binding().is_some() {

@@ -1,5 +1,7 @@
-//! Slots that fire too fast: [`Service::hold`] and [`Service::sift`]. Only slots of interrupt message stores, which show by themselves
-//! whether a message is pending; the tables of virtual functions are parts of such.
+//! Slots that fire too fast: [`Service::hold`], [`Service::sift`] and [`Service::block`].
+//!
+//! The first two are for slots of interrupt message stores, which show by themselves whether a message is pending; the tables of virtual
+//! functions are parts of such. The last one is for slots of any store.
 
 use hcall_abi::{FaultKind, FaultRecord, Target};
 
@@ -17,11 +19,16 @@ impl<P: Ports> Service<P> {
     /// Masks all slots that lead to `target` in their devices, which note what comes meanwhile. The guest does not see that they are
     /// masked, and does not let them go by unmasking them: so it could get past its limit.
     pub fn hold(&self, domain: &Domain, target: Target) {
-        self.each_at(domain, target, |place, index, slot| {
-            if !slot.device_masked && place.mask(index, slot).is_ok() {
-                slot.held = true;
-            }
-        });
+        self.each_at(
+            domain,
+            target,
+            |place| place.has_pending_bits(),
+            |place, index, slot| {
+                if !slot.device_masked && place.mask(index, slot).is_ok() {
+                    slot.held = true;
+                }
+            },
+        );
     }
 
     /// Looks at the slots that are held: those with nothing pending are let go. The others are held once more, after what is pending was
@@ -29,33 +36,64 @@ impl<P: Ports> Service<P> {
     /// know of them. Returns how many are still held.
     pub fn sift(&self, domain: &Domain, target: Target, last: bool, mut tell: impl FnMut(Attribution)) -> usize {
         let mut held = 0;
-        self.each_at(domain, target, |place, index, slot| {
-            if !core::mem::take(&mut slot.held) || !slot.device_masked || !place.may_send(slot) {
-                return;
-            }
-            place.read_pending(index, slot);
-            match (slot.pending, last) {
-                (true, true) => tell(place.limit(index, slot)),
-                (pending, _) => {
-                    // The guest may have written what it cannot send; or its flush fails, as any may. Then it stays masked.
-                    let released = settle(domain, place, index, slot).is_ok();
-                    if pending && released && place.mask(index, slot).is_ok() {
-                        slot.held = true;
-                        held += 1;
+        self.each_at(
+            domain,
+            target,
+            |place| place.has_pending_bits(),
+            |place, index, slot| {
+                if !core::mem::take(&mut slot.held) || !slot.device_masked || !place.may_send(slot) {
+                    return;
+                }
+                place.read_pending(index, slot);
+                match (slot.pending, last) {
+                    (true, true) => tell(place.limit(index, slot)),
+                    (pending, _) => {
+                        // The guest may have written what it cannot send; or its flush fails, as any may. Then it stays masked.
+                        let released = settle(domain, place, index, slot).is_ok();
+                        if pending && released && place.mask(index, slot).is_ok() {
+                            slot.held = true;
+                            held += 1;
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         held
     }
 
-    /// Does something with every slot of the guest's interrupt message stores that leads to `target` and can fire.
-    fn each_at(&self, domain: &Domain, target: Target, mut what: impl FnMut(&Place<P>, u16, &mut Slot)) {
+    /// Masks all slots that lead to `target`, and has the remapping unit drop their messages, without a record: a function can write them by
+    /// DMA, past its slots. They stay so until the guest unmasks them or sends them elsewhere; it can read of them in its faults, and `tell`
+    /// gets to know of them.
+    pub fn block(&self, domain: &Domain, target: Target, mut tell: impl FnMut(Attribution)) {
+        self.each_at(
+            domain,
+            target,
+            |_| true,
+            |place, index, slot| {
+                if slot.blocked || place.mask(index, slot).is_err() {
+                    return;
+                }
+                slot.held = false;
+                // An error leaves the entry in the cache perhaps: then the slot is flushed before it is unmasked.
+                let _ = place.block(slot);
+                tell(place.limit(index, slot));
+            },
+        );
+    }
+
+    /// Does something with every slot that leads to `target` and can fire, in those of the guest's stores that are `meant`.
+    fn each_at(
+        &self,
+        domain: &Domain,
+        target: Target,
+        meant: impl Fn(&Place<P>) -> bool,
+        mut what: impl FnMut(&Place<P>, u16, &mut Slot),
+    ) {
         let stores = |device| [StoreName::Ims, StoreName::Msix].map(|name| (device, name));
         for (device, name) in domain.devices.iter().flat_map(stores) {
             let Ok(place) = Place::new(self, device, name) else { continue };
             let Ok(slots) = device.slots() else { continue };
-            if !place.has_pending_bits() {
+            if !meant(&place) {
                 continue;
             }
             for (index, slot) in (0..=u16::MAX).zip(&slots.bank(name).slots) {

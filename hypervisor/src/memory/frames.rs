@@ -274,6 +274,20 @@ mod tests {
     }
 
     #[test]
+    fn all_memory_of_a_machine_of_six_tebibytes_is_taken() {
+        for (text, mib) in [
+            (include_str!("../acpi/real/e820-six-tebibytes.txt"), 6_157_767),
+            (include_str!("../acpi/real/e820-workstation-uefi.txt"), 130_699),
+        ] {
+            let (usable, reserved) = crate::memory::testing::real_map(text);
+            let frames = allocator(&usable, &reserved);
+            let above = |range: &PhysRange| range.end().as_u64().saturating_sub(range.start.as_u64().max(MIB));
+            assert_eq!(frames.free_bytes(), usable.iter().map(above).sum::<u64>());
+            assert_eq!((frames.free_bytes() >> 20, frames.lost_bytes()), (mib, 0));
+        }
+    }
+
+    #[test]
     fn freed_frames_merge_again() {
         let mut frames = allocator(&[range(MIB, MIB)], &[]);
         let got: Vec<_> = (0..256).map(|_| frames.alloc(1, 1).unwrap()).collect();

@@ -9,6 +9,7 @@ pub mod mmio;
 pub mod paging;
 pub mod ram;
 mod range;
+pub mod start_page;
 mod table;
 #[cfg(test)]
 pub mod testing;

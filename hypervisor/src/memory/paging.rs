@@ -39,6 +39,8 @@ pub enum Access {
     Trampoline,
     /// Device memory: uncached (PAT entry 3 as after reset), readable, writable.
     Device,
+    /// A screen's memory: write-combining where the MTRRs say so, else uncached (PAT entry 2 as after reset), readable, writable.
+    Screen,
     /// Nothing: a fault.
     None,
 }
@@ -51,6 +53,7 @@ impl Access {
             Self::Text => PRESENT,
             Self::Trampoline => PRESENT | WRITABLE,
             Self::Device => PRESENT | WRITABLE | WRITE_THROUGH | CACHE_DISABLE | NO_EXECUTE,
+            Self::Screen => PRESENT | WRITABLE | CACHE_DISABLE | NO_EXECUTE,
             Self::None => 0,
         }
     }
@@ -267,6 +270,17 @@ mod tests {
         assert_eq!((bits, size), (Access::Device.bits(), PAGE_SIZE));
         assert_eq!(bits & (WRITE_THROUGH | CACHE_DISABLE), WRITE_THROUGH | CACHE_DISABLE);
         assert!(at(&paging, 0x7f_ffff_f000).is_some());
+    }
+
+    #[test]
+    fn a_screen_in_reserved_memory_is_not_cached_and_its_surroundings_are() {
+        let frames = TestFrames::default();
+        let mut paging = Paging::new(&frames, true).unwrap();
+        paging.map(range(3 * GIB, GIB), Access::ReadOnly).unwrap();
+        paging.map(range(3 * GIB + 0x1000_0000, 0x30_0000), Access::Screen).unwrap();
+        let (bits, _) = at(&paging, 3 * GIB + 0x1020_0000).unwrap();
+        assert_eq!((bits & (CACHE_DISABLE | WRITE_THROUGH), bits & WRITABLE), (CACHE_DISABLE, WRITABLE));
+        assert_eq!(at(&paging, 3 * GIB + 0x1030_0000), Some((Access::ReadOnly.bits(), PAGE_SIZE)));
     }
 
     #[test]

@@ -25,6 +25,11 @@ impl PhysRange {
         Hpa::new(self.start.as_u64().saturating_add(self.len).min(TOP))
     }
 
+    /// Whether the two have a byte in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.start < other.end() && other.start < self.end()
+    }
+
     /// Whether `address` lies inside.
     pub fn contains(&self, address: Hpa) -> bool {
         address >= self.start && address < self.end()

@@ -7,8 +7,21 @@ use std::{
     sync::Mutex,
 };
 
-use super::FrameSource;
+use super::{FrameSource, PhysRange};
 use crate::addr::{Hpa, PAGE_SIZE};
+
+/// A memory map as text, a line for each range: `0x0-0x9bfff usable`. The usable ranges, and the others.
+pub fn real_map(text: &str) -> (Vec<PhysRange>, Vec<PhysRange>) {
+    let number = |text: &str| u64::from_str_radix(text.strip_prefix("0x").unwrap(), 16).unwrap();
+    let lines = text.lines().map(|line| {
+        let (range, kind) = line.split_once(' ').unwrap();
+        let (first, last) = range.split_once('-').unwrap();
+        (PhysRange::new(Hpa::new(number(first)), number(last) + 1 - number(first)), kind)
+    });
+    let (usable, others): (Vec<_>, Vec<_>) = lines.partition(|(_, kind)| *kind == "usable");
+    let ranges = |list: Vec<(PhysRange, _)>| list.into_iter().map(|(range, _)| range).collect();
+    (ranges(usable), ranges(others))
+}
 
 /// Page frames in the process's memory, with an account of those in use. What is still in use at the end is freed.
 #[derive(Default)]

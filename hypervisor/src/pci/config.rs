@@ -11,43 +11,54 @@ use crate::{
 /// Bytes of a function's configuration space that every machine reaches.
 pub const CONVENTIONAL: u16 = 0x100;
 
-/// The configuration space of the functions of one segment.
+/// The buses from `first` to `last` of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buses {
+    /// The segment.
+    pub segment: u16,
+    /// The first bus.
+    pub first: u8,
+    /// The last bus.
+    pub last: u8,
+}
+
+/// The configuration space of the machine's functions.
 pub trait ConfigSpace {
     /// Reads the doubleword at `offset` (a multiple of 4). All ones where nobody answers.
     fn read(&self, bdf: Bdf, offset: u16) -> u32;
     /// Writes the doubleword at `offset` (a multiple of 4).
     fn write(&self, bdf: Bdf, offset: u16, value: u32);
-    /// The buses that can be reached: the first, the last.
-    fn buses(&self) -> (u8, u8);
+    /// The buses that can be reached.
+    fn buses(&self) -> Vec<Buses>;
     /// Whether offsets from [`CONVENTIONAL`] on can be reached.
     fn has_extended(&self) -> bool;
 }
 
 /// Register blocks of 1 MiB a bus.
 pub struct Ecam<R = Mmio> {
-    windows: Vec<(u8, u8, R)>,
+    windows: Vec<(Buses, R)>,
 }
 
 impl Ecam {
-    /// The windows of a segment.
+    /// The windows of all segments.
     ///
     /// # Safety
     /// They are mapped uncached, and what configures functions through this value knows what it does to their drivers.
-    pub unsafe fn new(segment: u16, windows: &[EcamWindow]) -> Self {
-        let of_segment = windows.iter().filter(|window| window.segment == segment);
+    pub unsafe fn new(windows: &[EcamWindow]) -> Self {
         let map = |window: &EcamWindow| {
             let bytes = usize::try_from(window.registers.len).ok()?;
             // SAFETY: the caller vouches for the windows.
             let registers = unsafe { Mmio::new(window.registers.start, bytes) }?;
-            Some((window.first_bus, window.last_bus, registers))
+            let buses = Buses { segment: window.segment, first: window.first_bus, last: window.last_bus };
+            Some((buses, registers))
         };
-        Self { windows: of_segment.filter_map(map).collect() }
+        Self { windows: windows.iter().filter_map(map).collect() }
     }
 }
 
 impl<R: Registers> Ecam<R> {
-    /// From register blocks: first bus, last bus, registers.
-    pub fn with_registers(windows: Vec<(u8, u8, R)>) -> Self {
+    /// From register blocks, each with its buses.
+    pub fn with_registers(windows: Vec<(Buses, R)>) -> Self {
         Self { windows }
     }
 
@@ -57,9 +68,10 @@ impl<R: Registers> Ecam<R> {
     }
 
     fn register(&self, bdf: Bdf, offset: u16) -> Option<(&R, usize)> {
-        let (first, _, registers) =
-            self.windows.iter().find(|(first, last, _)| (*first..=*last).contains(&bdf.bus()))?;
-        let function = usize::from(bdf.0) - (usize::from(*first) << 8);
+        let is_there =
+            |buses: &Buses| buses.segment == bdf.segment() && (buses.first..=buses.last).contains(&bdf.bus());
+        let (buses, registers) = self.windows.iter().find(|(buses, _)| is_there(buses))?;
+        let function = usize::from(bdf.requester_id()) - (usize::from(buses.first) << 8);
         (offset < 0x1000).then_some((registers, function << 12 | usize::from(offset & !3)))
     }
 }
@@ -75,10 +87,8 @@ impl<R: Registers> ConfigSpace for Ecam<R> {
         }
     }
 
-    fn buses(&self) -> (u8, u8) {
-        let first = self.windows.iter().map(|window| window.0).min().unwrap_or(0);
-        let last = self.windows.iter().map(|window| window.1).max().unwrap_or(0);
-        (first, last)
+    fn buses(&self) -> Vec<Buses> {
+        self.windows.iter().map(|(buses, _)| *buses).collect()
     }
 
     fn has_extended(&self) -> bool {
@@ -113,12 +123,18 @@ mod tests {
 
     #[test]
     fn each_function_has_its_page_in_the_window_of_its_bus() {
-        let ecam = Ecam::with_registers(vec![(4, 7, Probe(RefCell::default()))]);
+        let buses = |segment| Buses { segment, first: 4, last: 7 };
+        let windows = [0, 3].map(|segment| (buses(segment), Probe(RefCell::default())));
+        let ecam = Ecam::with_registers(windows.into());
         assert_eq!(ecam.read(Bdf::new(5, 2, 1), 0x106), 7);
         ecam.write(Bdf::new(4, 0, 0), 0xffc, 0);
         assert_eq!(ecam.read(Bdf::new(3, 0, 0), 0), u32::MAX);
         assert_eq!(ecam.read(Bdf::new(8, 0, 0), 0), u32::MAX);
         assert_eq!(ecam.read(Bdf::new(4, 0, 0), 0x1000), u32::MAX);
-        assert_eq!(*ecam.windows[0].2.0.borrow(), [0x11_1104, 0xffc]);
+        assert_eq!(ecam.read(Bdf::new(5, 0, 0).in_segment(1), 0), u32::MAX, "no such segment");
+        assert_eq!(*ecam.windows[0].1.0.borrow(), [0x11_1104, 0xffc]);
+        assert_eq!(ecam.read(Bdf::new(4, 0, 0).in_segment(3), 4), 7);
+        assert_eq!((ecam.windows[0].1.0.borrow().len(), &ecam.windows[1].1.0.borrow()[..]), (2, &[4][..]));
+        assert_eq!(ecam.buses(), [buses(0), buses(3)]);
     }
 }

@@ -23,6 +23,12 @@ const COMMAND_NO_INTX: u16 = 1 << 10;
 const PASID_CONTROL: u16 = 4;
 const PASID_ENABLE: u32 = 1 << 16;
 
+/// Class of display controllers.
+const DISPLAY: u32 = 0x03;
+/// Upper bytes of the device IDs of Intel's graphics on whose remapping unit the end of translation can hang: Linux,
+/// `quirk_igfx_skip_te_disable` (drivers/iommu/intel/iommu.c).
+const HANGING_GRAPHICS: [u8; 7] = [0x45, 0x46, 0x4c, 0x4e, 0x8a, 0x98, 0x9a];
+
 /// A function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
@@ -38,7 +44,7 @@ pub struct Function {
     pub revision: u8,
     /// Subsystem vendor and ID; zeros for a bridge.
     pub subsystem: (u16, u16),
-    /// What it decodes. None for bridges and host bridges, whose decoding must not pause.
+    /// What it decodes. None for bridges and host bridges, whose decoding must not pause, and where other registers are in place of BARs.
     pub bars: [Option<Bar>; BARS],
     /// The MSI capability's offset.
     pub msi: Option<u16>,
@@ -72,13 +78,18 @@ impl Function {
         }
         let class = config.read(bdf, 0x08);
         let header = config.read(bdf, 0x0c).get_bits(16..23);
-        let plain = header == 0 && class >> 16 != 0x0600;
+        let (vendor, device) = (ids as u16, (ids >> 16) as u16);
+        let no_bars = bar::are_other_registers(vendor, device);
+        if no_bars {
+            log::info!("{bdf}: {vendor:04x}:{device:04x} has other registers in place of BARs; they are not looked at");
+        }
+        let plain = header == 0 && class >> 16 != 0x0600 && !no_bars;
         let subsystem = if header == 0 { config.read(bdf, 0x2c) } else { 0 };
         let found = capability::read(config, bdf);
         Some(Self {
             bdf,
-            vendor: ids as u16,
-            device: (ids >> 16) as u16,
+            vendor,
+            device,
             class: class >> 8,
             revision: class as u8,
             subsystem: (subsystem as u16, (subsystem >> 16) as u16),
@@ -90,6 +101,17 @@ impl Function {
             pasid: found.pasid,
             bridge: (header == 1).then(|| Bridge::read(config, bdf)),
         })
+    }
+
+    /// Whether it is a display controller.
+    pub fn is_display(&self) -> bool {
+        self.class >> 16 == DISPLAY
+    }
+
+    /// Whether it is graphics whose remapping unit must not stop translating once it does.
+    pub fn must_stay_translated(&self) -> bool {
+        let [id, _] = self.device.to_be_bytes();
+        self.is_display() && self.vendor == 0x8086 && HANGING_GRAPHICS.contains(&id)
     }
 
     /// Whether it can be reset by itself: [`super::reset::reset`].
@@ -127,6 +149,16 @@ pub fn enable(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
 pub fn enable_memory(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
     let command = config.read(bdf, COMMAND) as u16;
     set_command(config, bdf, command & !COMMAND_BUS_MASTER | COMMAND_MEMORY | COMMAND_NO_INTX);
+}
+
+/// Has the function decode its memory while `look` looks at it; then it is as it was. Firmware leaves decoding off where it needs no
+/// registers itself.
+pub fn while_decoding<T>(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, look: impl FnOnce() -> T) -> T {
+    let command = config.read(bdf, COMMAND) as u16;
+    set_command(config, bdf, command | COMMAND_MEMORY);
+    let seen = look();
+    set_command(config, bdf, command);
+    seen
 }
 
 /// Takes from the function the right to send DMA and messages.

@@ -12,7 +12,7 @@ pub mod testing;
 
 pub use bar::Bar;
 pub use capability::{Express, MsiX, Siov, TableLocation};
-pub use config::{ConfigSpace, Ecam};
+pub use config::{Buses, ConfigSpace, Ecam};
 pub use function::{Bridge, Function};
 pub use ports::ConfigPorts;
 pub use scan::scan;

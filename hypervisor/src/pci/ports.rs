@@ -1,8 +1,10 @@
 //! Configuration space by I/O ports (PCI Local Bus Specification 3.0, section 3.2.2.3.2), for machines without an MCFG.
 
+use alloc::vec::Vec;
+
 use spin::Mutex;
 
-use super::config::{CONVENTIONAL, ConfigSpace};
+use super::config::{Buses, CONVENTIONAL, ConfigSpace};
 use crate::addr::Bdf;
 
 const ADDRESS: u16 = 0xcf8;
@@ -22,7 +24,7 @@ impl ConfigPorts {
     }
 
     fn select(bdf: Bdf, offset: u16) {
-        let address = 1 << 31 | u32::from(bdf.0) << 8 | u32::from(offset & 0xfc);
+        let address = 1 << 31 | u32::from(bdf.requester_id()) << 8 | u32::from(offset & 0xfc);
         // SAFETY: the caller of `new` gave us these ports; the lock is held.
         unsafe { core::arch::asm!("out dx, eax", in("dx") ADDRESS, in("eax") address, options(nomem, nostack)) };
     }
@@ -30,7 +32,7 @@ impl ConfigPorts {
 
 impl ConfigSpace for ConfigPorts {
     fn read(&self, bdf: Bdf, offset: u16) -> u32 {
-        if offset >= CONVENTIONAL {
+        if offset >= CONVENTIONAL || bdf.segment() != 0 {
             return u32::MAX;
         }
         let _pair = self.0.lock();
@@ -42,7 +44,7 @@ impl ConfigSpace for ConfigPorts {
     }
 
     fn write(&self, bdf: Bdf, offset: u16, value: u32) {
-        if offset >= CONVENTIONAL {
+        if offset >= CONVENTIONAL || bdf.segment() != 0 {
             return;
         }
         let _pair = self.0.lock();
@@ -51,8 +53,8 @@ impl ConfigSpace for ConfigPorts {
         unsafe { core::arch::asm!("out dx, eax", in("dx") DATA, in("eax") value, options(nomem, nostack)) };
     }
 
-    fn buses(&self) -> (u8, u8) {
-        (0, 255)
+    fn buses(&self) -> Vec<Buses> {
+        alloc::vec![Buses { segment: 0, first: 0, last: 255 }]
     }
 
     fn has_extended(&self) -> bool {

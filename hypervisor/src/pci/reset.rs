@@ -158,7 +158,7 @@ mod tests {
             self.config.read(bdf, offset)
         }
 
-        fn buses(&self) -> (u8, u8) {
+        fn buses(&self) -> Vec<super::super::Buses> {
             self.config.buses()
         }
 

@@ -1,21 +1,23 @@
-//! All functions of a segment.
+//! All functions of the machine.
 
 use alloc::vec::Vec;
 
 use bit_field::BitField;
 
-use super::{config::ConfigSpace, function::Function};
+use super::{
+    config::{Buses, ConfigSpace},
+    function::Function,
+};
 use crate::addr::Bdf;
 
-/// More functions than these are not looked at.
-const MAX_FUNCTIONS: usize = 4096;
-
-/// Every function on every bus that can be reached. Buses are not followed through bridges: a machine with several root buses
-/// (every server) shows only one of them that way, and a bridge's numbers need not be believed. At most 65,536 probes.
+/// Every function on every bus that can be reached, in all segments. Buses are not followed through bridges: a machine with several root
+/// buses (every server) shows only one of them that way, and a bridge's numbers need not be believed. At most 65,536 probes a segment.
 pub fn scan(config: &(impl ConfigSpace + ?Sized)) -> Vec<Function> {
-    let (first, last) = config.buses();
-    let devices = (first..=last).flat_map(|bus| (0..32).map(move |device| (bus, device)));
-    devices.flat_map(|(bus, device)| functions(config, bus, device)).take(MAX_FUNCTIONS).collect()
+    let buses = config.buses().into_iter();
+    let buses = buses.flat_map(|Buses { segment, first, last }| (first..=last).map(move |bus| (segment, bus)));
+    let devices =
+        buses.flat_map(|(segment, bus)| (0..32).map(move |device| Bdf::new(bus, device, 0).in_segment(segment)));
+    devices.flat_map(|first| functions(config, first)).collect()
 }
 
 /// The buses behind the bridge at `bdf`, as device scopes need them.
@@ -29,25 +31,28 @@ pub fn buses_behind(functions: &[Function], bdf: Bdf) -> Option<(u8, u8)> {
 /// its name.
 pub fn stands_alone(functions: &[Function], bdf: Bdf) -> bool {
     let others = || functions.iter().filter(|other| other.bdf != bdf);
-    let port_of = |bus| functions.iter().find(|port| port.bridge.is_some_and(|bridge| bridge.secondary == bus));
-    match port_of(bdf.bus()) {
-        None => !others().any(|other| (other.bdf.bus(), other.bdf.device()) == (bdf.bus(), bdf.device())),
+    let place = |bdf: Bdf| (bdf.segment(), bdf.bus());
+    let leads_to = |port: &Function, to: Bdf| {
+        port.bdf.segment() == to.segment() && port.bridge.is_some_and(|bridge| bridge.secondary == to.bus())
+    };
+    let port_of = |to: Bdf| functions.iter().find(|port| leads_to(port, to));
+    match port_of(bdf) {
+        None => !others().any(|other| (place(other.bdf), other.bdf.device()) == (place(bdf), bdf.device())),
         Some(port) => {
-            let is_root_port = port.express.is_some() && port_of(port.bdf.bus()).is_none();
-            is_root_port && !others().any(|other| other.bdf.bus() == bdf.bus())
+            let is_root_port = port.express.is_some() && port_of(port.bdf).is_none();
+            is_root_port && !others().any(|other| place(other.bdf) == place(bdf))
         }
     }
 }
 
-/// The functions of a device: function 0, and if that says "multi-function" the others.
-fn functions(config: &(impl ConfigSpace + ?Sized), bus: u8, device: u8) -> impl Iterator<Item = Function> {
-    let first = Bdf::new(bus, device, 0);
+/// The functions of a device: function 0, which is `first`, and if that says "multi-function" the others.
+fn functions(config: &(impl ConfigSpace + ?Sized), first: Bdf) -> impl Iterator<Item = Function> {
     let count = match config.read(first, 0) as u16 {
         0xffff => 0,
         _ if config.read(first, 0x0c).get_bit(23) => 8,
         _ => 1,
     };
-    (0..count).filter_map(move |function| Function::read(config, Bdf::new(bus, device, function)))
+    (0..count).filter_map(move |function| Function::read(config, Bdf(first.0 | function)))
 }
 
 #[cfg(test)]
@@ -138,6 +143,53 @@ mod tests {
         scan(&config);
         assert_eq!(config.snapshot(), before);
         assert!(!config.decoded_while_probed());
+    }
+
+    /// 8086:2fc0 and others: what is where BARs belong is neither written nor taken for an address.
+    #[test]
+    fn registers_in_place_of_bars_are_not_touched() {
+        for device in [0x2fc0, 0x6f60, 0x6fa0, 0x6fc0, 0xa1ec, 0xa1ed, 0xa26c, 0xa26d] {
+            let mut config = TestConfig::default();
+            config.function(DSA, device << 16 | 0x8086, 0x0880_0000);
+            config.bar(DSA, 0, 0xfe00_0000, 512 << 10);
+            let functions = scan(&config);
+            assert_eq!((functions[0].bars, config.writes()), ([None; 6], 0), "{device:#x}");
+        }
+        let mut other = TestConfig::default();
+        other.function(DSA, 0x2fc0_1022, 0x0880_0000);
+        other.bar(DSA, 0, 0xfe00_0000, 512 << 10);
+        assert!(scan(&other)[0].bars[0].is_some(), "another maker's");
+    }
+
+    #[test]
+    fn graphics_that_must_stay_translated_are_known() {
+        let graphics = |id, class| {
+            let mut config = TestConfig::default();
+            config.function(DSA, id, class);
+            let function = scan(&config)[0].clone();
+            (function.is_display(), function.must_stay_translated())
+        };
+        assert_eq!(graphics(0x46a6_8086, 0x0300_0000), (true, true));
+        assert_eq!(graphics(0x5917_8086, 0x0300_0000), (true, false), "another generation");
+        assert_eq!(graphics(0x46a6_1002, 0x0300_0000), (true, false), "another maker");
+        assert_eq!(graphics(0x46a6_8086, 0x0880_0000), (false, false), "no graphics");
+    }
+
+    #[test]
+    fn functions_of_other_segments_are_found_and_stand_apart() {
+        let there = Bdf::new(0x6a, 1, 0).in_segment(1);
+        let mut config = TestConfig::default();
+        for bdf in [there, Bdf::new(0x6a, 1, 0), Bdf::new(0x6b, 0, 0).in_segment(1)] {
+            config.function(bdf, 0x1234_8086, 0x0200_0000);
+        }
+        let functions = scan(&config);
+        let found: Vec<_> = functions.iter().map(|function| function.bdf).collect();
+        assert_eq!(found, [Bdf::new(0x6a, 1, 0), there], "the table names bus 6a only of segment 1");
+        assert!(stands_alone(&functions, there), "its namesake is in another segment");
+        let bridge = at(Bdf::new(0, 1, 0), Some((0x6a, 0x6a)), true);
+        let functions = [vec![bridge], functions].concat();
+        assert_eq!(buses_behind(&functions, Bdf::new(0, 1, 0)), Some((0x6a, 0x6a)));
+        assert_eq!(buses_behind(&functions, Bdf::new(0, 1, 0).in_segment(1)), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
 };
 
-use super::config::ConfigSpace;
+use super::config::{Buses, ConfigSpace};
 use crate::addr::Bdf;
 
 /// Functions made of doublewords, with BARs that answer probing.
@@ -105,8 +105,8 @@ impl ConfigSpace for TestConfig {
         self.words.borrow_mut().insert((bdf, offset), old & !mask | value & mask);
     }
 
-    fn buses(&self) -> (u8, u8) {
-        (0, 255)
+    fn buses(&self) -> Vec<Buses> {
+        vec![Buses { segment: 0, first: 0, last: 255 }, Buses { segment: 1, first: 0x6a, last: 0x6a }]
     }
 
     fn has_extended(&self) -> bool {

@@ -17,7 +17,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     clock,
     ept::{self, Ept},
-    guest::memory_map::BarAllocator,
+    guest::{errata::Erratum, memory_map::BarAllocator},
     ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{
@@ -52,6 +52,8 @@ pub enum Refusal {
     NoReset,
     /// Other functions are on its way to the remapping unit.
     NotAlone,
+    /// Its hardware has this erratum, which its guest does not accept.
+    Unsafe(&'static Erratum),
     /// It has no PASIDs, by which virtual functions are told apart.
     NoPasid,
     /// Its remapping unit has no scalable mode, or not these PASIDs.
@@ -73,8 +75,8 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Self::NoSuchFunction => "the machine has no such function",
             Self::NoRemapping => {
-                "no remapping unit (IOMMU) covers it: without VT-d interrupt remapping its interrupts and DMA cannot be \
-                 confined. Enable VT-d in the firmware setup"
+                "no remapping unit (IOMMU) that can be used covers it: without VT-d interrupt remapping its interrupts and DMA \
+                 cannot be confined (what=vtd says why)"
             }
             Self::Taken => "another guest has it",
             Self::ReservedMemory => "the firmware keeps memory of its own with it (RMRR)",
@@ -83,6 +85,9 @@ impl fmt::Display for Refusal {
             Self::NoReset => "it cannot be reset by itself (function level reset), so that what one guest leaves in it would be the next one's",
             Self::NotAlone => {
                 "it shares its device, its bus or a switch with other functions, which it could reach past the remapping unit"
+            }
+            Self::Unsafe(Erratum { name, what, .. }) => {
+                return write!(f, "its hardware has an erratum ({name}): {what}. A guest that is trusted with that gets it by unsafe={name}");
             }
             Self::NoPasid => "it has no PASIDs",
             Self::NoPasidRemapping => "its remapping unit (IOMMU) does not tell these PASIDs apart: that takes scalable mode, and they end at 0x1fff",
@@ -155,12 +160,11 @@ fn can_be_given(function: &Function) -> bool {
 }
 
 /// How many slots a function has in its stores, if a guest can get it; those of a store that the hypervisor does not know do not count.
-pub fn slots(function: &Function) -> u32 {
+pub fn slots(machine: &Machine, function: &Function) -> u32 {
     if !can_be_given(function) {
         return 0;
     }
-    let registers = if dsa::is_one(function) { registers(function).ok() } else { None };
-    let store = registers.and_then(|registers| dsa::message_store(&registers));
+    let store = dsa::is_one(function).then(|| look(machine, function, dsa::message_store).flatten()).flatten();
     store.map_or(0, |store| store.slots) + function.msix.map_or(0, |msix| msix.entries.into())
 }
 
@@ -209,18 +213,20 @@ pub fn prepare(
     }
     let descr = describe(machine, function, room.bars)?;
     let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
-    let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
-    let mut layout = Layout { function, descr: &descr, id, room };
+    let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
+    let mut layout = Layout { function, descr: &descr, id, room, shared: Vec::new() };
     layout.map_bars()?;
-    let ims = store.map(|store| layout.map_message_store(store, ports)).transpose()?;
+    let neighbours = means.registers().map(dsa::table_starts);
+    let ims = store.map(|store| layout.map_message_store(store, neighbours, ports)).transpose()?;
     let msix = match descr.msix {
-        Some(msix) => Some(layout.map_store(StoreName::Msix, msix.table, msix.size.into())?),
+        Some(msix) => Some(layout.map_store(StoreName::Msix, msix.table, msix.size.into(), neighbours)?),
         None => None,
     };
     layout.map_pending_bits()?;
     if means.registers().is_some() {
         layout.map_commands()?;
     }
+    layout.serve_the_rest();
     let spec = DeviceSpec { id, requester: function.bdf, msix, ims, pasids, shares_requester: false };
     Ok(Prepared {
         spec,
@@ -257,6 +263,12 @@ pub(super) fn registers(function: &Function) -> Result<Mmio, Refusal> {
     // SAFETY: the BAR was mapped just now, uncached; the device's registers are no memory, and what its DMA can reach is decided
     // by the remapping unit.
     unsafe { Mmio::new(base, size) }.ok_or(Refusal::Bar(0))
+}
+
+/// Looks at a DSA's registers before it is decided whose it will be: it decodes its memory meanwhile. `None` without registers.
+pub(super) fn look<T>(machine: &Machine, function: &Function, look: impl FnOnce(&Mmio) -> T) -> Option<T> {
+    let registers = registers(function).ok()?;
+    Some(pci::function::while_decoding(machine.config(), function.bdf, || look(&registers)))
 }
 
 pub(super) fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {
@@ -300,6 +312,8 @@ struct Layout<'a, 'r> {
     descr: &'a FunctionDescr,
     id: DeviceId,
     room: &'a mut Room<'r>,
+    /// Pages that hold something beside what their windows show: where they begin in the guest and on the machine, and their bytes.
+    shared: Vec<(Gpa, Hpa, u64)>,
 }
 
 impl Layout<'_, '_> {
@@ -314,23 +328,42 @@ impl Layout<'_, '_> {
         Ok(())
     }
 
-    /// A store: the guest reads its shadow and its writes are trapped, in whole pages.
-    fn map_store(&mut self, name: StoreName, table: (u8, u32), slots: u32) -> Result<StoreSpec, Refusal> {
-        let (gpa, base) = self.locate(table, u64::from(slots) * 16)?;
-        let len = (gpa.page_offset() + u64::from(slots) * 16).next_multiple_of(PAGE_SIZE);
+    /// A store: the guest reads its shadow and its writes are trapped, in whole pages. Where the pages may hold something else, reads are
+    /// trapped as well, so that the guest finds that too. `neighbours` are the tables of a device all of whose tables are known.
+    fn map_store(
+        &mut self,
+        name: StoreName,
+        table: (u8, u32),
+        slots: u32,
+        neighbours: Option<dsa::TableStarts>,
+    ) -> Result<StoreSpec, Refusal> {
+        let bytes = u64::from(slots) * 16;
+        let (gpa, base) = self.locate(table, bytes)?;
+        let len = (gpa.page_offset() + bytes).next_multiple_of(PAGE_SIZE);
         let shadow = FRAMES.alloc_zeroed(len / PAGE_SIZE, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
         self.room.frames.push((shadow, len / PAGE_SIZE));
-        self.map(gpa.page(), shadow, len, ept::Access::Shadow)?;
+        if self.is_alone(table, bytes, neighbours) {
+            self.map(gpa.page(), shadow, len, ept::Access::Shadow)?;
+        } else {
+            self.map(gpa.page(), base.page(), len, ept::Access::Trapped)?;
+            self.shared.push((gpa.page(), base.page(), len));
+        }
         let shadow = shadow.checked_add(gpa.page_offset()).ok_or(Refusal::Table)?;
         let kind = Kind::Store { device: self.id, name, shadow };
         // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
-        unsafe { self.room.windows.add(Window { start: gpa, len: u64::from(slots) * 16, kind }) };
+        unsafe { self.room.windows.add(Window { start: gpa, len: bytes, kind }) };
         Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, reach: Reach::Memory })
     }
 
     /// The interrupt message store of a DSA.
-    fn map_message_store(&mut self, store: dsa::MessageStore, ports: &MachinePorts) -> Result<StoreSpec, Refusal> {
-        let spec = self.map_store(StoreName::Ims, (dsa::REGISTERS_BAR, store.offset), store.slots)?;
+    fn map_message_store(
+        &mut self,
+        store: dsa::MessageStore,
+        neighbours: Option<dsa::TableStarts>,
+        ports: &MachinePorts,
+    ) -> Result<StoreSpec, Refusal> {
+        let table = (dsa::REGISTERS_BAR, store.offset);
+        let spec = self.map_store(StoreName::Ims, table, store.slots, neighbours)?;
         if !dsa::has_slow_store(self.function) {
             return Ok(spec);
         }
@@ -348,36 +381,79 @@ impl Layout<'_, '_> {
         ports.slow_store(self.function.bdf, registers).ok_or(Refusal::Table)
     }
 
-    /// The pending bits can be read; writes to them are no guest's business.
+    /// Whether nothing else of the device's is in the pages of a store: the store fills them, or the device's other tables, which are
+    /// known, are elsewhere.
+    fn is_alone(&self, (bar, offset): (u8, u32), bytes: u64, neighbours: Option<dsa::TableStarts>) -> bool {
+        let (start, end) = (u64::from(offset), u64::from(offset) + bytes);
+        if start.is_multiple_of(PAGE_SIZE) && end.is_multiple_of(PAGE_SIZE) {
+            return true;
+        }
+        let pages = start / PAGE_SIZE * PAGE_SIZE..end.next_multiple_of(PAGE_SIZE);
+        let others =
+            self.descr.msix.into_iter().flat_map(|msix| [msix.table, msix.pba]).filter(|other| *other != (bar, offset));
+        let mut others = others.filter(|other| other.0 == bar).map(|(_, offset)| u64::from(offset));
+        let known = neighbours.filter(|_| bar == dsa::REGISTERS_BAR);
+        known.is_some_and(|tables| !tables.into_iter().any(|at| at != start && pages.contains(&at)))
+            && !others.any(|at| pages.contains(&at))
+    }
+
+    /// The pending bits can be read; writes to them are no guest's business, but those of what is beside them are.
     fn map_pending_bits(&mut self) -> Result<(), Refusal> {
         let Some(msix) = self.descr.msix else { return Ok(()) };
         let bytes = u64::from(msix.size).div_ceil(64) * 8;
-        let (gpa, base) = self.locate(msix.pba, bytes)?;
-        // A page that a store shares stays the store's.
-        if self.room.windows.find(gpa.page()).is_none() {
-            self.map(gpa.page(), base.page(), PAGE_SIZE, ept::Access::DeviceReadOnly)?;
+        let (gpa, base) = self.locate_at(msix.pba, bytes, 8)?;
+        let pages = (gpa.page_offset() + bytes).next_multiple_of(PAGE_SIZE);
+        for at in (0..pages).step_by(PAGE_SIZE as usize) {
+            let place = gpa.page().checked_add(at).zip(base.page().checked_add(at));
+            let (page, base) = place.ok_or(Refusal::Table)?;
+            // Reads of a page that a store shares are trapped already, or the store's alone.
+            if !self.room.windows.has_store_at(page) {
+                self.map(page, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
+                self.shared.push((page, base, PAGE_SIZE));
+            }
         }
+        let kind = Kind::Registers(Registers { device: self.id, base, commands: false, writable: false });
+        // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate_at` has found the bits in it.
+        unsafe { self.room.windows.add(Window { start: gpa, len: bytes, kind }) };
         Ok(())
+    }
+
+    /// Whatever else is in trapped pages is read and written as if they were not.
+    fn serve_the_rest(&mut self) {
+        for &(start, base, len) in &self.shared {
+            let kind = Kind::Registers(Registers { device: self.id, base, commands: false, writable: true });
+            // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and the pages were found in it. Windows of what the guest must not
+            // write were added before.
+            unsafe { self.room.windows.add(Window { start, len, kind }) };
+        }
     }
 
     /// The page of the command register can be read straight from the device. Writes are passed on, but seen: the guest may reset
     /// the device, and with it the store.
     fn map_commands(&mut self) -> Result<(), Refusal> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, 0), PAGE_SIZE)?;
-        self.map(gpa, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
-        let kind = Kind::Registers(Registers { device: self.id, base, commands: true });
+        // What the guest may not even read stays trapped.
+        if !self.room.windows.has_store_at(gpa) {
+            self.map(gpa, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
+        }
+        let kind = Kind::Registers(Registers { device: self.id, base, commands: true, writable: true });
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
         unsafe { self.room.windows.add(Window { start: gpa, len: PAGE_SIZE, kind }) };
         Ok(())
     }
 
-    /// Where a table is in the guest and on the machine.
-    fn locate(&self, (bar, offset): (u8, u32), bytes: u64) -> Result<(Gpa, Hpa), Refusal> {
+    /// Where a table of slots is in the guest and on the machine.
+    fn locate(&self, table: (u8, u32), bytes: u64) -> Result<(Gpa, Hpa), Refusal> {
+        self.locate_at(table, bytes, 16)
+    }
+
+    /// The same for what is aligned to `alignment` bytes.
+    fn locate_at(&self, (bar, offset): (u8, u32), bytes: u64, alignment: u32) -> Result<(Gpa, Hpa), Refusal> {
         let descr = self.descr.bars.get(usize::from(bar)).copied().flatten().ok_or(Refusal::Table)?;
         let (base, _) = memory_bar(self.function, bar.into())?;
         let inside = u64::from(offset).checked_add(bytes).is_some_and(|end| end <= descr.size);
         let place = descr.gpa.checked_add(offset.into()).zip(base.checked_add(offset.into()));
-        place.filter(|_| inside && offset.is_multiple_of(16)).ok_or(Refusal::Table)
+        place.filter(|_| inside && offset.is_multiple_of(alignment)).ok_or(Refusal::Table)
     }
 
     fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, access: ept::Access) -> Result<(), Refusal> {

@@ -10,21 +10,22 @@ use crate::{
     memory::Registers,
     pci::Function,
     vdev::vdsa::{
-        WorkQueue, queue_limits,
+        Outcome, Step, queue_limits,
         spec::{
             CMD, CMD_MASK, CMD_SHIFT, CMDCAP, CMDSTS, CMDSTS_ACTIVE, CMDSTS_RESULT_SHIFT, ENGCAP, GENCAP,
-            GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GROUP_ENGINES, IMS_UNIT, INTCAUSE, INTCAUSE_HANDLES_REVOKED,
-            OFFSET_GROUPS, OFFSET_IMS, OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_LIMITS, QUEUE_MODE,
-            QUEUE_PASID_ENABLE, SWERR, SWERR_OVERFLOW, SWERR_QUEUE, SWERR_QUEUE_VALID, SWERR_VALID, TABLE_OFFSETS,
-            WQCAP, WQCAP_CONFIG_SIZE, WQCAP_QUEUES, WQCAP_SIZE, command,
+            GENCAP_COMMANDS, GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GROUP_ENGINES, IMS_UNIT, INTCAUSE,
+            INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_IMS, OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED,
+            QUEUE_LIMITS, QUEUE_MODE, QUEUE_PASID_ENABLE, SWERR, SWERR_OVERFLOW, SWERR_QUEUE, SWERR_QUEUE_VALID,
+            SWERR_VALID, TABLE_OFFSETS, WQCAP, WQCAP_CONFIG_SIZE, WQCAP_QUEUES, WQCAP_SIZE, command,
         },
     },
 };
 
-/// PCI IDs.
+/// PCI vendor ID.
 const VENDOR: u16 = 0x8086;
-/// PCI device ID.
-const DEVICE: u16 = 0x0b25;
+/// PCI device IDs: of Sapphire Rapids, Emerald Rapids and Granite Rapids; of Granite Rapids D; of Diamond Rapids (Linux
+/// `include/linux/pci_ids.h` and `idxd_pci_tbl`).
+const DEVICES: [u16; 3] = [0x0b25, 0x11fb, 0x1212];
 
 /// BAR with registers and tables.
 pub const REGISTERS_BAR: u8 = 0;
@@ -38,7 +39,7 @@ pub const PORTALS_OF_QUEUE: u64 = 4;
 pub const STORE_PORTAL: u64 = 2;
 
 /// What a command that the device does not finish ends with: no error of the device's.
-const NO_ANSWER: u8 = 0xff;
+pub const NO_ANSWER: u8 = 0xff;
 
 /// A slot's ctrl: masked, for work of one PASID.
 const SLOT_CTRL: usize = 12;
@@ -46,8 +47,8 @@ const SLOT_CLOSED: u32 = 1 | 1 << 3 | NOBODYS_PASID << 12;
 /// No work queue has it.
 const NOBODYS_PASID: u32 = 0xf_ffff;
 
-/// What a command gets before it counts as stuck. The specification sets no limit. A command that waits for descriptors takes as long as
-/// they do; but interrupts are off meanwhile, and other guests wait.
+/// What a command gets before it counts as stuck, where it waits for nothing. The specification sets no limit. Those of guests, which may
+/// wait for descriptors, are not waited for ([`super::turns`]).
 pub const COMMAND: Duration = Duration::from_millis(100);
 /// What a reset gets. It waits for what is under way as well, and there is nothing else to try.
 pub const RESET: Duration = Duration::from_secs(1);
@@ -63,7 +64,7 @@ pub struct MessageStore {
 
 /// Whether a function is one.
 pub fn is_one(function: &Function) -> bool {
-    (function.vendor, function.device) == (VENDOR, DEVICE)
+    function.vendor == VENDOR && DEVICES.contains(&function.device)
 }
 
 /// Subsystem of a device whose store is behind a command interface: only our model of one.
@@ -81,6 +82,17 @@ pub fn message_store(registers: &impl Registers) -> Option<MessageStore> {
     let slots = registers.read64(GENCAP).get_bits(GENCAP_IMS_SIZE) as u32 * IMS_UNIT;
     let offset = registers.read64(TABLE_OFFSETS).get_bits(OFFSET_IMS) as u32 * OFFSET_UNIT;
     (slots != 0 && offset != 0).then_some(MessageStore { offset, slots })
+}
+
+/// Where each of a device's tables begins, as offsets in the BAR of its registers.
+pub type TableStarts = [u64; 6];
+
+/// Where the general registers begin, and each table that the device's TABLE OFFSETS register names.
+pub fn table_starts(registers: &impl Registers) -> TableStarts {
+    let low = registers.read64(TABLE_OFFSETS);
+    let offsets = [low, low >> 16, low >> 32, low >> 48, registers.read64(TABLE_OFFSETS + 8)];
+    let [groups, queues, permissions, store, counters] = offsets.map(|at| (at & 0xffff) * u64::from(OFFSET_UNIT));
+    [0, groups, queues, permissions, store, counters]
 }
 
 /// Whether a write of `bytes` bytes at `offset` of the registers starts a reset of the device.
@@ -169,35 +181,29 @@ fn close(registers: &impl Registers, store: MessageStore, slots: Range<usize>) {
     }
 }
 
-/// Has the device carry out a command. An error is the device's own code.
+/// Has the device carry out a command that waits for nothing. An error is the device's own code.
 fn command(registers: &impl Registers, clock: &dyn Clock, number: u32, operand: u32) -> Result<(), u8> {
-    result_of(registers, clock, number, operand).map(drop)
-}
-
-/// The same for a command with a result.
-fn result_of(registers: &impl Registers, clock: &dyn Clock, number: u32, operand: u32) -> Result<u16, u8> {
-    // A guest may have the device drain its queue for longer than that was waited for. A command that is given meanwhile is swallowed,
-    // and the other one's end would be taken for its.
     if !wait_command(registers, clock, COMMAND) {
         return Err(NO_ANSWER);
     }
     registers.write32(CMD, number << CMD_SHIFT | operand);
-    if !wait_command(registers, clock, COMMAND) {
-        return Err(NO_ANSWER);
-    }
+    let _ = wait_command(registers, clock, COMMAND);
+    outcome(registers).unwrap_or(Err(NO_ANSWER)).map(drop)
+}
+
+/// What the last command has come to: its result, or the device's own error. `None` while it is under way.
+pub fn outcome(registers: &impl Registers) -> Option<Outcome> {
     let status = registers.read32(CMDSTS);
-    match status as u8 {
+    (status & CMDSTS_ACTIVE == 0).then(|| match status as u8 {
         0 => Ok((status >> CMDSTS_RESULT_SHIFT) as u16),
         error => Err(error),
-    }
+    })
 }
 
 /// A work queue of a device that was shared out.
 pub struct Queue<'a, R> {
     /// The device.
     pub registers: &'a R,
-    /// What waits for it go by.
-    pub clock: &'static dyn Clock,
     /// Which.
     pub number: u8,
     /// What its work is done with, and the slots compare.
@@ -206,51 +212,47 @@ pub struct Queue<'a, R> {
     pub first_slot: u16,
 }
 
-impl<R: Registers> WorkQueue for Queue<'_, R> {
-    fn enable(&mut self) -> Result<(), u8> {
+impl<R: Registers> Queue<'_, R> {
+    /// Has the device begin a step, while it is at no command. `Some`: the step is over already. Else [`outcome`] says when it is.
+    pub fn begin(&self, step: Step) -> Option<Outcome> {
+        let slot = |vector| self.first_slot.wrapping_add(vector);
+        match step {
+            Step::Enable => self.enable(),
+            Step::Drain => self.for_queue(command::DRAIN_WQ),
+            Step::Abort => self.for_queue(command::ABORT_WQ),
+            Step::Disable => self.for_queue(command::DISABLE_WQ),
+            Step::RequestHandle(vector) if !self.has(command::REQUEST_INT_HANDLE) => return Some(Ok(slot(vector))),
+            Step::ReleaseHandle(_) if !self.has(command::RELEASE_INT_HANDLE) => return Some(Ok(0)),
+            Step::RequestHandle(vector) => self.for_handle(command::REQUEST_INT_HANDLE, slot(vector)),
+            Step::ReleaseHandle(handle) => self.for_handle(command::RELEASE_INT_HANDLE, handle),
+        }
+        None
+    }
+
+    fn enable(&self) {
         let (_, table, stride) = tables(self.registers);
         let mode = QUEUE_DEDICATED | QUEUE_PASID_ENABLE | self.pasid << 8;
         self.registers.write32(table + usize::from(self.number) * stride + QUEUE_MODE, mode);
-        command(self.registers, self.clock, command::ENABLE_WQ, self.number.into())
+        self.give(command::ENABLE_WQ, self.number.into());
     }
 
-    fn drain(&mut self) -> Result<(), u8> {
-        self.command(command::DRAIN_WQ)
+    fn give(&self, number: u32, operand: u32) {
+        self.registers.write32(CMD, number << CMD_SHIFT | operand);
     }
 
-    fn abort(&mut self) -> Result<(), u8> {
-        self.command(command::ABORT_WQ)
-    }
-
-    fn disable(&mut self) -> Result<(), u8> {
-        self.command(command::DISABLE_WQ)
-    }
-
-    fn request_handle(&mut self, vector: u16) -> Result<u16, u8> {
-        let slot = self.first_slot.wrapping_add(vector);
-        if !self.has(command::REQUEST_INT_HANDLE) {
-            return Ok(slot);
-        }
-        result_of(self.registers, self.clock, command::REQUEST_INT_HANDLE, command::HANDLE_IMS | u32::from(slot))
-    }
-
-    fn release_handle(&mut self, handle: u16) -> Result<(), u8> {
-        if !self.has(command::RELEASE_INT_HANDLE) {
-            return Ok(());
-        }
-        command(self.registers, self.clock, command::RELEASE_INT_HANDLE, command::HANDLE_IMS | u32::from(handle))
-    }
-}
-
-impl<R: Registers> Queue<'_, R> {
-    /// Whether the device has a command.
-    fn has(&self, number: u32) -> bool {
-        self.registers.read32(CMDCAP).get_bit(number as usize)
+    fn for_handle(&self, number: u32, handle: u16) {
+        self.give(number, command::HANDLE_IMS | u32::from(handle));
     }
 
     /// A command for the queues in the operand: a mask in 15:0 of the sixteen that 19:16 selects.
-    fn command(&self, number: u32) -> Result<(), u8> {
-        command(self.registers, self.clock, number, u32::from(self.number / 16) << 16 | 1 << (self.number % 16))
+    fn for_queue(&self, number: u32) {
+        self.give(number, u32::from(self.number / 16) << 16 | 1 << (self.number % 16));
+    }
+
+    /// Whether the device has a command. The register that tells of them is there only if GENCAP says so, as Linux knows it
+    /// (`idxd_read_caps`): on Sapphire Rapids it is not, and there are no handles.
+    fn has(&self, number: u32) -> bool {
+        self.registers.read64(GENCAP).get_bit(GENCAP_COMMANDS) && self.registers.read32(CMDCAP).get_bit(number as usize)
     }
 }
 
@@ -278,4 +280,4 @@ pub fn take_error(registers: &impl Registers) -> Option<(Option<u8>, [u64; 4])> 
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -95,9 +95,11 @@ impl FaultLog {
     /// Takes a unit's records. Returns whether there was anything. The unit's lock is held.
     fn take(&self, service: &MachineService, number: usize, unit: &Unit) -> bool {
         let mut found = false;
+        // The unit's records have no segment: all that it serves is in its own.
+        let segment = service.ports().segment_of(number);
         let lost = unit.take_faults(|fault| {
             found = true;
-            self.tell(service, number, &fault);
+            self.tell(service, number, &Fault { source: fault.source.in_segment(segment), ..fault });
         });
         if lost {
             self.once(&self.lost_told, "a remapping unit had more faults than it has records");
@@ -173,7 +175,13 @@ pub fn attributed(owner: Attribution) -> String {
         StoreName::Queue => "queue",
     };
     let mut text = String::new();
-    let _ = write!(text, " guest={} device={} store={store} slot={}", owner.guest.0, Bdf(owner.device.0), owner.slot);
+    let _ = write!(
+        text,
+        " guest={} device={} store={store} slot={}",
+        owner.guest.0,
+        Bdf(owner.device.0.into()),
+        owner.slot
+    );
     if let Some(cookie) = owner.cookie {
         let _ = write!(text, " cookie={cookie:#x}");
     }

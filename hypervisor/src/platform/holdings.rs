@@ -95,7 +95,7 @@ impl Drop for Holdings {
             function.quiesce();
         }
         for parent in &self.parents {
-            parent.quiesce(self.id);
+            parent.quiesce(self.id, self.service);
         }
         if let Some(domain) = self.domain.take() {
             self.service.detach(&domain);

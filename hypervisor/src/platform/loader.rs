@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use multiboot2::{BootInformation, BootInformationHeader, MAGIC, MemoryAreaType};
+use multiboot2::{BootInformation, BootInformationHeader, MAGIC, TagType};
 
 use crate::{
     addr::Hpa,
@@ -13,6 +13,10 @@ use crate::{
 
 /// Most modules that are looked at: 64 guests, each with an initrd.
 const MODULES: usize = 128;
+
+/// Types of memory (multiboot2, 3.6.8).
+const USABLE: u32 = 1;
+const BAD: u32 = 5;
 
 /// Why the loader's information is of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,18 +74,29 @@ impl Loader {
         Ok(Self { information })
     }
 
-    /// The ranges of the memory map: usable ones, or the others.
-    pub fn memory(&self, usable: bool) -> impl Iterator<Item = PhysRange> + '_ {
+    /// The ranges of the memory map: usable ones, or the others but for bad memory.
+    pub fn memory(&self, usable: bool) -> impl Iterator<Item = PhysRange> + Clone + '_ {
+        self.ranges(move |kind| kind != BAD && (kind == USABLE) == usable)
+    }
+
+    /// The ranges that the memory map calls bad memory.
+    pub fn bad_memory(&self) -> impl Iterator<Item = PhysRange> + Clone + '_ {
+        self.ranges(|kind| kind == BAD)
+    }
+
+    /// The ranges of these types. Empty ones, which firmware lists now and then, are skipped.
+    fn ranges(&self, is_it: impl Fn(u32) -> bool + Clone) -> impl Iterator<Item = PhysRange> + Clone {
         self.information
             .memory_map_tag()
             .into_iter()
             .flat_map(|map| map.memory_areas())
-            .filter(move |area| (area.typ() == MemoryAreaType::from(1)) == usable)
+            .filter(move |area| is_it(area.typ().into()))
             .map(|area| PhysRange::new(Hpa::new(area.start_address()), area.size()))
+            .filter(|range| range.len != 0)
     }
 
     /// What the loader put into usable memory: the structure itself, and the modules that are not empty.
-    pub fn occupied(&self) -> impl Iterator<Item = PhysRange> + '_ {
+    pub fn occupied(&self) -> impl Iterator<Item = PhysRange> + Clone + '_ {
         let own =
             PhysRange::new(Hpa::new(self.information.start_address() as u64), self.information.total_size() as u64);
         let modules = self.information.module_tags().take(MODULES).map(module_range);
@@ -98,6 +113,17 @@ impl Loader {
             initrd: initrd.map(module_range),
         };
         grouped.into_iter().map(module).collect()
+    }
+
+    /// The hypervisor's own command line; empty where there is none, or where it is not UTF-8.
+    pub fn command_line(&self) -> &str {
+        self.information.command_line_tag().and_then(|tag| tag.cmdline().ok()).unwrap_or("")
+    }
+
+    /// The bytes behind the header of the tag that describes the screen. The crate's own reader panics on a tag that is too short.
+    pub fn framebuffer(&self) -> Option<&[u8]> {
+        let tag = self.information.tags().find(|tag| TagType::from(tag.header().typ) == TagType::Framebuffer)?;
+        Some(tag.payload())
     }
 
     /// Where the copy of the ACPI root pointer is that the loader made, the newer one first.

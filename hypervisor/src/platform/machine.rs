@@ -1,40 +1,36 @@
 //! What this machine has: its firmware's tables, its PCI functions, its remapping units.
 
-use alloc::{boxed::Box, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
 use core::fmt;
 
 use super::{
-    clock as counters,
+    clock as counters, io_apic,
     loader::Loader,
-    memory::{FRAMES, Firmware, map_device},
+    memory::{FRAMES, Firmware, find_rsdp, map_device},
     ports::Unit,
     wall_clock::WallClock,
 };
 use crate::{
-    acpi::{Dmar, Drhd, FirmwareMemory, Processor, Rsdp, Tables, ecam_windows, processors},
-    addr::Bdf,
+    acpi::{
+        Dmar, Drhd, FirmwareMemory, Processor, Rmrr, Table, Tables, dmar::TooShort, ecam_windows, io_apics, processors,
+    },
+    addr::{Bdf, Hpa, PAGE_SIZE},
     apic,
     clock::{self, Choice},
     event,
     memory::{Mmio, PhysRange},
     pci::{ConfigPorts, ConfigSpace, Ecam, Function, scan, scan::buses_behind},
-    vtd::{Capabilities, Config, Remapper},
+    vtd::{self, Capabilities, Config, Remapper},
 };
 
-/// The PCI segment that is looked at.
-const SEGMENT: u16 = 0;
-
-/// A region that the firmware keeps for a device is at most this long; the largest are those of graphics.
-const RESERVED_MOST: u64 = 1 << 30;
-
-/// Bytes of a root pointer, of the newer kind.
-const RSDP_BYTES: usize = 36;
+/// Odd things of one table that are told of; how many more there are is told as well.
+const TOLD: usize = 16;
 
 /// The machine.
 pub struct Machine {
     config: Box<dyn ConfigSpace + Send + Sync>,
     functions: Vec<Function>,
-    dmar: Option<Dmar>,
+    dmar: Option<Result<Dmar, TooShort>>,
     memory: Vec<PhysRange>,
     processors: Vec<Processor>,
     bochs: bool,
@@ -47,23 +43,69 @@ impl Machine {
     /// without remapping units.
     pub fn discover(loader: &Loader) -> Self {
         let firmware = Firmware::new(loader);
-        let rsdp = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
-        let tables = rsdp.or_else(|| Rsdp::scan(&firmware)).and_then(|rsdp| Tables::new(&firmware, rsdp));
+        let tables = find_rsdp(&firmware, loader).and_then(|rsdp| Tables::new(&firmware, rsdp));
         if tables.is_none() {
             log::warn!("no ACPI tables");
         }
-        let find = |signature| tables.as_ref().and_then(|tables| tables.find(signature));
+        if tables.as_ref().is_some_and(|tables| !tables.list_sums_up) {
+            tell_checksum("the list of ACPI tables");
+        }
+        let find = |signature| tables.as_ref().and_then(|tables| table(tables, signature));
         let memory: Vec<PhysRange> = loader.memory(true).collect();
-        let clock = counters::start(find(b"FACP"), |range| overlaps(&memory, range));
-        let wall_clock = counters::date(find(b"FACP"), clock);
+        let fadt = find(b"FACP");
+        let clock = counters::start(fadt, |range| overlaps(&memory, range));
+        let wall_clock = counters::date(fadt, clock);
         let config = config_space(find(b"MCFG"));
         let functions = scan(&*config);
-        let dmar = find(b"DMAR").and_then(|table| {
-            Dmar::parse(table).inspect_err(|error| log::error!("DMAR: {error}; it is not used")).ok()
+        let dmar = find(b"DMAR").map(Dmar::parse);
+        if let Some(Ok(dmar)) = &dmar {
+            tell_odd(dmar);
+        }
+        let madt = find(b"APIC");
+        let processors = madt.map(listed).unwrap_or_default();
+        for base in madt.map(io_apics).unwrap_or_default() {
+            mask_io_apic(base, &memory);
+        }
+        let bochs = fadt.is_some_and(is_bochs);
+        let machine = Self { config, functions, dmar, memory, processors, bochs, clock, wall_clock };
+        machine.tell_functions();
+        machine
+    }
+
+    /// The remapping units' table, if there is one that can be read.
+    fn dmar(&self) -> Option<&Dmar> {
+        self.dmar.as_ref()?.as_ref().ok()
+    }
+
+    /// Takes x2APIC mode where the processor has it, unless the firmware asks not to (DMAR, X2APIC_OPT_OUT): then the local APICs stay in
+    /// the mode that it has left them in, and with xAPIC the units' destinations have 8 bits, as in Linux (`intel_prepare_irq_remapping`).
+    /// To be called before any other processor is started, and before units are brought up.
+    pub fn choose_apic_mode(&self) {
+        if !self.dmar().is_some_and(|dmar| dmar.x2apic_opt_out) {
+            apic::enter_x2apic();
+            return;
+        }
+        let mode = if apic::is_x2apic() { "x2APIC mode, which it has left on itself" } else { "xAPIC mode" };
+        log::warn!("the firmware asks not to use x2APIC mode (DMAR): the local APICs stay in {mode}");
+    }
+
+    /// Tells of what the firmware's tables say of functions and is not done.
+    fn tell_functions(&self) {
+        let Some(dmar) = self.dmar() else { return };
+        let in_memory = dmar.reserved.iter().filter(|region| !region.is_firmwares(&self.memory));
+        tell_each("DMAR", in_memory, |region| {
+            let why = "is in memory that the map calls usable, or too long; it is left out, and its function goes to no guest";
+            log::warn!("DMAR: the region (RMRR) {} to {} {why}", region.base, region.limit);
         });
-        let processors = find(b"APIC").map(processors).unwrap_or_default();
-        let bochs = find(b"FACP").is_some_and(is_bochs);
-        Self { config, functions, dmar, memory, processors, bochs, clock, wall_clock }
+        let behind = |bridge| buses_behind(&self.functions, bridge);
+        let functions = self.functions.iter().filter(|function| dmar.requires_ats(function.bdf, behind));
+        tell_each("ATS", functions, |function| {
+            let what = "the firmware says that it requires ATS (SATC), which stays off";
+            log::warn!(
+                "{}: {what}: the unit translates and confines all it does, but it may work slower or not at all",
+                function.bdf
+            );
+        });
     }
 
     /// Access to configuration space.
@@ -98,9 +140,14 @@ impl Machine {
 
     /// Which unit, by its place in DMAR, serves a function.
     pub fn unit_of(&self, bdf: Bdf) -> Option<usize> {
-        let dmar = self.dmar.as_ref()?;
-        let unit = dmar.unit_of(SEGMENT, bdf, |bridge| buses_behind(&self.functions, bridge))?;
+        let dmar = self.dmar()?;
+        let unit = dmar.unit_of(bdf, |bridge| buses_behind(&self.functions, bridge))?;
         dmar.units.iter().position(|other| core::ptr::eq(unit, other))
+    }
+
+    /// The segment of a unit, by its place in DMAR.
+    pub fn segment_of_unit(&self, number: usize) -> u16 {
+        self.dmar().and_then(|dmar| dmar.units.get(number)).map_or(0, |unit| unit.segment)
     }
 
     /// Whether the firmware keeps memory of its own with a function.
@@ -108,28 +155,21 @@ impl Machine {
         self.reserved_memory(bdf).next().is_some()
     }
 
-    fn reserved_memory(&self, bdf: Bdf) -> impl Iterator<Item = PhysRange> + '_ {
-        let regions = self
-            .dmar
-            .iter()
-            .flat_map(move |dmar| dmar.reserved_of(SEGMENT, bdf, |bridge| buses_behind(&self.functions, bridge)));
-        regions.map(|region| {
-            let len = region.limit.as_u64().saturating_sub(region.base.as_u64()).saturating_add(1);
-            PhysRange::new(region.base, len)
-        })
+    fn reserved_memory(&self, bdf: Bdf) -> impl Iterator<Item = &Rmrr> + '_ {
+        let behind = |bridge| buses_behind(&self.functions, bridge);
+        self.dmar().into_iter().flat_map(move |dmar| dmar.reserved_of(bdf, behind))
     }
 
     /// Brings all units up, in DMAR's order, each with a table of as many entries as its functions can take, by `entries`. `None` stands
     /// for a unit that was refused; what it serves cannot be assigned. Their fault events go to the processor with this APIC ID.
     pub fn bring_up_units(&self, entries: impl Fn(&Function) -> u32, apic_id: u32) -> Vec<Option<Unit>> {
-        let Some(dmar) = &self.dmar else {
-            event!("refused what=vtd why=\"the firmware reports no remapping unit (no DMAR table)\"");
-            return Vec::new();
+        let dmar = match Dmar::usable(self.dmar.as_ref()) {
+            Ok(dmar) => dmar,
+            Err(why) => {
+                event!("refused what=vtd why=\"{why}\"");
+                return Vec::new();
+            }
         };
-        if !dmar.interrupt_remapping {
-            event!("refused what=vtd why=\"the firmware says that interrupts cannot be remapped (DMAR flags)\"");
-            return Vec::new();
-        }
         let wide = apic::is_x2apic() && dmar.units.iter().all(|unit| self.can_be_wide(unit));
         let bring_up = |(number, unit)| {
             let own = self.functions.iter().filter(|function| self.unit_of(function.bdf) == Some(number));
@@ -139,9 +179,15 @@ impl Machine {
         (0..).zip(&dmar.units).map(bring_up).collect()
     }
 
+    /// Whether a unit serves nothing but graphics that must stay translated.
+    fn serves_graphics_only(&self, number: usize) -> bool {
+        let mut own = self.functions.iter().filter(|function| self.unit_of(function.bdf) == Some(number)).peekable();
+        own.peek().is_some() && own.all(Function::must_stay_translated)
+    }
+
     /// A unit's registers, mapped. `Err` says why they cannot be used.
     fn registers(&self, unit: &Drhd) -> Result<Mmio, &'static str> {
-        let (base, size) = (unit.base, unit.size);
+        let (base, size) = (unit.base.ok_or("DMAR gives its registers an address that cannot be")?, unit.size);
         // A unit in the middle of memory would be a table's lie, and mapping it a hole in the hypervisor.
         if self.is_memory(PhysRange::new(base, size)) {
             return Err("DMAR puts its registers where memory is");
@@ -163,8 +209,17 @@ impl Machine {
     }
 
     fn bring_up(&self, number: usize, unit: &Drhd, entries: u32, (apic_id, wide): (u32, bool)) -> Option<Unit> {
-        let refused = |why: &dyn fmt::Display| event!("refused what=vtd why=\"the unit at {}: {why}\"", unit.base);
+        let refused = |why: &dyn fmt::Display| match unit.base {
+            Some(base) => event!("refused what=vtd why=\"the unit at {base}: {why}\""),
+            None => event!("refused what=vtd why=\"unit {number}: {why}\""),
+        };
         let registers = self.registers(unit).inspect_err(|why| refused(why)).ok()?;
+        if self.serves_graphics_only(number) && vtd::is_translating(&registers) {
+            refused(
+                &"the firmware has it translate for this kind of graphics, which can hang when that ends; it stays as it is",
+            );
+            return None;
+        }
         let config = Config { entries, wide_destinations: wide, register_bytes: unit.size, clock: clock::current() };
         let up = Remapper::new(registers, &FRAMES, config).and_then(|unit| {
             unit.unit().set_fault_event(fault_message(apic_id), apic::FAULT_VECTOR.into());
@@ -178,7 +233,8 @@ impl Machine {
     /// guest gets such a function.
     fn keep_firmware_working(&self, number: usize, unit: &Unit) {
         for function in self.functions.iter().filter(|function| self.unit_of(function.bdf) == Some(number)) {
-            let ranges: Vec<_> = self.reserved_memory(function.bdf).filter(|range| self.is_firmwares(range)).collect();
+            let regions = self.reserved_memory(function.bdf).filter(|region| region.is_firmwares(&self.memory));
+            let ranges: Vec<_> = regions.map(Rmrr::range).collect();
             if ranges.is_empty() {
                 continue;
             }
@@ -191,20 +247,57 @@ impl Machine {
         }
     }
 
-    /// Whether a range can be what a DMAR table says of it: memory that the firmware keeps.
-    fn is_firmwares(&self, range: &PhysRange) -> bool {
-        range.len != 0 && range.len <= RESERVED_MOST && !self.is_memory(*range)
-    }
-
     /// Whether a part of the range is memory that the loader's map calls usable.
     fn is_memory(&self, range: PhysRange) -> bool {
         overlaps(&self.memory, range)
     }
 }
 
+/// A table's bytes. A wrong checksum is told of.
+fn table<'m>(tables: &Tables<'m, impl FirmwareMemory>, signature: &[u8; 4]) -> Option<&'m [u8]> {
+    let Table { bytes, sums_up } = tables.find(signature)?;
+    if !sums_up {
+        tell_checksum(core::str::from_utf8(signature).unwrap_or("a table"));
+    }
+    Some(bytes)
+}
+
+fn tell_checksum(what: &str) {
+    log::warn!("{what}: its checksum is wrong (a fault of the firmware); it is used all the same");
+}
+
+/// The processors that the MADT lists.
+fn listed(madt: &[u8]) -> Vec<Processor> {
+    let (processors, odd) = processors(madt);
+    if let Some(at) = odd {
+        log::warn!("MADT: the length at offset {at:#x} is wrong; processors behind it are not known");
+    }
+    processors
+}
+
+fn tell_odd(dmar: &Dmar) {
+    tell_each("DMAR", dmar.odd.iter(), |odd| log::warn!("DMAR: {odd}"));
+    let segments: BTreeSet<u16> = dmar.units.iter().map(|unit| unit.segment).collect();
+    let unsure = segments.into_iter().filter(|&segment| !dmar.is_whole(segment));
+    tell_each("DMAR", unsure, |segment| {
+        log::warn!(
+            "DMAR: segment {segment:04x}: what no unit names could be one's that is left out, so it goes to no guest"
+        );
+    });
+}
+
+/// Tells of the first of these, and how many more there are.
+fn tell_each<T>(table: &str, mut all: impl Iterator<Item = T>, tell: impl Fn(T)) {
+    all.by_ref().take(TOLD).for_each(tell);
+    match all.count() {
+        0 => {}
+        more => log::warn!("{table}: {more} more of these"),
+    }
+}
+
 /// Whether a part of the range is in one of these.
 fn overlaps(memory: &[PhysRange], range: PhysRange) -> bool {
-    memory.iter().any(|memory| memory.start < range.end() && range.start < memory.end())
+    memory.iter().any(|memory| memory.overlaps(&range))
 }
 
 /// Bochs' firmware names itself in its tables. QEMU uses the same name, but says in CPUID that it is a hypervisor.
@@ -212,6 +305,17 @@ fn is_bochs(fadt: &[u8]) -> bool {
     const OEM_ID: core::ops::Range<usize> = 10..16;
     let virtual_machine = raw_cpuid::CpuId::new().get_feature_info().is_some_and(|f| f.has_hypervisor());
     fadt.get(OEM_ID) == Some(b"BOCHS ") && !virtual_machine
+}
+
+/// Masks the I/O APIC at `base`, unless that is memory.
+fn mask_io_apic(base: Hpa, memory: &[PhysRange]) {
+    if overlaps(memory, PhysRange::new(base, PAGE_SIZE)) || map_device(base, PAGE_SIZE).is_err() {
+        return;
+    }
+    // SAFETY: the page was mapped just now, uncached, and is no memory; an I/O APIC whose entries are masked sends nothing.
+    if let Some(registers) = unsafe { Mmio::new(base, PAGE_SIZE as usize) } {
+        io_apic::mask(&registers);
+    }
 }
 
 /// Where a unit sends its own messages, which are not remapped (VT-d 7.3), for a processor with this APIC ID: bits 7:0 of that are in the
@@ -223,15 +327,18 @@ fn fault_message(apic_id: u32) -> u64 {
 
 /// By memory where the firmware tells where, else by ports.
 fn config_space(mcfg: Option<&[u8]>) -> Box<dyn ConfigSpace + Send + Sync> {
-    let windows: Vec<_> = mcfg
-        .map(ecam_windows)
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|window| map_device(window.registers.start, window.registers.len).is_ok())
-        .collect();
+    let (windows, odd) = mcfg.map(ecam_windows).unwrap_or_default();
+    if odd != 0 {
+        log::warn!("MCFG: {odd} entries describe no window that can be; they are left out");
+    }
+    let windows: Vec<_> =
+        windows.into_iter().filter(|window| map_device(window.registers.start, window.registers.len).is_ok()).collect();
     // SAFETY: the windows were mapped just now, uncached; the hypervisor is the only one that configures functions.
-    let ecam = unsafe { Ecam::new(SEGMENT, &windows) };
+    let ecam = unsafe { Ecam::new(&windows) };
     if ecam.is_empty() {
+        log::warn!(
+            "the firmware reports no configuration space in memory (MCFG): no function has extended capabilities"
+        );
         // SAFETY: privilege level 0, and this is the only such value.
         return Box::new(unsafe { ConfigPorts::new() });
     }

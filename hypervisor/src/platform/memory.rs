@@ -6,11 +6,11 @@ use spin::Mutex;
 
 use super::loader::Loader;
 use crate::{
-    acpi::tables::FirmwareMemory,
+    acpi::{FirmwareMemory, Rsdp},
     addr::{Hpa, PAGE_SIZE},
     apic,
     memory::{
-        Frames, Paging, PhysRange,
+        self, Frames, Paging, PhysRange,
         paging::{self, Access, MapError},
     },
 };
@@ -21,8 +21,12 @@ pub static FRAMES: Frames = Frames::new();
 /// The hypervisor's own page tables, once they are in force.
 static PAGING: Mutex<Option<Paging<'static, Frames>>> = Mutex::new(None);
 
-/// Bytes of the hypervisor's heap. The ACPI and PCI descriptions, the decoder's tables, the guests' slots live there.
+/// Bytes of the hypervisor's heap at the start. The ACPI and PCI descriptions, the decoder's tables, the guests' slots live there; on a
+/// large machine it grows.
 const HEAP: u64 = 4 << 20;
+
+/// Bytes of a root pointer, of the newer kind.
+const RSDP_BYTES: usize = 36;
 
 /// The lowest megabyte, where the firmware's tables are looked for.
 const LOW: PhysRange = PhysRange::new(Hpa::new(0), 1 << 20);
@@ -74,7 +78,8 @@ impl Image {
 /// Called once, while the first 4 GiB are identity-mapped and nothing but the image, the loader's structure and the modules is in use.
 #[must_use]
 pub unsafe fn take(loader: &Loader) -> bool {
-    let reserved = loader.memory(false).chain(loader.occupied()).chain([Image::new().whole()]);
+    let reserved =
+        loader.memory(false).chain(loader.bad_memory()).chain(loader.occupied()).chain([Image::new().whole()]);
     // SAFETY: the loader's map says what is RAM; all that is in use is reserved here. First-fit keeps the first allocations, until
     // `map` has run, far below 4 GiB.
     unsafe { FRAMES.add_map(loader.memory(true), reserved) };
@@ -93,6 +98,10 @@ pub fn map(loader: &Loader) -> Result<(), MapError> {
     for range in loader.memory(false).filter(|range| range.end().as_u64() <= READABLE_END) {
         paging.map(range, Access::ReadOnly)?;
     }
+    // What is known to be bad is touched by nobody, not even by speculation.
+    for range in loader.bad_memory().filter(|range| range.end().as_u64() <= READABLE_END) {
+        paging.map(range, Access::None)?;
+    }
     paging.map(LOW, Access::ReadOnly)?;
     for occupied in loader.occupied() {
         paging.map(occupied, Access::Ram)?;
@@ -110,9 +119,20 @@ pub fn map(loader: &Loader) -> Result<(), MapError> {
     Ok(())
 }
 
+/// The page where processors can start, if the loader's map has one.
+pub fn start_page(loader: &Loader) -> Option<Hpa> {
+    let taken = || loader.memory(false).chain(loader.bad_memory()).chain(loader.occupied());
+    memory::start_page::start_page(loader.memory(true), taken())
+}
+
 /// Maps device registers, or more of them.
 pub fn map_device(start: Hpa, len: u64) -> Result<(), MapError> {
     PAGING.lock().as_mut().map_or(Ok(()), |paging| paging.map_mmio(start, len))
+}
+
+/// Maps a screen's memory.
+pub fn map_screen(screen: PhysRange) -> Result<(), MapError> {
+    PAGING.lock().as_mut().map_or(Err(MapError::BadRange), |paging| paging.map(screen, Access::Screen))
 }
 
 /// Maps the page where processors start: code, data and words in one.
@@ -144,6 +164,12 @@ impl Firmware {
         let reserved = loader.memory(false).filter(|range| range.end().as_u64() <= READABLE_END);
         Self(loader.memory(true).chain(reserved).chain([low]).collect())
     }
+}
+
+/// The root pointer: the boot loader's copy, else the one in the BIOS's area.
+pub fn find_rsdp(firmware: &Firmware, loader: &Loader) -> Option<Rsdp> {
+    let copy = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
+    copy.or_else(|| Rsdp::scan(firmware))
 }
 
 impl FirmwareMemory for Firmware {

@@ -3,8 +3,11 @@
 pub mod burst;
 #[cfg(feature = "bare")]
 pub mod clock;
+#[cfg(feature = "bare")]
+pub mod console;
 pub mod delivery;
 pub mod dsa;
+pub mod io_apic;
 pub mod ledger;
 pub mod windows;
 
@@ -50,6 +53,7 @@ pub mod smp;
 #[cfg(feature = "bare")]
 pub mod start;
 pub mod storm;
+pub mod turns;
 #[cfg(feature = "bare")]
 pub mod virtual_cpu;
 #[cfg(feature = "bare")]

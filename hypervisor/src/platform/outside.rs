@@ -42,7 +42,18 @@ impl Reach<'_> {
         if effect == Effect::None {
             return;
         }
-        self.vm.holdings.configure(DeviceId(function.0), effect, self.domain);
+        self.vm.holdings.configure(DeviceId(function.requester_id()), effect, self.domain);
+    }
+
+    /// Reads 1 to 16 bytes outside of the guest's memory, in one page.
+    fn read_bytes(&mut self, gpa: Gpa, bytes: u8) -> u128 {
+        let mut value = [0; 16];
+        for (at, width, _) in pieces(gpa.as_u64(), &[0; 16][..usize::from(bytes.min(16))]) {
+            let read = self.mmio_read(Gpa::new(at), width).to_le_bytes();
+            let place = value.iter_mut().skip((at - gpa.as_u64()) as usize);
+            place.zip(read).take(width.into()).for_each(|(byte, read)| *byte = read);
+        }
+        u128::from_le_bytes(value)
     }
 
     /// What a virtual function answers.
@@ -60,6 +71,9 @@ impl Reach<'_> {
     /// Passes a write of a register on, and looks at it if it may be a command. The lock keeps what a device is told and what is known
     /// of it together when several virtual processors write.
     fn write_register(&self, window: Registers, offset: u64, bytes: u8, value: u64) {
+        if !window.writable {
+            return;
+        }
         let functions = window.commands.then(|| self.vm.holdings.functions.lock());
         // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
         // included, stays within the guest: its requester ID has the guest's second-level tables.
@@ -148,6 +162,40 @@ impl Platform for Reach<'_> {
         }
     }
 
+    fn mmio_write_bytes(&mut self, gpa: Gpa, bytes: &[u8]) {
+        if let Some((Kind::Store { device, name, .. }, offset)) = self.vm.windows.find(gpa) {
+            // As in `mmio_write`.
+            let _ = self.service.store_write_bytes(self.domain, device, name, offset, bytes);
+            return;
+        }
+        for (at, bytes, value) in pieces(gpa.as_u64(), bytes) {
+            self.mmio_write(Gpa::new(at), bytes, value);
+        }
+    }
+
+    fn mmio_modify(&mut self, gpa: Gpa, bytes: u8, modify: &mut dyn FnMut(u128) -> u128) {
+        if let Some((Kind::Store { device, name, .. }, offset)) = self.vm.windows.find(gpa) {
+            let mut done = false;
+            let mut once = |old| {
+                done = true;
+                modify(old)
+            };
+            // As in `mmio_write`.
+            let _ = self.service.store_modify(self.domain, device, name, offset, bytes, &mut once);
+            if !done {
+                // What is refused is read nevertheless.
+                modify(self.read_bytes(gpa, bytes));
+            }
+            return;
+        }
+        // Other windows have no lock for this: each access alone is one step, and modifications are among themselves.
+        let _modifying = self.vm.modifying.lock();
+        let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
+        for (at, width, value) in pieces(gpa.as_u64(), &new[..usize::from(bytes.min(16))]) {
+            self.mmio_write(Gpa::new(at), width, value);
+        }
+    }
+
     #[inline(always)]
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> u64 {
         self.service.hypercall(self.domain, number, arguments, self)
@@ -161,6 +209,24 @@ impl Platform for Reach<'_> {
     fn ipi(&mut self, ipi: Ipi) {
         self.vm.send(self.number, ipi);
     }
+}
+
+/// Bytes at an address as a bus has them: an access that is as wide as a general register is one, at any alignment; others are cut into
+/// naturally aligned ones. For each its address, its width and its value.
+fn pieces(from: u64, bytes: &[u8]) -> impl Iterator<Item = (u64, u8, u64)> {
+    let whole = bytes.len().is_power_of_two() && bytes.len() <= 8;
+    let mut rest = bytes;
+    let mut at = from;
+    core::iter::from_fn(move || {
+        let most = if whole { 8 } else { 1 << at.trailing_zeros().min(3) };
+        let width = rest.len().min(most).checked_ilog2().map(|log| 1 << log)?;
+        let (now, then) = rest.split_at(width);
+        let mut value = [0; 8];
+        value[..width].copy_from_slice(now);
+        let piece = (at, width as u8, u64::from_le_bytes(value));
+        (rest, at) = (then, at.wrapping_add(width as u64));
+        Some(piece)
+    })
 }
 
 /// Reads a store's shadow, at any alignment.

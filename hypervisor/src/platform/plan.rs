@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     addr::Bdf,
-    guest::options::{Device, Options},
+    guest::{
+        errata::{self, Erratum},
+        options::{Device, Options},
+    },
     ims::most_bytes,
     pci::{Function, scan::stands_alone},
 };
@@ -34,11 +37,11 @@ pub struct Plan {
 
 impl Plan {
     /// Bytes of the heap that the guest takes with what it gets, or may ask for later.
-    pub fn heap_bytes(&self) -> u64 {
+    pub fn heap_bytes(&self, machine: &Machine) -> u64 {
         let cpus = self.options.cpus;
         let processors = u64::from(cpus) * PROCESSOR_BYTES;
         let each = self.given.iter().map(|given| match given {
-            Given::Whole(function) => most_bytes(assign::slots(function), cpus),
+            Given::Whole(function) => most_bytes(assign::slots(machine, function), cpus),
             Given::Virtual(share) => most_bytes(share.vectors.into(), cpus),
         });
         processors + each.sum::<u64>()
@@ -116,8 +119,8 @@ fn given(
     let mut given = Vec::new();
     for &device in &options.devices {
         let one = match device {
-            Device::Virtual { parent, vectors } => share(machine, ports, (parent, vectors), &mut after),
-            _ => whole(machine, ports, device, &mut after),
+            Device::Virtual { parent, vectors } => share(machine, ports, options, (parent, vectors), &mut after),
+            _ => whole(machine, ports, options, device, &mut after),
         };
         given.push(one.map_err(|why| refused(device, why))?);
     }
@@ -128,6 +131,7 @@ fn given(
 fn whole(
     machine: &'static Machine,
     ports: &MachinePorts,
+    options: &Options,
     device: Device,
     ledger: &mut Ledger,
 ) -> Result<Given, Refusal> {
@@ -139,6 +143,7 @@ fn whole(
     all().next().ok_or(Refusal::NoSuchFunction)?;
     let function = all().find(|function| ledger.is_free(function.bdf)).ok_or(Refusal::Taken)?;
     check(machine, ports, function)?;
+    check_errata(function, options)?;
     ledger.take(function.bdf);
     Ok(Given::Whole(function))
 }
@@ -147,13 +152,15 @@ fn whole(
 fn share(
     machine: &'static Machine,
     ports: &MachinePorts,
+    options: &Options,
     (parent, vectors): (Option<Bdf>, u16),
     ledger: &mut Ledger,
 ) -> Result<Given, Refusal> {
     let is_it = |function: &&Function| parent.map_or(dsa::is_one(function), |parent| function.bdf == parent);
     let mut refusal = Refusal::NoSuchFunction;
     for function in machine.functions().iter().filter(is_it) {
-        match part(machine, ports, function, vectors, ledger) {
+        let safe = check_errata(function, options);
+        match safe.and_then(|()| part(machine, ports, function, vectors, ledger)) {
             Ok(part) => return Ok(Given::Virtual(Share { parent: function, part, vectors })),
             Err(why) => refusal = why,
         }
@@ -174,7 +181,7 @@ fn part(
         return Err(Refusal::NoStore);
     }
     check(machine, ports, function)?;
-    let capacity = virtual_functions::capacity(function).ok_or(Refusal::NoPasid)?;
+    let capacity = virtual_functions::capacity(machine, function).ok_or(Refusal::NoPasid)?;
     // Functions of one parent are told apart by their PASIDs alone.
     if !ports.has_pasids(function.bdf) {
         return Err(Refusal::NoPasidRemapping);
@@ -192,6 +199,18 @@ fn check(machine: &Machine, ports: &MachinePorts, function: &Function) -> Result
         Err(Refusal::NotAlone)
     } else {
         Ok(())
+    }
+}
+
+/// Whether the guest may have a function with the errata that the function has: none, or one that the guest accepts.
+fn check_errata(function: &Function, options: &Options) -> Result<(), Refusal> {
+    match errata::of(function.vendor, function.device) {
+        Some(erratum) if !options.accepted.contains(&erratum) => Err(Refusal::Unsafe(erratum)),
+        Some(Erratum { name, what, .. }) => {
+            log::warn!("{}: {} gets it in spite of {name}: {what}", function.bdf, options.name);
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 

@@ -55,6 +55,8 @@ struct Home {
     processor: usize,
     /// Into this descriptor, if they are posted.
     descriptor: Option<Hpa>,
+    /// Whether the processor takes them from there into the guest by itself.
+    direct: bool,
     /// Where the hypervisor's own are put.
     seat: Option<Arc<Seat>>,
 }
@@ -110,7 +112,14 @@ impl MachinePorts {
 
     /// A guest's virtual processor runs on processor `number` from now on, so its interrupts go there.
     pub fn settle(&self, guest: GuestId, apic_id: u32, number: usize) {
-        self.homes.write().push(Home { guest, apic_id, processor: number, descriptor: None, seat: None });
+        self.homes.write().push(Home {
+            guest,
+            apic_id,
+            processor: number,
+            descriptor: None,
+            direct: false,
+            seat: None,
+        });
     }
 
     /// A virtual processor that has settled gets a share of its processor's vectors: for guests with devices.
@@ -130,6 +139,11 @@ impl MachinePorts {
     /// The same with their numbers.
     pub fn numbered_units(&self) -> impl Iterator<Item = (usize, &Unit)> {
         self.units.iter().enumerate().filter_map(|(number, unit)| Some((number, unit.as_ref()?)))
+    }
+
+    /// The segment that unit `number` serves.
+    pub fn segment_of(&self, number: usize) -> u16 {
+        self.machine.segment_of_unit(number)
     }
 
     /// The functions that the hypervisor keeps and whose parts are guests' functions.
@@ -170,9 +184,10 @@ impl MachinePorts {
     }
 
     /// Posts the interrupts of a virtual processor that has settled: routes that are asked for lead into its descriptor from now on.
-    pub fn post_to(&self, guest: GuestId, apic_id: u32, descriptor: Hpa) {
+    /// `direct`: the processor takes them from there into the guest; else the hypervisor does.
+    pub fn post_to(&self, guest: GuestId, apic_id: u32, descriptor: Hpa, direct: bool) {
         if let Some(home) = self.homes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
-            home.descriptor = Some(descriptor);
+            (home.descriptor, home.direct) = (Some(descriptor), direct);
         }
     }
 
@@ -183,9 +198,9 @@ impl MachinePorts {
         }
     }
 
-    /// Whether a guest's interrupts are posted.
+    /// Whether a guest's interrupts are posted and pass the hypervisor by.
     pub fn posts_to(&self, guest: GuestId) -> bool {
-        self.homes.read().iter().any(|home| home.guest == guest && home.descriptor.is_some())
+        self.homes.read().iter().any(|home| home.guest == guest && home.direct)
     }
 
     /// Forgets a guest's processor and descriptors. Nothing leads there any more: the service has given its routes back.
@@ -342,6 +357,10 @@ impl Remap for MachinePorts {
 
     fn clear(&self, entry: EntryIndex) {
         must("clearing", entry, self.entry(entry).map(|(unit, index)| unit.clear(index)));
+    }
+
+    fn block(&self, entry: EntryIndex) {
+        must("blocking", entry, self.entry(entry).map(|(unit, index)| unit.block(index)));
     }
 
     fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status> {

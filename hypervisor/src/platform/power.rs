@@ -16,6 +16,7 @@ const QEMU_FAILED: u32 = 0x11;
 /// Writes the run's last line and ends the machine, where the machine is one that software can end. Otherwise the processor stops.
 pub fn end(ok: bool) -> ! {
     event!("done status={}", if ok { "ok" } else { "failed" });
+    console::note(format_args!("This was the last line: the machine can be switched off."));
     console::drain();
     // SAFETY: the two ports exist on the emulators only, where they do what their documentation says, and nothing is at them on a PC.
     unsafe {

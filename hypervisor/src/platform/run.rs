@@ -167,6 +167,7 @@ impl Runner {
         match vector {
             // Whoever waits for them is looked after in any case.
             apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
+            apic::INJECT_VECTOR => self.cpus.iter_mut().for_each(VirtualCpu::take_posted),
             apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
             apic::DEVICE_VECTOR => self.service.ports().own_interrupt(self.service),
             _ => match self.owner(vector) {

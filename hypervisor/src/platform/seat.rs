@@ -20,12 +20,14 @@ pub struct Counts {
     pub merged: AtomicU64,
     /// Those that its local APIC did not take.
     pub dropped: AtomicU64,
+    /// How many of all these were posted for the hypervisor.
+    pub posted: AtomicU64,
 }
 
 impl Default for Counts {
     fn default() -> Self {
-        let [delivered, merged, dropped] = [const { AtomicU64::new(0) }; 3];
-        Self { exits: [const { AtomicU64::new(0) }; REASONS], delivered, merged, dropped }
+        let [delivered, merged, dropped, posted] = [const { AtomicU64::new(0) }; 4];
+        Self { exits: [const { AtomicU64::new(0) }; REASONS], delivered, merged, dropped, posted }
     }
 }
 
@@ -55,6 +57,8 @@ pub struct Seat {
     requests: [AtomicU64; 4],
     /// Where the processor keeps it: senders post, as devices do.
     descriptor: Option<Arc<Descriptor>>,
+    /// Where units post the interrupts of its devices that the hypervisor injects.
+    inbox: Option<Arc<Descriptor>>,
     /// Where it ends interrupts without an exit: a guest-physical address, or [`NOWHERE`].
     pv_eoi: AtomicU64,
     /// There is something to take, and the processor has been told.
@@ -64,13 +68,20 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// On a processor, whose number and APIC ID these are. With a descriptor, interrupts are posted there.
-    pub fn new(processor: usize, host_apic_id: u32, descriptor: Option<Arc<Descriptor>>) -> Self {
+    /// On a processor, whose number and APIC ID these are. With a descriptor, interrupts are posted there; with an inbox, devices'
+    /// interrupts for the hypervisor are.
+    pub fn new(
+        processor: usize,
+        host_apic_id: u32,
+        descriptor: Option<Arc<Descriptor>>,
+        inbox: Option<Arc<Descriptor>>,
+    ) -> Self {
         Self {
             processor,
             host_apic_id,
             requests: [const { AtomicU64::new(0) }; 4],
             descriptor,
+            inbox,
             pv_eoi: AtomicU64::new(NOWHERE),
             signalled: AtomicBool::new(false),
             counts: Counts::default(),
@@ -141,10 +152,36 @@ impl Seat {
 
     /// Takes the vectors that were sent.
     pub fn take_requests(&self) -> impl Iterator<Item = u8> {
-        (0..4u8).flat_map(|word| {
-            let bits = self.requests[usize::from(word)].swap(0, Ordering::Relaxed);
-            (0..64).filter(move |bit| bits & 1 << bit != 0).map(move |bit| word * 64 + bit)
-        })
+        Vectors([0, 1, 2, 3].map(|word| self.requests[word].swap(0, Ordering::Relaxed)))
+    }
+
+    /// Takes the devices' interrupts that were posted for the hypervisor, if there are any: their vectors.
+    #[inline]
+    pub fn take_posted(&self) -> Option<Vectors> {
+        let inbox = self.inbox.as_ref().filter(|inbox| inbox.has_notified())?;
+        Some(Vectors(inbox.take()))
+    }
+}
+
+/// The vectors whose bits are set, lowest first.
+pub struct Vectors([u64; 4]);
+
+impl Iterator for Vectors {
+    type Item = u8;
+
+    #[inline]
+    fn next(&mut self) -> Option<u8> {
+        let [a, b, c, d] = &mut self.0;
+        let (word, first) = match (*a, *b, *c, *d) {
+            (0, 0, 0, 0) => return None,
+            (0, 0, 0, _) => (d, 192),
+            (0, 0, ..) => (c, 128),
+            (0, ..) => (b, 64),
+            _ => (a, 0),
+        };
+        let bit = word.trailing_zeros() as u8;
+        *word &= word.wrapping_sub(1);
+        Some(first | bit)
     }
 }
 

@@ -14,13 +14,13 @@ use super::{
 use crate::{
     cpu,
     ept::Ept,
-    exits::{Devices, EndReason, PvEoi, memo::Memo},
+    exits::{Devices, EndReason, PvEoi, Stuck, memo::Memo},
     vdev::{
         cpuid::{KvmFeatures, Policy},
         msr::{Msrs, Traits},
         x2apic::X2Apic,
     },
-    vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic},
+    vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic, posted::Descriptor},
 };
 
 /// What a virtual processor is made of, apart from its guest.
@@ -35,6 +35,8 @@ pub(super) struct Parts {
     pub frames: Frames,
     /// Where the processor keeps its local APIC, if it does.
     pub virtual_apic: Option<VirtualApic>,
+    /// Where devices' interrupts are posted that the hypervisor injects.
+    pub inbox: Option<Arc<Descriptor>>,
     /// What CPUID tells it.
     pub policy: Policy,
 }
@@ -44,7 +46,7 @@ impl Parts {
     pub fn seat(&self, service: &MachineService) -> Seat {
         let host_apic_id = service.ports().vectors_of(self.processor).map_or(0, Vectors::destination);
         let descriptor = self.virtual_apic.as_ref().map(|apic| Arc::clone(apic.descriptor()));
-        Seat::new(self.processor, host_apic_id, descriptor)
+        Seat::new(self.processor, host_apic_id, descriptor, self.inbox.clone())
     }
 
     fn devices(&self) -> Devices {
@@ -67,6 +69,7 @@ impl Parts {
             apic_id,
             physical_bits,
             exits_to_look: 1,
+            stuck: Stuck::default(),
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use alloc::vec::Vec;
 use core::{
+    mem::offset_of,
     ptr::copy_nonoverlapping,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -16,10 +17,7 @@ use crate::{
     memory::FrameSource,
 };
 
-/// The page below 1 MiB where processors start. Nothing else is there once the firmware is done.
-const PAGE: u64 = 0x8000;
-
-core::arch::global_asm!(include_str!("../../../boot/entry/ap.S"), page = const PAGE, options(att_syntax));
+core::arch::global_asm!(include_str!("../../../boot/entry/ap.S"), options(att_syntax));
 
 unsafe extern "C" {
     static ap_start: u8;
@@ -31,11 +29,13 @@ unsafe extern "C" {
 const STACK_FRAMES: u64 = 64;
 const GUARD_FRAMES: u64 = 1;
 
-/// More processors than these stay asleep: 64 have a stack of 256 KiB each, so whatever the MADT says, that is 16 MiB.
-const MOST_OTHERS: usize = 63;
-
 /// What a processor gets to show up. The manual's own example counts those that have in 100 ms (SDM vol. 3, 10.4.4.1).
 const SHOW_UP: Duration = Duration::from_millis(500);
+/// What one gets that has taken its words, but has not got to Rust.
+const LATE: Duration = Duration::from_secs(5);
+
+/// Processors that do not start are told of one by one up to this number; how many more there are is told as well.
+const TOLD: usize = 16;
 
 /// Processors that have reached Rust.
 static ARRIVED: AtomicUsize = AtomicUsize::new(0);
@@ -43,38 +43,123 @@ static ARRIVED: AtomicUsize = AtomicUsize::new(0);
 /// A processor's first function: it gets its number, and never returns.
 pub type Entry = extern "C" fn(usize) -> !;
 
-/// Starts the processors with these APIC IDs, one after the other; they are numbered from 1. Each of them begins at `entry`, with the
-/// final page tables and a stack of its own, and calls [`arrived`] there. Returns how many have; the others are told of in the log.
-///
-/// One that does not show up ends the attempt: it might still come, and find the next one's words.
-pub fn start(apic_ids: &[u32], entry: Entry) -> usize {
-    if apic_ids.is_empty() || map_trampoline(Hpa::new(PAGE)).is_err() {
+/// What the code at the start page reads: its last words, in their order there.
+#[repr(C)]
+struct Words {
+    /// Whose the other words are: its APIC ID, and [`OFFERED`]; 0: nobody's. The processor itself takes it, and so does who waits no longer.
+    turn: AtomicU64,
+    cr3: u64,
+    stack: u64,
+    number: u64,
+    entry: u64,
+}
+
+const OFFERED: u64 = 1 << 32;
+
+/// Starts the processors with these APIC IDs, one after the other, at the page `page` below 1 MiB; they are numbered from 1 in this order.
+/// Each of them begins at `entry`, with the final page tables and a stack of its own, and calls [`arrived`] there. Returns how many have.
+/// One that does not show up is told of in the log and passed over: when it comes after all, it stops.
+pub fn start(apic_ids: &[u32], page: Option<Hpa>, entry: Entry) -> usize {
+    if apic_ids.is_empty() {
         return 0;
     }
-    let clock = clock::current();
+    let Some(page) = page.filter(|&page| map_trampoline(page).is_ok()) else {
+        log::warn!("{} processors stay asleep: no page below 1 MiB is free to start them at", apic_ids.len());
+        return 0;
+    };
+    // SAFETY: the page was mapped for this just now, and no processor is under way.
+    let trampoline = unsafe { Trampoline::install(page) };
+    let (mut started, mut absent) = (0, 0);
+    let mut spare = None;
     for (number, &apic_id) in (1..).zip(apic_ids) {
-        let Some(stack) = stack() else {
-            log::warn!("no memory for the stack of processor {apic_id}");
-            return number - 1;
+        let Some(stack) = spare.take().or_else(stack) else {
+            log::warn!("no memory for the stack of processor {apic_id}, nor for those behind it");
+            break;
         };
-        // SAFETY: the page was mapped for this just now, and no processor is under way: all that were started have arrived. What starts
-        // there has a stack of its own.
-        let sent = unsafe {
-            write_trampoline([cpu::cr3(), stack, number as u64, entry as usize as u64]);
-            apic::start(apic_id, (PAGE / PAGE_SIZE) as u8, clock)
-        };
-        if !poll(clock, SHOW_UP, || ARRIVED.load(Ordering::Acquire) >= number) {
-            let why = if sent { "" } else { ": the local APIC has not sent all that it was told" };
-            log::warn!("processor {apic_id} does not start{why}");
-            return number - 1;
+        match trampoline.start(apic_id, [cpu::cr3(), stack, number, entry as usize as u64], started) {
+            Outcome::Arrived => started += 1,
+            Outcome::Absent { sent } => {
+                absent += 1;
+                spare = Some(stack);
+                tell(absent, apic_id, sent);
+            }
+            Outcome::Lost => {
+                log::error!("processor {apic_id} has begun, and does not come: those behind it stay asleep");
+                break;
+            }
         }
     }
-    apic_ids.len()
+    if absent > TOLD {
+        log::warn!("{absent} processors do not start");
+    }
+    started
+}
+
+fn tell(absent: usize, apic_id: u32, sent: bool) {
+    if absent <= TOLD {
+        let why = if sent { "" } else { ": the local APIC has not sent all that it was told" };
+        log::warn!("processor {apic_id} does not start{why}; it is passed over");
+    }
 }
 
 /// A processor has reached its first function: the next one can start.
 pub fn arrived() {
     ARRIVED.fetch_add(1, Ordering::Release);
+}
+
+/// What has become of a processor.
+enum Outcome {
+    Arrived,
+    /// It has not taken its words, and never will.
+    Absent {
+        /// Its commands were sent.
+        sent: bool,
+    },
+    /// It has taken its words and is under way.
+    Lost,
+}
+
+/// The page where processors start.
+struct Trampoline {
+    page: Hpa,
+    words: *mut Words,
+}
+
+impl Trampoline {
+    /// Puts the code there.
+    ///
+    /// # Safety
+    /// The page is mapped, below 1 MiB, and nobody else's for good.
+    unsafe fn install(page: Hpa) -> Self {
+        let start = &raw const ap_start;
+        let len = (&raw const ap_end) as usize - start as usize;
+        let at = (&raw const ap_words) as u64 - start as u64;
+        // SAFETY: the code is shorter than a page, and the caller vouches for the page.
+        unsafe { copy_nonoverlapping(start, page.as_u64() as *mut u8, len) };
+        Self { page, words: (page.as_u64() + at) as *mut Words }
+    }
+
+    /// Starts a processor that finds these words; `before` it so many have arrived.
+    fn start(&self, apic_id: u32, words: [u64; 4], before: usize) -> Outcome {
+        let clock = clock::current();
+        let arrived = || ARRIVED.load(Ordering::Acquire) > before;
+        let at = |offset| (self.words as usize + offset) as *mut u64;
+        // SAFETY: the words are in the page that is ours, and aligned; no processor reads them before its turn has come.
+        let turn = unsafe {
+            at(offset_of!(Words, cr3)).cast::<[u64; 4]>().write_volatile(words);
+            AtomicU64::from_ptr(at(offset_of!(Words, turn)))
+        };
+        turn.store(OFFERED | u64::from(apic_id), Ordering::Release);
+        // SAFETY: the code there keeps to its page until it has taken the words, whose stack is this processor's alone.
+        let sent = unsafe { apic::start(apic_id, (self.page.as_u64() / PAGE_SIZE) as u8, clock) };
+        if poll(clock, SHOW_UP, arrived) {
+            return Outcome::Arrived;
+        }
+        if turn.swap(0, Ordering::AcqRel) != 0 {
+            return Outcome::Absent { sent };
+        }
+        if poll(clock, LATE, arrived) { Outcome::Arrived } else { Outcome::Lost }
+    }
 }
 
 /// The top of a new stack, with a page below it that faults.
@@ -84,24 +169,15 @@ fn stack() -> Option<u64> {
     Some(base.as_u64() + (GUARD_FRAMES + STACK_FRAMES) * PAGE_SIZE)
 }
 
-/// Puts the code and its words where the processor starts.
-///
-/// # Safety
-/// The page is mapped and no processor runs there.
-unsafe fn write_trampoline(words: [u64; 4]) {
-    let start = &raw const ap_start;
-    let len = (&raw const ap_end) as usize - start as usize;
-    let at = (&raw const ap_words) as usize - start as usize;
-    // SAFETY: the code is shorter than a page, the words lie in it, and the caller vouches for the page.
-    unsafe {
-        copy_nonoverlapping(start, PAGE as *mut u8, len);
-        copy_nonoverlapping(words.as_ptr().cast::<u8>(), (PAGE as usize + at) as *mut u8, size_of_val(&words));
-    }
-}
-
-/// The APIC IDs of the other processors: those of `all` but `own`, as many as can be started. Without x2APIC mode an ID beyond 254
-/// cannot be named.
+/// The APIC IDs of the other processors: those of `all` but `own`, as far as they can be named. Without x2APIC mode an ID beyond 254 cannot.
 pub fn others(all: impl Iterator<Item = u32>, own: u32) -> Vec<u32> {
-    let reachable = |id: u32| id < 255 || apic::is_x2apic();
-    all.filter(|&id| id != own && reachable(id)).take(MOST_OTHERS).collect()
+    let can_be_named = |id: &u32| *id < 255 || apic::is_x2apic();
+    let (named, unnamed): (Vec<u32>, Vec<u32>) = all.filter(|&id| id != own).partition(can_be_named);
+    if !unnamed.is_empty() {
+        log::warn!(
+            "{} processors stay asleep: without x2APIC mode none with an ID above 254 can be started",
+            unnamed.len()
+        );
+    }
+    named
 }

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
-    console::terminal,
+    console::{self, terminal},
     ept::{Access, Ept},
     guest::{
         acpi,
@@ -41,7 +41,7 @@ use crate::{
         cpuid::{KvmFeatures, Policy},
         pci::{ConfigPage, VirtualBus},
     },
-    vmx::{Capabilities, Frames, Start, VirtualApic, bitmap::MsrBitmap, controls, virtual_apic},
+    vmx::{Capabilities, Frames, Start, VirtualApic, bitmap::MsrBitmap, controls, posted::Descriptor, virtual_apic},
 };
 
 /// What a guest reads where its bus has no function.
@@ -98,7 +98,11 @@ impl Maker {
             self.service.ports().seat(id, number, seat);
         }
         if options.console && !terminal::open() {
-            log::warn!("guest {}: console=on: no port answers at COM2; what it writes is on COM1 alone", options.name);
+            let (own, console) = (terminal::port(), console::port());
+            log::warn!(
+                "guest {}: console=on: no port answers at {own}; what it writes is on {console} alone",
+                options.name
+            );
         }
         let board = Board::new(bus, options, self.machine.wall_clock());
         let vm = Arc::new(Vm::new(id, options, holdings, windows, board, seats));
@@ -118,14 +122,12 @@ impl Maker {
         for (number, &processor) in processors.iter().enumerate() {
             self.service.ports().settle(id, number as u32, processor);
             let virtual_apic = self.virtual_apic(holdings, (id, number as u32), options, processor)?;
-            if !options.devices.is_empty() {
-                self.service.ports().admit(id, number as u32);
-            }
+            let inbox = self.inbox(holdings, (id, number as u32), options, processor)?;
             let frames = self.frames(holdings, virtual_apic.is_some())?;
             let vpid = VPIDS.fetch_add(1, Ordering::Relaxed);
             let vpid = u16::try_from(vpid).map_err(|_| "too many virtual processors")?;
             let policy = self.policy(options, virtual_apic.is_some());
-            all.push(Parts { number, processor, vpid, frames, virtual_apic, policy });
+            all.push(Parts { number, processor, vpid, frames, virtual_apic, inbox, policy });
         }
         Ok(all)
     }
@@ -205,9 +207,7 @@ impl Maker {
             };
         }
         let ports = self.service.ports();
-        let apic_id = ports.vectors_of(processor).map(Vectors::destination);
-        let destination = apic_id.and_then(|apic_id| ports.notification_destination(apic_id));
-        let destination = destination.ok_or("the processor's APIC ID does not fit into a descriptor")?;
+        let destination = self.notified(processor).ok_or("the processor's APIC ID does not fit into a descriptor")?;
         let virtual_apic = VirtualApic::new(&FRAMES, destination).ok_or("memory ran out")?;
         holdings.frames.extend([(virtual_apic.page(), 1), (virtual_apic.descriptor().address(), 1)]);
         let can_post = ports.can_post();
@@ -218,9 +218,39 @@ impl Maker {
             return Err("storm=: needs posting=off, because posted interrupts pass the hypervisor by uncounted".into());
         }
         if options.posting.unwrap_or(can_post && options.storm.is_none()) {
-            ports.post_to(id, number, virtual_apic.descriptor().address());
+            ports.post_to(id, number, virtual_apic.descriptor().address(), true);
         }
         Ok(Some(virtual_apic))
+    }
+
+    /// The processor as a descriptor names it.
+    fn notified(&self, processor: usize) -> Option<u32> {
+        let ports = self.service.ports();
+        let apic_id = ports.vectors_of(processor).map(Vectors::destination)?;
+        ports.notification_destination(apic_id)
+    }
+
+    /// How devices' interrupts reach the hypervisor that are not posted to the guest: into a descriptor that the hypervisor reads, where
+    /// all units can post; else by vectors of the processor, of which the virtual processor gets a share.
+    fn inbox(
+        &self,
+        holdings: &mut Holdings,
+        (id, number): (GuestId, u32),
+        options: &Options,
+        processor: usize,
+    ) -> Result<Option<Arc<Descriptor>>, String> {
+        let ports = self.service.ports();
+        if options.devices.is_empty() || ports.posts_to(id) {
+            return Ok(None);
+        }
+        let Some(destination) = self.notified(processor).filter(|_| ports.can_post()) else {
+            ports.admit(id, number);
+            return Ok(None);
+        };
+        let inbox = Descriptor::for_hypervisor(&FRAMES, destination).ok_or("memory ran out")?;
+        holdings.frames.push((inbox.address(), 1));
+        ports.post_to(id, number, inbox.address(), false);
+        Ok(Some(Arc::new(inbox)))
     }
 
     fn frames(&self, holdings: &mut Holdings, apicv: bool) -> Result<Frames, String> {
@@ -297,7 +327,7 @@ fn bytes(range: PhysRange) -> &'static [u8] {
 fn map_ecam(ept: &mut Ept, bus: &VirtualBus, windows: &mut Windows) -> Result<(), String> {
     let absent: &ConfigPage = ABSENT.call_once(|| Box::new(ConfigPage::ABSENT));
     for number in 0..ECAM_SIZE / PAGE_SIZE {
-        let page = bus.function(Bdf(number as u16)).map_or(absent, |function| function.config_page());
+        let page = bus.function(Bdf(number as u32)).map_or(absent, |function| function.config_page());
         let gpa = ECAM.checked_add(number * PAGE_SIZE).ok_or("the ECAM window wraps")?;
         let hpa = Hpa::new(page.bytes().as_ptr() as u64);
         ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, Access::Shadow).map_err(text)?;

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     cpu,
     exits::{Devices, EndReason, PvEoi},
+    ims::Attribution,
     vdev::x2apic::Accepted,
     vmx::{Vcpu, VirtualApic, fields, instr, posted::Turn},
 };
@@ -96,6 +97,15 @@ impl VirtualCpu {
         });
     }
 
+    /// Accepts devices' interrupts that units have posted for the hypervisor.
+    pub fn take_posted(&mut self) {
+        let Some(vectors) = self.seat.take_posted() else { return };
+        for vector in vectors {
+            count(&self.seat.counts.posted);
+            self.accept(vector);
+        }
+    }
+
     fn target(&self, vector: u8) -> Target {
         Target { apic_id: self.number as u32, vector }
     }
@@ -103,10 +113,14 @@ impl VirtualCpu {
     /// Looks at slots that are held because they may fire too fast, when it is time.
     pub fn judge(&mut self, now: u64) {
         let (Some(meter), Some(domain)) = (&mut self.meter, &self.vm.holdings.domain) else { return };
-        let Some(Verdict { vector, last }) = meter.verdict(now) else { return };
+        let Some(Verdict { vector, last, passes_by }) = meter.verdict(now) else { return };
         let target = Target { apic_id: self.number as u32, vector };
-        let held = self.vm.holdings.service.sift(domain, target, last, |slot| self.vm.tell_storm(&slot));
-        if held == 0 {
+        let service = self.vm.holdings.service;
+        let tell = |slot: Attribution| self.vm.tell_storm(&slot);
+        if passes_by {
+            return service.block(domain, target, tell);
+        }
+        if service.sift(domain, target, last, tell) == 0 {
             meter.nobody_held();
         }
     }

@@ -9,7 +9,8 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{
     hint::spin_loop,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
 };
 
 use hcall_abi::{DeviceId, Pasid};
@@ -25,15 +26,17 @@ use super::{
     own_interrupt,
     plan::Share,
     ports::MachineService,
+    turns::{Sharer, Turns},
     windows::{Kind, Window},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
-    clock, cpu,
+    clock::{self, poll},
+    cpu,
     ept::Access,
     guest::memory_map::BarAllocator,
     ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
-    memory::{FrameSource, Mmio},
+    memory::{FrameSource, Mmio, Registers},
     pci::{self, Function},
     vdev::{
         pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualFunction},
@@ -43,6 +46,11 @@ use crate::{
 
 /// The only vector that the hypervisor signals: command completions and errors.
 const SIGNALLED: u16 = 0;
+
+/// Ticks between two looks at commands that are under way. A guest can have some without end, and each look ends the slice of another one.
+const LOOKS: u64 = 1_000_000;
+/// What the functions of a guest that leaves get to stop.
+const STOP: Duration = Duration::from_secs(1);
 
 /// A guest's function, by its guest and its name there.
 type Name = (GuestId, DeviceId);
@@ -70,23 +78,26 @@ impl Virtual {
         self.msix_enabled && !self.function_masked && self.bus_master
     }
 
-    /// Its work queue, in the parent's registers.
-    fn queue<'a>(&self, registers: &'a Mmio) -> Queue<'a, Mmio> {
-        Queue {
-            registers,
-            clock: clock::current(),
-            number: self.queue,
-            pasid: self.pasid.value(),
-            first_slot: self.first_slot,
-        }
-    }
-
     /// Signals the vector that is not the device's.
     fn signal(&self, service: &MachineService) {
         if let Some(domain) = &self.domain {
             // A vector without a message that the guest may send waits for one; nobody is told, as for the write itself.
             let _ = service.signal(domain, self.name.1, SIGNALLED);
         }
+    }
+}
+
+impl Sharer for Virtual {
+    fn queue(&self) -> u8 {
+        self.queue
+    }
+
+    fn registers(&mut self) -> &mut VirtualDsa {
+        &mut self.registers
+    }
+
+    fn work_queue<'a, R: Registers>(&self, registers: &'a R) -> Queue<'a, R> {
+        Queue { registers, number: self.queue, pasid: self.pasid.value(), first_slot: self.first_slot }
     }
 }
 
@@ -97,9 +108,11 @@ pub struct Parent {
     registers: Mmio,
     /// By which errors are told of; without it they are found when a guest's function is written to.
     interrupt: Option<OwnEntry>,
-    /// The lock keeps what the device is told and what is known of it together. Those who want it get it in turn: it is held while the
-    /// device carries out commands, so a guest that gives one after another would keep it.
+    /// The lock keeps what the device is told and what is known of it together. Those who want it get it in turn. Nobody holds it while the
+    /// device carries out a command that takes long.
     shares: TicketMutex<Shares>,
+    /// Commands are under way.
+    is_busy: AtomicBool,
 }
 
 /// Who has what of a function.
@@ -110,6 +123,7 @@ struct Shares {
     /// The last of them is leaving: the device has been stopped.
     is_stopped: bool,
     functions: Vec<Virtual>,
+    turns: Turns,
     /// The interrupts by which the device tells of errors.
     burst: Burst,
 }
@@ -178,15 +192,15 @@ impl Parents {
         }
     }
 
-    /// Looks at devices that do not tell of errors, when it is time. To be called again and again, and at [`Self::due`].
+    /// Goes on with guests' commands, and looks at devices that do not tell of errors, when it is time. To be called again and again, and at
+    /// [`Self::due`].
     pub fn poll(&self, service: &MachineService) {
-        if self.masked.load(Ordering::Relaxed) == 0 {
-            return;
-        }
         // Whoever has them looks already, or is soon done.
         let Some(parents) = self.all.try_lock() else { return };
-        for parent in parents.iter() {
+        let is_masked = self.masked.load(Ordering::Relaxed) != 0;
+        for parent in parents.iter().filter(|parent| is_masked || parent.is_busy.load(Ordering::Relaxed)) {
             let Some(mut shares) = parent.shares.try_lock() else { continue };
+            parent.advance(&mut shares, service);
             let (Shares { functions, burst, .. }, now) = (&mut *shares, cpu::tsc());
             if burst.is_due(now) && burst.looked(now, parent.hand_out_events(service, functions)) {
                 self.masked.fetch_sub(1, Ordering::Relaxed);
@@ -199,6 +213,12 @@ impl Parents {
 
     /// When to look again, if it is `now`: guests wait for what the devices do not tell by themselves.
     pub fn due(&self, now: u64) -> Option<u64> {
+        // While the list is locked the answer is "soon".
+        let parents = self.all.try_lock();
+        let is_busy = |parent: &Arc<Parent>| parent.is_busy.load(Ordering::Relaxed);
+        if parents.is_none_or(|parents| parents.iter().any(is_busy)) {
+            return Some(now.saturating_add(LOOKS));
+        }
         (self.masked.load(Ordering::Relaxed) != 0).then(|| now.saturating_add(burst::WINDOW))
     }
 
@@ -226,10 +246,11 @@ impl Parents {
 }
 
 /// What can be shared out of a function: work queues, and slots of its store.
-pub fn capacity(function: &Function) -> Option<(u8, u32)> {
+pub fn capacity(machine: &Machine, function: &Function) -> Option<(u8, u32)> {
     function.pasid?;
-    let registers = assign::registers(function).ok()?;
-    Some((dsa::queues(&registers)?.count, dsa::message_store(&registers)?.slots))
+    assign::look(machine, function, |registers| {
+        Some((dsa::queues(registers)?.count, dsa::message_store(registers)?.slots))
+    })?
 }
 
 impl Parent {
@@ -240,11 +261,12 @@ impl Parent {
         if dsa::has_slow_store(function) {
             return Err(Refusal::NoStore);
         }
-        pci::function::enable(machine.config(), function.bdf);
+        pci::function::enable_memory(machine.config(), function.bdf);
         if !dsa::reset(&registers, clock::current()) {
             return Err(Refusal::Hardware);
         }
         pci::function::set_pasid_enable(machine.config(), function.bdf, pasid, true);
+        pci::function::enable(machine.config(), function.bdf);
         dsa::share_out(&registers, clock::current()).map_err(|error| {
             log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
             Refusal::Hardware
@@ -253,7 +275,8 @@ impl Parent {
         if interrupt.is_some() {
             dsa::tell_errors(&registers, true);
         }
-        Ok(Self { machine, function: function.clone(), registers, interrupt, shares: TicketMutex::default() })
+        let (shares, is_busy) = (TicketMutex::default(), AtomicBool::new(false));
+        Ok(Self { machine, function: function.clone(), registers, interrupt, shares, is_busy })
     }
 
     /// Its place on the machine.
@@ -271,7 +294,7 @@ impl Parent {
         let pasid = pasid_of(queue).ok_or(Refusal::NoRoom)?;
         let descr = self.describe(vectors, room.bars)?;
         let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
-        let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.0);
+        let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
         let [Some(bar0), _, Some(bar2), ..] = descr.bars else { return Err(Refusal::Bar(0)) };
         let slots = u64::from(vectors) * 16;
         let offset = u64::from(store.offset) + u64::from(first_slot) * 16;
@@ -345,17 +368,9 @@ impl Parent {
     pub fn write(&self, name: Name, offset: u64, bytes: u8, value: u64, service: &MachineService) -> Option<()> {
         let mut shares = self.shares.lock();
         let function = shares.function(name)?;
-        let mut queue = function.queue(&self.registers);
-        let effect = function.registers.write(offset, bytes, value, &mut queue);
-        if effect.reset
-            && let Some(domain) = &function.domain
-        {
-            // What cannot be dropped comes when the guest unmasks it: one interrupt too many.
-            let _ = service.drop_pending(domain, name.1);
-        }
-        if effect.signal {
-            function.signal(service);
-        }
+        let effect = function.registers.write(offset, bytes, value);
+        self.apply(function, effect, service);
+        self.advance(&mut shares, service);
         if self.interrupt.is_none() {
             self.hand_out_events(service, &mut shares.functions);
         }
@@ -377,25 +392,25 @@ impl Parent {
     pub fn configure(&self, name: Name, effect: Effect, service: &MachineService) -> Option<()> {
         let mut shares = self.shares.lock();
         let function = shares.function(name)?;
-        let mut queue = function.queue(&self.registers);
         let sent = function.sends();
         match effect {
             Effect::Command { bus_master, .. } => {
                 function.bus_master = bus_master;
-                let stopped = function.registers.set_bus_master(bus_master, &mut queue);
-                self.tell_unless(stopped, function);
+                let effect = function.registers.set_bus_master(bus_master);
+                self.apply(function, effect, service);
             }
             Effect::Msix { enable, function_mask } => {
                 (function.msix_enabled, function.function_masked) = (enable, function_mask);
             }
             Effect::Reset => {
                 (function.bus_master, function.msix_enabled, function.function_masked) = (false, false, false);
-                let stopped = function.registers.reset_function(&mut queue);
-                self.tell_unless(stopped, function);
+                let effect = function.registers.reset_function();
                 if let Some(domain) = &function.domain {
                     // What cannot be dropped comes when the guest unmasks it: one interrupt too many.
                     let _ = service.function_reset(domain, name.1);
                 }
+                self.apply(function, effect, service);
+                self.advance(&mut shares, service);
                 return Some(());
             }
             // BARs stay where they are.
@@ -406,12 +421,31 @@ impl Parent {
         {
             let _ = service.mask_table(domain, name.1, sent);
         }
+        self.advance(&mut shares, service);
         Some(())
     }
 
-    /// Says once of a function that its queue does not stop.
-    fn tell_unless(&self, stopped: bool, function: &mut Virtual) {
-        if !stopped && !core::mem::replace(&mut function.told, true) {
+    /// Goes on with the functions' commands.
+    fn advance(&self, shares: &mut Shares, service: &MachineService) {
+        let Shares { functions, turns, .. } = shares;
+        let done = |function: &mut Virtual, effect| self.apply(function, effect, service);
+        let more = turns.advance(&self.registers, clock::current(), functions, done);
+        self.is_busy.store(more, Ordering::Relaxed);
+    }
+
+    /// Does what a change of a function's registers leaves to be done.
+    fn apply(&self, function: &mut Virtual, effect: vdsa::Effect, service: &MachineService) {
+        if effect.reset
+            && let Some(domain) = &function.domain
+        {
+            // What cannot be dropped comes when the guest unmasks it: one interrupt too many.
+            let _ = service.drop_pending(domain, function.name.1);
+        }
+        if effect.signal {
+            function.signal(service);
+        }
+        // Its guest can bring that about again and again.
+        if effect.is_stuck && !core::mem::replace(&mut function.told, true) {
             log::error!("{}: a work queue that has to stop does not", self.function.bdf);
         }
     }
@@ -437,17 +471,27 @@ impl Parent {
     }
 
     /// Stops what a guest's functions do: before their interrupts and the guest's memory are taken away.
-    pub fn quiesce(&self, guest: GuestId) {
-        let Shares { guests, is_stopped, functions, .. } = &mut *self.shares.lock();
-        if *guests == [guest] {
-            *is_stopped = true;
-            return self.stop();
-        }
-        for function in functions.iter_mut().filter(|function| function.name.0 == guest) {
-            let mut queue = function.queue(&self.registers);
-            if !function.registers.set_bus_master(false, &mut queue) {
-                log::error!("{}: a work queue that has to stop does not", self.function.bdf);
+    pub fn quiesce(&self, guest: GuestId, service: &MachineService) {
+        {
+            let Shares { guests, is_stopped, functions, .. } = &mut *self.shares.lock();
+            if *guests == [guest] {
+                *is_stopped = true;
+                return self.stop();
             }
+            for function in functions.iter_mut().filter(|function| function.name.0 == guest) {
+                let effect = function.registers.set_bus_master(false);
+                self.apply(function, effect, service);
+            }
+        }
+        // Others' commands go on meanwhile, between two looks.
+        let have_stopped = || {
+            let mut shares = self.shares.lock();
+            self.advance(&mut shares, service);
+            let mut own = shares.functions.iter().filter(|function| function.name.0 == guest);
+            own.all(|function| !function.registers.is_busy())
+        };
+        if !poll(clock::current(), STOP, have_stopped) {
+            log::error!("{}: a work queue that has to stop does not", self.function.bdf);
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     board::Board,
     faults::attributed,
     holdings::Holdings,
-    seat::{Seat, sum_of_exits},
+    seat::{Seat, count, sum_of_exits},
     windows::Windows,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     ims::{Attribution, GuestId},
     memory::Ram,
     vdev::x2apic::{Delivery, Ipi},
-    vmx::exit::Reason,
+    vmx::reason::Reason,
 };
 
 /// Slots that fired too fast that are told of, of a guest.
@@ -47,7 +47,7 @@ struct Life {
 
 /// A guest. Each of its virtual processors holds it; the last one to leave gives back what it held.
 ///
-/// Locks, each taken alone but for the console's below the board's: `life` (commands and the end: rare), `board` (ports and
+/// Locks, each taken alone but for the console's below the board's, and the others below `modifying`: `life` (commands and the end: rare), `board` (ports and
 /// configuration space), and the functions' in [`Holdings`] (their command registers). A trapped write of a store, a hypercall (but
 /// `Enable`, which changes what the bus shows) and an interrupt between virtual processors take none of them.
 pub struct Vm {
@@ -65,6 +65,8 @@ pub struct Vm {
     pub has_terminal: bool,
     /// Its console and its PCI bus.
     pub board: Mutex<Board>,
+    /// Held by who reads and writes in one step what is no store.
+    pub modifying: Mutex<()>,
     seats: Vec<Arc<Seat>>,
     life: Mutex<Life>,
     ending: AtomicBool,
@@ -94,6 +96,7 @@ impl Vm {
             holdings,
             windows,
             board: Mutex::new(board),
+            modifying: Mutex::new(()),
             seats,
             life: Mutex::new(Life { stopped, commands, reason: None }),
             ending: AtomicBool::new(false),
@@ -249,6 +252,13 @@ impl Vm {
             log::error!("guest {}: {why}", self.name);
         }
         self.report_exits();
+        // What came too late for its virtual processor.
+        for seat in &self.seats {
+            for _ in seat.take_posted().into_iter().flatten() {
+                count(&seat.counts.posted);
+                count(&seat.counts.dropped);
+            }
+        }
         let sum = |counter: fn(&Seat) -> u64| self.seats.iter().map(|seat| counter(seat)).sum::<u64>();
         let domain = self.holdings.domain.as_ref().map(|domain| domain.counters()).unwrap_or_default();
         // Posted interrupts pass the hypervisor by: nobody there could count them.
@@ -258,10 +268,11 @@ impl Vm {
             format!("delivered={}", sum(|seat| seat.counts.delivered.load(Ordering::Relaxed)))
         };
         event!(
-            "interrupts guest={} {delivered} merged={} dropped={} hypercalls={} trapped_writes={} refused={}",
+            "interrupts guest={} {delivered} merged={} dropped={} from_descriptors={} hypercalls={} trapped_writes={} refused={}",
             self.id.0,
             sum(|seat| seat.counts.merged.load(Ordering::Relaxed)),
             sum(|seat| seat.counts.dropped.load(Ordering::Relaxed)),
+            sum(|seat| seat.counts.posted.load(Ordering::Relaxed)),
             domain.hypercalls,
             domain.trapped_writes,
             domain.refused

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use hcall_abi::DeviceId;
 
 use crate::{
-    addr::{Gpa, Hpa},
+    addr::{Gpa, Hpa, PAGE_SIZE},
     ims::StoreName,
 };
 
@@ -41,6 +41,8 @@ pub struct Registers {
     pub base: Hpa,
     /// Whether the window is the page of the device's commands.
     pub commands: bool,
+    /// Whether writes reach the device. They do not where it keeps pending bits.
+    pub writable: bool,
 }
 
 /// A range of guest-physical addresses.
@@ -54,7 +56,7 @@ pub struct Window {
     pub kind: Kind,
 }
 
-/// All windows of a guest. They do not overlap; the first that holds an address counts.
+/// All windows of a guest. Where some overlap, the first one counts.
 #[derive(Debug, Default)]
 pub struct Windows(Vec<Window>);
 
@@ -66,6 +68,15 @@ impl Windows {
     /// registers uncached and of a device whose DMA is confined to the guest.
     pub unsafe fn add(&mut self, window: Window) {
         self.0.push(window);
+    }
+
+    /// Whether a store has a part of the page at `page`.
+    pub fn has_store_at(&self, page: Gpa) -> bool {
+        let end = page.as_u64().saturating_add(PAGE_SIZE);
+        self.0.iter().filter(|window| matches!(window.kind, Kind::Store { .. })).any(|window| {
+            let start = window.start.as_u64();
+            start < end && start.saturating_add(window.len) > page.as_u64()
+        })
     }
 
     /// The window that holds `gpa`, and the offset in it.
@@ -93,5 +104,17 @@ mod tests {
         for gpa in [0, 0xfff, 0x2000, 0x4400, u64::MAX] {
             assert_eq!(windows.find(Gpa::new(gpa)), None, "{gpa:#x}");
         }
+    }
+
+    #[test]
+    fn a_page_is_a_stores_if_any_byte_of_it_is() {
+        let mut windows = Windows::default();
+        let kind = Kind::Store { device: DeviceId(8), name: StoreName::Msix, shadow: Hpa::new(0) };
+        // SAFETY: nobody reads the shadow.
+        unsafe { windows.add(Window { start: Gpa::new(0x2ff0), len: 0x20, kind }) };
+        // SAFETY: this kind has no memory behind it.
+        unsafe { windows.add(Window { start: Gpa::new(0x5000), len: 0x20, kind: Kind::Ecam }) };
+        let pages = (0..7).map(|n| n * PAGE_SIZE).filter(|page| windows.has_store_at(Gpa::new(*page)));
+        assert_eq!(pages.collect::<Vec<_>>(), [0x2000, 0x3000]);
     }
 }

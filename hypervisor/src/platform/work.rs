@@ -132,7 +132,7 @@ impl Work {
                 self.refuse(index, why);
             }
         }
-        let free = FRAMES.free_bytes();
+        let free = FRAMES.free_bytes() + heap::grown();
         self.go.store(true, Ordering::Release);
         self.share(0, processor);
         while self.done.load(Ordering::Acquire) < followers {
@@ -220,7 +220,7 @@ impl Work {
     /// Who gets what. What guests can have the hypervisor allocate is allocated with it: the heap is full for nobody.
     fn plan(&self) -> Plans {
         let plans = plans(self.machine, self.service.ports(), &self.modules, &self.fit.lock());
-        let heap: u64 = plans.iter().flatten().map(Plan::heap_bytes).sum();
+        let heap: u64 = plans.iter().flatten().map(|plan| plan.heap_bytes(self.machine)).sum();
         if heap::extend(&FRAMES, heap) {
             return plans;
         }
@@ -248,7 +248,8 @@ impl Work {
             waits += statistics.waits;
             faults += statistics.faults;
         }
-        let free = FRAMES.free_bytes();
+        // What the heap has grown by is no guest's.
+        let free = FRAMES.free_bytes() + heap::grown();
         let kept = free_before.saturating_sub(free) >> 10;
         let vectors: usize = ports.vectors().iter().map(|vectors| vectors.used()).sum();
         event!(

@@ -423,7 +423,7 @@ impl VirtualBus {
 
     /// Which register of which function an offset in the ECAM window is.
     pub const fn ecam(offset: u64) -> (Bdf, u16) {
-        (Bdf((offset >> 12) as u16), (offset & 0xfff) as u16)
+        (Bdf((offset >> 12) as u32 & 0xffff), (offset & 0xfff) as u16)
     }
 
     /// Reads `width` (1, 2 or 4) bytes. All ones where nothing is, and for a read that is not aligned.
@@ -471,7 +471,7 @@ impl VirtualBus {
         if self.address >> 31 == 0 {
             return None;
         }
-        Some((Bdf((self.address >> 8) as u16), (self.address & 0xfc) as u16 | port & 3))
+        Some((Bdf(self.address >> 8 & 0xffff), (self.address & 0xfc) as u16 | port & 3))
     }
 }
 

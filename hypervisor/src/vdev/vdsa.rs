@@ -7,19 +7,24 @@
 //! The registers are a page that always holds what a read must return, to be mapped read-only into the guest; writes come through
 //! [`VirtualDsa::write`].
 
+mod commands;
 pub mod spec;
 
 use alloc::{boxed::Box, vec, vec::Vec};
 
 use bit_field::BitField;
 
-use self::spec::{
-    CMD, CMD_INTERRUPT, CMD_MASK, CMD_OPERAND, CMD_RESERVED, CMD_SHIFT, CMDCAP, CMDSTS, CMDSTS_RESULT_SHIFT, ENGCAP,
-    GENCAP, GENCAP_BATCH, GENCAP_TRANSFER, GENCTRL, GENCTRL_ERROR, GENCTRL_HALT, GENSTS, GROUP_ENGINES, GRPCAP,
-    INTCAUSE, INTCAUSE_COMMAND, INTCAUSE_ERROR, INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_PERMISSIONS,
-    OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_ENABLED, QUEUE_LIMITS, QUEUE_MODE, QUEUE_STATE, SWERR,
-    SWERR_OVERFLOW, SWERR_PASID, SWERR_QUEUE, SWERR_VALID, TABLE_OFFSETS, VERSION, WQCAP, command, error,
+use self::{
+    commands::{COMMANDS, Work},
+    spec::{
+        CMD, CMDCAP, CMDSTS, ENGCAP, GENCAP, GENCAP_BATCH, GENCAP_COMMANDS, GENCAP_TRANSFER, GENCTRL, GENCTRL_ERROR,
+        GENCTRL_HALT, GENSTS, GROUP_ENGINES, GRPCAP, INTCAUSE, INTCAUSE_ERROR, INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS,
+        OFFSET_PERMISSIONS, OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_ENABLED, QUEUE_LIMITS,
+        QUEUE_MODE, QUEUE_STATE, SWERR, SWERR_OVERFLOW, SWERR_PASID, SWERR_QUEUE, SWERR_VALID, TABLE_OFFSETS, VERSION,
+        WQCAP,
+    },
 };
+pub use commands::{Outcome, Step};
 
 /// Where things lie in BAR 0: registers with the configuration of groups and work queues, pending bits, MSI-X permissions, MSI-X table.
 /// Each has pages of its own.
@@ -39,31 +44,17 @@ pub const BAR2_SIZE: u64 = 0x4000;
 const GROUPS: usize = 0x400;
 const QUEUES: usize = 0x500;
 
-/// GENCAP: overlapping copies, cache control for memory and for flushes, CMDCAP, largest transfer, largest batch. What is not here is
-/// not offered: blocking on page faults, configuration, a message store.
-const GENCAP_OFFERED: u64 = 0b1_1110 | 0x1f << 16 | 0xf << 21;
+/// GENCAP: overlapping copies, cache control for memory and for flushes are the parent's. CMDCAP is there in any case, because a vector's
+/// handle is a slot of the parent's, hardly ever the vector's own number: it has to be asked for, whether the parent has handles or not.
+/// What is not offered: blocking on page faults, configuration, a message store.
+const GENCAP_PARENTS: u64 = 0b1110;
+/// The largest transfer and the largest batch, as powers of two: what Linux's driver takes by default (`WQ_DEFAULT_MAX_XFER`,
+/// `WQ_DEFAULT_MAX_BATCH`). The parent carries out one command for all functions at a time, and one that drains a queue takes as long
+/// as what is in it, so this bounds how long the others' commands wait.
+const MOST: (u64, u64) = (21, 5);
 /// WQCAP: one queue whose configuration has 64 bytes, dedicated.
 const WQCAP_ONE: u64 = 1 << 16 | 1 << 24 | 1 << 49;
 const GENCTRL_WRITABLE: u32 = GENCTRL_ERROR | GENCTRL_HALT;
-/// CMDCAP: not the commands that name PASIDs, which are the hypervisor's.
-const COMMANDS: u32 = 0x7fe | 1 << command::REQUEST_INT_HANDLE | 1 << command::RELEASE_INT_HANDLE;
-
-/// The work queue that the parent function has dedicated to the virtual function. An error is what the parent's command ended with.
-pub trait WorkQueue {
-    /// Enables it.
-    fn enable(&mut self) -> Result<(), u8>;
-    /// Waits until what is in it is done.
-    fn drain(&mut self) -> Result<(), u8>;
-    /// Gives up what is in it.
-    fn abort(&mut self) -> Result<(), u8>;
-    /// Disables it, when what is in it is done.
-    fn disable(&mut self) -> Result<(), u8>;
-    /// What a descriptor says to raise a vector's slot.
-    fn request_handle(&mut self, vector: u16) -> Result<u16, u8>;
-    /// Gives that back.
-    fn release_handle(&mut self, handle: u16) -> Result<(), u8>;
-}
-
 /// What is fixed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -88,6 +79,27 @@ pub struct Effect {
     pub reset: bool,
     /// Vector 0 is to be signalled.
     pub signal: bool,
+    /// The queue had to stop, and the parent has not stopped it.
+    pub is_stuck: bool,
+}
+
+impl Effect {
+    /// Both.
+    const fn and(self, other: Self) -> Self {
+        Self {
+            reset: self.reset || other.reset,
+            signal: self.signal || other.signal,
+            is_stuck: self.is_stuck || other.is_stuck,
+        }
+    }
+}
+
+/// What a descriptor says to raise a vector's slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Handle {
+    number: u16,
+    /// The guest has it. One that the guest does not have any more is kept, and need not be asked for again.
+    is_out: bool,
 }
 
 /// A virtual function.
@@ -102,12 +114,10 @@ pub struct VirtualDsa {
     command: u32,
     command_status: u32,
     errors: [u64; 4],
-    /// The handles that are out, by their vectors.
-    handles: Vec<Option<u16>>,
+    /// The handles that the parent has said, by their vectors.
+    handles: Vec<Option<Handle>>,
+    work: Work,
 }
-
-/// What a command gives back: the result, or the error.
-type Outcome = Result<u16, u8>;
 
 impl VirtualDsa {
     /// As after reset.
@@ -124,6 +134,7 @@ impl VirtualDsa {
             command_status: 0,
             errors: [0; 4],
             handles: vec![None; shape.vectors.into()],
+            work: Work::default(),
         };
         new.show_capabilities();
         new.show();
@@ -154,7 +165,10 @@ impl VirtualDsa {
     fn show_capabilities(&mut self) {
         let Shape { gencap, opcap, queue_size, .. } = self.shape;
         self.put(VERSION, 0x100);
-        self.put(GENCAP, gencap & GENCAP_OFFERED);
+        let (transfer, batch) = largest(gencap);
+        let mut own = gencap & GENCAP_PARENTS | 1 << GENCAP_COMMANDS;
+        own.set_bits(GENCAP_TRANSFER, transfer).set_bits(GENCAP_BATCH, batch);
+        self.put(GENCAP, own);
         self.put(WQCAP, WQCAP_ONE | u64::from(queue_size));
         self.put(GRPCAP, 1);
         self.put(ENGCAP, 1);
@@ -189,191 +203,28 @@ impl VirtualDsa {
     }
 
     /// The guest wrote `bytes` bytes at `offset` of the page. Only aligned writes of 4 and 8 bytes do anything, as in the device.
-    pub fn write(&mut self, offset: u64, bytes: u8, value: u64, queue: &mut impl WorkQueue) -> Effect {
+    pub fn write(&mut self, offset: u64, bytes: u8, value: u64) -> Effect {
         let mut effect = Effect::default();
         if matches!(bytes, 4 | 8) && offset.is_multiple_of(bytes.into()) {
             let offset = offset as usize;
-            effect = self.write32(offset, value as u32, queue);
+            effect = self.write32(offset, value as u32);
             if bytes == 8 {
-                let upper = self.write32(offset + 4, (value >> 32) as u32, queue);
-                effect = Effect { reset: effect.reset || upper.reset, signal: effect.signal || upper.signal };
+                effect = effect.and(self.write32(offset + 4, (value >> 32) as u32));
             }
             self.show();
         }
         effect
     }
 
-    fn write32(&mut self, offset: usize, value: u32, queue: &mut impl WorkQueue) -> Effect {
+    fn write32(&mut self, offset: usize, value: u32) -> Effect {
         match offset {
             GENCTRL => self.genctrl = value & GENCTRL_WRITABLE,
             INTCAUSE => self.intcause &= !value,
             SWERR => self.errors[0] &= !(u64::from(value) & (SWERR_VALID | SWERR_OVERFLOW)),
-            CMD => return self.command(value, queue),
+            CMD => return self.take_command(value),
             _ => {}
         }
         Effect::default()
-    }
-
-    fn command(&mut self, value: u32, queue: &mut impl WorkQueue) -> Effect {
-        let number = value >> CMD_SHIFT & CMD_MASK;
-        let known = value & CMD_RESERVED == 0 && COMMANDS >> number & 1 != 0;
-        let outcome = if known { self.carry_out(number, value & CMD_OPERAND, queue) } else { Err(error::INVAL_CMD) };
-        self.command = value;
-        self.command_status = match outcome {
-            Ok(result) => u32::from(result) << CMDSTS_RESULT_SHIFT,
-            Err(error) => error.into(),
-        };
-        let signal = value & CMD_INTERRUPT != 0;
-        if signal {
-            self.intcause |= INTCAUSE_COMMAND;
-        }
-        Effect { reset: number == command::RESET_DEVICE && outcome.is_ok(), signal }
-    }
-
-    fn carry_out(&mut self, number: u32, operand: u32, queue: &mut impl WorkQueue) -> Outcome {
-        match number {
-            command::ENABLE_DEVICE => self.enable_device(),
-            command::RESET_DEVICE => self.reset(queue),
-            command::DISABLE_DEVICE | command::DRAIN_ALL | command::ABORT_ALL if !self.enabled => {
-                Err(error::DIS_DEV_EN)
-            }
-            command::DISABLE_DEVICE => {
-                self.disable_queue(queue)?;
-                self.enabled = false;
-                Ok(0)
-            }
-            command::DRAIN_ALL => self.if_queue_enabled(|| queue.drain()),
-            command::ABORT_ALL => self.if_queue_enabled(|| queue.abort()),
-            command::ENABLE_WQ => self.enable_queue(operand, queue),
-            command::REQUEST_INT_HANDLE => self.request_handle(operand, queue),
-            command::RELEASE_INT_HANDLE => self.release_handle(operand, queue),
-            _ => self.selected_queue(number, operand, queue),
-        }
-    }
-
-    fn enable_device(&mut self) -> Outcome {
-        if self.enabled {
-            return Err(error::DEV_ENABLED);
-        }
-        if !self.bus_master {
-            return Err(error::BUSMASTER_EN);
-        }
-        self.enabled = true;
-        Ok(0)
-    }
-
-    fn enable_queue(&mut self, operand: u32, queue: &mut impl WorkQueue) -> Outcome {
-        if !self.enabled {
-            return Err(error::DEV_NOTEN);
-        }
-        if operand != 0 {
-            return Err(error::INVAL_WQIDX);
-        }
-        if self.queue_enabled {
-            return Err(error::WQ_ENABLED);
-        }
-        queue.enable()?;
-        self.queue_enabled = true;
-        Ok(0)
-    }
-
-    /// Disable, drain, abort or reset the queues in the operand: a mask in 15:0 of the sixteen that 19:16 selects. There is one.
-    fn selected_queue(&mut self, number: u32, operand: u32, queue: &mut impl WorkQueue) -> Outcome {
-        if operand != 1 {
-            return Err(error::INVAL_WQIDX);
-        }
-        if !self.queue_enabled {
-            return Err(error::DEV_NOT_EN);
-        }
-        match number {
-            command::DRAIN_WQ => queue.drain()?,
-            command::ABORT_WQ => queue.abort()?,
-            command::RESET_WQ => {
-                unless_so(queue.abort(), error::DEV_NOT_EN)?;
-                self.disable_queue(queue)?;
-            }
-            command::DISABLE_WQ => self.disable_queue(queue)?,
-            _ => return Err(error::INVAL_CMD),
-        }
-        Ok(0)
-    }
-
-    fn if_queue_enabled(&self, what: impl FnOnce() -> Result<(), u8>) -> Outcome {
-        if self.queue_enabled {
-            what()?;
-        }
-        Ok(0)
-    }
-
-    fn disable_queue(&mut self, queue: &mut impl WorkQueue) -> Result<(), u8> {
-        if self.queue_enabled {
-            unless_so(queue.disable(), error::DEV_NOT_EN)?;
-            self.queue_enabled = false;
-        }
-        Ok(())
-    }
-
-    /// Everything but the bus master bit, which is not the device's.
-    fn reset(&mut self, queue: &mut impl WorkQueue) -> Outcome {
-        self.stop(queue)?;
-        (self.genctrl, self.intcause, self.errors) = (0, 0, [0; 4]);
-        for handle in self.handles.iter_mut().filter_map(Option::take) {
-            unless_so(queue.release_handle(handle), error::INVAL_INT_IDX)?;
-        }
-        Ok(0)
-    }
-
-    /// A function level reset: nothing is left of what the guest has done with the function. Returns whether its queue has stopped.
-    pub fn reset_function(&mut self, queue: &mut impl WorkQueue) -> bool {
-        self.bus_master = false;
-        let stopped = self.stop(queue).is_ok();
-        (self.genctrl, self.intcause, self.errors) = (0, 0, [0; 4]);
-        (self.command, self.command_status) = (0, 0);
-        // One that the device does not take back can be had again all the same. A device that does not answer is not asked for each of
-        // them: that would take minutes.
-        let _ = self
-            .handles
-            .iter()
-            .flatten()
-            .try_for_each(|handle| unless_so(queue.release_handle(*handle), error::INVAL_INT_IDX));
-        self.handles.fill(None);
-        self.show();
-        stopped
-    }
-
-    fn stop(&mut self, queue: &mut impl WorkQueue) -> Result<(), u8> {
-        if self.queue_enabled {
-            unless_so(queue.abort(), error::DEV_NOT_EN)?;
-        }
-        self.disable_queue(queue)?;
-        self.enabled = false;
-        Ok(())
-    }
-
-    /// The guest has set or cleared the function's bus master bit. Without it the function sends no requests (PCIe 7.5.1.1.3), which its
-    /// parent cannot know: so it stops. Returns whether it is as the guest wants it.
-    pub fn set_bus_master(&mut self, on: bool, queue: &mut impl WorkQueue) -> bool {
-        self.bus_master = on;
-        let stopped = on || self.stop(queue).is_ok();
-        self.show();
-        stopped
-    }
-
-    /// The handle of the vector's slot in the parent, which takes it from this function alone. Vector 0 has none.
-    fn request_handle(&mut self, operand: u32, queue: &mut impl WorkQueue) -> Outcome {
-        let vector = u16::try_from(operand).ok().filter(|vector| *vector != 0).ok_or(error::INVAL_INT_IDX)?;
-        let place = self.handles.get_mut(usize::from(vector)).ok_or(error::INVAL_INT_IDX)?;
-        let handle = queue.request_handle(vector)?;
-        *place = Some(handle);
-        Ok(handle)
-    }
-
-    fn release_handle(&mut self, operand: u32, queue: &mut impl WorkQueue) -> Outcome {
-        let handle = u16::try_from(operand).map_err(|_| error::INVAL_INT_IDX)?;
-        let place = self.handles.iter_mut().find(|place| **place == Some(handle)).ok_or(error::INVAL_INT_IDX)?;
-        queue.release_handle(handle)?;
-        *place = None;
-        Ok(0)
     }
 
     /// The parent has revoked interrupt handles: the guest has to ask again for those it has.
@@ -399,14 +250,15 @@ impl VirtualDsa {
     }
 }
 
-/// [`spec::QUEUE_LIMITS`] of a queue with the largest transfer and the largest batch that a device with this GENCAP has.
-pub fn queue_limits(gencap: u64) -> u32 {
-    gencap.get_bits(GENCAP_TRANSFER) as u32 | (gencap.get_bits(GENCAP_BATCH) as u32) << 5
+/// The largest transfer and the largest batch of a function whose parent has this GENCAP, as powers of two.
+fn largest(gencap: u64) -> (u64, u64) {
+    (gencap.get_bits(GENCAP_TRANSFER).min(MOST.0), gencap.get_bits(GENCAP_BATCH).min(MOST.1))
 }
 
-/// What is undone already, as this error says, need not be undone: the parent may have finished late, when it was not waited for any more.
-fn unless_so(result: Result<(), u8>, error: u8) -> Result<(), u8> {
-    if result == Err(error) { Ok(()) } else { result }
+/// [`spec::QUEUE_LIMITS`] of a function's queue: the largest transfer and the largest batch that it offers.
+pub fn queue_limits(gencap: u64) -> u32 {
+    let (transfer, batch) = largest(gencap);
+    transfer as u32 | (batch as u32) << 5
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod registers;
 mod timer;
 
+pub use self::registers::SELF_IPI;
 use self::timer::{Mode, Timer};
 use super::{Gp, vectors::VectorSet};
 

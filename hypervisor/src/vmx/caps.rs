@@ -5,11 +5,12 @@ use core::fmt;
 use x86::msr::{self, rdmsr};
 
 use super::controls::{
-    DEBUG_CONTROLS, ENTRY_IA32E, ENTRY_PAT_EFER, EXIT_ACK_INTERRUPT, EXIT_HOST_64, EXIT_PAT_EFER, EXIT_SAVE_TIMER,
-    PIN_EXTERNAL_INTERRUPT, PIN_NMI, PIN_POSTED, PIN_PREEMPTION_TIMER, PIN_VIRTUAL_NMIS, PRIMARY_CR3, PRIMARY_CR8,
-    PRIMARY_HLT, PRIMARY_INTERRUPT_WINDOW, PRIMARY_IO, PRIMARY_MONITOR, PRIMARY_MSR_BITMAPS, PRIMARY_MWAIT,
-    PRIMARY_NMI_WINDOW, PRIMARY_RDPMC, PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW, PRIMARY_TSC_OFFSETTING, SECONDARY_APICV,
-    SECONDARY_EPT, SECONDARY_INVPCID, SECONDARY_RDTSCP, SECONDARY_UNRESTRICTED, SECONDARY_VPID, SECONDARY_WBINVD,
+    Controls, DEBUG_CONTROLS, ENTRY_IA32E, ENTRY_PAT_EFER, EXIT_ACK_INTERRUPT, EXIT_HOST_64, EXIT_PAT_EFER,
+    EXIT_SAVE_TIMER, PIN_EXTERNAL_INTERRUPT, PIN_NMI, PIN_POSTED, PIN_PREEMPTION_TIMER, PIN_VIRTUAL_NMIS, PRIMARY_CR3,
+    PRIMARY_CR8, PRIMARY_HLT, PRIMARY_INTERRUPT_WINDOW, PRIMARY_IO, PRIMARY_MONITOR, PRIMARY_MSR_BITMAPS,
+    PRIMARY_MWAIT, PRIMARY_NMI_WINDOW, PRIMARY_RDPMC, PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW, PRIMARY_TSC_OFFSETTING,
+    SECONDARY_APICV, SECONDARY_ENCLS, SECONDARY_EPT, SECONDARY_INVPCID, SECONDARY_RDTSCP, SECONDARY_UNRESTRICTED,
+    SECONDARY_VPID, SECONDARY_WBINVD,
 };
 use crate::cpu::bits::{cr0, cr4};
 
@@ -237,6 +238,21 @@ impl Capabilities {
         }
         Ok(capabilities)
     }
+
+    /// The controls of a virtual processor whose local APIC the processor keeps (`virtualised`), or the hypervisor: SDM vol. 3, 26.6.8
+    /// and 31.1. With the former MONITOR and MWAIT do not exit: a guest whose interrupts come without exits idles without one.
+    pub const fn controls(&self, virtualised: bool) -> Controls {
+        let Self { pin, primary, secondary, .. } = *self;
+        if !virtualised {
+            return Controls { pin, primary, secondary };
+        }
+        let off = PRIMARY_CR8 | PRIMARY_MONITOR | PRIMARY_MWAIT;
+        Controls {
+            pin: pin | PIN_POSTED,
+            primary: primary & !off | PRIMARY_TPR_SHADOW,
+            secondary: secondary | SECONDARY_APICV,
+        }
+    }
 }
 
 fn choose_pin(allowed: Allowed) -> Result<u32, Refusal> {
@@ -282,7 +298,7 @@ fn choose_secondary(allowed: Allowed) -> Result<u32, Refusal> {
             (SECONDARY_VPID, "VPID"),
             (SECONDARY_WBINVD, "WBINVD exiting"),
         ],
-        SECONDARY_RDTSCP | SECONDARY_INVPCID,
+        SECONDARY_RDTSCP | SECONDARY_INVPCID | SECONDARY_ENCLS,
         &[],
     )
 }
@@ -340,12 +356,13 @@ pub unsafe fn unlock_feature_control() {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const ALL: u64 = 0xffff_ffff_0000_0000;
 
-    fn good() -> Raw {
+    /// A processor that has every control.
+    pub fn good() -> Raw {
         Raw {
             vmx: true,
             feature_control: 5,

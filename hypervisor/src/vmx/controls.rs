@@ -48,6 +48,8 @@ pub const SECONDARY_VPID: u32 = 1 << 5;
 pub const SECONDARY_WBINVD: u32 = 1 << 6;
 /// Secondary: unrestricted guest.
 pub const SECONDARY_UNRESTRICTED: u32 = 1 << 7;
+/// Secondary: ENCLS exiting.
+pub const SECONDARY_ENCLS: u32 = 1 << 15;
 /// Secondary: enable INVPCID.
 pub const SECONDARY_INVPCID: u32 = 1 << 12;
 /// VM exit: save debug controls (DR7, IA32_DEBUGCTL). VM entry: load them.
@@ -64,3 +66,14 @@ pub const EXIT_SAVE_TIMER: u32 = 1 << 22;
 pub const ENTRY_IA32E: u32 = 1 << 9;
 /// VM entry: load IA32_PAT and IA32_EFER.
 pub const ENTRY_PAT_EFER: u32 = 1 << 14 | 1 << 15;
+
+/// The words of controls that say what exits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Controls {
+    /// Pin-based.
+    pub pin: u32,
+    /// Primary processor-based.
+    pub primary: u32,
+    /// Secondary processor-based.
+    pub secondary: u32,
+}

@@ -1,68 +1,7 @@
 //! VM exits as values: SDM vol. 3, 29.2 and appendix C.
 
-use super::{fields, instr::vmread};
+use super::{fields, instr::vmread, reason::Reason};
 use crate::addr::{Gpa, Gva};
-
-macro_rules! reasons {
-    ($($name:ident = $number:literal, $text:literal;)+) => {
-        /// Basic exit reasons that the hypervisor knows: SDM vol. 3, appendix C.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[repr(u16)]
-        #[allow(missing_docs, reason = "the names are the manual's")]
-        pub enum Reason { $($name = $number,)+ }
-
-        impl Reason {
-            /// The reason with this number.
-            pub const fn from_number(number: u16) -> Option<Self> {
-                match number { $($number => Some(Self::$name),)+ _ => None }
-            }
-
-            /// Its name, as a report writes it.
-            pub const fn name(number: u16) -> &'static str {
-                match number { $($number => $text,)+ _ => "other" }
-            }
-        }
-    };
-}
-
-reasons! {
-    ExceptionOrNmi = 0, "exception";
-    ExternalInterrupt = 1, "external-interrupt";
-    TripleFault = 2, "triple-fault";
-    InterruptWindow = 7, "interrupt-window";
-    NmiWindow = 8, "nmi-window";
-    TaskSwitch = 9, "task-switch";
-    Cpuid = 10, "cpuid";
-    Hlt = 12, "hlt";
-    Invd = 13, "invd";
-    Rdpmc = 15, "rdpmc";
-    Vmcall = 18, "vmcall";
-    Vmclear = 19, "vmx-instruction";
-    Vmlaunch = 20, "vmx-instruction";
-    Vmptrld = 21, "vmx-instruction";
-    Vmptrst = 22, "vmx-instruction";
-    Vmread = 23, "vmx-instruction";
-    Vmresume = 24, "vmx-instruction";
-    Vmwrite = 25, "vmx-instruction";
-    Vmxoff = 26, "vmx-instruction";
-    Vmxon = 27, "vmx-instruction";
-    ControlRegister = 28, "control-register";
-    Io = 30, "io";
-    Rdmsr = 31, "rdmsr";
-    Wrmsr = 32, "wrmsr";
-    EntryGuestState = 33, "entry-failure";
-    EntryMsrLoading = 34, "entry-failure";
-    Mwait = 36, "mwait";
-    Monitor = 39, "monitor";
-    EntryMachineCheck = 41, "entry-failure";
-    EptViolation = 48, "ept-violation";
-    EptMisconfiguration = 49, "ept-misconfiguration";
-    Invept = 50, "vmx-instruction";
-    PreemptionTimer = 52, "preemption-timer";
-    Invvpid = 53, "vmx-instruction";
-    Wbinvd = 54, "wbinvd";
-    Xsetbv = 55, "xsetbv";
-}
 
 /// An event as VM exits and entries write it: SDM vol. 3, table 26-16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +57,15 @@ impl Event {
     /// Whether an instruction of the guest caused it: then VM entry wants that instruction's length.
     pub const fn is_software(self) -> bool {
         self.kind() >= EventKind::SoftwareInterrupt as u32
+    }
+
+    /// Whether it is a fault: the instruction that caused it is executed again. #DB can be one, whose RFLAGS the processor has set right
+    /// before it exited; #DF and #MC are aborts (SDM vol. 3, table 7-1).
+    pub const fn is_fault(self) -> bool {
+        const DB: u8 = 1;
+        const DF: u8 = 8;
+        const MC: u8 = 18;
+        self.kind() == EventKind::HardwareException as u32 && !matches!(self.vector(), DB | DF | MC)
     }
 
     /// The same event, which says nothing of an error code.
@@ -252,12 +200,26 @@ impl Exception {
     }
 }
 
+/// Whether the exception that exited is one of an IRET that has unblocked NMIs: bit 12 of its information, which says so of all but #DF
+/// where no event was being delivered (SDM vol. 3, 29.2.2). Reads the current VMCS.
+pub fn exception_unblocked_nmis() -> bool {
+    const UNBLOCKING: u32 = 1 << 12;
+    vmread(fields::EXIT_INTERRUPTION) & UNBLOCKING != 0 && Event::from_field(vmread(fields::IDT_VECTORING)).is_none()
+}
+
+/// The same of an EPT violation: bit 12 of the exit qualification. Reads the current VMCS.
+pub fn violation_unblocked_nmis() -> bool {
+    const UNBLOCKING: u64 = 1 << 12;
+    qualification() & UNBLOCKING != 0 && Event::from_field(vmread(fields::IDT_VECTORING)).is_none()
+}
+
 /// The vector of the machine's interrupt that the last exit has acknowledged. Reads the current VMCS.
 pub fn interrupt_vector() -> u8 {
     vmread(fields::EXIT_INTERRUPTION) as u8
 }
 
 /// Why a guest stopped. What else there is to tell is read by whom it concerns, so that an exit is a number and stays in a register.
+/// [`Reason`] says which reason leads to which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -267,10 +229,14 @@ pub enum Exit {
     ExternalInterrupt,
     /// A fault while delivering a fault while delivering a fault.
     TripleFault,
+    /// INIT of the machine.
+    Signal,
     /// The guest can take an interrupt.
     InterruptWindow,
     /// The guest can take an NMI.
     NmiWindow,
+    /// A task switch by JMP, CALL, IRET or a task gate.
+    TaskSwitch,
     /// CPUID.
     Cpuid,
     /// HLT.
@@ -289,16 +255,22 @@ pub enum Exit {
     Wrmsr,
     /// XSETBV.
     Xsetbv,
-    /// An instruction that the guest's CPUID does not offer: MONITOR, MWAIT, RDPMC, any of VMX's.
+    /// An instruction that the guest's CPUID does not offer: MONITOR, MWAIT, RDPMC, ENCLS, any of VMX's.
     NotOffered,
     /// An access to what the EPT does not allow: [`EptViolation::read`].
     EptViolation,
+    /// An entry of the EPT that the processor does not take.
+    EptMisconfiguration,
+    /// A write to the virtual-APIC page that the processor has not carried out: [`apic_write_offset`]. RIP is behind the instruction.
+    ApicWrite,
     /// The VMX-preemption timer has run down.
     PreemptionTimer,
     /// VM entry found the guest's state wrong: a defect of ours, or of the guest's making by way of one.
     EntryFailure,
-    /// Anything else.
-    Other,
+    /// A machine check during VM entry.
+    EntryMachineCheck,
+    /// One that no control of ours asks for.
+    NotAskedFor,
 }
 
 impl Exit {
@@ -321,48 +293,15 @@ impl Exit {
 
     const fn from_number(number: u16) -> Self {
         match Reason::from_number(number) {
-            Some(Reason::ExceptionOrNmi) => Self::ExceptionOrNmi,
-            Some(Reason::ExternalInterrupt) => Self::ExternalInterrupt,
-            Some(Reason::TripleFault) => Self::TripleFault,
-            Some(Reason::InterruptWindow) => Self::InterruptWindow,
-            Some(Reason::NmiWindow) => Self::NmiWindow,
-            Some(Reason::Cpuid) => Self::Cpuid,
-            Some(Reason::Hlt) => Self::Hlt,
-            Some(Reason::Invd | Reason::Wbinvd) => Self::CacheFlush,
-            Some(Reason::Vmcall) => Self::Vmcall,
-            Some(Reason::ControlRegister) => Self::ControlRegister,
-            Some(Reason::Io) => Self::Io,
-            Some(Reason::Rdmsr) => Self::Rdmsr,
-            Some(Reason::Wrmsr) => Self::Wrmsr,
-            Some(Reason::Xsetbv) => Self::Xsetbv,
-            Some(Reason::EptViolation) => Self::EptViolation,
-            Some(Reason::PreemptionTimer) => Self::PreemptionTimer,
-            Some(
-                Reason::Vmclear
-                | Reason::Vmlaunch
-                | Reason::Vmptrld
-                | Reason::Vmptrst
-                | Reason::Vmread
-                | Reason::Vmresume
-                | Reason::Vmwrite
-                | Reason::Vmxoff
-                | Reason::Vmxon
-                | Reason::Invept
-                | Reason::Invvpid
-                | Reason::Monitor
-                | Reason::Mwait
-                | Reason::Rdpmc,
-            ) => Self::NotOffered,
-            Some(
-                Reason::TaskSwitch
-                | Reason::EptMisconfiguration
-                | Reason::EntryGuestState
-                | Reason::EntryMsrLoading
-                | Reason::EntryMachineCheck,
-            )
-            | None => Self::Other,
+            Some(reason) => reason.exit(),
+            None => Self::NotAskedFor,
         }
     }
+}
+
+/// The offset in the virtual-APIC page of the register whose write exited. Reads the current VMCS.
+pub fn apic_write_offset() -> u16 {
+    qualification() as u16 & 0xfff
 }
 
 /// The last exit's basic reason, and the exit as a value. Reads the current VMCS.
@@ -370,8 +309,7 @@ impl Exit {
 pub fn read() -> (u16, Exit) {
     let reason = vmread(fields::EXIT_REASON);
     let number = reason as u16;
-    const ENTRY_FAILED: u32 = 1 << 31;
-    (number, if reason & ENTRY_FAILED != 0 { Exit::EntryFailure } else { Exit::from_number(number) })
+    (number, Exit::from_number(number))
 }
 
 fn qualification() -> u64 {
@@ -411,6 +349,15 @@ mod tests {
         let event = Event::new(EventKind::HardwareException, 14, true);
         assert_eq!(Event::from_field(event.entry_field()), Some(event));
         assert!(event.has_error_code() && !event.is_software());
+        let fault = |kind, vector| Event::new(kind, vector, false).is_fault();
+        let faults: Vec<u8> = (0..32).filter(|&vector| fault(EventKind::HardwareException, vector)).collect();
+        assert!(faults.contains(&6) && faults.contains(&13) && faults.contains(&17));
+        assert!(![1, 8, 18].iter().any(|vector| faults.contains(vector)));
+        for kind in
+            [EventKind::ExternalInterrupt, EventKind::Nmi, EventKind::SoftwareException, EventKind::SoftwareInterrupt]
+        {
+            assert!(!fault(kind, 14));
+        }
         assert_eq!(event.without_error_code(), Event::new(EventKind::HardwareException, 14, false));
         assert_eq!(Event::from_field(0x0000_0b0e), None);
     }

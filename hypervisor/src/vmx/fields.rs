@@ -118,6 +118,8 @@ fields! {
         POSTED_DESCRIPTOR = 0x2016,
         /// EPT pointer.
         EPT_POINTER = 0x201a,
+        /// ENCLS-exiting bitmap; exists where ENCLS exiting does.
+        ENCLS_EXITING_BITMAP = 0x202e,
         /// EOI-exit bitmap 0; the others follow in steps of 2.
         EOI_EXIT_BITMAP0 = 0x201c,
         /// Guest-physical address of an EPT violation.

@@ -8,6 +8,7 @@ pub mod exit;
 pub mod fields;
 pub mod instr;
 pub mod posted;
+pub mod reason;
 pub mod root;
 mod setup;
 pub mod vcpu;

@@ -7,12 +7,15 @@
 //! | runs | the vector at which the processor takes the interrupts into the guest by itself | 0 |
 //! | could run, another one does | | 1: nobody need know before its turn |
 //! | waits in the hypervisor | a vector that wakes the hypervisor | 0 |
+//!
+//! A virtual processor whose local APIC the hypervisor keeps can have a descriptor as well ([`Descriptor::for_hypervisor`]): the
+//! hypervisor is notified, takes the requests, and injects them.
 
 use core::sync::atomic::{Ordering, fence};
 
 use crate::{
     addr::Hpa,
-    apic::{NOTIFICATION_VECTOR, WAKE_UP_VECTOR},
+    apic::{INJECT_VECTOR, NOTIFICATION_VECTOR, WAKE_UP_VECTOR},
     memory::{FrameSource, Table},
 };
 
@@ -47,9 +50,19 @@ impl Descriptor {
     /// An empty one that notifies `destination`: an x2APIC ID where the remapping units are in extended interrupt mode, else an xAPIC
     /// ID in bits 15:8 (VT-d specification, 9.11, NDST). It suppresses notifications until [`Descriptor::set_turn`].
     pub fn new(frames: &impl FrameSource, destination: u32) -> Option<Self> {
+        Self::with(frames, destination, SN | u64::from(NOTIFICATION_VECTOR) << NV_SHIFT)
+    }
+
+    /// An empty one that notifies the hypervisor on `destination` whoever runs there, at [`INJECT_VECTOR`]. It never suppresses
+    /// notifications, and has no turns.
+    pub fn for_hypervisor(frames: &impl FrameSource, destination: u32) -> Option<Self> {
+        Self::with(frames, destination, u64::from(INJECT_VECTOR) << NV_SHIFT)
+    }
+
+    fn with(frames: &impl FrameSource, destination: u32, control: u64) -> Option<Self> {
         let table = Table::new(frames)?;
         let destination = u64::from(destination) << NDST_SHIFT;
-        table.set(CONTROL, SN | u64::from(NOTIFICATION_VECTOR) << NV_SHIFT | destination);
+        table.set(CONTROL, control | destination);
         Some(Self { table, destination })
     }
 
@@ -87,10 +100,19 @@ impl Descriptor {
         self.table.get(CONTROL) & ON != 0 || (0..REQUESTS).any(|n| self.table.get(n) != 0)
     }
 
+    /// Whether hardware has notified, or is about to, since the requests were taken. Without suppression no request comes unnoticed.
+    pub fn has_notified(&self) -> bool {
+        self.table.get(CONTROL) & ON != 0
+    }
+
     /// Takes all requests. ON goes first: who sets a bit after that notifies again.
     pub fn take(&self) -> [u64; 4] {
         self.table.entry(CONTROL).fetch_and(!ON, Ordering::SeqCst);
-        [0, 1, 2, 3].map(|n| self.table.entry(n).swap(0, Ordering::SeqCst))
+        // A word that is empty now gets its bit after ON went, and notifies for that.
+        [0, 1, 2, 3].map(|n| match self.table.entry(n) {
+            word if word.load(Ordering::SeqCst) == 0 => 0,
+            word => word.swap(0, Ordering::SeqCst),
+        })
     }
 }
 
@@ -118,6 +140,19 @@ mod tests {
             assert_eq!(control(&descriptor) >> 16 & 0xff, u64::from(vector));
             assert_eq!(control(&descriptor) & SN, suppressed);
         }
+    }
+
+    #[test]
+    fn the_hypervisors_own_notifies_from_the_beginning() {
+        let frames = TestFrames::default();
+        let descriptor = Descriptor::for_hypervisor(&frames, 5).unwrap();
+        assert_eq!((control(&descriptor) & SN, control(&descriptor) >> 32), (0, 5));
+        assert!(!descriptor.has_notified());
+        assert_eq!(descriptor.post(0x10), Some(INJECT_VECTOR));
+        assert_eq!(descriptor.post(0xff), None, "one notification is enough");
+        assert!(descriptor.has_notified());
+        assert_eq!(descriptor.take(), [1 << 0x10, 0, 0, 1 << 63]);
+        assert!(!descriptor.has_notified());
     }
 
     #[test]

@@ -88,23 +88,23 @@ impl Vcpu {
             self.write_guarded(fields::LINK_POINTER, u64::MAX);
             self.write_guarded(fields::CR0_MASK, CR0_WATCHED);
             self.write_guarded(fields::CR4_MASK, !CR4_OWNED);
+            if c.secondary & controls::SECONDARY_ENCLS != 0 {
+                self.write_guarded(fields::ENCLS_EXITING_BITMAP, u64::MAX);
+            }
         }
         self.write(fields::TSC_OFFSET, 0);
     }
 
-    /// SDM vol. 3, 26.6.8 and 31.1. MONITOR and MWAIT do not exit: a guest whose interrupts come without exits idles without one.
-    ///
     /// # Safety
     /// The page and the descriptor are as [`Vcpu::new`] asks for them.
     pub(super) unsafe fn virtualise_apic(&mut self, host: &Host, page: Hpa, descriptor: Hpa) {
-        let c = &host.capabilities;
-        let off = controls::PRIMARY_CR8 | controls::PRIMARY_MONITOR | controls::PRIMARY_MWAIT;
-        self.primary_controls = c.primary & !off | controls::PRIMARY_TPR_SHADOW;
+        let controls = host.capabilities.controls(true);
+        self.primary_controls = controls.primary;
         // SAFETY: with a TPR shadow CR8 is the page's, not the machine's; the caller vouches for the page and the descriptor.
         unsafe {
-            self.write_guarded(fields::PRIMARY_CONTROLS, self.primary_controls);
-            self.write_guarded(fields::SECONDARY_CONTROLS, c.secondary | controls::SECONDARY_APICV);
-            self.write_guarded(fields::PIN_CONTROLS, c.pin | controls::PIN_POSTED);
+            self.write_guarded(fields::PRIMARY_CONTROLS, controls.primary);
+            self.write_guarded(fields::SECONDARY_CONTROLS, controls.secondary);
+            self.write_guarded(fields::PIN_CONTROLS, controls.pin);
             self.write_guarded(fields::VIRTUAL_APIC_PAGE, page.as_u64());
             self.write_guarded(fields::POSTED_DESCRIPTOR, descriptor.as_u64());
             self.write_guarded(fields::POSTED_NOTIFICATION_VECTOR, NOTIFICATION_VECTOR.into());

@@ -185,19 +185,49 @@ impl Vcpu {
             next &= 0xffff_ffff;
         }
         self.write(fields::GUEST_RIP, next);
-        let interruptibility = self.read(fields::GUEST_INTERRUPTIBILITY);
-        if interruptibility & (BLOCKING_STI | BLOCKING_MOV_SS) != 0 {
-            self.write(fields::GUEST_INTERRUPTIBILITY, interruptibility & !(BLOCKING_STI | BLOCKING_MOV_SS));
+        self.end_blocking();
+        let flags = self.read(fields::GUEST_RFLAGS);
+        if flags & (rflags::TF | rflags::RF) != 0 {
+            self.finish_traced(flags);
         }
+    }
+
+    /// An instruction has ended: RF ends with it (SDM vol. 3, 18.3.1.1), and with TF a single step is pending.
+    #[cold]
+    fn finish_traced(&mut self, flags: u64) {
+        self.write(fields::GUEST_RFLAGS, flags & !rflags::RF);
         self.pend_single_step();
     }
 
     /// With RFLAGS.TF a single step is pending from now on.
     fn pend_single_step(&mut self) {
         if self.read(fields::GUEST_RFLAGS) & rflags::TF != 0 {
-            let pending = self.read(fields::GUEST_PENDING_DEBUG);
-            self.write(fields::GUEST_PENDING_DEBUG, pending | PENDING_BS);
+            self.pend_debug(PENDING_BS);
         }
+    }
+
+    /// An element of a repeated string instruction has ended, and others are left: what [`Vcpu::advance`] does, but for RIP and RF.
+    pub fn finish_element(&mut self) {
+        self.end_blocking();
+        self.pend_single_step();
+    }
+
+    fn end_blocking(&mut self) {
+        let interruptibility = self.read(fields::GUEST_INTERRUPTIBILITY);
+        if interruptibility & (BLOCKING_STI | BLOCKING_MOV_SS) != 0 {
+            self.write(fields::GUEST_INTERRUPTIBILITY, interruptibility & !(BLOCKING_STI | BLOCKING_MOV_SS));
+        }
+    }
+
+    /// A debug exception for `causes`, in the format of the field, is pending from now on.
+    pub fn pend_debug(&mut self, causes: u64) {
+        let pending = self.read(fields::GUEST_PENDING_DEBUG);
+        self.write(fields::GUEST_PENDING_DEBUG, pending | causes);
+    }
+
+    /// Whether a debug exception is pending, which comes before anything else (SDM vol. 3, 7.9).
+    pub fn has_pending_debug(&self) -> bool {
+        self.read(fields::GUEST_PENDING_DEBUG) != 0
     }
 
     /// Keeps the guest's state one that VM entry takes when a debug exception has exited right behind STI or MOV SS: such an exit
@@ -287,10 +317,11 @@ impl Vcpu {
         }
     }
 
-    /// Whether an external interrupt would be taken if it were injected now.
+    /// Whether an external interrupt would be taken if it were injected now. A debug exception that is pending would be lost with it.
     pub fn can_take_interrupt(&self) -> bool {
         self.read(fields::GUEST_RFLAGS) & rflags::IF != 0
             && self.read(fields::GUEST_INTERRUPTIBILITY) & (BLOCKING_STI | BLOCKING_MOV_SS) == 0
+            && !self.has_pending_debug()
     }
 
     /// Asks for an exit as soon as the guest can take an interrupt, or no longer.
@@ -303,7 +334,8 @@ impl Vcpu {
     pub fn inject_nmi(&mut self, more: bool) -> bool {
         const VECTOR_NMI: u8 = 2;
         let blocking = BLOCKING_STI | BLOCKING_MOV_SS | BLOCKING_NMI;
-        let possible = !self.injects() && self.read(fields::GUEST_INTERRUPTIBILITY) & blocking == 0;
+        let possible =
+            !self.injects() && self.read(fields::GUEST_INTERRUPTIBILITY) & blocking == 0 && !self.has_pending_debug();
         if possible {
             self.inject(Event::new(EventKind::Nmi, VECTOR_NMI, false), 0);
         }
@@ -336,6 +368,22 @@ impl Vcpu {
             self.write(fields::ENTRY_INSTRUCTION_LENGTH, length);
         }
         self.write(fields::ENTRY_INTERRUPTION, event.entry_field());
+    }
+
+    /// Injects an exception of the instruction at RIP. A fault's RFLAGS say RF on the stack, so that the instruction's breakpoint does not
+    /// come again when it is executed anew; VM entry pushes RFLAGS as they are (SDM vol. 3, 18.3.1.1 and 28.6.1).
+    pub fn raise(&mut self, event: Event, error_code: u32) {
+        if event.is_fault() {
+            let flags = self.read(fields::GUEST_RFLAGS);
+            self.write(fields::GUEST_RFLAGS, flags | rflags::RF);
+        }
+        self.inject(event, error_code);
+    }
+
+    /// An IRET that unblocks NMIs has faulted, or exited, and is executed again: NMIs are blocked until it has ended (SDM vol. 3, 29.2.3).
+    pub fn block_nmis(&mut self) {
+        let interruptibility = self.read(fields::GUEST_INTERRUPTIBILITY);
+        self.write(fields::GUEST_INTERRUPTIBILITY, interruptibility | BLOCKING_NMI);
     }
 
     /// Whether an event is going to be injected at the next entry.

@@ -19,6 +19,13 @@ pub struct Scalable {
     pub pasids: u32,
 }
 
+impl Scalable {
+    /// Whether requests with PASIDs are supported (ECAP.PASID).
+    pub const fn has_pasids(&self) -> bool {
+        self.pasids > 1
+    }
+}
+
 /// CAP_REG and ECAP_REG.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {

@@ -61,7 +61,7 @@ pub enum Error {
     BadDestination,
     /// A descriptor's address that is not aligned or too large; an address range that cannot be mapped.
     BadAddress,
-    /// The unit has no scalable mode, or not so many PASIDs.
+    /// The unit has no scalable mode, no PASIDs in it (ECAP.PASID), or not so many.
     NoPasid,
     /// CAP.PI: the unit does not post.
     NoPosting,
@@ -112,7 +112,7 @@ impl fmt::Display for Error {
             Self::BadVector => "vector below 16",
             Self::BadDestination => "no destination that the remapping unit can name",
             Self::BadAddress => "no address that the remapping unit can translate or post to",
-            Self::NoPasid => "the remapping unit has no scalable mode, or not so many PASIDs",
+            Self::NoPasid => "the remapping unit has no scalable mode, no PASIDs, or not so many",
             Self::NoPosting => "the remapping unit does not post interrupts (CAP.PI)",
             Self::Mapped => "a part of the range is mapped already",
             Self::Attached => "it is attached to a domain already",

@@ -104,7 +104,7 @@ impl Fault {
             (false, false) => Request::Write(page),
         };
         let pasid = (record.pp() != 0 && !reason.is_interrupt()).then_some(record.pv() as u32);
-        (record.f() != 0).then_some(Self { source: Bdf(record.sid() as u16), pasid, reason, request })
+        (record.f() != 0).then_some(Self { source: Bdf(record.sid() as u32), pasid, reason, request })
     }
 }
 

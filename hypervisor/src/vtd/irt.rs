@@ -136,12 +136,12 @@ impl InterruptTable {
 
     /// Takes a free entry for messages of `source`. It is not present.
     pub fn reserve(&mut self, source: Bdf) -> Result<u16, Error> {
-        self.take(Irte(0).with_avail(RESERVED).with_sid(source.0.into()).with_svt(SVT_SID))
+        self.take(Irte(0).with_avail(RESERVED).with_sid(source.requester_id().into()).with_svt(SVT_SID))
     }
 
     /// What an entry for messages of `source` with `route` is like.
     pub fn aim(&self, source: Bdf, route: Route) -> Result<Aim, Error> {
-        self.present(source.0.into(), route).map(Aim)
+        self.present(source.requester_id().into(), route).map(Aim)
     }
 
     /// Takes a free entry and makes it present at once, with `vector` where the aim has another one.
@@ -188,10 +188,19 @@ impl InterruptTable {
 
     /// Makes a reserved entry not present. The cache may still hold it until it is flushed.
     pub fn clear(&mut self, index: u16) -> Result<(), Error> {
+        self.clear_with(index, 0)
+    }
+
+    /// The same, and requests that name the entry are dropped without a fault record (FPD): for one whose source floods it.
+    pub fn block(&mut self, index: u16) -> Result<(), Error> {
+        self.clear_with(index, 1)
+    }
+
+    fn clear_with(&mut self, index: u16, fpd: u128) -> Result<(), Error> {
         let old = self.held(index)?;
         self.clears = self.clears.wrapping_add(1);
         let new = Irte(0).with_avail(old.avail()).with_sid(old.sid()).with_svt(SVT_SID);
-        let new = new.with_dst(self.clears.into());
+        let new = new.with_fpd(fpd).with_dst(self.clears.into());
         self.exchange(index.into(), old, new)?;
         self.cleared += u32::from(is_cleared(new) && !is_cleared(old));
         Ok(())

@@ -25,4 +25,4 @@ pub use fault::{Fault, Reason, Request};
 pub use irt::{Aim, InterruptTable, Route, message};
 pub use queue::CAPACITY as QUEUE_CAPACITY;
 pub use remapper::{Binder, Config, Remapper, Runs, Statistics};
-pub use unit::Unit;
+pub use unit::{Unit, is_translating};

@@ -108,7 +108,7 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         let root = self.contexts.lock().root();
         self.unit.set_root_table(root)?;
         self.submit([ContextCache::NEW.with_g(descriptor::GLOBAL).0])?;
-        if self.has_pasids() {
+        if self.is_scalable() {
             self.submit([PasidCache::NEW.with_g(descriptor::ALL_PASIDS).0])?;
         }
         self.submit([self.iotlb(descriptor::GLOBAL, 0)])?;
@@ -159,6 +159,11 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     /// Makes a reserved entry not present: [`InterruptTable::clear`]. Flush it before its release.
     pub fn clear(&self, index: u16) -> Result<(), Error> {
         self.interrupts.lock().clear(index)
+    }
+
+    /// Makes an entry not present, and has faults with it not recorded: [`InterruptTable::block`]. Does not flush.
+    pub fn block(&self, index: u16) -> Result<(), Error> {
+        self.interrupts.lock().block(index)
     }
 
     /// Gives back a cleared and flushed entry: [`InterruptTable::release`].
@@ -255,8 +260,14 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         self.attached(domain)
     }
 
-    /// Whether the unit is in scalable mode, in which requests with PASIDs can be attached. Else they are blocked.
+    /// Whether requests with PASIDs can be attached: in scalable mode, and only where the unit supports them (ECAP.PASID). Else they are
+    /// blocked.
     pub fn has_pasids(&self) -> bool {
+        self.unit.capabilities().scalable().is_some_and(|scalable| scalable.has_pasids())
+    }
+
+    /// Whether the unit is in scalable mode, where there is a PASID cache even if only requests without a PASID are supported.
+    fn is_scalable(&self) -> bool {
         self.unit.capabilities().scalable().is_some()
     }
 
@@ -276,7 +287,7 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
         domain.attached += 1;
         if self.unit.capabilities().caches_absent_entries() {
             self.submit([ContextCache::NEW.with_g(descriptor::GLOBAL).0])?;
-            if self.has_pasids() {
+            if self.is_scalable() {
                 self.submit([PasidCache::NEW.with_did(domain.id().into()).0])?;
             }
             self.submit([self.iotlb(descriptor::DOMAIN, domain.id())])?;
@@ -316,11 +327,11 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     pub fn detach(&self, bdf: Bdf, domain: &mut Domain) -> Result<(), Error> {
         self.check(domain)?;
         self.contexts.lock().detach(self.frames, bdf, domain)?;
-        if self.has_pasids() {
+        if self.is_scalable() {
             return self.detached(RID_PASID, domain);
         }
         let context = ContextCache::NEW.with_g(descriptor::DEVICE);
-        self.submit([context.with_did(domain.id().into()).with_sid(bdf.0.into()).0])?;
+        self.submit([context.with_did(domain.id().into()).with_sid(bdf.requester_id().into()).0])?;
         self.submit([self.iotlb(descriptor::DOMAIN, domain.id())])?;
         domain.attached = domain.attached.saturating_sub(1);
         Ok(())

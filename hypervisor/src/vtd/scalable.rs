@@ -76,7 +76,9 @@ impl ContextTables {
             return Ok(None);
         };
         let at = CONTEXT_QUADWORDS * u64::from(bdf.devfn() & 0x7f);
-        let directory = ScalableContextEntry(0).with_p(1).with_paside(1);
+        // PASIDE is reserved where the unit does not support PASIDs: Linux sets it by ECAP.PASID (`context_entry_set_pasid_table`).
+        let has_pasids = self.scalable.is_some_and(|scalable| scalable.has_pasids());
+        let directory = ScalableContextEntry(0).with_p(1).with_paside(has_pasids.into());
         let Some(directory) = self.below(frames, &contexts, at, add, |page| directory.with_directory(page).0)? else {
             return Ok(None);
         };

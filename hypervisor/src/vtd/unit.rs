@@ -31,6 +31,11 @@ pub struct Unit<R: Registers> {
     clock: &'static dyn Clock,
 }
 
+/// Whether a unit translates DMA (GSTS.TES), whoever has set it up.
+pub fn is_translating(registers: &impl Registers) -> bool {
+    registers.read32(GSTS) & global::TE != 0
+}
+
 impl<R: Registers> Unit<R> {
     /// The unit behind `registers`, if it can do what is needed: [`Capabilities::read`]. Waits for it go by `clock`.
     pub fn new(registers: R, register_bytes: u64, wide: bool, clock: &'static dyn Clock) -> Result<Self, Refusal> {
@@ -52,10 +57,7 @@ impl<R: Registers> Unit<R> {
     pub fn quiesce(&self) -> Result<(), Refusal> {
         self.switch(global::TE, false, "switch DMA remapping off")?;
         self.switch(global::IRE, false, "switch interrupt remapping off")?;
-        if self.status() & global::QIE != 0 {
-            self.wait("empty the old invalidation queue", || self.queue_head() == self.registers.read64(IQT) as usize)?;
-            self.switch(global::QIE, false, "switch the old invalidation queue off")?;
-        }
+        self.disable_queue()?;
         if self.capabilities.protects_memory() {
             self.registers.write32(PMEN, 0);
             self.wait("unprotect memory", || self.registers.read32(PMEN) & PMEN_PRS == 0)?;
@@ -64,6 +66,25 @@ impl<R: Registers> Unit<R> {
         self.take_faults(|_| {});
         self.clear_queue_errors();
         Ok(())
+    }
+
+    /// Switches off the queue of the last owner, which has to be empty then (6.5.2; Linux `dmar_disable_qi`). One that an error has
+    /// halted never becomes empty: what is left in it is dropped. Its memory is not touched, because it can be anybody's by now.
+    fn disable_queue(&self) -> Result<(), Refusal> {
+        if self.status() & global::QIE == 0 {
+            return Ok(());
+        }
+        // A time-out of a device-TLB is over: the queue goes on.
+        self.registers.write32(FSTS, Fsts(0).with_ice(1).with_ite(1).0);
+        let is_halted = || self.fault_status().iqe() != 0;
+        let is_empty = || self.queue_head() == self.registers.read64(IQT) as usize;
+        self.wait("empty the old invalidation queue", || is_halted() || is_empty())?;
+        if is_halted() {
+            // While IQE is set nothing is fetched, so the tail can go back; and then there is nothing to fetch.
+            self.set_queue_tail(self.queue_head());
+            self.clear_queue_errors();
+        }
+        self.switch(global::QIE, false, "switch the old invalidation queue off")
     }
 
     /// Sections 6.5.2 and 11.4 (GCMD.QIE): the queue of 2^`order` pages at `base`, empty, with descriptors of 256 bits if `wide`.

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use rustix::io::Errno as SystemError;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
-use crate::device::{Device, IRQS, REGIONS, region_size};
+use crate::device::{Device, IRQS, REGIONS};
 use crate::wire::{self, Broken, Errno, HEADER, Header, Request};
 
 /// With more bytes than this waiting for the client to take them, no message is taken from it and the engines rest. One turn of the
@@ -251,7 +251,7 @@ impl<'a> Connection<'a> {
                 Ok(header.reply(&wire::unmapped(range)))
             }
             Request::GetInfo | Request::GetRegionInfo(_) | Request::GetIrqInfo(_) => {
-                description(&request).map(|info| header.reply(&info))
+                description(device, &request).map(|info| header.reply(&info))
             }
             // To stop all signals of a kind is right where there are none.
             Request::SetIrqs(0) => Ok(header.reply(&[])),
@@ -273,11 +273,11 @@ impl<'a> Connection<'a> {
 }
 
 /// What the device, a region or a kind of interrupts is, as `linux/vfio.h` lays it out.
-fn description(request: &Request) -> Result<Vec<u8>, Errno> {
+fn description(device: &Device, request: &Request) -> Result<Vec<u8>, Errno> {
     match *request {
         Request::GetInfo => Ok(wire::info(&[DEVICE_FLAGS, REGIONS, IRQS], &[])),
         Request::GetRegionInfo(index) if index < REGIONS => {
-            let size = region_size(index);
+            let size = device.region_size(index);
             let flags = if size > 0 { REGION_FLAGS } else { 0 };
             Ok(wire::info(&[flags, index, 0], &[size, 0]))
         }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use dsa_model::spec::{BAR0_SIZE, BAR2_SIZE, MSIX_CAPABILITY};
+use dsa_model::spec::{BAR2_SIZE, MSIX_CAPABILITY};
 use dsa_model::{Config, Dsa, Fault, Upstream};
 
 use crate::memory::{DmaMap, Missing};
@@ -139,9 +139,25 @@ impl Device {
         self.dsa.work(&mut bus)
     }
 
+    /// Bytes of a region; none, where the device has no such region.
+    pub fn region_size(&self, region: u32) -> u64 {
+        match region {
+            REGION_BAR0 => self.dsa.config().layout.bytes.into(),
+            REGION_BAR2 => BAR2_SIZE.into(),
+            REGION_CONFIG => CONFIG_SIZE,
+            _ => 0,
+        }
+    }
+
+    fn within(&self, place: Place, count: usize) -> Result<(), Errno> {
+        let end = place.offset.checked_add(count as u64);
+        let inside = end.is_some_and(|end| end <= self.region_size(place.region));
+        if count > 0 && inside { Ok(()) } else { Err(Errno::Invalid) }
+    }
+
     /// A load.
     pub fn load(&self, place: Place, count: usize) -> Result<Vec<u8>, Errno> {
-        within(place, count)?;
+        self.within(place, count)?;
         match place.region {
             REGION_CONFIG => Ok((place.offset..).take(count).map(|at| self.config_byte(at)).collect()),
             REGION_BAR0 if is_register(count) => {
@@ -168,7 +184,7 @@ impl Device {
 
     /// A store.
     pub fn store(&mut self, place: Place, data: &[u8]) -> Result<(), Errno> {
-        within(place, data.len())?;
+        self.within(place, data.len())?;
         let mut bus = Bus { memory: &self.memory, requests: &mut self.requests };
         match place.region {
             REGION_CONFIG if data.len() <= 4 => {
@@ -184,21 +200,6 @@ impl Device {
         }
         Ok(())
     }
-}
-
-/// Bytes of a region; none, where the device has no such region.
-pub fn region_size(region: u32) -> u64 {
-    match region {
-        REGION_BAR0 => BAR0_SIZE.into(),
-        REGION_BAR2 => BAR2_SIZE.into(),
-        REGION_CONFIG => CONFIG_SIZE,
-        _ => 0,
-    }
-}
-
-fn within(place: Place, count: usize) -> Result<(), Errno> {
-    let end = place.offset.checked_add(count as u64);
-    if count > 0 && end.is_some_and(|end| end <= region_size(place.region)) { Ok(()) } else { Err(Errno::Invalid) }
 }
 
 fn is_register(count: usize) -> bool {
@@ -244,7 +245,7 @@ mod tests {
     fn configuration_space_is_read_at_any_width_and_written_as_pci_does() {
         let mut device = device();
         let all = device.load(config(0), 4096).unwrap();
-        assert_eq!(all[..4], [0x86, 0x80, 0x25, 0x0b]);
+        assert_eq!(all[..4], [0x86, 0x80, 0xfb, 0x11]);
         assert_eq!(device.load(config(COMMAND), 2), Ok(vec![6, 0]));
         assert_eq!(device.load(config(4095), 2), Err(Errno::Invalid));
         assert_eq!(device.store(config(COMMAND), &[0; 8]), Err(Errno::Invalid));
@@ -265,8 +266,8 @@ mod tests {
     #[test]
     fn there_is_nothing_outside_of_the_regions() {
         let mut device = device();
-        for place in [bar(0, u64::from(BAR0_SIZE)), bar(0, u64::MAX), bar(1, 0), bar(6, 0), bar(9, 0), bar(u32::MAX, 0)]
-        {
+        let end = device.region_size(REGION_BAR0);
+        for place in [bar(0, end), bar(0, u64::MAX), bar(1, 0), bar(6, 0), bar(9, 0), bar(u32::MAX, 0)] {
             assert_eq!(device.load(place, 4), Err(Errno::Invalid), "{place:?}");
             assert_eq!(device.store(place, &[0; 4]), Err(Errno::Invalid), "{place:?}");
         }

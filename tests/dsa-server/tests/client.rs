@@ -37,7 +37,7 @@ const RESET: u16 = 13;
 const NO_REPLY: u32 = 1 << 4;
 const CONFIG: u32 = 7;
 /// The first bytes of configuration space.
-const ID: [u8; 4] = [0x86, 0x80, 0x25, 0x0b];
+const ID: [u8; 4] = [0x86, 0x80, 0xfb, 0x11];
 
 /// A server with a socket for each device, and how their connections ended.
 struct Server {
@@ -57,7 +57,11 @@ impl Server {
             let listener = UnixListener::bind(directory.path().join(format!("{n}"))).unwrap();
             let (tell, starter) = (tell.clone(), starter.try_clone().unwrap());
             thread::spawn(move || {
-                let (device, end) = server::serve(&listener, Device::new(Config::default()), starter.as_fd());
+                let (device, end) = server::serve(
+                    &listener,
+                    Device::new(Config { pieces: true, ..Config::default() }),
+                    starter.as_fd(),
+                );
                 let words = match end {
                     End::Closed => "closed".to_owned(),
                     End::Abandoned => "abandoned".to_owned(),

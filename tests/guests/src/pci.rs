@@ -27,6 +27,8 @@ const COMMAND_MEMORY: u32 = 1 << 1;
 const COMMAND_BUS_MASTER: u32 = 1 << 2;
 const STATUS_CAPABILITIES: u32 = 1 << 20;
 const BAR0: u16 = 0x10;
+/// The subsystem's vendor ID and its ID.
+const SUBSYSTEM: u16 = 0x2c;
 const CAPABILITIES: u16 = 0x34;
 const EXTENDED_CAPABILITIES: u16 = 0x100;
 /// The most capabilities that fit a list: beyond them it is a ring.
@@ -66,16 +68,23 @@ pub fn on_bus_0() -> impl Iterator<Item = Function> {
     (0..=0xff).map(Function)
 }
 
-/// The first function with this vendor and device ID.
-pub fn find(config: &impl ConfigSpace, vendor: u16, device: u16) -> Option<Function> {
-    find_all(config, vendor, device).next()
+/// The first function with this vendor and one of these device IDs.
+pub fn find(config: &impl ConfigSpace, vendor: u16, devices: &[u16]) -> Option<Function> {
+    find_all(config, vendor, devices).next()
 }
 
 /// All of them.
-pub fn find_all(config: &impl ConfigSpace, vendor: u16, device: u16) -> impl Iterator<Item = Function> {
-    let id = u32::from(device) << 16 | u32::from(vendor);
+pub fn find_all(config: &impl ConfigSpace, vendor: u16, devices: &[u16]) -> impl Iterator<Item = Function> {
     let functions = (0..=u16::from(config.last_bus()) << 8 | 0xff).map(Function);
-    functions.filter(move |&function| config.read(function, 0) == id)
+    functions.filter(move |&function| {
+        let id = config.read(function, 0);
+        id as u16 == vendor && devices.contains(&((id >> 16) as u16))
+    })
+}
+
+/// Its subsystem ID.
+pub fn subsystem(config: &impl ConfigSpace, function: Function) -> u16 {
+    (config.read(function, SUBSYSTEM) >> 16) as u16
 }
 
 /// Lets the function answer in memory and send requests.
@@ -209,8 +218,8 @@ mod tests {
     #[test]
     fn a_function_is_found_by_its_id_and_named_as_usual() {
         let config = Fake::new(&[(0, 0x0b25_8086)]);
-        assert_eq!(find(&config, 0x8086, 0x0b25), Some(DSA));
-        assert_eq!(find(&config, 0x8086, 0x0b26), None);
+        assert_eq!(find(&config, 0x8086, &[0x11fb, 0x0b25]), Some(DSA));
+        assert_eq!((find(&config, 0x8086, &[0x0b26]), find(&config, 0x8087, &[0x0b25])), (None, None));
         assert_eq!(DSA.to_string(), "6a:01.0");
     }
 

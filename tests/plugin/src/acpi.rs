@@ -57,10 +57,13 @@ impl Drhd {
     }
 }
 
-/// A DMAR table with units that remap interrupts. None says that it serves all functions.
-pub(crate) fn dmar(units: &[Drhd], host_address_width: u32) -> Vec<u8> {
-    const INTR_REMAP: u8 = 1;
-    let mut body = vec![host_address_width.saturating_sub(1) as u8, INTR_REMAP];
+/// A DMAR table with units that remap interrupts. None says that it serves all functions. With `opt_out` the firmware asks not to use
+/// x2APIC mode.
+pub(crate) fn dmar(units: &[Drhd], host_address_width: u32, opt_out: bool) -> Vec<u8> {
+    const INTR_REMAP: u8 = 1 << 0;
+    const X2APIC_OPT_OUT: u8 = 1 << 1;
+    let flags = if opt_out { INTR_REMAP | X2APIC_OPT_OUT } else { INTR_REMAP };
+    let mut body = vec![host_address_width.saturating_sub(1) as u8, flags];
     body.extend([0; 10]);
     for unit in units {
         let scopes = unit.scopes().collect::<Vec<_>>().concat();
@@ -126,7 +129,7 @@ fn find_rsdp(bios: &[u8]) -> Option<usize> {
 }
 
 /// A whole table, if there is a valid one.
-fn read_table(memory: &mut dyn Memory, address: u32) -> Option<Vec<u8>> {
+pub(crate) fn read_table(memory: &mut dyn Memory, address: u32) -> Option<Vec<u8>> {
     let mut header = vec![0; HEADER];
     memory.read(address.into(), &mut header).then_some(())?;
     let len = u32_at(&header, 4)? as usize;
@@ -157,6 +160,13 @@ fn end_of(memory: &mut dyn Memory, address: u32, bytes: &[u8]) -> u64 {
 pub(crate) struct Patch {
     pub(crate) address: u64,
     pub(crate) bytes: [u8; RSDP],
+}
+
+impl Patch {
+    /// Where the new RSDT is.
+    pub(crate) fn rsdt(&self) -> u32 {
+        u32_at(&self.bytes, 16).unwrap_or(0)
+    }
 }
 
 /// Adds tables to those of the BIOS: behind its last table, in memory below `limit`, followed by a longer RSDT. `tables` makes them,
@@ -238,7 +248,7 @@ mod tests {
             ioapic: ioapic.map(|id| (id, 0xf0f8)),
             functions: vec![0x6a08],
         };
-        let tables = |ioapic| vec![dmar(&[unit(ioapic)], 40), mcfg(0xe000_0000, 0xff)];
+        let tables = |ioapic| vec![dmar(&[unit(ioapic)], 40, false), mcfg(0xe000_0000, 0xff)];
         let patch = extend(&bios, tables, 0x4000_0000, &mut ram).unwrap();
         assert_eq!((patch.address, sum(&patch.bytes)), (0xf_a0b0, 0));
         let rsdt = read_table(&mut ram, u32_at(&patch.bytes, 16).unwrap()).unwrap();
@@ -248,7 +258,7 @@ mod tests {
             .collect();
         let signatures: Vec<&[u8]> = tables.iter().map(|table| &table[..4]).collect();
         assert_eq!(signatures, [b"APIC", b"DMAR", b"MCFG"]);
-        assert_eq!(tables[1], dmar(&[unit(Some(2))], 40), "the I/O APIC's ID is the MADT's");
+        assert_eq!(tables[1], dmar(&[unit(Some(2))], 40, false), "the I/O APIC's ID is the MADT's");
     }
 
     #[test]
@@ -272,7 +282,8 @@ mod tests {
     #[test]
     fn the_tables_have_their_fields() {
         let unit = Drhd { base: 0xfed9_0000, ioapic: Some((1, 0xf0f8)), functions: vec![0x6a08] };
-        let dmar = dmar(&[unit], 40);
+        assert_eq!(dmar(&[], 40, true)[37], 3);
+        let dmar = dmar(&[unit], 40, false);
         assert_eq!((dmar.len(), sum(&dmar), dmar[36], dmar[37]), (80, 0, 39, 1));
         assert_eq!(
             (u32_at(&dmar, 48), u32_at(&dmar, 52), u32_at(&dmar, 56)),

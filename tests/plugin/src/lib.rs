@@ -14,4 +14,5 @@ mod ffi;
 mod ioapic;
 mod layout;
 mod machine;
+mod odd;
 mod options;

@@ -4,6 +4,7 @@ use crate::acpi::{self, Drhd};
 use crate::aml;
 use crate::ioapic::{IoApic, Message};
 use crate::layout::Layout;
+use crate::odd;
 use crate::options::{HOST_ADDRESS_WIDTH, Options};
 use dsa_model::{Dsa, Fault, PortalWrite, Upstream};
 use std::fmt::Write;
@@ -221,7 +222,10 @@ impl Machine {
         let Layout { ecam, last_bus, roots, .. } = *self.layout;
         let mut tables = vec![acpi::mcfg(ecam, last_bus), aml::ssdt(ecam, self.layout.ecam_size(), roots)];
         if self.options.dmar() {
-            tables.push(acpi::dmar(&self.scopes(ioapic), HOST_ADDRESS_WIDTH));
+            tables.push(acpi::dmar(&self.scopes(ioapic), HOST_ADDRESS_WIDTH, self.options.opt_out));
+        }
+        if self.options.odd_firmware {
+            odd::spoil(&mut tables);
         }
         tables
     }
@@ -240,17 +244,15 @@ impl Machine {
 
     /// What firmware does to the functions that the BIOS does not know: it places the BARs, and lets the functions master the bus.
     pub(crate) fn set_up_functions(&mut self, host: &mut dyn Host) {
-        /// Bus master, parity errors, SERR# (`idxd` in the kernel's log: 0144).
+        /// Bus master, parity errors, SERR#, and no memory (`idxd` in the kernel's log: 0144).
         const LEFT_BY_FIRMWARE: u32 = 0x144;
-        const MEMORY: u32 = 2;
-        let command = LEFT_BY_FIRMWARE | if self.options.decode_off { 0 } else { MEMORY };
         for n in 0..self.dsas.len() {
             let Some(bars) = self.layout.bars(n) else { continue };
             for (register, base) in BARS.into_iter().map(|(register, _)| register).zip(bars) {
                 self.config_write(n, register, 4, base as u32, host);
                 self.config_write(n, register + 4, 4, (base >> 32) as u32, host);
             }
-            self.config_write(n, COMMAND, 2, command, host);
+            self.config_write(n, COMMAND, 2, LEFT_BY_FIRMWARE, host);
         }
     }
 

@@ -3,9 +3,6 @@
 use crate::layout::Layout;
 use crate::machine::Bar;
 
-/// The most that GENCAP's field of six bits can say, in units of 256 slots.
-const MOST_MULTIPLIER: u8 = 63;
-
 /// Physical addresses of the emulated processors are this wide.
 pub(crate) const HOST_ADDRESS_WIDTH: u32 = 40;
 
@@ -17,8 +14,6 @@ const UNKNOWN_DEVICE: u16 = 0x5eed;
 pub(crate) struct Options {
     /// Everything on bus 0, one unit, and DSAs with more than real ones have.
     pub(crate) generous: bool,
-    /// Firmware leaves the DSAs' memory decoding off, as real firmware does. The generous machine's BIOS switches it on.
-    pub(crate) decode_off: bool,
     /// No remapping unit, and so no DMAR table.
     pub(crate) no_vtd: bool,
     /// No DSA function.
@@ -27,6 +22,8 @@ pub(crate) struct Options {
     pub(crate) no_dmar: bool,
     /// Two remapping units on the generous machine, too: one for the first DSA, one for everything else.
     pub(crate) two_units: bool,
+    /// DSAs have the only device ID that packaged Linux kernels know.
+    pub(crate) idxd: bool,
     /// Slots of each DSA's store: as many as its registers can tell of.
     pub(crate) most_slots: bool,
     /// Each DSA's store is behind a command interface.
@@ -37,10 +34,16 @@ pub(crate) struct Options {
     pub(crate) unknown: bool,
     /// The remapping units have no scalable mode.
     pub(crate) legacy: bool,
+    /// The remapping units cannot post interrupts.
+    pub(crate) no_posting: bool,
     /// The remapping units have first-stage tables as well.
     pub(crate) first_stage: bool,
     /// What shared virtual addressing takes: first-stage tables and page requests in the units, ATS and PRI in the DSAs.
     pub(crate) sva: bool,
+    /// Firmware makes mistakes in its tables: [`crate::odd`].
+    pub(crate) odd_firmware: bool,
+    /// Firmware asks not to use x2APIC mode.
+    pub(crate) opt_out: bool,
 }
 
 impl Options {
@@ -53,7 +56,6 @@ impl Options {
         for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
             match word {
                 "generous" => options.generous = true,
-                "decode-off" => options.decode_off = true,
                 "no-vtd" => options.no_vtd = true,
                 "no-dsa" => options.no_dsa = true,
                 "no-dmar" => options.no_dmar = true,
@@ -63,7 +65,11 @@ impl Options {
                 "unknown" => options.unknown = true,
                 "first-stage" => options.first_stage = true,
                 "sva" => options.sva = true,
+                "odd-firmware" => options.odd_firmware = true,
+                "opt-out" => options.opt_out = true,
                 "legacy" => options.legacy = true,
+                "no-posting" => options.no_posting = true,
+                "idxd" => options.idxd = true,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
             }
@@ -96,35 +102,36 @@ impl Options {
 
     /// How the remapping units are made.
     pub(crate) fn unit(&self) -> vtd_model::Config {
-        vtd_model::Config {
+        use vtd_model::Config;
+        let base = if self.generous { Config::default() } else { Config::sapphire_rapids_accelerators() };
+        Config {
             host_address_width: HOST_ADDRESS_WIDTH,
             scalable_mode: !self.legacy,
-            first_stage: self.first_stage || self.sva,
-            device_tlb: self.sva,
+            posted_interrupts: base.posted_interrupts && !self.no_posting,
+            first_stage: base.first_stage || self.first_stage || self.sva,
+            device_tlb: base.device_tlb || self.sva,
             page_requests: self.sva,
-            ..Default::default()
+            ..base
         }
     }
 
-    /// How the DSA of this number is made.
+    /// How the DSA of this number is made. Portals of the generous machine take pieces, so that both ways are tried; real ones do not.
     pub(crate) fn dsa(&self, number: usize) -> dsa_model::Config {
-        let default = dsa_model::Config::default();
-        let device_id = if self.unknown && number == 1 { UNKNOWN_DEVICE } else { default.device_id };
-        let wide_bars = self.layout().bars(number).is_some();
-        let config =
-            dsa_model::Config { slow_store: self.slow_store, page_requests: self.sva, wide_bars, device_id, ..default };
-        if !self.most_slots {
-            return config;
-        }
-        let slots = u16::from(MOST_MULTIPLIER) * dsa_model::spec::gencap::IMS_UNIT;
-        let interrupt_handles = slots + dsa_model::spec::MSIX_ENTRIES as u16;
-        dsa_model::Config { ims_multiplier: MOST_MULTIPLIER, interrupt_handles, ..config }
+        use dsa_model::Config;
+        let base = match (self.generous, self.most_slots) {
+            (false, _) => Config::sapphire_rapids(),
+            (true, true) => Config { pieces: true, ..Config::most_slots() },
+            (true, false) => Config { pieces: true, ..Config::default() },
+        };
+        let known = if self.idxd { dsa_model::spec::DEVICE_ID_SAPPHIRE_RAPIDS } else { base.device_id };
+        let device_id = if self.unknown && number == 1 { UNKNOWN_DEVICE } else { known };
+        Config { slow_store: self.slow_store, page_requests: self.sva || base.page_requests, device_id, ..base }
     }
 
     /// How long a DSA's BAR is; BARs are aligned to that.
     pub(crate) fn bar_bytes(&self, bar: Bar) -> u64 {
         match bar {
-            Bar::Registers => dsa_model::spec::BAR0_SIZE.into(),
+            Bar::Registers => self.dsa(0).layout.bytes.into(),
             Bar::Portals => dsa_model::spec::BAR2_SIZE.into(),
         }
     }
@@ -144,7 +151,10 @@ mod tests {
         assert_eq!(Options::parse(""), Ok(Options::default()));
         let both = Options { no_vtd: true, no_dsa: true, ..Options::default() };
         assert_eq!(Options::parse("no-vtd, no-dsa"), Ok(both));
-        assert_eq!(Options::parse("most-slots").unwrap().dsa(0).ims_multiplier, 63);
+        assert_eq!(Options::parse("generous,most-slots").unwrap().dsa(0).ims_multiplier, 63);
+        let real = Options::default();
+        assert_eq!((real.dsa(0), real.dsa(1).pieces), (dsa_model::Config::sapphire_rapids(), false));
+        assert_eq!((real.dsa(0).device_id, Options::parse("idxd").unwrap().dsa(0).device_id), (0x11fb, 0x0b25));
         assert_eq!((Options::default().dsas(), Options::parse("four-dsas").unwrap().dsas(), both.dsas()), (2, 4, 0));
         assert!(Options::default().unit().scalable_mode && !Options::parse("legacy").unwrap().unit().scalable_mode);
         assert!(Options::parse("first-stage").unwrap().unit().first_stage);
@@ -152,7 +162,11 @@ mod tests {
         assert_eq!(["", "generous", "generous,two-units", "no-vtd"].map(units), [2, 1, 2, 0]);
         assert!(Options::default().dsa(0).wide_bars && !Options::parse("generous").unwrap().dsa(0).wide_bars);
         let sva = Options::parse("sva").unwrap();
-        assert!(sva.unit().first_stage && sva.dsa(1).page_requests && !Options::default().dsa(1).page_requests);
+        assert!(
+            sva.unit().first_stage
+                && sva.dsa(1).page_requests
+                && !Options::parse("generous").unwrap().dsa(1).page_requests
+        );
         assert!(Options::default().dmar() && !both.dmar());
         assert!(!Options { no_dmar: true, ..Options::default() }.dmar());
     }

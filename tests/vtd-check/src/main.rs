@@ -41,6 +41,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     event!("boot version={}", env!("CARGO_PKG_VERSION"));
     // SAFETY: the entry code passes on what the loader gave it.
     let loader = unsafe { Loader::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
+    let console = platform::console::begin(&loader);
     // SAFETY: the entry code has mapped the first 4 GiB, and this is the only call.
     if !unsafe { platform::memory::take(&loader) } {
         refuse("memory", "too little");
@@ -48,15 +49,17 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     if let Err(error) = platform::memory::map(&loader) {
         refuse("memory", format_args!("no page tables: {error:?}"));
     }
+    console.settle(&loader);
     Box::leak(Box::new(Tables::new())).load();
     let apic_id = apic::init();
     ThisCpu::install(0, apic_id);
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&loader)));
+    machine.choose_apic_mode();
     // All of them for whoever is asked first.
     let entries = core::cell::Cell::new(ENTRIES);
     let units = machine.bring_up_units(|_| entries.replace(0), apic_id);
     event!("machine functions={} vtd_units={}", machine.functions().len(), units.iter().flatten().count());
-    let other = other::start(machine, apic_id).unwrap_or_else(|why| refuse("processor", why));
+    let other = other::start(machine, &loader, apic_id).unwrap_or_else(|why| refuse("processor", why));
     let mut bed = Bed::new(&loader, machine, units, apic_id, other).unwrap_or_else(|why| refuse("bed", why));
     let can = bed.unit.unit().capabilities();
     let (levels, bits, caching) = (can.levels(), can.address_bits(), can.caches_absent_entries());

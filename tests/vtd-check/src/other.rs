@@ -9,7 +9,7 @@ use core::{
 use imsvisor::{
     apic, clock,
     cpu::{interrupts, tables::Tables, this::ThisCpu},
-    platform::{machine::Machine, smp},
+    platform::{loader::Loader, machine::Machine, memory, smp},
 };
 
 /// Vectors that have arrived, one bit each.
@@ -19,15 +19,16 @@ static ARRIVED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Starts it; returns its APIC ID.
-pub fn start(machine: &Machine, own: u32) -> Result<u32, &'static str> {
+pub fn start(machine: &Machine, loader: &Loader, own: u32) -> Result<u32, &'static str> {
     let others = smp::others(machine.apic_ids(), own);
     let [other, ..] = others[..] else { return Err("the machine has one processor only") };
-    if smp::start(&[other], entry) == 1 { Ok(other) } else { Err("the second processor does not start") }
+    let page = memory::start_page(loader);
+    if smp::start(&[other], page, entry) == 1 { Ok(other) } else { Err("the second processor does not start") }
 }
 
 extern "C" fn entry(number: usize) -> ! {
     Box::leak(Box::new(Tables::new())).load();
-    ThisCpu::install(number, apic::init());
+    ThisCpu::install(number, apic::init_other());
     smp::arrived();
     loop {
         interrupts::idle();

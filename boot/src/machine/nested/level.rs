@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::event::Pairs;
-use crate::machine::{End, Outcome};
+use crate::machine::{End, Outcome, Silence};
 use crate::words;
 
 /// The launcher's own first line: nobody in the machine can say that it boots.
@@ -51,7 +51,8 @@ pub fn end_line(end: &End) -> String {
         End::LeftOn => ("left-on", None),
         End::Died(why) => ("died", Some(("why", why.clone()))),
         End::Refused(why) => ("refused", Some(("why", why.clone()))),
-        End::Silent(time) => ("silent", Some(seconds(time))),
+        // The machine's own time stays behind: out here it is another one's.
+        End::Silent(silence) => ("silent", Some(seconds(&silence.wall))),
         End::TooLong(time) => ("too-long", Some(seconds(time))),
         End::Flooded => ("flooded", None),
         End::Asked => ("asked", None),
@@ -69,7 +70,7 @@ pub fn end(pairs: &Pairs) -> End {
         Some("left-on") => End::LeftOn,
         Some("died") => End::Died(why()),
         Some("refused") => End::Refused(why()),
-        Some("silent") => End::Silent(time()),
+        Some("silent") => End::Silent(Silence { wall: time(), own: None }),
         Some("too-long") => End::TooLong(time()),
         Some("flooded") => End::Flooded,
         Some("asked") => End::Asked,
@@ -102,7 +103,7 @@ mod tests {
             End::Asked,
             End::Died("QEMU ended with exit status: 1: no \"KVM\"".into()),
             End::Refused("x".into()),
-            End::Silent(time),
+            End::Silent(Silence { wall: time, own: None }),
             End::TooLong(time),
             End::Flooded,
         ] {

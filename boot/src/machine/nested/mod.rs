@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::run::{Console, Manner, Meaning, Run};
+use super::serial::Port;
 use super::{Config, End, Kind, Outcome, SERIAL, Seen, bochs};
 use crate::cargo;
 use crate::event::Line;
@@ -61,7 +62,7 @@ pub fn start(paths: &Paths, tools: &Tools, inner: &[Inner]) -> Result<Run> {
     let turns = inner.iter().map(turn).collect();
     disc::write(tools, &init, &Plan { turns }, &directory).context("cannot make the nested machine's CD")?;
     let configs: Vec<&Config> = inner.iter().map(|machine| &machine.config).collect();
-    Ok(bochs::start_with(&[CONSOLE, SERIAL], MANNER, tools, &around(&configs), directory)?
+    Ok(bochs::start_with(&[Port::File(CONSOLE), Port::File(SERIAL)], MANNER, tools, &around(&configs), directory)?
         .counting(Kind::Nested.unit()))
 }
 

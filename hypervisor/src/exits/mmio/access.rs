@@ -27,7 +27,7 @@ pub(super) struct Part {
 #[derive(Clone, Copy)]
 pub(super) struct Span {
     linear: u64,
-    width: Width,
+    bytes: u64,
     access: Access,
     first: Part,
     second: Option<Part>,
@@ -37,6 +37,11 @@ impl Span {
     pub(super) fn parts(&self) -> impl Iterator<Item = Part> {
         core::iter::once(self.first).chain(self.second)
     }
+
+    /// Where it is, if all of it lies in one trapped page.
+    pub(super) fn trapped(&self) -> Option<Gpa> {
+        (self.second.is_none() && self.first.region == Region::Mmio).then_some(self.first.gpa)
+    }
 }
 
 impl<M: Machine> Emulation<'_, M> {
@@ -45,19 +50,9 @@ impl<M: Machine> Emulation<'_, M> {
         self.mode != Mode::Bits64 || ((linear << unused) as i64 >> unused) as u64 == linear
     }
 
-    /// The linear address of `width` bytes at `offset`, if the segment allows the access. `None` unless it is `wanted`.
-    pub(super) fn linear(
-        &self,
-        segment: Segment,
-        offset: u64,
-        width: Width,
-        access: Access,
-        wanted: bool,
-    ) -> Result<Option<u64>, Stop> {
-        if !wanted {
-            return Ok(None);
-        }
-        let last = width.bytes() as u64 - 1;
+    /// The linear address of `bytes` bytes, 1 to 64, at `offset`, if the segment allows the access.
+    pub(super) fn linear(&self, segment: Segment, offset: u64, bytes: u64, access: Access) -> Result<u64, Stop> {
+        let last = bytes - 1;
         let (linear, allowed) = match (self.mode, segment) {
             (Mode::Bits64, Segment::Fs | Segment::Gs) => {
                 (self.machine.segment(segment).base.wrapping_add(offset), true)
@@ -69,21 +64,20 @@ impl<M: Machine> Emulation<'_, M> {
             }
         };
         if allowed && self.is_canonical(linear) && self.is_canonical(linear.wrapping_add(last)) {
-            return Ok(Some(linear));
+            return Ok(linear);
         }
         Err(Stop::segment_violation(segment))
     }
 
     /// Translates each page of an access and checks that it leads somewhere.
-    pub(super) fn span(&mut self, linear: u64, width: Width, access: Access) -> Result<Span, Stop> {
-        let bytes = width.bytes() as u64;
+    pub(super) fn span(&mut self, linear: u64, bytes: u64, access: Access) -> Result<Span, Stop> {
         let here = bytes.min(PAGE_SIZE - linear % PAGE_SIZE);
         let first = self.part(linear, here, access)?;
         let second = match bytes - here {
             0 => None,
             rest => Some(self.part(self.linear_of(linear.wrapping_add(here)), rest, access)?),
         };
-        Ok(Span { linear, width, access, first, second })
+        Ok(Span { linear, bytes, access, first, second })
     }
 
     fn part(&mut self, linear: u64, bytes: u64, access: Access) -> Result<Part, Stop> {
@@ -108,53 +102,79 @@ impl<M: Machine> Emulation<'_, M> {
         (same_page && checked).then(|| Gpa::new(gpa.page().as_u64() + linear % PAGE_SIZE))
     }
 
+    /// At most 8 bytes.
     pub(super) fn load(&mut self, span: &Span) -> Result<u64, Stop> {
-        if span.second.is_none() && span.first.region == Region::Mmio {
-            return Ok(self.machine.mmio_read(span.first.gpa, span.width) & span.width.mask());
-        }
-        let (mut value, mut shift) = (0, 0);
-        for part in span.parts() {
-            value |= self.load_part(part)? << shift;
-            shift += 8 * part.bytes;
-        }
-        Ok(value)
-    }
-
-    fn load_part(&mut self, part: Part) -> Result<u64, Stop> {
         let mut bytes = [0; 8];
-        if part.region == Region::Memory {
-            self.machine.read(part.gpa, bytes.get_mut(..part.bytes as usize).unwrap_or_default())?;
-            return Ok(u64::from_le_bytes(bytes));
-        }
-        let mut value = 0;
-        for (gpa, width, shift) in chunks(part) {
-            value |= (self.machine.mmio_read(gpa, width) & width.mask()) << shift;
-        }
-        Ok(value)
+        self.load_bytes(span, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
     }
 
-    pub(super) fn store(&mut self, span: &Span, value: u64) -> Result<(), Stop> {
-        debug_assert!(span.access == Access::Write, "{:#x} was checked for reading only", span.linear);
-        if span.second.is_none() && span.first.region == Region::Mmio {
-            self.machine.mmio_write(span.first.gpa, span.width, value & span.width.mask());
-            return Ok(());
-        }
-        let mut value = value;
+    /// The first bytes of `into` become what is there; it has room for as many.
+    pub(super) fn load_bytes(&mut self, span: &Span, into: &mut [u8]) -> Result<(), Stop> {
+        self.machine.accessed(span.linear, span.bytes, Access::Read);
+        let mut rest = into;
         for part in span.parts() {
-            self.store_part(part, value)?;
-            value = value.checked_shr(8 * part.bytes as u32).unwrap_or(0);
+            let (here, behind) = rest.split_at_mut((part.bytes as usize).min(rest.len()));
+            self.load_part(part, here)?;
+            rest = behind;
         }
         Ok(())
     }
 
-    fn store_part(&mut self, part: Part, value: u64) -> Result<(), Stop> {
+    fn load_part(&mut self, part: Part, into: &mut [u8]) -> Result<(), Stop> {
         if part.region == Region::Memory {
-            let bytes = value.to_le_bytes();
-            return Ok(self.machine.write(part.gpa, bytes.get(..part.bytes as usize).unwrap_or_default())?);
+            return Ok(self.machine.read(part.gpa, into)?);
         }
-        for (gpa, width, shift) in chunks(part) {
-            self.machine.mmio_write(gpa, width, value >> shift & width.mask());
+        for (gpa, width, at) in chunks(part) {
+            let value = self.machine.mmio_read(gpa, width).to_le_bytes();
+            into.iter_mut().skip(at).zip(&value[..width.bytes()]).for_each(|(byte, read)| *byte = *read);
         }
+        Ok(())
+    }
+
+    /// At most 8 bytes.
+    pub(super) fn store(&mut self, span: &Span, value: u64) -> Result<(), Stop> {
+        self.store_bytes(span, &value.to_le_bytes())
+    }
+
+    /// What is there becomes the first bytes of `from`, which has as many.
+    pub(super) fn store_bytes(&mut self, span: &Span, from: &[u8]) -> Result<(), Stop> {
+        debug_assert!(span.access == Access::Write, "{:#x} was checked for reading only", span.linear);
+        self.machine.accessed(span.linear, span.bytes, Access::Write);
+        let mut rest = from;
+        for part in span.parts() {
+            let (here, behind) = rest.split_at((part.bytes as usize).min(rest.len()));
+            self.store_part(part, here)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// What is wider than a general register goes to a trapped page as it is, and what is as wide as one; the rest in naturally aligned
+    /// pieces.
+    fn store_part(&mut self, part: Part, from: &[u8]) -> Result<(), Stop> {
+        if part.region == Region::Memory {
+            return Ok(self.machine.write(part.gpa, from)?);
+        }
+        if part.bytes > 8 {
+            self.machine.mmio_write_bytes(part.gpa, from);
+            return Ok(());
+        }
+        for (gpa, width, at) in chunks(part) {
+            let mut value = [0; 8];
+            value.iter_mut().zip(from.iter().skip(at).take(width.bytes())).for_each(|(byte, new)| *byte = *new);
+            self.machine.mmio_write(gpa, width, u64::from_le_bytes(value));
+        }
+        Ok(())
+    }
+
+    /// Reads what is there, which lies in one trapped page, and writes what `modify` makes of it: nobody else's write comes in between.
+    /// 1 to 16 bytes.
+    pub(super) fn modify_span(&mut self, span: &Span, mut modify: impl FnMut(u128) -> u128) -> Result<(), Stop> {
+        let gpa = span.trapped().ok_or(Stop::UNSUPPORTED)?;
+        self.machine.accessed(span.linear, span.bytes, Access::Read);
+        self.machine.accessed(span.linear, span.bytes, Access::Write);
+        self.machine.mmio_modify(gpa, span.bytes as u8, &mut modify);
         Ok(())
     }
 }
@@ -184,16 +204,17 @@ impl SegmentState {
     }
 }
 
-/// A part in naturally aligned pieces, each with its place (in bits) in the part's value.
-fn chunks(part: Part) -> impl Iterator<Item = (Gpa, Width, u32)> {
+/// A part in naturally aligned pieces, each with its place in the part's bytes. One that is as wide as a register is one piece.
+fn chunks(part: Part) -> impl Iterator<Item = (Gpa, Width, usize)> {
+    let whole = part.bytes.is_power_of_two() && part.bytes <= 8;
     let mut done = 0;
     core::iter::from_fn(move || {
         let left = part.bytes.checked_sub(done).filter(|&left| left > 0)?;
         let gpa = part.gpa.checked_add(done)?;
-        let alignment = 1u64 << gpa.as_u64().trailing_zeros().min(3);
+        let alignment = if whole { 8 } else { 1u64 << gpa.as_u64().trailing_zeros().min(3) };
         let width = Width::at_most(left.min(alignment));
-        let shift = 8 * done as u32;
+        let at = done as usize;
         done += width.bytes() as u64;
-        Some((gpa, width, shift))
+        Some((gpa, width, at))
     })
 }

@@ -3,10 +3,11 @@
 
 use crate::{
     addr::{Gpa, Gva},
+    cpu::fpu::VectorRegister,
     exits::{
         instruction::{Mode, Segment},
         memo::Memo,
-        walk::{GuestMemory, Paging},
+        walk::{Access, GuestMemory, Paging},
         width::Width,
     },
 };
@@ -65,6 +66,21 @@ pub trait Machine: GuestMemory {
     fn mmio_read(&mut self, gpa: Gpa, width: Width) -> u64;
     /// A guest's write to a trapped page: anywhere in it, but not beyond its end. Bits above `width` are 0.
     fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64);
+    /// A guest's write of 9 to 64 bytes by one instruction, likewise.
+    fn mmio_write_bytes(&mut self, gpa: Gpa, bytes: &[u8]);
+    /// A guest's read and write of 1 to 16 bytes, likewise: what is there becomes what `modify` makes of it, and no write of another
+    /// virtual processor comes in between. `modify` is called once at most.
+    fn mmio_modify(&mut self, gpa: Gpa, bytes: u8, modify: &mut dyn FnMut(u128) -> u128);
+    /// Vector register `number`, 0 to 15.
+    fn vector(&self, number: u8) -> VectorRegister;
+    /// Sets vector register `number`.
+    fn set_vector(&mut self, number: u8, value: &VectorRegister);
+    /// An instruction accesses `bytes` bytes of linear addresses from `linear` on, which may have a breakpoint.
+    fn accessed(&mut self, linear: u64, bytes: u64, access: Access);
+    /// Whether a trap is due behind this instruction, or behind this element of a string: by RFLAGS.TF, or a breakpoint that was hit.
+    fn is_traced(&self) -> bool;
+    /// Whether breakpoints on data are armed.
+    fn is_watching(&self) -> bool;
 }
 
 /// An EPT violation by an access to a linear address's translation (exit qualification bits 7 and 8 set), not by a fetch.
@@ -98,7 +114,9 @@ impl Exception {
 pub enum Outcome {
     /// The instruction is done: RIP moves by its length, blocking by STI or MOV SS ends.
     Advance(u8),
-    /// The guest goes on at the same RIP.
+    /// Elements of a string are done, and others are left: the guest goes on at the same RIP, after the trap that is due, if one is.
+    Part,
+    /// Nothing is done: the guest executes what is at the same RIP now.
     Again,
     /// The instruction faults.
     Inject(Exception),

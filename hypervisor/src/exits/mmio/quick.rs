@@ -18,7 +18,7 @@ use crate::{
 /// Carries the store out, if it is one that this can do, and tells the instruction's length.
 #[inline(always)]
 pub fn store_known<M: Machine>(machine: &mut M, fault: Fault) -> Option<u8> {
-    if !fault.write || machine.mode() != Mode::Bits64 {
+    if !fault.write || machine.mode() != Mode::Bits64 || machine.is_watching() {
         return None;
     }
     let rip = machine.rip();

@@ -389,7 +389,7 @@ fn feature_msix_backed_a_reset_of_one_function_leaves_the_other_as_it_is() {
 #[test]
 fn feature_msix_backed_no_call_reaches_a_virtual_function() {
     let two = Two::new();
-    two.domain.enable();
+    two.domain.enable(hcall_abi::VERSION_MINOR);
     let device = u64::from(FIRST.0);
     assert_eq!(two.call(Call::Discover, [0; 4]), Err(Status::NoSuchDevice), "it has no store");
     for call in [Call::Alloc, Call::Free, Call::Map, Call::Mask, Call::SetAffinity, Call::AllocMany, Call::FreeMany] {

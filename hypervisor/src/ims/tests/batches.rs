@@ -181,13 +181,16 @@ fn while_no_flush_comes_to_an_end_a_slot_that_is_sent_about_keeps_two_routes_at_
     bench.machine().silence();
     for round in 0..50 {
         bench.retarget(handle, target(PROCESSORS[round % 3], 0x50 + round as u8)).unwrap_err();
-        bench.poke(9, Field::Data, 0x50 + round as u32).unwrap_err();
+        let _ = bench.poke(9, Field::Data, 0x50 + round as u32);
+        assert_eq!((bench.seen(9)[3] & 1, bench.fire(9)), (1, None));
+        bench.poke(9, Field::Ctrl, 0).unwrap_err();
     }
     assert_eq!((bench.service.counters().quarantined, bench.machine().used()), (2, (2, 2)));
     bench.machine().mend();
     assert_eq!(bench.service.reclaim(), 0);
     bench.retarget(handle, target(1, 0x41)).unwrap();
     bench.poke(9, Field::Data, 0x42).unwrap();
+    bench.poke(9, Field::Ctrl, 0).unwrap();
     assert_eq!([handle.index(), 9].map(|slot| bench.fire(slot)), [Some(target(1, 0x41)), Some(target(0, 0x42))]);
     assert_eq!(bench.machine().used(), (2, 2));
 }

@@ -133,7 +133,7 @@ fn bench() -> Bench {
     let apic_ids = PROCESSORS.to_vec();
     let spec = GuestSpec { guest: GuestId(1), apic_ids, hypercalls: true, devices: vec![device] };
     let domain = service.attach(spec).unwrap();
-    domain.enable();
+    domain.enable(hcall_abi::VERSION_MINOR);
     Bench { service, domain }
 }
 

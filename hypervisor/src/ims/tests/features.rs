@@ -206,6 +206,36 @@ fn feature_aux_pasid_is_set_only_if_the_guest_owns_it_and_a_forged_one_is_replac
 }
 
 #[test]
+fn a_write_that_cannot_be_had_reads_as_masked_and_is_among_the_guests_faults() {
+    let bench = Bench::with(512, 2);
+    for slot in [0, 1] {
+        bench.program(slot, ADDRESS, 0x40 + u32::from(slot)).unwrap();
+    }
+    assert_eq!(bench.program(2, ADDRESS, 0x42), Err(Status::NoFreeVector));
+    assert_eq!((bench.seen(2)[3] & 1, bench.fire(2)), (1, None));
+    let faults = bench.faults(8);
+    assert_eq!((faults.len(), faults[0].slot, faults[0].kind), (1, 2, FaultKind::Refused(Status::NoFreeVector)));
+    // One that fires is sent where no vector is left.
+    assert_eq!(bench.poke(1, Field::Data, 0x43), Err(Status::NoFreeVector));
+    assert_eq!((bench.seen(1)[3] & 1, bench.fire(1), bench.faults(8).len()), (1, None, 1));
+    // The guest gives one up, and tries again.
+    bench.poke(0, Field::Ctrl, 1).unwrap();
+    bench.write(StoreName::Ims, 0, 8, 0).unwrap();
+    bench.poke(0, Field::Data, 0).unwrap();
+    assert_eq!(bench.poke(2, Field::Ctrl, 0), Ok(()));
+    assert_eq!((bench.seen(2)[3] & 1, bench.fire(2)), (0, Some(target(0, 0x42))));
+    assert_eq!(bench.faults(8), []);
+}
+
+#[test]
+fn a_guest_that_enabled_an_earlier_version_gets_no_fault_that_it_does_not_know() {
+    let bench = Bench::with(512, 0);
+    bench.domain.enable(2);
+    assert_eq!(bench.program(2, ADDRESS, 0x42), Err(Status::NoFreeVector));
+    assert_eq!((bench.seen(2)[3] & 1, bench.faults(8)), (1, vec![]));
+}
+
+#[test]
 fn feature_hidden_when_unaware_nothing_is_done_for_a_guest_before_it_enables_the_interface() {
     let service = Service::new(Machine::new(16, 16));
     let device = function(1);
@@ -224,7 +254,7 @@ fn feature_hidden_when_unaware_nothing_is_done_for_a_guest_before_it_enables_the
     assert_eq!(bench.write(StoreName::Msix, 8, 8, 0x40), Err(Status::InvalidArgument), "MSI-X is there");
     assert_eq!(bench.call(Call::Enable, [2 << 16, 0, 0, 0]), Err(Status::Unsupported));
     assert_eq!(bench.call(Call::Enable, [1 << 32 | 1 << 16, 0, 0, 0]), Err(Status::InvalidArgument));
-    assert_eq!(bench.call(Call::Enable, [1 << 16 | 9, 0, 0, 0]), Ok(2), "the lower minor version");
+    assert_eq!(bench.call(Call::Enable, [1 << 16 | 9, 0, 0, 0]), Ok(3), "the lower minor version");
     assert_eq!(bench.program(0, ADDRESS, 0x40), Ok(()));
     assert_eq!(bench.fire(0), Some(target(0, 0x40)));
 }
@@ -259,6 +289,57 @@ fn feature_storm_the_slot_that_fires_is_masked_and_those_beside_it_lose_nothing(
     bench.on(Call::Unmask, storm).unwrap();
     assert!(!bench.info(storm).unwrap().limited);
     assert_eq!(bench.fire(storm.index()), Some(target(0, 0x40)));
+}
+
+#[test]
+fn feature_storm_messages_that_a_function_writes_past_its_slots_are_dropped_by_the_unit() {
+    let bench = Bench::new();
+    let [slot, away] = [0x40, 0x41].map(|vector| bench.mapped(target(0, vector)));
+    let source = function(1).requester;
+    let by_dma = |handle| {
+        let Message { address, data } = bench.machine().message(bench.entry_of(handle));
+        bench.machine().deliver(MessagePair { address, data }, source)
+    };
+    assert_eq!(by_dma(slot), Some(target(0, 0x40)));
+    let block = || {
+        let mut told = Vec::new();
+        bench.service.block(&bench.domain, target(0, 0x40), |slot| told.push(slot.slot));
+        told
+    };
+    bench.service.hold(&bench.domain, target(0, 0x40));
+    assert_eq!(block(), [slot.index()]);
+    assert_eq!((by_dma(slot), bench.fire(slot.index())), (None, None));
+    assert_eq!(by_dma(away), Some(target(0, 0x41)), "another vector's");
+    assert_eq!(block(), [], "it is told once");
+    let info = bench.info(slot).unwrap();
+    assert!(info.masked && info.limited);
+    assert_eq!((bench.faults(8).len(), bench.seen(slot.index())[3] & 1), (1, 1));
+    bench.on(Call::Unmask, slot).unwrap();
+    assert_eq!((by_dma(slot), bench.fire(slot.index())), (Some(target(0, 0x40)), Some(target(0, 0x40))));
+    // One that is sent elsewhere meanwhile, and one that is given up.
+    assert_eq!(block(), [slot.index()]);
+    bench.retarget(slot, target(1, 0x42)).unwrap();
+    assert_eq!((by_dma(slot), bench.fire(slot.index())), (Some(target(1, 0x42)), None));
+    bench.on(Call::Unmask, slot).unwrap();
+    assert_eq!(bench.fire(slot.index()), Some(target(1, 0x42)));
+    bench.service.block(&bench.domain, target(1, 0x42), |_| ());
+    for handle in [slot, away] {
+        bench.on(Call::Free, handle).unwrap();
+    }
+    assert_eq!(bench.machine().used(), (0, 0));
+}
+
+#[test]
+fn a_slot_that_is_blocked_while_no_flush_comes_to_an_end_is_flushed_before_it_fires() {
+    let bench = Bench::new();
+    let slot = bench.mapped(target(0, 0x40));
+    bench.machine().silence();
+    bench.service.block(&bench.domain, target(0, 0x40), |_| ());
+    bench.on(Call::Unmask, slot).unwrap_err();
+    assert_eq!(bench.fire(slot.index()), None);
+    bench.machine().mend();
+    bench.on(Call::Unmask, slot).unwrap();
+    assert_eq!(bench.fire(slot.index()), Some(target(0, 0x40)));
 }
 
 #[test]
@@ -396,7 +477,7 @@ fn feature_store_queue_is_refused_where_others_share_the_requester_id() {
     let shared = DeviceSpec { shares_requester: true, ims: None, msix: None, ..function(1) };
     let spec = GuestSpec { guest: GuestId(1), apic_ids: vec![0], hypercalls: true, devices: vec![shared] };
     let domain = service.attach(spec).unwrap();
-    domain.enable();
+    domain.enable(hcall_abi::VERSION_MINOR);
     let bench = Bench { service, domain };
     assert_eq!(bench.call(Call::OpenQueue, [DEVICE_ARG, 8, 0, 0]), Err(Status::NotIsolated));
     assert_eq!(bench.call(Call::Alloc, [QUEUE_ARG, 0, 0, 0]), Err(Status::NoFreeSlot));

@@ -292,6 +292,10 @@ impl Remap for Machine {
         self.done(Op::Clear(entry.0));
     }
 
+    fn block(&self, entry: EntryIndex) {
+        self.clear(entry);
+    }
+
     fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status> {
         let entries: Vec<_> = entries.collect();
         assert!(!entries.is_empty() && entries.len() <= 256);

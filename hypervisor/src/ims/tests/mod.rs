@@ -87,7 +87,7 @@ fn function(guest: u16) -> DeviceSpec {
     let base = u64::from(guest) << 24;
     DeviceSpec {
         id: DEVICE,
-        requester: Bdf(0xf0 + guest),
+        requester: Bdf(0xf0 + u32::from(guest)),
         msix: Some(store(base, MSIX_SLOTS)),
         ims: Some(store(base + 0x4_0000, IMS_SLOTS)),
         pasids: Pasid::new(0x100).zip(Pasid::new(0x1ff)),
@@ -126,7 +126,7 @@ impl Bench {
         let spec =
             GuestSpec { guest: GuestId(guest), apic_ids: processors.to_vec(), hypercalls: true, devices: vec![device] };
         let domain = service.attach(spec).unwrap();
-        domain.enable();
+        domain.enable(hcall_abi::VERSION_MINOR);
         domain
     }
 

@@ -12,6 +12,106 @@ fn a_driver_programs_a_slot_and_its_interrupt_arrives() {
 }
 
 #[test]
+fn a_slot_takes_what_one_instruction_gives_it_in_one_step() {
+    let bench = Bench::new();
+    let message: u128 = u128::from(ADDRESS) | 0x41 << 64;
+    let write =
+        |offset, bytes: &[u8]| bench.service.store_write_bytes(&bench.domain, DEVICE, StoreName::Ims, offset, bytes);
+    write(0x90, &message.to_le_bytes()).unwrap();
+    assert_eq!(bench.fire(9), Some(target(0, 0x41)));
+    bench.machine().log();
+    let other = u128::from(ADDRESS | 5 << 12) | 0x42 << 64;
+    write(0x90, &other.to_le_bytes()).unwrap();
+    let programs = bench.machine().log().iter().filter(|op| matches!(op, Op::Program(_))).count();
+    assert_eq!((bench.fire(9), programs), (Some(target(5, 0x42)), 1), "never half of each");
+    // 64 bytes are four slots.
+    let four: Vec<u8> = (0..4).flat_map(|n: u128| (u128::from(ADDRESS) | (0x50 + n) << 64).to_le_bytes()).collect();
+    write(0x100, &four).unwrap();
+    for n in 0..4 {
+        assert_eq!(bench.fire(16 + n), Some(target(0, 0x50 + n as u8)));
+    }
+    // Any bytes of any slots.
+    write(0x21c, &[0xff; 21]).unwrap();
+    assert_eq!(
+        [33, 34, 35].map(|slot| bench.seen(slot)),
+        [[0, 0, 0, 1], [u32::MAX, u32::MAX, u32::MAX, 1], [0xff, 0, 0, 1]]
+    );
+    assert_eq!(bench.fire(34), None);
+    let end = u64::from(bench.spec(StoreName::Ims).slots) * 16;
+    assert_eq!(write(end - 8, &[0; 16]), Err(Status::NoSuchSlot));
+    assert_eq!(write(u64::MAX - 3, &[0; 16]), Err(Status::NoSuchSlot));
+}
+
+#[test]
+fn a_wide_write_is_what_as_many_writes_of_a_byte_are_in_the_end() {
+    let (wide, narrow) = (Bench::new(), Bench::new());
+    for offset in [0x20, 0x23, 0x28, 0x2c, 0x2f] {
+        for len in [9, 16, 31, 32, 64] {
+            let bytes: Vec<u8> = (0..len).map(|n| (n * 7 + len + offset) as u8).collect();
+            wide.service.store_write_bytes(&wide.domain, DEVICE, StoreName::Ims, offset, &bytes).unwrap_or(());
+            for (at, byte) in (offset..).zip(&bytes) {
+                let _ = narrow.write(StoreName::Ims, at, 1, u64::from(*byte));
+            }
+            for slot in 0..8 {
+                assert_eq!(wide.seen(slot), narrow.seen(slot), "slot {slot}, {len} bytes at {offset:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_modified_is_read_as_the_guest_sees_it_and_written_as_any_write_is() {
+    let bench = Bench::new();
+    let modify = |offset, width, f: &mut dyn FnMut(u128) -> u128| {
+        bench.service.store_modify(&bench.domain, DEVICE, StoreName::Ims, offset, width, f)
+    };
+    bench.program(2, ADDRESS, 0x41).unwrap();
+    modify(0x28, 4, &mut |old| old + 1).unwrap();
+    assert_eq!(bench.fire(2), Some(target(0, 0x42)));
+    modify(0x20, 16, &mut |old| {
+        assert_eq!(old, u128::from(ADDRESS) | 0x42 << 64);
+        old | 1 << 96
+    })
+    .unwrap();
+    assert_eq!((bench.seen(2), bench.fire(2)), ([ADDRESS, 0, 0x42, 1], None));
+    // Across two slots.
+    modify(0x2e, 4, &mut |old| {
+        assert_eq!(old, 0);
+        0xffff_ffff
+    })
+    .unwrap();
+    assert_eq!((bench.seen(2), bench.seen(3)), ([ADDRESS, 0, 0x42, 1], [0xffff, 0, 0, 1]));
+    let end = u64::from(bench.spec(StoreName::Ims).slots) * 16;
+    let refused = modify(end - 4, 8, &mut |_| panic!("beyond the end"));
+    assert_eq!(refused, Err(Status::NoSuchSlot));
+}
+
+#[test]
+fn no_write_comes_between_the_read_and_the_write_of_a_modification() {
+    const TIMES: u32 = 5_000;
+    let bench = Bench::new();
+    let modify = |offset, width, f: &mut dyn FnMut(u128) -> u128| {
+        bench.service.store_modify(&bench.domain, DEVICE, StoreName::Ims, offset, width, f).unwrap();
+    };
+    std::thread::scope(|scope| {
+        for n in 0..2 {
+            let (modify, bench) = (&modify, &bench);
+            scope.spawn(move || {
+                for _ in 0..TIMES {
+                    // A counter within a slot, one that crosses two, and a plain write beside the first.
+                    modify(0x28, 4, &mut |old| old + 1);
+                    modify(0x4c + 2, 4, &mut |old| old.wrapping_add(0x1_0000) & 0xffff_ffff);
+                    bench.write(StoreName::Ims, 0x20 + 4 * n, 4, 0).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(bench.seen(2)[2], 2 * TIMES);
+    // Of the control dword only the mask is kept, so the upper half of the second counter is all that counts.
+    assert_eq!(bench.seen(5)[0] & 0xffff, 2 * TIMES & 0xffff);
+}
+
+#[test]
 fn msix_entries_work_as_ims_slots_do() {
     let bench = Bench::new();
     for (offset, value) in [(0, ADDRESS), (4, 0), (8, 0x30), (12, 0)] {

@@ -55,7 +55,7 @@ fn bench_with(entries: u32, vectors: usize) -> Bench {
     let apic_ids = [&PROCESSORS[..], &[7]].concat();
     let spec = GuestSpec { guest: GuestId(1), apic_ids, hypercalls: true, devices: vec![device] };
     let domain = service.attach(spec).unwrap();
-    domain.enable();
+    domain.enable(hcall_abi::VERSION_MINOR);
     Bench { service, domain }
 }
 

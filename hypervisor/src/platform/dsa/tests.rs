@@ -3,10 +3,14 @@ use core::cell::{Cell, RefCell};
 use dsa_model::{Config, Dsa, Fault, PortalWrite, Upstream};
 
 use super::*;
-use crate::clock::testing::EveryLook;
+use crate::{
+    addr::{Bdf, Hpa},
+    clock::testing::EveryLook,
+    pci::{Bar, Buses, ConfigSpace, function::while_decoding},
+};
 
 /// Each look takes a microsecond.
-static CLOCK: EveryLook = EveryLook { hertz: 1_000_000 };
+pub static CLOCK: EveryLook = EveryLook { hertz: 1_000_000 };
 
 struct Fake([u64; 64]);
 
@@ -87,25 +91,19 @@ impl Registers for Busy {
 }
 
 #[test]
-fn what_one_guest_has_the_device_do_for_long_does_not_swallow_anothers_command() {
-    let queue = |registers| Queue { registers, clock: &CLOCK, number: 1, pasid: 2, first_slot: 0 };
-    let busy = Busy::for_reads(1000);
-    assert_eq!((queue(&busy).disable(), reset(&busy, &CLOCK)), (Ok(()), true));
-    assert_eq!(*busy.given.borrow(), [(command::DISABLE_WQ, false), (command::RESET_DEVICE, false)]);
-    let stuck = Busy::for_reads(u32::MAX);
-    assert_eq!(queue(&stuck).disable(), Err(NO_ANSWER), "it is not taken for done");
-    assert_eq!(*stuck.given.borrow(), []);
-    let again = Busy::for_reads(10);
-    assert!(reset(&again, &CLOCK));
-    assert_eq!(*again.given.borrow(), [(command::RESET_DEVICE, false)]);
+fn a_reset_does_not_come_while_the_device_is_at_a_command_unless_that_does_not_end() {
+    for (reads, given_meanwhile) in [(1000, false), (u32::MAX, true)] {
+        let busy = Busy::for_reads(reads);
+        assert!(reset(&busy, &CLOCK));
+        assert_eq!(*busy.given.borrow(), [(command::RESET_DEVICE, given_meanwhile)]);
+    }
 }
 
 #[test]
 fn a_command_is_done_when_the_device_has_done_it_and_not_before() {
     let outcome = |works| {
         let device = Busy { works, ..Busy::for_reads(0) };
-        let mut queue = Queue { registers: &device, clock: &CLOCK, number: 1, pasid: 2, first_slot: 0 };
-        let outcome = queue.disable();
+        let outcome = command(&device, &CLOCK, command::ENABLE_DEVICE, 0);
         (outcome, device.left.get() == 0)
     };
     assert_eq!((outcome(90_000), outcome(110_000)), ((Ok(()), true), (Err(NO_ANSWER), false)));
@@ -114,7 +112,13 @@ fn a_command_is_done_when_the_device_has_done_it_and_not_before() {
 }
 
 /// The device's model. It works on when it is told to, and behind each look at the state of its command: the first look finds it active.
-struct Model(RefCell<Dsa>);
+pub struct Model {
+    dsa: RefCell<Dsa>,
+    /// It does no work.
+    rests: Cell<bool>,
+    /// Reads of the state of its command.
+    reads: Cell<u32>,
+}
 
 /// Nothing is upstream that a test looks at.
 struct Nowhere;
@@ -130,55 +134,156 @@ impl Upstream for Nowhere {
 
 impl Registers for Model {
     fn read32(&self, offset: usize) -> u32 {
-        let mut dsa = self.0.borrow_mut();
+        let mut dsa = self.dsa.borrow_mut();
         let value = dsa.bar0_read(offset as u64, 4) as u32;
         if offset == CMDSTS {
-            dsa.work(&mut Nowhere);
+            self.reads.set(self.reads.get() + 1);
+            if !self.rests.get() {
+                dsa.work(&mut Nowhere);
+            }
         }
         value
     }
     fn read64(&self, offset: usize) -> u64 {
-        self.0.borrow().bar0_read(offset as u64, 8)
+        self.dsa.borrow().bar0_read(offset as u64, 8)
     }
     fn write32(&self, offset: usize, value: u32) {
-        self.0.borrow_mut().bar0_write(offset as u64, 4, value.into(), &mut Nowhere);
+        self.dsa.borrow_mut().bar0_write(offset as u64, 4, value.into(), &mut Nowhere);
     }
     fn write64(&self, offset: usize, value: u64) {
-        self.0.borrow_mut().bar0_write(offset as u64, 8, value, &mut Nowhere);
+        self.dsa.borrow_mut().bar0_write(offset as u64, 8, value, &mut Nowhere);
     }
 }
 
 impl Model {
+    fn of(dsa: Dsa) -> Self {
+        Self { dsa: RefCell::new(dsa), rests: Cell::new(false), reads: Cell::new(0) }
+    }
+
+    /// Has it do no work, or go on.
+    pub fn rest(&self, rests: bool) {
+        self.rests.set(rests);
+    }
+
+    /// How often the state of its command was read.
+    pub fn reads(&self) -> u32 {
+        self.reads.get()
+    }
+
+    /// A device as firmware of Sapphire Rapids hands it over: it decodes no memory.
+    fn as_firmware_leaves_it() -> Self {
+        Self::of(Dsa::new(Config::sapphire_rapids()))
+    }
+
     /// A device that was reset, with memory space, bus mastering and PASIDs enabled, and shared out.
-    fn shared_out() -> Self {
-        let mut dsa = Dsa::new(Config::default());
+    pub fn shared_out() -> Self {
+        Self::made(Config::default())
+    }
+
+    fn made(config: Config) -> Self {
+        let mut dsa = Dsa::new(config);
         dsa.config_write(4, 2, 6, &mut Nowhere);
         dsa.config_write(0x126, 2, 1, &mut Nowhere);
-        let model = Self(RefCell::new(dsa));
+        let model = Self::of(dsa);
         assert!(reset(&model, &CLOCK));
         assert_eq!(share_out(&model, &CLOCK), Ok(()));
         model
     }
 
     fn queue(&self, number: u8) -> Queue<'_, Self> {
-        Queue { registers: self, clock: &CLOCK, number, pasid: u32::from(number) + 1, first_slot: 100 }
+        Queue { registers: self, number, pasid: u32::from(number) + 1, first_slot: 100 }
     }
 
-    /// Submits a descriptor without a completion record to a queue, with a handle if it is to raise a slot, and lets the device work.
-    fn submit(&self, queue: u64, opcode: u64, handle: Option<u16>) -> PortalWrite {
+    /// Has a queue's step carried out.
+    fn step(&self, queue: u8, step: Step) -> Outcome {
+        self.queue(queue).begin(step).unwrap_or_else(|| {
+            let ended = (0..1000).find_map(|_| outcome(self));
+            ended.unwrap_or(Err(NO_ANSWER))
+        })
+    }
+
+    /// Submits a descriptor without a completion record to a queue.
+    pub fn put(&self, queue: u64, opcode: u64) -> PortalWrite {
+        self.put_with(queue, opcode, None)
+    }
+
+    /// The same with a handle if it is to raise a slot.
+    fn put_with(&self, queue: u64, opcode: u64, handle: Option<u16>) -> PortalWrite {
         let flags = u64::from(handle.is_some()) << 4;
         let words = [opcode << 56 | flags << 32, 0, 0, 0, u64::from(handle.unwrap_or(0)) << 32, 0, 0, 0];
         let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
-        let mut dsa = self.0.borrow_mut();
         let portal = (queue * PORTALS_OF_QUEUE + STORE_PORTAL) * 4096;
-        let outcome = dsa.portal_write(portal, &bytes);
-        while dsa.work(&mut Nowhere) {}
+        self.dsa.borrow_mut().portal_write(portal, &bytes)
+    }
+
+    /// Submits a descriptor and lets the device work.
+    fn submit(&self, queue: u64, opcode: u64, handle: Option<u16>) -> PortalWrite {
+        let outcome = self.put_with(queue, opcode, handle);
+        while self.dsa.borrow_mut().work(&mut Nowhere) {}
         outcome
     }
 
     fn slot_ctrl(&self, slot: usize) -> u32 {
         self.read32(0x4_0000 + 16 * slot + SLOT_CTRL)
     }
+}
+
+impl ConfigSpace for Model {
+    fn read(&self, _: Bdf, offset: u16) -> u32 {
+        self.dsa.borrow().config_read(offset, 4)
+    }
+    fn write(&self, _: Bdf, offset: u16, value: u32) {
+        self.dsa.borrow_mut().config_write(offset, 4, value, &mut Nowhere);
+    }
+    fn buses(&self) -> Vec<Buses> {
+        vec![Buses { segment: 0, first: 0, last: 255 }]
+    }
+    fn has_extended(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_device_that_decodes_no_memory_is_looked_at_and_left_as_it_was() {
+    const COMMAND: u16 = 4;
+    let (model, bdf) = (Model::as_firmware_leaves_it(), Bdf::new(0x6a, 1, 0));
+    for bus_master in [0, 4] {
+        model.write(bdf, COMMAND, bus_master);
+        assert_eq!(queues(&model), None, "all ones");
+        let seen = while_decoding(&model, bdf, || (queues(&model), message_store(&model)));
+        assert_eq!(seen, (Some(Queues { count: 8, size: 16 }), Some(MessageStore { offset: 0x4000, slots: 2048 })));
+        assert_eq!(model.read(bdf, COMMAND) as u16, bus_master as u16);
+    }
+}
+
+#[test]
+fn every_dsa_is_known_by_its_id_and_read_as_it_is() {
+    for (device_id, known) in [(0x0b25, true), (0x11fb, true), (0x1212, true), (0x0b26, false), (0x0cfe, false)] {
+        let model = Model::of(Dsa::new(Config { device_id, ..Config::sapphire_rapids() }));
+        let (bdf, at) = (Bdf::new(0x6a, 1, 0), 0x206f_fff4_0000);
+        for (offset, value) in [(0x10, at as u32), (0x14, (at >> 32) as u32)] {
+            model.write(bdf, offset, value);
+        }
+        let function = Function::read(&model, bdf).unwrap();
+        assert_eq!(is_one(&function), known, "{device_id:#x}");
+        let bar = |base, size| Some(Bar::Memory { base: Hpa::new(base), size, prefetchable: true, wide: true });
+        assert_eq!(function.bars, [bar(at, 0x1_0000), None, bar(0, 0x2_0000), None, None, None]);
+        let msix = function.msix.unwrap();
+        assert_eq!((msix.entries, msix.table.offset, msix.pba.offset), (9, 0x2000, 0x3000));
+        assert!(function.resets() && function.pasid.is_some() && function.siov.is_some());
+    }
+}
+
+#[test]
+fn a_device_without_handles_is_not_asked_for_them() {
+    let model = Model::made(Config::sapphire_rapids());
+    assert_eq!(model.step(0, Step::Enable), Ok(0));
+    assert_eq!((model.step(0, Step::RequestHandle(7)), model.step(0, Step::ReleaseHandle(107))), (Ok(107), Ok(0)));
+    // Whatever stands in the register that is not there.
+    let mut fake = Fake([0; 64]);
+    fake.0[CMDCAP / 8] = u64::MAX;
+    let queue = Queue { registers: &fake, number: 0, pasid: 1, first_slot: 100 };
+    assert_eq!(queue.begin(Step::RequestHandle(7)), Some(Ok(107)));
 }
 
 #[test]
@@ -196,7 +301,7 @@ fn a_device_is_shared_out_in_equal_parts_and_no_queue_takes_work_yet() {
 #[test]
 fn feature_msix_backed_a_queue_raises_slots_of_its_own_pasid_alone() {
     let model = Model::shared_out();
-    assert_eq!((model.queue(0).enable(), model.queue(7).enable()), (Ok(()), Ok(())));
+    assert_eq!((model.step(0, Step::Enable), model.step(7, Step::Enable)), (Ok(0), Ok(0)));
     for (slot, pasid) in [(5, 1), (6, 8)] {
         model.write32(0x4_0000 + 16 * slot + SLOT_CTRL, 1 | 1 << 3 | pasid << 12);
     }
@@ -219,31 +324,30 @@ fn feature_msix_backed_a_queue_raises_slots_of_its_own_pasid_alone() {
 fn commands_reach_one_queue() {
     let model = Model::shared_out();
     let state = |queue: usize| model.read32(0x2018 + 64 * queue) >> 30;
-    assert_eq!((model.queue(3).enable(), model.queue(3).enable()), (Ok(()), Err(0x21)));
-    assert_eq!(model.queue(4).enable(), Ok(()));
-    assert_eq!((model.queue(3).drain(), model.queue(3).abort(), model.queue(3).disable()), (Ok(()), Ok(()), Ok(())));
+    assert_eq!((model.step(3, Step::Enable), model.step(3, Step::Enable)), (Ok(0), Err(0x21)));
+    assert_eq!(model.step(4, Step::Enable), Ok(0));
+    assert_eq!([Step::Drain, Step::Abort, Step::Disable].map(|step| model.step(3, step)), [Ok(0); 3]);
     assert_eq!((state(3), state(4)), (0, 1));
-    assert_eq!(model.queue(3).disable(), Err(0x32));
-    assert_eq!(model.queue(3).enable(), Ok(()));
+    assert_eq!((model.step(3, Step::Disable), model.step(3, Step::Enable)), (Err(0x32), Ok(0)));
 }
 
 #[test]
 fn feature_msix_backed_handles_are_the_devices_and_revoked_ones_are_told_of_once() {
     let model = Model::shared_out();
-    model.queue(0).enable().unwrap();
-    assert_eq!(model.queue(0).release_handle(107), Err(0x41));
-    assert_eq!(model.queue(0).request_handle(7), Ok(107));
+    model.step(0, Step::Enable).unwrap();
+    assert_eq!(model.step(0, Step::ReleaseHandle(107)), Err(0x41));
+    assert_eq!(model.step(0, Step::RequestHandle(7)), Ok(107));
     assert!(!take_causes(&model));
     assert_eq!(command(&model, &CLOCK, 31, command::HANDLE_IMS | 107), Ok(()));
     assert_eq!((take_causes(&model), take_causes(&model)), (true, false));
-    assert_eq!(model.queue(0).release_handle(107), Err(0x41));
-    assert_eq!((model.queue(0).request_handle(7), model.queue(0).release_handle(107)), (Ok(107), Ok(())));
+    assert_eq!(model.step(0, Step::ReleaseHandle(107)), Err(0x41));
+    assert_eq!((model.step(0, Step::RequestHandle(7)), model.step(0, Step::ReleaseHandle(107))), (Ok(107), Ok(0)));
 }
 
 #[test]
 fn an_error_is_told_with_its_queue_once() {
     let model = Model::shared_out();
-    model.queue(2).enable().unwrap();
+    model.step(2, Step::Enable).unwrap();
     assert_eq!(take_error(&model), None);
     model.submit(2, 0x7f, None);
     let (queue, [first, ..]) = take_error(&model).unwrap();

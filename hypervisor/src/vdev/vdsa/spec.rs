@@ -32,6 +32,8 @@ pub const CMDCAP: usize = 0xb0;
 /// The recorded error: four quadwords.
 pub const SWERR: usize = 0xc0;
 
+/// GENCAP: [`CMDCAP`] is there. Where it is not there are no interrupt handles either, and a descriptor names its MSI-X entry or slot itself.
+pub const GENCAP_COMMANDS: usize = 4;
 /// GENCAP: the largest transfer, as a power of two.
 pub const GENCAP_TRANSFER: Range<usize> = 16..21;
 /// GENCAP: the largest batch, as a power of two.

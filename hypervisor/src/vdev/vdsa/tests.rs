@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{spec::error, *};
 
 /// The parent's queue: what it was told, and the error that comes next.
 #[derive(Default)]
@@ -12,35 +12,33 @@ struct Queue {
 }
 
 impl Queue {
-    fn tell(&mut self, what: &'static str) -> Result<(), u8> {
-        self.told.push(what);
+    fn carry_out(&mut self, step: Step) -> Outcome {
+        self.told.push(match step {
+            Step::Enable => "enable",
+            Step::Drain => "drain",
+            Step::Abort => "abort",
+            Step::Disable => "disable",
+            Step::RequestHandle(_) => "request",
+            Step::ReleaseHandle(handle) => {
+                assert!((2049..2178).contains(&handle), "a handle that was not asked for");
+                "release"
+            }
+        });
         if self.is_stuck {
             return Err(0xff);
         }
-        self.error.take().map_or(Ok(()), Err)
+        let result = if let Step::RequestHandle(vector) = step { 2048 + vector } else { 0 };
+        self.error.take().map_or(Ok(result), Err)
     }
-}
 
-impl WorkQueue for Queue {
-    fn enable(&mut self) -> Result<(), u8> {
-        self.tell("enable")
-    }
-    fn drain(&mut self) -> Result<(), u8> {
-        self.tell("drain")
-    }
-    fn abort(&mut self) -> Result<(), u8> {
-        self.tell("abort")
-    }
-    fn disable(&mut self) -> Result<(), u8> {
-        self.tell("disable")
-    }
-    fn request_handle(&mut self, vector: u16) -> Result<u16, u8> {
-        self.tell("request")?;
-        Ok(2048 + vector)
-    }
-    fn release_handle(&mut self, handle: u16) -> Result<(), u8> {
-        assert!((2049..2178).contains(&handle), "a handle that was not asked for");
-        self.tell("release")
+    /// Carries out everything that there is to do.
+    fn settle(&mut self, dsa: &mut VirtualDsa) -> Effect {
+        let mut effect = Effect::default();
+        while let Some(step) = dsa.next_step() {
+            effect = effect.and(dsa.step_done(self.carry_out(step)));
+        }
+        assert!(!dsa.is_busy());
+        effect
     }
 }
 
@@ -56,7 +54,7 @@ struct Guest {
 impl Guest {
     fn new() -> Self {
         let mut guest = Self { dsa: VirtualDsa::new(SHAPE), queue: Queue::default() };
-        guest.dsa.set_bus_master(true, &mut guest.queue);
+        guest.dsa.set_bus_master(true);
         guest
     }
 
@@ -76,8 +74,20 @@ impl Guest {
         u64::from(self.read(offset + 4)) << 32 | u64::from(self.read(offset))
     }
 
+    /// A write, and everything that comes of it.
     fn write(&mut self, offset: usize, bytes: u8, value: u64) -> Effect {
-        self.dsa.write(offset as u64, bytes, value, &mut self.queue)
+        let effect = self.dsa.write(offset as u64, bytes, value);
+        effect.and(self.queue.settle(&mut self.dsa))
+    }
+
+    fn set_bus_master(&mut self, on: bool) -> Effect {
+        let effect = self.dsa.set_bus_master(on);
+        effect.and(self.queue.settle(&mut self.dsa))
+    }
+
+    fn reset_function(&mut self) -> Effect {
+        let effect = self.dsa.reset_function();
+        effect.and(self.queue.settle(&mut self.dsa))
     }
 
     /// Gives a command; what CMDSTS says then.
@@ -104,6 +114,20 @@ fn feature_msix_backed_it_is_a_dsa_with_one_dedicated_queue_and_no_message_store
     assert_eq!((guest.read64(0x400), guest.read64(0x420)), (1, 1), "its group");
     assert_eq!([0x500, 0x504, 0x508, 0x50c].map(|at| guest.read(at)), [16, 0, 0x81, 5 << 5 | 21]);
     assert_eq!(guest.read(CMDCAP), 0x67fe);
+}
+
+/// Drivers look at GENCAP before they ask for a handle, and take the vector's number for it if they need not ask.
+#[test]
+fn handles_have_to_be_asked_for_whatever_the_parent_has() {
+    for gencap in [0x40_915f_0107, 0x40_915f_010f, PARENT_GENCAP, 0] {
+        let mut dsa = VirtualDsa::new(Shape { gencap, ..SHAPE });
+        let read = |at: usize| u64::from(dsa.page()[at / 4 + 1]) << 32 | u64::from(dsa.page()[at / 4]);
+        assert_eq!((read(GENCAP) >> 4 & 1, read(CMDCAP)), (1, 0x67fe), "{gencap:#x}");
+        assert_eq!(read(GENCAP) & 0xffff & !(1 << 4), gencap & 0xe, "{gencap:#x}");
+        dsa.write(CMD as u64, 4, 13 << 20 | 5);
+        Queue::default().settle(&mut dsa);
+        assert_eq!(dsa.page()[CMDSTS / 4], 2053 << 8);
+    }
 }
 
 #[test]
@@ -198,12 +222,14 @@ fn feature_msix_backed_a_handle_is_the_parents_slot_and_vector_0_has_none() {
     }
     assert_eq!((guest.command(14, 2177), guest.command(14, 2177)), (0, 0x41));
     assert_eq!(guest.queue.told, ["request", "request", "release"]);
-    guest.command(5, 0);
-    assert_eq!(guest.queue.told[3..], ["release"], "a reset takes them all back");
-    assert_eq!(guest.command(14, 2049), 0x41);
     guest.queue.error = Some(0x42);
-    assert_eq!(guest.command(13, 1), 0x42, "the parent has none left");
-    assert_eq!(guest.command(14, 2049), 0x41);
+    assert_eq!(guest.command(13, 2), 0x42, "the parent has none left");
+    assert_eq!(guest.command(14, 2050), 0x41);
+    guest.command(5, 0);
+    assert_eq!(guest.queue.told[3..], ["request"], "a reset gives none back to the parent");
+    assert_eq!((guest.command(14, 2049), guest.dsa.known_handle(1)), (0x41, Some(2049)), "but the guest has none");
+    assert_eq!((guest.command(13, 1), guest.command(14, 2049)), (2049 << 8, 0));
+    assert_eq!(guest.dsa.known_handle(1), None);
 }
 
 #[test]
@@ -222,24 +248,24 @@ fn feature_emulated_a_command_that_asks_for_it_signals_vector_0_and_says_so_in_i
     let mut guest = Guest::new();
     assert_eq!(guest.write(CMD, 4, 1 << 20), Effect::default());
     assert_eq!(guest.read(INTCAUSE), 0);
-    let signal = Effect { signal: true, reset: false };
+    let signal = Effect { signal: true, ..Effect::default() };
     assert_eq!(guest.write(CMD, 4, 1 << 31 | 6 << 20), signal);
     assert_eq!(guest.read(INTCAUSE), 2);
     guest.write(INTCAUSE, 4, 2);
     assert_eq!(guest.read(INTCAUSE), 0);
     assert_eq!(guest.write(CMD, 8, 1 << 31 | 31 << 20), signal, "one that fails as well");
-    assert_eq!(guest.write(CMD, 4, 1 << 31 | 5 << 20), Effect { signal: true, reset: true });
+    assert_eq!(guest.write(CMD, 4, 1 << 31 | 5 << 20), Effect { signal: true, reset: true, is_stuck: false });
     assert_eq!(guest.state(), (0, 0));
 }
 
 #[test]
 fn without_bus_mastering_the_function_stops() {
     let mut guest = Guest::working();
-    assert!(guest.dsa.set_bus_master(false, &mut guest.queue));
+    assert_eq!(guest.set_bus_master(false), Effect::default());
     assert_eq!((guest.state(), &guest.queue.told[..]), ((0, 0), &["abort", "disable"][..]));
     assert_eq!(guest.command(1, 0), 0x12);
     guest.queue.told.clear();
-    assert!(guest.dsa.set_bus_master(true, &mut guest.queue));
+    assert_eq!(guest.set_bus_master(true), Effect::default());
     assert_eq!((guest.command(1, 0), guest.queue.told.len()), (0, 0));
 }
 
@@ -254,13 +280,14 @@ fn a_function_level_reset_leaves_nothing_of_what_the_guest_did() {
         guest.write(CMD, 4, 1 << 31 | 3 << 20);
         guest.queue.told.clear();
         guest.queue.error = parent_fails.then_some(0xff);
-        assert_eq!(guest.dsa.reset_function(&mut guest.queue), !parent_fails);
+        let effect = guest.reset_function();
+        assert_eq!((effect.is_stuck, effect.reset), (parent_fails, true));
         if parent_fails {
             // What goes on in the queue is still to be seen, and the guest can try again.
-            assert_eq!((guest.state(), &guest.queue.told[..]), ((1, 1), &["abort", "release"][..]));
-            assert!(guest.dsa.reset_function(&mut guest.queue));
+            assert_eq!((guest.state(), &guest.queue.told[..]), ((0, 1), &["abort"][..]));
+            assert!(!guest.reset_function().is_stuck);
         } else {
-            assert_eq!(guest.queue.told, ["abort", "disable", "release"]);
+            assert_eq!(guest.queue.told, ["abort", "disable"]);
         }
         assert_eq!(*guest.dsa.page(), fresh);
         assert_eq!(guest.command(14, 2049), 0x41, "handles are given back");
@@ -269,17 +296,17 @@ fn a_function_level_reset_leaves_nothing_of_what_the_guest_did() {
 }
 
 #[test]
-fn a_function_level_reset_does_not_wait_for_each_handle_of_a_parent_that_is_stuck() {
+fn a_reset_takes_two_steps_whatever_handles_there_are() {
     let mut guest = Guest::working();
     for vector in 1..130 {
         guest.command(13, vector);
     }
     guest.queue.told.clear();
     guest.queue.is_stuck = true;
-    assert!(!guest.dsa.reset_function(&mut guest.queue));
-    assert_eq!(guest.queue.told, ["abort", "release"]);
+    assert!(guest.reset_function().is_stuck);
+    assert_eq!(guest.queue.told, ["abort"]);
     guest.queue.is_stuck = false;
-    assert!(guest.dsa.reset_function(&mut guest.queue));
+    assert!(!guest.reset_function().is_stuck);
     assert_eq!(guest.command(14, 2049), 0x41, "all of them are forgotten");
 }
 
@@ -309,56 +336,52 @@ struct Strict {
 }
 
 impl Strict {
-    /// Every seventh command fails.
-    fn ask(&mut self, enabled: bool) -> Result<(), u8> {
-        assert_eq!(self.enabled, enabled, "a command that the parent's queue is in no state for");
+    fn carry_out(&mut self, step: Step) -> Outcome {
         self.asked += 1;
-        if self.asked.is_multiple_of(7) { Err(0x77) } else { Ok(()) }
-    }
-}
-
-impl WorkQueue for Strict {
-    fn enable(&mut self) -> Result<(), u8> {
-        self.ask(false)?;
-        self.enabled = true;
-        Ok(())
-    }
-    fn drain(&mut self) -> Result<(), u8> {
-        self.ask(true)
-    }
-    fn abort(&mut self) -> Result<(), u8> {
-        self.ask(true)
-    }
-    fn disable(&mut self) -> Result<(), u8> {
-        self.ask(true)?;
-        self.enabled = false;
-        Ok(())
-    }
-    fn request_handle(&mut self, vector: u16) -> Result<u16, u8> {
-        assert!((1..130).contains(&vector), "no vector of the function's");
-        Ok(vector)
-    }
-    fn release_handle(&mut self, handle: u16) -> Result<(), u8> {
-        assert!((1..130).contains(&handle), "no handle of the function's");
-        Ok(())
+        match step {
+            Step::RequestHandle(handle) | Step::ReleaseHandle(handle) => {
+                assert!((1..130).contains(&handle), "no vector or handle of the function's");
+                return Ok(handle);
+            }
+            _ => assert_eq!(self.enabled, step != Step::Enable, "{step:?} is nothing for the parent's queue now"),
+        }
+        // Every seventh fails.
+        if self.asked.is_multiple_of(7) {
+            return Err(0x77);
+        }
+        self.enabled = match step {
+            Step::Enable => true,
+            Step::Disable => false,
+            _ => self.enabled,
+        };
+        Ok(0)
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn whatever_is_written_the_parents_queue_is_as_the_guest_sees_it(
+    fn whatever_is_written_and_however_late_the_parent_is_its_queue_is_as_the_guest_sees_it(
         writes in prop::collection::vec((0u64..0x1008, 0u8..18, any::<u64>(), 0u32..32, 0u32..4), 0..200)
     ) {
         let (mut dsa, mut queue) = (VirtualDsa::new(SHAPE), Strict::default());
         let before = *dsa.page();
+        let mut under_way = None;
         for (offset, bytes, value, number, operand) in writes {
-            // Commands more often than chance would have them, and bus mastering.
-            match value % 4 {
-                0 => drop(dsa.write(offset, bytes, value, &mut queue)),
-                1 => drop(dsa.set_bus_master(value & 0x30 != 0, &mut queue)),
-                _ => drop(dsa.write(CMD as u64, 4, u64::from(number << 20 | operand), &mut queue)),
-            }
+            // Commands more often than chance would have them, bus mastering, resets, and the parent's turn.
+            let _ = match value % 8 {
+                0 => dsa.write(offset, bytes, value),
+                1 => dsa.set_bus_master(value & 0x30 != 0),
+                2 if value & 0x70 == 0 => dsa.reset_function(),
+                2..=4 => match under_way.take() {
+                    None => {
+                        under_way = dsa.next_step();
+                        Effect::default()
+                    }
+                    Some(step) => dsa.step_done(queue.carry_out(step)),
+                },
+                _ => dsa.write(CMD as u64, 4, u64::from(number << 20 | operand)),
+            };
             let seen = dsa.page()[(QUEUES + QUEUE_STATE) / 4];
             prop_assert_eq!(seen == QUEUE_ENABLED, queue.enabled);
             prop_assert_eq!(dsa.takes_work(), queue.enabled);
@@ -367,6 +390,48 @@ proptest! {
         for at in (0..1024).filter(fixed) {
             prop_assert_eq!(dsa.page()[at], before[at], "{:#x}", 4 * at);
         }
+    }
+}
+
+#[test]
+fn a_command_is_active_until_the_parent_has_done_it_and_others_are_lost_meanwhile() {
+    let mut guest = Guest::working();
+    assert_eq!(guest.dsa.write(CMD as u64, 4, 1 << 31 | 8 << 20 | 1), Effect::default());
+    assert_eq!((guest.read(CMDSTS), guest.dsa.next_step()), (1 << 31, Some(Step::Drain)));
+    guest.dsa.write(CMD as u64, 4, 4 << 20);
+    assert_eq!((guest.read(CMD), guest.dsa.next_step()), (1 << 31 | 8 << 20 | 1, None));
+    assert_eq!(guest.dsa.step_done(Ok(0)), Effect { signal: true, ..Effect::default() });
+    assert_eq!((guest.read(CMDSTS), guest.read(INTCAUSE), guest.dsa.is_busy()), (0, 2, false));
+}
+
+/// The parent cannot be called back from a step, so what it comes to still counts.
+#[test]
+fn what_is_under_way_when_the_function_is_reset_is_undone_behind_it() {
+    let mut guest = Guest::new();
+    guest.command(1, 0);
+    guest.dsa.write(CMD as u64, 4, 6 << 20);
+    assert_eq!(guest.dsa.next_step(), Some(Step::Enable));
+    guest.dsa.reset_function();
+    assert_eq!((guest.read(CMD), guest.read(CMDSTS), guest.dsa.next_step()), (0, 0, None));
+    guest.dsa.set_bus_master(true);
+    guest.dsa.write(CMD as u64, 4, 1 << 20);
+    assert_eq!((guest.read(CMDSTS), guest.state()), (1 << 31, (0, 0)), "it waits for the queue");
+    guest.dsa.step_done(Ok(0));
+    assert_eq!(guest.state(), (0, 1));
+    guest.queue.told.clear();
+    assert!(guest.queue.settle(&mut guest.dsa).reset);
+    assert_eq!((&guest.queue.told[..], guest.read(CMDSTS), guest.state()), (&["abort", "disable"][..], 0, (1, 0)));
+}
+
+/// Linux's driver takes as much by default.
+#[test]
+fn a_function_offers_no_larger_work_than_others_can_wait_for() {
+    for (gencap, largest) in [(0x40_915f_010f, (21, 5)), (PARENT_GENCAP, (21, 5)), (12 << 16 | 2 << 21, (12, 2))] {
+        let dsa = VirtualDsa::new(Shape { gencap, ..SHAPE });
+        let own = dsa.page()[GENCAP / 4];
+        assert_eq!((own >> 16 & 0x1f, own >> 21 & 0xf), largest);
+        assert_eq!(dsa.page()[(QUEUES + QUEUE_LIMITS) / 4], largest.0 | largest.1 << 5);
+        assert_eq!(queue_limits(gencap), largest.0 | largest.1 << 5);
     }
 }
 
@@ -380,6 +445,6 @@ fn a_queue_that_is_off_already_is_no_obstacle_to_a_reset() {
     assert_eq!((guest.command(5, 0), guest.state()), (0, (0, 0)), "but was done since");
     assert_eq!((guest.command(1, 0), guest.command(6, 0), guest.state()), (0, 0, (1, 1)));
     guest.queue.error = Some(error::DEV_NOT_EN);
-    assert!(guest.dsa.set_bus_master(false, &mut guest.queue));
+    assert!(!guest.set_bus_master(false).is_stuck);
     assert_eq!(guest.state(), (0, 0));
 }

@@ -20,6 +20,7 @@ pub const LVT_LAST: u32 = 0x837;
 pub const INITIAL_COUNT: u32 = 0x838;
 pub const CURRENT_COUNT: u32 = 0x839;
 pub const DIVIDE: u32 = 0x83e;
+/// Self-IPI: an interrupt for the processor itself.
 pub const SELF_IPI: u32 = 0x83f;
 /// The MSRs from the first to the last are the APIC's, those that do not exist included.
 pub const FIRST: u32 = 0x800;

@@ -3,8 +3,11 @@
 use super::*;
 use crate::vtd::{
     Refusal, Route, Unit,
-    spec::registers::{CAP, Cap, ECAP, Ecap, GSTS, VER, global},
+    spec::registers::{CAP, Cap, ECAP, Ecap, FSTS, GSTS, IQH, IQT, VER, global},
 };
+
+/// FSTS: an error has halted the queue.
+const IQE: u32 = 1 << 4;
 
 #[test]
 fn bring_up_keeps_to_the_manual_whatever_the_unit_can_do() {
@@ -15,7 +18,7 @@ fn bring_up_keeps_to_the_manual_whatever_the_unit_can_do() {
         vtd_model::Config { four_level: false, pages_1g: false, ..capable() },
         vtd_model::Config { domain_id_bits: 4, fault_records: 1, posted_interrupts: false, ..capable() },
     ];
-    for config in variants {
+    for config in variants.into_iter().chain(presets()) {
         let bench = Bench::new(config);
         let remapper = bench.start();
         remapper.enable_dma_remapping().unwrap();
@@ -27,18 +30,40 @@ fn bring_up_keeps_to_the_manual_whatever_the_unit_can_do() {
 
 #[test]
 fn a_unit_that_firmware_left_on_is_taken_over() {
-    let bench = Bench::new(capable());
-    let first = bench.start();
-    first.enable_dma_remapping().unwrap();
-    let index = first.reserve(DSA).unwrap();
-    bench.fire(DSA, index);
-    let second = bench.start();
-    second.enable_dma_remapping().unwrap();
-    assert_eq!(faults(&second), []);
-    let index = second.reserve(DSA).unwrap();
-    second.program(index, Route::Remapped { vector: 40, destination: 1 }).unwrap();
-    assert_eq!(remapped(bench.fire(DSA, index)), Some((40, 1)));
-    bench.assert_clean();
+    for config in all() {
+        let bench = Bench::new(config);
+        let first = bench.start();
+        first.enable_dma_remapping().unwrap();
+        let index = first.reserve(DSA).unwrap();
+        bench.fire(DSA, index);
+        let second = bench.start();
+        second.enable_dma_remapping().unwrap();
+        assert_eq!(faults(&second), []);
+        let index = second.reserve(DSA).unwrap();
+        second.program(index, Route::Remapped { vector: 40, destination: 1 }).unwrap();
+        assert_eq!(remapped(bench.fire(DSA, index)), Some((40, 1)));
+        bench.assert_clean();
+    }
+}
+
+/// The queue's memory may be another's by now, so what halted it is not mended there.
+#[test]
+fn a_unit_whose_queue_an_error_has_halted_is_taken_over() {
+    for config in all() {
+        let bench = Bench::new(config);
+        let first = bench.start();
+        first.enable_dma_remapping().unwrap();
+        // Zeros are no descriptor.
+        bench.write64(IQT, bench.read64(IQH) + 64);
+        assert_ne!(bench.read32(FSTS) & IQE, 0);
+        let second = bench.start();
+        assert_eq!(bench.read32(FSTS) & IQE, 0);
+        second.enable_dma_remapping().unwrap();
+        let index = second.reserve(DSA).unwrap();
+        second.program(index, Route::Remapped { vector: 40, destination: 1 }).unwrap();
+        assert_eq!(remapped(bench.fire(DSA, index)), Some((40, 1)));
+        bench.assert_clean();
+    }
 }
 
 /// Attack 2, and each other thing that can be missing.

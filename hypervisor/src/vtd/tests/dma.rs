@@ -27,7 +27,7 @@ fn map(remapper: &Remap<'_>, domain: &mut Domain, gpa: u64, hpa: u64, len: u64, 
 
 impl Bench {
     fn translate(&self, source: Bdf, address: u64, access: Access) -> Result<u64, DmaFault> {
-        self.model.lock().unwrap().dma(source.0, address, 4, access, &mut HostMemory(&self.frames))
+        self.model.lock().unwrap().dma(source.requester_id(), address, 4, access, &mut HostMemory(&self.frames))
     }
 
     fn reaches(&self, source: Bdf, address: u64) -> Option<u64> {
@@ -46,7 +46,7 @@ fn a_device_writes_to_its_guests_memory_and_is_blocked_elsewhere() {
     assert_eq!(bench.translate(DSA, GUEST, Access::Write), Err(DmaFault::Blocked(1)));
     remapper.attach(DSA, &mut domain).unwrap();
     let mut memory = HostMemory(&bench.frames);
-    let wrote = bench.model.lock().unwrap().dma_write(DSA.0, GUEST + 8, &7u64.to_le_bytes(), &mut memory);
+    let wrote = bench.model.lock().unwrap().dma_write(DSA.requester_id(), GUEST + 8, &7u64.to_le_bytes(), &mut memory);
     assert_eq!((wrote, bench.quadword(page.as_u64() + 8)), (Ok(()), 7));
     assert_eq!(bench.translate(DSA, GUEST + PAGE, Access::Write), Err(DmaFault::Blocked(5)));
     assert_eq!(bench.translate(OTHER, GUEST, Access::Read), Err(DmaFault::Blocked(2)));
@@ -153,20 +153,24 @@ fn another_units_domain_is_refused() {
     assert_eq!(remapper.destroy_domain(foreign), Err(Error::Domain));
 }
 
+/// An RMRR's device, a display or a board management controller, behind any unit.
 #[test]
 fn firmwares_device_reaches_its_reserved_memory_only() {
-    let bench = Bench::new(capable());
-    let remapper = start(&bench);
-    let range = |start, len| crate::memory::PhysRange::new(Hpa::new(start), len);
-    let ranges = [range(0x7000_0000, 4 * PAGE), range(0x7000_2000, 4 * PAGE)];
-    // SAFETY: the model touches frames of the test only.
-    let domain = unsafe { remapper.attach_identity(DSA, ranges.into_iter()) }.unwrap();
-    let reached = (0x6fff_f000..0x7000_8000).step_by(4096).filter_map(|at| bench.reaches(DSA, at));
-    assert_eq!(reached.collect::<Vec<_>>(), (0x7000_0000..0x7000_6000).step_by(4096).collect::<Vec<_>>());
-    // SAFETY: as above.
-    let again = unsafe { remapper.attach_identity(DSA, ranges.into_iter()) };
-    assert!(matches!(again, Err(Error::Attached)));
-    assert_eq!(remapper.destroy_domain(domain), Err(Error::Domain));
+    for config in all() {
+        let bench = Bench::new(config);
+        let remapper = start(&bench);
+        let range = |start, len| crate::memory::PhysRange::new(Hpa::new(start), len);
+        let ranges = [range(0x7000_0000, 4 * PAGE), range(0x7000_2000, 4 * PAGE)];
+        // SAFETY: the model touches frames of the test only.
+        let domain = unsafe { remapper.attach_identity(DSA, ranges.into_iter()) }.unwrap();
+        let reached = (0x6fff_f000..0x7000_8000).step_by(4096).filter_map(|at| bench.reaches(DSA, at));
+        assert_eq!(reached.collect::<Vec<_>>(), (0x7000_0000..0x7000_6000).step_by(4096).collect::<Vec<_>>());
+        // SAFETY: as above.
+        let again = unsafe { remapper.attach_identity(DSA, ranges.into_iter()) };
+        assert!(matches!(again, Err(Error::Attached)));
+        assert_eq!(remapper.destroy_domain(domain), Err(Error::Domain));
+        bench.assert_clean();
+    }
 }
 
 #[test]

@@ -283,8 +283,11 @@ proptest! {
     /// What must always be true, 2 and 4: SVT and SID are right in each present entry, and an index that changes hands is in no
     /// cache.
     #[test]
-    fn whatever_is_asked_sources_are_checked_and_reused_indexes_not_cached(steps in prop::collection::vec(step(), 0..120)) {
-        let bench = bench();
+    fn whatever_is_asked_sources_are_checked_and_reused_indexes_not_cached(
+        config in prop::sample::select(all()),
+        steps in prop::collection::vec(step(), 0..120),
+    ) {
+        let bench = Bench::new(config);
         let remapper = bench.start();
         let mut owner = std::collections::BTreeMap::new();
         for step in steps {
@@ -310,7 +313,7 @@ proptest! {
                 let entry = remapper.entry(index).unwrap();
                 if entry.p() != 0 {
                     prop_assert_eq!((entry.svt(), entry.sq()), (1, 0));
-                    prop_assert_eq!(Some(&Bdf(entry.sid() as u16)), owner.get(&index));
+                    prop_assert_eq!(Some(&Bdf(entry.sid() as u32)), owner.get(&index));
                 }
             }
         }

@@ -76,6 +76,18 @@ fn capable() -> vtd_model::Config {
     vtd_model::Config { host_address_width: 52, ..Default::default() }
 }
 
+/// Units as real machines have them, where a pointer fits in a physical address.
+fn presets() -> [vtd_model::Config; 3] {
+    use vtd_model::Config;
+    let presets = [Config::sapphire_rapids(), Config::sapphire_rapids_accelerators(), Config::meteor_lake()];
+    presets.map(|preset| Config { host_address_width: 52, ..preset })
+}
+
+/// A unit with everything, and those of real machines.
+fn all() -> Vec<vtd_model::Config> {
+    [capable()].into_iter().chain(presets()).collect()
+}
+
 impl Bench {
     fn new(config: vtd_model::Config) -> Self {
         Self { model: Mutex::new(vtd_model::Unit::new(config)), frames: TestFrames::default() }
@@ -100,7 +112,12 @@ impl Bench {
     }
 
     fn send(&self, source: Bdf, address: u64, data: u32) -> Outcome {
-        self.model.lock().unwrap().interrupt_request(source.0, address, data, &mut HostMemory(&self.frames))
+        self.model.lock().unwrap().interrupt_request(
+            source.requester_id(),
+            address,
+            data,
+            &mut HostMemory(&self.frames),
+        )
     }
 
     /// A frame, its quadwords zero.

@@ -37,7 +37,7 @@ fn domain(remapper: &Remap<'_>, hpa: u64) -> Domain {
 
 impl Bench {
     fn ask(&self, source: Bdf, pasid: Option<u32>) -> Result<u64, DmaFault> {
-        let requester = Requester { source_id: source.0, pasid };
+        let requester = Requester { source_id: source.requester_id(), pasid };
         self.model.lock().unwrap().dma(requester, GUEST, 4, Access::Write, &mut HostMemory(&self.frames))
     }
 }
@@ -49,6 +49,7 @@ fn bring_up_in_scalable_mode_keeps_to_the_manual() {
         vtd_model::Config { coherent: false, scalable_walk_snoop: false, ..scalable() },
         vtd_model::Config { flush_on_srtp: true, flush_on_sirtp: true, ..scalable() },
         vtd_model::Config { four_level: false, pages_1g: false, ..scalable() },
+        presets()[1].clone(),
     ];
     for config in variants {
         let bench = Bench::new(config);
@@ -58,6 +59,24 @@ fn bring_up_in_scalable_mode_keeps_to_the_manual() {
         remapper.attach(DSA, &mut domain).unwrap();
         remapper.attach_pasid(DSA, HIGH, &mut domain).unwrap();
         assert_eq!((bench.ask(DSA, None), bench.ask(DSA, Some(HIGH))), (Ok(0x20_0000), Ok(0x20_0000)));
+        bench.assert_clean();
+    }
+}
+
+/// PASIDE is reserved there: a function whose context entry had it could do no DMA at all.
+#[test]
+fn a_unit_without_pasids_translates_requests_without_and_refuses_those_with_pasids() {
+    for config in presets().into_iter().filter(|config| !config.pasids) {
+        let bench = Bench::new(config);
+        let remapper = start(&bench);
+        let mut domain = domain(&remapper, 0x20_0000);
+        remapper.attach(DSA, &mut domain).unwrap();
+        assert_eq!(bench.ask(DSA, None), Ok(0x20_0000));
+        assert!(!remapper.has_pasids());
+        assert_eq!(remapper.attach_pasid(DSA, LOW, &mut domain), Err(Error::NoPasid));
+        assert_eq!(bench.ask(DSA, Some(LOW)), Err(DmaFault::Blocked(0x45)));
+        remapper.detach(DSA, &mut domain).unwrap();
+        assert_eq!(bench.ask(DSA, None), Err(ABSENT));
         bench.assert_clean();
     }
 }

@@ -10,7 +10,7 @@ use guest_shim::{BatchPage, Hypercalls, MmioStore, detect};
 
 use super::device::DeviceMemory;
 use super::dma::DmaBuffer;
-use super::{Guest, config, physical};
+use super::{Guest, config, physical, portal};
 use crate::dsa::{Completion, Descriptor, Dsa, Error, Portal, WorkQueue, spec};
 use crate::pci::Function;
 use crate::{acpi, pci};
@@ -61,18 +61,18 @@ impl AssignedDsa {
 
     /// Whether the device says that it has a store. `None` when there is no device.
     pub fn says_ims(guest: &Guest) -> Option<bool> {
-        let function = pci::find(&config::Ports, spec::VENDOR, spec::DEVICE)?;
+        let function = pci::find(&config::Ports, spec::VENDOR, &spec::DEVICES)?;
         says_ims(guest, function)
     }
 
     /// Finds the device and starts it, whether it says that it has a store or not.
     pub fn start_any() -> Result<Self, Missing> {
-        Self::start_at(pci::find(&config::Ports, spec::VENDOR, spec::DEVICE).ok_or(Missing::Device)?)
+        Self::start_at(pci::find(&config::Ports, spec::VENDOR, &spec::DEVICES).ok_or(Missing::Device)?)
     }
 
     /// Starts the devices behind the first one, where there are more.
     pub fn start_others() -> impl Iterator<Item = Result<Self, Missing>> {
-        pci::find_all(&config::Ports, spec::VENDOR, spec::DEVICE).skip(1).map(Self::start_at)
+        pci::find_all(&config::Ports, spec::VENDOR, &spec::DEVICES).skip(1).map(Self::start_at)
     }
 
     fn start_at(function: Function) -> Result<Self, Missing> {
@@ -98,14 +98,13 @@ impl AssignedDsa {
         let size = dsa.ims_offset() + u64::from(dsa.ims_slots()) * 16;
         // SAFETY: as above: the store is in BAR0, and the tables before it.
         let bar0 = unsafe { DeviceMemory::new(bar0_address, size) }?;
-        let portal = |n: u8, kind: u64| {
+        let queue_portal = |n: u8, kind: u64| {
             let page = u64::from(n) * spec::PORTALS_PER_WQ + kind;
-            let page = physical::mapped(portals + page * spec::PORTAL_SIZE, spec::PORTAL_SIZE)?;
             // SAFETY: BAR2 is the portals'; the guests give the device their own buffers' addresses, or foreign ones that
             // must not be reached.
-            Some(unsafe { Portal::new(page.cast()) })
+            unsafe { portal::at(function, portals + page * spec::PORTAL_SIZE) }
         };
-        let of_kind = |kind| Some([portal(0, kind)?, portal(1, kind)?]);
+        let of_kind = |kind| Some([queue_portal(0, kind)?, queue_portal(1, kind)?]);
         Some(Self {
             function,
             dsa: Dsa::new(bar0),

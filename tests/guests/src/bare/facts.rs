@@ -31,6 +31,7 @@ pub fn gather(guest: &Guest) -> Facts<'static> {
         cpuid_hypervisor: cpuid_hypervisor_bit(&NativeCpuid),
         smbios_bios: smbios::bios(table),
         system_vendor: smbios::system_vendor(table),
+        system_product: smbios::system_product(table),
         viommu: viommu(guest),
     }
 }

@@ -7,12 +7,16 @@ pub static RESUME: AtomicU64 = AtomicU64::new(0);
 /// 1 + the vector of the exception that came, or 0.
 static CAUGHT: AtomicU64 = AtomicU64::new(0);
 
+/// RFLAGS as the exception pushed them.
+static RFLAGS: AtomicU64 = AtomicU64::new(0);
+
 /// Called for an exception: where to go on, if it was expected.
-pub(super) fn catch(vector: u8) -> Option<u64> {
+pub(super) fn catch(vector: u8, rflags: u64) -> Option<u64> {
     let resume = RESUME.swap(0, SeqCst);
     if resume == 0 {
         return None;
     }
+    RFLAGS.store(rflags, SeqCst);
     CAUGHT.store(u64::from(vector) + 1, SeqCst);
     Some(resume)
 }
@@ -21,6 +25,11 @@ pub(super) fn catch(vector: u8) -> Option<u64> {
 pub fn take() -> Option<u8> {
     RESUME.store(0, SeqCst);
     CAUGHT.swap(0, SeqCst).checked_sub(1).map(|vector| vector as u8)
+}
+
+/// RFLAGS as the last exception that came pushed them.
+pub fn rflags() -> u64 {
+    RFLAGS.load(SeqCst)
 }
 
 /// Executes instructions that may fault, with operands as in `asm!`. Gives the exception's vector, or `None` if all went well.

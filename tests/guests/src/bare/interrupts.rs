@@ -171,7 +171,7 @@ extern "C" fn dispatch(frame: &mut Frame) {
 }
 
 fn exception(frame: &mut Frame, vector: u8) {
-    if let Some(resume) = faults::catch(vector) {
+    if let Some(resume) = faults::catch(vector, frame.rflags) {
         // A single step ends with its first trap.
         const TF: u64 = 1 << 8;
         (frame.rip, frame.rflags) = (resume, frame.rflags & !TF);

@@ -20,6 +20,7 @@ mod native;
 pub mod physical;
 pub mod poke;
 pub mod port;
+pub mod portal;
 pub mod profile;
 pub mod smp;
 pub mod take_once;

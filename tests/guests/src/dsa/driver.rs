@@ -39,8 +39,8 @@ pub struct WorkQueue {
     pub pasids: bool,
 }
 
-/// Reads of CMDSTS before a command is given up.
-const COMMAND_POLLS: usize = 100_000;
+/// Reads of CMDSTS before a command is given up: it takes as long as the descriptors that it waits for, and another one may be before it.
+const COMMAND_POLLS: usize = 5_000_000;
 /// A queue must have a priority, 1 to 15.
 const PRIORITY: u32 = 8;
 
@@ -137,9 +137,15 @@ impl<R: Registers> Dsa<R> {
         Err(Error::TimeOut(command))
     }
 
+    /// Whether the device has a command: CMDCAP says so, where GENCAP says that CMDCAP is there.
+    fn has_command(&self, command: u32) -> bool {
+        let told = self.registers.read(spec::GENCAP) & spec::GENCAP_COMMANDS != 0;
+        told && self.registers.read(spec::CMDCAP) & 1 << command != 0
+    }
+
     /// What a descriptor says to raise IMS slot `index`. A device that has the command wants to be asked (`CMDCAP`).
     pub fn request_ims_handle(&mut self, index: u16) -> Result<u16, Error> {
-        if self.registers.read(spec::CMDCAP) & 1 << spec::COMMAND_REQUEST_INT_HANDLE == 0 {
+        if !self.has_command(spec::COMMAND_REQUEST_INT_HANDLE) {
             return Ok(index);
         }
         self.command(spec::COMMAND_REQUEST_INT_HANDLE, spec::HANDLE_IMS | u32::from(index))
@@ -147,7 +153,7 @@ impl<R: Registers> Dsa<R> {
 
     /// What a descriptor says to raise MSI-X vector `index`, where the device does not take the index itself (`CMDCAP`).
     pub fn request_msix_handle(&mut self, index: u16) -> Result<u16, Error> {
-        if self.registers.read(spec::CMDCAP) & 1 << spec::COMMAND_REQUEST_INT_HANDLE == 0 {
+        if !self.has_command(spec::COMMAND_REQUEST_INT_HANDLE) {
             return Ok(index);
         }
         self.command(spec::COMMAND_REQUEST_INT_HANDLE, index.into())
@@ -155,7 +161,7 @@ impl<R: Registers> Dsa<R> {
 
     /// Gives a handle back.
     pub fn release_ims_handle(&mut self, handle: u16) -> Result<(), Error> {
-        if self.registers.read(spec::CMDCAP) & 1 << spec::COMMAND_RELEASE_INT_HANDLE == 0 {
+        if !self.has_command(spec::COMMAND_RELEASE_INT_HANDLE) {
             return Ok(());
         }
         self.command(spec::COMMAND_RELEASE_INT_HANDLE, spec::HANDLE_IMS | u32::from(handle)).map(drop)
@@ -177,7 +183,7 @@ mod tests {
     impl Fake {
         fn new() -> Self {
             let registers = HashMap::from([
-                (spec::GENCAP, 16 << 25 | 5 << 21 | 21 << 16),
+                (spec::GENCAP, 16 << 25 | 5 << 21 | 21 << 16 | spec::GENCAP_COMMANDS),
                 (spec::WQCAP, 1 << 24 | 8 << 16 | 128),
                 (spec::TABLE_OFFSETS, 0x20_0010),
                 (spec::TABLE_OFFSETS + 4, 0x400_0030),
@@ -259,5 +265,10 @@ mod tests {
         let mut without = Dsa::new(fake);
         assert_eq!((without.request_ims_handle(5), without.release_ims_handle(5)), (Ok(5), Ok(())));
         assert!(without.registers().commands.is_empty());
+        let mut fake = Fake::new();
+        fake.registers.insert(spec::GENCAP, 8 << 25);
+        let mut reserved = Dsa::new(fake);
+        assert_eq!((reserved.request_ims_handle(5), reserved.request_msix_handle(6)), (Ok(5), Ok(6)));
+        assert!(reserved.registers().commands.is_empty(), "GENCAP says that CMDCAP is not there");
     }
 }

@@ -2,7 +2,11 @@
 #![allow(missing_docs, reason = "the names are those of registers.h and idxd.h")]
 
 pub const VENDOR: u16 = 0x8086;
-pub const DEVICE: u16 = 0x0b25;
+/// Of Sapphire Rapids to Granite Rapids, Granite Rapids D, Diamond Rapids.
+pub const DEVICES: [u16; 3] = [0x0b25, 0x11fb, 0x1212];
+/// Subsystem IDs of our models' devices whose portals take a descriptor in pieces of 8 bytes.
+pub const SUBSYSTEM_PIECES: u16 = 0x9108;
+pub const SUBSYSTEM_SLOW_STORE: u16 = 0x510e;
 
 pub const GENCAP: u64 = 0x10;
 pub const WQCAP: u64 = 0x20;
@@ -30,6 +34,8 @@ pub const SWERR_VALID: u32 = 1 << 0;
 pub const HANDLE_IMS: u32 = 1 << 16;
 /// INTCAUSE: interrupt handles were revoked.
 pub const INTCAUSE_HANDLE_REVOKED: u32 = 1 << 31;
+/// GENCAP: CMDCAP is there.
+pub const GENCAP_COMMANDS: u32 = 1 << 4;
 /// GENCAP's maximum IMS multiplier counts in these.
 pub const IMS_UNIT: u32 = 256;
 /// TABLE OFFSETS counts in these.

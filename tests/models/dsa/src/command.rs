@@ -1,22 +1,32 @@
 //! The command register: enabling, draining, resetting, interrupt handles.
 
-use crate::spec::{self, WQS, command, command_error, intcause};
+use crate::portal::Portals;
+use crate::spec::{WQS, command, command_error, intcause};
 use crate::{Dsa, Table, Upstream, groups};
 
 /// CMDCAP: all commands of `enum idxd_cmd`.
 pub(crate) const CAPABILITIES: u64 = 0x7ffe;
 
-/// Whether a command waits for descriptors to complete.
-pub(crate) fn drains(value: u32) -> bool {
-    use command::{DISABLE_DEVICE, DISABLE_WQ, DRAIN_ALL, DRAIN_PASID, DRAIN_WQ};
-    [DISABLE_DEVICE, DRAIN_ALL, DISABLE_WQ, DRAIN_WQ, DRAIN_PASID].contains(&(value >> command::SHIFT & 0x1f))
+/// A command that is under way.
+pub(crate) struct UnderWay {
+    /// What was written to CMD.
+    value: u32,
+    /// Rounds that it takes at least.
+    rounds: u32,
+    /// Of each work queue that it drains, how many descriptors have to have left.
+    drains: Vec<(usize, u64)>,
 }
 
 /// What a command gives back: the result field, or the error.
 type Outcome = Result<u16, u8>;
 
+/// The command in a value of CMD, and its operand.
+fn parts(value: u32) -> (u32, u32) {
+    (value >> command::SHIFT & 0x1f, value & ((1 << command::SHIFT) - 1))
+}
+
 impl Dsa {
-    /// A write to CMD. The command is under way until the device works next, and CMDSTS says so. One that comes meanwhile is lost.
+    /// A write to CMD. The command is under way for some rounds, and CMDSTS says so. One that comes meanwhile is lost.
     pub(crate) fn command(&mut self, value: u32) {
         if self.registers.under_way.is_some() {
             self.stats.commands_lost += 1;
@@ -24,22 +34,54 @@ impl Dsa {
         }
         self.registers.command = value;
         self.registers.command_status = command::ACTIVE;
-        self.registers.under_way = Some(value);
-    }
-
-    /// Carries out the command that is under way.
-    pub(crate) fn finish_command(&mut self, up: &mut dyn Upstream) {
-        let Some(value) = self.registers.under_way else { return };
-        // A drain ends when no descriptor waits for a page any longer.
-        if drains(value) {
-            while self.round(up) {}
-            if !self.blocked.is_empty() {
-                return;
+        let drains = self.drained_by(value);
+        if matches!(parts(value).0, command::DISABLE_DEVICE | command::DISABLE_WQ) {
+            for (queue, _) in &drains {
+                self.queues.get_mut(*queue).into_iter().for_each(|queue| queue.set_closing(true));
             }
         }
-        self.registers.under_way = None;
-        let operand = value & ((1 << command::SHIFT) - 1);
-        let outcome = self.dispatch(value >> command::SHIFT & 0x1f, operand, up);
+        self.registers.under_way = Some(UnderWay { value, rounds: self.setup.command_rounds.max(1), drains });
+    }
+
+    /// The queues whose descriptors a command waits for, as they are now, with how many these are. What comes later is not waited for.
+    fn drained_by(&self, value: u32) -> Vec<(usize, u64)> {
+        let (number, operand) = parts(value);
+        let mask = match number {
+            command::DISABLE_DEVICE | command::DRAIN_ALL | command::DRAIN_PASID => u32::MAX,
+            command::DISABLE_WQ | command::DRAIN_WQ if self.selects_enabled(operand) => operand & 0xffff,
+            _ => 0,
+        };
+        let queues = self.queues.iter().enumerate().filter(|(n, queue)| mask >> n & 1 != 0 && queue.enabled());
+        queues.map(|(n, queue)| (n, queue.accepted())).collect()
+    }
+
+    /// Whether a command that drains waits for a descriptor that waits for a page.
+    pub(crate) fn waits_for_pages(&self) -> bool {
+        let drains = self.registers.under_way.as_ref().map_or(&[][..], |command| &command.drains);
+        drains.iter().any(|(queue, _)| self.blocked.iter().any(|one| one.queue() == *queue))
+    }
+
+    fn waits_for_descriptors(&self) -> bool {
+        let drains = self.registers.under_way.as_ref().map_or(&[][..], |command| &command.drains);
+        drains.iter().any(|(n, all)| self.queues.get(*n).is_some_and(|queue| queue.left() < *all))
+    }
+
+    /// Goes on with the command that is under way.
+    pub(crate) fn advance_command(&mut self, up: &mut dyn Upstream) {
+        let Some(command) = &mut self.registers.under_way else { return };
+        command.rounds = command.rounds.saturating_sub(1);
+        if command.rounds != 0 || self.waits_for_descriptors() || self.waits_for_pages() {
+            return;
+        }
+        if let Some(UnderWay { value, .. }) = self.registers.under_way.take() {
+            self.finish_command(value, up);
+        }
+    }
+
+    fn finish_command(&mut self, value: u32, up: &mut dyn Upstream) {
+        let (number, operand) = parts(value);
+        let outcome = self.dispatch(number, operand, up);
+        self.queues.iter_mut().for_each(|queue| queue.set_closing(false));
         self.registers.command = value;
         self.registers.command_status = match outcome {
             Ok(result) => u32::from(result) << 8,
@@ -56,19 +98,19 @@ impl Dsa {
             command::ENABLE_DEVICE => self.enable_device(),
             command::RESET_DEVICE => self.reset_device(),
             command::ENABLE_WQ => self.enable_wq(operand),
-            command::DISABLE_DEVICE | command::DRAIN_ALL | command::ABORT_ALL => self.whole_device(number, up),
+            command::DISABLE_DEVICE | command::DRAIN_ALL | command::ABORT_ALL => self.whole_device(number),
             command::DISABLE_WQ | command::DRAIN_WQ | command::ABORT_WQ | command::RESET_WQ => {
-                self.selected_queues(number, operand, up)
+                self.selected_queues(number, operand)
             }
-            command::DRAIN_PASID => self.drain(up),
+            command::DRAIN_PASID => Ok(0),
             command::ABORT_PASID => {
                 self.queues.iter_mut().for_each(|queue| queue.abort_pasid(operand));
                 self.blocked.retain(|one| one.pasid() != operand);
                 Ok(0)
             }
-            command::REQUEST_INT_HANDLE => self.request_handle(operand),
-            command::RELEASE_INT_HANDLE => self.release_handle(operand),
-            command::REVOKE_INT_HANDLE => self.revoke_handle(operand, up),
+            command::REQUEST_INT_HANDLE if self.has_handles() => self.request_handle(operand),
+            command::RELEASE_INT_HANDLE if self.has_handles() => self.release_handle(operand),
+            command::REVOKE_INT_HANDLE if self.has_handles() => self.revoke_handle(operand, up),
             _ => Err(command_error::INVAL_CMD),
         }
     }
@@ -86,7 +128,7 @@ impl Dsa {
     }
 
     /// Disable, drain or abort everything.
-    fn whole_device(&mut self, number: u32, up: &mut dyn Upstream) -> Outcome {
+    fn whole_device(&mut self, number: u32) -> Outcome {
         if !self.registers.enabled() {
             return Err(command_error::DIS_DEV_EN);
         }
@@ -95,17 +137,10 @@ impl Dsa {
             self.blocked.clear();
             return Ok(0);
         }
-        self.drain(up)?;
         if number == command::DISABLE_DEVICE {
             self.queues.iter_mut().for_each(|queue| queue.disable());
             self.registers.set_enabled(false);
         }
-        Ok(0)
-    }
-
-    /// Runs what is queued. Queues are bounded and guests cannot submit meanwhile, so this ends.
-    fn drain(&mut self, up: &mut dyn Upstream) -> Outcome {
-        while self.round(up) {}
         Ok(0)
     }
 
@@ -115,13 +150,13 @@ impl Dsa {
         self.blocked.clear();
         self.groups = Default::default();
         self.queues.iter_mut().for_each(|queue| queue.reset());
-        self.msix_permissions = [0; spec::MSIX_ENTRIES];
+        self.msix_permissions.fill(0);
         self.ims.reset();
         self.slow = self.setup.slow_store.then(Default::default);
         self.queue_stores = Default::default();
         self.handles.fill(false);
         self.revoked.clear();
-        self.portals = Default::default();
+        self.portals = Portals::new(self.setup.takes_pieces());
         self.swerr = Default::default();
         Ok(0)
     }
@@ -132,22 +167,25 @@ impl Dsa {
         }
         let pasids = self.space.pasid_enabled();
         let queue = self.queues.get_mut(operand as usize).ok_or(command_error::INVAL_WQIDX)?;
-        queue.enable(pasids, self.setup.page_requests)?;
+        queue.enable(pasids, &self.setup)?;
         Ok(0)
     }
 
+    /// Whether the operand names queues, all of which are enabled.
+    fn selects_enabled(&self, operand: u32) -> bool {
+        let disabled = self.queues.iter().enumerate().any(|(n, queue)| operand >> n & 1 != 0 && !queue.enabled());
+        selects_queues(operand) && !disabled
+    }
+
     /// Disable, drain, abort or reset the queues of the operand: a mask in 15:0 of the sixteen that 19:16 selects.
-    fn selected_queues(&mut self, number: u32, operand: u32, up: &mut dyn Upstream) -> Outcome {
+    fn selected_queues(&mut self, number: u32, operand: u32) -> Outcome {
         let mask = operand & 0xffff;
-        if operand >> 16 != 0 || mask == 0 || mask >> WQS != 0 {
+        if !selects_queues(operand) {
             return Err(command_error::INVAL_WQIDX);
         }
         let selected = |n: usize| mask >> n & 1 != 0;
-        if self.queues.iter().enumerate().any(|(n, queue)| selected(n) && !queue.enabled()) {
+        if !self.selects_enabled(operand) {
             return Err(command_error::DEV_NOT_EN);
-        }
-        if matches!(number, command::DISABLE_WQ | command::DRAIN_WQ) {
-            self.drain(up)?;
         }
         // What is drained has nothing that waits.
         self.blocked.retain(|one| !selected(one.queue()));
@@ -178,7 +216,7 @@ impl Dsa {
         let place = self.handle_place(operand)?;
         let out = self.handles.iter().filter(|out| **out).count();
         match self.handles.get_mut(place) {
-            Some(handle) if *handle || out < usize::from(self.setup.interrupt_handles) => *handle = true,
+            Some(handle) if *handle || out < usize::from(self.setup.interrupt_handles.unwrap_or(0)) => *handle = true,
             _ => return Err(command_error::NO_HANDLE),
         }
         self.revoked.remove(&place);
@@ -193,6 +231,11 @@ impl Dsa {
         }
         Ok(0)
     }
+}
+
+/// Whether an operand names queues that there are, and at least one.
+fn selects_queues(operand: u32) -> bool {
+    operand >> 16 == 0 && operand != 0 && operand >> WQS == 0
 }
 
 impl Dsa {
@@ -211,7 +254,7 @@ impl Dsa {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{Build, Machine, device, nop};
+    use crate::testing::{Build, Machine, device, made, nop};
     use crate::{Config, Dsa, PortalWrite};
 
     #[test]
@@ -228,6 +271,63 @@ mod tests {
         assert_eq!((dsa.bar0_read(0xa8, 4), dsa.bar0_read(0x90, 4)), (0, 1));
         assert_eq!(machine.messages(), [(0xfee0_0000, 0x31)], "when it has ended, not before");
         assert!(!dsa.waiting());
+    }
+
+    #[test]
+    fn a_command_takes_as_many_rounds_as_the_device_was_made_with() {
+        let (mut dsa, mut machine) = made(Config { command_rounds: 5, ..Config::default() });
+        machine.configure(&mut dsa);
+        dsa.bar0_write(0xa0, 4, 1 << 20, &mut machine);
+        assert_eq!((0..4).filter(|_| dsa.work(&mut machine)).count(), 4);
+        assert_eq!((dsa.bar0_read(0xa8, 4), dsa.bar0_read(0x90, 4)), (1 << 31, 0));
+        assert!(!dsa.work(&mut machine));
+        assert_eq!((dsa.bar0_read(0xa8, 4), dsa.bar0_read(0x90, 4)), (0, 1));
+    }
+
+    /// One engine takes a descriptor a round.
+    #[test]
+    fn a_drain_takes_as_long_as_the_descriptors_before_it_and_not_those_behind_it() {
+        let (mut dsa, mut machine) = device();
+        machine.ready(&mut dsa);
+        let submit = |dsa: &mut Dsa| dsa.portal_write(0x2000, &nop().bytes());
+        (0..10).for_each(|_| assert_eq!(submit(&mut dsa), PortalWrite::Queued));
+        dsa.bar0_write(0xa0, 4, 8 << 20 | 1, &mut machine);
+        for _ in 0..10 {
+            assert_eq!(submit(&mut dsa), PortalWrite::Queued);
+            assert!(dsa.work(&mut machine));
+            assert_eq!(dsa.bar0_read(0xa8, 4), 1 << 31);
+        }
+        dsa.work(&mut machine);
+        assert_eq!((dsa.bar0_read(0xa8, 4), dsa.stats().descriptors), (0, 11));
+    }
+
+    #[test]
+    fn a_queue_that_is_being_disabled_takes_nothing_more() {
+        let (mut dsa, mut machine) = device();
+        machine.ready(&mut dsa);
+        let submit = |dsa: &mut Dsa| dsa.portal_write(0x2000, &nop().bytes());
+        assert_eq!(submit(&mut dsa), PortalWrite::Queued);
+        dsa.bar0_write(0xa0, 4, 7 << 20 | 1, &mut machine);
+        assert_eq!(submit(&mut dsa), PortalWrite::Dropped);
+        while dsa.work(&mut machine) {}
+        assert_eq!((dsa.bar0_read(0xa8, 4), dsa.bar0_read(0x2018, 4), dsa.stats().descriptors), (0, 0, 1));
+        assert_eq!(machine.command(&mut dsa, 6, 0), 0);
+        assert_eq!(submit(&mut dsa), PortalWrite::Queued, "it is open again");
+    }
+
+    #[test]
+    fn a_device_without_handles_knows_none_of_their_commands_and_takes_slots_for_them() {
+        let (mut dsa, mut machine) = made(Config { interrupt_handles: None, ..Config::default() });
+        machine.ready(&mut dsa);
+        for number in [13, 14, 31] {
+            assert_eq!(machine.command(&mut dsa, number, 1 << 16 | 7), 1);
+        }
+        assert_eq!((dsa.bar0_read(0x10, 4) >> 4 & 1, dsa.bar0_read(0xb0, 8)), (0, 0));
+        machine.ims(&mut dsa, 7, 0xfee0_0000, 0x40);
+        let descriptor = Build { flags: 0x1c, completion: 0x8000, handle: 7, ..nop() };
+        dsa.portal_write(0x2000, &descriptor.bytes());
+        while dsa.work(&mut machine) {}
+        assert_eq!((machine.get(0x8000, 1), machine.messages()), (vec![1], vec![(0xfee0_0000, 0x40)]));
     }
 
     #[test]
@@ -297,7 +397,7 @@ mod tests {
     #[test]
     fn handles_run_out_and_come_back() {
         let mut machine = Machine::default();
-        let mut dsa = Dsa::new(Config { interrupt_handles: 2, ..Config::default() });
+        let mut dsa = Dsa::new(Config { interrupt_handles: Some(2), ..Config::default() });
         dsa.config_write(4, 2, 6, &mut machine);
         assert_eq!(machine.command(&mut dsa, 13, 5), 5 << 8);
         assert_eq!(machine.command(&mut dsa, 13, 0x1_0005), 5 << 8);

@@ -1,6 +1,7 @@
 //! PCI configuration space: header, PCI Express, MSI-X, and the extended capabilities SIOV (a DVSEC), PASID, ATS and PRI.
 
-use crate::spec::{self, bar0};
+use crate::Config;
+use crate::spec;
 
 /// Bytes of a function's configuration space.
 pub const SIZE: usize = 4096;
@@ -9,6 +10,8 @@ const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
 const BAR0: usize = 0x10;
 const BAR2: usize = 0x18;
+const BAR_64_BITS: u32 = 0b10 << 1;
+const BAR_PREFETCHABLE: u32 = 1 << 3;
 const CAPABILITIES: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
 const EXPRESS: usize = 0x40;
@@ -48,20 +51,19 @@ pub(crate) struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// The space as it is after reset. The subsystem ID tells kinds of the device apart.
-    pub(crate) fn new(device: u16, subsystem: u16, wide_bars: bool, page_requests: bool) -> Self {
+    /// The space as it is after reset.
+    pub(crate) fn new(config: &Config) -> Self {
         let mut space = Self { bytes: Box::new([0; SIZE]), writable: Box::new([0; SIZE]) };
-        space.put16(0x02, device);
-        space.put16(0x2e, subsystem);
+        space.put16(0x02, config.device_id);
+        space.put16(0x2e, config.subsystem());
         space.header();
-        if wide_bars {
-            space.wide_bars();
-        }
+        space.bar(BAR0, config.layout.bytes, config.wide_bars);
+        space.bar(BAR2, spec::BAR2_SIZE, config.wide_bars);
         space.express();
-        space.msix();
+        space.msix(config);
         space.scalable_iov();
         space.pasid();
-        if page_requests {
+        if config.page_requests {
             space.page_requests();
         }
         space
@@ -74,18 +76,16 @@ impl ConfigSpace {
         self.put16(0x2c, spec::VENDOR_ID);
         self.put16(CAPABILITIES, EXPRESS as u16);
         self.allow16(COMMAND, COMMAND_WRITABLE);
-        self.allow32(BAR0, !(spec::BAR0_SIZE - 1));
-        self.allow32(BAR2, !(spec::BAR2_SIZE - 1));
         self.allow16(INTERRUPT_LINE, 0x00ff);
         self.allow16(0x0c, 0x00ff);
     }
 
-    /// BARs of 64 bits, prefetchable (PCI 3.0, 6.2.5.1).
-    fn wide_bars(&mut self) {
-        const WIDE_PREFETCHABLE: u32 = 0b1100;
-        for bar in [BAR0, BAR2] {
-            self.put32(bar, WIDE_PREFETCHABLE);
-            self.allow32(bar + 4, !0);
+    /// A memory BAR of `size` bytes; a wide one has 64 bits and is prefetchable.
+    fn bar(&mut self, at: usize, size: u32, wide: bool) {
+        self.allow32(at, !(size - 1));
+        if wide {
+            self.put32(at, BAR_64_BITS | BAR_PREFETCHABLE);
+            self.allow32(at + 4, !0);
         }
     }
 
@@ -99,11 +99,11 @@ impl ConfigSpace {
     }
 
     /// MSI-X capability (PCIe 7.7.2): table and pending bits in BAR0.
-    fn msix(&mut self) {
+    fn msix(&mut self, config: &Config) {
         self.put16(MSIX, 0x11);
-        self.put16(MSIX + 2, spec::MSIX_ENTRIES as u16 - 1);
-        self.put32(MSIX + 4, bar0::MSIX as u32);
-        self.put32(MSIX + 8, bar0::PBA as u32);
+        self.put16(MSIX + 2, config.msix_entries.clamp(1, 2048) - 1);
+        self.put32(MSIX + 4, config.layout.msix as u32);
+        self.put32(MSIX + 8, config.layout.pending_bits as u32);
         self.allow16(MSIX + 2, MSIX_ENABLE | MSIX_FUNCTION_MASK);
     }
 
@@ -254,47 +254,43 @@ mod tests {
 
     #[test]
     fn the_header_is_that_of_a_dsa() {
-        let space = ConfigSpace::new(spec::DEVICE_ID, 0, false, false);
-        assert_eq!(space.read(0, 4), 0x0b25_8086);
+        let space = ConfigSpace::new(&Config::default());
+        assert_eq!(space.read(0, 4), 0x11fb_8086);
         assert_eq!(space.read(8, 4), 0x0880_0000);
         assert_eq!(space.read(0x0e, 1), 0);
     }
 
     #[test]
     fn bars_answer_sizing_and_keep_their_low_bits() {
-        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false, false);
+        let mut space = ConfigSpace::new(&Config::default());
         space.write(0x10, 4, !0);
         space.write(0x14, 4, !0);
         space.write(0x18, 4, !0);
         assert_eq!(space.read(0x10, 4), 0xfff8_0000);
         assert_eq!(space.read(0x14, 4), 0);
         assert_eq!(space.read(0x18, 4), 0xfffe_0000);
-    }
-
-    #[test]
-    fn wide_bars_are_of_64_bits_and_prefetchable() {
-        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, true, false);
-        (0x10..0x28).step_by(4).for_each(|at| space.write(at, 4, !0));
-        let bars: Vec<u32> = (0x10..0x28).step_by(4).map(|at| space.read(at, 4)).collect();
-        assert_eq!(bars, [0xfff8_000c, !0, 0xfffe_000c, !0, 0, 0]);
+        let mut wide = ConfigSpace::new(&Config::sapphire_rapids());
+        (0x10..0x20).step_by(4).for_each(|at| wide.write(at, 4, !0));
+        let bars = [0x10, 0x14, 0x18, 0x1c].map(|at| wide.read(at, 4));
+        assert_eq!(bars, [0xffff_000c, !0, 0xfffe_000c, !0], "64 and 128 KiB");
     }
 
     #[test]
     fn read_only_registers_stay() {
-        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false, false);
+        let mut space = ConfigSpace::new(&Config::default());
         let before: Vec<u32> = (0x100..0x120).step_by(4).map(|at| space.read(at, 4)).collect();
         for at in (0..4096).step_by(4) {
             space.write(at, 4, !0);
         }
         let after: Vec<u32> = (0x100..0x120).step_by(4).map(|at| space.read(at, 4)).collect();
         assert_eq!(before, after);
-        assert_eq!(space.read(0, 4), 0x0b25_8086);
+        assert_eq!(space.read(0, 4), 0x11fb_8086);
         assert_eq!(space.read(4, 2), u32::from(COMMAND_WRITABLE));
     }
 
     #[test]
     fn both_capability_lists_end_and_name_msix_and_the_siov_dvsec() {
-        let space = ConfigSpace::new(spec::DEVICE_ID, 0, false, false);
+        let space = ConfigSpace::new(&Config::default());
         let first = space.read(0x34, 1) as u16;
         assert_eq!(space.read(first, 1), 0x10);
         let second = space.read(first + 1, 1) as u16;
@@ -309,7 +305,7 @@ mod tests {
 
     #[test]
     fn beyond_the_end_reads_ones() {
-        let mut space = ConfigSpace::new(spec::DEVICE_ID, 0, false, false);
+        let mut space = ConfigSpace::new(&Config::default());
         assert_eq!(space.read(4094, 4), 0xffff_0000);
         space.write(4094, 4, !0);
         space.write(u16::MAX, 4, !0);

@@ -1,6 +1,5 @@
 //! Engines: they take descriptors from the queues of their group, carry them out, and tell the outcome.
 
-use crate::command::drains;
 use crate::descriptor::{Descriptor, Limits, Operation, Refusal};
 use crate::operation::{self, Completion, CrcMode, Reach};
 use crate::paging::Blocked;
@@ -60,9 +59,9 @@ impl Reach for Bus<'_> {
 }
 
 impl Dsa {
-    /// Ends the command that is under way, then works one round. Says whether more is waiting.
+    /// Goes on with the command that is under way, then works one round. Says whether more is waiting.
     pub fn work(&mut self, up: &mut dyn Upstream) -> bool {
-        self.finish_command(up);
+        self.advance_command(up);
         self.round(up);
         self.waiting()
     }
@@ -70,8 +69,7 @@ impl Dsa {
     /// Whether there is something to do for [`Dsa::work`]: a command that is under way, or descriptors that an engine serves. One that waits
     /// for a page, and a drain that waits for it, have nothing to do.
     pub fn waiting(&self) -> bool {
-        let stuck = !self.blocked.is_empty() && self.registers.under_way.is_some_and(drains);
-        self.registers.under_way.is_some() && !stuck || self.registers.enabled() && self.queued()
+        self.registers.under_way.is_some() && !self.waits_for_pages() || self.registers.enabled() && self.queued()
     }
 
     /// One round: every engine takes at most one descriptor from its group's queues, which are served in turn. Says whether

@@ -4,16 +4,18 @@
 //! Registers and structures are those of Linux's `idxd` driver (`drivers/dma/idxd/registers.h`, `include/uapi/linux/idxd.h`).
 //! The model owns no memory: what it reads and writes, and the messages it sends (dword writes), go through an [`Upstream`].
 //!
-//! Where it differs from a real DSA: there is no event log; commands are carried out one after the other
-//! with the engines at rest; a shared work queue may be used without PASIDs.
+//! Where it differs from a real DSA: there is no event log; a shared work queue may be used without PASIDs, and takes posted writes (a
+//! real one takes ENQCMD and ENQCMDS alone, which no emulated processor has).
 
 #![forbid(unsafe_code)]
 
 mod command;
+mod config;
 mod config_space;
 mod descriptor;
 mod engine;
 mod groups;
+mod layout;
 mod messages;
 mod operation;
 mod paging;
@@ -41,6 +43,8 @@ use slow::SlowStore;
 use swerr::SoftwareError;
 use work_queue::WorkQueue;
 
+pub use config::Config;
+pub use layout::Layout;
 pub use portal::PortalWrite;
 pub use report::report;
 
@@ -66,51 +70,6 @@ pub trait Upstream {
     fn page_request(&mut self, _pasid: u32, _address: u64, _write: bool, _group: u16) {}
 }
 
-/// What may differ between two devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Slots of the interrupt message store, in units of 256 (GENCAP's maximum IMS multiplier), 0 to 63.
-    pub ims_multiplier: u8,
-    /// Interrupt handles that can be out at the same time.
-    pub interrupt_handles: u16,
-    /// The store is behind a command interface: not Intel's.
-    pub slow_store: bool,
-    /// Portals take a descriptor in pieces of 8 bytes, and the subsystem ID says so. (Today those of every device do.)
-    pub pieces: bool,
-    /// ATS and PRI: requests with a PASID ask for translations first, and descriptors may wait for pages. The device keeps no
-    /// translation for later (it has no device-TLB), so an invalidation of one is complete at once.
-    pub page_requests: bool,
-    /// BARs of 64 bits, prefetchable; else of 32 bits.
-    pub wide_bars: bool,
-    /// Device ID: with another one software does not take it for a DSA.
-    pub device_id: u16,
-}
-
-impl Default for Config {
-    /// 4,096 slots, and a handle for every one of them and for every MSI-X entry.
-    fn default() -> Self {
-        Self {
-            ims_multiplier: 16,
-            interrupt_handles: 4096 + spec::MSIX_ENTRIES as u16,
-            slow_store: false,
-            pieces: false,
-            page_requests: false,
-            wide_bars: false,
-            device_id: spec::DEVICE_ID,
-        }
-    }
-}
-
-impl Config {
-    fn subsystem(&self) -> u16 {
-        match (self.slow_store, self.pieces) {
-            (true, _) => spec::SLOW_STORE_SUBSYSTEM,
-            (false, true) => spec::PIECES_SUBSYSTEM,
-            (false, false) => 0,
-        }
-    }
-}
-
 /// Counters since the device was made; a reset keeps them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -124,6 +83,8 @@ pub struct Stats {
     pub pending: u64,
     /// Submissions that were not accepted: work queue disabled or full, or portal misused.
     pub refused: u64,
+    /// Writes to portals that are no descriptor and were dropped, where the device does not take pieces.
+    pub partial_writes: u64,
     /// Pages that descriptors have waited for.
     pub page_requests: u64,
     /// Answers to that.
@@ -153,7 +114,7 @@ pub struct Dsa {
     groups: [Group; spec::GROUPS],
     queues: [WorkQueue; spec::WQS],
     msix: MessageTable,
-    msix_permissions: [u32; spec::MSIX_ENTRIES],
+    msix_permissions: Vec<u32>,
     ims: MessageTable,
     slow: Option<SlowStore>,
     /// Of each work queue.
@@ -176,21 +137,21 @@ pub struct Dsa {
 impl Dsa {
     /// A device as it is after a cold reset.
     pub fn new(setup: Config) -> Self {
-        let slots = usize::from(setup.ims_multiplier.min(63)) * usize::from(spec::gencap::IMS_UNIT);
+        let (entries, slots) = (usize::from(setup.msix_entries.clamp(1, 2048)), setup.slots());
         Self {
             setup,
-            space: ConfigSpace::new(setup.device_id, setup.subsystem(), setup.wide_bars, setup.page_requests),
+            space: ConfigSpace::new(&setup),
             registers: Registers::default(),
             groups: [Group::default(); spec::GROUPS],
             queues: std::array::from_fn(|_| WorkQueue::default()),
-            msix: MessageTable::msix(spec::MSIX_ENTRIES),
-            msix_permissions: [0; spec::MSIX_ENTRIES],
+            msix: MessageTable::msix(entries),
+            msix_permissions: vec![0; entries],
             ims: MessageTable::ims(slots),
             slow: setup.slow_store.then(SlowStore::default),
             queue_stores: [QueueStore::default(); spec::WQS],
-            handles: vec![false; spec::MSIX_ENTRIES + slots],
+            handles: vec![false; entries + slots],
             revoked: BTreeSet::new(),
-            portals: Portals::default(),
+            portals: Portals::new(setup.takes_pieces()),
             swerr: SoftwareError::default(),
             blocked: Vec::new(),
             next_group: 0,
@@ -204,6 +165,16 @@ impl Dsa {
         let stats = self.stats;
         *self = Self::new(self.setup);
         self.stats = stats;
+    }
+
+    /// How it was made.
+    pub fn config(&self) -> &Config {
+        &self.setup
+    }
+
+    /// Whether there are interrupt handles, and the register that tells of their commands.
+    pub(crate) fn has_handles(&self) -> bool {
+        self.setup.interrupt_handles.is_some()
     }
 
     /// What the device did so far.
@@ -238,12 +209,14 @@ impl Dsa {
         }
     }
 
-    /// Software's write to the portal region, BAR2: 64 bytes at once, or part of a series that ends at offset 56.
+    /// Software's write to the portal region, BAR2: 64 bytes at once, or, where the device takes pieces, part of a series that ends at
+    /// offset 56.
     pub fn portal_write(&mut self, offset: u64, data: &[u8]) -> PortalWrite {
         if !self.memory_enabled() {
             return PortalWrite::Partial;
         }
         let Some(submission) = self.portals.write(offset, data) else {
+            self.stats.partial_writes += u64::from(!self.setup.takes_pieces());
             return PortalWrite::Partial;
         };
         let outcome = self.submit(submission);

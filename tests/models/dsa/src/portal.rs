@@ -1,4 +1,7 @@
-//! Portals: how 64 bytes of descriptor come from stores.
+//! Portals: how descriptors come from stores.
+//!
+//! A descriptor is one write of 64 bytes, as MOVDIR64B and ENQCMD make it (Linux: `iosubmit_cmds512`, "atomically submit 64-byte work
+//! descriptors"). Where a processor or a virtual machine monitor cannot make such writes, a device can be made that takes pieces.
 
 use crate::Table;
 use crate::spec::{PORTAL_SIZE, PORTALS_PER_WQ, WQS};
@@ -34,15 +37,10 @@ struct Collector {
     next: usize,
 }
 
-/// The portal region. Each page collects stores on its own.
+/// The portal region. Where pieces are taken, each page collects them on its own.
 pub(crate) struct Portals {
     pages: [Collector; WQS * PORTALS_PER_WQ as usize],
-}
-
-impl Default for Portals {
-    fn default() -> Self {
-        Self { pages: [Collector { bytes: [0; 64], next: 0 }; WQS * PORTALS_PER_WQ as usize] }
-    }
+    pieces: bool,
 }
 
 impl Collector {
@@ -64,15 +62,20 @@ impl Collector {
 }
 
 impl Portals {
+    /// Portals that nothing was written to; whether they take pieces.
+    pub(crate) fn new(pieces: bool) -> Self {
+        Self { pages: [Collector { bytes: [0; 64], next: 0 }; WQS * PORTALS_PER_WQ as usize], pieces }
+    }
+
     /// A store at `offset` of the region: the descriptor that it completes.
     ///
-    /// MOVDIR64B and ENQCMD write 64 bytes, at any 64-byte boundary of the page; shorter stores must lie at the page's begin.
+    /// MOVDIR64B and ENQCMD write 64 bytes, at any 64-byte boundary of the page; pieces must lie at the page's begin.
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Option<Submission> {
         let page = usize::try_from(offset / PORTAL_SIZE).ok()?;
         let collector = self.pages.get_mut(page)?;
         let within = (offset % PORTAL_SIZE) as usize;
-        let at = if data.len() == 64 && within.is_multiple_of(64) { 0 } else { within };
-        if !collector.store(at, data) {
+        let is_whole = data.len() == 64 && within.is_multiple_of(64);
+        if !is_whole && !self.pieces || !collector.store(if is_whole { 0 } else { within }, data) {
             return None;
         }
         let kind = page % PORTALS_PER_WQ as usize;
@@ -91,7 +94,7 @@ mod tests {
 
     #[test]
     fn eight_stores_in_order_make_a_descriptor() {
-        let mut portals = Portals::default();
+        let mut portals = Portals::new(true);
         let offset = 3 * 0x4000 + 0x3000;
         for n in 0..7u64 {
             assert!(portals.write(offset + n * 8, &(n + 1).to_le_bytes()).is_none());
@@ -103,8 +106,21 @@ mod tests {
     }
 
     #[test]
+    fn a_real_portal_takes_one_write_of_64_bytes_and_nothing_else() {
+        let mut portals = Portals::new(false);
+        for width in [1, 2, 4, 8, 16, 32] {
+            for at in (0..64).step_by(width) {
+                assert!(portals.write(at, &vec![1; width]).is_none(), "{width} bytes at {at}");
+            }
+        }
+        assert!(portals.write(32, &[1; 64]).is_none(), "across a boundary");
+        assert!(portals.write(0, &[1; 128]).is_none());
+        assert_eq!(portals.write(64, &[2; 64]).map(|made| made.bytes), Some([2; 64]));
+    }
+
+    #[test]
     fn a_whole_write_works_anywhere_in_the_page_and_names_its_table() {
-        let mut portals = Portals::default();
+        let mut portals = Portals::new(false);
         let made = portals.write(0x4000 + 0x1040, &[7; 64]).unwrap();
         assert_eq!((made.queue, made.table, made.limited), (1, Table::Msix, true));
         let made = portals.write(0x2fc0, &[7; 64]).unwrap();
@@ -113,7 +129,7 @@ mod tests {
 
     #[test]
     fn stores_out_of_turn_make_nothing() {
-        let mut portals = Portals::default();
+        let mut portals = Portals::new(true);
         for at in [0, 8, 24, 32, 40, 48, 56] {
             assert!(portals.write(at, &[0; 8]).is_none());
         }
@@ -128,7 +144,7 @@ mod tests {
 
     #[test]
     fn two_pages_do_not_disturb_each_other() {
-        let mut portals = Portals::default();
+        let mut portals = Portals::new(true);
         for at in (0..56).step_by(8) {
             assert!(portals.write(at, &[1; 8]).is_none());
             assert!(portals.write(0x4000 + at, &[2; 8]).is_none());

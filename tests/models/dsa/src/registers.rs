@@ -1,18 +1,13 @@
 //! BAR0: the registers, and the way to the tables.
 
+use crate::layout::Place;
 use crate::queue_store;
-use crate::slow::{self, Request};
-use crate::spec::{self, bar0, gencap, register, slot};
+use crate::slow::Request;
+use crate::spec::{self, gencap, register, slot};
 use crate::{Dsa, Table, Upstream, command, groups, work_queue};
 
-/// Where the registers of a slow store end.
-const SLOW_STORE_END: u64 = bar0::SLOW_STORE + slow::SIZE;
-/// Where the registers of the stores in system memory end.
-const QUEUE_STORES_END: u64 = bar0::QUEUE_STORES + spec::WQS as u64 * queue_store::STRIDE;
-
-/// The work queue whose store's register is at an offset of BAR0, and which.
+/// The work queue whose store's register is at an offset of theirs, and which.
 fn queue_store(offset: u64) -> (usize, u64) {
-    let offset = offset - bar0::QUEUE_STORES;
     ((offset / queue_store::STRIDE) as usize, offset % queue_store::STRIDE)
 }
 
@@ -25,7 +20,7 @@ pub(crate) struct Registers {
     pub(crate) command: u32,
     pub(crate) command_status: u32,
     /// The command that was written and is not carried out yet.
-    pub(crate) under_way: Option<u32>,
+    pub(crate) under_way: Option<command::UnderWay>,
     enabled: bool,
 }
 
@@ -75,29 +70,31 @@ impl Dsa {
         }
     }
 
+    fn place(&self, offset: u64) -> Place {
+        self.setup.layout.place(offset, self.msix.len(), self.ims.len())
+    }
+
     fn read32(&self, offset: u64) -> u32 {
-        match offset {
-            0..register::END => self.read_register(offset),
-            bar0::GROUPS..bar0::WQS => {
-                let (group, dword) = entry(offset - bar0::GROUPS);
+        match self.place(offset) {
+            Place::Register(offset) => self.read_register(offset),
+            Place::Group(offset) => {
+                let (group, dword) = entry(offset);
                 self.groups.get(group).map_or(0, |group| group.read(dword))
             }
-            bar0::WQS..bar0::MSIX_PERMISSIONS => {
-                let (queue, dword) = entry(offset - bar0::WQS);
+            Place::Queue(offset) => {
+                let (queue, dword) = entry(offset);
                 self.queues.get(queue).map_or(0, |queue| queue.read(dword))
             }
-            bar0::MSIX_PERMISSIONS..bar0::PERFMON => self.permission(offset - bar0::MSIX_PERMISSIONS),
-            bar0::MSIX..bar0::PBA => self.msix.read(offset - bar0::MSIX).unwrap_or(0),
-            bar0::SLOW_STORE..SLOW_STORE_END => {
-                self.slow.as_ref().map_or(0, |slow| slow.read(offset - bar0::SLOW_STORE))
-            }
-            bar0::QUEUE_STORES..QUEUE_STORES_END => {
+            Place::Permission(offset) => self.permission(offset),
+            Place::Msix(offset) => self.msix.read(offset).unwrap_or(0),
+            Place::PendingBits(offset) => self.msix.pending_bits((offset * 8) as usize),
+            Place::Ims(offset) if self.slow.is_none() => self.ims.read(offset).unwrap_or(0),
+            Place::SlowStore(offset) => self.slow.as_ref().map_or(0, |slow| slow.read(offset)),
+            Place::QueueStore(offset) => {
                 let (queue, offset) = queue_store(offset);
                 self.queue_stores.get(queue).map_or(0, |store| store.read(offset))
             }
-            bar0::PBA..bar0::SLOW_STORE => self.msix.pending_bits(((offset - bar0::PBA) * 8) as usize),
-            bar0::IMS.. if self.slow.is_none() => self.ims.read(offset - bar0::IMS).unwrap_or(0),
-            _ => 0,
+            Place::Ims(_) | Place::Nothing => 0,
         }
     }
 
@@ -114,15 +111,15 @@ impl Dsa {
             register::GRPCAP => half(grpcap(), offset),
             register::ENGCAP => half(spec::ENGINES as u64, offset),
             register::OPCAP => half(spec::opcode::ALL, offset),
-            register::TABLE_OFFSETS => half(table_offsets(), offset),
-            0x68 => half(bar0::PERFMON / 0x100, offset),
+            register::TABLE_OFFSETS => half(self.table_offsets(), offset),
+            0x68 => half(self.setup.layout.perfmon / 0x100, offset),
             register::GENCFG => half(u64::from(self.registers.gencfg), offset),
             register::GENCTRL => half(u64::from(self.registers.genctrl), offset),
             register::GENSTS => half(u64::from(self.registers.enabled()), offset),
             register::INTCAUSE => half(u64::from(self.registers.intcause), offset),
             register::CMD => half(u64::from(self.registers.command), offset),
             register::CMDSTS => half(u64::from(self.registers.command_status), offset),
-            register::CMDCAP => half(command::CAPABILITIES, offset),
+            register::CMDCAP if self.has_handles() => half(command::CAPABILITIES, offset),
             at @ register::SWERR..0xe0 => self.swerr.read(((at - register::SWERR + offset % 8) / 4) as usize),
             _ => 0,
         }
@@ -131,43 +128,53 @@ impl Dsa {
     fn gencap(&self) -> u64 {
         let multiplier = self.ims.len() as u64 / u64::from(gencap::IMS_UNIT);
         let block = if self.setup.page_requests { gencap::BLOCK_ON_FAULT } else { 0 };
+        let commands = if self.has_handles() { gencap::COMMAND_CAPABILITIES } else { 0 };
         block
+            | commands
+            | self.setup.gencap_reserved
             | gencap::OVERLAP_COPY
             | gencap::CACHE_CONTROL_MEMORY
             | gencap::CACHE_CONTROL_CACHE
-            | gencap::COMMAND_CAPABILITIES
-            | u64::from(spec::MAX_TRANSFER_SHIFT) << gencap::MAX_TRANSFER_SHIFT
-            | u64::from(spec::MAX_BATCH_SHIFT) << gencap::MAX_BATCH_SHIFT
+            | u64::from(self.setup.max_transfer_shift) << gencap::MAX_TRANSFER_SHIFT
+            | u64::from(self.setup.max_batch_shift) << gencap::MAX_BATCH_SHIFT
             | multiplier << gencap::MAX_IMS_MULTIPLIER
             | gencap::CONFIG_ENABLE
     }
 
+    fn table_offsets(&self) -> u64 {
+        let layout = &self.setup.layout;
+        [layout.groups, layout.queues, layout.msix_permissions, layout.ims]
+            .into_iter()
+            .rev()
+            .fold(0, |all, offset| (all << 16) | (offset / 0x100))
+    }
+
     fn write32(&mut self, offset: u64, value: u32, up: &mut dyn Upstream) {
         let device_enabled = self.registers.enabled();
-        match offset {
-            0..register::END => self.write_register(offset, value),
-            bar0::GROUPS..bar0::WQS if !device_enabled => {
-                let (group, dword) = entry(offset - bar0::GROUPS);
+        match self.place(offset) {
+            Place::Register(offset) => self.write_register(offset, value),
+            Place::Group(offset) if !device_enabled => {
+                let (group, dword) = entry(offset);
                 if let Some(group) = self.groups.get_mut(group) {
                     group.write(dword, value);
                 }
             }
-            bar0::WQS..bar0::MSIX_PERMISSIONS => {
-                let (queue, dword) = entry(offset - bar0::WQS);
+            Place::Queue(offset) => {
+                let (queue, dword) = entry(offset);
                 if let Some(queue) = self.queues.get_mut(queue) {
                     queue.write(dword, value, device_enabled);
                 }
             }
-            bar0::MSIX_PERMISSIONS..bar0::PERFMON => self.write_permission(offset - bar0::MSIX_PERMISSIONS, value),
-            bar0::MSIX..bar0::PBA => self.write_slot(Table::Msix, offset - bar0::MSIX, value, up),
-            bar0::SLOW_STORE..SLOW_STORE_END => self.write_slow(offset - bar0::SLOW_STORE, value, up),
-            bar0::QUEUE_STORES..QUEUE_STORES_END => {
+            Place::Permission(offset) => self.write_permission(offset, value),
+            Place::Msix(offset) => self.write_slot(Table::Msix, offset, value, up),
+            Place::Ims(offset) if self.slow.is_none() => self.write_slot(Table::Ims, offset, value, up),
+            Place::SlowStore(offset) => self.write_slow(offset, value, up),
+            Place::QueueStore(offset) => {
                 let (queue, offset) = queue_store(offset);
                 let again = self.queue_stores.get_mut(queue).and_then(|store| store.write(offset, value));
                 again.into_iter().for_each(|slot| self.raise_in_memory(queue, slot, true, up));
             }
-            bar0::IMS.. if self.slow.is_none() => self.write_slot(Table::Ims, offset - bar0::IMS, value, up),
-            _ => {}
+            Place::Group(_) | Place::Ims(_) | Place::PendingBits(_) | Place::Nothing => {}
         }
     }
 
@@ -226,16 +233,9 @@ fn grpcap() -> u64 {
     spec::GROUPS as u64 | u64::from(spec::READ_BUFFERS) << 8 | control | limit
 }
 
-fn table_offsets() -> u64 {
-    [bar0::GROUPS, bar0::WQS, bar0::MSIX_PERMISSIONS, bar0::IMS]
-        .into_iter()
-        .rev()
-        .fold(0, |all, offset| (all << 16) | (offset / 0x100))
-}
-
 #[cfg(test)]
 mod tests {
-    use crate::testing::{Machine, device};
+    use crate::testing::{Machine, device, made};
     use crate::{Config, Dsa};
 
     #[test]
@@ -249,6 +249,19 @@ mod tests {
         assert_eq!(dsa.bar0_read(0x40, 8), 0x1003f);
         assert_eq!(dsa.bar0_read(0x60, 8), 0x10 | 0x20 << 16 | 0x30 << 32 | 0x400 << 48);
         assert_eq!(dsa.bar0_read(0xb0, 4), 0x7ffe);
+    }
+
+    /// Bit 3 (cache control for flushes) differs between real ones; bit 8 is left out.
+    #[test]
+    fn sapphire_rapids_reads_as_accel_config_and_lspci_show_it() {
+        let (dsa, _) = made(Config::sapphire_rapids());
+        assert_eq!(dsa.bar0_read(0x10, 8), 0x40_915f_010f & !(1 << 8));
+        assert_eq!(dsa.bar0_read(0x20, 8) & 0xff_ffff, 128 | 8 << 16);
+        assert_eq!((dsa.bar0_read(0x30, 8), dsa.bar0_read(0x38, 8)), (4 | 96 << 8 | 3 << 16, 4));
+        assert_eq!((dsa.bar0_read(0x60, 8), dsa.bar0_read(0x68, 8)), (3 | 4 << 16 | 2 << 32 | 0x40 << 48, 0x10));
+        assert_eq!(dsa.bar0_read(0xb0, 8), 0, "reserved: GENCAP bit 4 is clear");
+        assert_eq!([0x80, 0x84, 0x88].map(|at| dsa.config_read(at, 4)), [8 << 16 | 0x11, 0x2000, 0x3000]);
+        assert_eq!((dsa.config_read(0x10, 4), dsa.config_read(0x18, 4)), (0xc, 0xc), "64 bits, prefetchable");
     }
 
     #[test]

@@ -6,12 +6,13 @@ use crate::Dsa;
 
 type Counter = fn(&Dsa) -> u64;
 
-const COUNTERS: [(&str, Counter); 13] = [
+const COUNTERS: [(&str, Counter); 14] = [
     ("descriptors", |dsa| dsa.stats.descriptors),
     ("bytes", |dsa| dsa.stats.bytes),
     ("messages", |dsa| dsa.stats.messages),
     ("pending", |dsa| dsa.stats.pending),
     ("refused", |dsa| dsa.stats.refused),
+    ("partial_writes", |dsa| dsa.stats.partial_writes),
     ("page_requests", |dsa| dsa.stats.page_requests),
     ("page_responses", |dsa| dsa.stats.page_responses),
     ("with_pasid", |dsa| dsa.stats.with_pasid),

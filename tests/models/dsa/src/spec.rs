@@ -1,17 +1,19 @@
 //! Layouts and numbers: registers, commands, descriptors, completion records.
 //!
-//! They follow Linux's `drivers/dma/idxd/registers.h` and `include/uapi/linux/idxd.h`; the layout of BAR0 is this model's own
-//! choice and is published through the TABLE OFFSETS register and the MSI-X capability.
+//! They follow Linux's `drivers/dma/idxd/registers.h` and `include/uapi/linux/idxd.h`. Where the tables lie is a device's own
+//! choice ([`Layout`](crate::Layout)).
 
 /// The PCI vendor ID: Intel.
 pub const VENDOR_ID: u16 = 0x8086;
-/// The PCI device ID of DSA 1.0.
-pub const DEVICE_ID: u16 = 0x0b25;
+/// The PCI device ID of Granite Rapids D's DSA, which has no known erratum.
+pub const DEVICE_ID: u16 = 0x11fb;
+/// That of Sapphire Rapids' DSA, the only one that packaged Linux kernels know. Giving it to a guest is not safe (INTEL-SA-01084).
+pub const DEVICE_ID_SAPPHIRE_RAPIDS: u16 = 0x0b25;
+/// That of Diamond Rapids' DSA.
+pub const DEVICE_ID_DIAMOND_RAPIDS: u16 = 0x1212;
 /// Base class, sub-class and programming interface: "other system peripheral".
 pub const CLASS: u32 = 0x08_8000;
 
-/// The size of BAR0, registers and tables.
-pub const BAR0_SIZE: u32 = 512 * 1024;
 /// The size of BAR2, the portals.
 pub const BAR2_SIZE: u32 = WQS as u32 * PORTALS_PER_WQ as u32 * PORTAL_SIZE as u32;
 
@@ -25,12 +27,6 @@ pub const ENGINES: usize = 4;
 pub const TOTAL_WQ_SIZE: u32 = 128;
 /// Read buffers of all engines together: as many as Intel's have.
 pub const READ_BUFFERS: u8 = 96;
-/// Entries of the MSI-X table.
-pub const MSIX_ENTRIES: usize = 64;
-/// log2 of the longest transfer: 2 MiB, which is what `idxd` asks for by default (`WQ_DEFAULT_MAX_XFER`).
-pub const MAX_TRANSFER_SHIFT: u32 = 21;
-/// log2 of the longest batch: 32, which is what `idxd` asks for by default (`WQ_DEFAULT_MAX_BATCH`).
-pub const MAX_BATCH_SHIFT: u32 = 5;
 
 /// A portal is a page.
 pub const PORTAL_SIZE: u64 = 4096;
@@ -39,34 +35,12 @@ pub const PORTALS_PER_WQ: u64 = 4;
 
 /// Subsystem ID of a device whose store is slow. Not Intel's.
 pub const SLOW_STORE_SUBSYSTEM: u16 = 0x510e;
-/// Subsystem ID of a device whose portals take a descriptor in pieces of 8 bytes: where stores of 64 bytes do not reach it. Not
-/// Intel's.
+/// Subsystem ID of a device whose portals take a descriptor in pieces of 8 bytes: where the processor has no stores of 64 bytes, or they
+/// do not reach the device. Not Intel's.
 pub const PIECES_SUBSYSTEM: u16 = 0x9108;
 
 /// Where in configuration space the MSI-X capability is.
 pub const MSIX_CAPABILITY: u16 = 0x80;
-
-/// Where the tables lie in BAR0.
-pub mod bar0 {
-    /// Group configuration, 64 bytes each.
-    pub const GROUPS: u64 = 0x1000;
-    /// Work queue configuration, 64 bytes each.
-    pub const WQS: u64 = 0x2000;
-    /// MSI-X permissions, 8 bytes each.
-    pub const MSIX_PERMISSIONS: u64 = 0x3000;
-    /// Performance monitor: absent, all its capabilities read 0.
-    pub const PERFMON: u64 = 0x3800;
-    /// The MSI-X table, 16 bytes each.
-    pub const MSIX: u64 = 0x4000;
-    /// The MSI-X pending bits.
-    pub const PBA: u64 = 0x5000;
-    /// Not Intel's: the way to a store that is slow.
-    pub const SLOW_STORE: u64 = 0x6000;
-    /// Not Intel's: where work queues have stores in system memory.
-    pub const QUEUE_STORES: u64 = 0x7000;
-    /// The interrupt message store, 16 bytes each.
-    pub const IMS: u64 = 0x4_0000;
-}
 
 /// Register offsets in BAR0.
 pub mod register {
@@ -109,6 +83,8 @@ pub mod gencap {
     pub const MAX_IMS_MULTIPLIER: u32 = 25;
     /// Configuration is writable.
     pub const CONFIG_ENABLE: u64 = 1 << 31;
+    /// The most that the field of six bits can say.
+    pub const MOST_MULTIPLIER: u8 = 63;
     /// One step of the maximum IMS multiplier.
     pub const IMS_UNIT: u16 = 256;
 }

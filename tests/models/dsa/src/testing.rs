@@ -107,7 +107,12 @@ impl Machine {
     /// Gives a command, lets it end, and returns CMDSTS.
     pub(crate) fn command(&mut self, dsa: &mut Dsa, number: u32, operand: u32) -> u64 {
         dsa.bar0_write(0xa0, 4, u64::from(number << 20 | operand), self);
-        dsa.finish_command(self);
+        for _ in 0..1000 {
+            if dsa.bar0_read(0xa8, 4) >> 31 == 0 {
+                break;
+            }
+            dsa.work(self);
+        }
         dsa.bar0_read(0xa8, 4)
     }
 
@@ -146,8 +151,13 @@ impl Machine {
 
 /// A device with memory space and bus master enabled.
 pub(crate) fn device() -> (Dsa, Machine) {
+    made(Config::default())
+}
+
+/// The same of another kind.
+pub(crate) fn made(config: Config) -> (Dsa, Machine) {
     let mut machine = Machine::default();
-    let mut dsa = Dsa::new(Config::default());
+    let mut dsa = Dsa::new(config);
     dsa.config_write(4, 2, 6, &mut machine);
     (dsa, machine)
 }

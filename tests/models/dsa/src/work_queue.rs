@@ -1,7 +1,8 @@
 //! Work queues: their configuration (WQCFG), their state, and the descriptors in them.
 
+use crate::Config;
 use crate::portal::{PortalWrite, Submission};
-use crate::spec::{MAX_BATCH_SHIFT, MAX_TRANSFER_SHIFT, command_error};
+use crate::spec::command_error;
 use std::collections::VecDeque;
 
 /// Dwords of WQCFG (`union wqcfg`).
@@ -23,7 +24,12 @@ const WRITABLE: [u32; DWORDS] =
 pub(crate) struct WorkQueue {
     config: [u32; DWORDS],
     enabled: bool,
+    /// It is being disabled: what is in it is done, and nothing more is taken.
+    closing: bool,
     descriptors: VecDeque<Submission>,
+    /// Descriptors that came in, and those that are in it no longer.
+    accepted: u64,
+    left: u64,
 }
 
 impl WorkQueue {
@@ -49,12 +55,12 @@ impl WorkQueue {
 
     /// The longest transfer that its descriptors may ask for.
     pub(crate) fn max_transfer(&self) -> u32 {
-        1 << (self.config[3] & 0x1f).min(MAX_TRANSFER_SHIFT)
+        1 << (self.config[3] & 0x1f)
     }
 
     /// The most descriptors of a batch.
     pub(crate) fn max_batch(&self) -> u32 {
-        1 << (self.config[3] >> 5 & 0xf).min(MAX_BATCH_SHIFT)
+        1 << (self.config[3] >> 5 & 0xf)
     }
 
     /// Its descriptors may wait for pages.
@@ -92,15 +98,15 @@ impl WorkQueue {
     }
 
     /// The Enable WQ command, with the device enabled.
-    pub(crate) fn enable(&mut self, pasid_capability: bool, block_capability: bool) -> Result<(), u8> {
+    pub(crate) fn enable(&mut self, pasid_capability: bool, setup: &Config) -> Result<(), u8> {
         let wrong = [
             (self.enabled, command_error::WQ_ENABLED),
             (self.size() == 0, command_error::WQ_SIZE),
             (self.priority() == 0, command_error::WQ_PRIOR),
-            (self.blocks_on_fault() && !block_capability, command_error::BOF_EN),
+            (self.blocks_on_fault() && !setup.page_requests, command_error::BOF_EN),
             (self.uses_pasid() && !pasid_capability, command_error::PASID_EN),
-            (self.config[3] >> 5 & 0xf > MAX_BATCH_SHIFT, command_error::MAX_BATCH_SIZE),
-            (self.config[3] & 0x1f > MAX_TRANSFER_SHIFT, command_error::MAX_XFER_SIZE),
+            (self.config[3] >> 5 & 0xf > setup.max_batch_shift.into(), command_error::MAX_BATCH_SIZE),
+            (self.config[3] & 0x1f > setup.max_transfer_shift.into(), command_error::MAX_XFER_SIZE),
         ];
         if let Some((_, error)) = wrong.into_iter().find(|(is, _)| *is) {
             return Err(error);
@@ -109,21 +115,39 @@ impl WorkQueue {
         Ok(())
     }
 
+    /// Takes no more descriptors, or takes them again.
+    pub(crate) fn set_closing(&mut self, closing: bool) {
+        self.closing = closing;
+    }
+
+    /// How many descriptors have come in so far.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
+    /// How many of them are not in it any longer, in their order.
+    pub(crate) fn left(&self) -> u64 {
+        self.left
+    }
+
     /// Disables the queue; what is in it is given up.
     pub(crate) fn disable(&mut self) {
         self.enabled = false;
-        self.descriptors.clear();
+        self.closing = false;
+        self.abort();
     }
 
     /// Gives up what is in the queue.
     pub(crate) fn abort(&mut self) {
         self.descriptors.clear();
+        self.left = self.accepted;
     }
 
     /// Gives up what works with `pasid`.
     pub(crate) fn abort_pasid(&mut self, pasid: u32) {
         let mut kept = std::mem::take(&mut self.descriptors);
         kept.retain(|one| self.pasid(crate::descriptor::submitted_pasid(&one.bytes)) != Some(pasid));
+        self.left = self.accepted - kept.len() as u64;
         self.descriptors = kept;
     }
 
@@ -142,7 +166,7 @@ impl WorkQueue {
 
     /// A descriptor from a portal.
     pub(crate) fn submit(&mut self, submission: Submission) -> PortalWrite {
-        if !self.enabled {
+        if !self.enabled || self.closing {
             return PortalWrite::Dropped;
         }
         let shared = !self.dedicated();
@@ -150,12 +174,15 @@ impl WorkQueue {
         if self.descriptors.len() >= limit as usize {
             return if shared { PortalWrite::Retry } else { PortalWrite::Dropped };
         }
+        self.accepted += 1;
         self.descriptors.push_back(submission);
         PortalWrite::Queued
     }
 
     pub(crate) fn next(&mut self) -> Option<Submission> {
-        self.descriptors.pop_front()
+        let next = self.descriptors.pop_front();
+        self.left += u64::from(next.is_some());
+        next
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -193,18 +220,18 @@ mod tests {
         for (dword, value, error) in cases {
             let mut queue = queue(MODE_DEDICATED);
             queue.write(dword, value, false);
-            assert_eq!(queue.enable(false, false), Err(error));
+            assert_eq!(queue.enable(false, &Config::default()), Err(error));
             assert!(!queue.enabled());
         }
         let mut queue = queue(MODE_DEDICATED);
-        assert_eq!(queue.enable(false, false), Ok(()));
-        assert_eq!(queue.enable(false, false), Err(command_error::WQ_ENABLED));
+        assert_eq!(queue.enable(false, &Config::default()), Ok(()));
+        assert_eq!(queue.enable(false, &Config::default()), Err(command_error::WQ_ENABLED));
     }
 
     #[test]
     fn configuration_is_frozen_while_enabled() {
         let mut queue = queue(MODE_DEDICATED);
-        queue.enable(false, false).unwrap();
+        queue.enable(false, &Config::default()).unwrap();
         queue.write(2, 0, true);
         assert_eq!(queue.read(2), 1 << 4 | 1);
         queue.disable();
@@ -220,7 +247,7 @@ mod tests {
     fn a_full_dedicated_queue_drops_and_shows_its_occupancy() {
         let mut queue = queue(MODE_DEDICATED);
         assert_eq!(queue.submit(submission(true)), PortalWrite::Dropped);
-        queue.enable(false, false).unwrap();
+        queue.enable(false, &Config::default()).unwrap();
         for _ in 0..4 {
             assert_eq!(queue.submit(submission(true)), PortalWrite::Queued);
         }
@@ -231,7 +258,7 @@ mod tests {
     #[test]
     fn a_limited_portal_stops_at_the_threshold() {
         let mut queue = queue(0);
-        queue.enable(false, false).unwrap();
+        queue.enable(false, &Config::default()).unwrap();
         assert_eq!(queue.submit(submission(true)), PortalWrite::Queued);
         assert_eq!(queue.submit(submission(true)), PortalWrite::Queued);
         assert_eq!(queue.submit(submission(true)), PortalWrite::Retry);

@@ -57,7 +57,7 @@ impl Config {
         let pasid_size = u64::from(self.pasid_bits.clamp(1, 20) - 1) << 35;
         pasid_size
             | flag(self.has_page_requests(), 29)
-            | flag(true, 40)
+            | flag(self.pasids, 40)
             | flag(self.has_page_requests(), 42)
             | flag(true, 43)
             | flag(true, 46)
@@ -72,7 +72,7 @@ impl Config {
 
     /// MGAW in bits.
     pub(crate) fn address_width(&self) -> u32 {
-        if self.four_level { 48 } else { 39 }
+        self.guest_address_width.min(if self.four_level { 48 } else { 39 })
     }
 
     /// The bits of a domain id field that the unit does not implement.

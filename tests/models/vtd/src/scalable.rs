@@ -57,6 +57,9 @@ impl Unit {
         if !self.config.has_page_requests() {
             reserved[0] |= ScalableContext::PRE;
         }
+        if !self.config.pasids {
+            reserved[0] |= ScalableContext::PASIDE;
+        }
         if any(entry.0, reserved) {
             return Err(fault(reason::SM_CONTEXT_RESERVED));
         }

@@ -4,6 +4,7 @@ use super::{PLUGIN, Plugin, config_space};
 use crate::acpi;
 use crate::ioapic::REGISTERS;
 use crate::machine::{Bar, MESSAGES, UNIT_BASES};
+use crate::odd;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -235,6 +236,9 @@ extern "C" fn bios_timer(_: *mut c_void) {
         let patch = acpi::extend(&bios, tables, host.ram_end(), host)?;
         host.patch_bios(patch.address, &patch.bytes);
         machine.set_up_functions(host);
+        if plugin.options.odd_firmware {
+            odd::spoil_madt(patch.rsdt(), host);
+        }
         Some(patch)
     });
     if let Some(patch) = patch.flatten() {
@@ -269,11 +273,11 @@ pub(super) fn install(plugin: &Plugin) -> Result<(), String> {
     }
     ENGINE_TIMER.store(timer(plugin, engine_timer, ENGINE_MICROSECONDS)?, Ordering::Relaxed);
     BIOS_TIMER.store(timer(plugin, bios_timer, BIOS_POLL_MICROSECONDS)?, Ordering::Relaxed);
-    Ok(())
+    super::progress::install(plugin)
 }
 
 /// A new timer, not running.
-fn timer(plugin: &Plugin, handler: extern "C" fn(*mut c_void), microseconds: u32) -> Result<u32, String> {
+pub(super) fn timer(plugin: &Plugin, handler: extern "C" fn(*mut c_void), microseconds: u32) -> Result<u32, String> {
     // Bochs wants a parameter that is not null; it is not used.
     let parameter = plugin.symbols.devices.0;
     // SAFETY: the object is `bx_pc_system`; the handler stays loaded; the name is a C string.

@@ -8,6 +8,7 @@ mod device;
 mod handlers;
 mod host;
 mod ioapic;
+mod progress;
 mod symbols;
 
 use crate::machine::Machine;

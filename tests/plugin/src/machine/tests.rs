@@ -233,7 +233,7 @@ fn set_up(options: &str) -> (Machine, Fake) {
 
 #[test]
 fn firmware_places_bars_above_4_gib_and_the_command_register_decides_whether_they_answer() {
-    let (mut machine, mut host) = set_up("decode-off");
+    let (mut machine, mut host) = set_up("");
     let bars = Layout::SAPPHIRE_RAPIDS.bars(1).unwrap();
     let register = |machine: &Machine, at| machine.config_read(1, at, 4);
     assert_eq!([0x10, 0x14].map(|at| register(&machine, at)), [bars[0] as u32 | 0xc, (bars[0] >> 32) as u32]);
@@ -254,7 +254,7 @@ fn firmware_places_bars_above_4_gib_and_the_command_register_decides_whether_the
 
 #[test]
 fn the_bios_places_the_bars_on_bus_0() {
-    let (machine, _) = set_up("generous,decode-off");
+    let (machine, _) = set_up("generous");
     assert_eq!((machine.config_read(0, 0x10, 4), machine.config_read(0, COMMAND, 2)), (0, 0));
 }
 

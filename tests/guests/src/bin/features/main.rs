@@ -16,6 +16,7 @@ mod queue;
 mod rig;
 mod slots;
 mod storm;
+mod vectors;
 
 use guests::bare::{Guest, idle};
 use guests::command_line;
@@ -38,6 +39,8 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
         Some("queue") => queue::run(guest),
         Some("not-isolated") => queue::be_refused(),
         Some("storm") => storm::run(guest),
+        Some("storm-by-dma") => storm::run_past(guest),
+        Some("vectors") => vectors::run(guest),
         _ => Err("no such case"),
     }
 }

@@ -1,7 +1,7 @@
 //! Users with PASIDs: their completions come by slots that are theirs, and no other user can raise them.
 
 use guests::bare::assigned::{QUEUE_SIZE, Records};
-use guests::bare::{Guest, idle};
+use guests::bare::{Guest, idle, portal};
 use guests::dsa::{Descriptor, WorkQueue, spec};
 use guests::guest_shim::Interrupt;
 use guests::guest_shim::hcall_abi::{Pasid, Status};
@@ -21,6 +21,7 @@ static RECORDS: Records<4096> = Records::new();
 pub fn run(guest: &Guest) -> Result<(), &'static str> {
     let mut rig = Rig::new(guest)?;
     let queue = WorkQueue { index: 0, size: QUEUE_SIZE, pasids: true };
+    portal::tell_of_shared();
     rig.device.dsa.start(&[queue]).map_err(|_| "no queue for users with PASIDs")?;
     let info = rig.calls.query(rig.device.id(), &mut rig.page).map_err(|_| "the query failed")?;
     rig.check("the PASIDs are told", info.pasids == Pasid::new(OWNED[0]).zip(Pasid::new(OWNED[1])));
@@ -47,7 +48,7 @@ fn notify(rig: &mut Rig, slot: &Interrupt, user: u32) -> Option<u8> {
     let before = all_that_came();
     RECORDS.clear(0);
     let descriptor = Descriptor { pasid: user, ..Descriptor::noop(RECORDS.address(0), slot.index()) };
-    rig.device.portals[0].submit(&descriptor);
+    rig.device.portals[0].submit_shared(&descriptor);
     if !idle::poll_until(LIMIT, || RECORDS.complete(0)) {
         return None;
     }
@@ -61,7 +62,7 @@ fn notify(rig: &mut Rig, slot: &Interrupt, user: u32) -> Option<u8> {
 fn stranger(rig: &mut Rig, user: u32) -> bool {
     RECORDS.clear(0);
     let descriptor = Descriptor { pasid: user, ..Descriptor::noop(RECORDS.address(0), 0) };
-    rig.device.portals[0].submit(&descriptor);
+    rig.device.portals[0].submit_shared(&descriptor);
     idle::linger(QUIET);
     !RECORDS.complete(0)
 }

@@ -54,7 +54,7 @@ pub fn run(guest: &Guest) -> Result<(), &'static str> {
 /// For a function whose requester ID others have as well: nobody would watch whose entries its messages name.
 pub fn be_refused() -> Result<(), &'static str> {
     let calls = hypercalls().ok_or("no hypercall domain")?;
-    let mut functions = pci::find_all(&config::Ports, spec::VENDOR, spec::DEVICE);
+    let mut functions = pci::find_all(&config::Ports, spec::VENDOR, &spec::DEVICES);
     let function = functions.next().ok_or("no function")?;
     let opened = calls.open_queue(DeviceId(function.0.into()), 1);
     println!("@result refused={} errors=0", u8::from(opened == Err(Status::NotIsolated)));

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use guests::bare::assigned::{Records, says_ims};
 use guests::bare::device::DeviceMemory;
-use guests::bare::{Guest, apic, config, idle, interrupts, physical, vector};
+use guests::bare::{Guest, apic, config, idle, interrupts, portal, vector};
 use guests::dsa::{Completion, Descriptor, Dsa, Error, Portal, Registers, WorkQueue, spec};
 use guests::pci::{self, ConfigSpace, Function};
 use guests::println;
@@ -103,9 +103,8 @@ impl Vf {
         // SAFETY: what a BAR names is the device's, and it is as long as its tables need.
         let bar0 = unsafe { DeviceMemory::new(address, size) }.ok_or("BAR 0 is not mapped")?;
         let portal = pci::bar(&config, function, 2).ok_or("no BAR 2")?;
-        let portal = physical::mapped(portal, spec::PORTAL_SIZE).ok_or("BAR 2 is not mapped")?;
         // SAFETY: the first page of BAR 2 is the first work queue's portal for MSI-X handles; descriptors have our own buffers' addresses.
-        let portal = unsafe { Portal::new(portal.cast()) };
+        let portal = unsafe { portal::at(function, portal) }.ok_or("BAR 2 is not mapped")?;
         let (signals, refused, seen_signals) = (0, 0, 0);
         let dsa = Dsa::new(bar0);
         Ok(Self {

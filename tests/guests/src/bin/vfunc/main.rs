@@ -24,7 +24,7 @@ use guests::{command_line, pci, println};
 guests::guest!(run);
 
 fn run(guest: &Guest) -> Result<(), &'static str> {
-    let mut functions = pci::find_all(&config::Ports, spec::VENDOR, spec::DEVICE);
+    let mut functions = pci::find_all(&config::Ports, spec::VENDOR, &spec::DEVICES);
     let mut take = |number| {
         let function = functions.next().ok_or("a function is missing")?;
         Vf::find(guest, function, number)

@@ -2,7 +2,7 @@
 
 use guests::bare::assigned::{Records, submit_and_poll};
 use guests::bare::device::DeviceMemory;
-use guests::bare::{config, physical};
+use guests::bare::{config, portal};
 use guests::dsa::{Descriptor, Dsa, Portal, WorkQueue, spec};
 use guests::pci::{self, Function};
 
@@ -30,9 +30,9 @@ impl Work for Worker {
         let registers = unsafe { DeviceMemory::new(bar(0)?, REGISTERS) }.ok_or("its registers are not mapped")?;
         let queue = WorkQueue { index: 0, size: QUEUE_SIZE, pasids: false };
         Dsa::new(registers).start(&[queue]).map_err(|_| "it does not start")?;
-        let portal = physical::mapped(bar(2)?, spec::PORTAL_SIZE).ok_or("its portals are not mapped")?;
         // SAFETY: the first page of BAR 2 is the first work queue's portal for MSI-X handles.
-        Ok(Self { portal: unsafe { Portal::new(portal.cast()) } })
+        let portal = unsafe { portal::at(function, bar(2)?) }.ok_or("its portals are not mapped")?;
+        Ok(Self { portal })
     }
 
     fn raise(&mut self, vector: u16) -> Result<(), &'static str> {

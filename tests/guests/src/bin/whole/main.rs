@@ -50,7 +50,7 @@ fn run(_: &Guest) -> Result<(), &'static str> {
     interrupts::set_handler(|vector| {
         CAME[usize::from(vector)].fetch_add(1, SeqCst);
     });
-    if let Some(function) = pci::find(&config::Ports, dsa::VENDOR, dsa::DEVICE) {
+    if let Some(function) = pci::find(&config::Ports, dsa::VENDOR, &[dsa::DEVICE]) {
         return all::<dsa::Worker>(function, &[Driver::Patient, Driver::Eager]);
     }
     let nvme = |function: &Function| config::Ports.read(*function, 8) >> 8 == nvme::CLASS;

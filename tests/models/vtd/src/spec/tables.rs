@@ -66,6 +66,8 @@ impl ScalableContext {
     pub(crate) const RESERVED: [u64; 4] = [mask(8, 5) | mask(63, 52), u64::MAX, u64::MAX, u64::MAX];
     /// DTE: requests of a device-TLB, for translations, are allowed.
     pub(crate) const DTE: u64 = 1 << 2;
+    /// PASIDE: requests with PASID are allowed. Reserved where there are none.
+    pub(crate) const PASIDE: u64 = 1 << 3;
     /// PRE: page requests are allowed.
     pub(crate) const PRE: u64 = 1 << 4;
 
@@ -81,9 +83,8 @@ impl ScalableContext {
     pub(crate) const fn page_requests_enabled(self) -> bool {
         self.0[0] & Self::PRE != 0
     }
-    /// PASIDE: requests with PASID are allowed.
     pub(crate) const fn pasid_enabled(self) -> bool {
-        bit(self.0[0], 3)
+        self.0[0] & Self::PASIDE != 0
     }
     /// PDTS: the directory has 2^(7 + PDTS) entries. Here as bits of a PASID.
     pub(crate) const fn pasid_bits(self) -> u32 {

@@ -53,6 +53,29 @@ fn each_capability_can_be_taken_away() {
     assert_eq!(rig.unit.violations().len(), 4);
 }
 
+/// The bits that the model leaves out, by name; where its registers lie (FRO, IRO) is its own choice.
+#[test]
+fn presets_report_what_real_units_report_but_for_what_is_left_out() {
+    const FRO: u64 = 0x3ff << 24;
+    const FIVE_LEVELS: u64 = 1 << 11 | 1 << 60;
+    const PROTECTED_MEMORY: u64 = 0b11 << 5;
+    const MGAW: u64 = 0x3f << 16;
+    const IRO: u64 = 0x3ff << 8;
+    // MTS, NEST, ERS, SRS, NWFS, EAFS, DIT, PDS, SSADS, RPS, ADMS.
+    const ECAP_LEFT_OUT: u64 = IRO | 0b11 << 25 | 0b11 << 30 | 0b11 << 33 | 0b11 << 41 | 1 << 45 | 1 << 49 | 1 << 52;
+    for (config, cap, ecap, ignored) in [
+        (Config::sapphire_rapids(), 0x19ed_008c_4078_0c66, 0x3_ee9e_86f0_50df, FIVE_LEVELS | MGAW),
+        (Config::sapphire_rapids_accelerators(), 0x19ed_008c_4078_0c66, 0x3_ef9e_86f0_50df, FIVE_LEVELS | MGAW),
+        (Config::meteor_lake(), 0xc9de_008c_ee69_0462, 0x12_ca9a_00f0_ef5e, 0),
+    ] {
+        let mut rig = Rig::new(config);
+        let same =
+            |read: u64, real: u64, ignored: u64| assert_eq!(read & !ignored, real & !ignored, "{read:x} {real:x}");
+        same(rig.read64(0x08), cap, FRO | PROTECTED_MEMORY | ignored);
+        same(rig.read64(0x10), ecap, ECAP_LEFT_OUT);
+    }
+}
+
 #[test]
 fn wide_registers_are_read_and_written_by_halves() {
     let mut rig = Rig::new(Config::default());

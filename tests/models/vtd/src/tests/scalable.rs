@@ -100,6 +100,18 @@ fn scalable_mode_shows_in_ecap_and_only_then() {
 }
 
 #[test]
+fn paside_is_reserved_where_ecap_says_no_pasids() {
+    let mut rig = translating(Config { pasids: false, ..config() });
+    assert_eq!(rig.read64(0x10) >> 40 & 1, 0);
+    assert_eq!(read(&mut rig, None), Err(0x42));
+    assert_eq!(rig.record(0)[1] >> 32 & 0xff, 0x42);
+    rig.ram.set_u64(CONTEXT, DIRECTORY | 1);
+    assert_eq!(read(&mut rig, None), Ok(FRAME));
+    assert_eq!(read(&mut rig, Some(PASID)), Err(0x45));
+    rig.rules_kept();
+}
+
+#[test]
 fn requests_with_and_without_pasid_reach_their_pages() {
     let mut rig = translating(config());
     assert_eq!((read(&mut rig, None), read(&mut rig, Some(PASID))), (Ok(FRAME), Ok(FRAME)));

@@ -1,0 +1,147 @@
+//! The structures behind the table's fixed part: VT-d specification, 8.2 to 8.9.
+
+use alloc::vec::Vec;
+
+use super::{Dmar, Drhd, Odd, OddKind, Rmrr, Satc, Scope, ScopeKind};
+use crate::{
+    acpi::bytes::{u8_at, u16_at, u64_at},
+    addr::{Hpa, PAGE_SIZE},
+};
+
+/// Type of a DMA remapping hardware unit definition (8.3).
+pub(super) const DRHD: u16 = 0;
+/// Type of a reserved memory region (8.4).
+pub(super) const RMRR: u16 = 1;
+/// Type of the translation caches of integrated functions (8.8).
+pub(super) const SATC: u16 = 5;
+/// Bytes of a structure's header: type and length.
+const HEADER: usize = 4;
+/// Where addresses end.
+const ADDRESSES_END: u64 = 1 << 52;
+
+/// The structures' scopes, from the first that cannot be on, are unknown.
+struct Scopes {
+    found: Vec<Scope>,
+    whole: bool,
+}
+
+impl Dmar {
+    /// Takes the structures from offset `at` on.
+    pub(super) fn walk(&mut self, table: &[u8], mut at: usize) {
+        while at < table.len() {
+            let rest = table.get(at..).unwrap_or_default();
+            let len = u16_at(rest, 2).map(usize::from);
+            match len.filter(|&len| len >= HEADER).and_then(|len| rest.get(..len)) {
+                Some(structure) => {
+                    self.add(structure, at);
+                    at += structure.len();
+                }
+                None => return self.end(rest, at),
+            }
+        }
+    }
+
+    /// The walk ends here, before the table's end.
+    fn end(&mut self, rest: &[u8], at: usize) {
+        let padding = rest.iter().all(|&byte| byte == 0);
+        self.cut = !padding;
+        self.note(at, if padding { OddKind::Padding } else { OddKind::Length });
+    }
+
+    fn note(&mut self, at: usize, what: OddKind) {
+        self.odd.push(Odd { at, what });
+    }
+
+    fn add(&mut self, structure: &[u8], at: usize) {
+        let read = match u16_at(structure, 0) {
+            Some(DRHD) => self.drhd(structure, at),
+            Some(RMRR) => self.rmrr(structure, at),
+            Some(SATC) => self.satc(structure, at),
+            _ => Some(()),
+        };
+        if read.is_none() {
+            // A unit that nothing is known of could serve anything.
+            self.cut |= u16_at(structure, 0) == Some(DRHD);
+            self.note(at, OddKind::Short);
+        }
+    }
+
+    /// 8.3: flags, size, segment, base, scopes. `None`: it is too short.
+    fn drhd(&mut self, structure: &[u8], at: usize) -> Option<()> {
+        let base = u64_at(structure, 8)?;
+        let size = PAGE_SIZE << (u8_at(structure, 5)? & 0xf);
+        let (flags, segment) = (u8_at(structure, 4)?, u16_at(structure, 6)?);
+        let fits = base.checked_add(size).is_some_and(|end| end <= ADDRESSES_END);
+        let usable = base != 0 && base.is_multiple_of(PAGE_SIZE) && fits;
+        if usable && self.units.iter().any(|unit| (unit.base, unit.segment) == (Some(Hpa::new(base)), segment)) {
+            self.note(at, OddKind::SecondUnit(base));
+            return Some(());
+        }
+        if !usable {
+            self.note(at, OddKind::UnitAddress(base));
+        }
+        let Scopes { found, whole } = self.scopes(structure, 16, at);
+        self.units.push(Drhd {
+            include_all: flags & 1 != 0,
+            segment,
+            base: usable.then(|| Hpa::new(base)),
+            size,
+            scopes: found,
+            whole,
+        });
+        Some(())
+    }
+
+    /// 8.4: segment, base, limit, scopes.
+    fn rmrr(&mut self, structure: &[u8], at: usize) -> Option<()> {
+        let (base, limit, segment) = (u64_at(structure, 8)?, u64_at(structure, 16)?, u16_at(structure, 6)?);
+        let pages = base.is_multiple_of(PAGE_SIZE) && limit.checked_add(1).is_some_and(|end| end % PAGE_SIZE == 0);
+        if !pages || limit <= base || limit >= ADDRESSES_END {
+            self.note(at, OddKind::Region(base, limit));
+            return Some(());
+        }
+        let scopes = self.scopes(structure, 24, at).found;
+        self.reserved.push(Rmrr { segment, base: Hpa::new(base), limit: Hpa::new(limit), scopes });
+        Some(())
+    }
+
+    /// 8.8: flags, segment, scopes.
+    fn satc(&mut self, structure: &[u8], at: usize) -> Option<()> {
+        let (flags, segment) = (u8_at(structure, 4)?, u16_at(structure, 6)?);
+        let scopes = self.scopes(structure, 8, at).found;
+        self.caches.push(Satc { required: flags & 1 != 0, segment, scopes });
+        Some(())
+    }
+
+    /// The scopes of a structure from offset `from` on; those of unknown types are skipped.
+    fn scopes(&mut self, structure: &[u8], from: usize, at: usize) -> Scopes {
+        let mut scopes = Scopes { found: Vec::new(), whole: true };
+        let mut rest = structure.get(from..).unwrap_or_default();
+        while !rest.is_empty() {
+            let len = u8_at(rest, 1).map(usize::from).filter(|len| *len >= 8 && len.is_multiple_of(2));
+            let Some((scope, next)) = len.and_then(|len| rest.split_at_checked(len)) else {
+                // Zeros up to the structure's end name nothing.
+                scopes.whole = rest.iter().all(|&byte| byte == 0);
+                self.note(at + structure.len() - rest.len(), OddKind::ScopeLength);
+                break;
+            };
+            rest = next;
+            if let Some(kind) = kind(scope[0], scope[4]) {
+                let path = scope[6..].chunks_exact(2).map(|hop| (hop[0], hop[1])).collect();
+                scopes.found.push(Scope { kind, start_bus: scope[5], path });
+            }
+        }
+        scopes
+    }
+}
+
+fn kind(number: u8, enumeration_id: u8) -> Option<ScopeKind> {
+    Some(match number {
+        1 => ScopeKind::Endpoint,
+        2 => ScopeKind::Bridge,
+        3 => ScopeKind::IoApic(enumeration_id),
+        4 => ScopeKind::Hpet(enumeration_id),
+        5 => ScopeKind::Namespace(enumeration_id),
+        _ => return None,
+    })
+}

@@ -1,0 +1,111 @@
+//! Instructions that read and write their operand in memory. Each does so in one step.
+#![forbid(unsafe_code)]
+
+use super::{Emulation, Machine, RAX, RCX, RDX, Stop};
+use crate::exits::{
+    alu::{self, Alu},
+    instruction::{Address, BitKind, Register, Source},
+    walk::Access,
+    width::Width,
+};
+
+/// RBX.
+const RBX: u8 = 3;
+
+impl<M: Machine> Emulation<'_, M> {
+    /// XCHG.
+    pub(super) fn exchange(&mut self, at: Address, with: Register) -> Result<(), Stop> {
+        let new = self.register(with);
+        let old = self.replace(at, with.width, |_| new)?;
+        self.set_register(with, old);
+        Ok(())
+    }
+
+    /// XADD. A register that is part of the address counts as it was.
+    pub(super) fn exchange_add(&mut self, at: Address, with: Register) -> Result<(), Stop> {
+        let (added, flags) = (self.register(with), self.machine.rflags());
+        let old = self.replace(at, with.width, |old| Alu::Add.apply(with.width, old, added, flags).0)?;
+        self.set_register(with, old);
+        self.machine.set_rflags(Alu::Add.apply(with.width, old, added, flags).1);
+        Ok(())
+    }
+
+    /// CMPXCHG. Memory that is not as the accumulator is written back as it was, as the processor does (SDM vol. 2, CMPXCHG).
+    pub(super) fn compare_exchange(&mut self, at: Address, with: Register) -> Result<(), Stop> {
+        let accumulator = Register { number: RAX, width: with.width, high: false };
+        let (expected, new) = (self.register(accumulator), self.register(with));
+        let old = self.replace(at, with.width, |old| if old == expected { new } else { old })?;
+        let (_, flags) = Alu::Cmp.apply(with.width, expected, old, self.machine.rflags());
+        if old != expected {
+            self.set_register(accumulator, old);
+        }
+        self.machine.set_rflags(flags);
+        Ok(())
+    }
+
+    /// CMPXCHG8B and CMPXCHG16B: of the flags ZF alone changes.
+    pub(super) fn compare_exchange_pair(&mut self, at: Address, half: Width) -> Result<(), Stop> {
+        let part = |number| Register { number, width: half, high: false };
+        let pair =
+            |high, low| u128::from(self.register(part(high))) << half.bits() | u128::from(self.register(part(low)));
+        let (expected, new) = (pair(RDX, RAX), pair(RCX, RBX));
+        let span = self.modified_span(at, 2 * half.bytes() as u64)?;
+        let mut old = 0;
+        self.modify_span(&span, |value| {
+            old = value;
+            if value == expected { new } else { value }
+        })?;
+        if old != expected {
+            self.set_register(part(RAX), old as u64 & half.mask());
+            self.set_register(part(RDX), (old >> half.bits()) as u64 & half.mask());
+        }
+        self.machine.set_rflags(alu::with_zero(self.machine.rflags(), old == expected));
+        Ok(())
+    }
+
+    /// BT, BTS, BTR and BTC. A register's bit may lie anywhere: multiples of the width go into the address.
+    pub(super) fn bit(&mut self, at: Address, width: Width, kind: BitKind, bit: Source) -> Result<(), Stop> {
+        let number = self.source(bit);
+        let at = match bit {
+            Source::Immediate(_) => at,
+            Source::Register(_) => {
+                let words = (width.sign_extend(number) as i64).div_euclid(i64::from(width.bits()));
+                let bytes = words.wrapping_mul(width.bytes() as i64) as u64;
+                Address { displacement: at.displacement.wrapping_add(bytes), ..at }
+            }
+        };
+        let mask = 1 << (number & u64::from(width.bits() - 1));
+        let old = if kind == BitKind::Test {
+            let span = self.faulting_span(at, width.bytes() as u64, Access::Read)?;
+            self.load(&span)?
+        } else {
+            self.replace(at, width, |old| kind.apply(old, mask))?
+        };
+        self.machine.set_rflags(alu::with_carry(self.machine.rflags(), old & mask != 0));
+        Ok(())
+    }
+
+    /// ADD to TEST, and those with one operand.
+    pub(super) fn modify(&mut self, at: Address, width: Width, alu: Alu, value: Source) -> Result<(), Stop> {
+        let (value, flags) = (self.source(value), self.machine.rflags());
+        let old = if alu.writes() {
+            self.replace(at, width, |old| alu.apply(width, old, value, flags).0)?
+        } else {
+            let span = self.faulting_span(at, width.bytes() as u64, Access::Read)?;
+            self.load(&span)?
+        };
+        self.machine.set_rflags(alu.apply(width, old, value, flags).1);
+        Ok(())
+    }
+
+    /// Makes the operand what `new` says, and tells what it was.
+    fn replace(&mut self, at: Address, width: Width, new: impl Fn(u64) -> u64) -> Result<u64, Stop> {
+        let span = self.modified_span(at, width.bytes() as u64)?;
+        let mut old = 0;
+        self.modify_span(&span, |value| {
+            old = value as u64 & width.mask();
+            u128::from(new(old) & width.mask())
+        })?;
+        Ok(old)
+    }
+}

@@ -1,0 +1,102 @@
+//! Where the console is: command line, firmware, boot loader.
+
+use super::{
+    loader::Loader,
+    memory::{Firmware, find_rsdp, map_screen},
+};
+use crate::{
+    acpi::{FirmwareConsole, Tables, firmware_console},
+    addr::Hpa,
+    console::{self, Speed, screen::Framebuffer},
+    memory::PhysRange,
+    options::{Console, Options, SerialPort},
+};
+
+/// End of what the entry code has mapped.
+const MAPPED_AT_ENTRY: u64 = 1 << 32;
+
+/// A console that has its screen, and its port where the command line names one. The rest needs the final page tables.
+#[must_use]
+pub struct Begun {
+    options: Options,
+    framebuffer: Option<Framebuffer>,
+}
+
+/// Reads the command line, and takes what needs nothing else: the port that it names, and the screen, which can be painted at once where
+/// the entry code has mapped it.
+pub fn begin(loader: &Loader) -> Begun {
+    let (options, wrong) = Options::parse(loader.command_line());
+    let framebuffer = if options.screen { take_screen(loader) } else { None };
+    if let Some(wrong) = wrong {
+        log::warn!("{wrong}. This word is passed over");
+    }
+    if let Console::At(port) = options.console {
+        open(port, Speed::Baud(115_200), "as the command line says");
+    }
+    Begun { options, framebuffer }
+}
+
+impl Begun {
+    /// Takes what is left, once the final page tables are in force.
+    pub fn settle(self, loader: &Loader) {
+        if let Some(framebuffer) = self.framebuffer {
+            match map_screen(PhysRange::new(framebuffer.base, framebuffer.bytes() as u64)) {
+                // SAFETY: it is mapped for good, as a device is.
+                Ok(()) => unsafe { console::screen_is_mapped() },
+                Err(error) => log::warn!("the screen is not used: {error}"),
+            }
+        }
+        if !console::is_open() && self.options.console == Console::Auto {
+            choose(loader);
+        }
+    }
+}
+
+/// Opens the port that the firmware names, else COM1.
+fn choose(loader: &Loader) {
+    let firmware = Firmware::new(loader);
+    let tables = find_rsdp(&firmware, loader).and_then(|rsdp| Tables::new(&firmware, rsdp));
+    match tables.and_then(|tables| tables.find(b"SPCR")).map(|table| firmware_console(table.bytes)) {
+        Some(Ok(FirmwareConsole { port, baud })) => {
+            open(port, baud.map_or(Speed::Kept, Speed::Baud), "as the firmware's table SPCR says");
+        }
+        Some(Err(why)) => log::warn!("{why}: the console is COM1"),
+        None => {}
+    }
+    if !console::is_open() {
+        open(SerialPort::COM[0], Speed::Baud(115_200), "the usual one");
+    }
+}
+
+/// Opens a port and says so: on the serial line only where a person would look for it elsewhere.
+fn open(port: SerialPort, speed: Speed, why: &str) {
+    // SAFETY: the person at the machine, its firmware or the PC's tradition says that a serial port is there, and nobody else uses it.
+    match unsafe { console::open(port, speed) } {
+        Some(baud) if port == SerialPort::COM[0] => console::note(format_args!("console: {port}, {baud} baud, {why}")),
+        Some(baud) => log::info!("{port}, {baud} baud, {why}"),
+        None => log::warn!("no port answers at {port}, {why}"),
+    }
+}
+
+/// Takes the screen that the boot loader has set up, if it can be used.
+fn take_screen(loader: &Loader) -> Option<Framebuffer> {
+    let tag = loader.framebuffer()?;
+    let is_ram = |base: Hpa, len: u64| {
+        let screen = PhysRange::new(base, len);
+        loader.memory(true).any(|ram| ram.start < screen.end() && screen.start < ram.end())
+    };
+    let framebuffer =
+        Framebuffer::new(tag, is_ram).inspect_err(|why| log::warn!("the screen is not used: {why}")).ok()?;
+    // SAFETY: the boot loader says that a screen is there, and no usable memory is. `settle` maps it before the entry code's tables go out
+    // of use for good; nobody paints in between.
+    if !unsafe { console::open_screen(framebuffer) } {
+        log::warn!("the screen is not used: it holds no character");
+        return None;
+    }
+    console::note(format_args!("imsvisor {}", env!("CARGO_PKG_VERSION")));
+    if framebuffer.base.as_u64() + framebuffer.bytes() as u64 <= MAPPED_AT_ENTRY {
+        // SAFETY: the entry code has mapped the first 4 GiB.
+        unsafe { console::screen_is_mapped() };
+    }
+    Some(framebuffer)
+}

@@ -1,0 +1,137 @@
+//! Whose turn it is to have a command of a shared device carried out.
+//!
+//! The device has one command register. Functions' steps ([`Step`]) go through it one at a time, and functions have their turns one after
+//! another: so a step waits for at most one step of each other function. A step takes no longer than the work in its function's queue, which
+//! is bounded ([`queue_limits`](crate::vdev::vdsa::queue_limits)): 16 descriptors of up to 64 MiB where 128 are shared by eight queues.
+//! Nobody waits here for longer than [`QUICK`], four times: what is not done by then is looked at again later.
+#![forbid(unsafe_code)]
+
+use core::time::Duration;
+
+use super::dsa::{self, NO_ANSWER, Queue};
+use crate::{
+    clock::{Clock, Timeout, poll},
+    memory::Registers,
+    vdev::vdsa::{Effect, Step, VirtualDsa},
+};
+
+/// What a command that waits for nothing is waited for.
+pub const QUICK: Duration = Duration::from_micros(50);
+/// What a step gets before the device counts as stuck: more than a full queue can take.
+pub const STEP: Duration = Duration::from_secs(10);
+/// Steps of one look.
+const STEPS: usize = 4;
+
+/// A function that shares the device.
+pub trait Sharer {
+    /// The number of its work queue.
+    fn queue(&self) -> u8;
+    /// Its registers.
+    fn registers(&mut self) -> &mut VirtualDsa;
+    /// Its work queue, in the device's registers.
+    fn work_queue<'a, R: Registers>(&self, registers: &'a R) -> Queue<'a, R>;
+}
+
+/// The order of turns, and the step that is under way.
+#[derive(Default)]
+pub struct Turns {
+    /// The step's function, by its queue, and how long the step may take yet.
+    under_way: Option<(u8, Timeout<'static>)>,
+    /// The queue whose turn is next.
+    next: u8,
+    /// The device has not finished a step in time.
+    is_stuck: bool,
+}
+
+impl Turns {
+    /// Goes on: takes what is done, and begins what is next. `done` hears what a function's step has come to. Returns whether there is more
+    /// to do, for which this is to be called again.
+    pub fn advance<F: Sharer>(
+        &mut self,
+        registers: &impl Registers,
+        clock: &'static dyn Clock,
+        functions: &mut [F],
+        mut done: impl FnMut(&mut F, Effect),
+    ) -> bool {
+        for _ in 0..STEPS {
+            if !self.finish(registers, functions, &mut done) {
+                return true;
+            }
+            let Some((at, step)) = self.take_turn(functions) else { return false };
+            let Some(function) = functions.get_mut(at) else { return false };
+            self.begin(function, step, registers, clock, &mut done);
+        }
+        self.under_way.is_some() || functions.iter_mut().any(|function| function.registers().is_busy())
+    }
+
+    /// Ends the step that is under way if the device is done with it. Returns whether none is.
+    fn finish<F: Sharer>(
+        &mut self,
+        registers: &impl Registers,
+        functions: &mut [F],
+        done: &mut impl FnMut(&mut F, Effect),
+    ) -> bool {
+        let Some((queue, timeout)) = &mut self.under_way else { return true };
+        let outcome = match dsa::outcome(registers) {
+            Some(outcome) => outcome,
+            None if timeout.is_over() => {
+                self.is_stuck = true;
+                Err(NO_ANSWER)
+            }
+            None => return false,
+        };
+        // Its function may have gone.
+        if let Some(function) = functions.iter_mut().find(|function| function.queue() == *queue) {
+            let effect = function.registers().step_done(outcome);
+            done(function, effect);
+        }
+        self.under_way = None;
+        true
+    }
+
+    /// The next function that has a step, and the step.
+    fn take_turn<F: Sharer>(&mut self, functions: &mut [F]) -> Option<(usize, Step)> {
+        let mut order: [Option<usize>; 32] = [None; 32];
+        for (at, function) in functions.iter().enumerate() {
+            let place = usize::from(function.queue().wrapping_sub(self.next)) % order.len();
+            order[place] = Some(at);
+        }
+        order.into_iter().flatten().find_map(|at| {
+            let function = functions.get_mut(at)?;
+            let step = function.registers().next_step()?;
+            self.next = (function.queue() + 1) % 32;
+            Some((at, step))
+        })
+    }
+
+    fn begin<F: Sharer>(
+        &mut self,
+        function: &mut F,
+        step: Step,
+        registers: &impl Registers,
+        clock: &'static dyn Clock,
+        done: &mut impl FnMut(&mut F, Effect),
+    ) {
+        // A command that is given while another one is under way is lost, and the other one's end would be taken for its.
+        self.is_stuck &= dsa::outcome(registers).is_none();
+        let known = match step {
+            Step::RequestHandle(vector) => function.registers().known_handle(vector),
+            _ => None,
+        };
+        let over = match known {
+            Some(handle) => Some(Ok(handle)),
+            None if self.is_stuck => Some(Err(NO_ANSWER)),
+            None => function.work_queue(registers).begin(step),
+        };
+        if let Some(outcome) = over {
+            let effect = function.registers().step_done(outcome);
+            return done(function, effect);
+        }
+        self.under_way = Some((function.queue(), Timeout::new(clock, STEP)));
+        // Most commands wait for nothing. Who gives one sees it done at once.
+        let _ = poll(clock, QUICK, || dsa::outcome(registers).is_some());
+    }
+}
+
+#[cfg(test)]
+mod tests;
