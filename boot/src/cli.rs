@@ -117,9 +117,14 @@ pub struct Options {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=2048))]
     pub memory: Option<u32>,
 
-    /// Bochs' model of the processor [default: corei7_skylake_x; with Linux sapphire_rapids]
+    /// Bochs' model of the processor [default: sapphire_rapids]
     #[arg(long, value_name = "MODEL")]
     pub cpu: Option<String>,
+
+    /// Changes to the emulated machine, which is laid out as Sapphire Rapids is: generous is one with everything on bus 0 and DSAs
+    /// with more than real ones have; ARCHITECTURE.md has all options ("The emulated machine")
+    #[arg(long, value_name = "OPTION,…", value_delimiter = ',')]
+    pub plugin: Vec<String>,
 
     /// The machine's processors [default: 2; with a guest linux 1, because Bochs with several of them spoils VM exits that follow an
     /// exception]
@@ -172,17 +177,20 @@ impl Options {
     pub fn config(&self, guests: &[GuestArg]) -> Config {
         let standard = Config::default();
         let linux = self.has_linux(guests);
-        let model = if linux { linux::CPU_MODEL } else { &standard.cpu_model };
         let silence = if linux { QUIET_LINUX } else { standard.silence };
         let cpus = if linux && self.native.is_none() { 1 } else { CPUS };
         Config {
             memory_mib: self.memory_for(guests, standard.memory_mib),
             cpus: self.cpus.unwrap_or(cpus),
-            cpu_model: self.cpu.clone().unwrap_or_else(|| model.to_owned()),
+            cpu_model: self.cpu.clone().unwrap_or(standard.cpu_model),
             silence: self.time(self.silence, silence),
             limit: self.time(self.timeout, standard.limit),
             hypervisor_options: self.hypervisor_options(),
-            plugin_options: linux.then(|| linux::DEVICE_OPTION.to_owned()).into_iter().collect(),
+            plugin_options: linux
+                .then(|| linux::DEVICE_OPTION.to_owned())
+                .into_iter()
+                .chain(self.plugin.clone())
+                .collect(),
             ..standard
         }
     }
@@ -212,8 +220,13 @@ impl Options {
         let on_bochs = self.machine.unwrap_or_default() == Kind::Bochs;
         let ours = guests.iter().filter_map(GuestArg::linux).any(Asked::takes_initrd);
         ensure!(on_bochs || !ours, "{NOT_ON_QEMU}");
+        let emulated = on_bochs && self.image.is_none();
+        ensure!(emulated || self.plugin.is_empty(), "--plugin is for --machine bochs");
+        for option in &self.plugin {
+            bochs::check_plugin_option(option).with_context(|| format!("--plugin {option}"))?;
+        }
         let Some(model) = &self.cpu else { return Ok(()) };
-        ensure!(on_bochs && self.image.is_none(), "--cpu is for --machine bochs");
+        ensure!(emulated, "--cpu is for --machine bochs");
         bochs::check_model(model).with_context(|| format!("--cpu {model}"))
     }
 
@@ -421,6 +434,8 @@ mod tests {
             (&["--guest", "linux", "--kernel", "/no/such"], "cannot read /no/such"),
             (&["--guest", "linux", "--initrd", "/no/such"], "cannot read /no/such"),
             (&["--guest", "linux", "--machine", "nested"], "by stores of 64 bytes"),
+            (&["--plugin", "generous,fast"], "--plugin fast: there is no such option"),
+            (&["--plugin", "generous", "--machine", "nested"], "--plugin is for --machine bochs"),
             (&["--hypervisor", "console=com9"], "--hypervisor: console=com9: auto, com1 to com4"),
             (&["--hypervisor", "console=0xc000"], "the emulated machine has COM1 to COM4"),
             (&["--image", "x", "--hypervisor", "quiet"], "--hypervisor: quiet: the hypervisor's options"),
@@ -449,7 +464,7 @@ mod tests {
             assert!(parse(&["--native", "linux", "--append", wrong]).unwrap().appended().is_err(), "{wrong}");
         }
         let config = options.config(&[]);
-        assert_eq!((config.cpu_model.as_str(), config.cpus), (linux::CPU_MODEL, 2));
+        assert_eq!((config.cpu_model.as_str(), config.cpus), (crate::linux::CPU_MODEL, 2));
         assert!(options.check(&[]).is_ok(), "--append is for it");
         for other in [["--guest", "demo"], ["--machine", "kvm"], ["--image", "x.iso"]] {
             assert!(parse(&[&["--native", "linux"], &other[..]].concat()).is_err(), "{other:?}");
@@ -463,6 +478,8 @@ mod tests {
         let config = options.config(&[]);
         assert_eq!((config.memory_mib, config.cpus), (768, 2));
         assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (9, 5));
+        let options = Options::parse_from(["cargo boot", "--plugin", "generous,slow-store"]);
+        assert_eq!(options.config(&[]).plugin_options, ["generous", "slow-store"]);
         let config = Options::parse_from(["cargo boot"]).config(&[]);
         assert_eq!((config.limit.as_secs(), config.silence.as_secs()), (600, 30));
         for both in [["--quiet", "--verbose"], ["--json", "--quiet"]] {

@@ -93,8 +93,7 @@ pub fn boot_linux(name: &str, plugin_options: &[&str], append: &[String]) -> Res
     let Some(Payload { kernel, initrd }) = payload? else { return Ok(None) };
     let initrd = initrd.as_deref().context("no initrd was made")?;
     let (paths, tools) = (bench::paths()?, bench::tools()?);
-    let mut config =
-        Config { cpus: 2, cpu_model: linux::CPU_MODEL.into(), limit: LIMIT_OF_LINUX, ..Plan::new()?.config };
+    let mut config = Config { cpus: 2, limit: LIMIT_OF_LINUX, ..Plan::new()?.config };
     config.plugin_options.extend(plugin_options.iter().map(|option| (*option).to_owned()));
     let boot = || Ok(machine::native::start(paths, tools, &config, kernel, initrd, append)?.finish());
     in_turn(&format!("Linux, {name}"), boot).map(Some)
@@ -134,6 +133,11 @@ impl Plan {
         })
     }
 
+    /// Changes the emulated machine by options of the plugin.
+    pub fn plugin(&mut self, options: &[&str]) {
+        self.config.plugin_options.extend(options.iter().map(|option| (*option).to_owned()));
+    }
+
     /// Adds one of our guests with its module's string, whose first word is the guest's name there.
     pub fn guest(&mut self, image: &str, string: &str) -> Result<()> {
         self.image(bench::guest(image)?, string)
@@ -145,13 +149,11 @@ impl Plan {
         Ok(())
     }
 
-    /// Adds Debian's Linux with our initrd. `string` is as for `--guest`, `append` what the first process is to do. The machine's
-    /// processors become of the model that the driver needs. Nothing is added where Linux cannot be had ([`bench::linux`]).
+    /// Adds Debian's Linux with our initrd. `string` is as for `--guest`, `append` what the first process is to do. Nothing is added where Linux cannot be had ([`bench::linux`]).
     pub fn linux(&mut self, string: &str, append: &str) -> Result<()> {
         let Some(payload) = bench::linux()? else { return Ok(()) };
         let guest = GuestArg::with(string, &Asked { append: Some(append.to_owned()), ..Asked::default() })?;
         self.modules.extend(guest.modules(&Images { linux: Some(payload.clone()), ..Images::default() })?);
-        self.config.cpu_model = linux::CPU_MODEL.into();
         self.config.plugin_options.push(linux::DEVICE_OPTION.into());
         self.config.limit = LIMIT_OF_LINUX;
         Ok(())
@@ -273,6 +275,12 @@ impl Boot {
         for counter in counters {
             assert_eq!(self.outcome().counter(counter), 0, "{counter}");
         }
+    }
+
+    /// The DSAs that guests had are disabled and master no bus. `others` DSAs are bus masters, as firmware left them: no guest had them.
+    pub fn assert_devices_quiet(&self, others: u64) {
+        let [enabled, masters] = ["dsa.enabled", "dsa.bus_master"].map(|state| self.outcome().counter(state));
+        assert_eq!([enabled, masters], [0, others], "enabled, bus masters");
     }
 
     /// What a guest reported that ran without the hypervisor, to its own end.

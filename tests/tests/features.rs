@@ -2,6 +2,7 @@
 //! machine; the parts' own tests lie beside the code under the same names.
 
 use imsvisor_boot::event::Pairs;
+use imsvisor_boot::machine::bochs::{DSAS, GENEROUS};
 use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 
 /// Two guests of the kind that tries features, each on a processor, with what a module's string says beside the command line.
@@ -16,6 +17,8 @@ fn word<'b>(boot: &'b Boot, guest: &str, key: &str) -> &'b str {
 }
 
 static SLOTS: Scenario = Scenario::new("slots in every way, and a storm", |plan| {
+    // It takes all slots of a store, and tells of 4,096.
+    plan.plugin(&[GENEROUS]);
     let slots = ("slots cpus=2 device=dsa exits=marks", "case=slots");
     two(plan, [slots, ("storm device=dsa storm=50", "case=storm")])
 });
@@ -126,6 +129,7 @@ fn feature_storm_messages_that_a_device_writes_by_dma_are_stopped_at_the_entry()
 }
 
 static MANY: Scenario = Scenario::new("4,096 slots, and MSI-X beside a store", |plan| {
+    plan.plugin(&[GENEROUS]);
     let many = ("many device=dsa", "case=many slots=4096");
     two(plan, [("coexist cpus=2 device=dsa", "case=coexist"), many])
 });
@@ -140,7 +144,7 @@ fn feature_beyond_2048_a_guest_has_4096_slots_that_live_at_one_time_and_each_fir
 }
 
 static MOST: Scenario = Scenario::new("16,128 slots", |plan| {
-    plan.config.plugin_options.push("most-slots".into());
+    plan.plugin(&[GENEROUS, "most-slots"]);
     plan.guest("features", "most device=dsa cmdline=\"case=many slots=16128\"")
 });
 
@@ -183,7 +187,7 @@ fn guests_that_share_a_processor_have_all_vectors_each_where_the_unit_can_post()
 }
 
 static FEW_VECTORS: Scenario = Scenario::new("two guests on a processor, and a unit that cannot post", |plan| {
-    plan.config.plugin_options.push("no-posting".into());
+    plan.plugin(&["no-posting"]);
     two_with_all_vectors(plan)
 });
 
@@ -199,6 +203,7 @@ fn a_slot_without_a_vector_reads_as_masked_and_is_told_of_where_the_unit_cannot_
 }
 
 static HANDLES: Scenario = Scenario::new("interrupt handles that are revoked", |plan| {
+    plan.plugin(&[GENEROUS]);
     plan.guest("features", "handles device=dsa cmdline=\"case=handles\"")
 });
 
@@ -210,7 +215,7 @@ fn feature_ims_index_is_the_devices_handle_and_a_revoked_one_is_refused_and_told
 }
 
 static SLOW: Scenario = Scenario::new("a store behind a command interface", |plan| {
-    plan.config.plugin_options.push("slow-store".into());
+    plan.plugin(&[GENEROUS, "slow-store"]);
     two(plan, [("slots cpus=2 device=dsa exits=marks", "case=slots"), ("many device=dsa", "case=many slots=1024")])
 });
 
@@ -228,6 +233,7 @@ fn feature_bus_lock_a_slow_store_works_as_any_other_and_a_batch_costs_a_command_
 }
 
 static QUEUE: Scenario = Scenario::new("a store in the guest's memory", |plan| {
+    plan.plugin(&[GENEROUS]);
     plan.guest("features", "queue device=dsa cmdline=\"case=queue\"")
 });
 
@@ -252,6 +258,8 @@ fn feature_store_queue_messages_in_memory_fire_move_pend_and_lead_nowhere_when_t
 }
 
 static OPAQUE: Scenario = Scenario::new("two guests that do the same", |plan| {
+    // Devices of one unit, which gives them different entries.
+    plan.plugin(&["four-dsas"]);
     two(plan, [("first device=dsa", "case=opaque"), ("second device=dsa", "case=opaque")])
 });
 
@@ -264,7 +272,11 @@ fn feature_opaque_two_guests_that_do_the_same_read_the_same_of_a_machine_that_gi
 }
 
 static THIEF: Scenario = Scenario::new("a device that uses another one's handles", |plan| {
-    two(plan, [("victim device=00:1e.0", "case=victim"), ("thief device=00:1f.0", "case=thief")])
+    // Of one unit: another one has another table.
+    plan.plugin(&["four-dsas"]);
+    let [victim, thief] =
+        [("victim", DSAS[0]), ("thief", DSAS[2])].map(|(name, place)| format!("{name} device={place}"));
+    two(plan, [(&victim, "case=victim"), (&thief, "case=thief")])
 });
 
 #[test]

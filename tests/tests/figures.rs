@@ -1,15 +1,15 @@
-//! The benchmarks, briefly: that they measure, and what holds at any time.
+//! The benchmarks, briefly: that they measure, and what holds at any time. On the machine with the most slots.
 
 use std::sync::OnceLock;
 
-use imsvisor_boot::machine::Kind;
-use imsvisor_tests::figures::{self, Figure};
+use imsvisor_tests::figures::{self, Figure, Machine};
 
 type Figures = OnceLock<Vec<Figure>>;
 
 /// The scenarios with `only` in their names, and the floor: measured once.
 fn once(figures: &'static Figures, only: &str) -> &'static [Figure] {
-    figures.get_or_init(|| figures::measure(Kind::Bochs, 4, Some(only)).unwrap_or_else(|error| panic!("{error:#}")))
+    figures
+        .get_or_init(|| figures::measure(Machine::GENEROUS, 4, Some(only)).unwrap_or_else(|error| panic!("{error:#}")))
 }
 
 fn masks() -> &'static [Figure] {

@@ -4,14 +4,14 @@ use imsvisor_tests::scenario::{Boot, Scenario};
 
 static ODD: Scenario = Scenario::new("firmware that makes mistakes in its tables", |plan| {
     plan.config.cpus = 3;
-    plan.config.plugin_options.push("odd-firmware".into());
+    plan.plugin(&["odd-firmware"]);
     plan.guest("demo", "demo mem=64M device=dsa")?;
     plan.guest("hello", "hello mem=32M")
 });
 
 static OPT_OUT: Scenario = Scenario::new("firmware that asks not to use x2APIC mode", |plan| {
     plan.config.cpus = 2;
-    plan.config.plugin_options.push("opt-out".into());
+    plan.plugin(&["opt-out"]);
     plan.guest("demo", "demo mem=64M device=dsa")?;
     plan.guest("demo", "other mem=64M device=dsa")
 });

@@ -2,6 +2,7 @@
 //! files that are no kernels.
 
 use anyhow::Result;
+use imsvisor_boot::machine::bochs::DSAS;
 use imsvisor_boot::report::Guest;
 use imsvisor_tests::bench;
 use imsvisor_tests::scenario::{Boot, Plan, Scenario};
@@ -11,9 +12,9 @@ use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 static EACH_BY_ITSELF: Scenario =
     Scenario::new("two Linuxes, one with a whole DSA and one with a virtual function", |plan| {
         plan.config.memory_mib = 1024;
-        plan.linux("linux name=whole mem=384M device=00:1e.0 exits=marks", "copies=300 marks=yes")?;
+        plan.linux(&format!("linux name=whole mem=384M device={} exits=marks", DSAS[0]), "copies=300 marks=yes")?;
         plan.linux(
-            "linux name=moved mem=384M cpus=2 device=vdsa:00:1f.0",
+            &format!("linux name=moved mem=384M cpus=2 device=vdsa:{}", DSAS[1]),
             "copies=6000 bytes=256 affinity=yes hotplug=yes end=reboot",
         )
     });
@@ -21,8 +22,9 @@ static EACH_BY_ITSELF: Scenario =
 /// Two guests with a virtual function each of one DSA, with several requests outstanding; one of them panics.
 static NEIGHBOURS: Scenario = Scenario::new("two Linuxes that share a DSA, one of which panics", |plan| {
     plan.config.memory_mib = 1024;
-    plan.linux("linux name=steady mem=384M device=vdsa:00:1e.0", "copies=600 threads=2 outstanding=4")?;
-    plan.linux("linux name=panics mem=384M device=vdsa:00:1e.0", "copies=400 threads=2 outstanding=4 end=crash")
+    let function = format!("mem=384M device=vdsa:{}", DSAS[0]);
+    plan.linux(&format!("linux name=steady {function}"), "copies=600 threads=2 outstanding=4")?;
+    plan.linux(&format!("linux name=panics {function}"), "copies=400 threads=2 outstanding=4 end=crash")
 });
 
 /// Kernels and initrds that cannot be loaded, and one guest that can.

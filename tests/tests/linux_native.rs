@@ -3,6 +3,7 @@
 //! fourth, of a recent Linux, a user's program has a work queue.
 
 use anyhow::{Context, Result};
+use imsvisor_boot::machine::bochs::GENEROUS;
 use imsvisor_boot::native::Native;
 use imsvisor_boot::words::harmless;
 use imsvisor_tests::bench::Once;
@@ -20,7 +21,8 @@ struct Boot {
 }
 
 static LEGACY: Boot = Boot { plugin: &[], append: "intel_iommu=on,sm_off", ran: Once::new() };
-static SCALABLE: Boot = Boot { plugin: &[], append: "intel_iommu=on,sm_on", ran: Once::new() };
+/// Units without first-stage tables.
+static SCALABLE: Boot = Boot { plugin: &[GENEROUS], append: "intel_iommu=on,sm_on", ran: Once::new() };
 /// Linux takes first-stage tables for all DMA where there are any, and PASIDs for its own work queues where users could have some.
 static FIRST_STAGE: Boot = Boot { plugin: &["sva"], append: "intel_iommu=on,sm_on", ran: Once::new() };
 /// A recent Linux, in which a user's program copies with its own addresses.

@@ -1,22 +1,17 @@
 //! DSAs as Sapphire Rapids has them, and a processor with stores of 64 bytes: the device takes no others, has 2,048 slots, and knows no
 //! handles.
 
-use imsvisor_boot::linux::CPU_MODEL;
-use imsvisor_tests::scenario::{Plan, Scenario};
+use imsvisor_boot::machine::bochs::DSAS;
+use imsvisor_tests::scenario::Scenario;
 
 /// Vectors of the two virtual functions: their slots are no vectors' own numbers.
 const VECTORS: u64 = 1000 + 100;
 
-fn real(plan: &mut Plan) {
-    plan.config.cpus = 2;
-    plan.config.cpu_model = CPU_MODEL.into();
-    plan.config.plugin_options.push("sapphire-rapids".into());
-}
-
 static REAL: Scenario = Scenario::new("DSAs of Sapphire Rapids", |plan| {
-    real(plan);
-    plan.guest("demo", "demo mem=64M device=00:1e.0")?;
-    plan.guest("vfunc", "vfunc mem=64M device=vdsa:00:1f.0 vectors=1000 device=vdsa:00:1f.0 vectors=100")
+    plan.config.cpus = 2;
+    plan.guest("demo", &format!("demo mem=64M device={}", DSAS[0]))?;
+    let function = format!("device=vdsa:{}", DSAS[1]);
+    plan.guest("vfunc", &format!("vfunc mem=64M {function} vectors=1000 {function} vectors=100"))
 });
 
 #[test]

@@ -1,5 +1,6 @@
 //! Several processors: of the machine, of a guest, of both. What one processor does right, two and four must do as well.
 
+use imsvisor_boot::machine::bochs::GENEROUS;
 use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 
 /// A guest with processors on a machine with processors.
@@ -85,7 +86,7 @@ static RACES: [Scenario; 4] = [
     Scenario::new("four virtual processors that fight", |plan| smp(plan, 4, 4, "race=20000")),
     Scenario::new("three virtual processors that fight on two", |plan| smp(plan, 2, 3, "race=10000")),
     Scenario::new("two virtual processors that fight for slots of a slow store", |plan| {
-        plan.config.plugin_options.push("slow-store".into());
+        plan.plugin(&[GENEROUS, "slow-store"]);
         smp(plan, 2, 2, "race=5000")
     }),
     Scenario::new("four posted virtual processors that fight", |plan| {

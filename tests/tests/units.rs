@@ -1,13 +1,13 @@
 //! Remapping units: several of them, the sizes of their tables, and their faults.
 
 use imsvisor_boot::event::Pairs;
+use imsvisor_boot::machine::bochs::{DSAS, GENEROUS};
 use imsvisor_tests::scenario::{Plan, Scenario};
 
 const DEMO_GUEST: &str = "demo mem=64M device=dsa";
 
 fn two_units(plan: &mut Plan, posted: &str) -> anyhow::Result<()> {
     plan.config.cpus = 2;
-    plan.config.plugin_options.push("two-units".into());
     plan.guest("demo", DEMO_GUEST)?;
     plan.guest("demo", &format!("other mem=64M device=dsa {posted}"))
 }
@@ -30,9 +30,24 @@ fn each_function_goes_by_the_unit_in_whose_scope_it_is() {
     }
 }
 
+static ONE_UNIT: Scenario = Scenario::new("one remapping unit for everything", |plan| {
+    plan.config.cpus = 2;
+    plan.plugin(&[GENEROUS]);
+    plan.guest("demo", DEMO_GUEST)?;
+    plan.guest("demo", "other mem=64M device=dsa")
+});
+
+#[test]
+fn one_unit_serves_functions_of_several_guests() {
+    let boot = ONE_UNIT.run();
+    boot.assert_hypervisor_lived();
+    assert_eq!(boot.verdict().failures, Vec::<String>::new());
+    assert_eq!(boot.machine.number("vtd_units"), Some(1));
+}
+
 static MOST_SLOTS: Scenario = Scenario::new("stores of 16,128 slots", |plan| {
     plan.config.cpus = 2;
-    plan.config.plugin_options.push("most-slots".into());
+    plan.plugin(&[GENEROUS, "most-slots"]);
     plan.guest("demo", "demo mem=64M device=dsa cmdline=slots=1024")?;
     plan.guest("demo", "other mem=64M device=dsa cmdline=slots=1024")
 });
@@ -57,7 +72,7 @@ fn faults_without_end_are_counted_and_masked_and_the_others_do_not_notice() {
     for name in ["stray-dma", "demo"] {
         boot.assert_guest_right(name);
     }
-    let of_it = |fault: &&&Pairs| (fault.get("sid"), fault.get("kind")) == (Some("00:1e.0"), Some("dma"));
+    let of_it = |fault: &&&Pairs| (fault.get("sid"), fault.get("kind")) == (Some(DSAS[0]), Some("dma"));
     let faults = boot.events("fault");
     assert_eq!(faults.iter().filter(of_it).count(), 32, "told of the function");
     let said = |text: &str| boot.outcome().lines.iter().any(|seen| seen.raw.contains(text));
@@ -70,8 +85,10 @@ fn faults_without_end_are_counted_and_masked_and_the_others_do_not_notice() {
 
 static FORGERS: Scenario = Scenario::new("a guest whose device forges another's messages", |plan| {
     plan.config.cpus = 2;
+    // Two of one unit's.
+    plan.plugin(&["four-dsas"]);
     plan.guest("demo", DEMO_GUEST)?;
-    plan.guest("stray-dma", "stray-dma mem=64M device=dsa")
+    plan.guest("stray-dma", &format!("stray-dma mem=64M device={}", DSAS[2]))
 });
 
 #[test]
@@ -84,7 +101,7 @@ fn a_forged_message_is_refused_by_its_source_and_told_with_whose_entry_it_named(
     let faults = boot.events("fault");
     let is_it = |fault: &&&Pairs| {
         let word = |key| fault.get(key);
-        [word("kind"), word("sid"), word("reason")] == [Some("interrupt"), Some("00:1f.0"), Some("0x26")]
+        [word("kind"), word("sid"), word("reason")] == [Some("interrupt"), Some(DSAS[2]), Some("0x26")]
     };
     let forged: Vec<_> = faults.iter().filter(is_it).collect();
     assert!(!forged.is_empty(), "no entry of the demo's was named: {faults:?}");

@@ -28,6 +28,38 @@ const SCREEN: [(&str, &str); 3] = [("TERM", "dumb"), ("LINES", "1"), ("COLUMNS",
 /// The TSC's frequency, and the scale of device time; unrelated to the host's clock.
 pub const IPS: u32 = 200_000_000;
 
+/// Where each DSA is in the emulated machine; a machine with two has the first two. The hypervisor meets them in the order of their buses.
+pub const DSAS: [&str; 4] = ["6a:01.0", "74:01.0", "6f:01.0", "79:01.0"];
+/// The same with the plugin's option [`GENEROUS`].
+pub const GENEROUS_DSAS: [&str; 4] = ["00:1e.0", "00:1f.0", "00:1c.0", "00:1d.0"];
+/// The plugin's option for a machine with more than real ones have.
+pub const GENEROUS: &str = "generous";
+/// The plugin's options; ARCHITECTURE.md says what they do.
+const PLUGIN_OPTIONS: [&str; 16] = [
+    GENEROUS,
+    "idxd",
+    "no-vtd",
+    "no-dmar",
+    "no-dsa",
+    "two-units",
+    "odd-firmware",
+    "opt-out",
+    "no-posting",
+    "legacy",
+    "first-stage",
+    "sva",
+    "four-dsas",
+    "most-slots",
+    "slow-store",
+    "unknown",
+];
+
+/// Refuses an option that the plugin does not know, before it does.
+pub fn check_plugin_option(option: &str) -> Result<()> {
+    ensure!(PLUGIN_OPTIONS.contains(&option), "there is no such option; there are {}", PLUGIN_OPTIONS.join(", "));
+    Ok(())
+}
+
 /// Bochs 3.0's models of processors that have VT-x with what the hypervisor needs (`bochs --help cpu` lists all models).
 const MODELS: [&str; 8] = [
     "corei7_haswell_4770",
@@ -205,8 +237,22 @@ mod tests {
             assert!(text.lines().any(|other| other == line), "{line}\n{text}");
         }
         let cpu = text.lines().find(|line| line.starts_with("cpu:")).unwrap();
-        assert!(cpu.contains("model=corei7_skylake_x, count=2,"), "{cpu}");
+        assert!(cpu.contains("model=sapphire_rapids, count=2,"), "{cpu}");
         assert!(cpu.ends_with("exclude_features=\"vmx x2apic\""), "{cpu}");
+    }
+
+    #[test]
+    fn the_options_are_those_of_the_plugin() {
+        let source = include_str!("../../../tests/plugin/src/options.rs");
+        let (_, arms) = source.split_once("match word {").unwrap();
+        let (arms, _) = arms.split_once("_ => return").unwrap();
+        let mut known: Vec<_> =
+            arms.lines().filter_map(|line| line.trim().strip_prefix('"')?.split('"').next()).collect();
+        let mut ours = PLUGIN_OPTIONS.to_vec();
+        known.sort_unstable();
+        ours.sort_unstable();
+        assert_eq!(ours, known);
+        assert!(check_plugin_option("fast").unwrap_err().to_string().contains("generous"));
     }
 
     #[test]

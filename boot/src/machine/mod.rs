@@ -65,7 +65,7 @@ impl Default for Config {
         Self {
             memory_mib: 512,
             cpus: 1,
-            cpu_model: "corei7_skylake_x".into(),
+            cpu_model: "sapphire_rapids".into(),
             exclude_features: Vec::new(),
             plugin: None,
             dsa_server: None,

@@ -7,13 +7,14 @@ const XSDT_ADDRESS: u64 = 24;
 const HEADER: u64 = 36;
 /// More tables than this, or a longer one, is nonsense.
 const MAX_LENGTH: u32 = 64 * 1024;
-/// Offset of the first allocation structure's base address in MCFG.
+/// Offsets in MCFG of the first allocation structure's base address and last bus.
 const MCFG_BASE: u64 = 44;
+const MCFG_LAST_BUS: u64 = 55;
 
-/// Where ECAM is for segment 0, bus 0.
-pub fn ecam_base(memory: &impl Memory, rsdp: u64) -> Option<u64> {
+/// Where ECAM is for segment 0, bus 0, and the last bus for which there is some.
+pub fn ecam(memory: &impl Memory, rsdp: u64) -> Option<(u64, u8)> {
     let mcfg = table(memory, rsdp, *b"MCFG")?;
-    memory.u64(mcfg + MCFG_BASE)
+    Some((memory.u64(mcfg + MCFG_BASE)?, memory.u8(mcfg + MCFG_LAST_BUS)?))
 }
 
 /// The table with this signature, by way of the XSDT or, without one, the RSDT.
@@ -62,21 +63,22 @@ mod tests {
         memory.put(RSDP + 0x300, b"FACP");
         memory.put(RSDP + 0x400, b"MCFG");
         memory.put(RSDP + 0x400 + MCFG_BASE, &0xe800_0000u64.to_le_bytes());
+        memory.put(RSDP + 0x400 + MCFG_LAST_BUS, &[0x7f]);
         memory
     }
 
     #[test]
     fn mcfg_is_found_through_either_root() {
-        assert_eq!(ecam_base(&tables(0), RSDP), Some(0xe800_0000));
-        assert_eq!(ecam_base(&tables(2), RSDP), Some(0xe800_0000));
+        assert_eq!(ecam(&tables(0), RSDP), Some((0xe800_0000, 0x7f)));
+        assert_eq!(ecam(&tables(2), RSDP), Some((0xe800_0000, 0x7f)));
     }
 
     #[test]
     fn a_missing_table_or_a_broken_pointer_is_none() {
         assert_eq!(table(&tables(2), RSDP, *b"DMAR"), None);
-        assert_eq!(ecam_base(&tables(2), RSDP + 8), None);
+        assert_eq!(ecam(&tables(2), RSDP + 8), None);
         let mut lost = tables(2);
         lost.put(RSDP + XSDT_ADDRESS, &0xdead_0000u64.to_le_bytes());
-        assert_eq!(ecam_base(&lost, RSDP), None);
+        assert_eq!(ecam(&lost, RSDP), None);
     }
 }

@@ -2,18 +2,20 @@
 
 use core::fmt;
 
-/// A function on bus 0: device 7:3, function 2:0. As a number it is also the requester ID.
+/// A function: bus 15:8, device 7:3, function 2:0. As a number it is also the requester ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Function(pub u8);
+pub struct Function(pub u16);
 
 impl fmt::Display for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00:{:02x}.{}", self.0 >> 3, self.0 & 7)
+        write!(f, "{:02x}:{:02x}.{}", self.0 >> 8, self.0 >> 3 & 0x1f, self.0 & 7)
     }
 }
 
 /// Access to configuration space, by dwords.
 pub trait ConfigSpace {
+    /// The last bus that is worth a look.
+    fn last_bus(&self) -> u8;
     /// Reads the dword at `offset`, a multiple of 4.
     fn read(&self, function: Function, offset: u16) -> u32;
     /// Writes it.
@@ -61,14 +63,20 @@ pub const fn msix_entries(first: u32) -> u16 {
     (first >> 16 & 0x7ff) as u16 + 1
 }
 
-/// The first function on bus 0 with this vendor and one of these device IDs.
+/// All places of bus 0.
+pub fn on_bus_0() -> impl Iterator<Item = Function> {
+    (0..=0xff).map(Function)
+}
+
+/// The first function with this vendor and one of these device IDs.
 pub fn find(config: &impl ConfigSpace, vendor: u16, devices: &[u16]) -> Option<Function> {
     find_all(config, vendor, devices).next()
 }
 
 /// All of them.
 pub fn find_all(config: &impl ConfigSpace, vendor: u16, devices: &[u16]) -> impl Iterator<Item = Function> {
-    (0..=u8::MAX).map(Function).filter(move |&function| {
+    let functions = (0..=u16::from(config.last_bus()) << 8 | 0xff).map(Function);
+    functions.filter(move |&function| {
         let id = config.read(function, 0);
         id as u16 == vendor && devices.contains(&((id >> 16) as u16))
     })
@@ -176,10 +184,10 @@ mod tests {
     use super::*;
     use core::cell::RefCell;
 
-    /// One function, 00:1e.0; the others read all ones.
+    /// One function, 6a:01.0; the others read all ones.
     struct Fake(RefCell<Vec<u32>>);
 
-    const DSA: Function = Function(0xf0);
+    const DSA: Function = Function(0x6a08);
 
     impl Fake {
         fn new(dwords: &[(u16, u32)]) -> Self {
@@ -192,6 +200,10 @@ mod tests {
     }
 
     impl ConfigSpace for Fake {
+        fn last_bus(&self) -> u8 {
+            0x6a
+        }
+
         fn read(&self, function: Function, offset: u16) -> u32 {
             if function == DSA { self.0.borrow()[usize::from(offset) / 4] } else { !0 }
         }
@@ -208,7 +220,7 @@ mod tests {
         let config = Fake::new(&[(0, 0x0b25_8086)]);
         assert_eq!(find(&config, 0x8086, &[0x11fb, 0x0b25]), Some(DSA));
         assert_eq!((find(&config, 0x8086, &[0x0b26]), find(&config, 0x8087, &[0x0b25])), (None, None));
-        assert_eq!(DSA.to_string(), "00:1e.0");
+        assert_eq!(DSA.to_string(), "6a:01.0");
     }
 
     #[test]

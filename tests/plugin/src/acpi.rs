@@ -4,7 +4,7 @@ use vtd_model::Memory;
 
 /// Where a BIOS puts the RSDP.
 pub(crate) const BIOS: std::ops::Range<u64> = 0xe_0000..0x10_0000;
-const HEADER: usize = 36;
+pub(crate) const HEADER: usize = 36;
 const RSDP: usize = 20;
 /// No table of this machine's BIOS comes near this; what claims more is not a table.
 const MAX_TABLE: usize = 0x1_0000;
@@ -38,8 +38,8 @@ pub(crate) struct Drhd {
     pub(crate) base: u64,
     /// The I/O APIC's ID and its requester ID, if it serves that.
     pub(crate) ioapic: Option<(u8, u16)>,
-    /// Device and function numbers on bus 0.
-    pub(crate) functions: Vec<u8>,
+    /// Requester IDs.
+    pub(crate) functions: Vec<u16>,
 }
 
 /// A device scope with a path of one step (VT-d 8.3.1): type, length, flags, reserved, enumeration ID, start bus, device, function.
@@ -53,7 +53,7 @@ impl Drhd {
         const ENDPOINT: u8 = 1;
         const IOAPIC: u8 = 3;
         let ioapic = self.ioapic.map(|(id, source)| scope(IOAPIC, id, source));
-        ioapic.into_iter().chain(self.functions.iter().map(|function| scope(ENDPOINT, 0, (*function).into())))
+        ioapic.into_iter().chain(self.functions.iter().map(|function| scope(ENDPOINT, 0, *function)))
     }
 }
 
@@ -75,27 +75,12 @@ pub(crate) fn dmar(units: &[Drhd], host_address_width: u32, opt_out: bool) -> Ve
     table(b"DMAR", 1, &body)
 }
 
-/// An MCFG table: ECAM for bus 0 of segment 0.
-pub(crate) fn mcfg(base: u64) -> Vec<u8> {
+/// An MCFG table: ECAM for the buses from 0 on of segment 0.
+pub(crate) fn mcfg(base: u64, last_bus: u8) -> Vec<u8> {
     let mut body = vec![0; 8];
     body.extend(base.to_le_bytes());
-    body.extend([0; 8]);
+    body.extend([0, 0, 0, last_bus, 0, 0, 0, 0]);
     table(b"MCFG", 1, &body)
-}
-
-/// An SSDT with a device for what nobody else may use: memory of this size at `base` (PNP0C02, PCI Firmware 3.3, 4.1.2).
-pub(crate) fn reserve(base: u64, size: u32) -> Vec<u8> {
-    // AML (ACPI 6.5, chapter 20). Each package is shorter than 64 bytes, so its length is one byte, which counts itself.
-    let package = |op: &[u8], body: &[u8]| [op, &[body.len() as u8 + 1], body].concat();
-    let name = |name: &[u8; 4], value: &[u8]| [&[0x08], &name[..], value].concat();
-    // Memory32Fixed, writable (6.4.3.4), and the end tag.
-    let range = [&[0x86, 9, 0, 1][..], &(base as u32).to_le_bytes(), &size.to_le_bytes(), &[0x79, 0]].concat();
-    let buffer = package(&[0x11], &[&[0x0a, range.len() as u8][..], &range].concat());
-    // DWord: the compressed ID of PNP0C02.
-    let id = name(b"_HID", &[0x0c, 0x41, 0xd0, 0x0c, 0x02]);
-    let unique = name(b"_UID", &[0x0a, 0xec]);
-    let device = package(&[0x5b, 0x82], &[&b"ECAM"[..], &id, &unique, &name(b"_CRS", &buffer)].concat());
-    table(b"SSDT", 2, &package(&[0x10], &[&b"\\_SB_"[..], &device].concat()))
 }
 
 /// The I/O APIC's ID in a MADT (ACPI 6.5, 5.2.12.3).
@@ -261,9 +246,9 @@ mod tests {
         let unit = |ioapic: Option<u8>| Drhd {
             base: 0xfed9_0000,
             ioapic: ioapic.map(|id| (id, 0xf0f8)),
-            functions: vec![0xf0],
+            functions: vec![0x6a08],
         };
-        let tables = |ioapic| vec![dmar(&[unit(ioapic)], 40, false), mcfg(0xe800_0000)];
+        let tables = |ioapic| vec![dmar(&[unit(ioapic)], 40, false), mcfg(0xe000_0000, 0xff)];
         let patch = extend(&bios, tables, 0x4000_0000, &mut ram).unwrap();
         assert_eq!((patch.address, sum(&patch.bytes)), (0xf_a0b0, 0));
         let rsdt = read_table(&mut ram, u32_at(&patch.bytes, 16).unwrap()).unwrap();
@@ -290,13 +275,13 @@ mod tests {
     #[test]
     fn nothing_is_written_beyond_the_limit() {
         let (mut ram, bios) = machine();
-        assert_eq!(extend(&bios, |_| vec![mcfg(0)], BASE + 0x13a, &mut ram), None);
+        assert_eq!(extend(&bios, |_| vec![mcfg(0, 0)], BASE + 0x13a, &mut ram), None);
         assert_eq!(ram.u64(BASE + 0x140), 0);
     }
 
     #[test]
     fn the_tables_have_their_fields() {
-        let unit = Drhd { base: 0xfed9_0000, ioapic: Some((1, 0xf0f8)), functions: vec![0xf0] };
+        let unit = Drhd { base: 0xfed9_0000, ioapic: Some((1, 0xf0f8)), functions: vec![0x6a08] };
         assert_eq!(dmar(&[], 40, true)[37], 3);
         let dmar = dmar(&[unit], 40, false);
         assert_eq!((dmar.len(), sum(&dmar), dmar[36], dmar[37]), (80, 0, 39, 1));
@@ -304,19 +289,10 @@ mod tests {
             (u32_at(&dmar, 48), u32_at(&dmar, 52), u32_at(&dmar, 56)),
             (Some(32 << 16), Some(0), Some(0xfed9_0000))
         );
-        assert_eq!(dmar[64..], [3, 8, 0, 0, 1, 0xf0, 0x1f, 0, 1, 8, 0, 0, 0, 0, 0x1e, 0]);
-        let mcfg = mcfg(0xe800_0000);
-        assert_eq!((mcfg.len(), sum(&mcfg), u32_at(&mcfg, 44), u32_at(&mcfg, 52)), (60, 0, Some(0xe800_0000), Some(0)));
-    }
-    #[test]
-    fn the_reserved_memory_is_a_device_of_its_own() {
-        let ssdt = reserve(0xe800_0000, 0x10_0000);
-        assert_eq!(sum(&ssdt), 0);
-        let expected = [
-            &b"\x10\x35\\_SB_\x5b\x82\x2dECAM\x08_HID\x0c\x41\xd0\x0c\x02\x08_UID\x0a\xec\x08_CRS\x11\x11\x0a\x0e"[..],
-            &[0x86, 9, 0, 1, 0, 0, 0, 0xe8, 0, 0, 0x10, 0, 0x79, 0],
-        ];
-        assert_eq!(ssdt[HEADER..], expected.concat());
+        assert_eq!(dmar[64..], [3, 8, 0, 0, 1, 0xf0, 0x1f, 0, 1, 8, 0, 0, 0, 0x6a, 1, 0]);
+        let mcfg = mcfg(0xe000_0000, 0xff);
+        assert_eq!((mcfg.len(), sum(&mcfg), u32_at(&mcfg, 44), u32_at(&mcfg, 48)), (60, 0, Some(0xe000_0000), Some(0)));
+        assert_eq!(mcfg[52..56], [0, 0, 0, 0xff], "segment, first and last bus");
     }
 
     #[test]

@@ -9,8 +9,10 @@
 //! (the HPET) are caught, but without their requester: they count as requester ffff's.
 
 mod acpi;
+mod aml;
 mod ffi;
 mod ioapic;
+mod layout;
 mod machine;
 mod odd;
 mod options;

@@ -1,9 +1,11 @@
 //! The two models wired together: what the DSA does on the bus goes through the remapping unit.
 
 use crate::acpi::{self, Drhd};
+use crate::aml;
 use crate::ioapic::{IoApic, Message};
+use crate::layout::Layout;
 use crate::odd;
-use crate::options::Options;
+use crate::options::{HOST_ADDRESS_WIDTH, Options};
 use dsa_model::{Dsa, Fault, PortalWrite, Upstream};
 use std::fmt::Write;
 use vtd_model::{Access, Memory, Outcome, PageRequest, Requester, Unit};
@@ -12,19 +14,23 @@ use vtd_model::{Access, Memory, Outcome, PageRequest, Requester, Unit};
 pub(crate) const UNIT_BASES: [u64; 2] = [0xfed9_0000, 0xfeda_0000];
 /// The message window.
 pub(crate) const MESSAGES: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
-/// The ECAM window, bus 0.
-pub(crate) const ECAM: std::ops::RangeInclusive<u64> = 0xe800_0000..=0xe80f_ffff;
-const ECAM_SIZE: u32 = 0x10_0000;
-/// The DSAs' device and function numbers: 00:1e.0 and 00:1f.0, then 00:1c.0 and 00:1d.0 where there are four. On bus 0 that is
-/// the requester ID, too.
-pub(crate) const DSA_FUNCTIONS: [u8; 4] = [0x1e << 3, 0x1f << 3, 0x1c << 3, 0x1d << 3];
 /// The requester ID of message writes whose sender the emulator does not tell: ff:1f.7, which no function here has, so that
 /// a source-id check refuses it.
 pub(crate) const UNKNOWN_SOURCE: u16 = 0xffff;
 /// The I/O APIC's requester ID: f0:1f.0, where firmware of Intel's machines has it. No PCI function is there.
 pub(crate) const IOAPIC_SOURCE: u16 = 0xf0f8;
-/// Physical addresses of the emulated processors are this wide.
-const HOST_ADDRESS_WIDTH: u32 = 40;
+
+/// The command register.
+const COMMAND: u16 = 4;
+/// The DSAs' BARs by their registers.
+const BARS: [(u16, Bar); 2] = [(0x10, Bar::Registers), (0x18, Bar::Portals)];
+
+/// Memory of a DSA's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bar {
+    Registers,
+    Portals,
+}
 
 /// An interrupt on its way to the local APICs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,9 +61,11 @@ struct Tally {
 
 /// The models, and what was seen besides.
 pub(crate) struct Machine {
-    /// One for everything, or one for the first DSA and one for everything else.
+    options: Options,
+    layout: &'static Layout,
+    /// One for everything, or one for [`Layout::first_unit`] and one for everything else.
     units: Vec<Unit>,
-    /// In the order of [`DSA_FUNCTIONS`], as many as there are.
+    /// In the order of [`Layout::dsas`], as many as there are.
     dsas: Vec<Dsa>,
     ioapic: IoApic,
     /// Of the DSAs' messages.
@@ -190,18 +198,10 @@ impl Upstream for Path<'_> {
 
 impl Machine {
     pub(crate) fn new(options: &Options) -> Self {
-        let base = options.unit();
-        let config = vtd_model::Config {
-            host_address_width: HOST_ADDRESS_WIDTH,
-            scalable_mode: options.scalable(),
-            posted_interrupts: base.posted_interrupts && !options.no_posting,
-            first_stage: base.first_stage || options.first_stage(),
-            device_tlb: base.device_tlb || options.sva,
-            page_requests: options.sva,
-            ..base
-        };
         Self {
-            units: (0..options.units()).map(|_| Unit::new(config.clone())).collect(),
+            options: *options,
+            layout: options.layout(),
+            units: (0..options.units()).map(|_| Unit::new(options.unit())).collect(),
             dsas: (0..options.dsas()).map(|n| Dsa::new(options.dsa(n))).collect(),
             ioapic: IoApic::default(),
             sent: Tally::default(),
@@ -218,12 +218,13 @@ impl Machine {
     }
 
     /// The tables that firmware has to show. `ioapic` is the ID that the MADT gives the I/O APIC.
-    pub(crate) fn tables(&self, options: &Options, ioapic: Option<u8>) -> Vec<Vec<u8>> {
-        let mut tables = vec![acpi::mcfg(*ECAM.start()), acpi::reserve(*ECAM.start(), ECAM_SIZE)];
-        if options.dmar() {
-            tables.push(acpi::dmar(&self.scopes(ioapic), HOST_ADDRESS_WIDTH, options.opt_out));
+    pub(crate) fn tables(&self, ioapic: Option<u8>) -> Vec<Vec<u8>> {
+        let Layout { ecam, last_bus, roots, .. } = *self.layout;
+        let mut tables = vec![acpi::mcfg(ecam, last_bus), aml::ssdt(ecam, self.layout.ecam_size(), roots)];
+        if self.options.dmar() {
+            tables.push(acpi::dmar(&self.scopes(ioapic), HOST_ADDRESS_WIDTH, self.options.opt_out));
         }
-        if options.odd_firmware {
+        if self.options.odd_firmware {
             odd::spoil(&mut tables);
         }
         tables
@@ -232,13 +233,42 @@ impl Machine {
     /// Which unit serves what. The DSAs are named one by one: DMA of the emulator's own bus masters (its IDE controller) passes
     /// the units by, so none of them may say that it serves all functions.
     fn scopes(&self, ioapic: Option<u8>) -> Vec<Drhd> {
-        let functions = &DSA_FUNCTIONS[..self.dsas.len()];
+        let all = self.layout.dsas.iter().copied().take(self.dsas.len());
         let two = self.units.len() > 1;
-        let (first, rest) = functions.split_at(if two { functions.len().min(1) } else { 0 });
-        let apart = two.then(|| Drhd { base: UNIT_BASES[0], ioapic: None, functions: first.to_vec() });
+        let (first, rest): (Vec<_>, Vec<_>) = all.partition(|source| two && self.layout.first_unit.contains(source));
+        let apart = two.then_some(Drhd { base: UNIT_BASES[0], ioapic: None, functions: first });
         let ioapic = ioapic.map(|id| (id, IOAPIC_SOURCE));
-        let last = Drhd { base: UNIT_BASES[usize::from(two)], ioapic, functions: rest.to_vec() };
+        let last = Drhd { base: UNIT_BASES[usize::from(two)], ioapic, functions: rest };
         apart.into_iter().chain([last]).collect()
+    }
+
+    /// What firmware does to the functions that the BIOS does not know: it places the BARs, and lets the functions master the bus.
+    pub(crate) fn set_up_functions(&mut self, host: &mut dyn Host) {
+        /// Bus master, parity errors, SERR#, and no memory (`idxd` in the kernel's log: 0144).
+        const LEFT_BY_FIRMWARE: u32 = 0x144;
+        for n in 0..self.dsas.len() {
+            let Some(bars) = self.layout.bars(n) else { continue };
+            for (register, base) in BARS.into_iter().map(|(register, _)| register).zip(bars) {
+                self.config_write(n, register, 4, base as u32, host);
+                self.config_write(n, register + 4, 4, (base >> 32) as u32, host);
+            }
+            self.config_write(n, COMMAND, 2, LEFT_BY_FIRMWARE, host);
+        }
+    }
+
+    /// What of which DSA answers at an address of a root bus' memory, and the offset there.
+    pub(crate) fn decode(&self, address: u64) -> Option<(usize, Bar, u64)> {
+        let decodes = (0..).zip(&self.dsas).filter(|(_, dsa)| dsa.memory_enabled());
+        decodes.flat_map(|(n, dsa)| BARS.map(|bar| (n, dsa, bar))).find_map(|(n, dsa, (register, bar))| {
+            let [low, high] = [register, register + 4].map(|register| u64::from(dsa.config_read(register, 4)));
+            let offset = address.checked_sub(high << 32 | low & !0xf)?;
+            (offset < self.options.bar_bytes(bar)).then_some((n, bar, offset))
+        })
+    }
+
+    /// The DSA with this requester ID.
+    pub(crate) fn dsa_at(&self, source: u16) -> Option<usize> {
+        self.layout.dsa_at(source, self.dsas.len())
     }
 
     pub(crate) fn unit_read(&mut self, n: usize, offset: u64, len: usize) -> u64 {
@@ -259,8 +289,7 @@ impl Machine {
         let responses: Vec<_> =
             self.units.iter_mut().flat_map(|unit| std::iter::from_fn(|| unit.take_page_response())).collect();
         for response in &responses {
-            let place = DSA_FUNCTIONS.iter().position(|place| u16::from(*place) == response.requester.source_id);
-            let dsa = place.and_then(|n| self.dsas.get_mut(n));
+            let dsa = self.dsa_at(response.requester.source_id).and_then(|n| self.dsas.get_mut(n));
             if let (Some(dsa), Some(pasid)) = (dsa, response.requester.pasid) {
                 dsa.page_response(pasid, response.group, response.code);
             }
@@ -270,8 +299,8 @@ impl Machine {
 
     /// A DSA with its way upstream.
     fn dsa<'a>(&'a mut self, n: usize, host: &'a mut dyn Host) -> Option<(&'a mut Dsa, Path<'a>)> {
-        let source = DSA_FUNCTIONS.get(n).copied()?.into();
-        let unit = unit_of(&mut self.units, source);
+        let source = *self.layout.dsas.get(n)?;
+        let unit = unit_of(self.layout, &mut self.units, source);
         Some((self.dsas.get_mut(n)?, Path { source, unit, tally: &mut self.sent, host }))
     }
 
@@ -315,7 +344,7 @@ impl Machine {
     /// A write into the message window by someone other than the DSAs and the I/O APIC.
     pub(crate) fn other_message(&mut self, address: u64, data: &[u8], host: &mut dyn Host) {
         if let Some(message) = is_message(address, data) {
-            let unit = unit_of(&mut self.units, UNKNOWN_SOURCE);
+            let unit = unit_of(self.layout, &mut self.units, UNKNOWN_SOURCE);
             Path { source: UNKNOWN_SOURCE, unit, tally: &mut self.others, host }.message(address, message);
         } else {
             self.others.messages += 1;
@@ -342,7 +371,7 @@ impl Machine {
 
     /// Does something to the I/O APIC; what it sends goes through the unit that serves it.
     fn with_ioapic(&mut self, host: &mut dyn Host, action: impl FnOnce(&mut IoApic, &mut dyn FnMut(Message))) {
-        let unit = unit_of(&mut self.units, IOAPIC_SOURCE);
+        let unit = unit_of(self.layout, &mut self.units, IOAPIC_SOURCE);
         let mut path = Path { source: IOAPIC_SOURCE, unit, tally: &mut self.wired, host };
         action(&mut self.ioapic, &mut |message| path.message(message.address, message.data));
     }
@@ -367,9 +396,9 @@ impl Machine {
 }
 
 /// The unit in whose scope a requester is.
-fn unit_of(units: &mut [Unit], source: u16) -> Option<&mut Unit> {
+fn unit_of<'a>(layout: &Layout, units: &'a mut [Unit], source: u16) -> Option<&'a mut Unit> {
     match units {
-        [scoped, _] if source == DSA_FUNCTIONS[0].into() => Some(scoped),
+        [scoped, _] if layout.first_unit.contains(&source) => Some(scoped),
         [.., rest] => Some(rest),
         [] => None,
     }

@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn our_tables_are_spoilt_and_their_first_structures_stay() {
-        let (right, window) = (dmar(&[], 40, false), mcfg(0xe800_0000));
+        let (right, window) = (dmar(&[], 40, false), mcfg(0xe800_0000, 0));
         let mut tables = vec![right.clone(), window.clone()];
         spoil(&mut tables);
         assert_eq!((sum(&tables[0]), sum(&tables[1])), (0x5a, 1));

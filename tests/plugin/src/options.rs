@@ -1,21 +1,27 @@
 //! What the environment asks for.
 
+use crate::layout::Layout;
+use crate::machine::Bar;
+
+/// Physical addresses of the emulated processors are this wide.
+pub(crate) const HOST_ADDRESS_WIDTH: u32 = 40;
+
 /// A device ID that nobody has.
 const UNKNOWN_DEVICE: u16 = 0x5eed;
 
 /// What differs from the default machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
+    /// Everything on bus 0, one unit, and DSAs with more than real ones have.
+    pub(crate) generous: bool,
     /// No remapping unit, and so no DMAR table.
     pub(crate) no_vtd: bool,
     /// No DSA function.
     pub(crate) no_dsa: bool,
     /// No DMAR table: firmware hides the unit.
     pub(crate) no_dmar: bool,
-    /// Two remapping units: one for the first DSA, one for everything else.
+    /// Two remapping units on the generous machine, too: one for the first DSA, one for everything else.
     pub(crate) two_units: bool,
-    /// DSAs and remapping units as Sapphire Rapids has them.
-    pub(crate) sapphire_rapids: bool,
     /// DSAs have the only device ID that packaged Linux kernels know.
     pub(crate) idxd: bool,
     /// Slots of each DSA's store: as many as its registers can tell of.
@@ -49,6 +55,7 @@ impl Options {
         let mut options = Self::default();
         for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
             match word {
+                "generous" => options.generous = true,
                 "no-vtd" => options.no_vtd = true,
                 "no-dsa" => options.no_dsa = true,
                 "no-dmar" => options.no_dmar = true,
@@ -62,7 +69,6 @@ impl Options {
                 "opt-out" => options.opt_out = true,
                 "legacy" => options.legacy = true,
                 "no-posting" => options.no_posting = true,
-                "sapphire-rapids" => options.sapphire_rapids = true,
                 "idxd" => options.idxd = true,
                 "most-slots" => options.most_slots = true,
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
@@ -71,9 +77,14 @@ impl Options {
         Ok(options)
     }
 
+    /// What lies where.
+    pub(crate) fn layout(&self) -> &'static Layout {
+        if self.generous { &Layout::GENEROUS } else { &Layout::SAPPHIRE_RAPIDS }
+    }
+
     /// How many remapping units there are.
     pub(crate) fn units(&self) -> usize {
-        match (self.no_vtd, self.two_units) {
+        match (self.no_vtd, self.two_units || !self.generous) {
             (true, _) => 0,
             (false, true) => 2,
             (false, false) => 1,
@@ -89,34 +100,40 @@ impl Options {
         }
     }
 
-    /// Whether the remapping units have scalable mode.
-    pub(crate) fn scalable(&self) -> bool {
-        !self.legacy
+    /// How the remapping units are made.
+    pub(crate) fn unit(&self) -> vtd_model::Config {
+        use vtd_model::Config;
+        let base = if self.generous { Config::default() } else { Config::sapphire_rapids_accelerators() };
+        Config {
+            host_address_width: HOST_ADDRESS_WIDTH,
+            scalable_mode: !self.legacy,
+            posted_interrupts: base.posted_interrupts && !self.no_posting,
+            first_stage: base.first_stage || self.first_stage || self.sva,
+            device_tlb: base.device_tlb || self.sva,
+            page_requests: self.sva,
+            ..base
+        }
     }
 
-    /// Whether the remapping units have first-stage tables.
-    pub(crate) fn first_stage(&self) -> bool {
-        self.first_stage || self.sva
-    }
-
-    /// How the DSA of this number is made. The processor of the default machine has no stores of 64 bytes, so portals take pieces; real
-    /// ones do not.
+    /// How the DSA of this number is made. Portals of the generous machine take pieces, so that both ways are tried; real ones do not.
     pub(crate) fn dsa(&self, number: usize) -> dsa_model::Config {
         use dsa_model::Config;
-        let base = match (self.sapphire_rapids, self.most_slots) {
-            (true, _) => Config::sapphire_rapids(),
-            (false, true) => Config { pieces: true, ..Config::most_slots() },
-            (false, false) => Config { pieces: true, ..Config::default() },
+        let base = match (self.generous, self.most_slots) {
+            (false, _) => Config::sapphire_rapids(),
+            (true, true) => Config { pieces: true, ..Config::most_slots() },
+            (true, false) => Config { pieces: true, ..Config::default() },
         };
         let known = if self.idxd { dsa_model::spec::DEVICE_ID_SAPPHIRE_RAPIDS } else { base.device_id };
         let device_id = if self.unknown && number == 1 { UNKNOWN_DEVICE } else { known };
         Config { slow_store: self.slow_store, page_requests: self.sva || base.page_requests, device_id, ..base }
     }
 
-    /// What the remapping units are made from.
-    pub(crate) fn unit(&self) -> vtd_model::Config {
-        use vtd_model::Config;
-        if self.sapphire_rapids { Config::sapphire_rapids_accelerators() } else { Config::default() }
+    /// How long a DSA's BAR is; BARs are aligned to that.
+    pub(crate) fn bar_bytes(&self, bar: Bar) -> u64 {
+        match bar {
+            Bar::Registers => self.dsa(0).layout.bytes.into(),
+            Bar::Portals => dsa_model::spec::BAR2_SIZE.into(),
+        }
     }
 
     /// Whether firmware describes the remapping unit.
@@ -134,15 +151,22 @@ mod tests {
         assert_eq!(Options::parse(""), Ok(Options::default()));
         let both = Options { no_vtd: true, no_dsa: true, ..Options::default() };
         assert_eq!(Options::parse("no-vtd, no-dsa"), Ok(both));
-        assert_eq!(Options::parse("most-slots").unwrap().dsa(0).ims_multiplier, 63);
-        let real = Options::parse("sapphire-rapids").unwrap();
+        assert_eq!(Options::parse("generous,most-slots").unwrap().dsa(0).ims_multiplier, 63);
+        let real = Options::default();
         assert_eq!((real.dsa(0), real.dsa(1).pieces), (dsa_model::Config::sapphire_rapids(), false));
         assert_eq!((real.dsa(0).device_id, Options::parse("idxd").unwrap().dsa(0).device_id), (0x11fb, 0x0b25));
         assert_eq!((Options::default().dsas(), Options::parse("four-dsas").unwrap().dsas(), both.dsas()), (2, 4, 0));
-        assert!(Options::default().scalable() && !Options::parse("legacy").unwrap().scalable());
-        assert!(Options::parse("first-stage").unwrap().first_stage());
+        assert!(Options::default().unit().scalable_mode && !Options::parse("legacy").unwrap().unit().scalable_mode);
+        assert!(Options::parse("first-stage").unwrap().unit().first_stage);
+        let units = |text: &str| Options::parse(text).unwrap().units();
+        assert_eq!(["", "generous", "generous,two-units", "no-vtd"].map(units), [2, 1, 2, 0]);
+        assert!(Options::default().dsa(0).wide_bars && !Options::parse("generous").unwrap().dsa(0).wide_bars);
         let sva = Options::parse("sva").unwrap();
-        assert!(sva.first_stage() && sva.dsa(1).page_requests && !Options::default().dsa(1).page_requests);
+        assert!(
+            sva.unit().first_stage
+                && sva.dsa(1).page_requests
+                && !Options::parse("generous").unwrap().dsa(1).page_requests
+        );
         assert!(Options::default().dmar() && !both.dmar());
         assert!(!Options { no_dmar: true, ..Options::default() }.dmar());
     }

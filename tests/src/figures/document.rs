@@ -11,18 +11,18 @@ const BEGIN: &str = "<!-- figures: begin (cargo bench -- --update) -->\n";
 const END: &str = "<!-- figures: end -->\n";
 
 /// Puts the table between the README's marks.
-pub fn update(readme: &Path, figures: &[Figure]) -> Result<PathBuf> {
+pub fn update(readme: &Path, figures: &[Figure], machine: &str) -> Result<PathBuf> {
     let text = fs::read_to_string(readme).context("the README")?;
-    let text = replaced(&text, &section(figures)).context("the README has no place for the figures")?;
+    let text = replaced(&text, &section(figures, machine)).context("the README has no place for the figures")?;
     fs::write(readme, text).context("the README")?;
     Ok(readme.to_owned())
 }
 
-fn section(figures: &[Figure]) -> String {
+fn section(figures: &[Figure], machine: &str) -> String {
     let kvm: Vec<_> =
         peer::KVM.iter().map(|peer| format!("{}: {}", peer.what, table::grouped(peer.instructions))).collect();
     format!(
-        "{}\nFor comparison, {}: {}.\n\n![Instructions by number of live slots](tests/figures/slots.svg)\n",
+        "Machine: {machine}.\n\n{}\nFor comparison, {}: {}.\n\n![Instructions by number of live slots](tests/figures/slots.svg)\n",
         table::markdown(figures),
         peer::SOURCE,
         kvm.join("; ")
@@ -38,6 +38,12 @@ fn replaced(text: &str, section: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_section_begins_with_the_machine() {
+        let section = section(&[], "bochs, generous");
+        assert!(section.starts_with("Machine: bochs, generous.\n\n| scenario"), "{section}");
+    }
 
     #[test]
     fn only_what_lies_between_the_marks_changes() {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
+use imsvisor_boot::machine::bochs::{self, GENEROUS, GENEROUS_DSAS};
 use imsvisor_boot::machine::{DSAS, Kind, Outcome};
 use imsvisor_boot::report::Summary;
 use serde_json::{Value, json};
@@ -35,11 +36,14 @@ pub struct Options {
     /// The machine to measure on. Under KVM every VM exit is a nested one, so each figure has its run's null exit beside it
     #[arg(long, value_enum, default_value_t)]
     machine: Kind,
+    /// The emulated machine with more than real ones have: 16,128 slots in each of its DSAs, which are all on bus 0
+    #[arg(long, conflicts_with = "machine")]
+    generous: bool,
     /// Rounds that are timed for each scenario [default: 256; nested: 16]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
     rounds: Option<u16>,
     /// Show the result in the README, too: its table, and the plots in tests/figures (of the emulated machine only)
-    #[arg(long, conflicts_with_all = ["only", "machine"])]
+    #[arg(long, conflicts_with_all = ["only", "machine", "generous"])]
     update: bool,
     /// What cargo itself adds
     #[arg(long, hide = true)]
@@ -50,6 +54,49 @@ pub struct Options {
 fn word(text: &str) -> Result<String, String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     if text.bytes().all(legal) { Ok(text.to_owned()) } else { Err("no scenario has such a name".to_owned()) }
+}
+
+/// A machine to measure on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// The kind.
+    pub kind: Kind,
+    /// Of the emulated ones, the one with more than real ones have.
+    pub generous: bool,
+}
+
+impl Machine {
+    /// The emulated machine with more than real ones have.
+    pub const GENEROUS: Self = Self { kind: Kind::Bochs, generous: true };
+
+    /// Its name, for people and programs.
+    fn name(self) -> String {
+        let kind = self.kind.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        match self {
+            Self { kind: Kind::Bochs, generous: false } => format!("{kind}, as Sapphire Rapids"),
+            Self { kind: Kind::Bochs, generous: true } => format!("{kind}, {GENEROUS}"),
+            _ => kind,
+        }
+    }
+
+    /// All of its DSAs, as a guest's options. The emulated machine has four, with 8,192 slots in all; the generous one's have 64,512.
+    fn devices(self) -> String {
+        let devices = match self {
+            Self { kind: Kind::Bochs, generous: false } => &bochs::DSAS[..],
+            Self { kind: Kind::Bochs, generous: true } => &GENEROUS_DSAS[..],
+            _ => &DSAS[..],
+        };
+        devices.iter().map(|device| format!("device={device} ")).collect()
+    }
+
+    /// Changes to it that are measured with.
+    fn plugin(self) -> &'static [&'static str] {
+        match self {
+            Self { kind: Kind::Bochs, generous: false } => &["four-dsas"],
+            Self { kind: Kind::Bochs, generous: true } => &[GENEROUS, "four-dsas", "most-slots"],
+            _ => &[],
+        }
+    }
 }
 
 /// What was measured of one scenario.
@@ -83,9 +130,9 @@ impl Figure {
         self.median / self.null_exit
     }
 
-    fn json(&self, kind: Kind) -> Value {
+    fn json(&self, machine: Machine) -> Value {
         json!({
-            "machine": name(kind),
+            "machine": machine.name(),
             "scenario": self.scenario,
             "variant": self.variant,
             "slots": self.slots,
@@ -95,7 +142,7 @@ impl Figure {
             "min": rounded(self.min),
             "median": rounded(self.median),
             "p99": rounded(self.p99),
-            "unit": kind.unit(),
+            "unit": machine.kind.unit(),
             "null_exit": rounded(self.null_exit),
             "ratio_to_null_exit": rounded(self.ratio()),
         })
@@ -107,24 +154,21 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// A machine's name on the command line.
-fn name(kind: Kind) -> String {
-    kind.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-}
-
 /// Measures, shows and writes everything.
 pub fn run(options: &Options) -> Result<()> {
     let kind = options.machine;
-    let figures = measure(kind, options.rounds.unwrap_or(rounds(kind)), options.only.as_deref())?;
+    let machine = Machine { kind, generous: options.generous };
+    let figures = measure(machine, options.rounds.unwrap_or(rounds(kind)), options.only.as_deref())?;
+    println!("\n  Machine: {}", machine.name());
     print!("{}", table::terminal(&figures, kind));
-    left_out(kind).for_each(|words| println!("  {words}"));
+    left_out(machine).for_each(|words| println!("  {words}"));
     let home = &crate::bench::paths()?.home;
-    let mut files = vec![write(home, "bench.json", &json_text(&figures, kind)?)?];
+    let mut files = vec![write(home, "bench.json", &json_text(&figures, machine)?)?];
     files.extend(plots(home, &figures, kind)?);
     if options.update {
         let folder = crate::bench::paths()?.workspace.join("tests/figures");
         files.extend(plots(&folder, &figures, kind)?);
-        files.push(document::update(&crate::bench::paths()?.workspace.join("README.md"), &figures)?);
+        files.push(document::update(&crate::bench::paths()?.workspace.join("README.md"), &figures, &machine.name())?);
     }
     println!();
     files.iter().for_each(|file| println!("  {}", file.display()));
@@ -150,25 +194,30 @@ fn has_processors(kind: Kind) -> bool {
 }
 
 /// Which rows the machine does not have, and why.
-fn left_out(kind: Kind) -> impl Iterator<Item = String> {
+fn left_out(machine: Machine) -> impl Iterator<Item = String> {
+    let kind = machine.kind;
     let posted = "no rows with posted interrupts: QEMU's remapping unit cannot post".to_owned();
     let several = format!("no rows with several vCPUs: they need {PROCESSORS} processors");
-    let slots = "no rows with more than 8,192 live slots: QEMU's machine has two DSAs of 4,096".to_owned();
-    let all = [(kind.posts(), posted), (has_processors(kind), several), (kind == Kind::Bochs, slots)];
+    let slots = match kind {
+        Kind::Bochs => "no rows with more live slots than the machine has: --generous has 64,512",
+        _ => "no rows with more live slots than the two DSAs of QEMU's machine have",
+    };
+    let all = [(kind.posts(), posted), (has_processors(kind), several), (machine.generous, slots.to_owned())];
     all.into_iter().filter(|(there, _)| !there).map(|(_, words)| words)
 }
 
 /// Boots the guest and reads what it measured: the scenarios with `only` in their names, and the floor.
-pub fn measure(kind: Kind, rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
+pub fn measure(machine: Machine, rounds: u16, only: Option<&str>) -> Result<Vec<Figure>> {
+    let kind = machine.kind;
     let only = only.unwrap_or_default();
     // Where QEMU carries out a store to a portal, the device is done before the store is.
     let from = if kind == Kind::Bochs { "" } else { " from=store" };
     let line = format!("rounds={rounds} only={only}{from}");
-    let mut figures = console::read(&boot(kind, 1, &all_devices(kind), &line)?)?;
+    let mut figures = console::read(&boot(machine, 1, &machine.devices(), &line)?)?;
     // What is posted needs another guest, and differs from what is injected in nothing else.
     if kind.posts() && COME_IN_TWO_WAYS.iter().any(|name| name.contains(only)) {
         let options = "device=dsa apicv=on posting=on";
-        let posted = boot(kind, 1, options, &format!("{line} delivery=posted profile=posted"))?;
+        let posted = boot(machine, 1, options, &format!("{line} delivery=posted profile=posted"))?;
         let posted =
             console::read(&posted)?.into_iter().filter(|figure| COME_IN_TWO_WAYS.contains(&figure.scenario.as_str()));
         let after = figures
@@ -180,17 +229,10 @@ pub fn measure(kind: Kind, rounds: u16, only: Option<&str>) -> Result<Vec<Figure
     // Several processors are another machine.
     if has_processors(kind) {
         let options = format!("device=dsa cpus={PROCESSORS}");
-        let several = boot(kind, PROCESSORS, &options, &format!("{line} cpus={PROCESSORS}"))?;
+        let several = boot(machine, PROCESSORS, &options, &format!("{line} cpus={PROCESSORS}"))?;
         figures.extend(console::read(&several)?.into_iter().filter(|figure| figure.scenario != FLOOR));
     }
     Ok(figures)
-}
-
-/// All of the machine's DSAs, as a guest's options: the four of the emulated machine have 64,512 slots.
-fn all_devices(kind: Kind) -> String {
-    let of_bochs = ["00:1e.0", "00:1f.0", "00:1c.0", "00:1d.0"];
-    let devices = if kind == Kind::Bochs { &of_bochs[..] } else { &DSAS[..] };
-    devices.iter().map(|device| format!("device={device} ")).collect()
 }
 
 /// The scenario that all others are compared with.
@@ -202,12 +244,11 @@ const COME_IN_TWO_WAYS: [&str; 3] = ["interrupt-latency", "interrupt-whole", "in
 /// A run of all scenarios takes longer on machines whose exits do.
 const LIMIT: Duration = Duration::from_secs(3600);
 
-fn boot(kind: Kind, processors: u32, options: &str, command_line: &str) -> Result<Outcome> {
-    let mut plan = Plan::on(kind)?;
+fn boot(machine: Machine, processors: u32, options: &str, command_line: &str) -> Result<Outcome> {
+    let mut plan = Plan::on(machine.kind)?;
     plan.config.cpus = processors;
-    if kind == Kind::Bochs {
-        plan.config.plugin_options.extend(["most-slots", "four-dsas"].map(str::to_owned));
-    } else {
+    plan.plugin(machine.plugin());
+    if machine.kind != Kind::Bochs {
         plan.config.limit = LIMIT;
     }
     plan.guest("bench", &format!("bench mem=64M exits=marks {options} cmdline=\"{command_line}\""))?;
@@ -229,8 +270,8 @@ fn judge(summary: &Summary) -> Result<()> {
     Ok(())
 }
 
-fn json_text(figures: &[Figure], kind: Kind) -> Result<String> {
-    let all: Vec<_> = figures.iter().map(|figure| figure.json(kind)).collect();
+fn json_text(figures: &[Figure], machine: Machine) -> Result<String> {
+    let all: Vec<_> = figures.iter().map(|figure| figure.json(machine)).collect();
     Ok(serde_json::to_string_pretty(&all).context("the figures as JSON")? + "\n")
 }
 
@@ -273,7 +314,8 @@ mod tests {
 
     #[test]
     fn json_is_an_array_with_every_key() {
-        let text = json_text(&[figure("mask", "trapped", 16, 1234.0625)], Kind::Kvm).unwrap();
+        let text = json_text(&[figure("mask", "trapped", 16, 1234.0625)], Machine { kind: Kind::Kvm, generous: false })
+            .unwrap();
         let expected = json!([{
             "machine": "kvm", "scenario": "mask", "variant": "trapped", "slots": 16, "vcpus": 1, "ops": 4096,
             "exits_per_op": 1.0, "min": 1233.063, "median": 1234.063, "p99": 1235.313, "unit": "TSC ticks", "null_exit": 100.0,
@@ -294,8 +336,10 @@ mod tests {
 
     #[test]
     fn what_a_machine_cannot_show_is_said() {
-        assert_eq!(left_out(Kind::Bochs).count(), 0);
-        let nested: Vec<_> = left_out(Kind::Nested).collect();
+        assert_eq!(left_out(Machine::GENEROUS).count(), 0);
+        let of = |kind| left_out(Machine { kind, generous: false });
+        assert_eq!(of(Kind::Bochs).count(), 1);
+        let nested: Vec<_> = of(Kind::Nested).collect();
         assert!(nested.len() == 3 && nested[0].contains("posted") && nested[1].contains("vCPUs"), "{nested:?}");
     }
 }

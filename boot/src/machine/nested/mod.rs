@@ -67,12 +67,16 @@ pub fn start(paths: &Paths, tools: &Tools, inner: &[Inner]) -> Result<Run> {
 }
 
 /// The machine in which the others run.
+/// Bochs' model of the processor that KVM sees.
+const MODEL: &str = "corei7_skylake_x";
+
 fn around(inner: &[&Config]) -> Config {
     let memory = inner.iter().map(|config| config.memory_mib).max().unwrap_or(0);
     let silence = inner.iter().map(|config| config.silence).max().unwrap_or_default();
     Config {
         memory_mib: memory + MEMORY_AROUND_MIB,
         silence: silence.saturating_mul(SLOWNESS),
+        cpu_model: MODEL.to_owned(),
         // KVM reads registers that Bochs lacks at each VM exit: a line each makes 19 MB of log.
         extra: vec!["error: action=ignore".to_owned()],
         // One after another.

@@ -117,7 +117,7 @@ impl AssignedDsa {
 
     /// The device's name in hypercalls.
     pub fn id(&self) -> DeviceId {
-        DeviceId(u16::from(self.function.0))
+        DeviceId(self.function.0)
     }
 
     /// The store's first byte.
@@ -140,9 +140,9 @@ impl AssignedDsa {
 
 /// Whether configuration space says that a function has a message store; `None` without ECAM.
 pub fn says_ims(guest: &Guest, function: Function) -> Option<bool> {
-    let base = acpi::ecam_base(&physical::PhysicalMemory, guest.boot.rsdp()?)?;
+    let (base, last_bus) = acpi::ecam(&physical::PhysicalMemory, guest.boot.rsdp()?)?;
     // SAFETY: MCFG says that configuration space is there.
-    let ecam = unsafe { config::Ecam::new(base) }?;
+    let ecam = unsafe { config::Ecam::new(base, last_bus) }?;
     Some(pci::says_ims(&ecam, function))
 }
 

@@ -4,6 +4,8 @@ use super::device::DeviceMemory;
 use super::port;
 use crate::dsa::Registers;
 use crate::pci::{ConfigSpace, Function};
+use guest_shim::detect::cpuid_hypervisor_bit;
+use guest_shim::discover::NativeCpuid;
 
 const ADDRESS: u16 = 0xcf8;
 const DATA: u16 = 0xcfc;
@@ -22,6 +24,11 @@ impl Ports {
 }
 
 impl ConfigSpace for Ports {
+    /// imsvisor's guests have bus 0, and each look at another bus of theirs would be an exit.
+    fn last_bus(&self) -> u8 {
+        if cpuid_hypervisor_bit(&NativeCpuid) { 0 } else { u8::MAX }
+    }
+
     fn read(&self, function: Function, offset: u16) -> u32 {
         Self::select(function, offset);
         // SAFETY: reading configuration space changes nothing.
@@ -37,16 +44,20 @@ impl ConfigSpace for Ports {
 
 /// In memory (PCIe 7.2.2): all 4,096 bytes of each function.
 #[derive(Clone, Copy, Debug)]
-pub struct Ecam(DeviceMemory);
+pub struct Ecam {
+    space: DeviceMemory,
+    last_bus: u8,
+}
 
 impl Ecam {
-    /// Bus 0's space at the address that MCFG gives.
+    /// The space of bus 0 to `last_bus` at the address that MCFG gives.
     ///
     /// # Safety
     /// Configuration space is there.
-    pub unsafe fn new(base: u64) -> Option<Self> {
+    pub unsafe fn new(base: u64, last_bus: u8) -> Option<Self> {
         // SAFETY: the caller's promise.
-        unsafe { DeviceMemory::new(base, 1 << 20) }.map(Self)
+        let space = unsafe { DeviceMemory::new(base, (u64::from(last_bus) + 1) << 20) }?;
+        Some(Self { space, last_bus })
     }
 
     fn offset(function: Function, offset: u16) -> u64 {
@@ -55,12 +66,16 @@ impl Ecam {
 }
 
 impl ConfigSpace for Ecam {
+    fn last_bus(&self) -> u8 {
+        self.last_bus
+    }
+
     fn read(&self, function: Function, offset: u16) -> u32 {
-        self.0.read(Self::offset(function, offset))
+        self.space.read(Self::offset(function, offset))
     }
 
     fn write(&self, function: Function, offset: u16, value: u32) {
-        let mut space = self.0;
+        let mut space = self.space;
         space.write(Self::offset(function, offset), value);
     }
 }

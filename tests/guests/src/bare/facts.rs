@@ -10,7 +10,7 @@ use super::{Guest, config};
 use crate::acpi;
 use crate::dsa::Registers;
 use crate::memory::Memory;
-use crate::pci::{ConfigSpace, Function};
+use crate::pci::{self, ConfigSpace};
 
 /// Bytes of SMBIOS structures that are looked at.
 const SMBIOS_SIZE: usize = 4096;
@@ -47,7 +47,7 @@ fn smbios_table() -> Option<&'static [u8]> {
 
 fn viommu(guest: &Guest) -> ViommuHints {
     let mut hints = ViommuHints::default();
-    for function in (0..=u8::MAX).map(Function) {
+    for function in pci::on_bus_0() {
         let id = config::Ports.read(function, 0);
         hints.see_pci(id as u16, (id >> 16) as u16);
     }

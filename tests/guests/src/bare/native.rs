@@ -5,7 +5,7 @@ use core::cell::UnsafeCell;
 
 use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
 
-use super::{apic, console, port};
+use super::{apic, console, physical, port};
 use crate::boot_params::{
     ACPI_RSDP_ADDR, CMD_LINE_PTR, E820_ENTRIES, E820_ENTRY_SIZE, E820_RAM, E820_TABLE, EXT_CMD_LINE_PTR,
 };
@@ -33,6 +33,9 @@ unsafe impl Sync for Page {}
 /// Linux's `boot_params`.
 static BOOT_PARAMS: Page = Page(UnsafeCell::new([0; 4096]));
 
+/// The table of the addresses from 512 GiB on.
+static UPPER: Page = Page(UnsafeCell::new([0; 4096]));
+
 /// From the entry code: EAX and EBX as GRUB left them.
 extern "C" fn entry(magic: u32, information: u64, _tsc: u64) -> ! {
     assert!(magic == MAGIC, "not loaded by multiboot2");
@@ -42,6 +45,8 @@ extern "C" fn entry(magic: u32, information: u64, _tsc: u64) -> ! {
     // SAFETY: nobody else looks at the page yet.
     let boot_params = unsafe { &mut *BOOT_PARAMS.0.get() };
     describe(&loaded, boot_params);
+    // SAFETY: this is the only processor that runs, on the entry code's page tables.
+    unsafe { map_devices() };
     // SAFETY: the guests take interrupts from the local APIC alone, in x2APIC mode.
     unsafe {
         PIC_MASKS.iter().for_each(|&mask| port::write_u8(mask, 0xff));
@@ -49,6 +54,42 @@ extern "C" fn entry(magic: u32, information: u64, _tsc: u64) -> ! {
     }
     // SAFETY: the guest's first instruction, which takes a stack and a descriptor table of its own; RSI is the structure.
     unsafe { core::arch::asm!("jmp _start", in("rsi") boot_params.as_ptr(), options(noreturn)) }
+}
+
+/// Maps addresses from 4 GiB to 1 TiB at themselves, uncached, by pages of 1 GiB: BARs of 64 bits lie there. A processor without such pages
+/// has the low 4 GiB only.
+///
+/// # Safety
+/// The page tables are those of the entry code, and nobody else looks at them.
+unsafe fn map_devices() {
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    const PRESENT_WRITABLE: u64 = 0b11;
+    /// Large, cache disabled, write-through.
+    const DEVICE: u64 = 1 << 7 | 0b11 << 3 | PRESENT_WRITABLE;
+    const GIB: u64 = 1 << 30;
+    if !has_pages_of_1_gib() {
+        return;
+    }
+    let root: u64;
+    // SAFETY: reading CR3 changes nothing.
+    unsafe { core::arch::asm!("mov {}, cr3", out(reg) root, options(nomem, nostack, preserves_flags)) };
+    let table = |entry: u64| core::ptr::with_exposed_provenance_mut::<u64>((entry & ADDRESS) as usize);
+    let (root, above) = (table(root), UPPER.0.get().cast::<u64>());
+    // SAFETY: the caller's promise: the root's first entry leads to a table whose first four entries are in use. Entries that become
+    // present need no flush. The second half of the addresses has a table of its own.
+    unsafe {
+        let first = table(root.read_volatile());
+        (4..512).for_each(|n| first.add(n).write_volatile(n as u64 * GIB | DEVICE));
+        (0..512).for_each(|n| above.add(n).write_volatile((512 + n as u64) * GIB | DEVICE));
+        root.add(1).write_volatile(above.expose_provenance() as u64 | PRESENT_WRITABLE);
+        physical::extend(1024 * GIB);
+    }
+}
+
+fn has_pages_of_1_gib() -> bool {
+    const EXTENDED: u32 = 0x8000_0001;
+    let leaf = core::arch::x86_64::__cpuid(EXTENDED);
+    leaf.edx >> 26 & 1 != 0
 }
 
 /// Writes down what the guests look for: the command line, the memory, and where ACPI's tables begin.

@@ -4,8 +4,10 @@
 //! than any version needs. The vtable is that of the Itanium C++ ABI.
 
 use super::symbols::Symbols;
-use super::{PLUGIN, Plugin, Vtable, handlers};
-use crate::machine::DSA_FUNCTIONS;
+use super::{PLUGIN, Vtable, handlers};
+use crate::layout::MOST_DSAS;
+use crate::machine::Bar;
+use crate::options::Options;
 use dsa_model::spec;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
@@ -21,8 +23,7 @@ struct Device {
 }
 
 /// The object of each function, once it is made.
-static OBJECTS: [AtomicPtr<c_void>; DSA_FUNCTIONS.len()] =
-    [const { AtomicPtr::new(ptr::null_mut()) }; DSA_FUNCTIONS.len()];
+static OBJECTS: [AtomicPtr<c_void>; MOST_DSAS] = [const { AtomicPtr::new(ptr::null_mut()) }; MOST_DSAS];
 
 /// The virtual functions of `bx_pci_device_c`, in the order of its declaration (iodev.h).
 #[repr(C)]
@@ -91,7 +92,8 @@ extern "C" fn debug_dump(_: *mut Device, _: c_int, _: *mut *mut c_char) {}
 /// The first moment at which memory, timers and PCI functions may be registered.
 extern "C" fn init(device: *mut Device) {
     let Some(plugin) = PLUGIN.get() else { return };
-    let installed = handlers::install(plugin).and_then(|()| install_functions(plugin, device));
+    let installed =
+        handlers::install(plugin).and_then(|()| install_functions(&plugin.symbols, device, &plugin.options));
     if let Err(error) = installed {
         // There is nobody to return an error to, and the machine is not what was asked for.
         eprintln!("libbx_ims: {error}");
@@ -99,17 +101,18 @@ extern "C" fn init(device: *mut Device) {
     }
 }
 
-/// Functions at these places. The first one's object is the one that Bochs initialises.
-fn install_functions(plugin: &Plugin, first: *mut Device) -> Result<(), String> {
-    let (symbols, places) = (&plugin.symbols, &DSA_FUNCTIONS[..plugin.options.dsas()]);
-    places.iter().enumerate().try_for_each(|(n, &place)| {
+/// The DSAs on bus 0, which Bochs has to know. The first one's object is the one that Bochs initialises.
+fn install_functions(symbols: &Symbols, first: *mut Device, options: &Options) -> Result<(), String> {
+    let all = options.layout().dsas.into_iter().take(options.dsas()).enumerate();
+    let on_bus_0 = all.filter_map(|(n, source)| Some((n, u8::try_from(source).ok()?)));
+    on_bus_0.into_iter().try_for_each(|(n, place)| {
         let device = if n == 0 { first } else { make(symbols, n) };
-        install_function(symbols, device, place, plugin.options.dsa(n).layout.bytes)
+        install_function(symbols, device, place, options)
     })
 }
 
-/// A PCI function with its two BARs, of which the first has so many bytes.
-fn install_function(symbols: &Symbols, device: *mut Device, place: u8, registers: u32) -> Result<(), String> {
+/// A PCI function with its two BARs.
+fn install_function(symbols: &Symbols, device: *mut Device, place: u8, options: &Options) -> Result<(), String> {
     let mut function = place;
     let device: *mut c_void = device.cast();
     // SAFETY: `device` is our object, which Bochs passed to its init; the strings stay; the handlers are of this library.
@@ -119,11 +122,12 @@ fn install_function(symbols: &Symbols, device: *mut Device, place: u8, registers
     if !registered || function != place {
         return Err(format!("PCI function 00:{:02x}.0 is taken", place >> 3));
     }
+    let [registers, portals] = [Bar::Registers, Bar::Portals].map(|bar| options.bar_bytes(bar) as u32);
     // SAFETY: `device` was registered just now as the function's object; the handlers are of this library, which stays loaded.
     unsafe {
         (symbols.init_config)(device, spec::VENDOR_ID, spec::DEVICE_ID, 0, spec::CLASS, 0, 0);
         (symbols.init_bar)(device, 0, registers, handlers::bar0_read, handlers::bar0_write);
-        (symbols.init_bar)(device, 2, spec::BAR2_SIZE, handlers::portal_read, handlers::portal_write);
+        (symbols.init_bar)(device, 2, portals, handlers::portal_read, handlers::portal_write);
     }
     Ok(())
 }

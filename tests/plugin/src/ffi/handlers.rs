@@ -1,11 +1,10 @@
 //! What Bochs calls: memory accesses and timers.
 
-use super::{PLUGIN, Plugin};
+use super::{PLUGIN, Plugin, config_space};
 use crate::acpi;
 use crate::ioapic::REGISTERS;
-use crate::machine::{DSA_FUNCTIONS, ECAM, MESSAGES, UNIT_BASES};
+use crate::machine::{Bar, MESSAGES, UNIT_BASES};
 use crate::odd;
-use dsa_model::spec::BAR2_SIZE;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -128,32 +127,30 @@ handlers! {
     message_write, write: |address, _object, plugin, bytes| {
         plugin.with(|machine, host| machine.other_message(address, bytes, host));
     };
-    /// A read of the DSA's BAR0. BARs are naturally aligned, so the address has the offset.
+    /// A read of the DSA's BAR0.
     bar0_read, read: |address, object, plugin, bytes| {
-        let dsa = super::device::number(object);
-        let offset = address % u64::from(plugin.options.dsa(dsa).layout.bytes);
-        plugin.with(|machine, _| fill(bytes, offset, |at, len| machine.bar0_read(dsa, at, len)));
+        bar_read(plugin, bytes, super::device::number(object), Bar::Registers, offset_in(plugin, address, Bar::Registers));
     };
     /// A write of the DSA's BAR0.
     bar0_write, write: |address, object, plugin, bytes| {
-        let dsa = super::device::number(object);
-        let offset = address % u64::from(plugin.options.dsa(dsa).layout.bytes);
-        let mut work = false;
-        plugin.with(|machine, host| {
-            pour(bytes, offset, |at, len, value| work = machine.bar0_write(dsa, at, len, value, host));
-        });
-        if work {
-            start_engines(plugin);
-        }
+        bar_write(plugin, bytes, super::device::number(object), Bar::Registers, offset_in(plugin, address, Bar::Registers));
     };
-    /// A read of a portal: they are write-only.
+    /// A read of a portal.
     portal_read, read: |_address, _object, _plugin, _bytes| ();
     /// A write to a portal.
     portal_write, write: |address, object, plugin, bytes| {
-        let dsa = super::device::number(object);
-        let offset = address % u64::from(BAR2_SIZE);
-        if plugin.with(|machine, _| machine.portal_write(dsa, offset, bytes)) == Some(true) {
-            start_engines(plugin);
+        bar_write(plugin, bytes, super::device::number(object), Bar::Portals, offset_in(plugin, address, Bar::Portals));
+    };
+    /// A read of a root bus' memory: of what decodes the address.
+    root_read, read: |address, _object, plugin, bytes| {
+        if let Some((dsa, bar, offset)) = plugin.with(|machine, _| machine.decode(address)).flatten() {
+            bar_read(plugin, bytes, dsa, bar, offset);
+        }
+    };
+    /// A write of a root bus' memory.
+    root_write, write: |address, _object, plugin, bytes| {
+        if let Some((dsa, bar, offset)) = plugin.with(|machine, _| machine.decode(address)).flatten() {
+            bar_write(plugin, bytes, dsa, bar, offset);
         }
     };
     /// A read of the I/O APIC's registers, which are dwords 16 bytes apart. Narrower reads take their bytes.
@@ -173,7 +170,7 @@ handlers! {
     /// A read of the ECAM window.
     ecam_read, read: |address, _object, plugin, bytes| {
         for (n, chunk) in (0..).step_by(4).zip(bytes.chunks_mut(4)) {
-            let value = ecam_read_dword(plugin, address - ECAM.start() + n, chunk.len()).to_le_bytes();
+            let value = config_space::ecam_read(plugin, address - plugin.options.layout().ecam + n, chunk.len()).to_le_bytes();
             chunk.iter_mut().zip(value).for_each(|(place, byte)| *place = byte);
         }
     };
@@ -181,63 +178,35 @@ handlers! {
     ecam_write, write: |address, _object, plugin, bytes| {
         for (n, chunk) in (0..).step_by(4).zip(bytes.chunks(4)) {
             let value = chunk.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte));
-            ecam_write_dword(plugin, address - ECAM.start() + n, chunk.len(), value);
+            config_space::ecam_write(plugin, address - plugin.options.layout().ecam + n, chunk.len(), value);
         }
     };
 }
 
-/// An ECAM offset's device and function, and register.
-fn ecam_place(offset: u64) -> (u8, u16) {
-    ((offset >> 12) as u8, (offset & 0xfff) as u16)
+/// Where an address of a BAR lies in that. BARs are naturally aligned.
+fn offset_in(plugin: &Plugin, address: u64, bar: Bar) -> u64 {
+    address % plugin.options.bar_bytes(bar)
 }
 
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
-
-/// Does something to the data port with the address port set to `register` of `function`, and sets it back.
-fn through_ports<R>(
-    plugin: &Plugin,
-    function: u8,
-    register: u16,
-    action: impl FnOnce(&super::host::Bochs<'_>, u16) -> R,
-) -> R {
-    let host = super::host::Bochs::new(&plugin.symbols);
-    let before = host.port_in(CONFIG_ADDRESS, 4);
-    let address = 1 << 31 | u32::from(function) << 8 | u32::from(register & 0xfc);
-    host.port_out(CONFIG_ADDRESS, address, 4);
-    let result = action(&host, CONFIG_DATA + (register & 3));
-    host.port_out(CONFIG_ADDRESS, before, 4);
-    result
-}
-
-/// Which DSA a function is.
-fn dsa_at(function: u8) -> Option<usize> {
-    DSA_FUNCTIONS.iter().position(|place| *place == function)
-}
-
-/// The first 256 bytes of every function come by the ports, so that both ways always agree. Beyond them only DSAs have
-/// anything.
-fn ecam_read_dword(plugin: &Plugin, offset: u64, len: usize) -> u32 {
-    let (function, register) = ecam_place(offset);
-    if !matches!(len, 1 | 2 | 4) || !offset.is_multiple_of(len as u64) {
-        return u32::MAX;
+/// Reads a DSA's memory. Portals are write-only.
+fn bar_read(plugin: &Plugin, bytes: &mut [u8], dsa: usize, bar: Bar, offset: u64) {
+    if bar == Bar::Registers {
+        plugin.with(|machine, _| fill(bytes, offset, |at, len| machine.bar0_read(dsa, at, len)));
     }
-    if register < 0x100 {
-        return through_ports(plugin, function, register, |host, port| host.port_in(port, len as u32));
-    }
-    let Some(dsa) = dsa_at(function) else { return u32::MAX };
-    plugin.with(|machine, _| machine.config_read(dsa, register, len)).unwrap_or(u32::MAX)
 }
 
-fn ecam_write_dword(plugin: &Plugin, offset: u64, len: usize, value: u32) {
-    let (function, register) = ecam_place(offset);
-    if !matches!(len, 1 | 2 | 4) || !offset.is_multiple_of(len as u64) {
-        return;
-    }
-    if register < 0x100 {
-        through_ports(plugin, function, register, |host, port| host.port_out(port, value, len as u32));
-    } else if let Some(dsa) = dsa_at(function) {
-        plugin.with(|machine, host| machine.config_write(dsa, register, len, value, host));
+/// Writes a DSA's memory.
+fn bar_write(plugin: &Plugin, bytes: &[u8], dsa: usize, bar: Bar, offset: u64) {
+    let work = plugin.with(|machine, host| match bar {
+        Bar::Registers => {
+            let mut work = false;
+            pour(bytes, offset, |at, len, value| work = machine.bar0_write(dsa, at, len, value, host));
+            work
+        }
+        Bar::Portals => machine.portal_write(dsa, offset, bytes),
+    });
+    if work == Some(true) {
+        start_engines(plugin);
     }
 }
 
@@ -258,14 +227,15 @@ extern "C" fn engine_timer(_: *mut c_void) {
     }
 }
 
-/// Looks whether the BIOS has finished its tables, and adds ours.
+/// Looks whether the BIOS has finished its tables, adds ours, and sets up what else firmware does.
 extern "C" fn bios_timer(_: *mut c_void) {
     let Some(plugin) = PLUGIN.get() else { return };
     let patch = plugin.with(|machine, host| {
-        let tables = |ioapic| machine.tables(&plugin.options, ioapic);
+        let tables = |ioapic| machine.tables(ioapic);
         let bios = host.bios(&acpi::BIOS);
         let patch = acpi::extend(&bios, tables, host.ram_end(), host)?;
         host.patch_bios(patch.address, &patch.bytes);
+        machine.set_up_functions(host);
         if plugin.options.odd_firmware {
             odd::spoil_madt(patch.rsdt(), host);
         }
@@ -281,8 +251,11 @@ extern "C" fn bios_timer(_: *mut c_void) {
 pub(super) fn install(plugin: &Plugin) -> Result<(), String> {
     let mut windows = vec![
         (message_read as super::symbols::MemoryHandler, message_write as super::symbols::MemoryHandler, MESSAGES),
-        (ecam_read, ecam_write, ECAM),
+        (ecam_read, ecam_write, plugin.options.layout().ecam()),
     ];
+    windows.extend(plugin.options.layout().roots.iter().map(|root| {
+        (root_read as super::symbols::MemoryHandler, root_write as super::symbols::MemoryHandler, root.memory.clone())
+    }));
     for base in UNIT_BASES.into_iter().take(plugin.options.units()) {
         windows.push((unit_read, unit_write, base..=base + (UNIT_WINDOW - 1)));
     }
@@ -295,6 +268,9 @@ pub(super) fn install(plugin: &Plugin) -> Result<(), String> {
         }
     }
     super::ioapic::replace(&plugin.symbols)?;
+    if !plugin.options.layout().roots.is_empty() {
+        config_space::take_data_port(plugin)?;
+    }
     ENGINE_TIMER.store(timer(plugin, engine_timer, ENGINE_MICROSECONDS)?, Ordering::Relaxed);
     BIOS_TIMER.store(timer(plugin, bios_timer, BIOS_POLL_MICROSECONDS)?, Ordering::Relaxed);
     super::progress::install(plugin)

@@ -3,6 +3,7 @@
 //! Bochs is a C++ program that offers no C interface; what is used of it are symbols of its binary, found at run time
 //! ([`symbols`]), and the layout of its device classes ([`device`]).
 
+mod config_space;
 mod device;
 mod handlers;
 mod host;

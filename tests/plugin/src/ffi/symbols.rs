@@ -7,6 +7,10 @@ use std::ptr;
 
 /// `memory_handler_t`: address, length, data, parameter.
 pub(super) type MemoryHandler = unsafe extern "C" fn(u64, u32, *mut c_void, *mut c_void) -> bool;
+/// `bx_read_handler_t`: object, port, length.
+pub(super) type PortReader = unsafe extern "C" fn(*mut c_void, u32, u32) -> u32;
+/// `bx_write_handler_t`: object, port, value, length.
+pub(super) type PortWriter = unsafe extern "C" fn(*mut c_void, u32, u32, u32);
 type TimerHandler = unsafe extern "C" fn(*mut c_void);
 
 /// `Dl_info` (dladdr(3)); only its room is used.
@@ -136,6 +140,22 @@ symbols! {
     port_in: unsafe extern "C" fn(*mut c_void, u16, u32) -> u32 = c"_ZN12bx_devices_c3inpEtj";
     /// `bx_devices_c::outp(port, value, length)`.
     port_out: unsafe extern "C" fn(*mut c_void, u16, u32, u32) = c"_ZN12bx_devices_c4outpEtjj";
+    /// `bx_devices_c::read_handler(object, port, length)`: Bochs' own ports, PCI's among them.
+    read_port: PortReader = c"_ZN12bx_devices_c12read_handlerEPvjj";
+    /// `bx_devices_c::write_handler(object, port, value, length)`.
+    write_port: PortWriter = c"_ZN12bx_devices_c13write_handlerEPvjjj";
+    /// `bx_devices_c::register_io_read_handler(object, handler, port, name, lengths)`.
+    register_port_read: unsafe extern "C" fn(*mut c_void, *mut c_void, PortReader, u32, *const c_char, u8) -> bool
+        = c"_ZN12bx_devices_c24register_io_read_handlerEPvPFjS0_jjEjPKch";
+    /// `bx_devices_c::register_io_write_handler(object, handler, port, name, lengths)`.
+    register_port_write: unsafe extern "C" fn(*mut c_void, *mut c_void, PortWriter, u32, *const c_char, u8) -> bool
+        = c"_ZN12bx_devices_c25register_io_write_handlerEPvPFvS0_jjjEjPKch";
+    /// `bx_devices_c::unregister_io_read_handler(object, handler, port, lengths)`.
+    unregister_port_read: unsafe extern "C" fn(*mut c_void, *mut c_void, PortReader, u32, u8) -> bool
+        = c"_ZN12bx_devices_c26unregister_io_read_handlerEPvPFjS0_jjEjh";
+    /// `bx_devices_c::unregister_io_write_handler(object, handler, port, lengths)`.
+    unregister_port_write: unsafe extern "C" fn(*mut c_void, *mut c_void, PortWriter, u32, u8) -> bool
+        = c"_ZN12bx_devices_c27unregister_io_write_handlerEPvPFvS0_jjjEjh";
     /// `bx_devices_c::register_pci_handlers(device, function, name, description, bus)`.
     register_pci: unsafe extern "C" fn(*mut c_void, *mut c_void, *mut u8, *const c_char, *const c_char, u8) -> bool
         = c"_ZN12bx_devices_c21register_pci_handlersEP15bx_pci_device_cPhPKcS4_h";

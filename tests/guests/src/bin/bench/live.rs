@@ -11,8 +11,9 @@ use crate::pool::{self, Pool};
 const OPS: usize = 16;
 /// Vectors of the slot that is written.
 const OWN: [u8; 2] = [vector::LAST - 1, vector::LAST];
-/// Live slots: of one device, and of four, which together nearly fill the largest table that a remapping unit has.
-const COUNTS: [usize; 7] = [1, 16, 256, 1024, 4096, 16_128, 4 * 16_128];
+/// Live slots. Four devices of Sapphire Rapids have 8,192; four with as many as there can be nearly fill the largest table that a remapping
+/// unit has.
+const COUNTS: [usize; 8] = [1, 16, 256, 1024, 4096, 8192, 16_128, 4 * 16_128];
 
 /// Trapped writes, mask and map at each number of live slots: those that the first device cannot have are in the others.
 pub fn measure(bench: &mut Bench, pool: &mut Pool, others: &mut [Option<Pool>]) {

@@ -54,7 +54,7 @@ fn run(_: &Guest) -> Result<(), &'static str> {
         return all::<dsa::Worker>(function, &[Driver::Patient, Driver::Eager]);
     }
     let nvme = |function: &Function| config::Ports.read(*function, 8) >> 8 == nvme::CLASS;
-    let function = (0..=u8::MAX).map(Function).find(nvme).ok_or("no function to work with")?;
+    let function = pci::on_bus_0().find(nvme).ok_or("no function to work with")?;
     all::<nvme::Controller>(function, &[Driver::Patient])
 }
 
