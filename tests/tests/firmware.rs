@@ -28,7 +28,7 @@ fn assert_told(boot: &Boot, lines: &[(&str, usize)]) {
 fn assert_used(boot: &Boot, processors: u64) {
     boot.assert_hypervisor_lived();
     assert_eq!(boot.verdict().failures, Vec::<String>::new());
-    assert_eq!((boot.machine.number("vtd_units"), boot.machine.number("processors")), (Some(1), Some(processors)));
+    assert_eq!((boot.machine.number("vtd_units"), boot.machine.number("processors")), (Some(2), Some(processors)));
     assert_eq!((boot.remap_number("faults"), boot.outcome().counter("vtd.violations")), (0, 0));
 }
 
