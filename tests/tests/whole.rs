@@ -1,5 +1,5 @@
 //! Whole functions whose interrupts are MSI-X alone. On the default machine it is a DSA that says that it is another device, so that the
-//! hypervisor knows of it only what PCI says; on QEMU's, without the hypervisor, it is the NVMe controller of nested KVM.
+//! hypervisor knows of it only what PCI says, and with registers and pending bits in the page of its MSI-X table; on QEMU's, without the hypervisor, it is the NVMe controller of nested KVM.
 
 use std::time::Duration;
 

@@ -30,7 +30,7 @@ pub(crate) struct Options {
     pub(crate) slow_store: bool,
     /// Four DSA functions instead of two.
     pub(crate) four_dsas: bool,
-    /// The second function does not say that it is a DSA.
+    /// The second function does not say that it is a DSA, and has other registers in the page of its MSI-X table.
     pub(crate) unknown: bool,
     /// The remapping units have no scalable mode.
     pub(crate) legacy: bool,
@@ -124,8 +124,12 @@ impl Options {
             (true, false) => Config { pieces: true, ..Config::default() },
         };
         let known = if self.idxd { dsa_model::spec::DEVICE_ID_SAPPHIRE_RAPIDS } else { base.device_id };
-        let device_id = if self.unknown && number == 1 { UNKNOWN_DEVICE } else { known };
-        Config { slow_store: self.slow_store, page_requests: self.sva || base.page_requests, device_id, ..base }
+        let base = Config { slow_store: self.slow_store, page_requests: self.sva || base.page_requests, ..base };
+        if self.unknown && number == 1 {
+            let layout = if self.generous { base.layout } else { dsa_model::Layout::CRAMPED };
+            return Config { device_id: UNKNOWN_DEVICE, layout, ..base };
+        }
+        Config { device_id: known, ..base }
     }
 
     /// How long a DSA's BAR is; BARs are aligned to that.

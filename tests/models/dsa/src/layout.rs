@@ -9,7 +9,7 @@ const CONFIGURATION: u64 = 64;
 /// Bytes of an MSI-X permission.
 const PERMISSION: u64 = 8;
 
-/// Offsets in BAR0, multiples of 256.
+/// Offsets in BAR0: multiples of 256, but for the pending bits, which need a multiple of 8 (PCIe 7.7.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Bytes of BAR0, a power of two.
@@ -81,6 +81,10 @@ impl Layout {
         queue_stores: None,
     };
 
+    /// The same, but with pending bits and group configuration in the page of the MSI-X table. PCIe advises against that (7.7.2.2), and
+    /// devices of other makers do it.
+    pub const CRAMPED: Self = Self { groups: 0x2300, pending_bits: 0x2098, ..Self::SAPPHIRE_RAPIDS };
+
     /// What is at `offset` of a device with so many MSI-X entries and slots.
     pub(crate) fn place(&self, offset: u64, msix_entries: usize, slots: usize) -> Place {
         let (entries, slots, queues) = (msix_entries as u64, slots as u64, WQS as u64);
@@ -122,7 +126,8 @@ mod tests {
 
     #[test]
     fn tables_do_not_overlap_and_lie_in_the_bar() {
-        for (layout, entries, slots) in [(Layout::GENEROUS, 64, 63 * 256), (Layout::SAPPHIRE_RAPIDS, 9, 2048)] {
+        let all = [Layout::SAPPHIRE_RAPIDS, Layout::CRAMPED].map(|layout| (layout, 9, 2048));
+        for (layout, entries, slots) in all.into_iter().chain([(Layout::GENEROUS, 64, 63 * 256)]) {
             let starts = (0..u64::from(layout.bytes)).step_by(4).filter(|offset| {
                 use Place::*;
                 let place = layout.place(*offset, entries, slots);
