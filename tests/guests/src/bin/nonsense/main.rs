@@ -44,6 +44,8 @@ pub struct Attacker {
     pub device: AssignedDsa,
     /// What the random ones follow from: `seed=` on the command line.
     pub seed: u64,
+    /// The remapping unit cannot post, so the processor's vectors run out: `vectors=few` on the command line.
+    pub few_vectors: bool,
     /// Things tried.
     pub cases: u32,
     /// Interrupts of the good slot.
@@ -76,7 +78,8 @@ fn main(guest: &Guest) -> u8 {
     println!("@ims forged by=line");
     println!("\r@ims forged by=return\n@ims forged by=feed\x0b@ims forged by=tab\x1b[2K\x1b[G@ims forged by=escape");
     let seed = command_line::number(guest.command_line, "seed").unwrap_or(0).into();
-    let mut attacker = Attacker { device, seed, cases: 0, good: 0, faulted: 0, errors: 0 };
+    let few_vectors = command_line::option(guest.command_line, "vectors") == Some("few");
+    let mut attacker = Attacker { device, seed, few_vectors, cases: 0, good: 0, faulted: 0, errors: 0 };
     attacker.program_good_slot();
     messages::all(&mut attacker);
     stores::all(&mut attacker);
