@@ -45,7 +45,8 @@ Guests:
   A file is an ELF64 executable at fixed addresses (no PIE), or a kernel of Linux (bzImage). A path
   that holds a space needs quotes of its own: --guest '\"/my guests/one.elf\" mem=64M'
   linux is Debian's kernel 6.12 as packaged, with an initrd of ours; without mem= and device= it
-  has mem=512M device=dsa. tests/linux/init says what can be appended to its command line.
+  has mem=512M device=dsa, and but for --image unsafe=INTEL-SA-01084, because its driver knows
+  only DSAs that have this erratum. tests/linux/init says what can be appended to its command line.
   name=… names the guest, by 1 to 16 of a-z, 0-9 and -. Without it one of ours has its own
   name, and a file its file's, with - for what no name can hold; a second guest of one name
   gets -2 behind it. The other options are in ARCHITECTURE.md, \"Guests' modules\"; all are
@@ -186,7 +187,7 @@ impl Options {
             silence: self.time(self.silence, silence),
             limit: self.time(self.timeout, standard.limit),
             hypervisor_options: self.hypervisor_options(),
-            plugin_options: linux
+            plugin_options: (linux && self.native.is_none())
                 .then(|| linux::DEVICE_OPTION.to_owned())
                 .into_iter()
                 .chain(self.plugin.clone())
@@ -241,7 +242,12 @@ impl Options {
 
     /// The files and words that the command line gives a Linux.
     pub fn asked(&self) -> Asked {
-        Asked { kernel: self.kernel.clone(), initrd: self.initrd.clone(), append: self.append.clone() }
+        Asked {
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            append: self.append.clone(),
+            real_machine: self.image.is_some(),
+        }
     }
 
     /// The same for a guest. At a terminal our first process ends with a shell, unless `--append` says otherwise.

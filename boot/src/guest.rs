@@ -404,7 +404,7 @@ mod tests {
         let (_third, large) = with_image("initrd", &[0; 16 << 20]);
         let (_fourth, text) = with_image("vmlinuz", b"# a text");
         let refused = |kernel: Option<&str>, initrd: &str| {
-            let asked = Asked { kernel: kernel.map(Into::into), initrd: Some(initrd.into()), append: None };
+            let asked = Asked { kernel: kernel.map(Into::into), initrd: Some(initrd.into()), ..Asked::default() };
             format!("{:#}", GuestArg::with("linux mem=16M", &asked).unwrap_err())
         };
         for words in [refused(Some(&kernel), &empty), refused(None, &empty)] {

@@ -92,7 +92,8 @@ pub struct Interrupts {
     pub remapped: Option<u64>,
     /// Those of them that were posted, by the unit.
     pub posted: u64,
-    /// Those of these that the hypervisor took from descriptors of its own, by the hypervisor: the others reach their guest without it.
+    /// Posted interrupts that the hypervisor took from its own descriptors, by its count. The other posted ones reach their guest without
+    /// the hypervisor.
     pub from_descriptors: u64,
     /// Interrupts given to guests, by the hypervisor; unknown where all guests have theirs posted.
     pub delivered: Option<u64>,

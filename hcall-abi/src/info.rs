@@ -183,8 +183,9 @@ pub enum FaultKind {
     Remapping(u8),
     /// The slot fired faster than its limit and was masked. [`Call::Unmask`](crate::Call::Unmask) lets it fire again.
     Storm,
-    /// What the guest wrote to the slot could not be had, for this reason: [`Status::NoFreeVector`], [`Status::NoFreeEntry`] or
-    /// [`Status::HardwareError`]. The slot was masked; unmasking it tries again. Only for guests that enabled version 1.3 or later.
+    /// The hypervisor could not carry out what the guest wrote to the slot, for this reason: [`Status::NoFreeVector`],
+    /// [`Status::NoFreeEntry`] or [`Status::HardwareError`]. It masked the slot; unmasking the slot tries again. Only for guests that enabled
+    /// version 1.3 or later.
     Refused(Status),
 }
 
@@ -208,7 +209,7 @@ pub enum FaultStore {
 /// | 8..10 | device ID |
 /// | 10..12 | slot |
 /// | 12 | [`FaultStore`] |
-/// | 13 | kind: 1 = refused by the remapping unit, 2 = storm, 3 = what the guest wrote was refused |
+/// | 13 | kind: 1 = refused by the remapping unit, 2 = storm, 3 = a write to the slot could not be carried out |
 /// | 14 | of kind 1, the unit's reason code; of kind 3, the status |
 /// | 15 | flags: bit 0 = the message came from another function than the slot's |
 /// | 16..20 | how many faults were lost before this one, because nobody had read the older ones |

@@ -6,6 +6,8 @@ use imsvisor_tests::scenario::Scenario;
 static PROCESSOR: Scenario = Scenario::new("guests that hold their processor to the manual", |plan| {
     // Bochs with several processors spoils exits that follow an exception.
     plan.config.cpus = 1;
+    // A processor without MOVDIR64B, which the other boot's has.
+    plan.config.cpu_model = "corei7_skylake_x".into();
     plan.guest("processor", "kept mem=32M apicv=on device=dsa")?;
     plan.guest("processor", "emulated mem=32M apicv=off")?;
     plan.guest("processor", "descriptors mem=32M device=dsa cmdline=way=descriptors")?;
@@ -58,7 +60,6 @@ fn a_descriptor_table_in_a_store_ends_the_guest_with_words() {
 
 static TOGETHER: Scenario = Scenario::new("processors at one slot", |plan| {
     plan.config.cpus = 2;
-    plan.config.cpu_model = "sapphire_rapids".into();
     plan.guest("processor", "processor mem=64M cpus=2 apicv=off device=dsa cmdline=cpus=2")
 });
 

@@ -6,9 +6,10 @@ use anyhow::{Context, Result, ensure};
 
 use super::{OPTIONS, Payload};
 
-/// Options that the guest has unless it is asked for others of their kind: that it is Linux, memory, a device, and the erratum of the one
-/// DSA that the packaged `idxd` knows (8086:0b25).
-const DEFAULTS: [&str; 4] = ["os=linux", "mem=512M", "device=dsa", "unsafe=INTEL-SA-01084"];
+/// Options that the guest has unless it is asked for others of their kind: that it is Linux, memory, a device.
+const DEFAULTS: [&str; 3] = ["os=linux", "mem=512M", "device=dsa"];
+/// One more where the device is a model: the packaged `idxd` knows 8086:0b25 only, which has this erratum.
+const ACCEPTED: &str = "unsafe=INTEL-SA-01084";
 /// The option whose words come behind those that a guest `linux` has anyway.
 const CMDLINE: &str = "cmdline=";
 
@@ -21,6 +22,8 @@ pub struct Asked {
     pub initrd: Option<PathBuf>,
     /// Words behind those of [`OPTIONS`].
     pub append: Option<String>,
+    /// Whether a real machine is to run the guest: then nobody but the user accepts its device's errata.
+    pub real_machine: bool,
 }
 
 impl Asked {
@@ -47,7 +50,8 @@ impl Asked {
     pub(crate) fn options(&self, given: Vec<String>) -> Vec<String> {
         let (cmdline, mut options): (Vec<_>, Vec<_>) = given.into_iter().partition(|word| word.starts_with(CMDLINE));
         let kind = |word: &str| word.split_inclusive('=').next().unwrap_or_default().to_owned();
-        for default in DEFAULTS {
+        let accepted = (!self.real_machine).then_some(ACCEPTED);
+        for default in DEFAULTS.into_iter().chain(accepted) {
             if !options.iter().any(|word| kind(word) == kind(default)) {
                 options.push(default.to_owned());
             }
@@ -83,9 +87,15 @@ mod tests {
     fn a_guest_has_defaults_for_what_it_is_not_given() {
         let asked = Asked::default();
         let own = OPTIONS.join(" ");
-        assert_eq!(options(&asked, &[]), format!("{}|cmdline={own}", DEFAULTS.join("|")));
+        assert_eq!(options(&asked, &[]), format!("os=linux|mem=512M|device=dsa|{ACCEPTED}|cmdline={own}"));
+        let real = Asked { real_machine: true, ..Asked::default() };
+        assert_eq!(
+            options(&real, &[]),
+            format!("os=linux|mem=512M|device=dsa|cmdline={own}"),
+            "the user has to accept it"
+        );
         let given = ["cpus=2", "mem=1G", "device=vdsa", "vectors=8", "device=00:1f.0"];
-        assert_eq!(options(&asked, &given), format!("{}|os=linux|{}|cmdline={own}", given.join("|"), DEFAULTS[3]));
+        assert_eq!(options(&asked, &given), format!("{}|os=linux|{}|cmdline={own}", given.join("|"), ACCEPTED));
     }
 
     #[test]
@@ -102,7 +112,7 @@ mod tests {
     fn our_initrd_goes_with_debians_kernel_only() {
         let payload = Payload { kernel: "/k".into(), initrd: Some("/i".into()) };
         let files = |kernel: Option<&str>, initrd: Option<&str>| {
-            let asked = Asked { kernel: kernel.map(Into::into), initrd: initrd.map(Into::into), append: None };
+            let asked = Asked { kernel: kernel.map(Into::into), initrd: initrd.map(Into::into), ..Asked::default() };
             asked.files(Some(&payload)).unwrap()
         };
         assert_eq!(files(None, None), ("/k".into(), Some("/i".into())));

@@ -1,4 +1,4 @@
-//! What a module's string asks for: `name mem=64M device=00:1e.0 cmdline="…"`.
+//! What a module's string asks for: `name mem=64M device=6a:01.0 cmdline="…"`.
 //!
 //! Words are separated by blanks. Quotes join what they enclose, wherever they begin, and a backslash takes the next character as
 //! it is: so both `cmdline="a b"` and GRUB's own way to write it, `"cmdline=a b"`, mean the same.
@@ -170,7 +170,7 @@ impl fmt::Display for Error {
             Self::Device(value) => {
                 write!(
                     f,
-                    "device={value}: bus:device.function, as in 00:1e.0 or 0001:6a:01.0, dsa, vdsa, or vdsa:00:1e.0"
+                    "device={value}: bus:device.function, as in 6a:01.0 or 0001:6a:01.0, dsa, vdsa, or vdsa:6a:01.0"
                 )
             }
             Self::Vectors(value) => write!(f, "vectors={value}: {VECTORS_MIN} to {VECTORS_MAX}"),

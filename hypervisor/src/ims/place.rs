@@ -341,8 +341,8 @@ impl<'a, P: Ports> Place<'a, P> {
         Ok(())
     }
 
-    /// What the guest wrote cannot be had, and not by its own mistake: the slot reads as masked, so the guest can see that it does not
-    /// fire, and the reason is among its faults.
+    /// A valid write of the guest's could not be carried out: no vector, no entry, or no answer of the unit. The slot reads as masked, and a
+    /// fault record has the reason.
     #[cold]
     pub fn refuse(&self, domain: &Domain, index: u16, slot: &mut Slot, status: Status) {
         let unmasked = !core::mem::replace(&mut slot.masked, true);

@@ -14,9 +14,10 @@ use crate::{
         spec::{
             CMD, CMD_MASK, CMD_SHIFT, CMDCAP, CMDSTS, CMDSTS_ACTIVE, CMDSTS_RESULT_SHIFT, ENGCAP, GENCAP,
             GENCAP_COMMANDS, GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GROUP_ENGINES, IMS_UNIT, INTCAUSE,
-            INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_IMS, OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED,
-            QUEUE_LIMITS, QUEUE_MODE, QUEUE_PASID_ENABLE, SWERR, SWERR_OVERFLOW, SWERR_QUEUE, SWERR_QUEUE_VALID,
-            SWERR_VALID, TABLE_OFFSETS, WQCAP, WQCAP_CONFIG_SIZE, WQCAP_QUEUES, WQCAP_SIZE, command,
+            INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_IMS, OFFSET_PERFMON, OFFSET_PERMISSIONS, OFFSET_QUEUES,
+            OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_LIMITS, QUEUE_MODE, QUEUE_PASID_ENABLE, SWERR, SWERR_OVERFLOW,
+            SWERR_QUEUE, SWERR_QUEUE_VALID, SWERR_VALID, TABLE_OFFSETS, WQCAP, WQCAP_CONFIG_SIZE, WQCAP_QUEUES,
+            WQCAP_SIZE, command,
         },
     },
 };
@@ -77,10 +78,33 @@ pub fn has_slow_store(function: &Function) -> bool {
     is_one(function) && function.subsystem == SLOW_STORE_SUBSYSTEM
 }
 
+/// What TABLE OFFSETS names: offsets in the BAR of the device's registers.
+struct TableOffsets {
+    groups: u32,
+    queues: u32,
+    permissions: u32,
+    store: u32,
+    perfmon: u32,
+}
+
+impl TableOffsets {
+    fn read(registers: &impl Registers) -> Self {
+        let [low, high] = [TABLE_OFFSETS, TABLE_OFFSETS + 8].map(|at| registers.read64(at));
+        let offset = |word: u64, bits| word.get_bits(bits) as u32 * OFFSET_UNIT;
+        Self {
+            groups: offset(low, OFFSET_GROUPS),
+            queues: offset(low, OFFSET_QUEUES),
+            permissions: offset(low, OFFSET_PERMISSIONS),
+            store: offset(low, OFFSET_IMS),
+            perfmon: offset(high, OFFSET_PERFMON),
+        }
+    }
+}
+
 /// Reads where the interrupt message store is; `None` when the device says that it has none.
 pub fn message_store(registers: &impl Registers) -> Option<MessageStore> {
     let slots = registers.read64(GENCAP).get_bits(GENCAP_IMS_SIZE) as u32 * IMS_UNIT;
-    let offset = registers.read64(TABLE_OFFSETS).get_bits(OFFSET_IMS) as u32 * OFFSET_UNIT;
+    let offset = TableOffsets::read(registers).store;
     (slots != 0 && offset != 0).then_some(MessageStore { offset, slots })
 }
 
@@ -89,10 +113,8 @@ pub type TableStarts = [u64; 6];
 
 /// Where the general registers begin, and each table that the device's TABLE OFFSETS register names.
 pub fn table_starts(registers: &impl Registers) -> TableStarts {
-    let low = registers.read64(TABLE_OFFSETS);
-    let offsets = [low, low >> 16, low >> 32, low >> 48, registers.read64(TABLE_OFFSETS + 8)];
-    let [groups, queues, permissions, store, counters] = offsets.map(|at| (at & 0xffff) * u64::from(OFFSET_UNIT));
-    [0, groups, queues, permissions, store, counters]
+    let TableOffsets { groups, queues, permissions, store, perfmon } = TableOffsets::read(registers);
+    [0, groups, queues, permissions, store, perfmon].map(u64::from)
 }
 
 /// Whether a write of `bytes` bytes at `offset` of the registers starts a reset of the device.
@@ -141,9 +163,8 @@ pub fn capabilities(registers: &impl Registers) -> (u64, [u64; 4]) {
 
 /// Where the configuration of groups and work queues is, and the bytes of the latter's entries.
 fn tables(registers: &impl Registers) -> (usize, usize, usize) {
-    let offsets = registers.read64(TABLE_OFFSETS);
-    let table = |bits| offsets.get_bits(bits) as usize * OFFSET_UNIT as usize;
-    (table(OFFSET_GROUPS), table(OFFSET_QUEUES), 32 << registers.read64(WQCAP).get_bits(WQCAP_CONFIG_SIZE))
+    let TableOffsets { groups, queues, .. } = TableOffsets::read(registers);
+    (groups as usize, queues as usize, 32 << registers.read64(WQCAP).get_bits(WQCAP_CONFIG_SIZE))
 }
 
 /// Shares a device out that was reset: all work queues are of the same size, none has work yet, and all engines work for all of them.

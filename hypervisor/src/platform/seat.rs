@@ -20,14 +20,14 @@ pub struct Counts {
     pub merged: AtomicU64,
     /// Those that its local APIC did not take.
     pub dropped: AtomicU64,
-    /// How many of all these were posted for the hypervisor.
-    pub posted: AtomicU64,
+    /// How many of all these the hypervisor took from a posted-interrupt descriptor.
+    pub from_descriptors: AtomicU64,
 }
 
 impl Default for Counts {
     fn default() -> Self {
-        let [delivered, merged, dropped, posted] = [const { AtomicU64::new(0) }; 4];
-        Self { exits: [const { AtomicU64::new(0) }; REASONS], delivered, merged, dropped, posted }
+        let [delivered, merged, dropped, from_descriptors] = [const { AtomicU64::new(0) }; 4];
+        Self { exits: [const { AtomicU64::new(0) }; REASONS], delivered, merged, dropped, from_descriptors }
     }
 }
 

@@ -101,7 +101,7 @@ impl VirtualCpu {
     pub fn take_posted(&mut self) {
         let Some(vectors) = self.seat.take_posted() else { return };
         for vector in vectors {
-            count(&self.seat.counts.posted);
+            count(&self.seat.counts.from_descriptors);
             self.accept(vector);
         }
     }

@@ -255,7 +255,7 @@ impl Vm {
         // What came too late for its virtual processor.
         for seat in &self.seats {
             for _ in seat.take_posted().into_iter().flatten() {
-                count(&seat.counts.posted);
+                count(&seat.counts.from_descriptors);
                 count(&seat.counts.dropped);
             }
         }
@@ -272,7 +272,7 @@ impl Vm {
             self.id.0,
             sum(|seat| seat.counts.merged.load(Ordering::Relaxed)),
             sum(|seat| seat.counts.dropped.load(Ordering::Relaxed)),
-            sum(|seat| seat.counts.posted.load(Ordering::Relaxed)),
+            sum(|seat| seat.counts.from_descriptors.load(Ordering::Relaxed)),
             domain.hypercalls,
             domain.trapped_writes,
             domain.refused

@@ -74,6 +74,9 @@ impl Options {
                 _ => return Err(format!("{}: unknown option {word:?}", Self::VARIABLE)),
             }
         }
+        if !options.generous && (options.most_slots || options.slow_store || options.two_units) {
+            return Err(format!("{}: most-slots, slow-store and two-units need generous", Self::VARIABLE));
+        }
         Ok(options)
     }
 
@@ -178,5 +181,6 @@ mod tests {
     #[test]
     fn unknown_options_are_refused() {
         assert!(Options::parse("no-vtd,fast").unwrap_err().contains("fast"));
+        assert!(Options::parse("most-slots").unwrap_err().contains("generous"));
     }
 }

@@ -66,10 +66,10 @@ pub fn start(paths: &Paths, tools: &Tools, inner: &[Inner]) -> Result<Run> {
         .counting(Kind::Nested.unit()))
 }
 
-/// The machine in which the others run.
 /// Bochs' model of the processor that KVM sees.
 const MODEL: &str = "corei7_skylake_x";
 
+/// The machine in which the others run.
 fn around(inner: &[&Config]) -> Config {
     let memory = inner.iter().map(|config| config.memory_mib).max().unwrap_or(0);
     let silence = inner.iter().map(|config| config.silence).max().unwrap_or_default();

@@ -58,6 +58,8 @@ pub const OFFSET_QUEUES: Range<usize> = 16..32;
 pub const OFFSET_PERMISSIONS: Range<usize> = 32..48;
 /// TABLE_OFFSETS: the message store.
 pub const OFFSET_IMS: Range<usize> = 48..64;
+/// The quadword behind TABLE_OFFSETS: performance monitoring.
+pub const OFFSET_PERFMON: Range<usize> = 0..16;
 /// Bytes.
 pub const OFFSET_UNIT: u32 = 0x100;
 

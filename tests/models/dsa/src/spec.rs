@@ -9,8 +9,6 @@ pub const VENDOR_ID: u16 = 0x8086;
 pub const DEVICE_ID: u16 = 0x11fb;
 /// That of Sapphire Rapids' DSA, the only one that packaged Linux kernels know. Giving it to a guest is not safe (INTEL-SA-01084).
 pub const DEVICE_ID_SAPPHIRE_RAPIDS: u16 = 0x0b25;
-/// That of Diamond Rapids' DSA.
-pub const DEVICE_ID_DIAMOND_RAPIDS: u16 = 0x1212;
 /// Base class, sub-class and programming interface: "other system peripheral".
 pub const CLASS: u32 = 0x08_8000;
 
