@@ -184,10 +184,10 @@ fn send(apic_id: u32, command: u64) -> bool {
     poll(clock::current(), DELIVERY, || read(ICR) & ICR_PENDING == 0)
 }
 
-/// Sends a non-maskable interrupt to all processors but this one.
-pub fn send_nmi_to_others() {
-    const NMI_TO_OTHERS: u64 = ICR_ASSERT | 0b100 << 8 | 0b11 << 18;
-    let _ = send(0, NMI_TO_OTHERS);
+/// Sends a non-maskable interrupt to a processor.
+pub fn send_nmi(apic_id: u32) {
+    const NMI: u64 = ICR_ASSERT | 0b100 << 8;
+    let _ = send(apic_id, NMI);
 }
 
 /// Ends the interrupt in service.

@@ -188,13 +188,14 @@ pub fn has_room() -> bool {
 /// Waits until everything has left the machine and is on the screen. A console without a port takes COM1 for that: the run ends before the
 /// choice was made, and says why.
 pub fn drain() {
-    screen::drain();
     terminal::drain();
     // SAFETY: COM1's eight ports belong to the hypervisor for good, and no terminal is open before the console.
     let _ = unsafe { open(port(), Speed::Baud(BAUD)) };
     if let Some(console) = CONSOLE.lock().as_mut() {
         console.serial.drain();
     }
+    // Last: a serial line needs no screen.
+    screen::drain();
 }
 
 /// Takes the console away from a processor that holds it and does not let it go.
@@ -215,7 +216,10 @@ pub unsafe fn break_lock() {
 /// No other processor runs any more.
 pub unsafe fn take_over() {
     // SAFETY: the caller vouches for it.
-    unsafe { release_all(&CONSOLE) }
+    unsafe {
+        release_all(&CONSOLE);
+        screen::take_over();
+    }
 }
 
 /// Lets everybody go who holds a ticket.

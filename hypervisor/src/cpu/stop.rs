@@ -25,10 +25,11 @@ pub fn others() -> (usize, usize) {
     if STOPPING.swap(true, Ordering::SeqCst) {
         stop();
     }
-    // One that has not come to its own part of memory has not come to the local APIC either.
-    let others = this::running().saturating_sub(1);
+    // One that has not installed its own yet, or was never started, has no handler for an NMI and would reset the machine by it.
+    let own = this::base();
+    let others = this::others(own).count();
     if others > 0 {
-        apic::send_nmi_to_others();
+        this::others(own).for_each(|cpu| apic::send_nmi(cpu.apic_id));
         let _ = poll(clock::current(), TIME, || STOPPED.load(Ordering::SeqCst) >= others);
     }
     (others, STOPPED.load(Ordering::SeqCst))

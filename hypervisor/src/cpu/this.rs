@@ -1,6 +1,9 @@
 //! What each processor has of its own. The GS base leads there while the hypervisor runs; a VM exit sets it back from the VMCS.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::{
+    ptr::null_mut,
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
+};
 
 /// A processor's own.
 #[repr(C)]
@@ -18,14 +21,20 @@ pub struct ThisCpu {
     pub(super) any_arrived: AtomicBool,
     /// NMIs so far.
     pub(super) nmis: AtomicU64,
+    /// The one that was installed before it.
+    before: AtomicPtr<ThisCpu>,
 }
 
-/// Processors that have installed their own.
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
+/// The one that was installed last. Nothing that was installed ever goes.
+static LAST: AtomicPtr<ThisCpu> = AtomicPtr::new(null_mut());
 
-/// Number of processors that run.
-pub fn running() -> usize {
-    RUNNING.load(Ordering::SeqCst)
+/// Those of all processors that have installed theirs, but for that of the processor whose own is at `except`.
+pub fn others(except: u64) -> impl Iterator<Item = &'static ThisCpu> {
+    let next = |at: &AtomicPtr<ThisCpu>| {
+        // SAFETY: null, or what `install` has leaked and made whole before it was linked.
+        unsafe { at.load(Ordering::Acquire).as_ref() }
+    };
+    core::iter::successors(next(&LAST), move |cpu| next(&cpu.before)).filter(move |cpu| cpu.address != except)
 }
 
 impl ThisCpu {
@@ -36,7 +45,13 @@ impl ThisCpu {
         own.address = &raw const *own as u64;
         // SAFETY: the hypervisor uses GS for nothing else, and the value stays where it is.
         unsafe { x86::msr::wrmsr(x86::msr::IA32_GS_BASE, own.address) };
-        RUNNING.fetch_add(1, Ordering::SeqCst);
+        let own: *mut Self = own;
+        let link = |before| {
+            // SAFETY: `own` was leaked above, and only its atomic part is written from now on.
+            unsafe { (*own).before.store(before, Ordering::Relaxed) };
+            Some(own)
+        };
+        let _ = LAST.fetch_update(Ordering::Release, Ordering::Acquire, link);
     }
 }
 

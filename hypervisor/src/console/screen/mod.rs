@@ -1,7 +1,8 @@
 //! The screen: the console's lines for a person in front of the machine.
 //!
 //! Lines go into a grid of text at once, which costs no access to the screen. Painting follows when a processor has time
-//! ([`pump`]), a line of text at a time, and no more often than every [`INTERVAL`]: a flood of lines scrolls in memory alone.
+//! ([`pump`]), a line of text at a time, and no more often than every [`INTERVAL`]: a flood of lines scrolls in memory alone. Behind each
+//! line the screen rests for [`REST`] times as long as painting took: what a guest writes costs others that much of a processor at most.
 
 mod framebuffer;
 mod glyph;
@@ -21,10 +22,16 @@ use self::{
     grid::{CELLS, Grid},
     painter::Painter,
 };
-use crate::clock::{self, Timeout};
+use crate::{
+    clock::{self, Timeout},
+    cpu,
+};
 
 /// Between the end of a painting and the beginning of the next one.
 const INTERVAL: Duration = Duration::from_millis(50);
+
+/// How much longer than a line of text took to paint the screen rests behind it.
+const REST: u64 = 20;
 
 static WANTED: [AtomicU16; CELLS] = [const { AtomicU16::new(0) }; CELLS];
 static SHOWN: [AtomicU16; CELLS] = [const { AtomicU16::new(0) }; CELLS];
@@ -42,6 +49,8 @@ struct Painting {
     painter: Painter,
     /// The next row, while a painting is under way.
     row: Option<usize>,
+    /// The TSC at which the next row is due.
+    due: u64,
     /// Until when nothing is painted.
     rest: Option<Timeout<'static>>,
 }
@@ -54,8 +63,11 @@ impl Painting {
             CHANGED.store(false, Ordering::Release);
             self.row = Some(0);
         }
-        if let Some(row) = self.row {
+        if let Some(row) = self.row.filter(|_| cpu::tsc() >= self.due) {
+            let began = cpu::tsc();
             self.painter.paint_row(row, &WANTED);
+            let ended = cpu::tsc();
+            self.due = ended.saturating_add(ended.saturating_sub(began).saturating_mul(REST));
             let (_, rows) = self.painter.size();
             self.row = Some(row + 1).filter(|next| *next < rows);
             if self.row.is_none() {
@@ -90,7 +102,7 @@ impl Screen {
         // SAFETY: the caller vouches for the memory.
         let painter = unsafe { Painter::new(framebuffer, &SHOWN) }?;
         let (columns, rows) = painter.size();
-        *PAINTING.lock() = Some(Painting { painter, row: None, rest: None });
+        *PAINTING.lock() = Some(Painting { painter, row: None, due: 0, rest: None });
         Some(Self { grid: Grid::new(&WANTED, columns, rows), bright: false })
     }
 }
@@ -121,6 +133,15 @@ pub(super) fn drain() {
     {
         painting.finish();
     }
+}
+
+/// See [`super::take_over`].
+///
+/// # Safety
+/// As for that.
+pub(super) unsafe fn take_over() {
+    // SAFETY: the caller vouches for it.
+    unsafe { super::release_all(&PAINTING) }
 }
 
 /// See [`super::break_lock`].
