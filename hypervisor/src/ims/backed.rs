@@ -98,8 +98,10 @@ impl<P: Ports> Service<P> {
 
     /// The device forgets what is pending only by sending it: so that is sent where nobody minds it.
     pub(super) fn discard(&self, place: &Place<P>, slots: &mut Slots) -> Result<(), Status> {
-        let pending =
-            |(index, _): &(u16, &mut Mutex<Slot>)| !place.store.is_emulated(*index) && place.is_pending(*index);
+        // One that is not masked in the device has sent what it had.
+        let pending = |(index, slot): &(u16, &mut Mutex<Slot>)| {
+            !place.store.is_emulated(*index) && slot.lock().device_masked && place.is_pending(*index)
+        };
         let mut pending = (0..=u16::MAX).zip(&mut slots.msix.slots).filter(pending).peekable();
         let Some((first, _)) = pending.peek() else { return Ok(()) };
         self.admit(place.device.guest)?;

@@ -157,13 +157,14 @@ impl<'a, P: Ports> Place<'a, P> {
         Ok(())
     }
 
-    /// Makes the entry of a bound slot that is masked in the device not present, so that the unit drops the slot's messages whoever sends
-    /// them. On an error the cache may still hold it.
-    pub fn block(&self, slot: &mut Slot) -> Result<(), Status> {
-        let binding = slot.binding().ok_or(Status::NotMapped)?;
+    /// Masks a bound slot and makes its entry not present, so that the unit drops the slot's messages whoever sends them. Returns the entry,
+    /// which is still to be flushed; `None` if the slot is blocked already, or not bound.
+    pub fn block(&self, index: u16, slot: &mut Slot) -> Option<EntryIndex> {
+        let binding = slot.binding().filter(|_| !slot.blocked)?;
+        self.mask_regardless(index, slot);
         self.service.ports.block(binding.entry);
         (slot.blocked, slot.flushed) = (true, false);
-        self.complete_flush(slot)
+        Some(binding.entry)
     }
 
     /// Makes it present again.

@@ -9,8 +9,8 @@ use super::{
     device::Device,
     domain::Domain,
     place::Place,
-    ports::{Field, Ports},
-    service::{Attribution, Service},
+    ports::{EntryIndex, Field, Ports},
+    service::{Attribution, CHUNK, Service},
     slot::{Slot, State, StoreName},
     store::settle,
 };
@@ -62,23 +62,23 @@ impl<P: Ports> Service<P> {
     }
 
     /// Masks all slots that lead to `target`, and has the remapping unit drop their messages, without a record: a function can write them by
-    /// DMA, past its slots. They stay so until the guest unmasks them or sends them elsewhere; it can read of them in its faults, and `tell`
-    /// gets to know of them.
+    /// DMA, past its slots, and may refuse the mask. They stay so until the guest unmasks them or sends them elsewhere (those in its own
+    /// memory, which have no mask of ours, by the latter); it can read of them in its faults, and `tell` gets to know of them.
     pub fn block(&self, domain: &Domain, target: Target, mut tell: impl FnMut(Attribution)) {
+        let mut flushes = Flushes::new();
         self.each_at(
             domain,
             target,
             |_| true,
             |place, index, slot| {
-                if slot.blocked || place.mask(index, slot).is_err() {
-                    return;
-                }
                 slot.held = false;
-                // An error leaves the entry in the cache perhaps: then the slot is flushed before it is unmasked.
-                let _ = place.block(slot);
-                tell(place.limit(index, slot));
+                if let Some(entry) = place.block(index, slot) {
+                    flushes.add(self, entry);
+                    tell(place.limit(index, slot));
+                }
             },
         );
+        flushes.finish(self);
     }
 
     /// Does something with every slot that leads to `target` and can fire, in those of the guest's stores that are `meant`.
@@ -89,7 +89,7 @@ impl<P: Ports> Service<P> {
         meant: impl Fn(&Place<P>) -> bool,
         mut what: impl FnMut(&Place<P>, u16, &mut Slot),
     ) {
-        let stores = |device| [StoreName::Ims, StoreName::Msix].map(|name| (device, name));
+        let stores = |device| [StoreName::Ims, StoreName::Msix, StoreName::Queue].map(|name| (device, name));
         for (device, name) in domain.devices.iter().flat_map(stores) {
             let Ok(place) = Place::new(self, device, name) else { continue };
             let Ok(slots) = device.slots() else { continue };
@@ -105,6 +105,37 @@ impl<P: Ports> Service<P> {
             }
             // A device that does not take it is the next call's error.
             let _ = place.commit(Ok(()));
+        }
+    }
+}
+
+/// Entries that are not present any more and are to be flushed, many at a time. After a flush that fails no further one is tried: each slot
+/// is flushed before it fires again.
+struct Flushes {
+    entries: [EntryIndex; CHUNK],
+    count: usize,
+    has_failed: bool,
+}
+
+impl Flushes {
+    const fn new() -> Self {
+        Self { entries: [EntryIndex(0); CHUNK], count: 0, has_failed: false }
+    }
+
+    fn add<P: Ports>(&mut self, service: &Service<P>, entry: EntryIndex) {
+        if self.count == CHUNK {
+            self.finish(service);
+        }
+        if let Some(place) = self.entries.get_mut(self.count) {
+            *place = entry;
+            self.count += 1;
+        }
+    }
+
+    fn finish<P: Ports>(&mut self, service: &Service<P>) {
+        let entries = self.entries.get(..core::mem::take(&mut self.count)).unwrap_or_default();
+        if !self.has_failed && !entries.is_empty() {
+            self.has_failed = service.flush(entries.iter().copied()).is_err();
         }
     }
 }

@@ -4,13 +4,14 @@
 //! its guest ends, or one wakes that has run less; interrupts of the machine come in by VM exits, or, when nobody runs, by the
 //! interrupt that ends the processor's HLT.
 
-use alloc::vec::Vec;
+use alloc::{sync::Arc, vec::Vec};
 
 use super::{
     delivery::{Owner, Vectors},
     ports::MachineService,
     slice::{Pause, Slice},
     virtual_cpu::{State, VirtualCpu},
+    virtual_functions::Parent,
     world,
 };
 use crate::{
@@ -92,11 +93,16 @@ impl Runner {
                 None => self.idle(),
             }
             self.service.ports().faults().poll(self.service);
-            self.service.ports().parents().poll(self.service);
+            self.service.ports().parents().poll(self.service, |parent| self.runs_a_sharer_of(parent));
             self.cpus.iter().for_each(|cpu| cpu.vm.holdings.look_at_resets());
             console::pump();
         }
         good
+    }
+
+    /// Whether a guest that runs here has a part of the function.
+    fn runs_a_sharer_of(&self, parent: &Arc<Parent>) -> bool {
+        self.cpus.iter().any(|cpu| cpu.vm.holdings.parents.iter().any(|own| Arc::ptr_eq(own, parent)))
     }
 
     /// Who can run and has run least.
@@ -236,7 +242,8 @@ impl Runner {
         let looks = self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due());
         let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.holdings.is_resetting());
         let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
-        timers.chain(looks).chain(resets).chain(self.service.ports().parents().due(now)).min()
+        let parents = self.service.ports().parents().due(now, |parent| self.runs_a_sharer_of(parent));
+        timers.chain(looks).chain(resets).chain(parents).min()
     }
 
     /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.

@@ -45,11 +45,11 @@ pub struct Turns {
 
 impl Turns {
     /// Goes on: takes what is done, and begins what is next. `done` hears what a function's step has come to. Returns whether there is more
-    /// to do, for which this is to be called again.
+    /// to do, for which this is to be called again. A step that is begun is waited for as long as the time beside the clock says.
     pub fn advance<F: Sharer>(
         &mut self,
         registers: &impl Registers,
-        clock: &'static dyn Clock,
+        clock: (&'static dyn Clock, Duration),
         functions: &mut [F],
         mut done: impl FnMut(&mut F, Effect),
     ) -> bool {
@@ -109,7 +109,7 @@ impl Turns {
         function: &mut F,
         step: Step,
         registers: &impl Registers,
-        clock: &'static dyn Clock,
+        (clock, quick): (&'static dyn Clock, Duration),
         done: &mut impl FnMut(&mut F, Effect),
     ) {
         // A command that is given while another one is under way is lost, and the other one's end would be taken for its.
@@ -129,7 +129,7 @@ impl Turns {
         }
         self.under_way = Some((function.queue(), Timeout::new(clock, STEP)));
         // Most commands wait for nothing. Who gives one sees it done at once.
-        let _ = poll(clock, QUICK, || dsa::outcome(registers).is_some());
+        let _ = poll(clock, quick, || dsa::outcome(registers).is_some());
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     own_interrupt,
     plan::Share,
     ports::MachineService,
-    turns::{Sharer, Turns},
+    turns::{QUICK, Sharer, Turns},
     windows::{Kind, Window},
 };
 use crate::{
@@ -192,15 +192,23 @@ impl Parents {
         }
     }
 
-    /// Goes on with guests' commands, and looks at devices that do not tell of errors, when it is time. To be called again and again, and at
-    /// [`Self::due`].
-    pub fn poll(&self, service: &MachineService) {
+    /// Goes on with the commands of guests that have a part of an `own` function, and looks at devices that do not tell of errors, when it is
+    /// time. To be called again and again, and at [`Self::due`]. So what a guest's commands leave to do takes the time of processors that
+    /// run the guest, and of no others.
+    pub fn poll(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool) {
         // Whoever has them looks already, or is soon done.
         let Some(parents) = self.all.try_lock() else { return };
         let is_masked = self.masked.load(Ordering::Relaxed) != 0;
-        for parent in parents.iter().filter(|parent| is_masked || parent.is_busy.load(Ordering::Relaxed)) {
+        let is_busy = |parent: &Arc<Parent>| parent.is_busy.load(Ordering::Relaxed) && own(parent);
+        for parent in parents.iter() {
+            let is_busy = is_busy(parent);
+            if !is_masked && !is_busy {
+                continue;
+            }
             let Some(mut shares) = parent.shares.try_lock() else { continue };
-            parent.advance(&mut shares, service);
+            if is_busy {
+                parent.advance(&mut shares, Duration::ZERO, service);
+            }
             let (Shares { functions, burst, .. }, now) = (&mut *shares, cpu::tsc());
             if burst.is_due(now) && burst.looked(now, parent.hand_out_events(service, functions)) {
                 self.masked.fetch_sub(1, Ordering::Relaxed);
@@ -212,10 +220,10 @@ impl Parents {
     }
 
     /// When to look again, if it is `now`: guests wait for what the devices do not tell by themselves.
-    pub fn due(&self, now: u64) -> Option<u64> {
+    pub fn due(&self, now: u64, own: impl Fn(&Arc<Parent>) -> bool) -> Option<u64> {
         // While the list is locked the answer is "soon".
         let parents = self.all.try_lock();
-        let is_busy = |parent: &Arc<Parent>| parent.is_busy.load(Ordering::Relaxed);
+        let is_busy = |parent: &Arc<Parent>| parent.is_busy.load(Ordering::Relaxed) && own(parent);
         if parents.is_none_or(|parents| parents.iter().any(is_busy)) {
             return Some(now.saturating_add(LOOKS));
         }
@@ -370,7 +378,7 @@ impl Parent {
         let function = shares.function(name)?;
         let effect = function.registers.write(offset, bytes, value);
         self.apply(function, effect, service);
-        self.advance(&mut shares, service);
+        self.advance(&mut shares, QUICK, service);
         if self.interrupt.is_none() {
             self.hand_out_events(service, &mut shares.functions);
         }
@@ -410,7 +418,7 @@ impl Parent {
                     let _ = service.function_reset(domain, name.1);
                 }
                 self.apply(function, effect, service);
-                self.advance(&mut shares, service);
+                self.advance(&mut shares, QUICK, service);
                 return Some(());
             }
             // BARs stay where they are.
@@ -421,15 +429,19 @@ impl Parent {
         {
             let _ = service.mask_table(domain, name.1, sent);
         }
-        self.advance(&mut shares, service);
+        self.advance(&mut shares, QUICK, service);
         Some(())
     }
 
-    /// Goes on with the functions' commands.
-    fn advance(&self, shares: &mut Shares, service: &MachineService) {
+    /// Goes on with the functions' commands, and waits for one that is begun for `quick` at most.
+    fn advance(&self, shares: &mut Shares, quick: Duration, service: &MachineService) {
+        // The device has been reset for the last guest that leaves.
+        if shares.is_stopped {
+            return;
+        }
         let Shares { functions, turns, .. } = shares;
         let done = |function: &mut Virtual, effect| self.apply(function, effect, service);
-        let more = turns.advance(&self.registers, clock::current(), functions, done);
+        let more = turns.advance(&self.registers, (clock::current(), quick), functions, done);
         self.is_busy.store(more, Ordering::Relaxed);
     }
 
@@ -486,7 +498,7 @@ impl Parent {
         // Others' commands go on meanwhile, between two looks.
         let have_stopped = || {
             let mut shares = self.shares.lock();
-            self.advance(&mut shares, service);
+            self.advance(&mut shares, Duration::ZERO, service);
             let mut own = shares.functions.iter().filter(|function| function.name.0 == guest);
             own.all(|function| !function.registers.is_busy())
         };

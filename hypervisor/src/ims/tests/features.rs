@@ -335,6 +335,7 @@ fn a_slot_that_is_blocked_while_no_flush_comes_to_an_end_is_flushed_before_it_fi
     let slot = bench.mapped(target(0, 0x40));
     bench.machine().silence();
     bench.service.block(&bench.domain, target(0, 0x40), |_| ());
+    assert_eq!(bench.fire(slot.index()), None);
     bench.on(Call::Unmask, slot).unwrap_err();
     assert_eq!(bench.fire(slot.index()), None);
     bench.machine().mend();
@@ -452,6 +453,19 @@ fn feature_store_queue_its_messages_are_real_and_lead_nowhere_when_their_slots_a
     bench.service.device_reset(&bench.domain, DEVICE).unwrap();
     assert_eq!(bench.machine().deliver(again, Bdf(0xf1)), None, "after a reset");
     assert_eq!(bench.machine().used(), (0, 0));
+}
+
+#[test]
+fn feature_storm_messages_of_a_store_in_the_guests_memory_are_dropped_until_they_are_sent_elsewhere() {
+    let bench = Bench::new();
+    bench.call(Call::OpenQueue, [DEVICE_ARG, 8, 0, 0]).unwrap();
+    let (handle, pair) = bench.queued(target(0, 0x41));
+    let mut told = 0;
+    bench.service.block(&bench.domain, target(0, 0x41), |_| told += 1);
+    assert_eq!((told, bench.machine().deliver(pair, Bdf(0xf1))), (1, None));
+    let affinity = [QUEUE_ARG, handle.bits().into(), target(1, 0x42).to_register(), 0];
+    assert_eq!(bench.call(Call::SetAffinity, affinity), Ok(0));
+    assert_eq!(bench.machine().deliver(pair, Bdf(0xf1)), Some(target(1, 0x42)));
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl Bench {
 
     fn look(&mut self) -> bool {
         let done = |function: &mut Function, effect: Effect| function.signals += u32::from(effect.signal);
-        self.turns.advance(&self.model, self.clock, &mut self.functions, done)
+        self.turns.advance(&self.model, (self.clock, QUICK), &mut self.functions, done)
     }
 }
 
