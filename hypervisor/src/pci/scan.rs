@@ -8,7 +8,7 @@ use super::{
     config::{Buses, ConfigSpace},
     function::Function,
 };
-use crate::addr::Bdf;
+use crate::{addr::Bdf, memory::PhysRange};
 
 /// Every function on every bus that can be reached, in all segments. Buses are not followed through bridges: a machine with several root
 /// buses (every server) shows only one of them that way, and a bridge's numbers need not be believed. At most 65,536 probes a segment.
@@ -43,6 +43,20 @@ pub fn stands_alone(functions: &[Function], bdf: Bdf) -> bool {
             is_root_port && !others().any(|other| place(other.bdf) == place(bdf))
         }
     }
+}
+
+/// The places in the list of the functions with a memory BAR over something that is taken, or over another function's.
+pub fn misplaced(functions: &[Function], taken: &[PhysRange]) -> Vec<usize> {
+    let ranges = |function: &Function| {
+        let bars = function.bars.into_iter().flatten().filter_map(|bar| bar.memory());
+        bars.map(|(base, size)| PhysRange::new(base, size)).collect::<Vec<_>>()
+    };
+    let all: Vec<_> = functions.iter().map(ranges).collect();
+    let meets = |at: usize, range: &PhysRange| {
+        let others = all.iter().enumerate().filter(|(other, _)| *other != at).flat_map(|(_, ranges)| ranges);
+        taken.iter().chain(others).any(|other| other.overlaps(range))
+    };
+    (0..all.len()).filter(|&at| all[at].iter().any(|range| meets(at, range))).collect()
 }
 
 /// The functions of a device: function 0, which is `first`, and if that says "multi-function" the others.
@@ -88,6 +102,25 @@ mod tests {
         function.bridge = bridge.map(|(secondary, subordinate)| Bridge { secondary, subordinate });
         function.express = express.then_some(Express { capability: 0x40, resets: true });
         function
+    }
+
+    #[test]
+    fn a_bar_over_memory_or_over_another_functions_is_misplaced() {
+        let with_bar = |device, base| {
+            let mut config = TestConfig::default();
+            let bdf = Bdf::new(0, device, 0);
+            config.function(bdf, 0x0010_1b36, 0x0108_0200);
+            config.bar(bdf, 0, base, 0x4000);
+            Function::read(&config, bdf).unwrap()
+        };
+        let [memory, apic] =
+            [(0, 0x8000_0000), (0xfec0_0000, 0x30_0000)].map(|(at, len)| PhysRange::new(Hpa::new(at), len));
+        let good = [with_bar(1, 0xe000_0000), with_bar(2, 0xe000_4000), with_bar(3, 0x8000_0000), with_bar(4, 0)];
+        assert_eq!(misplaced(&good, &[memory, apic]), [0usize; 0], "side by side, and one without a place");
+        let bad = [with_bar(5, 0x7fff_c000), with_bar(6, 0xfee0_0000)];
+        assert_eq!(misplaced(&[&good[..], &bad].concat(), &[memory, apic]), [4, 5]);
+        let twins = [with_bar(1, 0xe000_0000), with_bar(2, 0xe100_0000), with_bar(3, 0xe000_0000)];
+        assert_eq!(misplaced(&twins, &[memory]), [0, 2], "neither of them is to be trusted");
     }
 
     #[test]

@@ -12,16 +12,23 @@ use super::{
 };
 use crate::{
     acpi::{
-        Dmar, Drhd, FirmwareMemory, Processor, Rmrr, Table, Tables, dmar::TooShort, ecam_windows, io_apics, processors,
+        Dmar, Drhd, EcamWindow, FirmwareMemory, Processor, Rmrr, Table, Tables, dmar::TooShort, ecam_windows, io_apics,
+        processors,
     },
     addr::{Bdf, Hpa, PAGE_SIZE},
     apic,
     clock::{self, Choice},
     event,
     memory::{Mmio, PhysRange},
-    pci::{ConfigPorts, ConfigSpace, Ecam, Function, scan, scan::buses_behind},
+    pci::{
+        ConfigPorts, ConfigSpace, Ecam, Function, scan,
+        scan::{buses_behind, misplaced},
+    },
     vtd::{self, Capabilities, Config, Remapper},
 };
+
+/// The I/O APICs, the HPET, the usual place of remapping units, and the message window.
+const APICS: PhysRange = PhysRange::new(Hpa::new(0xfec0_0000), 0x30_0000);
 
 /// Odd things of one table that are told of; how many more there are is told as well.
 const TOLD: usize = 16;
@@ -55,9 +62,13 @@ impl Machine {
         let fadt = find(b"FACP");
         let clock = counters::start(fadt, |range| overlaps(&memory, range));
         let wall_clock = counters::date(fadt, clock);
-        let config = config_space(find(b"MCFG"));
-        let functions = scan(&*config);
+        let (config, windows) = config_space(find(b"MCFG"), &memory);
+        let mut functions = scan(&*config);
         let dmar = find(b"DMAR").map(Dmar::parse);
+        let units = dmar.iter().flatten().flat_map(|dmar| &dmar.units);
+        let units = units.filter_map(|unit| Some(PhysRange::new(unit.base?, unit.size)));
+        let taken: Vec<PhysRange> = [&memory[..], &windows[..], &[APICS]].concat().into_iter().chain(units).collect();
+        drop_misplaced_bars(&mut functions, &taken);
         if let Some(Ok(dmar)) = &dmar {
             tell_odd(dmar);
         }
@@ -325,14 +336,35 @@ fn fault_message(apic_id: u32) -> u64 {
     MESSAGES | u64::from(apic_id & 0xff) << 12 | u64::from(apic_id & !0xff) << 32
 }
 
-/// By memory where the firmware tells where, else by ports.
-fn config_space(mcfg: Option<&[u8]>) -> Box<dyn ConfigSpace + Send + Sync> {
+/// Forgets the BARs of functions that the firmware has placed over memory, the machine's own registers or another function's: such a
+/// function can be nobody's, because a guest would get the other thing with it.
+fn drop_misplaced_bars(functions: &mut [Function], taken: &[PhysRange]) {
+    let misplaced = misplaced(functions, taken);
+    let told = misplaced.iter().filter_map(|&at| functions.get(at));
+    tell_each("PCI", told, |Function { bdf, .. }| {
+        log::warn!(
+            "{bdf}: a BAR lies over memory or over registers of something else (a fault of the firmware); it goes to no guest"
+        );
+    });
+    for at in misplaced {
+        if let Some(function) = functions.get_mut(at) {
+            function.bars = Default::default();
+        }
+    }
+}
+
+/// By memory where the firmware tells where, else by ports. Returns the windows in memory, too.
+fn config_space(mcfg: Option<&[u8]>, memory: &[PhysRange]) -> (Box<dyn ConfigSpace + Send + Sync>, Vec<PhysRange>) {
     let (windows, odd) = mcfg.map(ecam_windows).unwrap_or_default();
     if odd != 0 {
         log::warn!("MCFG: {odd} entries describe no window that can be; they are left out");
     }
-    let windows: Vec<_> =
-        windows.into_iter().filter(|window| map_device(window.registers.start, window.registers.len).is_ok()).collect();
+    let (windows, over): (Vec<_>, Vec<_>) = windows.into_iter().partition(|window| !overlaps(memory, window.registers));
+    if !over.is_empty() {
+        log::warn!("MCFG: {} windows lie over memory; they are left out", over.len());
+    }
+    let is_mapped = |window: &EcamWindow| map_device(window.registers.start, window.registers.len).is_ok();
+    let windows: Vec<_> = windows.into_iter().filter(is_mapped).collect();
     // SAFETY: the windows were mapped just now, uncached; the hypervisor is the only one that configures functions.
     let ecam = unsafe { Ecam::new(&windows) };
     if ecam.is_empty() {
@@ -340,7 +372,7 @@ fn config_space(mcfg: Option<&[u8]>) -> Box<dyn ConfigSpace + Send + Sync> {
             "the firmware reports no configuration space in memory (MCFG): no function has extended capabilities"
         );
         // SAFETY: privilege level 0, and this is the only such value.
-        return Box::new(unsafe { ConfigPorts::new() });
+        return (Box::new(unsafe { ConfigPorts::new() }), Vec::new());
     }
-    Box::new(ecam)
+    (Box::new(ecam), windows.iter().map(|window| window.registers).collect())
 }
