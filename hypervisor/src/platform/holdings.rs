@@ -115,7 +115,7 @@ impl Drop for Holdings {
         }
         let (ept, ram) = (self.ept.take(), self.ram.take());
         if let Some(ept) = &ept {
-            instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
+            let _forgotten = instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
         }
         // SAFETY: the guest's VMCSs were cleared before this is dropped, and each processor that ran it has dropped its cached
         // translations with them (`VirtualCpu::leave`); the devices are detached and flushed. So nothing leads to these frames.
