@@ -15,7 +15,11 @@ use crate::{
     exits::{Devices, EndReason, PvEoi},
     ims::Attribution,
     vdev::x2apic::Accepted,
-    vmx::{Vcpu, VirtualApic, fields, instr::{self, Forgotten}, posted::Turn},
+    vmx::{
+        Vcpu, VirtualApic, fields,
+        instr::{self, Forgotten},
+        posted::Turn,
+    },
 };
 
 /// Whether a virtual processor can run.
