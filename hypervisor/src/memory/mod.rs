@@ -10,6 +10,8 @@ pub mod paging;
 pub mod ram;
 mod range;
 pub mod start_page;
+#[cfg(test)]
+pub mod stepping;
 mod table;
 #[cfg(test)]
 pub mod testing;

@@ -169,6 +169,18 @@ mod tests {
     }
 
     #[test]
+    fn a_table_reaches_to_the_end_of_its_bar_and_no_further() {
+        let dsa = Function::read(&dsa(), DSA).unwrap();
+        let locate = |offset, bytes| dsa.locate(TableLocation { bar: 2, offset }, bytes);
+        assert_eq!(locate(0x1_fff0, 16), Some(Hpa::new(0x20_0001_fff0)));
+        for (offset, bytes) in [(0x1_fff0, 17), (0x2_0000, 1), (0, 0x2_0001), (u32::MAX, 16), (16, u64::MAX)] {
+            assert_eq!(locate(offset, bytes), None, "{bytes} bytes from {offset:#x}");
+        }
+        assert_eq!(dsa.locate(TableLocation { bar: 1, offset: 0 }, 16), None, "it has none");
+        assert_eq!(dsa.locate(TableLocation { bar: 7, offset: 0 }, 16), None, "nobody has");
+    }
+
+    #[test]
     fn probing_puts_everything_back() {
         let config = dsa();
         config.write(DSA, 4, 6);

@@ -10,13 +10,11 @@ use crate::{
     vdev::{
         pci::{self, VirtualBus},
         ports::{Effect, Ports},
+        quota::{self, Fate, Quota},
         rtc::Rtc,
         uart::{self, Uart},
     },
 };
-
-/// Lines that a guest may write before the hypervisor stops showing them: a guest cannot bury the others' (XSA-96).
-const CONSOLE_LINES: u32 = 10_000;
 
 /// What begins a line of the console after which a guest's VM exits so far are told, if its options ask for that.
 const MARK: &str = "@mark";
@@ -28,7 +26,7 @@ pub struct Board {
     uart: Uart,
     rtc: Rtc,
     clock: WallClock,
-    lines: u32,
+    quota: Quota,
     marks: bool,
     /// Its serial port is the machine's terminal.
     has_terminal: bool,
@@ -48,7 +46,7 @@ impl Board {
     /// With the guest's bus, and the clock that its own follows.
     pub fn new(bus: VirtualBus, options: &Options, clock: WallClock) -> Self {
         let (marks, has_terminal) = (options.marks, options.console);
-        Self { bus, uart: Uart::new(), rtc: Rtc::new(), clock, lines: 0, marks, has_terminal }
+        Self { bus, uart: Uart::new(), rtc: Rtc::new(), clock, quota: Quota::default(), marks, has_terminal }
     }
 
     /// IN. A guest's serial port has no interrupt, so its guest looks for input, and input is fetched when it looks.
@@ -66,19 +64,17 @@ impl Board {
 
     /// OUT, by guest `vm`.
     pub fn write(&mut self, vm: &Vm, port: u16, width: u8, value: u32) -> Written {
-        let Self { bus, uart, rtc, clock, lines, marks, has_terminal } = self;
+        let Self { bus, uart, rtc, clock, quota, marks, has_terminal } = self;
         let mut written = Written { outcome: PortWrite::Done, pci: None, mark: false };
         // A guest that writes faster than the console's line takes it waits by itself: neither the processor nor a lock does.
-        if port == uart::BASE
-            && (*lines < CONSOLE_LINES && !console::has_room() || *has_terminal && !terminal::has_room())
-        {
+        if port == uart::BASE && (quota.has_room() && !console::has_room() || *has_terminal && !terminal::has_room()) {
             written.outcome = PortWrite::NoRoom;
             return written;
         }
         let mut mark = false;
         let now = || clock.at(cpu::tsc());
         let effect = Ports { uart, bus, rtc, now: &now }.write(port, width, value, &mut |line| {
-            mark |= show(&vm.name, lines, line) && *marks && line.starts_with(MARK);
+            mark |= show(&vm.name, quota, line) && *marks && line.starts_with(MARK);
         });
         written.mark = mark;
         if *has_terminal && let Some(byte) = uart.take_sent() {
@@ -95,21 +91,20 @@ impl Board {
 
     /// Shows what is left of an unfinished line: for the end of the guest named `name`.
     pub fn flush(&mut self, name: &str) {
-        let Self { uart, lines, .. } = self;
+        let Self { uart, quota, .. } = self;
         uart.flush(&mut |line| {
-            show(name, lines, line);
+            show(name, quota, line);
         });
     }
 }
 
 /// Shows a line of a guest's console, unless it has written too many. Returns whether it is shown.
-fn show(name: &str, lines: &mut u32, line: &str) -> bool {
-    *lines = lines.saturating_add(1);
-    if *lines == CONSOLE_LINES {
-        log::warn!("guest {name} has written {CONSOLE_LINES} lines; no more are shown");
+fn show(name: &str, quota: &mut Quota, line: &str) -> bool {
+    let fate = quota.take();
+    match fate {
+        Fate::Shown => console::line(format_args!("[{name}] {line}")),
+        Fate::FirstHidden => log::warn!("guest {name} has written {} lines; no more are shown", quota::LINES),
+        Fate::Hidden => {}
     }
-    if *lines < CONSOLE_LINES {
-        console::line(format_args!("[{name}] {line}"));
-    }
-    *lines < CONSOLE_LINES
+    fate == Fate::Shown
 }

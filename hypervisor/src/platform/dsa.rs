@@ -6,6 +6,7 @@ use core::{ops::Range, time::Duration};
 use bit_field::BitField;
 
 use crate::{
+    addr::PAGE_SIZE,
     clock::{Clock, poll},
     memory::Registers,
     pci::Function,
@@ -35,9 +36,10 @@ pub const REGISTERS_BAR: u8 = 0;
 /// (`idxd_get_wq_portal_full_offset`).
 pub const PORTALS_BAR: usize = 2;
 /// Pages of a work queue there.
-pub const PORTALS_OF_QUEUE: u64 = 4;
-/// The first that takes handles of the message store; the next one does as well.
-pub const STORE_PORTAL: u64 = 2;
+const PORTALS_OF_QUEUE: u64 = 4;
+/// The first that takes handles of the message store, and how many do.
+const STORE_PORTAL: u64 = 2;
+const STORE_PORTALS: u64 = 2;
 
 /// What a command that the device does not finish ends with: no error of the device's.
 pub const NO_ANSWER: u8 = 0xff;
@@ -61,6 +63,13 @@ pub struct MessageStore {
     pub offset: u32,
     /// Slots of 16 bytes.
     pub slots: u32,
+}
+
+/// The bytes of [`PORTALS_BAR`] by which descriptors with handles of the message store get into a work queue, and into no other: what
+/// a guest that has the queue may reach there.
+pub fn store_portals(queue: u8) -> Range<u64> {
+    let first = u64::from(queue) * PORTALS_OF_QUEUE + STORE_PORTAL;
+    first * PAGE_SIZE..(first + STORE_PORTALS) * PAGE_SIZE
 }
 
 /// Whether a function is one.

@@ -11,6 +11,7 @@ use super::{
     memory::FRAMES,
     ports::MachineService,
     virtual_functions::Parent,
+    ways::Ways,
 };
 use crate::{
     addr::Hpa,
@@ -102,28 +103,23 @@ impl Drop for Holdings {
         }
         self.service.ports().forget(self.id);
         // A route that the unit may still remember can lead into a posted-interrupt descriptor, which is among the frames.
-        let mut detached = !self.service.has_in_quarantine(self.id);
+        let mut ways = Ways::default();
+        ways.close(!self.service.has_in_quarantine(self.id));
         for function in functions.drain(..) {
-            detached &= function.release(self.id, self.service.ports());
+            ways.close(function.release(self.id, self.service.ports()));
         }
         // The pages of its functions' registers go with them: nobody runs any more who could read them.
         for parent in self.parents.drain(..) {
             self.service.ports().parents().leave(&parent, self.id, self.service);
-            detached &= self.service.ports().detach(self.id, parent.bdf());
+            ways.close(self.service.ports().detach(self.id, parent.bdf()));
         }
         let (ept, ram) = (self.ept.take(), self.ram.take());
         if let Some(ept) = &ept {
-            instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
-        }
-        if !detached {
-            log::error!(
-                "a device could not be detached, or an entry not flushed: the memory that it could reach is given up"
-            );
-            return;
+            let _forgotten = instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
         }
         // SAFETY: the guest's VMCSs were cleared before this is dropped, and each processor that ran it has dropped its cached
         // translations with them (`VirtualCpu::leave`); the devices are detached and flushed. So nothing leads to these frames.
-        unsafe {
+        let free = || unsafe {
             if let Some(ept) = ept {
                 ept.free(&FRAMES);
             }
@@ -133,6 +129,11 @@ impl Drop for Holdings {
             for (base, count) in self.frames.drain(..) {
                 FRAMES.free(base, count);
             }
+        };
+        if !ways.give_back(free) {
+            log::error!(
+                "a device could not be detached, or an entry not flushed: the memory that it could reach is given up"
+            );
         }
     }
 }

@@ -61,6 +61,7 @@ pub mod virtual_functions;
 #[cfg(feature = "bare")]
 pub mod vm;
 pub mod wall_clock;
+pub mod ways;
 #[cfg(feature = "bare")]
 pub mod work;
 #[cfg(feature = "bare")]

@@ -20,7 +20,7 @@ use crate::{
         msr::{Msrs, Traits},
         x2apic::X2Apic,
     },
-    vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic, posted::Descriptor},
+    vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic, instr::Forgotten, posted::Descriptor},
 };
 
 /// What a virtual processor is made of, apart from its guest.
@@ -120,7 +120,7 @@ impl Seed {
             Err(failure) => {
                 log::error!("guest {}: VMCS: {failure}", vm.name);
                 vm.end(EndReason::Killed("its VMCS could not be made"));
-                vm.leave();
+                vm.leave(Forgotten::never_ran());
                 None
             }
         }

@@ -15,7 +15,11 @@ use crate::{
     exits::{Devices, EndReason, PvEoi},
     ims::Attribution,
     vdev::x2apic::Accepted,
-    vmx::{Vcpu, VirtualApic, fields, instr, posted::Turn},
+    vmx::{
+        Vcpu, VirtualApic, fields,
+        instr::{self, Forgotten},
+        posted::Turn,
+    },
 };
 
 /// Whether a virtual processor can run.
@@ -255,9 +259,10 @@ impl VirtualCpu {
         let Self { vm, vcpu, .. } = self;
         // The frame of the VMCS is among the guest's holdings, and so are the tables that this processor may have cached.
         vcpu.retire().unwrap_or_else(|failure| panic!("VMCLEAR: {failure}"));
-        if let Some(ept) = &vm.holdings.ept {
-            instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
-        }
-        vm.leave()
+        let forgotten = match &vm.holdings.ept {
+            Some(ept) => instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}")),
+            None => Forgotten::never_ran(),
+        };
+        vm.leave(forgotten)
     }
 }

@@ -9,6 +9,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{
     hint::spin_loop,
+    ops::Range,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -353,10 +354,9 @@ impl Parent {
 
     /// The guest's portals for MSI-X are the device's for the message store.
     fn map_portals(&self, room: &mut Room, gpa: Gpa, queue: u8) -> Result<(), Refusal> {
-        let first = u64::from(queue) * dsa::PORTALS_OF_QUEUE + dsa::STORE_PORTAL;
-        let len = 2 * PAGE_SIZE;
-        let portals = self.locate(dsa::PORTALS_BAR, first * PAGE_SIZE, len)?;
-        room.map(gpa, portals, len, Access::Device)
+        let Range { start, end } = dsa::store_portals(queue);
+        let portals = self.locate(dsa::PORTALS_BAR, start, end - start)?;
+        room.map(gpa, portals, end - start, Access::Device)
     }
 
     fn locate(&self, bar: usize, offset: u64, bytes: u64) -> Result<Hpa, Refusal> {

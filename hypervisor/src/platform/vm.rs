@@ -20,7 +20,7 @@ use crate::{
     ims::{Attribution, GuestId},
     memory::Ram,
     vdev::x2apic::{Delivery, Ipi},
-    vmx::reason::Reason,
+    vmx::{instr::Forgotten, reason::Reason},
 };
 
 /// Slots that fired too fast that are told of, of a guest.
@@ -238,8 +238,8 @@ impl Vm {
     }
 
     /// A virtual processor has left. The last one tells how the guest ended and gives everything back; it gets to know whether the guest
-    /// ended well.
-    pub fn leave(self: Arc<Self>) -> Option<bool> {
+    /// ended well. Its processor has forgotten the guest's page tables, whose frames others get.
+    pub fn leave(self: Arc<Self>, _: Forgotten) -> Option<bool> {
         let mut vm = Arc::into_inner(self)?;
         let reason = vm.life.get_mut().reason.unwrap_or(EndReason::Killed("its processors have left"));
         vm.report(reason);

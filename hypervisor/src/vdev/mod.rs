@@ -11,6 +11,7 @@ pub mod msr;
 pub mod mtrr;
 pub mod pci;
 pub mod ports;
+pub mod quota;
 pub mod receiver;
 pub mod rtc;
 pub mod uart;

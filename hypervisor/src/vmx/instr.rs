@@ -150,14 +150,32 @@ pub unsafe fn vmwrite<W: Width, S>(field: Field<W, S>, value: W::Value) {
     }
 }
 
+/// This processor holds no translation by a guest's extended page tables. Who gives tables back asks for it, so that nobody forgets to
+/// drop translations.
+#[derive(Debug)]
+#[must_use]
+pub struct Forgotten(());
+
+impl Forgotten {
+    /// On a processor that has never run a guest with these tables.
+    pub const fn never_ran() -> Self {
+        Self(())
+    }
+}
+
+/// Drops all cached translations of the EPT pointer `eptp`.
+pub fn invept(eptp: u64) -> Result<Forgotten, Failure> {
+    single_context_invept(eptp).map(|()| Forgotten(()))
+}
+
 /// Scope of INVEPT and INVVPID: one context.
 const SINGLE_CONTEXT: u64 = 1;
 
 /// Defines an invalidation of one context; its descriptor's first word names it.
 macro_rules! invalidation {
-    ($(#[$doc:meta])+ $name:ident, $context:ident: $type:ty, $mnemonic:literal) => {
+    ($(#[$doc:meta])+ $visibility:vis $name:ident, $context:ident: $type:ty, $mnemonic:literal) => {
         $(#[$doc])+
-        pub fn $name($context: $type) -> Result<(), Failure> {
+        $visibility fn $name($context: $type) -> Result<(), Failure> {
             let (invalid, valid): (u8, u8);
             let descriptor = [u64::from($context), 0];
             // SAFETY: dropping translations is always safe.
@@ -171,10 +189,10 @@ macro_rules! invalidation {
 }
 
 invalidation! {
-    /// Drops all cached translations of the EPT pointer `eptp`.
-    invept, eptp: u64, "invept"
+    /// As [`invept`].
+    single_context_invept, eptp: u64, "invept"
 }
 invalidation! {
     /// Drops all cached linear translations of `vpid`.
-    invvpid, vpid: u16, "invvpid"
+    pub invvpid, vpid: u16, "invvpid"
 }

@@ -34,11 +34,29 @@ impl Coherence {
 /// The bytes are mapped.
 #[cold]
 unsafe fn flush(start: NonNull<u8>, len: usize) {
-    let first = start.as_ptr() as usize & !(LINE - 1);
-    let end = (start.as_ptr() as usize).saturating_add(len);
     // SAFETY: the caller vouches for the bytes, and a line lies in the page of its bytes; a flush changes no content.
     unsafe {
-        (first..end).step_by(LINE).for_each(|line| _mm_clflush(line as *const u8));
+        lines(start.as_ptr() as usize, len).for_each(|line| _mm_clflush(line as *const u8));
         _mm_mfence();
+    }
+}
+
+/// Where the lines begin in which `len` bytes from `start` lie.
+fn lines(start: usize, len: usize) -> impl Iterator<Item = usize> {
+    (start & !(LINE - 1)..start.saturating_add(len)).step_by(LINE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_with_one_of_the_bytes_is_written_back_and_no_other() {
+        let all = |start, len| lines(start, len).collect::<Vec<_>>();
+        assert_eq!(all(0x1000, 8), [0x1000]);
+        assert_eq!(all(0x1038, 8), [0x1000]);
+        assert_eq!(all(0x1038, 9), [0x1000, 0x1040]);
+        assert_eq!(all(0x1040, 64), [0x1040]);
+        assert_eq!(all(0x2000, 4096), (0x2000..0x3000).step_by(64).collect::<Vec<_>>());
     }
 }

@@ -455,6 +455,23 @@ fn feature_store_queue_its_messages_are_real_and_lead_nowhere_when_their_slots_a
     assert_eq!(bench.machine().used(), (0, 0));
 }
 
+/// Memory that says where such a message goes is the guest's, and the device may send it long after.
+#[test]
+fn feature_store_queue_its_entries_are_given_back_when_the_guest_leaves_or_resets_the_function() {
+    let leave = |bench: &Bench| bench.service.detach(&bench.domain);
+    let reset = |bench: &Bench| bench.service.function_reset(&bench.domain, DEVICE).unwrap();
+    for gone in [&leave as &dyn Fn(&Bench), &reset] {
+        let bench = Bench::new();
+        bench.call(Call::OpenQueue, [DEVICE_ARG, 8, 0, 0]).unwrap();
+        bench.mapped(target(0, 0x40));
+        let pairs = [0x44, 0x45].map(|vector| bench.queued(target(0, vector)).1);
+        assert_eq!(bench.machine().deliver(pairs[1], Bdf(0xf1)), Some(target(0, 0x45)));
+        gone(&bench);
+        assert_eq!(pairs.map(|pair| bench.machine().deliver(pair, Bdf(0xf1))), [None; 2]);
+        assert_eq!((bench.machine().used(), bench.service.counters().live), ((0, 0), 0));
+    }
+}
+
 #[test]
 fn feature_storm_messages_of_a_store_in_the_guests_memory_are_dropped_until_they_are_sent_elsewhere() {
     let bench = Bench::new();

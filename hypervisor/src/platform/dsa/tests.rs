@@ -34,6 +34,15 @@ fn the_store_is_where_the_device_says() {
     assert_eq!(message_store(&fake), Some(MessageStore { offset: 0x40000, slots: 4096 }));
 }
 
+/// What lies beside it is the portals that take numbers of the device's own MSI-X table, and other guests' queues.
+#[test]
+fn a_guest_reaches_the_portals_for_the_store_of_its_own_queue_and_nothing_else() {
+    for queue in 0..=u8::MAX {
+        let own = u64::from(queue) * 0x4000;
+        assert_eq!(store_portals(queue), own + 0x2000..own + 0x4000);
+    }
+}
+
 #[test]
 fn a_reset_is_seen_in_every_width_that_can_write_it() {
     const CMD: u64 = super::CMD as u64;
