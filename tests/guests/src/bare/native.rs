@@ -79,8 +79,8 @@ unsafe fn map_devices() {
     // present need no flush. The second half of the addresses has a table of its own.
     unsafe {
         let first = table(root.read_volatile());
-        (4..512).for_each(|n| first.add(n).write_volatile(n as u64 * GIB | DEVICE));
-        (0..512).for_each(|n| above.add(n).write_volatile((512 + n as u64) * GIB | DEVICE));
+        (4..512).for_each(|n| first.add(n).write_volatile((n as u64 * GIB) | DEVICE));
+        (0..512).for_each(|n| above.add(n).write_volatile(((512 + n as u64) * GIB) | DEVICE));
         root.add(1).write_volatile(above.expose_provenance() as u64 | PRESENT_WRITABLE);
         physical::extend(1024 * GIB);
     }
