@@ -56,7 +56,7 @@ pub fn be_refused() -> Result<(), &'static str> {
     let calls = hypercalls().ok_or("no hypercall domain")?;
     let mut functions = pci::find_all(&config::Ports, spec::VENDOR, &spec::DEVICES);
     let function = functions.next().ok_or("no function")?;
-    let opened = calls.open_queue(DeviceId(function.0.into()), 1);
+    let opened = calls.open_queue(DeviceId(function.0), 1);
     println!("@result refused={} errors=0", u8::from(opened == Err(Status::NotIsolated)));
     Ok(())
 }
