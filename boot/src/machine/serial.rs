@@ -8,7 +8,7 @@ use super::Config;
 /// What is at a serial port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Port<'a> {
-    /// Nothing: the machine has the port, and what is written there is lost.
+    /// Nothing. The machine has the port, and loses the bytes that are written there.
     Nothing,
     /// A file of the run's directory.
     File(&'a str),

@@ -137,7 +137,7 @@ pub enum NoUnits {
 pub struct Odd {
     /// The offset in the table.
     pub at: usize,
-    /// What it is.
+    /// The kind of oddity.
     pub what: OddKind,
 }
 

@@ -210,7 +210,7 @@ pub unsafe fn break_lock() {
     }
 }
 
-/// Makes the console this processor's, whoever holds it or waits for it.
+/// Takes the console for this processor, also from processors that hold it or wait for it.
 ///
 /// # Safety
 /// No other processor runs any more.
@@ -271,7 +271,7 @@ mod tests {
             std::thread::spawn(|| drop(LOCK.lock()));
         }
         std::thread::sleep(Duration::from_millis(50));
-        // SAFETY: whoever gets the lock meanwhile only lets it go.
+        // SAFETY: a processor that gets the lock meanwhile does nothing but release it.
         unsafe { release_all(&LOCK) };
         assert!(LOCK.try_lock().is_some());
     }

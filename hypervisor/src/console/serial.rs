@@ -133,7 +133,7 @@ impl Serial {
             self.wait();
         }
         if let Some(uart) = &mut self.uart {
-            // What is left then in the chip's queue is lost.
+            // Bytes that the chip still holds after that time are lost.
             let _ = poll(clock::current(), SEND, || uart.lsr().contains(LSR::TRANSMITTER_EMPTY));
         }
     }

@@ -91,7 +91,7 @@ extern "C" fn handle(frame: &Frame) {
     match frame.vector {
         NMI => interrupts::count_nmi(),
         MACHINE_CHECK => {
-            // What was interrupted may hold the console: where it goes on, the count is told at the end.
+            // The interrupted code may hold the console. If it goes on, the count is told at the end of the run.
             let report = machine_check::take(Interrupted::Hypervisor);
             if report.verdict != Verdict::GoesOn {
                 panic!("{report}, at {:#x}", frame.rip);

@@ -126,7 +126,7 @@ impl fmt::Display for Bank {
 /// A machine check, as the processor tells it.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
-    /// What has to become of what was interrupted.
+    /// What the processor does next.
     pub verdict: Verdict,
     mcg: u64,
     /// The bank with the worst error.

@@ -351,15 +351,22 @@ impl<'a, P: Ports> Place<'a, P> {
         if !unmasked || !domain.knows(REFUSALS_SINCE) {
             return;
         }
+        self.note_fault(index, slot, FaultKind::Refused(status));
+    }
+
+    /// Adds a fault of a slot to those that its guest can read. Returns the slot's cookie if it was mapped by a call.
+    pub fn note_fault(&self, index: u16, slot: &Slot, kind: FaultKind) -> Option<u64> {
+        let cookie = (slot.state == State::Mapped).then_some(slot.cookie);
         self.device.faults.push(FaultRecord {
-            cookie: if slot.state == State::Mapped { slot.cookie } else { 0 },
+            cookie: cookie.unwrap_or(0),
             device: self.device.spec.id,
             slot: index,
             store: self.name.into(),
-            kind: FaultKind::Refused(status),
+            kind,
             foreign: false,
             lost: 0,
         });
+        cookie
     }
 
     /// Makes a slot free that has no binding and is masked in the device.

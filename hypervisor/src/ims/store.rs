@@ -107,7 +107,9 @@ impl<P: Ports> Service<P> {
                 return Err(Status::NoSuchDevice);
             }
             let bank = all.bank(name);
-            let (low, high) = (seen(&place, &*bank.lock(*slots.start())?), seen(&place, &*bank.lock(*slots.end())?));
+            // One lock after the other: nobody holds two.
+            let low = seen(&place, &*bank.lock(*slots.start())?);
+            let high = seen(&place, &*bank.lock(*slots.end())?);
             let shift = (offset % SLOT_SIZE * 8) as u32;
             let new = modify((low >> shift | high << (128 - shift)) & ones(width)).to_le_bytes();
             let mut result = Ok(());

@@ -3,7 +3,7 @@
 //! The first two are for slots of interrupt message stores, which show by themselves whether a message is pending; the tables of virtual
 //! functions are parts of such. The last one is for slots of any store.
 
-use hcall_abi::{FaultKind, FaultRecord, Target};
+use hcall_abi::{FaultKind, Target};
 
 use super::{
     device::Device,
@@ -146,17 +146,8 @@ impl<P: Ports> Place<'_, P> {
         slot.masked = true;
         slot.limited = true;
         self.show(index, slot, Field::Ctrl);
-        let Device { guest, spec, faults, .. } = self.device;
-        let cookie = (slot.state == State::Mapped).then_some(slot.cookie);
-        faults.push(FaultRecord {
-            cookie: cookie.unwrap_or(0),
-            device: spec.id,
-            slot: index,
-            store: self.name.into(),
-            kind: FaultKind::Storm,
-            foreign: false,
-            lost: 0,
-        });
+        let cookie = self.note_fault(index, slot, FaultKind::Storm);
+        let Device { guest, spec, .. } = self.device;
         let (guest, requester) = (*guest, spec.requester);
         Attribution { guest, device: spec.id, requester, store: self.name, slot: index, cookie }
     }
