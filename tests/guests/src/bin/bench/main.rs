@@ -34,12 +34,12 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
     let mut bench = Bench::new(guest.command_line);
     let mut pool = Pool::new(interface, &device, 0);
     idle::enable_interrupts();
-    floor::measure(&mut bench, &mut pool);
     let cpus = command_line::number(guest.command_line, "cpus").unwrap_or(1) as usize;
     if cpus > 1 {
         processors::measure(&mut bench, &mut pool, device, interface, cpus.min(smp::MOST))?;
         return end(&pool, processors::handled_of_device());
     }
+    floor::measure(&mut bench, &mut pool);
     interrupts::measure(&mut bench, &mut pool, device, &Delivery::new(guest.command_line))?;
     stores::measure(&mut bench, &mut pool);
     calls::measure(&mut bench, &mut pool);

@@ -14,6 +14,7 @@ use guests::guest_shim::vmcall::Vmcall;
 use guests::guest_shim::{Interface, Transport};
 
 use crate::bench::{Bench, Scenario, now, timed};
+use crate::floor;
 use crate::pool::Pool;
 
 /// Operations of a processor in a round.
@@ -140,6 +141,8 @@ pub fn measure(
             return Err("a processor does not start");
         }
     }
+    // Its counter is a mean of all processors', so the floor is measured with the others at what they do beside the other scenarios.
+    floor::measure(bench, pool);
     for workers in COUNTS.into_iter().filter(|&workers| workers <= cpus) {
         stream(bench, pool, device, workers)?;
     }
