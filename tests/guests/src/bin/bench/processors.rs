@@ -15,7 +15,7 @@ use guests::guest_shim::{Interface, Transport};
 
 use crate::bench::{Bench, Scenario, now, timed};
 use crate::floor;
-use crate::pool::Pool;
+use crate::pool::{self, Pool};
 
 /// Operations of a processor in a round.
 const OPS: usize = 16;
@@ -65,7 +65,7 @@ impl Tools {
             let vector = vector::FIRST + 0x80 + (self.number * 2 + self.turn) as u8;
             match job {
                 // SAFETY: the slot's data, mapped, and nobody else's.
-                Job::Write => unsafe { self.data.write_volatile(vector.into()) },
+                Job::Write => unsafe { pool::store(self.data, vector.into()) },
                 Job::Retarget => {
                     let target = Target { apic_id: self.number as u32, vector }.to_register();
                     let call = self.interface.number(Call::SetAffinity);
