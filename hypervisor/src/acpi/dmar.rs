@@ -11,7 +11,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::bytes::u8_at;
+use super::{bytes::u8_at, tables::Missing};
 use crate::{
     addr::{Bdf, Hpa},
     memory::PhysRange,
@@ -122,9 +122,9 @@ pub struct TooShort;
 /// Why a machine has no unit that can be used. As text it says what can be done about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoUnits {
-    /// There is no table.
-    NoTable,
-    /// The table cannot be read.
+    /// There is no table, for this reason.
+    NoTable(Missing),
+    /// The table ends before its fixed part.
     TooShort,
     /// The platform does not remap interrupts.
     NoInterruptRemapping,
@@ -163,8 +163,14 @@ pub enum OddKind {
 impl fmt::Display for NoUnits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoTable => {
+            Self::NoTable(Missing::NoAcpi) => {
+                "the firmware's ACPI tables were not found, which list the remapping units. Check that the boot loader hands them over"
+            }
+            Self::NoTable(Missing::NotListed) => {
                 "the firmware reports no remapping unit (no DMAR table). Enable VT-d in the firmware setup"
+            }
+            Self::NoTable(Missing::Unreadable(_)) => {
+                "the firmware's DMAR table has a length that cannot be, and is not used. Only other firmware helps"
             }
             Self::TooShort => {
                 "the firmware's DMAR table ends before its fixed part and cannot be used. Only other firmware helps"
@@ -213,13 +219,17 @@ impl Dmar {
         Ok(dmar)
     }
 
-    /// The table, if there is one with units that remap interrupts.
-    pub fn usable(table: Option<&Result<Self, TooShort>>) -> Result<&Self, NoUnits> {
-        let dmar = table.ok_or(NoUnits::NoTable)?.as_ref().map_err(|_| NoUnits::TooShort)?;
-        match (dmar.interrupt_remapping, dmar.units.is_empty()) {
+    /// The same of the firmware's table, if there is one.
+    pub fn parse_found(table: Result<&[u8], Missing>) -> Result<Self, NoUnits> {
+        Self::parse(table.map_err(NoUnits::NoTable)?).map_err(|TooShort| NoUnits::TooShort)
+    }
+
+    /// The units, if there are some and they remap interrupts.
+    pub fn usable(&self) -> Result<&[Drhd], NoUnits> {
+        match (self.interrupt_remapping, self.units.is_empty()) {
             (false, _) => Err(NoUnits::NoInterruptRemapping),
             (true, true) => Err(NoUnits::NoneListed),
-            (true, false) => Ok(dmar),
+            (true, false) => Ok(&self.units),
         }
     }
 

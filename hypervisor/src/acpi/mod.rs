@@ -20,4 +20,4 @@ pub use fadt::{CmosClock, PmTimer};
 pub use madt::{Processor, io_apics, processors};
 pub use mcfg::{EcamWindow, ecam_windows};
 pub use spcr::{FirmwareConsole, NoConsole, firmware_console};
-pub use tables::{FirmwareMemory, IdentityMapped, Rsdp, Table, Tables};
+pub use tables::{FirmwareMemory, IdentityMapped, Missing, Rsdp, Table, Tables};

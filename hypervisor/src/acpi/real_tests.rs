@@ -106,21 +106,28 @@ fn segments_are_kept_apart() {
 fn a_platform_that_cannot_remap_interrupts_says_so() {
     let without = dmar(real!("dmar-no-intr-remap.bin"));
     assert_eq!((without.interrupt_remapping, without.units.len()), (false, 4));
-    assert_eq!(Dmar::usable(Some(&Ok(without))).err(), Some(NoUnits::NoInterruptRemapping));
+    assert_eq!(without.usable(), Err(NoUnits::NoInterruptRemapping));
 }
 
-/// Only where there is no table can VT-d be off in the setup.
+/// Only where the firmware has tables and this is none of them can VT-d be off in the setup.
 #[test]
 fn what_to_do_is_said_for_the_case_that_it_is() {
-    let why = |table: Option<&[u8]>| Dmar::usable(table.map(Dmar::parse).as_ref()).err().map(|why| why.to_string());
+    let why = |table: Result<&[u8], Missing>| {
+        let dmar = Dmar::parse_found(table);
+        let usable = dmar.as_ref().map_err(|&why| why).and_then(Dmar::usable);
+        usable.err().map(|why| why.to_string())
+    };
     let advice = "Enable VT-d";
-    assert!(why(None).unwrap().contains(advice));
+    assert!(why(Err(Missing::NotListed)).unwrap().contains(advice));
+    for missing in [Missing::NoAcpi, Missing::Unreadable(Hpa::new(0x1000))] {
+        assert!(!why(Err(missing)).unwrap().contains(advice));
+    }
     let server = real!("dmar-server-2s.bin");
     for table in [&server[..0x30], &server[..0x20], real!("dmar-no-intr-remap.bin")] {
-        assert!(!why(Some(table)).unwrap().contains(advice));
+        assert!(!why(Ok(table)).unwrap().contains(advice));
     }
-    assert_eq!(why(Some(server)), None);
-    assert_eq!(why(Some(real!("dmar-rmrr-zero.bin"))), None);
+    assert_eq!(why(Ok(server)), None);
+    assert_eq!(why(Ok(real!("dmar-rmrr-zero.bin"))), None);
 }
 
 #[test]

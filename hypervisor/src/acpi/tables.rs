@@ -76,6 +76,17 @@ pub struct Table<'m> {
     pub sums_up: bool,
 }
 
+/// Why a table cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The firmware has no tables, or their list cannot be read.
+    NoAcpi,
+    /// The firmware has no such table.
+    NotListed,
+    /// The table at this address has a length that cannot be.
+    Unreadable(Hpa),
+}
+
 /// The firmware's tables.
 pub struct Tables<'m, M: FirmwareMemory> {
     memory: &'m M,
@@ -88,13 +99,14 @@ pub struct Tables<'m, M: FirmwareMemory> {
 impl<'m, M: FirmwareMemory> Tables<'m, M> {
     /// The tables that `rsdp` leads to: by the XSDT, or by the RSDT where no XSDT can be read. None if no list can be read.
     pub fn new(memory: &'m M, rsdp: Rsdp) -> Option<Self> {
-        let wide = rsdp.xsdt.and_then(|xsdt| Some((table(memory, xsdt, b"XSDT")?, true)));
-        let (list, wide) = wide.or_else(|| Some((table(memory, rsdp.rsdt, b"RSDT")?, false)))?;
+        let list = |address, signature| table(memory, address, signature)?.ok();
+        let wide = rsdp.xsdt.and_then(|xsdt| Some((list(xsdt, b"XSDT")?, true)));
+        let (list, wide) = wide.or_else(|| Some((list(rsdp.rsdt, b"RSDT")?, false)))?;
         Some(Self { memory, list: list.bytes.get(HEADER..)?, wide, list_sums_up: list.sums_up })
     }
 
-    /// The first table with this signature and a right checksum; if none has one, the first with this signature.
-    pub fn find(&self, signature: &[u8; 4]) -> Option<Table<'m>> {
+    /// The first table with this signature and a right checksum; if none has one, the first with this signature that can be read.
+    pub fn find(&self, signature: &[u8; 4]) -> Result<Table<'m>, Missing> {
         let size = if self.wide { 8 } else { 4 };
         let all = || {
             self.list.chunks_exact(size).filter_map(|entry| {
@@ -102,19 +114,22 @@ impl<'m, M: FirmwareMemory> Tables<'m, M> {
                 table(self.memory, Hpa::new(address), signature)
             })
         };
-        all().find(|table| table.sums_up).or_else(|| all().next())
+        let good = all().flatten().find(|table| table.sums_up).or_else(|| all().flatten().next());
+        good.ok_or_else(|| all().find_map(Result::err).map_or(Missing::NotListed, Missing::Unreadable))
     }
 }
 
-/// The table at `address`, if it is the one that `signature` names.
-fn table<'m>(memory: &'m impl FirmwareMemory, address: Hpa, signature: &[u8; 4]) -> Option<Table<'m>> {
+/// The table at `address`, if it is the one that `signature` names. `Err` has the address of one whose length cannot be: shorter than the
+/// header, longer than [`MAX_TABLE`], or beyond the memory.
+fn table<'m>(memory: &'m impl FirmwareMemory, address: Hpa, signature: &[u8; 4]) -> Option<Result<Table<'m>, Hpa>> {
     let header = memory.bytes(address, HEADER)?;
-    let len = usize::try_from(u32_at(header, 4)?).ok()?;
-    if !header.starts_with(signature) || !(HEADER..=MAX_TABLE).contains(&len) {
+    if !header.starts_with(signature) {
         return None;
     }
-    let bytes = memory.bytes(address, len)?;
-    Some(Table { bytes, sums_up: sums_to_zero(bytes) })
+    let len = u32_at(header, 4).and_then(|len| usize::try_from(len).ok());
+    let len = len.filter(|len| (HEADER..=MAX_TABLE).contains(len));
+    let bytes = len.and_then(|len| memory.bytes(address, len));
+    Some(bytes.map(|bytes| Table { bytes, sums_up: sums_to_zero(bytes) }).ok_or(address))
 }
 
 #[cfg(test)]
@@ -179,7 +194,7 @@ pub(super) mod tests {
             let tables = Tables::new(&memory, Rsdp::parse(&root).unwrap()).unwrap();
             let dmar = tables.find(b"DMAR").unwrap();
             assert_eq!((&dmar.bytes[HEADER..], dmar.sums_up, tables.list_sums_up), (&[1, 2, 3][..], true, true));
-            assert_eq!(tables.find(b"MCFG"), None);
+            assert_eq!(tables.find(b"MCFG"), Err(Missing::NotListed));
         }
     }
 
@@ -194,11 +209,23 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_table_whose_length_cannot_be_is_told_apart_from_one_that_is_not_there() {
+        for length in [0u32, 35, 0x10_0001, 0x3000] {
+            let mut memory = image();
+            memory.0[0x2004..0x2008].copy_from_slice(&length.to_le_bytes());
+            let only = Tables::new(&memory, Rsdp::parse(&rsdp(2, 0, 0x1800)).unwrap()).unwrap();
+            assert_eq!(only.find(b"DMAR"), Err(Missing::Unreadable(Hpa::new(0x2000))), "{length:#x}");
+            let other = Tables::new(&memory, Rsdp::parse(&rsdp(0, 0x1000, 0)).unwrap()).unwrap();
+            assert_eq!(other.find(b"DMAR").unwrap().bytes[HEADER..], [9], "the one that can be read");
+        }
+    }
+
+    #[test]
     fn an_xsdt_that_cannot_be_read_leaves_the_rsdt() {
         let memory = image();
         for nowhere in [0x3f00, 0x2000, u64::MAX] {
             let tables = Tables::new(&memory, Rsdp::parse(&rsdp(2, 0x1000, nowhere)).unwrap()).unwrap();
-            assert!(!tables.wide && tables.find(b"DMAR").is_some());
+            assert!(!tables.wide && tables.find(b"DMAR").is_ok());
         }
     }
 
@@ -235,7 +262,7 @@ pub(super) mod tests {
             }
             let memory = Image(bytes);
             if let Some(tables) = Tables::new(&memory, root) {
-                tables.find(b"DMAR");
+                let _ = tables.find(b"DMAR");
             }
         }
     }

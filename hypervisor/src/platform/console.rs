@@ -61,7 +61,7 @@ impl Begun {
 fn choose(loader: &Loader) {
     let firmware = Firmware::new(loader);
     let tables = find_rsdp(&firmware, loader).and_then(|rsdp| Tables::new(&firmware, rsdp));
-    match tables.and_then(|tables| tables.find(b"SPCR")).map(|table| firmware_console(table.bytes)) {
+    match tables.and_then(|tables| tables.find(b"SPCR").ok()).map(|table| firmware_console(table.bytes)) {
         Some(Ok(FirmwareConsole { port, baud })) => {
             open(port, baud.map_or(Speed::Kept, Speed::Baud), "as the firmware's table SPCR says");
         }

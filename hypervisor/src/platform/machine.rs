@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     acpi::{
-        Dmar, Drhd, EcamWindow, FirmwareMemory, Processor, Rmrr, Table, Tables, dmar::TooShort, ecam_windows, io_apics,
-        processors,
+        Dmar, Drhd, EcamWindow, FirmwareMemory, Missing, Processor, Rmrr, Table, Tables, dmar::NoUnits, ecam_windows,
+        io_apics, processors,
     },
     addr::{Bdf, Hpa, PAGE_SIZE},
     apic,
@@ -37,7 +37,7 @@ const TOLD: usize = 16;
 pub struct Machine {
     config: Box<dyn ConfigSpace + Send + Sync>,
     functions: Vec<Function>,
-    dmar: Option<Result<Dmar, TooShort>>,
+    dmar: Result<Dmar, NoUnits>,
     memory: Vec<PhysRange>,
     processors: Vec<Processor>,
     bochs: bool,
@@ -57,22 +57,25 @@ impl Machine {
         if tables.as_ref().is_some_and(|tables| !tables.list_sums_up) {
             tell_checksum("the list of ACPI tables");
         }
-        let find = |signature| tables.as_ref().and_then(|tables| table(tables, signature));
+        let find = |signature| tables.as_ref().ok_or(Missing::NoAcpi).and_then(|tables| table(tables, signature));
         let memory: Vec<PhysRange> = loader.memory(true).collect();
-        let fadt = find(b"FACP");
+        let fadt = find(b"FACP").ok();
         let clock = counters::start(fadt, |range| overlaps(&memory, range));
         let wall_clock = counters::date(fadt, clock);
-        let (config, windows) = config_space(find(b"MCFG"), &memory);
+        let (config, windows) = config_space(find(b"MCFG").ok(), &memory);
         let mut functions = scan(&*config);
-        let dmar = find(b"DMAR").map(Dmar::parse);
-        let units = dmar.iter().flatten().flat_map(|dmar| &dmar.units);
+        let dmar = Dmar::parse_found(find(b"DMAR"));
+        let units = dmar.iter().flat_map(|dmar| &dmar.units);
         let units = units.filter_map(|unit| Some(PhysRange::new(unit.base?, unit.size)));
         let taken: Vec<PhysRange> = [&memory[..], &windows[..], &[APICS]].concat().into_iter().chain(units).collect();
         drop_misplaced_bars(&mut functions, &taken);
-        if let Some(Ok(dmar)) = &dmar {
+        if let Ok(dmar) = &dmar {
             tell_odd(dmar);
         }
-        let madt = find(b"APIC");
+        let madt = find(b"APIC").ok();
+        if madt.is_none() {
+            log::warn!("no table MADT: no other processor is known, and no I/O APIC");
+        }
         let processors = madt.map(listed).unwrap_or_default();
         for base in madt.map(io_apics).unwrap_or_default() {
             mask_io_apic(base, &memory);
@@ -85,7 +88,7 @@ impl Machine {
 
     /// The remapping units' table, if there is one that can be read.
     fn dmar(&self) -> Option<&Dmar> {
-        self.dmar.as_ref()?.as_ref().ok()
+        self.dmar.as_ref().ok()
     }
 
     /// Takes x2APIC mode where the processor has it, unless the firmware asks not to (DMAR, X2APIC_OPT_OUT): then the local APICs stay in
@@ -174,20 +177,20 @@ impl Machine {
     /// Brings all units up, in DMAR's order, each with a table of as many entries as its functions can take, by `entries`. `None` stands
     /// for a unit that was refused; what it serves cannot be assigned. Their fault events go to the processor with this APIC ID.
     pub fn bring_up_units(&self, entries: impl Fn(&Function) -> u32, apic_id: u32) -> Vec<Option<Unit>> {
-        let dmar = match Dmar::usable(self.dmar.as_ref()) {
-            Ok(dmar) => dmar,
+        let units = match self.dmar.as_ref().map_err(|&why| why).and_then(Dmar::usable) {
+            Ok(units) => units,
             Err(why) => {
                 event!("refused what=vtd why=\"{why}\"");
                 return Vec::new();
             }
         };
-        let wide = apic::is_x2apic() && dmar.units.iter().all(|unit| self.can_be_wide(unit));
+        let wide = apic::is_x2apic() && units.iter().all(|unit| self.can_be_wide(unit));
         let bring_up = |(number, unit)| {
             let own = self.functions.iter().filter(|function| self.unit_of(function.bdf) == Some(number));
             let all = own.map(&entries).fold(0, u32::saturating_add);
             self.bring_up(number, unit, all, (apic_id, wide))
         };
-        (0..).zip(&dmar.units).map(bring_up).collect()
+        (0..).zip(units).map(bring_up).collect()
     }
 
     /// Whether a unit serves nothing but graphics that must stay translated.
@@ -264,13 +267,19 @@ impl Machine {
     }
 }
 
-/// A table's bytes. A wrong checksum is told of.
-fn table<'m>(tables: &Tables<'m, impl FirmwareMemory>, signature: &[u8; 4]) -> Option<&'m [u8]> {
-    let Table { bytes, sums_up } = tables.find(signature)?;
+/// A table's bytes. A wrong checksum is told of, and a length that cannot be.
+fn table<'m>(tables: &Tables<'m, impl FirmwareMemory>, signature: &[u8; 4]) -> Result<&'m [u8], Missing> {
+    let name = core::str::from_utf8(signature).unwrap_or("a table");
+    let found = tables.find(signature).inspect_err(|missing| {
+        if let Missing::Unreadable(at) = missing {
+            log::warn!("{name} at {at}: its length cannot be (a fault of the firmware); it is not used");
+        }
+    });
+    let Table { bytes, sums_up } = found?;
     if !sums_up {
-        tell_checksum(core::str::from_utf8(signature).unwrap_or("a table"));
+        tell_checksum(name);
     }
-    Some(bytes)
+    Ok(bytes)
 }
 
 fn tell_checksum(what: &str) {
