@@ -55,7 +55,7 @@ fn run(arguments: Vec<PathBuf>) -> Result<bool> {
 
 /// A thread for each device: what keeps one busy does not hold up another.
 fn serve_all(listeners: &[UnixListener]) -> Vec<(Device, End)> {
-    let config = Config { pieces: true, ..Config::default() };
+    let config = Config { pieces: true, ..Config::sapphire_rapids() };
     let stdin = stdin();
     let starter = stdin.as_fd();
     thread::scope(|scope| {

@@ -29,7 +29,7 @@ const PENDING: u32 = 1 << 1;
 const MSIX_ENABLE: u32 = 1 << 31;
 
 /// The slot of markers, and their vector.
-const MARKER: u16 = 4000;
+const MARKER: u16 = 2000;
 const MARK: u8 = 0x31;
 /// Looks at a register until the device counts as stuck: each is a message to another process and back.
 const LOOKS: u32 = 200_000;
