@@ -171,6 +171,6 @@ fn domain(unit: &Unit, ram: &Ram) -> Option<Domain> {
 fn register_base(loader: &Loader, number: usize) -> Option<Hpa> {
     let firmware = Firmware::new(loader);
     let tables = Tables::new(&firmware, Rsdp::scan(&firmware)?)?;
-    let dmar = Dmar::parse(tables.find(b"DMAR")?.bytes).ok()?;
+    let dmar = Dmar::parse(tables.find(b"DMAR").ok()?.bytes).ok()?;
     dmar.units.get(number)?.base
 }
