@@ -128,6 +128,23 @@ fn given(
     Ok(given)
 }
 
+/// What comes of the first function that can be given. Why none can: rather for what a function is than because others have it.
+fn first<T>(
+    functions: impl Iterator<Item = &'static Function>,
+    mut give: impl FnMut(&'static Function) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let mut refusal = Refusal::NoSuchFunction;
+    for function in functions {
+        match give(function) {
+            Ok(given) => return Ok(given),
+            Err(why) if matches!(refusal, Refusal::NoSuchFunction | Refusal::Taken) => refusal = why,
+            Err(_) => {}
+        }
+    }
+    Err(refusal)
+}
+
+/// The function that the guest names, or the first DSA that it can have.
 fn whole(
     machine: &'static Machine,
     ports: &MachinePorts,
@@ -139,13 +156,15 @@ fn whole(
         Device::At(bdf) => function.bdf == bdf,
         _ => dsa::is_one(function),
     };
-    let all = || machine.functions().iter().filter(is_it);
-    all().next().ok_or(Refusal::NoSuchFunction)?;
-    let function = all().find(|function| ledger.is_free(function.bdf)).ok_or(Refusal::Taken)?;
-    check(machine, ports, function)?;
-    check_errata(function, options)?;
-    ledger.take(function.bdf);
-    Ok(Given::Whole(function))
+    first(machine.functions().iter().filter(is_it), |function| {
+        if !ledger.is_free(function.bdf) {
+            return Err(Refusal::Taken);
+        }
+        check(machine, ports, function)?;
+        check_errata(function, options)?;
+        ledger.take(function.bdf);
+        Ok(Given::Whole(function))
+    })
 }
 
 /// A virtual function with so many vectors, of the parent that the guest names or of the first that has room.
@@ -157,15 +176,11 @@ fn share(
     ledger: &mut Ledger,
 ) -> Result<Given, Refusal> {
     let is_it = |function: &&Function| parent.map_or(dsa::is_one(function), |parent| function.bdf == parent);
-    let mut refusal = Refusal::NoSuchFunction;
-    for function in machine.functions().iter().filter(is_it) {
-        let safe = check_errata(function, options);
-        match safe.and_then(|()| part(machine, ports, function, vectors, ledger)) {
-            Ok(part) => return Ok(Given::Virtual(Share { parent: function, part, vectors })),
-            Err(why) => refusal = why,
-        }
-    }
-    Err(refusal)
+    first(machine.functions().iter().filter(is_it), |function| {
+        check_errata(function, options)?;
+        let part = part(machine, ports, function, vectors, ledger)?;
+        Ok(Given::Virtual(Share { parent: function, part, vectors }))
+    })
 }
 
 /// The next part of a parent.
