@@ -1,5 +1,7 @@
 //! What is not for a guest, or not for a guest's user mode: VMX, the host's registers, a call from CPL 3 (attack 27).
 
+use core::ops::RangeInclusive;
+
 use guests::guest_shim::hcall_abi::{Status, result_from_rax};
 use guests::may_fault;
 
@@ -13,6 +15,40 @@ const PROTECTION: Option<u8> = Some(13);
 const VMXE: u64 = 1 << 13;
 /// IA32_VMX_BASIC, IA32_SMM_MONITOR_CTL, an MSR that no bitmap covers.
 const FOREIGN_MSRS: [u32; 3] = [0x480, 0x9b, 0x4000_0000];
+
+/// The MSRs of the bitmap's two ranges that can be read, by SDM vol. 4, table 2-2, and vol. 3, table 12-6 (x2APIC). All others fault.
+const READABLE: [RangeInclusive<u32>; 28] = [
+    0x10..=0x10,   // IA32_TIME_STAMP_COUNTER
+    0x17..=0x17,   // IA32_PLATFORM_ID
+    0x1b..=0x1b,   // IA32_APIC_BASE
+    0x3a..=0x3a,   // IA32_FEATURE_CONTROL
+    0x48..=0x48,   // IA32_SPEC_CTRL
+    0x8b..=0x8b,   // IA32_BIOS_SIGN_ID
+    0xce..=0xce,   // MSR_PLATFORM_INFO
+    0xfe..=0xfe,   // IA32_MTRRCAP
+    0x10a..=0x10a, // IA32_ARCH_CAPABILITIES
+    0x174..=0x176, // IA32_SYSENTER_CS, ESP, EIP
+    0x179..=0x17a, // IA32_MCG_CAP, IA32_MCG_STATUS
+    0x1a0..=0x1a0, // IA32_MISC_ENABLE
+    0x1d9..=0x1d9, // IA32_DEBUGCTL
+    0x200..=0x20f, // IA32_MTRR_PHYSBASE0 to IA32_MTRR_PHYSMASK7
+    0x250..=0x250, // IA32_MTRR_FIX64K_00000
+    0x258..=0x259, // IA32_MTRR_FIX16K
+    0x268..=0x26f, // IA32_MTRR_FIX4K
+    0x277..=0x277, // IA32_PAT
+    0x2ff..=0x2ff, // IA32_MTRR_DEF_TYPE
+    0x6e0..=0x6e0, // IA32_TSC_DEADLINE
+    0x802..=0x803, // x2APIC: ID and version
+    0x808..=0x808, // TPR
+    0x80a..=0x80a, // PPR
+    0x80d..=0x80d, // LDR
+    0x80f..=0x828, // SVR, ISR, TMR, IRR, ESR
+    0x830..=0x830, // ICR
+    0x832..=0x839, // LVT, initial and current count
+    0x83e..=0x83e, // DCR
+];
+/// Those of the other range: IA32_EFER to IA32_FMASK, the bases of FS and GS, IA32_TSC_AUX.
+const READABLE_ABOVE: [RangeInclusive<u32>; 2] = [0xc000_0080..=0xc000_0084, 0xc000_0100..=0xc000_0103];
 
 /// Tries all of them. `call_base` is the number of the call that does nothing.
 pub fn all(attacker: &mut Attacker, call_base: u32) {
@@ -37,10 +73,22 @@ pub fn all(attacker: &mut Attacker, call_base: u32) {
             attacker.error(format_args!("MSR {msr:#x} can be read: {fault:?}"));
         }
     }
+    sweep_msrs(attacker);
     attacker.cases += 1;
     let from_user = vmcall_from_user(call_base);
     if from_user != Err(Status::NotPrivileged) {
         attacker.error(format_args!("a call from CPL 3: {from_user:?}"));
+    }
+}
+
+/// Reads every MSR of the bitmap's two ranges.
+fn sweep_msrs(attacker: &mut Attacker) {
+    for msr in (0..=0x1fff).chain(0xc000_0000..=0xc000_1fff) {
+        attacker.cases += 1;
+        let expected = READABLE.iter().chain(&READABLE_ABOVE).any(|range| range.contains(&msr));
+        if (read_msr(msr) == PROTECTION) == expected {
+            attacker.error(format_args!("MSR {msr:#x} can be read: {}", !expected));
+        }
     }
 }
 
