@@ -12,6 +12,10 @@
 .set CR0_PE, 1 << 0
 .set CR0_PE_MP_ET_NE_WP_PG, (1 << 0) | (1 << 1) | (1 << 4) | (1 << 5) | (1 << 16) | (1 << 31)
 .set CR4_PAE, 1 << 5
+.set CR4_MCE, 1 << 6
+.set MCE, 7                                 // CPUID 1:EDX
+.set MCA, 14
+.set MCG_STATUS, 0x17a
 .set EFER, 0xc0000080
 .set EFER_LME_NXE, (1 << 8) | (1 << 11)
 .set MISC_ENABLE, 0x1a0
@@ -101,10 +105,42 @@ ap_protected:
     movl %eax, %cr0
     ljmpl *ap_far_64 - ap_start(%ebp)
 
+// A machine check goes to all processors of a package, or of the machine, and shuts the machine down where one of them has CR4.MCE off
+// (SDM vol. 3, 7.15, interrupt 18). So a processor without work takes it: it tells nobody, since those that work get the same, and makes room for the
+// next one. An NMI has no meaning here. All that stop here share one stack: what they push leads each of them back into the loop.
 ap_stop:
-    cli
-    hlt
-    jmp ap_stop
+    leal ap_parked_nmi - ap_start(%ebp), %eax
+    movw %ax, ap_idt + 2 * 8 - ap_start(%ebp)
+    shrl $16, %eax
+    movw %ax, ap_idt + 2 * 8 + 6 - ap_start(%ebp)
+    leal ap_parked_check - ap_start(%ebp), %eax
+    movw %ax, ap_idt + 18 * 8 - ap_start(%ebp)
+    shrl $16, %eax
+    movw %ax, ap_idt + 18 * 8 + 6 - ap_start(%ebp)
+    leal ap_idt - ap_start(%ebp), %eax
+    movl %eax, ap_idt_base - ap_start(%ebp)
+    leal ap_parked_stack - ap_start(%ebp), %esp
+    lidtl ap_idt_pointer - ap_start(%ebp)
+    movl $1, %eax
+    cpuid
+    btl $MCE, %edx
+    jnc 1f
+    movl $CR4_MCE, %eax
+    movl %eax, %cr4
+1:  hlt
+    jmp 1b
+
+ap_parked_check:
+    movl $1, %eax
+    cpuid
+    btl $MCA, %edx
+    jnc ap_parked_nmi
+    movl $MCG_STATUS, %ecx
+    xorl %eax, %eax
+    xorl %edx, %edx
+    wrmsr
+ap_parked_nmi:
+    iretl
 
 .code64
 ap_long:
@@ -140,6 +176,21 @@ ap_far_32:
 ap_far_64:
     .long 0
     .short CODE_64
+
+// Interrupt gates of 32 bits, whose offsets are filled in (SDM vol. 3, 7.11).
+.balign 8
+ap_idt:
+    .zero 2 * 8
+    .short 0, CODE_32, 0x8e00, 0            // 2: NMI
+    .zero 15 * 8
+    .short 0, CODE_32, 0x8e00, 0            // 18: machine check
+ap_idt_pointer:
+    .short ap_idt_pointer - ap_idt - 1
+ap_idt_base:
+    .long 0
+    .balign 8
+    .quad 0, 0
+ap_parked_stack:
 
 .balign 8
 ap_words:

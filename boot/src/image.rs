@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use imsvisor::options::{Console, Options, SerialPort};
+use imsvisor::options::{BAUD, Console, Options, SerialPort};
 
 use crate::prefix::{Grub, Program};
 use crate::words::{self, grub_quote};
@@ -106,7 +106,7 @@ pub fn reports_on(hypervisor_options: &[String]) -> String {
     let (options, _) = Options::parse(&hypervisor_options.join(" "));
     let port = match options.console {
         Console::Auto => "the serial port that the firmware names (ACPI table SPCR), else COM1".to_owned(),
-        Console::At(port) => format!("{port} at 115200 baud"),
+        Console::At(port) => format!("{port} at {BAUD} baud"),
     };
     if options.screen { format!("the screen and {port}") } else { port }
 }
@@ -114,13 +114,13 @@ pub fn reports_on(hypervisor_options: &[String]) -> String {
 /// What a real machine's screen shows until the hypervisor has it.
 fn greeting(hypervisor_options: &[String], modules: &[Module]) -> Vec<String> {
     let (options, _) = Options::parse(&hypervisor_options.join(" "));
-    let [com1, com2, ..] = SerialPort::COM;
-    let terminal = if options.console == Console::At(com2) { com1 } else { com2 };
+    let console = if let Console::At(port) = options.console { port } else { SerialPort::COM[0] };
+    let terminal = console.terminal_beside();
     let guest = modules.iter().find(|module| module.has_console()).map(Module::name);
-    let guest = guest.map(|name| format!("The serial port of the guest {name} is {terminal}, at 115200 baud, 8N1."));
+    let guest = guest.map(|name| format!("The serial port of the guest {name} is {terminal}, at {BAUD} baud, 8N1."));
     let port = match options.console {
-        Console::Auto => "the firmware's serial port, else COM1 at 115200 baud".to_owned(),
-        Console::At(port) => format!("{port} at 115200 baud"),
+        Console::Auto => format!("the firmware's serial port, else COM1 at {BAUD} baud"),
+        Console::At(port) => format!("{port} at {BAUD} baud"),
     };
     let own = format!("imsvisor reports on {port}, 8N1,");
     let screen = if options.screen { "and on this screen." } else { "and no more on this screen." };

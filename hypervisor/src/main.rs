@@ -10,7 +10,11 @@ use core::{fmt::Display, panic::PanicInfo};
 use imsvisor::{
     addr::Hpa,
     apic, console,
-    cpu::{self, tables::Tables, this::ThisCpu},
+    cpu::{
+        self,
+        tables::{Bases, Tables},
+        this::ThisCpu,
+    },
     event, exits,
     ims::{Service, most_entries},
     memory::heap,
@@ -51,7 +55,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     }
     // SAFETY: the page tables have just been put in force, and map the screen.
     unsafe { console.settle(&loader) };
-    let bases = Box::leak(Box::new(Tables::new())).load();
+    let bases = load_tables();
     let apic_id = apic::init();
     ThisCpu::install(0, apic_id);
     exits::decode::prepare();
@@ -100,9 +104,17 @@ fn tell(machine: &Machine, service: &MachineService, processors: usize) {
     );
 }
 
+/// Gives this processor tables of its own, and has machine checks arrive there.
+fn load_tables() -> Bases {
+    let bases = Box::leak(Box::new(Tables::new())).load();
+    // SAFETY: the IDT has just been put in force.
+    unsafe { cpu::machine_check::enable() };
+    bases
+}
+
 /// Where every processor but the first begins.
 extern "C" fn processor_entry(number: usize) -> ! {
-    let bases = Box::leak(Box::new(Tables::new())).load();
+    let bases = load_tables();
     ThisCpu::install(number, apic::init_other());
     let processor = Processor::bring_up(bases);
     smp::arrived();

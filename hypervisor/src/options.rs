@@ -3,6 +3,23 @@
 
 use core::fmt;
 
+/// Bits per second of a serial port where nobody says another rate.
+pub const BAUD: u32 = 115_200;
+
+/// Ports of the board itself, each with the last one: timers, interrupt and DMA controllers, CMOS; disks; VGA; floppy disks; the chipset's
+/// watchdog (Intel's TCOBASE); levels of interrupts; PCI's configuration space.
+const BOARD: [(u16, u16); 9] = [
+    (0, 0xff),
+    (0x170, 0x177),
+    (0x1f0, 0x1f7),
+    (0x370, 0x377),
+    (0x3b0, 0x3df),
+    (0x3f0, 0x3f7),
+    (0x400, 0x41f),
+    (0x4d0, 0x4d7),
+    (0xcf8, 0xcff),
+];
+
 /// The eight I/O ports of a 16550.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SerialPort(u16);
@@ -10,19 +27,16 @@ pub struct SerialPort(u16);
 impl SerialPort {
     /// I/O ports that a 16550 has.
     const COUNT: u16 = 8;
-    /// Below are the ports of the board itself: timers, interrupt and DMA controllers, CMOS.
-    const LOWEST: u16 = 0x100;
-    /// The ports of PCI's configuration space.
-    const PCI: u16 = 0xcf8;
 
     /// COM1 to COM4, as PCs have them.
     pub const COM: [Self; 4] = [Self(0x3f8), Self(0x2f8), Self(0x3e8), Self(0x2e8)];
 
-    /// The port at `base`; none where no serial port can be: at a base that is no multiple of 8, below 0x100, beyond the I/O ports, or at
-    /// PCI's.
+    /// The port at `base`; none where no serial port can be: at a base that is no multiple of 8, beyond the I/O ports, or where every PC has
+    /// something else.
     pub fn new(base: u64) -> Option<Self> {
         let base = u16::try_from(base).ok()?;
-        let possible = base >= Self::LOWEST && base.is_multiple_of(Self::COUNT) && base != Self::PCI;
+        let is_boards = BOARD.iter().any(|&(first, last)| (first..=last).contains(&base));
+        let possible = base.is_multiple_of(Self::COUNT) && !is_boards;
         possible.then_some(Self(base))
     }
 
@@ -34,6 +48,12 @@ impl SerialPort {
     /// Its number among COM1 to COM4, from 1 on.
     pub fn number(self) -> Option<usize> {
         Self::COM.iter().position(|&com| com == self).map(|index| index + 1)
+    }
+
+    /// The port of the terminal of a guest, where the console has this one: COM2, or COM1 beside a console on COM2.
+    pub fn terminal_beside(self) -> Self {
+        let [com1, com2, ..] = Self::COM;
+        if self == com2 { com1 } else { com2 }
     }
 
     /// From `com1` to `com4`, or a hexadecimal base, `0x2f8`.
@@ -54,6 +74,12 @@ impl fmt::Display for SerialPort {
             Some(number) => write!(f, "COM{number}"),
             None => write!(f, "the serial port {:#x}", self.0),
         }
+    }
+}
+
+impl fmt::LowerHex for SerialPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -99,7 +125,7 @@ impl fmt::Display for Wrong<'_> {
             Self::Unknown(word) => write!(f, "{word}: the hypervisor's options are console= and screen="),
             Self::Console(value) => write!(
                 f,
-                "console={value}: auto, com1 to com4, or the base of a serial port, like 0x2f8 (a multiple of 8, 0x100 or more, not 0xcf8)"
+                "console={value}: auto, com1 to com4, or the base of a serial port, like 0x2f8 (a multiple of 8, and no port of the board itself)"
             ),
             Self::Screen(value) => write!(f, "screen={value}: on or off"),
         }
@@ -169,10 +195,19 @@ mod tests {
 
     #[test]
     fn a_base_where_no_serial_port_can_be_is_wrong() {
-        for base in [0, 0x20, 0x60, 0x70, 0xf8, 0x3f9, 0xcf8, 0x1_03f8, u64::MAX] {
+        let boards =
+            [0, 0x20, 0x60, 0x70, 0xf8, 0x170, 0x1f0, 0x370, 0x3b0, 0x3c0, 0x3d8, 0x3f0, 0x400, 0x418, 0x4d0, 0xcf8];
+        for base in boards.into_iter().chain([0x3f9, 0x1_03f8, u64::MAX]) {
             assert_eq!(SerialPort::new(base), None, "{base:#x}");
         }
         assert_eq!(SerialPort::new(0xfff8).map(SerialPort::base), Some(0xfff8));
+    }
+
+    #[test]
+    fn console_and_terminal_never_share_a_port() {
+        let [com1, com2, com3, com4] = SerialPort::COM;
+        assert_eq!([com1, com2, com3, com4].map(SerialPort::terminal_beside), [com2, com1, com2, com2]);
+        assert_eq!(SerialPort(0xc000).terminal_beside(), com2);
     }
 
     #[test]

@@ -119,27 +119,28 @@ impl DrawTarget for Dots {
     }
 }
 
-/// Gives QEMU's monitor a command, and waits for its answer.
-pub fn monitor(directory: &Path, command: &str, arguments: &Value) -> Result<()> {
+/// Gives QEMU's monitor a command. Returns its answer.
+pub fn monitor(directory: &Path, command: &str, arguments: &Value) -> Result<Value> {
     let mut socket = UnixStream::connect(directory.join(MONITOR)).context("no monitor")?;
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut lines = BufReader::new(socket.try_clone()?).lines();
-    for (command, arguments) in [("qmp_capabilities", &json!({})), (command, arguments)] {
+    let mut give = |command: &str, arguments: &Value| {
         writeln!(socket, "{}", json!({ "execute": command, "arguments": arguments }))?;
-        answer(&mut lines).with_context(|| format!("the monitor's command {command}"))?;
-    }
-    Ok(())
+        answer(&mut lines).with_context(|| format!("the monitor's command {command}"))
+    };
+    give("qmp_capabilities", &json!({}))?;
+    give(command, arguments)
 }
 
 /// Passes over the greeting and events.
-fn answer(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Result<()> {
+fn answer(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Result<Value> {
     for line in lines {
-        let line: Value = serde_json::from_str(&line?)?;
+        let mut line: Value = serde_json::from_str(&line?)?;
         if let Some(error) = line.get("error") {
             bail!("{error}");
         }
-        if line.get("return").is_some() {
-            return Ok(());
+        if let Some(answer) = line.get_mut("return") {
+            return Ok(answer.take());
         }
     }
     bail!("the monitor hung up")

@@ -213,7 +213,8 @@ pub fn boot(paths: &Paths, tools: &Tools, config: &Config, hypervisor: &Path, gu
 
 /// Names of files in a run's directory. The machine is started there, so that no path needs quoting.
 const IMAGE: &str = "image.iso";
-const SERIAL: &str = "serial.log";
+/// The file of the console in the directory of a run.
+pub const SERIAL: &str = "serial.log";
 const PLUGINS: &str = "plugins";
 const PLUGIN_REPORT: &str = "plugin.report";
 const PROGRESS: &str = "progress";

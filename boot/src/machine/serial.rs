@@ -1,7 +1,7 @@
 //! Which serial ports a machine has, and what is at them.
 
-use anyhow::{Result, ensure};
-use imsvisor::options::{Console, Options};
+use anyhow::{Context, Result, ensure};
+use imsvisor::options::{Console, Options, SerialPort};
 
 use super::Config;
 
@@ -24,22 +24,26 @@ pub fn check_options(words: &[String]) -> Result<Options> {
     Ok(options)
 }
 
-/// The number of the console's port on an emulated machine, from 1 on. No emulated firmware names one.
-pub fn console_number(words: &[String]) -> Result<usize> {
-    let port = match check_options(words)?.console {
-        Console::Auto => return Ok(1),
+/// The console's port on an emulated machine, and the terminal's beside it. No emulated firmware names one.
+fn console_and_terminal(words: &[String]) -> Result<[usize; 2]> {
+    let console = match check_options(words)?.console {
+        Console::Auto => SerialPort::COM[0],
         Console::At(port) => port,
     };
-    let number = port.number();
-    ensure!(number.is_some(), "{port}: the emulated machine has COM1 to COM4");
-    Ok(number.unwrap_or(1))
+    let number =
+        |port: SerialPort| port.number().with_context(|| format!("{port}: the emulated machine has COM1 to COM4"));
+    Ok([number(console)?, number(console.terminal_beside())?])
 }
 
-/// The ports of a machine, COM1's first: the console's file, and a terminal where the hypervisor looks for it, which is COM2, or COM1 if
-/// the console has COM2.
+/// The number of the console's port on an emulated machine, from 1 on.
+pub fn console_number(words: &[String]) -> Result<usize> {
+    console_and_terminal(words).map(|[console, _]| console)
+}
+
+/// The ports of a machine, COM1's first: the console's file, and a terminal where the hypervisor looks for it.
 pub(super) fn ports<'a>(config: &'a Config, file: &'a str) -> Result<Vec<Port<'a>>> {
-    let console = if config.native { 1 } else { console_number(&config.hypervisor_options)? };
-    let terminal = if console == 2 { 1 } else { 2 };
+    let words = if config.native { &[][..] } else { &config.hypervisor_options };
+    let [console, terminal] = console_and_terminal(words)?;
     let last = if config.terminal.is_some() { console.max(terminal) } else { console };
     let at = |number| match &config.terminal {
         _ if number == console => Port::File(file),

@@ -3,7 +3,8 @@
 //! Firmware makes mistakes in this table, and a machine is used all the same: a structure that cannot be is told of ([`Dmar::odd`]) and left
 //! out, as Linux does (`dmar_walk_remapping_entries`, `dmar_parse_one_rmrr`). What is left out must not make other functions less
 //! confined: a unit without usable registers stays in the list, so that what it names counts as served by nobody, and where a unit's scopes
-//! are not known to the end, no function counts as one of "all the rest" ([`Dmar::unit_of`]).
+//! are not known to the end, no function counts as one of "all the rest" ([`Dmar::unit_of`]). A function behind a bridge that does not show
+//! itself counts as one only where no scope leads through such a bridge.
 //!
 //! ATS stays off, so where it would work (ATSR, 8.5) does not matter, nor do the memory nearest to a unit (RHSA, 8.6), the names of
 //! devices of the ACPI name space (ANDD, 8.7) and the properties of integrated functions (SIDP, 8.9): these are skipped.
@@ -152,8 +153,10 @@ pub enum OddKind {
     Length,
     /// A unit's registers cannot be at this address.
     UnitAddress(u64),
-    /// A second unit at the same address. It is left out.
-    SecondUnit(u64),
+    /// A second entry for the unit at this address, in the same segment. The unit serves what either names.
+    SameUnit(u64),
+    /// A unit whose registers, from this address on, are another one's, or that one's of another segment.
+    TakenRegisters(u64),
     /// A region with these bounds cannot be. It is left out.
     Region(u64, u64),
     /// A scope's length is wrong. It and those behind it are left out.
@@ -191,7 +194,15 @@ impl fmt::Display for Odd {
             OddKind::Padding => f.write_str("a structure of length 0 ends the table"),
             OddKind::Length => f.write_str("the length is wrong; this structure and all behind it are left out"),
             OddKind::UnitAddress(base) => write!(f, "no unit can be at {base:#x}; what it serves goes to no guest"),
-            OddKind::SecondUnit(base) => write!(f, "a second unit at {base:#x} is left out"),
+            OddKind::SameUnit(base) => {
+                write!(f, "a second entry for the unit at {base:#x}; the unit serves what either names")
+            }
+            OddKind::TakenRegisters(base) => {
+                write!(
+                    f,
+                    "the registers at {base:#x} are another unit's already; what this one serves goes to no guest"
+                )
+            }
             OddKind::Region(base, limit) => {
                 write!(f, "no region (RMRR) can be {base:#x} to {limit:#x}; it is left out")
             }
@@ -233,13 +244,18 @@ impl Dmar {
         }
     }
 
-    /// The unit that serves the function: the one that names it or a bridge above it, else the one for all the rest, unless another unit's
-    /// scopes are not known to the end. `buses_behind` tells the secondary and subordinate bus of a bridge.
-    pub fn unit_of(&self, bdf: Bdf, buses_behind: impl Fn(Bdf) -> Option<(u8, u8)>) -> Option<&Drhd> {
+    /// The unit that serves the function: the one that names it or a bridge above it, else the one for all the rest, unless another unit
+    /// could name it: by scopes that are not known to the end, or through a bridge that is not seen. `buses_behind` tells the secondary and
+    /// subordinate bus of a bridge; `top` is the bus of the topmost bridge above the function that is seen, or the function's own.
+    pub fn unit_of(&self, bdf: Bdf, top: u8, buses_behind: impl Fn(Bdf) -> Option<(u8, u8)>) -> Option<&Drhd> {
         let here = || self.units.iter().filter(|unit| unit.segment == bdf.segment());
         let covers = |scope: &Scope| scope.covers(bdf, &buses_behind);
         let named = here().find(|unit| unit.scopes.iter().any(covers));
-        named.or_else(|| here().find(|unit| unit.include_all).filter(|_| self.is_whole(bdf.segment())))
+        let scopes = || here().flat_map(|unit| &unit.scopes);
+        let is_root = || top == 0 || scopes().any(|scope| scope.start_bus == top);
+        let hides = |scope: &Scope| scope.start_bus < top && scope.leads_nowhere(bdf.segment(), &buses_behind);
+        let of_the_rest = || self.is_whole(bdf.segment()) && (is_root() || !scopes().any(hides));
+        named.or_else(|| here().find(|unit| unit.include_all).filter(|_| of_the_rest()))
     }
 
     /// Whether all units of the segment are known, with all that they name.
@@ -289,6 +305,16 @@ impl Scope {
         let through = |bus, &(device, function): &(u8, u8)| Some(buses_behind(at(bus, device, function))?.0);
         let bus = bridges.iter().try_fold(self.start_bus, through)?;
         Some(at(bus, device, function))
+    }
+
+    /// Whether what it names cannot be known: a bridge that its path leads through, or ends at, is not seen. Bridges have buses of higher
+    /// numbers than their own behind them, so all of that is beyond the scope's first bus.
+    fn leads_nowhere(&self, segment: u16, buses_behind: impl Fn(Bdf) -> Option<(u8, u8)>) -> bool {
+        match (self.kind, self.function(segment, &buses_behind)) {
+            (ScopeKind::Endpoint | ScopeKind::Bridge, None) => true,
+            (ScopeKind::Bridge, Some(bridge)) => buses_behind(bridge).is_none(),
+            _ => false,
+        }
     }
 
     /// Whether it names the function, or a bridge above it. A structure's scopes lie in the structure's segment, which is the function's.

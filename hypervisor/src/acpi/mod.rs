@@ -6,6 +6,7 @@
 //! bounds.
 
 mod bytes;
+pub mod chipset_ports;
 pub mod dmar;
 pub mod fadt;
 pub mod madt;
@@ -15,6 +16,7 @@ mod real_tests;
 pub mod spcr;
 pub mod tables;
 
+pub use chipset_ports::ChipsetPorts;
 pub use dmar::{Dmar, Drhd, Odd, OddKind, Rmrr, Satc, Scope, ScopeKind};
 pub use fadt::{CmosClock, PmTimer};
 pub use madt::{Processor, io_apics, processors};

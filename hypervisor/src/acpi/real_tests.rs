@@ -21,7 +21,7 @@ fn no_bridges(_: Bdf) -> Option<(u8, u8)> {
 }
 
 fn unit(dmar: &Dmar, bdf: Bdf, buses_behind: impl Fn(Bdf) -> Option<(u8, u8)>) -> Option<u64> {
-    dmar.unit_of(bdf, buses_behind)?.base.map(Hpa::as_u64)
+    dmar.unit_of(bdf, bdf.bus(), buses_behind)?.base.map(Hpa::as_u64)
 }
 
 #[test]

@@ -3,8 +3,11 @@
 
 use core::fmt;
 
-use super::bytes::{u8_at, u32_at, u64_at};
-use crate::options::SerialPort;
+use super::{
+    bytes::{u8_at, u32_at, u64_at},
+    chipset_ports::ChipsetPorts,
+};
+use crate::options::{BAUD as USUAL_BAUD, SerialPort};
 
 /// Fields, by their offsets.
 const INTERFACE: usize = 36;
@@ -19,6 +22,8 @@ const WITH_PRECISE_BAUD: u8 = 4;
 /// Kinds of port that a driver of the 16550 can use (table DBG2, subtypes of type 0x8000): 16550, 16550 without what only newer chips have,
 /// and 16550 whose address block says all.
 const DRIVEN: [u8; 3] = [0, 1, 0x12];
+/// Old devices, those of the ISA bus, have their ports below.
+const FIRST_FREE: u16 = 0x400;
 /// The address is of I/O ports (ACPI 6.5, table 5.1).
 const IO_SPACE: u8 = 1;
 
@@ -42,6 +47,8 @@ pub enum NoConsole {
     Space(u8),
     /// No serial port can be there: the address.
     Address(u64),
+    /// Something else can be there, an old device or a register of the chipset.
+    Doubtful(SerialPort),
 }
 
 impl fmt::Display for NoConsole {
@@ -51,12 +58,16 @@ impl fmt::Display for NoConsole {
             Self::Kind(kind) => write!(f, "the firmware's console is no 16550 (SPCR: interface type {kind:#x})"),
             Self::Space(space) => write!(f, "the firmware's console is not at I/O ports (SPCR: address space {space})"),
             Self::Address(address) => write!(f, "no serial port can be at {address:#x} (SPCR)"),
+            Self::Doubtful(port) => {
+                write!(f, "{port:#x} could be the chipset's own (SPCR); a word console={port:#x} has the last say")
+            }
         }
     }
 }
 
-/// Reads the table, header included.
-pub fn firmware_console(table: &[u8]) -> Result<FirmwareConsole, NoConsole> {
+/// Reads the table, header included. A port is taken that nothing but a serial port can be at: COM1 to COM4, or one beyond the ports of old
+/// devices and outside the chipset's, which have to be known.
+pub fn firmware_console(table: &[u8], chipset: Option<&ChipsetPorts>) -> Result<FirmwareConsole, NoConsole> {
     let kind = u8_at(table, INTERFACE).ok_or(NoConsole::None)?;
     let space = u8_at(table, ADDRESS_SPACE).ok_or(NoConsole::None)?;
     let address = u64_at(table, ADDRESS).filter(|&address| address != 0).ok_or(NoConsole::None)?;
@@ -67,6 +78,10 @@ pub fn firmware_console(table: &[u8]) -> Result<FirmwareConsole, NoConsole> {
         return Err(NoConsole::Space(space));
     }
     let port = SerialPort::new(address).ok_or(NoConsole::Address(address))?;
+    let free = port.base() >= FIRST_FREE && chipset.is_some_and(|chipset| !chipset.hold(port));
+    if port.number().is_none() && !free {
+        return Err(NoConsole::Doubtful(port));
+    }
     Ok(FirmwareConsole { port, baud: baud(table) })
 }
 
@@ -77,7 +92,7 @@ fn baud(table: &[u8]) -> Option<u32> {
         3 => Some(9_600),
         4 => Some(19_200),
         6 => Some(57_600),
-        7 => Some(115_200),
+        7 => Some(USUAL_BAUD),
         // 0: as it is. Others are reserved.
         _ => None,
     })
@@ -87,7 +102,10 @@ fn baud(table: &[u8]) -> Option<u32> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::tables::tests::make, *};
+    use super::{
+        super::{chipset_ports::tests::with_pm1a, tables::tests::make},
+        *,
+    };
 
     /// A table of version 2: 80 bytes.
     fn table(kind: u8, space: u8, address: u64, baud: u8) -> Vec<u8> {
@@ -101,15 +119,19 @@ mod tests {
         table
     }
 
+    fn read(table: &[u8]) -> Result<FirmwareConsole, NoConsole> {
+        firmware_console(table, Some(&ChipsetPorts::parse(&with_pm1a(0x1800))))
+    }
+
     fn console(port: usize, baud: Option<u32>) -> Result<FirmwareConsole, NoConsole> {
         Ok(FirmwareConsole { port: SerialPort::COM[port - 1], baud })
     }
 
     #[test]
     fn a_server_has_its_console_on_com2_at_the_rate_that_it_says() {
-        assert_eq!(firmware_console(&table(0, 1, 0x2f8, 7)), console(2, Some(115_200)));
+        assert_eq!(read(&table(0, 1, 0x2f8, 7)), console(2, Some(115_200)));
         for (code, baud) in [(0, None), (1, None), (3, Some(9_600)), (4, Some(19_200)), (6, Some(57_600)), (8, None)] {
-            assert_eq!(firmware_console(&table(0x12, 1, 0x3f8, code)), console(1, baud), "{code}");
+            assert_eq!(read(&table(0x12, 1, 0x3f8, code)), console(1, baud), "{code}");
         }
     }
 
@@ -117,11 +139,11 @@ mod tests {
     fn the_precise_rate_counts_from_version_4_on() {
         let mut table = table(1, 1, 0x3e8, 3);
         table.extend(230_400u32.to_le_bytes());
-        assert_eq!(firmware_console(&table), console(3, Some(9_600)));
+        assert_eq!(read(&table), console(3, Some(9_600)));
         table[VERSION] = 4;
-        assert_eq!(firmware_console(&table), console(3, Some(230_400)));
+        assert_eq!(read(&table), console(3, Some(230_400)));
         table[PRECISE_BAUD..].fill(0);
-        assert_eq!(firmware_console(&table), console(3, Some(9_600)));
+        assert_eq!(read(&table), console(3, Some(9_600)));
     }
 
     #[test]
@@ -134,16 +156,32 @@ mod tests {
             (table(0, 1, 0x1_0000_02f8, 7), NoConsole::Address(0x1_0000_02f8), "no serial port"),
             (make(b"SPCR", &[0; 10]), NoConsole::None, "names no port"),
         ] {
-            assert_eq!(firmware_console(&table), Err(why));
+            assert_eq!(read(&table), Err(why));
             assert!(why.to_string().contains(words), "{why}");
         }
+    }
+
+    #[test]
+    fn a_port_that_could_be_the_chipsets_is_refused_in_words() {
+        for base in [0x238, 0x2f0, 0x3e0, 0x1800, 0x1808, 0x1830, 0x18f8] {
+            let why = read(&table(0, 1, base, 7)).unwrap_err();
+            assert_eq!(why, NoConsole::Doubtful(SerialPort::new(base).unwrap()));
+            assert!(why.to_string().contains(&std::format!("console={base:#x}")), "{why}");
+        }
+        for base in [0x17f8, 0x1900, 0xc000] {
+            let console = FirmwareConsole { port: SerialPort::new(base).unwrap(), baud: Some(115_200) };
+            let table = table(0, 1, base, 7);
+            assert_eq!(read(&table), Ok(console));
+            assert_eq!(firmware_console(&table, None), Err(NoConsole::Doubtful(console.port)), "nothing is known");
+        }
+        assert_eq!(firmware_console(&table(0, 1, 0x2e8, 7), None), console(4, Some(115_200)));
     }
 
     proptest! {
         #[test]
         fn any_table_is_survived(body in prop::collection::vec(any::<u8>(), 0..60)) {
             // Whatever it says, the port is one where a serial port can be.
-            if let Ok(console) = firmware_console(&make(b"SPCR", &body)) {
+            if let Ok(console) = read(&make(b"SPCR", &body)) {
                 prop_assert_eq!(SerialPort::new(console.port.base().into()), Some(console.port));
             }
         }

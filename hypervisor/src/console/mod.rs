@@ -20,11 +20,11 @@ use spin::mutex::TicketMutex;
 pub use self::serial::Speed;
 use self::{
     screen::{Framebuffer, Screen},
-    serial::{BAUD, Serial},
+    serial::Serial,
 };
 use crate::{
     clock::{self, Clock, poll},
-    options::SerialPort,
+    options::{BAUD, SerialPort},
 };
 
 /// Bytes that wait for the line.

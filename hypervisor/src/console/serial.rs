@@ -7,15 +7,12 @@ use uart_16550::{BaudRate, Config, Uart16550, backend::PioBackend, spec::registe
 use super::ring::Ring;
 use crate::{
     clock::{self, Timeout, poll},
-    options::SerialPort,
+    options::{BAUD, SerialPort},
 };
 
 /// The line takes a byte in this time, or none any more: a port that nobody answers must not stop the machine. The chip's queue of 16
 /// bytes empties in 1.4 ms, and what is behind it (a service processor) may be slower.
 const SEND: Duration = Duration::from_millis(100);
-
-/// The rate where nobody says another one.
-pub const BAUD: u32 = 115_200;
 
 /// How fast a port is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

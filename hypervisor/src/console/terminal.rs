@@ -9,9 +9,9 @@ use spin::mutex::TicketMutex;
 
 use super::{
     ring::Ring,
-    serial::{BAUD, Serial, Speed},
+    serial::{Serial, Speed},
 };
-use crate::options::SerialPort;
+use crate::options::{BAUD, SerialPort};
 
 /// Bytes that wait for the line.
 const OUT: usize = 4 * 1024;
@@ -44,15 +44,9 @@ impl Terminal {
     }
 }
 
-/// The terminal's port: COM2, unless the console is there.
+/// The terminal's port.
 pub fn port() -> SerialPort {
-    beside(super::port())
-}
-
-/// The terminal's port beside the console's.
-fn beside(console: SerialPort) -> SerialPort {
-    let [com1, com2, ..] = SerialPort::COM;
-    if console == com2 { com1 } else { com2 }
+    super::port().terminal_beside()
 }
 
 /// Takes the terminal's port. Returns whether there is such a port.
@@ -113,16 +107,5 @@ pub(super) fn drain() {
         && let Some(terminal) = terminal.as_mut()
     {
         terminal.serial.drain();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn console_and_terminal_never_share_a_port() {
-        let [com1, com2, com3, com4] = SerialPort::COM;
-        assert_eq!([com1, com2, com3, com4].map(beside), [com2, com1, com2, com2]);
     }
 }

@@ -10,6 +10,8 @@ use core::{
 
 use x86::msr::{rdmsr, wrmsr};
 
+use crate::cpu;
+
 /// IA32_MCG_CAP, IA32_MCG_STATUS, IA32_MCG_CTL; and IA32_MC0_CTL, after which come STATUS, ADDR and MISC, and the next bank's.
 const MCG_CAP: u32 = 0x179;
 const MCG_STATUS: u32 = 0x17a;
@@ -170,12 +172,26 @@ pub fn take(interrupted: Interrupted) -> Report {
     Report { verdict, mcg, bank }
 }
 
-/// Lets this processor signal machine checks, as software has to before it sets CR4.MCE (SDM vol. 3, 16.8): all errors of all banks. What
-/// the banks hold from before is told, and cleared.
-pub fn prepare() {
-    if !has_banks() {
+/// Has machine checks arrive as exceptions on this processor, whose cause is told. Without CR4.MCE one that is meant for another processor
+/// as well shuts the machine down (SDM vol. 3, 7.15, interrupt 18). So each processor does this first, whether it will run guests or not.
+///
+/// # Safety
+/// The processor's IDT is in force.
+pub unsafe fn enable() {
+    const HAS_MCE: u32 = 1 << 7;
+    if core::arch::x86_64::__cpuid(1).edx & HAS_MCE == 0 {
         return;
     }
+    if has_banks() {
+        prepare();
+    }
+    // SAFETY: CPUID says that the bit exists, and the caller that the exception has a handler.
+    unsafe { cpu::write_cr4(cpu::cr4() | cpu::bits::cr4::MCE) };
+}
+
+/// Lets this processor signal all errors of all banks, as software has to before it sets CR4.MCE (SDM vol. 3, 16.8). What the banks hold
+/// from before is told, and cleared.
+fn prepare() {
     // SAFETY: as in `take`.
     let cap = unsafe { rdmsr(MCG_CAP) };
     for bank in numbers(cap).map(read).filter(|bank| bank.status & VAL != 0) {

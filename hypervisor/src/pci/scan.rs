@@ -26,6 +26,17 @@ pub fn buses_behind(functions: &[Function], bdf: Bdf) -> Option<(u8, u8)> {
     (bridge.secondary <= bridge.subordinate).then_some((bridge.secondary, bridge.subordinate))
 }
 
+/// The bus of the topmost bridge above a function, or the function's own where no bridge leads to it. A bridge that has a lower bus than
+/// its own behind it, which cannot be, leads nowhere.
+pub fn top_bus(functions: &[Function], bdf: Bdf) -> u8 {
+    let leads_to = |bridge: &&Function, bus| {
+        let up = bridge.bdf.segment() == bdf.segment() && bridge.bdf.bus() < bus;
+        up && bridge.bridge.is_some_and(|behind| behind.secondary == bus)
+    };
+    let above = |bus: &u8| functions.iter().find(|bridge| leads_to(bridge, *bus)).map(|bridge| bridge.bdf.bus());
+    core::iter::successors(Some(bdf.bus()), above).last().unwrap_or(bdf.bus())
+}
+
 /// Whether whatever a function sends meets the remapping unit first. It is the only function of its device, and is on a root bus or
 /// alone behind a root port; otherwise it could reach others past the unit (PCIe 6.12, access control services), or they could send in
 /// its name.
@@ -143,6 +154,16 @@ mod tests {
         let functions = [vec![root_port.clone()], behind.map(|bdf| at(bdf, None, true)).to_vec()].concat();
         assert!(stands_alone(&functions[..2], behind[0]), "alone behind a root port");
         assert!(!stands_alone(&functions, behind[0]), "with another one behind a root port");
+    }
+
+    #[test]
+    fn above_a_function_are_the_bridges_that_lead_to_its_bus() {
+        let bridge = |bus, behind| at(Bdf::new(bus, 0, 0), Some((behind, behind)), true);
+        let functions = [bridge(0, 3), bridge(3, 5), bridge(9, 8), bridge(6, 6), bridge(0x40, 0x41)];
+        for (bus, top) in [(0, 0), (3, 0), (5, 0), (6, 6), (8, 8), (9, 9), (0x41, 0x40)] {
+            assert_eq!(top_bus(&functions, Bdf::new(bus, 1, 0)), top, "{bus:#x}");
+        }
+        assert_eq!(top_bus(&functions, Bdf::new(5, 1, 0).in_segment(1)), 5);
     }
 
     #[test]

@@ -5,34 +5,44 @@ use super::{
     memory::{Firmware, find_rsdp},
 };
 use crate::{
-    acpi::{FirmwareConsole, Tables, firmware_console},
+    acpi::{ChipsetPorts, FirmwareConsole, Tables, firmware_console},
     addr::Hpa,
     console::{self, Speed, screen::Framebuffer},
     memory::PhysRange,
-    options::{Console, Options, SerialPort},
+    options::{BAUD, Console, Options, SerialPort},
 };
 
 /// End of what the entry code has mapped.
 const MAPPED_AT_ENTRY: u64 = 1 << 32;
 
-/// A console that has its screen, and its port where the command line names one. The rest needs the final page tables.
+/// Words for the port of the command line.
+const ASKED: &str = "as the command line says";
+
+/// A console that has its screen, and its port where the command line says COM1 to COM4. The rest needs the final page tables.
 #[must_use]
 pub struct Begun {
+    /// The port that the command line names, unless the console has it.
+    asked: Option<SerialPort>,
     framebuffer: Option<Framebuffer>,
 }
 
-/// Reads the command line, and takes what needs nothing else: the port that it names, and the screen, which can be painted at once where
-/// the entry code has mapped it.
+/// Reads the command line, and takes what needs nothing else: the port that it names, if that is one of those that PCs have, and the
+/// screen, which can be painted at once where the entry code has mapped it.
 pub fn begin(loader: &Loader) -> Begun {
     let (options, wrong) = Options::parse(loader.command_line());
     let framebuffer = if options.screen { take_screen(loader) } else { None };
     if let Some(wrong) = wrong {
         log::warn!("{wrong}. This word is passed over");
     }
-    if let Console::At(port) = options.console {
-        open(port, Speed::Baud(115_200), "as the command line says");
-    }
-    Begun { framebuffer }
+    let asked = match options.console {
+        Console::At(port) if port.number().is_some() => {
+            open(port, Speed::Baud(BAUD), ASKED);
+            None
+        }
+        Console::At(port) => Some(port),
+        Console::Auto => None,
+    };
+    Begun { asked, framebuffer }
 }
 
 impl Begun {
@@ -52,16 +62,28 @@ impl Begun {
         }
         // Also where nothing answers at the port that the command line names: a console elsewhere is better than none.
         if !console::is_open() {
-            choose(loader);
+            choose(loader, self.asked);
         }
     }
 }
 
-/// Opens the port that the firmware names, else COM1.
-fn choose(loader: &Loader) {
+/// Opens the port that was asked for, unless it is the chipset's; else the one that the firmware names, else COM1.
+fn choose(loader: &Loader, asked: Option<SerialPort>) {
     let firmware = Firmware::new(loader);
     let tables = find_rsdp(&firmware, loader).and_then(|rsdp| Tables::new(&firmware, rsdp));
-    match tables.and_then(|tables| tables.find(b"SPCR").ok()).map(|table| firmware_console(table.bytes)) {
+    let find = |signature| tables.as_ref()?.find(signature).ok().map(|table| table.bytes);
+    let chipset = find(b"FACP").map(ChipsetPorts::parse);
+    match asked {
+        Some(port) if chipset.as_ref().is_some_and(|chipset| chipset.hold(port)) => {
+            log::warn!("console={port:#x}: the chipset's own ports are there (FADT)");
+        }
+        Some(port) => open(port, Speed::Baud(BAUD), ASKED),
+        None => {}
+    }
+    if console::is_open() {
+        return;
+    }
+    match find(b"SPCR").map(|table| firmware_console(table, chipset.as_ref())) {
         Some(Ok(FirmwareConsole { port, baud })) => {
             open(port, baud.map_or(Speed::Kept, Speed::Baud), "as the firmware's table SPCR says");
         }
@@ -69,7 +91,7 @@ fn choose(loader: &Loader) {
         None => {}
     }
     if !console::is_open() {
-        open(SerialPort::COM[0], Speed::Baud(115_200), "the usual one");
+        open(SerialPort::COM[0], Speed::Baud(BAUD), "the usual one");
     }
 }
 

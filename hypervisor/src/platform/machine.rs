@@ -22,7 +22,7 @@ use crate::{
     memory::{Mmio, PhysRange},
     pci::{
         ConfigPorts, ConfigSpace, Ecam, Function, scan,
-        scan::{buses_behind, misplaced},
+        scan::{buses_behind, misplaced, top_bus},
     },
     vtd::{self, Capabilities, Config, Remapper},
 };
@@ -155,7 +155,8 @@ impl Machine {
     /// Which unit, by its place in DMAR, serves a function.
     pub fn unit_of(&self, bdf: Bdf) -> Option<usize> {
         let dmar = self.dmar()?;
-        let unit = dmar.unit_of(bdf, |bridge| buses_behind(&self.functions, bridge))?;
+        let top = top_bus(&self.functions, bdf);
+        let unit = dmar.unit_of(bdf, top, |bridge| buses_behind(&self.functions, bridge))?;
         dmar.units.iter().position(|other| core::ptr::eq(unit, other))
     }
 

@@ -39,12 +39,10 @@ impl Host {
             // SAFETY: `unlock` says that the register is not locked.
             unsafe { caps::unlock_feature_control() };
         }
-        cpu::machine_check::prepare();
-        // SAFETY: the bits that VMX demands are NE and VMXE (`Capabilities::check`), which the hypervisor's code does not notice. With MCE a
-        // machine check is an exception, and its cause is told; without, the processor shuts down.
+        // SAFETY: the bits that VMX demands are NE and VMXE (`Capabilities::check`), which the hypervisor's code does not notice.
         unsafe {
             cpu::write_cr0((cpu::cr0() | capabilities.cr0[0]) & capabilities.cr0[1]);
-            cpu::write_cr4(cpu::cr4() | cpu::bits::cr4::VMXE | cpu::bits::cr4::MCE & capabilities.cr4[1]);
+            cpu::write_cr4(cpu::cr4() | cpu::bits::cr4::VMXE);
         }
         // SAFETY: the caller has given the frame away; the registers were set just now.
         unsafe {

@@ -6,6 +6,7 @@ use super::{Dmar, Drhd, Odd, OddKind, Rmrr, Satc, Scope, ScopeKind};
 use crate::{
     acpi::bytes::{u8_at, u16_at, u64_at},
     addr::{Hpa, PAGE_SIZE},
+    memory::PhysRange,
 };
 
 /// Type of a DMA remapping hardware unit definition (8.3).
@@ -73,23 +74,38 @@ impl Dmar {
         let (flags, segment) = (u8_at(structure, 4)?, u16_at(structure, 6)?);
         let fits = base.checked_add(size).is_some_and(|end| end <= ADDRESSES_END);
         let usable = base != 0 && base.is_multiple_of(PAGE_SIZE) && fits;
-        if usable && self.units.iter().any(|unit| (unit.base, unit.segment) == (Some(Hpa::new(base)), segment)) {
-            self.note(at, OddKind::SecondUnit(base));
-            return Some(());
-        }
-        if !usable {
-            self.note(at, OddKind::UnitAddress(base));
-        }
-        let Scopes { found, whole } = self.scopes(structure, 16, at);
-        self.units.push(Drhd {
+        let mut unit = Drhd {
             include_all: flags & 1 != 0,
             segment,
             base: usable.then(|| Hpa::new(base)),
             size,
-            scopes: found,
-            whole,
-        });
+            scopes: Vec::new(),
+            whole: false,
+        };
+        if !usable {
+            self.note(at, OddKind::UnitAddress(base));
+        }
+        Scopes { found: unit.scopes, whole: unit.whole } = self.scopes(structure, 16, at);
+        self.add_unit(unit, at);
         Some(())
+    }
+
+    /// Adds a unit. One whose registers an earlier one has is the same unit where the table says the same of it, and takes nothing from
+    /// what either entry names; else it is a unit that nobody can use, because no registers serve two segments, or two units.
+    fn add_unit(&mut self, mut unit: Drhd, at: usize) {
+        let registers = unit.registers();
+        let meets = |other: &&mut Drhd| registers.zip(other.registers()).is_some_and(|(a, b)| a.overlaps(&b));
+        let Some(earlier) = self.units.iter_mut().find(meets) else { return self.units.push(unit) };
+        let base = registers.map_or(0, |registers| registers.start.as_u64());
+        let what = if (earlier.base, earlier.segment) == (unit.base, unit.segment) {
+            earlier.join(unit);
+            OddKind::SameUnit(base)
+        } else {
+            unit.base = None;
+            self.units.push(unit);
+            OddKind::TakenRegisters(base)
+        };
+        self.note(at, what);
     }
 
     /// 8.4: segment, base, limit, scopes.
@@ -132,6 +148,20 @@ impl Dmar {
             }
         }
         scopes
+    }
+}
+
+impl Drhd {
+    fn registers(&self) -> Option<PhysRange> {
+        Some(PhysRange::new(self.base?, self.size))
+    }
+
+    /// Takes what another entry for the same unit says.
+    fn join(&mut self, other: Self) {
+        self.include_all |= other.include_all;
+        self.size = self.size.max(other.size);
+        self.scopes.extend(other.scopes);
+        self.whole &= other.whole;
     }
 }
 

@@ -45,7 +45,7 @@ fn no_bridges(_: Bdf) -> Option<(u8, u8)> {
 }
 
 fn base_of(dmar: &Dmar, bdf: Bdf) -> Option<u64> {
-    dmar.unit_of(bdf, no_bridges)?.base.map(Hpa::as_u64)
+    dmar.unit_of(bdf, bdf.bus(), no_bridges)?.base.map(Hpa::as_u64)
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn the_unit_that_names_a_function_goes_before_the_one_for_all() {
     let named = unit(0, UNIT, &[scope(1, 0, 0, &[(2, 0)]), scope(2, 0, 0, &[(1, 0)])]);
     let dmar = parse(&[unit(1, UNIT + 0x1000, &[]), named]);
     let behind = |bridge: Bdf| (bridge == Bdf::new(0, 1, 0)).then_some((4, 6));
-    let base = |bdf| dmar.unit_of(bdf, behind).and_then(|unit| unit.base).map(Hpa::as_u64);
+    let base = |bdf| dmar.unit_of(bdf, bdf.bus(), behind).and_then(|unit| unit.base).map(Hpa::as_u64);
     assert_eq!(base(Bdf::new(0, 2, 0)), Some(UNIT));
     assert_eq!(base(Bdf::new(5, 3, 1)), Some(UNIT));
     assert_eq!(base(Bdf::new(7, 0, 0)), Some(UNIT + 0x1000));
@@ -152,10 +152,74 @@ fn a_unit_at_an_address_that_cannot_be_serves_nobody_and_hides_no_other() {
     }
 }
 
+fn in_segment(segment: u16, mut unit: Vec<u8>) -> Vec<u8> {
+    unit[6..8].copy_from_slice(&segment.to_le_bytes());
+    unit
+}
+
+/// Both orders: whichever comes second must not fall to the unit for all the rest.
 #[test]
-fn a_second_unit_at_the_same_address_is_left_out() {
+fn two_entries_for_one_unit_are_one_that_serves_what_either_names() {
+    let [first, second] = [2, 3].map(|device| unit(0, UNIT, &[scope(1, 0, 0, &[(device, 0)])]));
+    let rest = unit(1, UNIT + 0x1000, &[]);
+    for entries in [[first.clone(), second.clone()], [second, first]] {
+        let dmar = parse(&[&entries[..], &[rest.clone()]].concat());
+        assert_eq!((dmar.units.len(), &dmar.odd), (2, &odd(72, OddKind::SameUnit(UNIT))));
+        for device in [2, 3] {
+            assert_eq!(base_of(&dmar, Bdf::new(0, device, 0)), Some(UNIT), "{device}");
+        }
+        assert_eq!(base_of(&dmar, Bdf::new(0, 4, 0)), Some(UNIT + 0x1000));
+    }
     let dmar = parse(&[unit(0, UNIT, &[]), unit(1, UNIT, &[])]);
-    assert_eq!((dmar.units.len(), &dmar.odd), (1, &odd(64, OddKind::SecondUnit(UNIT))));
+    assert_eq!((dmar.units.len(), &dmar.odd), (1, &odd(64, OddKind::SameUnit(UNIT))));
+    assert_eq!(base_of(&dmar, Bdf::new(0, 4, 0)), Some(UNIT), "all the rest");
+    let mut bad = scope(1, 0, 0, &[(5, 0)]);
+    bad[1] = 2;
+    let dmar = parse(&[unit(0, UNIT, &[bad]), unit(0, UNIT, &[]), rest]);
+    assert_eq!(base_of(&dmar, Bdf::new(0, 5, 0)), None, "an entry's scopes are not known to the end");
+}
+
+#[test]
+fn registers_serve_one_unit_of_one_segment_and_what_the_second_names_goes_to_nobody() {
+    let named = |base| unit(0, base, &[scope(1, 0, 0, &[(2, 0)])]);
+    let there = |bdf: Bdf| bdf.in_segment(1);
+    let dmar = parse(&[named(UNIT), in_segment(1, named(UNIT)), in_segment(1, unit(1, UNIT, &[]))]);
+    let told = [72, 96].map(|at| Odd { at, what: OddKind::TakenRegisters(UNIT) });
+    assert_eq!((dmar.units.len(), &dmar.odd[..]), (3, &told[..]));
+    assert_eq!(base_of(&dmar, Bdf::new(0, 2, 0)), Some(UNIT));
+    for device in [2, 3] {
+        assert_eq!(base_of(&dmar, there(Bdf::new(0, device, 0))), None);
+    }
+    let mut wide = unit(1, UNIT, &[]);
+    wide[5] = 1;
+    let rest = unit(0, UNIT + 0x2000, &[scope(1, 0, 0, &[(3, 0)])]);
+    let dmar = parse(&[wide, named(UNIT + 0x1000), rest]);
+    assert_eq!((dmar.units.len(), &dmar.odd), (3, &odd(64, OddKind::TakenRegisters(UNIT + 0x1000))));
+    let bases = [2, 3, 4].map(|device| base_of(&dmar, Bdf::new(0, device, 0)));
+    assert_eq!(bases, [None, Some(UNIT + 0x2000), Some(UNIT)], "in the middle of another one's registers; behind them");
+}
+
+/// Firmware lists bridges that it has switched off, and such a bridge may forward all the same.
+#[test]
+fn what_could_be_behind_a_bridge_that_is_not_seen_is_not_one_of_all_the_rest() {
+    let rest = unit(1, UNIT, &[]);
+    let root = unit(0, UNIT + 0x2000, &[scope(1, 0, 0x80, &[(1, 0)])]);
+    let seen = |bridge: Bdf| (bridge == Bdf::new(0, 6, 0)).then_some((7, 7));
+    for (hidden, through) in [
+        (scope(2, 0, 0, &[(1, 0)]), "a bridge"),
+        (scope(1, 0, 0, &[(1, 0), (0, 0)]), "a function behind one"),
+        (scope(2, 0, 0, &[(6, 0), (1, 0)]), "a bridge behind one that is seen"),
+    ] {
+        let dmar = parse(&[unit(0, UNIT + 0x1000, &[hidden]), rest.clone(), root.clone()]);
+        let base = |bdf, top| dmar.unit_of(bdf, top, seen).and_then(|unit| unit.base).map(Hpa::as_u64);
+        assert_eq!(base(Bdf::new(5, 0, 0), 5), None, "{through}");
+        assert_eq!(base(Bdf::new(7, 0, 0), 0), Some(UNIT), "behind a bridge that is seen");
+        assert_eq!(base(Bdf::new(0, 2, 0), 0), Some(UNIT), "on bus 0");
+        assert_eq!(base(Bdf::new(0x80, 2, 0), 0x80), Some(UNIT), "on a root bus");
+    }
+    let dmar = parse(&[unit(0, UNIT + 0x1000, &[scope(2, 0, 0, &[(6, 0)])]), rest]);
+    let base = dmar.unit_of(Bdf::new(5, 0, 0), 5, seen).and_then(|unit| unit.base);
+    assert_eq!(base, Some(Hpa::new(UNIT)), "all bridges are seen");
 }
 
 #[test]
@@ -181,7 +245,7 @@ proptest! {
         let _ = Dmar::parse(&bytes);
         let head = if good { table(&[unit(1, UNIT, &[])]) } else { table(&[]) };
         let dmar = Dmar::parse(&[head, bytes].concat()).unwrap();
-        dmar.unit_of(Bdf(5), |_| Some((0, 255)));
+        dmar.unit_of(Bdf(5), 0, |_| Some((0, 255)));
         prop_assert_eq!(good, dmar.units.first().is_some_and(|unit| unit.base == Some(Hpa::new(UNIT))) );
     }
 
