@@ -276,16 +276,19 @@ impl Parent {
         }
         pci::function::set_pasid_enable(machine.config(), function.bdf, pasid, true);
         pci::function::enable(machine.config(), function.bdf);
-        dsa::share_out(&registers, clock::current()).map_err(|error| {
-            log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
-            Refusal::Hardware
-        })?;
-        let interrupt = own_interrupt::listen(machine, service, function);
-        if interrupt.is_some() {
-            dsa::tell_errors(&registers, true);
-        }
         let (shares, is_busy) = (TicketMutex::default(), AtomicBool::new(false));
-        Ok(Self { machine, function: function.clone(), registers, interrupt, shares, is_busy })
+        let mut new = Self { machine, function: function.clone(), registers, interrupt: None, shares, is_busy };
+        if let Err(error) = dsa::share_out(&new.registers, clock::current()) {
+            log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
+            // After a time-out the device may be enabled still.
+            new.stop();
+            return Err(Refusal::Hardware);
+        }
+        new.interrupt = own_interrupt::listen(machine, service, function);
+        if new.interrupt.is_some() {
+            dsa::tell_errors(&new.registers, true);
+        }
+        Ok(new)
     }
 
     /// Its place on the machine.
