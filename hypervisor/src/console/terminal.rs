@@ -5,13 +5,12 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use spin::mutex::TicketMutex;
-
 use super::{
     ring::Ring,
     serial::{BAUD, Serial, Speed},
 };
 use crate::options::SerialPort;
+use crate::sync::Mutex;
 
 /// Bytes that wait for the line.
 const OUT: usize = 4 * 1024;
@@ -29,7 +28,7 @@ struct Terminal {
 }
 
 /// Below it no other lock is taken.
-static TERMINAL: TicketMutex<Option<Terminal>> = TicketMutex::new(None);
+static TERMINAL: Mutex<Option<Terminal>> = Mutex::new(None);
 /// Whether there is one: runs without a terminal take no lock for it.
 static OPEN: AtomicBool = AtomicBool::new(false);
 

@@ -1,7 +1,8 @@
 //! Faults of a guest's slots, until the guest reads them.
 
 use hcall_abi::FaultRecord;
-use spin::Mutex;
+
+use crate::sync::Mutex;
 
 /// Faults that are kept: the oldest go when more come.
 const KEPT: usize = 64;

@@ -4,7 +4,6 @@ use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use hcall_abi::{DeviceId, FaultKind, FaultRecord, Status};
-use spin::Mutex;
 
 use super::{
     counters::{RemapCounters, RemapCounts, add, count},
@@ -15,7 +14,10 @@ use super::{
     ports::{EntryIndex, Field, HostRoute, Ports, Span, UnitNumber, Wanted},
     slot::{Binding, CTRL_MASK, Slot, State, StoreName},
 };
-use crate::{addr::Bdf, sync::Shared};
+use crate::{
+    addr::Bdf,
+    sync::{Mutex, Shared},
+};
 
 /// How many slots are taken away with one flush.
 pub(super) const CHUNK: usize = 256;

@@ -11,11 +11,10 @@ use super::{
     means::{Begun, Means},
     memory::{FRAMES, map_device},
     ports::{MachinePorts, MachineService},
-    windows::{Kind, Registers, Window, Windows},
+    windows::{Kind, RegisterKind, Registers, Window, Windows},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
-    clock,
     ept::{self, Ept},
     guest::{errata::Erratum, memory_map::BarAllocator},
     ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
@@ -412,7 +411,7 @@ impl Layout<'_, '_> {
                 self.shared.push((page, base, PAGE_SIZE));
             }
         }
-        let kind = Kind::Registers(Registers { device: self.id, base, commands: false, writable: false });
+        let kind = Kind::Registers(Registers { device: self.id, base, kind: RegisterKind::PendingBits });
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate_at` has found the bits in it.
         unsafe { self.room.windows.add(Window { start: gpa, len: bytes, kind }) };
         Ok(())
@@ -421,7 +420,7 @@ impl Layout<'_, '_> {
     /// Whatever else is in trapped pages is read and written as if they were not.
     fn serve_the_rest(&mut self) {
         for &(start, base, len) in &self.shared {
-            let kind = Kind::Registers(Registers { device: self.id, base, commands: false, writable: true });
+            let kind = Kind::Registers(Registers { device: self.id, base, kind: RegisterKind::Plain });
             // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and the pages were found in it. Windows of what the guest must not
             // write were added before.
             unsafe { self.room.windows.add(Window { start, len, kind }) };
@@ -436,7 +435,7 @@ impl Layout<'_, '_> {
         if !self.room.windows.has_store_at(gpa) {
             self.map(gpa, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
         }
-        let kind = Kind::Registers(Registers { device: self.id, base, commands: true, writable: true });
+        let kind = Kind::Registers(Registers { device: self.id, base, kind: RegisterKind::Commands });
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
         unsafe { self.room.windows.add(Window { start: gpa, len: PAGE_SIZE, kind }) };
         Ok(())
@@ -560,18 +559,20 @@ impl Assigned {
         }
     }
 
-    /// The guest has written to the page of the command register.
-    pub fn command_written(&mut self, offset: u64, bytes: u8, value: u64, service: &MachineService, domain: &Domain) {
-        if dsa::is_reset(offset, bytes, value) {
-            // The device has masked all slots of its store by itself; the service forgets what they held.
-            if self.means.registers().is_none_or(|registers| dsa::wait_command(registers, clock::current(), dsa::RESET))
-            {
-                service.ports().mend_slow_store(self.function.bdf);
-            } else {
-                self.tell_reset();
-            }
-            let _ = service.device_reset(domain, self.id);
+    /// Whether a DSA has ended its last command.
+    pub fn is_idle(&self) -> bool {
+        self.means.registers().is_none_or(|registers| dsa::outcome(registers).is_some())
+    }
+
+    /// The guest has reset the device by its command register. `answered`: the device has ended the command in time.
+    pub fn was_reset(&mut self, answered: bool, service: &MachineService, domain: &Domain) {
+        if answered {
+            service.ports().mend_slow_store(self.function.bdf);
+        } else {
+            self.tell_reset();
         }
+        // The device has masked all slots of its store by itself; the service forgets what they held.
+        let _ = service.device_reset(domain, self.id);
     }
 
     /// Stops what the device does: before its interrupts and its memory are taken away.

@@ -6,13 +6,15 @@ use hcall_abi::{DeviceId, Status};
 
 use super::{
     assign::by_id,
+    dsa,
     holdings::Holdings,
     ports::MachineService,
     vm::Vm,
-    windows::{Kind, Registers},
+    windows::{Kind, RegisterKind, Registers},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa},
+    clock::{self, poll},
     exits::{Platform, PortWrite},
     ims::{Domain, GuestMemory, StoreName},
     memory::Ram,
@@ -77,21 +79,46 @@ impl Reach<'_> {
         parents.iter().find_map(|parent| parent.write(name, offset, bytes, value, service));
     }
 
-    /// Passes a write of a register on, and looks at it if it may be a command. The lock keeps what a device is told and what is known
-    /// of it together when several virtual processors write.
-    fn write_register(&self, window: Registers, offset: u64, bytes: u8, value: u64) {
-        if !window.writable {
-            return;
+    /// Passes a write of a register on. Returns the device if the write begins a reset of the device.
+    fn write_register(&self, window: Registers, offset: u64, bytes: u8, value: u64) -> Option<DeviceId> {
+        if window.kind == RegisterKind::PendingBits {
+            return None;
         }
-        let functions = window.commands.then(|| self.vm.holdings.functions.lock());
         // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
         // included, stays within the guest: its requester ID has the guest's second-level tables.
         unsafe { write_device(window.base, offset, bytes, value) };
-        if let Some(mut functions) = functions
-            && let Some(assigned) = by_id(&mut functions, window.device)
-        {
-            assigned.command_written(offset, bytes, value, self.vm.holdings.service, self.domain);
+        (window.kind == RegisterKind::Commands && dsa::is_reset(offset, bytes, value)).then_some(window.device)
+    }
+
+    /// Waits until a device has carried out a reset that the guest has written to its command register, and tells the service. No lock is held
+    /// meanwhile: the device may take its time, and the other virtual processors go on.
+    fn await_reset(&self, device: DeviceId) {
+        let holdings = &self.vm.holdings;
+        let is_idle = || by_id(&mut holdings.functions.lock(), device).is_none_or(|assigned| assigned.is_idle());
+        let answered = poll(clock::current(), dsa::RESET, is_idle);
+        if let Some(assigned) = by_id(&mut holdings.functions.lock(), device) {
+            assigned.was_reset(answered, holdings.service, self.domain);
         }
+    }
+
+    /// Carries out a write. Returns the device if the write begins a reset of the device, which has to be waited for
+    /// ([`Self::await_reset`]).
+    #[inline]
+    fn write_window(&self, gpa: Gpa, bytes: u8, value: u64) -> Option<DeviceId> {
+        match self.vm.windows.find(gpa)? {
+            (Kind::Store { device, name, .. }, offset) => {
+                // The service counts what it refuses. A guest is not told, as hardware would not.
+                let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
+            }
+            (Kind::Registers(window), offset) => return self.write_register(window, offset, bytes, value),
+            (Kind::Virtual { device }, offset) => self.write_virtual(device, offset, bytes, value),
+            (Kind::Ecam, offset) => {
+                let (function, register) = VirtualBus::ecam(offset);
+                let effect = self.vm.board.lock().bus.write(function, register, bytes, value as u32);
+                self.configure(function, effect);
+            }
+        }
+        None
     }
 }
 
@@ -157,19 +184,8 @@ impl Platform for Reach<'_> {
     /// Apart, with the whole way of a store in it.
     #[inline(never)]
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64) {
-        match self.vm.windows.find(gpa) {
-            Some((Kind::Store { device, name, .. }, offset)) => {
-                // The service counts what it refuses. A guest is not told, as hardware would not.
-                let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
-            }
-            Some((Kind::Registers(window), offset)) => self.write_register(window, offset, bytes, value),
-            Some((Kind::Virtual { device }, offset)) => self.write_virtual(device, offset, bytes, value),
-            Some((Kind::Ecam, offset)) => {
-                let (function, register) = VirtualBus::ecam(offset);
-                let effect = self.vm.board.lock().bus.write(function, register, bytes, value as u32);
-                self.configure(function, effect);
-            }
-            None => {}
+        if let Some(device) = self.write_window(gpa, bytes, value) {
+            self.await_reset(device);
         }
     }
 
@@ -199,11 +215,19 @@ impl Platform for Reach<'_> {
             }
             return;
         }
-        // Other windows have no lock for this: each access alone is one step, and modifications are among themselves.
-        let _modifying = self.vm.modifying.lock();
+        // Other windows have no lock for this: each access alone is one step, and modifications are among themselves. The lock is first come,
+        // first served, and none of its holders waits for what a device does: one waits for the modifications of the guest's other virtual
+        // processors, one of each at most. One to a virtual function's command takes four times `turns::QUICK` and its turn at the parent's
+        // lock; one that resets a function in its configuration space takes the time of that reset.
+        let modifying = self.vm.modifying.lock();
         let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
+        let mut reset = None;
         for (at, width, value) in pieces(gpa.as_u64(), &new[..usize::from(bytes.min(16))]) {
-            self.mmio_write(Gpa::new(at), width, value);
+            reset = self.write_window(Gpa::new(at), width, value).or(reset);
+        }
+        drop(modifying);
+        if let Some(device) = reset {
+            self.await_reset(device);
         }
     }
 

@@ -15,7 +15,6 @@ use core::{
 };
 
 use hcall_abi::{DeviceId, Pasid};
-use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use super::{
     assign::{self, Refusal, Room},
@@ -39,6 +38,7 @@ use crate::{
     ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio, Registers},
     pci::{self, Function},
+    sync::{Mutex, MutexGuard},
     vdev::{
         pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualFunction},
         vdsa::{self, Shape, VirtualDsa},
@@ -111,7 +111,7 @@ pub struct Parent {
     interrupt: Option<OwnEntry>,
     /// The lock keeps what the device is told and what is known of it together. Those who want it get it in turn. Nobody holds it while the
     /// device carries out a command that takes long.
-    shares: TicketMutex<Shares>,
+    shares: Mutex<Shares>,
     /// Commands are under way.
     is_busy: AtomicBool,
 }
@@ -138,7 +138,7 @@ impl Shares {
 /// All functions that the hypervisor keeps. Its lock comes before theirs.
 #[derive(Default)]
 pub struct Parents {
-    all: TicketMutex<Vec<Arc<Parent>>>,
+    all: Mutex<Vec<Arc<Parent>>>,
     /// How many do not tell of errors for now.
     masked: AtomicUsize,
 }
@@ -169,7 +169,7 @@ impl Parents {
     }
 
     /// The parent, if it is kept. One that its last guest is leaving is waited for: what that guest had of it is still being taken away.
-    fn find(&self, bdf: Bdf) -> (TicketMutexGuard<'_, Vec<Arc<Parent>>>, Option<Arc<Parent>>) {
+    fn find(&self, bdf: Bdf) -> (MutexGuard<'_, Vec<Arc<Parent>>>, Option<Arc<Parent>>) {
         loop {
             let parents = self.all.lock();
             let known = parents.iter().find(|parent| parent.function.bdf == bdf).cloned();
@@ -276,7 +276,7 @@ impl Parent {
         }
         pci::function::set_pasid_enable(machine.config(), function.bdf, pasid, true);
         pci::function::enable(machine.config(), function.bdf);
-        let (shares, is_busy) = (TicketMutex::default(), AtomicBool::new(false));
+        let (shares, is_busy) = (Mutex::default(), AtomicBool::new(false));
         let mut new = Self { machine, function: function.clone(), registers, interrupt: None, shares, is_busy };
         if let Err(error) = dsa::share_out(&new.registers, clock::current()) {
             log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
