@@ -20,7 +20,7 @@ use crate::{
     ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{
-        self, Bar, ConfigSpace, Function,
+        self, Bar, ConfigSpace, Function, TableLocation,
         reset::{Progress, Resetting},
     },
     vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
@@ -270,9 +270,15 @@ pub(super) fn look<T>(machine: &Machine, function: &Function, look: impl FnOnce(
     Some(pci::function::while_decoding(machine.config(), function.bdf, || look(&registers)))
 }
 
-pub(super) fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {
+fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {
     let bar = function.bars.get(index).copied().flatten().ok_or(Refusal::Bar(index))?;
     bar.memory().filter(|(base, size)| base.is_aligned(*size) && *size >= PAGE_SIZE).ok_or(Refusal::Bar(index))
+}
+
+/// Where `bytes` bytes at an offset in a BAR are on the machine, if the BAR can be mapped and holds them.
+pub(super) fn locate(function: &Function, table: TableLocation, bytes: u64) -> Result<Hpa, Refusal> {
+    memory_bar(function, table.bar.into())?;
+    function.locate(table, bytes).ok_or(Refusal::Table)
 }
 
 /// What the guest sees in configuration space.
@@ -448,11 +454,10 @@ impl Layout<'_, '_> {
 
     /// The same for what is aligned to `alignment` bytes.
     fn locate_at(&self, (bar, offset): (u8, u32), bytes: u64, alignment: u32) -> Result<(Gpa, Hpa), Refusal> {
-        let descr = self.descr.bars.get(usize::from(bar)).copied().flatten().ok_or(Refusal::Table)?;
-        let (base, _) = memory_bar(self.function, bar.into())?;
-        let inside = u64::from(offset).checked_add(bytes).is_some_and(|end| end <= descr.size);
-        let place = descr.gpa.checked_add(offset.into()).zip(base.checked_add(offset.into()));
-        place.filter(|_| inside && offset.is_multiple_of(alignment)).ok_or(Refusal::Table)
+        let base = locate(self.function, TableLocation { bar, offset }, bytes)?;
+        let descr = self.descr.bars.get(usize::from(bar)).copied().flatten();
+        let gpa = descr.and_then(|descr| descr.gpa.checked_add(offset.into()));
+        gpa.filter(|_| offset.is_multiple_of(alignment)).map(|gpa| (gpa, base)).ok_or(Refusal::Table)
     }
 
     fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, access: ept::Access) -> Result<(), Refusal> {

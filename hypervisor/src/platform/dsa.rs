@@ -34,12 +34,12 @@ pub const REGISTERS_BAR: u8 = 0;
 
 /// BAR with the portals: four pages for each work queue, of which the third and the fourth take handles of the message store
 /// (`idxd_get_wq_portal_full_offset`).
-pub const PORTALS_BAR: usize = 2;
+pub const PORTALS_BAR: u8 = 2;
 /// Pages of a work queue there.
-const PORTALS_OF_QUEUE: u64 = 4;
+const PORTALS_OF_QUEUE: u32 = 4;
 /// The first that takes handles of the message store, and how many do.
-const STORE_PORTAL: u64 = 2;
-const STORE_PORTALS: u64 = 2;
+const STORE_PORTAL: u32 = 2;
+const STORE_PORTALS: u32 = 2;
 
 /// A slot's ctrl: masked, for work of one PASID.
 const SLOT_CTRL: usize = 12;
@@ -64,9 +64,10 @@ pub struct MessageStore {
 
 /// The bytes of [`PORTALS_BAR`] by which descriptors with handles of the message store get into a work queue, and into no other: what
 /// a guest that has the queue may reach there.
-pub fn store_portals(queue: u8) -> Range<u64> {
-    let first = u64::from(queue) * PORTALS_OF_QUEUE + STORE_PORTAL;
-    first * PAGE_SIZE..(first + STORE_PORTALS) * PAGE_SIZE
+pub fn store_portals(queue: u8) -> Range<u32> {
+    const PAGE: u32 = PAGE_SIZE as u32;
+    let first = u32::from(queue) * PORTALS_OF_QUEUE + STORE_PORTAL;
+    first * PAGE..(first + STORE_PORTALS) * PAGE
 }
 
 /// Whether a function is one.

@@ -15,7 +15,10 @@ use super::{
 use crate::{
     addr::{Bdf, Gpa, Hpa},
     clock::{self, poll},
-    exits::{Platform, PortWrite},
+    exits::{
+        Platform, PortWrite,
+        mmio::pieces::{piece_of, pieces, put_piece},
+    },
     ims::{Domain, GuestMemory, StoreName},
     memory::Ram,
     vdev::{
@@ -50,10 +53,8 @@ impl Reach<'_> {
     /// Reads 1 to 16 bytes outside of the guest's memory, in one page.
     fn read_bytes(&mut self, gpa: Gpa, bytes: u8) -> u128 {
         let mut value = [0; 16];
-        for (at, width, _) in pieces(gpa.as_u64(), &[0; 16][..usize::from(bytes.min(16))]) {
-            let read = self.mmio_read(Gpa::new(at), width).to_le_bytes();
-            let place = value.iter_mut().skip((at - gpa.as_u64()) as usize);
-            place.zip(read).take(width.into()).for_each(|(byte, read)| *byte = read);
+        for (gpa, width, at) in pieces(gpa, bytes.min(16).into()) {
+            put_piece(&mut value, width, at, self.mmio_read(gpa, width.bytes() as u8));
         }
         u128::from_le_bytes(value)
     }
@@ -195,8 +196,8 @@ impl Platform for Reach<'_> {
             let _ = self.service.store_write_bytes(self.domain, device, name, offset, bytes);
             return;
         }
-        for (at, bytes, value) in pieces(gpa.as_u64(), bytes) {
-            self.mmio_write(Gpa::new(at), bytes, value);
+        for (gpa, width, at) in pieces(gpa, bytes.len()) {
+            self.mmio_write(gpa, width.bytes() as u8, piece_of(bytes, width, at));
         }
     }
 
@@ -222,8 +223,8 @@ impl Platform for Reach<'_> {
         let modifying = self.vm.modifying.lock();
         let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
         let mut reset = None;
-        for (at, width, value) in pieces(gpa.as_u64(), &new[..usize::from(bytes.min(16))]) {
-            reset = self.write_window(Gpa::new(at), width, value).or(reset);
+        for (gpa, width, at) in pieces(gpa, bytes.min(16).into()) {
+            reset = self.write_window(gpa, width.bytes() as u8, piece_of(&new, width, at)).or(reset);
         }
         drop(modifying);
         if let Some(device) = reset {
@@ -244,24 +245,6 @@ impl Platform for Reach<'_> {
     fn ipi(&mut self, ipi: Ipi) {
         self.vm.send(self.number, ipi);
     }
-}
-
-/// Bytes at an address as a bus has them: an access that is as wide as a general register is one, at any alignment; others are cut into
-/// naturally aligned ones. For each its address, its width and its value.
-fn pieces(from: u64, bytes: &[u8]) -> impl Iterator<Item = (u64, u8, u64)> {
-    let whole = bytes.len().is_power_of_two() && bytes.len() <= 8;
-    let mut rest = bytes;
-    let mut at = from;
-    core::iter::from_fn(move || {
-        let most = if whole { 8 } else { 1 << at.trailing_zeros().min(3) };
-        let width = rest.len().min(most).checked_ilog2().map(|log| 1 << log)?;
-        let (now, then) = rest.split_at(width);
-        let mut value = [0; 8];
-        value[..width].copy_from_slice(now);
-        let piece = (at, width as u8, u64::from_le_bytes(value));
-        (rest, at) = (then, at.wrapping_add(width as u64));
-        Some(piece)
-    })
 }
 
 /// Reads a store's shadow, at any alignment.

@@ -37,7 +37,7 @@ use crate::{
     guest::memory_map::BarAllocator,
     ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio, Registers},
-    pci::{self, Function},
+    pci::{self, Function, TableLocation},
     sync::{Mutex, MutexGuard},
     vdev::{
         pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualFunction},
@@ -309,8 +309,8 @@ impl Parent {
         let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
         let [Some(bar0), _, Some(bar2), ..] = descr.bars else { return Err(Refusal::Bar(0)) };
         let slots = u64::from(vectors) * 16;
-        let offset = u64::from(store.offset) + u64::from(first_slot) * 16;
-        let base = self.locate(dsa::REGISTERS_BAR.into(), offset, slots)?;
+        let offset = store.offset.checked_add(u32::from(first_slot) * 16).ok_or(Refusal::Table)?;
+        let base = assign::locate(&self.function, TableLocation { bar: dsa::REGISTERS_BAR, offset }, slots)?;
         let shadow = map_table(room, id, bar0.gpa, slots)?;
         map_registers(room, id, bar0.gpa, &registers)?;
         self.map_portals(room, bar2.gpa, queue)?;
@@ -358,14 +358,10 @@ impl Parent {
     /// The guest's portals for MSI-X are the device's for the message store.
     fn map_portals(&self, room: &mut Room, gpa: Gpa, queue: u8) -> Result<(), Refusal> {
         let Range { start, end } = dsa::store_portals(queue);
-        let portals = self.locate(dsa::PORTALS_BAR, start, end - start)?;
-        room.map(gpa, portals, end - start, Access::Device)
-    }
-
-    fn locate(&self, bar: usize, offset: u64, bytes: u64) -> Result<Hpa, Refusal> {
-        let (base, size) = assign::memory_bar(&self.function, bar)?;
-        let inside = offset.checked_add(bytes).is_some_and(|end| end <= size);
-        base.checked_add(offset).filter(|_| inside).ok_or(Refusal::Table)
+        let portals = TableLocation { bar: dsa::PORTALS_BAR, offset: start };
+        let bytes = u64::from(end - start);
+        let portals = assign::locate(&self.function, portals, bytes)?;
+        room.map(gpa, portals, bytes, Access::Device)
     }
 
     /// The service has taken a guest in: its functions can be signalled from now on.

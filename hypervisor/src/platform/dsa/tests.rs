@@ -38,7 +38,7 @@ fn the_store_is_where_the_device_says() {
 #[test]
 fn a_guest_reaches_the_portals_for_the_store_of_its_own_queue_and_nothing_else() {
     for queue in 0..=u8::MAX {
-        let own = u64::from(queue) * 0x4000;
+        let own = u32::from(queue) * 0x4000;
         assert_eq!(store_portals(queue), own + 0x2000..own + 0x4000);
     }
 }
@@ -273,7 +273,7 @@ impl Model {
         let flags = u64::from(handle.is_some()) << 4;
         let words = [opcode << 56 | flags << 32, 0, 0, 0, u64::from(handle.unwrap_or(0)) << 32, 0, 0, 0];
         let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
-        let portal = (queue * PORTALS_OF_QUEUE + STORE_PORTAL) * 4096;
+        let portal = queue * 0x4000 + 0x2000;
         self.dsa.borrow_mut().portal_write(portal, &bytes)
     }
 
