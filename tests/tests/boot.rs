@@ -190,7 +190,8 @@ fn a_guest_whose_device_is_not_there_is_refused_and_the_other_runs() {
 static ERRATUM: Scenario = Scenario::new("devices with an erratum", |plan| {
     plan.config.plugin_options.push("idxd".into());
     plan.guest("demo", "needy mem=64M device=dsa")?;
-    plan.guest("demo", "trusted mem=64M device=dsa unsafe=INTEL-SA-01084")
+    plan.guest("demo", "trusted mem=64M device=dsa unsafe=INTEL-SA-01084")?;
+    plan.guest("hello", "sharer device=vdsa")
 });
 
 #[test]
@@ -198,6 +199,7 @@ fn a_device_with_an_erratum_is_given_only_to_a_guest_that_accepts_the_erratum_by
     let boot = ERRATUM.run();
     boot.assert_hypervisor_lived();
     boot.assert_refused("needy", &["INTEL-SA-01084"]);
+    boot.assert_refused("sharer", &["INTEL-SA-01084"]);
     assert_eq!(boot.verified("trusted", "slots_fired"), 256);
     let warned =
         boot.outcome().lines.iter().any(|seen| seen.raw.contains("trusted gets it in spite of INTEL-SA-01084"));

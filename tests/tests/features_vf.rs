@@ -2,9 +2,12 @@
 //! hypervisor signals by itself. The guest `vfunc` tries all of it by the PCI specification's rules; here it is made sure that it did, and
 //! by which way.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use imsvisor_boot::event::Pairs;
 use imsvisor_boot::machine::bochs::{GENEROUS, GENEROUS_DSAS};
-use imsvisor_tests::scenario::{Plan, Scenario};
+use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 
 /// Vectors of the two functions.
 const VECTORS: u64 = 2048 + 100;
@@ -75,6 +78,15 @@ static SHARED: Scenario = Scenario::new("two guests with functions of one parent
     let function = format!("device=vdsa:{}", GENEROUS_DSAS[1]);
     plan.guest("vfunc", &format!("vfunc {function} vectors=100 {function} vectors=64"))?;
     plan.guest("vfunc", &format!("crasher {function} vectors=32 cmdline=case=crash"))
+});
+
+/// One guest has two functions' queues drained without end; another guest gives commands to its function of the same parent.
+static DRAINED: Scenario = Scenario::new("drains without end, and another guest's commands", |plan| {
+    plan.config.cpus = 2;
+    // Longer than one who gives a command looks for its end.
+    plan.plugin(&["slow-commands"]);
+    plan.guest("vfunc", "drainer device=vdsa vectors=2 device=vdsa vectors=2 cmdline=case=drain")?;
+    plan.guest("vfunc", "vfunc device=vdsa vectors=2 cmdline=case=commands")
 });
 
 /// A remapping unit without scalable mode cannot tell functions of one parent apart, nor a function's PASIDs.
@@ -235,6 +247,45 @@ fn feature_msix_backed_guests_have_functions_of_one_parent_and_their_work_stays_
     boot.assert_all_came_back();
     boot.assert_devices_quiet(0);
     boot.assert_zero(&["vtd.blocked", "vtd.violations"]);
+}
+
+/// When something of a guest's function began and ended, as the guest tells it: `word function began ended`.
+fn times(boot: &Boot, guest: &str, word: &str) -> Vec<(String, Range<u64>)> {
+    let prefix = format!("[{guest}] {word} ");
+    let lines = boot.outcome().lines.iter().filter_map(|seen| seen.raw.strip_prefix(&prefix));
+    let times = lines.map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [function, began, ended] = words[..] else { panic!("{line}") };
+        (function.to_owned(), began.parse().unwrap()..ended.parse().unwrap())
+    });
+    times.collect()
+}
+
+/// A step waits for at most one step of each other function: the one that is under way, and one of the other. The other guest's functions
+/// are told apart by their times, so one that began while the exit of the command was on its way may be among them.
+#[test]
+fn feature_msix_backed_a_guests_drains_delay_anothers_command_by_one_of_each_function_at_most() {
+    let boot = DRAINED.run();
+    assert_eq!(boot.verified("vfunc", "commands"), 12);
+    assert!(boot.verified("drainer", "commands") > 12);
+    let (drains, commands) = (times(&boot, "drainer", "drained"), times(&boot, "vfunc", "commanded"));
+    let longest = commands.iter().map(|(_, command)| command.end - command.start).max();
+    println!("{} drains were told of; the longest of {} commands took {longest:?} ticks", drains.len(), commands.len());
+    let mut delayed = 0;
+    for (_, command) in &commands {
+        assert!(drains.iter().any(|(_, drain)| drain.start > command.end), "nothing was drained meanwhile");
+        for function in drains.iter().map(|(function, _)| function).collect::<BTreeSet<_>>() {
+            let of_it = drains.iter().filter(|(other, _)| other == function);
+            let (mut under_way, mut between) = (0, 0);
+            for (_, drain) in of_it.filter(|(_, drain)| command.contains(&drain.end)) {
+                under_way += u32::from(drain.start < command.start);
+                between += u32::from(drain.start >= command.start);
+            }
+            assert!(under_way <= 1 && between <= 1, "{between} drains of {function} came before {command:?}");
+            delayed += under_way + between;
+        }
+    }
+    assert!(delayed != 0, "no command met a drain");
 }
 
 #[test]

@@ -15,7 +15,6 @@ use core::{
 };
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use spin::mutex::TicketMutex;
 
 pub use self::serial::Speed;
 use self::{
@@ -25,6 +24,7 @@ use self::{
 use crate::{
     clock::{self, Clock, poll},
     options::{BAUD, SerialPort},
+    sync::Mutex,
 };
 
 /// Bytes that wait for the line.
@@ -38,7 +38,7 @@ const RESERVE: usize = 4 * 1024;
 const BREAK: Duration = Duration::from_secs(5);
 
 /// First come, first served: a processor that has nothing else to do asks for it without end, and must not keep the others out.
-static CONSOLE: TicketMutex<Option<Console>> = TicketMutex::new(None);
+static CONSOLE: Mutex<Option<Console>> = Mutex::new(None);
 /// The ring, under the console's lock.
 static BYTES: [AtomicU8; RING] = [const { AtomicU8::new(0) }; RING];
 
@@ -226,7 +226,7 @@ pub unsafe fn take_over() {
 ///
 /// # Safety
 /// None of them runs any more.
-unsafe fn release_all<T>(lock: &TicketMutex<T>) {
+unsafe fn release_all<T>(lock: &Mutex<T>) {
     /// More than there are processors.
     const MOST_WAIT: u32 = 4096;
     for _ in 0..MOST_WAIT {
@@ -242,7 +242,7 @@ unsafe fn release_all<T>(lock: &TicketMutex<T>) {
 ///
 /// # Safety
 /// Who holds the lock lets it go in [`BREAK`], or never runs again.
-unsafe fn break_open<T>(lock: &TicketMutex<T>, clock: &dyn Clock) {
+unsafe fn break_open<T>(lock: &Mutex<T>, clock: &dyn Clock) {
     if !poll(clock, BREAK, || lock.try_lock().is_some()) {
         // SAFETY: the caller vouches for it.
         unsafe { lock.force_unlock() }
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_lock_whose_holder_and_waiters_are_gone_can_be_taken() {
-        static LOCK: TicketMutex<()> = TicketMutex::new(());
+        static LOCK: Mutex<()> = Mutex::new(());
         core::mem::forget(LOCK.lock());
         for _ in 0..3 {
             // They wait for good.
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_lock_that_is_broken_open_works_whether_it_was_held_or_not() {
-        let lock = TicketMutex::new(());
+        let lock = Mutex::new(());
         for held in [false, true, false] {
             if held {
                 core::mem::forget(lock.lock());

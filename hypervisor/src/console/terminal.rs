@@ -5,13 +5,14 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use spin::mutex::TicketMutex;
-
 use super::{
     ring::Ring,
     serial::{Serial, Speed},
 };
-use crate::options::{BAUD, SerialPort};
+use crate::{
+    options::{BAUD, SerialPort},
+    sync::Mutex,
+};
 
 /// Bytes that wait for the line.
 const OUT: usize = 4 * 1024;
@@ -29,7 +30,7 @@ struct Terminal {
 }
 
 /// Below it no other lock is taken.
-static TERMINAL: TicketMutex<Option<Terminal>> = TicketMutex::new(None);
+static TERMINAL: Mutex<Option<Terminal>> = Mutex::new(None);
 /// Whether there is one: runs without a terminal take no lock for it.
 static OPEN: AtomicBool = AtomicBool::new(false);
 

@@ -12,6 +12,7 @@
 
 mod access;
 mod modify;
+pub mod pieces;
 mod port;
 mod quick;
 mod vector;

@@ -8,7 +8,6 @@
 use core::{iter::once, sync::atomic::Ordering::Relaxed};
 
 use hcall_abi::{DeviceId, Status, Target};
-use spin::Mutex;
 
 use super::{
     device::{Device, Slots},
@@ -21,6 +20,7 @@ use super::{
     store,
 };
 use crate::addr::Bdf;
+use crate::sync::Mutex;
 
 /// Whom a route without uses leads to.
 const NOBODY: Target = Target { apic_id: 0, vector: 0 };

@@ -5,8 +5,6 @@ use core::{iter::once, num::NonZeroU16};
 
 use hcall_abi::{ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target};
 
-use spin::Mutex;
-
 use super::{
     counters::add,
     device::Bank,
@@ -16,6 +14,7 @@ use super::{
     slot::{Slot, State},
 };
 use crate::addr::{Gpa, PAGE_SIZE};
+use crate::sync::Mutex;
 
 /// Most items in a batch: a page of them.
 pub const BATCH_LIMIT: usize = PAGE_SIZE as usize / MapRequest::SIZE;

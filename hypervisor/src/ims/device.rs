@@ -4,7 +4,7 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use hcall_abi::{SlotHandle, Status, call::QUEUE_SLOTS_MAX};
-use spin::{Mutex, MutexGuard, RwLockReadGuard};
+use spin::RwLockReadGuard;
 
 use super::{
     batch::Batch,
@@ -13,7 +13,7 @@ use super::{
     ports::UnitNumber,
     slot::{FreeMap, Slot, State, StoreName},
 };
-use crate::sync::Shared;
+use crate::sync::{Mutex, MutexGuard, Shared};
 
 /// Bytes of memory that a device with so many slots takes in all, for a guest with so many virtual processors and with all that the
 /// guest can ask for. Where there are as many, no guest can take what others need.

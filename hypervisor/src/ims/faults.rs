@@ -1,7 +1,9 @@
 //! Faults of a guest's slots, until the guest reads them.
 
-use hcall_abi::FaultRecord;
-use spin::Mutex;
+use hcall_abi::{FaultKind, FaultRecord};
+
+use super::service::Attribution;
+use crate::sync::Mutex;
 
 /// Faults that are kept: the oldest go when more come.
 const KEPT: usize = 64;
@@ -25,8 +27,15 @@ impl Default for FaultRing {
 }
 
 impl FaultRing {
+    /// Adds a fault of a slot. `foreign`: the message came from another function than the slot's.
+    pub fn add(&self, slot: &Attribution, kind: FaultKind, foreign: bool) {
+        let Attribution { device, store, slot, cookie, .. } = *slot;
+        let (cookie, store) = (cookie.unwrap_or(0), store.into());
+        self.push(FaultRecord { cookie, device, slot, store, kind, foreign, lost: 0 });
+    }
+
     /// Adds a fault; the oldest one goes if there is no room.
-    pub fn push(&self, record: FaultRecord) {
+    fn push(&self, record: FaultRecord) {
         let mut ring = self.0.lock();
         if ring.count == KEPT {
             ring.drop_first(1);
@@ -69,7 +78,7 @@ impl Ring {
 mod tests {
     use std::vec::Vec;
 
-    use hcall_abi::{DeviceId, FaultKind, FaultStore};
+    use hcall_abi::{DeviceId, FaultStore};
 
     use super::*;
 

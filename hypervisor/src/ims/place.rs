@@ -3,14 +3,14 @@
 
 use core::{iter::once, sync::atomic::AtomicU64};
 
-use hcall_abi::{FaultKind, FaultRecord, MessagePair, Pasid, SlotHandle, SlotInfo, Status, Target, info::Mapping};
+use hcall_abi::{FaultKind, MessagePair, Pasid, SlotHandle, SlotInfo, Status, Target, info::Mapping};
 
 use super::{
     counters::count,
     device::{Bank, Device},
-    domain::{Domain, GuestId, Reach, StoreSpec},
+    domain::{DeviceSpec, Domain, GuestId, Reach, StoreSpec},
     ports::{EntryIndex, Field, Message, Ports, Span, Wanted},
-    service::{Held, Owner, Service},
+    service::{Attribution, Held, Owner, Service},
     slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, State, StoreName},
 };
 
@@ -354,19 +354,14 @@ impl<'a, P: Ports> Place<'a, P> {
         self.note_fault(index, slot, FaultKind::Refused(status));
     }
 
-    /// Adds a fault of a slot to those that its guest can read. Returns the slot's cookie if it was mapped by a call.
-    pub fn note_fault(&self, index: u16, slot: &Slot, kind: FaultKind) -> Option<u64> {
+    /// Adds a fault of a slot to those that its guest can read. Returns whose slot it is.
+    pub fn note_fault(&self, index: u16, slot: &Slot, kind: FaultKind) -> Attribution {
         let cookie = (slot.state == State::Mapped).then_some(slot.cookie);
-        self.device.faults.push(FaultRecord {
-            cookie: cookie.unwrap_or(0),
-            device: self.device.spec.id,
-            slot: index,
-            store: self.name.into(),
-            kind,
-            foreign: false,
-            lost: 0,
-        });
-        cookie
+        let DeviceSpec { id, requester, .. } = self.device.spec;
+        let guest = self.device.guest;
+        let whose = Attribution { guest, device: id, requester, store: self.name, slot: index, cookie };
+        self.device.faults.add(&whose, kind, false);
+        whose
     }
 
     /// Makes a slot free that has no binding and is masked in the device.

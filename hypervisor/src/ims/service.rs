@@ -3,8 +3,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use hcall_abi::{DeviceId, FaultKind, FaultRecord, Status};
-use spin::Mutex;
+use hcall_abi::{DeviceId, FaultKind, Status};
 
 use super::{
     counters::{RemapCounters, RemapCounts, add, count},
@@ -15,7 +14,10 @@ use super::{
     ports::{EntryIndex, Field, HostRoute, Ports, Span, UnitNumber, Wanted},
     slot::{Binding, CTRL_MASK, Slot, State, StoreName},
 };
-use crate::{addr::Bdf, sync::Shared};
+use crate::{
+    addr::Bdf,
+    sync::{Mutex, Shared},
+};
 
 /// How many slots are taken away with one flush.
 pub(super) const CHUNK: usize = 256;
@@ -299,15 +301,7 @@ impl<P: Ports> Service<P> {
     /// it is. Whose that is. Locks as [`Self::lookup`] does.
     pub fn refused_message(&self, entry: EntryIndex, source: Bdf, reason: u8) -> Option<Attribution> {
         let (device, whose) = self.owner(entry)?;
-        device.faults.push(FaultRecord {
-            cookie: whose.cookie.unwrap_or(0),
-            device: whose.device,
-            slot: whose.slot,
-            store: whose.store.into(),
-            kind: FaultKind::Remapping(reason),
-            foreign: source != whose.requester,
-            lost: 0,
-        });
+        device.faults.add(&whose, FaultKind::Remapping(reason), source != whose.requester);
         Some(whose)
     }
 

@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_slot_costs_64_bytes_with_its_lock() {
-        assert_eq!(size_of::<spin::Mutex<Slot>>(), 64);
+        assert_eq!(size_of::<crate::sync::Mutex<Slot>>(), 64);
     }
 
     #[test]

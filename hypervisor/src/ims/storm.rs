@@ -6,7 +6,6 @@
 use hcall_abi::{FaultKind, Target};
 
 use super::{
-    device::Device,
     domain::Domain,
     place::Place,
     ports::{EntryIndex, Field, Ports},
@@ -146,9 +145,6 @@ impl<P: Ports> Place<'_, P> {
         slot.masked = true;
         slot.limited = true;
         self.show(index, slot, Field::Ctrl);
-        let cookie = self.note_fault(index, slot, FaultKind::Storm);
-        let Device { guest, spec, .. } = self.device;
-        let (guest, requester) = (*guest, spec.requester);
-        Attribution { guest, device: spec.id, requester, store: self.name, slot: index, cookie }
+        self.note_fault(index, slot, FaultKind::Storm)
     }
 }

@@ -6,10 +6,9 @@
 
 use core::ptr::NonNull;
 
-use spin::Mutex;
-
 use super::{PhysRange, zero::zero};
 use crate::addr::{Hpa, PAGE_SIZE};
+use crate::sync::Mutex;
 
 /// Free ranges that can be told apart. When fragmentation exceeds it, the smallest range is given up (`lost`).
 const RANGES: usize = 1024;

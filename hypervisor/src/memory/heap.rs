@@ -13,7 +13,7 @@ use talc::{
 };
 
 use super::{FrameSource, Frames};
-use crate::addr::PAGE_SIZE;
+use crate::{addr::PAGE_SIZE, sync::Tickets};
 
 /// Bytes that the heap grows by at least.
 const STEP: u64 = 1 << 20;
@@ -34,7 +34,7 @@ impl fmt::Debug for Growing {
 
 /// Interrupts are off in the hypervisor, so the lock cannot be asked for by its own holder.
 #[global_allocator]
-static HEAP: TalcLock<spin::Mutex<()>, Growing> = TalcLock::new(Growing { frames: None });
+static HEAP: TalcLock<Tickets, Growing> = TalcLock::new(Growing { frames: None });
 
 // SAFETY: the frame allocator never uses the heap.
 unsafe impl Source for Growing {

@@ -2,10 +2,9 @@
 
 use alloc::vec::Vec;
 
-use spin::Mutex;
-
 use super::config::{Buses, CONVENTIONAL, ConfigSpace};
 use crate::addr::Bdf;
+use crate::sync::Mutex;
 
 const ADDRESS: u16 = 0xcf8;
 const DATA: u16 = 0xcfc;

@@ -11,17 +11,16 @@ use super::{
     means::{Begun, Means},
     memory::{FRAMES, map_device},
     ports::{MachinePorts, MachineService},
-    windows::{Kind, Registers, Window, Windows},
+    windows::{Kind, RegisterKind, Registers, Window, Windows},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
-    clock,
     ept::{self, Ept},
     guest::{errata::Erratum, memory_map::BarAllocator},
     ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{
-        self, Bar, ConfigSpace, Function,
+        self, Bar, ConfigSpace, Function, TableLocation,
         reset::{Progress, Resetting},
     },
     vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
@@ -271,9 +270,15 @@ pub(super) fn look<T>(machine: &Machine, function: &Function, look: impl FnOnce(
     Some(pci::function::while_decoding(machine.config(), function.bdf, || look(&registers)))
 }
 
-pub(super) fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {
+fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {
     let bar = function.bars.get(index).copied().flatten().ok_or(Refusal::Bar(index))?;
     bar.memory().filter(|(base, size)| base.is_aligned(*size) && *size >= PAGE_SIZE).ok_or(Refusal::Bar(index))
+}
+
+/// Where `bytes` bytes at an offset in a BAR are on the machine, if the BAR can be mapped and holds them.
+pub(super) fn locate(function: &Function, table: TableLocation, bytes: u64) -> Result<Hpa, Refusal> {
+    memory_bar(function, table.bar.into())?;
+    function.locate(table, bytes).ok_or(Refusal::Table)
 }
 
 /// What the guest sees in configuration space.
@@ -412,7 +417,7 @@ impl Layout<'_, '_> {
                 self.shared.push((page, base, PAGE_SIZE));
             }
         }
-        let kind = Kind::Registers(Registers { device: self.id, base, commands: false, writable: false });
+        let kind = Kind::Registers(Registers { device: self.id, base, kind: RegisterKind::PendingBits });
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate_at` has found the bits in it.
         unsafe { self.room.windows.add(Window { start: gpa, len: bytes, kind }) };
         Ok(())
@@ -421,7 +426,7 @@ impl Layout<'_, '_> {
     /// Whatever else is in trapped pages is read and written as if they were not.
     fn serve_the_rest(&mut self) {
         for &(start, base, len) in &self.shared {
-            let kind = Kind::Registers(Registers { device: self.id, base, commands: false, writable: true });
+            let kind = Kind::Registers(Registers { device: self.id, base, kind: RegisterKind::Plain });
             // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and the pages were found in it. Windows of what the guest must not
             // write were added before.
             unsafe { self.room.windows.add(Window { start, len, kind }) };
@@ -436,7 +441,7 @@ impl Layout<'_, '_> {
         if !self.room.windows.has_store_at(gpa) {
             self.map(gpa, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
         }
-        let kind = Kind::Registers(Registers { device: self.id, base, commands: true, writable: true });
+        let kind = Kind::Registers(Registers { device: self.id, base, kind: RegisterKind::Commands });
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
         unsafe { self.room.windows.add(Window { start: gpa, len: PAGE_SIZE, kind }) };
         Ok(())
@@ -449,11 +454,10 @@ impl Layout<'_, '_> {
 
     /// The same for what is aligned to `alignment` bytes.
     fn locate_at(&self, (bar, offset): (u8, u32), bytes: u64, alignment: u32) -> Result<(Gpa, Hpa), Refusal> {
-        let descr = self.descr.bars.get(usize::from(bar)).copied().flatten().ok_or(Refusal::Table)?;
-        let (base, _) = memory_bar(self.function, bar.into())?;
-        let inside = u64::from(offset).checked_add(bytes).is_some_and(|end| end <= descr.size);
-        let place = descr.gpa.checked_add(offset.into()).zip(base.checked_add(offset.into()));
-        place.filter(|_| inside && offset.is_multiple_of(alignment)).ok_or(Refusal::Table)
+        let base = locate(self.function, TableLocation { bar, offset }, bytes)?;
+        let descr = self.descr.bars.get(usize::from(bar)).copied().flatten();
+        let gpa = descr.and_then(|descr| descr.gpa.checked_add(offset.into()));
+        gpa.filter(|_| offset.is_multiple_of(alignment)).map(|gpa| (gpa, base)).ok_or(Refusal::Table)
     }
 
     fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, access: ept::Access) -> Result<(), Refusal> {
@@ -560,18 +564,20 @@ impl Assigned {
         }
     }
 
-    /// The guest has written to the page of the command register.
-    pub fn command_written(&mut self, offset: u64, bytes: u8, value: u64, service: &MachineService, domain: &Domain) {
-        if dsa::is_reset(offset, bytes, value) {
-            // The device has masked all slots of its store by itself; the service forgets what they held.
-            if self.means.registers().is_none_or(|registers| dsa::wait_command(registers, clock::current(), dsa::RESET))
-            {
-                service.ports().mend_slow_store(self.function.bdf);
-            } else {
-                self.tell_reset();
-            }
-            let _ = service.device_reset(domain, self.id);
+    /// Whether a DSA has ended its last command.
+    pub fn is_idle(&self) -> bool {
+        self.means.registers().is_none_or(|registers| dsa::outcome(registers).is_some())
+    }
+
+    /// The guest has reset the device by its command register. `answered`: the device has ended the command in time.
+    pub fn was_reset(&mut self, answered: bool, service: &MachineService, domain: &Domain) {
+        if answered {
+            service.ports().mend_slow_store(self.function.bdf);
+        } else {
+            self.tell_reset();
         }
+        // The device has masked all slots of its store by itself; the service forgets what they held.
+        let _ = service.device_reset(domain, self.id);
     }
 
     /// Stops what the device does: before its interrupts and its memory are taken away.

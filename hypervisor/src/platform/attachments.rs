@@ -6,13 +6,13 @@
 use alloc::vec::Vec;
 
 use hcall_abi::Pasid;
-use spin::Mutex;
 
 use super::{assign::Refusal, ports::Unit};
 use crate::{
     addr::{Bdf, Gpa},
     ims::GuestId,
     memory::Ram,
+    sync::Mutex,
     vtd::{Domain, Error},
 };
 

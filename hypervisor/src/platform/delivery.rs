@@ -14,9 +14,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use hcall_abi::{Status, Target};
-use spin::{Mutex, MutexGuard};
 
 use crate::ims::{GuestId, HostRoute};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Host vectors that devices' interrupts can use. Below are exceptions and what the firmware may have left; above is the
 /// hypervisor's own.

@@ -11,14 +11,14 @@ use crate::{
     memory::Registers,
     pci::Function,
     vdev::vdsa::{
-        Outcome, Step, queue_limits,
+        CommandResult, Step, queue_limits,
         spec::{
             CMD, CMD_MASK, CMD_SHIFT, CMDCAP, CMDSTS, CMDSTS_ACTIVE, CMDSTS_RESULT_SHIFT, ENGCAP, GENCAP,
             GENCAP_COMMANDS, GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GROUP_ENGINES, IMS_UNIT, INTCAUSE,
             INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_IMS, OFFSET_PERFMON, OFFSET_PERMISSIONS, OFFSET_QUEUES,
             OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_LIMITS, QUEUE_MODE, QUEUE_PASID_ENABLE, SWERR, SWERR_OVERFLOW,
             SWERR_QUEUE, SWERR_QUEUE_VALID, SWERR_VALID, TABLE_OFFSETS, WQCAP, WQCAP_CONFIG_SIZE, WQCAP_QUEUES,
-            WQCAP_SIZE, command,
+            WQCAP_SIZE, command, error::NO_ANSWER,
         },
     },
 };
@@ -34,15 +34,12 @@ pub const REGISTERS_BAR: u8 = 0;
 
 /// BAR with the portals: four pages for each work queue, of which the third and the fourth take handles of the message store
 /// (`idxd_get_wq_portal_full_offset`).
-pub const PORTALS_BAR: usize = 2;
+pub const PORTALS_BAR: u8 = 2;
 /// Pages of a work queue there.
-const PORTALS_OF_QUEUE: u64 = 4;
+const PORTALS_OF_QUEUE: u32 = 4;
 /// The first that takes handles of the message store, and how many do.
-const STORE_PORTAL: u64 = 2;
-const STORE_PORTALS: u64 = 2;
-
-/// What a command that the device does not finish ends with: no error of the device's.
-pub const NO_ANSWER: u8 = 0xff;
+const STORE_PORTAL: u32 = 2;
+const STORE_PORTALS: u32 = 2;
 
 /// A slot's ctrl: masked, for work of one PASID.
 const SLOT_CTRL: usize = 12;
@@ -67,9 +64,10 @@ pub struct MessageStore {
 
 /// The bytes of [`PORTALS_BAR`] by which descriptors with handles of the message store get into a work queue, and into no other: what
 /// a guest that has the queue may reach there.
-pub fn store_portals(queue: u8) -> Range<u64> {
-    let first = u64::from(queue) * PORTALS_OF_QUEUE + STORE_PORTAL;
-    first * PAGE_SIZE..(first + STORE_PORTALS) * PAGE_SIZE
+pub fn store_portals(queue: u8) -> Range<u32> {
+    const PAGE: u32 = PAGE_SIZE as u32;
+    let first = u32::from(queue) * PORTALS_OF_QUEUE + STORE_PORTAL;
+    first * PAGE..(first + STORE_PORTALS) * PAGE
 }
 
 /// Whether a function is one.
@@ -139,12 +137,16 @@ pub fn wait_command(registers: &impl Registers, clock: &dyn Clock, limit: Durati
     poll(clock, limit, || registers.read32(CMDSTS) & CMDSTS_ACTIVE == 0)
 }
 
-/// Resets the device. Returns whether it answered.
+/// Resets the device. Returns whether the device has carried out the reset.
 pub fn reset(registers: &impl Registers, clock: &dyn Clock) -> bool {
-    // A command that it is at would swallow this one. If that does not end, this is all that is left to try.
-    let _ = wait_command(registers, clock, COMMAND);
-    registers.write32(CMD, command::RESET_DEVICE << CMD_SHIFT);
-    wait_command(registers, clock, RESET)
+    let give = || {
+        registers.write32(CMD, command::RESET_DEVICE << CMD_SHIFT);
+        wait_command(registers, clock, RESET)
+    };
+    // The device ignores a command that is written while another one is under way. If the other one does not end in time, the reset is written
+    // all the same, and once more when the device has ended something: that may have been the other command.
+    let was_idle = wait_command(registers, clock, COMMAND);
+    give() && (was_idle || give())
 }
 
 /// What work queues there are.
@@ -222,7 +224,7 @@ fn command(registers: &impl Registers, clock: &dyn Clock, number: u32, operand: 
 }
 
 /// What the last command has come to: its result, or the device's own error. `None` while it is under way.
-pub fn outcome(registers: &impl Registers) -> Option<Outcome> {
+pub fn outcome(registers: &impl Registers) -> Option<CommandResult> {
     let status = registers.read32(CMDSTS);
     if status & CMDSTS_ACTIVE != 0 {
         return None;
@@ -247,7 +249,7 @@ pub struct Queue<'a, R> {
 
 impl<R: Registers> Queue<'_, R> {
     /// Has the device begin a step, while it is at no command. `Some`: the step is over already. Else [`outcome`] says when it is.
-    pub fn begin(&self, step: Step) -> Option<Outcome> {
+    pub fn begin(&self, step: Step) -> Option<CommandResult> {
         let slot = |vector| self.first_slot.wrapping_add(vector);
         match step {
             Step::Enable => self.enable(),

@@ -7,7 +7,6 @@ use core::{
 };
 
 use hcall_abi::Pasid;
-use spin::Mutex;
 
 use super::{
     burst::Burst,
@@ -17,6 +16,7 @@ use crate::{
     addr::Bdf,
     cpu, event,
     ims::{Attribution, GuestId, StoreName},
+    sync::Mutex,
     vtd::{Fault, Request},
 };
 

@@ -4,7 +4,6 @@ use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use hcall_abi::DeviceId;
-use spin::Mutex;
 
 use super::{
     assign::{Assigned, by_id},
@@ -18,6 +17,7 @@ use crate::{
     ept::Ept,
     ims::{Domain, GuestId},
     memory::{FrameSource, Ram},
+    sync::Mutex,
     vdev::pci::Effect,
     vmx::instr,
 };

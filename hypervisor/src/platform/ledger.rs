@@ -30,7 +30,8 @@ struct Parent {
     slots: u32,
 }
 
-/// Who has what.
+/// Who has what. Nothing comes back into it: a work queue is given to one guest and never to another one, so a command for the queue that
+/// the device carries out too late meets no other guest.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     whole: Vec<Bdf>,

@@ -2,8 +2,6 @@
 
 use alloc::vec::Vec;
 
-use spin::Mutex;
-
 use super::loader::Loader;
 use crate::{
     acpi::{FirmwareMemory, Rsdp},
@@ -13,6 +11,7 @@ use crate::{
         self, Frames, Paging, PhysRange,
         paging::{self, Access, MapError},
     },
+    sync::Mutex,
 };
 
 /// All page frames that nobody else owns.

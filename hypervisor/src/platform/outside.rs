@@ -6,14 +6,19 @@ use hcall_abi::{DeviceId, Status};
 
 use super::{
     assign::by_id,
+    dsa,
     holdings::Holdings,
     ports::MachineService,
     vm::Vm,
-    windows::{Kind, Registers},
+    windows::{Kind, RegisterKind, Registers},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa},
-    exits::{Platform, PortWrite},
+    clock::{self, poll},
+    exits::{
+        Platform, PortWrite,
+        mmio::pieces::{piece_of, pieces, put_piece},
+    },
     ims::{Domain, GuestMemory, StoreName},
     memory::Ram,
     vdev::{
@@ -48,10 +53,8 @@ impl Reach<'_> {
     /// Reads 1 to 16 bytes outside of the guest's memory, in one page.
     fn read_bytes(&mut self, gpa: Gpa, bytes: u8) -> u128 {
         let mut value = [0; 16];
-        for (at, width, _) in pieces(gpa.as_u64(), &[0; 16][..usize::from(bytes.min(16))]) {
-            let read = self.mmio_read(Gpa::new(at), width).to_le_bytes();
-            let place = value.iter_mut().skip((at - gpa.as_u64()) as usize);
-            place.zip(read).take(width.into()).for_each(|(byte, read)| *byte = read);
+        for (gpa, width, at) in pieces(gpa, bytes.min(16).into()) {
+            put_piece(&mut value, width, at, self.mmio_read(gpa, width.bytes() as u8));
         }
         u128::from_le_bytes(value)
     }
@@ -77,21 +80,46 @@ impl Reach<'_> {
         parents.iter().find_map(|parent| parent.write(name, offset, bytes, value, service));
     }
 
-    /// Passes a write of a register on, and looks at it if it may be a command. The lock keeps what a device is told and what is known
-    /// of it together when several virtual processors write.
-    fn write_register(&self, window: Registers, offset: u64, bytes: u8, value: u64) {
-        if !window.writable {
-            return;
+    /// Passes a write of a register on. Returns the device if the write begins a reset of the device.
+    fn write_register(&self, window: Registers, offset: u64, bytes: u8, value: u64) -> Option<DeviceId> {
+        if window.kind == RegisterKind::PendingBits {
+            return None;
         }
-        let functions = window.commands.then(|| self.vm.holdings.functions.lock());
         // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
         // included, stays within the guest: its requester ID has the guest's second-level tables.
         unsafe { write_device(window.base, offset, bytes, value) };
-        if let Some(mut functions) = functions
-            && let Some(assigned) = by_id(&mut functions, window.device)
-        {
-            assigned.command_written(offset, bytes, value, self.vm.holdings.service, self.domain);
+        (window.kind == RegisterKind::Commands && dsa::is_reset(offset, bytes, value)).then_some(window.device)
+    }
+
+    /// Waits until a device has carried out a reset that the guest has written to its command register, and tells the service. No lock is held
+    /// meanwhile: the device may take its time, and the other virtual processors go on.
+    fn await_reset(&self, device: DeviceId) {
+        let holdings = &self.vm.holdings;
+        let is_idle = || by_id(&mut holdings.functions.lock(), device).is_none_or(|assigned| assigned.is_idle());
+        let answered = poll(clock::current(), dsa::RESET, is_idle);
+        if let Some(assigned) = by_id(&mut holdings.functions.lock(), device) {
+            assigned.was_reset(answered, holdings.service, self.domain);
         }
+    }
+
+    /// Carries out a write. Returns the device if the write begins a reset of the device, which has to be waited for
+    /// ([`Self::await_reset`]).
+    #[inline]
+    fn write_window(&self, gpa: Gpa, bytes: u8, value: u64) -> Option<DeviceId> {
+        match self.vm.windows.find(gpa)? {
+            (Kind::Store { device, name, .. }, offset) => {
+                // The service counts what it refuses. A guest is not told, as hardware would not.
+                let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
+            }
+            (Kind::Registers(window), offset) => return self.write_register(window, offset, bytes, value),
+            (Kind::Virtual { device }, offset) => self.write_virtual(device, offset, bytes, value),
+            (Kind::Ecam, offset) => {
+                let (function, register) = VirtualBus::ecam(offset);
+                let effect = self.vm.board.lock().bus.write(function, register, bytes, value as u32);
+                self.configure(function, effect);
+            }
+        }
+        None
     }
 }
 
@@ -157,19 +185,8 @@ impl Platform for Reach<'_> {
     /// Apart, with the whole way of a store in it.
     #[inline(never)]
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64) {
-        match self.vm.windows.find(gpa) {
-            Some((Kind::Store { device, name, .. }, offset)) => {
-                // The service counts what it refuses. A guest is not told, as hardware would not.
-                let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
-            }
-            Some((Kind::Registers(window), offset)) => self.write_register(window, offset, bytes, value),
-            Some((Kind::Virtual { device }, offset)) => self.write_virtual(device, offset, bytes, value),
-            Some((Kind::Ecam, offset)) => {
-                let (function, register) = VirtualBus::ecam(offset);
-                let effect = self.vm.board.lock().bus.write(function, register, bytes, value as u32);
-                self.configure(function, effect);
-            }
-            None => {}
+        if let Some(device) = self.write_window(gpa, bytes, value) {
+            self.await_reset(device);
         }
     }
 
@@ -179,8 +196,8 @@ impl Platform for Reach<'_> {
             let _ = self.service.store_write_bytes(self.domain, device, name, offset, bytes);
             return;
         }
-        for (at, bytes, value) in pieces(gpa.as_u64(), bytes) {
-            self.mmio_write(Gpa::new(at), bytes, value);
+        for (gpa, width, at) in pieces(gpa, bytes.len()) {
+            self.mmio_write(gpa, width.bytes() as u8, piece_of(bytes, width, at));
         }
     }
 
@@ -199,11 +216,19 @@ impl Platform for Reach<'_> {
             }
             return;
         }
-        // Other windows have no lock for this: each access alone is one step, and modifications are among themselves.
-        let _modifying = self.vm.modifying.lock();
+        // Other windows have no lock for this: each access alone is one step, and modifications are among themselves. The lock is first come,
+        // first served, and none of its holders waits for what a device does: one waits for the modifications of the guest's other virtual
+        // processors, one of each at most. One to a virtual function's command takes four times `turns::QUICK` and its turn at the parent's
+        // lock; one that resets a function in its configuration space takes the time of that reset.
+        let modifying = self.vm.modifying.lock();
         let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
-        for (at, width, value) in pieces(gpa.as_u64(), &new[..usize::from(bytes.min(16))]) {
-            self.mmio_write(Gpa::new(at), width, value);
+        let mut reset = None;
+        for (gpa, width, at) in pieces(gpa, bytes.min(16).into()) {
+            reset = self.write_window(gpa, width.bytes() as u8, piece_of(&new, width, at)).or(reset);
+        }
+        drop(modifying);
+        if let Some(device) = reset {
+            self.await_reset(device);
         }
     }
 
@@ -220,24 +245,6 @@ impl Platform for Reach<'_> {
     fn ipi(&mut self, ipi: Ipi) {
         self.vm.send(self.number, ipi);
     }
-}
-
-/// Bytes at an address as a bus has them: an access that is as wide as a general register is one, at any alignment; others are cut into
-/// naturally aligned ones. For each its address, its width and its value.
-fn pieces(from: u64, bytes: &[u8]) -> impl Iterator<Item = (u64, u8, u64)> {
-    let whole = bytes.len().is_power_of_two() && bytes.len() <= 8;
-    let mut rest = bytes;
-    let mut at = from;
-    core::iter::from_fn(move || {
-        let most = if whole { 8 } else { 1 << at.trailing_zeros().min(3) };
-        let width = rest.len().min(most).checked_ilog2().map(|log| 1 << log)?;
-        let (now, then) = rest.split_at(width);
-        let mut value = [0; 8];
-        value[..width].copy_from_slice(now);
-        let piece = (at, width as u8, u64::from_le_bytes(value));
-        (rest, at) = (then, at.wrapping_add(width as u64));
-        Some(piece)
-    })
 }
 
 /// Reads a store's shadow, at any alignment.

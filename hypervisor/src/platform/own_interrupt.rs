@@ -2,7 +2,7 @@
 //! table as guests' interrupts go.
 
 use super::{
-    assign::{memory_bar, set_msix},
+    assign::{locate, set_msix},
     delivery::Vectors,
     machine::Machine,
     ports::MachineService,
@@ -21,9 +21,7 @@ const ENTRY_BYTES: usize = 16;
 /// has no MSI-X table, or no entry is to be had. The function's BARs are mapped.
 pub fn listen(machine: &Machine, service: &MachineService, function: &Function) -> Option<OwnEntry> {
     let msix = function.msix?;
-    let (base, size) = memory_bar(function, msix.table.bar.into()).ok()?;
-    let inside = u64::from(msix.table.offset) + ENTRY_BYTES as u64 <= size;
-    let table = base.checked_add(msix.table.offset.into()).filter(|_| inside)?;
+    let table = locate(function, msix.table, ENTRY_BYTES as u64).ok()?;
     // SAFETY: the BAR is mapped, uncached, and the entry lies in it; what the function sends is the remapping unit's to judge.
     let table = unsafe { Mmio::new(table, ENTRY_BYTES) }?;
     let destination = service.ports().vectors().first().map(Vectors::destination)?;

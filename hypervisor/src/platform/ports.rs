@@ -6,7 +6,6 @@ use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hcall_abi::{Status, Target};
-use spin::Mutex;
 
 use super::{
     assign,
@@ -26,7 +25,7 @@ use crate::{
         Wanted,
     },
     memory::{Frames, Mmio, Ram},
-    sync::Shared,
+    sync::{Mutex, Shared},
     vtd::{self, Aim, Binder, Remapper, Route, Runs},
 };
 

@@ -8,11 +8,11 @@
 
 use core::time::Duration;
 
-use super::dsa::{self, NO_ANSWER, Queue};
+use super::dsa::{self, Queue};
 use crate::{
     clock::{Clock, Timeout, poll},
     memory::Registers,
-    vdev::vdsa::{Effect, Step, VirtualDsa},
+    vdev::vdsa::{Effect, Step, VirtualDsa, spec::error::NO_ANSWER},
 };
 
 /// What a command that waits for nothing is waited for.

@@ -15,7 +15,6 @@ use core::{
 };
 
 use hcall_abi::{DeviceId, Pasid};
-use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use super::{
     assign::{self, Refusal, Room},
@@ -38,7 +37,8 @@ use crate::{
     guest::memory_map::BarAllocator,
     ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio, Registers},
-    pci::{self, Function},
+    pci::{self, Function, TableLocation},
+    sync::{Mutex, MutexGuard},
     vdev::{
         pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualFunction},
         vdsa::{self, Shape, VirtualDsa},
@@ -111,7 +111,7 @@ pub struct Parent {
     interrupt: Option<OwnEntry>,
     /// The lock keeps what the device is told and what is known of it together. Those who want it get it in turn. Nobody holds it while the
     /// device carries out a command that takes long.
-    shares: TicketMutex<Shares>,
+    shares: Mutex<Shares>,
     /// Commands are under way.
     is_busy: AtomicBool,
 }
@@ -138,7 +138,7 @@ impl Shares {
 /// All functions that the hypervisor keeps. Its lock comes before theirs.
 #[derive(Default)]
 pub struct Parents {
-    all: TicketMutex<Vec<Arc<Parent>>>,
+    all: Mutex<Vec<Arc<Parent>>>,
     /// How many do not tell of errors for now.
     masked: AtomicUsize,
 }
@@ -169,7 +169,7 @@ impl Parents {
     }
 
     /// The parent, if it is kept. One that its last guest is leaving is waited for: what that guest had of it is still being taken away.
-    fn find(&self, bdf: Bdf) -> (TicketMutexGuard<'_, Vec<Arc<Parent>>>, Option<Arc<Parent>>) {
+    fn find(&self, bdf: Bdf) -> (MutexGuard<'_, Vec<Arc<Parent>>>, Option<Arc<Parent>>) {
         loop {
             let parents = self.all.lock();
             let known = parents.iter().find(|parent| parent.function.bdf == bdf).cloned();
@@ -276,16 +276,19 @@ impl Parent {
         }
         pci::function::set_pasid_enable(machine.config(), function.bdf, pasid, true);
         pci::function::enable(machine.config(), function.bdf);
-        dsa::share_out(&registers, clock::current()).map_err(|error| {
+        let (shares, is_busy) = (Mutex::default(), AtomicBool::new(false));
+        let mut new = Self { machine, function: function.clone(), registers, interrupt: None, shares, is_busy };
+        if let Err(error) = dsa::share_out(&new.registers, clock::current()) {
             log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
-            Refusal::Hardware
-        })?;
-        let interrupt = own_interrupt::listen(machine, service, function);
-        if interrupt.is_some() {
-            dsa::tell_errors(&registers, true);
+            // After a time-out the device may be enabled still.
+            new.stop();
+            return Err(Refusal::Hardware);
         }
-        let (shares, is_busy) = (TicketMutex::default(), AtomicBool::new(false));
-        Ok(Self { machine, function: function.clone(), registers, interrupt, shares, is_busy })
+        new.interrupt = own_interrupt::listen(machine, service, function);
+        if new.interrupt.is_some() {
+            dsa::tell_errors(&new.registers, true);
+        }
+        Ok(new)
     }
 
     /// Its place on the machine.
@@ -306,8 +309,8 @@ impl Parent {
         let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
         let [Some(bar0), _, Some(bar2), ..] = descr.bars else { return Err(Refusal::Bar(0)) };
         let slots = u64::from(vectors) * 16;
-        let offset = u64::from(store.offset) + u64::from(first_slot) * 16;
-        let base = self.locate(dsa::REGISTERS_BAR.into(), offset, slots)?;
+        let offset = store.offset.checked_add(u32::from(first_slot) * 16).ok_or(Refusal::Table)?;
+        let base = assign::locate(&self.function, TableLocation { bar: dsa::REGISTERS_BAR, offset }, slots)?;
         let shadow = map_table(room, id, bar0.gpa, slots)?;
         map_registers(room, id, bar0.gpa, &registers)?;
         self.map_portals(room, bar2.gpa, queue)?;
@@ -355,14 +358,10 @@ impl Parent {
     /// The guest's portals for MSI-X are the device's for the message store.
     fn map_portals(&self, room: &mut Room, gpa: Gpa, queue: u8) -> Result<(), Refusal> {
         let Range { start, end } = dsa::store_portals(queue);
-        let portals = self.locate(dsa::PORTALS_BAR, start, end - start)?;
-        room.map(gpa, portals, end - start, Access::Device)
-    }
-
-    fn locate(&self, bar: usize, offset: u64, bytes: u64) -> Result<Hpa, Refusal> {
-        let (base, size) = assign::memory_bar(&self.function, bar)?;
-        let inside = offset.checked_add(bytes).is_some_and(|end| end <= size);
-        base.checked_add(offset).filter(|_| inside).ok_or(Refusal::Table)
+        let portals = TableLocation { bar: dsa::PORTALS_BAR, offset: start };
+        let bytes = u64::from(end - start);
+        let portals = assign::locate(&self.function, portals, bytes)?;
+        room.map(gpa, portals, bytes, Access::Device)
     }
 
     /// The service has taken a guest in: its functions can be signalled from now on.

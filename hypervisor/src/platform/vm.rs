@@ -3,8 +3,6 @@
 use alloc::{format, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use spin::Mutex;
-
 use super::{
     board::Board,
     faults::attributed,
@@ -19,6 +17,7 @@ use crate::{
     guest::options::Options,
     ims::{Attribution, GuestId},
     memory::Ram,
+    sync::Mutex,
     vdev::x2apic::{Delivery, Ipi},
     vmx::{instr::Forgotten, reason::Reason},
 };
@@ -49,7 +48,9 @@ struct Life {
 ///
 /// Locks, each taken alone but for the console's below the board's, and the others below `modifying`: `life` (commands and the end: rare), `board` (ports and
 /// configuration space), and the functions' in [`Holdings`] (their command registers). A trapped write of a store, a hypercall (but
-/// `Enable`, which changes what the bus shows) and an interrupt between virtual processors take none of them.
+/// `Enable`, which changes what the bus shows) and an interrupt between virtual processors take none of them. All are first come, first
+/// served, so that a guest that asks for one without end on one processor keeps no other guest's processor: a wait ends after one turn of each
+/// other virtual processor of the guest.
 pub struct Vm {
     /// Which.
     pub id: GuestId,

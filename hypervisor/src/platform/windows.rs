@@ -21,7 +21,7 @@ pub enum Kind {
         /// The image that the guest reads.
         shadow: Hpa,
     },
-    /// Registers of a device; those in the command page are looked at before they are passed on.
+    /// Registers of a device.
     Registers(Registers),
     /// What a virtual function has in BAR 0 beside its MSI-X table.
     Virtual {
@@ -39,10 +39,19 @@ pub struct Registers {
     pub device: DeviceId,
     /// The window's start on the machine.
     pub base: Hpa,
-    /// Whether the window is the page of the device's commands.
-    pub commands: bool,
-    /// Whether writes reach the device. They do not where it keeps pending bits.
-    pub writable: bool,
+    /// What the window shows of the device.
+    pub kind: RegisterKind,
+}
+
+/// What registers a window shows, as far as that makes a difference for a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegisterKind {
+    /// The page of a DSA's command register: a write that resets the device is waited for.
+    Commands,
+    /// Pending bits: writes do not reach the device.
+    PendingBits,
+    /// Anything else: writes are passed on.
+    Plain,
 }
 
 /// A range of guest-physical addresses.

@@ -6,7 +6,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use spin::{Mutex, Once};
+use spin::Once;
 
 use super::{
     loader::Module,
@@ -25,6 +25,7 @@ use crate::{
     event,
     ims::GuestId,
     memory::{FrameSource, heap},
+    sync::Mutex,
     vmx::{Capabilities, Host, Refusal, caps::Raw, instr::Failure},
 };
 

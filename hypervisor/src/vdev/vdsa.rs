@@ -24,7 +24,7 @@ use self::{
         WQCAP,
     },
 };
-pub use commands::{Outcome, Step};
+pub use commands::{CommandResult, Step};
 
 /// Where things lie in BAR 0: registers with the configuration of groups and work queues, pending bits, MSI-X permissions, MSI-X table.
 /// Each has pages of its own.
@@ -102,13 +102,25 @@ struct Handle {
     is_out: bool,
 }
 
+/// The state of the function's work queue in the parent, as far as the parent has told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum QueueState {
+    /// It takes no descriptors.
+    Disabled,
+    /// It takes descriptors.
+    Enabled,
+    /// The parent has not finished a command to enable or disable the queue in time, and may still carry that command out. The queue counts as
+    /// enabled, and is disabled before it is enabled again.
+    Unknown,
+}
+
 /// A virtual function.
 pub struct VirtualDsa {
     page: Box<RegisterPage>,
     shape: Shape,
     bus_master: bool,
     enabled: bool,
-    queue_enabled: bool,
+    queue: QueueState,
     genctrl: u32,
     intcause: u32,
     command: u32,
@@ -127,7 +139,7 @@ impl VirtualDsa {
             shape,
             bus_master: false,
             enabled: false,
-            queue_enabled: false,
+            queue: QueueState::Disabled,
             genctrl: 0,
             intcause: 0,
             command: 0,
@@ -146,9 +158,9 @@ impl VirtualDsa {
         &self.page.0
     }
 
-    /// Whether descriptors are taken.
-    pub const fn takes_work(&self) -> bool {
-        self.queue_enabled
+    /// Whether the parent may take descriptors for the function: always, unless its queue is known to be disabled.
+    pub const fn may_take_work(&self) -> bool {
+        self.queue.may_take_work()
     }
 
     fn put(&mut self, offset: usize, value: u64) {
@@ -199,7 +211,7 @@ impl VirtualDsa {
         for (at, word) in (SWERR..).step_by(8).zip(self.errors) {
             self.put(at, word);
         }
-        self.put32(QUEUES + QUEUE_STATE, if self.queue_enabled { QUEUE_ENABLED } else { 0 });
+        self.put32(QUEUES + QUEUE_STATE, if self.queue.may_take_work() { QUEUE_ENABLED } else { 0 });
     }
 
     /// The guest wrote `bytes` bytes at `offset` of the page. Only aligned writes of 4 and 8 bytes do anything, as in the device.

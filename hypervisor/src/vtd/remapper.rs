@@ -5,8 +5,6 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use spin::{Mutex, MutexGuard};
-
 use super::{
     dma::ContextTables,
     domain::{Domain, Shape},
@@ -25,6 +23,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     clock::Clock,
     memory::{FrameSource, PhysRange, Registers},
+    sync::{Mutex, MutexGuard},
 };
 
 /// What a unit is brought up for.

@@ -9,6 +9,9 @@ pub(crate) const HOST_ADDRESS_WIDTH: u32 = 40;
 /// A device ID that nobody has.
 const UNKNOWN_DEVICE: u16 = 0x5eed;
 
+/// Rounds of a slow command: 256 microseconds of the machine's time.
+const SLOW_COMMAND: u32 = 256;
+
 /// What differs from the default machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -26,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) idxd: bool,
     /// Slots of each DSA's store: as many as its registers can tell of.
     pub(crate) most_slots: bool,
+    /// Each command of a DSA takes [`SLOW_COMMAND`] rounds.
+    pub(crate) slow_commands: bool,
     /// Each DSA's store is behind a command interface.
     pub(crate) slow_store: bool,
     /// Four DSA functions instead of two.
@@ -61,6 +66,7 @@ impl Options {
                 "no-dmar" => options.no_dmar = true,
                 "two-units" => options.two_units = true,
                 "slow-store" => options.slow_store = true,
+                "slow-commands" => options.slow_commands = true,
                 "four-dsas" => options.four_dsas = true,
                 "unknown" => options.unknown = true,
                 "first-stage" => options.first_stage = true,
@@ -126,6 +132,8 @@ impl Options {
             (true, true) => Config { pieces: true, ..Config::most_slots() },
             (true, false) => Config { pieces: true, ..Config::default() },
         };
+        let command_rounds = if self.slow_commands { SLOW_COMMAND } else { base.command_rounds };
+        let base = Config { command_rounds, ..base };
         let known = if self.idxd { dsa_model::spec::DEVICE_ID_SAPPHIRE_RAPIDS } else { base.device_id };
         let base = Config { slow_store: self.slow_store, page_requests: self.sva || base.page_requests, ..base };
         if self.unknown && number == 1 {
@@ -161,6 +169,10 @@ mod tests {
         assert_eq!(Options::parse("generous,most-slots").unwrap().dsa(0).ims_multiplier, 63);
         let real = Options::default();
         assert_eq!((real.dsa(0), real.dsa(1).pieces), (dsa_model::Config::sapphire_rapids(), false));
+        assert_eq!(
+            (real.dsa(0).command_rounds, Options::parse("slow-commands").unwrap().dsa(1).command_rounds),
+            (16, 256)
+        );
         assert_eq!((real.dsa(0).device_id, Options::parse("idxd").unwrap().dsa(0).device_id), (0x11fb, 0x0b25));
         assert_eq!((Options::default().dsas(), Options::parse("four-dsas").unwrap().dsas(), both.dsas()), (2, 4, 0));
         assert!(Options::default().unit().scalable_mode && !Options::parse("legacy").unwrap().unit().scalable_mode);

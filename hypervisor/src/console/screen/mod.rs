@@ -15,8 +15,6 @@ use core::{
     time::Duration,
 };
 
-use spin::mutex::TicketMutex;
-
 pub use self::framebuffer::{Framebuffer, Unusable};
 use self::{
     grid::{CELLS, Grid},
@@ -25,6 +23,7 @@ use self::{
 use crate::{
     clock::{self, Timeout},
     cpu,
+    sync::Mutex,
 };
 
 /// Between the end of a painting and the beginning of the next one.
@@ -42,7 +41,7 @@ static ON: AtomicBool = AtomicBool::new(false);
 static CHANGED: AtomicBool = AtomicBool::new(false);
 
 /// Under it no other lock is taken.
-static PAINTING: TicketMutex<Option<Painting>> = TicketMutex::new(None);
+static PAINTING: Mutex<Option<Painting>> = Mutex::new(None);
 
 /// A painter, and where it is.
 struct Painting {

@@ -3,6 +3,7 @@
 
 use super::{
     Emulation, Stop,
+    pieces::{piece_of, pieces, put_piece},
     port::{Fault, Machine, Region, SegmentState},
 };
 use crate::{
@@ -11,7 +12,6 @@ use crate::{
     exits::{
         instruction::{Mode, Segment},
         walk::{Access, OutsideMemory, walk},
-        width::Width,
     },
 };
 
@@ -125,9 +125,8 @@ impl<M: Machine> Emulation<'_, M> {
         if part.region == Region::Memory {
             return Ok(self.machine.read(part.gpa, into)?);
         }
-        for (gpa, width, at) in chunks(part) {
-            let value = self.machine.mmio_read(gpa, width).to_le_bytes();
-            into.iter_mut().skip(at).zip(&value[..width.bytes()]).for_each(|(byte, read)| *byte = *read);
+        for (gpa, width, at) in pieces(part.gpa, part.bytes as usize) {
+            put_piece(into, width, at, self.machine.mmio_read(gpa, width));
         }
         Ok(())
     }
@@ -160,10 +159,8 @@ impl<M: Machine> Emulation<'_, M> {
             self.machine.mmio_write_bytes(part.gpa, from);
             return Ok(());
         }
-        for (gpa, width, at) in chunks(part) {
-            let mut value = [0; 8];
-            value.iter_mut().zip(from.iter().skip(at).take(width.bytes())).for_each(|(byte, new)| *byte = *new);
-            self.machine.mmio_write(gpa, width, u64::from_le_bytes(value));
+        for (gpa, width, at) in pieces(part.gpa, part.bytes as usize) {
+            self.machine.mmio_write(gpa, width, piece_of(from, width, at));
         }
         Ok(())
     }
@@ -202,19 +199,4 @@ impl SegmentState {
         };
         !has(Self::UNUSABLE) && typed && within
     }
-}
-
-/// A part in naturally aligned pieces, each with its place in the part's bytes. One that is as wide as a register is one piece.
-fn chunks(part: Part) -> impl Iterator<Item = (Gpa, Width, usize)> {
-    let whole = part.bytes.is_power_of_two() && part.bytes <= 8;
-    let mut done = 0;
-    core::iter::from_fn(move || {
-        let left = part.bytes.checked_sub(done).filter(|&left| left > 0)?;
-        let gpa = part.gpa.checked_add(done)?;
-        let alignment = if whole { 8 } else { 1u64 << gpa.as_u64().trailing_zeros().min(3) };
-        let width = Width::at_most(left.min(alignment));
-        let at = done as usize;
-        done += width.bytes() as u64;
-        Some((gpa, width, at))
-    })
 }

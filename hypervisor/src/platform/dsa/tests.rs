@@ -38,7 +38,7 @@ fn the_store_is_where_the_device_says() {
 #[test]
 fn a_guest_reaches_the_portals_for_the_store_of_its_own_queue_and_nothing_else() {
     for queue in 0..=u8::MAX {
-        let own = u64::from(queue) * 0x4000;
+        let own = u32::from(queue) * 0x4000;
         assert_eq!(store_portals(queue), own + 0x2000..own + 0x4000);
     }
 }
@@ -101,10 +101,47 @@ impl Registers for Busy {
 
 #[test]
 fn a_reset_does_not_come_while_the_device_is_at_a_command_unless_that_does_not_end() {
-    for (reads, given_meanwhile) in [(1000, false), (u32::MAX, true)] {
+    let [early, late] = [1000, 500_000].map(|reads| {
         let busy = Busy::for_reads(reads);
         assert!(reset(&busy, &CLOCK));
-        assert_eq!(*busy.given.borrow(), [(command::RESET_DEVICE, given_meanwhile)]);
+        busy.given.into_inner()
+    });
+    assert_eq!(early, [(command::RESET_DEVICE, false)]);
+    assert_eq!(late, [(command::RESET_DEVICE, true), (command::RESET_DEVICE, false)]);
+}
+
+/// The model ignores a command that comes while another one is under way, as the device does.
+#[test]
+fn a_reset_has_taken_place_although_an_older_command_ended_late() {
+    let model = Model::shared_out();
+    assert_eq!(model.step(3, Step::Enable), Ok(0));
+    model.rest(true);
+    model.queue(3).begin(Step::Drain);
+    let looks = model.reads();
+    assert!(reset(&Until { model: &model, read: looks + 200_000 }, &CLOCK));
+    assert!(!model.takes_work(3), "the reset was lost");
+    assert_eq!(model.read32(0x90), 0, "the device is enabled");
+}
+
+/// The model, which rests until the state of its command has been read so often.
+struct Until<'a> {
+    model: &'a Model,
+    read: u32,
+}
+
+impl Registers for Until<'_> {
+    fn read32(&self, offset: usize) -> u32 {
+        self.model.rest(self.model.reads() < self.read);
+        self.model.read32(offset)
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        self.model.read64(offset)
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        self.model.write32(offset, value);
+    }
+    fn write64(&self, offset: usize, value: u64) {
+        self.model.write64(offset, value);
     }
 }
 
@@ -127,6 +164,8 @@ pub struct Model {
     rests: Cell<bool>,
     /// Reads of the state of its command.
     reads: Cell<u32>,
+    /// Commands that it has taken.
+    taken: Cell<u32>,
 }
 
 /// Nothing is upstream that a test looks at.
@@ -157,6 +196,9 @@ impl Registers for Model {
         self.dsa.borrow().bar0_read(offset as u64, 8)
     }
     fn write32(&self, offset: usize, value: u32) {
+        if offset == CMD && self.dsa.borrow().bar0_read(CMDSTS as u64, 4) as u32 & CMDSTS_ACTIVE == 0 {
+            self.taken.set(self.taken.get() + 1);
+        }
         self.dsa.borrow_mut().bar0_write(offset as u64, 4, value.into(), &mut Nowhere);
     }
     fn write64(&self, offset: usize, value: u64) {
@@ -166,12 +208,22 @@ impl Registers for Model {
 
 impl Model {
     fn of(dsa: Dsa) -> Self {
-        Self { dsa: RefCell::new(dsa), rests: Cell::new(false), reads: Cell::new(0) }
+        Self { dsa: RefCell::new(dsa), rests: Cell::new(false), reads: Cell::new(0), taken: Cell::new(0) }
     }
 
     /// Has it do no work, or go on.
     pub fn rest(&self, rests: bool) {
         self.rests.set(rests);
+    }
+
+    /// Whether a work queue is enabled.
+    pub fn takes_work(&self, queue: usize) -> bool {
+        self.read32(0x2018 + 64 * queue) >> 30 == 1
+    }
+
+    /// Commands that it was given and was at no other one then.
+    pub fn commands(&self) -> u32 {
+        self.taken.get()
     }
 
     /// How often the state of its command was read.
@@ -204,7 +256,7 @@ impl Model {
     }
 
     /// Has a queue's step carried out.
-    fn step(&self, queue: u8, step: Step) -> Outcome {
+    fn step(&self, queue: u8, step: Step) -> CommandResult {
         self.queue(queue).begin(step).unwrap_or_else(|| {
             let ended = (0..1000).find_map(|_| outcome(self));
             ended.unwrap_or(Err(NO_ANSWER))
@@ -221,7 +273,7 @@ impl Model {
         let flags = u64::from(handle.is_some()) << 4;
         let words = [opcode << 56 | flags << 32, 0, 0, 0, u64::from(handle.unwrap_or(0)) << 32, 0, 0, 0];
         let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
-        let portal = (queue * PORTALS_OF_QUEUE + STORE_PORTAL) * 4096;
+        let portal = queue * 0x4000 + 0x2000;
         self.dsa.borrow_mut().portal_write(portal, &bytes)
     }
 

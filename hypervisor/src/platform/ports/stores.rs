@@ -3,7 +3,6 @@
 use core::ptr::{read_volatile, write_volatile};
 
 use hcall_abi::Status;
-use spin::Mutex;
 
 use super::MachinePorts;
 use crate::{
@@ -12,6 +11,7 @@ use crate::{
     ims::{Field, Message, Reach, Shadow, Store, StoreSpec},
     memory::Mmio,
     platform::slow_store::{SlowStore, Stuck},
+    sync::Mutex,
 };
 
 impl MachinePorts {

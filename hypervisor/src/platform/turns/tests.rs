@@ -171,3 +171,82 @@ fn the_step_of_a_function_that_has_gone_is_waited_for_and_forgotten() {
     while bench.look() {}
     assert_eq!((bench.functions[1].status(), bench.functions[1].signals), (Some(0), 1));
 }
+
+/// Has function 1 of `bench` give a command that the device carries out only after the time-out.
+fn late(bench: &mut Bench, number: u32, operand: u32) {
+    let clock = core::mem::replace(&mut bench.clock, &MILLISECONDS);
+    bench.model.rest(true);
+    bench.functions[1].command(number, operand);
+    while bench.look() {}
+    assert_eq!(bench.functions[1].status(), Some(NO_ANSWER.into()));
+    bench.clock = clock;
+    bench.model.rest(false);
+    while dsa::outcome(&bench.model).is_none() {}
+}
+
+impl Bench {
+    /// All functions enabled, queue 1 disabled.
+    fn without_queue_1() -> Self {
+        let mut bench = Self::new();
+        bench.functions[1].command(command::DISABLE_WQ, 1);
+        while bench.look() {}
+        assert!(!bench.model.takes_work(1));
+        bench
+    }
+
+    /// Gives a command, and CMDSTS after it.
+    fn carry_out(&mut self, number: u32, operand: u32) -> u32 {
+        self.functions[1].command(number, operand);
+        while self.look() {}
+        self.functions[1].status().unwrap()
+    }
+}
+
+#[test]
+fn a_queue_that_was_enabled_after_the_time_out_is_stopped_by_everything_that_stops_one() {
+    let stops: [(&str, fn(&mut VirtualDsa) -> Effect); 4] = [
+        ("a function level reset", |function| function.reset_function()),
+        ("no bus mastering, as before a guest leaves", |function| function.set_bus_master(false)),
+        ("a reset of the device", |function| function.write(CMD as u64, 4, 5 << 20)),
+        ("disabling the queue", |function| function.write(CMD as u64, 4, 7 << 20 | 1)),
+    ];
+    for (what, stop) in stops {
+        let mut bench = Bench::without_queue_1();
+        late(&mut bench, command::ENABLE_WQ, 0);
+        assert!(bench.model.takes_work(1) && bench.functions[1].registers.may_take_work(), "{what}");
+        stop(&mut bench.functions[1].registers);
+        while bench.look() {}
+        assert!(!bench.model.takes_work(1) && !bench.functions[1].registers.may_take_work(), "{what}");
+    }
+}
+
+#[test]
+fn a_queue_whose_command_was_late_is_empty_when_it_is_enabled_again() {
+    let mut bench = Bench::without_queue_1();
+    late(&mut bench, command::ENABLE_WQ, 0);
+    bench.model.rest(true);
+    fill(&bench.model, 1);
+    bench.functions[1].command(command::ENABLE_WQ, 0);
+    bench.look();
+    bench.model.rest(false);
+    let before = bench.model.commands();
+    while bench.look() {}
+    assert_eq!((bench.functions[1].status(), bench.model.takes_work(1)), (Some(0), true));
+    assert!(bench.model.commands() - before >= 2, "it was not disabled in between");
+    let mut bench = Bench::new();
+    late(&mut bench, command::DISABLE_WQ, 1);
+    assert!(!bench.model.takes_work(1), "the device has disabled it late");
+    assert_eq!(bench.carry_out(command::ENABLE_WQ, 0), 0);
+    assert!(bench.model.takes_work(1));
+}
+
+/// The parent is asked again for a handle that it may have taken back.
+#[test]
+fn a_handle_that_was_taken_back_late_is_not_given_to_the_guest_unasked() {
+    let mut bench = Bench::new();
+    let handle = bench.carry_out(command::REQUEST_INT_HANDLE, 3) >> 8;
+    late(&mut bench, command::RELEASE_INT_HANDLE, handle);
+    assert_eq!(bench.functions[1].registers.known_handle(3), None);
+    assert_eq!(bench.carry_out(command::REQUEST_INT_HANDLE, 3), handle << 8);
+    assert_eq!(bench.carry_out(command::RELEASE_INT_HANDLE, handle), 0, "the parent gave it again");
+}

@@ -7,7 +7,7 @@
 use alloc::collections::VecDeque;
 
 use super::{
-    Effect, Handle, VirtualDsa,
+    Effect, Handle, QueueState, VirtualDsa,
     spec::{
         CMD_INTERRUPT, CMD_MASK, CMD_OPERAND, CMD_RESERVED, CMD_SHIFT, CMDSTS_ACTIVE, CMDSTS_RESULT_SHIFT,
         INTCAUSE_COMMAND, command, error,
@@ -65,8 +65,8 @@ pub(super) struct Work {
     command: Option<u32>,
 }
 
-/// What a step, or a command, gives back: the result, or the error.
-pub type Outcome = Result<u16, u8>;
+/// What a step, or a command, ends with: the result field of CMDSTS, or the error code. [`error::NO_ANSWER`] is no code of the parent's.
+pub type CommandResult = Result<u16, u8>;
 
 impl VirtualDsa {
     /// The guest has written to CMD.
@@ -100,16 +100,16 @@ impl VirtualDsa {
     }
 
     /// What the step that was given to the parent has ended with.
-    pub fn step_done(&mut self, outcome: Outcome) -> Effect {
+    pub fn step_done(&mut self, result: CommandResult) -> Effect {
         let Some(step) = self.work.given.take() else { return Effect::default() };
-        self.note(step, outcome);
+        self.note(step, result);
         let mut effect = Effect::default();
         // What it was given for may have ended meanwhile.
         if let Some((purpose, mut steps)) = self.work.job.take() {
             steps.pop_front();
-            match unless_done(step, outcome, purpose) {
+            match unless_done(step, result, purpose) {
                 Ok(_) if !steps.is_empty() => self.work.job = Some((purpose, steps)),
-                outcome => effect = self.end(purpose, outcome),
+                result => effect = self.end(purpose, result),
             }
         }
         effect.and(self.proceed())
@@ -177,7 +177,7 @@ impl VirtualDsa {
         if value & CMD_RESERVED != 0 || COMMANDS >> number & 1 == 0 {
             return Err(error::INVAL_CMD);
         }
-        let of_queue = |step| if self.queue_enabled { [step].into() } else { VecDeque::new() };
+        let of_queue = |step| if self.queue.may_take_work() { [step].into() } else { VecDeque::new() };
         match number {
             command::ENABLE_DEVICE if self.enabled => Err(error::DEV_ENABLED),
             command::ENABLE_DEVICE if !self.bus_master => Err(error::BUSMASTER_EN),
@@ -204,10 +204,13 @@ impl VirtualDsa {
             Err(error::DEV_NOTEN)
         } else if operand != 0 {
             Err(error::INVAL_WQIDX)
-        } else if self.queue_enabled {
-            Err(error::WQ_ENABLED)
         } else {
-            Ok([Step::Enable].into())
+            match self.queue {
+                QueueState::Disabled => Ok([Step::Enable].into()),
+                QueueState::Enabled => Err(error::WQ_ENABLED),
+                // The queue begins empty, whatever the parent did with it after the time-out.
+                QueueState::Unknown => Ok([Step::Abort, Step::Disable, Step::Enable].into()),
+            }
         }
     }
 
@@ -216,7 +219,7 @@ impl VirtualDsa {
         if operand != 1 {
             return Err(error::INVAL_WQIDX);
         }
-        if !self.queue_enabled {
+        if !self.queue.may_take_work() {
             return Err(error::DEV_NOT_EN);
         }
         match number {
@@ -247,7 +250,7 @@ impl VirtualDsa {
 
     /// Handles are not given back to the parent: that would take a command for each of up to 2,047.
     fn steps_to_stop(&self) -> VecDeque<Step> {
-        if self.queue_enabled { [Step::Abort, Step::Disable].into() } else { VecDeque::new() }
+        if self.queue.may_take_work() { [Step::Abort, Step::Disable].into() } else { VecDeque::new() }
     }
 
     /// The guest has no handle any more.
@@ -255,17 +258,17 @@ impl VirtualDsa {
         self.handles.iter_mut().flatten().for_each(|handle| handle.is_out = false);
     }
 
-    /// A step has changed the parent, whatever it was for.
-    fn note(&mut self, step: Step, outcome: Outcome) {
-        match (step, outcome) {
-            (Step::Enable, Ok(_)) => self.queue_enabled = true,
-            (Step::Disable, Ok(_) | Err(error::DEV_NOT_EN)) => self.queue_enabled = false,
+    /// Records what a step has changed in the parent, for whatever purpose the step was.
+    fn note(&mut self, step: Step, result: CommandResult) {
+        self.queue = self.queue.after(step, result);
+        match (step, result) {
             (Step::RequestHandle(vector), Ok(number)) => {
                 // The guest gets it unless the command has failed meanwhile.
                 let handle = Handle { number, is_out: self.work.job.is_some() };
                 self.handles.get_mut(usize::from(vector)).into_iter().for_each(|place| *place = Some(handle));
             }
-            (Step::ReleaseHandle(number), Ok(_) | Err(error::INVAL_INT_IDX)) => {
+            // After a time-out the parent may have the handle still, or not: the guest has to ask for it again, and the parent is asked then.
+            (Step::ReleaseHandle(number), Ok(_) | Err(error::INVAL_INT_IDX | error::NO_ANSWER)) => {
                 let is_it = |place: &&mut Option<Handle>| place.is_some_and(|handle| handle.number == number);
                 self.handles.iter_mut().filter(is_it).for_each(|place| *place = None);
             }
@@ -274,25 +277,25 @@ impl VirtualDsa {
     }
 
     /// The last step is done, or one has failed.
-    fn end(&mut self, purpose: Purpose, outcome: Outcome) -> Effect {
+    fn end(&mut self, purpose: Purpose, result: CommandResult) -> Effect {
         match purpose {
-            Purpose::Command(value) => self.complete(value, outcome),
-            Purpose::Stop(stop) => Effect { reset: stop == Stop::All, is_stuck: outcome.is_err(), ..Effect::default() },
+            Purpose::Command(value) => self.complete(value, result),
+            Purpose::Stop(stop) => Effect { reset: stop == Stop::All, is_stuck: result.is_err(), ..Effect::default() },
         }
     }
 
-    fn complete(&mut self, value: u32, outcome: Outcome) -> Effect {
+    fn complete(&mut self, value: u32, result: CommandResult) -> Effect {
         let number = value >> CMD_SHIFT & CMD_MASK;
-        if outcome.is_ok() && matches!(number, command::DISABLE_DEVICE | command::RESET_DEVICE) {
+        if result.is_ok() && matches!(number, command::DISABLE_DEVICE | command::RESET_DEVICE) {
             self.enabled = false;
         }
-        let reset = number == command::RESET_DEVICE && outcome.is_ok();
+        let reset = number == command::RESET_DEVICE && result.is_ok();
         if reset {
             // Everything but the bus master bit, which is not the device's.
             (self.genctrl, self.intcause, self.errors) = (0, 0, [0; 4]);
             self.take_handles_back();
         }
-        self.command_status = match outcome {
+        self.command_status = match result {
             Ok(result) => u32::from(result) << CMDSTS_RESULT_SHIFT,
             Err(error) => error.into(),
         };
@@ -304,17 +307,37 @@ impl VirtualDsa {
     }
 }
 
+impl QueueState {
+    /// Whether the parent may take descriptors for the queue.
+    pub(super) const fn may_take_work(self) -> bool {
+        !matches!(self, Self::Disabled)
+    }
+
+    /// The state after a step. The parent carries out one command after another, so the end of one that comes after a time-out tells what
+    /// became of the command before it.
+    const fn after(self, step: Step, result: CommandResult) -> Self {
+        match (step, result) {
+            (Step::Enable, Ok(_) | Err(error::WQ_ENABLED)) | (Step::Drain | Step::Abort, Ok(_)) => Self::Enabled,
+            (Step::Disable, Ok(_)) | (Step::Drain | Step::Abort | Step::Disable, Err(error::DEV_NOT_EN)) => {
+                Self::Disabled
+            }
+            (Step::Enable | Step::Disable, Err(error::NO_ANSWER)) => Self::Unknown,
+            _ => self,
+        }
+    }
+}
+
 /// What is undone already need not be undone: the parent may have finished late, when it was not waited for any more. A guest's own
 /// command to abort fails all the same.
-fn unless_done(step: Step, outcome: Outcome, purpose: Purpose) -> Outcome {
+fn unless_done(step: Step, result: CommandResult, purpose: Purpose) -> CommandResult {
     let number = match purpose {
         Purpose::Command(value) => value >> CMD_SHIFT & CMD_MASK,
         Purpose::Stop(_) => command::RESET_DEVICE,
     };
     let asked = matches!(number, command::ABORT_ALL | command::ABORT_WQ);
-    match (step, outcome) {
+    match (step, result) {
         (Step::Disable, Err(error::DEV_NOT_EN)) => Ok(0),
         (Step::Abort, Err(error::DEV_NOT_EN)) if !asked => Ok(0),
-        _ => outcome,
+        _ => result,
     }
 }

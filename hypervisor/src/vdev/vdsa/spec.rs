@@ -168,4 +168,6 @@ pub mod error {
     pub const DEV_NOT_EN: u8 = 0x32;
     /// No such MSI-X entry, slot or handle.
     pub const INVAL_INT_IDX: u8 = 0x41;
+    /// Of the hypervisor, not of the device: the device has not finished the command in time, and may still carry it out.
+    pub const NO_ANSWER: u8 = 0xff;
 }

@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod commands;
 mod crash;
 mod emulated;
 mod flood;
@@ -38,6 +39,12 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
             "storm" => storm::run(&mut first),
             "crash" => crash::run(&mut first),
             "flood" => flood::run(&mut first),
+            "commands" => commands::give(&mut first),
+            "drain" => {
+                let mut second = take(1)?;
+                second.start()?;
+                commands::drain(&mut first, &mut second)
+            }
             _ => Err("no such case"),
         };
     }
