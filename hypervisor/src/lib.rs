@@ -4,7 +4,7 @@
 //!
 //! | layer | rooms |
 //! |---|---|
-//! | L0 words | [`addr`], [`sync`], [`options`] |
+//! | L0 words | [`addr`], [`sync`], [`options`], [`quirks`] |
 //! | L1 machine | [`clock`], [`apic`], [`cpu`], [`console`], [`memory`], [`acpi`], [`pci`] |
 //! | L2 hardware | [`vtd`], [`ept`], [`vmx`] |
 //! | L2 pure | [`ims`] (the service), [`vdev`] (the guest's virtual devices) |
@@ -13,7 +13,7 @@
 //!
 //! The image's `main` is the order of bring-up and nothing else.
 //!
-//! Without the feature `machine` only [`addr`], [`options`] and what reads a guest's options and image ([`guest`]) are there: the launcher
+//! Without the feature `machine` only [`addr`], [`options`], [`quirks`] and what reads a guest's options and image ([`guest`]) are there: the launcher
 //! checks with them what it is asked to run.
 #![cfg_attr(not(test), no_std)]
 
@@ -44,6 +44,7 @@ pub mod options;
 pub mod pci;
 #[cfg(feature = "machine")]
 pub mod platform;
+pub mod quirks;
 #[cfg(feature = "machine")]
 pub mod sync;
 #[cfg(feature = "machine")]

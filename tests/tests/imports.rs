@@ -7,8 +7,8 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 use imsvisor_tests::imports::{Arrow, Place, Sources};
 
 /// The hypervisor's rooms, lowest first: each imports only from those before it.
-const ROOMS: [&str; 18] = [
-    "addr", "sync", "options", // words
+const ROOMS: [&str; 19] = [
+    "addr", "sync", "options", "quirks", // words
     "clock", "apic", "cpu", "console", "memory", "acpi", "pci", // the machine
     "vtd", "ept", "vmx", // hardware
     "ims", "vdev", // pure

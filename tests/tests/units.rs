@@ -30,6 +30,22 @@ fn each_function_goes_by_the_unit_in_whose_scope_it_is() {
     }
 }
 
+static CLIENT: Scenario = Scenario::new("a client's remapping units", |plan| {
+    plan.plugin(&["client-units"]);
+    two_units(plan, "apicv=on cmdline=profile=posted")
+});
+
+/// Without coherency a table that stayed in the processor's cache is one that the unit does not see.
+#[test]
+fn units_that_snoop_nothing_and_have_no_pasids_serve_all_the_same() {
+    let boot = CLIENT.run();
+    boot.assert_hypervisor_lived();
+    assert_eq!(boot.verdict().failures, Vec::<String>::new());
+    assert_eq!(boot.machine.number("vtd_units"), Some(2));
+    assert_eq!(boot.remap_number("faults"), 0);
+    assert_eq!(boot.outcome().counter("vtd.violations"), 0);
+}
+
 static ONE_UNIT: Scenario = Scenario::new("one remapping unit for everything", |plan| {
     plan.config.cpus = 2;
     plan.plugin(&[GENEROUS]);

@@ -13,7 +13,6 @@ pub mod bzimage;
 pub mod elf;
 #[cfg(feature = "machine")]
 pub mod entry;
-pub mod errata;
 pub mod image;
 pub mod memory_map;
 pub mod options;

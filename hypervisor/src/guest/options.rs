@@ -9,11 +9,13 @@ use core::fmt;
 use hcall_abi::Pasid;
 
 use super::{
-    errata::{self, Erratum},
     image::INITRD,
     memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size},
 };
-use crate::addr::Bdf;
+use crate::{
+    addr::Bdf,
+    quirks::{self, Erratum},
+};
 
 /// Longest name.
 pub const NAME_MAX: usize = 16;
@@ -184,7 +186,7 @@ impl fmt::Display for Error {
             Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers from 1 to fffff, as in 100-1ff"),
             Self::Unsafe(value) => {
                 write!(f, "unsafe={value}: names of errata with commas between them, of these:")?;
-                errata::names().try_for_each(|name| write!(f, " {name}"))
+                quirks::names().try_for_each(|name| write!(f, " {name}"))
             }
             Self::Exits(value) => write!(f, "exits={value}: only exits=marks is known"),
             Self::CmdlineTooLong(len) => write!(f, "the command line has {len} bytes, {} fit", CMDLINE_SIZE - 1),
@@ -318,7 +320,7 @@ fn parse_storm(value: &str) -> Result<u32, Error> {
 }
 
 fn parse_errata(value: &str) -> Result<Vec<&'static Erratum>, Error> {
-    value.split(',').map(|name| errata::named(name).ok_or_else(|| Error::Unsafe(value.into()))).collect()
+    value.split(',').map(|name| quirks::named(name).ok_or_else(|| Error::Unsafe(value.into()))).collect()
 }
 
 fn parse_pasids(value: &str) -> Result<(Pasid, Pasid), Error> {

@@ -9,10 +9,6 @@ use super::{
 
 /// BARs of a function that is no bridge.
 pub const BARS: usize = 6;
-/// Functions of Intel's that have other registers where BARs belong, which must not be written for a trial: Linux, `pci_invalid_bar`
-/// (arch/x86/pci/fixup.c): Xeon E5 v3, erratum HSE43; Xeon E5 v4, erratum BDF2; C620's MROMs.
-const NO_BARS: [u16; 8] = [0x2fc0, 0x6f60, 0x6fa0, 0x6fc0, 0xa1ec, 0xa1ed, 0xa26c, 0xa26d];
-const INTEL: u16 = 0x8086;
 const FIRST: u16 = 0x10;
 
 /// A decoded range of a function.
@@ -46,11 +42,6 @@ impl Bar {
             _ => None,
         }
     }
-}
-
-/// Whether a function is known to have no BARs where BARs belong.
-pub(super) fn are_other_registers(vendor: u16, device: u16) -> bool {
-    vendor == INTEL && NO_BARS.contains(&device)
 }
 
 /// What the dword at `offset` of the header is for these BARs; `None` for one that is no BAR's.

@@ -7,7 +7,10 @@ use super::{
     capability::{self, Express, MsiX, Siov, TableLocation},
     config::ConfigSpace,
 };
-use crate::addr::{Bdf, Hpa};
+use crate::{
+    addr::{Bdf, Hpa},
+    quirks,
+};
 
 pub(super) const COMMAND: u16 = 0x04;
 /// I/O space, memory space.
@@ -25,10 +28,6 @@ const PASID_ENABLE: u32 = 1 << 16;
 
 /// Class of display controllers.
 const DISPLAY: u32 = 0x03;
-/// Upper bytes of the device IDs of Intel's graphics on whose remapping unit the end of translation can hang: Linux,
-/// `quirk_igfx_skip_te_disable` (drivers/iommu/intel/iommu.c).
-const HANGING_GRAPHICS: [u8; 7] = [0x45, 0x46, 0x4c, 0x4e, 0x8a, 0x98, 0x9a];
-
 /// A function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
@@ -79,7 +78,7 @@ impl Function {
         let class = config.read(bdf, 0x08);
         let header = config.read(bdf, 0x0c).get_bits(16..23);
         let (vendor, device) = (ids as u16, (ids >> 16) as u16);
-        let no_bars = bar::are_other_registers(vendor, device);
+        let no_bars = quirks::has_other_registers(vendor, device);
         if no_bars {
             log::info!("{bdf}: {vendor:04x}:{device:04x} has other registers in place of BARs; they are not looked at");
         }
@@ -110,8 +109,7 @@ impl Function {
 
     /// Whether it is graphics whose remapping unit must not stop translating once it does.
     pub fn must_stay_translated(&self) -> bool {
-        let [id, _] = self.device.to_be_bytes();
-        self.is_display() && self.vendor == 0x8086 && HANGING_GRAPHICS.contains(&id)
+        self.is_display() && quirks::must_stay_translated(self.vendor, self.device)
     }
 
     /// Whether it can be reset by itself: [`super::reset::reset`].

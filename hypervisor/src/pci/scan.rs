@@ -130,6 +130,10 @@ mod tests {
         assert_eq!(misplaced(&good, &[memory, apic]), [0usize; 0], "side by side, and one without a place");
         let bad = [with_bar(5, 0x7fff_c000), with_bar(6, 0xfee0_0000)];
         assert_eq!(misplaced(&[&good[..], &bad].concat(), &[memory, apic]), [4, 5]);
+        let mut small = with_bar(7, 0xe000_0000);
+        let Some(Bar::Memory { base, size, .. }) = &mut small.bars[0] else { panic!("a memory BAR") };
+        (*base, *size) = (Hpa::new(0xe000_0f00), 0x100);
+        assert_eq!(misplaced(&[with_bar(1, 0xe000_0000), small], &[memory]), [0, 1], "in a page of another one's");
         let twins = [with_bar(1, 0xe000_0000), with_bar(2, 0xe100_0000), with_bar(3, 0xe000_0000)];
         assert_eq!(misplaced(&twins, &[memory]), [0, 2], "neither of them is to be trusted");
     }

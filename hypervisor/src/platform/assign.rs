@@ -1,7 +1,7 @@
 //! A PCI function given to a guest: what the guest sees of it, and how it gets there.
 
 use alloc::vec::Vec;
-use core::{fmt, hint::spin_loop};
+use core::{fmt, hint::spin_loop, ops::Range};
 
 use hcall_abi::{DeviceId, Pasid};
 
@@ -11,18 +11,20 @@ use super::{
     means::{Begun, Means},
     memory::{FRAMES, map_device},
     ports::{MachinePorts, MachineService},
+    store_pages,
     windows::{Kind, RegisterKind, Registers, Window, Windows},
 };
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     ept::{self, Ept},
-    guest::{errata::Erratum, memory_map::BarAllocator},
+    guest::memory_map::BarAllocator,
     ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio},
     pci::{
         self, Bar, ConfigSpace, Function, TableLocation,
         reset::{Progress, Resetting},
     },
+    quirks::Erratum,
     vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
 };
 
@@ -215,10 +217,13 @@ pub fn prepare(
     let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
     let mut layout = Layout { function, descr: &descr, id, room, shared: Vec::new() };
     layout.map_bars()?;
-    let neighbours = means.registers().map(dsa::table_starts);
-    let ims = store.map(|store| layout.map_message_store(store, neighbours, ports)).transpose()?;
+    let neighbours = means.registers().map(|registers| {
+        let own: Vec<_> = layout.msix_in_bar(dsa::REGISTERS_BAR).collect();
+        dsa::tables_in_bar(registers, descr.msix.map_or(0, |msix| msix.size), &own)
+    });
+    let ims = store.map(|store| layout.map_message_store(store, neighbours.as_ref(), ports)).transpose()?;
     let msix = match descr.msix {
-        Some(msix) => Some(layout.map_store(StoreName::Msix, msix.table, msix.size.into(), neighbours)?),
+        Some(msix) => Some(layout.map_store(StoreName::Msix, msix.table, msix.size.into(), neighbours.as_ref())?),
         None => None,
     };
     layout.map_pending_bits()?;
@@ -340,7 +345,7 @@ impl Layout<'_, '_> {
         name: StoreName,
         table: (u8, u32),
         slots: u32,
-        neighbours: Option<dsa::TableStarts>,
+        neighbours: Option<&dsa::Tables>,
     ) -> Result<StoreSpec, Refusal> {
         let bytes = u64::from(slots) * 16;
         let (gpa, base) = self.locate(table, bytes)?;
@@ -364,7 +369,7 @@ impl Layout<'_, '_> {
     fn map_message_store(
         &mut self,
         store: dsa::MessageStore,
-        neighbours: Option<dsa::TableStarts>,
+        neighbours: Option<&dsa::Tables>,
         ports: &MachinePorts,
     ) -> Result<StoreSpec, Refusal> {
         let table = (dsa::REGISTERS_BAR, store.offset);
@@ -388,18 +393,23 @@ impl Layout<'_, '_> {
 
     /// Whether nothing else of the device's is in the pages of a store: the store fills them, or the device's other tables, which are
     /// known, are elsewhere.
-    fn is_alone(&self, (bar, offset): (u8, u32), bytes: u64, neighbours: Option<dsa::TableStarts>) -> bool {
-        let (start, end) = (u64::from(offset), u64::from(offset) + bytes);
-        if start.is_multiple_of(PAGE_SIZE) && end.is_multiple_of(PAGE_SIZE) {
-            return true;
-        }
-        let pages = start / PAGE_SIZE * PAGE_SIZE..end.next_multiple_of(PAGE_SIZE);
-        let others =
-            self.descr.msix.into_iter().flat_map(|msix| [msix.table, msix.pba]).filter(|other| *other != (bar, offset));
-        let mut others = others.filter(|other| other.0 == bar).map(|(_, offset)| u64::from(offset));
+    fn is_alone(&self, (bar, offset): (u8, u32), bytes: u64, neighbours: Option<&dsa::Tables>) -> bool {
+        let store = u64::from(offset)..u64::from(offset) + bytes;
         let known = neighbours.filter(|_| bar == dsa::REGISTERS_BAR);
-        known.is_some_and(|tables| !tables.into_iter().any(|at| at != start && pages.contains(&at)))
-            && !others.any(|at| pages.contains(&at))
+        store_pages::fill(&store)
+            || known.is_some_and(|tables| {
+                store_pages::hold_nothing_else(&store, tables.iter().cloned().chain(self.msix_in_bar(bar)))
+            })
+    }
+
+    /// The MSI-X table and its pending bits, if they are in this BAR.
+    fn msix_in_bar(&self, bar: u8) -> impl Iterator<Item = Range<u64>> + use<> {
+        let tables = self.descr.msix.map(|msix| {
+            let entries = u64::from(msix.size);
+            [(msix.table, entries * 16), (msix.pba, entries.div_ceil(64) * 8)]
+        });
+        let here = tables.into_iter().flatten().filter(move |((other, _), _)| *other == bar);
+        here.map(|((_, offset), bytes)| u64::from(offset)..u64::from(offset) + bytes)
     }
 
     /// The pending bits can be read; writes to them are no guest's business, but those of what is beside them are.

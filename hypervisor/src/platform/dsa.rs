@@ -14,11 +14,11 @@ use crate::{
         CommandResult, Step, queue_limits,
         spec::{
             CMD, CMD_MASK, CMD_SHIFT, CMDCAP, CMDSTS, CMDSTS_ACTIVE, CMDSTS_RESULT_SHIFT, ENGCAP, GENCAP,
-            GENCAP_COMMANDS, GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GROUP_ENGINES, IMS_UNIT, INTCAUSE,
-            INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_IMS, OFFSET_PERFMON, OFFSET_PERMISSIONS, OFFSET_QUEUES,
-            OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_LIMITS, QUEUE_MODE, QUEUE_PASID_ENABLE, SWERR, SWERR_OVERFLOW,
-            SWERR_QUEUE, SWERR_QUEUE_VALID, SWERR_VALID, TABLE_OFFSETS, WQCAP, WQCAP_CONFIG_SIZE, WQCAP_QUEUES,
-            WQCAP_SIZE, command, error::NO_ANSWER,
+            GENCAP_COMMANDS, GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GROUP_ENGINES, GRPCAP, GRPCAP_GROUPS, IMS_UNIT,
+            INTCAUSE, INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_IMS, OFFSET_PERFMON, OFFSET_PERMISSIONS,
+            OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_LIMITS, QUEUE_MODE, QUEUE_PASID_ENABLE, SWERR,
+            SWERR_OVERFLOW, SWERR_QUEUE, SWERR_QUEUE_VALID, SWERR_VALID, TABLE_OFFSETS, WQCAP, WQCAP_CONFIG_SIZE,
+            WQCAP_QUEUES, WQCAP_SIZE, command, error::NO_ANSWER,
         },
     },
 };
@@ -85,6 +85,11 @@ pub fn has_slow_store(function: &Function) -> bool {
     is_one(function) && function.subsystem == SLOW_STORE_SUBSYSTEM
 }
 
+/// Bytes of the general registers, those of later versions included; of an entry of the groups' configuration; of an MSI-X permission.
+const GENERAL_BYTES: u64 = 0x200;
+const GROUP_BYTES: u64 = 64;
+const PERMISSION_BYTES: u64 = 8;
+
 /// What TABLE OFFSETS names: offsets in the BAR of the device's registers.
 struct TableOffsets {
     groups: u32,
@@ -115,13 +120,27 @@ pub fn message_store(registers: &impl Registers) -> Option<MessageStore> {
     (slots != 0 && offset != 0).then_some(MessageStore { offset, slots })
 }
 
-/// Where each of a device's tables begins, as offsets in the BAR of its registers.
-pub type TableStarts = [u64; 6];
+/// The general registers and the tables that TABLE OFFSETS names, as bytes of the BAR of the device's registers.
+pub type Tables = [Range<u64>; 6];
 
-/// Where the general registers begin, and each table that the device's TABLE OFFSETS register names.
-pub fn table_starts(registers: &impl Registers) -> TableStarts {
+/// Where each of a device's tables is, whose MSI-X table has so many entries. Performance monitoring says nowhere how long it is: it ends
+/// at the next table, or at the next of `others`, what else is known to be in the BAR, and after a page at most.
+pub fn tables_in_bar(registers: &impl Registers, msix_entries: u16, others: &[Range<u64>]) -> Tables {
     let TableOffsets { groups, queues, permissions, store, perfmon } = TableOffsets::read(registers);
-    [0, groups, queues, permissions, store, perfmon].map(u64::from)
+    let queue_bytes = |count: u64| count * (32 << registers.read64(WQCAP).get_bits(WQCAP_CONFIG_SIZE));
+    let slots = registers.read64(GENCAP).get_bits(GENCAP_IMS_SIZE) * u64::from(IMS_UNIT);
+    let table = |start: u32, bytes: u64| u64::from(start)..u64::from(start) + bytes;
+    let mut tables = [
+        0..GENERAL_BYTES,
+        table(groups, registers.read64(GRPCAP).get_bits(GRPCAP_GROUPS) * GROUP_BYTES),
+        table(queues, queue_bytes(registers.read64(WQCAP).get_bits(WQCAP_QUEUES))),
+        table(permissions, u64::from(msix_entries) * PERMISSION_BYTES),
+        table(store, slots * 16),
+        table(perfmon, PAGE_SIZE),
+    ];
+    let next = tables.iter().chain(others).map(|other| other.start).filter(|&start| start > u64::from(perfmon)).min();
+    tables[5].end = tables[5].end.min(next.unwrap_or(u64::MAX));
+    tables
 }
 
 /// Whether a write of `bytes` bytes at `offset` of the registers starts a reset of the device.

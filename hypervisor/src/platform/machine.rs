@@ -8,6 +8,7 @@ use super::{
     loader::Loader,
     memory::{FRAMES, Firmware, find_rsdp, map_device},
     ports::Unit,
+    told,
     wall_clock::WallClock,
 };
 use crate::{
@@ -29,9 +30,6 @@ use crate::{
 
 /// The I/O APICs, the HPET, the usual place of remapping units, and the message window.
 const APICS: PhysRange = PhysRange::new(Hpa::new(0xfec0_0000), 0x30_0000);
-
-/// Odd things of one table that are told of; how many more there are is told as well.
-const TOLD: usize = 16;
 
 /// The machine.
 pub struct Machine {
@@ -107,13 +105,13 @@ impl Machine {
     fn tell_functions(&self) {
         let Some(dmar) = self.dmar() else { return };
         let in_memory = dmar.reserved.iter().filter(|region| !region.is_firmwares(&self.memory));
-        tell_each("DMAR", in_memory, |region| {
+        told::each("DMAR", in_memory, |region| {
             let why = "is in memory that the map calls usable, or too long; it is left out, and its function goes to no guest";
             log::warn!("DMAR: the region (RMRR) {} to {} {why}", region.base, region.limit);
         });
         let behind = |bridge| buses_behind(&self.functions, bridge);
         let functions = self.functions.iter().filter(|function| dmar.requires_ats(function.bdf, behind));
-        tell_each("ATS", functions, |function| {
+        told::each("ATS", functions, |function| {
             let what = "the firmware says that it requires ATS (SATC), which stays off";
             log::warn!(
                 "{}: {what}: the unit translates and confines all it does, but it may work slower or not at all",
@@ -297,23 +295,14 @@ fn listed(madt: &[u8]) -> Vec<Processor> {
 }
 
 fn tell_odd(dmar: &Dmar) {
-    tell_each("DMAR", dmar.odd.iter(), |odd| log::warn!("DMAR: {odd}"));
+    told::each("DMAR", dmar.odd.iter(), |odd| log::warn!("DMAR: {odd}"));
     let segments: BTreeSet<u16> = dmar.units.iter().map(|unit| unit.segment).collect();
     let unsure = segments.into_iter().filter(|&segment| !dmar.is_whole(segment));
-    tell_each("DMAR", unsure, |segment| {
+    told::each("DMAR", unsure, |segment| {
         log::warn!(
             "DMAR: segment {segment:04x}: what no unit names could be one's that is left out, so it goes to no guest"
         );
     });
-}
-
-/// Tells of the first of these, and how many more there are.
-fn tell_each<T>(table: &str, mut all: impl Iterator<Item = T>, tell: impl Fn(T)) {
-    all.by_ref().take(TOLD).for_each(tell);
-    match all.count() {
-        0 => {}
-        more => log::warn!("{table}: {more} more of these"),
-    }
 }
 
 /// Whether a part of the range is in one of these.
@@ -351,7 +340,7 @@ fn fault_message(apic_id: u32) -> u64 {
 fn drop_misplaced_bars(functions: &mut [Function], taken: &[PhysRange]) {
     let misplaced = misplaced(functions, taken);
     let told = misplaced.iter().filter_map(|&at| functions.get(at));
-    tell_each("PCI", told, |Function { bdf, .. }| {
+    told::each("PCI", told, |Function { bdf, .. }| {
         log::warn!(
             "{bdf}: a BAR lies over memory or over registers of something else (a fault of the firmware); it goes to no guest"
         );

@@ -52,7 +52,9 @@ pub mod slow_store;
 pub mod smp;
 #[cfg(feature = "bare")]
 pub mod start;
+pub mod store_pages;
 pub mod storm;
+pub mod told;
 pub mod turns;
 #[cfg(feature = "bare")]
 pub mod virtual_cpu;

@@ -14,12 +14,10 @@ use super::{
 };
 use crate::{
     addr::Bdf,
-    guest::{
-        errata::{self, Erratum},
-        options::{Device, Options},
-    },
+    guest::options::{Device, Options},
     ims::most_bytes,
     pci::{Function, scan::stands_alone},
+    quirks::{self, Erratum},
 };
 
 /// Bytes of the heap that a virtual processor takes, and more: most of them are what it remembers of instructions.
@@ -219,7 +217,7 @@ fn check(machine: &Machine, ports: &MachinePorts, function: &Function) -> Result
 
 /// Whether the guest may have a function with the errata that the function has: none, or one that the guest accepts.
 fn check_errata(function: &Function, options: &Options) -> Result<(), Refusal> {
-    match errata::of(function.vendor, function.device) {
+    match quirks::of(function.vendor, function.device) {
         Some(erratum) if !options.accepted.contains(&erratum) => Err(Refusal::Unsafe(erratum)),
         Some(Erratum { name, what, .. }) => {
             log::warn!("{}: {} gets it in spite of {name}: {what}", function.bdf, options.name);

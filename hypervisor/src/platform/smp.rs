@@ -8,7 +8,10 @@ use core::{
     time::Duration,
 };
 
-use super::memory::{FRAMES, map_trampoline, unmap_guard};
+use super::{
+    memory::{FRAMES, map_trampoline, unmap_guard},
+    told::Told,
+};
 use crate::{
     addr::{Hpa, PAGE_SIZE},
     apic,
@@ -33,9 +36,6 @@ const GUARD_FRAMES: u64 = 1;
 const SHOW_UP: Duration = Duration::from_millis(500);
 /// What one gets that has taken its words, but has not got to Rust.
 const LATE: Duration = Duration::from_secs(5);
-
-/// Processors that do not start are told of one by one up to this number; how many more there are is told as well.
-const TOLD: usize = 16;
 
 /// Processors that have reached Rust.
 static ARRIVED: AtomicUsize = AtomicUsize::new(0);
@@ -69,7 +69,7 @@ pub fn start(apic_ids: &[u32], page: Option<Hpa>, entry: Entry) -> usize {
     };
     // SAFETY: the page was mapped for this just now, and no processor is under way.
     let trampoline = unsafe { Trampoline::install(page) };
-    let (mut started, mut absent) = (0, 0);
+    let (mut started, mut absent) = (0, Told::default());
     let mut spare = None;
     for (number, &apic_id) in (1..).zip(apic_ids) {
         let Some(stack) = spare.take().or_else(stack) else {
@@ -79,9 +79,8 @@ pub fn start(apic_ids: &[u32], page: Option<Hpa>, entry: Entry) -> usize {
         match trampoline.start(apic_id, [cpu::cr3(), stack, number, entry as usize as u64], started) {
             Outcome::Arrived => started += 1,
             Outcome::Absent { sent } => {
-                absent += 1;
                 spare = Some(stack);
-                tell(absent, apic_id, sent);
+                absent.tell(|| tell(apic_id, sent));
             }
             Outcome::Lost => {
                 log::error!("processor {apic_id} has begun, and does not come: those behind it stay asleep");
@@ -89,17 +88,13 @@ pub fn start(apic_ids: &[u32], page: Option<Hpa>, entry: Entry) -> usize {
             }
         }
     }
-    if absent > TOLD {
-        log::warn!("{absent} processors do not start");
-    }
+    absent.end("processors");
     started
 }
 
-fn tell(absent: usize, apic_id: u32, sent: bool) {
-    if absent <= TOLD {
-        let why = if sent { "" } else { ": the local APIC has not sent all that it was told" };
-        log::warn!("processor {apic_id} does not start{why}; it is passed over");
-    }
+fn tell(apic_id: u32, sent: bool) {
+    let why = if sent { "" } else { ": the local APIC has not sent all that it was told" };
+    log::warn!("processor {apic_id} does not start{why}; it is passed over");
 }
 
 /// A processor has reached its first function: the next one can start.

@@ -41,6 +41,8 @@ pub(crate) struct Options {
     pub(crate) legacy: bool,
     /// The remapping units cannot post interrupts.
     pub(crate) no_posting: bool,
+    /// The remapping units are a client's: they snoop nothing, and have no PASIDs.
+    pub(crate) client_units: bool,
     /// The remapping units have first-stage tables as well.
     pub(crate) first_stage: bool,
     /// What shared virtual addressing takes: first-stage tables and page requests in the units, ATS and PRI in the DSAs.
@@ -73,6 +75,7 @@ impl Options {
                 "sva" => options.sva = true,
                 "odd-firmware" => options.odd_firmware = true,
                 "opt-out" => options.opt_out = true,
+                "client-units" => options.client_units = true,
                 "legacy" => options.legacy = true,
                 "no-posting" => options.no_posting = true,
                 "idxd" => options.idxd = true,
@@ -112,7 +115,11 @@ impl Options {
     /// How the remapping units are made.
     pub(crate) fn unit(&self) -> vtd_model::Config {
         use vtd_model::Config;
-        let base = if self.generous { Config::default() } else { Config::sapphire_rapids_accelerators() };
+        let base = match (self.client_units, self.generous) {
+            (true, _) => Config::meteor_lake(),
+            (false, true) => Config::default(),
+            (false, false) => Config::sapphire_rapids_accelerators(),
+        };
         Config {
             host_address_width: HOST_ADDRESS_WIDTH,
             scalable_mode: !self.legacy,
@@ -177,6 +184,8 @@ mod tests {
         assert_eq!((Options::default().dsas(), Options::parse("four-dsas").unwrap().dsas(), both.dsas()), (2, 4, 0));
         assert!(Options::default().unit().scalable_mode && !Options::parse("legacy").unwrap().unit().scalable_mode);
         assert!(Options::parse("first-stage").unwrap().unit().first_stage);
+        let client = Options::parse("client-units").unwrap().unit();
+        assert!(!client.coherent && !client.pasids && Options::default().unit().coherent);
         let units = |text: &str| Options::parse(text).unwrap().units();
         assert_eq!(["", "generous", "generous,two-units", "no-vtd"].map(units), [2, 1, 2, 0]);
         assert!(Options::default().dsa(0).wide_bars && !Options::parse("generous").unwrap().dsa(0).wide_bars);

@@ -163,7 +163,7 @@ fn two_entries_for_one_unit_are_one_that_serves_what_either_names() {
     let [first, second] = [2, 3].map(|device| unit(0, UNIT, &[scope(1, 0, 0, &[(device, 0)])]));
     let rest = unit(1, UNIT + 0x1000, &[]);
     for entries in [[first.clone(), second.clone()], [second, first]] {
-        let dmar = parse(&[&entries[..], &[rest.clone()]].concat());
+        let dmar = parse(&[&entries[..], std::slice::from_ref(&rest)].concat());
         assert_eq!((dmar.units.len(), &dmar.odd), (2, &odd(72, OddKind::SameUnit(UNIT))));
         for device in [2, 3] {
             assert_eq!(base_of(&dmar, Bdf::new(0, device, 0)), Some(UNIT), "{device}");

@@ -34,6 +34,21 @@ fn the_store_is_where_the_device_says() {
     assert_eq!(message_store(&fake), Some(MessageStore { offset: 0x40000, slots: 4096 }));
 }
 
+/// With the sizes of Sapphire Rapids: 4 groups, 8 queues of 64 bytes, 9 MSI-X entries, 2,048 slots.
+#[test]
+fn tables_reach_as_far_as_their_entries_and_performance_monitoring_to_what_comes_next() {
+    let mut fake = Fake([0; 64]);
+    fake.0[GENCAP / 8] = 8 << 25;
+    fake.0[WQCAP / 8] = 128 | 8 << 16 | 1 << 24;
+    fake.0[GRPCAP / 8] = 4 | 96 << 8;
+    fake.0[TABLE_OFFSETS / 8] = 3 | 4 << 16 | 2 << 32 | 0x40 << 48;
+    fake.0[TABLE_OFFSETS / 8 + 1] = 0x10;
+    let tables = |others: &[Range<u64>]| tables_in_bar(&fake, 9, others);
+    let all = [0..0x200, 0x300..0x400, 0x400..0x600, 0x200..0x248, 0x4000..0xc000, 0x1000..0x2000];
+    assert_eq!(tables(&[]), all);
+    assert_eq!(tables(&[0x800..0x900, 0x1800..0x1890])[5], 0x1000..0x1800);
+}
+
 /// What lies beside it is the portals that take numbers of the device's own MSI-X table, and other guests' queues.
 #[test]
 fn a_guest_reaches_the_portals_for_the_store_of_its_own_queue_and_nothing_else() {

@@ -11,6 +11,8 @@ pub const GENCAP: usize = 0x10;
 pub const WQCAP: usize = 0x20;
 /// How many groups there are.
 pub const GRPCAP: usize = 0x30;
+/// GRPCAP: groups.
+pub const GRPCAP_GROUPS: Range<usize> = 0..8;
 /// How many engines there are, in bits 7:0.
 pub const ENGCAP: usize = 0x38;
 /// Operations: 256 bits.

@@ -1,4 +1,27 @@
-//! Functions whose hardware has errata that make them unsafe in the hands of a guest, whatever the remapping unit does.
+//! Functions that are known by their IDs not to be as the specifications say: with other registers in place of BARs, with a remapping unit
+//! that can hang, or unsafe in the hands of a guest whatever the remapping unit does.
+#![forbid(unsafe_code)]
+
+const INTEL: u16 = 0x8086;
+
+/// Functions of Intel's that have other registers where BARs belong, which must not be written for a trial: Linux, `pci_invalid_bar`
+/// (arch/x86/pci/fixup.c): Xeon E5 v3, erratum HSE43; Xeon E5 v4, erratum BDF2; C620's MROMs.
+const NO_BARS: [u16; 8] = [0x2fc0, 0x6f60, 0x6fa0, 0x6fc0, 0xa1ec, 0xa1ed, 0xa26c, 0xa26d];
+
+/// Upper bytes of the device IDs of Intel's graphics on whose remapping unit the end of translation can hang: Linux,
+/// `quirk_igfx_skip_te_disable` (drivers/iommu/intel/iommu.c).
+const HANGING_GRAPHICS: [u8; 7] = [0x45, 0x46, 0x4c, 0x4e, 0x8a, 0x98, 0x9a];
+
+/// Whether a function with these IDs has no BARs where BARs belong.
+pub fn has_other_registers(vendor: u16, device: u16) -> bool {
+    vendor == INTEL && NO_BARS.contains(&device)
+}
+
+/// Whether the remapping unit of a display controller with these IDs must not stop translating once it does.
+pub fn must_stay_translated(vendor: u16, device: u16) -> bool {
+    let [generation, _] = device.to_be_bytes();
+    vendor == INTEL && HANGING_GRAPHICS.contains(&generation)
+}
 
 /// A published erratum.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,14 +41,14 @@ static ERRATA: [Erratum; 2] = [
     // DSA and IAX of Sapphire and Emerald Rapids. 11fb and 1212 are free of it.
     Erratum {
         name: "INTEL-SA-01084",
-        vendor: 0x8086,
+        vendor: INTEL,
         devices: &[0x0b25, 0x0cfe],
         what: "who may submit work to it can gain privileges (CVE-2024-21823)",
     },
     // QuickAssist C3xxx, C62x and DH895xCC with their virtual functions: errata QATE-39220 and QATE-7495 of Intel's release notes.
     Erratum {
         name: "QATE-39220",
-        vendor: 0x8086,
+        vendor: INTEL,
         devices: &[0x19e2, 0x19e3, 0x37c8, 0x37c9, 0x0435, 0x0443],
         what: "a malformed request to it can hang the machine",
     },
