@@ -9,7 +9,6 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{
     hint::spin_loop,
-    ops::Range,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -357,10 +356,7 @@ impl Parent {
 
     /// The guest's portals for MSI-X are the device's for the message store.
     fn map_portals(&self, room: &mut Room, gpa: Gpa, queue: u8) -> Result<(), Refusal> {
-        let Range { start, end } = dsa::store_portals(queue);
-        let portals = TableLocation { bar: dsa::PORTALS_BAR, offset: start };
-        let bytes = u64::from(end - start);
-        let portals = assign::locate(&self.function, portals, bytes)?;
+        let (portals, bytes) = dsa::portals_of_queue(&self.function, queue).ok_or(Refusal::Table)?;
         room.map(gpa, portals, bytes, PageType::Device)
     }
 
