@@ -109,7 +109,9 @@ impl VirtualDsa {
             steps.pop_front();
             // A queue that has turned out to be disabled need not be stopped.
             let is_stopped = self.queue == QueueState::Disabled;
-            while is_stopped && steps.pop_front_if(|step| matches!(step, Step::Abort | Step::Disable)).is_some() {}
+            while is_stopped && matches!(steps.front(), Some(Step::Abort | Step::Disable)) {
+                steps.pop_front();
+            }
             match unless_done(step, result, purpose) {
                 Ok(_) if !steps.is_empty() => self.work.job = Some((purpose, steps)),
                 result => effect = self.end(purpose, result),
