@@ -90,7 +90,7 @@ pub struct Interrupts {
     pub raised: Option<u64>,
     /// Requests that the remapping unit remapped or posted, by the unit.
     pub remapped: Option<u64>,
-    /// Those of them that were posted, by the unit.
+    /// Requests that the remapping unit posted, by the unit's count.
     pub posted: u64,
     /// Posted interrupts that the hypervisor took from its own descriptors, by its count. The other posted ones reach their guest without
     /// the hypervisor.
@@ -99,9 +99,9 @@ pub struct Interrupts {
     pub delivered: Option<u64>,
     /// Interrupts that guests' handlers saw, by the guests.
     pub handled: Option<u64>,
-    /// Of these, those of guests whose interrupts are posted.
+    /// Interrupts that the handlers of guests with posting saw, by the guests.
     pub handled_posted: u64,
-    /// Those that were remapped, but are nobody's to handle.
+    /// Interrupts that were remapped and that no guest has to handle.
     pub aside: Aside,
     /// Interrupts that met a request of the same vector in the machine's local APICs, by the machine; unknown where it cannot see
     /// them.
@@ -112,7 +112,7 @@ pub struct Interrupts {
     pub vouched: bool,
 }
 
-/// What else can become of an interrupt, as the hypervisor counts it.
+/// Interrupts that no guest has to handle, by the hypervisor's count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Aside {
     /// Interrupts that met a pending one of the same vector, in the hypervisor or in a guest's virtual local APIC.
@@ -143,7 +143,7 @@ impl Aside {
         self.all().iter().map(|(_, count)| count).sum()
     }
 
-    /// Those that there are, for people.
+    /// The counts that are not 0, for people.
     pub fn words(&self) -> String {
         let there = self.all().into_iter().filter(|(_, count)| *count != 0);
         there.map(|(what, count)| format!("{} {what}", grouped(count))).collect::<Vec<_>>().join(", ")
@@ -151,7 +151,8 @@ impl Aside {
 }
 
 impl Interrupts {
-    /// The parties' figures in the order of the way; those that nobody counted are left out. Delivered are those that were posted, too.
+    /// The figures of all parties in the order of the way. A figure that no party counted is left out. The deliveries include the posted
+    /// interrupts.
     pub fn stations(&self) -> Vec<(&'static str, u64)> {
         let all = [
             ("raised", self.raised),
@@ -172,9 +173,9 @@ impl Interrupts {
         before_delivery + in_descriptors
     }
 
-    /// Interrupts that were remapped and of which nothing is known after that. Two that come together with one vector are one in a local
-    /// APIC (SDM vol. 3, 12.8.4). Where the machine does not count those, and in a guest's own local APIC that the processor keeps,
-    /// nobody can; so it is no failure where the guests vouch.
+    /// Interrupts that were remapped and that no party counted after that. Two interrupts that come together with one vector are one in a local
+    /// APIC (SDM vol. 3, 12.8.4). No party counts such merges in a guest's local APIC that the processor keeps, nor on a machine that does
+    /// not see them. There the difference is no failure if the guests vouch.
     pub fn unseen(&self) -> u64 {
         let after = self.stations().into_iter().find(|(name, _)| ["delivered", "handled"].contains(name));
         let Some((name, count)) = after else { return self.remapped.unwrap_or(0) };
@@ -184,15 +185,15 @@ impl Interrupts {
         self.remapped.unwrap_or(0).saturating_sub(count + self.counted_aside("remapped", name))
     }
 
-    /// Those that merged where the machine sees it, for people: in its local APICs and in descriptors.
+    /// The merges that the machine sees, in its local APICs and in descriptors, for people.
     pub fn met_words(&self) -> Option<String> {
         let met = self.met.unwrap_or(0) + self.posted_met;
         (met != 0).then(|| format!("{} merged with one of the same vector in the machine", grouped(met)))
     }
 
-    /// Compares two stations that follow each other; returns the failure if their counts do not agree. From the remapping unit on, the
-    /// second may be lower by the interrupts that somebody counted aside, and, if the guests vouch, by those that nobody can count. It may
-    /// never be higher.
+    /// Compares two stations that follow each other. Returns the failure if their counts do not agree. From the remapping unit on, the second
+    /// count may be lower by the interrupts that a party counted aside, and, if the guests vouch, by the interrupts that no party can count.
+    /// The second count may never be higher.
     fn difference(&self, (a, x): (&str, u64), (b, y): (&str, u64)) -> Option<String> {
         let aside = self.counted_aside(a, b);
         let unseen = if a == "remapped" && self.vouched { self.unseen() } else { 0 };

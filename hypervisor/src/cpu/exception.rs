@@ -2,7 +2,7 @@
 
 use super::{
     interrupts,
-    machine_check::{self, Interrupted, Verdict},
+    machine_check::{self, Interrupted, Severity},
 };
 
 /// What the entry stubs leave on the stack: SDM vol. 3, 7.14.
@@ -93,7 +93,7 @@ extern "C" fn handle(frame: &Frame) {
         MACHINE_CHECK => {
             // The interrupted code may hold the console. If it goes on, the count is told at the end of the run.
             let report = machine_check::take(Interrupted::Hypervisor);
-            if report.verdict != Verdict::GoesOn {
+            if report.severity != Severity::GoesOn {
                 panic!("{report}, at {:#x}", frame.rip);
             }
         }

@@ -58,9 +58,9 @@ pub enum Interrupted {
     Hypervisor,
 }
 
-/// What has to become of it. In the order of weight.
+/// How bad a machine check is. In the order of weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
+pub enum Severity {
     /// It goes on: the error is not of what runs here.
     GoesOn,
     /// The guest ends.
@@ -70,40 +70,40 @@ pub enum Verdict {
 }
 
 /// Judges a machine check by IA32_MCG_CAP, IA32_MCG_STATUS and the banks' IA32_MCi_STATUS (SDM vol. 3, 16.6 and 16.9).
-pub fn judge(cap: u64, mcg: u64, banks: impl Iterator<Item = u64>, interrupted: Interrupted) -> Verdict {
+pub fn judge(cap: u64, mcg: u64, banks: impl Iterator<Item = u64>, interrupted: Interrupted) -> Severity {
     let worst = match interrupted {
-        Interrupted::Guest => Verdict::GuestEnds,
-        Interrupted::Hypervisor => Verdict::Fatal,
+        Interrupted::Guest => Severity::GuestEnds,
+        Interrupted::Hypervisor => Severity::Fatal,
     };
-    let (mut verdict, mut found) = (Verdict::GoesOn, false);
+    let (mut severity, mut found) = (Severity::GoesOn, false);
     for status in banks.filter(|status| status & VAL != 0 && status & UC != 0) {
         found = true;
-        verdict = verdict.max(judge_bank(cap & CAP_SER != 0, mcg, status, worst));
+        severity = severity.max(judge_bank(cap & CAP_SER != 0, mcg, status, worst));
     }
     // Machine checks are told to all processors: one that has no error of its own can go on. One that cannot, cannot say why either.
     match mcg & RIPV {
         0 if !found => worst,
-        0 => verdict.max(worst),
-        _ => verdict,
+        0 => severity.max(worst),
+        _ => severity,
     }
 }
 
-fn judge_bank(recovery: bool, mcg: u64, status: u64, worst: Verdict) -> Verdict {
+fn judge_bank(recovery: bool, mcg: u64, status: u64, worst: Severity) -> Severity {
     let has = |bit| status & bit != 0;
     if has(PCC) || has(OVER) {
         // The processor's context is corrupt, or the bank has forgotten an error that may have been worse.
-        return Verdict::Fatal;
+        return Severity::Fatal;
     }
     if !recovery {
-        return if has(EN) { worst } else { Verdict::GoesOn };
+        return if has(EN) { worst } else { Severity::GoesOn };
     }
     match (has(S), has(AR)) {
         // Action required: of the processor whose instruction it is.
-        (true, true) if mcg & (RIPV | EIPV) == RIPV => Verdict::GoesOn,
+        (true, true) if mcg & (RIPV | EIPV) == RIPV => Severity::GoesOn,
         (true, true) => worst,
         // Action optional, or none: memory that nobody has read yet.
-        (true, false) | (false, false) => Verdict::GoesOn,
-        (false, true) => Verdict::Fatal,
+        (true, false) | (false, false) => Severity::GoesOn,
+        (false, true) => Severity::Fatal,
     }
 }
 
@@ -129,7 +129,7 @@ impl fmt::Display for Bank {
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
     /// What the processor does next.
-    pub verdict: Verdict,
+    pub severity: Severity,
     mcg: u64,
     /// The bank with the worst error.
     bank: Option<Bank>,
@@ -155,21 +155,21 @@ fn has_banks() -> bool {
 /// IA32_MCG_STATUS says that one is under way shuts the processor down.
 pub fn take(interrupted: Interrupted) -> Report {
     if !has_banks() {
-        let verdict = judge(0, 0, core::iter::empty(), interrupted);
-        return Report { verdict, mcg: 0, bank: None };
+        let severity = judge(0, 0, core::iter::empty(), interrupted);
+        return Report { severity, mcg: 0, bank: None };
     }
     // SAFETY: the registers exist where CPUID says so; reading has no side effect.
     let (cap, mcg) = unsafe { (rdmsr(MCG_CAP), rdmsr(MCG_STATUS)) };
-    let verdict = judge(cap, mcg, numbers(cap).map(status), interrupted);
+    let severity = judge(cap, mcg, numbers(cap).map(status), interrupted);
     let one = |number| judge(cap, mcg | RIPV, core::iter::once(status(number)), interrupted);
     let bank = numbers(cap).filter(|&number| status(number) & VAL != 0).max_by_key(|&number| one(number)).map(read);
-    if verdict != Verdict::Fatal {
+    if severity != Severity::Fatal {
         clear(cap);
         // SAFETY: 0 says that the machine check was served.
         unsafe { wrmsr(MCG_STATUS, 0) };
     }
     COUNT.fetch_add(1, Ordering::Relaxed);
-    Report { verdict, mcg, bank }
+    Report { severity, mcg, bank }
 }
 
 /// Has machine checks arrive as exceptions on this processor, whose cause is told. Without CR4.MCE one that is meant for another processor
@@ -238,13 +238,13 @@ fn clear(cap: u64) {
 mod tests {
     use super::*;
     use Interrupted::{Guest, Hypervisor};
-    use Verdict::{Fatal, GoesOn, GuestEnds};
+    use Severity::{Fatal, GoesOn, GuestEnds};
 
     const ERROR: u64 = VAL | UC | EN;
     const READ: u64 = ERROR | S | AR;
 
-    /// Verdicts for a guest and for the hypervisor.
-    fn both(cap: u64, mcg: u64, banks: &[u64]) -> [Verdict; 2] {
+    /// Severities for a guest and for the hypervisor.
+    fn both(cap: u64, mcg: u64, banks: &[u64]) -> [Severity; 2] {
         [Guest, Hypervisor].map(|interrupted| judge(cap, mcg, banks.iter().copied(), interrupted))
     }
 
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn a_report_names_the_bank_its_status_and_its_address() {
         let bank = Some(Bank { number: 7, status: READ, address: Some(0x1234_5000) });
-        let report = Report { verdict: GuestEnds, mcg: 6, bank };
+        let report = Report { severity: GuestEnds, mcg: 6, bank };
         let expected = "machine check: IA32_MCG_STATUS 0x6, bank 7 status 0xb180000000000000 address 0x12345000";
         assert_eq!(report.to_string(), expected);
     }

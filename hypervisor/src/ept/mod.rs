@@ -27,7 +27,7 @@ const TOP: u64 = 1 << 48;
 
 /// What a guest may do with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum PageType {
     /// The guest's own RAM: everything, write-back.
     Ram,
     /// Device registers: reads and writes reach the device, uncached.
@@ -40,7 +40,7 @@ pub enum Access {
     Trapped,
 }
 
-impl Access {
+impl PageType {
     const fn bits(self) -> u64 {
         match self {
             Self::Ram => RIGHTS | WRITE_BACK,
@@ -97,7 +97,7 @@ impl Ept {
         gpa: Gpa,
         hpa: Hpa,
         len: u64,
-        access: Access,
+        page_type: PageType,
     ) -> Result<(), MapError> {
         let end = gpa.as_u64().checked_add(len).ok_or(MapError::BadRange)?;
         if len == 0 || end > TOP || !(gpa.as_u64() | hpa.as_u64() | len).is_multiple_of(PAGE_SIZE) {
@@ -106,7 +106,7 @@ impl Ept {
         let (mut gpa, mut hpa) = (gpa.as_u64(), hpa.as_u64());
         while gpa < end {
             let level = self.level_for(gpa, hpa, end - gpa);
-            self.map_page(frames, gpa, hpa, level, access)?;
+            self.map_page(frames, gpa, hpa, level, page_type)?;
             gpa += page_size(level);
             hpa += page_size(level);
         }
@@ -158,7 +158,7 @@ impl Ept {
         gpa: u64,
         hpa: u64,
         leaf: u32,
-        access: Access,
+        page_type: PageType,
     ) -> Result<(), MapError> {
         let mut table = self.root;
         for level in (leaf + 1..4).rev() {
@@ -166,7 +166,7 @@ impl Ept {
         }
         let large = if leaf > 0 { LARGE } else { 0 };
         let entry = table.get(index(gpa, leaf));
-        table.set(index(gpa, leaf), hpa | access.bits() | large);
+        table.set(index(gpa, leaf), hpa | page_type.bits() | large);
         if leaf > 0 && entry & RIGHTS != 0 && entry & LARGE == 0 {
             // SAFETY: the entry pointed to a table of `next_table`'s, which nothing points to any more.
             free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, leaf - 1);
@@ -231,7 +231,7 @@ mod tests {
     fn a_guest_sees_its_memory_and_nothing_else() {
         let frames = TestFrames::default();
         let mut ept = Ept::new(&frames, true).unwrap();
-        ept.map(&frames, Gpa::new(0), Hpa::new(64 * MIB), 6 * MIB + PAGE_SIZE, Access::Ram).unwrap();
+        ept.map(&frames, Gpa::new(0), Hpa::new(64 * MIB), 6 * MIB + PAGE_SIZE, PageType::Ram).unwrap();
         assert_eq!(look(&ept, &frames, 0), Some((64 * MIB, true)));
         assert_eq!(look(&ept, &frames, 5 * MIB + 7), Some((69 * MIB + 7, true)));
         assert_eq!(look(&ept, &frames, 6 * MIB + 0xfff), Some((70 * MIB + 0xfff, true)));
@@ -244,8 +244,8 @@ mod tests {
     fn a_page_inside_a_large_page_can_be_mapped_otherwise() {
         let frames = TestFrames::default();
         let mut ept = Ept::new(&frames, false).unwrap();
-        ept.map(&frames, Gpa::new(0), Hpa::new(64 * MIB), 4 * MIB, Access::Ram).unwrap();
-        ept.map(&frames, Gpa::new(2 * MIB + 0x5000), Hpa::new(0x9000), PAGE_SIZE, Access::Shadow).unwrap();
+        ept.map(&frames, Gpa::new(0), Hpa::new(64 * MIB), 4 * MIB, PageType::Ram).unwrap();
+        ept.map(&frames, Gpa::new(2 * MIB + 0x5000), Hpa::new(0x9000), PAGE_SIZE, PageType::Shadow).unwrap();
         assert_eq!(look(&ept, &frames, 2 * MIB + 0x5010), Some((0x9010, false)));
         assert_eq!(look(&ept, &frames, 2 * MIB + 0x4010), Some((66 * MIB + 0x4010, true)));
         assert_eq!(look(&ept, &frames, 2 * MIB + 0x6010), Some((66 * MIB + 0x6010, true)));
@@ -256,7 +256,7 @@ mod tests {
         for (gibibyte_pages, tables) in [(true, 2), (false, 3)] {
             let frames = TestFrames::default();
             let mut ept = Ept::new(&frames, gibibyte_pages).unwrap();
-            ept.map(&frames, Gpa::new(1 << 30), Hpa::new(1 << 30), 1 << 30, Access::Ram).unwrap();
+            ept.map(&frames, Gpa::new(1 << 30), Hpa::new(1 << 30), 1 << 30, PageType::Ram).unwrap();
             assert_eq!(frames.in_use(), tables);
             assert_eq!(look(&ept, &frames, (1 << 30) + 12345), Some(((1 << 30) + 12345, true)));
         }
@@ -266,8 +266,8 @@ mod tests {
     fn every_table_goes_back() {
         let frames = TestFrames::default();
         let mut ept = Ept::new(&frames, true).unwrap();
-        ept.map(&frames, Gpa::new(0x1000), Hpa::new(0x1000), 7 * MIB, Access::Ram).unwrap();
-        ept.map(&frames, Gpa::new(1 << 39), Hpa::new(0x1000), 0x1000, Access::Device).unwrap();
+        ept.map(&frames, Gpa::new(0x1000), Hpa::new(0x1000), 7 * MIB, PageType::Ram).unwrap();
+        ept.map(&frames, Gpa::new(1 << 39), Hpa::new(0x1000), 0x1000, PageType::Device).unwrap();
         // SAFETY: no processor has seen these tables.
         unsafe { ept.free(&frames) };
         assert_eq!(frames.in_use(), 0);
@@ -278,10 +278,10 @@ mod tests {
         let frames = TestFrames::default();
         let mut ept = Ept::new(&frames, true).unwrap();
         for (gpa, len) in [(0, 0), (1, PAGE_SIZE), (0, 1), (TOP, PAGE_SIZE), (TOP - PAGE_SIZE, 2 * PAGE_SIZE)] {
-            let result = ept.map(&frames, Gpa::new(gpa), Hpa::new(0), len, Access::Ram);
+            let result = ept.map(&frames, Gpa::new(gpa), Hpa::new(0), len, PageType::Ram);
             assert_eq!(result, Err(MapError::BadRange), "{gpa:#x} {len:#x}");
         }
-        let wrap = ept.map(&frames, Gpa::new(u64::MAX - 0xfff), Hpa::new(0), 2 * PAGE_SIZE, Access::Ram);
+        let wrap = ept.map(&frames, Gpa::new(u64::MAX - 0xfff), Hpa::new(0), 2 * PAGE_SIZE, PageType::Ram);
         assert_eq!(wrap, Err(MapError::BadRange));
     }
 }

@@ -4,7 +4,7 @@ use super::{
     Action, EndReason, cpuid, cr, io,
     machine::VcpuMachine,
     memo::Memo,
-    mmio::{self, Fault, Outcome, emulate, store_known},
+    mmio::{self, Emulated, Fault, emulate, store_known},
     msr,
     pv_eoi::PvEoi,
     vmcall,
@@ -13,7 +13,7 @@ use crate::{
     addr::Gpa,
     cpu::{
         self,
-        machine_check::{self, Interrupted, Verdict},
+        machine_check::{self, Interrupted, Severity},
     },
     memory::Ram,
     vdev::{
@@ -29,8 +29,9 @@ use crate::{
     },
 };
 
-/// An instruction that exits again and again although nothing comes of it: what it touches is no operand of its own (a descriptor, a task's
-/// state), or another processor changes it, or its page tables, each time.
+/// Counts the exits in a row of one instruction at one address that emulation cannot complete. There are two causes: the address is not one
+/// of the instruction's operands (the processor reads a descriptor or a task state segment there), or another virtual processor changes the
+/// instruction or its page tables before each emulation.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stuck {
     at: Option<(u64, Fault)>,
@@ -38,10 +39,11 @@ pub struct Stuck {
 }
 
 impl Stuck {
-    /// More than a processor that changes code or page tables all the time makes likely, and soon over.
+    /// Exits in a row after which the guest ends. Another processor that changes code or page tables all the time makes a few likely; this many
+    /// take milliseconds.
     const MOST: u32 = 1000;
 
-    /// Counts one more time at this RIP with this fault. Whether that is too many in a row.
+    /// Counts an exit at this RIP with this fault. Returns whether there were more than [`Self::MOST`] in a row.
     fn is_at(&mut self, here: (u64, Fault)) -> bool {
         let again = self.at == Some(here);
         *self = Self { at: Some(here), times: if again { self.times + 1 } else { 1 } };
@@ -69,7 +71,7 @@ pub struct Devices {
     pub physical_bits: u8,
     /// Exits until the time is looked at; never 0.
     pub exits_to_look: u32,
-    /// Whether it makes no progress.
+    /// The exits in a row without progress.
     pub stuck: Stuck,
 }
 
@@ -314,7 +316,7 @@ fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, stuck: &mut Stuck, fau
     if hits != 0 {
         vcpu.pend_debug(hits);
     }
-    if outcome == Ok(Outcome::Again) {
+    if outcome == Ok(Emulated::Again) {
         if stuck.is_at((vcpu.read(fields::GUEST_RIP), fault)) {
             return Action::End(EndReason::Killed(
                 "an instruction that reads a descriptor, or the like, outside of its memory",
@@ -324,13 +326,13 @@ fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, stuck: &mut Stuck, fau
         *stuck = Stuck::default();
     }
     match outcome {
-        Ok(Outcome::Advance(length)) => Action::AdvanceBy(length),
-        Ok(Outcome::Part) => {
+        Ok(Emulated::Advance(length)) => Action::AdvanceBy(length),
+        Ok(Emulated::Part) => {
             vcpu.finish_element();
             Action::Resume
         }
-        Ok(Outcome::Again) => Action::Resume,
-        Ok(Outcome::Inject(exception)) => inject(exception),
+        Ok(Emulated::Again) => Action::Resume,
+        Ok(Emulated::Inject(exception)) => inject(exception),
         Err(_) => Action::End(EndReason::Killed("an instruction or page table outside of its memory")),
     }
 }
@@ -372,16 +374,16 @@ fn read_pdptes(ram: &Ram, gpa: Gpa) -> Option<[u64; 4]> {
 #[cold]
 fn machine_check(interrupted: Interrupted) -> Action {
     let report = machine_check::take(interrupted);
-    match report.verdict {
-        Verdict::GoesOn => {
+    match report.severity {
+        Severity::GoesOn => {
             log::warn!("{report}: of nobody here");
             Action::Resume
         }
-        Verdict::GuestEnds => {
+        Severity::GuestEnds => {
             log::error!("{report}");
             Action::End(EndReason::Killed("a machine check while it ran"))
         }
-        Verdict::Fatal => panic!("{report}"),
+        Severity::Fatal => panic!("{report}"),
     }
 }
 

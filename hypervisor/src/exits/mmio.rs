@@ -2,7 +2,7 @@
 //!
 //! An EPT violation says where, and whether it was a write; what was written only the instruction tells. Its bytes, and the page
 //! tables that lead to them, may change between the exit and now, so nothing here trusts them: an instruction that does not
-//! touch the faulting address, in the faulting way, runs again in the guest ([`Outcome::Again`]), which the caller lets happen so often
+//! touch the faulting address, in the faulting way, runs again in the guest ([`Emulated::Again`]), which the caller lets happen so often
 //! and no more. What cannot be emulated ([`super::decode`] has the list; besides, read-modify-write that reaches beyond one trapped
 //! page, which could not be atomic) is #UD in the guest. What is read and written is so in one step, with LOCK or without.
 //!
@@ -17,7 +17,7 @@ mod port;
 mod quick;
 mod vector;
 
-pub use port::{Exception, Fault, Machine, Outcome, Region, SegmentState};
+pub use port::{Emulated, Exception, Fault, Machine, Region, SegmentState};
 pub use quick::store_known;
 
 use self::access::Span;
@@ -50,7 +50,7 @@ const PF: u8 = 14;
 /// Why an emulation ends early.
 #[derive(PartialEq, Eq)]
 enum Stop {
-    Outcome(Outcome),
+    Emulated(Emulated),
     Outside(OutsideMemory),
 }
 
@@ -61,19 +61,19 @@ impl From<OutsideMemory> for Stop {
 }
 
 impl Stop {
-    const AGAIN: Self = Self::Outcome(Outcome::Again);
-    const UNSUPPORTED: Self = Self::Outcome(Outcome::Inject(Exception::INVALID_OPCODE));
+    const AGAIN: Self = Self::Emulated(Emulated::Again);
+    const UNSUPPORTED: Self = Self::Emulated(Emulated::Inject(Exception::INVALID_OPCODE));
 
     /// #SS for the stack's segment, #GP for the others.
     const fn segment_violation(segment: Segment) -> Self {
         let vector = if matches!(segment, Segment::Ss) { SS } else { GP };
-        Self::Outcome(Outcome::Inject(Exception { vector, error_code: Some(0), cr2: None }))
+        Self::Emulated(Emulated::Inject(Exception { vector, error_code: Some(0), cr2: None }))
     }
 
     const fn walk(error: WalkError, linear: u64) -> Self {
         match error {
             WalkError::PageFault(code) => {
-                Self::Outcome(Outcome::Inject(Exception { vector: PF, error_code: Some(code), cr2: Some(linear) }))
+                Self::Emulated(Emulated::Inject(Exception { vector: PF, error_code: Some(code), cr2: Some(linear) }))
             }
             WalkError::Outside(outside) => Self::Outside(outside),
             WalkError::Changed => Self::AGAIN,
@@ -86,12 +86,12 @@ impl Stop {
 /// # Errors
 /// The instruction, its paging structures or its other operand lie outside the guest's memory; only what was complete before
 /// (elements of a string) took effect.
-pub fn emulate<M: Machine>(machine: &mut M, fault: Fault) -> Result<Outcome, OutsideMemory> {
+pub fn emulate<M: Machine>(machine: &mut M, fault: Fault) -> Result<Emulated, OutsideMemory> {
     let (mode, paging) = (machine.mode(), machine.paging());
     let mut emulation = Emulation { machine, fault, mode, paging };
     let result = emulation.fetch().and_then(|decoded| emulation.execute(decoded));
     match result {
-        Ok(outcome) | Err(Stop::Outcome(outcome)) => Ok(outcome),
+        Ok(outcome) | Err(Stop::Emulated(outcome)) => Ok(outcome),
         Err(Stop::Outside(outside)) => Err(outside),
     }
 }
@@ -151,7 +151,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(self.machine.read(gpa, bytes)?)
     }
 
-    fn execute(&mut self, decoded: Decoded) -> Result<Outcome, Stop> {
+    fn execute(&mut self, decoded: Decoded) -> Result<Emulated, Stop> {
         match decoded.operation {
             Operation::Store { to, width, value, swap } => {
                 let span = self.faulting_span(to, width.bytes() as u64, Access::Write)?;
@@ -185,37 +185,37 @@ impl<M: Machine> Emulation<'_, M> {
                 self.machine.set_rflags(rflags);
             }
             Operation::String(string) => return self.string(string, decoded.length),
-            Operation::NoAccess => return Ok(Outcome::Again),
+            Operation::NoAccess => return Ok(Emulated::Again),
             Operation::Unsupported => return Err(Stop::UNSUPPORTED),
         }
-        Ok(Outcome::Advance(decoded.length))
+        Ok(Emulated::Advance(decoded.length))
     }
 
     /// Up to [`MAX_ELEMENTS`] elements, for as long as they stay in the page that faulted and no trap is due. Registers always say how far
     /// the instruction came, as after an interrupt between two elements.
-    fn string(&mut self, string: StringOperation, length: u8) -> Result<Outcome, Stop> {
+    fn string(&mut self, string: StringOperation, length: u8) -> Result<Emulated, Stop> {
         for done in 0..MAX_ELEMENTS {
             let left = self.machine.general(RCX) & string.address.mask();
             if string.rep && left == 0 {
-                return Ok(Outcome::Advance(length));
+                return Ok(Emulated::Advance(length));
             }
             match self.element(&string, done == 0) {
                 // The next one runs into its own fault.
-                Err(Stop::AGAIN) if done != 0 => return Ok(Outcome::Part),
+                Err(Stop::AGAIN) if done != 0 => return Ok(Emulated::Part),
                 result => result?,
             }
             if !string.rep {
-                return Ok(Outcome::Advance(length));
+                return Ok(Emulated::Advance(length));
             }
             self.set_register(index_register(RCX, &string), left - 1);
             if left == 1 {
-                return Ok(Outcome::Advance(length));
+                return Ok(Emulated::Advance(length));
             }
             if self.machine.is_traced() {
-                return Ok(Outcome::Part);
+                return Ok(Emulated::Part);
             }
         }
-        Ok(Outcome::Part)
+        Ok(Emulated::Part)
     }
 
     /// One element. The first must be what faulted; a later one outside that page is left to fault by itself.

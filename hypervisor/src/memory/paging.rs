@@ -28,7 +28,7 @@ const ROOT_LEVEL: u32 = 3;
 
 /// What may be done with a range of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum Protection {
     /// RAM: write-back, readable, writable.
     Ram,
     /// Constants and tables: write-back, readable.
@@ -45,7 +45,7 @@ pub enum Access {
     None,
 }
 
-impl Access {
+impl Protection {
     const fn bits(self) -> u64 {
         match self {
             Self::Ram => PRESENT | WRITABLE | NO_EXECUTE,
@@ -97,42 +97,42 @@ impl<'f, F: FrameSource> Paging<'f, F> {
         self.root.address().as_u64()
     }
 
-    /// Maps the pages that `range` touches to themselves with `access`, whatever was there before. Pages are as large as
+    /// Maps the pages that `range` touches to themselves with `protection`, whatever was there before. Pages are as large as
     /// alignment permits. On a live set of tables: new rights are seen at once, narrower ones after [`flush`].
-    pub fn map(&mut self, range: PhysRange, access: Access) -> Result<(), MapError> {
+    pub fn map(&mut self, range: PhysRange, protection: Protection) -> Result<(), MapError> {
         let (first, end) = range.outer_pages();
         let (mut at, end) = (first * PAGE_SIZE, end * PAGE_SIZE);
         if at >= end || end > TOP || range.start.as_u64().checked_add(range.len).is_none() {
             return Err(MapError::BadRange);
         }
         while at < end {
-            at += self.map_one(at, end - at, access)?;
+            at += self.map_one(at, end - at, protection)?;
         }
         Ok(())
     }
 
-    /// Maps device registers: [`Access::Device`].
+    /// Maps device registers: [`Protection::Device`].
     pub fn map_mmio(&mut self, start: Hpa, len: u64) -> Result<(), MapError> {
-        self.map(PhysRange::new(start, len), Access::Device)
+        self.map(PhysRange::new(start, len), Protection::Device)
     }
 
     /// Takes the rights from page 0, so that a null pointer faults.
     pub fn unmap_null(&mut self) -> Result<(), MapError> {
-        self.map(PhysRange::new(Hpa::new(0), PAGE_SIZE), Access::None)
+        self.map(PhysRange::new(Hpa::new(0), PAGE_SIZE), Protection::None)
     }
 
     /// Maps one page of the largest size that fits at `at`; returns its bytes.
-    fn map_one(&self, at: u64, len: u64, access: Access) -> Result<u64, MapError> {
+    fn map_one(&self, at: u64, len: u64, protection: Protection) -> Result<u64, MapError> {
         let fits = |level: &u32| at.is_multiple_of(size(*level)) && size(*level) <= len;
         let level = (0..=self.leaf_level).rev().find(fits).unwrap_or(0);
         let mut table = self.root;
         for above in (level + 1..=ROOT_LEVEL).rev() {
             table = self.descend(&table, above, at)?;
         }
-        let large = if level > 0 && access != Access::None { LARGE } else { 0 };
-        let address = if access == Access::None { 0 } else { at };
+        let large = if level > 0 && protection != Protection::None { LARGE } else { 0 };
+        let address = if protection == Protection::None { 0 } else { at };
         // A table that hung here keeps its frame: the processor may still hold it in its paging-structure caches.
-        table.set(index(at, level), address | access.bits() | large);
+        table.set(index(at, level), address | protection.bits() | large);
         Ok(size(level))
     }
 
@@ -231,10 +231,10 @@ mod tests {
     fn pages_are_as_large_as_they_can_be() {
         let frames = TestFrames::default();
         let mut paging = Paging::new(&frames, true).unwrap();
-        paging.map(range(0, 2 * GIB + 0x20_1000), Access::Ram).unwrap();
-        assert_eq!(at(&paging, GIB), Some((Access::Ram.bits(), GIB)));
-        assert_eq!(at(&paging, 2 * GIB), Some((Access::Ram.bits(), 2 << 20)));
-        assert_eq!(at(&paging, 2 * GIB + 0x20_0fff), Some((Access::Ram.bits(), PAGE_SIZE)));
+        paging.map(range(0, 2 * GIB + 0x20_1000), Protection::Ram).unwrap();
+        assert_eq!(at(&paging, GIB), Some((Protection::Ram.bits(), GIB)));
+        assert_eq!(at(&paging, 2 * GIB), Some((Protection::Ram.bits(), 2 << 20)));
+        assert_eq!(at(&paging, 2 * GIB + 0x20_0fff), Some((Protection::Ram.bits(), PAGE_SIZE)));
         assert_eq!(at(&paging, 2 * GIB + 0x20_1000), None);
     }
 
@@ -242,23 +242,23 @@ mod tests {
     fn without_gibibyte_pages_two_mib_are_the_largest() {
         let frames = TestFrames::default();
         let mut paging = Paging::new(&frames, false).unwrap();
-        paging.map(range(0, GIB), Access::Ram).unwrap();
-        assert_eq!(at(&paging, 0), Some((Access::Ram.bits(), 2 << 20)));
+        paging.map(range(0, GIB), Protection::Ram).unwrap();
+        assert_eq!(at(&paging, 0), Some((Protection::Ram.bits(), 2 << 20)));
     }
 
     #[test]
     fn text_is_cut_out_of_ram_and_the_rest_keeps_its_rights() {
         let frames = TestFrames::default();
         let mut paging = Paging::new(&frames, true).unwrap();
-        paging.map(range(0, GIB), Access::Ram).unwrap();
-        paging.map(range(0x10_0000, 0x3000), Access::Text).unwrap();
+        paging.map(range(0, GIB), Protection::Ram).unwrap();
+        paging.map(range(0x10_0000, 0x3000), Protection::Text).unwrap();
         paging.unmap_null().unwrap();
         assert_eq!(at(&paging, 0xfff), None);
-        assert_eq!(at(&paging, 0x1000), Some((Access::Ram.bits(), PAGE_SIZE)));
-        assert_eq!(at(&paging, 0x10_2fff), Some((Access::Text.bits(), PAGE_SIZE)));
-        assert_eq!(at(&paging, 0x10_3000), Some((Access::Ram.bits(), PAGE_SIZE)));
-        assert_eq!(at(&paging, 0x20_0000), Some((Access::Ram.bits(), 2 << 20)));
-        assert_eq!(Access::Text.bits() & WRITABLE, 0);
+        assert_eq!(at(&paging, 0x1000), Some((Protection::Ram.bits(), PAGE_SIZE)));
+        assert_eq!(at(&paging, 0x10_2fff), Some((Protection::Text.bits(), PAGE_SIZE)));
+        assert_eq!(at(&paging, 0x10_3000), Some((Protection::Ram.bits(), PAGE_SIZE)));
+        assert_eq!(at(&paging, 0x20_0000), Some((Protection::Ram.bits(), 2 << 20)));
+        assert_eq!(Protection::Text.bits() & WRITABLE, 0);
     }
 
     #[test]
@@ -267,7 +267,7 @@ mod tests {
         let mut paging = Paging::new(&frames, true).unwrap();
         paging.map_mmio(Hpa::new(0x7f_ffff_f800), 0x1000).unwrap();
         let (bits, size) = at(&paging, 0x80_0000_0000).unwrap();
-        assert_eq!((bits, size), (Access::Device.bits(), PAGE_SIZE));
+        assert_eq!((bits, size), (Protection::Device.bits(), PAGE_SIZE));
         assert_eq!(bits & (WRITE_THROUGH | CACHE_DISABLE), WRITE_THROUGH | CACHE_DISABLE);
         assert!(at(&paging, 0x7f_ffff_f000).is_some());
     }
@@ -276,11 +276,11 @@ mod tests {
     fn a_screen_in_reserved_memory_is_not_cached_and_its_surroundings_are() {
         let frames = TestFrames::default();
         let mut paging = Paging::new(&frames, true).unwrap();
-        paging.map(range(3 * GIB, GIB), Access::ReadOnly).unwrap();
-        paging.map(range(3 * GIB + 0x1000_0000, 0x30_0000), Access::Screen).unwrap();
+        paging.map(range(3 * GIB, GIB), Protection::ReadOnly).unwrap();
+        paging.map(range(3 * GIB + 0x1000_0000, 0x30_0000), Protection::Screen).unwrap();
         let (bits, _) = at(&paging, 3 * GIB + 0x1020_0000).unwrap();
         assert_eq!((bits & (CACHE_DISABLE | WRITE_THROUGH), bits & WRITABLE), (CACHE_DISABLE, WRITABLE));
-        assert_eq!(at(&paging, 3 * GIB + 0x1030_0000), Some((Access::ReadOnly.bits(), PAGE_SIZE)));
+        assert_eq!(at(&paging, 3 * GIB + 0x1030_0000), Some((Protection::ReadOnly.bits(), PAGE_SIZE)));
     }
 
     #[test]
@@ -288,7 +288,7 @@ mod tests {
         let frames = TestFrames::default();
         let mut paging = Paging::new(&frames, true).unwrap();
         for bad in [range(0x1000, 0), range(u64::MAX - 5, 0x1000), range(TOP - 0x1000, 0x2000), range(0, u64::MAX)] {
-            assert_eq!(paging.map(bad, Access::Device), Err(MapError::BadRange));
+            assert_eq!(paging.map(bad, Protection::Device), Err(MapError::BadRange));
         }
     }
 }

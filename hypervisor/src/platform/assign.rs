@@ -185,8 +185,8 @@ pub struct Room<'a> {
 
 impl Room<'_> {
     /// Maps a range into the guest.
-    pub fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, access: ept::Access) -> Result<(), Refusal> {
-        self.ept.map(&FRAMES, gpa, hpa, len, access).map_err(|_| Refusal::OutOfMemory)
+    pub fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, page_type: ept::PageType) -> Result<(), Refusal> {
+        self.ept.map(&FRAMES, gpa, hpa, len, page_type).map_err(|_| Refusal::OutOfMemory)
     }
 }
 
@@ -332,7 +332,7 @@ impl Layout<'_, '_> {
         for index in 0..self.descr.bars.len() {
             if let Some(bar) = self.descr.bars[index] {
                 let (base, size) = memory_bar(self.function, index)?;
-                self.map(bar.gpa, base, size, ept::Access::Device)?;
+                self.map(bar.gpa, base, size, ept::PageType::Device)?;
             }
         }
         Ok(())
@@ -353,9 +353,9 @@ impl Layout<'_, '_> {
         let shadow = FRAMES.alloc_zeroed(len / PAGE_SIZE, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
         self.room.frames.push((shadow, len / PAGE_SIZE));
         if self.is_alone(table, bytes, neighbours) {
-            self.map(gpa.page(), shadow, len, ept::Access::Shadow)?;
+            self.map(gpa.page(), shadow, len, ept::PageType::Shadow)?;
         } else {
-            self.map(gpa.page(), base.page(), len, ept::Access::Trapped)?;
+            self.map(gpa.page(), base.page(), len, ept::PageType::Trapped)?;
             self.shared.push((gpa.page(), base.page(), len));
         }
         let shadow = shadow.checked_add(gpa.page_offset()).ok_or(Refusal::Table)?;
@@ -385,7 +385,7 @@ impl Layout<'_, '_> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, dsa::SLOW_STORE), PAGE_SIZE)?;
         let zeros = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
         self.room.frames.push((zeros, 1));
-        self.map(gpa, zeros, PAGE_SIZE, ept::Access::Shadow)?;
+        self.map(gpa, zeros, PAGE_SIZE, ept::PageType::Shadow)?;
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
         let registers = unsafe { Mmio::new(base, PAGE_SIZE as usize) }.ok_or(Refusal::Table)?;
         ports.slow_store(self.function.bdf, registers).ok_or(Refusal::Table)
@@ -423,7 +423,7 @@ impl Layout<'_, '_> {
             let (page, base) = place.ok_or(Refusal::Table)?;
             // Reads of a page that a store shares are trapped already, or the store's alone.
             if !self.room.windows.has_store_at(page) {
-                self.map(page, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
+                self.map(page, base, PAGE_SIZE, ept::PageType::DeviceReadOnly)?;
                 self.shared.push((page, base, PAGE_SIZE));
             }
         }
@@ -449,7 +449,7 @@ impl Layout<'_, '_> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, 0), PAGE_SIZE)?;
         // What the guest may not even read stays trapped.
         if !self.room.windows.has_store_at(gpa) {
-            self.map(gpa, base, PAGE_SIZE, ept::Access::DeviceReadOnly)?;
+            self.map(gpa, base, PAGE_SIZE, ept::PageType::DeviceReadOnly)?;
         }
         let kind = Kind::Registers(Registers { device: self.id, base, kind: RegisterKind::Commands });
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
@@ -470,8 +470,8 @@ impl Layout<'_, '_> {
         gpa.filter(|_| offset.is_multiple_of(alignment)).map(|gpa| (gpa, base)).ok_or(Refusal::Table)
     }
 
-    fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, access: ept::Access) -> Result<(), Refusal> {
-        self.room.map(gpa, hpa, len, access)
+    fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, page_type: ept::PageType) -> Result<(), Refusal> {
+        self.room.map(gpa, hpa, len, page_type)
     }
 }
 

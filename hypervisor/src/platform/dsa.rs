@@ -6,10 +6,10 @@ use core::{ops::Range, time::Duration};
 use bit_field::BitField;
 
 use crate::{
-    addr::PAGE_SIZE,
+    addr::{Hpa, PAGE_SIZE},
     clock::{Clock, poll},
     memory::Registers,
-    pci::Function,
+    pci::{Function, TableLocation},
     vdev::vdsa::{
         CommandResult, Step, queue_limits,
         spec::{
@@ -34,7 +34,7 @@ pub const REGISTERS_BAR: u8 = 0;
 
 /// BAR with the portals: four pages for each work queue, of which the third and the fourth take handles of the message store
 /// (`idxd_get_wq_portal_full_offset`).
-pub const PORTALS_BAR: u8 = 2;
+const PORTALS_BAR: u8 = 2;
 /// Pages of a work queue there.
 const PORTALS_OF_QUEUE: u32 = 4;
 /// The first that takes handles of the message store, and how many do.
@@ -62,9 +62,17 @@ pub struct MessageStore {
     pub slots: u32,
 }
 
-/// The bytes of [`PORTALS_BAR`] by which descriptors with handles of the message store get into a work queue, and into no other: what
-/// a guest that has the queue may reach there.
-pub fn store_portals(queue: u8) -> Range<u32> {
+/// Where the portals are on the machine by which descriptors with handles of the message store get into a work queue, and into no other: what
+/// a guest that has the queue may reach there. Their bytes as well. `None` if the device's BAR does not hold them, or is not at a page.
+pub fn portals_of_queue(function: &Function, queue: u8) -> Option<(Hpa, u64)> {
+    let Range { start, end } = store_portals(queue);
+    let bytes = u64::from(end - start);
+    let at = function.locate(TableLocation { bar: PORTALS_BAR, offset: start }, bytes)?;
+    at.is_aligned(PAGE_SIZE).then_some((at, bytes))
+}
+
+/// The bytes of those portals in [`PORTALS_BAR`].
+fn store_portals(queue: u8) -> Range<u32> {
     const PAGE: u32 = PAGE_SIZE as u32;
     let first = u32::from(queue) * PORTALS_OF_QUEUE + STORE_PORTAL;
     first * PAGE..(first + STORE_PORTALS) * PAGE

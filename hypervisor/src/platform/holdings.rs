@@ -102,8 +102,9 @@ impl Drop for Holdings {
             self.service.detach(&domain);
         }
         self.service.ports().forget(self.id);
-        // A route that the unit may still remember can lead into a posted-interrupt descriptor, which is among the frames.
-        let mut ways = Ways::default();
+        // The routes, the functions, and the parents: a way of each must be closed before memory goes back. A route that the unit may still
+        // remember can lead into a posted-interrupt descriptor, which is among the frames.
+        let mut ways = Ways::new(1 + functions.len() + self.parents.len());
         ways.close(!self.service.has_in_quarantine(self.id));
         for function in functions.drain(..) {
             ways.close(function.release(self.id, self.service.ports()));

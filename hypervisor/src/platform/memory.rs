@@ -9,7 +9,7 @@ use crate::{
     apic,
     memory::{
         self, Frames, Paging, PhysRange,
-        paging::{self, Access, MapError},
+        paging::{self, MapError, Protection},
     },
     sync::Mutex,
 };
@@ -91,28 +91,28 @@ pub fn map(loader: &Loader, screen: Option<PhysRange>) -> Result<(), MapError> {
         raw_cpuid::CpuId::new().get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_1gib_pages());
     let mut paging = Paging::new(&FRAMES, gibibyte_pages)?;
     for range in loader.memory(true) {
-        paging.map(range, Access::Ram)?;
+        paging.map(range, Protection::Ram)?;
     }
     // Firmware tables lie in what is not usable. A range that no processor could have is not mapped.
     for range in loader.memory(false).filter(|range| range.end().as_u64() <= READABLE_END) {
-        paging.map(range, Access::ReadOnly)?;
+        paging.map(range, Protection::ReadOnly)?;
     }
     // What is known to be bad is touched by nobody, not even by speculation.
     for range in loader.bad_memory().filter(|range| range.end().as_u64() <= READABLE_END) {
-        paging.map(range, Access::None)?;
+        paging.map(range, Protection::None)?;
     }
-    paging.map(LOW, Access::ReadOnly)?;
+    paging.map(LOW, Protection::ReadOnly)?;
     if let Some(screen) = screen {
-        paging.map(screen, Access::Screen)?;
+        paging.map(screen, Protection::Screen)?;
     }
     for occupied in loader.occupied() {
-        paging.map(occupied, Access::Ram)?;
+        paging.map(occupied, Protection::Ram)?;
     }
     let image = Image::new();
-    paging.map(image.data, Access::Ram)?;
-    paging.map(image.rodata, Access::ReadOnly)?;
-    paging.map(image.text, Access::Text)?;
-    paging.map(image.stack_guard, Access::None)?;
+    paging.map(image.data, Protection::Ram)?;
+    paging.map(image.rodata, Protection::ReadOnly)?;
+    paging.map(image.text, Protection::Text)?;
+    paging.map(image.stack_guard, Protection::None)?;
     paging.map_mmio(Hpa::new(apic::xapic_base()), PAGE_SIZE)?;
     paging.unmap_null()?;
     // SAFETY: the image has the rights its sections need, all RAM is mapped writable, and what was in use stays mapped.
@@ -134,17 +134,17 @@ pub fn map_device(start: Hpa, len: u64) -> Result<(), MapError> {
 
 /// Maps the page where processors start: code, data and words in one.
 pub fn map_trampoline(page: Hpa) -> Result<(), MapError> {
-    remap(page, Access::Trampoline)
+    remap(page, Protection::Trampoline)
 }
 
 /// Takes the page below a stack away, so that a stack that grows too far faults.
 pub fn unmap_guard(page: Hpa) -> Result<(), MapError> {
-    remap(page, Access::None)
+    remap(page, Protection::None)
 }
 
-fn remap(page: Hpa, access: Access) -> Result<(), MapError> {
+fn remap(page: Hpa, protection: Protection) -> Result<(), MapError> {
     let Some(paging) = &mut *PAGING.lock() else { return Err(MapError::BadRange) };
-    paging.map(PhysRange::new(page, PAGE_SIZE), access)?;
+    paging.map(PhysRange::new(page, PAGE_SIZE), protection)?;
     // SAFETY: privilege level 0. The other processors that run by now never touch these pages.
     unsafe { paging::flush() };
     Ok(())

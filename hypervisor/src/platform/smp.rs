@@ -32,9 +32,9 @@ unsafe extern "C" {
 const STACK_FRAMES: u64 = 64;
 const GUARD_FRAMES: u64 = 1;
 
-/// What a processor gets to show up. The manual's own example counts those that have in 100 ms (SDM vol. 3, 10.4.4.1).
+/// The time limit for a processor to take its start-up words. The manual's own example waits for 100 ms (SDM vol. 3, 10.4.4.1).
 const SHOW_UP: Duration = Duration::from_millis(500);
-/// What one gets that has taken its words, but has not got to Rust.
+/// The time limit for a processor that has taken its start-up words to call [`arrived`].
 const LATE: Duration = Duration::from_secs(5);
 
 /// Processors that have reached Rust.
@@ -43,10 +43,11 @@ static ARRIVED: AtomicUsize = AtomicUsize::new(0);
 /// A processor's first function: it gets its number, and never returns.
 pub type Entry = extern "C" fn(usize) -> !;
 
-/// What the code at the start page reads: its last words, in their order there.
+/// The words at the end of the start-up page, in the order in which its code has them.
 #[repr(C)]
 struct Words {
-    /// Whose the other words are: its APIC ID, and [`OFFERED`]; 0: nobody's. The processor itself takes it, and so does who waits no longer.
+    /// The APIC ID of the processor that is being started, with the bit [`OFFERED`]; 0 if none is. That processor sets the word to 0 when it
+    /// takes the other words. The first processor sets the word to 0 when the time limit is over.
     turn: AtomicU64,
     cr3: u64,
     stack: u64,
@@ -77,12 +78,12 @@ pub fn start(apic_ids: &[u32], page: Option<Hpa>, entry: Entry) -> usize {
             break;
         };
         match trampoline.start(apic_id, [cpu::cr3(), stack, number, entry as usize as u64], started) {
-            Outcome::Arrived => started += 1,
-            Outcome::Absent { sent } => {
+            StartUp::Arrived => started += 1,
+            StartUp::Absent { sent } => {
                 spare = Some(stack);
                 absent.tell(|| tell(apic_id, sent));
             }
-            Outcome::Lost => {
+            StartUp::Lost => {
                 log::error!("processor {apic_id} has begun, and does not come: those behind it stay asleep");
                 break;
             }
@@ -102,15 +103,16 @@ pub fn arrived() {
     ARRIVED.fetch_add(1, Ordering::Release);
 }
 
-/// What has become of a processor.
-enum Outcome {
+/// How the start-up of a processor has ended.
+enum StartUp {
+    /// The processor has called [`arrived`].
     Arrived,
-    /// It has not taken its words, and never will.
+    /// The processor has not taken its words in time, and the words were withdrawn.
     Absent {
-        /// Its commands were sent.
+        /// The local APIC has sent the INIT and start-up commands.
         sent: bool,
     },
-    /// It has taken its words and is under way.
+    /// The processor has taken its words and has not called [`arrived`] in time.
     Lost,
 }
 
@@ -135,7 +137,7 @@ impl Trampoline {
     }
 
     /// Starts a processor that finds these words; `before` it so many have arrived.
-    fn start(&self, apic_id: u32, words: [u64; 4], before: usize) -> Outcome {
+    fn start(&self, apic_id: u32, words: [u64; 4], before: usize) -> StartUp {
         let clock = clock::current();
         let arrived = || ARRIVED.load(Ordering::Acquire) > before;
         let at = |offset| (self.words as usize + offset) as *mut u64;
@@ -148,12 +150,12 @@ impl Trampoline {
         // SAFETY: the code there keeps to its page until it has taken the words, whose stack is this processor's alone.
         let sent = unsafe { apic::start(apic_id, (self.page.as_u64() / PAGE_SIZE) as u8, clock) };
         if poll(clock, SHOW_UP, arrived) {
-            return Outcome::Arrived;
+            return StartUp::Arrived;
         }
         if turn.swap(0, Ordering::AcqRel) != 0 {
-            return Outcome::Absent { sent };
+            return StartUp::Absent { sent };
         }
-        if poll(clock, LATE, arrived) { Outcome::Arrived } else { Outcome::Lost }
+        if poll(clock, LATE, arrived) { StartUp::Arrived } else { StartUp::Lost }
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     console::{self, terminal},
-    ept::{Access, Ept},
+    ept::{Ept, PageType},
     guest::{
         acpi,
         build::{self, GuestRam},
@@ -82,7 +82,7 @@ impl Maker {
         let files = Files { image: bytes(module.range), initrd: module.initrd.map(bytes), cmdline: &options.cmdline };
         let entry = build::build(&mut Building(ram), files, platform).map_err(text)?;
         let ept = holdings.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(text)?);
-        ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), Access::Ram).map_err(text)?;
+        ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), PageType::Ram).map_err(text)?;
         let mut bus = VirtualBus::new();
         let mut windows = Windows::default();
         let devices = self.assign(&mut holdings, (id, options.pasids), given, &mut bus, &mut windows)?;
@@ -325,7 +325,7 @@ fn map_ecam(ept: &mut Ept, bus: &VirtualBus, windows: &mut Windows) -> Result<()
         let page = bus.function(Bdf(number as u32)).map_or(absent, |function| function.config_page());
         let gpa = ECAM.checked_add(number * PAGE_SIZE).ok_or("the ECAM window wraps")?;
         let hpa = Hpa::new(page.bytes().as_ptr() as u64);
-        ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, Access::Shadow).map_err(text)?;
+        ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, PageType::Shadow).map_err(text)?;
     }
     // SAFETY: the virtual bus answers for this kind; no memory is behind it.
     unsafe { windows.add(Window { start: ECAM, len: ECAM_SIZE, kind: Kind::Ecam }) };

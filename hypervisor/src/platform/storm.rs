@@ -42,9 +42,9 @@ struct Probe {
     came: u64,
 }
 
-/// What is to be done with the slots that are held.
+/// A vector whose slots have been held long enough, and what is to be done with the slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Suspect {
     /// The vector that they lead to.
     pub vector: u8,
     /// Those that have something pending are storms; else they are suspected only, and held once more.
@@ -94,13 +94,13 @@ impl Meter {
         self.probe.map(|probe| probe.until)
     }
 
-    /// The slots have been held long enough: what is to be done with them.
-    pub fn verdict(&mut self, now: u64) -> Option<Verdict> {
+    /// The vector whose slots have been held long enough at `now`, if there is one.
+    pub fn suspect(&mut self, now: u64) -> Option<Suspect> {
         let probe = self.probe.filter(|probe| now >= probe.until)?;
         let last = probe.round == ROUNDS;
         let passes_by = probe.came > PROBED / 2;
         self.probe = (!last && !passes_by).then(|| self.round(probe.vector, probe.round + 1, now));
-        Some(Verdict { vector: probe.vector, last, passes_by })
+        Some(Suspect { vector: probe.vector, last, passes_by })
     }
 
     /// No slot is held any more.
@@ -129,11 +129,11 @@ mod tests {
         let mut meter = Meter::new(100);
         assert!((0..101).any(|n| meter.count(0x40, n)));
         assert_eq!(meter.due(), Some(100 + 40_000));
-        assert_eq!(meter.verdict(100 + 39_999), None);
-        assert_eq!(meter.verdict(50_000), Some(Verdict { vector: 0x40, last: false, passes_by: false }));
+        assert_eq!(meter.suspect(100 + 39_999), None);
+        assert_eq!(meter.suspect(50_000), Some(Suspect { vector: 0x40, last: false, passes_by: false }));
         assert_eq!(meter.due(), Some(90_000));
-        assert_eq!(meter.verdict(90_000), Some(Verdict { vector: 0x40, last: true, passes_by: false }));
-        assert_eq!((meter.due(), meter.verdict(u64::MAX)), (None, None));
+        assert_eq!(meter.suspect(90_000), Some(Suspect { vector: 0x40, last: true, passes_by: false }));
+        assert_eq!((meter.due(), meter.suspect(u64::MAX)), (None, None));
     }
 
     #[test]
@@ -142,7 +142,7 @@ mod tests {
             let mut meter = Meter::new(100);
             assert!((0..101).any(|n| meter.count(0x40, n)));
             assert!(!(0..number).any(|n| meter.count(vector, 100 + from + n)));
-            let verdict = meter.verdict(100 + 40_000).unwrap();
+            let verdict = meter.suspect(100 + 40_000).unwrap();
             assert_eq!(meter.due().is_none(), verdict.passes_by, "there is nothing more to find out");
             verdict.passes_by
         };

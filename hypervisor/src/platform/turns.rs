@@ -3,7 +3,10 @@
 //! The device has one command register. Functions' steps ([`Step`]) go through it one at a time, and functions have their turns one after
 //! another: so a step waits for at most one step of each other function. A step takes no longer than the work in its function's queue, which
 //! is bounded ([`queue_limits`](crate::vdev::vdsa::queue_limits)): 16 descriptors of up to 64 MiB where 128 are shared by eight queues.
-//! Nobody waits here for longer than [`QUICK`], four times: what is not done by then is looked at again later.
+//! No processor waits here for longer than [`QUICK`], four times: a step that takes longer is looked at again later.
+//!
+//! The device may carry out a step after the time-out ([`STEP`]). Until it has, all steps fail at once, and none is given to the device. The
+//! function whose step it was treats the state of its queue as unknown ([`crate::vdev::vdsa`]).
 #![forbid(unsafe_code)]
 
 use core::time::Duration;
@@ -15,11 +18,11 @@ use crate::{
     vdev::vdsa::{Effect, Step, VirtualDsa, spec::error::NO_ANSWER},
 };
 
-/// What a command that waits for nothing is waited for.
+/// How long the processor that gives a command waits for the end of the command. Most commands do not wait for descriptors and end in this time.
 pub const QUICK: Duration = Duration::from_micros(50);
-/// What a step gets before the device counts as stuck: more than a full queue can take.
+/// The time limit of a step: longer than the device needs for a full queue. After it the device counts as stuck.
 pub const STEP: Duration = Duration::from_secs(10);
-/// Steps of one look.
+/// The most steps that one call of [`Turns::advance`] begins.
 const STEPS: usize = 4;
 
 /// A function that shares the device.
@@ -80,7 +83,7 @@ impl Turns {
             }
             None => return false,
         };
-        // Its function may have gone.
+        // The function may have gone with its guest while the step was under way.
         if let Some(function) = functions.iter_mut().find(|function| function.queue() == *queue) {
             let effect = function.registers().step_done(outcome);
             done(function, effect);
@@ -112,7 +115,8 @@ impl Turns {
         (clock, quick): (&'static dyn Clock, Duration),
         done: &mut impl FnMut(&mut F, Effect),
     ) {
-        // A command that is given while another one is under way is lost, and the other one's end would be taken for its.
+        // The device ignores a command that is written while another command is under way. The end of the other command would then be taken for
+        // the end of this one. So a stuck device gets no command before its last command has ended.
         self.is_stuck &= dsa::outcome(registers).is_none();
         let known = match step {
             Step::RequestHandle(vector) => function.registers().known_handle(vector),
@@ -128,7 +132,7 @@ impl Turns {
             return done(function, effect);
         }
         self.under_way = Some((function.queue(), Timeout::new(clock, STEP)));
-        // Most commands wait for nothing. Who gives one sees it done at once.
+        // Most commands end at once, and the guest that wrote the command finds it done after its exit.
         let _ = poll(clock, quick, || dsa::outcome(registers).is_some());
     }
 }

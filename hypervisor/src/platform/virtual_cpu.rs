@@ -6,7 +6,7 @@ use hcall_abi::Target;
 
 use super::{
     seat::{Seat, count},
-    storm::{Meter, Verdict},
+    storm::{Meter, Suspect},
     vm::Vm,
     world::World,
 };
@@ -117,7 +117,7 @@ impl VirtualCpu {
     /// Looks at slots that are held because they may fire too fast, when it is time.
     pub fn judge(&mut self, now: u64) {
         let (Some(meter), Some(domain)) = (&mut self.meter, &self.vm.holdings.domain) else { return };
-        let Some(Verdict { vector, last, passes_by }) = meter.verdict(now) else { return };
+        let Some(Suspect { vector, last, passes_by }) = meter.suspect(now) else { return };
         let target = Target { apic_id: self.number as u32, vector };
         let service = self.vm.holdings.service;
         let tell = |slot: Attribution| self.vm.tell_storm(&slot);

@@ -9,7 +9,6 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{
     hint::spin_loop,
-    ops::Range,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -33,7 +32,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     clock::{self, poll},
     cpu,
-    ept::Access,
+    ept::PageType,
     guest::memory_map::BarAllocator,
     ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
     memory::{FrameSource, Mmio, Registers},
@@ -357,11 +356,8 @@ impl Parent {
 
     /// The guest's portals for MSI-X are the device's for the message store.
     fn map_portals(&self, room: &mut Room, gpa: Gpa, queue: u8) -> Result<(), Refusal> {
-        let Range { start, end } = dsa::store_portals(queue);
-        let portals = TableLocation { bar: dsa::PORTALS_BAR, offset: start };
-        let bytes = u64::from(end - start);
-        let portals = assign::locate(&self.function, portals, bytes)?;
-        room.map(gpa, portals, bytes, Access::Device)
+        let (portals, bytes) = dsa::portals_of_queue(&self.function, queue).ok_or(Refusal::Table)?;
+        room.map(gpa, portals, bytes, PageType::Device)
     }
 
     /// The service has taken a guest in: its functions can be signalled from now on.
@@ -550,7 +546,7 @@ fn map_table(room: &mut Room, id: DeviceId, bar0: Gpa, bytes: u64) -> Result<Hpa
     let len = bytes.next_multiple_of(PAGE_SIZE);
     let shadow = FRAMES.alloc_zeroed(len / PAGE_SIZE, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
     room.frames.push((shadow, len / PAGE_SIZE));
-    room.map(start, shadow, len, Access::Shadow)?;
+    room.map(start, shadow, len, PageType::Shadow)?;
     let kind = Kind::Store { device: id, name: StoreName::Msix, shadow };
     // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
     unsafe { room.windows.add(Window { start, len: bytes, kind }) };
@@ -561,7 +557,7 @@ fn map_table(room: &mut Room, id: DeviceId, bar0: Gpa, bytes: u64) -> Result<Hpa
 fn map_registers(room: &mut Room, id: DeviceId, bar0: Gpa, registers: &VirtualDsa) -> Result<(), Refusal> {
     let start = bar0.checked_add(vdsa::REGISTERS.into()).ok_or(Refusal::Table)?;
     let page = Hpa::new(registers.page().as_ptr() as u64);
-    room.map(start, page, PAGE_SIZE, Access::Shadow)?;
+    room.map(start, page, PAGE_SIZE, PageType::Shadow)?;
     let window = Window { start: bar0, len: vdsa::BAR0_SIZE, kind: Kind::Virtual { device: id } };
     // SAFETY: the function's model answers for this kind; the window of the table, which lies in it, came before and counts first.
     unsafe { room.windows.add(window) };

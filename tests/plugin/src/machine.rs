@@ -8,7 +8,7 @@ use crate::odd;
 use crate::options::{HOST_ADDRESS_WIDTH, Options};
 use dsa_model::{Dsa, Fault, PortalWrite, Upstream};
 use std::fmt::Write;
-use vtd_model::{Access, Memory, Outcome, PageRequest, Requester, Unit};
+use vtd_model::{Access, InterruptResult, Memory, PageRequest, Requester, Unit};
 
 /// The registers of the remapping units. The last one serves whatever no other serves.
 pub(crate) const UNIT_BASES: [u64; 2] = [0xfed9_0000, 0xfeda_0000];
@@ -103,26 +103,26 @@ fn compatibility(address: u64, data: u32) -> Interrupt {
 }
 
 /// What an interrupt request leads to at the local APICs.
-fn effect(outcome: Outcome) -> Option<Interrupt> {
+fn effect(outcome: InterruptResult) -> Option<Interrupt> {
     match outcome {
-        Outcome::Remapped(entry) => Some(Interrupt {
+        InterruptResult::Remapped(entry) => Some(Interrupt {
             vector: entry.vector,
             dest: entry.dest,
             logical: entry.dest_mode_logical,
             delivery_mode: entry.delivery_mode,
             level: entry.trigger_level,
         }),
-        Outcome::Posted { notify } => {
+        InterruptResult::Posted { notify } => {
             notify.map(|(vector, dest)| Interrupt { vector, dest, logical: false, delivery_mode: 0, level: false })
         }
-        Outcome::Compatibility(message) => Some(Interrupt {
+        InterruptResult::Compatibility(message) => Some(Interrupt {
             vector: message.vector,
             dest: message.dest.into(),
             logical: message.dest_mode_logical,
             delivery_mode: message.delivery_mode,
             level: message.trigger_level,
         }),
-        Outcome::Blocked { .. } => None,
+        InterruptResult::Blocked { .. } => None,
     }
 }
 
@@ -133,7 +133,7 @@ impl Path<'_> {
             Some(unit) => Some(unit.interrupt_request(self.source, address, data, self.host)),
             None => None,
         };
-        let remapped = matches!(outcome, Some(Outcome::Remapped(_)));
+        let remapped = matches!(outcome, Some(InterruptResult::Remapped(_)));
         let merged = outcome
             .map_or_else(|| Some(compatibility(address, data)), effect)
             .is_some_and(|interrupt| self.host.deliver(interrupt));

@@ -111,7 +111,7 @@ impl Exception {
 
 /// What is to happen to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Emulated {
     /// The instruction is done: RIP moves by its length, blocking by STI or MOV SS ends.
     Advance(u8),
     /// Elements of a string are done, and others are left: the guest goes on at the same RIP, after the trap that is due, if one is.

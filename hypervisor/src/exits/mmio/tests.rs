@@ -267,7 +267,7 @@ impl Guest {
     }
 
     /// What the guest does when `offset` of the trapped page faults.
-    fn fault(&mut self, offset: u64, write: bool) -> Result<Outcome, OutsideMemory> {
+    fn fault(&mut self, offset: u64, write: bool) -> Result<Emulated, OutsideMemory> {
         let fault = Fault { gpa: Gpa::new(TRAPPED + offset), gva: Gva::new(WINDOW + offset), write };
         let before = self.clone();
         let outcome = emulate(self, fault);
@@ -276,7 +276,7 @@ impl Guest {
     }
 
     /// The same from `before`, with the instruction known and the tables' flags set, has come to the same end.
-    fn assert_quick_way_agrees(&self, before: Self, fault: Fault, outcome: Result<Outcome, OutsideMemory>) {
+    fn assert_quick_way_agrees(&self, before: Self, fault: Fault, outcome: Result<Emulated, OutsideMemory>) {
         let mut again = Self { memo: self.memo.clone(), ..before };
         again.ram.bytes[TABLES].copy_from_slice(&self.ram.bytes[TABLES]);
         assert_eq!(quickly_or_not(&mut again, fault), outcome);
@@ -289,8 +289,8 @@ impl Guest {
 }
 
 /// What an exit does.
-fn quickly_or_not(guest: &mut Guest, fault: Fault) -> Result<Outcome, OutsideMemory> {
-    store_known(guest, fault).map_or_else(|| emulate(guest, fault), |length| Ok(Outcome::Advance(length)))
+fn quickly_or_not(guest: &mut Guest, fault: Fault) -> Result<Emulated, OutsideMemory> {
+    store_known(guest, fault).map_or_else(|| emulate(guest, fault), |length| Ok(Emulated::Advance(length)))
 }
 
 #[test]
@@ -331,10 +331,10 @@ fn the_quick_way_takes_stores_it_knows_and_nothing_it_does_not() {
     assert_eq!(store_known(&mut wide, at_the_end), None, "it leaves the page");
 }
 
-const UNDEFINED: Outcome = Outcome::Inject(Exception::INVALID_OPCODE);
+const UNDEFINED: Emulated = Emulated::Inject(Exception::INVALID_OPCODE);
 
-fn page_fault(code: u32, linear: u64) -> Outcome {
-    Outcome::Inject(Exception { vector: PF, error_code: Some(code), cr2: Some(linear) })
+fn page_fault(code: u32, linear: u64) -> Emulated {
+    Emulated::Inject(Exception { vector: PF, error_code: Some(code), cr2: Some(linear) })
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn attack_15_stores_of_every_width_and_alignment_arrive_as_the_guest_made_them()
     for &(code, width) in cases {
         for offset in [0, 1, 12, 14, 0xff8] {
             let mut guest = Guest::new(code).with(RDI, WINDOW + offset).with(RAX, 0x1122_3344_5566_7788);
-            assert_eq!(guest.fault(offset, true), Ok(Outcome::Advance(code.len() as u8)));
+            assert_eq!(guest.fault(offset, true), Ok(Emulated::Advance(code.len() as u8)));
             let value = 0x1122_3344_5566_7788 & Width::at_most(width as u64).mask();
             assert_eq!(guest.writes, [(offset, width, value)]);
         }
@@ -376,7 +376,7 @@ fn loads_fill_registers_as_their_width_says() {
     for (code, expected) in cases {
         let mut guest = Guest::new(code).with(RDI, WINDOW).with(RAX, u64::MAX);
         guest.device = (0..8).map(|at| (at, 0x80 + at as u8)).collect();
-        assert_eq!(guest.fault(0, false), Ok(Outcome::Advance(code.len() as u8)));
+        assert_eq!(guest.fault(0, false), Ok(Emulated::Advance(code.len() as u8)));
         assert_eq!(guest.general[0], *expected, "{code:02x?}");
     }
 }
@@ -403,7 +403,7 @@ fn attack_18_locked_and_exchanging_instructions_read_and_write_in_one_step() {
     ];
     for &(code, written, rax, flags) in cases {
         let mut guest = guest(code);
-        assert_eq!(guest.fault(8, true), Ok(Outcome::Advance(code.len() as u8)), "{code:02x?}");
+        assert_eq!(guest.fault(8, true), Ok(Emulated::Advance(code.len() as u8)), "{code:02x?}");
         assert_eq!(guest.modified, [(8, 4)], "{code:02x?}");
         assert!(guest.reads.is_empty() && guest.writes.is_empty(), "{code:02x?}");
         assert_eq!(guest.get(8, 4), written.to_le_bytes(), "{code:02x?}");
@@ -414,7 +414,7 @@ fn attack_18_locked_and_exchanging_instructions_read_and_write_in_one_step() {
     assert_eq!((equal.get(8, 4), equal.rflags & ZF), (9u32.to_le_bytes().to_vec(), ZF));
     assert_eq!(equal.general[0], 0xffff_0000_0000_0030, "the accumulator stays");
     let mut cmp = guest(&[0x83, 0x3f, 0x30]);
-    assert_eq!(cmp.fault(8, false), Ok(Outcome::Advance(3)));
+    assert_eq!(cmp.fault(8, false), Ok(Emulated::Advance(3)));
     assert_eq!((cmp.modified.len(), cmp.rflags & ZF), (0, ZF));
 }
 
@@ -424,7 +424,7 @@ fn a_bit_that_a_register_names_lies_beyond_the_operand() {
         for code in [&[0x0f, 0xab, 0x07][..], &[0x0f, 0xa3, 0x07]] {
             let mut guest = Guest::new(code).with(RDI, WINDOW + 0x100).with(RAX, bit as u64);
             let writes = code[1] == 0xab;
-            assert_eq!(guest.fault(at, writes), Ok(Outcome::Advance(3)), "bit {bit}");
+            assert_eq!(guest.fault(at, writes), Ok(Emulated::Advance(3)), "bit {bit}");
             let set = if writes { 1u32 << (bit & 31) } else { 0 };
             assert_eq!(guest.get(at, 4), set.to_le_bytes(), "bit {bit}");
             assert_eq!((guest.reads.len(), guest.modified.len()), (usize::from(!writes), usize::from(writes)));
@@ -448,7 +448,7 @@ fn pairs_are_compared_and_exchanged_in_one_step() {
             guest.put(0x20, &there);
             let new = [register(&guest, RBX), register(&guest, RCX)].concat();
             let before = guest.general;
-            assert_eq!(guest.fault(0x20, true), Ok(Outcome::Advance(code.len() as u8)));
+            assert_eq!(guest.fault(0x20, true), Ok(Emulated::Advance(code.len() as u8)));
             assert_eq!(guest.modified, [(0x20, 2 * half)]);
             assert_eq!(guest.rflags & ZF != 0, equal);
             assert_eq!(guest.get(0x20, 2 * half), if equal { new } else { there.clone() });
@@ -496,7 +496,7 @@ fn vector_registers_are_stored_as_they_are_and_in_one_piece() {
     for &(code, register, first, bytes) in cases {
         let mut guest = Guest::new(code).with(RDI, WINDOW + 0x40);
         let expected = guest.vectors[usize::from(register)][first..][..bytes].to_vec();
-        assert_eq!(guest.fault(0x40, true), Ok(Outcome::Advance(code.len() as u8)), "{code:02x?}");
+        assert_eq!(guest.fault(0x40, true), Ok(Emulated::Advance(code.len() as u8)), "{code:02x?}");
         assert_eq!(guest.get(0x40, bytes), expected, "{code:02x?}");
         assert_eq!(guest.writes.len() + guest.wide.len(), 1, "{code:02x?}");
         assert_eq!(guest.get(0x40 + bytes as u64, 8), [0; 8], "{code:02x?}");
@@ -541,7 +541,7 @@ fn vector_registers_are_loaded_with_the_rest_as_the_encoding_says() {
             AllCleared => own.fill(0),
         }
         own[*first..][..*bytes].copy_from_slice(&new);
-        assert_eq!(guest.fault(0x40, false), Ok(Outcome::Advance(code.len() as u8)), "{code:02x?}");
+        assert_eq!(guest.fault(0x40, false), Ok(Emulated::Advance(code.len() as u8)), "{code:02x?}");
         assert_eq!(guest.vectors, expected, "{code:02x?}, {rest:?}");
     }
 }
@@ -550,7 +550,7 @@ fn vector_registers_are_loaded_with_the_rest_as_the_encoding_says() {
 fn a_vector_store_that_spans_two_pages_goes_to_both() {
     let mut guest = Guest::new(&[0x0f, 0x11, 0x07]).with(RDI, AFTER - 11);
     let value = guest.vectors[0];
-    assert_eq!(guest.fault(0xff5, true), Ok(Outcome::Advance(3)));
+    assert_eq!(guest.fault(0xff5, true), Ok(Emulated::Advance(3)));
     assert_eq!(guest.wide, [(0xff5, value[..11].to_vec())]);
     assert_eq!(
         guest.ram.bytes[AFTER_RAM as usize..][..6],
@@ -569,18 +569,18 @@ fn movdir64b_writes_64_bytes_at_once_from_wherever_they_are() {
     let bytes: Vec<u8> = (0..64).map(|byte| 0x80 | byte).collect();
     let mut out = Guest::new(code).with(RDI, WINDOW + 0x40).with(RSI, BEFORE + 3);
     out.ram.bytes[BEFORE_RAM as usize + 3..][..64].copy_from_slice(&bytes);
-    assert_eq!(out.fault(0x40, true), Ok(Outcome::Advance(5)));
+    assert_eq!(out.fault(0x40, true), Ok(Emulated::Advance(5)));
     assert_eq!(out.wide, [(0x40, bytes.clone())]);
     let mut within = Guest::new(code).with(RDI, WINDOW + 0x80).with(RSI, WINDOW + 5);
     within.put(5, &bytes);
-    assert_eq!(within.fault(5, false), Ok(Outcome::Advance(5)));
+    assert_eq!(within.fault(5, false), Ok(Emulated::Advance(5)));
     assert_eq!(within.wide, [(0x80, bytes.clone())]);
     let mut back = Guest::new(code).with(RDI, AFTER).with(RSI, WINDOW);
     back.put(0, &bytes);
-    assert_eq!(back.fault(0, false), Ok(Outcome::Advance(5)));
+    assert_eq!(back.fault(0, false), Ok(Emulated::Advance(5)));
     assert_eq!(back.ram.bytes[AFTER_RAM as usize..][..64], bytes);
     let mut changed = Guest::new(code).with(RDI, WINDOW + 8).with(RSI, BEFORE);
-    assert_eq!(changed.fault(8, true), Ok(Outcome::Again), "no processor would have come so far");
+    assert_eq!(changed.fault(8, true), Ok(Emulated::Again), "no processor would have come so far");
     assert!(changed.wide.is_empty());
 }
 
@@ -588,7 +588,7 @@ fn movdir64b_writes_64_bytes_at_once_from_wherever_they_are() {
 fn a_cache_line_flush_of_a_trapped_page_does_nothing() {
     for code in [&[0x0f, 0xae, 0x3f][..], &[0x66, 0x0f, 0xae, 0x3f], &[0x66, 0x0f, 0xae, 0x37]] {
         let mut guest = Guest::new(code).with(RDI, WINDOW + 0x47);
-        assert_eq!(guest.fault(0x47, false), Ok(Outcome::Advance(code.len() as u8)), "{code:02x?}");
+        assert_eq!(guest.fault(0x47, false), Ok(Emulated::Advance(code.len() as u8)), "{code:02x?}");
         assert!(guest.reads.is_empty() && guest.writes.is_empty());
     }
 }
@@ -599,13 +599,13 @@ fn with_a_trap_due_a_string_stops_behind_each_element() {
     let mut stepped = guest();
     stepped.rflags |= rflags::TF;
     for done in 1..=3u64 {
-        let outcome = if done == 3 { Outcome::Advance(2) } else { Outcome::Part };
+        let outcome = if done == 3 { Emulated::Advance(2) } else { Emulated::Part };
         assert_eq!(stepped.fault(4 * (done - 1), true), Ok(outcome));
         assert_eq!((stepped.writes.len() as u64, stepped.general[1]), (done, 3 - done));
     }
     let mut watched = guest();
     watched.watched = Some(WINDOW + 4..WINDOW + 5);
-    assert_eq!(watched.fault(0, true), Ok(Outcome::Part), "behind the second element, which has the breakpoint");
+    assert_eq!(watched.fault(0, true), Ok(Emulated::Part), "behind the second element, which has the breakpoint");
     assert_eq!((watched.writes.len(), watched.hit), (2, true));
 }
 
@@ -626,7 +626,7 @@ fn every_kind_of_access_looks_for_breakpoints() {
         for (at, hit) in [(WINDOW + 0x40, true), (WINDOW + 0x80, false)] {
             let mut guest = Guest::new(code).with(RDI, WINDOW + 0x40).with(RSI, BEFORE);
             guest.watched = Some(at..at + 1);
-            assert_eq!(guest.fault(0x40, write), Ok(Outcome::Advance(code.len() as u8)), "{code:02x?}");
+            assert_eq!(guest.fault(0x40, write), Ok(Emulated::Advance(code.len() as u8)), "{code:02x?}");
             assert_eq!(guest.hit, hit, "{code:02x?}");
         }
     }
@@ -660,18 +660,18 @@ fn attack_18_what_is_not_emulated_faults_in_the_guest_and_changes_nothing() {
 fn attack_18_rep_stos_goes_both_ways_and_stops_where_it_should() {
     let guest = |count, from: u64| Guest::new(&[0xf3, 0xab]).with(RCX, count).with(RDI, from).with(RAX, 7);
     let mut up = guest(3, WINDOW);
-    assert_eq!(up.fault(0, true), Ok(Outcome::Advance(2)));
+    assert_eq!(up.fault(0, true), Ok(Emulated::Advance(2)));
     assert_eq!(up.writes, [(0, 4, 7), (4, 4, 7), (8, 4, 7)]);
     assert_eq!((up.general[1], up.general[7]), (0, WINDOW + 12));
 
     let mut down = guest(9, WINDOW + 8);
     down.rflags |= rflags::DF;
-    assert_eq!(down.fault(8, true), Ok(Outcome::Part), "the fourth is in the page before");
+    assert_eq!(down.fault(8, true), Ok(Emulated::Part), "the fourth is in the page before");
     assert_eq!(down.writes, [(8, 4, 7), (4, 4, 7), (0, 4, 7)]);
     assert_eq!((down.general[1], down.general[7]), (6, WINDOW - 4));
 
     let mut long = guest(1000, WINDOW);
-    assert_eq!(long.fault(0, true), Ok(Outcome::Part));
+    assert_eq!(long.fault(0, true), Ok(Emulated::Part));
     assert_eq!((long.general[1], long.writes.len()), (1000 - u64::from(MAX_ELEMENTS), MAX_ELEMENTS as usize));
 }
 
@@ -679,7 +679,7 @@ fn attack_18_rep_stos_goes_both_ways_and_stops_where_it_should() {
 fn rep_with_32_bit_addresses_counts_and_wraps_in_32_bits() {
     let mut guest =
         Guest::new(&[0x67, 0xf3, 0xaa]).with(RCX, 0xffff_ffff_0000_0001).with(RDI, 0xabcd_0000_0000_0000 | WINDOW);
-    assert_eq!(guest.fault(0, true), Ok(Outcome::Advance(3)));
+    assert_eq!(guest.fault(0, true), Ok(Emulated::Advance(3)));
     assert_eq!((guest.general[1], guest.general[7]), (0, WINDOW + 1));
 }
 
@@ -687,12 +687,12 @@ fn rep_with_32_bit_addresses_counts_and_wraps_in_32_bits() {
 fn attack_18_movs_moves_between_memory_and_the_page_and_faults_between_elements() {
     let mut out = Guest::new(&[0xf3, 0xa4]).with(RCX, 4).with(RSI, BEFORE).with(RDI, WINDOW);
     out.ram.put32(BEFORE_RAM, 0x0403_0201);
-    assert_eq!(out.fault(0, true), Ok(Outcome::Advance(2)));
+    assert_eq!(out.fault(0, true), Ok(Emulated::Advance(2)));
     assert_eq!(out.writes, [(0, 1, 1), (1, 1, 2), (2, 1, 3), (3, 1, 4)]);
 
     let mut back = Guest::new(&[0xa5]).with(RSI, WINDOW).with(RDI, AFTER);
     back.device.insert(0, 0x99);
-    assert_eq!(back.fault(0, false), Ok(Outcome::Advance(1)));
+    assert_eq!(back.fault(0, false), Ok(Emulated::Advance(1)));
     assert_eq!((back.ram.get64(AFTER_RAM), back.general[6], back.general[7]), (0x99, WINDOW + 4, AFTER + 4));
     assert_eq!(back.ram.get64(0x5000 + 16) & 0x60, 0x60, "accessed and dirty");
 
@@ -705,19 +705,19 @@ fn attack_18_movs_moves_between_memory_and_the_page_and_faults_between_elements(
 #[test]
 fn attack_17_a_store_that_spans_two_pages_goes_to_both() {
     let mut out = Guest::new(&[0x48, 0x89, 0x07]).with(RDI, AFTER - 5).with(RAX, 0x0807_0605_0403_0201);
-    assert_eq!(out.fault(0xffb, true), Ok(Outcome::Advance(3)));
+    assert_eq!(out.fault(0xffb, true), Ok(Emulated::Advance(3)));
     assert_eq!(out.writes, [(0xffb, 1, 1), (0xffc, 4, 0x0504_0302)]);
     assert_eq!(out.ram.get64(AFTER_RAM), 0x0008_0706);
 
     let mut into = Guest::new(&[0x48, 0x89, 0x07]).with(RDI, WINDOW - 2).with(RAX, 0x0807_0605_0403_0201);
-    assert_eq!(into.fault(0, true), Ok(Outcome::Advance(3)));
+    assert_eq!(into.fault(0, true), Ok(Emulated::Advance(3)));
     assert_eq!(into.writes, [(0, 4, 0x0605_0403), (4, 2, 0x0807)]);
     assert_eq!(into.ram.get64(BEFORE_RAM + 0xff8), 0x0201 << 48);
 
     let mut load = Guest::new(&[0x48, 0x8b, 0x07]).with(RDI, WINDOW - 2);
     load.ram.put64(BEFORE_RAM + 0xff8, 0xbbaa << 48);
     load.device = (0..6).map(|at| (at, at as u8 + 1)).collect();
-    assert_eq!(load.fault(0, false), Ok(Outcome::Advance(3)));
+    assert_eq!(load.fault(0, false), Ok(Emulated::Advance(3)));
     assert_eq!(load.general[0], 0x0605_0403_0201_bbaa);
 }
 
@@ -761,7 +761,7 @@ fn attack_19_an_instruction_that_changed_runs_again() {
         if code[0] == 0xf3 {
             guest.general[7] = BEFORE;
         }
-        assert_eq!(guest.fault(0, true), Ok(Outcome::Again), "{code:02x?}");
+        assert_eq!(guest.fault(0, true), Ok(Emulated::Again), "{code:02x?}");
         assert!(guest.writes.is_empty() && guest.reads.is_empty());
     }
 }
@@ -770,7 +770,7 @@ fn attack_19_an_instruction_that_changed_runs_again() {
 fn attack_19_the_processors_translation_counts_when_page_tables_change() {
     let mut guest = Guest::new(&[0x89, 0x07]).with(RDI, WINDOW).with(RAX, 1);
     guest.ram.put64(0x5000 + 8, BEFORE_RAM | 7);
-    assert_eq!(guest.fault(0, true), Ok(Outcome::Advance(2)));
+    assert_eq!(guest.fault(0, true), Ok(Emulated::Advance(2)));
     assert_eq!(guest.writes, [(0, 4, 1)]);
 }
 
@@ -789,7 +789,7 @@ fn an_instruction_may_straddle_two_pages() {
         let mut guest = Guest::new(&[]).with(RDI, WINDOW);
         guest.rip = CODE + PAGE_SIZE - split as u64;
         guest.ram.bytes[guest.rip as usize..][..code.len()].copy_from_slice(&code);
-        assert_eq!(guest.fault(0, true), Ok(Outcome::Advance(6)));
+        assert_eq!(guest.fault(0, true), Ok(Emulated::Advance(6)));
         assert_eq!(guest.writes, [(0, 4, 0x1234_5678)]);
         guest.ram.put64(0x4000 + 9 * 8, 0);
         assert_eq!(guest.fault(0, true), Ok(page_fault(0x10, CODE + PAGE_SIZE)), "its second page is gone");
@@ -798,7 +798,7 @@ fn an_instruction_may_straddle_two_pages() {
     ends_there.rip = CODE + PAGE_SIZE - 2;
     ends_there.ram.bytes[ends_there.rip as usize..][..2].copy_from_slice(&[0x89, 0x07]);
     ends_there.ram.put64(0x4000 + 9 * 8, 0);
-    assert_eq!(ends_there.fault(0, true), Ok(Outcome::Advance(2)), "the next page is none of its business");
+    assert_eq!(ends_there.fault(0, true), Ok(Emulated::Advance(2)), "the next page is none of its business");
 }
 
 #[test]
@@ -806,7 +806,7 @@ fn segments_count_outside_64_bit_code_and_fs_and_gs_in_it() {
     let mut gs = Guest::new(&[0x65, 0x89, 0x07]).with(RDI, 0x10);
     gs.segments[Segment::Gs as usize].base = WINDOW;
     gs.segments[Segment::Ds as usize].base = 0xdead_0000;
-    assert_eq!(gs.fault(0x10, true), Ok(Outcome::Advance(3)));
+    assert_eq!(gs.fault(0x10, true), Ok(Emulated::Advance(3)));
 
     let legacy = |rights, limit| {
         let mut guest = Guest::new(&[0x89, 0x07]).with(RDI, 0x20);
@@ -815,19 +815,19 @@ fn segments_count_outside_64_bit_code_and_fs_and_gs_in_it() {
         guest.segments[Segment::Ds as usize] = SegmentState { base: TRAPPED, limit, rights };
         quickly_or_not(&mut guest, Fault { gpa: Gpa::new(TRAPPED + 0x20), gva: Gva::new(TRAPPED + 0x20), write: true })
     };
-    let general_protection = Outcome::Inject(Exception { vector: GP, error_code: Some(0), cr2: None });
-    assert_eq!(legacy(0x93, 0x23), Ok(Outcome::Advance(2)));
+    let general_protection = Emulated::Inject(Exception { vector: GP, error_code: Some(0), cr2: None });
+    assert_eq!(legacy(0x93, 0x23), Ok(Emulated::Advance(2)));
     assert_eq!(legacy(0x93, 0x22), Ok(general_protection), "beyond the limit");
     assert_eq!(legacy(0x91, 0xfff), Ok(general_protection), "read-only");
     assert_eq!(legacy(0x1_0093, 0xfff), Ok(general_protection), "unusable");
-    assert_eq!(legacy(0x4097, 0x1f), Ok(Outcome::Advance(2)), "expand-down");
+    assert_eq!(legacy(0x4097, 0x1f), Ok(Emulated::Advance(2)), "expand-down");
     assert_eq!(legacy(0x4097, 0x20), Ok(general_protection), "expand-down");
 }
 
 #[test]
 fn an_address_that_is_not_canonical_is_no_page_fault() {
     let mut guest = Guest::new(&[0xa4]).with(RDI, WINDOW).with(RSI, 1 << 47);
-    assert_eq!(guest.fault(0, true), Ok(Outcome::Inject(Exception { vector: GP, error_code: Some(0), cr2: None })));
+    assert_eq!(guest.fault(0, true), Ok(Emulated::Inject(Exception { vector: GP, error_code: Some(0), cr2: None })));
 }
 
 proptest! {
@@ -852,8 +852,8 @@ proptest! {
         guest.rflags = rflags;
         guest.mode = [Mode::Bits16, Mode::Bits32, Mode::Bits64][mode];
         match guest.fault(offset, write) {
-            Ok(Outcome::Advance(length)) => prop_assert!((1..=15).contains(&length)),
-            Ok(Outcome::Part | Outcome::Again | Outcome::Inject(_)) | Err(_) => {}
+            Ok(Emulated::Advance(length)) => prop_assert!((1..=15).contains(&length)),
+            Ok(Emulated::Part | Emulated::Again | Emulated::Inject(_)) | Err(_) => {}
         }
         prop_assert!(guest.writes.len() <= 8 * MAX_ELEMENTS as usize);
     }

@@ -59,6 +59,27 @@ fn a_guest_reaches_the_portals_for_the_store_of_its_own_queue_and_nothing_else()
 }
 
 #[test]
+fn portals_are_found_in_the_devices_bar_or_not_at_all() {
+    let model = Model::of(Dsa::new(Config::sapphire_rapids()));
+    let bdf = Bdf::new(0x6a, 1, 0);
+    for (offset, value) in [(0x18, 0xfff4_0000), (0x1c, 0x206f)] {
+        model.write(bdf, offset, value);
+    }
+    let mut function = Function::read(&model, bdf).unwrap();
+    for queue in 0..=u8::MAX {
+        // Eight queues of four pages.
+        let place = Hpa::new(0x206f_fff4_0000 + u64::from(queue) * 0x4000 + 0x2000);
+        assert_eq!(portals_of_queue(&function, queue), (queue < 8).then_some((place, 0x2000)), "{queue}");
+    }
+    for at in [0x206f_fff4_0800, u64::MAX - 0xfff] {
+        function.bars[2] = Some(Bar::Memory { base: Hpa::new(at), size: 0x2_0000, prefetchable: true, wide: true });
+        assert_eq!(portals_of_queue(&function, 0), None, "{at:#x}");
+    }
+    function.bars[2] = None;
+    assert_eq!(portals_of_queue(&function, 0), None);
+}
+
+#[test]
 fn a_reset_is_seen_in_every_width_that_can_write_it() {
     const CMD: u64 = super::CMD as u64;
     let reset = u64::from(command::RESET_DEVICE << 20);

@@ -204,7 +204,8 @@ impl Bench {
 
 #[test]
 fn a_queue_that_was_enabled_after_the_time_out_is_stopped_by_everything_that_stops_one() {
-    let stops: [(&str, fn(&mut VirtualDsa) -> Effect); 4] = [
+    type Stop = fn(&mut VirtualDsa) -> Effect;
+    let stops: [(&str, Stop); 4] = [
         ("a function level reset", |function| function.reset_function()),
         ("no bus mastering, as before a guest leaves", |function| function.set_bus_master(false)),
         ("a reset of the device", |function| function.write(CMD as u64, 4, 5 << 20)),

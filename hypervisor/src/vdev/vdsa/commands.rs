@@ -107,6 +107,11 @@ impl VirtualDsa {
         // What it was given for may have ended meanwhile.
         if let Some((purpose, mut steps)) = self.work.job.take() {
             steps.pop_front();
+            // A queue that has turned out to be disabled need not be stopped.
+            let is_stopped = self.queue == QueueState::Disabled;
+            while is_stopped && matches!(steps.front(), Some(Step::Abort | Step::Disable)) {
+                steps.pop_front();
+            }
             match unless_done(step, result, purpose) {
                 Ok(_) if !steps.is_empty() => self.work.job = Some((purpose, steps)),
                 result => effect = self.end(purpose, result),

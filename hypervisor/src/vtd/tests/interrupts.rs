@@ -50,9 +50,9 @@ fn a_posted_entry_sets_the_vectors_bit_and_notifies_once() {
     assert!(HostMemory(&bench.frames).write(descriptor.as_u64() + 32, &control.to_le_bytes()));
     let index = remapper.reserve(DSA).unwrap();
     remapper.program(index, Route::Posted { descriptor, vector: 70 }).unwrap();
-    assert_eq!(bench.fire(DSA, index), Outcome::Posted { notify: Some((0xf2, 9)) });
+    assert_eq!(bench.fire(DSA, index), InterruptResult::Posted { notify: Some((0xf2, 9)) });
     assert_eq!(bench.quadword(descriptor.as_u64() + 8), 1 << (70 - 64));
-    assert_eq!(bench.fire(DSA, index), Outcome::Posted { notify: None });
+    assert_eq!(bench.fire(DSA, index), InterruptResult::Posted { notify: None });
     bench.assert_clean();
 }
 
@@ -66,7 +66,7 @@ fn an_entry_changes_between_posted_and_remapped_form() {
     for _ in 0..2 {
         remapper.program(index, posted).unwrap();
         remapper.flush_entries([index].into_iter()).unwrap();
-        assert!(matches!(bench.fire(DSA, index), Outcome::Posted { .. }));
+        assert!(matches!(bench.fire(DSA, index), InterruptResult::Posted { .. }));
         remapper.program(index, HERE).unwrap();
         remapper.flush_entries([index].into_iter()).unwrap();
         assert_eq!(remapped(bench.fire(DSA, index)), Some((0x41, 0x123)));

@@ -10,7 +10,7 @@ mod scalable;
 
 use std::sync::Mutex;
 
-use vtd_model::{Memory, Outcome, Stats};
+use vtd_model::{InterruptResult, Memory, Stats};
 
 use super::{Config, Fault, Remapper, message};
 use crate::{
@@ -107,12 +107,12 @@ impl Bench {
     }
 
     /// What the device's message for entry `index` comes to.
-    fn fire(&self, source: Bdf, index: u16) -> Outcome {
+    fn fire(&self, source: Bdf, index: u16) -> InterruptResult {
         let (address, data) = message(index);
         self.send(source, address, data)
     }
 
-    fn send(&self, source: Bdf, address: u64, data: u32) -> Outcome {
+    fn send(&self, source: Bdf, address: u64, data: u32) -> InterruptResult {
         self.model.lock().unwrap().interrupt_request(
             source.requester_id(),
             address,
@@ -147,9 +147,9 @@ fn faults<R: Registers>(remapper: &Remapper<'_, R, TestFrames>) -> Vec<Fault> {
 }
 
 /// The vector and destination of a remapped interrupt.
-fn remapped(outcome: Outcome) -> Option<(u8, u32)> {
+fn remapped(outcome: InterruptResult) -> Option<(u8, u32)> {
     match outcome {
-        Outcome::Remapped(interrupt) => {
+        InterruptResult::Remapped(interrupt) => {
             assert_eq!(
                 (interrupt.delivery_mode, interrupt.dest_mode_logical, interrupt.trigger_level),
                 (0, false, false)
@@ -161,9 +161,9 @@ fn remapped(outcome: Outcome) -> Option<(u8, u32)> {
 }
 
 /// The reason of a blocked interrupt.
-fn blocked(outcome: Outcome) -> Option<u8> {
+fn blocked(outcome: InterruptResult) -> Option<u8> {
     match outcome {
-        Outcome::Blocked { reason } => reason,
+        InterruptResult::Blocked { reason } => reason,
         _ => None,
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct UnderWay {
 }
 
 /// What a command gives back: the result field, or the error.
-type Outcome = Result<u16, u8>;
+type CommandResult = Result<u16, u8>;
 
 /// The command in a value of CMD, and its operand.
 fn parts(value: u32) -> (u32, u32) {
@@ -93,7 +93,7 @@ impl Dsa {
         }
     }
 
-    fn dispatch(&mut self, number: u32, operand: u32, up: &mut dyn Upstream) -> Outcome {
+    fn dispatch(&mut self, number: u32, operand: u32, up: &mut dyn Upstream) -> CommandResult {
         match number {
             command::ENABLE_DEVICE => self.enable_device(),
             command::RESET_DEVICE => self.reset_device(),
@@ -115,7 +115,7 @@ impl Dsa {
         }
     }
 
-    fn enable_device(&mut self) -> Outcome {
+    fn enable_device(&mut self) -> CommandResult {
         if self.registers.enabled() {
             return Err(command_error::DEV_ENABLED);
         }
@@ -128,7 +128,7 @@ impl Dsa {
     }
 
     /// Disable, drain or abort everything.
-    fn whole_device(&mut self, number: u32) -> Outcome {
+    fn whole_device(&mut self, number: u32) -> CommandResult {
         if !self.registers.enabled() {
             return Err(command_error::DIS_DEV_EN);
         }
@@ -145,7 +145,7 @@ impl Dsa {
     }
 
     /// All back to reset values but configuration space: tables, configurations, handles; every interrupt masked.
-    fn reset_device(&mut self) -> Outcome {
+    fn reset_device(&mut self) -> CommandResult {
         self.registers = Default::default();
         self.blocked.clear();
         self.groups = Default::default();
@@ -161,7 +161,7 @@ impl Dsa {
         Ok(0)
     }
 
-    fn enable_wq(&mut self, operand: u32) -> Outcome {
+    fn enable_wq(&mut self, operand: u32) -> CommandResult {
         if !self.registers.enabled() {
             return Err(command_error::DEV_NOTEN);
         }
@@ -178,7 +178,7 @@ impl Dsa {
     }
 
     /// Disable, drain, abort or reset the queues of the operand: a mask in 15:0 of the sixteen that 19:16 selects.
-    fn selected_queues(&mut self, number: u32, operand: u32) -> Outcome {
+    fn selected_queues(&mut self, number: u32, operand: u32) -> CommandResult {
         let mask = operand & 0xffff;
         if !selects_queues(operand) {
             return Err(command_error::INVAL_WQIDX);
@@ -212,7 +212,7 @@ impl Dsa {
     }
 
     /// The handle is the index itself; asking again gives the same one.
-    fn request_handle(&mut self, operand: u32) -> Outcome {
+    fn request_handle(&mut self, operand: u32) -> CommandResult {
         let place = self.handle_place(operand)?;
         let out = self.handles.iter().filter(|out| **out).count();
         match self.handles.get_mut(place) {
@@ -223,7 +223,7 @@ impl Dsa {
         Ok(operand as u16)
     }
 
-    fn release_handle(&mut self, operand: u32) -> Outcome {
+    fn release_handle(&mut self, operand: u32) -> CommandResult {
         let place = self.handle_place(operand)?;
         match self.handles.get_mut(place) {
             Some(handle) if *handle => *handle = false,
@@ -240,7 +240,7 @@ fn selects_queues(operand: u32) -> bool {
 
 impl Dsa {
     /// Descriptors that name the handle fail from now on, until it is asked for again; software is told.
-    fn revoke_handle(&mut self, operand: u32, up: &mut dyn Upstream) -> Outcome {
+    fn revoke_handle(&mut self, operand: u32, up: &mut dyn Upstream) -> CommandResult {
         let place = self.handle_place(operand)?;
         if let Some(handle) = self.handles.get_mut(place) {
             *handle = false;

@@ -9,7 +9,7 @@ use crate::{Memory, Unit};
 
 /// What becomes of an interrupt request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum InterruptResult {
     /// Deliver this interrupt to the local APICs.
     Remapped(Remapped),
     /// Recorded in a posted-interrupt descriptor.
@@ -70,35 +70,41 @@ const INTERRUPT_RANGE: u64 = 0xfee;
 
 impl Unit {
     /// Handles a DWORD write of `data` to `address` (0xFEEx_xxxx, DWORD-aligned) by the requester `source_id`.
-    pub fn interrupt_request(&mut self, source_id: u16, address: u64, data: u32, mem: &mut dyn Memory) -> Outcome {
+    pub fn interrupt_request(
+        &mut self,
+        source_id: u16,
+        address: u64,
+        data: u32,
+        mem: &mut dyn Memory,
+    ) -> InterruptResult {
         let outcome = if address >> 20 == INTERRUPT_RANGE && address & 3 == 0 {
             self.remap_or_report(source_id, address, data, mem)
         } else {
-            Outcome::Blocked { reason: None }
+            InterruptResult::Blocked { reason: None }
         };
         self.count(outcome);
         outcome
     }
 
-    fn count(&mut self, outcome: Outcome) {
+    fn count(&mut self, outcome: InterruptResult) {
         let stats = &mut self.stats;
         match outcome {
-            Outcome::Remapped(_) => stats.remapped += 1,
-            Outcome::Posted { notify } => {
+            InterruptResult::Remapped(_) => stats.remapped += 1,
+            InterruptResult::Posted { notify } => {
                 stats.posted += 1;
                 stats.notifications += u64::from(notify.is_some());
             }
-            Outcome::Compatibility(_) => stats.compatibility += 1,
-            Outcome::Blocked { reason } => {
+            InterruptResult::Compatibility(_) => stats.compatibility += 1,
+            InterruptResult::Blocked { reason } => {
                 stats.blocked += 1;
                 stats.interrupt_faults += u64::from(reason.is_some());
             }
         }
     }
 
-    fn remap_or_report(&mut self, source_id: u16, address: u64, data: u32, mem: &mut dyn Memory) -> Outcome {
+    fn remap_or_report(&mut self, source_id: u16, address: u64, data: u32, mem: &mut dyn Memory) -> InterruptResult {
         if !self.status(global::IRE) {
-            return Outcome::Compatibility(Compatibility::decode(address, data));
+            return InterruptResult::Compatibility(Compatibility::decode(address, data));
         }
         let (index, result) = if request::is_remappable(address) {
             match index_of(address, data) {
@@ -110,16 +116,16 @@ impl Unit {
         };
         result.unwrap_or_else(|fault| {
             self.report(fault, source_id, Request::Interrupt { index });
-            Outcome::Blocked { reason: Some(fault.reason) }
+            InterruptResult::Blocked { reason: Some(fault.reason) }
         })
     }
 
     /// VT-d 5.1.2.1: compatibility format needs CFI, and is never allowed in extended interrupt mode.
-    fn pass_compatibility(&self, address: u64, data: u32) -> Result<Outcome, Fault> {
+    fn pass_compatibility(&self, address: u64, data: u32) -> Result<InterruptResult, Fault> {
         if self.extended_interrupt_mode() || !self.status(global::CFI) {
             return Err(Fault::new(reason::COMPATIBILITY_BLOCKED));
         }
-        Ok(Outcome::Compatibility(Compatibility::decode(address, data)))
+        Ok(InterruptResult::Compatibility(Compatibility::decode(address, data)))
     }
 
     /// IRTA.EIME as latched.
@@ -127,7 +133,7 @@ impl Unit {
         bit(self.regs.table, irta::EIME)
     }
 
-    fn remap(&mut self, source_id: u16, index: u32, mem: &mut dyn Memory) -> Result<Outcome, Fault> {
+    fn remap(&mut self, source_id: u16, index: u32, mem: &mut dyn Memory) -> Result<InterruptResult, Fault> {
         let entry = self.interrupt_entry(index, mem)?;
         if !source_id_matches(entry, source_id) {
             let fpd = entry.fault_processing_disabled();
@@ -136,7 +142,7 @@ impl Unit {
         if entry.posted() {
             return self.post(entry, mem);
         }
-        Ok(Outcome::Remapped(self.remapped(entry, index)))
+        Ok(InterruptResult::Remapped(self.remapped(entry, index)))
     }
 
     /// The entry, from the interrupt entry cache or from memory. Only a good one is cached.

@@ -39,7 +39,7 @@ mod tests;
 
 pub use config::Config;
 pub use dma::{Access, DmaFault, Requester};
-pub use intr::{Compatibility, Outcome, Remapped};
+pub use intr::{Compatibility, InterruptResult, Remapped};
 pub use memory::{Memory, Ram};
 pub use page_request::{PageRequest, PageResponse};
 pub use spec::reason;

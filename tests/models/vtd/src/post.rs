@@ -3,7 +3,7 @@
 use crate::fault::Fault;
 use crate::spec::irte::Irte;
 use crate::spec::{pid, reason};
-use crate::{Memory, Outcome, Unit};
+use crate::{InterruptResult, Memory, Unit};
 
 /// The descriptor's quadwords.
 type Descriptor = [u64; pid::SIZE / 8];
@@ -23,7 +23,7 @@ fn read(mem: &mut dyn Memory, at: u64) -> Option<Descriptor> {
 impl Unit {
     /// Sets the vector's bit in the descriptor, and ON if a notification is due. Hardware does it in one atomic
     /// read-modify-write of the cache line; here nobody else runs meanwhile. The descriptor is never cached.
-    pub(crate) fn post(&mut self, entry: Irte, mem: &mut dyn Memory) -> Result<Outcome, Fault> {
+    pub(crate) fn post(&mut self, entry: Irte, mem: &mut dyn Memory) -> Result<InterruptResult, Fault> {
         let fault = |reason| Fault::with_fpd(reason, entry.fault_processing_disabled());
         let at = entry.descriptor();
         let descriptor = read(mem, at).ok_or(fault(reason::DESCRIPTOR_ACCESS))?;
@@ -46,7 +46,7 @@ impl Unit {
         }
         self.stats.posted_merged += u64::from(merged);
         let event = (pid::notification_vector(control), self.notification_apic_id(control));
-        Ok(Outcome::Posted { notify: notify.then_some(event) })
+        Ok(InterruptResult::Posted { notify: notify.then_some(event) })
     }
 
     fn descriptor_is_wrong(&self, descriptor: &Descriptor) -> bool {

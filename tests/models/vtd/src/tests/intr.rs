@@ -18,7 +18,7 @@ fn an_entry_gives_the_interrupt_its_properties() {
         trigger_level: true,
         index: 9,
     };
-    assert_eq!(rig.interrupt(9), Outcome::Remapped(expected));
+    assert_eq!(rig.interrupt(9), InterruptResult::Remapped(expected));
     rig.rules_kept();
     assert_eq!(rig.unit.stats().remapped, 1);
 }
@@ -36,7 +36,7 @@ fn remapping_off_passes_messages_as_they_are() {
         trigger_level: true,
         asserted: true,
     };
-    assert_eq!(outcome, Outcome::Compatibility(expected));
+    assert_eq!(outcome, InterruptResult::Compatibility(expected));
 }
 
 /// Attack 1: a compatibility-format message.
@@ -48,7 +48,7 @@ fn compatibility_format_needs_cfi_and_xapic_mode() {
             rig.command(CFI);
         }
         let outcome = rig.unit.interrupt_request(SID, 0xfee0_0000, 0x41, &mut rig.ram);
-        assert_eq!(matches!(outcome, Outcome::Compatibility(_)), passes);
+        assert_eq!(matches!(outcome, InterruptResult::Compatibility(_)), passes);
         assert_eq!(blocked(outcome).is_none(), passes);
         let record = rig.record(0)[1];
         let fault = 1 << 63 | 0x25 << 32 | u64::from(SID);
@@ -62,7 +62,7 @@ fn what_is_no_dword_write_to_the_range_is_refused() {
     rig.set_entry(0, entry(0x30, 0));
     for address in [0xfee0_0011, 0xfef0_0010, 0x1_fee0_0010] {
         let outcome = rig.unit.interrupt_request(SID, address, 0, &mut rig.ram);
-        assert_eq!(outcome, Outcome::Blocked { reason: None });
+        assert_eq!(outcome, InterruptResult::Blocked { reason: None });
     }
     assert_eq!(rig.unit.stats().interrupt_faults, 0);
 }
@@ -80,7 +80,7 @@ fn the_index_is_handle_plus_valid_subhandle() {
         rig.ram.set_u64(at + 8, entry(0, 0)[1]);
         assert_eq!(rig.vector(index), Some(index as u8), "handle {index:#x}");
         let all_subhandle = rig.unit.interrupt_request(SID, 0xfee0_0018, index, &mut rig.ram);
-        assert!(matches!(all_subhandle, Outcome::Remapped(r) if r.index == index));
+        assert!(matches!(all_subhandle, InterruptResult::Remapped(r) if r.index == index));
     }
     // Handle 0xffff plus subhandle 1 lies beyond every table: no wrap to 0.
     let (address, _) = message(0xffff);
@@ -169,7 +169,7 @@ fn reserved_codes_of_an_entry_are_fault_24() {
 fn an_xapic_destination_is_bits_15_to_8() {
     let mut rig = Rig::remapping(Config::default(), false);
     rig.set_entry(1, entry(0x30, 0x0700));
-    assert!(matches!(rig.interrupt(1), Outcome::Remapped(r) if r.dest == 7));
+    assert!(matches!(rig.interrupt(1), InterruptResult::Remapped(r) if r.dest == 7));
     for wrong in [1, 1 << 7, 1 << 16, 1 << 31] {
         rig.set_entry(2, entry(0x30, wrong));
         assert_eq!(rig.reason(2), Some(0x24), "destination {wrong:#x}");
@@ -273,10 +273,10 @@ fn posting_sets_the_request_and_notifies_once() {
     rig.set_entry(2, posted(0xff));
     rig.ram.set_u64(PID + 32, 0xf2 << 16 | 0x1234_5678 << 32);
     let notify = Some((0xf2, 0x1234_5678));
-    assert_eq!(rig.interrupt(1), Outcome::Posted { notify });
+    assert_eq!(rig.interrupt(1), InterruptResult::Posted { notify });
     assert_eq!(rig.ram.u64(PID + 16), 1 << 5);
     assert_eq!(rig.ram.u64(PID + 32) & 3, 1, "ON");
-    assert_eq!(rig.interrupt(2), Outcome::Posted { notify: None });
+    assert_eq!(rig.interrupt(2), InterruptResult::Posted { notify: None });
     assert_eq!(rig.ram.u64(PID + 24), 1 << 63);
     assert_eq!((rig.unit.stats().posted, rig.unit.stats().posted_merged), (2, 0));
     assert_eq!(rig.unit.stats().notifications, 1);
@@ -300,14 +300,14 @@ fn suppressed_notification_waits_unless_urgent() {
     let mut rig = Rig::remapping(Config::default(), true);
     rig.set_entry(1, posted(0x40));
     rig.ram.set_u64(PID + 32, 2);
-    assert_eq!(rig.interrupt(1), Outcome::Posted { notify: None });
+    assert_eq!(rig.interrupt(1), InterruptResult::Posted { notify: None });
     assert_eq!(rig.ram.u64(PID + 8), 1);
     assert_eq!(rig.ram.u64(PID + 32), 2, "ON stays clear");
     let mut urgent = posted(0x41);
     urgent[0] |= 1 << 14;
     rig.set_entry(2, urgent);
     let notify = Some((0, 0));
-    assert_eq!(rig.interrupt(2), Outcome::Posted { notify });
+    assert_eq!(rig.interrupt(2), InterruptResult::Posted { notify });
     assert_eq!(rig.ram.u64(PID + 32), 3);
 }
 
@@ -319,7 +319,7 @@ fn the_posted_descriptor_is_never_cached() {
     rig.ram.set_u64(PID + 8, 0);
     rig.ram.set_u64(PID + 32, 0x33 << 16);
     let notify = Some((0x33, 0));
-    assert_eq!(rig.interrupt(1), Outcome::Posted { notify });
+    assert_eq!(rig.interrupt(1), InterruptResult::Posted { notify });
 }
 
 #[test]
@@ -349,7 +349,7 @@ fn an_xapic_notification_destination_is_bits_15_to_8() {
     rig.set_entry(1, posted(0x40));
     rig.ram.set_u64(PID + 32, 0x0900 << 32);
     let notify = Some((0, 9));
-    assert_eq!(rig.interrupt(1), Outcome::Posted { notify });
+    assert_eq!(rig.interrupt(1), InterruptResult::Posted { notify });
     rig.ram.set_u64(PID + 32, 9 << 32);
     assert_eq!(rig.reason(1), Some(0x28));
 }

@@ -10,7 +10,7 @@ mod queue;
 mod regs;
 mod scalable;
 
-use crate::{Access, Config, DmaFault, Outcome, Ram, Remapped, Unit};
+use crate::{Access, Config, DmaFault, InterruptResult, Ram, Remapped, Unit};
 
 const GCMD: u64 = 0x18;
 const GSTS: u64 = 0x1c;
@@ -131,18 +131,18 @@ impl Rig {
     }
 
     /// Sends the remappable message for `index` as [`SID`].
-    fn interrupt(&mut self, index: u32) -> Outcome {
+    fn interrupt(&mut self, index: u32) -> InterruptResult {
         self.interrupt_from(SID, index)
     }
 
-    fn interrupt_from(&mut self, source_id: u16, index: u32) -> Outcome {
+    fn interrupt_from(&mut self, source_id: u16, index: u32) -> InterruptResult {
         let (address, data) = message(index);
         self.unit.interrupt_request(source_id, address, data, &mut self.ram)
     }
 
     fn vector(&mut self, index: u32) -> Option<u8> {
         match self.interrupt(index) {
-            Outcome::Remapped(Remapped { vector, .. }) => Some(vector),
+            InterruptResult::Remapped(Remapped { vector, .. }) => Some(vector),
             _ => None,
         }
     }
@@ -178,9 +178,9 @@ fn message(index: u32) -> (u64, u32) {
     (address, 0)
 }
 
-fn blocked(outcome: Outcome) -> Option<u8> {
+fn blocked(outcome: InterruptResult) -> Option<u8> {
     match outcome {
-        Outcome::Blocked { reason } => reason,
+        InterruptResult::Blocked { reason } => reason,
         _ => None,
     }
 }
