@@ -15,19 +15,16 @@ use imsvisor::{
         tables::{Bases, Tables},
         this::ThisCpu,
     },
+    devices::passthrough,
     event, exits,
     ims::{Service, most_entries},
-    memory::heap,
-    platform::{
-        self, assign,
-        delivery::Vectors,
-        loader::Loader,
-        machine::Machine,
-        memory::FRAMES,
+    irq::{
+        host_vectors::Vectors,
         ports::{MachinePorts, MachineService},
-        power, smp,
-        work::{Processor, Work},
     },
+    machine::{self, boot_info::Loader, discovery::Machine, memory::FRAMES, power, smp},
+    memory::heap,
+    sched::processors::{Processor, Work},
 };
 use spin::Once;
 
@@ -42,15 +39,15 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     event!("boot version={}", env!("CARGO_PKG_VERSION"));
     // SAFETY: the entry code passes on what the loader gave it.
     let loader = unsafe { Loader::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
-    let console = platform::console::begin(&loader);
+    let console = machine::console::begin(&loader);
     // SAFETY: the entry code has mapped the first 4 GiB, and this is the only call.
-    if !unsafe { platform::memory::take(&loader) } {
+    if !unsafe { machine::memory::take(&loader) } {
         refuse("memory", "too little for the hypervisor itself");
     }
     if !cpu::has_no_execute() {
         refuse("processor", "it has no execute-disable (XD, NX). If the firmware's setup has it, enable it");
     }
-    if let Err(error) = platform::memory::map(&loader, console.screen()) {
+    if let Err(error) = machine::memory::map(&loader, console.screen()) {
         refuse("memory", format_args!("no page tables: {error}"));
     }
     // SAFETY: the page tables have just been put in force, and map the screen.
@@ -63,13 +60,13 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     machine.choose_apic_mode();
     let others = smp::others(machine.apic_ids(), apic_id);
     let service = service(machine, apic_id, &others);
-    let page = platform::memory::start_page(&loader);
+    let page = machine::memory::start_page(&loader);
     let processor = Processor::bring_up(bases).unwrap_or_else(|why| {
         // What the machine does have can be told: the others start as well, find no work, and stop.
         tell(machine, service, 1 + smp::start(&others, page, processor_entry));
         refuse("vmx", why)
     });
-    assign::make_room(machine, service.ports());
+    passthrough::make_room(machine, service.ports());
     let work = WORK.call_once(|| Work::new(machine, service, loader.modules(), apic_id, tsc));
     let started = smp::start(&others, page, processor_entry);
     tell(machine, service, 1 + started);
@@ -78,9 +75,9 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
 
 /// The remapping units, and the service on top of them, for the processors with these APIC IDs.
 fn service(machine: &'static Machine, apic_id: u32, others: &[u32]) -> &'static MachineService {
-    let units = machine.bring_up_units(|function| most_entries(assign::slots(machine, function)), apic_id);
+    let units = machine.bring_up_units(|function| most_entries(passthrough::slots(machine, function)), apic_id);
     let vectors = [apic_id].iter().chain(others).map(|&id| Vectors::new(id)).collect();
-    // SAFETY: guests are made by `platform::start` alone, which tells the service of the stores that `assign` prepared.
+    // SAFETY: guests are made by `vm::create` alone, which tells the service of the stores that `assign` prepared.
     let ports = unsafe { MachinePorts::new(machine, units, vectors) };
     // A server has a dozen units, and each of them more entries than the heap has room to say whose they are.
     if !heap::extend(&FRAMES, Service::owners_bytes(&ports)) {

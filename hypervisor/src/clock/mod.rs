@@ -1,7 +1,7 @@
 //! The time that waits on hardware go by.
 //!
 //! A wait has a limit in time, from the manual that describes what is waited for, and goes by a [`Clock`]: [`poll`], [`poll_every`],
-//! [`pause`], or a [`Timeout`] of its own. `platform::clock` finds out what the machine's clock is: the TSC at a frequency that was
+//! [`pause`], or a [`Timeout`] of its own. `machine::clock` finds out what the machine's clock is: the TSC at a frequency that was
 //! measured ([`measure()`]), or the ACPI PM timer. Until then, and where there is neither, it is [`PostPort`].
 
 pub mod choice;

@@ -383,7 +383,7 @@ mod tests {
         }
     }
 
-    /// Which ones those are the test of the MSR bitmap says (`platform::world`), by a table from the manual.
+    /// Which ones those are the test of the MSR bitmap says (`vm::switched_state`), by a table from the manual.
     #[test]
     fn each_optional_register_comes_and_goes_by_itself() {
         let none = Optional::default();

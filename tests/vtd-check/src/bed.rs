@@ -9,14 +9,14 @@ use imsvisor::{
     apic::FAULT_VECTOR,
     clock,
     cpu::interrupts,
+    irq::ports::Unit,
+    machine::{
+        boot_info::Loader,
+        discovery::Machine,
+        memory::{FRAMES, Firmware},
+    },
     memory::Ram,
     pci::Function,
-    platform::{
-        loader::Loader,
-        machine::Machine,
-        memory::{FRAMES, Firmware},
-        ports::Unit,
-    },
     vtd::{Domain, Fault, Route, message},
 };
 

@@ -9,9 +9,10 @@ use guests::dsa::{self, Completion, Descriptor, Portal, Way, WorkQueue, spec};
 use imsvisor::{
     addr::{Bdf, Gpa, Hpa},
     cpu::interrupts,
+    devices::dsa::is_one,
+    machine::{discovery::Machine, memory::map_device},
     memory::{Mmio, Ram, Registers},
     pci::{self, ConfigSpace, Function},
-    platform::{dsa::is_one, machine::Machine, memory::map_device},
     vtd::message,
 };
 

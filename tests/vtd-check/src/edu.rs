@@ -5,9 +5,9 @@ use core::time::Duration;
 use imsvisor::{
     addr::Bdf,
     clock::{self, poll_every},
+    machine::{discovery::Machine, memory::map_device},
     memory::{Mmio, Registers},
     pci::{self, ConfigSpace, Function},
-    platform::{machine::Machine, memory::map_device},
 };
 
 const ID: usize = 0x00;

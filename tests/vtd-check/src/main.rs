@@ -26,7 +26,7 @@ use imsvisor::{
     apic, console,
     cpu::{tables::Tables, this::ThisCpu},
     event,
-    platform::{self, loader::Loader, machine::Machine, power},
+    machine::{self, boot_info::Loader, discovery::Machine, power},
 };
 
 use bed::Bed;
@@ -41,12 +41,12 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     event!("boot version={}", env!("CARGO_PKG_VERSION"));
     // SAFETY: the entry code passes on what the loader gave it.
     let loader = unsafe { Loader::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
-    let console = platform::console::begin(&loader);
+    let console = machine::console::begin(&loader);
     // SAFETY: the entry code has mapped the first 4 GiB, and this is the only call.
-    if !unsafe { platform::memory::take(&loader) } {
+    if !unsafe { machine::memory::take(&loader) } {
         refuse("memory", "too little");
     }
-    if let Err(error) = platform::memory::map(&loader, console.screen()) {
+    if let Err(error) = machine::memory::map(&loader, console.screen()) {
         refuse("memory", format_args!("no page tables: {error:?}"));
     }
     // SAFETY: the page tables have just been put in force, and map the screen.

@@ -6,9 +6,9 @@ use core::time::Duration;
 use imsvisor::{
     addr::{Bdf, Gpa},
     clock::{self, poll},
+    machine::discovery::Machine,
     memory::{Mmio, Ram, Registers},
     pci::{self, ConfigSpace, Function},
-    platform::machine::Machine,
 };
 
 use crate::{bed::WINDOW, edu::registers};

@@ -9,7 +9,7 @@ use core::{
 use imsvisor::{
     apic, clock,
     cpu::{interrupts, tables::Tables, this::ThisCpu},
-    platform::{loader::Loader, machine::Machine, memory, smp},
+    machine::{boot_info::Loader, discovery::Machine, memory, smp},
 };
 
 /// Vectors that have arrived, one bit each.

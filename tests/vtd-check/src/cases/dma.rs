@@ -4,8 +4,8 @@ use alloc::{format, string::String};
 
 use imsvisor::{
     addr::{Gpa, PAGE_SIZE},
+    machine::memory::FRAMES,
     memory::FrameSource,
-    platform::memory::FRAMES,
     vtd::{Error, Request},
 };
 

@@ -5,8 +5,8 @@ use alloc::{format, string::String, vec::Vec};
 use guests::dsa::Descriptor;
 use imsvisor::{
     addr::{Bdf, Gpa, PAGE_SIZE},
+    machine::memory::FRAMES,
     memory::FrameSource,
-    platform::memory::FRAMES,
     vtd::{Request, Route, spec::irte::Irte},
 };
 

@@ -6,7 +6,7 @@ use alloc::{format, string::ToString};
 use imsvisor::{
     apic::FAULT_VECTOR,
     clock,
-    platform::memory::FRAMES,
+    machine::memory::FRAMES,
     vtd::{Config, Error, Remapper, Request, Route, message},
 };
 

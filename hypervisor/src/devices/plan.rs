@@ -1,0 +1,245 @@
+//! Who gets what: read from all modules' strings once, in their order, before any processor makes a guest. So it does not depend on
+//! which processor is faster.
+
+use alloc::{format, string::String, vec::Vec};
+
+use crate::{
+    addr::Bdf,
+    devices::{
+        allocation::{Ledger, Part, Unavailable},
+        dsa,
+        passthrough::{self, Refusal},
+        virtual_functions,
+    },
+    guest::options::{Device, Options},
+    ims::most_bytes,
+    irq::ports::MachinePorts,
+    machine::{boot_info::Module, discovery::Machine},
+    pci::{Function, scan::stands_alone},
+    quirks::{self, Erratum},
+};
+
+/// Bytes of the heap that a virtual processor takes, and more: most of them are what it remembers of instructions.
+const PROCESSOR_BYTES: u64 = 64 << 10;
+
+/// A guest as it is to be made.
+pub struct Plan {
+    /// What its module's string asks for.
+    pub options: Options,
+    /// The numbers of the processors that run its virtual processors.
+    pub processors: Vec<usize>,
+    /// The functions that it gets.
+    pub given: Vec<Given>,
+}
+
+impl Plan {
+    /// Bytes of the heap that the guest takes with what it gets, or may ask for later.
+    pub fn heap_bytes(&self, machine: &Machine) -> u64 {
+        let cpus = self.options.cpus;
+        let processors = u64::from(cpus) * PROCESSOR_BYTES;
+        let each = self.given.iter().map(|given| match given {
+            Given::Whole(function) => most_bytes(passthrough::slots(machine, function), cpus),
+            Given::Virtual(share) => most_bytes(share.vectors.into(), cpus),
+        });
+        processors + each.sum::<u64>()
+    }
+}
+
+/// What a guest gets.
+#[derive(Clone, Copy)]
+pub enum Given {
+    /// A function of the machine.
+    Whole(&'static Function),
+    /// A virtual function.
+    Virtual(Share),
+}
+
+/// A guest's share of a function that the hypervisor keeps.
+#[derive(Clone, Copy)]
+pub struct Share {
+    /// The function.
+    pub parent: &'static Function,
+    /// What of it.
+    pub part: Part,
+    /// Vectors, and slots.
+    pub vectors: u16,
+}
+
+/// The plans of all guests, or why there is none.
+pub type Plans = Vec<Result<Plan, String>>;
+
+/// Makes the plans for these modules. Virtual processors are dealt out in turn to the processors that are `fit`; a function goes to the
+/// first who asks for it.
+pub fn plans(machine: &'static Machine, ports: &MachinePorts, modules: &[Module], fit: &[usize]) -> Plans {
+    let mut turns = fit.iter().copied().cycle();
+    let mut ledger = Ledger::default();
+    let mut terminal = None;
+    let plan = |module| {
+        let options = options(module)?;
+        take_terminal(&options, &mut terminal).map_err(|why| format!("{}: {why}", options.name))?;
+        let processors = turns.by_ref().take(options.cpus as usize).collect();
+        let given = given(machine, ports, &options, &mut ledger);
+        let given = given.map_err(|why| format!("{}: {why}", options.name))?;
+        Ok(Plan { options, processors, given })
+    };
+    modules.iter().map(plan).collect()
+}
+
+/// There is one terminal, which the first guest that asks for it gets.
+fn take_terminal(options: &Options, holder: &mut Option<String>) -> Result<(), String> {
+    match holder {
+        Some(holder) if options.console => Err(format!("console=on: the guest {holder} has the terminal")),
+        None if options.console => {
+            *holder = Some(options.name.clone());
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn options(module: &Module) -> Result<Options, String> {
+    let string = module.string.as_deref().ok_or("its string is not UTF-8")?;
+    Options::parse(string).map_err(|error| {
+        let name: String = string.chars().take_while(|c| c.is_ascii_graphic() && *c != '"').take(32).collect();
+        format!("{name}: its string: {error}")
+    })
+}
+
+/// What a guest asks for, all of it or nothing.
+fn given(
+    machine: &'static Machine,
+    ports: &MachinePorts,
+    options: &Options,
+    ledger: &mut Ledger,
+) -> Result<Vec<Given>, String> {
+    let mut after = ledger.clone();
+    let mut given = Vec::new();
+    for &device in &options.devices {
+        let one = match device {
+            Device::Virtual { parent, vectors } => share(machine, ports, options, (parent, vectors), &mut after),
+            _ => whole(machine, ports, options, device, &mut after),
+        };
+        given.push(one.map_err(|why| refused(device, why))?);
+    }
+    *ledger = after;
+    Ok(given)
+}
+
+/// What comes of the first function that can be given. Why none can: rather for what a function is than because others have it.
+fn first<T>(
+    functions: impl Iterator<Item = &'static Function>,
+    mut give: impl FnMut(&'static Function) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let mut refusal = Refusal::NoSuchFunction;
+    for function in functions {
+        match give(function) {
+            Ok(given) => return Ok(given),
+            Err(why) if matches!(refusal, Refusal::NoSuchFunction | Refusal::Taken) => refusal = why,
+            Err(_) => {}
+        }
+    }
+    Err(refusal)
+}
+
+/// The function that the guest names, or the first DSA that it can have.
+fn whole(
+    machine: &'static Machine,
+    ports: &MachinePorts,
+    options: &Options,
+    device: Device,
+    ledger: &mut Ledger,
+) -> Result<Given, Refusal> {
+    let is_it = |function: &&Function| match device {
+        Device::At(bdf) => function.bdf == bdf,
+        _ => dsa::is_one(function),
+    };
+    first(machine.functions().iter().filter(is_it), |function| {
+        if !ledger.is_free(function.bdf) {
+            return Err(Refusal::Taken);
+        }
+        check(machine, ports, function)?;
+        check_errata(function, options)?;
+        ledger.take(function.bdf);
+        Ok(Given::Whole(function))
+    })
+}
+
+/// A virtual function with so many vectors, of the parent that the guest names or of the first that has room.
+fn share(
+    machine: &'static Machine,
+    ports: &MachinePorts,
+    options: &Options,
+    (parent, vectors): (Option<Bdf>, u16),
+    ledger: &mut Ledger,
+) -> Result<Given, Refusal> {
+    let is_it = |function: &&Function| parent.map_or(dsa::is_one(function), |parent| function.bdf == parent);
+    first(machine.functions().iter().filter(is_it), |function| {
+        check_errata(function, options)?;
+        let part = part(machine, ports, function, vectors, ledger)?;
+        Ok(Given::Virtual(Share { parent: function, part, vectors }))
+    })
+}
+
+/// The next part of a parent.
+fn part(
+    machine: &Machine,
+    ports: &MachinePorts,
+    function: &Function,
+    vectors: u16,
+    ledger: &mut Ledger,
+) -> Result<Part, Refusal> {
+    // Its work queues and its store are behind registers that only a DSA has.
+    if !dsa::is_one(function) {
+        return Err(Refusal::NoStore);
+    }
+    check(machine, ports, function)?;
+    let capacity = virtual_functions::capacity(machine, function).ok_or(Refusal::NoPasid)?;
+    // Functions of one parent are told apart by their PASIDs alone.
+    if !ports.has_pasids(function.bdf) {
+        return Err(Refusal::NoPasidRemapping);
+    }
+    ledger.take_part(function.bdf, capacity, vectors).map_err(Refusal::from)
+}
+
+/// Whether the hypervisor can give a function away.
+fn check(machine: &Machine, ports: &MachinePorts, function: &Function) -> Result<(), Refusal> {
+    if !ports.covers(function.bdf) {
+        Err(Refusal::NoRemapping)
+    } else if machine.has_reserved_memory(function.bdf) {
+        Err(Refusal::ReservedMemory)
+    } else if !stands_alone(machine.functions(), function.bdf) {
+        Err(Refusal::NotAlone)
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether the guest may have a function with the errata that the function has: none, or one that the guest accepts.
+fn check_errata(function: &Function, options: &Options) -> Result<(), Refusal> {
+    match quirks::of(function.vendor, function.device) {
+        Some(erratum) if !options.accepted.contains(&erratum) => Err(Refusal::Unsafe(erratum)),
+        Some(Erratum { name, what, .. }) => {
+            log::warn!("{}: {} gets it in spite of {name}: {what}", function.bdf, options.name);
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+impl From<Unavailable> for Refusal {
+    fn from(why: Unavailable) -> Self {
+        match why {
+            Unavailable::Taken => Self::Taken,
+            Unavailable::NoRoom => Self::NoRoom,
+        }
+    }
+}
+
+fn refused(device: Device, why: Refusal) -> String {
+    match device {
+        Device::At(bdf) => format!("device {bdf} is refused: {why}"),
+        Device::FirstDsa => format!("device dsa is refused: {why}"),
+        Device::Virtual { parent: Some(bdf), .. } => format!("device vdsa:{bdf} is refused: {why}"),
+        Device::Virtual { parent: None, .. } => format!("device vdsa is refused: {why}"),
+    }
+}

@@ -1,0 +1,566 @@
+//! Virtual functions: a DSA that the hypervisor keeps, and whose work queues are guests' functions (Intel Scalable IOV calls them
+//! assignable device interfaces; Linux's `idxd-mdev` had the same idea).
+//!
+//! A guest's function has registers of the hypervisor's making ([`VirtualDsa`]), an MSI-X table whose slots are a part of the device's
+//! message store, and the portals of its work queue straight through: submitting costs no exit. A descriptor names its interrupt by a
+//! handle that the device takes as it is. So that no function can name another one's, each work queue has a PASID of its own, and its
+//! slots are for that PASID alone.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::{
+    hint::spin_loop,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use hcall_abi::{DeviceId, Pasid};
+
+use crate::{
+    addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    clock::{self, poll},
+    cpu,
+    devices::{
+        allocation::Part,
+        command_turns::{QUICK, Sharer, Turns},
+        dsa::{self, Queue},
+        mmio_regions::{Kind, Window},
+        parent_interrupt,
+        passthrough::{self, Refusal, Room},
+        plan::Share,
+    },
+    ept::PageType,
+    guest::memory_map::BarAllocator,
+    ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
+    irq::{
+        ports::MachineService,
+        rate_limit::{self, Burst},
+    },
+    machine::{discovery::Machine, memory::FRAMES},
+    memory::{FrameSource, Mmio, Registers},
+    pci::{self, Function, TableLocation},
+    sync::{Mutex, MutexGuard},
+    vdev::{
+        pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualFunction},
+        vdsa::{self, Shape, VirtualDsa},
+    },
+};
+
+/// The only vector that the hypervisor signals: command completions and errors.
+const SIGNALLED: u16 = 0;
+
+/// Ticks between two looks at commands that are under way. A guest can have some without end, and each look ends the slice of another one.
+const LOOKS: u64 = 1_000_000;
+/// What the functions of a guest that leaves get to stop.
+const STOP: Duration = Duration::from_secs(1);
+
+/// A guest's function, by its guest and its name there.
+type Name = (GuestId, DeviceId);
+
+/// A function of a guest.
+struct Virtual {
+    name: Name,
+    /// Its guest's, once the service has taken the guest in.
+    domain: Option<Arc<Domain>>,
+    queue: u8,
+    first_slot: u16,
+    vectors: u16,
+    pasid: Pasid,
+    registers: VirtualDsa,
+    bus_master: bool,
+    msix_enabled: bool,
+    function_masked: bool,
+    /// It has been told of as one whose queue does not stop: its guest can bring that about again and again.
+    told: bool,
+}
+
+impl Virtual {
+    /// Whether its configuration space lets it send interrupts.
+    const fn sends(&self) -> bool {
+        self.msix_enabled && !self.function_masked && self.bus_master
+    }
+
+    /// Signals the vector that is not the device's.
+    fn signal(&self, service: &MachineService) {
+        if let Some(domain) = &self.domain {
+            // A vector without a message that the guest may send waits for one; nobody is told, as for the write itself.
+            let _ = service.signal(domain, self.name.1, SIGNALLED);
+        }
+    }
+}
+
+impl Sharer for Virtual {
+    fn queue(&self) -> u8 {
+        self.queue
+    }
+
+    fn registers(&mut self) -> &mut VirtualDsa {
+        &mut self.registers
+    }
+
+    fn work_queue<'a, R: Registers>(&self, registers: &'a R) -> Queue<'a, R> {
+        Queue { registers, number: self.queue, pasid: self.pasid.value(), first_slot: self.first_slot }
+    }
+}
+
+/// A DSA that the hypervisor keeps, with guests' functions of it.
+pub struct Parent {
+    machine: &'static Machine,
+    function: Function,
+    registers: Mmio,
+    /// By which errors are told of; without it they are found when a guest's function is written to.
+    interrupt: Option<OwnEntry>,
+    /// The lock keeps what the device is told and what is known of it together. Those who want it get it in turn. Nobody holds it while the
+    /// device carries out a command that takes long.
+    shares: Mutex<Shares>,
+    /// Commands are under way.
+    is_busy: AtomicBool,
+}
+
+/// Who has what of a function.
+#[derive(Default)]
+struct Shares {
+    /// Those that have asked for something, until they leave.
+    guests: Vec<GuestId>,
+    /// The last of them is leaving: the device has been stopped.
+    is_stopped: bool,
+    functions: Vec<Virtual>,
+    turns: Turns,
+    /// The interrupts by which the device tells of errors.
+    burst: Burst,
+}
+
+impl Shares {
+    fn function(&mut self, name: Name) -> Option<&mut Virtual> {
+        self.functions.iter_mut().find(|function| function.name == name)
+    }
+}
+
+/// All functions that the hypervisor keeps. Its lock comes before theirs.
+#[derive(Default)]
+pub struct Parents {
+    all: Mutex<Vec<Arc<Parent>>>,
+    /// How many do not tell of errors for now.
+    masked: AtomicUsize,
+}
+
+impl Parents {
+    /// The function, for a guest. The hypervisor takes it if it has not yet.
+    pub fn take(
+        &self,
+        guest: GuestId,
+        machine: &'static Machine,
+        service: &MachineService,
+        function: &Function,
+    ) -> Result<Arc<Parent>, Refusal> {
+        let (mut parents, known) = self.find(function.bdf);
+        let parent = match known {
+            Some(parent) => parent,
+            None => {
+                let parent = Arc::new(Parent::new(machine, service, function)?);
+                parents.push(Arc::clone(&parent));
+                parent
+            }
+        };
+        let guests = &mut parent.shares.lock().guests;
+        if !guests.contains(&guest) {
+            guests.push(guest);
+        }
+        Ok(Arc::clone(&parent))
+    }
+
+    /// The parent, if it is kept. One that its last guest is leaving is waited for: what that guest had of it is still being taken away.
+    fn find(&self, bdf: Bdf) -> (MutexGuard<'_, Vec<Arc<Parent>>>, Option<Arc<Parent>>) {
+        loop {
+            let parents = self.all.lock();
+            let known = parents.iter().find(|parent| parent.function.bdf == bdf).cloned();
+            if known.as_ref().is_none_or(|parent| !parent.shares.lock().is_stopped) {
+                return (parents, known);
+            }
+            drop(parents);
+            spin_loop();
+        }
+    }
+
+    /// An interrupt has come: tells guests' functions what the devices have to say.
+    pub fn event(&self, service: &MachineService) {
+        for parent in self.all.lock().iter() {
+            let Shares { functions, burst, .. } = &mut *parent.shares.lock();
+            // The lists are locked no longer than for what is recorded now: more comes by another interrupt.
+            if parent.hand_out_events(service, functions) && burst.event(cpu::tsc(), false) {
+                dsa::tell_errors(&parent.registers, false);
+                self.masked.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Goes on with the commands of guests that have a part of an `own` function, and looks at devices that do not tell of errors, when it is
+    /// time. To be called again and again, and at [`Self::due`]. So what a guest's commands leave to do takes the time of processors that
+    /// run the guest, and of no others.
+    pub fn poll(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool) {
+        // Whoever has them looks already, or is soon done.
+        let Some(parents) = self.all.try_lock() else { return };
+        let is_masked = self.masked.load(Ordering::Relaxed) != 0;
+        let is_busy = |parent: &Arc<Parent>| parent.is_busy.load(Ordering::Relaxed) && own(parent);
+        for parent in parents.iter() {
+            let is_busy = is_busy(parent);
+            if !is_masked && !is_busy {
+                continue;
+            }
+            let Some(mut shares) = parent.shares.try_lock() else { continue };
+            if is_busy {
+                parent.advance(&mut shares, Duration::ZERO, service);
+            }
+            let (Shares { functions, burst, .. }, now) = (&mut *shares, cpu::tsc());
+            if burst.is_due(now) && burst.looked(now, parent.hand_out_events(service, functions)) {
+                self.masked.fetch_sub(1, Ordering::Relaxed);
+                dsa::tell_errors(&parent.registers, true);
+                // One that was recorded before that raises nothing any more.
+                parent.hand_out_events(service, functions);
+            }
+        }
+    }
+
+    /// When to look again, if it is `now`: guests wait for what the devices do not tell by themselves.
+    pub fn due(&self, now: u64, own: impl Fn(&Arc<Parent>) -> bool) -> Option<u64> {
+        // While the list is locked the answer is "soon".
+        let parents = self.all.try_lock();
+        let is_busy = |parent: &Arc<Parent>| parent.is_busy.load(Ordering::Relaxed) && own(parent);
+        if parents.is_none_or(|parents| parents.iter().any(is_busy)) {
+            return Some(now.saturating_add(LOOKS));
+        }
+        (self.masked.load(Ordering::Relaxed) != 0).then(|| now.saturating_add(rate_limit::WINDOW))
+    }
+
+    /// A guest leaves: its functions, which [`Parent::quiesce`] has stopped, are no more. With the last guest the function is not kept any
+    /// longer.
+    pub fn leave(&self, parent: &Arc<Parent>, guest: GuestId, service: &MachineService) {
+        let mut parents = self.all.lock();
+        let Shares { guests, functions, burst, .. } = &mut *parent.shares.lock();
+        for function in functions.extract_if(.., |function| function.name.0 == guest) {
+            dsa::close_slots(&parent.registers, function.first_slot, function.vectors);
+        }
+        guests.retain(|other| *other != guest);
+        if !guests.is_empty() {
+            return;
+        }
+        parent.stop();
+        if burst.is_masked() {
+            self.masked.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(interrupt) = &parent.interrupt {
+            service.give_back_own(interrupt);
+        }
+        parents.retain(|other| !Arc::ptr_eq(other, parent));
+    }
+}
+
+/// What can be shared out of a function: work queues, and slots of its store.
+pub fn capacity(machine: &Machine, function: &Function) -> Option<(u8, u32)> {
+    function.pasid?;
+    passthrough::look(machine, function, |registers| {
+        Some((dsa::queues(registers)?.count, dsa::message_store(registers)?.slots))
+    })?
+}
+
+impl Parent {
+    /// Takes a function for the hypervisor, and shares it out.
+    fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, Refusal> {
+        let registers = passthrough::registers(function)?;
+        let pasid = function.pasid.ok_or(Refusal::NoPasid)?;
+        if dsa::has_slow_store(function) {
+            return Err(Refusal::NoStore);
+        }
+        pci::function::enable_memory(machine.config(), function.bdf);
+        if !dsa::reset(&registers, clock::current()) {
+            return Err(Refusal::Hardware);
+        }
+        pci::function::set_pasid_enable(machine.config(), function.bdf, pasid, true);
+        pci::function::enable(machine.config(), function.bdf);
+        let (shares, is_busy) = (Mutex::default(), AtomicBool::new(false));
+        let mut new = Self { machine, function: function.clone(), registers, interrupt: None, shares, is_busy };
+        if let Err(error) = dsa::share_out(&new.registers, clock::current()) {
+            log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
+            // After a time-out the device may be enabled still.
+            new.stop();
+            return Err(Refusal::Hardware);
+        }
+        new.interrupt = parent_interrupt::listen(machine, service, function);
+        if new.interrupt.is_some() {
+            dsa::tell_errors(&new.registers, true);
+        }
+        Ok(new)
+    }
+
+    /// Its place on the machine.
+    pub fn bdf(&self) -> Bdf {
+        self.function.bdf
+    }
+
+    /// Makes a function and puts it into the guest. What the service is to be told.
+    pub fn add(&self, guest: GuestId, share: &Share, room: &mut Room) -> Result<DeviceSpec, Refusal> {
+        let queues = dsa::queues(&self.registers).ok_or(Refusal::NoRoom)?;
+        let store = dsa::message_store(&self.registers).ok_or(Refusal::NoStore)?;
+        let (gencap, opcap) = dsa::capabilities(&self.registers);
+        let Share { part: Part { queue, first_slot }, vectors, .. } = *share;
+        let registers = VirtualDsa::new(Shape { gencap, opcap, queue_size: queues.size, vectors });
+        let pasid = pasid_of(queue).ok_or(Refusal::NoRoom)?;
+        let descr = self.describe(vectors, room.bars)?;
+        let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
+        let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
+        let [Some(bar0), _, Some(bar2), ..] = descr.bars else { return Err(Refusal::Bar(0)) };
+        let slots = u64::from(vectors) * 16;
+        let offset = store.offset.checked_add(u32::from(first_slot) * 16).ok_or(Refusal::Table)?;
+        let base = passthrough::locate(&self.function, TableLocation { bar: dsa::REGISTERS_BAR, offset }, slots)?;
+        let shadow = map_table(room, id, bar0.gpa, slots)?;
+        map_registers(room, id, bar0.gpa, &registers)?;
+        self.map_portals(room, bar2.gpa, queue)?;
+        self.shares.lock().functions.push(Virtual {
+            name: (guest, id),
+            domain: None,
+            queue,
+            first_slot,
+            vectors,
+            pasid,
+            registers,
+            bus_master: false,
+            msix_enabled: false,
+            function_masked: false,
+            told: false,
+        });
+        let backing = Some(Backing { pasid, emulated: SIGNALLED + 1 });
+        let msix = StoreSpec {
+            base,
+            shadow,
+            slots: vectors.into(),
+            bar: 0,
+            offset: vdsa::TABLE,
+            backing,
+            reach: Reach::Memory,
+        };
+        let requester = self.function.bdf;
+        Ok(DeviceSpec { id, requester, msix: Some(msix), ims: None, pasids: None, shares_requester: true })
+    }
+
+    /// What the guest sees in configuration space.
+    fn describe(&self, vectors: u16, bars: &mut BarAllocator) -> Result<FunctionDescr, Refusal> {
+        let Function { vendor, device, revision, class, subsystem, .. } = self.function;
+        let mut place = |size| {
+            let gpa = bars.place(size, false).ok_or(Refusal::OutOfMemory)?;
+            Ok::<_, Refusal>(Some(BarDescr { size, gpa, is_64bit: false, prefetchable: false }))
+        };
+        let bars = [place(vdsa::BAR0_SIZE)?, None, place(vdsa::BAR2_SIZE)?, None, None, None];
+        let msix = Some(MsixDescr { size: vectors, table: (0, vdsa::TABLE), pba: (0, vdsa::PENDING_BITS) });
+        let (subsystem_vendor, subsystem) = subsystem;
+        let dvsec = Vec::new();
+        Ok(FunctionDescr { vendor, device, revision, class, subsystem_vendor, subsystem, bars, msix, dvsec })
+    }
+
+    /// The guest's portals for MSI-X are the device's for the message store.
+    fn map_portals(&self, room: &mut Room, gpa: Gpa, queue: u8) -> Result<(), Refusal> {
+        let (portals, bytes) = dsa::portals_of_queue(&self.function, queue).ok_or(Refusal::Table)?;
+        room.map(gpa, portals, bytes, PageType::Device)
+    }
+
+    /// The service has taken a guest in: its functions can be signalled from now on.
+    pub fn admit(&self, guest: GuestId, domain: &Arc<Domain>) {
+        for function in self.shares.lock().functions.iter_mut().filter(|function| function.name.0 == guest) {
+            function.domain = Some(Arc::clone(domain));
+        }
+    }
+
+    /// A guest has written outside of its function's MSI-X table. `None` when the function is not one of the parent's.
+    pub fn write(&self, name: Name, offset: u64, bytes: u8, value: u64, service: &MachineService) -> Option<()> {
+        let mut shares = self.shares.lock();
+        let function = shares.function(name)?;
+        let effect = function.registers.write(offset, bytes, value);
+        self.apply(function, effect, service);
+        self.advance(&mut shares, QUICK, service);
+        if self.interrupt.is_none() {
+            self.hand_out_events(service, &mut shares.functions);
+        }
+        Some(())
+    }
+
+    /// What a guest reads outside of its function's MSI-X table. `None` when the function is not one of the parent's.
+    pub fn read(&self, name: Name, offset: u64, bytes: u8, service: &MachineService) -> Option<u64> {
+        let mut shares = self.shares.lock();
+        let function = shares.function(name)?;
+        if bytes > 8 || !offset.is_multiple_of(u64::from(bytes.max(1))) {
+            return Some(u64::MAX);
+        }
+        let quadword = function.quadword(offset & !7, service);
+        Some(quadword >> (8 * (offset % 8)) & u64::MAX >> (64 - 8 * u32::from(bytes.max(1))))
+    }
+
+    /// A guest has written to its function's configuration space. `None` when the function is not one of the parent's.
+    pub fn configure(&self, name: Name, effect: Effect, service: &MachineService) -> Option<()> {
+        let mut shares = self.shares.lock();
+        let function = shares.function(name)?;
+        let sent = function.sends();
+        match effect {
+            Effect::Command { bus_master, .. } => {
+                function.bus_master = bus_master;
+                let effect = function.registers.set_bus_master(bus_master);
+                self.apply(function, effect, service);
+            }
+            Effect::Msix { enable, function_mask } => {
+                (function.msix_enabled, function.function_masked) = (enable, function_mask);
+            }
+            Effect::Reset => {
+                (function.bus_master, function.msix_enabled, function.function_masked) = (false, false, false);
+                let effect = function.registers.reset_function();
+                if let Some(domain) = &function.domain {
+                    // What cannot be dropped comes when the guest unmasks it: one interrupt too many.
+                    let _ = service.function_reset(domain, name.1);
+                }
+                self.apply(function, effect, service);
+                self.advance(&mut shares, QUICK, service);
+                return Some(());
+            }
+            // BARs stay where they are.
+            Effect::None | Effect::BarMoved(_) => {}
+        }
+        if function.sends() != sent
+            && let Some(domain) = &function.domain
+        {
+            let _ = service.mask_table(domain, name.1, sent);
+        }
+        self.advance(&mut shares, QUICK, service);
+        Some(())
+    }
+
+    /// Goes on with the functions' commands, and waits for one that is begun for `quick` at most.
+    fn advance(&self, shares: &mut Shares, quick: Duration, service: &MachineService) {
+        // The device has been reset for the last guest that leaves.
+        if shares.is_stopped {
+            return;
+        }
+        let Shares { functions, turns, .. } = shares;
+        let done = |function: &mut Virtual, effect| self.apply(function, effect, service);
+        let more = turns.advance(&self.registers, (clock::current(), quick), functions, done);
+        self.is_busy.store(more, Ordering::Relaxed);
+    }
+
+    /// Does what a change of a function's registers leaves to be done.
+    fn apply(&self, function: &mut Virtual, effect: vdsa::Effect, service: &MachineService) {
+        if effect.reset
+            && let Some(domain) = &function.domain
+        {
+            // What cannot be dropped comes when the guest unmasks it: one interrupt too many.
+            let _ = service.drop_pending(domain, function.name.1);
+        }
+        if effect.signal {
+            function.signal(service);
+        }
+        // Its guest can bring that about again and again.
+        if effect.is_stuck && !core::mem::replace(&mut function.told, true) {
+            log::error!("{}: a work queue that has to stop does not", self.function.bdf);
+        }
+    }
+
+    /// Tells the functions what the device has to say: revoked handles to all of them, an error to the one whose work queue's it is.
+    /// Returns whether it had recorded something.
+    fn hand_out_events(&self, service: &MachineService, functions: &mut [Virtual]) -> bool {
+        let revoked = dsa::take_causes(&self.registers);
+        if revoked {
+            for function in functions.iter_mut() {
+                function.registers.revoke_handles();
+                function.signal(service);
+            }
+        }
+        let Some((queue, record)) = dsa::take_error(&self.registers) else { return revoked };
+        let whose = functions.iter_mut().find(|function| Some(function.queue) == queue);
+        if let Some(function) = whose
+            && function.registers.record_error(record)
+        {
+            function.signal(service);
+        }
+        true
+    }
+
+    /// Stops what a guest's functions do: before their interrupts and the guest's memory are taken away.
+    pub fn quiesce(&self, guest: GuestId, service: &MachineService) {
+        {
+            let Shares { guests, is_stopped, functions, .. } = &mut *self.shares.lock();
+            if *guests == [guest] {
+                *is_stopped = true;
+                return self.stop();
+            }
+            for function in functions.iter_mut().filter(|function| function.name.0 == guest) {
+                let effect = function.registers.set_bus_master(false);
+                self.apply(function, effect, service);
+            }
+        }
+        // Others' commands go on meanwhile, between two looks.
+        let have_stopped = || {
+            let mut shares = self.shares.lock();
+            self.advance(&mut shares, Duration::ZERO, service);
+            let mut own = shares.functions.iter().filter(|function| function.name.0 == guest);
+            own.all(|function| !function.registers.is_busy())
+        };
+        if !poll(clock::current(), STOP, have_stopped) {
+            log::error!("{}: a work queue that has to stop does not", self.function.bdf);
+        }
+    }
+
+    /// Stops the whole device.
+    fn stop(&self) {
+        if !dsa::reset(&self.registers, clock::current()) {
+            log::error!("{}: does not answer to a reset", self.function.bdf);
+        }
+        pci::function::disable_bus_master(self.machine.config(), self.function.bdf);
+        passthrough::set_msix(self.machine.config(), &self.function, false, true);
+        if let Some(pasid) = self.function.pasid {
+            pci::function::set_pasid_enable(self.machine.config(), self.function.bdf, pasid, false);
+        }
+    }
+}
+
+impl Virtual {
+    /// The quadword at `at` of what a guest reads outside of the MSI-X table.
+    fn quadword(&self, at: u64, service: &MachineService) -> u64 {
+        const PENDING_BITS: u64 = vdsa::PENDING_BITS as u64;
+        match at {
+            0..PAGE_SIZE => {
+                let dword = |n: usize| u64::from(self.registers.page().get(n).copied().unwrap_or(0));
+                let n = (at / 4) as usize;
+                dword(n) | dword(n + 1) << 32
+            }
+            PENDING_BITS.. if at < PENDING_BITS + PAGE_SIZE => {
+                let word = ((at - PENDING_BITS) / 8) as u32;
+                // Words beyond the last slot are refused, and read as nothing pending.
+                self.domain.as_ref().and_then(|domain| service.pending(domain, self.name.1, word).ok()).unwrap_or(0)
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// The PASID of a work queue's work: 0 is that of work without one.
+fn pasid_of(queue: u8) -> Option<Pasid> {
+    Pasid::new(u32::from(queue) + 1)
+}
+
+/// The MSI-X table: the guest reads its shadow and its writes are trapped. Where the shadow is.
+fn map_table(room: &mut Room, id: DeviceId, bar0: Gpa, bytes: u64) -> Result<Hpa, Refusal> {
+    let start = bar0.checked_add(vdsa::TABLE.into()).ok_or(Refusal::Table)?;
+    let len = bytes.next_multiple_of(PAGE_SIZE);
+    let shadow = FRAMES.alloc_zeroed(len / PAGE_SIZE, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
+    room.frames.push((shadow, len / PAGE_SIZE));
+    room.map(start, shadow, len, PageType::Shadow)?;
+    let kind = Kind::Store { device: id, name: StoreName::Msix, shadow };
+    // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
+    unsafe { room.windows.add(Window { start, len: bytes, kind }) };
+    Ok(shadow)
+}
+
+/// The registers: the guest reads them without an exit. Everything else in the BAR is not mapped.
+fn map_registers(room: &mut Room, id: DeviceId, bar0: Gpa, registers: &VirtualDsa) -> Result<(), Refusal> {
+    let start = bar0.checked_add(vdsa::REGISTERS.into()).ok_or(Refusal::Table)?;
+    let page = Hpa::new(registers.page().as_ptr() as u64);
+    room.map(start, page, PAGE_SIZE, PageType::Shadow)?;
+    let window = Window { start: bar0, len: vdsa::BAR0_SIZE, kind: Kind::Virtual { device: id } };
+    // SAFETY: the function's model answers for this kind; the window of the table, which lies in it, came before and counts first.
+    unsafe { room.windows.add(window) };
+    Ok(())
+}

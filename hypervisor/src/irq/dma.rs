@@ -1,0 +1,109 @@
+//! The functions whose DMA is confined to guests' memory.
+//!
+//! A guest that has a function, or a part of one, has a domain for it: its memory at its own addresses. What leads there are the
+//! function's requests without a PASID, those with the guest's PASIDs, or both.
+
+use alloc::vec::Vec;
+
+use hcall_abi::Pasid;
+
+use crate::{
+    addr::{Bdf, Gpa},
+    devices::passthrough::Refusal,
+    ims::GuestId,
+    irq::ports::Unit,
+    memory::Ram,
+    sync::Mutex,
+    vtd::{Domain, Error},
+};
+
+/// Requests of a function: those with a PASID, or those without one.
+pub type Requests = (Bdf, Option<Pasid>);
+
+/// A guest's domain for a function.
+struct Attachment {
+    guest: GuestId,
+    bdf: Bdf,
+    pasids: Vec<Option<Pasid>>,
+    domain: Domain,
+}
+
+impl Attachment {
+    fn new(guest: GuestId, bdf: Bdf, ram: &Ram, unit: &Unit) -> Result<Self, Refusal> {
+        let mut domain = unit.create_domain().map_err(refusal)?;
+        // SAFETY: the memory is the guest's, whose function it is; it is freed only after `detach` has succeeded.
+        let mapped = unsafe { unit.map(&mut domain, Gpa::new(0), ram.base(), ram.len(), true) };
+        if let Err(error) = mapped {
+            let _ = unit.destroy_domain(domain);
+            return Err(refusal(error));
+        }
+        Ok(Self { guest, bdf, pasids: Vec::new(), domain })
+    }
+
+    fn add(&mut self, pasid: Option<Pasid>, unit: &Unit) -> Result<(), Error> {
+        match pasid {
+            None => unit.attach(self.bdf, &mut self.domain)?,
+            Some(pasid) => unit.attach_pasid(self.bdf, pasid.value(), &mut self.domain)?,
+        }
+        self.pasids.push(pasid);
+        Ok(())
+    }
+
+    /// Each is tried, whatever becomes of the others: as little as can be leads to memory that is to be another's.
+    fn end(mut self, unit: &Unit) -> Result<(), Error> {
+        let mut detached = Ok(());
+        for pasid in self.pasids {
+            detached = detached.and(match pasid {
+                None => unit.detach(self.bdf, &mut self.domain),
+                Some(pasid) => unit.detach_pasid(self.bdf, pasid.value(), &mut self.domain),
+            });
+        }
+        detached.and_then(|()| unit.destroy_domain(self.domain))
+    }
+}
+
+/// All of them.
+#[derive(Default)]
+pub struct Attachments(Mutex<Vec<Attachment>>);
+
+impl Attachments {
+    /// Has requests lead to a guest's memory. `unit` is the function's.
+    pub fn add(&self, guest: GuestId, (bdf, pasid): Requests, ram: &Ram, unit: &Unit) -> Result<(), Refusal> {
+        let mut all = self.0.lock();
+        let known = all.iter_mut().find(|one| (one.guest, one.bdf) == (guest, bdf));
+        let added = match known {
+            Some(attachment) => attachment.add(pasid, unit),
+            None => {
+                let mut attachment = Attachment::new(guest, bdf, ram, unit)?;
+                let added = attachment.add(pasid, unit);
+                // Kept after an error as well: `remove` knows whether the domain can go.
+                all.push(attachment);
+                added
+            }
+        };
+        added.inspect_err(|error| log::error!("{bdf}: cannot be attached: {error}")).map_err(refusal)
+    }
+
+    /// Blocks all requests of a function that lead to a guest's memory. Returns whether it is sure that none is under way.
+    pub fn remove(&self, guest: GuestId, bdf: Bdf, unit: &Unit) -> bool {
+        let mut all = self.0.lock();
+        let Some(index) = all.iter().position(|one| (one.guest, one.bdf) == (guest, bdf)) else { return true };
+        let ended = all.swap_remove(index).end(unit);
+        ended.inspect_err(|error| log::error!("{bdf}: cannot be detached: {error}")).is_ok()
+    }
+
+    /// Whose requests these are. Those with a PASID that leads nowhere are of the guest that has the whole function.
+    pub fn guest_of(&self, (bdf, pasid): Requests) -> Option<GuestId> {
+        let all = self.0.lock();
+        let whose = |pasid| all.iter().find(|one| one.bdf == bdf && one.pasids.contains(&pasid));
+        whose(pasid).or_else(|| whose(None)).map(|one| one.guest)
+    }
+}
+
+fn refusal(error: Error) -> Refusal {
+    match error {
+        Error::NoPasid => Refusal::NoPasidRemapping,
+        Error::NoMemory | Error::NoFreeDomain => Refusal::OutOfMemory,
+        _ => Refusal::Hardware,
+    }
+}

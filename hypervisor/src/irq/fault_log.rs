@@ -1,0 +1,189 @@
+//! The fault log: what the remapping units have refused is read, told with whom it is about, and limited.
+
+use alloc::{string::String, vec::Vec};
+use core::{
+    fmt::Write,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use hcall_abi::Pasid;
+
+use crate::{
+    addr::Bdf,
+    cpu, event,
+    ims::{Attribution, GuestId, StoreName},
+    irq::{
+        ports::{MachineService, Unit},
+        rate_limit::Burst,
+    },
+    sync::Mutex,
+    vtd::{Fault, Request},
+};
+
+/// Faults of one function and kind, DMA or interrupt, that are told of. More are counted only: so no guest's device can bury what others did.
+const TOLD: u32 = 32;
+/// Functions whose faults are told of.
+const FUNCTIONS: usize = 64;
+
+/// A function, whose its work was, and whether it was an interrupt.
+type Teller = (Bdf, Option<GuestId>, bool);
+
+/// What is known of the units' faults. Its locks are taken before any of the service's, never after.
+pub struct FaultLog {
+    /// Of each unit, by its number.
+    units: Vec<Mutex<Burst>>,
+    /// Units whose events are masked.
+    masked: AtomicUsize,
+    /// How often was told of each function and kind.
+    told: Mutex<Vec<(Teller, u32)>>,
+    lost_told: AtomicBool,
+    burst_told: AtomicBool,
+}
+
+impl FaultLog {
+    /// For so many units.
+    pub fn new(units: usize) -> Self {
+        Self {
+            units: (0..units).map(|_| Mutex::new(Burst::default())).collect(),
+            masked: AtomicUsize::new(0),
+            told: Mutex::new(Vec::new()),
+            lost_told: AtomicBool::new(false),
+            burst_told: AtomicBool::new(false),
+        }
+    }
+
+    /// A fault event has come: takes what the units have recorded.
+    pub fn event(&self, service: &MachineService) {
+        for (number, unit) in service.ports().numbered_units() {
+            let mut burst = self.units[number].lock();
+            let found = self.take(service, number, unit);
+            if found && burst.event(cpu::tsc(), unit.unit().has_faults()) {
+                unit.unit().mask_fault_event(true);
+                self.masked.fetch_add(1, Ordering::Relaxed);
+                self.once(
+                    &self.burst_told,
+                    "a remapping unit has faults without end; its events are masked until it is quiet",
+                );
+            }
+        }
+    }
+
+    /// Looks at units whose events are masked, when it is time. To be called again and again.
+    pub fn poll(&self, service: &MachineService) {
+        if self.masked.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let now = cpu::tsc();
+        for (number, unit) in service.ports().numbered_units() {
+            // Whoever has it looks already.
+            let Some(mut burst) = self.units[number].try_lock() else { continue };
+            if burst.is_due(now) && burst.looked(now, self.take(service, number, unit)) {
+                self.masked.fetch_sub(1, Ordering::Relaxed);
+                unit.unit().mask_fault_event(false);
+            }
+        }
+    }
+
+    /// Takes everything that is left.
+    pub fn finish(&self, service: &MachineService) {
+        for (number, unit) in service.ports().numbered_units() {
+            let _burst = self.units[number].lock();
+            self.take(service, number, unit);
+        }
+    }
+
+    /// Takes a unit's records. Returns whether there was anything. The unit's lock is held.
+    fn take(&self, service: &MachineService, number: usize, unit: &Unit) -> bool {
+        let mut found = false;
+        // The unit's records have no segment: all that it serves is in its own.
+        let segment = service.ports().segment_of(number);
+        let lost = unit.take_faults(|fault| {
+            found = true;
+            self.tell(service, number, &Fault { source: fault.source.in_segment(segment), ..fault });
+        });
+        if lost {
+            self.once(&self.lost_told, "a remapping unit had more faults than it has records");
+        }
+        found || lost
+    }
+
+    /// A guest's device can bring it about as often as it likes.
+    fn once(&self, told: &AtomicBool, what: &str) {
+        if !told.swap(true, Ordering::Relaxed) {
+            log::warn!("{what}; this is told of once");
+        }
+    }
+
+    fn tell(&self, service: &MachineService, unit: usize, fault: &Fault) {
+        let whose = match fault.request {
+            Request::Interrupt(index) => {
+                service.refused_message(super::ports::entry_index(unit, index), fault.source, fault.reason.0)
+            }
+            _ => None,
+        };
+        let guest = match whose {
+            Some(owner) => Some(owner.guest),
+            None => service.ports().guest_of((fault.source, fault.pasid.and_then(Pasid::new))),
+        };
+        if !self.may_tell((fault.source, guest, fault.reason.is_interrupt())) {
+            return;
+        }
+        let (sid, reason, text) = (fault.source, fault.reason.0, fault.reason.text());
+        match fault.request {
+            Request::Read(address) | Request::Write(address) => {
+                let mut whose = String::new();
+                if let Some(pasid) = fault.pasid {
+                    let _ = write!(whose, " pasid={pasid:#x}");
+                }
+                if let Some(guest) = guest {
+                    let _ = write!(whose, " guest={}", guest.0);
+                }
+                event!("fault kind=dma sid={sid} reason={reason:#x} why=\"{text}\" address={address:#x}{whose}");
+            }
+            Request::Interrupt(index) => {
+                let whose = whose.map(attributed).unwrap_or_default();
+                event!("fault kind=interrupt sid={sid} reason={reason:#x} why=\"{text}\" index={index}{whose}");
+            }
+        }
+    }
+
+    /// Counts a fault. Whether it is to be told. What comes after its guest has gone is counted with the guest's.
+    fn may_tell(&self, key: Teller) -> bool {
+        let (mut told, (source, guest, interrupt)) = (self.told.lock(), key);
+        let same = |other: Teller| (other.0, other.2) == (source, interrupt) && (guest.is_none() || other.1 == guest);
+        if let Some((_, count)) = told.iter_mut().find(|(other, _)| same(*other)) {
+            *count = count.saturating_add(1);
+            if *count == TOLD + 1 {
+                let kind = if interrupt { "interrupt" } else { "DMA" };
+                log::warn!("{source}: {TOLD} {kind} faults have been told of; more are counted only");
+            }
+            return *count <= TOLD;
+        }
+        let room = told.len() < FUNCTIONS;
+        if room {
+            told.push((key, 1));
+        }
+        room
+    }
+}
+
+/// Whose entry it is, as keys of an event.
+pub fn attributed(owner: Attribution) -> String {
+    let store = match owner.store {
+        StoreName::Ims => "ims",
+        StoreName::Msix => "msix",
+        StoreName::Queue => "queue",
+    };
+    let mut text = String::new();
+    let _ = write!(
+        text,
+        " guest={} device={} store={store} slot={}",
+        owner.guest.0,
+        Bdf(owner.device.0.into()),
+        owner.slot
+    );
+    if let Some(cookie) = owner.cookie {
+        let _ = write!(text, " cookie={cookie:#x}");
+    }
+    text
+}

@@ -1,0 +1,525 @@
+//! The service's ports on this machine.
+
+mod stores;
+
+use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use hcall_abi::{Status, Target};
+
+use crate::{
+    addr::{Bdf, Hpa},
+    apic, cpu,
+    devices::{passthrough, virtual_functions::Parents},
+    ims::{
+        Bind, Bound, Delivery, EntryIndex, GuestId, HostRoute, Message, PackedRoute, Remap, Service, Span, UnitNumber,
+        Wanted,
+    },
+    irq::{
+        dma::{Attachments, Requests},
+        fault_log::FaultLog,
+        host_vectors::{Share, Vectors},
+        mailbox::Seat,
+        slow_store::SlowStore,
+    },
+    machine::discovery::Machine,
+    memory::{Frames, Mmio, Ram},
+    sync::{Mutex, Shared},
+    vtd::{self, Aim, Binder, Remapper, Route, Runs},
+};
+
+/// The service on this machine.
+pub type MachineService = Service<MachinePorts>;
+
+/// A remapping unit in use.
+pub type Unit = Remapper<'static, Mmio, Frames>;
+
+/// Entries of a unit are numbered from the unit's number times this.
+const UNIT_SHIFT: u32 = 16;
+
+/// A vector that an entry can have.
+const ANY_VECTOR: u8 = 0xff;
+
+/// The entry with this index in the unit of this number.
+pub fn entry_index(unit: usize, index: u16) -> EntryIndex {
+    EntryIndex((unit as u32) << UNIT_SHIFT | u32::from(index))
+}
+
+/// Where a virtual processor's interrupts go.
+struct Home {
+    guest: GuestId,
+    apic_id: u32,
+    /// The number of the processor that runs it.
+    processor: usize,
+    /// Into this descriptor, if they are posted.
+    descriptor: Option<Hpa>,
+    /// Whether the processor takes them from there into the guest by itself.
+    direct: bool,
+    /// Where the hypervisor's own are put.
+    seat: Option<Arc<Seat>>,
+}
+
+/// The machine below the service.
+pub struct MachinePorts {
+    machine: &'static Machine,
+    units: Vec<Option<Unit>>,
+    /// Of each processor, by its number.
+    vectors: Vec<Vectors>,
+    /// Of each virtual processor.
+    homes: Shared<Vec<Home>>,
+    attachments: Attachments,
+    strays: AtomicU64,
+    own: AtomicU64,
+    faults: FaultLog,
+    /// Functions whose parts are guests' functions.
+    parents: Parents,
+    /// Stores behind command interfaces, each with its bus lock, and whose they are.
+    slow_stores: Shared<Vec<(Bdf, Mutex<SlowStore<Mmio>>)>>,
+}
+
+impl MachinePorts {
+    /// With the machine's units, in its order, as far as they are up, and the vectors of each processor by its number.
+    ///
+    /// # Safety
+    /// Each [`StoreSpec`] that a service with these ports is told of is one that [`passthrough::prepare`] made: `slots` slots of mapped,
+    /// uncached device memory at `base`, and of frames of its own at `shadow`, for as long as the service holds it.
+    pub unsafe fn new(machine: &'static Machine, units: Vec<Option<Unit>>, vectors: Vec<Vectors>) -> Self {
+        Self {
+            machine,
+            faults: FaultLog::new(units.len()),
+            units,
+            vectors,
+            homes: Shared::new(Vec::new()),
+            attachments: Attachments::default(),
+            strays: AtomicU64::new(0),
+            own: AtomicU64::new(0),
+            parents: Parents::default(),
+            slow_stores: Shared::new(Vec::new()),
+        }
+    }
+
+    /// The vectors of every processor.
+    pub fn vectors(&self) -> &[Vectors] {
+        &self.vectors
+    }
+
+    /// The vectors of processor `number`.
+    pub fn vectors_of(&self, number: usize) -> Option<&Vectors> {
+        self.vectors.get(number)
+    }
+
+    /// A guest's virtual processor runs on processor `number` from now on, so its interrupts go there.
+    pub fn settle(&self, guest: GuestId, apic_id: u32, number: usize) {
+        self.homes.write().push(Home {
+            guest,
+            apic_id,
+            processor: number,
+            descriptor: None,
+            direct: false,
+            seat: None,
+        });
+    }
+
+    /// A virtual processor that has settled gets a share of its processor's vectors: for guests with devices.
+    pub fn admit(&self, guest: GuestId, apic_id: u32) {
+        let homes = self.homes.read();
+        let home = homes.iter().find(|home| home.is_of(guest, apic_id) && home.descriptor.is_none());
+        if let Some(vectors) = home.and_then(|home| self.vectors.get(home.processor)) {
+            vectors.admit(guest, apic_id);
+        }
+    }
+
+    /// The units that are up.
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.units.iter().flatten()
+    }
+
+    /// The same with their numbers.
+    pub fn numbered_units(&self) -> impl Iterator<Item = (usize, &Unit)> {
+        self.units.iter().enumerate().filter_map(|(number, unit)| Some((number, unit.as_ref()?)))
+    }
+
+    /// The segment that unit `number` serves.
+    pub fn segment_of(&self, number: usize) -> u16 {
+        self.machine.segment_of_unit(number)
+    }
+
+    /// The functions that the hypervisor keeps and whose parts are guests' functions.
+    pub fn parents(&self) -> &Parents {
+        &self.parents
+    }
+
+    /// What is known of the units' faults.
+    pub fn faults(&self) -> &FaultLog {
+        &self.faults
+    }
+
+    /// Whose requests these are.
+    pub fn guest_of(&self, requests: Requests) -> Option<GuestId> {
+        self.attachments.guest_of(requests)
+    }
+
+    /// Whether a unit that is up serves the function.
+    pub fn covers(&self, bdf: Bdf) -> bool {
+        self.unit(bdf).is_some()
+    }
+
+    /// The unit that serves a function, and its number.
+    fn unit(&self, bdf: Bdf) -> Option<(usize, &Unit)> {
+        let number = self.machine.unit_of(bdf)?;
+        Some((number, self.units.get(number)?.as_ref()?))
+    }
+
+    /// Whether all units can post interrupts.
+    pub fn can_post(&self) -> bool {
+        self.units().all(|unit| unit.unit().capabilities().posts())
+    }
+
+    /// A processor's APIC ID as a posted-interrupt descriptor names it: [`crate::vmx::posted::Descriptor::new`].
+    pub fn notification_destination(&self, apic_id: u32) -> Option<u32> {
+        let wide = self.units().all(Remapper::has_wide_destinations);
+        if wide { Some(apic_id) } else { u8::try_from(apic_id).ok().map(|id| u32::from(id) << 8) }
+    }
+
+    /// Posts the interrupts of a virtual processor that has settled: routes that are asked for lead into its descriptor from now on.
+    /// `direct`: the processor takes them from there into the guest; else the hypervisor does.
+    pub fn post_to(&self, guest: GuestId, apic_id: u32, descriptor: Hpa, direct: bool) {
+        if let Some(home) = self.homes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
+            (home.descriptor, home.direct) = (Some(descriptor), direct);
+        }
+    }
+
+    /// A virtual processor that has settled takes interrupts that no device raises at this place.
+    pub fn seat(&self, guest: GuestId, apic_id: u32, seat: &Arc<Seat>) {
+        if let Some(home) = self.homes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
+            home.seat = Some(Arc::clone(seat));
+        }
+    }
+
+    /// Whether a guest's interrupts are posted and pass the hypervisor by.
+    pub fn posts_to(&self, guest: GuestId) -> bool {
+        self.homes.read().iter().any(|home| home.guest == guest && home.direct)
+    }
+
+    /// Forgets a guest's processor and descriptors. Nothing leads there any more: the service has given its routes back.
+    pub fn forget(&self, guest: GuestId) {
+        self.homes.write().retain(|home| home.guest != guest);
+        self.vectors.iter().for_each(|vectors| vectors.forget(guest));
+    }
+
+    /// Counts an interrupt that nobody was waiting for.
+    pub fn count_stray(&self) {
+        self.strays.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Interrupts that nobody was waiting for.
+    pub fn strays(&self) -> u64 {
+        self.strays.load(Ordering::Relaxed)
+    }
+
+    /// A function that the hypervisor keeps has raised its interrupt: counts it, and looks what there is.
+    pub fn own_interrupt(&self, service: &MachineService) {
+        self.own.fetch_add(1, Ordering::Relaxed);
+        self.parents.event(service);
+    }
+
+    /// Interrupts of functions that the hypervisor keeps.
+    pub fn own_interrupts(&self) -> u64 {
+        self.own.load(Ordering::Relaxed)
+    }
+
+    /// Takes the memory that attaching the function needs for good.
+    pub fn prepare(&self, bdf: Bdf) -> Result<(), vtd::Error> {
+        self.unit(bdf).map_or(Ok(()), |(_, unit)| unit.prepare(bdf))
+    }
+
+    /// Whether requests with PASIDs of a function can lead somewhere: its unit is in scalable mode. Else they are blocked.
+    pub fn has_pasids(&self, bdf: Bdf) -> bool {
+        self.unit(bdf).is_some_and(|(_, unit)| unit.has_pasids())
+    }
+
+    /// Has requests of a function lead to a guest's memory, at the guest's own addresses.
+    pub fn attach(&self, guest: GuestId, requests: Requests, ram: &Ram) -> Result<(), passthrough::Refusal> {
+        let (_, unit) = self.unit(requests.0).ok_or(passthrough::Refusal::NoRemapping)?;
+        self.attachments.add(guest, requests, ram, unit)
+    }
+
+    /// Blocks a function's DMA to a guest's memory. Returns whether it is sure that none is under way.
+    pub fn detach(&self, guest: GuestId, bdf: Bdf) -> bool {
+        // Without a unit nothing was ever attached.
+        self.unit(bdf).is_none_or(|(_, unit)| self.attachments.remove(guest, bdf, unit))
+    }
+
+    /// The way to a guest's virtual processor.
+    fn way(&self, homes: &[Home], guest: GuestId, apic_id: u32) -> Result<Way<'_>, Status> {
+        let home = homes.iter().find(|home| home.is_of(guest, apic_id)).ok_or(Status::BadTarget)?;
+        match home.descriptor {
+            Some(descriptor) => Ok(Way::Posted(descriptor)),
+            None => self.vectors.get(home.processor).ok_or(Status::BadTarget)?.of(guest, apic_id).map(Way::Injected),
+        }
+    }
+
+    /// The same, with what entries for it are like.
+    #[inline(never)]
+    fn lane(
+        &self,
+        homes: &[Home],
+        entries: &Binder<'_>,
+        unit: UnitNumber,
+        guest: GuestId,
+        apic_id: u32,
+    ) -> Result<Lane<'_>, Status> {
+        let way = self.way(homes, guest, apic_id)?;
+        let aim = entries.aim(way.route(ANY_VECTOR).into()).map_err(status)?;
+        let route = PackedRoute::new(way.route(0));
+        Ok(Lane { way, route, aim, unit: entry_index(unit.0.into(), 0) })
+    }
+
+    /// The unit of an entry, and the entry's index there.
+    fn entry(&self, entry: EntryIndex) -> Option<(&Unit, u16)> {
+        Some((self.units.get((entry.0 >> UNIT_SHIFT) as usize)?.as_ref()?, entry.0 as u16))
+    }
+}
+
+/// The way to a virtual processor.
+enum Way<'a> {
+    Posted(Hpa),
+    Injected(Share<'a>),
+}
+
+impl Way<'_> {
+    /// The vector of an entry for a guest's vector, which has a use more.
+    #[inline]
+    fn vector(&mut self, vector: u8) -> Result<u8, Status> {
+        match self {
+            Self::Posted(_) => Ok(vector),
+            Self::Injected(share) => share.open().host(vector),
+        }
+    }
+
+    /// The route by such a vector.
+    #[inline]
+    fn route(&self, vector: u8) -> HostRoute {
+        match self {
+            Self::Posted(descriptor) => HostRoute::Posted { descriptor: *descriptor, vector },
+            Self::Injected(share) => share.by(vector),
+        }
+    }
+}
+
+impl From<HostRoute> for Route {
+    fn from(route: HostRoute) -> Self {
+        match route {
+            HostRoute::Remapped { vector, destination } => Self::Remapped { vector, destination },
+            HostRoute::Posted { descriptor, vector } => Self::Posted { descriptor, vector },
+        }
+    }
+}
+
+fn status(error: vtd::Error) -> Status {
+    match error {
+        vtd::Error::NoFreeEntry => Status::NoFreeEntry,
+        vtd::Error::BadVector => Status::BadVector,
+        vtd::Error::BadDestination => Status::BadTarget,
+        _ => Status::HardwareError,
+    }
+}
+
+/// An operation on an entry that the service holds. It fails only if the service's accounts are wrong, which is our defect.
+fn must(what: &str, entry: EntryIndex, result: Option<Result<(), vtd::Error>>) {
+    match result {
+        Some(Ok(())) => {}
+        other => panic!("{what} of entry {:#x}: {other:?}", entry.0),
+    }
+}
+
+impl Remap for MachinePorts {
+    fn capacity(&self) -> u32 {
+        (self.units.len() as u32) << UNIT_SHIFT
+    }
+
+    fn unit_of(&self, requester: Bdf) -> Result<UnitNumber, Status> {
+        let number = self.unit(requester).and_then(|(number, _)| u16::try_from(number).ok());
+        number.map(UnitNumber).ok_or(Status::Unsupported)
+    }
+
+    fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
+        let remapper = self.units.get(usize::from(unit.0)).and_then(Option::as_ref).ok_or(Status::Unsupported)?;
+        let index = remapper.bind(requester, route.into()).map_err(status)?;
+        Ok(entry_index(unit.0.into(), index))
+    }
+
+    fn program(&self, entry: EntryIndex, route: HostRoute) {
+        must("programming", entry, self.entry(entry).map(|(unit, index)| unit.program(index, route.into())));
+    }
+
+    fn clear(&self, entry: EntryIndex) {
+        must("clearing", entry, self.entry(entry).map(|(unit, index)| unit.clear(index)));
+    }
+
+    fn block(&self, entry: EntryIndex) {
+        must("blocking", entry, self.entry(entry).map(|(unit, index)| unit.block(index)));
+    }
+
+    fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status> {
+        let mut rest = entries.clone();
+        if let (Some(entry), None) = (rest.next(), rest.next()) {
+            let (unit, index) = self.entry(entry).ok_or(Status::HardwareError)?;
+            return unit.flush_entry(index).map_err(|_| Status::HardwareError);
+        }
+        for (number, unit) in self.numbered_units() {
+            let (first, end) = (entry_index(number, 0).0, entry_index(number + 1, 0).0);
+            let own = entries.clone().filter(|entry| (first..end).contains(&entry.0)).map(|entry| entry.0 as u16);
+            // What of a run is the unit's, if it is any.
+            let runs = Runs::new(entries.clone().map(|entry| entry.0)).filter_map(|(from, to)| {
+                let (from, to) = (from.max(first), to.min(end));
+                (from < to).then(|| (from - first, to - first))
+            });
+            unit.flush_runs(runs, own).map_err(|_| Status::HardwareError)?;
+        }
+        Ok(())
+    }
+
+    fn flush_span(&self, Span { lowest, highest }: Span) -> Result<(), Status> {
+        let (unit, first) = self.entry(lowest).ok_or(Status::HardwareError)?;
+        unit.flush_run(first, highest.0 as u16).map_err(|_| Status::HardwareError)
+    }
+
+    fn release(&self, entry: EntryIndex) {
+        must("releasing", entry, self.entry(entry).map(|(unit, index)| unit.release(index)));
+    }
+
+    fn message(&self, entry: EntryIndex) -> Message {
+        let (address, data) = vtd::message(entry.0 as u16);
+        Message { address, data }
+    }
+}
+
+impl Bind for MachinePorts {
+    /// Locks the table once for all, and a processor's vectors once for each run.
+    #[inline(never)]
+    fn bind_all<'a, W: AsMut<Wanted> + 'a>(
+        &self,
+        guest: GuestId,
+        unit: UnitNumber,
+        requester: Bdf,
+        runs: impl Iterator<Item = &'a mut [W]>,
+    ) -> (usize, Span) {
+        let (mut failed, mut span) = (0, Span::NONE);
+        let Some(remapper) = self.units.get(usize::from(unit.0)).and_then(Option::as_ref) else {
+            return (runs.map(|run| refuse(run, Status::Unsupported)).sum(), span);
+        };
+        let homes = self.homes.read();
+        let mut entries = remapper.binder(requester);
+        for run in runs {
+            let Some(apic_id) = run.first_mut().map(|first| first.as_mut().target.apic_id) else { continue };
+            failed += match self.lane(&homes, &entries, unit, guest, apic_id) {
+                Ok(mut lane) => lane.bind_run(&mut entries, run, &mut span),
+                Err(status) => refuse(run, status),
+            };
+        }
+        (failed, span)
+    }
+}
+
+/// None of these gets anything. How many they are.
+#[cold]
+fn refuse(run: &mut [impl AsMut<Wanted>], status: Status) -> usize {
+    run.iter_mut().for_each(|wanted| wanted.as_mut().bound = Err(status));
+    run.len()
+}
+
+/// A way with what its entries are like.
+struct Lane<'a> {
+    way: Way<'a>,
+    /// The route there, with vector 0.
+    route: PackedRoute,
+    aim: Aim,
+    /// The unit's first entry.
+    unit: EntryIndex,
+}
+
+impl Lane<'_> {
+    /// Binds a run. How many of it failed.
+    #[inline(never)]
+    fn bind_run(&mut self, entries: &mut Binder<'_>, run: &mut [impl AsMut<Wanted>], span: &mut Span) -> usize {
+        let (route, aim, first) = (self.route, self.aim, self.unit.0);
+        let mut bound = |vector| {
+            let entry = EntryIndex(first | u32::from(entries.bind(aim, vector).map_err(status)?));
+            Ok(Bound { route: route.or_vector(vector), entry })
+        };
+        match &mut self.way {
+            Way::Posted(_) => bind_each(run, span, bound),
+            Way::Injected(share) => {
+                let mut share = share.open();
+                bind_each(run, span, |vector| {
+                    let host = share.host(vector)?;
+                    bound(host).inspect_err(|_| share.end_use(vector, host))
+                })
+            }
+        }
+    }
+}
+
+/// Has `bind` find what those of a run want, by their vectors. How many failed.
+#[inline(always)]
+fn bind_each(
+    run: &mut [impl AsMut<Wanted>],
+    span: &mut Span,
+    mut bind: impl FnMut(u8) -> Result<Bound, Status>,
+) -> usize {
+    let (mut failed, mut own) = (0, *span);
+    for wanted in run.iter_mut().map(AsMut::as_mut) {
+        match bind(wanted.target.vector) {
+            Ok(bound) => {
+                own.add(bound.entry);
+                wanted.bound = Ok(bound);
+            }
+            Err(status) => {
+                failed += 1;
+                wanted.bound = Err(status);
+            }
+        }
+    }
+    *span = own;
+    failed
+}
+
+impl Home {
+    fn is_of(&self, guest: GuestId, apic_id: u32) -> bool {
+        self.guest == guest && self.apic_id == apic_id
+    }
+}
+
+impl Delivery for MachinePorts {
+    fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
+        let mut way = self.way(&self.homes.read(), guest, target.apic_id)?;
+        let vector = way.vector(target.vector)?;
+        Ok(way.route(vector))
+    }
+
+    fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
+        let homes = self.homes.read();
+        if let Some(home) = homes.iter().find(|home| home.is_of(guest, target.apic_id))
+            && let Some(vectors) = self.vectors.get(home.processor)
+        {
+            vectors.unroute(guest, target, route);
+        }
+    }
+
+    fn nowhere(&self) -> HostRoute {
+        // A wake-up more or less is nothing to a processor, and the vector is none that guests' routes have. This processor gets them: a
+        // guest that has many thrown away takes nobody else's time.
+        let destination = self.vectors.get(cpu::this::this().number).map_or(0, Vectors::destination);
+        HostRoute::Remapped { vector: apic::WAKE_UP_VECTOR, destination }
+    }
+
+    fn deliver(&self, guest: GuestId, target: Target) {
+        let homes = self.homes.read();
+        if let Some(home) = homes.iter().find(|home| home.is_of(guest, target.apic_id))
+            && let Some(seat) = &home.seat
+        {
+            seat.request(target.vector);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The way of an exit: entering the guest, serving what it exits for, and entering it again.
+//!
+//! Every exit goes through one loop, and the compiler keeps it short if all that it holds there is the virtual processor. So what does not
+//! change is looked up before, what is rare has functions of its own, and what concerns the processor as a whole ends the loop.
+
+use alloc::sync::Arc;
+
+use crate::{
+    apic,
+    cpu::{self, interrupts},
+    exits::{Context, EndReason, Next, dispatch},
+    vm::{guest_io::Reach, virtual_cpu::VirtualCpu},
+    vmx::{Event, EventKind, fields, instr::Failure},
+};
+
+/// Exits after which the time is looked at in any case.
+const EXITS_BETWEEN_LOOKS: u32 = 64;
+
+/// Ticks after the VMX-preemption timer's end at which the local APIC's timer ends a guest's MWAIT: in C-states deeper than C2 the
+/// VMX-preemption timer stands still (SDM vol. 3, 27.5.1), and a guest could keep the processor from the others, or sleep through its
+/// own timer.
+const SLEEP_GRACE: u64 = 10_000;
+
+/// A virtual processor's slice of time.
+pub struct Slice {
+    /// When it is over, as the machine's TSC.
+    pub end: u64,
+    /// Ticks of the TSC for one of the VMX-preemption timer, as a power of two.
+    pub preemption_shift: u32,
+    /// Whether the local APIC's timer knows deadlines.
+    pub has_tsc_deadline: bool,
+    /// Bits that guests may set in XCR0.
+    pub xcr0_supported: u64,
+}
+
+/// Why a virtual processor does not go on at once.
+pub enum Pause {
+    /// Its slice is over.
+    Over,
+    /// An interrupt of the machine has arrived.
+    Interrupt,
+    /// It waits for room on the console.
+    Yield,
+    /// It has halted.
+    Halt,
+    /// Its guest is at its end.
+    End(EndReason),
+}
+
+impl Slice {
+    /// Runs the virtual processor, whose VMCS is current.
+    pub fn run(&self, guest: &mut VirtualCpu) -> Pause {
+        let vm = Arc::clone(&guest.vm);
+        let (Some(ram), Some(domain)) = (&vm.holdings.ram, &vm.holdings.domain) else {
+            return Pause::End(EndReason::Killed("it has no memory"));
+        };
+        let mut reach = Reach { vm: &vm, number: guest.number, domain, service: vm.holdings.service, ram };
+        loop {
+            // The timer stands still while the hypervisor works, and what an exit asks for may take long (a reset of the device, a
+            // batch): the slice is over when it is.
+            let now = cpu::tsc();
+            if now >= self.end {
+                return Pause::Over;
+            }
+            guest.devices.exits_to_look -= 1;
+            if guest.devices.exits_to_look == 0 {
+                self.look(guest, now);
+            }
+            prepare_interrupts(guest);
+            let (number, exit) = match guest.vcpu.run() {
+                Ok(done) => done,
+                Err(failure) => return entry_failed(&guest.vm.name, failure),
+            };
+            guest.seat.counts.exit(number);
+            let mut context = Context {
+                vcpu: &mut guest.vcpu,
+                devices: &mut guest.devices,
+                ram,
+                xcr0: (&mut guest.world.fpu.xcr0, self.xcr0_supported),
+                platform: &mut reach,
+            };
+            match dispatch::serve(&mut context, exit) {
+                Next::Run => {}
+                Next::Yield => return Pause::Yield,
+                Next::Halt => return Pause::Halt,
+                Next::End(reason) => return Pause::End(reason),
+            }
+            if interrupts::any() {
+                return Pause::Interrupt;
+            }
+        }
+    }
+
+    /// Sets the timers anew: only when one of them has changed, or some exits have passed, because they go on where they were after each.
+    #[inline(never)]
+    fn look(&self, guest: &mut VirtualCpu, now: u64) {
+        guest.devices.exits_to_look = EXITS_BETWEEN_LOOKS;
+        let deadline = self.set_timer(guest, now);
+        // Ends the sleep of a guest whose MWAIT does not exit, some time after the VMX-preemption timer should have done so.
+        if self.has_tsc_deadline && guest.virtual_apic.is_some() {
+            apic::arm_timer(deadline.saturating_add(SLEEP_GRACE));
+        }
+    }
+
+    /// Lets the guest exit at the end of its slice, or when its local APIC's timer is due. Returns when that is, as the machine's TSC.
+    fn set_timer(&self, guest: &mut VirtualCpu, now: u64) -> u64 {
+        let devices = &mut guest.devices;
+        let guest_now = devices.guest_tsc(now);
+        devices.apic.expire(guest_now);
+        let deadline = devices.apic.next_deadline().map_or(self.end, |at| devices.host_deadline(at, now).min(self.end));
+        let ticks = deadline.saturating_sub(now) >> self.preemption_shift;
+        guest.vcpu.write(fields::PREEMPTION_TIMER, u32::try_from(ticks).unwrap_or(u32::MAX));
+        deadline
+    }
+}
+
+#[cold]
+fn entry_failed(name: &str, failure: Failure) -> Pause {
+    log::error!("guest {name}: VM entry: {failure}");
+    Pause::End(EndReason::Killed("VM entry failed"))
+}
+
+/// Has the interrupt delivered that the guest can take, or an exit when it can.
+#[inline(always)]
+fn prepare_interrupts(guest: &mut VirtualCpu) {
+    let window = guest.vcpu.has_interrupt_window();
+    if guest.nmi || guest.virtual_apic.is_some() || guest.devices.apic.has_requests() || window {
+        deliver_interrupts(guest);
+    }
+}
+
+#[inline(never)]
+fn deliver_interrupts(guest: &mut VirtualCpu) {
+    if guest.nmi {
+        guest.nmi = !guest.vcpu.inject_nmi(false);
+    }
+    if guest.hand_over_requests() {
+        return;
+    }
+    if guest.devices.pv_eoi.is_offered() {
+        guest.settle_eoi();
+    }
+    let (vcpu, devices) = (&mut guest.vcpu, &mut guest.devices);
+    let Some(vector) = devices.apic.pending() else {
+        vcpu.set_interrupt_window(false);
+        return;
+    };
+    if vcpu.injects() || !vcpu.can_take_interrupt() {
+        vcpu.set_interrupt_window(true);
+        return;
+    }
+    devices.apic.begin(vector);
+    vcpu.inject(Event::new(EventKind::ExternalInterrupt, vector, false), 0);
+    vcpu.set_interrupt_window(devices.apic.pending().is_some());
+    guest.offer_pv_eoi();
+}

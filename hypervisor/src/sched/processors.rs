@@ -1,0 +1,273 @@
+//! Who runs which guest: the processors share the modules out, and the first one tells what came of it all.
+
+use alloc::{format, string::String, vec::Vec};
+use core::{
+    fmt,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use spin::Once;
+
+use crate::{
+    addr::PAGE_SIZE,
+    apic, console,
+    cpu::{self, fpu::Xsave, interrupts, tables::Bases},
+    devices::plan::{Plan, Plans, plans},
+    event,
+    ims::GuestId,
+    irq::ports::MachineService,
+    machine::{boot_info::Module, discovery::Machine, memory::FRAMES},
+    memory::{FrameSource, heap},
+    sched::scheduler::Runner,
+    sync::Mutex,
+    vm::{create::Maker, new_vcpu::Seed},
+    vmx::{Capabilities, Host, Refusal, caps::Raw, instr::Failure},
+};
+
+/// Why a processor cannot run guests.
+#[derive(Clone, Copy, Debug)]
+pub enum Unfit {
+    /// It lacks something.
+    Lacks(Refusal),
+    /// There is no memory for what it needs.
+    Memory,
+    /// It refused to enter VMX operation.
+    Vmxon(Failure),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lacks(refusal) => refusal.fmt(f),
+            Self::Memory => f.write_str("no frame for VMXON"),
+            Self::Vmxon(failure) => write!(f, "VMXON: {failure}"),
+        }
+    }
+}
+
+/// A processor in VMX operation.
+pub struct Processor {
+    host: Host,
+    xsave: Xsave,
+}
+
+impl Processor {
+    /// Brings this processor up. Its tables and its local APIC are.
+    pub fn bring_up(bases: Bases) -> Result<Self, Unfit> {
+        let capabilities = Capabilities::check(&Raw::read()).map_err(Unfit::Lacks)?;
+        let xsave = Xsave::enable().ok_or(Unfit::Lacks(Refusal::Xsave))?;
+        let region = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(Unfit::Memory)?;
+        // SAFETY: the frame was allocated just now and is never freed; the capabilities were read on this processor, and the caller's
+        // tables are in force here.
+        let host = unsafe { Host::enter_vmx(capabilities, bases, region) }.map_err(Unfit::Vmxon)?;
+        Ok(Self { host, xsave })
+    }
+}
+
+/// What the processors work on.
+pub struct Work {
+    machine: &'static Machine,
+    service: &'static MachineService,
+    modules: Vec<Module>,
+    /// APIC ID of the first processor.
+    leader: u32,
+    /// TSC at the hypervisor's entry.
+    epoch: u64,
+    /// Numbers of the processors that are fit, once the first one has said `go`.
+    fit: Mutex<Vec<usize>>,
+    /// Who gets what, once the first processor has said `go`.
+    plans: Once<Plans>,
+    /// Virtual processors that their processors have yet to make.
+    seeds: Mutex<Vec<Seed>>,
+    made: AtomicUsize,
+    ready: AtomicUsize,
+    go: AtomicBool,
+    done: AtomicUsize,
+    good: AtomicBool,
+}
+
+impl Work {
+    /// For a machine whose first processor has APIC ID `leader`.
+    pub fn new(
+        machine: &'static Machine,
+        service: &'static MachineService,
+        modules: Vec<Module>,
+        leader: u32,
+        epoch: u64,
+    ) -> Self {
+        Self {
+            machine,
+            service,
+            modules,
+            leader,
+            epoch,
+            fit: Mutex::new(alloc::vec![0]),
+            plans: Once::new(),
+            seeds: Mutex::new(Vec::new()),
+            made: AtomicUsize::new(0),
+            ready: AtomicUsize::new(0),
+            go: AtomicBool::new(false),
+            done: AtomicUsize::new(0),
+            good: AtomicBool::new(true),
+        }
+    }
+
+    /// The first processor's part, with `followers` others. Returns whether all was well.
+    pub fn lead(&self, processor: Processor, followers: usize) -> bool {
+        if self.modules.is_empty() {
+            self.fail();
+            event!("refused what=guest why=\"the boot loader gave no module: there is no guest to run\"");
+        }
+        // Every processor that has arrived gets here: nothing that it waits for is in doubt.
+        while self.ready.load(Ordering::Acquire) < followers {
+            core::hint::spin_loop();
+        }
+        let plans = self.plans.call_once(|| self.plan());
+        for (index, plan) in plans.iter().enumerate() {
+            if let Err(why) = plan {
+                self.refuse(index, why);
+            }
+        }
+        let free = FRAMES.free_bytes() + heap::grown();
+        self.go.store(true, Ordering::Release);
+        self.share(0, processor);
+        while self.done.load(Ordering::Acquire) < followers {
+            // The last one's wake-up may come in `poll` as well as in `idle`; what `poll` took is looked at before anyone sleeps.
+            if console::pump() {
+                interrupts::poll();
+            } else {
+                interrupts::idle();
+            }
+            let (mut faults, mut events) = (false, false);
+            for vector in interrupts::take() {
+                faults |= vector == apic::FAULT_VECTOR;
+                events |= vector == apic::DEVICE_VECTOR;
+            }
+            if faults {
+                self.service.ports().faults().event(self.service);
+            }
+            if events {
+                self.service.ports().own_interrupt(self.service);
+            }
+        }
+        self.service.ports().faults().finish(self.service);
+        self.report(free) && self.good.load(Ordering::Acquire)
+    }
+
+    /// Another processor's part.
+    pub fn follow(&self, number: usize, processor: Result<Processor, Unfit>) {
+        match &processor {
+            Ok(_) => self.fit.lock().push(number),
+            Err(why) => event!("refused what=processor number={number} why=\"{why}\""),
+        }
+        self.ready.fetch_add(1, Ordering::Release);
+        while !self.go.load(Ordering::Acquire) {
+            core::hint::spin_loop();
+        }
+        if let Ok(processor) = processor {
+            self.share(number, processor);
+        }
+        self.done.fetch_add(1, Ordering::Release);
+        apic::notify(self.leader, apic::WAKE_UP_VECTOR);
+    }
+
+    /// Makes the guests whose first virtual processor falls to processor `number`, and runs the virtual processors that fall to it.
+    fn share(&self, number: usize, Processor { host, xsave }: Processor) {
+        let fit = self.fit.lock().len();
+        self.make(number, &host);
+        // Whoever makes a guest gives the others their part of it; then all of them know what they have to do.
+        self.made.fetch_add(1, Ordering::AcqRel);
+        while self.made.load(Ordering::Acquire) < fit {
+            core::hint::spin_loop();
+        }
+        let seeds: Vec<Seed> = {
+            let mut seeds = self.seeds.lock();
+            let (own, others) = seeds.drain(..).partition(|seed: &Seed| seed.processor() == number);
+            *seeds = others;
+            own
+        };
+        let mut runner = Runner::new(host, xsave, self.service, self.epoch);
+        for seed in seeds {
+            match seed.grow(runner.host()) {
+                Some(cpu) => runner.add(cpu),
+                None => self.fail(),
+            }
+        }
+        if !runner.run() {
+            self.fail();
+        }
+    }
+
+    fn make(&self, number: usize, host: &Host) {
+        let maker = Maker { machine: self.machine, service: self.service, capabilities: host.capabilities };
+        for (index, (module, plan)) in self.modules.iter().zip(self.plans.get().into_iter().flatten()).enumerate() {
+            match plan {
+                Ok(plan) if plan.processors.first() == Some(&number) => {
+                    match maker.make(GuestId(index as u16), module, plan) {
+                        Ok(seeds) => self.seeds.lock().extend(seeds),
+                        Err(why) => self.refuse(index, &why),
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Who gets what. What guests can have the hypervisor allocate is allocated with it: the heap is full for nobody.
+    fn plan(&self) -> Plans {
+        let plans = plans(self.machine, self.service.ports(), &self.modules, &self.fit.lock());
+        let heap: u64 = plans.iter().flatten().map(|plan| plan.heap_bytes(self.machine)).sum();
+        if heap::extend(&FRAMES, heap) {
+            return plans;
+        }
+        let refused =
+            |plan: Result<Plan, String>| plan.and_then(|plan| Err(format!("{}: memory ran out", plan.options.name)));
+        plans.into_iter().map(refused).collect()
+    }
+
+    fn refuse(&self, guest: usize, why: &String) {
+        self.fail();
+        event!("refused what=guest guest={guest} why=\"{why}\"");
+    }
+
+    fn fail(&self) {
+        self.good.store(false, Ordering::Release);
+    }
+
+    /// The last figures. Returns whether everything that guests held came back.
+    fn report(&self, free_before: u64) -> bool {
+        let ports = self.service.ports();
+        let counters = self.service.counters();
+        let (mut waits, mut faults) = (0, 0);
+        for unit in ports.units() {
+            let statistics = unit.statistics();
+            waits += statistics.waits;
+            faults += statistics.faults;
+        }
+        // What the heap has grown by is no guest's.
+        let free = FRAMES.free_bytes() + heap::grown();
+        let kept = free_before.saturating_sub(free) >> 10;
+        let vectors: usize = ports.vectors().iter().map(|vectors| vectors.used()).sum();
+        event!(
+            "remap live={} high_water={} programmed={} flushes={} waits={waits} faults={faults} vectors={vectors} kept_kib={kept} strays={} own={} discarded={} merged={}",
+            counters.live,
+            counters.high_water,
+            counters.programmed,
+            counters.flushes,
+            ports.strays(),
+            ports.own_interrupts(),
+            counters.discarded,
+            cpu::interrupts::merged()
+        );
+        if free != free_before {
+            log::error!("{kept} KiB of guests' memory did not come back");
+        }
+        if cpu::machine_check::count() != 0 {
+            log::warn!("{} machine checks", cpu::machine_check::count());
+        }
+        if cpu::interrupts::nmis() != 0 {
+            log::info!("{} NMIs", cpu::interrupts::nmis());
+        }
+        counters.live == 0 && vectors == 0 && free == free_before
+    }
+}

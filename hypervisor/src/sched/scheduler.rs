@@ -1,0 +1,338 @@
+//! The run loop: whose turn it is, what waits for it, and what became of it.
+//!
+//! A processor serves its virtual processors in turn: the one that has run least comes next. One runs until its slice is over, it waits,
+//! its guest ends, or one wakes that has run less; interrupts of the machine come in by VM exits, or, when nobody runs, by the
+//! interrupt that ends the processor's HLT.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use crate::{
+    apic, console,
+    cpu::{self, fpu::Xsave, interrupts},
+    devices::virtual_functions::Parent,
+    exits::EndReason,
+    irq::{
+        host_vectors::{Owner, Vectors},
+        ports::MachineService,
+    },
+    sched::exit_loop::{Pause, Slice},
+    vdev::msr::Optional,
+    vm::{
+        switched_state,
+        virtual_cpu::{State, VirtualCpu},
+    },
+    vmx::{Host, posted::Turn},
+};
+
+/// Ticks of the TSC that a virtual processor runs before another one's turn.
+const SLICE: u64 = 4_000_000;
+
+/// Ticks that one has in any case.
+const LEAST_TURN: u64 = 100_000;
+
+/// Ticks that one which wakes may be ahead of the others: it gets its turn soon, and cannot save up more than this.
+const HEAD_START: u64 = SLICE / 2;
+
+/// Ticks between two looks at a function that its guest has reset.
+const RESET_LOOKS: u64 = 2_000_000;
+
+/// What the processor has, and who runs on it.
+pub struct Runner {
+    host: Host,
+    xsave: Xsave,
+    optional_msrs: Optional,
+    has_tsc_deadline: bool,
+    service: &'static MachineService,
+    /// Its own vectors.
+    vectors: Option<&'static Vectors>,
+    cpus: Vec<VirtualCpu>,
+    /// Whose registers are in the processor.
+    current: Option<usize>,
+    /// One has woken that has run less than the one that runs.
+    preempt: bool,
+    /// TSC at the hypervisor's entry.
+    epoch: u64,
+}
+
+impl Runner {
+    /// With no guest yet.
+    pub fn new(host: Host, xsave: Xsave, service: &'static MachineService, epoch: u64) -> Self {
+        let optional_msrs = switched_state::optional_msrs(&host.capabilities);
+        Self {
+            host,
+            xsave,
+            optional_msrs,
+            has_tsc_deadline: apic::has_tsc_deadline(),
+            service,
+            vectors: service.ports().vectors_of(cpu::this::this().number),
+            cpus: Vec::new(),
+            current: None,
+            preempt: false,
+            epoch,
+        }
+    }
+
+    /// The processor, as a VMCS's host state knows it.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Adds a virtual processor that has not run yet.
+    pub fn add(&mut self, cpu: VirtualCpu) {
+        self.cpus.push(cpu);
+    }
+
+    /// Runs all virtual processors until their guests have ended. Returns whether all guests that the processor saw the end of ended
+    /// well.
+    pub fn run(mut self) -> bool {
+        let mut good = true;
+        while !self.cpus.is_empty() {
+            self.deliver();
+            good &= self.reap();
+            match self.next() {
+                Some(index) => self.turn(index),
+                None if self.cpus.is_empty() => {}
+                None => self.idle(),
+            }
+            self.service.ports().faults().poll(self.service);
+            self.service.ports().parents().poll(self.service, |parent| self.runs_a_sharer_of(parent));
+            self.cpus.iter().for_each(|cpu| cpu.vm.holdings.look_at_resets());
+            console::pump();
+        }
+        good
+    }
+
+    /// Whether a guest that runs here has a part of the function.
+    fn runs_a_sharer_of(&self, parent: &Arc<Parent>) -> bool {
+        self.cpus.iter().any(|cpu| cpu.vm.holdings.parents.iter().any(|own| Arc::ptr_eq(own, parent)))
+    }
+
+    /// Who can run and has run least.
+    fn next(&self) -> Option<usize> {
+        let ready = self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.state.is_ready());
+        ready.min_by_key(|(_, cpu)| cpu.ran).map(|(index, _)| index)
+    }
+
+    fn turn(&mut self, index: usize) {
+        self.preempt = false;
+        let began = cpu::tsc();
+        self.cpus[index].turn_began = Some(began);
+        let ended = self.slice(index);
+        let cpu = &mut self.cpus[index];
+        cpu.turn_began = None;
+        cpu.ran = cpu.ran.saturating_add(cpu::tsc().saturating_sub(began));
+        if let Some(reason) = ended {
+            self.end(index, reason);
+        }
+    }
+
+    /// Gives the interrupts that have arrived to whom they are for, lets timers expire, and wakes who has something to do.
+    fn deliver(&mut self) {
+        let sweeps = self.vectors.is_some_and(Vectors::begin_sweep);
+        if sweeps {
+            interrupts::poll();
+        }
+        for vector in interrupts::take() {
+            self.interrupt(vector);
+        }
+        if sweeps && let Some(own) = self.vectors {
+            own.finish_sweep();
+        }
+        let now = cpu::tsc();
+        for index in 0..self.cpus.len() {
+            let cpu = &mut self.cpus[index];
+            let was_ready = cpu.state.is_ready();
+            cpu.take_sent();
+            let guest_now = cpu.devices.guest_tsc(now);
+            cpu.devices.apic.expire(guest_now);
+            cpu.judge(now);
+            let wakes = match cpu.state {
+                State::Halted => cpu.has_pending(),
+                State::Blocked => cpu.vm.has_console_room(),
+                _ => false,
+            };
+            if wakes {
+                cpu.state = State::Ready;
+            }
+            if !was_ready && cpu.state.is_ready() {
+                self.woken(index, now);
+            }
+        }
+    }
+
+    /// One can run again: it may have its turn before those that have run more, but what it slept through is lost.
+    fn woken(&mut self, index: usize, now: u64) {
+        let others = self.cpus.iter().enumerate().filter(|(n, cpu)| *n != index && cpu.state.is_ready());
+        let Some(least) = others.map(|(_, cpu)| cpu.ran_until(now)).min() else { return };
+        let running = self.cpus.iter().find(|cpu| cpu.turn_began.is_some()).map(|cpu| cpu.ran_until(now));
+        let cpu = &mut self.cpus[index];
+        cpu.ran = cpu.ran.max(least.saturating_sub(HEAD_START));
+        self.preempt |= running.is_some_and(|running| cpu.ran < running);
+    }
+
+    /// Gives an interrupt that has arrived to whom its vector belongs.
+    fn interrupt(&mut self, vector: u8) {
+        match vector {
+            // Whoever waits for them is looked after in any case.
+            apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
+            apic::INJECT_VECTOR => self.cpus.iter_mut().for_each(VirtualCpu::take_posted),
+            apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
+            apic::DEVICE_VECTOR => self.service.ports().own_interrupt(self.service),
+            _ => match self.owner(vector) {
+                Some((cpu, vector)) => cpu.accept(vector),
+                None => self.service.ports().count_stray(),
+            },
+        }
+    }
+
+    /// Whose a host vector is, and which of the virtual processor's own vectors it stands for.
+    fn owner(&mut self, vector: u8) -> Option<(&mut VirtualCpu, u8)> {
+        let Owner { guest, target } = self.vectors?.owner(vector)?;
+        let is_its = |cpu: &&mut VirtualCpu| cpu.vm.id == guest && cpu.number == target.apic_id as usize;
+        Some((self.cpus.iter_mut().find(is_its)?, target.vector))
+    }
+
+    /// Runs a virtual processor until its slice is over or it cannot go on. `Some` when it ends its guest.
+    fn slice(&mut self, index: usize) -> Option<EndReason> {
+        self.switch_to(index);
+        let slice = Slice {
+            end: self.slice_end(cpu::tsc()),
+            preemption_shift: self.host.capabilities.preemption_shift,
+            has_tsc_deadline: self.has_tsc_deadline,
+            xcr0_supported: self.xsave.supported(),
+        };
+        self.cpus[index].vm.announce(self.epoch);
+        self.cpus[index].devices.look_at_time();
+        loop {
+            match slice.run(&mut self.cpus[index]) {
+                Pause::Over => {
+                    interrupts::poll();
+                    return None;
+                }
+                Pause::Yield => {
+                    self.cpus[index].state = State::Blocked;
+                    return None;
+                }
+                Pause::Halt => {
+                    if !self.halt(index) {
+                        return None;
+                    }
+                }
+                Pause::End(reason) => return Some(reason),
+                Pause::Interrupt => {}
+            }
+            if interrupts::any() {
+                self.deliver();
+                if self.cpus[index].state != State::Ready || self.preempt {
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// When a slice that begins `now` ends: in time for the timers of those that have halted, though not before a least turn, or a timer
+    /// that fires without end would leave the others nothing.
+    fn slice_end(&self, now: u64) -> u64 {
+        let timer = self.next_timer(now).map_or(u64::MAX, |timer| timer.max(now.saturating_add(LEAST_TURN)));
+        timer.min(now.saturating_add(SLICE))
+    }
+
+    /// When the next timer of one that has halted fires, or slots that are held, or devices, are to be looked at.
+    fn next_timer(&self, now: u64) -> Option<u64> {
+        let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
+        let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
+        let looks = self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due());
+        let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.holdings.is_resetting());
+        let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
+        let parents = self.service.ports().parents().due(now, |parent| self.runs_a_sharer_of(parent));
+        timers.chain(looks).chain(resets).chain(parents).min()
+    }
+
+    /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.
+    fn halt(&mut self, index: usize) -> bool {
+        interrupts::poll();
+        self.deliver();
+        let cpu = &mut self.cpus[index];
+        if cpu.state != State::Ready {
+            return false;
+        }
+        cpu.set_turn(Turn::Halted);
+        if cpu.nmi || cpu.can_wake() && cpu.has_pending() {
+            cpu.set_turn(Turn::Running);
+            return true;
+        }
+        if cpu.can_wake() {
+            cpu.state = State::Halted;
+        } else {
+            cpu.state = State::Stopped;
+            cpu.vm.stopped(cpu.number);
+        }
+        false
+    }
+
+    /// Nobody can run: waits for an interrupt, or for the next timer of a guest.
+    fn idle(&mut self) {
+        // What processors send to their own come without an interrupt.
+        if interrupts::any() {
+            return;
+        }
+        let now = cpu::tsc();
+        match self.next_timer(now) {
+            Some(deadline) if deadline <= now => return,
+            Some(deadline) if self.has_tsc_deadline => apic::arm_timer(deadline),
+            Some(_) => return interrupts::poll(),
+            None => apic::disarm_timer(),
+        }
+        // The serial lines take their time; whatever comes meanwhile ends the wait, and so does room for what a guest writes.
+        let blocked = |cpu: &&VirtualCpu| cpu.state == State::Blocked;
+        while console::pump() {
+            interrupts::poll();
+            if interrupts::any() || self.cpus.iter().filter(blocked).any(|cpu| cpu.vm.has_console_room()) {
+                return;
+            }
+        }
+        // With the rings empty there is room, and nothing would wake a virtual processor that waits for it.
+        if !self.cpus.iter().any(|cpu| blocked(&cpu)) {
+            interrupts::idle();
+        }
+    }
+
+    fn switch_to(&mut self, index: usize) {
+        self.cpus[index].set_turn(Turn::Running);
+        if self.current == Some(index) {
+            return self.cpus[index].begin();
+        }
+        if let Some(guest) = self.current.and_then(|current| self.cpus.get_mut(current)) {
+            guest.world.save(self.xsave, self.optional_msrs);
+            if matches!(guest.state, State::Ready | State::Blocked) {
+                guest.set_turn(Turn::Preempted);
+            }
+        }
+        let guest = &self.cpus[index];
+        guest.vcpu.make_current().unwrap_or_else(|failure| panic!("VMPTRLD: {failure}"));
+        guest.world.restore(self.xsave, self.optional_msrs);
+        self.current = Some(index);
+        self.cpus[index].begin();
+    }
+
+    /// A virtual processor, which is the current one, has ended its guest.
+    fn end(&mut self, index: usize, reason: EndReason) {
+        let cpu = &mut self.cpus[index];
+        if matches!(reason, EndReason::Killed(_) | EndReason::TripleFault) {
+            cpu.vcpu.dump(&cpu.vm.name, cpu.number);
+        }
+        cpu.vm.end(reason);
+        cpu.state = State::Ended;
+    }
+
+    /// Lets the virtual processors go whose guests are at their end. Returns whether the guests whose last one this was ended well.
+    fn reap(&mut self) -> bool {
+        let mut good = true;
+        while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {
+            let cpu = self.cpus.remove(index);
+            self.current = self.current.filter(|&current| current != index).map(|n| if n > index { n - 1 } else { n });
+            good &= cpu.leave().unwrap_or(true);
+        }
+        good
+    }
+}

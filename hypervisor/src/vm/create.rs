@@ -1,0 +1,349 @@
+//! From a module to a guest that can run.
+
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
+use core::{
+    fmt::Display,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use hcall_abi::{Pasid, cpuid::Features};
+use spin::Once;
+
+use crate::{
+    addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    console::{self, terminal},
+    devices::{
+        mmio_regions::{Kind, Window, Windows},
+        passthrough::{Prepared, Refusal, Room, prepare},
+        plan::{Given, Plan},
+    },
+    ept::{Ept, PageType},
+    guest::{
+        acpi,
+        build::{self, GuestRam},
+        image::Files,
+        memory_map::{BarAllocator, ECAM, ECAM_SIZE},
+        options::{Options, Os},
+    },
+    ims::{DeviceSpec, FEATURES, GuestId, GuestSpec, LIMITS},
+    irq::{host_vectors::Vectors, ports::MachineService},
+    machine::{boot_info::Module, discovery::Machine, memory::FRAMES},
+    memory::{FrameSource, PhysRange, Ram},
+    vdev::{
+        cpuid::{KvmFeatures, Policy},
+        pci::{ConfigPage, VirtualBus},
+    },
+    vm::{
+        chipset::Board,
+        instance::Vm,
+        new_vcpu::{Parts, Seed},
+        resources::Holdings,
+        switched_state,
+    },
+    vmx::{Capabilities, Frames, Start, VirtualApic, controls, posted::Descriptor},
+};
+
+/// What a guest reads where its bus has no function.
+static ABSENT: Once<Box<ConfigPage>> = Once::new();
+
+/// Everything that guests are made from.
+pub struct Maker {
+    /// The machine.
+    pub machine: &'static Machine,
+    /// The service.
+    pub service: &'static MachineService,
+    /// What this processor can do: the others can do the same.
+    pub capabilities: Capabilities,
+}
+
+impl Maker {
+    /// Makes a guest of a module. On failure nothing is held any more, and the reason is said in words.
+    pub fn make(&self, id: GuestId, module: &Module, plan: &Plan) -> Result<Vec<Seed>, String> {
+        let holdings = Holdings::new(id, self.service);
+        self.fill(holdings, id, module, plan).map_err(|why| format!("{}: {why}", plan.options.name))
+    }
+
+    fn fill(
+        &self,
+        mut holdings: Holdings,
+        id: GuestId,
+        module: &Module,
+        Plan { options, processors, given }: &Plan,
+    ) -> Result<Vec<Seed>, String> {
+        let free = FRAMES.free_bytes();
+        let ram =
+            holdings
+                .ram
+                .insert(Ram::alloc(&FRAMES, options.memory).ok_or_else(|| {
+                    format!("mem={}M: the machine has {} MiB left", options.memory >> 20, free >> 20)
+                })?);
+        let platform = acpi::Platform { vcpus: options.cpus, ims_forbidden: options.ims_forbidden };
+        let files = Files { image: bytes(module.range), initrd: module.initrd.map(bytes), cmdline: &options.cmdline };
+        let entry = build::build(&mut Building(ram), files, platform).map_err(text)?;
+        let ept = holdings.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(text)?);
+        ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), PageType::Ram).map_err(text)?;
+        let mut bus = VirtualBus::new();
+        let mut windows = Windows::default();
+        let devices = self.assign(&mut holdings, (id, options.pasids), given, &mut bus, &mut windows)?;
+        map_ecam(holdings.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut windows)?;
+        let parts = self.parts(&mut holdings, id, options, processors)?;
+        let spec =
+            GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), hypercalls: options.hypercalls, devices };
+        let domain = self.service.attach(spec).map_err(|status| format!("the service: {status}"))?;
+        holdings.parents.iter().for_each(|parent| parent.admit(id, &domain));
+        holdings.domain = Some(domain);
+        let seats: Vec<_> = parts.iter().map(|parts| Arc::new(parts.seat(self.service))).collect();
+        for (number, seat) in (0..).zip(&seats) {
+            self.service.ports().seat(id, number, seat);
+        }
+        if options.console && !terminal::open() {
+            let (own, console) = (terminal::port(), console::port());
+            log::warn!(
+                "guest {}: console=on: no port answers at {own}; what it writes is on {console} alone",
+                options.name
+            );
+        }
+        let board = Board::new(bus, options, self.machine.wall_clock());
+        let vm = Arc::new(Vm::new(id, options, holdings, windows, board, seats));
+        let start = start(&entry);
+        Ok(parts.into_iter().map(|parts| Seed::new(Arc::clone(&vm), parts, start)).collect())
+    }
+
+    /// The parts of each virtual processor.
+    fn parts(
+        &self,
+        holdings: &mut Holdings,
+        id: GuestId,
+        options: &Options,
+        processors: &[usize],
+    ) -> Result<Vec<Parts>, String> {
+        let mut all = Vec::with_capacity(processors.len());
+        for (number, &processor) in processors.iter().enumerate() {
+            self.service.ports().settle(id, number as u32, processor);
+            let virtual_apic = self.virtual_apic(holdings, (id, number as u32), options, processor)?;
+            let inbox = self.inbox(holdings, (id, number as u32), options, processor)?;
+            let frames = self.frames(holdings, virtual_apic.is_some())?;
+            let vpid = VPIDS.fetch_add(1, Ordering::Relaxed);
+            let vpid = u16::try_from(vpid).map_err(|_| "too many virtual processors")?;
+            let policy = self.policy(options, virtual_apic.is_some());
+            all.push(Parts { number, processor, vpid, frames, virtual_apic, inbox, policy });
+        }
+        Ok(all)
+    }
+
+    /// Gives functions to the guest.
+    fn assign(
+        &self,
+        holdings: &mut Holdings,
+        (id, pasids): (GuestId, Option<(Pasid, Pasid)>),
+        given: &[Given],
+        bus: &mut VirtualBus,
+        windows: &mut Windows,
+    ) -> Result<Vec<DeviceSpec>, String> {
+        let mut bars = BarAllocator::new();
+        let mut specs = Vec::new();
+        for one in given {
+            let Holdings { ept: Some(ept), ram: Some(ram), frames, functions, parents, .. } = &mut *holdings else {
+                return Err("it has no memory".into());
+            };
+            match one {
+                Given::Whole(function) => {
+                    let refused = |why| format!("device {} is refused: {why}", function.bdf);
+                    let mut room = Room { bus, bars: &mut bars, ept, windows, frames };
+                    let prepared = prepare(self.machine, self.service.ports(), function, pasids, &mut room);
+                    let Prepared { spec, assigned } = prepared.map_err(refused)?;
+                    functions.get_mut().push(assigned);
+                    self.attach(id, (function.bdf, pasids), ram).map_err(refused)?;
+                    specs.push(spec);
+                }
+                Given::Virtual(share) => {
+                    let refused = |why| format!("device vdsa:{} is refused: {why}", share.parent.bdf);
+                    let service = self.service;
+                    let parent =
+                        service.ports().parents().take(id, self.machine, service, share.parent).map_err(refused)?;
+                    if !parents.iter().any(|other| Arc::ptr_eq(other, &parent)) {
+                        parents.push(Arc::clone(&parent));
+                    }
+                    let mut room = Room { bus, bars: &mut bars, ept, windows, frames };
+                    let spec = parent.add(id, share, &mut room).map_err(refused)?;
+                    let pasid = spec.msix.and_then(|msix| msix.backing).map(|backing| backing.pasid);
+                    // Requests without a PASID are nobody's.
+                    let pasid = pasid.ok_or(Refusal::NoPasid).map_err(refused)?;
+                    service.ports().attach(id, (parent.bdf(), Some(pasid)), ram).map_err(refused)?;
+                    specs.push(spec);
+                }
+            }
+        }
+        Ok(specs)
+    }
+
+    /// All requests of a function lead to the guest's memory, those with the guest's PASIDs as well.
+    fn attach(&self, id: GuestId, (bdf, pasids): (Bdf, Option<(Pasid, Pasid)>), ram: &Ram) -> Result<(), Refusal> {
+        let ports = self.service.ports();
+        ports.attach(id, (bdf, None), ram)?;
+        let Some((first, last)) = pasids else { return Ok(()) };
+        let mut all = (first.value()..=last.value()).filter_map(Pasid::new);
+        all.try_for_each(|pasid| ports.attach(id, (bdf, Some(pasid)), ram))
+    }
+
+    /// Leaves the local APIC to the processor where it can keep it, unless the guest wants otherwise. On Bochs a guest has to ask for
+    /// it: ordinary guests run into the emulator's defects there.
+    fn virtual_apic(
+        &self,
+        holdings: &mut Holdings,
+        (id, number): (GuestId, u32),
+        options: &Options,
+        processor: usize,
+    ) -> Result<Option<VirtualApic>, String> {
+        let capable = self.capabilities.apicv;
+        if options.apicv == Some(true) && !capable {
+            return Err("apicv=on: the processor does not virtualise the local APIC".into());
+        }
+        if !options.apicv.unwrap_or(capable && !self.machine.is_bochs()) {
+            return match options.posting {
+                Some(true) => Err("posting=on: needs apicv=on".into()),
+                _ => Ok(None),
+            };
+        }
+        let ports = self.service.ports();
+        let destination = self.notified(processor).ok_or("the processor's APIC ID does not fit into a descriptor")?;
+        let virtual_apic = VirtualApic::new(&FRAMES, destination).ok_or("memory ran out")?;
+        holdings.frames.extend([(virtual_apic.page(), 1), (virtual_apic.descriptor().address(), 1)]);
+        let can_post = ports.can_post();
+        if options.posting == Some(true) && !can_post {
+            return Err("posting=on: a remapping unit cannot post interrupts (CAP.PI)".into());
+        }
+        if options.posting == Some(true) && options.storm.is_some() {
+            return Err("storm=: needs posting=off, because posted interrupts pass the hypervisor by uncounted".into());
+        }
+        if options.posting.unwrap_or(can_post && options.storm.is_none()) {
+            ports.post_to(id, number, virtual_apic.descriptor().address(), true);
+        }
+        Ok(Some(virtual_apic))
+    }
+
+    /// The processor as a descriptor names it.
+    fn notified(&self, processor: usize) -> Option<u32> {
+        let ports = self.service.ports();
+        let apic_id = ports.vectors_of(processor).map(Vectors::destination)?;
+        ports.notification_destination(apic_id)
+    }
+
+    /// How devices' interrupts reach the hypervisor that are not posted to the guest: into a descriptor that the hypervisor reads, where
+    /// all units can post; else by vectors of the processor, of which the virtual processor gets a share.
+    fn inbox(
+        &self,
+        holdings: &mut Holdings,
+        (id, number): (GuestId, u32),
+        options: &Options,
+        processor: usize,
+    ) -> Result<Option<Arc<Descriptor>>, String> {
+        let ports = self.service.ports();
+        if options.devices.is_empty() || ports.posts_to(id) {
+            return Ok(None);
+        }
+        let Some(destination) = self.notified(processor).filter(|_| ports.can_post()) else {
+            ports.admit(id, number);
+            return Ok(None);
+        };
+        let inbox = Descriptor::for_hypervisor(&FRAMES, destination).ok_or("memory ran out")?;
+        holdings.frames.push((inbox.address(), 1));
+        ports.post_to(id, number, inbox.address(), false);
+        Ok(Some(Arc::new(inbox)))
+    }
+
+    fn frames(&self, holdings: &mut Holdings, apicv: bool) -> Result<Frames, String> {
+        let mut frame = || {
+            let frame = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or("memory ran out")?;
+            holdings.frames.push((frame, 1));
+            Ok::<Hpa, &str>(frame)
+        };
+        let frames = Frames { vmcs: frame()?, msr_bitmap: frame()? };
+        let optional = switched_state::optional_msrs(&self.capabilities);
+        let bitmap = switched_state::msr_bitmap(optional, apicv);
+        // SAFETY: the frame was allocated just now and is as large as the bitmap.
+        unsafe {
+            let bytes = bitmap.bytes();
+            FRAMES.pointer(frames.msr_bitmap).as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+        Ok(frames)
+    }
+
+    fn policy(&self, options: &Options, apicv: bool) -> Policy {
+        let secondary = self.capabilities.secondary;
+        let feature = |there: bool, feature: Features| if there { feature } else { Features::default() };
+        let posted = feature(apicv, Features::POSTED);
+        let ended = feature(!apicv, Features::PV_EOI);
+        let limited = feature(options.storm.is_some(), Features::STORM_LIMIT);
+        let forbidden = feature(options.ims_forbidden, Features::IMS_FORBIDDEN);
+        Policy {
+            vcpus: options.cpus,
+            tsc_hz: self.machine.clock().tsc_hertz(),
+            rdtscp: secondary & controls::SECONDARY_RDTSCP != 0,
+            invpcid: secondary & controls::SECONDARY_INVPCID != 0,
+            monitor: apicv,
+            kvm: (options.os == Os::Linux).then(|| KvmFeatures::served(!apicv)),
+            hypercalls: options.hypercalls,
+            features: FEATURES.union(posted).union(ended).union(limited).union(forbidden),
+            limits: LIMITS,
+        }
+    }
+}
+
+/// The next virtual processor's VPID. None is given twice, so that no processor ever has translations of another one under it.
+static VPIDS: AtomicU32 = AtomicU32::new(1);
+
+/// How the first virtual processor begins. The others start as their guest tells them.
+fn start(entry: &build::Entry) -> Start {
+    Start {
+        rip: entry.rip,
+        rsp: entry.rsp,
+        rsi: entry.rsi,
+        cr3: entry.cr3,
+        gdt: (entry.gdt.as_u64(), entry.gdt_limit),
+        selectors: [entry.code_selector, entry.data_selector, 0],
+        // Of 104 bytes, as VM entry wants one; a guest that uses a TSS loads its own.
+        tss: (0, 0x67),
+    }
+}
+
+/// A module's bytes. `range` is where the loader says that it is.
+fn bytes(range: PhysRange) -> &'static [u8] {
+    let len = usize::try_from(range.len).unwrap_or(0);
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: the loader put the module there; the memory was reserved before anything was allocated, is mapped, and nobody writes it.
+    unsafe { core::slice::from_raw_parts(range.start.as_u64() as *const u8, len) }
+}
+
+/// Configuration space of bus 0: each function's page, and a page of ones for each that is not there; writes are trapped.
+fn map_ecam(ept: &mut Ept, bus: &VirtualBus, windows: &mut Windows) -> Result<(), String> {
+    let absent: &ConfigPage = ABSENT.call_once(|| Box::new(ConfigPage::ABSENT));
+    for number in 0..ECAM_SIZE / PAGE_SIZE {
+        let page = bus.function(Bdf(number as u32)).map_or(absent, |function| function.config_page());
+        let gpa = ECAM.checked_add(number * PAGE_SIZE).ok_or("the ECAM window wraps")?;
+        let hpa = Hpa::new(page.bytes().as_ptr() as u64);
+        ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, PageType::Shadow).map_err(text)?;
+    }
+    // SAFETY: the virtual bus answers for this kind; no memory is behind it.
+    unsafe { windows.add(Window { start: ECAM, len: ECAM_SIZE, kind: Kind::Ecam }) };
+    Ok(())
+}
+
+/// A guest's memory while it is built.
+struct Building<'a>(&'a Ram);
+
+impl GuestRam for Building<'_> {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), build::Outside> {
+        self.0.write(gpa, bytes).map_err(|_| build::Outside)
+    }
+}
+
+fn text(error: impl Display) -> String {
+    format!("{error}")
+}

@@ -1,0 +1,302 @@
+//! What a guest's exits reach outside of the guest: its console, its devices, the service.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use hcall_abi::{DeviceId, Status};
+
+use crate::{
+    addr::{Bdf, Gpa, Hpa},
+    clock::{self, poll},
+    devices::{
+        dsa,
+        mmio_regions::{Kind, RegisterKind, Registers},
+        passthrough::by_id,
+    },
+    exits::{
+        Platform, PortWrite,
+        mmio::pieces::{piece_of, pieces, put_piece},
+    },
+    ims::{Domain, GuestMemory, StoreName},
+    irq::ports::MachineService,
+    memory::Ram,
+    vdev::{
+        pci::{Effect, VirtualBus},
+        x2apic::Ipi,
+    },
+    vm::{instance::Vm, resources::Holdings},
+};
+
+/// Everything outside of one virtual processor that it can reach.
+pub struct Reach<'a> {
+    /// The guest.
+    pub vm: &'a Vm,
+    /// The virtual processor's number.
+    pub number: usize,
+    /// The guest's interrupt domain.
+    pub domain: &'a Domain,
+    /// The service that the domain is of.
+    pub service: &'static MachineService,
+    /// The guest's memory.
+    pub ram: &'a Ram,
+}
+
+impl Reach<'_> {
+    /// Does what a write of configuration makes necessary.
+    fn configure(&self, function: Bdf, effect: Effect) {
+        if effect == Effect::None {
+            return;
+        }
+        self.vm.holdings.configure(DeviceId(function.requester_id()), effect, self.domain);
+    }
+
+    /// Reads 1 to 16 bytes outside of the guest's memory, in one page.
+    fn read_bytes(&mut self, gpa: Gpa, bytes: u8) -> u128 {
+        let mut value = [0; 16];
+        for (gpa, width, at) in pieces(gpa, bytes.min(16).into()) {
+            put_piece(&mut value, width, at, self.mmio_read(gpa, width.bytes() as u8));
+        }
+        u128::from_le_bytes(value)
+    }
+
+    /// The store at an address, and the offset in it.
+    #[inline(never)]
+    fn store_at(&self, gpa: Gpa) -> Option<(DeviceId, StoreName, u64)> {
+        match self.vm.windows.find(gpa)? {
+            (Kind::Store { device, name, .. }, offset) => Some((device, name, offset)),
+            _ => None,
+        }
+    }
+
+    /// What a virtual function answers.
+    fn read_virtual(&self, id: DeviceId, offset: u64, bytes: u8) -> u64 {
+        let (name, Holdings { parents, service, .. }) = ((self.vm.id, id), &self.vm.holdings);
+        parents.iter().find_map(|parent| parent.read(name, offset, bytes, service)).unwrap_or(u64::MAX)
+    }
+
+    /// Has a virtual function take a write.
+    fn write_virtual(&self, id: DeviceId, offset: u64, bytes: u8, value: u64) {
+        let (name, Holdings { parents, service, .. }) = ((self.vm.id, id), &self.vm.holdings);
+        parents.iter().find_map(|parent| parent.write(name, offset, bytes, value, service));
+    }
+
+    /// Passes a write of a register on. Returns the device if the write begins a reset of the device.
+    fn write_register(&self, window: Registers, offset: u64, bytes: u8, value: u64) -> Option<DeviceId> {
+        if window.kind == RegisterKind::PendingBits {
+            return None;
+        }
+        // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
+        // included, stays within the guest: its requester ID has the guest's second-level tables.
+        unsafe { write_device(window.base, offset, bytes, value) };
+        (window.kind == RegisterKind::Commands && dsa::is_reset(offset, bytes, value)).then_some(window.device)
+    }
+
+    /// Waits until a device has carried out a reset that the guest has written to its command register, and tells the service. No lock is held
+    /// meanwhile: the device may take its time, and the other virtual processors go on.
+    fn await_reset(&self, device: DeviceId) {
+        let holdings = &self.vm.holdings;
+        let is_idle = || by_id(&mut holdings.functions.lock(), device).is_none_or(|assigned| assigned.is_idle());
+        let answered = poll(clock::current(), dsa::RESET, is_idle);
+        if let Some(assigned) = by_id(&mut holdings.functions.lock(), device) {
+            assigned.was_reset(answered, holdings.service, self.domain);
+        }
+    }
+
+    /// Carries out a write. Returns the device if the write begins a reset of the device, which has to be waited for
+    /// ([`Self::await_reset`]).
+    #[inline]
+    fn write_window(&self, gpa: Gpa, bytes: u8, value: u64) -> Option<DeviceId> {
+        match self.vm.windows.find(gpa)? {
+            (Kind::Store { device, name, .. }, offset) => {
+                // The service counts what it refuses. A guest is not told, as hardware would not.
+                let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
+            }
+            (Kind::Registers(window), offset) => return self.write_register(window, offset, bytes, value),
+            (Kind::Virtual { device }, offset) => self.write_virtual(device, offset, bytes, value),
+            (Kind::Ecam, offset) => {
+                let (function, register) = VirtualBus::ecam(offset);
+                let effect = self.vm.board.lock().bus.write(function, register, bytes, value as u32);
+                self.configure(function, effect);
+            }
+        }
+        None
+    }
+}
+
+impl GuestMemory for Reach<'_> {
+    fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status> {
+        self.ram.read(from, into).map_err(|_| Status::BadAddress)
+    }
+
+    fn write(&self, to: Gpa, bytes: &[u8]) -> Result<(), Status> {
+        self.ram.write(to, bytes).map_err(|_| Status::BadAddress)
+    }
+
+    fn reveal_stores(&self) {
+        self.vm.board.lock().bus.reveal_stores();
+    }
+
+    fn set_pv_eoi(&self, at: Option<Gpa>) -> Result<(), Status> {
+        let seat = self.vm.seat(self.number);
+        if !seat.set_pv_eoi(at) {
+            return Err(Status::Unsupported);
+        }
+        // What is offered elsewhere is taken back before the guest goes on.
+        seat.signal_self();
+        Ok(())
+    }
+}
+
+impl Platform for Reach<'_> {
+    fn port_read(&mut self, port: u16, width: u8) -> u32 {
+        self.vm.board.lock().read(port, width)
+    }
+
+    fn port_write(&mut self, port: u16, width: u8, value: u32) -> PortWrite {
+        let written = self.vm.board.lock().write(self.vm, port, width, value);
+        if let Some((function, effect)) = written.pci {
+            self.configure(function, effect);
+        }
+        if written.mark {
+            self.vm.report_mark();
+        }
+        written.outcome
+    }
+
+    fn mmio_read(&mut self, gpa: Gpa, bytes: u8) -> u64 {
+        match self.vm.windows.find(gpa) {
+            Some((Kind::Store { shadow, .. }, offset)) => {
+                // SAFETY: `Windows::add` was promised the shadow, and `find` gave an offset in it.
+                unsafe { read_shadow(shadow, offset, bytes) }
+            }
+            Some((Kind::Registers(Registers { base, .. }), offset)) => {
+                // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them.
+                unsafe { read_device(base, offset, bytes) }
+            }
+            Some((Kind::Virtual { device }, offset)) => self.read_virtual(device, offset, bytes),
+            Some((Kind::Ecam, offset)) => {
+                let (function, register) = VirtualBus::ecam(offset);
+                self.vm.board.lock().bus.read(function, register, bytes).into()
+            }
+            None => u64::MAX,
+        }
+    }
+
+    /// Apart, with the whole way of a store in it.
+    #[inline(never)]
+    fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64) {
+        if let Some(device) = self.write_window(gpa, bytes, value) {
+            self.await_reset(device);
+        }
+    }
+
+    fn mmio_write_bytes(&mut self, gpa: Gpa, bytes: &[u8]) {
+        if let Some((device, name, offset)) = self.store_at(gpa) {
+            // As in `mmio_write`.
+            let _ = self.service.store_write_bytes(self.domain, device, name, offset, bytes);
+            return;
+        }
+        for (gpa, width, at) in pieces(gpa, bytes.len()) {
+            self.mmio_write(gpa, width.bytes() as u8, piece_of(bytes, width, at));
+        }
+    }
+
+    fn mmio_modify(&mut self, gpa: Gpa, bytes: u8, modify: &mut dyn FnMut(u128) -> u128) {
+        if let Some((device, name, offset)) = self.store_at(gpa) {
+            let mut done = false;
+            let mut once = |old| {
+                done = true;
+                modify(old)
+            };
+            // As in `mmio_write`.
+            let _ = self.service.store_modify(self.domain, device, name, offset, bytes, &mut once);
+            if !done {
+                // What is refused is read nevertheless.
+                modify(self.read_bytes(gpa, bytes));
+            }
+            return;
+        }
+        // Other windows have no lock for this: each access alone is one step, and modifications are among themselves. The lock is first come,
+        // first served, and none of its holders waits for what a device does: one waits for the modifications of the guest's other virtual
+        // processors, one of each at most. One to a virtual function's command takes four times `turns::QUICK` and its turn at the parent's
+        // lock; one that resets a function in its configuration space takes the time of that reset.
+        let modifying = self.vm.modifying.lock();
+        let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
+        let mut reset = None;
+        for (gpa, width, at) in pieces(gpa, bytes.min(16).into()) {
+            reset = self.write_window(gpa, width.bytes() as u8, piece_of(&new, width, at)).or(reset);
+        }
+        drop(modifying);
+        if let Some(device) = reset {
+            self.await_reset(device);
+        }
+    }
+
+    #[inline(always)]
+    fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> u64 {
+        self.service.hypercall(self.domain, number, arguments, self)
+    }
+
+    fn set_pv_eoi(&mut self, at: Option<Gpa>) {
+        // It fails only where the processor ends interrupts, and there the guest has no such register.
+        let _ = GuestMemory::set_pv_eoi(self, at);
+    }
+
+    fn ipi(&mut self, ipi: Ipi) {
+        self.vm.send(self.number, ipi);
+    }
+}
+
+/// Reads a store's shadow, at any alignment.
+///
+/// # Safety
+/// The shadow is mapped over the whole page that `offset` leads to.
+unsafe fn read_shadow(shadow: Hpa, offset: u64, bytes: u8) -> u64 {
+    (0..u64::from(bytes.min(8))).fold(0, |value, at| {
+        // SAFETY: the caller vouches for the page, and an access does not leave it.
+        let byte = unsafe { read_volatile((shadow.as_u64() + offset + at) as *const u8) };
+        value | u64::from(byte) << (8 * at)
+    })
+}
+
+/// Reads a register as wide as the guest did. What is not aligned reads as ones, as on a bus that knows no
+/// such access.
+///
+/// # Safety
+/// Registers are mapped at `base`, uncached, over the whole page that `offset` leads to.
+unsafe fn read_device(base: Hpa, offset: u64, bytes: u8) -> u64 {
+    let address = base.as_u64() + offset;
+    if !address.is_multiple_of(u64::from(bytes.max(1))) {
+        return u64::MAX;
+    }
+    // SAFETY: the caller vouches for the page, and an aligned access does not leave it.
+    unsafe {
+        match bytes {
+            1 => read_volatile(address as *const u8).into(),
+            2 => read_volatile(address as *const u16).into(),
+            4 => read_volatile(address as *const u32).into(),
+            8 => read_volatile(address as *const u64),
+            _ => u64::MAX,
+        }
+    }
+}
+
+/// Writes a register as wide as the guest did. What is not aligned is dropped.
+///
+/// # Safety
+/// As for [`read_device`]; besides, the device reaches no memory but its guest's.
+unsafe fn write_device(base: Hpa, offset: u64, bytes: u8, value: u64) {
+    let address = base.as_u64() + offset;
+    if !address.is_multiple_of(u64::from(bytes.max(1))) {
+        return;
+    }
+    // SAFETY: the caller vouches for the page and the device, and an aligned access does not leave the page.
+    unsafe {
+        match bytes {
+            1 => write_volatile(address as *mut u8, value as u8),
+            2 => write_volatile(address as *mut u16, value as u16),
+            4 => write_volatile(address as *mut u32, value as u32),
+            8 => write_volatile(address as *mut u64, value),
+            _ => {}
+        }
+    }
+}

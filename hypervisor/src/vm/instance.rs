@@ -1,0 +1,290 @@
+//! A guest: what its virtual processors share.
+
+use alloc::{format, string::String, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crate::{
+    console::{self, terminal},
+    cpu,
+    devices::mmio_regions::Windows,
+    event,
+    exits::EndReason,
+    guest::options::Options,
+    ims::{Attribution, GuestId},
+    irq::{
+        fault_log::attributed,
+        mailbox::{Seat, count, sum_of_exits},
+    },
+    memory::Ram,
+    sync::Mutex,
+    vdev::x2apic::{Delivery, Ipi},
+    vm::{chipset::Board, resources::Holdings},
+    vmx::{instr::Forgotten, reason::Reason},
+};
+
+/// Slots that fired too fast that are told of, of a guest.
+const STORMS_TOLD: u32 = 32;
+
+/// What a virtual processor is told beside interrupts, and has not taken yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Commands {
+    /// INIT.
+    pub init: bool,
+    /// Start-up, at this page.
+    pub start_up: Option<u8>,
+    /// A non-maskable interrupt.
+    pub nmi: bool,
+}
+
+/// Whether a guest goes on.
+struct Life {
+    /// Of each virtual processor: it waits for something that only another one can send, a command.
+    stopped: Vec<bool>,
+    commands: Vec<Commands>,
+    reason: Option<EndReason>,
+}
+
+/// A guest. Each of its virtual processors holds it; the last one to leave gives back what it held.
+///
+/// Locks, each taken alone but for the console's below the board's, and the others below `modifying`: `life` (commands and the end: rare), `board` (ports and
+/// configuration space), and the functions' in [`Holdings`] (their command registers). A trapped write of a store, a hypercall (but
+/// `Enable`, which changes what the bus shows) and an interrupt between virtual processors take none of them. All are first come, first
+/// served, so that a guest that asks for one without end on one processor keeps no other guest's processor: a wait ends after one turn of each
+/// other virtual processor of the guest.
+pub struct Vm {
+    /// Which.
+    pub id: GuestId,
+    /// Its name.
+    pub name: String,
+    /// What it holds of the machine.
+    pub holdings: Holdings,
+    /// What it finds outside of its memory.
+    pub windows: Windows,
+    /// Interrupts that a slot of its may raise in [`super::storm::WINDOW`].
+    pub storm_limit: Option<u32>,
+    /// Its serial port is the machine's terminal.
+    pub has_terminal: bool,
+    /// Its console and its PCI bus.
+    pub board: Mutex<Board>,
+    /// Held by who reads and writes in one step what is no store.
+    pub modifying: Mutex<()>,
+    seats: Vec<Arc<Seat>>,
+    life: Mutex<Life>,
+    ending: AtomicBool,
+    /// The TSC at its first instruction; 0 before it.
+    began: AtomicU64,
+    /// How often was told of a slot that fired too fast.
+    storms: AtomicU32,
+}
+
+impl Vm {
+    /// With a seat for each virtual processor, in the order of their APIC IDs, which count from 0. All but the first wait to be started.
+    pub fn new(
+        id: GuestId,
+        options: &Options,
+        holdings: Holdings,
+        windows: Windows,
+        board: Board,
+        seats: Vec<Arc<Seat>>,
+    ) -> Self {
+        let stopped = (0..seats.len()).map(|number| number != 0).collect();
+        let commands = alloc::vec![Commands::default(); seats.len()];
+        Self {
+            id,
+            name: options.name.clone(),
+            storm_limit: options.storm,
+            has_terminal: options.console,
+            holdings,
+            windows,
+            board: Mutex::new(board),
+            modifying: Mutex::new(()),
+            seats,
+            life: Mutex::new(Life { stopped, commands, reason: None }),
+            ending: AtomicBool::new(false),
+            began: AtomicU64::new(0),
+            storms: AtomicU32::new(0),
+        }
+    }
+
+    /// Whether it can write to its serial port without waiting for the machine's.
+    pub fn has_console_room(&self) -> bool {
+        console::has_room() && (!self.has_terminal || terminal::has_room())
+    }
+
+    /// The place of virtual processor `number`.
+    pub fn seat(&self, number: usize) -> &Arc<Seat> {
+        &self.seats[number]
+    }
+
+    /// Carries out an interrupt command of virtual processor `sender` (SDM vol. 3, 12.6).
+    pub fn send(&self, sender: usize, ipi: Ipi) {
+        let named = (0..)
+            .zip(self.seats.iter().map(|seat| &**seat))
+            .filter(|(id, _)| ipi.destination.names(*id, sender as u32));
+        match ipi.delivery {
+            Delivery::Fixed => named.for_each(|(_, seat)| seat.request(ipi.vector)),
+            // Which one is the machine's to choose.
+            Delivery::LowestPriority => named.take(1).for_each(|(_, seat)| seat.request(ipi.vector)),
+            Delivery::Nmi => self.command(named, |commands| commands.nmi = true),
+            Delivery::Init => {
+                self.command(named, |commands| *commands = Commands { init: true, ..Commands::default() })
+            }
+            Delivery::StartUp => self.command(named, |commands| {
+                commands.start_up.get_or_insert(ipi.vector);
+            }),
+            Delivery::Smi => {}
+        }
+    }
+
+    fn command<'a>(&self, named: impl Iterator<Item = (u32, &'a Seat)>, change: impl Fn(&mut Commands)) {
+        for (id, seat) in named {
+            let mut life = self.life.lock();
+            change(&mut life.commands[id as usize]);
+            // Until it has looked, it may go on.
+            life.stopped[id as usize] = false;
+            drop(life);
+            seat.signal();
+        }
+    }
+
+    /// Takes what virtual processor `number` was told.
+    pub fn take_commands(&self, number: usize) -> Commands {
+        core::mem::take(&mut self.life.lock().commands[number])
+    }
+
+    /// Virtual processor `number` can go on only when it is told so. When that holds for all of them, the guest is at its end.
+    pub fn stopped(&self, number: usize) {
+        let mut life = self.life.lock();
+        life.stopped[number] = life.commands[number] == Commands::default();
+        let all = life.stopped.iter().all(|stopped| *stopped);
+        drop(life);
+        if all {
+            self.end(EndReason::Halted);
+        }
+    }
+
+    /// The guest is at its end. All its virtual processors are told; the first reason counts.
+    pub fn end(&self, reason: EndReason) {
+        let mut life = self.life.lock();
+        if life.reason.is_some() {
+            return;
+        }
+        life.reason = Some(reason);
+        drop(life);
+        self.ending.store(true, Ordering::Release);
+        self.seats.iter().for_each(|seat| seat.signal());
+    }
+
+    /// Whether the guest is at its end.
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    /// Tells that the guest starts, once, right before its first instruction. `epoch` is the TSC at the hypervisor's entry.
+    pub fn announce(&self, epoch: u64) {
+        if self.began.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        let now = cpu::tsc();
+        if self.began.compare_exchange(0, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return;
+        }
+        event!(
+            "guest-start guest={} name={} memory_mib={} cpus={} entry_instructions={}",
+            self.id.0,
+            self.name,
+            self.holdings.ram.as_ref().map_or(0, Ram::len) >> 20,
+            self.seats.len(),
+            now.wrapping_sub(epoch)
+        );
+    }
+
+    /// Ticks of the TSC since its first instruction; 0 if there was none.
+    fn ticks(&self) -> u64 {
+        match self.began.load(Ordering::Relaxed) {
+            0 => 0,
+            began => cpu::tsc().saturating_sub(began),
+        }
+    }
+
+    /// Tells how far the guest has come at a mark on its console: its time, and its exits.
+    pub fn report_mark(&self) {
+        event!("mark guest={} ticks={}", self.id.0, self.ticks());
+        self.report_exits();
+    }
+
+    /// Tells that a slot was masked because it fired too fast, but not without end.
+    pub fn tell_storm(&self, slot: &Attribution) {
+        if self.storms.fetch_add(1, Ordering::Relaxed) < STORMS_TOLD {
+            event!("storm sid={}{}", slot.requester, attributed(*slot));
+        }
+    }
+
+    /// Tells the exits of all virtual processors so far. One key for each name of a reason; several reasons can share a name.
+    fn report_exits(&self) {
+        let mut named: Vec<(&str, u64)> = Vec::new();
+        let sums = sum_of_exits(self.seats.iter().map(|seat| &**seat));
+        for (number, count) in (0..).zip(sums).filter(|(_, count)| *count != 0) {
+            let name = Reason::name(number);
+            match named.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += count,
+                None => named.push((name, count)),
+            }
+        }
+        let mut line = String::new();
+        for (name, count) in named {
+            let _ = core::fmt::write(&mut line, format_args!(" {name}={count}"));
+        }
+        event!("exits guest={}{line}", self.id.0);
+    }
+
+    /// A virtual processor has left. The last one tells how the guest ended and gives everything back; it gets to know whether the guest
+    /// ended well. Its processor has forgotten the guest's page tables, whose frames others get.
+    pub fn leave(self: Arc<Self>, _: Forgotten) -> Option<bool> {
+        let mut vm = Arc::into_inner(self)?;
+        let reason = vm.life.get_mut().reason.unwrap_or(EndReason::Killed("its processors have left"));
+        vm.report(reason);
+        Some(reason == EndReason::Exit(0))
+    }
+
+    fn report(&mut self, reason: EndReason) {
+        self.board.get_mut().flush(&self.name);
+        if let EndReason::Killed(why) = reason {
+            log::error!("guest {}: {why}", self.name);
+        }
+        self.report_exits();
+        // What came too late for its virtual processor.
+        for seat in &self.seats {
+            for _ in seat.take_posted().into_iter().flatten() {
+                count(&seat.counts.from_descriptors);
+                count(&seat.counts.dropped);
+            }
+        }
+        let sum = |counter: fn(&Seat) -> u64| self.seats.iter().map(|seat| counter(seat)).sum::<u64>();
+        let domain = self.holdings.domain.as_ref().map(|domain| domain.counters()).unwrap_or_default();
+        // Posted interrupts pass the hypervisor by: nobody there could count them.
+        let delivered = if self.holdings.is_posted() {
+            String::from("posted=yes")
+        } else {
+            format!("delivered={}", sum(|seat| seat.counts.delivered.load(Ordering::Relaxed)))
+        };
+        event!(
+            "interrupts guest={} {delivered} merged={} dropped={} from_descriptors={} hypercalls={} trapped_writes={} refused={}",
+            self.id.0,
+            sum(|seat| seat.counts.merged.load(Ordering::Relaxed)),
+            sum(|seat| seat.counts.dropped.load(Ordering::Relaxed)),
+            sum(|seat| seat.counts.from_descriptors.load(Ordering::Relaxed)),
+            domain.hypercalls,
+            domain.trapped_writes,
+            domain.refused
+        );
+        event!(
+            "guest-end guest={} name={} reason={} code={} ticks={}",
+            self.id.0,
+            self.name,
+            reason.name(),
+            reason.code(),
+            self.ticks()
+        );
+    }
+}

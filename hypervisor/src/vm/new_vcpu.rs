@@ -1,0 +1,125 @@
+//! From a virtual processor's parts to one that can run, on the processor that is to run it.
+
+use alloc::sync::Arc;
+
+use crate::{
+    cpu,
+    ept::Ept,
+    exits::{Devices, EndReason, PvEoi, Stuck, memo::Memo},
+    irq::{host_vectors::Vectors, mailbox::Seat, ports::MachineService, storm::Meter},
+    vdev::{
+        cpuid::{KvmFeatures, Policy},
+        msr::{Msrs, Traits},
+        x2apic::X2Apic,
+    },
+    vm::{
+        instance::Vm,
+        switched_state::World,
+        virtual_cpu::{State, VirtualCpu},
+    },
+    vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic, instr::Forgotten, posted::Descriptor},
+};
+
+/// What a virtual processor is made of, apart from its guest.
+pub(super) struct Parts {
+    /// Its number in the guest, and its x2APIC ID.
+    pub number: usize,
+    /// The number of the processor that is to run it.
+    pub processor: usize,
+    /// Under which the processor caches its translations: no other one's.
+    pub vpid: u16,
+    /// VMCS and MSR bitmaps. The guest holds them.
+    pub frames: Frames,
+    /// Where the processor keeps its local APIC, if it does.
+    pub virtual_apic: Option<VirtualApic>,
+    /// Where devices' interrupts are posted that the hypervisor injects.
+    pub inbox: Option<Arc<Descriptor>>,
+    /// What CPUID tells it.
+    pub policy: Policy,
+}
+
+impl Parts {
+    /// Its place in the guest.
+    pub fn seat(&self, service: &MachineService) -> Seat {
+        let host_apic_id = service.ports().vectors_of(self.processor).map_or(0, Vectors::destination);
+        let descriptor = self.virtual_apic.as_ref().map(|apic| Arc::clone(apic.descriptor()));
+        Seat::new(self.processor, host_apic_id, descriptor, self.inbox.clone())
+    }
+
+    fn devices(&self) -> Devices {
+        let physical_bits = raw_cpuid::CpuId::new()
+            .get_processor_capacity_feature_info()
+            .map_or(36, |info| info.physical_address_bits());
+        let apic_id = self.number as u32;
+        Devices {
+            apic: X2Apic::new(apic_id, apic_id == 0),
+            pv_eoi: PvEoi::default(),
+            msrs: Msrs::new(Traits {
+                address_width: physical_bits,
+                monitor: self.policy.monitor,
+                pv_eoi: self.policy.kvm.is_some_and(KvmFeatures::has_pv_eoi),
+                arch_capabilities: cpu::arch_capabilities(),
+            }),
+            policy: self.policy,
+            memo: Memo::default(),
+            tsc_offset: 0,
+            apic_id,
+            physical_bits,
+            exits_to_look: 1,
+            stuck: Stuck::default(),
+        }
+    }
+}
+
+/// A virtual processor that its processor has yet to make: a VMCS holds what is that processor's own.
+pub struct Seed {
+    vm: Arc<Vm>,
+    parts: Parts,
+    start: Start,
+}
+
+impl Seed {
+    /// Of guest `vm`. `start` is how the guest's first one begins.
+    pub(super) fn new(vm: Arc<Vm>, parts: Parts, start: Start) -> Self {
+        Self { vm, parts, start }
+    }
+
+    /// The number of the processor that it is for.
+    pub fn processor(&self) -> usize {
+        self.parts.processor
+    }
+
+    /// Makes the virtual processor, on its processor. When that fails, its guest is at its end.
+    pub fn grow(self, host: &Host) -> Option<VirtualCpu> {
+        let Self { vm, parts, start } = self;
+        let apic = match &parts.virtual_apic {
+            None => LocalApic::Emulated,
+            Some(apic) => LocalApic::Virtualised { page: apic.page(), descriptor: apic.descriptor().address() },
+        };
+        let eptp = vm.holdings.ept.as_ref().map_or(0, Ept::pointer);
+        // SAFETY: the EPT maps the guest's memory, its devices and its shadows; the bitmap lets through only what `vdev::msr` says; the
+        // frames are the guest's, which gives them back after its virtual processors have left.
+        match unsafe { Vcpu::new(host, parts.frames, eptp, parts.vpid, &start, apic) } {
+            Ok(vcpu) => Some(VirtualCpu {
+                number: parts.number,
+                state: if parts.number == 0 { State::Ready } else { State::WaitForSipi },
+                vcpu,
+                world: World::default(),
+                devices: parts.devices(),
+                virtual_apic: parts.virtual_apic,
+                nmi: false,
+                meter: vm.storm_limit.map(Meter::new),
+                seat: vm.seat(parts.number).clone(),
+                ran: 0,
+                turn_began: None,
+                vm,
+            }),
+            Err(failure) => {
+                log::error!("guest {}: VMCS: {failure}", vm.name);
+                vm.end(EndReason::Killed("its VMCS could not be made"));
+                vm.leave(Forgotten::never_ran());
+                None
+            }
+        }
+    }
+}

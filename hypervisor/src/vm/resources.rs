@@ -1,0 +1,140 @@
+//! What a guest holds of the machine, and the order in which it comes back.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use hcall_abi::DeviceId;
+
+use crate::{
+    addr::Hpa,
+    devices::{
+        passthrough::{Assigned, by_id},
+        virtual_functions::Parent,
+    },
+    ept::Ept,
+    ims::{Domain, GuestId},
+    irq::ports::MachineService,
+    machine::memory::FRAMES,
+    memory::{FrameSource, Ram},
+    sync::Mutex,
+    vdev::pci::Effect,
+    vm::access_paths::Ways,
+    vmx::instr,
+};
+
+/// What a guest holds of the machine, apart from its processors. It is given back when this is dropped: interrupts first, then the
+/// devices' ways to memory, then memory.
+pub struct Holdings {
+    id: GuestId,
+    /// The service that its domain is of.
+    pub service: &'static MachineService,
+    /// Its memory.
+    pub ram: Option<Ram>,
+    /// Its extended page tables.
+    pub ept: Option<Ept>,
+    /// Frames that are its own besides: VMCSs, bitmaps, shadows; first frame and number.
+    pub frames: Vec<(Hpa, u64)>,
+    /// The functions assigned to it.
+    pub functions: Mutex<Vec<Assigned>>,
+    /// Some of them are being reset, and [`Self::look_at_resets`] has to be called. Set under the lock of the functions.
+    resetting: AtomicBool,
+    /// The functions that the hypervisor keeps and whose virtual functions are its.
+    pub parents: Vec<Arc<Parent>>,
+    /// Its interrupt domain.
+    pub domain: Option<Arc<Domain>>,
+}
+
+impl Holdings {
+    /// Nothing, for guest `id`.
+    pub fn new(id: GuestId, service: &'static MachineService) -> Self {
+        let (functions, resetting) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        let (frames, parents) = (Vec::new(), Vec::new());
+        Self { id, service, ram: None, ept: None, frames, functions, resetting, parents, domain: None }
+    }
+
+    /// The guest has written to the configuration space of one of its functions.
+    pub fn configure(&self, function: DeviceId, effect: Effect, domain: &Domain) {
+        let mut functions = self.functions.lock();
+        if let Some(assigned) = by_id(&mut functions, function) {
+            if assigned.configure(effect, self.service, domain) {
+                self.resetting.store(true, Ordering::Relaxed);
+            }
+            return;
+        }
+        drop(functions);
+        let name = (self.id, function);
+        self.parents.iter().find_map(|parent| parent.configure(name, effect, self.service));
+    }
+
+    /// Whether functions have to be looked at.
+    pub fn is_resetting(&self) -> bool {
+        self.resetting.load(Ordering::Relaxed)
+    }
+
+    /// Looks at functions that are being reset, if there are any.
+    pub fn look_at_resets(&self) {
+        if !self.is_resetting() {
+            return;
+        }
+        // A processor that holds the lock is done soon, and the next look finds it free.
+        let (Some(domain), Some(mut functions)) = (&self.domain, self.functions.try_lock()) else { return };
+        let under_way =
+            functions.iter_mut().map(|function| function.look(self.service, domain)).filter(|is| *is).count();
+        self.resetting.store(under_way != 0, Ordering::Relaxed);
+    }
+
+    /// Whether its devices' interrupts are posted.
+    pub fn is_posted(&self) -> bool {
+        self.service.ports().posts_to(self.id)
+    }
+}
+
+impl Drop for Holdings {
+    fn drop(&mut self) {
+        let functions = self.functions.get_mut();
+        for function in functions.iter_mut() {
+            function.quiesce();
+        }
+        for parent in &self.parents {
+            parent.quiesce(self.id, self.service);
+        }
+        if let Some(domain) = self.domain.take() {
+            self.service.detach(&domain);
+        }
+        self.service.ports().forget(self.id);
+        // The routes, the functions, and the parents: a way of each must be closed before memory goes back. A route that the unit may still
+        // remember can lead into a posted-interrupt descriptor, which is among the frames.
+        let mut ways = Ways::new(1 + functions.len() + self.parents.len());
+        ways.close(!self.service.has_in_quarantine(self.id));
+        for function in functions.drain(..) {
+            ways.close(function.release(self.id, self.service.ports()));
+        }
+        // The pages of its functions' registers go with them: nobody runs any more who could read them.
+        for parent in self.parents.drain(..) {
+            self.service.ports().parents().leave(&parent, self.id, self.service);
+            ways.close(self.service.ports().detach(self.id, parent.bdf()));
+        }
+        let (ept, ram) = (self.ept.take(), self.ram.take());
+        if let Some(ept) = &ept {
+            let _forgotten = instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
+        }
+        // SAFETY: the guest's VMCSs were cleared before this is dropped, and each processor that ran it has dropped its cached
+        // translations with them (`VirtualCpu::leave`); the devices are detached and flushed. So nothing leads to these frames.
+        let free = || unsafe {
+            if let Some(ept) = ept {
+                ept.free(&FRAMES);
+            }
+            if let Some(ram) = ram {
+                ram.free(&FRAMES);
+            }
+            for (base, count) in self.frames.drain(..) {
+                FRAMES.free(base, count);
+            }
+        };
+        if !ways.give_back(free) {
+            log::error!(
+                "a device could not be detached, or an entry not flushed: the memory that it could reach is given up"
+            );
+        }
+    }
+}

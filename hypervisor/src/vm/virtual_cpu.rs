@@ -1,0 +1,267 @@
+//! A virtual processor that runs, or waits, on this processor.
+
+use alloc::sync::Arc;
+
+use hcall_abi::Target;
+
+use crate::{
+    cpu,
+    exits::{Devices, EndReason, PvEoi},
+    ims::Attribution,
+    irq::{
+        mailbox::{Seat, count},
+        storm::{Meter, Suspect},
+    },
+    vdev::x2apic::Accepted,
+    vm::{instance::Vm, switched_state::World},
+    vmx::{
+        Vcpu, VirtualApic, fields,
+        instr::{self, Forgotten},
+        posted::Turn,
+    },
+};
+
+/// Whether a virtual processor can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It can.
+    Ready,
+    /// It can, and begins at this page.
+    Starting(u8),
+    /// It waits for an interrupt.
+    Halted,
+    /// It has halted with interrupts off: only a command can wake it.
+    Stopped,
+    /// It waits for a start-up command.
+    WaitForSipi,
+    /// It waits for room on the console.
+    Blocked,
+    /// Its guest is at its end.
+    Ended,
+}
+
+impl State {
+    /// Whether it can run.
+    pub const fn is_ready(self) -> bool {
+        matches!(self, Self::Ready | Self::Starting(_))
+    }
+}
+
+/// A virtual processor.
+pub struct VirtualCpu {
+    /// Its guest.
+    pub vm: Arc<Vm>,
+    /// Its number in the guest, and its x2APIC ID.
+    pub number: usize,
+    /// Whether it can run.
+    pub state: State,
+    /// Its VMCS and registers.
+    pub vcpu: Vcpu,
+    /// Its share of the processor while another one runs.
+    pub world: World,
+    /// Its virtual devices.
+    pub devices: Devices,
+    /// Where the processor keeps its local APIC, if it does.
+    pub virtual_apic: Option<VirtualApic>,
+    /// An NMI waits for it.
+    pub nmi: bool,
+    /// Counts its interrupts, if there is a limit for them.
+    pub meter: Option<Meter>,
+    /// Its place in the guest: [`Vm::seat`], at hand.
+    pub seat: Arc<Seat>,
+    /// Ticks that it has run, or is taken to have run.
+    pub ran: u64,
+    /// The TSC at the beginning of its turn, while it has one.
+    pub turn_began: Option<u64>,
+}
+
+impl VirtualCpu {
+    /// Ticks that it will have run at `now`, the turn that it has included.
+    pub fn ran_until(&self, now: u64) -> u64 {
+        self.ran.saturating_add(self.turn_began.map_or(0, |began| now.saturating_sub(began)))
+    }
+
+    /// A device's interrupt that the hypervisor has taken for it.
+    pub fn accept(&mut self, vector: u8) {
+        if self.meter.as_mut().is_some_and(|meter| meter.count(vector, cpu::tsc()))
+            && let Some(domain) = &self.vm.holdings.domain
+        {
+            self.vm.holdings.service.hold(domain, self.target(vector));
+        }
+        let counts = &self.seat.counts;
+        if let Some(virtual_apic) = &self.virtual_apic {
+            virtual_apic.request(vector);
+            return count(&counts.delivered);
+        }
+        count(match self.devices.apic.accept(vector) {
+            Accepted::New => &counts.delivered,
+            Accepted::Merged => &counts.merged,
+            Accepted::Illegal | Accepted::Disabled => &counts.dropped,
+        });
+    }
+
+    /// Accepts devices' interrupts that units have posted for the hypervisor.
+    pub fn take_posted(&mut self) {
+        let Some(vectors) = self.seat.take_posted() else { return };
+        for vector in vectors {
+            count(&self.seat.counts.from_descriptors);
+            self.accept(vector);
+        }
+    }
+
+    fn target(&self, vector: u8) -> Target {
+        Target { apic_id: self.number as u32, vector }
+    }
+
+    /// Looks at slots that are held because they may fire too fast, when it is time.
+    pub fn judge(&mut self, now: u64) {
+        let (Some(meter), Some(domain)) = (&mut self.meter, &self.vm.holdings.domain) else { return };
+        let Some(Suspect { vector, last, passes_by }) = meter.suspect(now) else { return };
+        let target = Target { apic_id: self.number as u32, vector };
+        let service = self.vm.holdings.service;
+        let tell = |slot: Attribution| self.vm.tell_storm(&slot);
+        if passes_by {
+            return service.block(domain, target, tell);
+        }
+        if service.sift(domain, target, last, tell) == 0 {
+            meter.nobody_held();
+        }
+    }
+
+    /// Takes what other processors, or it itself, have sent since this was called last.
+    pub fn take_sent(&mut self) {
+        if !self.seat.take_signal() {
+            return;
+        }
+        for vector in self.seat.take_requests() {
+            self.devices.apic.accept(vector);
+        }
+        if let Some(ram) = &self.vm.holdings.ram {
+            self.devices.pv_eoi.leave_for(self.seat.pv_eoi(), &mut self.devices.apic, ram);
+        }
+        let commands = self.vm.take_commands(self.number);
+        if commands.init {
+            self.init();
+        }
+        if let (State::WaitForSipi, Some(page)) = (self.state, commands.start_up) {
+            self.state = State::Starting(page);
+        }
+        if commands.nmi && self.state != State::WaitForSipi {
+            self.nmi = true;
+            if matches!(self.state, State::Halted | State::Stopped) {
+                self.state = State::Ready;
+            }
+        }
+        if self.vm.is_ending() {
+            self.state = State::Ended;
+        } else if matches!(self.state, State::Stopped | State::WaitForSipi) {
+            self.vm.stopped(self.number);
+        }
+    }
+
+    /// INIT: the bootstrap processor begins with the firmware, which a guest has none of, so the guest is reset; the others wait to be
+    /// started.
+    fn init(&mut self) {
+        if self.number == 0 {
+            return self.vm.end(EndReason::Reset);
+        }
+        self.state = State::WaitForSipi;
+        self.nmi = false;
+        self.devices.apic.reset();
+        self.devices.msrs.init();
+        self.devices.pv_eoi = PvEoi::default();
+        self.seat.set_pv_eoi(None);
+        if let Some(virtual_apic) = &self.virtual_apic {
+            virtual_apic.set_turn(Turn::Preempted);
+            virtual_apic.reset();
+        }
+    }
+
+    /// Begins at a page, if it is about to. Its VMCS must be current.
+    pub fn begin(&mut self) {
+        if let State::Starting(page) = self.state {
+            self.state = State::Ready;
+            self.vcpu.start_up(page, cpu::signature());
+            if let Some(virtual_apic) = &self.virtual_apic {
+                // What came while it waited is lost: its local APIC was as after reset.
+                virtual_apic.reset();
+                self.vcpu.write(fields::GUEST_INTERRUPT_STATUS, 0);
+            }
+        }
+    }
+
+    /// Whether an interrupt would be delivered if it could take any. Only while it does not run.
+    pub fn has_pending(&mut self) -> bool {
+        self.gather_requests();
+        match &self.virtual_apic {
+            Some(virtual_apic) => virtual_apic.is_pending(),
+            None => {
+                self.settle_eoi();
+                self.devices.apic.pending().is_some()
+            }
+        }
+    }
+
+    /// Ends the interrupt that the guest may have ended without an exit.
+    #[inline(never)]
+    pub fn settle_eoi(&mut self) {
+        if let Some(ram) = &self.vm.holdings.ram {
+            self.devices.pv_eoi.settle(&mut self.devices.apic, ram);
+        }
+    }
+
+    /// The interrupt that is delivered now can be ended without an exit, if the guest has said where.
+    #[inline(never)]
+    pub fn offer_pv_eoi(&mut self) {
+        if let (Some(at), Some(ram)) = (self.seat.pv_eoi(), &self.vm.holdings.ram) {
+            self.devices.pv_eoi.offer(at, &self.devices.apic, ram);
+        }
+    }
+
+    /// Says who runs, to those who post interrupts.
+    pub fn set_turn(&self, turn: Turn) {
+        if let Some(virtual_apic) = &self.virtual_apic {
+            virtual_apic.set_turn(turn);
+        }
+    }
+
+    /// Leaves the delivery of interrupts to the processor, where it keeps the local APIC. Returns whether it does.
+    pub fn hand_over_requests(&mut self) -> bool {
+        self.gather_requests();
+        let Some(virtual_apic) = &self.virtual_apic else { return false };
+        if let Some(vector) = virtual_apic.highest_request() {
+            self.vcpu.set_requested(vector);
+        }
+        true
+    }
+
+    /// Puts what was posted, and what the model of the local APIC requests (its timer, IPIs), into the virtual-APIC page, if there is
+    /// one.
+    fn gather_requests(&mut self) {
+        let Some(virtual_apic) = &self.virtual_apic else { return };
+        while let Some(vector) = self.devices.apic.pending() {
+            // The model has done its part with the request: service and EOI are the page's.
+            self.devices.apic.begin(vector);
+            self.devices.apic.end();
+            virtual_apic.request(vector);
+        }
+        virtual_apic.take_posted();
+    }
+
+    /// Whether an interrupt could wake it from HLT: RFLAGS.IF.
+    pub fn can_wake(&self) -> bool {
+        self.vcpu.read(fields::GUEST_RFLAGS) & cpu::bits::rflags::IF != 0
+    }
+
+    /// Leaves the processor for good. Returns what [`Vm::leave`] does.
+    pub fn leave(self) -> Option<bool> {
+        let Self { vm, vcpu, .. } = self;
+        // The frame of the VMCS is among the guest's holdings, and so are the tables that this processor may have cached.
+        vcpu.retire().unwrap_or_else(|failure| panic!("VMCLEAR: {failure}"));
+        let forgotten = match &vm.holdings.ept {
+            Some(ept) => instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}")),
+            None => Forgotten::never_ran(),
+        };
+        vm.leave(forgotten)
+    }
+}
