@@ -22,23 +22,23 @@ use imsvisor::{
         host_vectors::Vectors,
         ports::{MachinePorts, MachineService},
     },
-    machine::{self, boot_info::Loader, discovery::Machine, memory::FRAMES, power, smp},
+    machine::{self, boot_info::BootInfo, discovery::Machine, memory::FRAMES, power, smp},
     memory::heap,
-    sched::processors::{Processor, Work},
+    sched::processors::{Processor, Workload},
 };
 use spin::Once;
 
 core::arch::global_asm!(include_str!("../../boot/entry/multiboot2.S"), entry = sym entry);
 
 /// What all processors work on.
-static WORK: Once<Work> = Once::new();
+static WORK: Once<Workload> = Once::new();
 
 /// From the entry code: EAX and EBX as the loader left them, and the TSC at the first instruction.
 extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     console::init(tsc);
     event!("boot version={}", env!("CARGO_PKG_VERSION"));
     // SAFETY: the entry code passes on what the loader gave it.
-    let loader = unsafe { Loader::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
+    let loader = unsafe { BootInfo::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
     let console = machine::console::begin(&loader);
     // SAFETY: the entry code has mapped the first 4 GiB, and this is the only call.
     if !unsafe { machine::memory::take(&loader) } {
@@ -67,7 +67,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
         refuse("vmx", why)
     });
     passthrough::make_room(machine, service.ports());
-    let work = WORK.call_once(|| Work::new(machine, service, loader.modules(), apic_id, tsc));
+    let work = WORK.call_once(|| Workload::new(machine, service, loader.modules(), apic_id, tsc));
     let started = smp::start(&others, page, processor_entry);
     tell(machine, service, 1 + started);
     power::end(work.lead(processor, started))

@@ -33,12 +33,12 @@ struct Parent {
 /// Who has what. Nothing comes back into it: a work queue is given to one guest and never to another one, so a command for the queue that
 /// the device carries out too late meets no other guest.
 #[derive(Clone, Debug, Default)]
-pub struct Ledger {
+pub struct Allocations {
     whole: Vec<Bdf>,
     parents: Vec<Parent>,
 }
 
-impl Ledger {
+impl Allocations {
     /// Whether nobody has anything of the function.
     pub fn is_free(&self, bdf: Bdf) -> bool {
         !self.whole.contains(&bdf) && !self.parents.iter().any(|parent| parent.bdf == bdf)
@@ -81,14 +81,14 @@ mod tests {
 
     #[test]
     fn parts_follow_each_other_until_queues_or_slots_run_out() {
-        let mut ledger = Ledger::default();
-        let mut take = |vectors| ledger.take_part(A, CAPACITY, vectors);
+        let mut allocations = Allocations::default();
+        let mut take = |vectors| allocations.take_part(A, CAPACITY, vectors);
         assert_eq!(take(2048), Ok(Part { queue: 0, first_slot: 0 }));
         assert_eq!(take(2049), Err(Unavailable::NoRoom));
         assert_eq!(take(2047), Ok(Part { queue: 1, first_slot: 2048 }));
         assert_eq!(take(2), Err(Unavailable::NoRoom));
         assert_eq!(take(1), Ok(Part { queue: 2, first_slot: 4095 }));
-        let mut many = Ledger::default();
+        let mut many = Allocations::default();
         for queue in 0..3 {
             assert_eq!(many.take_part(A, CAPACITY, 2), Ok(Part { queue, first_slot: 2 * u16::from(queue) }));
         }
@@ -98,10 +98,10 @@ mod tests {
 
     #[test]
     fn a_function_is_given_whole_or_in_parts() {
-        let mut ledger = Ledger::default();
-        ledger.take(A);
-        assert!(!ledger.is_free(A) && ledger.is_free(B));
-        assert_eq!(ledger.take_part(A, CAPACITY, 2), Err(Unavailable::Taken));
-        assert!(ledger.take_part(B, CAPACITY, 2).is_ok() && !ledger.is_free(B));
+        let mut allocations = Allocations::default();
+        allocations.take(A);
+        assert!(!allocations.is_free(A) && allocations.is_free(B));
+        assert_eq!(allocations.take_part(A, CAPACITY, 2), Err(Unavailable::Taken));
+        assert!(allocations.take_part(B, CAPACITY, 2).is_ok() && !allocations.is_free(B));
     }
 }

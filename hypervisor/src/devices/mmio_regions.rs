@@ -11,7 +11,7 @@ use crate::{
 
 /// What a window shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RegionKind {
     /// A store of a device; reads come from its shadow.
     Store {
         /// Whose.
@@ -56,33 +56,33 @@ pub enum RegisterKind {
 
 /// A range of guest-physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub struct MmioRegion {
     /// Its start.
     pub start: Gpa,
     /// Its bytes.
     pub len: u64,
     /// What it shows.
-    pub kind: Kind,
+    pub kind: RegionKind,
 }
 
 /// All windows of a guest. Where some overlap, the first one counts.
 #[derive(Debug, Default)]
-pub struct Windows(Vec<Window>);
+pub struct MmioRegions(Vec<MmioRegion>);
 
-impl Windows {
+impl MmioRegions {
     /// Adds a window behind the others.
     ///
     /// # Safety
     /// For as long as this lives, what the window shows is mapped over the window's whole pages: a store's shadow in frames of its own,
     /// registers uncached and of a device whose DMA is confined to the guest.
-    pub unsafe fn add(&mut self, window: Window) {
+    pub unsafe fn add(&mut self, window: MmioRegion) {
         self.0.push(window);
     }
 
     /// Whether a store has a part of the page at `page`.
     pub fn has_store_at(&self, page: Gpa) -> bool {
         let end = page.as_u64().saturating_add(PAGE_SIZE);
-        self.0.iter().filter(|window| matches!(window.kind, Kind::Store { .. })).any(|window| {
+        self.0.iter().filter(|window| matches!(window.kind, RegionKind::Store { .. })).any(|window| {
             let start = window.start.as_u64();
             start < end && start.saturating_add(window.len) > page.as_u64()
         })
@@ -90,7 +90,7 @@ impl Windows {
 
     /// The window that holds `gpa`, and the offset in it.
     #[inline]
-    pub fn find(&self, gpa: Gpa) -> Option<(Kind, u64)> {
+    pub fn find(&self, gpa: Gpa) -> Option<(RegionKind, u64)> {
         self.0.iter().find_map(|window| {
             let offset = gpa.offset_from(window.start)?;
             (offset < window.len).then_some((window.kind, offset))
@@ -104,27 +104,27 @@ mod tests {
 
     #[test]
     fn an_address_finds_its_window_and_offset() {
-        let mut windows = Windows::default();
+        let mut mmio_regions = MmioRegions::default();
         for (start, len) in [(0x1000, 0x1000), (0x4000, 0x400)] {
             // SAFETY: this kind has no memory behind it.
-            unsafe { windows.add(Window { start: Gpa::new(start), len, kind: Kind::Ecam }) };
+            unsafe { mmio_regions.add(MmioRegion { start: Gpa::new(start), len, kind: RegionKind::Ecam }) };
         }
-        assert_eq!(windows.find(Gpa::new(0x43ff)), Some((Kind::Ecam, 0x3ff)));
-        assert_eq!(windows.find(Gpa::new(0x1000)), Some((Kind::Ecam, 0)));
+        assert_eq!(mmio_regions.find(Gpa::new(0x43ff)), Some((RegionKind::Ecam, 0x3ff)));
+        assert_eq!(mmio_regions.find(Gpa::new(0x1000)), Some((RegionKind::Ecam, 0)));
         for gpa in [0, 0xfff, 0x2000, 0x4400, u64::MAX] {
-            assert_eq!(windows.find(Gpa::new(gpa)), None, "{gpa:#x}");
+            assert_eq!(mmio_regions.find(Gpa::new(gpa)), None, "{gpa:#x}");
         }
     }
 
     #[test]
     fn a_page_is_a_stores_if_any_byte_of_it_is() {
-        let mut windows = Windows::default();
-        let kind = Kind::Store { device: DeviceId(8), name: StoreName::Msix, shadow: Hpa::new(0) };
+        let mut mmio_regions = MmioRegions::default();
+        let kind = RegionKind::Store { device: DeviceId(8), name: StoreName::Msix, shadow: Hpa::new(0) };
         // SAFETY: nobody reads the shadow.
-        unsafe { windows.add(Window { start: Gpa::new(0x2ff0), len: 0x20, kind }) };
+        unsafe { mmio_regions.add(MmioRegion { start: Gpa::new(0x2ff0), len: 0x20, kind }) };
         // SAFETY: this kind has no memory behind it.
-        unsafe { windows.add(Window { start: Gpa::new(0x5000), len: 0x20, kind: Kind::Ecam }) };
-        let pages = (0..7).map(|n| n * PAGE_SIZE).filter(|page| windows.has_store_at(Gpa::new(*page)));
+        unsafe { mmio_regions.add(MmioRegion { start: Gpa::new(0x5000), len: 0x20, kind: RegionKind::Ecam }) };
+        let pages = (0..7).map(|n| n * PAGE_SIZE).filter(|page| mmio_regions.has_store_at(Gpa::new(*page)));
         assert_eq!(pages.collect::<Vec<_>>(), [0x2000, 0x3000]);
     }
 }

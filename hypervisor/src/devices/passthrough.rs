@@ -9,8 +9,8 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     devices::{
         dsa,
-        mmio_regions::{Kind, RegisterKind, Registers, Window, Windows},
-        reset::{Begun, Means},
+        mmio_regions::{MmioRegion, MmioRegions, RegionKind, RegisterKind, Registers},
+        reset::{Begun, ResetMethod},
         store_pages,
     },
     ept::{self, Ept},
@@ -109,7 +109,7 @@ pub struct Assigned {
     pub id: DeviceId,
     machine: &'static Machine,
     function: Function,
-    means: Means,
+    reset_method: ResetMethod,
     /// Its requests can have PASIDs.
     pasids: bool,
     state: State,
@@ -180,7 +180,7 @@ pub struct Room<'a> {
     /// Its page tables.
     pub ept: &'a mut Ept,
     /// What it finds outside of its memory.
-    pub windows: &'a mut Windows,
+    pub mmio_regions: &'a mut MmioRegions,
     /// Frames that are its own: those of shadows are added, those of a preparation that fails too.
     pub frames: &'a mut Vec<(Hpa, u64)>,
 }
@@ -202,11 +202,11 @@ pub fn prepare(
     room: &mut Room,
 ) -> Result<Prepared, Refusal> {
     map_bars(function)?;
-    let means = Means::of(function)?;
-    if !means.prepare(machine, function) {
+    let reset_method = ResetMethod::of(function)?;
+    if !reset_method.prepare(machine, function) {
         return Err(Refusal::Hardware);
     }
-    let store = means.registers().and_then(dsa::message_store);
+    let store = reset_method.registers().and_then(dsa::message_store);
     if store.is_none() && function.msix.is_none() {
         return Err(Refusal::NoMessages);
     }
@@ -219,7 +219,7 @@ pub fn prepare(
     let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
     let mut layout = Layout { function, descr: &descr, id, room, shared: Vec::new() };
     layout.map_bars()?;
-    let neighbours = means.registers().map(|registers| {
+    let neighbours = reset_method.registers().map(|registers| {
         let own: Vec<_> = layout.msix_in_bar(dsa::REGISTERS_BAR).collect();
         dsa::tables_in_bar(registers, descr.msix.map_or(0, |msix| msix.size), &own)
     });
@@ -229,7 +229,7 @@ pub fn prepare(
         None => None,
     };
     layout.map_pending_bits()?;
-    if means.registers().is_some() {
+    if reset_method.registers().is_some() {
         layout.map_commands()?;
     }
     layout.serve_the_rest();
@@ -240,7 +240,7 @@ pub fn prepare(
             id,
             machine,
             function: function.clone(),
-            means,
+            reset_method,
             pasids: pasids.is_some(),
             state: State::Ready,
             wanted: Wanted::default(),
@@ -361,9 +361,9 @@ impl Layout<'_, '_> {
             self.shared.push((gpa.page(), base.page(), len));
         }
         let shadow = shadow.checked_add(gpa.page_offset()).ok_or(Refusal::Table)?;
-        let kind = Kind::Store { device: self.id, name, shadow };
+        let kind = RegionKind::Store { device: self.id, name, shadow };
         // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
-        unsafe { self.room.windows.add(Window { start: gpa, len: bytes, kind }) };
+        unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: bytes, kind }) };
         Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, reach: Reach::Memory })
     }
 
@@ -424,24 +424,24 @@ impl Layout<'_, '_> {
             let place = gpa.page().checked_add(at).zip(base.page().checked_add(at));
             let (page, base) = place.ok_or(Refusal::Table)?;
             // Reads of a page that a store shares are trapped already, or the store's alone.
-            if !self.room.windows.has_store_at(page) {
+            if !self.room.mmio_regions.has_store_at(page) {
                 self.map(page, base, PAGE_SIZE, ept::PageType::DeviceReadOnly)?;
                 self.shared.push((page, base, PAGE_SIZE));
             }
         }
-        let kind = Kind::Registers(Registers { device: self.id, base, kind: RegisterKind::PendingBits });
+        let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::PendingBits });
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate_at` has found the bits in it.
-        unsafe { self.room.windows.add(Window { start: gpa, len: bytes, kind }) };
+        unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: bytes, kind }) };
         Ok(())
     }
 
     /// Whatever else is in trapped pages is read and written as if they were not.
     fn serve_the_rest(&mut self) {
         for &(start, base, len) in &self.shared {
-            let kind = Kind::Registers(Registers { device: self.id, base, kind: RegisterKind::Plain });
-            // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and the pages were found in it. Windows of what the guest must not
+            let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::Plain });
+            // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and the pages were found in it. MmioRegions of what the guest must not
             // write were added before.
-            unsafe { self.room.windows.add(Window { start, len, kind }) };
+            unsafe { self.room.mmio_regions.add(MmioRegion { start, len, kind }) };
         }
     }
 
@@ -450,12 +450,12 @@ impl Layout<'_, '_> {
     fn map_commands(&mut self) -> Result<(), Refusal> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, 0), PAGE_SIZE)?;
         // What the guest may not even read stays trapped.
-        if !self.room.windows.has_store_at(gpa) {
+        if !self.room.mmio_regions.has_store_at(gpa) {
             self.map(gpa, base, PAGE_SIZE, ept::PageType::DeviceReadOnly)?;
         }
-        let kind = Kind::Registers(Registers { device: self.id, base, kind: RegisterKind::Commands });
+        let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::Commands });
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
-        unsafe { self.room.windows.add(Window { start: gpa, len: PAGE_SIZE, kind }) };
+        unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: PAGE_SIZE, kind }) };
         Ok(())
     }
 
@@ -529,7 +529,7 @@ impl Assigned {
         if !matches!(self.state, State::Ready) {
             return;
         }
-        match self.means.begin(self.machine, &self.function) {
+        match self.reset_method.begin(self.machine, &self.function) {
             Begun::Over(true) => service.ports().mend_slow_store(self.function.bdf),
             Begun::Over(false) => self.tell_reset(),
             Begun::UnderWay(resetting) => self.state = State::Resetting(resetting),
@@ -578,7 +578,7 @@ impl Assigned {
 
     /// Whether a DSA has ended its last command.
     pub fn is_idle(&self) -> bool {
-        self.means.registers().is_none_or(|registers| dsa::outcome(registers).is_some())
+        self.reset_method.registers().is_none_or(|registers| dsa::outcome(registers).is_some())
     }
 
     /// The guest has reset the device by its command register. `answered`: the device has ended the command in time.
@@ -598,7 +598,7 @@ impl Assigned {
             log::error!("{}: does not answer to a reset", self.function.bdf);
             return;
         }
-        self.means.stop(self.machine, &self.function);
+        self.reset_method.stop(self.machine, &self.function);
         if let Some(capability) = self.function.pasid {
             pci::function::set_pasid_enable(self.machine.config(), self.function.bdf, capability, false);
         }

@@ -6,7 +6,7 @@ use alloc::{format, string::String, vec::Vec};
 use crate::{
     addr::Bdf,
     devices::{
-        allocation::{Ledger, Part, Unavailable},
+        allocation::{Allocations, Part, Unavailable},
         dsa,
         passthrough::{self, Refusal},
         virtual_functions,
@@ -72,13 +72,13 @@ pub type Plans = Vec<Result<Plan, String>>;
 /// first who asks for it.
 pub fn plans(machine: &'static Machine, ports: &MachinePorts, modules: &[Module], fit: &[usize]) -> Plans {
     let mut turns = fit.iter().copied().cycle();
-    let mut ledger = Ledger::default();
+    let mut allocations = Allocations::default();
     let mut terminal = None;
     let plan = |module| {
         let options = options(module)?;
         take_terminal(&options, &mut terminal).map_err(|why| format!("{}: {why}", options.name))?;
         let processors = turns.by_ref().take(options.cpus as usize).collect();
-        let given = given(machine, ports, &options, &mut ledger);
+        let given = given(machine, ports, &options, &mut allocations);
         let given = given.map_err(|why| format!("{}: {why}", options.name))?;
         Ok(Plan { options, processors, given })
     };
@@ -110,9 +110,9 @@ fn given(
     machine: &'static Machine,
     ports: &MachinePorts,
     options: &Options,
-    ledger: &mut Ledger,
+    allocations: &mut Allocations,
 ) -> Result<Vec<Given>, String> {
-    let mut after = ledger.clone();
+    let mut after = allocations.clone();
     let mut given = Vec::new();
     for &device in &options.devices {
         let one = match device {
@@ -121,7 +121,7 @@ fn given(
         };
         given.push(one.map_err(|why| refused(device, why))?);
     }
-    *ledger = after;
+    *allocations = after;
     Ok(given)
 }
 
@@ -147,19 +147,19 @@ fn whole(
     ports: &MachinePorts,
     options: &Options,
     device: Device,
-    ledger: &mut Ledger,
+    allocations: &mut Allocations,
 ) -> Result<Given, Refusal> {
     let is_it = |function: &&Function| match device {
         Device::At(bdf) => function.bdf == bdf,
         _ => dsa::is_one(function),
     };
     first(machine.functions().iter().filter(is_it), |function| {
-        if !ledger.is_free(function.bdf) {
+        if !allocations.is_free(function.bdf) {
             return Err(Refusal::Taken);
         }
         check(machine, ports, function)?;
         check_errata(function, options)?;
-        ledger.take(function.bdf);
+        allocations.take(function.bdf);
         Ok(Given::Whole(function))
     })
 }
@@ -170,12 +170,12 @@ fn share(
     ports: &MachinePorts,
     options: &Options,
     (parent, vectors): (Option<Bdf>, u16),
-    ledger: &mut Ledger,
+    allocations: &mut Allocations,
 ) -> Result<Given, Refusal> {
     let is_it = |function: &&Function| parent.map_or(dsa::is_one(function), |parent| function.bdf == parent);
     first(machine.functions().iter().filter(is_it), |function| {
         check_errata(function, options)?;
-        let part = part(machine, ports, function, vectors, ledger)?;
+        let part = part(machine, ports, function, vectors, allocations)?;
         Ok(Given::Virtual(Share { parent: function, part, vectors }))
     })
 }
@@ -186,7 +186,7 @@ fn part(
     ports: &MachinePorts,
     function: &Function,
     vectors: u16,
-    ledger: &mut Ledger,
+    allocations: &mut Allocations,
 ) -> Result<Part, Refusal> {
     // Its work queues and its store are behind registers that only a DSA has.
     if !dsa::is_one(function) {
@@ -198,7 +198,7 @@ fn part(
     if !ports.has_pasids(function.bdf) {
         return Err(Refusal::NoPasidRemapping);
     }
-    ledger.take_part(function.bdf, capacity, vectors).map_err(Refusal::from)
+    allocations.take_part(function.bdf, capacity, vectors).map_err(Refusal::from)
 }
 
 /// Whether the hypervisor can give a function away.

@@ -20,14 +20,14 @@ pub enum Begun {
 }
 
 /// What a function is reset by.
-pub enum Means {
+pub enum ResetMethod {
     /// A command to a DSA, by these registers.
     Command(Mmio),
     /// A function level reset (PCIe 6.6.2): any function that can do it.
     FunctionLevel,
 }
 
-impl Means {
+impl ResetMethod {
     /// Those of a function. They have to be sure: a function that still works for a guest that is gone, or remembers it, is no
     /// other guest's.
     pub fn of(function: &Function) -> Result<Self, Refusal> {

@@ -23,7 +23,7 @@ use crate::{
         allocation::Part,
         command_turns::{QUICK, Sharer, Turns},
         dsa::{self, Queue},
-        mmio_regions::{Kind, Window},
+        mmio_regions::{MmioRegion, RegionKind},
         parent_interrupt,
         passthrough::{self, Refusal, Room},
         plan::Share,
@@ -33,7 +33,7 @@ use crate::{
     ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
     irq::{
         ports::MachineService,
-        rate_limit::{self, Burst},
+        rate_limit::{self, RateLimit},
     },
     machine::{discovery::Machine, memory::FRAMES},
     memory::{FrameSource, Mmio, Registers},
@@ -126,7 +126,7 @@ struct Shares {
     functions: Vec<Virtual>,
     turns: Turns,
     /// The interrupts by which the device tells of errors.
-    burst: Burst,
+    burst: RateLimit,
 }
 
 impl Shares {
@@ -548,9 +548,9 @@ fn map_table(room: &mut Room, id: DeviceId, bar0: Gpa, bytes: u64) -> Result<Hpa
     let shadow = FRAMES.alloc_zeroed(len / PAGE_SIZE, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
     room.frames.push((shadow, len / PAGE_SIZE));
     room.map(start, shadow, len, PageType::Shadow)?;
-    let kind = Kind::Store { device: id, name: StoreName::Msix, shadow };
+    let kind = RegionKind::Store { device: id, name: StoreName::Msix, shadow };
     // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
-    unsafe { room.windows.add(Window { start, len: bytes, kind }) };
+    unsafe { room.mmio_regions.add(MmioRegion { start, len: bytes, kind }) };
     Ok(shadow)
 }
 
@@ -559,8 +559,8 @@ fn map_registers(room: &mut Room, id: DeviceId, bar0: Gpa, registers: &VirtualDs
     let start = bar0.checked_add(vdsa::REGISTERS.into()).ok_or(Refusal::Table)?;
     let page = Hpa::new(registers.page().as_ptr() as u64);
     room.map(start, page, PAGE_SIZE, PageType::Shadow)?;
-    let window = Window { start: bar0, len: vdsa::BAR0_SIZE, kind: Kind::Virtual { device: id } };
+    let window = MmioRegion { start: bar0, len: vdsa::BAR0_SIZE, kind: RegionKind::Virtual { device: id } };
     // SAFETY: the function's model answers for this kind; the window of the table, which lies in it, came before and counts first.
-    unsafe { room.windows.add(window) };
+    unsafe { room.mmio_regions.add(window) };
     Ok(())
 }

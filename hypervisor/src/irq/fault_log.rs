@@ -14,7 +14,7 @@ use crate::{
     ims::{Attribution, GuestId, StoreName},
     irq::{
         ports::{MachineService, Unit},
-        rate_limit::Burst,
+        rate_limit::RateLimit,
     },
     sync::Mutex,
     vtd::{Fault, Request},
@@ -31,7 +31,7 @@ type Teller = (Bdf, Option<GuestId>, bool);
 /// What is known of the units' faults. Its locks are taken before any of the service's, never after.
 pub struct FaultLog {
     /// Of each unit, by its number.
-    units: Vec<Mutex<Burst>>,
+    units: Vec<Mutex<RateLimit>>,
     /// Units whose events are masked.
     masked: AtomicUsize,
     /// How often was told of each function and kind.
@@ -44,7 +44,7 @@ impl FaultLog {
     /// For so many units.
     pub fn new(units: usize) -> Self {
         Self {
-            units: (0..units).map(|_| Mutex::new(Burst::default())).collect(),
+            units: (0..units).map(|_| Mutex::new(RateLimit::default())).collect(),
             masked: AtomicUsize::new(0),
             told: Mutex::new(Vec::new()),
             lost_told: AtomicBool::new(false),

@@ -49,7 +49,7 @@ impl Counts {
 }
 
 /// A virtual processor's place.
-pub struct Seat {
+pub struct Mailbox {
     /// Number and APIC ID of the processor that runs it.
     processor: usize,
     host_apic_id: u32,
@@ -67,7 +67,7 @@ pub struct Seat {
     pub counts: Counts,
 }
 
-impl Seat {
+impl Mailbox {
     /// On a processor, whose number and APIC ID these are. With a descriptor, interrupts are posted there; with an inbox, devices'
     /// interrupts for the hypervisor are.
     pub fn new(
@@ -186,10 +186,10 @@ impl Iterator for Vectors {
 }
 
 /// Exits of all these by reason.
-pub fn sum_of_exits<'a>(seats: impl Iterator<Item = &'a Seat>) -> Vec<u64> {
+pub fn sum_of_exits<'a>(mailboxes: impl Iterator<Item = &'a Mailbox>) -> Vec<u64> {
     let mut sums = alloc::vec![0; REASONS];
-    for seat in seats {
-        sums.iter_mut().zip(seat.counts.exits()).for_each(|(sum, exits)| *sum += exits);
+    for mailbox in mailboxes {
+        sums.iter_mut().zip(mailbox.counts.exits()).for_each(|(sum, exits)| *sum += exits);
     }
     sums
 }

@@ -19,7 +19,7 @@ use crate::{
         dma::{Attachments, Requests},
         fault_log::FaultLog,
         host_vectors::{Share, Vectors},
-        mailbox::Seat,
+        mailbox::Mailbox,
         slow_store::SlowStore,
     },
     machine::discovery::Machine,
@@ -46,7 +46,7 @@ pub fn entry_index(unit: usize, index: u16) -> EntryIndex {
 }
 
 /// Where a virtual processor's interrupts go.
-struct Home {
+struct VcpuRoute {
     guest: GuestId,
     apic_id: u32,
     /// The number of the processor that runs it.
@@ -56,7 +56,7 @@ struct Home {
     /// Whether the processor takes them from there into the guest by itself.
     direct: bool,
     /// Where the hypervisor's own are put.
-    seat: Option<Arc<Seat>>,
+    mailbox: Option<Arc<Mailbox>>,
 }
 
 /// The machine below the service.
@@ -66,9 +66,9 @@ pub struct MachinePorts {
     /// Of each processor, by its number.
     vectors: Vec<Vectors>,
     /// Of each virtual processor.
-    homes: Shared<Vec<Home>>,
+    vcpu_routes: Shared<Vec<VcpuRoute>>,
     attachments: Attachments,
-    strays: AtomicU64,
+    spurious: AtomicU64,
     own: AtomicU64,
     faults: FaultLog,
     /// Functions whose parts are guests' functions.
@@ -89,9 +89,9 @@ impl MachinePorts {
             faults: FaultLog::new(units.len()),
             units,
             vectors,
-            homes: Shared::new(Vec::new()),
+            vcpu_routes: Shared::new(Vec::new()),
             attachments: Attachments::default(),
-            strays: AtomicU64::new(0),
+            spurious: AtomicU64::new(0),
             own: AtomicU64::new(0),
             parents: Parents::default(),
             slow_stores: Shared::new(Vec::new()),
@@ -110,20 +110,20 @@ impl MachinePorts {
 
     /// A guest's virtual processor runs on processor `number` from now on, so its interrupts go there.
     pub fn settle(&self, guest: GuestId, apic_id: u32, number: usize) {
-        self.homes.write().push(Home {
+        self.vcpu_routes.write().push(VcpuRoute {
             guest,
             apic_id,
             processor: number,
             descriptor: None,
             direct: false,
-            seat: None,
+            mailbox: None,
         });
     }
 
     /// A virtual processor that has settled gets a share of its processor's vectors: for guests with devices.
     pub fn admit(&self, guest: GuestId, apic_id: u32) {
-        let homes = self.homes.read();
-        let home = homes.iter().find(|home| home.is_of(guest, apic_id) && home.descriptor.is_none());
+        let vcpu_routes = self.vcpu_routes.read();
+        let home = vcpu_routes.iter().find(|home| home.is_of(guest, apic_id) && home.descriptor.is_none());
         if let Some(vectors) = home.and_then(|home| self.vectors.get(home.processor)) {
             vectors.admit(guest, apic_id);
         }
@@ -184,37 +184,37 @@ impl MachinePorts {
     /// Posts the interrupts of a virtual processor that has settled: routes that are asked for lead into its descriptor from now on.
     /// `direct`: the processor takes them from there into the guest; else the hypervisor does.
     pub fn post_to(&self, guest: GuestId, apic_id: u32, descriptor: Hpa, direct: bool) {
-        if let Some(home) = self.homes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
+        if let Some(home) = self.vcpu_routes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
             (home.descriptor, home.direct) = (Some(descriptor), direct);
         }
     }
 
     /// A virtual processor that has settled takes interrupts that no device raises at this place.
-    pub fn seat(&self, guest: GuestId, apic_id: u32, seat: &Arc<Seat>) {
-        if let Some(home) = self.homes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
-            home.seat = Some(Arc::clone(seat));
+    pub fn mailbox(&self, guest: GuestId, apic_id: u32, mailbox: &Arc<Mailbox>) {
+        if let Some(home) = self.vcpu_routes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
+            home.mailbox = Some(Arc::clone(mailbox));
         }
     }
 
     /// Whether a guest's interrupts are posted and pass the hypervisor by.
     pub fn posts_to(&self, guest: GuestId) -> bool {
-        self.homes.read().iter().any(|home| home.guest == guest && home.direct)
+        self.vcpu_routes.read().iter().any(|home| home.guest == guest && home.direct)
     }
 
     /// Forgets a guest's processor and descriptors. Nothing leads there any more: the service has given its routes back.
     pub fn forget(&self, guest: GuestId) {
-        self.homes.write().retain(|home| home.guest != guest);
+        self.vcpu_routes.write().retain(|home| home.guest != guest);
         self.vectors.iter().for_each(|vectors| vectors.forget(guest));
     }
 
     /// Counts an interrupt that nobody was waiting for.
-    pub fn count_stray(&self) {
-        self.strays.fetch_add(1, Ordering::Relaxed);
+    pub fn count_spurious(&self) {
+        self.spurious.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Interrupts that nobody was waiting for.
-    pub fn strays(&self) -> u64 {
-        self.strays.load(Ordering::Relaxed)
+    pub fn spurious(&self) -> u64 {
+        self.spurious.load(Ordering::Relaxed)
     }
 
     /// A function that the hypervisor keeps has raised its interrupt: counts it, and looks what there is.
@@ -251,8 +251,8 @@ impl MachinePorts {
     }
 
     /// The way to a guest's virtual processor.
-    fn way(&self, homes: &[Home], guest: GuestId, apic_id: u32) -> Result<Way<'_>, Status> {
-        let home = homes.iter().find(|home| home.is_of(guest, apic_id)).ok_or(Status::BadTarget)?;
+    fn way(&self, vcpu_routes: &[VcpuRoute], guest: GuestId, apic_id: u32) -> Result<Way<'_>, Status> {
+        let home = vcpu_routes.iter().find(|home| home.is_of(guest, apic_id)).ok_or(Status::BadTarget)?;
         match home.descriptor {
             Some(descriptor) => Ok(Way::Posted(descriptor)),
             None => self.vectors.get(home.processor).ok_or(Status::BadTarget)?.of(guest, apic_id).map(Way::Injected),
@@ -263,13 +263,13 @@ impl MachinePorts {
     #[inline(never)]
     fn lane(
         &self,
-        homes: &[Home],
+        vcpu_routes: &[VcpuRoute],
         entries: &Binder<'_>,
         unit: UnitNumber,
         guest: GuestId,
         apic_id: u32,
     ) -> Result<Lane<'_>, Status> {
-        let way = self.way(homes, guest, apic_id)?;
+        let way = self.way(vcpu_routes, guest, apic_id)?;
         let aim = entries.aim(way.route(ANY_VECTOR).into()).map_err(status)?;
         let route = PackedRoute::new(way.route(0));
         Ok(Lane { way, route, aim, unit: entry_index(unit.0.into(), 0) })
@@ -409,11 +409,11 @@ impl Bind for MachinePorts {
         let Some(remapper) = self.units.get(usize::from(unit.0)).and_then(Option::as_ref) else {
             return (runs.map(|run| refuse(run, Status::Unsupported)).sum(), span);
         };
-        let homes = self.homes.read();
+        let vcpu_routes = self.vcpu_routes.read();
         let mut entries = remapper.binder(requester);
         for run in runs {
             let Some(apic_id) = run.first_mut().map(|first| first.as_mut().target.apic_id) else { continue };
-            failed += match self.lane(&homes, &entries, unit, guest, apic_id) {
+            failed += match self.lane(&vcpu_routes, &entries, unit, guest, apic_id) {
                 Ok(mut lane) => lane.bind_run(&mut entries, run, &mut span),
                 Err(status) => refuse(run, status),
             };
@@ -485,7 +485,7 @@ fn bind_each(
     failed
 }
 
-impl Home {
+impl VcpuRoute {
     fn is_of(&self, guest: GuestId, apic_id: u32) -> bool {
         self.guest == guest && self.apic_id == apic_id
     }
@@ -493,14 +493,14 @@ impl Home {
 
 impl Delivery for MachinePorts {
     fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
-        let mut way = self.way(&self.homes.read(), guest, target.apic_id)?;
+        let mut way = self.way(&self.vcpu_routes.read(), guest, target.apic_id)?;
         let vector = way.vector(target.vector)?;
         Ok(way.route(vector))
     }
 
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
-        let homes = self.homes.read();
-        if let Some(home) = homes.iter().find(|home| home.is_of(guest, target.apic_id))
+        let vcpu_routes = self.vcpu_routes.read();
+        if let Some(home) = vcpu_routes.iter().find(|home| home.is_of(guest, target.apic_id))
             && let Some(vectors) = self.vectors.get(home.processor)
         {
             vectors.unroute(guest, target, route);
@@ -515,11 +515,11 @@ impl Delivery for MachinePorts {
     }
 
     fn deliver(&self, guest: GuestId, target: Target) {
-        let homes = self.homes.read();
-        if let Some(home) = homes.iter().find(|home| home.is_of(guest, target.apic_id))
-            && let Some(seat) = &home.seat
+        let vcpu_routes = self.vcpu_routes.read();
+        if let Some(home) = vcpu_routes.iter().find(|home| home.is_of(guest, target.apic_id))
+            && let Some(mailbox) = &home.mailbox
         {
-            seat.request(target.vector);
+            mailbox.request(target.vector);
         }
     }
 }

@@ -12,14 +12,14 @@ const MOST: u32 = 32;
 
 /// The events of one unit or device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Burst {
+pub struct RateLimit {
     /// When the window began, or when the records were looked at last.
     since: u64,
     events: u32,
     masked: bool,
 }
 
-impl Burst {
+impl RateLimit {
     /// An event has come; `endless` if there was more than could be taken, after which no other comes by itself. Returns whether
     /// events are to be masked now.
     pub fn event(&mut self, now: u64, endless: bool) -> bool {
@@ -58,15 +58,15 @@ impl Burst {
 mod tests {
     use super::*;
 
-    fn masked_at(now: u64) -> Burst {
-        let mut burst = Burst::default();
+    fn masked_at(now: u64) -> RateLimit {
+        let mut burst = RateLimit::default();
         assert_eq!((1..=MOST).filter(|_| burst.event(now, false)).count(), 1, "once");
         burst
     }
 
     #[test]
     fn events_with_time_between_them_are_never_masked() {
-        let mut burst = Burst::default();
+        let mut burst = RateLimit::default();
         assert!((0..10_000).all(|n| !burst.event(n * WINDOW / 16, false)));
         assert!(!burst.is_due(u64::MAX));
     }
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_taken_whole_masks_at_once() {
-        let mut burst = Burst::default();
+        let mut burst = RateLimit::default();
         assert!(burst.event(3, true) && burst.is_due(3 + WINDOW));
     }
 }

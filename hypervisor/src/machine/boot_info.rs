@@ -40,7 +40,7 @@ impl fmt::Display for Refusal {
 }
 
 /// The loader's information structure.
-pub struct Loader {
+pub struct BootInfo {
     information: BootInformation<'static>,
 }
 
@@ -55,7 +55,7 @@ pub struct Module {
     pub initrd: Option<PhysRange>,
 }
 
-impl Loader {
+impl BootInfo {
     /// Takes what the entry code found in EAX and EBX.
     ///
     /// # Safety

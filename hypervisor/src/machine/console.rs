@@ -5,7 +5,7 @@ use crate::{
     addr::Hpa,
     console::{self, Speed, screen::Framebuffer},
     machine::{
-        boot_info::Loader,
+        boot_info::BootInfo,
         memory::{Firmware, find_rsdp},
     },
     memory::PhysRange,
@@ -28,7 +28,7 @@ pub struct Begun {
 
 /// Reads the command line, and takes what needs nothing else: the port that it names, if that is one of those that PCs have, and the
 /// screen, which can be painted at once where the entry code has mapped it.
-pub fn begin(loader: &Loader) -> Begun {
+pub fn begin(loader: &BootInfo) -> Begun {
     let (options, wrong) = Options::parse(loader.command_line());
     let framebuffer = if options.screen { take_screen(loader) } else { None };
     if let Some(wrong) = wrong {
@@ -55,7 +55,7 @@ impl Begun {
     ///
     /// # Safety
     /// The final page tables are in force, and map [`Self::screen`] for good.
-    pub unsafe fn settle(self, loader: &Loader) {
+    pub unsafe fn settle(self, loader: &BootInfo) {
         if self.framebuffer.is_some() {
             // SAFETY: the caller vouches for it.
             unsafe { console::screen_is_mapped() };
@@ -68,7 +68,7 @@ impl Begun {
 }
 
 /// Opens the port that was asked for, unless it is the chipset's; else the one that the firmware names, else COM1.
-fn choose(loader: &Loader, asked: Option<SerialPort>) {
+fn choose(loader: &BootInfo, asked: Option<SerialPort>) {
     let firmware = Firmware::new(loader);
     let tables = find_rsdp(&firmware, loader).and_then(|rsdp| Tables::new(&firmware, rsdp));
     let find = |signature| tables.as_ref()?.find(signature).ok().map(|table| table.bytes);
@@ -106,7 +106,7 @@ fn open(port: SerialPort, speed: Speed, why: &str) {
 }
 
 /// Takes the screen that the boot loader has set up, if it can be used.
-fn take_screen(loader: &Loader) -> Option<Framebuffer> {
+fn take_screen(loader: &BootInfo) -> Option<Framebuffer> {
     let tag = loader.framebuffer()?;
     let is_ram = |base: Hpa, len: u64| {
         let screen = PhysRange::new(base, len);

@@ -14,7 +14,7 @@ use crate::{
     event,
     irq::ports::Unit,
     machine::{
-        boot_info::Loader,
+        boot_info::BootInfo,
         clock as counters, io_apic, log_limit,
         memory::{FRAMES, Firmware, find_rsdp, map_device},
         wall_clock::WallClock,
@@ -45,7 +45,7 @@ pub struct Machine {
 impl Machine {
     /// Looks around, chooses the clock ([`clock::current`]) and reads the date. A machine without ACPI, or with broken tables, is one
     /// without remapping units.
-    pub fn discover(loader: &Loader) -> Self {
+    pub fn discover(loader: &BootInfo) -> Self {
         let firmware = Firmware::new(loader);
         let tables = find_rsdp(&firmware, loader).and_then(|rsdp| Tables::new(&firmware, rsdp));
         if tables.is_none() {
@@ -338,8 +338,8 @@ fn fault_message(apic_id: u32) -> u64 {
 /// function can be nobody's, because a guest would get the other thing with it.
 fn drop_misplaced_bars(functions: &mut [Function], taken: &[PhysRange]) {
     let misplaced = misplaced(functions, taken);
-    let told = misplaced.iter().filter_map(|&at| functions.get(at));
-    log_limit::each("PCI", told, |Function { bdf, .. }| {
+    let log_limit = misplaced.iter().filter_map(|&at| functions.get(at));
+    log_limit::each("PCI", log_limit, |Function { bdf, .. }| {
         log::warn!(
             "{bdf}: a BAR lies over memory or over registers of something else (a fault of the firmware); it goes to no guest"
         );

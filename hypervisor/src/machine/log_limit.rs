@@ -6,9 +6,9 @@ const MOST: usize = 16;
 
 /// Counts what there is of a kind, and tells of the first.
 #[derive(Debug, Default)]
-pub struct Told(usize);
+pub struct LogLimit(usize);
 
-impl Told {
+impl LogLimit {
     /// One more of the kind: `tell` writes its line, if it gets one.
     pub fn tell(&mut self, tell: impl FnOnce()) {
         if self.0 < MOST {
@@ -32,9 +32,9 @@ impl Told {
 
 /// Tells of the first of these, and how many more there are.
 pub fn each<T>(what: &str, all: impl Iterator<Item = T>, tell: impl Fn(T)) {
-    let mut told = Told::default();
-    all.for_each(|one| told.tell(|| tell(one)));
-    told.end(what);
+    let mut log_limit = LogLimit::default();
+    all.for_each(|one| log_limit.tell(|| tell(one)));
+    log_limit.end(what);
 }
 
 #[cfg(test)]
@@ -44,9 +44,9 @@ mod tests {
     #[test]
     fn sixteen_have_a_line_and_the_others_are_counted() {
         for (count, untold) in [(0, 0), (16, 0), (17, 1), (500, 484)] {
-            let (mut told, mut lines) = (Told::default(), 0);
-            (0..count).for_each(|_| told.tell(|| lines += 1));
-            assert_eq!((lines, told.untold()), (count - untold, untold));
+            let (mut log_limit, mut lines) = (LogLimit::default(), 0);
+            (0..count).for_each(|_| log_limit.tell(|| lines += 1));
+            assert_eq!((lines, log_limit.untold()), (count - untold, untold));
         }
     }
 }

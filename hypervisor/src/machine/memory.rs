@@ -6,7 +6,7 @@ use crate::{
     acpi::{FirmwareMemory, Rsdp},
     addr::{Hpa, PAGE_SIZE},
     apic,
-    machine::boot_info::Loader,
+    machine::boot_info::BootInfo,
     memory::{
         self, Frames, Paging, PhysRange,
         paging::{self, MapError, Protection},
@@ -76,7 +76,7 @@ impl Image {
 /// # Safety
 /// Called once, while the first 4 GiB are identity-mapped and nothing but the image, the loader's structure and the modules is in use.
 #[must_use]
-pub unsafe fn take(loader: &Loader) -> bool {
+pub unsafe fn take(loader: &BootInfo) -> bool {
     let reserved =
         loader.memory(false).chain(loader.bad_memory()).chain(loader.occupied()).chain([Image::new().whole()]);
     // SAFETY: the loader's map says what is RAM; all that is in use is reserved here. First-fit keeps the first allocations, until
@@ -86,7 +86,7 @@ pub unsafe fn take(loader: &Loader) -> bool {
 }
 
 /// Builds the final page tables, with the memory of a screen in them, and puts them in force.
-pub fn map(loader: &Loader, screen: Option<PhysRange>) -> Result<(), MapError> {
+pub fn map(loader: &BootInfo, screen: Option<PhysRange>) -> Result<(), MapError> {
     let gibibyte_pages =
         raw_cpuid::CpuId::new().get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_1gib_pages());
     let mut paging = Paging::new(&FRAMES, gibibyte_pages)?;
@@ -122,7 +122,7 @@ pub fn map(loader: &Loader, screen: Option<PhysRange>) -> Result<(), MapError> {
 }
 
 /// The page where processors can start, if the loader's map has one.
-pub fn start_page(loader: &Loader) -> Option<Hpa> {
+pub fn start_page(loader: &BootInfo) -> Option<Hpa> {
     let taken = || loader.memory(false).chain(loader.bad_memory()).chain(loader.occupied());
     memory::start_page::start_page(loader.memory(true), taken())
 }
@@ -156,7 +156,7 @@ pub struct Firmware(Vec<PhysRange>);
 
 impl Firmware {
     /// The ranges that [`map`] has mapped.
-    pub fn new(loader: &Loader) -> Self {
+    pub fn new(loader: &BootInfo) -> Self {
         let low = PhysRange::new(Hpa::new(PAGE_SIZE), LOW.len - PAGE_SIZE);
         let reserved = loader.memory(false).filter(|range| range.end().as_u64() <= READABLE_END);
         Self(loader.memory(true).chain(reserved).chain([low]).collect())
@@ -164,7 +164,7 @@ impl Firmware {
 }
 
 /// The root pointer: the boot loader's copy, else the one in the BIOS's area.
-pub fn find_rsdp(firmware: &Firmware, loader: &Loader) -> Option<Rsdp> {
+pub fn find_rsdp(firmware: &Firmware, loader: &BootInfo) -> Option<Rsdp> {
     let copy = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
     copy.or_else(|| Rsdp::scan(firmware))
 }

@@ -14,7 +14,7 @@ use crate::{
     clock::{self, poll},
     cpu,
     machine::{
-        log_limit::Told,
+        log_limit::LogLimit,
         memory::{FRAMES, map_trampoline, unmap_guard},
     },
     memory::FrameSource,
@@ -70,7 +70,7 @@ pub fn start(apic_ids: &[u32], page: Option<Hpa>, entry: Entry) -> usize {
     };
     // SAFETY: the page was mapped for this just now, and no processor is under way.
     let trampoline = unsafe { Trampoline::install(page) };
-    let (mut started, mut absent) = (0, Told::default());
+    let (mut started, mut absent) = (0, LogLimit::default());
     let mut spare = None;
     for (number, &apic_id) in (1..).zip(apic_ids) {
         let Some(stack) = spare.take().or_else(stack) else {

@@ -9,7 +9,7 @@ use crate::{
     apic,
     cpu::{self, interrupts},
     exits::{Context, EndReason, Next, dispatch},
-    vm::{guest_io::Reach, virtual_cpu::VirtualCpu},
+    vm::{guest_io::GuestIo, virtual_cpu::VirtualCpu},
     vmx::{Event, EventKind, fields, instr::Failure},
 };
 
@@ -22,7 +22,7 @@ const EXITS_BETWEEN_LOOKS: u32 = 64;
 const SLEEP_GRACE: u64 = 10_000;
 
 /// A virtual processor's slice of time.
-pub struct Slice {
+pub struct ExitLoop {
     /// When it is over, as the machine's TSC.
     pub end: u64,
     /// Ticks of the TSC for one of the VMX-preemption timer, as a power of two.
@@ -47,14 +47,14 @@ pub enum Pause {
     End(EndReason),
 }
 
-impl Slice {
+impl ExitLoop {
     /// Runs the virtual processor, whose VMCS is current.
     pub fn run(&self, guest: &mut VirtualCpu) -> Pause {
         let vm = Arc::clone(&guest.vm);
-        let (Some(ram), Some(domain)) = (&vm.holdings.ram, &vm.holdings.domain) else {
+        let (Some(ram), Some(domain)) = (&vm.resources.ram, &vm.resources.domain) else {
             return Pause::End(EndReason::Killed("it has no memory"));
         };
-        let mut reach = Reach { vm: &vm, number: guest.number, domain, service: vm.holdings.service, ram };
+        let mut reach = GuestIo { vm: &vm, number: guest.number, domain, service: vm.resources.service, ram };
         loop {
             // The timer stands still while the hypervisor works, and what an exit asks for may take long (a reset of the device, a
             // batch): the slice is over when it is.
@@ -71,12 +71,12 @@ impl Slice {
                 Ok(done) => done,
                 Err(failure) => return entry_failed(&guest.vm.name, failure),
             };
-            guest.seat.counts.exit(number);
+            guest.mailbox.counts.exit(number);
             let mut context = Context {
                 vcpu: &mut guest.vcpu,
                 devices: &mut guest.devices,
                 ram,
-                xcr0: (&mut guest.world.fpu.xcr0, self.xcr0_supported),
+                xcr0: (&mut guest.switched.fpu.xcr0, self.xcr0_supported),
                 platform: &mut reach,
             };
             match dispatch::serve(&mut context, exit) {

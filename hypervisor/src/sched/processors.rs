@@ -18,9 +18,9 @@ use crate::{
     irq::ports::MachineService,
     machine::{boot_info::Module, discovery::Machine, memory::FRAMES},
     memory::{FrameSource, heap},
-    sched::scheduler::Runner,
+    sched::scheduler::Scheduler,
     sync::Mutex,
-    vm::{create::Maker, new_vcpu::Seed},
+    vm::{create::GuestBuilder, new_vcpu::NewVcpu},
     vmx::{Capabilities, Host, Refusal, caps::Raw, instr::Failure},
 };
 
@@ -65,7 +65,7 @@ impl Processor {
 }
 
 /// What the processors work on.
-pub struct Work {
+pub struct Workload {
     machine: &'static Machine,
     service: &'static MachineService,
     modules: Vec<Module>,
@@ -78,7 +78,7 @@ pub struct Work {
     /// Who gets what, once the first processor has said `go`.
     plans: Once<Plans>,
     /// Virtual processors that their processors have yet to make.
-    seeds: Mutex<Vec<Seed>>,
+    new_vcpus: Mutex<Vec<NewVcpu>>,
     made: AtomicUsize,
     ready: AtomicUsize,
     go: AtomicBool,
@@ -86,7 +86,7 @@ pub struct Work {
     good: AtomicBool,
 }
 
-impl Work {
+impl Workload {
     /// For a machine whose first processor has APIC ID `leader`.
     pub fn new(
         machine: &'static Machine,
@@ -103,7 +103,7 @@ impl Work {
             epoch,
             fit: Mutex::new(alloc::vec![0]),
             plans: Once::new(),
-            seeds: Mutex::new(Vec::new()),
+            new_vcpus: Mutex::new(Vec::new()),
             made: AtomicUsize::new(0),
             ready: AtomicUsize::new(0),
             go: AtomicBool::new(false),
@@ -180,15 +180,15 @@ impl Work {
         while self.made.load(Ordering::Acquire) < fit {
             core::hint::spin_loop();
         }
-        let seeds: Vec<Seed> = {
-            let mut seeds = self.seeds.lock();
-            let (own, others) = seeds.drain(..).partition(|seed: &Seed| seed.processor() == number);
-            *seeds = others;
+        let new_vcpus: Vec<NewVcpu> = {
+            let mut new_vcpus = self.new_vcpus.lock();
+            let (own, others) = new_vcpus.drain(..).partition(|new_vcpu: &NewVcpu| new_vcpu.processor() == number);
+            *new_vcpus = others;
             own
         };
-        let mut runner = Runner::new(host, xsave, self.service, self.epoch);
-        for seed in seeds {
-            match seed.grow(runner.host()) {
+        let mut runner = Scheduler::new(host, xsave, self.service, self.epoch);
+        for new_vcpu in new_vcpus {
+            match new_vcpu.create(runner.host()) {
                 Some(cpu) => runner.add(cpu),
                 None => self.fail(),
             }
@@ -199,12 +199,12 @@ impl Work {
     }
 
     fn make(&self, number: usize, host: &Host) {
-        let maker = Maker { machine: self.machine, service: self.service, capabilities: host.capabilities };
+        let maker = GuestBuilder { machine: self.machine, service: self.service, capabilities: host.capabilities };
         for (index, (module, plan)) in self.modules.iter().zip(self.plans.get().into_iter().flatten()).enumerate() {
             match plan {
                 Ok(plan) if plan.processors.first() == Some(&number) => {
                     match maker.make(GuestId(index as u16), module, plan) {
-                        Ok(seeds) => self.seeds.lock().extend(seeds),
+                        Ok(new_vcpus) => self.new_vcpus.lock().extend(new_vcpus),
                         Err(why) => self.refuse(index, &why),
                     }
                 }
@@ -254,7 +254,7 @@ impl Work {
             counters.high_water,
             counters.programmed,
             counters.flushes,
-            ports.strays(),
+            ports.spurious(),
             ports.own_interrupts(),
             counters.discarded,
             cpu::interrupts::merged()

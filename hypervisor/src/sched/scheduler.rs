@@ -15,7 +15,7 @@ use crate::{
         host_vectors::{Owner, Vectors},
         ports::MachineService,
     },
-    sched::exit_loop::{Pause, Slice},
+    sched::exit_loop::{ExitLoop, Pause},
     vdev::msr::Optional,
     vm::{
         switched_state,
@@ -37,7 +37,7 @@ const HEAD_START: u64 = SLICE / 2;
 const RESET_LOOKS: u64 = 2_000_000;
 
 /// What the processor has, and who runs on it.
-pub struct Runner {
+pub struct Scheduler {
     host: Host,
     xsave: Xsave,
     optional_msrs: Optional,
@@ -54,7 +54,7 @@ pub struct Runner {
     epoch: u64,
 }
 
-impl Runner {
+impl Scheduler {
     /// With no guest yet.
     pub fn new(host: Host, xsave: Xsave, service: &'static MachineService, epoch: u64) -> Self {
         let optional_msrs = switched_state::optional_msrs(&host.capabilities);
@@ -96,7 +96,7 @@ impl Runner {
             }
             self.service.ports().faults().poll(self.service);
             self.service.ports().parents().poll(self.service, |parent| self.runs_a_sharer_of(parent));
-            self.cpus.iter().for_each(|cpu| cpu.vm.holdings.look_at_resets());
+            self.cpus.iter().for_each(|cpu| cpu.vm.resources.look_at_resets());
             console::pump();
         }
         good
@@ -104,7 +104,7 @@ impl Runner {
 
     /// Whether a guest that runs here has a part of the function.
     fn runs_a_sharer_of(&self, parent: &Arc<Parent>) -> bool {
-        self.cpus.iter().any(|cpu| cpu.vm.holdings.parents.iter().any(|own| Arc::ptr_eq(own, parent)))
+        self.cpus.iter().any(|cpu| cpu.vm.resources.parents.iter().any(|own| Arc::ptr_eq(own, parent)))
     }
 
     /// Who can run and has run least.
@@ -180,7 +180,7 @@ impl Runner {
             apic::DEVICE_VECTOR => self.service.ports().own_interrupt(self.service),
             _ => match self.owner(vector) {
                 Some((cpu, vector)) => cpu.accept(vector),
-                None => self.service.ports().count_stray(),
+                None => self.service.ports().count_spurious(),
             },
         }
     }
@@ -195,7 +195,7 @@ impl Runner {
     /// Runs a virtual processor until its slice is over or it cannot go on. `Some` when it ends its guest.
     fn slice(&mut self, index: usize) -> Option<EndReason> {
         self.switch_to(index);
-        let slice = Slice {
+        let slice = ExitLoop {
             end: self.slice_end(cpu::tsc()),
             preemption_shift: self.host.capabilities.preemption_shift,
             has_tsc_deadline: self.has_tsc_deadline,
@@ -242,7 +242,7 @@ impl Runner {
         let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
         let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
         let looks = self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due());
-        let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.holdings.is_resetting());
+        let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.resources.is_resetting());
         let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
         let parents = self.service.ports().parents().due(now, |parent| self.runs_a_sharer_of(parent));
         timers.chain(looks).chain(resets).chain(parents).min()
@@ -303,14 +303,14 @@ impl Runner {
             return self.cpus[index].begin();
         }
         if let Some(guest) = self.current.and_then(|current| self.cpus.get_mut(current)) {
-            guest.world.save(self.xsave, self.optional_msrs);
+            guest.switched.save(self.xsave, self.optional_msrs);
             if matches!(guest.state, State::Ready | State::Blocked) {
                 guest.set_turn(Turn::Preempted);
             }
         }
         let guest = &self.cpus[index];
         guest.vcpu.make_current().unwrap_or_else(|failure| panic!("VMPTRLD: {failure}"));
-        guest.world.restore(self.xsave, self.optional_msrs);
+        guest.switched.restore(self.xsave, self.optional_msrs);
         self.current = Some(index);
         self.cpus[index].begin();
     }

@@ -3,7 +3,7 @@
 /// The ways by which devices and remapping units reach a guest's memory, while they are taken away from them one after another.
 #[derive(Debug)]
 #[must_use]
-pub struct Ways {
+pub struct AccessPaths {
     /// How many there were at first.
     all: usize,
     /// How many were to be closed so far.
@@ -12,7 +12,7 @@ pub struct Ways {
     is_one_open: bool,
 }
 
-impl Ways {
+impl AccessPaths {
     /// So many ways, all of them open. A way that nobody closes counts as one that could not be closed.
     pub const fn new(all: usize) -> Self {
         Self { all, closed: 0, is_one_open: false }
@@ -44,9 +44,9 @@ mod tests {
         fn memory_is_given_back_only_if_every_way_was_closed_once(
             all in 0usize..6, closes in proptest::collection::vec(proptest::bool::weighted(0.9), 0..6)
         ) {
-            let (mut ways, mut freed) = (Ways::new(all), false);
-            closes.iter().for_each(|is_sure| ways.close(*is_sure));
-            let given_back = ways.give_back(|| freed = true);
+            let (mut paths, mut freed) = (AccessPaths::new(all), false);
+            closes.iter().for_each(|is_sure| paths.close(*is_sure));
+            let given_back = paths.give_back(|| freed = true);
             let expected = closes.len() == all && !closes.contains(&false);
             prop_assert_eq!((given_back, freed), (expected, expected));
         }

@@ -21,7 +21,7 @@ use crate::{
 const MARK: &str = "@mark";
 
 /// The devices behind a guest's ports.
-pub struct Board {
+pub struct Chipset {
     /// Its PCI bus.
     pub bus: VirtualBus,
     uart: Uart,
@@ -33,7 +33,7 @@ pub struct Board {
     has_terminal: bool,
 }
 
-/// What a write to a port leaves to be done when the board is free again.
+/// What a write to a port leaves to be done when the chipset is free again.
 pub struct Written {
     /// What the guest gets to see of it.
     pub outcome: PortWrite,
@@ -43,7 +43,7 @@ pub struct Written {
     pub mark: bool,
 }
 
-impl Board {
+impl Chipset {
     /// With the guest's bus, and the clock that its own follows.
     pub fn new(bus: VirtualBus, options: &Options, clock: WallClock) -> Self {
         let (marks, has_terminal) = (options.marks, options.console);

@@ -13,7 +13,7 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     console::{self, terminal},
     devices::{
-        mmio_regions::{Kind, Window, Windows},
+        mmio_regions::{MmioRegion, MmioRegions, RegionKind},
         passthrough::{Prepared, Refusal, Room, prepare},
         plan::{Given, Plan},
     },
@@ -34,10 +34,10 @@ use crate::{
         pci::{ConfigPage, VirtualBus},
     },
     vm::{
-        chipset::Board,
+        chipset::Chipset,
         instance::Vm,
-        new_vcpu::{Parts, Seed},
-        resources::Holdings,
+        new_vcpu::{NewVcpu, Parts},
+        resources::Resources,
         switched_state,
     },
     vmx::{Capabilities, Frames, Start, VirtualApic, controls, posted::Descriptor},
@@ -47,7 +47,7 @@ use crate::{
 static ABSENT: Once<Box<ConfigPage>> = Once::new();
 
 /// Everything that guests are made from.
-pub struct Maker {
+pub struct GuestBuilder {
     /// The machine.
     pub machine: &'static Machine,
     /// The service.
@@ -56,23 +56,23 @@ pub struct Maker {
     pub capabilities: Capabilities,
 }
 
-impl Maker {
+impl GuestBuilder {
     /// Makes a guest of a module. On failure nothing is held any more, and the reason is said in words.
-    pub fn make(&self, id: GuestId, module: &Module, plan: &Plan) -> Result<Vec<Seed>, String> {
-        let holdings = Holdings::new(id, self.service);
-        self.fill(holdings, id, module, plan).map_err(|why| format!("{}: {why}", plan.options.name))
+    pub fn make(&self, id: GuestId, module: &Module, plan: &Plan) -> Result<Vec<NewVcpu>, String> {
+        let resources = Resources::new(id, self.service);
+        self.fill(resources, id, module, plan).map_err(|why| format!("{}: {why}", plan.options.name))
     }
 
     fn fill(
         &self,
-        mut holdings: Holdings,
+        mut resources: Resources,
         id: GuestId,
         module: &Module,
         Plan { options, processors, given }: &Plan,
-    ) -> Result<Vec<Seed>, String> {
+    ) -> Result<Vec<NewVcpu>, String> {
         let free = FRAMES.free_bytes();
         let ram =
-            holdings
+            resources
                 .ram
                 .insert(Ram::alloc(&FRAMES, options.memory).ok_or_else(|| {
                     format!("mem={}M: the machine has {} MiB left", options.memory >> 20, free >> 20)
@@ -80,21 +80,21 @@ impl Maker {
         let platform = acpi::Platform { vcpus: options.cpus, ims_forbidden: options.ims_forbidden };
         let files = Files { image: bytes(module.range), initrd: module.initrd.map(bytes), cmdline: &options.cmdline };
         let entry = build::build(&mut Building(ram), files, platform).map_err(text)?;
-        let ept = holdings.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(text)?);
+        let ept = resources.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(text)?);
         ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), PageType::Ram).map_err(text)?;
         let mut bus = VirtualBus::new();
-        let mut windows = Windows::default();
-        let devices = self.assign(&mut holdings, (id, options.pasids), given, &mut bus, &mut windows)?;
-        map_ecam(holdings.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut windows)?;
-        let parts = self.parts(&mut holdings, id, options, processors)?;
+        let mut mmio_regions = MmioRegions::default();
+        let devices = self.assign(&mut resources, (id, options.pasids), given, &mut bus, &mut mmio_regions)?;
+        map_ecam(resources.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut mmio_regions)?;
+        let parts = self.parts(&mut resources, id, options, processors)?;
         let spec =
             GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), hypercalls: options.hypercalls, devices };
         let domain = self.service.attach(spec).map_err(|status| format!("the service: {status}"))?;
-        holdings.parents.iter().for_each(|parent| parent.admit(id, &domain));
-        holdings.domain = Some(domain);
-        let seats: Vec<_> = parts.iter().map(|parts| Arc::new(parts.seat(self.service))).collect();
-        for (number, seat) in (0..).zip(&seats) {
-            self.service.ports().seat(id, number, seat);
+        resources.parents.iter().for_each(|parent| parent.admit(id, &domain));
+        resources.domain = Some(domain);
+        let mailboxes: Vec<_> = parts.iter().map(|parts| Arc::new(parts.mailbox(self.service))).collect();
+        for (number, mailbox) in (0..).zip(&mailboxes) {
+            self.service.ports().mailbox(id, number, mailbox);
         }
         if options.console && !terminal::open() {
             let (own, console) = (terminal::port(), console::port());
@@ -103,16 +103,16 @@ impl Maker {
                 options.name
             );
         }
-        let board = Board::new(bus, options, self.machine.wall_clock());
-        let vm = Arc::new(Vm::new(id, options, holdings, windows, board, seats));
+        let chipset = Chipset::new(bus, options, self.machine.wall_clock());
+        let vm = Arc::new(Vm::new(id, options, resources, mmio_regions, chipset, mailboxes));
         let start = start(&entry);
-        Ok(parts.into_iter().map(|parts| Seed::new(Arc::clone(&vm), parts, start)).collect())
+        Ok(parts.into_iter().map(|parts| NewVcpu::new(Arc::clone(&vm), parts, start)).collect())
     }
 
     /// The parts of each virtual processor.
     fn parts(
         &self,
-        holdings: &mut Holdings,
+        resources: &mut Resources,
         id: GuestId,
         options: &Options,
         processors: &[usize],
@@ -120,9 +120,9 @@ impl Maker {
         let mut all = Vec::with_capacity(processors.len());
         for (number, &processor) in processors.iter().enumerate() {
             self.service.ports().settle(id, number as u32, processor);
-            let virtual_apic = self.virtual_apic(holdings, (id, number as u32), options, processor)?;
-            let inbox = self.inbox(holdings, (id, number as u32), options, processor)?;
-            let frames = self.frames(holdings, virtual_apic.is_some())?;
+            let virtual_apic = self.virtual_apic(resources, (id, number as u32), options, processor)?;
+            let inbox = self.inbox(resources, (id, number as u32), options, processor)?;
+            let frames = self.frames(resources, virtual_apic.is_some())?;
             let vpid = VPIDS.fetch_add(1, Ordering::Relaxed);
             let vpid = u16::try_from(vpid).map_err(|_| "too many virtual processors")?;
             let policy = self.policy(options, virtual_apic.is_some());
@@ -134,22 +134,22 @@ impl Maker {
     /// Gives functions to the guest.
     fn assign(
         &self,
-        holdings: &mut Holdings,
+        resources: &mut Resources,
         (id, pasids): (GuestId, Option<(Pasid, Pasid)>),
         given: &[Given],
         bus: &mut VirtualBus,
-        windows: &mut Windows,
+        mmio_regions: &mut MmioRegions,
     ) -> Result<Vec<DeviceSpec>, String> {
         let mut bars = BarAllocator::new();
         let mut specs = Vec::new();
         for one in given {
-            let Holdings { ept: Some(ept), ram: Some(ram), frames, functions, parents, .. } = &mut *holdings else {
+            let Resources { ept: Some(ept), ram: Some(ram), frames, functions, parents, .. } = &mut *resources else {
                 return Err("it has no memory".into());
             };
             match one {
                 Given::Whole(function) => {
                     let refused = |why| format!("device {} is refused: {why}", function.bdf);
-                    let mut room = Room { bus, bars: &mut bars, ept, windows, frames };
+                    let mut room = Room { bus, bars: &mut bars, ept, mmio_regions, frames };
                     let prepared = prepare(self.machine, self.service.ports(), function, pasids, &mut room);
                     let Prepared { spec, assigned } = prepared.map_err(refused)?;
                     functions.get_mut().push(assigned);
@@ -164,7 +164,7 @@ impl Maker {
                     if !parents.iter().any(|other| Arc::ptr_eq(other, &parent)) {
                         parents.push(Arc::clone(&parent));
                     }
-                    let mut room = Room { bus, bars: &mut bars, ept, windows, frames };
+                    let mut room = Room { bus, bars: &mut bars, ept, mmio_regions, frames };
                     let spec = parent.add(id, share, &mut room).map_err(refused)?;
                     let pasid = spec.msix.and_then(|msix| msix.backing).map(|backing| backing.pasid);
                     // Requests without a PASID are nobody's.
@@ -190,7 +190,7 @@ impl Maker {
     /// it: ordinary guests run into the emulator's defects there.
     fn virtual_apic(
         &self,
-        holdings: &mut Holdings,
+        resources: &mut Resources,
         (id, number): (GuestId, u32),
         options: &Options,
         processor: usize,
@@ -208,7 +208,7 @@ impl Maker {
         let ports = self.service.ports();
         let destination = self.notified(processor).ok_or("the processor's APIC ID does not fit into a descriptor")?;
         let virtual_apic = VirtualApic::new(&FRAMES, destination).ok_or("memory ran out")?;
-        holdings.frames.extend([(virtual_apic.page(), 1), (virtual_apic.descriptor().address(), 1)]);
+        resources.frames.extend([(virtual_apic.page(), 1), (virtual_apic.descriptor().address(), 1)]);
         let can_post = ports.can_post();
         if options.posting == Some(true) && !can_post {
             return Err("posting=on: a remapping unit cannot post interrupts (CAP.PI)".into());
@@ -233,7 +233,7 @@ impl Maker {
     /// all units can post; else by vectors of the processor, of which the virtual processor gets a share.
     fn inbox(
         &self,
-        holdings: &mut Holdings,
+        resources: &mut Resources,
         (id, number): (GuestId, u32),
         options: &Options,
         processor: usize,
@@ -247,15 +247,15 @@ impl Maker {
             return Ok(None);
         };
         let inbox = Descriptor::for_hypervisor(&FRAMES, destination).ok_or("memory ran out")?;
-        holdings.frames.push((inbox.address(), 1));
+        resources.frames.push((inbox.address(), 1));
         ports.post_to(id, number, inbox.address(), false);
         Ok(Some(Arc::new(inbox)))
     }
 
-    fn frames(&self, holdings: &mut Holdings, apicv: bool) -> Result<Frames, String> {
+    fn frames(&self, resources: &mut Resources, apicv: bool) -> Result<Frames, String> {
         let mut frame = || {
             let frame = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or("memory ran out")?;
-            holdings.frames.push((frame, 1));
+            resources.frames.push((frame, 1));
             Ok::<Hpa, &str>(frame)
         };
         let frames = Frames { vmcs: frame()?, msr_bitmap: frame()? };
@@ -318,7 +318,7 @@ fn bytes(range: PhysRange) -> &'static [u8] {
 }
 
 /// Configuration space of bus 0: each function's page, and a page of ones for each that is not there; writes are trapped.
-fn map_ecam(ept: &mut Ept, bus: &VirtualBus, windows: &mut Windows) -> Result<(), String> {
+fn map_ecam(ept: &mut Ept, bus: &VirtualBus, mmio_regions: &mut MmioRegions) -> Result<(), String> {
     let absent: &ConfigPage = ABSENT.call_once(|| Box::new(ConfigPage::ABSENT));
     for number in 0..ECAM_SIZE / PAGE_SIZE {
         let page = bus.function(Bdf(number as u32)).map_or(absent, |function| function.config_page());
@@ -327,7 +327,7 @@ fn map_ecam(ept: &mut Ept, bus: &VirtualBus, windows: &mut Windows) -> Result<()
         ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, PageType::Shadow).map_err(text)?;
     }
     // SAFETY: the virtual bus answers for this kind; no memory is behind it.
-    unsafe { windows.add(Window { start: ECAM, len: ECAM_SIZE, kind: Kind::Ecam }) };
+    unsafe { mmio_regions.add(MmioRegion { start: ECAM, len: ECAM_SIZE, kind: RegionKind::Ecam }) };
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use crate::{
     clock::{self, poll},
     devices::{
         dsa,
-        mmio_regions::{Kind, RegisterKind, Registers},
+        mmio_regions::{RegionKind, RegisterKind, Registers},
         passthrough::by_id,
     },
     exits::{
@@ -23,11 +23,11 @@ use crate::{
         pci::{Effect, VirtualBus},
         x2apic::Ipi,
     },
-    vm::{instance::Vm, resources::Holdings},
+    vm::{instance::Vm, resources::Resources},
 };
 
 /// Everything outside of one virtual processor that it can reach.
-pub struct Reach<'a> {
+pub struct GuestIo<'a> {
     /// The guest.
     pub vm: &'a Vm,
     /// The virtual processor's number.
@@ -40,13 +40,13 @@ pub struct Reach<'a> {
     pub ram: &'a Ram,
 }
 
-impl Reach<'_> {
+impl GuestIo<'_> {
     /// Does what a write of configuration makes necessary.
     fn configure(&self, function: Bdf, effect: Effect) {
         if effect == Effect::None {
             return;
         }
-        self.vm.holdings.configure(DeviceId(function.requester_id()), effect, self.domain);
+        self.vm.resources.configure(DeviceId(function.requester_id()), effect, self.domain);
     }
 
     /// Reads 1 to 16 bytes outside of the guest's memory, in one page.
@@ -61,21 +61,21 @@ impl Reach<'_> {
     /// The store at an address, and the offset in it.
     #[inline(never)]
     fn store_at(&self, gpa: Gpa) -> Option<(DeviceId, StoreName, u64)> {
-        match self.vm.windows.find(gpa)? {
-            (Kind::Store { device, name, .. }, offset) => Some((device, name, offset)),
+        match self.vm.mmio_regions.find(gpa)? {
+            (RegionKind::Store { device, name, .. }, offset) => Some((device, name, offset)),
             _ => None,
         }
     }
 
     /// What a virtual function answers.
     fn read_virtual(&self, id: DeviceId, offset: u64, bytes: u8) -> u64 {
-        let (name, Holdings { parents, service, .. }) = ((self.vm.id, id), &self.vm.holdings);
+        let (name, Resources { parents, service, .. }) = ((self.vm.id, id), &self.vm.resources);
         parents.iter().find_map(|parent| parent.read(name, offset, bytes, service)).unwrap_or(u64::MAX)
     }
 
     /// Has a virtual function take a write.
     fn write_virtual(&self, id: DeviceId, offset: u64, bytes: u8, value: u64) {
-        let (name, Holdings { parents, service, .. }) = ((self.vm.id, id), &self.vm.holdings);
+        let (name, Resources { parents, service, .. }) = ((self.vm.id, id), &self.vm.resources);
         parents.iter().find_map(|parent| parent.write(name, offset, bytes, value, service));
     }
 
@@ -84,7 +84,7 @@ impl Reach<'_> {
         if window.kind == RegisterKind::PendingBits {
             return None;
         }
-        // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
+        // SAFETY: `MmioRegions::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
         // included, stays within the guest: its requester ID has the guest's second-level tables.
         unsafe { write_device(window.base, offset, bytes, value) };
         (window.kind == RegisterKind::Commands && dsa::is_reset(offset, bytes, value)).then_some(window.device)
@@ -93,11 +93,11 @@ impl Reach<'_> {
     /// Waits until a device has carried out a reset that the guest has written to its command register, and tells the service. No lock is held
     /// meanwhile: the device may take its time, and the other virtual processors go on.
     fn await_reset(&self, device: DeviceId) {
-        let holdings = &self.vm.holdings;
-        let is_idle = || by_id(&mut holdings.functions.lock(), device).is_none_or(|assigned| assigned.is_idle());
+        let resources = &self.vm.resources;
+        let is_idle = || by_id(&mut resources.functions.lock(), device).is_none_or(|assigned| assigned.is_idle());
         let answered = poll(clock::current(), dsa::RESET, is_idle);
-        if let Some(assigned) = by_id(&mut holdings.functions.lock(), device) {
-            assigned.was_reset(answered, holdings.service, self.domain);
+        if let Some(assigned) = by_id(&mut resources.functions.lock(), device) {
+            assigned.was_reset(answered, resources.service, self.domain);
         }
     }
 
@@ -105,16 +105,16 @@ impl Reach<'_> {
     /// ([`Self::await_reset`]).
     #[inline]
     fn write_window(&self, gpa: Gpa, bytes: u8, value: u64) -> Option<DeviceId> {
-        match self.vm.windows.find(gpa)? {
-            (Kind::Store { device, name, .. }, offset) => {
+        match self.vm.mmio_regions.find(gpa)? {
+            (RegionKind::Store { device, name, .. }, offset) => {
                 // The service counts what it refuses. A guest is not told, as hardware would not.
                 let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
             }
-            (Kind::Registers(window), offset) => return self.write_register(window, offset, bytes, value),
-            (Kind::Virtual { device }, offset) => self.write_virtual(device, offset, bytes, value),
-            (Kind::Ecam, offset) => {
+            (RegionKind::Registers(window), offset) => return self.write_register(window, offset, bytes, value),
+            (RegionKind::Virtual { device }, offset) => self.write_virtual(device, offset, bytes, value),
+            (RegionKind::Ecam, offset) => {
                 let (function, register) = VirtualBus::ecam(offset);
-                let effect = self.vm.board.lock().bus.write(function, register, bytes, value as u32);
+                let effect = self.vm.chipset.lock().bus.write(function, register, bytes, value as u32);
                 self.configure(function, effect);
             }
         }
@@ -122,7 +122,7 @@ impl Reach<'_> {
     }
 }
 
-impl GuestMemory for Reach<'_> {
+impl GuestMemory for GuestIo<'_> {
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status> {
         self.ram.read(from, into).map_err(|_| Status::BadAddress)
     }
@@ -132,27 +132,27 @@ impl GuestMemory for Reach<'_> {
     }
 
     fn reveal_stores(&self) {
-        self.vm.board.lock().bus.reveal_stores();
+        self.vm.chipset.lock().bus.reveal_stores();
     }
 
     fn set_pv_eoi(&self, at: Option<Gpa>) -> Result<(), Status> {
-        let seat = self.vm.seat(self.number);
-        if !seat.set_pv_eoi(at) {
+        let mailbox = self.vm.mailbox(self.number);
+        if !mailbox.set_pv_eoi(at) {
             return Err(Status::Unsupported);
         }
         // What is offered elsewhere is taken back before the guest goes on.
-        seat.signal_self();
+        mailbox.signal_self();
         Ok(())
     }
 }
 
-impl Platform for Reach<'_> {
+impl Platform for GuestIo<'_> {
     fn port_read(&mut self, port: u16, width: u8) -> u32 {
-        self.vm.board.lock().read(port, width)
+        self.vm.chipset.lock().read(port, width)
     }
 
     fn port_write(&mut self, port: u16, width: u8, value: u32) -> PortWrite {
-        let written = self.vm.board.lock().write(self.vm, port, width, value);
+        let written = self.vm.chipset.lock().write(self.vm, port, width, value);
         if let Some((function, effect)) = written.pci {
             self.configure(function, effect);
         }
@@ -163,19 +163,19 @@ impl Platform for Reach<'_> {
     }
 
     fn mmio_read(&mut self, gpa: Gpa, bytes: u8) -> u64 {
-        match self.vm.windows.find(gpa) {
-            Some((Kind::Store { shadow, .. }, offset)) => {
-                // SAFETY: `Windows::add` was promised the shadow, and `find` gave an offset in it.
+        match self.vm.mmio_regions.find(gpa) {
+            Some((RegionKind::Store { shadow, .. }, offset)) => {
+                // SAFETY: `MmioRegions::add` was promised the shadow, and `find` gave an offset in it.
                 unsafe { read_shadow(shadow, offset, bytes) }
             }
-            Some((Kind::Registers(Registers { base, .. }), offset)) => {
-                // SAFETY: `Windows::add` was promised the registers, and `find` gave an offset in them.
+            Some((RegionKind::Registers(Registers { base, .. }), offset)) => {
+                // SAFETY: `MmioRegions::add` was promised the registers, and `find` gave an offset in them.
                 unsafe { read_device(base, offset, bytes) }
             }
-            Some((Kind::Virtual { device }, offset)) => self.read_virtual(device, offset, bytes),
-            Some((Kind::Ecam, offset)) => {
+            Some((RegionKind::Virtual { device }, offset)) => self.read_virtual(device, offset, bytes),
+            Some((RegionKind::Ecam, offset)) => {
                 let (function, register) = VirtualBus::ecam(offset);
-                self.vm.board.lock().bus.read(function, register, bytes).into()
+                self.vm.chipset.lock().bus.read(function, register, bytes).into()
             }
             None => u64::MAX,
         }

@@ -6,19 +6,19 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::{
     console::{self, terminal},
     cpu,
-    devices::mmio_regions::Windows,
+    devices::mmio_regions::MmioRegions,
     event,
     exits::EndReason,
     guest::options::Options,
     ims::{Attribution, GuestId},
     irq::{
         fault_log::attributed,
-        mailbox::{Seat, count, sum_of_exits},
+        mailbox::{Mailbox, count, sum_of_exits},
     },
     memory::Ram,
     sync::Mutex,
     vdev::x2apic::{Delivery, Ipi},
-    vm::{chipset::Board, resources::Holdings},
+    vm::{chipset::Chipset, resources::Resources},
     vmx::{instr::Forgotten, reason::Reason},
 };
 
@@ -46,8 +46,8 @@ struct Life {
 
 /// A guest. Each of its virtual processors holds it; the last one to leave gives back what it held.
 ///
-/// Locks, each taken alone but for the console's below the board's, and the others below `modifying`: `life` (commands and the end: rare), `board` (ports and
-/// configuration space), and the functions' in [`Holdings`] (their command registers). A trapped write of a store, a hypercall (but
+/// Locks, each taken alone but for the console's below the chipset's, and the others below `modifying`: `life` (commands and the end: rare), `chipset` (ports and
+/// configuration space), and the functions' in [`Resources`] (their command registers). A trapped write of a store, a hypercall (but
 /// `Enable`, which changes what the bus shows) and an interrupt between virtual processors take none of them. All are first come, first
 /// served, so that a guest that asks for one without end on one processor keeps no other guest's processor: a wait ends after one turn of each
 /// other virtual processor of the guest.
@@ -57,18 +57,18 @@ pub struct Vm {
     /// Its name.
     pub name: String,
     /// What it holds of the machine.
-    pub holdings: Holdings,
+    pub resources: Resources,
     /// What it finds outside of its memory.
-    pub windows: Windows,
+    pub mmio_regions: MmioRegions,
     /// Interrupts that a slot of its may raise in [`super::storm::WINDOW`].
     pub storm_limit: Option<u32>,
     /// Its serial port is the machine's terminal.
     pub has_terminal: bool,
     /// Its console and its PCI bus.
-    pub board: Mutex<Board>,
+    pub chipset: Mutex<Chipset>,
     /// Held by who reads and writes in one step what is no store.
     pub modifying: Mutex<()>,
-    seats: Vec<Arc<Seat>>,
+    mailboxes: Vec<Arc<Mailbox>>,
     life: Mutex<Life>,
     ending: AtomicBool,
     /// The TSC at its first instruction; 0 before it.
@@ -78,27 +78,27 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// With a seat for each virtual processor, in the order of their APIC IDs, which count from 0. All but the first wait to be started.
+    /// With a mailbox for each virtual processor, in the order of their APIC IDs, which count from 0. All but the first wait to be started.
     pub fn new(
         id: GuestId,
         options: &Options,
-        holdings: Holdings,
-        windows: Windows,
-        board: Board,
-        seats: Vec<Arc<Seat>>,
+        resources: Resources,
+        mmio_regions: MmioRegions,
+        chipset: Chipset,
+        mailboxes: Vec<Arc<Mailbox>>,
     ) -> Self {
-        let stopped = (0..seats.len()).map(|number| number != 0).collect();
-        let commands = alloc::vec![Commands::default(); seats.len()];
+        let stopped = (0..mailboxes.len()).map(|number| number != 0).collect();
+        let commands = alloc::vec![Commands::default(); mailboxes.len()];
         Self {
             id,
             name: options.name.clone(),
             storm_limit: options.storm,
             has_terminal: options.console,
-            holdings,
-            windows,
-            board: Mutex::new(board),
+            resources,
+            mmio_regions,
+            chipset: Mutex::new(chipset),
             modifying: Mutex::new(()),
-            seats,
+            mailboxes,
             life: Mutex::new(Life { stopped, commands, reason: None }),
             ending: AtomicBool::new(false),
             began: AtomicU64::new(0),
@@ -112,19 +112,19 @@ impl Vm {
     }
 
     /// The place of virtual processor `number`.
-    pub fn seat(&self, number: usize) -> &Arc<Seat> {
-        &self.seats[number]
+    pub fn mailbox(&self, number: usize) -> &Arc<Mailbox> {
+        &self.mailboxes[number]
     }
 
     /// Carries out an interrupt command of virtual processor `sender` (SDM vol. 3, 12.6).
     pub fn send(&self, sender: usize, ipi: Ipi) {
         let named = (0..)
-            .zip(self.seats.iter().map(|seat| &**seat))
+            .zip(self.mailboxes.iter().map(|mailbox| &**mailbox))
             .filter(|(id, _)| ipi.destination.names(*id, sender as u32));
         match ipi.delivery {
-            Delivery::Fixed => named.for_each(|(_, seat)| seat.request(ipi.vector)),
+            Delivery::Fixed => named.for_each(|(_, mailbox)| mailbox.request(ipi.vector)),
             // Which one is the machine's to choose.
-            Delivery::LowestPriority => named.take(1).for_each(|(_, seat)| seat.request(ipi.vector)),
+            Delivery::LowestPriority => named.take(1).for_each(|(_, mailbox)| mailbox.request(ipi.vector)),
             Delivery::Nmi => self.command(named, |commands| commands.nmi = true),
             Delivery::Init => {
                 self.command(named, |commands| *commands = Commands { init: true, ..Commands::default() })
@@ -136,14 +136,14 @@ impl Vm {
         }
     }
 
-    fn command<'a>(&self, named: impl Iterator<Item = (u32, &'a Seat)>, change: impl Fn(&mut Commands)) {
-        for (id, seat) in named {
+    fn command<'a>(&self, named: impl Iterator<Item = (u32, &'a Mailbox)>, change: impl Fn(&mut Commands)) {
+        for (id, mailbox) in named {
             let mut life = self.life.lock();
             change(&mut life.commands[id as usize]);
             // Until it has looked, it may go on.
             life.stopped[id as usize] = false;
             drop(life);
-            seat.signal();
+            mailbox.signal();
         }
     }
 
@@ -172,7 +172,7 @@ impl Vm {
         life.reason = Some(reason);
         drop(life);
         self.ending.store(true, Ordering::Release);
-        self.seats.iter().for_each(|seat| seat.signal());
+        self.mailboxes.iter().for_each(|mailbox| mailbox.signal());
     }
 
     /// Whether the guest is at its end.
@@ -193,8 +193,8 @@ impl Vm {
             "guest-start guest={} name={} memory_mib={} cpus={} entry_instructions={}",
             self.id.0,
             self.name,
-            self.holdings.ram.as_ref().map_or(0, Ram::len) >> 20,
-            self.seats.len(),
+            self.resources.ram.as_ref().map_or(0, Ram::len) >> 20,
+            self.mailboxes.len(),
             now.wrapping_sub(epoch)
         );
     }
@@ -223,7 +223,7 @@ impl Vm {
     /// Tells the exits of all virtual processors so far. One key for each name of a reason; several reasons can share a name.
     fn report_exits(&self) {
         let mut named: Vec<(&str, u64)> = Vec::new();
-        let sums = sum_of_exits(self.seats.iter().map(|seat| &**seat));
+        let sums = sum_of_exits(self.mailboxes.iter().map(|mailbox| &**mailbox));
         for (number, count) in (0..).zip(sums).filter(|(_, count)| *count != 0) {
             let name = Reason::name(number);
             match named.iter_mut().find(|(known, _)| *known == name) {
@@ -248,32 +248,32 @@ impl Vm {
     }
 
     fn report(&mut self, reason: EndReason) {
-        self.board.get_mut().flush(&self.name);
+        self.chipset.get_mut().flush(&self.name);
         if let EndReason::Killed(why) = reason {
             log::error!("guest {}: {why}", self.name);
         }
         self.report_exits();
         // What came too late for its virtual processor.
-        for seat in &self.seats {
-            for _ in seat.take_posted().into_iter().flatten() {
-                count(&seat.counts.from_descriptors);
-                count(&seat.counts.dropped);
+        for mailbox in &self.mailboxes {
+            for _ in mailbox.take_posted().into_iter().flatten() {
+                count(&mailbox.counts.from_descriptors);
+                count(&mailbox.counts.dropped);
             }
         }
-        let sum = |counter: fn(&Seat) -> u64| self.seats.iter().map(|seat| counter(seat)).sum::<u64>();
-        let domain = self.holdings.domain.as_ref().map(|domain| domain.counters()).unwrap_or_default();
+        let sum = |counter: fn(&Mailbox) -> u64| self.mailboxes.iter().map(|mailbox| counter(mailbox)).sum::<u64>();
+        let domain = self.resources.domain.as_ref().map(|domain| domain.counters()).unwrap_or_default();
         // Posted interrupts pass the hypervisor by: nobody there could count them.
-        let delivered = if self.holdings.is_posted() {
+        let delivered = if self.resources.is_posted() {
             String::from("posted=yes")
         } else {
-            format!("delivered={}", sum(|seat| seat.counts.delivered.load(Ordering::Relaxed)))
+            format!("delivered={}", sum(|mailbox| mailbox.counts.delivered.load(Ordering::Relaxed)))
         };
         event!(
             "interrupts guest={} {delivered} merged={} dropped={} from_descriptors={} hypercalls={} trapped_writes={} refused={}",
             self.id.0,
-            sum(|seat| seat.counts.merged.load(Ordering::Relaxed)),
-            sum(|seat| seat.counts.dropped.load(Ordering::Relaxed)),
-            sum(|seat| seat.counts.from_descriptors.load(Ordering::Relaxed)),
+            sum(|mailbox| mailbox.counts.merged.load(Ordering::Relaxed)),
+            sum(|mailbox| mailbox.counts.dropped.load(Ordering::Relaxed)),
+            sum(|mailbox| mailbox.counts.from_descriptors.load(Ordering::Relaxed)),
             domain.hypercalls,
             domain.trapped_writes,
             domain.refused

@@ -6,7 +6,7 @@ use crate::{
     cpu,
     ept::Ept,
     exits::{Devices, EndReason, PvEoi, Stuck, memo::Memo},
-    irq::{host_vectors::Vectors, mailbox::Seat, ports::MachineService, storm::Meter},
+    irq::{host_vectors::Vectors, mailbox::Mailbox, ports::MachineService, storm::Meter},
     vdev::{
         cpuid::{KvmFeatures, Policy},
         msr::{Msrs, Traits},
@@ -14,7 +14,7 @@ use crate::{
     },
     vm::{
         instance::Vm,
-        switched_state::World,
+        switched_state::SwitchedState,
         virtual_cpu::{State, VirtualCpu},
     },
     vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic, instr::Forgotten, posted::Descriptor},
@@ -40,10 +40,10 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Its place in the guest.
-    pub fn seat(&self, service: &MachineService) -> Seat {
+    pub fn mailbox(&self, service: &MachineService) -> Mailbox {
         let host_apic_id = service.ports().vectors_of(self.processor).map_or(0, Vectors::destination);
         let descriptor = self.virtual_apic.as_ref().map(|apic| Arc::clone(apic.descriptor()));
-        Seat::new(self.processor, host_apic_id, descriptor, self.inbox.clone())
+        Mailbox::new(self.processor, host_apic_id, descriptor, self.inbox.clone())
     }
 
     fn devices(&self) -> Devices {
@@ -72,13 +72,13 @@ impl Parts {
 }
 
 /// A virtual processor that its processor has yet to make: a VMCS holds what is that processor's own.
-pub struct Seed {
+pub struct NewVcpu {
     vm: Arc<Vm>,
     parts: Parts,
     start: Start,
 }
 
-impl Seed {
+impl NewVcpu {
     /// Of guest `vm`. `start` is how the guest's first one begins.
     pub(super) fn new(vm: Arc<Vm>, parts: Parts, start: Start) -> Self {
         Self { vm, parts, start }
@@ -90,13 +90,13 @@ impl Seed {
     }
 
     /// Makes the virtual processor, on its processor. When that fails, its guest is at its end.
-    pub fn grow(self, host: &Host) -> Option<VirtualCpu> {
+    pub fn create(self, host: &Host) -> Option<VirtualCpu> {
         let Self { vm, parts, start } = self;
         let apic = match &parts.virtual_apic {
             None => LocalApic::Emulated,
             Some(apic) => LocalApic::Virtualised { page: apic.page(), descriptor: apic.descriptor().address() },
         };
-        let eptp = vm.holdings.ept.as_ref().map_or(0, Ept::pointer);
+        let eptp = vm.resources.ept.as_ref().map_or(0, Ept::pointer);
         // SAFETY: the EPT maps the guest's memory, its devices and its shadows; the bitmap lets through only what `vdev::msr` says; the
         // frames are the guest's, which gives them back after its virtual processors have left.
         match unsafe { Vcpu::new(host, parts.frames, eptp, parts.vpid, &start, apic) } {
@@ -104,12 +104,12 @@ impl Seed {
                 number: parts.number,
                 state: if parts.number == 0 { State::Ready } else { State::WaitForSipi },
                 vcpu,
-                world: World::default(),
+                switched: SwitchedState::default(),
                 devices: parts.devices(),
                 virtual_apic: parts.virtual_apic,
                 nmi: false,
                 meter: vm.storm_limit.map(Meter::new),
-                seat: vm.seat(parts.number).clone(),
+                mailbox: vm.mailbox(parts.number).clone(),
                 ran: 0,
                 turn_began: None,
                 vm,

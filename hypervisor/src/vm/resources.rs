@@ -18,13 +18,13 @@ use crate::{
     memory::{FrameSource, Ram},
     sync::Mutex,
     vdev::pci::Effect,
-    vm::access_paths::Ways,
+    vm::access_paths::AccessPaths,
     vmx::instr,
 };
 
 /// What a guest holds of the machine, apart from its processors. It is given back when this is dropped: interrupts first, then the
 /// devices' ways to memory, then memory.
-pub struct Holdings {
+pub struct Resources {
     id: GuestId,
     /// The service that its domain is of.
     pub service: &'static MachineService,
@@ -44,7 +44,7 @@ pub struct Holdings {
     pub domain: Option<Arc<Domain>>,
 }
 
-impl Holdings {
+impl Resources {
     /// Nothing, for guest `id`.
     pub fn new(id: GuestId, service: &'static MachineService) -> Self {
         let (functions, resetting) = (Mutex::new(Vec::new()), AtomicBool::new(false));
@@ -89,7 +89,7 @@ impl Holdings {
     }
 }
 
-impl Drop for Holdings {
+impl Drop for Resources {
     fn drop(&mut self) {
         let functions = self.functions.get_mut();
         for function in functions.iter_mut() {
@@ -104,15 +104,15 @@ impl Drop for Holdings {
         self.service.ports().forget(self.id);
         // The routes, the functions, and the parents: a way of each must be closed before memory goes back. A route that the unit may still
         // remember can lead into a posted-interrupt descriptor, which is among the frames.
-        let mut ways = Ways::new(1 + functions.len() + self.parents.len());
-        ways.close(!self.service.has_in_quarantine(self.id));
+        let mut paths = AccessPaths::new(1 + functions.len() + self.parents.len());
+        paths.close(!self.service.has_in_quarantine(self.id));
         for function in functions.drain(..) {
-            ways.close(function.release(self.id, self.service.ports()));
+            paths.close(function.release(self.id, self.service.ports()));
         }
         // The pages of its functions' registers go with them: nobody runs any more who could read them.
         for parent in self.parents.drain(..) {
             self.service.ports().parents().leave(&parent, self.id, self.service);
-            ways.close(self.service.ports().detach(self.id, parent.bdf()));
+            paths.close(self.service.ports().detach(self.id, parent.bdf()));
         }
         let (ept, ram) = (self.ept.take(), self.ram.take());
         if let Some(ept) = &ept {
@@ -131,7 +131,7 @@ impl Drop for Holdings {
                 FRAMES.free(base, count);
             }
         };
-        if !ways.give_back(free) {
+        if !paths.give_back(free) {
             log::error!(
                 "a device could not be detached, or an entry not flushed: the memory that it could reach is given up"
             );

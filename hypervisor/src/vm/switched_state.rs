@@ -40,7 +40,7 @@ pub const SHARED_MSRS: [u32; 5] =
 
 /// A guest's share of the processor, while it does not run.
 #[derive(Default)]
-pub struct World {
+pub struct SwitchedState {
     /// x87, SSE, AVX and XCR0.
     pub fpu: State,
     msrs: [u64; SHARED_MSRS.len()],
@@ -50,7 +50,7 @@ pub struct World {
     dr: [u64; 5],
 }
 
-impl World {
+impl SwitchedState {
     /// Takes it out of the processor.
     pub fn save(&mut self, xsave: Xsave, optional: Optional) {
         self.fpu.save(xsave);

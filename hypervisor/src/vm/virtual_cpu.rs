@@ -9,11 +9,11 @@ use crate::{
     exits::{Devices, EndReason, PvEoi},
     ims::Attribution,
     irq::{
-        mailbox::{Seat, count},
+        mailbox::{Mailbox, count},
         storm::{Meter, Suspect},
     },
     vdev::x2apic::Accepted,
-    vm::{instance::Vm, switched_state::World},
+    vm::{instance::Vm, switched_state::SwitchedState},
     vmx::{
         Vcpu, VirtualApic, fields,
         instr::{self, Forgotten},
@@ -58,7 +58,7 @@ pub struct VirtualCpu {
     /// Its VMCS and registers.
     pub vcpu: Vcpu,
     /// Its share of the processor while another one runs.
-    pub world: World,
+    pub switched: SwitchedState,
     /// Its virtual devices.
     pub devices: Devices,
     /// Where the processor keeps its local APIC, if it does.
@@ -67,8 +67,8 @@ pub struct VirtualCpu {
     pub nmi: bool,
     /// Counts its interrupts, if there is a limit for them.
     pub meter: Option<Meter>,
-    /// Its place in the guest: [`Vm::seat`], at hand.
-    pub seat: Arc<Seat>,
+    /// Its place in the guest: [`Vm::mailbox`], at hand.
+    pub mailbox: Arc<Mailbox>,
     /// Ticks that it has run, or is taken to have run.
     pub ran: u64,
     /// The TSC at the beginning of its turn, while it has one.
@@ -84,11 +84,11 @@ impl VirtualCpu {
     /// A device's interrupt that the hypervisor has taken for it.
     pub fn accept(&mut self, vector: u8) {
         if self.meter.as_mut().is_some_and(|meter| meter.count(vector, cpu::tsc()))
-            && let Some(domain) = &self.vm.holdings.domain
+            && let Some(domain) = &self.vm.resources.domain
         {
-            self.vm.holdings.service.hold(domain, self.target(vector));
+            self.vm.resources.service.hold(domain, self.target(vector));
         }
-        let counts = &self.seat.counts;
+        let counts = &self.mailbox.counts;
         if let Some(virtual_apic) = &self.virtual_apic {
             virtual_apic.request(vector);
             return count(&counts.delivered);
@@ -102,9 +102,9 @@ impl VirtualCpu {
 
     /// Accepts devices' interrupts that units have posted for the hypervisor.
     pub fn take_posted(&mut self) {
-        let Some(vectors) = self.seat.take_posted() else { return };
+        let Some(vectors) = self.mailbox.take_posted() else { return };
         for vector in vectors {
-            count(&self.seat.counts.from_descriptors);
+            count(&self.mailbox.counts.from_descriptors);
             self.accept(vector);
         }
     }
@@ -115,10 +115,10 @@ impl VirtualCpu {
 
     /// Looks at slots that are held because they may fire too fast, when it is time.
     pub fn judge(&mut self, now: u64) {
-        let (Some(meter), Some(domain)) = (&mut self.meter, &self.vm.holdings.domain) else { return };
+        let (Some(meter), Some(domain)) = (&mut self.meter, &self.vm.resources.domain) else { return };
         let Some(Suspect { vector, last, passes_by }) = meter.suspect(now) else { return };
         let target = Target { apic_id: self.number as u32, vector };
-        let service = self.vm.holdings.service;
+        let service = self.vm.resources.service;
         let tell = |slot: Attribution| self.vm.tell_storm(&slot);
         if passes_by {
             return service.block(domain, target, tell);
@@ -130,14 +130,14 @@ impl VirtualCpu {
 
     /// Takes what other processors, or it itself, have sent since this was called last.
     pub fn take_sent(&mut self) {
-        if !self.seat.take_signal() {
+        if !self.mailbox.take_signal() {
             return;
         }
-        for vector in self.seat.take_requests() {
+        for vector in self.mailbox.take_requests() {
             self.devices.apic.accept(vector);
         }
-        if let Some(ram) = &self.vm.holdings.ram {
-            self.devices.pv_eoi.leave_for(self.seat.pv_eoi(), &mut self.devices.apic, ram);
+        if let Some(ram) = &self.vm.resources.ram {
+            self.devices.pv_eoi.leave_for(self.mailbox.pv_eoi(), &mut self.devices.apic, ram);
         }
         let commands = self.vm.take_commands(self.number);
         if commands.init {
@@ -170,7 +170,7 @@ impl VirtualCpu {
         self.devices.apic.reset();
         self.devices.msrs.init();
         self.devices.pv_eoi = PvEoi::default();
-        self.seat.set_pv_eoi(None);
+        self.mailbox.set_pv_eoi(None);
         if let Some(virtual_apic) = &self.virtual_apic {
             virtual_apic.set_turn(Turn::Preempted);
             virtual_apic.reset();
@@ -205,7 +205,7 @@ impl VirtualCpu {
     /// Ends the interrupt that the guest may have ended without an exit.
     #[inline(never)]
     pub fn settle_eoi(&mut self) {
-        if let Some(ram) = &self.vm.holdings.ram {
+        if let Some(ram) = &self.vm.resources.ram {
             self.devices.pv_eoi.settle(&mut self.devices.apic, ram);
         }
     }
@@ -213,7 +213,7 @@ impl VirtualCpu {
     /// The interrupt that is delivered now can be ended without an exit, if the guest has said where.
     #[inline(never)]
     pub fn offer_pv_eoi(&mut self) {
-        if let (Some(at), Some(ram)) = (self.seat.pv_eoi(), &self.vm.holdings.ram) {
+        if let (Some(at), Some(ram)) = (self.mailbox.pv_eoi(), &self.vm.resources.ram) {
             self.devices.pv_eoi.offer(at, &self.devices.apic, ram);
         }
     }
@@ -258,7 +258,7 @@ impl VirtualCpu {
         let Self { vm, vcpu, .. } = self;
         // The frame of the VMCS is among the guest's holdings, and so are the tables that this processor may have cached.
         vcpu.retire().unwrap_or_else(|failure| panic!("VMCLEAR: {failure}"));
-        let forgotten = match &vm.holdings.ept {
+        let forgotten = match &vm.resources.ept {
             Some(ept) => instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}")),
             None => Forgotten::never_ran(),
         };

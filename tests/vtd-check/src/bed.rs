@@ -11,7 +11,7 @@ use imsvisor::{
     cpu::interrupts,
     irq::ports::Unit,
     machine::{
-        boot_info::Loader,
+        boot_info::BootInfo,
         discovery::Machine,
         memory::{FRAMES, Firmware},
     },
@@ -65,7 +65,7 @@ pub struct Bed {
 impl Bed {
     /// Finds the devices and makes their domain. Nobody is attached to it yet.
     pub fn new(
-        loader: &Loader,
+        loader: &BootInfo,
         machine: &'static Machine,
         units: Vec<Option<Unit>>,
         apic_id: u32,
@@ -168,7 +168,7 @@ fn domain(unit: &Unit, ram: &Ram) -> Option<Domain> {
 }
 
 /// Where the firmware's table says that the unit's registers are.
-fn register_base(loader: &Loader, number: usize) -> Option<Hpa> {
+fn register_base(loader: &BootInfo, number: usize) -> Option<Hpa> {
     let firmware = Firmware::new(loader);
     let tables = Tables::new(&firmware, Rsdp::scan(&firmware)?)?;
     let dmar = Dmar::parse(tables.find(b"DMAR").ok()?.bytes).ok()?;

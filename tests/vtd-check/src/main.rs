@@ -26,7 +26,7 @@ use imsvisor::{
     apic, console,
     cpu::{tables::Tables, this::ThisCpu},
     event,
-    machine::{self, boot_info::Loader, discovery::Machine, power},
+    machine::{self, boot_info::BootInfo, discovery::Machine, power},
 };
 
 use bed::Bed;
@@ -40,7 +40,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     console::init(tsc);
     event!("boot version={}", env!("CARGO_PKG_VERSION"));
     // SAFETY: the entry code passes on what the loader gave it.
-    let loader = unsafe { Loader::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
+    let loader = unsafe { BootInfo::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
     let console = machine::console::begin(&loader);
     // SAFETY: the entry code has mapped the first 4 GiB, and this is the only call.
     if !unsafe { machine::memory::take(&loader) } {

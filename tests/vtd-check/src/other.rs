@@ -9,7 +9,7 @@ use core::{
 use imsvisor::{
     apic, clock,
     cpu::{interrupts, tables::Tables, this::ThisCpu},
-    machine::{boot_info::Loader, discovery::Machine, memory, smp},
+    machine::{boot_info::BootInfo, discovery::Machine, memory, smp},
 };
 
 /// Vectors that have arrived, one bit each.
@@ -19,7 +19,7 @@ static ARRIVED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Starts it; returns its APIC ID.
-pub fn start(machine: &Machine, loader: &Loader, own: u32) -> Result<u32, &'static str> {
+pub fn start(machine: &Machine, loader: &BootInfo, own: u32) -> Result<u32, &'static str> {
     let others = smp::others(machine.apic_ids(), own);
     let [other, ..] = others[..] else { return Err("the machine has one processor only") };
     let page = memory::start_page(loader);
