@@ -35,7 +35,7 @@ static CLIENT: Scenario = Scenario::new("a client's remapping units", |plan| {
     two_units(plan, "apicv=on cmdline=profile=posted")
 });
 
-/// Without coherency a table that stayed in the processor's cache is one that the unit does not see.
+/// What such a unit reserves must stay clear: PASIDE, PWSNP. The emulated processor has no cache that could keep a table from the unit.
 #[test]
 fn units_that_snoop_nothing_and_have_no_pasids_serve_all_the_same() {
     let boot = CLIENT.run();
