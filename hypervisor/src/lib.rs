@@ -9,7 +9,7 @@
 //! | L2 hardware | [`vtd`], [`ept`], [`vmx`] |
 //! | L2 pure | [`ims`] (the service), [`vdev`] (the guest's virtual devices) |
 //! | L3 guests | [`guest`] (building one), [`exits`] (serving it) |
-//! | L4 | [`platform`]: the ports of the service on this hardware, the run loop |
+//! | L4 this machine | [`machine`] (what it is), [`irq`] (the service on its hardware), [`devices`] (giving functions away), [`vm`] (a guest), [`sched`] (who runs) |
 //!
 //! The image's `main` is the order of bring-up and nothing else.
 //!

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::addr::Bdf;
+use crate::{addr::Bdf, pci::Function};
 
 /// Why something cannot be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,17 @@ pub struct Part {
     pub queue: u8,
     /// The first slot.
     pub first_slot: u16,
+}
+
+/// A guest's share of a function that the hypervisor keeps.
+#[derive(Clone, Copy)]
+pub struct Share {
+    /// The function.
+    pub parent: &'static Function,
+    /// What of it.
+    pub part: Part,
+    /// Vectors, and slots.
+    pub vectors: u16,
 }
 
 /// A function of which parts are given away: the first ones.

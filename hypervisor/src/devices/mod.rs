@@ -1,6 +1,8 @@
 //! Giving functions away: the plan, what is given, pass-through, resets, DSAs and the virtual functions that are made of them.
 
 pub mod allocation;
+#[cfg(feature = "bare")]
+pub mod bars;
 pub mod command_turns;
 pub mod dsa;
 pub mod mmio_regions;
@@ -10,6 +12,7 @@ pub mod parent_interrupt;
 pub mod passthrough;
 #[cfg(feature = "bare")]
 pub mod plan;
+pub mod refusal;
 #[cfg(feature = "bare")]
 pub mod reset;
 pub mod store_pages;

@@ -3,12 +3,12 @@
 
 use crate::{
     apic,
-    devices::passthrough::{locate, set_msix},
+    devices::bars::locate,
     ims::{Field, HostRoute, OwnEntry, Remap},
     irq::{host_vectors::Vectors, ports::MachineService},
     machine::discovery::Machine,
     memory::{Mmio, Registers},
-    pci::Function,
+    pci::{Function, function},
 };
 
 /// Bytes of a table entry.
@@ -29,6 +29,6 @@ pub fn listen(machine: &Machine, service: &MachineService, function: &Function) 
     for (field, dword) in Field::ALL.into_iter().zip(dwords) {
         table.write32(field.offset(0) as usize, dword);
     }
-    set_msix(machine.config(), function, true, false);
+    function::set_msix(machine.config(), function, true, false);
     Some(own)
 }

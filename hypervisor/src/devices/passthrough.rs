@@ -1,107 +1,38 @@
 //! A PCI function given to a guest: what the guest sees of it, and how it gets there.
 
 use alloc::vec::Vec;
-use core::{fmt, hint::spin_loop, ops::Range};
+use core::{hint::spin_loop, ops::Range};
 
 use hcall_abi::{DeviceId, Pasid};
 
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     devices::{
+        bars::{locate, look, map_bars, memory_bar},
         dsa,
         mmio_regions::{MmioRegion, MmioRegions, RegionKind, RegisterKind, Registers},
+        refusal::Refusal,
         reset::{Begun, ResetMethod},
         store_pages,
     },
     ept::{self, Ept},
     guest::memory_map::BarAllocator,
     ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
-    irq::ports::{MachinePorts, MachineService},
-    machine::{
-        discovery::Machine,
-        memory::{FRAMES, map_device},
+    irq::{
+        dma::Requests,
+        ports::{MachinePorts, MachineService},
     },
-    memory::{FrameSource, Mmio},
+    machine::{discovery::Machine, memory::FRAMES},
+    memory::{FrameSource, Mmio, Ram},
     pci::{
-        self, Bar, ConfigSpace, Function, TableLocation,
+        self, Bar, Function, TableLocation,
         reset::{Progress, Resetting},
     },
-    quirks::Erratum,
     vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
 };
 
-/// MSI-X control, behind the capability's header: enable, function mask.
-const MSIX_ENABLE: u32 = 1 << 31;
-const MSIX_FUNCTION_MASK: u32 = 1 << 30;
 /// Bytes of the SIOV capability (Scalable IOV specification, 3.2.1), and its place in the guest's.
 const SIOV_BYTES: u16 = 0x18;
-
-/// Why a function cannot be given to a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The machine has no such function.
-    NoSuchFunction,
-    /// There is no remapping unit for it, or none that works.
-    NoRemapping,
-    /// Another guest has it.
-    Taken,
-    /// The firmware uses memory of its own with it (RMRR).
-    ReservedMemory,
-    /// It has no message store that the hypervisor knows.
-    NoStore,
-    /// It has neither a message store nor MSI-X.
-    NoMessages,
-    /// Nothing is known by which it could be reset.
-    NoReset,
-    /// Other functions are on its way to the remapping unit.
-    NotAlone,
-    /// Its hardware has this erratum, which its guest does not accept.
-    Unsafe(&'static Erratum),
-    /// It has no PASIDs, by which virtual functions are told apart.
-    NoPasid,
-    /// Its remapping unit has no scalable mode, or not these PASIDs.
-    NoPasidRemapping,
-    /// Its work queues or its store's slots do not suffice for one more virtual function.
-    NoRoom,
-    /// A BAR was not placed by the firmware, or is too small to be mapped.
-    Bar(usize),
-    /// A table does not lie where the function says.
-    Table,
-    /// Memory for tables or shadows ran out, or address space in the guest.
-    OutOfMemory,
-    /// The remapping unit, or the device, does not answer.
-    Hardware,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoSuchFunction => "the machine has no such function",
-            Self::NoRemapping => {
-                "no remapping unit (IOMMU) that can be used covers it: without VT-d interrupt remapping its interrupts and DMA \
-                 cannot be confined (what=vtd says why)"
-            }
-            Self::Taken => "another guest has it",
-            Self::ReservedMemory => "the firmware keeps memory of its own with it (RMRR)",
-            Self::NoStore => "it has no interrupt message store that the hypervisor knows",
-            Self::NoMessages => "it has neither an interrupt message store nor MSI-X",
-            Self::NoReset => "it cannot be reset by itself (function level reset), so that what one guest leaves in it would be the next one's",
-            Self::NotAlone => {
-                "it shares its device, its bus or a switch with other functions, which it could reach past the remapping unit"
-            }
-            Self::Unsafe(Erratum { name, what, .. }) => {
-                return write!(f, "its hardware has an erratum ({name}): {what}. A guest that is trusted with that gets it by unsafe={name}");
-            }
-            Self::NoPasid => "it has no PASIDs",
-            Self::NoPasidRemapping => "its remapping unit (IOMMU) does not tell these PASIDs apart: that takes scalable mode, and they end at 0x1fff",
-            Self::NoRoom => "it has no work queue left for a virtual function, or not so many slots in its message store",
-            Self::Bar(index) => return write!(f, "BAR {index} has no place, or is smaller than a page"),
-            Self::Table => "a table does not lie in its BAR",
-            Self::OutOfMemory => "memory or address space ran out",
-            Self::Hardware => "the remapping unit or the device does not answer",
-        })
-    }
-}
 
 /// A function in a guest's hands.
 pub struct Assigned {
@@ -250,42 +181,9 @@ pub fn prepare(
     })
 }
 
-/// Maps all memory BARs in the hypervisor, because guests' accesses can be emulated anywhere.
-fn map_bars(function: &Function) -> Result<(), Refusal> {
-    for (index, bar) in function.bars.iter().enumerate() {
-        if let Some(Bar::Memory { .. }) = bar {
-            let (base, size) = memory_bar(function, index)?;
-            map_device(base, size).map_err(|_| Refusal::OutOfMemory)?;
-        }
-    }
-    Ok(())
-}
-
-/// A DSA's registers, mapped in the hypervisor with all its memory BARs.
-pub(super) fn registers(function: &Function) -> Result<Mmio, Refusal> {
-    map_bars(function)?;
-    let (base, size) = memory_bar(function, dsa::REGISTERS_BAR.into())?;
-    let size = usize::try_from(size).map_err(|_| Refusal::Bar(0))?;
-    // SAFETY: the BAR was mapped just now, uncached; the device's registers are no memory, and what its DMA can reach is decided
-    // by the remapping unit.
-    unsafe { Mmio::new(base, size) }.ok_or(Refusal::Bar(0))
-}
-
-/// Looks at a DSA's registers before it is decided whose it will be: it decodes its memory meanwhile. `None` without registers.
-pub(super) fn look<T>(machine: &Machine, function: &Function, look: impl FnOnce(&Mmio) -> T) -> Option<T> {
-    let registers = registers(function).ok()?;
-    Some(pci::function::while_decoding(machine.config(), function.bdf, || look(&registers)))
-}
-
-fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {
-    let bar = function.bars.get(index).copied().flatten().ok_or(Refusal::Bar(index))?;
-    bar.memory().filter(|(base, size)| base.is_aligned(*size) && *size >= PAGE_SIZE).ok_or(Refusal::Bar(index))
-}
-
-/// Where `bytes` bytes at an offset in a BAR are on the machine, if the BAR can be mapped and holds them.
-pub(super) fn locate(function: &Function, table: TableLocation, bytes: u64) -> Result<Hpa, Refusal> {
-    memory_bar(function, table.bar.into())?;
-    function.locate(table, bytes).ok_or(Refusal::Table)
+/// Has requests of a function lead to a guest's memory, at the guest's own addresses.
+pub fn attach(ports: &MachinePorts, guest: GuestId, requests: Requests, ram: &Ram) -> Result<(), Refusal> {
+    ports.attach(guest, requests, ram).ok_or(Refusal::NoRemapping)?.map_err(Refusal::from)
 }
 
 /// What the guest sees in configuration space.
@@ -517,7 +415,7 @@ impl Assigned {
     fn apply_msix(&self) {
         let Wanted { msix_enable, msix_mask, .. } = self.wanted;
         if matches!(self.state, State::Ready) {
-            set_msix(self.machine.config(), &self.function, msix_enable, msix_mask);
+            pci::function::set_msix(self.machine.config(), &self.function, msix_enable, msix_mask);
         }
     }
 
@@ -602,7 +500,7 @@ impl Assigned {
         if let Some(capability) = self.function.pasid {
             pci::function::set_pasid_enable(self.machine.config(), self.function.bdf, capability, false);
         }
-        set_msix(self.machine.config(), &self.function, false, true);
+        pci::function::set_msix(self.machine.config(), &self.function, false, true);
     }
 
     /// Waits for a reset that is under way, for 1.1 seconds at most. Returns whether the function can be touched.
@@ -621,15 +519,6 @@ impl Assigned {
     pub fn release(self, guest: GuestId, ports: &MachinePorts) -> bool {
         ports.detach(guest, self.function.bdf)
     }
-}
-
-/// Writes MSI-X control.
-pub(super) fn set_msix(config: &dyn ConfigSpace, function: &Function, enable: bool, function_mask: bool) {
-    let Some(msix) = function.msix else { return };
-    let old = config.read(function.bdf, msix.capability);
-    let bit = |set: bool, mask: u32| if set { mask } else { 0 };
-    let control = bit(enable, MSIX_ENABLE) | bit(function_mask, MSIX_FUNCTION_MASK);
-    config.write(function.bdf, msix.capability, old & !(MSIX_ENABLE | MSIX_FUNCTION_MASK) | control);
 }
 
 /// A function in a guest's hands, by its name there.

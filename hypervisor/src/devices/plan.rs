@@ -6,9 +6,9 @@ use alloc::{format, string::String, vec::Vec};
 use crate::{
     addr::Bdf,
     devices::{
-        allocation::{Allocations, Part, Unavailable},
-        dsa,
-        passthrough::{self, Refusal},
+        allocation::{Allocations, Part, Share, Unavailable},
+        dsa, passthrough,
+        refusal::Refusal,
         virtual_functions,
     },
     guest::options::{Device, Options},
@@ -52,17 +52,6 @@ pub enum Given {
     Whole(&'static Function),
     /// A virtual function.
     Virtual(Share),
-}
-
-/// A guest's share of a function that the hypervisor keeps.
-#[derive(Clone, Copy)]
-pub struct Share {
-    /// The function.
-    pub parent: &'static Function,
-    /// What of it.
-    pub part: Part,
-    /// Vectors, and slots.
-    pub vectors: u16,
 }
 
 /// The plans of all guests, or why there is none.

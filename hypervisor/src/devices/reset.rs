@@ -2,10 +2,7 @@
 
 use crate::{
     clock,
-    devices::{
-        dsa,
-        passthrough::{Refusal, registers},
-    },
+    devices::{bars::registers, dsa, refusal::Refusal},
     machine::discovery::Machine,
     memory::Mmio,
     pci::{self, Function, reset::Resetting},

@@ -20,13 +20,14 @@ use crate::{
     clock::{self, poll},
     cpu,
     devices::{
-        allocation::Part,
+        allocation::{Part, Share},
+        bars,
         command_turns::{QUICK, Sharer, Turns},
         dsa::{self, Queue},
         mmio_regions::{MmioRegion, RegionKind},
         parent_interrupt,
-        passthrough::{self, Refusal, Room},
-        plan::Share,
+        passthrough::Room,
+        refusal::Refusal,
     },
     ept::PageType,
     guest::memory_map::BarAllocator,
@@ -257,7 +258,7 @@ impl Parents {
 /// What can be shared out of a function: work queues, and slots of its store.
 pub fn capacity(machine: &Machine, function: &Function) -> Option<(u8, u32)> {
     function.pasid?;
-    passthrough::look(machine, function, |registers| {
+    bars::look(machine, function, |registers| {
         Some((dsa::queues(registers)?.count, dsa::message_store(registers)?.slots))
     })?
 }
@@ -265,7 +266,7 @@ pub fn capacity(machine: &Machine, function: &Function) -> Option<(u8, u32)> {
 impl Parent {
     /// Takes a function for the hypervisor, and shares it out.
     fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, Refusal> {
-        let registers = passthrough::registers(function)?;
+        let registers = bars::registers(function)?;
         let pasid = function.pasid.ok_or(Refusal::NoPasid)?;
         if dsa::has_slow_store(function) {
             return Err(Refusal::NoStore);
@@ -310,7 +311,7 @@ impl Parent {
         let [Some(bar0), _, Some(bar2), ..] = descr.bars else { return Err(Refusal::Bar(0)) };
         let slots = u64::from(vectors) * 16;
         let offset = store.offset.checked_add(u32::from(first_slot) * 16).ok_or(Refusal::Table)?;
-        let base = passthrough::locate(&self.function, TableLocation { bar: dsa::REGISTERS_BAR, offset }, slots)?;
+        let base = bars::locate(&self.function, TableLocation { bar: dsa::REGISTERS_BAR, offset }, slots)?;
         let shadow = map_table(room, id, bar0.gpa, slots)?;
         map_registers(room, id, bar0.gpa, &registers)?;
         self.map_portals(room, bar2.gpa, queue)?;
@@ -509,7 +510,7 @@ impl Parent {
             log::error!("{}: does not answer to a reset", self.function.bdf);
         }
         pci::function::disable_bus_master(self.machine.config(), self.function.bdf);
-        passthrough::set_msix(self.machine.config(), &self.function, false, true);
+        pci::function::set_msix(self.machine.config(), &self.function, false, true);
         if let Some(pasid) = self.function.pasid {
             pci::function::set_pasid_enable(self.machine.config(), self.function.bdf, pasid, false);
         }

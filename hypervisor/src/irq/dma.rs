@@ -9,9 +9,8 @@ use hcall_abi::Pasid;
 
 use crate::{
     addr::{Bdf, Gpa},
-    devices::passthrough::Refusal,
     ims::GuestId,
-    irq::ports::Unit,
+    machine::discovery::Unit,
     memory::Ram,
     sync::Mutex,
     vtd::{Domain, Error},
@@ -29,13 +28,13 @@ struct Attachment {
 }
 
 impl Attachment {
-    fn new(guest: GuestId, bdf: Bdf, ram: &Ram, unit: &Unit) -> Result<Self, Refusal> {
-        let mut domain = unit.create_domain().map_err(refusal)?;
+    fn new(guest: GuestId, bdf: Bdf, ram: &Ram, unit: &Unit) -> Result<Self, Error> {
+        let mut domain = unit.create_domain()?;
         // SAFETY: the memory is the guest's, whose function it is; it is freed only after `detach` has succeeded.
         let mapped = unsafe { unit.map(&mut domain, Gpa::new(0), ram.base(), ram.len(), true) };
         if let Err(error) = mapped {
             let _ = unit.destroy_domain(domain);
-            return Err(refusal(error));
+            return Err(error);
         }
         Ok(Self { guest, bdf, pasids: Vec::new(), domain })
     }
@@ -68,7 +67,7 @@ pub struct Attachments(Mutex<Vec<Attachment>>);
 
 impl Attachments {
     /// Has requests lead to a guest's memory. `unit` is the function's.
-    pub fn add(&self, guest: GuestId, (bdf, pasid): Requests, ram: &Ram, unit: &Unit) -> Result<(), Refusal> {
+    pub fn add(&self, guest: GuestId, (bdf, pasid): Requests, ram: &Ram, unit: &Unit) -> Result<(), Error> {
         let mut all = self.0.lock();
         let known = all.iter_mut().find(|one| (one.guest, one.bdf) == (guest, bdf));
         let added = match known {
@@ -81,7 +80,7 @@ impl Attachments {
                 added
             }
         };
-        added.inspect_err(|error| log::error!("{bdf}: cannot be attached: {error}")).map_err(refusal)
+        added.inspect_err(|error| log::error!("{bdf}: cannot be attached: {error}"))
     }
 
     /// Blocks all requests of a function that lead to a guest's memory. Returns whether it is sure that none is under way.
@@ -97,13 +96,5 @@ impl Attachments {
         let all = self.0.lock();
         let whose = |pasid| all.iter().find(|one| one.bdf == bdf && one.pasids.contains(&pasid));
         whose(pasid).or_else(|| whose(None)).map(|one| one.guest)
-    }
-}
-
-fn refusal(error: Error) -> Refusal {
-    match error {
-        Error::NoPasid => Refusal::NoPasidRemapping,
-        Error::NoMemory | Error::NoFreeDomain => Refusal::OutOfMemory,
-        _ => Refusal::Hardware,
     }
 }

@@ -2,8 +2,6 @@
 
 #[cfg(feature = "bare")]
 pub mod dma;
-#[cfg(feature = "bare")]
-pub mod fault_log;
 pub mod host_vectors;
 #[cfg(feature = "bare")]
 pub mod mailbox;

@@ -1,5 +1,6 @@
 //! The service's ports on this machine.
 
+pub mod fault_log;
 mod stores;
 
 use alloc::{sync::Arc, vec::Vec};
@@ -10,29 +11,25 @@ use hcall_abi::{Status, Target};
 use crate::{
     addr::{Bdf, Hpa},
     apic, cpu,
-    devices::{passthrough, virtual_functions::Parents},
     ims::{
         Bind, Bound, Delivery, EntryIndex, GuestId, HostRoute, Message, PackedRoute, Remap, Service, Span, UnitNumber,
         Wanted,
     },
     irq::{
         dma::{Attachments, Requests},
-        fault_log::FaultLog,
         host_vectors::{Share, Vectors},
         mailbox::Mailbox,
+        ports::fault_log::FaultLog,
         slow_store::SlowStore,
     },
-    machine::discovery::Machine,
-    memory::{Frames, Mmio, Ram},
+    machine::discovery::{Machine, Unit},
+    memory::{Mmio, Ram},
     sync::{Mutex, Shared},
     vtd::{self, Aim, Binder, Remapper, Route, Runs},
 };
 
 /// The service on this machine.
 pub type MachineService = Service<MachinePorts>;
-
-/// A remapping unit in use.
-pub type Unit = Remapper<'static, Mmio, Frames>;
 
 /// Entries of a unit are numbered from the unit's number times this.
 const UNIT_SHIFT: u32 = 16;
@@ -71,8 +68,6 @@ pub struct MachinePorts {
     spurious: AtomicU64,
     own: AtomicU64,
     faults: FaultLog,
-    /// Functions whose parts are guests' functions.
-    parents: Parents,
     /// Stores behind command interfaces, each with its bus lock, and whose they are.
     slow_stores: Shared<Vec<(Bdf, Mutex<SlowStore<Mmio>>)>>,
 }
@@ -81,7 +76,7 @@ impl MachinePorts {
     /// With the machine's units, in its order, as far as they are up, and the vectors of each processor by its number.
     ///
     /// # Safety
-    /// Each [`StoreSpec`] that a service with these ports is told of is one that [`passthrough::prepare`] made: `slots` slots of mapped,
+    /// Each [`StoreSpec`] that a service with these ports is told of is one that `devices::passthrough::prepare` made: `slots` slots of mapped,
     /// uncached device memory at `base`, and of frames of its own at `shadow`, for as long as the service holds it.
     pub unsafe fn new(machine: &'static Machine, units: Vec<Option<Unit>>, vectors: Vec<Vectors>) -> Self {
         Self {
@@ -93,7 +88,6 @@ impl MachinePorts {
             attachments: Attachments::default(),
             spurious: AtomicU64::new(0),
             own: AtomicU64::new(0),
-            parents: Parents::default(),
             slow_stores: Shared::new(Vec::new()),
         }
     }
@@ -142,11 +136,6 @@ impl MachinePorts {
     /// The segment that unit `number` serves.
     pub fn segment_of(&self, number: usize) -> u16 {
         self.machine.segment_of_unit(number)
-    }
-
-    /// The functions that the hypervisor keeps and whose parts are guests' functions.
-    pub fn parents(&self) -> &Parents {
-        &self.parents
     }
 
     /// What is known of the units' faults.
@@ -217,10 +206,9 @@ impl MachinePorts {
         self.spurious.load(Ordering::Relaxed)
     }
 
-    /// A function that the hypervisor keeps has raised its interrupt: counts it, and looks what there is.
-    pub fn own_interrupt(&self, service: &MachineService) {
+    /// Counts an interrupt of a function that the hypervisor keeps.
+    pub fn count_own_interrupt(&self) {
         self.own.fetch_add(1, Ordering::Relaxed);
-        self.parents.event(service);
     }
 
     /// Interrupts of functions that the hypervisor keeps.
@@ -239,9 +227,10 @@ impl MachinePorts {
     }
 
     /// Has requests of a function lead to a guest's memory, at the guest's own addresses.
-    pub fn attach(&self, guest: GuestId, requests: Requests, ram: &Ram) -> Result<(), passthrough::Refusal> {
-        let (_, unit) = self.unit(requests.0).ok_or(passthrough::Refusal::NoRemapping)?;
-        self.attachments.add(guest, requests, ram, unit)
+    /// `None` without a unit that serves the function.
+    pub fn attach(&self, guest: GuestId, requests: Requests, ram: &Ram) -> Option<Result<(), vtd::Error>> {
+        let (_, unit) = self.unit(requests.0)?;
+        Some(self.attachments.add(guest, requests, ram, unit))
     }
 
     /// Blocks a function's DMA to a guest's memory. Returns whether it is sure that none is under way.

@@ -12,14 +12,13 @@ use crate::{
     apic,
     clock::{self, Choice},
     event,
-    irq::ports::Unit,
     machine::{
         boot_info::BootInfo,
         clock as counters, io_apic, log_limit,
         memory::{FRAMES, Firmware, find_rsdp, map_device},
         wall_clock::WallClock,
     },
-    memory::{Mmio, PhysRange},
+    memory::{Frames, Mmio, PhysRange},
     pci::{
         ConfigPorts, ConfigSpace, Ecam, Function, scan,
         scan::{buses_behind, misplaced, top_bus},
@@ -29,6 +28,9 @@ use crate::{
 
 /// The I/O APICs, the HPET, the usual place of remapping units, and the message window.
 const APICS: PhysRange = PhysRange::new(Hpa::new(0xfec0_0000), 0x30_0000);
+
+/// A remapping unit in use.
+pub type Unit = Remapper<'static, Mmio, Frames>;
 
 /// The machine.
 pub struct Machine {

@@ -172,3 +172,15 @@ pub fn set_pasid_enable(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, pasid: u
     let new = if enable { old | PASID_ENABLE } else { old & !PASID_ENABLE };
     config.write(bdf, at, new);
 }
+/// MSI-X control, behind the capability's header: enable, function mask.
+const MSIX_ENABLE: u32 = 1 << 31;
+const MSIX_FUNCTION_MASK: u32 = 1 << 30;
+
+/// Writes MSI-X control.
+pub fn set_msix(config: &dyn ConfigSpace, function: &Function, enable: bool, function_mask: bool) {
+    let Some(msix) = function.msix else { return };
+    let old = config.read(function.bdf, msix.capability);
+    let bit = |set: bool, mask: u32| if set { mask } else { 0 };
+    let control = bit(enable, MSIX_ENABLE) | bit(function_mask, MSIX_FUNCTION_MASK);
+    config.write(function.bdf, msix.capability, old & !(MSIX_ENABLE | MSIX_FUNCTION_MASK) | control);
+}

@@ -1,6 +1,6 @@
 //! Who runs which guest: the processors share the modules out, and the first one tells what came of it all.
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::{
     fmt,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -12,7 +12,10 @@ use crate::{
     addr::PAGE_SIZE,
     apic, console,
     cpu::{self, fpu::Xsave, interrupts, tables::Bases},
-    devices::plan::{Plan, Plans, plans},
+    devices::{
+        plan::{Plan, Plans, plans},
+        virtual_functions::Parents,
+    },
     event,
     ims::GuestId,
     irq::ports::MachineService,
@@ -68,6 +71,8 @@ impl Processor {
 pub struct Workload {
     machine: &'static Machine,
     service: &'static MachineService,
+    /// The functions that the hypervisor keeps, and whose parts are guests'.
+    parents: &'static Parents,
     modules: Vec<Module>,
     /// APIC ID of the first processor.
     leader: u32,
@@ -98,6 +103,7 @@ impl Workload {
         Self {
             machine,
             service,
+            parents: Box::leak(Box::default()),
             modules,
             leader,
             epoch,
@@ -147,7 +153,8 @@ impl Workload {
                 self.service.ports().faults().event(self.service);
             }
             if events {
-                self.service.ports().own_interrupt(self.service);
+                self.service.ports().count_own_interrupt();
+                self.parents.event(self.service);
             }
         }
         self.service.ports().faults().finish(self.service);
@@ -186,7 +193,7 @@ impl Workload {
             *new_vcpus = others;
             own
         };
-        let mut runner = Scheduler::new(host, xsave, self.service, self.epoch);
+        let mut runner = Scheduler::new(host, xsave, (self.service, self.parents), self.epoch);
         for new_vcpu in new_vcpus {
             match new_vcpu.create(runner.host()) {
                 Some(cpu) => runner.add(cpu),
@@ -199,7 +206,12 @@ impl Workload {
     }
 
     fn make(&self, number: usize, host: &Host) {
-        let maker = GuestBuilder { machine: self.machine, service: self.service, capabilities: host.capabilities };
+        let maker = GuestBuilder {
+            machine: self.machine,
+            service: self.service,
+            parents: self.parents,
+            capabilities: host.capabilities,
+        };
         for (index, (module, plan)) in self.modules.iter().zip(self.plans.get().into_iter().flatten()).enumerate() {
             match plan {
                 Ok(plan) if plan.processors.first() == Some(&number) => {

@@ -9,7 +9,7 @@ use alloc::{sync::Arc, vec::Vec};
 use crate::{
     apic, console,
     cpu::{self, fpu::Xsave, interrupts},
-    devices::virtual_functions::Parent,
+    devices::virtual_functions::{Parent, Parents},
     exits::EndReason,
     irq::{
         host_vectors::{Owner, Vectors},
@@ -43,6 +43,7 @@ pub struct Scheduler {
     optional_msrs: Optional,
     has_tsc_deadline: bool,
     service: &'static MachineService,
+    parents: &'static Parents,
     /// Its own vectors.
     vectors: Option<&'static Vectors>,
     cpus: Vec<VirtualCpu>,
@@ -56,7 +57,12 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// With no guest yet.
-    pub fn new(host: Host, xsave: Xsave, service: &'static MachineService, epoch: u64) -> Self {
+    pub fn new(
+        host: Host,
+        xsave: Xsave,
+        (service, parents): (&'static MachineService, &'static Parents),
+        epoch: u64,
+    ) -> Self {
         let optional_msrs = switched_state::optional_msrs(&host.capabilities);
         Self {
             host,
@@ -64,6 +70,7 @@ impl Scheduler {
             optional_msrs,
             has_tsc_deadline: apic::has_tsc_deadline(),
             service,
+            parents,
             vectors: service.ports().vectors_of(cpu::this::this().number),
             cpus: Vec::new(),
             current: None,
@@ -95,7 +102,7 @@ impl Scheduler {
                 None => self.idle(),
             }
             self.service.ports().faults().poll(self.service);
-            self.service.ports().parents().poll(self.service, |parent| self.runs_a_sharer_of(parent));
+            self.parents.poll(self.service, |parent| self.runs_a_sharer_of(parent));
             self.cpus.iter().for_each(|cpu| cpu.vm.resources.look_at_resets());
             console::pump();
         }
@@ -177,7 +184,10 @@ impl Scheduler {
             apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
             apic::INJECT_VECTOR => self.cpus.iter_mut().for_each(VirtualCpu::take_posted),
             apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
-            apic::DEVICE_VECTOR => self.service.ports().own_interrupt(self.service),
+            apic::DEVICE_VECTOR => {
+                self.service.ports().count_own_interrupt();
+                self.parents.event(self.service);
+            }
             _ => match self.owner(vector) {
                 Some((cpu, vector)) => cpu.accept(vector),
                 None => self.service.ports().count_spurious(),
@@ -244,7 +254,7 @@ impl Scheduler {
         let looks = self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due());
         let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.resources.is_resetting());
         let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
-        let parents = self.service.ports().parents().due(now, |parent| self.runs_a_sharer_of(parent));
+        let parents = self.parents.due(now, |parent| self.runs_a_sharer_of(parent));
         timers.chain(looks).chain(resets).chain(parents).min()
     }
 

@@ -14,7 +14,6 @@ use crate::{
         rtc::Rtc,
         uart::{self, Uart},
     },
-    vm::instance::Vm,
 };
 
 /// What begins a line of the console after which a guest's VM exits so far are told, if its options ask for that.
@@ -63,8 +62,8 @@ impl Chipset {
         Ports { uart, bus, rtc, now: &|| clock.at(cpu::tsc()) }.read(port, width)
     }
 
-    /// OUT, by guest `vm`.
-    pub fn write(&mut self, vm: &Vm, port: u16, width: u8, value: u32) -> Written {
+    /// OUT, by the guest named `name`.
+    pub fn write(&mut self, name: &str, port: u16, width: u8, value: u32) -> Written {
         let Self { bus, uart, rtc, clock, quota, marks, has_terminal } = self;
         let mut written = Written { outcome: PortWrite::Done, pci: None, mark: false };
         // A guest that writes faster than the console's line takes it waits by itself: neither the processor nor a lock does.
@@ -75,7 +74,7 @@ impl Chipset {
         let mut mark = false;
         let now = || clock.at(cpu::tsc());
         let effect = Ports { uart, bus, rtc, now: &now }.write(port, width, value, &mut |line| {
-            mark |= show(&vm.name, quota, line) && *marks && line.starts_with(MARK);
+            mark |= show(name, quota, line) && *marks && line.starts_with(MARK);
         });
         written.mark = mark;
         if *has_terminal && let Some(byte) = uart.take_sent() {

@@ -14,8 +14,10 @@ use crate::{
     console::{self, terminal},
     devices::{
         mmio_regions::{MmioRegion, MmioRegions, RegionKind},
-        passthrough::{Prepared, Refusal, Room, prepare},
+        passthrough::{Prepared, Room, attach, prepare},
         plan::{Given, Plan},
+        refusal::Refusal,
+        virtual_functions::Parents,
     },
     ept::{Ept, PageType},
     guest::{
@@ -52,6 +54,8 @@ pub struct GuestBuilder {
     pub machine: &'static Machine,
     /// The service.
     pub service: &'static MachineService,
+    /// The functions that the hypervisor keeps.
+    pub parents: &'static Parents,
     /// What this processor can do: the others can do the same.
     pub capabilities: Capabilities,
 }
@@ -59,7 +63,7 @@ pub struct GuestBuilder {
 impl GuestBuilder {
     /// Makes a guest of a module. On failure nothing is held any more, and the reason is said in words.
     pub fn make(&self, id: GuestId, module: &Module, plan: &Plan) -> Result<Vec<NewVcpu>, String> {
-        let resources = Resources::new(id, self.service);
+        let resources = Resources::new(id, self.service, self.parents);
         self.fill(resources, id, module, plan).map_err(|why| format!("{}: {why}", plan.options.name))
     }
 
@@ -159,8 +163,7 @@ impl GuestBuilder {
                 Given::Virtual(share) => {
                     let refused = |why| format!("device vdsa:{} is refused: {why}", share.parent.bdf);
                     let service = self.service;
-                    let parent =
-                        service.ports().parents().take(id, self.machine, service, share.parent).map_err(refused)?;
+                    let parent = self.parents.take(id, self.machine, service, share.parent).map_err(refused)?;
                     if !parents.iter().any(|other| Arc::ptr_eq(other, &parent)) {
                         parents.push(Arc::clone(&parent));
                     }
@@ -169,7 +172,7 @@ impl GuestBuilder {
                     let pasid = spec.msix.and_then(|msix| msix.backing).map(|backing| backing.pasid);
                     // Requests without a PASID are nobody's.
                     let pasid = pasid.ok_or(Refusal::NoPasid).map_err(refused)?;
-                    service.ports().attach(id, (parent.bdf(), Some(pasid)), ram).map_err(refused)?;
+                    attach(service.ports(), id, (parent.bdf(), Some(pasid)), ram).map_err(refused)?;
                     specs.push(spec);
                 }
             }
@@ -180,10 +183,10 @@ impl GuestBuilder {
     /// All requests of a function lead to the guest's memory, those with the guest's PASIDs as well.
     fn attach(&self, id: GuestId, (bdf, pasids): (Bdf, Option<(Pasid, Pasid)>), ram: &Ram) -> Result<(), Refusal> {
         let ports = self.service.ports();
-        ports.attach(id, (bdf, None), ram)?;
+        attach(ports, id, (bdf, None), ram)?;
         let Some((first, last)) = pasids else { return Ok(()) };
         let mut all = (first.value()..=last.value()).filter_map(Pasid::new);
-        all.try_for_each(|pasid| ports.attach(id, (bdf, Some(pasid)), ram))
+        all.try_for_each(|pasid| attach(ports, id, (bdf, Some(pasid)), ram))
     }
 
     /// Leaves the local APIC to the processor where it can keep it, unless the guest wants otherwise. On Bochs a guest has to ask for

@@ -152,7 +152,7 @@ impl Platform for GuestIo<'_> {
     }
 
     fn port_write(&mut self, port: u16, width: u8, value: u32) -> PortWrite {
-        let written = self.vm.chipset.lock().write(self.vm, port, width, value);
+        let written = self.vm.chipset.lock().write(&self.vm.name, port, width, value);
         if let Some((function, effect)) = written.pci {
             self.configure(function, effect);
         }

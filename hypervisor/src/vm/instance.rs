@@ -12,8 +12,8 @@ use crate::{
     guest::options::Options,
     ims::{Attribution, GuestId},
     irq::{
-        fault_log::attributed,
         mailbox::{Mailbox, count, sum_of_exits},
+        ports::fault_log::attributed,
     },
     memory::Ram,
     sync::Mutex,

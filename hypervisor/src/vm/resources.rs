@@ -9,7 +9,7 @@ use crate::{
     addr::Hpa,
     devices::{
         passthrough::{Assigned, by_id},
-        virtual_functions::Parent,
+        virtual_functions::{Parent, Parents},
     },
     ept::Ept,
     ims::{Domain, GuestId},
@@ -28,6 +28,8 @@ pub struct Resources {
     id: GuestId,
     /// The service that its domain is of.
     pub service: &'static MachineService,
+    /// The functions that the hypervisor keeps, for all guests.
+    kept: &'static Parents,
     /// Its memory.
     pub ram: Option<Ram>,
     /// Its extended page tables.
@@ -46,10 +48,10 @@ pub struct Resources {
 
 impl Resources {
     /// Nothing, for guest `id`.
-    pub fn new(id: GuestId, service: &'static MachineService) -> Self {
+    pub fn new(id: GuestId, service: &'static MachineService, kept: &'static Parents) -> Self {
         let (functions, resetting) = (Mutex::new(Vec::new()), AtomicBool::new(false));
         let (frames, parents) = (Vec::new(), Vec::new());
-        Self { id, service, ram: None, ept: None, frames, functions, resetting, parents, domain: None }
+        Self { id, service, kept, ram: None, ept: None, frames, functions, resetting, parents, domain: None }
     }
 
     /// The guest has written to the configuration space of one of its functions.
@@ -111,7 +113,7 @@ impl Drop for Resources {
         }
         // The pages of its functions' registers go with them: nobody runs any more who could read them.
         for parent in self.parents.drain(..) {
-            self.service.ports().parents().leave(&parent, self.id, self.service);
+            self.kept.leave(&parent, self.id, self.service);
             paths.close(self.service.ports().detach(self.id, parent.bdf()));
         }
         let (ept, ram) = (self.ept.take(), self.ram.take());

@@ -12,10 +12,8 @@ use crate::{
     addr::Bdf,
     cpu, event,
     ims::{Attribution, GuestId, StoreName},
-    irq::{
-        ports::{MachineService, Unit},
-        rate_limit::RateLimit,
-    },
+    irq::{ports::MachineService, rate_limit::RateLimit},
+    machine::discovery::Unit,
     sync::Mutex,
     vtd::{Fault, Request},
 };
@@ -117,7 +115,7 @@ impl FaultLog {
     fn tell(&self, service: &MachineService, unit: usize, fault: &Fault) {
         let whose = match fault.request {
             Request::Interrupt(index) => {
-                service.refused_message(super::ports::entry_index(unit, index), fault.source, fault.reason.0)
+                service.refused_message(super::entry_index(unit, index), fault.source, fault.reason.0)
             }
             _ => None,
         };

@@ -1,0 +1,83 @@
+//! Why a function cannot be given to a guest.
+#![forbid(unsafe_code)]
+
+use core::fmt;
+
+use crate::{quirks::Erratum, vtd::Error};
+
+/// Why a function cannot be given to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The machine has no such function.
+    NoSuchFunction,
+    /// There is no remapping unit for it, or none that works.
+    NoRemapping,
+    /// Another guest has it.
+    Taken,
+    /// The firmware uses memory of its own with it (RMRR).
+    ReservedMemory,
+    /// It has no message store that the hypervisor knows.
+    NoStore,
+    /// It has neither a message store nor MSI-X.
+    NoMessages,
+    /// Nothing is known by which it could be reset.
+    NoReset,
+    /// Other functions are on its way to the remapping unit.
+    NotAlone,
+    /// Its hardware has this erratum, which its guest does not accept.
+    Unsafe(&'static Erratum),
+    /// It has no PASIDs, by which virtual functions are told apart.
+    NoPasid,
+    /// Its remapping unit has no scalable mode, or not these PASIDs.
+    NoPasidRemapping,
+    /// Its work queues or its store's slots do not suffice for one more virtual function.
+    NoRoom,
+    /// A BAR was not placed by the firmware, or is too small to be mapped.
+    Bar(usize),
+    /// A table does not lie where the function says.
+    Table,
+    /// Memory for tables or shadows ran out, or address space in the guest.
+    OutOfMemory,
+    /// The remapping unit, or the device, does not answer.
+    Hardware,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoSuchFunction => "the machine has no such function",
+            Self::NoRemapping => {
+                "no remapping unit (IOMMU) that can be used covers it: without VT-d interrupt remapping its interrupts and DMA \
+                 cannot be confined (what=vtd says why)"
+            }
+            Self::Taken => "another guest has it",
+            Self::ReservedMemory => "the firmware keeps memory of its own with it (RMRR)",
+            Self::NoStore => "it has no interrupt message store that the hypervisor knows",
+            Self::NoMessages => "it has neither an interrupt message store nor MSI-X",
+            Self::NoReset => "it cannot be reset by itself (function level reset), so that what one guest leaves in it would be the next one's",
+            Self::NotAlone => {
+                "it shares its device, its bus or a switch with other functions, which it could reach past the remapping unit"
+            }
+            Self::Unsafe(Erratum { name, what, .. }) => {
+                return write!(f, "its hardware has an erratum ({name}): {what}. A guest that is trusted with that gets it by unsafe={name}");
+            }
+            Self::NoPasid => "it has no PASIDs",
+            Self::NoPasidRemapping => "its remapping unit (IOMMU) does not tell these PASIDs apart: that takes scalable mode, and they end at 0x1fff",
+            Self::NoRoom => "it has no work queue left for a virtual function, or not so many slots in its message store",
+            Self::Bar(index) => return write!(f, "BAR {index} has no place, or is smaller than a page"),
+            Self::Table => "a table does not lie in its BAR",
+            Self::OutOfMemory => "memory or address space ran out",
+            Self::Hardware => "the remapping unit or the device does not answer",
+        })
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NoPasid => Self::NoPasidRemapping,
+            Error::NoMemory | Error::NoFreeDomain => Self::OutOfMemory,
+            _ => Self::Hardware,
+        }
+    }
+}
