@@ -94,9 +94,9 @@ mod tests {
 
     #[test]
     fn a_length_of_zero_or_too_large_ends_the_walk() {
-        assert_eq!(ids(&[0, 0, 0, 1, 1, 0, 0, 0]), []);
-        assert_eq!(ids(&[0, 9, 0, 1, 1, 0, 0, 0]), []);
-        assert_eq!(ids(&[0, 4, 0, 1]), []);
+        assert_eq!(ids(&[0, 0, 0, 1, 1, 0, 0, 0]), [0u32; 0]);
+        assert_eq!(ids(&[0, 9, 0, 1, 1, 0, 0, 0]), [0u32; 0]);
+        assert_eq!(ids(&[0, 4, 0, 1]), [0u32; 0]);
         let good = [0, 8, 0, 5, 1, 0, 0, 0];
         let madt = |end: &[u8]| [&[0; ENTRIES], &good[..], end].concat();
         assert_eq!(processors(&madt(&[0, 0, 0, 1, 1, 0, 0, 0])), (vec![Processor { apic_id: 5 }], Some(ENTRIES + 8)));

@@ -1,11 +1,8 @@
 //! The service on the machine's hardware: remapping units, stores, host vectors, faults and floods, and whose DMA goes where.
 
-#[cfg(feature = "bare")]
 pub mod dma;
 pub mod host_vectors;
-#[cfg(feature = "bare")]
 pub mod mailbox;
-#[cfg(feature = "bare")]
 pub mod ports;
 pub mod rate_limit;
 pub mod slow_store;

@@ -33,7 +33,7 @@ impl fmt::Debug for Growing {
 }
 
 /// Interrupts are off in the hypervisor, so the lock cannot be asked for by its own holder.
-#[global_allocator]
+#[cfg_attr(feature = "bare", global_allocator)]
 static HEAP: TalcLock<Tickets, Growing> = TalcLock::new(Growing { frames: None });
 
 // SAFETY: the frame allocator never uses the heap.

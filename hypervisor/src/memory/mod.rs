@@ -3,7 +3,6 @@
 //! The hypervisor runs identity-mapped: a host-virtual address is the host-physical one.
 
 pub mod frames;
-#[cfg(feature = "bare")]
 pub mod heap;
 pub mod mmio;
 pub mod paging;
