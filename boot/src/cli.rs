@@ -49,7 +49,7 @@ Guests:
   only DSAs that have this erratum. tests/linux/init says what can be appended to its command line.
   name=… names the guest, by 1 to 16 of a-z, 0-9 and -. Without it one of ours has its own
   name, and a file its file's, with - for what no name can hold; a second guest of one name
-  gets -2 behind it. The other options are in ARCHITECTURE.md, \"Guests' modules\"; all are
+  gets -2 behind it. The other options are in hypervisor/src/guest/MODULES.md; all are
   checked before anything is built.
 
 Environment:
@@ -123,7 +123,7 @@ pub struct Options {
     pub cpu: Option<String>,
 
     /// Changes to the emulated machine, which is laid out as Sapphire Rapids is: generous is one with everything on bus 0 and DSAs
-    /// with more than real ones have; ARCHITECTURE.md has all options ("The emulated machine")
+    /// with more than real ones have; tests/MACHINES.md has all options
     #[arg(long, value_name = "OPTION,…", value_delimiter = ',')]
     pub plugin: Vec<String>,
 

@@ -34,7 +34,7 @@ pub const DSAS: [&str; 4] = ["6a:01.0", "74:01.0", "6f:01.0", "79:01.0"];
 pub const GENEROUS_DSAS: [&str; 4] = ["00:1e.0", "00:1f.0", "00:1c.0", "00:1d.0"];
 /// The plugin's option for a machine with more than real ones have.
 pub const GENEROUS: &str = "generous";
-/// The plugin's options; ARCHITECTURE.md says what they do.
+/// The plugin's options; tests/MACHINES.md says what they do.
 const PLUGIN_OPTIONS: [&str; 18] = [
     GENEROUS,
     "idxd",

@@ -158,7 +158,7 @@ pub fn line(line: fmt::Arguments<'_>) {
     }
 }
 
-/// Writes one line for the launcher: an event's name and `key=value` pairs. ARCHITECTURE.md lists them. The screen shows it for people.
+/// Writes one line for the launcher: an event's name and `key=value` pairs. `boot/EVENTS.md` lists them. The screen shows it for people.
 pub fn event(text: fmt::Arguments<'_>) {
     if let Some(console) = CONSOLE.lock().as_mut() {
         let _ = writeln!(console.serial, "@ims {text}");

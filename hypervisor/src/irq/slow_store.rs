@@ -12,7 +12,7 @@ use crate::{
     memory::Registers,
 };
 
-/// Registers of the command interface, as ARCHITECTURE.md has them.
+/// Registers of the command interface, as `tests/MACHINES.md` has them.
 const SLOT: usize = 0x00;
 const MASK: usize = 0x04;
 const COMMAND: usize = 0x08;

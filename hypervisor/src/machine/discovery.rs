@@ -131,7 +131,7 @@ impl Machine {
         self.processors.iter().map(|processor| processor.apic_id)
     }
 
-    /// Whether this is Bochs, whose virtualisation of the local APIC has defects (ARCHITECTURE.md, machine notes).
+    /// Whether this is Bochs, whose virtualisation of the local APIC has defects (`tests/MACHINES.md`).
     pub fn is_bochs(&self) -> bool {
         self.bochs
     }

@@ -42,7 +42,7 @@ pub struct Options {
     /// Rounds that are timed for each scenario [default: 256; nested: 16]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
     rounds: Option<u16>,
-    /// Show the result in the README, too: its table, and the plots in tests/figures (of the emulated machine only)
+    /// Show the result in the documents, too: the README's rows, and tests/figures with its table and plots (of the emulated machine only)
     #[arg(long, conflicts_with_all = ["only", "machine", "generous"])]
     update: bool,
     /// What cargo itself adds
@@ -168,7 +168,7 @@ pub fn run(options: &Options) -> Result<()> {
     if options.update {
         let folder = crate::bench::paths()?.workspace.join("tests/figures");
         files.extend(plots(&folder, &figures, kind)?);
-        files.push(document::update(&crate::bench::paths()?.workspace.join("README.md"), &figures, &machine.name())?);
+        files.extend(document::update(&crate::bench::paths()?.workspace, &figures, &machine.name())?);
     }
     println!();
     files.iter().for_each(|file| println!("  {}", file.display()));

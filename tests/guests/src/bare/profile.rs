@@ -1,7 +1,7 @@
 //! How a guest treats its interrupts, where the machine makes a difference.
 //!
 //! On a real processor there is none: `cli`, `sti; hlt` and interrupt gates work whoever keeps the local APIC. Bochs 3.0 has defects
-//! when the processor keeps it (ARCHITECTURE.md, machine notes): it delivers a virtual interrupt although IF = 0 when another one
+//! when the processor keeps it (`tests/MACHINES.md`): it delivers a virtual interrupt although IF = 0 when another one
 //! arrives, it does not wake for one that is pending already, it executes one more instruction after a notification, and it
 //! delivers vector 0xFF for a notification that finds nothing. With `profile=posted` on the command line the run-time keeps out of their
 //! way: IF is always 1, gates are trap gates, critical sections raise CR8, and idling is MONITOR and MWAIT on a flag that every

@@ -2,7 +2,7 @@
 //!
 //! The guest takes invalid-opcode exceptions without end while its timer, whose exits come at any instruction, fires. The emulator with
 //! several processors saves the address of the faulting instruction at such an exit, although the exception has been delivered
-//! (ARCHITECTURE.md, machine notes): the instruction faults once more, with the first exception's frame on the stack.
+//! (`tests/MACHINES.md`): the instruction faults once more, with the first exception's frame on the stack.
 #![no_std]
 #![no_main]
 
