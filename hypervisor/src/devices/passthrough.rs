@@ -1,38 +1,32 @@
 //! A PCI function given to a guest: what the guest sees of it, and how it gets there.
 
 use alloc::vec::Vec;
-use core::{hint::spin_loop, ops::Range};
+use core::hint::spin_loop;
 
 use hcall_abi::{DeviceId, Pasid};
 
 use crate::{
-    addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    addr::Bdf,
     devices::{
-        bars::{locate, look, map_bars, memory_bar},
+        bars::{look, map_bars},
         dsa,
-        mmio_regions::{MmioRegion, MmioRegions, RegionKind, RegisterKind, Registers},
+        guest_bars::{BarLayout, GuestSpace, describe},
         refusal::Refusal,
         reset::{Begun, ResetMethod},
-        store_pages,
     },
-    ept::{self, Ept},
-    guest::memory_map::BarAllocator,
-    ims::{DeviceSpec, Domain, GuestId, Reach, StoreName, StoreSpec},
+    ims::{DeviceSpec, Domain, GuestId, StoreName},
     irq::{
         dma::Requests,
         ports::{MachinePorts, MachineService},
     },
-    machine::{discovery::Machine, memory::FRAMES},
-    memory::{FrameSource, Mmio, Ram},
+    machine::discovery::Machine,
+    memory::{FrameSource, Ram},
     pci::{
-        self, Bar, Function, TableLocation,
+        self, Function,
         reset::{Progress, Resetting},
     },
-    vdev::pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualBus, VirtualFunction},
+    vdev::pci::{Effect, VirtualFunction},
 };
-
-/// Bytes of the SIOV capability (Scalable IOV specification, 3.2.1), and its place in the guest's.
-const SIOV_BYTES: u16 = 0x18;
 
 /// A function in a guest's hands.
 pub struct Assigned {
@@ -102,27 +96,6 @@ pub fn slots(machine: &Machine, function: &Function) -> u32 {
     store.map_or(0, |store| store.slots) + function.msix.map_or(0, |msix| msix.entries.into())
 }
 
-/// What a guest's function is put into.
-pub struct Room<'a> {
-    /// Its PCI bus.
-    pub bus: &'a mut VirtualBus,
-    /// Its address space for BARs.
-    pub bars: &'a mut BarAllocator,
-    /// Its page tables.
-    pub ept: &'a mut Ept,
-    /// What it finds outside of its memory.
-    pub mmio_regions: &'a mut MmioRegions,
-    /// Frames that are its own: those of shadows are added, those of a preparation that fails too.
-    pub frames: &'a mut Vec<(Hpa, u64)>,
-}
-
-impl Room<'_> {
-    /// Maps a range into the guest.
-    pub fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, page_type: ept::PageType) -> Result<(), Refusal> {
-        self.ept.map(&FRAMES, gpa, hpa, len, page_type).map_err(|_| Refusal::OutOfMemory)
-    }
-}
-
 /// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest. If the guest owns `pasids`, the function may
 /// work with PASIDs.
 pub fn prepare(
@@ -130,7 +103,7 @@ pub fn prepare(
     ports: &MachinePorts,
     function: &Function,
     pasids: Option<(Pasid, Pasid)>,
-    room: &mut Room,
+    room: &mut GuestSpace<'_, impl FrameSource>,
 ) -> Result<Prepared, Refusal> {
     map_bars(function)?;
     let reset_method = ResetMethod::of(function)?;
@@ -148,7 +121,7 @@ pub fn prepare(
     let descr = describe(machine, function, room.bars)?;
     let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
     let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
-    let mut layout = Layout { function, descr: &descr, id, room, shared: Vec::new() };
+    let mut layout = BarLayout { function, descr: &descr, id, room, shared: Vec::new() };
     layout.map_bars()?;
     let neighbours = reset_method.registers().map(|registers| {
         let own: Vec<_> = layout.msix_in_bar(dsa::REGISTERS_BAR).collect();
@@ -184,195 +157,6 @@ pub fn prepare(
 /// Has requests of a function lead to a guest's memory, at the guest's own addresses.
 pub fn attach(ports: &MachinePorts, guest: GuestId, requests: Requests, ram: &Ram) -> Result<(), Refusal> {
     ports.attach(guest, requests, ram).ok_or(Refusal::NoRemapping)?.map_err(Refusal::from)
-}
-
-/// What the guest sees in configuration space.
-fn describe(machine: &Machine, function: &Function, bars: &mut BarAllocator) -> Result<FunctionDescr, Refusal> {
-    let mut descr = FunctionDescr {
-        vendor: function.vendor,
-        device: function.device,
-        revision: function.revision,
-        class: function.class,
-        subsystem_vendor: function.subsystem.0,
-        subsystem: function.subsystem.1,
-        ..FunctionDescr::default()
-    };
-    for (index, bar) in function.bars.iter().enumerate() {
-        if let Some(Bar::Memory { prefetchable, wide, .. }) = *bar {
-            let (_, size) = memory_bar(function, index)?;
-            let gpa = bars.place(size, wide).ok_or(Refusal::OutOfMemory)?;
-            descr.bars[index] = Some(BarDescr { size, gpa, is_64bit: wide, prefetchable });
-        }
-    }
-    descr.msix = function.msix.map(|msix| MsixDescr {
-        size: msix.entries,
-        table: (msix.table.bar, msix.table.offset),
-        pba: (msix.pba.bar, msix.pba.offset),
-    });
-    if let Some(siov) = function.siov {
-        let words = (0..SIOV_BYTES / 4).map(|n| machine.config().read(function.bdf, siov.capability + 4 * n));
-        descr.dvsec = words.flat_map(u32::to_le_bytes).collect();
-    }
-    Ok(descr)
-}
-
-/// The function's BARs as they are laid out in the guest.
-struct Layout<'a, 'r> {
-    function: &'a Function,
-    descr: &'a FunctionDescr,
-    id: DeviceId,
-    room: &'a mut Room<'r>,
-    /// Pages that hold something beside what their windows show: where they begin in the guest and on the machine, and their bytes.
-    shared: Vec<(Gpa, Hpa, u64)>,
-}
-
-impl Layout<'_, '_> {
-    /// Everything straight through at first. What must not be comes after, page by page.
-    fn map_bars(&mut self) -> Result<(), Refusal> {
-        for index in 0..self.descr.bars.len() {
-            if let Some(bar) = self.descr.bars[index] {
-                let (base, size) = memory_bar(self.function, index)?;
-                self.map(bar.gpa, base, size, ept::PageType::Device)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A store: the guest reads its shadow and its writes are trapped, in whole pages. Where the pages may hold something else, reads are
-    /// trapped as well, so that the guest finds that too. `neighbours` are the tables of a device all of whose tables are known.
-    fn map_store(
-        &mut self,
-        name: StoreName,
-        table: (u8, u32),
-        slots: u32,
-        neighbours: Option<&dsa::Tables>,
-    ) -> Result<StoreSpec, Refusal> {
-        let bytes = u64::from(slots) * 16;
-        let (gpa, base) = self.locate(table, bytes)?;
-        let len = (gpa.page_offset() + bytes).next_multiple_of(PAGE_SIZE);
-        let shadow = FRAMES.alloc_zeroed(len / PAGE_SIZE, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
-        self.room.frames.push((shadow, len / PAGE_SIZE));
-        if self.is_alone(table, bytes, neighbours) {
-            self.map(gpa.page(), shadow, len, ept::PageType::Shadow)?;
-        } else {
-            self.map(gpa.page(), base.page(), len, ept::PageType::Trapped)?;
-            self.shared.push((gpa.page(), base.page(), len));
-        }
-        let shadow = shadow.checked_add(gpa.page_offset()).ok_or(Refusal::Table)?;
-        let kind = RegionKind::Store { device: self.id, name, shadow };
-        // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
-        unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: bytes, kind }) };
-        Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, reach: Reach::Memory })
-    }
-
-    /// The interrupt message store of a DSA.
-    fn map_message_store(
-        &mut self,
-        store: dsa::MessageStore,
-        neighbours: Option<&dsa::Tables>,
-        ports: &MachinePorts,
-    ) -> Result<StoreSpec, Refusal> {
-        let table = (dsa::REGISTERS_BAR, store.offset);
-        let spec = self.map_store(StoreName::Ims, table, store.slots, neighbours)?;
-        if !dsa::has_slow_store(self.function) {
-            return Ok(spec);
-        }
-        Ok(StoreSpec { reach: Reach::Slow(self.hide_slow_store(ports)?), ..spec })
-    }
-
-    /// A store behind a command interface, which is the hypervisor's alone: its page reads as zeros in the guest, and takes nothing.
-    fn hide_slow_store(&mut self, ports: &MachinePorts) -> Result<u16, Refusal> {
-        let (gpa, base) = self.locate((dsa::REGISTERS_BAR, dsa::SLOW_STORE), PAGE_SIZE)?;
-        let zeros = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
-        self.room.frames.push((zeros, 1));
-        self.map(gpa, zeros, PAGE_SIZE, ept::PageType::Shadow)?;
-        // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
-        let registers = unsafe { Mmio::new(base, PAGE_SIZE as usize) }.ok_or(Refusal::Table)?;
-        ports.slow_store(self.function.bdf, registers).ok_or(Refusal::Table)
-    }
-
-    /// Whether nothing else of the device's is in the pages of a store: the store fills them, or the device's other tables, which are
-    /// known, are elsewhere.
-    fn is_alone(&self, (bar, offset): (u8, u32), bytes: u64, neighbours: Option<&dsa::Tables>) -> bool {
-        let store = u64::from(offset)..u64::from(offset) + bytes;
-        let known = neighbours.filter(|_| bar == dsa::REGISTERS_BAR);
-        store_pages::fill(&store)
-            || known.is_some_and(|tables| {
-                store_pages::hold_nothing_else(&store, tables.iter().cloned().chain(self.msix_in_bar(bar)))
-            })
-    }
-
-    /// The MSI-X table and its pending bits, if they are in this BAR.
-    fn msix_in_bar(&self, bar: u8) -> impl Iterator<Item = Range<u64>> + use<> {
-        let tables = self.descr.msix.map(|msix| {
-            let entries = u64::from(msix.size);
-            [(msix.table, entries * 16), (msix.pba, entries.div_ceil(64) * 8)]
-        });
-        let here = tables.into_iter().flatten().filter(move |((other, _), _)| *other == bar);
-        here.map(|((_, offset), bytes)| u64::from(offset)..u64::from(offset) + bytes)
-    }
-
-    /// The pending bits can be read; writes to them are no guest's business, but those of what is beside them are.
-    fn map_pending_bits(&mut self) -> Result<(), Refusal> {
-        let Some(msix) = self.descr.msix else { return Ok(()) };
-        let bytes = u64::from(msix.size).div_ceil(64) * 8;
-        let (gpa, base) = self.locate_at(msix.pba, bytes, 8)?;
-        let pages = (gpa.page_offset() + bytes).next_multiple_of(PAGE_SIZE);
-        for at in (0..pages).step_by(PAGE_SIZE as usize) {
-            let place = gpa.page().checked_add(at).zip(base.page().checked_add(at));
-            let (page, base) = place.ok_or(Refusal::Table)?;
-            // Reads of a page that a store shares are trapped already, or the store's alone.
-            if !self.room.mmio_regions.has_store_at(page) {
-                self.map(page, base, PAGE_SIZE, ept::PageType::DeviceReadOnly)?;
-                self.shared.push((page, base, PAGE_SIZE));
-            }
-        }
-        let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::PendingBits });
-        // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate_at` has found the bits in it.
-        unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: bytes, kind }) };
-        Ok(())
-    }
-
-    /// Whatever else is in trapped pages is read and written as if they were not.
-    fn serve_the_rest(&mut self) {
-        for &(start, base, len) in &self.shared {
-            let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::Plain });
-            // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and the pages were found in it. MmioRegions of what the guest must not
-            // write were added before.
-            unsafe { self.room.mmio_regions.add(MmioRegion { start, len, kind }) };
-        }
-    }
-
-    /// The page of the command register can be read straight from the device. Writes are passed on, but seen: the guest may reset
-    /// the device, and with it the store.
-    fn map_commands(&mut self) -> Result<(), Refusal> {
-        let (gpa, base) = self.locate((dsa::REGISTERS_BAR, 0), PAGE_SIZE)?;
-        // What the guest may not even read stays trapped.
-        if !self.room.mmio_regions.has_store_at(gpa) {
-            self.map(gpa, base, PAGE_SIZE, ept::PageType::DeviceReadOnly)?;
-        }
-        let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::Commands });
-        // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
-        unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: PAGE_SIZE, kind }) };
-        Ok(())
-    }
-
-    /// Where a table of slots is in the guest and on the machine.
-    fn locate(&self, table: (u8, u32), bytes: u64) -> Result<(Gpa, Hpa), Refusal> {
-        self.locate_at(table, bytes, 16)
-    }
-
-    /// The same for what is aligned to `alignment` bytes.
-    fn locate_at(&self, (bar, offset): (u8, u32), bytes: u64, alignment: u32) -> Result<(Gpa, Hpa), Refusal> {
-        let base = locate(self.function, TableLocation { bar, offset }, bytes)?;
-        let descr = self.descr.bars.get(usize::from(bar)).copied().flatten();
-        let gpa = descr.and_then(|descr| descr.gpa.checked_add(offset.into()));
-        gpa.filter(|_| offset.is_multiple_of(alignment)).map(|gpa| (gpa, base)).ok_or(Refusal::Table)
-    }
-
-    fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, page_type: ept::PageType) -> Result<(), Refusal> {
-        self.room.map(gpa, hpa, len, page_type)
-    }
 }
 
 impl Assigned {

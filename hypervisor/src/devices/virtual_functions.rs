@@ -16,7 +16,7 @@ use core::{
 use hcall_abi::{DeviceId, Pasid};
 
 use crate::{
-    addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
+    addr::{Bdf, Hpa, PAGE_SIZE},
     clock::{self, poll},
     cpu,
     devices::{
@@ -24,19 +24,18 @@ use crate::{
         bars,
         command_turns::{QUICK, Sharer, Turns},
         dsa::{self, Queue},
-        mmio_regions::{MmioRegion, RegionKind},
+        guest_bars::GuestSpace,
         parent_interrupt,
-        passthrough::Room,
         refusal::Refusal,
+        virtual_bars,
     },
-    ept::PageType,
     guest::memory_map::BarAllocator,
-    ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreName, StoreSpec},
+    ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreSpec},
     irq::{
         ports::MachineService,
         rate_limit::{self, RateLimit},
     },
-    machine::{discovery::Machine, memory::FRAMES},
+    machine::discovery::Machine,
     memory::{FrameSource, Mmio, Registers},
     pci::{self, Function, TableLocation},
     sync::{Mutex, MutexGuard},
@@ -298,7 +297,12 @@ impl Parent {
     }
 
     /// Makes a function and puts it into the guest. What the service is to be told.
-    pub fn add(&self, guest: GuestId, share: &Share, room: &mut Room) -> Result<DeviceSpec, Refusal> {
+    pub fn add(
+        &self,
+        guest: GuestId,
+        share: &Share,
+        room: &mut GuestSpace<'_, impl FrameSource>,
+    ) -> Result<DeviceSpec, Refusal> {
         let queues = dsa::queues(&self.registers).ok_or(Refusal::NoRoom)?;
         let store = dsa::message_store(&self.registers).ok_or(Refusal::NoStore)?;
         let (gencap, opcap) = dsa::capabilities(&self.registers);
@@ -312,9 +316,9 @@ impl Parent {
         let slots = u64::from(vectors) * 16;
         let offset = store.offset.checked_add(u32::from(first_slot) * 16).ok_or(Refusal::Table)?;
         let base = bars::locate(&self.function, TableLocation { bar: dsa::REGISTERS_BAR, offset }, slots)?;
-        let shadow = map_table(room, id, bar0.gpa, slots)?;
-        map_registers(room, id, bar0.gpa, &registers)?;
-        self.map_portals(room, bar2.gpa, queue)?;
+        let portals = dsa::portals_of_queue(&self.function, queue).ok_or(Refusal::Table)?;
+        let page = Hpa::new(registers.page().as_ptr() as u64);
+        let shadow = virtual_bars::map(room, id, (bar0.gpa, bar2.gpa), (page, slots, portals))?;
         self.shares.lock().functions.push(Virtual {
             name: (guest, id),
             domain: None,
@@ -354,12 +358,6 @@ impl Parent {
         let (subsystem_vendor, subsystem) = subsystem;
         let dvsec = Vec::new();
         Ok(FunctionDescr { vendor, device, revision, class, subsystem_vendor, subsystem, bars, msix, dvsec })
-    }
-
-    /// The guest's portals for MSI-X are the device's for the message store.
-    fn map_portals(&self, room: &mut Room, gpa: Gpa, queue: u8) -> Result<(), Refusal> {
-        let (portals, bytes) = dsa::portals_of_queue(&self.function, queue).ok_or(Refusal::Table)?;
-        room.map(gpa, portals, bytes, PageType::Device)
     }
 
     /// The service has taken a guest in: its functions can be signalled from now on.
@@ -540,28 +538,4 @@ impl Virtual {
 /// The PASID of a work queue's work: 0 is that of work without one.
 fn pasid_of(queue: u8) -> Option<Pasid> {
     Pasid::new(u32::from(queue) + 1)
-}
-
-/// The MSI-X table: the guest reads its shadow and its writes are trapped. Where the shadow is.
-fn map_table(room: &mut Room, id: DeviceId, bar0: Gpa, bytes: u64) -> Result<Hpa, Refusal> {
-    let start = bar0.checked_add(vdsa::TABLE.into()).ok_or(Refusal::Table)?;
-    let len = bytes.next_multiple_of(PAGE_SIZE);
-    let shadow = FRAMES.alloc_zeroed(len / PAGE_SIZE, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
-    room.frames.push((shadow, len / PAGE_SIZE));
-    room.map(start, shadow, len, PageType::Shadow)?;
-    let kind = RegionKind::Store { device: id, name: StoreName::Msix, shadow };
-    // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
-    unsafe { room.mmio_regions.add(MmioRegion { start, len: bytes, kind }) };
-    Ok(shadow)
-}
-
-/// The registers: the guest reads them without an exit. Everything else in the BAR is not mapped.
-fn map_registers(room: &mut Room, id: DeviceId, bar0: Gpa, registers: &VirtualDsa) -> Result<(), Refusal> {
-    let start = bar0.checked_add(vdsa::REGISTERS.into()).ok_or(Refusal::Table)?;
-    let page = Hpa::new(registers.page().as_ptr() as u64);
-    room.map(start, page, PAGE_SIZE, PageType::Shadow)?;
-    let window = MmioRegion { start: bar0, len: vdsa::BAR0_SIZE, kind: RegionKind::Virtual { device: id } };
-    // SAFETY: the function's model answers for this kind; the window of the table, which lies in it, came before and counts first.
-    unsafe { room.mmio_regions.add(window) };
-    Ok(())
 }

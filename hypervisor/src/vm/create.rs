@@ -13,8 +13,9 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     console::{self, terminal},
     devices::{
+        guest_bars::GuestSpace,
         mmio_regions::{MmioRegion, MmioRegions, RegionKind},
-        passthrough::{Prepared, Room, attach, prepare},
+        passthrough::{Prepared, attach, prepare},
         plan::{Given, Plan},
         refusal::Refusal,
         virtual_functions::Parents,
@@ -153,7 +154,7 @@ impl GuestBuilder {
             match one {
                 Given::Whole(function) => {
                     let refused = |why| format!("device {} is refused: {why}", function.bdf);
-                    let mut room = Room { bus, bars: &mut bars, ept, mmio_regions, frames };
+                    let mut room = GuestSpace { bus, bars: &mut bars, ept, mmio_regions, frames, source: &FRAMES };
                     let prepared = prepare(self.machine, self.service.ports(), function, pasids, &mut room);
                     let Prepared { spec, assigned } = prepared.map_err(refused)?;
                     functions.get_mut().push(assigned);
@@ -167,7 +168,7 @@ impl GuestBuilder {
                     if !parents.iter().any(|other| Arc::ptr_eq(other, &parent)) {
                         parents.push(Arc::clone(&parent));
                     }
-                    let mut room = Room { bus, bars: &mut bars, ept, mmio_regions, frames };
+                    let mut room = GuestSpace { bus, bars: &mut bars, ept, mmio_regions, frames, source: &FRAMES };
                     let spec = parent.add(id, share, &mut room).map_err(refused)?;
                     let pasid = spec.msix.and_then(|msix| msix.backing).map(|backing| backing.pasid);
                     // Requests without a PASID are nobody's.
