@@ -17,10 +17,8 @@ use crate::{
     ept::{self, Ept},
     guest::memory_map::BarAllocator,
     ims::{Reach, StoreName, StoreSpec},
-    irq::ports::MachinePorts,
-    machine::discovery::Machine,
-    memory::{FrameSource, Mmio},
-    pci::{Bar, Function, TableLocation},
+    memory::{self, FrameSource, Mmio},
+    pci::{Bar, ConfigSpace, Function, TableLocation},
     vdev::pci::{BarDescr, FunctionDescr, MsixDescr, VirtualBus},
 };
 
@@ -59,7 +57,7 @@ const SIOV_BYTES: u16 = 0x18;
 
 /// What the guest sees in configuration space.
 pub(super) fn describe(
-    machine: &Machine,
+    config: &dyn ConfigSpace,
     function: &Function,
     bars: &mut BarAllocator,
 ) -> Result<FunctionDescr, Refusal> {
@@ -85,7 +83,7 @@ pub(super) fn describe(
         pba: (msix.pba.bar, msix.pba.offset),
     });
     if let Some(siov) = function.siov {
-        let words = (0..SIOV_BYTES / 4).map(|n| machine.config().read(function.bdf, siov.capability + 4 * n));
+        let words = (0..SIOV_BYTES / 4).map(|n| config.read(function.bdf, siov.capability + 4 * n));
         descr.dvsec = words.flat_map(u32::to_le_bytes).collect();
     }
     Ok(descr)
@@ -101,9 +99,17 @@ pub(super) struct BarLayout<'a, 'r, F> {
     pub shared: Vec<(Gpa, Hpa, u64)>,
 }
 
+/// The stores of a function, as the service is told of them.
+pub(super) struct Stores {
+    /// Its interrupt message store.
+    pub ims: Option<StoreSpec>,
+    /// Its MSI-X table.
+    pub msix: Option<StoreSpec>,
+}
+
 impl<F: FrameSource> BarLayout<'_, '_, F> {
     /// Everything straight through at first. What must not be comes after, page by page.
-    pub fn map_bars(&mut self) -> Result<(), Refusal> {
+    fn map_bars(&mut self) -> Result<(), Refusal> {
         for index in 0..self.descr.bars.len() {
             if let Some(bar) = self.descr.bars[index] {
                 let (base, size) = memory_bar(self.function, index)?;
@@ -115,7 +121,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
 
     /// A store: the guest reads its shadow and its writes are trapped, in whole pages. Where the pages may hold something else, reads are
     /// trapped as well, so that the guest finds that too. `neighbours` are the tables of a device all of whose tables are known.
-    pub fn map_store(
+    fn map_store(
         &mut self,
         name: StoreName,
         table: (u8, u32),
@@ -139,29 +145,54 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, reach: Reach::Memory })
     }
 
+    /// Maps everything. `registers` are a DSA's. `slow_store` is told of a store's command interface, and gives the store its number.
+    pub fn show_all(
+        &mut self,
+        registers: Option<&impl memory::Registers>,
+        slow_store: impl FnOnce(Mmio) -> Option<u16>,
+    ) -> Result<Stores, Refusal> {
+        self.map_bars()?;
+        let neighbours = registers.map(|registers| {
+            let own: Vec<_> = self.msix_in_bar(dsa::REGISTERS_BAR).collect();
+            dsa::tables_in_bar(registers, self.descr.msix.map_or(0, |msix| msix.size), &own)
+        });
+        let store = registers.and_then(dsa::message_store);
+        let ims = store.map(|store| self.map_message_store(store, neighbours.as_ref(), slow_store)).transpose()?;
+        let msix = match self.descr.msix {
+            Some(msix) => Some(self.map_store(StoreName::Msix, msix.table, msix.size.into(), neighbours.as_ref())?),
+            None => None,
+        };
+        self.map_pending_bits()?;
+        if registers.is_some() {
+            self.map_commands()?;
+        }
+        self.serve_the_rest();
+        Ok(Stores { ims, msix })
+    }
+
     /// The interrupt message store of a DSA.
-    pub fn map_message_store(
+    fn map_message_store(
         &mut self,
         store: dsa::MessageStore,
         neighbours: Option<&dsa::Tables>,
-        ports: &MachinePorts,
+        slow_store: impl FnOnce(Mmio) -> Option<u16>,
     ) -> Result<StoreSpec, Refusal> {
         let table = (dsa::REGISTERS_BAR, store.offset);
         let spec = self.map_store(StoreName::Ims, table, store.slots, neighbours)?;
         if !dsa::has_slow_store(self.function) {
             return Ok(spec);
         }
-        Ok(StoreSpec { reach: Reach::Slow(self.hide_slow_store(ports)?), ..spec })
+        Ok(StoreSpec { reach: Reach::Slow(self.hide_slow_store(slow_store)?), ..spec })
     }
 
     /// A store behind a command interface, which is the hypervisor's alone: its page reads as zeros in the guest, and takes nothing.
-    fn hide_slow_store(&mut self, ports: &MachinePorts) -> Result<u16, Refusal> {
+    fn hide_slow_store(&mut self, slow_store: impl FnOnce(Mmio) -> Option<u16>) -> Result<u16, Refusal> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, dsa::SLOW_STORE), PAGE_SIZE)?;
         let zeros = self.room.zeroed(1)?;
         self.map(gpa, zeros, PAGE_SIZE, ept::PageType::Shadow)?;
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
         let registers = unsafe { Mmio::new(base, PAGE_SIZE as usize) }.ok_or(Refusal::Table)?;
-        ports.slow_store(self.function.bdf, registers).ok_or(Refusal::Table)
+        slow_store(registers).ok_or(Refusal::Table)
     }
 
     /// Whether nothing else of the device's is in the pages of a store: the store fills them, or the device's other tables, which are
@@ -176,7 +207,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
     }
 
     /// The MSI-X table and its pending bits, if they are in this BAR.
-    pub fn msix_in_bar(&self, bar: u8) -> impl Iterator<Item = Range<u64>> + use<F> {
+    fn msix_in_bar(&self, bar: u8) -> impl Iterator<Item = Range<u64>> + use<F> {
         let tables = self.descr.msix.map(|msix| {
             let entries = u64::from(msix.size);
             [(msix.table, entries * 16), (msix.pba, entries.div_ceil(64) * 8)]
@@ -186,7 +217,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
     }
 
     /// The pending bits can be read; writes to them are no guest's business, but those of what is beside them are.
-    pub fn map_pending_bits(&mut self) -> Result<(), Refusal> {
+    fn map_pending_bits(&mut self) -> Result<(), Refusal> {
         let Some(msix) = self.descr.msix else { return Ok(()) };
         let bytes = u64::from(msix.size).div_ceil(64) * 8;
         let (gpa, base) = self.locate_at(msix.pba, bytes, 8)?;
@@ -207,7 +238,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
     }
 
     /// Whatever else is in trapped pages is read and written as if they were not.
-    pub fn serve_the_rest(&mut self) {
+    fn serve_the_rest(&mut self) {
         for &(start, base, len) in &self.shared {
             let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::Plain });
             // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and the pages were found in it. MmioRegions of what the guest must not
@@ -218,7 +249,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
 
     /// The page of the command register can be read straight from the device. Writes are passed on, but seen: the guest may reset
     /// the device, and with it the store.
-    pub fn map_commands(&mut self) -> Result<(), Refusal> {
+    fn map_commands(&mut self) -> Result<(), Refusal> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, 0), PAGE_SIZE)?;
         // What the guest may not even read stays trapped.
         if !self.room.mmio_regions.has_store_at(gpa) {
@@ -247,3 +278,6 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         self.room.map(gpa, hpa, len, page_type)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,11 +10,11 @@ use crate::{
     devices::{
         bars::{look, map_bars},
         dsa,
-        guest_bars::{BarLayout, GuestSpace, describe},
+        guest_bars::{BarLayout, GuestSpace, Stores, describe},
         refusal::Refusal,
         reset::{Begun, ResetMethod},
     },
-    ims::{DeviceSpec, Domain, GuestId, StoreName},
+    ims::{DeviceSpec, Domain, GuestId},
     irq::{
         dma::Requests,
         ports::{MachinePorts, MachineService},
@@ -118,25 +118,12 @@ pub fn prepare(
         let capability = function.pasid.ok_or(Refusal::NoPasid)?;
         pci::function::set_pasid_enable(machine.config(), function.bdf, capability, true);
     }
-    let descr = describe(machine, function, room.bars)?;
+    let descr = describe(machine.config(), function, room.bars)?;
     let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
     let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
     let mut layout = BarLayout { function, descr: &descr, id, room, shared: Vec::new() };
-    layout.map_bars()?;
-    let neighbours = reset_method.registers().map(|registers| {
-        let own: Vec<_> = layout.msix_in_bar(dsa::REGISTERS_BAR).collect();
-        dsa::tables_in_bar(registers, descr.msix.map_or(0, |msix| msix.size), &own)
-    });
-    let ims = store.map(|store| layout.map_message_store(store, neighbours.as_ref(), ports)).transpose()?;
-    let msix = match descr.msix {
-        Some(msix) => Some(layout.map_store(StoreName::Msix, msix.table, msix.size.into(), neighbours.as_ref())?),
-        None => None,
-    };
-    layout.map_pending_bits()?;
-    if reset_method.registers().is_some() {
-        layout.map_commands()?;
-    }
-    layout.serve_the_rest();
+    let slow_store = |registers| ports.slow_store(function.bdf, registers);
+    let Stores { ims, msix } = layout.show_all(reset_method.registers(), slow_store)?;
     let spec = DeviceSpec { id, requester: function.bdf, msix, ims, pasids, shares_requester: false };
     Ok(Prepared {
         spec,

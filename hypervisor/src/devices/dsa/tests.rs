@@ -243,7 +243,7 @@ impl Registers for Model {
 }
 
 impl Model {
-    fn of(dsa: Dsa) -> Self {
+    pub fn of(dsa: Dsa) -> Self {
         Self { dsa: RefCell::new(dsa), rests: Cell::new(false), reads: Cell::new(0), taken: Cell::new(0) }
     }
 
