@@ -10,10 +10,9 @@ use hcall_abi::Pasid;
 use crate::{
     addr::{Bdf, Gpa},
     ims::GuestId,
-    machine::discovery::Unit,
-    memory::Ram,
+    memory::{FrameSource, Ram, Registers},
     sync::Mutex,
-    vtd::{Domain, Error},
+    vtd::{Domain, Error, Remapper},
 };
 
 /// Requests of a function: those with a PASID, or those without one.
@@ -28,7 +27,12 @@ struct Attachment {
 }
 
 impl Attachment {
-    fn new(guest: GuestId, bdf: Bdf, ram: &Ram, unit: &Unit) -> Result<Self, Error> {
+    fn new(
+        guest: GuestId,
+        bdf: Bdf,
+        ram: &Ram,
+        unit: &Remapper<'_, impl Registers, impl FrameSource>,
+    ) -> Result<Self, Error> {
         let mut domain = unit.create_domain()?;
         // SAFETY: the memory is the guest's, whose function it is; it is freed only after `detach` has succeeded.
         let mapped = unsafe { unit.map(&mut domain, Gpa::new(0), ram.base(), ram.len(), true) };
@@ -39,7 +43,11 @@ impl Attachment {
         Ok(Self { guest, bdf, pasids: Vec::new(), domain })
     }
 
-    fn add(&mut self, pasid: Option<Pasid>, unit: &Unit) -> Result<(), Error> {
+    fn add(
+        &mut self,
+        pasid: Option<Pasid>,
+        unit: &Remapper<'_, impl Registers, impl FrameSource>,
+    ) -> Result<(), Error> {
         match pasid {
             None => unit.attach(self.bdf, &mut self.domain)?,
             Some(pasid) => unit.attach_pasid(self.bdf, pasid.value(), &mut self.domain)?,
@@ -49,7 +57,7 @@ impl Attachment {
     }
 
     /// Each is tried, whatever becomes of the others: as little as can be leads to memory that is to be another's.
-    fn end(mut self, unit: &Unit) -> Result<(), Error> {
+    fn end(mut self, unit: &Remapper<'_, impl Registers, impl FrameSource>) -> Result<(), Error> {
         let mut detached = Ok(());
         for pasid in self.pasids {
             detached = detached.and(match pasid {
@@ -67,7 +75,13 @@ pub struct Attachments(Mutex<Vec<Attachment>>);
 
 impl Attachments {
     /// Has requests lead to a guest's memory. `unit` is the function's.
-    pub fn add(&self, guest: GuestId, (bdf, pasid): Requests, ram: &Ram, unit: &Unit) -> Result<(), Error> {
+    pub fn add(
+        &self,
+        guest: GuestId,
+        (bdf, pasid): Requests,
+        ram: &Ram,
+        unit: &Remapper<'_, impl Registers, impl FrameSource>,
+    ) -> Result<(), Error> {
         let mut all = self.0.lock();
         let known = all.iter_mut().find(|one| (one.guest, one.bdf) == (guest, bdf));
         let added = match known {
@@ -84,7 +98,7 @@ impl Attachments {
     }
 
     /// Blocks all requests of a function that lead to a guest's memory. Returns whether it is sure that none is under way.
-    pub fn remove(&self, guest: GuestId, bdf: Bdf, unit: &Unit) -> bool {
+    pub fn remove(&self, guest: GuestId, bdf: Bdf, unit: &Remapper<'_, impl Registers, impl FrameSource>) -> bool {
         let mut all = self.0.lock();
         let Some(index) = all.iter().position(|one| (one.guest, one.bdf) == (guest, bdf)) else { return true };
         let ended = all.swap_remove(index).end(unit);
@@ -98,3 +112,6 @@ impl Attachments {
         whose(pasid).or_else(|| whose(None)).map(|one| one.guest)
     }
 }
+
+#[cfg(test)]
+mod tests;

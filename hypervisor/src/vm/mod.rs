@@ -6,6 +6,7 @@ pub mod create;
 pub mod guest_io;
 pub mod instance;
 pub mod new_vcpu;
+pub mod release;
 pub mod resources;
 pub mod switched_state;
 pub mod virtual_cpu;

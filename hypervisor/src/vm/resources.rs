@@ -18,7 +18,10 @@ use crate::{
     memory::{FrameSource, Ram},
     sync::Mutex,
     vdev::pci::Effect,
-    vm::access_paths::AccessPaths,
+    vm::{
+        access_paths::AccessPaths,
+        release::{Held, release},
+    },
     vmx::instr,
 };
 
@@ -91,21 +94,27 @@ impl Resources {
     }
 }
 
-impl Drop for Resources {
-    fn drop(&mut self) {
-        let functions = self.functions.get_mut();
-        for function in functions.iter_mut() {
+impl Held for Resources {
+    fn stop_functions(&mut self) {
+        for function in self.functions.get_mut() {
             function.quiesce();
         }
         for parent in &self.parents {
             parent.quiesce(self.id, self.service);
         }
+    }
+
+    fn end_interrupts(&mut self) {
         if let Some(domain) = self.domain.take() {
             self.service.detach(&domain);
         }
         self.service.ports().forget(self.id);
-        // The routes, the functions, and the parents: a way of each must be closed before memory goes back. A route that the unit may still
-        // remember can lead into a posted-interrupt descriptor, which is among the frames.
+    }
+
+    /// One way for the routes, one for each function and one for each parent. A route that the unit may still remember can lead into a
+    /// posted-interrupt descriptor, which is among the frames.
+    fn close_paths(&mut self) -> AccessPaths {
+        let functions = self.functions.get_mut();
         let mut paths = AccessPaths::new(1 + functions.len() + self.parents.len());
         paths.close(!self.service.has_in_quarantine(self.id));
         for function in functions.drain(..) {
@@ -116,24 +125,36 @@ impl Drop for Resources {
             self.kept.leave(&parent, self.id, self.service);
             paths.close(self.service.ports().detach(self.id, parent.bdf()));
         }
-        let (ept, ram) = (self.ept.take(), self.ram.take());
-        if let Some(ept) = &ept {
+        paths
+    }
+
+    fn forget_translations(&mut self) {
+        if let Some(ept) = &self.ept {
             let _forgotten = instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}"));
         }
+    }
+
+    fn free_memory(&mut self) {
         // SAFETY: the guest's VMCSs were cleared before this is dropped, and each processor that ran it has dropped its cached
-        // translations with them (`VirtualCpu::leave`); the devices are detached and flushed. So nothing leads to these frames.
-        let free = || unsafe {
-            if let Some(ept) = ept {
+        // translations with them (`VirtualCpu::leave`); `release` comes here only when the devices are detached and flushed. So nothing
+        // leads to these frames.
+        unsafe {
+            if let Some(ept) = self.ept.take() {
                 ept.free(&FRAMES);
             }
-            if let Some(ram) = ram {
+            if let Some(ram) = self.ram.take() {
                 ram.free(&FRAMES);
             }
             for (base, count) in self.frames.drain(..) {
                 FRAMES.free(base, count);
             }
-        };
-        if !paths.give_back(free) {
+        }
+    }
+}
+
+impl Drop for Resources {
+    fn drop(&mut self) {
+        if !release(self) {
             log::error!(
                 "a device could not be detached, or an entry not flushed: the memory that it could reach is given up"
             );

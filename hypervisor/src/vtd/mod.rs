@@ -14,7 +14,7 @@ mod remapper;
 mod scalable;
 pub mod spec;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod unit;
 
 pub use capabilities::Capabilities;

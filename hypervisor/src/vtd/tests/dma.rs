@@ -30,7 +30,7 @@ impl Bench {
         self.model.lock().unwrap().dma(source.requester_id(), address, 4, access, &mut HostMemory(&self.frames))
     }
 
-    fn reaches(&self, source: Bdf, address: u64) -> Option<u64> {
+    pub(crate) fn reaches(&self, source: Bdf, address: u64) -> Option<u64> {
         self.translate(source, address, Access::Write).ok()
     }
 }

@@ -19,13 +19,13 @@ use crate::{
     memory::{FrameSource, Registers, testing::TestFrames},
 };
 
-const DSA: Bdf = Bdf::new(0, 0x1e, 0);
+pub(crate) const DSA: Bdf = Bdf::new(0, 0x1e, 0);
 const OTHER: Bdf = Bdf::new(0, 0x1e, 1);
 
 /// A model, and the memory that it shares with the code under test.
-struct Bench {
+pub(crate) struct Bench {
     model: Mutex<vtd_model::Unit>,
-    frames: TestFrames,
+    pub(crate) frames: TestFrames,
 }
 
 /// The frames in use; what lies elsewhere is no memory.
@@ -73,7 +73,7 @@ impl Registers for Bench {
 const CONFIG: Config = Config { entries: 256, wide_destinations: true, register_bytes: 4096, clock: &MILLISECONDS };
 
 /// A unit with everything, where a pointer fits in a physical address.
-fn capable() -> vtd_model::Config {
+pub(crate) fn capable() -> vtd_model::Config {
     vtd_model::Config { host_address_width: 52, ..Default::default() }
 }
 
@@ -90,16 +90,21 @@ fn all() -> Vec<vtd_model::Config> {
 }
 
 impl Bench {
-    fn new(config: vtd_model::Config) -> Self {
+    pub(crate) fn new(config: vtd_model::Config) -> Self {
         Self { model: Mutex::new(vtd_model::Unit::new(config)), frames: TestFrames::default() }
     }
 
-    fn start(&self) -> Remapper<'_, &Self, TestFrames> {
+    pub(crate) fn start(&self) -> Remapper<'_, &Self, TestFrames> {
         self.start_with(CONFIG)
     }
 
     fn start_with(&self, config: Config) -> Remapper<'_, &Self, TestFrames> {
         Remapper::new(self, &self.frames, config).unwrap()
+    }
+
+    /// Has the unit answer nothing any more, or go on.
+    pub(crate) fn hang(&self, hangs: bool) {
+        self.model.lock().unwrap().hang(hangs);
     }
 
     fn stats(&self) -> Stats {

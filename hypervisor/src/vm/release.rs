@@ -1,0 +1,68 @@
+//! The order in which what a guest holds comes back: interrupts first, then the devices' ways to memory, then memory.
+#![forbid(unsafe_code)]
+
+use super::access_paths::AccessPaths;
+
+/// What a guest holds, step by step.
+pub trait Held {
+    /// Stops the guest's functions: from then on they send nothing.
+    fn stop_functions(&mut self);
+    /// Takes back the remapping entries, and the routes to the guest's virtual processors.
+    fn end_interrupts(&mut self);
+    /// Takes away each way by which a device or a unit reaches the guest's memory, and says of each whether that is sure.
+    fn close_paths(&mut self) -> AccessPaths;
+    /// Has processors forget what they cached of the guest's page tables.
+    fn forget_translations(&mut self);
+    /// Gives the memory back.
+    fn free_memory(&mut self);
+}
+
+/// Gives back what a guest holds. Memory that a device or a unit may still reach stays out of use for good: returns whether there was none.
+pub fn release(held: &mut impl Held) -> bool {
+    held.stop_functions();
+    held.end_interrupts();
+    let paths = held.close_paths();
+    held.forget_translations();
+    paths.give_back(|| held.free_memory())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Recorder {
+        steps: Vec<&'static str>,
+        sure: [bool; 2],
+    }
+
+    impl Held for Recorder {
+        fn stop_functions(&mut self) {
+            self.steps.push("stop");
+        }
+        fn end_interrupts(&mut self) {
+            self.steps.push("interrupts");
+        }
+        fn close_paths(&mut self) -> AccessPaths {
+            self.steps.push("paths");
+            let mut paths = AccessPaths::new(self.sure.len());
+            self.sure.iter().for_each(|sure| paths.close(*sure));
+            paths
+        }
+        fn forget_translations(&mut self) {
+            self.steps.push("translations");
+        }
+        fn free_memory(&mut self) {
+            self.steps.push("memory");
+        }
+    }
+
+    #[test]
+    fn memory_comes_back_last_and_not_at_all_while_a_device_may_reach_it() {
+        let all = ["stop", "interrupts", "paths", "translations", "memory"];
+        for (sure, steps) in [([true, true], &all[..]), ([true, false], &all[..4]), ([false, true], &all[..4])] {
+            let mut held = Recorder { steps: Vec::new(), sure };
+            assert_eq!(release(&mut held), sure == [true, true]);
+            assert_eq!(held.steps, steps);
+        }
+    }
+}
