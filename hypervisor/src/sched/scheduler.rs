@@ -15,7 +15,10 @@ use crate::{
         host_vectors::{Owner, Vectors},
         ports::MachineService,
     },
-    sched::exit_loop::{ExitLoop, Pause},
+    sched::{
+        exit_loop::{ExitLoop, Pause},
+        policy,
+    },
     vdev::msr::Optional,
     vm::{
         switched_state,
@@ -23,15 +26,6 @@ use crate::{
     },
     vmx::{Host, posted::Turn},
 };
-
-/// Ticks of the TSC that a virtual processor runs before another one's turn.
-const SLICE: u64 = 4_000_000;
-
-/// Ticks that one has in any case.
-const LEAST_TURN: u64 = 100_000;
-
-/// Ticks that one which wakes may be ahead of the others: it gets its turn soon, and cannot save up more than this.
-const HEAD_START: u64 = SLICE / 2;
 
 /// Ticks between two looks at a function that its guest has reset.
 const RESET_LOOKS: u64 = 2_000_000;
@@ -117,7 +111,7 @@ impl Scheduler {
     /// Who can run and has run least.
     fn next(&self) -> Option<usize> {
         let ready = self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.state.is_ready());
-        ready.min_by_key(|(_, cpu)| cpu.ran).map(|(index, _)| index)
+        policy::next(ready.map(|(index, cpu)| (index, cpu.ran)))
     }
 
     fn turn(&mut self, index: usize) {
@@ -173,7 +167,7 @@ impl Scheduler {
         let Some(least) = others.map(|(_, cpu)| cpu.ran_until(now)).min() else { return };
         let running = self.cpus.iter().find(|cpu| cpu.turn_began.is_some()).map(|cpu| cpu.ran_until(now));
         let cpu = &mut self.cpus[index];
-        cpu.ran = cpu.ran.max(least.saturating_sub(HEAD_START));
+        cpu.ran = policy::wake(cpu.ran, least);
         self.preempt |= running.is_some_and(|running| cpu.ran < running);
     }
 
@@ -206,7 +200,7 @@ impl Scheduler {
     fn slice(&mut self, index: usize) -> Option<EndReason> {
         self.switch_to(index);
         let slice = ExitLoop {
-            end: self.slice_end(cpu::tsc()),
+            end: self.turn_end(cpu::tsc()),
             preemption_shift: self.host.capabilities.preemption_shift,
             has_tsc_deadline: self.has_tsc_deadline,
             xcr0_supported: self.xsave.supported(),
@@ -240,11 +234,8 @@ impl Scheduler {
         }
     }
 
-    /// When a slice that begins `now` ends: in time for the timers of those that have halted, though not before a least turn, or a timer
-    /// that fires without end would leave the others nothing.
-    fn slice_end(&self, now: u64) -> u64 {
-        let timer = self.next_timer(now).map_or(u64::MAX, |timer| timer.max(now.saturating_add(LEAST_TURN)));
-        timer.min(now.saturating_add(SLICE))
+    fn turn_end(&self, now: u64) -> u64 {
+        policy::turn_end(now, self.next_timer(now))
     }
 
     /// When the next timer of one that has halted fires, or slots that are held, or devices, are to be looked at.
