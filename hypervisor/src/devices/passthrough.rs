@@ -296,9 +296,9 @@ impl Layout<'_, '_> {
     fn is_alone(&self, (bar, offset): (u8, u32), bytes: u64, neighbours: Option<&dsa::Tables>) -> bool {
         let store = u64::from(offset)..u64::from(offset) + bytes;
         let known = neighbours.filter(|_| bar == dsa::REGISTERS_BAR);
-        store_pages::fill(&store)
+        store_pages::fills_its_pages(&store)
             || known.is_some_and(|tables| {
-                store_pages::hold_nothing_else(&store, tables.iter().cloned().chain(self.msix_in_bar(bar)))
+                store_pages::is_alone_in_its_pages(&store, tables.iter().cloned().chain(self.msix_in_bar(bar)))
             })
     }
 
@@ -474,13 +474,18 @@ impl Assigned {
         }
     }
 
-    /// Whether a DSA has ended its last command.
+    /// Whether a DSA has ended its last command, or must not be asked: another processor of the guest has begun a reset of the function.
     pub fn is_idle(&self) -> bool {
-        self.reset_method.registers().is_none_or(|registers| dsa::outcome(registers).is_some())
+        !matches!(self.state, State::Ready)
+            || self.reset_method.registers().is_none_or(|registers| dsa::outcome(registers).is_some())
     }
 
-    /// The guest has reset the device by its command register. `answered`: the device has ended the command in time.
+    /// The guest has reset the device by its command register. `answered`: the device has ended the command in time. A reset of the function
+    /// that has begun meanwhile does the rest when it ends.
     pub fn was_reset(&mut self, answered: bool, service: &MachineService, domain: &Domain) {
+        if !matches!(self.state, State::Ready) {
+            return;
+        }
         if answered {
             service.ports().mend_slow_store(self.function.bdf);
         } else {
