@@ -106,10 +106,12 @@ ap_protected:
     ljmpl *ap_far_64 - ap_start(%ebp)
 
 // A machine check goes to all processors of a package, or of the machine, and shuts the machine down where one of them has CR4.MCE off
-// (SDM vol. 3, 7.15, interrupt 18). So a processor without work takes it: it tells nobody, since those that work get the same, and makes room for the
-// next one. An NMI has no meaning here. All that stop here share one stack: what they push leads each of them back into the loop.
+// (SDM vol. 3, 7.15, interrupt 18). So a processor without work takes it: the processor logs nothing, since processors with work get the same
+// machine check, and clears IA32_MCG_STATUS for the next one. An NMI has no meaning here. All parked processors share one stack, and nobody
+// reads what is pushed there: no handler returns, each begins the stack anew and goes back to the HLT. Without IRET NMIs stay blocked after the
+// first one, which is as good. A machine check in the NMI's handler, or the other way round, pushes a second frame below the first.
 ap_stop:
-    leal ap_parked_nmi - ap_start(%ebp), %eax
+    leal ap_parked - ap_start(%ebp), %eax
     movw %ax, ap_idt + 2 * 8 - ap_start(%ebp)
     shrl $16, %eax
     movw %ax, ap_idt + 2 * 8 + 6 - ap_start(%ebp)
@@ -124,23 +126,24 @@ ap_stop:
     movl $1, %eax
     cpuid
     btl $MCE, %edx
-    jnc 1f
+    jnc ap_parked
     movl $CR4_MCE, %eax
     movl %eax, %cr4
-1:  hlt
-    jmp 1b
+ap_parked:
+    leal ap_parked_stack - ap_start(%ebp), %esp
+    hlt
+    jmp ap_parked
 
 ap_parked_check:
     movl $1, %eax
     cpuid
     btl $MCA, %edx
-    jnc ap_parked_nmi
+    jnc ap_parked
     movl $MCG_STATUS, %ecx
     xorl %eax, %eax
     xorl %edx, %edx
     wrmsr
-ap_parked_nmi:
-    iretl
+    jmp ap_parked
 
 .code64
 ap_long:
@@ -189,7 +192,7 @@ ap_idt_pointer:
 ap_idt_base:
     .long 0
     .balign 8
-    .quad 0, 0
+    .zero 32                                // two frames of 12 bytes
 ap_parked_stack:
 
 .balign 8

@@ -52,9 +52,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     }
     // SAFETY: the page tables have just been put in force, and map the screen.
     unsafe { console.settle(&loader) };
-    let bases = load_tables();
-    let apic_id = apic::init();
-    ThisCpu::install(0, apic_id);
+    let (bases, apic_id) = set_up(0, apic::init);
     exits::decode::prepare();
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&loader)));
     machine.choose_apic_mode();
@@ -101,18 +99,23 @@ fn tell(machine: &Machine, service: &MachineService, processors: usize) {
     );
 }
 
-/// Gives this processor tables of its own, and has machine checks arrive there.
-fn load_tables() -> Bases {
+/// Gives this processor, number `number`, its local APIC in the mode of the others', tables and data of its own, and then has machine checks
+/// arrive. Returns where the tables are, and the APIC ID.
+///
+/// A machine check can be the first thing that comes. Then the processor panics, and stops the others by NMIs: so its local APIC must take
+/// commands as those of the others do, and it must know itself from the others. Those must not send it an NMI before it has an IDT.
+fn set_up(number: usize, init_apic: fn() -> u32) -> (Bases, u32) {
+    let apic_id = init_apic();
     let bases = Box::leak(Box::new(Tables::new())).load();
-    // SAFETY: the IDT has just been put in force.
+    ThisCpu::install(number, apic_id);
+    // SAFETY: the IDT has been put in force.
     unsafe { cpu::machine_check::enable() };
-    bases
+    (bases, apic_id)
 }
 
 /// Where every processor but the first begins.
 extern "C" fn processor_entry(number: usize) -> ! {
-    let bases = load_tables();
-    ThisCpu::install(number, apic::init_other());
+    let (bases, _) = set_up(number, apic::init_other);
     let processor = Processor::bring_up(bases);
     smp::arrived();
     if let Some(work) = WORK.get() {

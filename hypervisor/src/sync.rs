@@ -1,6 +1,6 @@
 //! Locks: one that is first come, first served, and one for what many read and few write.
 
-use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use spin::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -13,41 +13,76 @@ pub type Mutex<T> = lock_api::Mutex<Tickets, T>;
 /// Holds a [`Mutex`], until it is dropped.
 pub type MutexGuard<'a, T> = lock_api::MutexGuard<'a, Tickets, T>;
 
-/// The state of a [`Mutex`]: a ticket lock of 4 bytes, so that a message store's slot with its lock fits into a cache line.
-#[derive(Debug)]
-pub struct Tickets {
-    /// The next ticket that is handed out.
-    next: AtomicU16,
-    /// The ticket of the processor that has the lock; equal to `next` if none has it.
-    serving: AtomicU16,
+/// Locks, in turn, if it is `urgent`, else if no other processor has the lock or waits for it. A lock that processors ask for without pause is
+/// never free for one that does not wait.
+pub fn lock_or_try<T>(lock: &Mutex<T>, urgent: bool) -> Option<MutexGuard<'_, T>> {
+    if urgent { Some(lock.lock()) } else { lock.try_lock() }
 }
 
-// SAFETY: each ticket is handed out once in 65,536, there are fewer processors than that, and one has the lock only while `serving` is its
-// ticket. The Release store of `unlock` and the Acquire load of the next owner order what they do with the value.
+/// The state of a [`Mutex`]: a ticket lock of 4 bytes, so that a message store's slot with its lock fits into a cache line.
+///
+/// Both tickets are in one word, so that [`try_lock`](lock_api::RawMutex::try_lock) can compare them with each other in one step. With two
+/// words, another processor could take and release the lock between the load of the one and the exchange of the other.
+#[derive(Debug)]
+pub struct Tickets {
+    /// The next ticket that is handed out, in the upper half; in the lower half the ticket of the processor that has the lock. The halves are
+    /// equal if no processor has the lock.
+    word: AtomicU32,
+}
+
+impl Tickets {
+    /// One, in the upper half. What is carried out of that half is lost.
+    const NEXT: u32 = 1 << 16;
+
+    const fn next(word: u32) -> u16 {
+        (word >> 16) as u16
+    }
+
+    const fn serving(word: u32) -> u16 {
+        word as u16
+    }
+
+    /// Takes the next ticket if it is the one that is served in `word`, and the lock's word is still `word`.
+    #[inline]
+    fn take_if(&self, word: u32) -> bool {
+        Self::next(word) == Self::serving(word)
+            && self
+                .word
+                .compare_exchange(word, word.wrapping_add(Self::NEXT), Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
+    }
+}
+
+// SAFETY: each ticket is handed out once in 65,536, there are fewer processors than that, and one has the lock only while the ticket that is
+// served is its own. The Release exchange of `unlock` and the Acquire load of the next owner order what they do with the value.
 unsafe impl lock_api::RawMutex for Tickets {
     #[allow(clippy::declare_interior_mutable_const, reason = "the trait wants it")]
-    const INIT: Self = Self { next: AtomicU16::new(0), serving: AtomicU16::new(0) };
+    const INIT: Self = Self { word: AtomicU32::new(0) };
     type GuardMarker = lock_api::GuardSend;
 
     #[inline]
     fn lock(&self) {
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        while self.serving.load(Ordering::Acquire) != ticket {
+        let word = self.word.fetch_add(Self::NEXT, Ordering::Acquire);
+        let ticket = Self::next(word);
+        if Self::serving(word) == ticket {
+            return;
+        }
+        while Self::serving(self.word.load(Ordering::Acquire)) != ticket {
             wait();
         }
     }
 
     #[inline]
     fn try_lock(&self) -> bool {
-        let serving = self.serving.load(Ordering::Acquire);
-        let taken = serving.wrapping_add(1);
-        self.next.compare_exchange(serving, taken, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.take_if(self.word.load(Ordering::Relaxed))
     }
 
     #[inline]
     unsafe fn unlock(&self) {
-        let next = self.serving.load(Ordering::Relaxed).wrapping_add(1);
-        self.serving.store(next, Ordering::Release);
+        // Only the owner changes the lower half, which must carry nothing into the upper one.
+        let serving = Self::serving(self.word.load(Ordering::Relaxed));
+        let step = u32::from(serving.wrapping_add(1)).wrapping_sub(serving.into());
+        self.word.fetch_add(step, Ordering::Release);
     }
 }
 
@@ -98,16 +133,28 @@ impl<T> Shared<T> {
     }
 }
 
+/// What other rooms' tests do to a lock.
+#[cfg(test)]
+pub mod testing {
+    use super::{Mutex, Ordering, Tickets};
+
+    /// Does what a processor does that asks for a lock and then never runs again: as the lock's owner, or while it waits for the lock.
+    pub fn ask_and_be_gone<T>(lock: &Mutex<T>) {
+        // SAFETY: whoever has the ticket never releases it.
+        unsafe { lock.raw() }.word.fetch_add(Tickets::NEXT, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::sync::atomic::AtomicU32;
+    use lock_api::RawMutex;
 
     #[test]
     fn a_lock_goes_to_the_one_that_asked_first() {
         let (lock, order) = (Mutex::new(()), std::sync::Mutex::new(Vec::new()));
         // SAFETY: only looked at.
-        let asked = || unsafe { lock.raw() }.next.load(Ordering::Relaxed);
+        let asked = || Tickets::next(unsafe { lock.raw() }.word.load(Ordering::Relaxed));
         std::thread::scope(|scope| {
             let held = lock.lock();
             for number in 0..3 {
@@ -142,6 +189,45 @@ mod tests {
             }
         });
         assert_eq!(*lock.try_lock().unwrap(), 80_000);
+    }
+
+    #[test]
+    fn a_try_that_pauses_for_65535_turns_does_not_take_a_lock_that_is_held() {
+        let lock = Tickets::INIT;
+        let seen = lock.word.load(Ordering::Relaxed);
+        for _ in 0..u16::MAX {
+            lock.lock();
+            // SAFETY: locked just now.
+            unsafe { lock.unlock() };
+        }
+        lock.lock();
+        assert_eq!(Tickets::next(lock.word.load(Ordering::Relaxed)), Tickets::next(seen), "the ticket counter is back");
+        assert!(!lock.take_if(seen), "it is held");
+        // SAFETY: locked above.
+        unsafe { lock.unlock() };
+        assert!(lock.try_lock() && !lock.try_lock());
+    }
+
+    #[test]
+    fn what_is_urgent_gets_a_lock_for_which_others_wait() {
+        let lock = Mutex::new(());
+        let asked = |number| {
+            // SAFETY: only looked at.
+            while Tickets::next(unsafe { lock.raw() }.word.load(Ordering::Relaxed)) < number {
+                std::thread::yield_now();
+            }
+        };
+        std::thread::scope(|scope| {
+            let held = lock.lock();
+            scope.spawn(|| drop(lock.lock()));
+            asked(2);
+            assert!(lock_or_try(&lock, false).is_none());
+            let urgent = scope.spawn(|| lock_or_try(&lock, true).is_some());
+            // Without a wait there is no third ticket.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            drop(held);
+            assert!(urgent.join().unwrap());
+        });
     }
 
     #[test]

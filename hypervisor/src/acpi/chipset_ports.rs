@@ -55,7 +55,7 @@ impl ChipsetPorts {
     }
 
     /// Whether one of the chipset's ports, or what lies in a block with one, would be a port of this UART.
-    pub fn hold(&self, port: SerialPort) -> bool {
+    pub fn contains(&self, port: SerialPort) -> bool {
         self.0.iter().any(|block| block.contains(&port.base().into()))
     }
 }
@@ -78,14 +78,14 @@ pub(super) mod tests {
         fadt
     }
 
-    fn hold(fadt: &[u8], port: u64) -> bool {
-        ChipsetPorts::parse(fadt).hold(SerialPort::new(port).unwrap())
+    fn contains(fadt: &[u8], port: u64) -> bool {
+        ChipsetPorts::parse(fadt).contains(SerialPort::new(port).unwrap())
     }
 
     /// By hand from table 5.9: the field, and its length's. The second length reaches into the next block.
     #[test]
     fn every_register_that_the_table_names_takes_the_blocks_that_it_is_in() {
-        let seen = |fadt: &[u8]| [0x17f8, 0x1800, 0x1830, 0x18f8, 0x1900, 0x1a00].map(|port| hold(fadt, port));
+        let seen = |fadt: &[u8]| [0x17f8, 0x1800, 0x1830, 0x18f8, 0x1900, 0x1a00].map(|port| contains(fadt, port));
         for (at, len) in [(48, 0), (56, 88), (60, 88), (64, 89), (68, 89), (72, 90), (76, 91), (80, 92), (84, 93)] {
             let mut fadt = vec![0; 276];
             fadt[at..at + 4].copy_from_slice(&0x18f4u32.to_le_bytes());
@@ -99,7 +99,7 @@ pub(super) mod tests {
             fadt[at + 4..at + 12].copy_from_slice(&0x18f4u64.to_le_bytes());
             assert_eq!(seen(&fadt), [false, true, true, true, false, false], "{at}");
             fadt[at + 1] = 128;
-            assert!(hold(&fadt, 0x1900), "{at}");
+            assert!(contains(&fadt, 0x1900), "{at}");
             fadt[at] = 0;
             assert_eq!(seen(&fadt), [false; 6], "{at}: in memory");
         }
@@ -118,7 +118,7 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn random_tables_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            ChipsetPorts::parse(&bytes).hold(SerialPort::COM[0]);
+            ChipsetPorts::parse(&bytes).contains(SerialPort::COM[0]);
         }
     }
 }

@@ -47,7 +47,9 @@ pub enum NoConsole {
     Space(u8),
     /// No serial port can be there: the address.
     Address(u64),
-    /// Something else can be there, an old device or a register of the chipset.
+    /// The chipset's own ports are there. The command line does not get the port either.
+    Chipset(SerialPort),
+    /// Something else can be there: an old device, or a register of a chipset of which nothing is known.
     Doubtful(SerialPort),
 }
 
@@ -58,15 +60,16 @@ impl fmt::Display for NoConsole {
             Self::Kind(kind) => write!(f, "the firmware's console is no 16550 (SPCR: interface type {kind:#x})"),
             Self::Space(space) => write!(f, "the firmware's console is not at I/O ports (SPCR: address space {space})"),
             Self::Address(address) => write!(f, "no serial port can be at {address:#x} (SPCR)"),
+            Self::Chipset(port) => write!(f, "the chipset's own ports are at {port:#x} (SPCR, FADT)"),
             Self::Doubtful(port) => {
-                write!(f, "{port:#x} could be the chipset's own (SPCR); a word console={port:#x} has the last say")
+                write!(f, "{port:#x} could be another device's (SPCR); a word console={port:#x} has the last say")
             }
         }
     }
 }
 
-/// Reads the table, header included. A port is taken that nothing but a serial port can be at: COM1 to COM4, or one beyond the ports of old
-/// devices and outside the chipset's, which have to be known.
+/// Reads the table, header included. A port is taken that nothing but a serial port can be at, as far as the FADT tells: COM1 to COM4, or one
+/// beyond the ports of old devices and outside the chipset's, which have to be known.
 pub fn firmware_console(table: &[u8], chipset: Option<&ChipsetPorts>) -> Result<FirmwareConsole, NoConsole> {
     let kind = u8_at(table, INTERFACE).ok_or(NoConsole::None)?;
     let space = u8_at(table, ADDRESS_SPACE).ok_or(NoConsole::None)?;
@@ -78,9 +81,11 @@ pub fn firmware_console(table: &[u8], chipset: Option<&ChipsetPorts>) -> Result<
         return Err(NoConsole::Space(space));
     }
     let port = SerialPort::new(address).ok_or(NoConsole::Address(address))?;
-    let free = port.base() >= FIRST_FREE && chipset.is_some_and(|chipset| !chipset.hold(port));
-    if port.number().is_none() && !free {
-        return Err(NoConsole::Doubtful(port));
+    match chipset {
+        _ if port.number().is_some() => {}
+        Some(chipset) if chipset.contains(port) => return Err(NoConsole::Chipset(port)),
+        Some(_) if port.base() >= FIRST_FREE => {}
+        _ => return Err(NoConsole::Doubtful(port)),
     }
     Ok(FirmwareConsole { port, baud: baud(table) })
 }
@@ -162,8 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_could_be_the_chipsets_is_refused_in_words() {
-        for base in [0x238, 0x2f0, 0x3e0, 0x1800, 0x1808, 0x1830, 0x18f8] {
+    fn the_command_line_is_advised_only_where_it_gets_the_port() {
+        for base in [0x1800, 0x1808, 0x1830, 0x18f8] {
+            let why = read(&table(0, 1, base, 7)).unwrap_err();
+            assert_eq!(why, NoConsole::Chipset(SerialPort::new(base).unwrap()));
+            assert!(why.to_string().contains("the chipset's own") && !why.to_string().contains("console="), "{why}");
+        }
+        for base in [0x238, 0x2f0, 0x3e0] {
             let why = read(&table(0, 1, base, 7)).unwrap_err();
             assert_eq!(why, NoConsole::Doubtful(SerialPort::new(base).unwrap()));
             assert!(why.to_string().contains(&std::format!("console={base:#x}")), "{why}");

@@ -222,13 +222,14 @@ pub unsafe fn take_over() {
     }
 }
 
+/// More processors than can hold or wait for a lock.
+const MOST_WAIT: u32 = 4096;
+
 /// Lets everybody go who holds a ticket.
 ///
 /// # Safety
 /// None of them runs any more.
 unsafe fn release_all<T>(lock: &Mutex<T>) {
-    /// More than there are processors.
-    const MOST_WAIT: u32 = 4096;
     for _ in 0..MOST_WAIT {
         if lock.try_lock().is_some() {
             return;
@@ -240,10 +241,16 @@ unsafe fn release_all<T>(lock: &Mutex<T>) {
 
 /// Unlocks what nobody unlocks. A ticket lock that is free must be left alone: it would skip a ticket, and wait for that for ever.
 ///
+/// The ticket after that of a processor that has stopped may be of one that has stopped as well, while it waited: so each ticket gets
+/// [`BREAK`], until a processor that runs could have the lock at once.
+///
 /// # Safety
-/// Who holds the lock lets it go in [`BREAK`], or never runs again.
+/// Who gets the lock lets it go in [`BREAK`], or never runs again.
 unsafe fn break_open<T>(lock: &Mutex<T>, clock: &dyn Clock) {
-    if !poll(clock, BREAK, || lock.try_lock().is_some()) {
+    for _ in 0..MOST_WAIT {
+        if poll(clock, BREAK, || lock.try_lock().is_some()) {
+            return;
+        }
         // SAFETY: the caller vouches for it.
         unsafe { lock.force_unlock() }
     }
@@ -260,20 +267,24 @@ macro_rules! event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::testing::MILLISECONDS;
+    use crate::{clock::testing::MILLISECONDS, sync::testing::ask_and_be_gone};
 
     #[test]
     fn a_lock_whose_holder_and_waiters_are_gone_can_be_taken() {
-        static LOCK: Mutex<()> = Mutex::new(());
-        core::mem::forget(LOCK.lock());
-        for _ in 0..3 {
-            // They wait for good.
-            std::thread::spawn(|| drop(LOCK.lock()));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-        // SAFETY: a processor that gets the lock meanwhile does nothing but release it.
-        unsafe { release_all(&LOCK) };
-        assert!(LOCK.try_lock().is_some());
+        let lock = Mutex::new(());
+        (0..4).for_each(|_| ask_and_be_gone(&lock));
+        // SAFETY: nobody has a guard of the lock.
+        unsafe { release_all(&lock) };
+        assert!(lock.try_lock().is_some());
+    }
+
+    #[test]
+    fn a_lock_whose_holder_and_waiters_are_gone_can_be_broken_open() {
+        let lock = Mutex::new(());
+        (0..3).for_each(|_| ask_and_be_gone(&lock));
+        // SAFETY: nobody has a guard of the lock.
+        unsafe { break_open(&lock, &MILLISECONDS) };
+        assert!(lock.try_lock().is_some());
     }
 
     #[test]

@@ -173,7 +173,8 @@ pub fn take(interrupted: Interrupted) -> Report {
 }
 
 /// Has machine checks arrive as exceptions on this processor, whose cause is told. Without CR4.MCE one that is meant for another processor
-/// as well shuts the machine down (SDM vol. 3, 7.15, interrupt 18). So each processor does this first, whether it will run guests or not.
+/// as well shuts the machine down (SDM vol. 3, 7.15, interrupt 18). So each processor does this as soon as it can stop the others, whether it
+/// will run guests or not.
 ///
 /// # Safety
 /// The processor's IDT is in force.
@@ -189,22 +190,47 @@ pub unsafe fn enable() {
     unsafe { cpu::write_cr4(cpu::cr4() | cpu::bits::cr4::MCE) };
 }
 
-/// Lets this processor signal all errors of all banks, as software has to before it sets CR4.MCE (SDM vol. 3, 16.8). What the banks hold
-/// from before is told, and cleared.
+/// Lets this processor signal all errors of all banks that are software's, as software has to before it sets CR4.MCE (SDM vol. 3, 16.8). What
+/// the banks hold from before is told, and cleared.
 fn prepare() {
     // SAFETY: as in `take`.
     let cap = unsafe { rdmsr(MCG_CAP) };
     for bank in numbers(cap).map(read).filter(|bank| bank.status & VAL != 0) {
         log::warn!("machine check before the hypervisor's entry: {bank}");
     }
-    // SAFETY: the registers exist where IA32_MCG_CAP says so; ones enable what there is, and the manual's own example writes them.
-    unsafe {
-        if cap & CAP_CTL != 0 {
-            wrmsr(MCG_CTL, u64::MAX);
+    if let Some(first) = first_bank_to_enable(&vendor(), cpu::signature()) {
+        // SAFETY: the registers exist where IA32_MCG_CAP says so, and are software's; ones enable what there is, and the manual's own example
+        // writes them.
+        unsafe {
+            if cap & CAP_CTL != 0 {
+                wrmsr(MCG_CTL, u64::MAX);
+            }
+            numbers(cap).filter(|&number| number >= first).for_each(|number| wrmsr(ctl(number), u64::MAX));
         }
-        numbers(cap).for_each(|number| wrmsr(ctl(number), u64::MAX));
     }
     clear(cap);
+}
+
+/// The first bank whose errors software enables, and with it those behind, on a processor with this vendor string and this signature of
+/// CPUID. `None` where the firmware has enabled what can be: other makers' banks have bits that must stay as they are (Linux clears one of
+/// bank 4 of AMD's family 15, `apply_quirks_amd`).
+///
+/// Intel's processors of family 6 before model 1AH have the control of the machine's bus at the address of IA32_MC0_CTL, which is the
+/// firmware's (SDM vol. 3, 16.3.2.1).
+fn first_bank_to_enable(vendor: &[u8; 12], signature: u32) -> Option<u8> {
+    const FIRST_WITH_CTL_OF_BANK_0: u32 = 0x1a;
+    let (family, model) = (signature >> 8 & 0xf, signature >> 12 & 0xf0 | signature >> 4 & 0xf);
+    (vendor == b"GenuineIntel").then(|| u8::from(family == 6 && model < FIRST_WITH_CTL_OF_BANK_0))
+}
+
+/// The vendor string: CPUID.0:EBX, EDX, ECX.
+fn vendor() -> [u8; 12] {
+    let leaf = core::arch::x86_64::__cpuid(0);
+    let mut name = [0; 12];
+    for (part, register) in name.chunks_exact_mut(4).zip([leaf.ebx, leaf.edx, leaf.ecx]) {
+        part.copy_from_slice(&register.to_le_bytes());
+    }
+    name
 }
 
 fn numbers(cap: u64) -> impl Iterator<Item = u8> {
@@ -286,6 +312,20 @@ mod tests {
         assert_eq!(both(CAP_SER, 0, &[]), [GuestEnds, Fatal]);
         assert_eq!(both(CAP_SER, 0, &[ERROR | S]), [GuestEnds, Fatal]);
         assert_eq!(both(CAP_SER, EIPV, &[VAL]), [GuestEnds, Fatal]);
+    }
+
+    #[test]
+    fn banks_that_are_the_firmwares_stay_as_they_are() {
+        let first = |vendor, signature| first_bank_to_enable(vendor, signature);
+        for (signature, model) in [(0x6b1, "Pentium III"), (0x6f6, "Merom"), (0x1_0676, "Penryn")] {
+            assert_eq!(first(b"GenuineIntel", signature), Some(1), "{model}");
+        }
+        for (signature, model) in [(0x1_06a5, "Nehalem"), (0x8_06f8, "Sapphire Rapids"), (0xf4a, "Pentium 4, model 4")]
+        {
+            assert_eq!(first(b"GenuineIntel", signature), Some(0), "{model}");
+        }
+        assert_eq!(first(b"AuthenticAMD", 0x2_0f12), None);
+        assert_eq!(first(b"CentaurHauls", 0x6fd), None);
     }
 
     #[test]

@@ -164,16 +164,17 @@ pub fn wait_command(registers: &impl Registers, clock: &dyn Clock, limit: Durati
     poll(clock, limit, || registers.read32(CMDSTS) & CMDSTS_ACTIVE == 0)
 }
 
-/// Resets the device. Returns whether the device has carried out the reset.
+/// Resets the device, which takes 1.2 seconds at most. Returns whether the device has carried out the reset.
 pub fn reset(registers: &impl Registers, clock: &dyn Clock) -> bool {
-    let give = || {
+    let give = |limit| {
         registers.write32(CMD, command::RESET_DEVICE << CMD_SHIFT);
-        wait_command(registers, clock, RESET)
+        wait_command(registers, clock, limit)
     };
     // The device ignores a command that is written while another one is under way. If the other one does not end in time, the reset is written
-    // all the same, and once more when the device has ended something: that may have been the other command.
+    // all the same, and once more when the device has ended something: that may have been the other command. The second reset finds the
+    // device at rest, or almost: it gets no more than a command.
     let was_idle = wait_command(registers, clock, COMMAND);
-    give() && (was_idle || give())
+    give(RESET) && (was_idle || give(COMMAND))
 }
 
 /// What work queues there are.

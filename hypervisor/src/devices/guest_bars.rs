@@ -200,9 +200,9 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
     fn is_alone(&self, (bar, offset): (u8, u32), bytes: u64, neighbours: Option<&dsa::Tables>) -> bool {
         let store = u64::from(offset)..u64::from(offset) + bytes;
         let known = neighbours.filter(|_| bar == dsa::REGISTERS_BAR);
-        store_pages::fill(&store)
+        store_pages::fills_its_pages(&store)
             || known.is_some_and(|tables| {
-                store_pages::hold_nothing_else(&store, tables.iter().cloned().chain(self.msix_in_bar(bar)))
+                store_pages::is_alone_in_its_pages(&store, tables.iter().cloned().chain(self.msix_in_bar(bar)))
             })
     }
 

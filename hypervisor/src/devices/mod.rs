@@ -1,6 +1,7 @@
 //! Giving functions away: the plan, what is given, pass-through, resets, DSAs and the virtual functions that are made of them.
 
 pub mod allocation;
+pub mod arc_list;
 pub mod bars;
 pub mod command_turns;
 pub mod dsa;

@@ -245,13 +245,18 @@ impl Assigned {
         }
     }
 
-    /// Whether a DSA has ended its last command.
+    /// Whether a DSA has ended its last command, or must not be asked: another processor of the guest has begun a reset of the function.
     pub fn is_idle(&self) -> bool {
-        self.reset_method.registers().is_none_or(|registers| dsa::outcome(registers).is_some())
+        !matches!(self.state, State::Ready)
+            || self.reset_method.registers().is_none_or(|registers| dsa::outcome(registers).is_some())
     }
 
-    /// The guest has reset the device by its command register. `answered`: the device has ended the command in time.
+    /// The guest has reset the device by its command register. `answered`: the device has ended the command in time. A reset of the function
+    /// that has begun meanwhile does the rest when it ends.
     pub fn was_reset(&mut self, answered: bool, service: &MachineService, domain: &Domain) {
+        if !matches!(self.state, State::Ready) {
+            return;
+        }
         if answered {
             service.ports().mend_slow_store(self.function.bdf);
         } else {

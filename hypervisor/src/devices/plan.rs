@@ -147,8 +147,9 @@ fn whole(
             return Err(Refusal::Taken);
         }
         check(machine, ports, function)?;
-        check_errata(function, options)?;
+        let accepted = check_errata(function, options)?;
         allocations.take(function.bdf);
+        tell_accepted(accepted, function, options);
         Ok(Given::Whole(function))
     })
 }
@@ -163,8 +164,9 @@ fn share(
 ) -> Result<Given, Refusal> {
     let is_it = |function: &&Function| parent.map_or(dsa::is_one(function), |parent| function.bdf == parent);
     first(machine.functions().iter().filter(is_it), |function| {
-        check_errata(function, options)?;
+        let accepted = check_errata(function, options)?;
         let part = part(machine, ports, function, vectors, allocations)?;
+        tell_accepted(accepted, function, options);
         Ok(Given::Virtual(Share { parent: function, part, vectors }))
     })
 }
@@ -203,15 +205,18 @@ fn check(machine: &Machine, ports: &MachinePorts, function: &Function) -> Result
     }
 }
 
-/// Whether the guest may have a function with the errata that the function has: none, or one that the guest accepts.
-fn check_errata(function: &Function, options: &Options) -> Result<(), Refusal> {
+/// Whether the guest may have a function with the errata that the function has: none, or one that the guest accepts, which is returned.
+fn check_errata(function: &Function, options: &Options) -> Result<Option<&'static Erratum>, Refusal> {
     match quirks::of(function.vendor, function.device) {
         Some(erratum) if !options.accepted.contains(&erratum) => Err(Refusal::Unsafe(erratum)),
-        Some(Erratum { name, what, .. }) => {
-            log::warn!("{}: {} gets it in spite of {name}: {what}", function.bdf, options.name);
-            Ok(())
-        }
-        None => Ok(()),
+        accepted => Ok(accepted),
+    }
+}
+
+/// The guest gets the function. Says with which erratum, if the function has one.
+fn tell_accepted(accepted: Option<&Erratum>, function: &Function, options: &Options) {
+    if let Some(Erratum { name, what, .. }) = accepted {
+        log::warn!("{}: {} gets it in spite of {name}: {what}", function.bdf, options.name);
     }
 }
 

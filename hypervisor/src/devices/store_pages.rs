@@ -6,15 +6,16 @@ use core::ops::Range;
 use crate::addr::PAGE_SIZE;
 
 /// Whether a store leaves no room in them.
-pub fn fill(store: &Range<u64>) -> bool {
+pub fn fills_its_pages(store: &Range<u64>) -> bool {
     store.start.is_multiple_of(PAGE_SIZE) && store.end.is_multiple_of(PAGE_SIZE)
 }
 
-/// Whether none of `tables` but the store itself has a byte in them.
-pub fn hold_nothing_else(store: &Range<u64>, tables: impl Iterator<Item = Range<u64>>) -> bool {
+/// Whether one of `tables` has bytes in them and no other: the store itself, which is one of the tables. A device may say that two of its
+/// tables are the same bytes.
+pub fn is_alone_in_its_pages(store: &Range<u64>, tables: impl Iterator<Item = Range<u64>>) -> bool {
     let pages = store.start / PAGE_SIZE * PAGE_SIZE..store.end.next_multiple_of(PAGE_SIZE);
-    let reaches_in = |other: Range<u64>| other.start < pages.end && pages.start < other.end;
-    !tables.filter(|table| table != store).any(reaches_in)
+    let reaches_in = |table: &Range<u64>| table.start < pages.end && pages.start < table.end;
+    tables.filter(reaches_in).count() == 1
 }
 
 #[cfg(test)]
@@ -24,11 +25,14 @@ mod tests {
     #[test]
     fn a_store_has_its_pages_alone_only_if_no_table_reaches_into_them() {
         let store = 0x2000..0x2090;
-        let alone = |others: &[Range<u64>]| hold_nothing_else(&store, others.iter().cloned().chain([store.clone()]));
+        let alone =
+            |others: &[Range<u64>]| is_alone_in_its_pages(&store, others.iter().cloned().chain([store.clone()]));
         assert!(alone(&[0..0x200, 0x1000..0x2000, 0x3000..0x3008]));
         for other in [0x1000..0x2001, 0..0x8000, 0x2090..0x2098, 0x2ff8..0x3008, 0x2000..0x2008] {
             assert!(!alone(&[0..0x200, other.clone()]), "{other:?}");
         }
-        assert!(fill(&(0x4000..0xc000)) && !fill(&store) && !fill(&(0x2800..0x3000)));
+        assert!(!alone(core::slice::from_ref(&store)), "another table of the same bytes");
+        let fills = |store| fills_its_pages(&store);
+        assert!(fills(0x4000..0xc000) && !fills(store.clone()) && !fills(0x2800..0x3000));
     }
 }

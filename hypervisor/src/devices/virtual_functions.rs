@@ -9,7 +9,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{
     hint::spin_loop,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ use crate::{
     cpu,
     devices::{
         allocation::{Part, Share},
+        arc_list::ArcList,
         bars,
         command_turns::{QUICK, Sharer, Turns},
         dsa::{self, Queue},
@@ -31,14 +32,11 @@ use crate::{
     },
     guest::memory_map::BarAllocator,
     ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreSpec},
-    irq::{
-        ports::MachineService,
-        rate_limit::{self, RateLimit},
-    },
+    irq::{ports::MachineService, rate_limit::RateLimit},
     machine::discovery::Machine,
     memory::{FrameSource, Mmio, Registers},
     pci::{self, Function, TableLocation},
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, lock_or_try},
     vdev::{
         pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualFunction},
         vdsa::{self, Shape, VirtualDsa},
@@ -109,11 +107,13 @@ pub struct Parent {
     registers: Mmio,
     /// By which errors are told of; without it they are found when a guest's function is written to.
     interrupt: Option<OwnEntry>,
-    /// The lock keeps what the device is told and what is known of it together. Those who want it get it in turn. Nobody holds it while the
-    /// device carries out a command that takes long.
+    /// The lock keeps what the device is told and what is known of it together. Processors that want it get it in turn. A processor holds it
+    /// for a few times [`QUICK`] at most: a reset of the device is waited for without the lock, after [`Shares::is_stopped`] was set.
     shares: Mutex<Shares>,
     /// Commands are under way.
     is_busy: AtomicBool,
+    /// The TSC at which the device is looked at next because it does not tell of errors for now; `u64::MAX` if it does.
+    next_look: AtomicU64,
 }
 
 /// Who has what of a function.
@@ -121,7 +121,7 @@ pub struct Parent {
 struct Shares {
     /// Those that have asked for something, until they leave.
     guests: Vec<GuestId>,
-    /// The last of them is leaving: the device has been stopped.
+    /// The last of them is leaving: the device is being stopped, or has been. It is left alone from now on.
     is_stopped: bool,
     functions: Vec<Virtual>,
     turns: Turns,
@@ -129,18 +129,58 @@ struct Shares {
     burst: RateLimit,
 }
 
+/// What is left to do when a guest has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// Nothing: other guests have the device.
+    ToOthers,
+    /// The device has been stopped already.
+    Stopped,
+    /// The device has to be stopped.
+    Running,
+}
+
 impl Shares {
+    /// A guest asks for something. Returns whether it can have it: not of a device that is being stopped.
+    fn join(&mut self, guest: GuestId) -> bool {
+        if !self.is_stopped && !self.guests.contains(&guest) {
+            self.guests.push(guest);
+        }
+        !self.is_stopped
+    }
+
+    /// A guest is about to leave. Returns whether the device has to be stopped now, because no other guest has it.
+    fn begin_stop(&mut self, guest: GuestId) -> bool {
+        let stops = !self.is_stopped && self.guests == [guest];
+        self.is_stopped |= stops;
+        stops
+    }
+
+    /// A guest has left.
+    fn leave(&mut self, guest: GuestId) -> Left {
+        self.guests.retain(|other| *other != guest);
+        match (self.guests.is_empty(), self.is_stopped) {
+            (false, _) => Left::ToOthers,
+            (true, true) => Left::Stopped,
+            (true, false) => {
+                self.is_stopped = true;
+                Left::Running
+            }
+        }
+    }
+
     fn function(&mut self, name: Name) -> Option<&mut Virtual> {
         self.functions.iter_mut().find(|function| function.name == name)
     }
 }
 
-/// All functions that the hypervisor keeps. Its lock comes before theirs.
+/// All functions that the hypervisor keeps. The list's lock comes before the lock of a function's [`Shares`], and `taking` before both.
 #[derive(Default)]
 pub struct Parents {
-    all: Mutex<Vec<Arc<Parent>>>,
-    /// How many do not tell of errors for now.
-    masked: AtomicUsize,
+    all: ArcList<Parent>,
+    /// A guest that is being made takes a function. That takes as long as the function's reset, and no other processor waits for it but one that
+    /// makes a guest as well.
+    taking: Mutex<()>,
 }
 
 impl Parents {
@@ -152,45 +192,35 @@ impl Parents {
         service: &MachineService,
         function: &Function,
     ) -> Result<Arc<Parent>, Refusal> {
-        let (mut parents, known) = self.find(function.bdf);
-        let parent = match known {
-            Some(parent) => parent,
-            None => {
-                let parent = Arc::new(Parent::new(machine, service, function)?);
-                parents.push(Arc::clone(&parent));
-                parent
+        let _taking = self.taking.lock();
+        // What a guest that leaves last had of it is still being taken away: that is waited for.
+        while let Some(parent) = self.all.find(|parent| parent.function.bdf == function.bdf) {
+            if parent.shares.lock().join(guest) {
+                return Ok(parent);
             }
-        };
-        let guests = &mut parent.shares.lock().guests;
-        if !guests.contains(&guest) {
-            guests.push(guest);
-        }
-        Ok(Arc::clone(&parent))
-    }
-
-    /// The parent, if it is kept. One that its last guest is leaving is waited for: what that guest had of it is still being taken away.
-    fn find(&self, bdf: Bdf) -> (MutexGuard<'_, Vec<Arc<Parent>>>, Option<Arc<Parent>>) {
-        loop {
-            let parents = self.all.lock();
-            let known = parents.iter().find(|parent| parent.function.bdf == bdf).cloned();
-            if known.as_ref().is_none_or(|parent| !parent.shares.lock().is_stopped) {
-                return (parents, known);
-            }
-            drop(parents);
             spin_loop();
         }
+        let parent = Arc::new(Parent::new(machine, service, function)?);
+        parent.shares.lock().join(guest);
+        self.all.add(Arc::clone(&parent));
+        // An interrupt that came before it was in the list has led to nothing, and another one comes only after a look.
+        parent.hand_out_events(service, &mut parent.shares.lock().functions);
+        Ok(parent)
     }
 
     /// An interrupt has come: tells guests' functions what the devices have to say.
     pub fn event(&self, service: &MachineService) {
-        for parent in self.all.lock().iter() {
-            let Shares { functions, burst, .. } = &mut *parent.shares.lock();
-            // The lists are locked no longer than for what is recorded now: more comes by another interrupt.
-            if parent.hand_out_events(service, functions) && burst.event(cpu::tsc(), false) {
-                dsa::tell_errors(&parent.registers, false);
-                self.masked.fetch_add(1, Ordering::Relaxed);
+        self.all.for_each(|parent| {
+            let mut shares = parent.shares.lock();
+            if shares.is_stopped {
+                return;
             }
-        }
+            // The lock is held no longer than for what is recorded now: more comes by another interrupt.
+            if parent.hand_out_events(service, &mut shares.functions) && shares.burst.event(cpu::tsc(), false) {
+                dsa::tell_errors(&parent.registers, false);
+                parent.set_next_look(&shares.burst);
+            }
+        });
     }
 
     /// Goes on with the commands of guests that have a part of an `own` function, and looks at devices that do not tell of errors, when it is
@@ -199,23 +229,23 @@ impl Parents {
     pub fn poll(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool) {
         // Whoever has them looks already, or is soon done.
         let Some(parents) = self.all.try_lock() else { return };
-        let is_masked = self.masked.load(Ordering::Relaxed) != 0;
-        let is_busy = |parent: &Arc<Parent>| parent.is_busy.load(Ordering::Relaxed) && own(parent);
         for parent in parents.iter() {
-            let is_busy = is_busy(parent);
-            if !is_masked && !is_busy {
+            let is_busy = parent.is_busy.load(Ordering::Relaxed) && own(parent);
+            let is_due = parent.is_look_due();
+            if !is_due && !is_busy {
                 continue;
             }
-            let Some(mut shares) = parent.shares.try_lock() else { continue };
+            // A guest that writes to its function's registers on several processors without pause keeps the lock asked for without pause: a try
+            // would fail for good, and nobody would look at the errors.
+            let Some(mut shares) = lock_or_try(&parent.shares, is_due) else { continue };
+            if shares.is_stopped {
+                continue;
+            }
             if is_busy {
                 parent.advance(&mut shares, Duration::ZERO, service);
             }
-            let (Shares { functions, burst, .. }, now) = (&mut *shares, cpu::tsc());
-            if burst.is_due(now) && burst.looked(now, parent.hand_out_events(service, functions)) {
-                self.masked.fetch_sub(1, Ordering::Relaxed);
-                dsa::tell_errors(&parent.registers, true);
-                // One that was recorded before that raises nothing any more.
-                parent.hand_out_events(service, functions);
+            if is_due {
+                parent.look(&mut shares, service);
             }
         }
     }
@@ -223,34 +253,33 @@ impl Parents {
     /// When to look again, if it is `now`: guests wait for what the devices do not tell by themselves.
     pub fn due(&self, now: u64, own: impl Fn(&Arc<Parent>) -> bool) -> Option<u64> {
         // While the list is locked the answer is "soon".
-        let parents = self.all.try_lock();
-        let is_busy = |parent: &Arc<Parent>| parent.is_busy.load(Ordering::Relaxed) && own(parent);
-        if parents.is_none_or(|parents| parents.iter().any(is_busy)) {
-            return Some(now.saturating_add(LOOKS));
-        }
-        (self.masked.load(Ordering::Relaxed) != 0).then(|| now.saturating_add(rate_limit::WINDOW))
+        let soon = now.saturating_add(LOOKS);
+        let Some(parents) = self.all.try_lock() else { return Some(soon) };
+        let is_busy = |parent: &&Arc<Parent>| parent.is_busy.load(Ordering::Relaxed) && own(parent);
+        let busy = parents.iter().find(is_busy).map(|_| soon);
+        let looks = parents.iter().map(|parent| parent.next_look.load(Ordering::Relaxed)).filter(|&at| at != u64::MAX);
+        looks.chain(busy).min()
     }
 
     /// A guest leaves: its functions, which [`Parent::quiesce`] has stopped, are no more. With the last guest the function is not kept any
     /// longer.
     pub fn leave(&self, parent: &Arc<Parent>, guest: GuestId, service: &MachineService) {
-        let mut parents = self.all.lock();
-        let Shares { guests, functions, burst, .. } = &mut *parent.shares.lock();
-        for function in functions.extract_if(.., |function| function.name.0 == guest) {
-            dsa::close_slots(&parent.registers, function.first_slot, function.vectors);
-        }
-        guests.retain(|other| *other != guest);
-        if !guests.is_empty() {
-            return;
-        }
-        parent.stop();
-        if burst.is_masked() {
-            self.masked.fetch_sub(1, Ordering::Relaxed);
+        let left = {
+            let shares = &mut *parent.shares.lock();
+            for function in shares.functions.extract_if(.., |function| function.name.0 == guest) {
+                dsa::close_slots(&parent.registers, function.first_slot, function.vectors);
+            }
+            shares.leave(guest)
+        };
+        match left {
+            Left::ToOthers => return,
+            Left::Stopped => {}
+            Left::Running => parent.stop(),
         }
         if let Some(interrupt) = &parent.interrupt {
             service.give_back_own(interrupt);
         }
-        parents.retain(|other| !Arc::ptr_eq(other, parent));
+        self.all.remove(parent);
     }
 }
 
@@ -276,8 +305,15 @@ impl Parent {
         }
         pci::function::set_pasid_enable(machine.config(), function.bdf, pasid, true);
         pci::function::enable(machine.config(), function.bdf);
-        let (shares, is_busy) = (Mutex::default(), AtomicBool::new(false));
-        let mut new = Self { machine, function: function.clone(), registers, interrupt: None, shares, is_busy };
+        let mut new = Self {
+            machine,
+            function: function.clone(),
+            registers,
+            interrupt: None,
+            shares: Mutex::default(),
+            is_busy: AtomicBool::new(false),
+            next_look: AtomicU64::new(u64::MAX),
+        };
         if let Err(error) = dsa::share_out(&new.registers, clock::current()) {
             log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
             // After a time-out the device may be enabled still.
@@ -453,8 +489,33 @@ impl Parent {
         }
         // Its guest can bring that about again and again.
         if effect.is_stuck && !core::mem::replace(&mut function.told, true) {
-            log::error!("{}: a work queue that has to stop does not", self.function.bdf);
+            log::error!(
+                "{}: the device does not carry out the stop of work queue {}",
+                self.function.bdf,
+                function.queue
+            );
         }
+    }
+
+    /// Looks at a device that does not tell of errors for now, and lets it tell of them again if it has recorded none.
+    fn look(&self, shares: &mut Shares, service: &MachineService) {
+        let (Shares { functions, burst, .. }, now) = (shares, cpu::tsc());
+        if burst.is_due(now) && burst.looked(now, self.hand_out_events(service, functions)) {
+            dsa::tell_errors(&self.registers, true);
+            // One that was recorded before that raises nothing any more.
+            self.hand_out_events(service, functions);
+        }
+        self.set_next_look(burst);
+    }
+
+    fn set_next_look(&self, burst: &RateLimit) {
+        self.next_look.store(burst.due().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether it is time for [`Self::look`].
+    fn is_look_due(&self) -> bool {
+        let at = self.next_look.load(Ordering::Relaxed);
+        at != u64::MAX && at <= cpu::tsc()
     }
 
     /// Tells the functions what the device has to say: revoked handles to all of them, an error to the one whose work queue's it is.
@@ -479,31 +540,41 @@ impl Parent {
 
     /// Stops what a guest's functions do: before their interrupts and the guest's memory are taken away.
     pub fn quiesce(&self, guest: GuestId, service: &MachineService) {
-        {
-            let Shares { guests, is_stopped, functions, .. } = &mut *self.shares.lock();
-            if *guests == [guest] {
-                *is_stopped = true;
-                return self.stop();
+        let is_last = {
+            let shares = &mut *self.shares.lock();
+            let is_last = shares.begin_stop(guest);
+            if !is_last {
+                for function in shares.functions.iter_mut().filter(|function| function.name.0 == guest) {
+                    let effect = function.registers.set_bus_master(false);
+                    self.apply(function, effect, service);
+                }
             }
-            for function in functions.iter_mut().filter(|function| function.name.0 == guest) {
-                let effect = function.registers.set_bus_master(false);
-                self.apply(function, effect, service);
-            }
+            is_last
+        };
+        if is_last {
+            return self.stop();
         }
+        let is_busy = |function: &&Virtual| function.name.0 == guest && function.registers.is_busy();
         // Others' commands go on meanwhile, between two looks.
         let have_stopped = || {
             let mut shares = self.shares.lock();
             self.advance(&mut shares, Duration::ZERO, service);
-            let mut own = shares.functions.iter().filter(|function| function.name.0 == guest);
-            own.all(|function| !function.registers.is_busy())
+            !shares.functions.iter().any(|function| is_busy(&function))
         };
         if !poll(clock::current(), STOP, have_stopped) {
-            log::error!("{}: a work queue that has to stop does not", self.function.bdf);
+            for function in self.shares.lock().functions.iter().filter(is_busy) {
+                log::error!(
+                    "{}: work queue {} has not stopped {STOP:?} after its guest",
+                    self.function.bdf,
+                    function.queue
+                );
+            }
         }
     }
 
-    /// Stops the whole device.
+    /// Stops the whole device, without the lock: the device may take long for it.
     fn stop(&self) {
+        self.next_look.store(u64::MAX, Ordering::Relaxed);
         if !dsa::reset(&self.registers, clock::current()) {
             log::error!("{}: does not answer to a reset", self.function.bdf);
         }
@@ -538,4 +609,35 @@ impl Virtual {
 /// The PASID of a work queue's work: 0 is that of work without one.
 fn pasid_of(queue: u8) -> Option<Pasid> {
     Pasid::new(u32::from(queue) + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: GuestId = GuestId(1);
+    const OTHER: GuestId = GuestId(2);
+
+    #[test]
+    fn nobody_joins_a_device_that_is_being_stopped() {
+        let mut shares = Shares::default();
+        assert!(shares.join(ONE) && shares.join(ONE) && shares.begin_stop(ONE));
+        assert!(!shares.join(OTHER) && shares.guests == [ONE]);
+        assert_eq!(shares.leave(ONE), Left::Stopped);
+        assert!(!shares.join(OTHER), "until it is kept no longer");
+    }
+
+    #[test]
+    fn a_device_is_stopped_once_by_the_last_guest_also_where_two_leave_at_once() {
+        let mut shares = Shares::default();
+        assert!(shares.join(ONE) && shares.join(OTHER));
+        assert!(!shares.begin_stop(ONE) && !shares.begin_stop(OTHER), "the other one has it still");
+        assert_eq!(shares.leave(ONE), Left::ToOthers);
+        assert_eq!((shares.leave(OTHER), shares.is_stopped), (Left::Running, true));
+        let mut shares = Shares::default();
+        assert!(shares.join(ONE) && shares.join(OTHER) && !shares.begin_stop(ONE));
+        assert_eq!(shares.leave(ONE), Left::ToOthers);
+        assert!(shares.begin_stop(OTHER) && !shares.begin_stop(OTHER));
+        assert_eq!(shares.leave(OTHER), Left::Stopped);
+    }
 }

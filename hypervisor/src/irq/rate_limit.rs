@@ -34,14 +34,14 @@ impl RateLimit {
         mask
     }
 
-    /// Whether events are masked.
-    pub const fn is_masked(&self) -> bool {
-        self.masked
+    /// When it is time to look at the records: only while events are masked.
+    pub fn due(&self) -> Option<u64> {
+        self.masked.then(|| self.since.saturating_add(WINDOW))
     }
 
-    /// Whether it is time to look at the records: only while events are masked.
+    /// Whether it is time to look at the records.
     pub fn is_due(&self, now: u64) -> bool {
-        self.masked && now.saturating_sub(self.since) >= WINDOW
+        self.due().is_some_and(|due| now >= due)
     }
 
     /// The records were looked at. Returns whether events are to be let in again: when there was nothing.

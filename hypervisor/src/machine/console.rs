@@ -74,7 +74,7 @@ fn choose(loader: &BootInfo, asked: Option<SerialPort>) {
     let find = |signature| tables.as_ref()?.find(signature).ok().map(|table| table.bytes);
     let chipset = find(b"FACP").map(ChipsetPorts::parse);
     match asked {
-        Some(port) if chipset.as_ref().is_some_and(|chipset| chipset.hold(port)) => {
+        Some(port) if chipset.as_ref().is_some_and(|chipset| chipset.contains(port)) => {
             log::warn!("console={port:#x}: the chipset's own ports are there (FADT)");
         }
         Some(port) => open(port, Speed::Baud(BAUD), ASKED),

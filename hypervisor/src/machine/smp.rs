@@ -89,7 +89,7 @@ pub fn start(apic_ids: &[u32], page: Option<Hpa>, entry: Entry) -> usize {
             }
         }
     }
-    absent.end("processors");
+    absent.end("processors that do not start");
     started
 }
 

@@ -90,14 +90,16 @@ impl Dmar {
         Some(())
     }
 
-    /// Adds a unit. One whose registers an earlier one has is the same unit where the table says the same of it, and takes nothing from
-    /// what either entry names; else it is a unit that nobody can use, because no registers serve two segments, or two units.
+    /// Adds a unit. An entry with the base and segment of an earlier one describes the same unit: their scopes are merged. An entry whose
+    /// registers overlap another unit's otherwise is unusable. The registers that the entry adds to those of the same unit must be free as well.
     fn add_unit(&mut self, mut unit: Drhd, at: usize) {
         let registers = unit.registers();
         let meets = |other: &&mut Drhd| registers.zip(other.registers()).is_some_and(|(a, b)| a.overlaps(&b));
-        let Some(earlier) = self.units.iter_mut().find(meets) else { return self.units.push(unit) };
+        let mut others = self.units.iter_mut().filter(meets);
+        let Some(earlier) = others.next() else { return self.units.push(unit) };
+        let is_same = (earlier.base, earlier.segment) == (unit.base, unit.segment) && others.next().is_none();
         let base = registers.map_or(0, |registers| registers.start.as_u64());
-        let what = if (earlier.base, earlier.segment) == (unit.base, unit.segment) {
+        let what = if is_same {
             earlier.join(unit);
             OddKind::SameUnit(base)
         } else {

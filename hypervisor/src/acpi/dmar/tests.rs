@@ -199,6 +199,22 @@ fn registers_serve_one_unit_of_one_segment_and_what_the_second_names_goes_to_nob
     assert_eq!(bases, [None, Some(UNIT + 0x2000), Some(UNIT)], "in the middle of another one's registers; behind them");
 }
 
+#[test]
+fn a_second_entry_for_a_unit_does_not_take_the_registers_of_another() {
+    let of = |device, base| unit(0, base, &[scope(1, 0, 0, &[(device, 0)])]);
+    let mut wide = of(4, UNIT);
+    wide[5] = 1;
+    let entries = [of(2, UNIT), of(3, UNIT + 0x1000), wide.clone()];
+    let dmar = parse(&entries);
+    assert_eq!(dmar.odd, odd(48 + 2 * 24, OddKind::TakenRegisters(UNIT)));
+    assert_eq!(dmar.units[0].size, 0x1000);
+    let bases = [2, 3, 4].map(|device| base_of(&dmar, Bdf::new(0, device, 0)));
+    assert_eq!(bases, [Some(UNIT), Some(UNIT + 0x1000), None]);
+    let [first, _, _] = entries;
+    let dmar = parse(&[first, wide]);
+    assert_eq!((dmar.units.len(), dmar.units[0].size), (1, 0x2000), "where nothing else is");
+}
+
 /// Firmware lists bridges that it has switched off, and such a bridge may forward all the same.
 #[test]
 fn what_could_be_behind_a_bridge_that_is_not_seen_is_not_one_of_all_the_rest() {

@@ -1,0 +1,85 @@
+//! A list of shared values that come and go. No value is looked at while the list is locked, so a look that takes long delays nobody else.
+#![forbid(unsafe_code)]
+
+use alloc::{sync::Arc, vec::Vec};
+
+use crate::sync::{Mutex, MutexGuard};
+
+/// The list. New values are at its end.
+pub struct ArcList<T>(Mutex<Vec<Arc<T>>>);
+
+impl<T> Default for ArcList<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+}
+
+impl<T> ArcList<T> {
+    /// The first value for which `is_it` holds, which must be quick.
+    pub fn find(&self, is_it: impl Fn(&T) -> bool) -> Option<Arc<T>> {
+        self.0.lock().iter().find(|value| is_it(value)).cloned()
+    }
+
+    /// Adds a value.
+    pub fn add(&self, value: Arc<T>) {
+        self.0.lock().push(value);
+    }
+
+    /// Removes a value.
+    pub fn remove(&self, value: &Arc<T>) {
+        self.0.lock().retain(|other| !Arc::ptr_eq(other, value));
+    }
+
+    /// Has `look` look at each value that is in the list from the beginning to the end of this call, without the list's lock. Values that come
+    /// meanwhile may be left out.
+    pub fn for_each(&self, mut look: impl FnMut(&T)) {
+        // Backwards: where a value is removed, only values that were looked at already move to a place that comes next.
+        let mut at = self.0.lock().len();
+        while let Some(next) = at.checked_sub(1) {
+            at = next;
+            let value = self.0.lock().get(at).cloned();
+            value.iter().for_each(|value| look(value));
+        }
+    }
+
+    /// The whole list, locked, if no other processor has it or waits for it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, Vec<Arc<T>>>> {
+        self.0.try_lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(values: impl IntoIterator<Item = u32>) -> ArcList<u32> {
+        let list = ArcList::default();
+        values.into_iter().for_each(|value| list.add(Arc::new(value)));
+        list
+    }
+
+    #[test]
+    fn the_list_is_free_while_a_value_is_looked_at() {
+        let (list, mut looks) = (of(0..3), 0);
+        list.for_each(|_| {
+            assert!(list.try_lock().is_some());
+            looks += 1;
+        });
+        assert_eq!(looks, 3);
+    }
+
+    #[test]
+    fn values_that_go_meanwhile_hide_no_other() {
+        for (removed, during) in (0..5).flat_map(|removed| (0..5).map(move |during| (removed, during))) {
+            let (list, mut seen) = (of(0..5), Vec::new());
+            list.for_each(|&value| {
+                if value == during {
+                    list.find(|other| *other == removed).iter().for_each(|value| list.remove(value));
+                }
+                seen.push(value);
+            });
+            let stays = |value: &u32| *value != removed;
+            assert!((0..5).filter(stays).all(|value| seen.contains(&value)), "{removed} goes at {during}: {seen:?}");
+        }
+    }
+}
