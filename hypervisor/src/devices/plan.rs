@@ -54,12 +54,48 @@ pub enum Given {
     Virtual(Share),
 }
 
+/// What the plan has to know of the machine.
+pub trait Inventory {
+    /// The machine's functions.
+    fn functions(&self) -> &'static [Function];
+    /// Whether a unit that is up serves the function.
+    fn is_covered(&self, bdf: Bdf) -> bool;
+    /// Whether the firmware keeps memory with the function (RMRR).
+    fn has_reserved_memory(&self, bdf: Bdf) -> bool;
+    /// Whether requests with PASIDs of the function can lead somewhere.
+    fn has_pasids(&self, bdf: Bdf) -> bool;
+    /// A DSA's work queues, and its message store's slots.
+    fn capacity(&self, function: &Function) -> Option<(u8, u32)>;
+}
+
+impl Inventory for (&'static Machine, &MachinePorts) {
+    fn functions(&self) -> &'static [Function] {
+        self.0.functions()
+    }
+
+    fn is_covered(&self, bdf: Bdf) -> bool {
+        self.1.covers(bdf)
+    }
+
+    fn has_reserved_memory(&self, bdf: Bdf) -> bool {
+        self.0.has_reserved_memory(bdf)
+    }
+
+    fn has_pasids(&self, bdf: Bdf) -> bool {
+        self.1.has_pasids(bdf)
+    }
+
+    fn capacity(&self, function: &Function) -> Option<(u8, u32)> {
+        virtual_functions::capacity(self.0, function)
+    }
+}
+
 /// The plans of all guests, or why there is none.
 pub type Plans = Vec<Result<Plan, String>>;
 
 /// Makes the plans for these modules. Virtual processors are dealt out in turn to the processors that are `fit`; a function goes to the
 /// first who asks for it.
-pub fn plans(machine: &'static Machine, ports: &MachinePorts, modules: &[Module], fit: &[usize]) -> Plans {
+pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[usize]) -> Plans {
     let mut turns = fit.iter().copied().cycle();
     let mut allocations = Allocations::default();
     let mut terminal = None;
@@ -67,7 +103,7 @@ pub fn plans(machine: &'static Machine, ports: &MachinePorts, modules: &[Module]
         let options = options(module)?;
         take_terminal(&options, &mut terminal).map_err(|why| format!("{}: {why}", options.name))?;
         let processors = turns.by_ref().take(options.cpus as usize).collect();
-        let given = given(machine, ports, &options, &mut allocations);
+        let given = given(machine, &options, &mut allocations);
         let given = given.map_err(|why| format!("{}: {why}", options.name))?;
         Ok(Plan { options, processors, given })
     };
@@ -95,18 +131,13 @@ fn options(module: &Module) -> Result<Options, String> {
 }
 
 /// What a guest asks for, all of it or nothing.
-fn given(
-    machine: &'static Machine,
-    ports: &MachinePorts,
-    options: &Options,
-    allocations: &mut Allocations,
-) -> Result<Vec<Given>, String> {
+fn given(machine: &impl Inventory, options: &Options, allocations: &mut Allocations) -> Result<Vec<Given>, String> {
     let mut after = allocations.clone();
     let mut given = Vec::new();
     for &device in &options.devices {
         let one = match device {
-            Device::Virtual { parent, vectors } => share(machine, ports, options, (parent, vectors), &mut after),
-            _ => whole(machine, ports, options, device, &mut after),
+            Device::Virtual { parent, vectors } => share(machine, options, (parent, vectors), &mut after),
+            _ => whole(machine, options, device, &mut after),
         };
         given.push(one.map_err(|why| refused(device, why))?);
     }
@@ -132,8 +163,7 @@ fn first<T>(
 
 /// The function that the guest names, or the first DSA that it can have.
 fn whole(
-    machine: &'static Machine,
-    ports: &MachinePorts,
+    machine: &impl Inventory,
     options: &Options,
     device: Device,
     allocations: &mut Allocations,
@@ -146,7 +176,7 @@ fn whole(
         if !allocations.is_free(function.bdf) {
             return Err(Refusal::Taken);
         }
-        check(machine, ports, function)?;
+        check(machine, function)?;
         let accepted = check_errata(function, options)?;
         allocations.take(function.bdf);
         tell_accepted(accepted, function, options);
@@ -156,8 +186,7 @@ fn whole(
 
 /// A virtual function with so many vectors, of the parent that the guest names or of the first that has room.
 fn share(
-    machine: &'static Machine,
-    ports: &MachinePorts,
+    machine: &impl Inventory,
     options: &Options,
     (parent, vectors): (Option<Bdf>, u16),
     allocations: &mut Allocations,
@@ -165,7 +194,7 @@ fn share(
     let is_it = |function: &&Function| parent.map_or(dsa::is_one(function), |parent| function.bdf == parent);
     first(machine.functions().iter().filter(is_it), |function| {
         let accepted = check_errata(function, options)?;
-        let part = part(machine, ports, function, vectors, allocations)?;
+        let part = part(machine, function, vectors, allocations)?;
         tell_accepted(accepted, function, options);
         Ok(Given::Virtual(Share { parent: function, part, vectors }))
     })
@@ -173,8 +202,7 @@ fn share(
 
 /// The next part of a parent.
 fn part(
-    machine: &Machine,
-    ports: &MachinePorts,
+    machine: &impl Inventory,
     function: &Function,
     vectors: u16,
     allocations: &mut Allocations,
@@ -183,18 +211,18 @@ fn part(
     if !dsa::is_one(function) {
         return Err(Refusal::NoStore);
     }
-    check(machine, ports, function)?;
-    let capacity = virtual_functions::capacity(machine, function).ok_or(Refusal::NoPasid)?;
+    check(machine, function)?;
+    let capacity = machine.capacity(function).ok_or(Refusal::NoPasid)?;
     // Functions of one parent are told apart by their PASIDs alone.
-    if !ports.has_pasids(function.bdf) {
+    if !machine.has_pasids(function.bdf) {
         return Err(Refusal::NoPasidRemapping);
     }
     allocations.take_part(function.bdf, capacity, vectors).map_err(Refusal::from)
 }
 
 /// Whether the hypervisor can give a function away.
-fn check(machine: &Machine, ports: &MachinePorts, function: &Function) -> Result<(), Refusal> {
-    if !ports.covers(function.bdf) {
+fn check(machine: &impl Inventory, function: &Function) -> Result<(), Refusal> {
+    if !machine.is_covered(function.bdf) {
         Err(Refusal::NoRemapping)
     } else if machine.has_reserved_memory(function.bdf) {
         Err(Refusal::ReservedMemory)
@@ -237,3 +265,6 @@ fn refused(device: Device, why: Refusal) -> String {
         Device::Virtual { parent: None, .. } => format!("device vdsa is refused: {why}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -227,7 +227,7 @@ impl Workload {
 
     /// Who gets what. What guests can have the hypervisor allocate is allocated with it: the heap is full for nobody.
     fn plan(&self) -> Plans {
-        let plans = plans(self.machine, self.service.ports(), &self.modules, &self.fit.lock());
+        let plans = plans(&(self.machine, self.service.ports()), &self.modules, &self.fit.lock());
         let heap: u64 = plans.iter().flatten().map(|plan| plan.heap_bytes(self.machine)).sum();
         if heap::extend(&FRAMES, heap) {
             return plans;
