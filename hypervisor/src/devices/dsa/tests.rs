@@ -294,7 +294,7 @@ impl Model {
     /// Has a queue's step carried out.
     fn step(&self, queue: u8, step: Step) -> CommandResult {
         self.queue(queue).begin(step).unwrap_or_else(|| {
-            let ended = (0..1000).find_map(|_| outcome(self));
+            let ended = (0..1000).find_map(|_| command_result(self));
             ended.unwrap_or(Err(NO_ANSWER))
         })
     }
