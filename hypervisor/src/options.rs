@@ -6,7 +6,7 @@ use core::fmt;
 /// Bits per second of a serial port where nobody says another rate.
 pub const BAUD: u32 = 115_200;
 
-/// Ports of the board itself, each with the last one: timers, interrupt and DMA controllers, CMOS; disks; VGA; floppy disks; the chipset's
+/// Ports of the board itself, as first and last port: timers, interrupt and DMA controllers, CMOS; disks; VGA; floppy disks; the chipset's
 /// watchdog (Intel's TCOBASE); levels of interrupts; PCI's configuration space.
 const BOARD: [(u16, u16); 9] = [
     (0, 0xff),

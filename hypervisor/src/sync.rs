@@ -42,6 +42,22 @@ impl Tickets {
         word as u16
     }
 
+    /// Waits until `ticket` is served.
+    #[cold]
+    #[inline(never)]
+    fn wait_for(&self, ticket: u16) {
+        while Self::serving(self.word.load(Ordering::Acquire)) != ticket {
+            wait();
+        }
+    }
+
+    /// Serves ticket 0 after the last one.
+    #[cold]
+    #[inline(never)]
+    fn unlock_last(&self) {
+        self.word.fetch_sub(u16::MAX.into(), Ordering::Release);
+    }
+
     /// Takes the next ticket if it is the one that is served in `word`, and the lock's word is still `word`.
     #[inline]
     fn take_if(&self, word: u32) -> bool {
@@ -60,15 +76,11 @@ unsafe impl lock_api::RawMutex for Tickets {
     const INIT: Self = Self { word: AtomicU32::new(0) };
     type GuardMarker = lock_api::GuardSend;
 
-    #[inline]
+    #[inline(always)]
     fn lock(&self) {
         let word = self.word.fetch_add(Self::NEXT, Ordering::Acquire);
-        let ticket = Self::next(word);
-        if Self::serving(word) == ticket {
-            return;
-        }
-        while Self::serving(self.word.load(Ordering::Acquire)) != ticket {
-            wait();
+        if word.rotate_left(16) != word {
+            self.wait_for(Self::next(word));
         }
     }
 
@@ -77,12 +89,13 @@ unsafe impl lock_api::RawMutex for Tickets {
         self.take_if(self.word.load(Ordering::Relaxed))
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn unlock(&self) {
         // Only the owner changes the lower half, which must carry nothing into the upper one.
-        let serving = Self::serving(self.word.load(Ordering::Relaxed));
-        let step = u32::from(serving.wrapping_add(1)).wrapping_sub(serving.into());
-        self.word.fetch_add(step, Ordering::Release);
+        if Self::serving(self.word.load(Ordering::Relaxed)) == u16::MAX {
+            return self.unlock_last();
+        }
+        self.word.fetch_add(1, Ordering::Release);
     }
 }
 

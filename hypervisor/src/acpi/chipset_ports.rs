@@ -5,35 +5,44 @@
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
-use super::bytes::{u8_at, u32_at, u64_at};
+use super::{
+    bytes::{u8_at, u32_at},
+    fadt_spec::*,
+    generic_address::{GenericAddress, IO, LAST_PORT},
+};
 use crate::options::SerialPort;
 
-/// Registers that the table names by a port: SMI_CMD, PM1a_EVT_BLK, PM1b_EVT_BLK, PM1a_CNT_BLK, PM1b_CNT_BLK, PM2_CNT_BLK, PM_TMR_BLK,
-/// GPE0_BLK, GPE1_BLK (table 5.9). With each comes the field that has its length in bytes; SMI_CMD has one byte.
+/// Registers that the table names by a port, each with the field that has the register's length in bytes; SMI_CMD has one byte.
 const PORTS: [(usize, Option<usize>); 9] = [
-    (48, None),
-    (56, Some(88)),
-    (60, Some(88)),
-    (64, Some(89)),
-    (68, Some(89)),
-    (72, Some(90)),
-    (76, Some(91)),
-    (80, Some(92)),
-    (84, Some(93)),
+    (SMI_CMD, None),
+    (PM1A_EVT_BLK, Some(PM1_EVT_LEN)),
+    (PM1B_EVT_BLK, Some(PM1_EVT_LEN)),
+    (PM1A_CNT_BLK, Some(PM1_CNT_LEN)),
+    (PM1B_CNT_BLK, Some(PM1_CNT_LEN)),
+    (PM2_CNT_BLK, Some(PM2_CNT_LEN)),
+    (PM_TMR_BLK, Some(PM_TMR_LEN)),
+    (GPE0_BLK, Some(GPE0_BLK_LEN)),
+    (GPE1_BLK, Some(GPE1_BLK_LEN)),
 ];
 
-/// Registers that it names by a generic address structure: RESET_REG, X_PM1a_EVT_BLK and those like the above up to X_GPE1_BLK,
-/// SLEEP_CONTROL_REG, SLEEP_STATUS_REG.
-const STRUCTURES: [usize; 11] = [116, 148, 160, 172, 184, 196, 208, 220, 232, 244, 256];
-/// The structure's address space for I/O ports, and its fields (5.2.3.2).
-const IO: u8 = 1;
-const BIT_WIDTH: usize = 1;
-const ADDRESS: usize = 4;
+/// Registers that the table names by a generic address structure.
+const STRUCTURES: [usize; 11] = [
+    RESET_REG,
+    X_PM1A_EVT_BLK,
+    X_PM1B_EVT_BLK,
+    X_PM1A_CNT_BLK,
+    X_PM1B_CNT_BLK,
+    X_PM2_CNT_BLK,
+    X_PM_TMR_BLK,
+    X_GPE0_BLK,
+    X_GPE1_BLK,
+    SLEEP_CONTROL_REG,
+    SLEEP_STATUS_REG,
+];
 
 /// What a chipset decodes around a register: the registers lie in one block, in which the table does not name them all (Intel's have
 /// SMI_EN in the block of PM1a). Such blocks have 64 to 256 ports.
 const BLOCK: u64 = 0x100;
-const LAST_PORT: u64 = 0xffff;
 
 /// The ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +56,8 @@ impl ChipsetPorts {
             Some((u64::from(u32_at(fadt, at)?), u64::from(bytes)))
         });
         let extended = STRUCTURES.into_iter().filter_map(|at| {
-            let address = u64_at(fadt, at + ADDRESS)?;
-            (u8_at(fadt, at)? == IO).then_some((address, u64::from(u8_at(fadt, at + BIT_WIDTH)?).div_ceil(8)))
+            let GenericAddress { space, bit_width, address, .. } = GenericAddress::parse(fadt, at)?;
+            (space == IO).then_some((address, u64::from(bit_width).div_ceil(8)))
         });
         let possible = fixed.chain(extended).filter(|&(first, _)| (1..=LAST_PORT).contains(&first));
         Self(possible.map(|(first, bytes)| block_of(first)..=block_of(first + bytes.max(1) - 1) + BLOCK - 1).collect())

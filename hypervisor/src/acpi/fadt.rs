@@ -1,15 +1,11 @@
 //! The fixed ACPI description table: ACPI 6.5, section 5.2.9. The power management timer and the CMOS clock matter here.
 
-use super::bytes::{u8_at, u32_at, u64_at};
+use super::{
+    bytes::{u8_at, u32_at},
+    fadt_spec::{CENTURY, FLAGS, IAPC_BOOT_ARCH, PM_TMR_BLK, PM_TMR_LEN, X_PM_TMR_BLK},
+    generic_address::{self, GenericAddress, IO, MEMORY},
+};
 use crate::addr::Hpa;
-
-/// Offsets of PM_TMR_BLK, PM_TMR_LEN, CENTURY, IAPC_BOOT_ARCH, Flags and X_PM_TMR_BLK (table 5.9).
-const PM_TMR_BLK: usize = 76;
-const PM_TMR_LEN: usize = 91;
-const CENTURY: usize = 108;
-const IAPC_BOOT_ARCH: usize = 109;
-const FLAGS: usize = 112;
-const X_PM_TMR_BLK: usize = 208;
 
 /// Flags: the timer has 32 bits; the hardware is reduced, so there are no such registers (table 5.10).
 const TMR_VAL_EXT: u32 = 1 << 8;
@@ -23,14 +19,13 @@ const FIRST_WITH_CMOS_RTC_BIT: u8 = 5;
 
 /// Bytes of the timer's register.
 const BYTES: u8 = 4;
-/// Generic address structure: system memory, system I/O (5.2.3.2); access size undefined or dwords.
-const MEMORY: u8 = 0;
-const IO: u8 = 1;
+/// Access sizes by which the timer can be read: undefined, or dwords.
 const DWORDS: [u8; 2] = [0, 3];
 
 /// Ports below are the system board's own (DMA, 8259, 8254, keyboard, …): a read there could change something.
 const FIRST_PORT: u64 = 0x100;
-const LAST_PORT: u64 = 0x1_0000 - BYTES as u64;
+/// The last port at which the timer's register can begin.
+const LAST_PORT: u64 = generic_address::LAST_PORT - (BYTES as u64 - 1);
 
 /// Where a register is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +90,11 @@ impl CmosClock {
     }
 }
 
-/// X_PM_TMR_BLK: address space, width and offset in bits, access size, address.
+/// The register that X_PM_TMR_BLK names.
 fn extended(fadt: &[u8]) -> Option<Register> {
-    let field = |at| u8_at(fadt, X_PM_TMR_BLK + at);
-    let (space, width, offset, access) = (field(0)?, field(1)?, field(2)?, field(3)?);
-    let address = u64_at(fadt, X_PM_TMR_BLK + 4)?;
-    if width != 8 * BYTES || offset != 0 || !DWORDS.contains(&access) {
+    let GenericAddress { space, bit_width, bit_offset, access_size, address } =
+        GenericAddress::parse(fadt, X_PM_TMR_BLK)?;
+    if bit_width != 8 * BYTES || bit_offset != 0 || !DWORDS.contains(&access_size) {
         return None;
     }
     match space {

@@ -9,6 +9,8 @@ mod bytes;
 pub mod chipset_ports;
 pub mod dmar;
 pub mod fadt;
+mod fadt_spec;
+mod generic_address;
 pub mod madt;
 pub mod mcfg;
 #[cfg(test)]

@@ -4,15 +4,15 @@
 use core::fmt;
 
 use super::{
-    bytes::{u8_at, u32_at, u64_at},
+    bytes::{u8_at, u32_at},
     chipset_ports::ChipsetPorts,
+    generic_address::{GenericAddress, IO},
 };
 use crate::options::{BAUD as USUAL_BAUD, SerialPort};
 
 /// Fields, by their offsets.
 const INTERFACE: usize = 36;
-const ADDRESS_SPACE: usize = 40;
-const ADDRESS: usize = 44;
+const BASE_ADDRESS: usize = 40;
 const BAUD: usize = 58;
 /// The rate itself, from version 4 of the table on.
 const PRECISE_BAUD: usize = 80;
@@ -24,8 +24,6 @@ const WITH_PRECISE_BAUD: u8 = 4;
 const DRIVEN: [u8; 3] = [0, 1, 0x12];
 /// Old devices, those of the ISA bus, have their ports below.
 const FIRST_FREE: u16 = 0x400;
-/// The address is of I/O ports (ACPI 6.5, table 5.1).
-const IO_SPACE: u8 = 1;
 
 /// The port of the firmware's console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,12 +70,12 @@ impl fmt::Display for NoConsole {
 /// beyond the ports of old devices and outside the chipset's, which have to be known.
 pub fn firmware_console(table: &[u8], chipset: Option<&ChipsetPorts>) -> Result<FirmwareConsole, NoConsole> {
     let kind = u8_at(table, INTERFACE).ok_or(NoConsole::None)?;
-    let space = u8_at(table, ADDRESS_SPACE).ok_or(NoConsole::None)?;
-    let address = u64_at(table, ADDRESS).filter(|&address| address != 0).ok_or(NoConsole::None)?;
+    let base = GenericAddress::parse(table, BASE_ADDRESS).filter(|base| base.address != 0);
+    let GenericAddress { space, address, .. } = base.ok_or(NoConsole::None)?;
     if !DRIVEN.contains(&kind) {
         return Err(NoConsole::Kind(kind));
     }
-    if space != IO_SPACE {
+    if space != IO {
         return Err(NoConsole::Space(space));
     }
     let port = SerialPort::new(address).ok_or(NoConsole::Address(address))?;

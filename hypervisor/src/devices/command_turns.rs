@@ -75,8 +75,8 @@ impl Turns {
         done: &mut impl FnMut(&mut F, Effect),
     ) -> bool {
         let Some((queue, timeout)) = &mut self.under_way else { return true };
-        let outcome = match dsa::outcome(registers) {
-            Some(outcome) => outcome,
+        let result = match dsa::command_result(registers) {
+            Some(result) => result,
             None if timeout.is_over() => {
                 self.is_stuck = true;
                 Err(NO_ANSWER)
@@ -85,7 +85,7 @@ impl Turns {
         };
         // The function may have gone with its guest while the step was under way.
         if let Some(function) = functions.iter_mut().find(|function| function.queue() == *queue) {
-            let effect = function.registers().step_done(outcome);
+            let effect = function.registers().step_done(result);
             done(function, effect);
         }
         self.under_way = None;
@@ -117,7 +117,7 @@ impl Turns {
     ) {
         // The device ignores a command that is written while another command is under way. The end of the other command would then be taken for
         // the end of this one. So a stuck device gets no command before its last command has ended.
-        self.is_stuck &= dsa::outcome(registers).is_none();
+        self.is_stuck &= dsa::command_result(registers).is_none();
         let known = match step {
             Step::RequestHandle(vector) => function.registers().known_handle(vector),
             _ => None,
@@ -127,13 +127,13 @@ impl Turns {
             None if self.is_stuck => Some(Err(NO_ANSWER)),
             None => function.work_queue(registers).begin(step),
         };
-        if let Some(outcome) = over {
-            let effect = function.registers().step_done(outcome);
+        if let Some(result) = over {
+            let effect = function.registers().step_done(result);
             return done(function, effect);
         }
         self.under_way = Some((function.queue(), Timeout::new(clock, STEP)));
         // Most commands end at once, and the guest that wrote the command finds it done after its exit.
-        let _ = poll(clock, quick, || dsa::outcome(registers).is_some());
+        let _ = poll(clock, quick, || dsa::command_result(registers).is_some());
     }
 }
 

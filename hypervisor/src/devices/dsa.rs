@@ -48,7 +48,7 @@ const SLOT_CLOSED: u32 = 1 | 1 << 3 | NOBODYS_PASID << 12;
 const NOBODYS_PASID: u32 = 0xf_ffff;
 
 /// What a command gets before it counts as stuck, where it waits for nothing. The specification sets no limit. Those of guests, which may
-/// wait for descriptors, are not waited for ([`super::turns`]).
+/// wait for descriptors, are not waited for ([`super::command_turns`]).
 pub const COMMAND: Duration = Duration::from_millis(100);
 /// What a reset gets. It waits for what is under way as well, and there is nothing else to try.
 pub const RESET: Duration = Duration::from_secs(1);
@@ -201,7 +201,7 @@ pub fn capabilities(registers: &impl Registers) -> (u64, [u64; 4]) {
 }
 
 /// Where the configuration of groups and work queues is, and the bytes of the latter's entries.
-fn tables(registers: &impl Registers) -> (usize, usize, usize) {
+fn queue_layout(registers: &impl Registers) -> (usize, usize, usize) {
     let TableOffsets { groups, queues, .. } = TableOffsets::read(registers);
     (groups as usize, queues as usize, 32 << registers.read64(WQCAP).get_bits(WQCAP_CONFIG_SIZE))
 }
@@ -215,7 +215,7 @@ pub fn share_out(registers: &impl Registers, clock: &dyn Clock) -> Result<(), u8
     };
     let engines = registers.read64(ENGCAP).get_bits(0..8) as u32;
     let (gencap, _) = capabilities(registers);
-    let (groups, table, stride) = tables(registers);
+    let (groups, table, stride) = queue_layout(registers);
     for queue in 0..usize::from(count) {
         registers.write32(table + queue * stride, size.into());
         registers.write32(table + queue * stride + QUEUE_LIMITS, queue_limits(gencap));
@@ -248,11 +248,11 @@ fn command(registers: &impl Registers, clock: &dyn Clock, number: u32, operand: 
     }
     registers.write32(CMD, number << CMD_SHIFT | operand);
     let _ = wait_command(registers, clock, COMMAND);
-    outcome(registers).unwrap_or(Err(NO_ANSWER)).map(drop)
+    command_result(registers).unwrap_or(Err(NO_ANSWER)).map(drop)
 }
 
 /// What the last command has come to: its result, or the device's own error. `None` while it is under way.
-pub fn outcome(registers: &impl Registers) -> Option<CommandResult> {
+pub fn command_result(registers: &impl Registers) -> Option<CommandResult> {
     let status = registers.read32(CMDSTS);
     if status & CMDSTS_ACTIVE != 0 {
         return None;
@@ -276,7 +276,7 @@ pub struct Queue<'a, R> {
 }
 
 impl<R: Registers> Queue<'_, R> {
-    /// Has the device begin a step, while it is at no command. `Some`: the step is over already. Else [`outcome`] says when it is.
+    /// Has the device begin a step, while it is at no command. `Some`: the step is over already. Else [`command_result`] says when it is.
     pub fn begin(&self, step: Step) -> Option<CommandResult> {
         let slot = |vector| self.first_slot.wrapping_add(vector);
         match step {
@@ -293,7 +293,7 @@ impl<R: Registers> Queue<'_, R> {
     }
 
     fn enable(&self) {
-        let (_, table, stride) = tables(self.registers);
+        let (_, table, stride) = queue_layout(self.registers);
         let mode = QUEUE_DEDICATED | QUEUE_PASID_ENABLE | self.pasid << 8;
         self.registers.write32(table + usize::from(self.number) * stride + QUEUE_MODE, mode);
         self.give(command::ENABLE_WQ, self.number.into());

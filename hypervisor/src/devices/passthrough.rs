@@ -248,7 +248,7 @@ impl Assigned {
     /// Whether a DSA has ended its last command, or must not be asked: another processor of the guest has begun a reset of the function.
     pub fn is_idle(&self) -> bool {
         !matches!(self.state, State::Ready)
-            || self.reset_method.registers().is_none_or(|registers| dsa::outcome(registers).is_some())
+            || self.reset_method.registers().is_none_or(|registers| dsa::command_result(registers).is_some())
     }
 
     /// The guest has reset the device by its command register. `answered`: the device has ended the command in time. A reset of the function

@@ -91,7 +91,7 @@ pub fn emulate<M: Machine>(machine: &mut M, fault: Fault) -> Result<Emulated, Ou
     let mut emulation = Emulation { machine, fault, mode, paging };
     let result = emulation.fetch().and_then(|decoded| emulation.execute(decoded));
     match result {
-        Ok(outcome) | Err(Stop::Emulated(outcome)) => Ok(outcome),
+        Ok(emulated) | Err(Stop::Emulated(emulated)) => Ok(emulated),
         Err(Stop::Outside(outside)) => Err(outside),
     }
 }

@@ -42,14 +42,14 @@ struct Probe {
     came: u64,
 }
 
-/// A vector whose slots have been held long enough, and what is to be done with the slots.
+/// What a time in which a vector's slots were held has shown, and what is to be done with the slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspect {
-    /// The vector that they lead to.
+    /// The vector to which the slots lead.
     pub vector: u8,
-    /// Those that have something pending are storms; else they are suspected only, and held once more.
+    /// It was the last time: slots that have something pending are storms. After an earlier time such slots are held once more.
     pub last: bool,
-    /// Interrupts came faster than the limit although all slots were held: some pass the slots by.
+    /// Interrupts came faster than the limit although all slots were held, so some interrupts pass the slots by.
     pub passes_by: bool,
 }
 
@@ -142,9 +142,9 @@ mod tests {
             let mut meter = Meter::new(100);
             assert!((0..101).any(|n| meter.count(0x40, n)));
             assert!(!(0..number).any(|n| meter.count(vector, 100 + from + n)));
-            let verdict = meter.suspect(100 + 40_000).unwrap();
-            assert_eq!(meter.due().is_none(), verdict.passes_by, "there is nothing more to find out");
-            verdict.passes_by
+            let suspect = meter.suspect(100 + 40_000).unwrap();
+            assert_eq!(meter.due().is_none(), suspect.passes_by, "there is nothing more to find out");
+            suspect.passes_by
         };
         assert!(passes_by(20_000, 3, 0x40));
         assert!(!passes_by(20_000, 2, 0x40), "at the limit's pace");

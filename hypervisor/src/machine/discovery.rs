@@ -106,13 +106,13 @@ impl Machine {
     fn tell_functions(&self) {
         let Some(dmar) = self.dmar() else { return };
         let in_memory = dmar.reserved.iter().filter(|region| !region.is_firmwares(&self.memory));
-        log_limit::each("DMAR", in_memory, |region| {
+        log_limit::log_first("DMAR", in_memory, |region| {
             let why = "is in memory that the map calls usable, or too long; it is left out, and its function goes to no guest";
             log::warn!("DMAR: the region (RMRR) {} to {} {why}", region.base, region.limit);
         });
         let behind = |bridge| buses_behind(&self.functions, bridge);
         let functions = self.functions.iter().filter(|function| dmar.requires_ats(function.bdf, behind));
-        log_limit::each("ATS", functions, |function| {
+        log_limit::log_first("ATS", functions, |function| {
             let what = "the firmware says that it requires ATS (SATC), which stays off";
             log::warn!(
                 "{}: {what}: the unit translates and confines all it does, but it may work slower or not at all",
@@ -296,10 +296,10 @@ fn listed(madt: &[u8]) -> Vec<Processor> {
 }
 
 fn tell_odd(dmar: &Dmar) {
-    log_limit::each("DMAR", dmar.odd.iter(), |odd| log::warn!("DMAR: {odd}"));
+    log_limit::log_first("DMAR", dmar.odd.iter(), |odd| log::warn!("DMAR: {odd}"));
     let segments: BTreeSet<u16> = dmar.units.iter().map(|unit| unit.segment).collect();
     let unsure = segments.into_iter().filter(|&segment| !dmar.is_whole(segment));
-    log_limit::each("DMAR", unsure, |segment| {
+    log_limit::log_first("DMAR", unsure, |segment| {
         log::warn!(
             "DMAR: segment {segment:04x}: what no unit names could be one's that is left out, so it goes to no guest"
         );
@@ -340,8 +340,8 @@ fn fault_message(apic_id: u32) -> u64 {
 /// function can be nobody's, because a guest would get the other thing with it.
 fn drop_misplaced_bars(functions: &mut [Function], taken: &[PhysRange]) {
     let misplaced = misplaced(functions, taken);
-    let log_limit = misplaced.iter().filter_map(|&at| functions.get(at));
-    log_limit::each("PCI", log_limit, |Function { bdf, .. }| {
+    let lost = misplaced.iter().filter_map(|&at| functions.get(at));
+    log_limit::log_first("PCI", lost, |Function { bdf, .. }| {
         log::warn!(
             "{bdf}: a BAR lies over memory or over registers of something else (a fault of the firmware); it goes to no guest"
         );

@@ -1,40 +1,40 @@
-//! Lines of one kind: no table of a firmware's, however odd, floods the console.
+//! Limits the lines that a table of the firmware's can put on the console.
 #![forbid(unsafe_code)]
 
-/// Lines of a kind. How many more there are is a line of its own.
+/// Lines of one kind that are logged.
 const MOST: usize = 16;
 
-/// Counts what there is of a kind, and tells of the first.
+/// At most 16 lines of one kind are logged; one more line gives the number of the others.
 #[derive(Debug, Default)]
 pub struct LogLimit(usize);
 
 impl LogLimit {
-    /// One more of the kind: `tell` writes its line, if it gets one.
-    pub fn tell(&mut self, tell: impl FnOnce()) {
+    /// Logs a line by `log`, unless 16 lines were logged.
+    pub fn log(&mut self, log: impl FnOnce()) {
         if self.0 < MOST {
-            tell();
+            log();
         }
         self.0 += 1;
     }
 
-    /// How many had no line.
-    pub fn untold(&self) -> usize {
+    /// The number of lines that were not logged.
+    fn left_out(&self) -> usize {
         self.0.saturating_sub(MOST)
     }
 
-    /// That was all of the kind: a line for those that had none. `what` says what it is about.
-    pub fn end(self, what: &str) {
-        if self.untold() > 0 {
-            log::warn!("{what}: {} more of these", self.untold());
+    /// Logs the number of lines that were not logged, if there are some. `what` names their subject.
+    pub fn finish(self, what: &str) {
+        if self.left_out() > 0 {
+            log::warn!("{what}: {} more of these", self.left_out());
         }
     }
 }
 
-/// Tells of the first of these, and how many more there are.
-pub fn each<T>(what: &str, all: impl Iterator<Item = T>, tell: impl Fn(T)) {
+/// Logs a line by `log` for each of the first 16 items, and the number of the others. `what` names the subject.
+pub fn log_first<T>(what: &str, items: impl Iterator<Item = T>, log: impl Fn(T)) {
     let mut log_limit = LogLimit::default();
-    all.for_each(|one| log_limit.tell(|| tell(one)));
-    log_limit.end(what);
+    items.for_each(|item| log_limit.log(|| log(item)));
+    log_limit.finish(what);
 }
 
 #[cfg(test)]
@@ -42,11 +42,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sixteen_have_a_line_and_the_others_are_counted() {
-        for (count, untold) in [(0, 0), (16, 0), (17, 1), (500, 484)] {
+    fn sixteen_lines_are_logged_and_the_others_counted() {
+        for (count, left_out) in [(0, 0), (16, 0), (17, 1), (500, 484)] {
             let (mut log_limit, mut lines) = (LogLimit::default(), 0);
-            (0..count).for_each(|_| log_limit.tell(|| lines += 1));
-            assert_eq!((lines, log_limit.untold()), (count - untold, untold));
+            (0..count).for_each(|_| log_limit.log(|| lines += 1));
+            assert_eq!((lines, log_limit.left_out()), (count - left_out, left_out));
         }
     }
 }

@@ -81,7 +81,7 @@ pub fn start(apic_ids: &[u32], page: Option<Hpa>, entry: Entry) -> usize {
             StartUp::Arrived => started += 1,
             StartUp::Absent { sent } => {
                 spare = Some(stack);
-                absent.tell(|| tell(apic_id, sent));
+                absent.log(|| tell(apic_id, sent));
             }
             StartUp::Lost => {
                 log::error!("processor {apic_id} has begun, and does not come: those behind it stay asleep");
@@ -89,7 +89,7 @@ pub fn start(apic_ids: &[u32], page: Option<Hpa>, entry: Entry) -> usize {
             }
         }
     }
-    absent.end("processors that do not start");
+    absent.finish("processors that do not start");
     started
 }
 

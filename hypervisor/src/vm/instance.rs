@@ -46,11 +46,16 @@ struct Life {
 
 /// A guest. Each of its virtual processors holds it; the last one to leave gives back what it held.
 ///
-/// Locks, each taken alone but for the console's below the chipset's, and the others below `modifying`: `life` (commands and the end: rare), `chipset` (ports and
-/// configuration space), and the functions' in [`Resources`] (their command registers). A trapped write of a store, a hypercall (but
-/// `Enable`, which changes what the bus shows) and an interrupt between virtual processors take none of them. All are first come, first
-/// served, so that a guest that asks for one without end on one processor keeps no other guest's processor: a wait ends after one turn of each
-/// other virtual processor of the guest.
+/// Locks:
+/// - `modifying`: read-modify-write accesses outside the message stores. It comes before the locks below.
+/// - `chipset`: ports and configuration space. It comes before the console's and the terminal's locks.
+/// - [`Resources::functions`]: resets, and configuration space of whole functions.
+/// - `Parent::shares` of each [`Parent`](crate::devices::virtual_functions::Parent): registers of virtual functions.
+/// - `life`: commands between virtual processors, and the end.
+///
+/// But for the orders that the list names, no processor holds two of them. A trapped write of a store, an interrupt between virtual processors
+/// and a hypercall other than `Enable` take none of them. All are fair ([`crate::sync::Mutex`]): a wait ends after one turn of each other
+/// processor that asks.
 pub struct Vm {
     /// Which.
     pub id: GuestId,
@@ -66,7 +71,7 @@ pub struct Vm {
     pub has_terminal: bool,
     /// Its console and its PCI bus.
     pub chipset: Mutex<Chipset>,
-    /// Held by who reads and writes in one step what is no store.
+    /// Serialises read-modify-write accesses outside the message stores.
     pub modifying: Mutex<()>,
     mailboxes: Vec<Arc<Mailbox>>,
     life: Mutex<Life>,

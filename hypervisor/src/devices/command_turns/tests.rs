@@ -151,7 +151,7 @@ fn a_device_that_does_not_finish_fails_everybodys_commands_until_it_does() {
     assert!(!bench.look());
     assert_eq!(bench.functions[2].status(), Some(NO_ANSWER.into()), "it does not wait as long again");
     bench.model.rest(false);
-    while dsa::outcome(&bench.model).is_none() {}
+    while dsa::command_result(&bench.model).is_none() {}
     bench.functions[2].command(command::DRAIN_WQ, 1);
     while bench.look() {}
     assert_eq!(bench.functions[2].status(), Some(0));
@@ -181,7 +181,7 @@ fn late(bench: &mut Bench, number: u32, operand: u32) {
     assert_eq!(bench.functions[1].status(), Some(NO_ANSWER.into()));
     bench.clock = clock;
     bench.model.rest(false);
-    while dsa::outcome(&bench.model).is_none() {}
+    while dsa::command_result(&bench.model).is_none() {}
 }
 
 impl Bench {

@@ -146,6 +146,14 @@ fn a_reset_does_not_come_while_the_device_is_at_a_command_unless_that_does_not_e
     assert_eq!(late, [(command::RESET_DEVICE, true), (command::RESET_DEVICE, false)]);
 }
 
+#[test]
+fn the_second_write_of_a_reset_gets_the_time_of_a_command() {
+    let busy = Busy { works: 300_000, ..Busy::for_reads(500_000) };
+    assert!(!reset(&busy, &CLOCK));
+    assert_eq!(busy.given.borrow().len(), 2);
+    assert!(busy.left.get() > 190_000, "{} reads are left", busy.left.get());
+}
+
 /// The model ignores a command that comes while another one is under way, as the device does.
 #[test]
 fn a_reset_has_taken_place_although_an_older_command_ended_late() {
@@ -294,7 +302,7 @@ impl Model {
     /// Has a queue's step carried out.
     fn step(&self, queue: u8, step: Step) -> CommandResult {
         self.queue(queue).begin(step).unwrap_or_else(|| {
-            let ended = (0..1000).find_map(|_| outcome(self));
+            let ended = (0..1000).find_map(|_| command_result(self));
             ended.unwrap_or(Err(NO_ANSWER))
         })
     }
