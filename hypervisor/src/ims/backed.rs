@@ -10,13 +10,15 @@ use core::{iter::once, sync::atomic::Ordering::Relaxed};
 use hcall_abi::{DeviceId, Status, Target};
 
 use super::{
+    ctrl::{CTRL_MASK, CTRL_PENDING},
     device::{Device, Slots},
-    domain::{Domain, GuestId},
+    domain::Domain,
     message,
     place::Place,
     ports::{EntryIndex, Field, HostRoute, Ports},
     service::{Held, Service},
-    slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, StoreName},
+    slot::{Binding, Slot},
+    spec::{GuestId, StoreName},
     store,
 };
 use crate::addr::Bdf;

@@ -1,81 +1,22 @@
 //! The map call: many slots, one flush.
 
 use alloc::vec::Vec;
-use core::{iter::once, num::NonZeroU16};
+use core::iter::once;
 
-use hcall_abi::{ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target};
+use hcall_abi::{ItemLayout, MapReply, MapRequest, Status, Target};
 
 use super::{
+    batch_buffer::{BATCH_LIMIT, Batch, Fresh, FreshRuns, Repeated},
     counters::add,
     device::Bank,
-    domain::{Domain, Reach, StoreSpec},
+    domain::Domain,
     place::Place,
-    ports::{Bound, GuestMemory, PackedRoute, Ports, Span, Wanted},
+    ports::{Bound, GuestMemory, PackedRoute, Ports, Span},
     slot::{Slot, State},
+    spec::{Reach, StoreSpec},
 };
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::sync::Mutex;
-
-/// Most items in a batch: a page of them.
-pub const BATCH_LIMIT: usize = PAGE_SIZE as usize / MapRequest::SIZE;
-
-/// Room for a batch.
-pub struct Batch {
-    /// Requests, then replies.
-    items: [[u8; MapRequest::SIZE]; BATCH_LIMIT],
-    /// The slots that this batch maps are those of the first so many.
-    fresh: [Fresh; BATCH_LIMIT],
-    number: usize,
-    /// The items whose slots were mapped that way already, perhaps by this batch. There is room for all.
-    repeated: Vec<Repeated>,
-}
-
-/// A slot that the batch maps.
-#[derive(Clone, Copy)]
-struct Fresh {
-    wanted: Wanted,
-    handle: SlotHandle,
-    /// Whether it stays masked.
-    masked: bool,
-    /// Of the first of a run: how many there are, all for one processor.
-    run: u16,
-}
-
-impl Fresh {
-    const NONE: Self = Self {
-        wanted: Wanted::new(Target { apic_id: 0, vector: 0 }),
-        handle: SlotHandle::new(0, NonZeroU16::MIN),
-        masked: true,
-        run: 0,
-    };
-}
-
-impl AsMut<Wanted> for Fresh {
-    fn as_mut(&mut self) -> &mut Wanted {
-        &mut self.wanted
-    }
-}
-
-/// Slots that a batch maps, run by run.
-struct FreshRuns<'a>(&'a mut [Fresh]);
-
-impl<'a> Iterator for FreshRuns<'a> {
-    type Item = &'a mut [Fresh];
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let length = usize::from(self.0.first()?.run).max(1);
-        let (run, rest) = core::mem::take(&mut self.0).split_at_mut_checked(length)?;
-        self.0 = rest;
-        Some(run)
-    }
-}
-
-/// An item for a slot that is mapped so.
-#[derive(Clone, Copy)]
-struct Repeated {
-    handle: SlotHandle,
-    unmask: bool,
-}
 
 /// Checks what the registers say of a batch, and counts its items.
 pub fn check(items: Gpa, number: u64, layout: u64) -> Result<usize, Status> {
@@ -96,24 +37,6 @@ pub fn check(items: Gpa, number: u64, layout: u64) -> Result<usize, Status> {
 }
 
 impl Batch {
-    /// Bytes of memory that a room takes in all.
-    pub const BYTES: u64 = (size_of::<Self>() + BATCH_LIMIT * size_of::<Repeated>()) as u64;
-
-    /// Room, empty.
-    pub fn new() -> Self {
-        Self {
-            items: [[0; MapRequest::SIZE]; BATCH_LIMIT],
-            fresh: [Fresh::NONE; BATCH_LIMIT],
-            number: 0,
-            repeated: Vec::with_capacity(BATCH_LIMIT),
-        }
-    }
-
-    /// Room for a page of handles instead of items.
-    pub fn handles(&mut self) -> &mut [[u8; 4]] {
-        self.items.as_flattened_mut().as_chunks_mut().0
-    }
-
     /// Maps `number` items at `at`. The number of those that succeeded.
     ///
     /// The items are read once. Entries are programmed all together, then flushed together; the replies are written while everything can
@@ -143,11 +66,6 @@ impl Batch {
         add(&domain.counts.refused, failed);
         self.finish(place, bank);
         Ok(number as u64 - failed - self.repeat(place, bank))
-    }
-
-    /// The slots that this batch maps.
-    fn fresh(&self) -> &[Fresh] {
-        self.fresh.get(..self.number).unwrap_or_default()
     }
 
     /// Looks at the items' slots, and marks those that are to be mapped. The replies are as if all that follows succeeded. How many

@@ -9,19 +9,20 @@ use hcall_abi::{
 };
 
 use super::{
-    batch, bulk,
+    batch, batch_buffer, bulk,
     counters::count,
     device::{Bank, Device},
-    domain::{Domain, MOST_IMS_SLOTS},
+    domain::Domain,
     place::Place,
     ports::{Field, GuestMemory, Ports},
     service::Service,
-    slot::{Slot, State, StoreName},
+    slot::{Slot, State},
+    spec::{MOST_IMS_SLOTS, StoreName},
 };
 use crate::addr::{Gpa, PAGE_SIZE};
 
 /// Most items in a batch.
-pub const BATCH_LIMIT: u32 = batch::BATCH_LIMIT as u32;
+pub const BATCH_LIMIT: u32 = batch_buffer::BATCH_LIMIT as u32;
 
 /// What the service offers by itself: the platform adds what it can do.
 pub const FEATURES: Features = Features::ARRAY_STORE

@@ -7,11 +7,14 @@ use hcall_abi::{FaultKind, MessagePair, Pasid, SlotHandle, SlotInfo, Status, Tar
 
 use super::{
     counters::count,
+    ctrl::{CTRL_MASK, CTRL_PENDING},
     device::{Bank, Device},
-    domain::{DeviceSpec, Domain, GuestId, Reach, StoreSpec},
+    domain::Domain,
+    faults::Attribution,
     ports::{EntryIndex, Field, Message, Ports, Span, Wanted},
-    service::{Attribution, Held, Owner, Service},
-    slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, State, StoreName},
+    service::{Held, Owner, Service},
+    slot::{Binding, Slot, State},
+    spec::{DeviceSpec, GuestId, Reach, StoreName, StoreSpec},
 };
 
 /// The minor version that came with [`FaultKind::Refused`].

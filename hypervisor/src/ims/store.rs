@@ -12,7 +12,8 @@ use super::{
     place::Place,
     ports::{Field, Ports},
     service::Service,
-    slot::{Slot, State, StoreName},
+    slot::{Slot, State},
+    spec::StoreName,
 };
 
 /// Bytes of a slot.

@@ -7,10 +7,12 @@ use hcall_abi::{FaultKind, Target};
 
 use super::{
     domain::Domain,
+    faults::Attribution,
     place::Place,
     ports::{EntryIndex, Field, Ports},
-    service::{Attribution, CHUNK, Service},
-    slot::{Slot, State, StoreName},
+    service::{CHUNK, Service},
+    slot::{Slot, State},
+    spec::StoreName,
     store::settle,
 };
 

@@ -4,7 +4,7 @@ use super::{
     machine::{NOWHERE, Op},
     *,
 };
-use crate::ims::domain::Backing;
+use crate::ims::Backing;
 
 /// Vectors of the first function.
 const VECTORS: u32 = 130;
