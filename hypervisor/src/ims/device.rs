@@ -167,9 +167,9 @@ impl Bank {
 
     /// The slot that a call names, locked.
     #[inline]
-    pub fn held(&self, handle: SlotHandle) -> Result<MutexGuard<'_, Slot>, Status> {
+    pub fn lock_allocated(&self, handle: SlotHandle) -> Result<MutexGuard<'_, Slot>, Status> {
         let slot = self.lock(handle.index())?;
-        if slot.is_held_by(handle) { Ok(slot) } else { Err(Status::StaleHandle) }
+        if slot.has_handle(handle) { Ok(slot) } else { Err(Status::StaleHandle) }
     }
 
     /// Allocates the lowest free slot, with a group.

@@ -10,11 +10,11 @@ use super::{
     device::{Device, Slots},
     domain::Domain,
     faults::FaultRing,
-    place::Place,
     ports::{Field, Ports},
     service::{CHUNK, Service},
     slot::{Slot, State},
     spec::{GuestSpec, StoreName},
+    store_access::StoreAccess,
 };
 use crate::sync::Mutex;
 
@@ -52,12 +52,12 @@ impl<P: Ports> Service<P> {
     /// Masks all slots in the device, and shows them as after reset.
     fn start(&self, device: &Device) {
         for name in [StoreName::Msix, StoreName::Ims] {
-            let Ok(place) = Place::new(self, device, name) else { continue };
-            for index in (0..=u16::MAX).take(place.store.slots as usize) {
-                place.write_ctrl(index, CTRL_MASK);
-                place.show_all(index, &Slot::RESET);
+            let Ok(access) = StoreAccess::new(self, device, name) else { continue };
+            for index in (0..=u16::MAX).take(access.store.slots as usize) {
+                access.write_ctrl(index, CTRL_MASK);
+                access.show_all(index, &Slot::RESET);
             }
-            self.ports.read_back(place.store, 0, Field::Ctrl);
+            self.ports.read_back(access.store, 0, Field::Ctrl);
         }
     }
 
@@ -109,8 +109,8 @@ impl<P: Ports> Service<P> {
             }
             device.table_masked.store(true, Relaxed);
             self.evict(device, slots, &[StoreName::Msix, StoreName::Ims, StoreName::Queue]);
-            match Place::new(self, device, StoreName::Msix) {
-                Ok(place) if place.store.backing.is_some() => self.discard(&place, slots),
+            match StoreAccess::new(self, device, StoreName::Msix) {
+                Ok(access) if access.store.backing.is_some() => self.discard(&access, slots),
                 _ => Ok(()),
             }
         })
@@ -131,11 +131,11 @@ impl<P: Ports> Service<P> {
 
     /// Puts into a device's MSI-X table what is there already if the device has kept it.
     fn write_again(&self, device: &Device, slots: &mut Slots) {
-        let Ok(place) = Place::new(self, device, StoreName::Msix) else { return };
+        let Ok(access) = StoreAccess::new(self, device, StoreName::Msix) else { return };
         for (index, slot) in (0..=u16::MAX).zip(slots.msix.slots.iter_mut().map(Mutex::get_mut)) {
             if let Some(binding) = slot.binding() {
-                place.store_message(index, binding.entry);
-                place.write_ctrl(index, slot.device_ctrl(slot.device_masked));
+                access.store_message(index, binding.entry);
+                access.write_ctrl(index, slot.device_ctrl(slot.device_masked));
             }
         }
     }
@@ -143,36 +143,36 @@ impl<P: Ports> Service<P> {
     /// Resets all slots of a device in these stores.
     fn evict(&self, device: &Device, slots: &mut Slots, stores: &[StoreName]) {
         for &name in stores {
-            let Ok(place) = Place::new(self, device, name) else { continue };
-            place.drop_signals();
+            let Ok(access) = StoreAccess::new(self, device, name) else { continue };
+            access.drop_signals();
             let bank = slots.bank_mut(name);
             for (first, slots) in (0..=u16::MAX).step_by(CHUNK).zip(bank.slots.chunks_mut(CHUNK)) {
-                self.evict_chunk(&place, first, slots);
+                self.evict_chunk(&access, first, slots);
                 (first..=u16::MAX).take(slots.len()).for_each(|index| bank.free.get_mut().put(index));
             }
         }
     }
 
     /// Masks first, all of them; one read pushes the writes out; then the entries go, with one flush.
-    fn evict_chunk(&self, place: &Place<P>, first: u16, slots: &mut [Mutex<Slot>]) {
+    fn evict_chunk(&self, access: &StoreAccess<P>, first: u16, slots: &mut [Mutex<Slot>]) {
         let mut last = None;
         for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut()) {
             if !slot.get_mut().device_masked {
-                place.write_ctrl(index, CTRL_MASK);
+                access.write_ctrl(index, CTRL_MASK);
                 last = Some(index);
             }
         }
         if let Some(index) = last {
-            self.ports.read_back(place.store, index, Field::Ctrl);
+            self.ports.read_back(access.store, index, Field::Ctrl);
         }
-        let mut held = Vec::new();
+        let mut releases = Vec::new();
         for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut().map(Mutex::get_mut)) {
             if slot.state != State::Free {
-                held.extend(slot.take_binding().map(|binding| place.withdraw(binding)));
+                releases.extend(slot.take_binding().map(|binding| access.withdraw(binding)));
                 slot.reset();
-                place.show_all(index, slot);
+                access.show_all(index, slot);
             }
         }
-        self.give_back(&held);
+        self.give_back(&releases);
     }
 }

@@ -43,11 +43,11 @@ mod faults;
 mod hcall;
 mod lifecycle;
 mod message;
-mod place;
 mod service;
 mod slot;
 mod spec;
 mod store;
+mod store_access;
 mod storm;
 #[cfg(test)]
 mod tests;

@@ -21,13 +21,13 @@ use crate::{
 /// How many slots are taken away with one flush.
 pub(super) const CHUNK: usize = 256;
 
-/// Something that waits for a flush before it is given back.
+/// A binding that waits for a flush before its entry and its route are given back.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
+pub(super) struct PendingRelease {
     pub guest: GuestId,
     pub binding: Binding,
-    /// Whether the entry goes, too; if not it is in use with another route.
-    pub release: bool,
+    /// Whether the entry is given back, too; if not it is in use with another route.
+    pub with_entry: bool,
 }
 
 /// Most that the quarantine remembers: less than the heap has room for.
@@ -36,7 +36,7 @@ const MOST_QUARANTINED: usize = 16_384;
 /// What the cache may still hold after a flush that failed.
 #[derive(Default)]
 struct Quarantine {
-    held: Vec<Held>,
+    releases: Vec<PendingRelease>,
     /// Whose has been forgotten, because there was too much: that stays reserved for good.
     forgotten: Vec<GuestId>,
 }
@@ -143,19 +143,19 @@ impl<P: Ports> Service<P> {
             programmed: self.counts.programmed.load(Relaxed),
             flushes: self.counts.flushes.load(Relaxed),
             discarded: self.counts.discarded.load(Relaxed),
-            quarantined: self.quarantine.lock().held.len() as u64,
+            quarantined: self.quarantine.lock().releases.len() as u64,
         }
     }
 
     /// Tries once more to flush what is in quarantine, and gives it back if that works. How much is left.
     pub fn reclaim(&self) -> usize {
-        let Quarantine { held: quarantine, forgotten } = &mut *self.quarantine.lock();
+        let Quarantine { releases: quarantine, forgotten } = &mut *self.quarantine.lock();
         let (mut kept, all) = (0, quarantine.len());
         for first in (0..all).step_by(CHUNK) {
             let chunk = first..all.min(first + CHUNK);
-            let held = quarantine.get(chunk.clone()).unwrap_or_default();
-            if self.flush_held(held).is_ok() {
-                self.release(held);
+            let releases = quarantine.get(chunk.clone()).unwrap_or_default();
+            if self.flush_entries(releases).is_ok() {
+                self.release(releases);
             } else {
                 let length = chunk.len();
                 quarantine.copy_within(chunk, kept);
@@ -190,29 +190,29 @@ impl<P: Ports> Service<P> {
     /// Whether something of a guest's is in quarantine: until it is reclaimed, the unit may still send an interrupt by one of its routes.
     pub fn has_in_quarantine(&self, guest: GuestId) -> bool {
         let quarantine = self.quarantine.lock();
-        quarantine.forgotten.contains(&guest) || quarantine.held.iter().any(|held| held.guest == guest)
+        quarantine.forgotten.contains(&guest) || quarantine.releases.iter().any(|release| release.guest == guest)
     }
 
     /// Flushes, and only then releases. What cannot be flushed goes into quarantine: an index or a route that the cache may
     /// still hold is never used for anything else.
-    pub(super) fn give_back(&self, held: &[Held]) {
-        if held.is_empty() {
+    pub(super) fn give_back(&self, releases: &[PendingRelease]) {
+        if releases.is_empty() {
             return;
         }
-        if self.flush_held(held).is_ok() || self.flush_held(held).is_ok() {
-            self.release(held);
+        if self.flush_entries(releases).is_ok() || self.flush_entries(releases).is_ok() {
+            self.release(releases);
         } else {
-            self.quarantine(held);
+            self.quarantine(releases);
         }
     }
 
     /// Keeps what the cache may still hold.
-    pub(super) fn quarantine(&self, held: &[Held]) {
-        let Quarantine { held: quarantine, forgotten } = &mut *self.quarantine.lock();
-        if quarantine.len() + held.len() <= MOST_QUARANTINED {
-            quarantine.extend_from_slice(held);
+    pub(super) fn quarantine(&self, releases: &[PendingRelease]) {
+        let Quarantine { releases: quarantine, forgotten } = &mut *self.quarantine.lock();
+        if quarantine.len() + releases.len() <= MOST_QUARANTINED {
+            quarantine.extend_from_slice(releases);
         } else {
-            for Held { guest, .. } in held {
+            for PendingRelease { guest, .. } in releases {
                 if !forgotten.contains(guest) {
                     forgotten.push(*guest);
                 }
@@ -221,13 +221,13 @@ impl<P: Ports> Service<P> {
         self.has_quarantine.store(true, Relaxed);
     }
 
-    fn flush_held(&self, held: &[Held]) -> Result<(), Status> {
-        self.flush(held.iter().map(|held| held.binding.entry))
+    fn flush_entries(&self, releases: &[PendingRelease]) -> Result<(), Status> {
+        self.flush(releases.iter().map(|release| release.binding.entry))
     }
 
-    fn release(&self, held: &[Held]) {
-        for Held { guest, binding, release } in held {
-            if *release {
+    fn release(&self, releases: &[PendingRelease]) {
+        for PendingRelease { guest, binding, with_entry } in releases {
+            if *with_entry {
                 self.ports.release(binding.entry);
                 self.counts.given_back();
             }

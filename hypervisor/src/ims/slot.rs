@@ -76,7 +76,7 @@ pub struct Slot {
     /// The pending bit, when it was last read.
     pub pending: bool,
     /// Whether it is masked in the device to see whether it fires too fast.
-    pub held: bool,
+    pub throttled: bool,
     /// Whether it was masked because it fired faster than its limit.
     pub limited: bool,
     /// Whether its entry is not present, so that the unit drops its messages. It is masked in the device then.
@@ -102,7 +102,7 @@ impl Slot {
         device_masked: true,
         flushed: true,
         pending: false,
-        held: false,
+        throttled: false,
         limited: false,
         blocked: false,
         group: 0,
@@ -182,7 +182,7 @@ impl Slot {
     }
 
     /// Whether `handle` is the slot's present allocation.
-    pub fn is_held_by(&self, handle: SlotHandle) -> bool {
+    pub fn has_handle(&self, handle: SlotHandle) -> bool {
         !matches!(self.state, State::Free | State::Raw) && self.handle == handle.bits()
     }
 
