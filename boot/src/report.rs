@@ -256,6 +256,13 @@ pub struct Summary {
     pub unit: &'static str,
 }
 
+impl Outcome {
+    /// The run's figures and its verdict.
+    pub fn summary(&self) -> Summary {
+        Summary::new(self)
+    }
+}
+
 impl Summary {
     /// Reads a run's lines.
     pub fn new(outcome: &Outcome) -> Self {

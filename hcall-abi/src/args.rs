@@ -1,6 +1,6 @@
 //! What travels in registers and in memory. All structures are little-endian.
 
-use crate::{Pasid, Status};
+use crate::Status;
 
 /// A device of the guest: its requester ID on the guest's own PCI bus (bus 15:8, device 7:3, function 2:0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -118,6 +118,46 @@ impl Target {
     /// As a register holds it.
     pub const fn to_register(self) -> u64 {
         (self.apic_id as u64) << 32 | self.vector as u64
+    }
+}
+
+/// A process address space ID (PCIe 6.20): 20 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pasid(u32);
+
+impl Pasid {
+    /// Bits of a PASID.
+    pub const BITS: u32 = 20;
+    /// Bit 31: there is one.
+    const VALID: u32 = 1 << 31;
+
+    /// `None` for more than 20 bits.
+    pub const fn new(value: u32) -> Option<Self> {
+        if value >> Self::BITS == 0 { Some(Self(value)) } else { None }
+    }
+
+    /// Its value.
+    pub const fn value(self) -> u32 {
+        self.0
+    }
+
+    /// From a register: bit 31 and the PASID in 19:0, or 0 for none; [`Status::InvalidArgument`] if any other bit is set.
+    pub fn from_register(value: u64) -> Result<Option<Self>, Status> {
+        match u32::try_from(value) {
+            Ok(0) => Ok(None),
+            Ok(bits) if bits & Self::VALID != 0 => {
+                Self::new(bits & !Self::VALID).map(Some).ok_or(Status::InvalidArgument)
+            }
+            _ => Err(Status::InvalidArgument),
+        }
+    }
+
+    /// As a register, or a field of 32 bits, holds it.
+    pub const fn to_register(pasid: Option<Self>) -> u32 {
+        match pasid {
+            Some(Self(value)) => Self::VALID | value,
+            None => 0,
+        }
     }
 }
 

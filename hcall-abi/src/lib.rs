@@ -113,10 +113,10 @@ pub mod info;
 pub mod status;
 
 pub use args::{
-    DeviceId, DeviceInfo, ItemLayout, MapReply, MapRequest, MessagePair, SlotHandle, StoreId, StoreKind, Target,
+    DeviceId, DeviceInfo, ItemLayout, MapReply, MapRequest, MessagePair, Pasid, SlotHandle, StoreId, StoreKind, Target,
 };
 pub use call::Call;
-pub use info::{FaultKind, FaultRecord, FaultStore, Pasid, SlotInfo, SlotState};
+pub use info::{FaultKind, FaultRecord, FaultStore, SlotInfo, SlotState};
 pub use status::Status;
 
 /// Major version: guests and hypervisor must agree on it.

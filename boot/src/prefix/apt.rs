@@ -8,8 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::fetch::MIRROR_VARIABLE;
-use super::sources::Source;
+use super::sources::{MIRROR_VARIABLE, Source};
 use crate::progress::Step;
 
 /// A private apt in a directory.

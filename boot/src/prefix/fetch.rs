@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{FlockOperation, flock, statvfs};
 
 use super::apt::Apt;
-use super::sources::{self, Release, Source};
+use super::sources::{self, MIRROR_VARIABLE, Release, Source};
 use crate::paths::{Paths, on_path, replace_directory};
 use crate::progress::Step;
 
@@ -22,8 +22,6 @@ use crate::progress::Step;
 pub(super) const TRIXIE: &str = "trixie";
 /// Debian's keys, as its package installs them.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// A mirror of Debian for hosts whose own configuration names none.
-pub const MIRROR_VARIABLE: &str = "IMSVISOR_DEBIAN_MIRROR";
 
 /// Chooses packages by what an apt knows of them.
 pub type Choice = fn(&Apt) -> Result<Vec<String>>;

@@ -16,12 +16,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-pub use fetch::MIRROR_VARIABLE;
 use fetch::{Kit, TRIXIE};
 pub use linux::{LINUX_VARIABLE, Linux, linux};
 pub use ovmf::{OVMF_VARIABLE, Ovmf, ovmf};
 pub use qemu::{Need, QEMU_VARIABLE, Qemu, WORKING_QEMU, qemu};
 pub use recent::{RECENT_VARIABLE, Recent, recent};
+pub use sources::MIRROR_VARIABLE;
 pub use stock::{Headers, STOCK_VARIABLE, Stock, stock};
 
 use crate::paths::{Paths, on_path};

@@ -5,6 +5,9 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// The environment variable that names a mirror of Debian, for hosts whose own configuration names none.
+pub const MIRROR_VARIABLE: &str = "IMSVISOR_DEBIAN_MIRROR";
+
 /// A source of binary packages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {

@@ -15,7 +15,7 @@
 //! The bytes are the guest's and may be anything.
 #![forbid(unsafe_code)]
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register as Reg};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind};
 
 use super::{
     alu::Alu,
@@ -23,6 +23,7 @@ use super::{
     instruction::{
         Address, BitKind, Decoded, MAX_LENGTH, Mode, Operation, Register, Segment, Source, StringKind, StringOperation,
     },
+    operand::{address, register, segment},
     vector_moves,
     width::Width,
 };
@@ -265,61 +266,6 @@ fn memory_width(instruction: &Instruction) -> Option<Width> {
         MemorySize::UInt64 | MemorySize::Int64 => Width::Qword,
         _ => return None,
     })
-}
-
-pub(super) fn address(instruction: &Instruction) -> Option<Address> {
-    let (base, index) = (instruction.memory_base(), instruction.memory_index());
-    let part = |reg| match reg {
-        // The decoder's displacement includes them.
-        Reg::None | Reg::RIP | Reg::EIP => Some(None),
-        reg => register(reg).map(Some),
-    };
-    let (base_register, index_register) = (part(base)?, part(index)?);
-    let width = match (base_register.or(index_register), base) {
-        (Some(register), _) => register.width,
-        (None, Reg::RIP) => Width::Qword,
-        (None, Reg::EIP) => Width::Dword,
-        (None, _) => Width::at_most(u64::from(instruction.memory_displ_size())),
-    };
-    Some(Address {
-        segment: segment(instruction.memory_segment())?,
-        base: base_register.map(|register| register.number),
-        index: index_register.map(|register| register.number),
-        scale: if index_register.is_some() { instruction.memory_index_scale() as u8 } else { 1 },
-        displacement: instruction.memory_displacement64() & width.mask(),
-        width,
-    })
-}
-
-fn segment(reg: Reg) -> Option<Segment> {
-    Some(match reg {
-        Reg::ES => Segment::Es,
-        Reg::CS => Segment::Cs,
-        Reg::SS => Segment::Ss,
-        Reg::DS => Segment::Ds,
-        Reg::FS => Segment::Fs,
-        Reg::GS => Segment::Gs,
-        _ => return None,
-    })
-}
-
-/// The decoder counts its general registers by width: low bytes with the four high ones in between, words, dwords, qwords.
-fn register(reg: Reg) -> Option<Register> {
-    let number = |first: Reg| reg as u8 - first as u8;
-    let low = |first, width| Some(Register { number: number(first), width, high: false });
-    match reg as u32 {
-        n if n >= Reg::AL as u32 && n <= Reg::BL as u32 => low(Reg::AL, Width::Byte),
-        n if n >= Reg::AH as u32 && n <= Reg::BH as u32 => {
-            Some(Register { number: number(Reg::AH), width: Width::Byte, high: true })
-        }
-        n if n >= Reg::SPL as u32 && n <= Reg::R15L as u32 => {
-            Some(Register { number: number(Reg::SPL) + 4, width: Width::Byte, high: false })
-        }
-        n if n >= Reg::AX as u32 && n <= Reg::R15W as u32 => low(Reg::AX, Width::Word),
-        n if n >= Reg::EAX as u32 && n <= Reg::R15D as u32 => low(Reg::EAX, Width::Dword),
-        n if n >= Reg::RAX as u32 && n <= Reg::R15 as u32 => low(Reg::RAX, Width::Qword),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 pub mod alu;
 mod breakpoints;
+mod context;
 pub mod cpuid;
 pub mod cr;
 pub mod decode;
@@ -14,13 +15,15 @@ pub mod machine;
 pub mod memo;
 pub mod mmio;
 pub mod msr;
+mod operand;
 mod pv_eoi;
 mod vector_moves;
 pub mod vmcall;
 pub mod walk;
 pub mod width;
 
-pub use dispatch::{Context, Devices, Next, Platform, PortWrite, Stuck};
+pub use context::{Context, Devices, Platform, PortWrite, Stuck};
+pub use dispatch::Next;
 pub use pv_eoi::PvEoi;
 
 use crate::vmx::{Event, EventKind};

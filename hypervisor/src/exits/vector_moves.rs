@@ -4,8 +4,8 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register as Reg};
 
 use super::{
-    decode::address,
     instruction::{Lane, Operation, Rest},
+    operand::address,
 };
 
 /// What a move's lane is.

@@ -10,14 +10,16 @@ use core::{iter::once, sync::atomic::Ordering::Relaxed};
 use hcall_abi::{DeviceId, Status, Target};
 
 use super::{
+    ctrl::{CTRL_MASK, CTRL_PENDING},
     device::{Device, Slots},
-    domain::{Domain, GuestId},
+    domain::Domain,
     message,
-    place::Place,
     ports::{EntryIndex, Field, HostRoute, Ports},
-    service::{Held, Service},
-    slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, StoreName},
+    service::{PendingRelease, Service},
+    slot::{Binding, Slot},
+    spec::{GuestId, StoreName},
     store,
+    store_access::StoreAccess,
 };
 use crate::addr::Bdf;
 use crate::sync::Mutex;
@@ -49,25 +51,25 @@ impl<P: Ports> Service<P> {
     /// message that the guest may send, it is pending; signals that meet there become one, as in hardware.
     /// [`Status::NoSuchSlot`] for a slot that is the device's to signal.
     pub fn signal(&self, domain: &Domain, device: DeviceId, index: u16) -> Result<(), Status> {
-        let (device, place) = self.table(domain, device)?;
-        if !place.store.is_emulated(index) {
+        let (device, access) = self.table(domain, device)?;
+        if !access.store.is_emulated(index) {
             return Err(Status::NoSuchSlot);
         }
         let slots = device.slots()?;
         let slot = &*slots.msix.lock(index)?;
         device.signals.fetch_or(1 << index, Relaxed);
-        place.send_signal(domain, index, slot)
+        access.send_signal(domain, index, slot)
     }
 
     /// Masks a virtual function's table as a whole, or not: for MSI-X enable and function mask. The slots' own mask bits stay.
     pub fn mask_table(&self, domain: &Domain, device: DeviceId, masked: bool) -> Result<(), Status> {
-        let (device, place) = self.table(domain, device)?;
+        let (device, access) = self.table(domain, device)?;
         let slots = device.slots()?;
         // A write that has not seen this yet has its slot's lock, so its slot comes after it.
         device.table_masked.store(masked, Relaxed);
-        for index in (0..=u16::MAX).take(place.store.slots as usize) {
+        for index in (0..=u16::MAX).take(access.store.slots as usize) {
             // A slot that cannot be what its guest wrote stays masked: nobody is told, as for the write itself.
-            let _ = store::settle(domain, &place, index, &mut *slots.msix.lock(index)?);
+            let _ = store::settle(domain, &access, index, &mut *slots.msix.lock(index)?);
         }
         Ok(())
     }
@@ -75,45 +77,45 @@ impl<P: Ports> Service<P> {
     /// The pending bits of a virtual function's slots from `word` * 64 on. [`Status::NoSuchSlot`] for a word whose slots
     /// have no number.
     pub fn pending(&self, domain: &Domain, device: DeviceId, word: u32) -> Result<u64, Status> {
-        let (device, place) = self.table(domain, device)?;
+        let (device, access) = self.table(domain, device)?;
         let _attached = device.slots()?;
         let first = word.checked_mul(WORD).ok_or(Status::NoSuchSlot)?;
-        let last = first.saturating_add(WORD).min(place.store.slots);
+        let last = first.saturating_add(WORD).min(access.store.slots);
         let slots = (first..last).filter_map(|slot| u16::try_from(slot).ok());
-        Ok(slots.filter(|&slot| place.is_pending(slot)).fold(0, |bits, slot| bits | 1 << (u32::from(slot) % WORD)))
+        Ok(slots.filter(|&slot| access.is_pending(slot)).fold(0, |bits, slot| bits | 1 << (u32::from(slot) % WORD)))
     }
 
     /// The function was reset by itself: what is pending is dropped, and the table stays as it is. An error says that
     /// something may be pending still.
     pub fn drop_pending(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
-        let (device, place) = self.table(domain, device)?;
+        let (device, access) = self.table(domain, device)?;
         device.exclusively(|slots| {
             if !slots.attached {
                 return Err(Status::NoSuchDevice);
             }
-            place.drop_signals();
-            self.discard(&place, slots)
+            access.drop_signals();
+            self.discard(&access, slots)
         })
     }
 
     /// The device forgets what is pending only by sending it: so that is sent where nobody minds it.
-    pub(super) fn discard(&self, place: &Place<P>, slots: &mut Slots) -> Result<(), Status> {
+    pub(super) fn discard(&self, access: &StoreAccess<P>, slots: &mut Slots) -> Result<(), Status> {
         // One that is not masked in the device has sent what it had.
         let pending = |(index, slot): &(u16, &mut Mutex<Slot>)| {
-            !place.store.is_emulated(*index) && slot.lock().device_masked && place.is_pending(*index)
+            !access.store.is_emulated(*index) && slot.lock().device_masked && access.is_pending(*index)
         };
         let mut pending = (0..=u16::MAX).zip(&mut slots.msix.slots).filter(pending).peekable();
         let Some((first, _)) = pending.peek() else { return Ok(()) };
-        self.admit(place.device.guest)?;
+        self.admit(access.device.guest)?;
         let route = self.ports.nowhere();
-        let entry = self.bind(place.device.unit?, place.device.spec.requester, route)?;
-        self.own(entry, place.owner().of(*first));
+        let entry = self.bind(access.device.unit?, access.device.spec.requester, route)?;
+        self.own(entry, access.owner().of(*first));
         let nowhere = Binding { route, target: NOBODY, entry };
         let flushed = self.flush(once(entry));
         if flushed.is_ok() {
-            pending.for_each(|(index, slot)| place.discard(index, slot.get_mut(), nowhere));
+            pending.for_each(|(index, slot)| access.discard(index, slot.get_mut(), nowhere));
         }
-        self.give_back(&[place.withdraw(nowhere)]);
+        self.give_back(&[access.withdraw(nowhere)]);
         flushed
     }
 
@@ -134,17 +136,17 @@ impl<P: Ports> Service<P> {
     pub fn give_back_own(&self, &OwnEntry { entry, route }: &OwnEntry) {
         self.ports.clear(entry);
         let binding = Binding { route, target: NOBODY, entry };
-        self.give_back(&[Held { guest: NO_GUEST, binding, release: true }]);
+        self.give_back(&[PendingRelease { guest: NO_GUEST, binding, with_entry: true }]);
     }
 
-    fn table<'a>(&'a self, domain: &'a Domain, device: DeviceId) -> Result<(&'a Device, Place<'a, P>), Status> {
+    fn table<'a>(&'a self, domain: &'a Domain, device: DeviceId) -> Result<(&'a Device, StoreAccess<'a, P>), Status> {
         let device = domain.device(device)?;
-        let place = Place::new(self, device, StoreName::Msix)?;
-        if place.store.backing.is_some() { Ok((device, place)) } else { Err(Status::Unsupported) }
+        let access = StoreAccess::new(self, device, StoreName::Msix)?;
+        if access.store.backing.is_some() { Ok((device, access)) } else { Err(Status::Unsupported) }
     }
 }
 
-impl<P: Ports> Place<'_, P> {
+impl<P: Ports> StoreAccess<'_, P> {
     /// Whether nothing of the store may be sent.
     pub fn is_table_masked(&self) -> bool {
         self.store.backing.is_some() && self.device.table_masked.load(Relaxed)

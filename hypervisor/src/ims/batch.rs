@@ -1,81 +1,22 @@
 //! The map call: many slots, one flush.
 
 use alloc::vec::Vec;
-use core::{iter::once, num::NonZeroU16};
+use core::iter::once;
 
-use hcall_abi::{ItemLayout, MapReply, MapRequest, SlotHandle, Status, Target};
+use hcall_abi::{ItemLayout, MapReply, MapRequest, Status, Target};
 
 use super::{
+    batch_buffer::{BATCH_LIMIT, Batch, Fresh, FreshRuns, Repeated},
     counters::add,
     device::Bank,
-    domain::{Domain, Reach, StoreSpec},
-    place::Place,
-    ports::{Bound, GuestMemory, PackedRoute, Ports, Span, Wanted},
+    domain::Domain,
+    ports::{Bound, GuestMemory, PackedRoute, Ports, Span},
     slot::{Slot, State},
+    spec::{Reach, StoreSpec},
+    store_access::StoreAccess,
 };
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::sync::Mutex;
-
-/// Most items in a batch: a page of them.
-pub const BATCH_LIMIT: usize = PAGE_SIZE as usize / MapRequest::SIZE;
-
-/// Room for a batch.
-pub struct Batch {
-    /// Requests, then replies.
-    items: [[u8; MapRequest::SIZE]; BATCH_LIMIT],
-    /// The slots that this batch maps are those of the first so many.
-    fresh: [Fresh; BATCH_LIMIT],
-    number: usize,
-    /// The items whose slots were mapped that way already, perhaps by this batch. There is room for all.
-    repeated: Vec<Repeated>,
-}
-
-/// A slot that the batch maps.
-#[derive(Clone, Copy)]
-struct Fresh {
-    wanted: Wanted,
-    handle: SlotHandle,
-    /// Whether it stays masked.
-    masked: bool,
-    /// Of the first of a run: how many there are, all for one processor.
-    run: u16,
-}
-
-impl Fresh {
-    const NONE: Self = Self {
-        wanted: Wanted::new(Target { apic_id: 0, vector: 0 }),
-        handle: SlotHandle::new(0, NonZeroU16::MIN),
-        masked: true,
-        run: 0,
-    };
-}
-
-impl AsMut<Wanted> for Fresh {
-    fn as_mut(&mut self) -> &mut Wanted {
-        &mut self.wanted
-    }
-}
-
-/// Slots that a batch maps, run by run.
-struct FreshRuns<'a>(&'a mut [Fresh]);
-
-impl<'a> Iterator for FreshRuns<'a> {
-    type Item = &'a mut [Fresh];
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let length = usize::from(self.0.first()?.run).max(1);
-        let (run, rest) = core::mem::take(&mut self.0).split_at_mut_checked(length)?;
-        self.0 = rest;
-        Some(run)
-    }
-}
-
-/// An item for a slot that is mapped so.
-#[derive(Clone, Copy)]
-struct Repeated {
-    handle: SlotHandle,
-    unmask: bool,
-}
 
 /// Checks what the registers say of a batch, and counts its items.
 pub fn check(items: Gpa, number: u64, layout: u64) -> Result<usize, Status> {
@@ -96,24 +37,6 @@ pub fn check(items: Gpa, number: u64, layout: u64) -> Result<usize, Status> {
 }
 
 impl Batch {
-    /// Bytes of memory that a room takes in all.
-    pub const BYTES: u64 = (size_of::<Self>() + BATCH_LIMIT * size_of::<Repeated>()) as u64;
-
-    /// Room, empty.
-    pub fn new() -> Self {
-        Self {
-            items: [[0; MapRequest::SIZE]; BATCH_LIMIT],
-            fresh: [Fresh::NONE; BATCH_LIMIT],
-            number: 0,
-            repeated: Vec::with_capacity(BATCH_LIMIT),
-        }
-    }
-
-    /// Room for a page of handles instead of items.
-    pub fn handles(&mut self) -> &mut [[u8; 4]] {
-        self.items.as_flattened_mut().as_chunks_mut().0
-    }
-
     /// Maps `number` items at `at`. The number of those that succeeded.
     ///
     /// The items are read once. Entries are programmed all together, then flushed together; the replies are written while everything can
@@ -123,7 +46,7 @@ impl Batch {
     pub fn map<P: Ports>(
         &mut self,
         domain: &Domain,
-        place: &Place<P>,
+        access: &StoreAccess<P>,
         bank: &Bank,
         memory: &dyn GuestMemory,
         at: Gpa,
@@ -131,28 +54,23 @@ impl Batch {
     ) -> Result<u64, Status> {
         let items = self.items.get_mut(..number).ok_or(Status::InvalidArgument)?;
         memory.read(at, items.as_flattened_mut())?;
-        let wrong = self.begin(domain, place, bank, number);
-        let (unbound, run) = self.bind(place, bank, number);
+        let wrong = self.begin(domain, access, bank, number);
+        let (unbound, run) = self.bind(access, bank, number);
         let failed = wrong + unbound;
-        let flushed = self.flush(place, run);
+        let flushed = self.flush(access, run);
         let items = self.items.get(..number).unwrap_or_default();
         if let Err(status) = flushed.and_then(|()| memory.write(at, items.as_flattened())) {
-            self.undo(place, bank);
+            self.undo(access, bank);
             return Err(status);
         }
         add(&domain.counts.refused, failed);
-        self.finish(place, bank);
-        Ok(number as u64 - failed - self.repeat(place, bank))
-    }
-
-    /// The slots that this batch maps.
-    fn fresh(&self) -> &[Fresh] {
-        self.fresh.get(..self.number).unwrap_or_default()
+        self.finish(access, bank);
+        Ok(number as u64 - failed - self.repeat(access, bank))
     }
 
     /// Looks at the items' slots, and marks those that are to be mapped. The replies are as if all that follows succeeded. How many
     /// items failed.
-    fn begin<P: Ports>(&mut self, domain: &Domain, place: &Place<P>, bank: &Bank, number: usize) -> u64 {
+    fn begin<P: Ports>(&mut self, domain: &Domain, access: &StoreAccess<P>, bank: &Bank, number: usize) -> u64 {
         self.repeated.clear();
         let (mut taken, mut failed) = (0, 0);
         let mut rest = self.items.get_mut(..number).unwrap_or_default();
@@ -167,7 +85,7 @@ impl Batch {
                 && let Some(first) = rest.first_mut()
             {
                 let fresh = self.fresh.get(..taken).unwrap_or_default();
-                failed += look_again(domain, place, bank, first, fresh, &mut self.repeated);
+                failed += look_again(domain, access, bank, first, fresh, &mut self.repeated);
                 done = 1;
             }
             rest = rest.get_mut(done..).unwrap_or_default();
@@ -178,17 +96,17 @@ impl Batch {
 
     /// Has entries bound for the slots that are marked. How many of the batch's `items` failed, and the entries if there are none in
     /// between.
-    fn bind<P: Ports>(&mut self, place: &Place<P>, bank: &Bank, items: usize) -> (u64, Option<Span>) {
+    fn bind<P: Ports>(&mut self, access: &StoreAccess<P>, bank: &Bank, items: usize) -> (u64, Option<Span>) {
         let (failed, span) = match self.fresh.get_mut(..self.number).unwrap_or_default() {
             [] => (0, Span::NONE),
             // Alone it is faster.
             [Fresh { wanted, .. }] => {
-                wanted.bound = place
+                wanted.bound = access
                     .bind_one(wanted.target)
                     .map(|binding| Bound { route: PackedRoute::new(binding.route), entry: binding.entry });
                 (usize::from(wanted.bound.is_err()), Span::NONE)
             }
-            many => place.bind_all(FreshRuns(many)),
+            many => access.bind_all(FreshRuns(many)),
         };
         // No entry is bound twice, so their number tells.
         let run = span.is_run_of(self.number - failed).then_some(span);
@@ -196,11 +114,11 @@ impl Batch {
     }
 
     /// Flushes the entries that were bound.
-    fn flush<P: Ports>(&self, place: &Place<P>, run: Option<Span>) -> Result<(), Status> {
+    fn flush<P: Ports>(&self, access: &StoreAccess<P>, run: Option<Span>) -> Result<(), Status> {
         match (run, self.fresh()) {
-            (Some(run), _) => place.service.flush_span(run),
-            (None, [one]) => one.wanted.bound.map_or(Ok(()), |bound| place.service.flush(once(bound.entry))),
-            (None, many) => flush_each(place, many),
+            (Some(run), _) => access.service.flush_span(run),
+            (None, [one]) => one.wanted.bound.map_or(Ok(()), |bound| access.service.flush(once(bound.entry))),
+            (None, many) => flush_each(access, many),
         }
     }
 
@@ -227,33 +145,33 @@ impl Batch {
 
     /// Takes back what the slots got, last first.
     #[cold]
-    fn undo<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
-        let mut held = Vec::new();
+    fn undo<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank) {
+        let mut releases = Vec::new();
         for Fresh { wanted, handle, .. } in self.fresh().iter().rev() {
             if let Ok(binding) = wanted.binding()
                 && let Ok(mut slot) = bank.lock(handle.index())
             {
                 slot.end_mapping();
-                held.push(place.withdraw(binding));
+                releases.push(access.withdraw(binding));
             }
         }
-        place.service.give_back(&held);
+        access.service.give_back(&releases);
     }
 
     /// Stores and unmasks, after the flush.
     #[inline(never)]
-    fn finish<P: Ports>(&self, place: &Place<P>, bank: &Bank) {
-        match place.store.reach {
+    fn finish<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank) {
+        match access.store.reach {
             // So the compiler makes a loop without the other ways.
-            Reach::Memory => self.finish_in(place, bank, StoreSpec { reach: Reach::Memory, ..*place.store }),
-            _ => self.finish_in(place, bank, *place.store),
+            Reach::Memory => self.finish_in(access, bank, StoreSpec { reach: Reach::Memory, ..*access.store }),
+            _ => self.finish_in(access, bank, *access.store),
         }
     }
 
     /// The same for a store of which this has its own copy: so it is known that nothing of it changes meanwhile.
     #[inline(always)]
-    fn finish_in<P: Ports>(&self, place: &Place<P>, bank: &Bank, store: StoreSpec) {
-        let (owner, service, slots) = (place.owner(), place.service, bank.slots.as_slice());
+    fn finish_in<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank, store: StoreSpec) {
+        let (owner, service, slots) = (access.owner(), access.service, bank.slots.as_slice());
         let Some(fresh) = self.fresh.get(..self.number) else { return };
         for &Fresh { wanted, handle, masked, .. } in fresh {
             let index = handle.index();
@@ -262,18 +180,18 @@ impl Batch {
             // Nobody else has touched it.
             let Some(mut slot) = slots.get(usize::from(index)).map(Mutex::lock) else { continue };
             slot.complete_mapping(handle, bound, masked);
-            place.begin_to_send(&store, &slot, handle, bound.entry);
+            access.begin_to_send(&store, &slot, handle, bound.entry);
         }
     }
 
     /// Shows and unmasks what was mapped already. How many failed.
-    fn repeat<P: Ports>(&self, place: &Place<P>, bank: &Bank) -> u64 {
+    fn repeat<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank) -> u64 {
         let mut failed = 0;
         for item in &self.repeated {
             // A slot that was mapped before may have been freed since: then that came last.
-            if let Ok(mut slot) = bank.held(item.handle)
+            if let Ok(mut slot) = bank.lock_allocated(item.handle)
                 && slot.state == State::Mapped
-                && show_pair(place, item.handle.index(), &mut slot, item.unmask).is_err()
+                && show_pair(access, item.handle.index(), &mut slot, item.unmask).is_err()
             {
                 failed += 1;
             }
@@ -284,9 +202,9 @@ impl Batch {
 
 /// Flushes the entries of those that have one.
 #[cold]
-fn flush_each<P: Ports>(place: &Place<P>, fresh: &[Fresh]) -> Result<(), Status> {
+fn flush_each<P: Ports>(access: &StoreAccess<P>, fresh: &[Fresh]) -> Result<(), Status> {
     let entries = fresh.iter().filter_map(|fresh| Some(fresh.wanted.bound.ok()?.entry));
-    if entries.clone().next().is_none() { Ok(()) } else { place.service.flush(entries) }
+    if entries.clone().next().is_none() { Ok(()) } else { access.service.flush(entries) }
 }
 
 /// What an item says, if that is right by itself.
@@ -327,7 +245,7 @@ fn begin_run(bank: &Bank, like: MapRequest, items: &mut [[u8; MapRequest::SIZE]]
 #[inline(never)]
 fn look_again<P: Ports>(
     domain: &Domain,
-    place: &Place<P>,
+    access: &StoreAccess<P>,
     bank: &Bank,
     bytes: &mut [u8; MapRequest::SIZE],
     fresh: &[Fresh],
@@ -335,9 +253,9 @@ fn look_again<P: Ports>(
 ) -> u64 {
     let mut look = || {
         let MapRequest { handle, target, unmask, cookie } = MapRequest::from_bytes(bytes)?;
-        let slot = &mut *bank.held(handle)?;
+        let slot = &mut *bank.lock_allocated(handle)?;
         let is_own = || fresh.iter().any(|fresh| fresh.handle == handle);
-        check_mapped(place, slot, is_own, domain.own(target)?, cookie)?;
+        check_mapped(access, slot, is_own, domain.own(target)?, cookie)?;
         repeated.push(Repeated { handle, unmask });
         Ok(Slot::pair_of(handle))
     };
@@ -348,7 +266,7 @@ fn look_again<P: Ports>(
 
 /// The slot is mapped so, and its entry flushed; or this batch is mapping it so.
 fn check_mapped<P: Ports>(
-    place: &Place<P>,
+    access: &StoreAccess<P>,
     slot: &mut Slot,
     is_own: impl FnOnce() -> bool,
     target: Target,
@@ -357,18 +275,18 @@ fn check_mapped<P: Ports>(
     match slot.state {
         _ if !slot.is_mapped_as(target, cookie) => Err(Status::Exists),
         State::Mapping if is_own() => Ok(()),
-        State::Mapped => place.complete_flush(slot),
+        State::Mapped => access.complete_flush(slot),
         _ => Err(Status::Exists),
     }
 }
 
 /// The guest sees the pair, whatever was there; and the slot is unmasked, if it is to be.
-fn show_pair<P: Ports>(place: &Place<P>, index: u16, slot: &mut Slot, unmask: bool) -> Result<(), Status> {
+fn show_pair<P: Ports>(access: &StoreAccess<P>, index: u16, slot: &mut Slot, unmask: bool) -> Result<(), Status> {
     slot.image = slot.pair_image();
     if unmask {
         slot.masked = false;
         slot.pending = false;
     }
-    place.show_all(index, slot);
-    if slot.masked { Ok(()) } else { place.unmask(index, slot) }
+    access.show_all(index, slot);
+    if slot.masked { Ok(()) } else { access.unmask(index, slot) }
 }

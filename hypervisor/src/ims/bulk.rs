@@ -6,10 +6,10 @@ use hcall_abi::{SlotHandle, Status, call::HANDLES_MAX};
 
 use super::{
     device::Bank,
-    place::Place,
     ports::{GuestMemory, Ports},
-    service::{CHUNK, Held},
+    service::{CHUNK, PendingRelease},
     slot::{Slot, State},
+    store_access::StoreAccess,
 };
 use crate::addr::{Gpa, PAGE_SIZE};
 
@@ -66,7 +66,7 @@ pub fn alloc_many(
 
 /// Gives back a slot that was taken just now. Who guessed its handle may have freed or mapped it already: it is theirs then.
 fn put_back(bank: &Bank, handle: SlotHandle) {
-    if let Ok(mut slot) = bank.held(handle)
+    if let Ok(mut slot) = bank.lock_allocated(handle)
         && slot.state == State::Allocated
     {
         slot.forget_allocation();
@@ -76,7 +76,7 @@ fn put_back(bank: &Bank, handle: SlotHandle) {
 
 /// Frees the slots whose handles lie at `at`, and puts what became of each in its place. How many were freed.
 pub fn free_many<P: Ports>(
-    place: &Place<P>,
+    access: &StoreAccess<P>,
     bank: &Bank,
     memory: &dyn GuestMemory,
     at: Gpa,
@@ -88,9 +88,9 @@ pub fn free_many<P: Ports>(
     memory.read(at, room.as_flattened_mut())?;
     // Where the results cannot be written, nothing is to be freed.
     memory.write(at, room.as_flattened())?;
-    let mut freeing = Freeing::new(place, bank);
+    let mut freeing = Freeing::new(access, bank);
     for item in room.iter_mut() {
-        let freed = SlotHandle::from_bits(u32::from_le_bytes(*item)).and_then(|handle| freeing.free_held(handle));
+        let freed = SlotHandle::from_bits(u32::from_le_bytes(*item)).and_then(|handle| freeing.free_allocated(handle));
         let code = freed.map_or_else(|status| -(status.code() as i32), |()| 0);
         *item = code.to_le_bytes();
     }
@@ -100,8 +100,8 @@ pub fn free_many<P: Ports>(
 }
 
 /// Frees slots of a group, at most [`HANDLES_MAX`]: each takes a read of the device, and other guests wait meanwhile. How many.
-pub fn free_group<P: Ports>(place: &Place<P>, bank: &Bank, group: u8) -> u64 {
-    let mut freeing = Freeing::new(place, bank);
+pub fn free_group<P: Ports>(access: &StoreAccess<P>, bank: &Bank, group: u8) -> u64 {
+    let mut freeing = Freeing::new(access, bank);
     for (index, slot) in (0..=u16::MAX).zip(&bank.slots) {
         if freeing.freed == HANDLES_MAX {
             break;
@@ -117,20 +117,20 @@ pub fn free_group<P: Ports>(place: &Place<P>, bank: &Bank, group: u8) -> u64 {
 
 /// Slots that are being freed: their entries wait for a flush together.
 struct Freeing<'a, P: Ports> {
-    place: &'a Place<'a, P>,
+    access: &'a StoreAccess<'a, P>,
     bank: &'a Bank,
-    held: Vec<Held>,
+    releases: Vec<PendingRelease>,
     freed: u64,
 }
 
 impl<'a, P: Ports> Freeing<'a, P> {
-    fn new(place: &'a Place<'a, P>, bank: &'a Bank) -> Self {
-        Self { place, bank, held: Vec::new(), freed: 0 }
+    fn new(access: &'a StoreAccess<'a, P>, bank: &'a Bank) -> Self {
+        Self { access, bank, releases: Vec::new(), freed: 0 }
     }
 
-    fn free_held(&mut self, handle: SlotHandle) -> Result<(), Status> {
+    fn free_allocated(&mut self, handle: SlotHandle) -> Result<(), Status> {
         let bank = self.bank;
-        self.free(handle.index(), &mut *bank.held(handle)?)
+        self.free(handle.index(), &mut *bank.lock_allocated(handle)?)
     }
 
     /// Frees a slot that is locked. It is masked in the device, so its entry's flush can wait for others.
@@ -138,19 +138,19 @@ impl<'a, P: Ports> Freeing<'a, P> {
         if slot.state == State::Mapping {
             return Err(Status::NotMapped);
         }
-        self.place.mask(index, slot)?;
-        self.held.extend(slot.take_binding().map(|binding| self.place.withdraw(binding)));
-        self.place.vacate(self.bank, index, slot);
+        self.access.mask(index, slot)?;
+        self.releases.extend(slot.take_binding().map(|binding| self.access.withdraw(binding)));
+        self.access.vacate(self.bank, index, slot);
         self.freed += 1;
-        if self.held.len() == CHUNK {
-            self.place.service.give_back(&self.held);
-            self.held.clear();
+        if self.releases.len() == CHUNK {
+            self.access.service.give_back(&self.releases);
+            self.releases.clear();
         }
         Ok(())
     }
 
     fn finish(self) -> u64 {
-        self.place.service.give_back(&self.held);
+        self.access.service.give_back(&self.releases);
         self.freed
     }
 }

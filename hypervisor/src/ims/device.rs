@@ -7,11 +7,11 @@ use hcall_abi::{SlotHandle, Status, call::QUEUE_SLOTS_MAX};
 use spin::RwLockReadGuard;
 
 use super::{
-    batch::Batch,
-    domain::{DeviceSpec, GuestId},
+    batch_buffer::Batch,
     faults::FaultRing,
     ports::UnitNumber,
-    slot::{FreeMap, Slot, State, StoreName},
+    slot::{FreeMap, Slot, State},
+    spec::{DeviceSpec, GuestId, StoreName, StoreSpec},
 };
 use crate::sync::{Mutex, MutexGuard, Shared};
 
@@ -76,7 +76,7 @@ impl Device {
         faults: Arc<FaultRing>,
         processors: usize,
     ) -> Self {
-        let bank = |store: Option<super::StoreSpec>| Bank::new(store.map_or(0, |store| store.slots));
+        let bank = |store: Option<StoreSpec>| Bank::new(store.map_or(0, |store| store.slots));
         let slots = Slots { attached: true, msix: bank(spec.msix), ims: bank(spec.ims), queue: Bank::new(0) };
         // A virtual function has no store that calls reach.
         let rooms = if spec.ims.is_none() && spec.shares_requester { 0 } else { processors };
@@ -160,16 +160,16 @@ impl Bank {
     }
 
     /// A slot, locked.
-    #[inline]
+    #[inline(always)]
     pub fn lock(&self, index: u16) -> Result<MutexGuard<'_, Slot>, Status> {
         self.slots.get(usize::from(index)).map(Mutex::lock).ok_or(Status::NoSuchSlot)
     }
 
     /// The slot that a call names, locked.
     #[inline]
-    pub fn held(&self, handle: SlotHandle) -> Result<MutexGuard<'_, Slot>, Status> {
+    pub fn lock_allocated(&self, handle: SlotHandle) -> Result<MutexGuard<'_, Slot>, Status> {
         let slot = self.lock(handle.index())?;
-        if slot.is_held_by(handle) { Ok(slot) } else { Err(Status::StaleHandle) }
+        if slot.has_handle(handle) { Ok(slot) } else { Err(Status::StaleHandle) }
     }
 
     /// Allocates the lowest free slot, with a group.

@@ -1,12 +1,29 @@
 //! Faults of a guest's slots, until the guest reads them.
 
-use hcall_abi::{FaultKind, FaultRecord};
+use hcall_abi::{DeviceId, FaultKind, FaultRecord};
 
-use super::service::Attribution;
-use crate::sync::Mutex;
+use super::spec::{GuestId, StoreName};
+use crate::{addr::Bdf, sync::Mutex};
 
 /// Faults that are kept: the oldest go when more come.
 const KEPT: usize = 64;
+
+/// What an entry belongs to: for reports of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attribution {
+    /// The guest.
+    pub guest: GuestId,
+    /// The device, as the guest names it.
+    pub device: DeviceId,
+    /// The source that the entry accepts.
+    pub requester: Bdf,
+    /// The store.
+    pub store: StoreName,
+    /// The slot in it.
+    pub slot: u16,
+    /// The guest's name for the interrupt, if it mapped the slot by a call.
+    pub cookie: Option<u64>,
+}
 
 /// A guest's faults, oldest first.
 pub struct FaultRing(Mutex<Ring>);

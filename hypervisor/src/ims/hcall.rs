@@ -9,19 +9,20 @@ use hcall_abi::{
 };
 
 use super::{
-    batch, bulk,
+    batch, batch_buffer, bulk,
     counters::count,
     device::{Bank, Device},
-    domain::{Domain, MOST_IMS_SLOTS},
-    place::Place,
+    domain::Domain,
     ports::{Field, GuestMemory, Ports},
     service::Service,
-    slot::{Slot, State, StoreName},
+    slot::{Slot, State},
+    spec::{MOST_IMS_SLOTS, StoreName},
+    store_access::StoreAccess,
 };
 use crate::addr::{Gpa, PAGE_SIZE};
 
 /// Most items in a batch.
-pub const BATCH_LIMIT: u32 = batch::BATCH_LIMIT as u32;
+pub const BATCH_LIMIT: u32 = batch_buffer::BATCH_LIMIT as u32;
 
 /// What the service offers by itself: the platform adds what it can do.
 pub const FEATURES: Features = Features::ARRAY_STORE
@@ -62,7 +63,7 @@ impl<P: Ports> Service<P> {
                 self.other_call(domain, memory, number, rbx, rcx, rdx, rsi)
             }
         };
-        rax_from_result(Place::<P>::counted(&domain.counts.refused, result))
+        rax_from_result(StoreAccess::<P>::counted(&domain.counts.refused, result))
     }
 
     #[inline(never)]
@@ -102,17 +103,17 @@ impl<P: Ports> Service<P> {
             Call::Unmap => self.on_slot(domain, args, 2, Self::unmap),
             Call::SetAux => {
                 let pasid = Pasid::from_register(args[2])?;
-                self.on_slot(domain, args, 3, |place, _, index, slot| {
-                    watched(place.name)?;
-                    place.set_pasid(index, slot, pasid)
+                self.on_slot(domain, args, 3, |access, _, index, slot| {
+                    watched(access.name)?;
+                    access.set_pasid(index, slot, pasid)
                 })
             }
             Call::SetAffinity => {
                 let target = Target::from_register(args[2])?;
-                self.on_slot(domain, args, 3, |place, _, index, slot| {
+                self.on_slot(domain, args, 3, |access, _, index, slot| {
                     let target = domain.own(target)?;
                     mapped(slot)?;
-                    place.retarget(index, slot, target)
+                    access.retarget(index, slot, target)
                 })
             }
         }
@@ -124,14 +125,14 @@ impl<P: Ports> Service<P> {
         &self,
         domain: &Domain,
         device: u64,
-        what: impl FnOnce(&Place<P>, &Bank) -> Result<T, Status>,
+        what: impl FnOnce(&StoreAccess<P>, &Bank) -> Result<T, Status>,
     ) -> Result<T, Status> {
         let StoreId { device, queue } = StoreId::from_register(device)?;
         let device = domain.device(device)?;
         let name = if queue { StoreName::Queue } else { StoreName::Ims };
-        let place = Place::new(self, device, name)?;
+        let access = StoreAccess::new(self, device, name)?;
         let slots = device.slots()?;
-        place.commit(what(&place, slots.bank(name)))
+        access.commit(what(&access, slots.bank(name)))
     }
 
     /// Does something with the slot that RBX (device) and RCX (handle) name, under its lock; the first `used` arguments are the call's.
@@ -141,20 +142,20 @@ impl<P: Ports> Service<P> {
         domain: &Domain,
         args: Args,
         used: usize,
-        what: impl FnOnce(&Place<P>, &Bank, u16, &mut Slot) -> Result<(), Status>,
+        what: impl FnOnce(&StoreAccess<P>, &Bank, u16, &mut Slot) -> Result<(), Status>,
     ) -> Result<u64, Status> {
         unused(args.get(used..).unwrap_or_default())?;
         let handle = SlotHandle::from_register(args[1])?;
-        self.on_device(domain, args[0], |place, bank| {
-            let slot = &mut *bank.held(handle)?;
-            what(place, bank, handle.index(), slot).map(|()| 0)
+        self.on_device(domain, args[0], |access, bank| {
+            let slot = &mut *bank.lock_allocated(handle)?;
+            what(access, bank, handle.index(), slot).map(|()| 0)
         })
     }
 
     fn query(&self, domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
         unused(&args[2..])?;
         let at = Gpa::new(args[1]);
-        self.on_device(domain, args[0], |place, bank| {
+        self.on_device(domain, args[0], |access, bank| {
             if at.page_offset() + DeviceInfo::SIZE as u64 > PAGE_SIZE {
                 return Err(Status::CrossesPage);
             }
@@ -162,13 +163,13 @@ impl<P: Ports> Service<P> {
             memory.read(at, &mut bytes)?;
             DeviceInfo::check_request(&bytes)?;
             let info = DeviceInfo {
-                kind: if place.name == StoreName::Queue { StoreKind::Queue } else { StoreKind::Array },
+                kind: if access.name == StoreName::Queue { StoreKind::Queue } else { StoreKind::Array },
                 slots: bank.slots.len() as u32,
                 free: bank.free.lock().count(),
-                bar: place.store.bar,
-                offset: place.store.offset,
-                device: place.device.spec.id,
-                pasids: place.device.spec.pasids,
+                bar: access.store.bar,
+                offset: access.store.offset,
+                device: access.device.spec.id,
+                pasids: access.device.spec.pasids,
             };
             memory.write(at, &info.to_bytes()).map(|()| 0)
         })
@@ -189,8 +190,8 @@ impl<P: Ports> Service<P> {
     ) -> Result<u64, Status> {
         let (at, group) = (Gpa::new(at), group(group_id)?);
         let range = [count as u32, (count >> 32) as u32];
-        self.on_device(domain, device, |place, bank| {
-            place.device.with_batch(|batch| bulk::alloc_many(bank, memory, at, range, group, batch.handles()))
+        self.on_device(domain, device, |access, bank| {
+            access.device.with_batch(|batch| bulk::alloc_many(bank, memory, at, range, group, batch.handles()))
         })
     }
 
@@ -198,8 +199,10 @@ impl<P: Ports> Service<P> {
     fn free_many(&self, domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
         unused(&args[3..])?;
         let [device, at, number, _] = args;
-        self.on_device(domain, device, |place, bank| {
-            place.device.with_batch(|batch| bulk::free_many(place, bank, memory, Gpa::new(at), number, batch.handles()))
+        self.on_device(domain, device, |access, bank| {
+            access
+                .device
+                .with_batch(|batch| bulk::free_many(access, bank, memory, Gpa::new(at), number, batch.handles()))
         })
     }
 
@@ -207,14 +210,14 @@ impl<P: Ports> Service<P> {
     fn free_group(&self, domain: &Domain, args: Args) -> Result<u64, Status> {
         unused(&args[2..])?;
         let group = group(args[1])?;
-        self.on_device(domain, args[0], |place, bank| Ok(bulk::free_group(place, bank, group)))
+        self.on_device(domain, args[0], |access, bank| Ok(bulk::free_group(access, bank, group)))
     }
 
     #[inline(never)]
     fn query_slot(&self, domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
         unused(&args[3..])?;
         let (handle, at) = (SlotHandle::from_register(args[1])?, Gpa::new(args[2]));
-        self.on_device(domain, args[0], |place, bank| {
+        self.on_device(domain, args[0], |access, bank| {
             let mut bytes = [0; SlotInfo::SIZE];
             if at.page_offset() + bytes.len() as u64 > PAGE_SIZE {
                 return Err(Status::CrossesPage);
@@ -222,8 +225,8 @@ impl<P: Ports> Service<P> {
             memory.read(at, &mut bytes)?;
             SlotInfo::check_request(&bytes)?;
             let info = {
-                let slot = &mut *bank.held(handle)?;
-                place.info(handle.index(), slot)
+                let slot = &mut *bank.lock_allocated(handle)?;
+                access.info(handle.index(), slot)
             };
             memory.write(at, &info.to_bytes()).map(|()| 0)
         })
@@ -238,47 +241,47 @@ impl<P: Ports> Service<P> {
         let at = Gpa::new(at);
         let number = batch::check(at, number, layout)?;
         self.admit(domain.guest)?;
-        self.on_device(domain, device, |place, bank| {
-            place.device.with_batch(|batch| batch.map(domain, place, bank, memory, at, number))
+        self.on_device(domain, device, |access, bank| {
+            access.device.with_batch(|batch| batch.map(domain, access, bank, memory, at, number))
         })
     }
 
-    fn free(place: &Place<P>, bank: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
+    fn free(access: &StoreAccess<P>, bank: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
         not_being_mapped(slot)?;
-        place.unbind(index, slot)?;
-        place.vacate(bank, index, slot);
+        access.unbind(index, slot)?;
+        access.vacate(bank, index, slot);
         Ok(())
     }
 
-    fn unmap(place: &Place<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
+    fn unmap(access: &StoreAccess<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
         not_being_mapped(slot)?;
         if slot.state == State::Mapped {
-            place.unbind(index, slot)?;
+            access.unbind(index, slot)?;
             slot.unmap();
-            place.show_all(index, slot);
+            access.show_all(index, slot);
         }
         Ok(())
     }
 
-    fn mask(place: &Place<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
+    fn mask(access: &StoreAccess<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
         mapped(slot)?;
-        watched(place.name)?;
-        place.mask(index, slot)?;
+        watched(access.name)?;
+        access.mask(index, slot)?;
         slot.masked = true;
-        place.show(index, slot, Field::Ctrl);
+        access.show(index, slot, Field::Ctrl);
         Ok(())
     }
 
     /// A slot into which the guest wrote something else than its pair stays masked: mapping it again mends it.
-    fn unmask(place: &Place<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
+    fn unmask(access: &StoreAccess<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
         mapped(slot)?;
-        watched(place.name)?;
+        watched(access.name)?;
         if !slot.holds_pair() {
             return Err(Status::InvalidArgument);
         }
-        place.unmask(index, slot)?;
+        access.unmask(index, slot)?;
         slot.masked = false;
-        place.show(index, slot, Field::Ctrl);
+        access.show(index, slot, Field::Ctrl);
         Ok(())
     }
 }

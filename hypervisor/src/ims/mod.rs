@@ -33,17 +33,21 @@ pub mod ports;
 
 mod backed;
 mod batch;
+mod batch_buffer;
 mod bulk;
 mod counters;
+mod ctrl;
 mod device;
 mod domain;
 mod faults;
 mod hcall;
+mod lifecycle;
 mod message;
-mod place;
 mod service;
 mod slot;
+mod spec;
 mod store;
+mod store_access;
 mod storm;
 #[cfg(test)]
 mod tests;
@@ -51,11 +55,12 @@ mod tests;
 pub use backed::OwnEntry;
 pub use counters::{GuestCounters, RemapCounters};
 pub use device::{most_bytes, most_entries};
-pub use domain::{Backing, DeviceSpec, Domain, GuestId, GuestSpec, Reach, StoreSpec};
+pub use domain::Domain;
+pub use faults::Attribution;
 pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};
 pub use ports::{
     Bind, Bound, Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, PackedRoute, Ports, Remap, Shadow, Span,
     Store, UnitNumber, Wanted,
 };
-pub use service::{Attribution, Service};
-pub use slot::StoreName;
+pub use service::Service;
+pub use spec::{Backing, DeviceSpec, GuestId, GuestSpec, Reach, StoreName, StoreSpec};

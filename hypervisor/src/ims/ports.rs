@@ -6,7 +6,7 @@ use core::num::NonZeroU64;
 
 use hcall_abi::{Status, Target};
 
-use super::domain::{GuestId, StoreSpec};
+use super::spec::{GuestId, StoreSpec};
 use crate::addr::{Bdf, Gpa, Hpa};
 
 /// An entry of an interrupt remapping table: index in the table 15:0; the implementer may number its units above.

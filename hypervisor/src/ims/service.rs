@@ -1,18 +1,17 @@
-//! The service: guests come and go, entries are attributed and given back.
+//! The service: entries are taken, attributed to slots and given back.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use hcall_abi::{DeviceId, FaultKind, Status};
+use hcall_abi::{FaultKind, Status};
 
 use super::{
     counters::{RemapCounters, RemapCounts, add, count},
-    device::{Device, Slots},
-    domain::{DeviceSpec, Domain, GuestId, GuestSpec},
-    faults::FaultRing,
-    place::Place,
-    ports::{EntryIndex, Field, HostRoute, Ports, Span, UnitNumber, Wanted},
-    slot::{Binding, CTRL_MASK, Slot, State, StoreName},
+    device::Device,
+    faults::Attribution,
+    ports::{EntryIndex, HostRoute, Ports, Span, UnitNumber, Wanted},
+    slot::{Binding, State},
+    spec::{DeviceSpec, GuestId, StoreName},
 };
 use crate::{
     addr::Bdf,
@@ -22,30 +21,13 @@ use crate::{
 /// How many slots are taken away with one flush.
 pub(super) const CHUNK: usize = 256;
 
-/// What an entry belongs to: for reports of faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attribution {
-    /// The guest.
-    pub guest: GuestId,
-    /// The device, as the guest names it.
-    pub device: DeviceId,
-    /// The source that the entry accepts.
-    pub requester: Bdf,
-    /// The store.
-    pub store: StoreName,
-    /// The slot in it.
-    pub slot: u16,
-    /// The guest's name for the interrupt, if it mapped the slot by a call.
-    pub cookie: Option<u64>,
-}
-
-/// Something that waits for a flush before it is given back.
+/// A binding that waits for a flush before its entry and its route are given back.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
+pub(super) struct PendingRelease {
     pub guest: GuestId,
     pub binding: Binding,
-    /// Whether the entry goes, too; if not it is in use with another route.
-    pub release: bool,
+    /// Whether the entry is given back, too; if not it is in use with another route.
+    pub with_entry: bool,
 }
 
 /// Most that the quarantine remembers: less than the heap has room for.
@@ -54,7 +36,7 @@ const MOST_QUARANTINED: usize = 16_384;
 /// What the cache may still hold after a flush that failed.
 #[derive(Default)]
 struct Quarantine {
-    held: Vec<Held>,
+    releases: Vec<PendingRelease>,
     /// Whose has been forgotten, because there was too much: that stays reserved for good.
     forgotten: Vec<GuestId>,
 }
@@ -63,7 +45,7 @@ struct Quarantine {
 pub struct Service<P> {
     pub(super) ports: P,
     /// Attached devices by number.
-    devices: Shared<Vec<Option<Arc<Device>>>>,
+    pub(super) devices: Shared<Vec<Option<Arc<Device>>>>,
     /// For each entry who uses it: see [`Owner`].
     owners: Vec<AtomicU64>,
     quarantine: Mutex<Quarantine>,
@@ -122,163 +104,6 @@ impl<P: Ports> Service<P> {
         &self.ports
     }
 
-    /// Takes a guest in: its stores are masked throughout, and their shadows as after reset. `InvalidArgument` for a guest
-    /// without processors, doubled names or impossible stores; `Exists` when another guest has one of the devices.
-    pub fn attach(&self, spec: GuestSpec) -> Result<Arc<Domain>, Status> {
-        spec.check()?;
-        let mut list = self.devices.write();
-        let taken = |device| list.iter().flatten().any(|other| other.spec.collides_with(device));
-        if spec.devices.iter().any(taken) {
-            return Err(Status::Exists);
-        }
-        let faults = Arc::new(FaultRing::default());
-        let mut devices = Vec::with_capacity(spec.devices.len());
-        for device in spec.devices {
-            let number = list.iter().position(Option::is_none).unwrap_or(list.len());
-            let name = u32::try_from(number).map_err(|_| Status::InvalidArgument)?;
-            let unit = self.ports.unit_of(device.requester);
-            let processors = spec.apic_ids.len();
-            let device = Arc::new(Device::new(name, spec.guest, device, unit, faults.clone(), processors));
-            match list.get_mut(number) {
-                Some(place) => *place = Some(device.clone()),
-                None => list.push(Some(device.clone())),
-            }
-            devices.push(device);
-        }
-        drop(list);
-        for device in &devices {
-            self.start(device);
-        }
-        Ok(Arc::new(Domain::new(spec.guest, spec.apic_ids, devices, spec.hypercalls, faults)))
-    }
-
-    /// Masks all slots in the device, and shows them as after reset.
-    fn start(&self, device: &Device) {
-        for name in [StoreName::Msix, StoreName::Ims] {
-            let Ok(place) = Place::new(self, device, name) else { continue };
-            for index in (0..=u16::MAX).take(place.store.slots as usize) {
-                place.write_ctrl(index, CTRL_MASK);
-                place.show_all(index, &Slot::RESET);
-            }
-            self.ports.read_back(place.store, 0, Field::Ctrl);
-        }
-    }
-
-    /// Takes everything back that the guest holds. Its domain is good for nothing from then on: all it asks for is
-    /// `NoSuchDevice`. For a guest that stopped, was reset (attach it again) or crashed.
-    pub fn detach(&self, domain: &Domain) {
-        for device in &domain.devices {
-            device.exclusively(|slots| {
-                if core::mem::replace(&mut slots.attached, false) {
-                    self.evict(device, slots, &[StoreName::Msix, StoreName::Ims, StoreName::Queue]);
-                }
-            });
-        }
-        let mut list = self.devices.write();
-        for place in list.iter_mut() {
-            if place.as_ref().is_some_and(|device| domain.devices.iter().any(|own| Arc::ptr_eq(own, device))) {
-                *place = None;
-            }
-        }
-        drop(list);
-        self.reclaim();
-    }
-
-    /// The guest reset the device: the slots of its message stores are as after reset, handles are stale. Its MSI-X table is the PCI
-    /// function's and stays (Linux's `idxd` counts on that), whether the device has kept it or not. To be called when the device answers
-    /// again.
-    pub fn device_reset(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
-        let device = domain.device(device)?;
-        device.exclusively(|slots| {
-            if !slots.attached {
-                return Err(Status::NoSuchDevice);
-            }
-            self.evict(device, slots, &[StoreName::Ims, StoreName::Queue]);
-            self.write_again(device, slots);
-            Ok(())
-        })
-    }
-
-    /// The guest resets the function as a whole (PCIe 6.6.2): all its slots are as after reset, those of its MSI-X table too, and nothing
-    /// is pending any more. For a virtual function its table is masked as a whole, since MSI-X is disabled. An error other than
-    /// `NoSuchDevice` says that something may be pending still.
-    ///
-    /// To be called while the function can be written: before a reset that takes that away.
-    pub fn function_reset(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
-        let device = domain.device(device)?;
-        device.exclusively(|slots| {
-            if !slots.attached {
-                return Err(Status::NoSuchDevice);
-            }
-            device.table_masked.store(true, Relaxed);
-            self.evict(device, slots, &[StoreName::Msix, StoreName::Ims, StoreName::Queue]);
-            match Place::new(self, device, StoreName::Msix) {
-                Ok(place) if place.store.backing.is_some() => self.discard(&place, slots),
-                _ => Ok(()),
-            }
-        })
-    }
-
-    /// A function that did not answer while it was reset answers again: what its guest has written into its MSI-X table meanwhile gets
-    /// there.
-    pub fn function_ready(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
-        let device = domain.device(device)?;
-        device.exclusively(|slots| {
-            if !slots.attached {
-                return Err(Status::NoSuchDevice);
-            }
-            self.write_again(device, slots);
-            Ok(())
-        })
-    }
-
-    /// Puts into a device's MSI-X table what is there already if the device has kept it.
-    fn write_again(&self, device: &Device, slots: &mut Slots) {
-        let Ok(place) = Place::new(self, device, StoreName::Msix) else { return };
-        for (index, slot) in (0..=u16::MAX).zip(slots.msix.slots.iter_mut().map(Mutex::get_mut)) {
-            if let Some(binding) = slot.binding() {
-                place.store_message(index, binding.entry);
-                place.write_ctrl(index, slot.device_ctrl(slot.device_masked));
-            }
-        }
-    }
-
-    /// Resets all slots of a device in these stores.
-    fn evict(&self, device: &Device, slots: &mut Slots, stores: &[StoreName]) {
-        for &name in stores {
-            let Ok(place) = Place::new(self, device, name) else { continue };
-            place.drop_signals();
-            let bank = slots.bank_mut(name);
-            for (first, slots) in (0..=u16::MAX).step_by(CHUNK).zip(bank.slots.chunks_mut(CHUNK)) {
-                self.evict_chunk(&place, first, slots);
-                (first..=u16::MAX).take(slots.len()).for_each(|index| bank.free.get_mut().put(index));
-            }
-        }
-    }
-
-    /// Masks first, all of them; one read pushes the writes out; then the entries go, with one flush.
-    fn evict_chunk(&self, place: &Place<P>, first: u16, slots: &mut [Mutex<Slot>]) {
-        let mut last = None;
-        for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut()) {
-            if !slot.get_mut().device_masked {
-                place.write_ctrl(index, CTRL_MASK);
-                last = Some(index);
-            }
-        }
-        if let Some(index) = last {
-            self.ports.read_back(place.store, index, Field::Ctrl);
-        }
-        let mut held = Vec::new();
-        for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut().map(Mutex::get_mut)) {
-            if slot.state != State::Free {
-                held.extend(slot.take_binding().map(|binding| place.withdraw(binding)));
-                slot.reset();
-                place.show_all(index, slot);
-            }
-        }
-        self.give_back(&held);
-    }
-
     /// Whose entry this is. Waits for the slot's lock, so the caller must hold none, nor have interrupted a holder.
     pub fn lookup(&self, entry: EntryIndex) -> Option<Attribution> {
         self.owner(entry).map(|(_, whose)| whose)
@@ -318,19 +143,19 @@ impl<P: Ports> Service<P> {
             programmed: self.counts.programmed.load(Relaxed),
             flushes: self.counts.flushes.load(Relaxed),
             discarded: self.counts.discarded.load(Relaxed),
-            quarantined: self.quarantine.lock().held.len() as u64,
+            quarantined: self.quarantine.lock().releases.len() as u64,
         }
     }
 
     /// Tries once more to flush what is in quarantine, and gives it back if that works. How much is left.
     pub fn reclaim(&self) -> usize {
-        let Quarantine { held: quarantine, forgotten } = &mut *self.quarantine.lock();
+        let Quarantine { releases: quarantine, forgotten } = &mut *self.quarantine.lock();
         let (mut kept, all) = (0, quarantine.len());
         for first in (0..all).step_by(CHUNK) {
             let chunk = first..all.min(first + CHUNK);
-            let held = quarantine.get(chunk.clone()).unwrap_or_default();
-            if self.flush_held(held).is_ok() {
-                self.release(held);
+            let releases = quarantine.get(chunk.clone()).unwrap_or_default();
+            if self.flush_entries(releases).is_ok() {
+                self.release(releases);
             } else {
                 let length = chunk.len();
                 quarantine.copy_within(chunk, kept);
@@ -365,29 +190,29 @@ impl<P: Ports> Service<P> {
     /// Whether something of a guest's is in quarantine: until it is reclaimed, the unit may still send an interrupt by one of its routes.
     pub fn has_in_quarantine(&self, guest: GuestId) -> bool {
         let quarantine = self.quarantine.lock();
-        quarantine.forgotten.contains(&guest) || quarantine.held.iter().any(|held| held.guest == guest)
+        quarantine.forgotten.contains(&guest) || quarantine.releases.iter().any(|release| release.guest == guest)
     }
 
     /// Flushes, and only then releases. What cannot be flushed goes into quarantine: an index or a route that the cache may
     /// still hold is never used for anything else.
-    pub(super) fn give_back(&self, held: &[Held]) {
-        if held.is_empty() {
+    pub(super) fn give_back(&self, releases: &[PendingRelease]) {
+        if releases.is_empty() {
             return;
         }
-        if self.flush_held(held).is_ok() || self.flush_held(held).is_ok() {
-            self.release(held);
+        if self.flush_entries(releases).is_ok() || self.flush_entries(releases).is_ok() {
+            self.release(releases);
         } else {
-            self.quarantine(held);
+            self.quarantine(releases);
         }
     }
 
     /// Keeps what the cache may still hold.
-    pub(super) fn quarantine(&self, held: &[Held]) {
-        let Quarantine { held: quarantine, forgotten } = &mut *self.quarantine.lock();
-        if quarantine.len() + held.len() <= MOST_QUARANTINED {
-            quarantine.extend_from_slice(held);
+    pub(super) fn quarantine(&self, releases: &[PendingRelease]) {
+        let Quarantine { releases: quarantine, forgotten } = &mut *self.quarantine.lock();
+        if quarantine.len() + releases.len() <= MOST_QUARANTINED {
+            quarantine.extend_from_slice(releases);
         } else {
-            for Held { guest, .. } in held {
+            for PendingRelease { guest, .. } in releases {
                 if !forgotten.contains(guest) {
                     forgotten.push(*guest);
                 }
@@ -396,13 +221,13 @@ impl<P: Ports> Service<P> {
         self.has_quarantine.store(true, Relaxed);
     }
 
-    fn flush_held(&self, held: &[Held]) -> Result<(), Status> {
-        self.flush(held.iter().map(|held| held.binding.entry))
+    fn flush_entries(&self, releases: &[PendingRelease]) -> Result<(), Status> {
+        self.flush(releases.iter().map(|release| release.binding.entry))
     }
 
-    fn release(&self, held: &[Held]) {
-        for Held { guest, binding, release } in held {
-            if *release {
+    fn release(&self, releases: &[PendingRelease]) {
+        for PendingRelease { guest, binding, with_entry } in releases {
+            if *with_entry {
                 self.ports.release(binding.entry);
                 self.counts.given_back();
             }

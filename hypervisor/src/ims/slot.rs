@@ -3,43 +3,12 @@
 use alloc::{vec, vec::Vec};
 use core::num::NonZeroU16;
 
-use hcall_abi::{FaultStore, MessagePair, Pasid, SlotHandle, Status, Target};
+use hcall_abi::{MessagePair, Pasid, SlotHandle, Status, Target};
 
-use super::ports::{Bound, EntryIndex, Field, HostRoute, PackedRoute, Wanted};
-
-/// Which of a device's stores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StoreName {
-    /// The MSI-X table.
-    Msix,
-    /// The interrupt message store.
-    Ims,
-    /// The store in the guest's own memory.
-    Queue,
-}
-
-impl From<StoreName> for FaultStore {
-    fn from(name: StoreName) -> Self {
-        match name {
-            StoreName::Msix => Self::Msix,
-            StoreName::Ims => Self::Array,
-            StoreName::Queue => Self::Queue,
-        }
-    }
-}
-
-/// ctrl bit 0: no message is sent.
-pub const CTRL_MASK: u32 = 1 << 0;
-/// ctrl bit 1 of an IMS slot: a message waits for the slot to be unmasked. Read-only.
-pub const CTRL_PENDING: u32 = 1 << 1;
-/// ctrl bit 3 of an IMS slot: the slot is for work of the PASID in bits 31:12 only.
-const CTRL_PASID_ENABLE: u32 = 1 << 3;
-const CTRL_PASID_SHIFT: u32 = 12;
-
-/// ctrl's bits that make a slot one for work of this PASID.
-pub fn pasid_bits(pasid: Pasid) -> u32 {
-    pasid.value() << CTRL_PASID_SHIFT | CTRL_PASID_ENABLE
-}
+use super::{
+    ctrl::{CTRL_MASK, CTRL_PASID_ENABLE, CTRL_PASID_SHIFT, CTRL_PENDING, pasid_bits},
+    ports::{Bound, EntryIndex, Field, HostRoute, PackedRoute, Wanted},
+};
 
 /// The address a guest is shown for a slot that it mapped by a call. It looks remappable (VT-d 5.1.2.2, with SHV), so that
 /// nobody takes it for a message to a local APIC; the data is the slot's handle.
@@ -107,7 +76,7 @@ pub struct Slot {
     /// The pending bit, when it was last read.
     pub pending: bool,
     /// Whether it is masked in the device to see whether it fires too fast.
-    pub held: bool,
+    pub throttled: bool,
     /// Whether it was masked because it fired faster than its limit.
     pub limited: bool,
     /// Whether its entry is not present, so that the unit drops its messages. It is masked in the device then.
@@ -133,7 +102,7 @@ impl Slot {
         device_masked: true,
         flushed: true,
         pending: false,
-        held: false,
+        throttled: false,
         limited: false,
         blocked: false,
         group: 0,
@@ -213,7 +182,7 @@ impl Slot {
     }
 
     /// Whether `handle` is the slot's present allocation.
-    pub fn is_held_by(&self, handle: SlotHandle) -> bool {
+    pub fn has_handle(&self, handle: SlotHandle) -> bool {
         !matches!(self.state, State::Free | State::Raw) && self.handle == handle.bits()
     }
 

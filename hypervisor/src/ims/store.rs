@@ -9,10 +9,11 @@ use super::{
     device::{Bank, Device},
     domain::Domain,
     message,
-    place::Place,
     ports::{Field, Ports},
     service::Service,
-    slot::{Slot, State, StoreName},
+    slot::{Slot, State},
+    spec::StoreName,
+    store_access::StoreAccess,
 };
 
 /// Bytes of a slot.
@@ -37,7 +38,7 @@ impl<P: Ports> Service<P> {
     ) -> Result<(), Status> {
         count(&domain.counts.trapped_writes);
         let result = self.apply(domain, device, name, offset, width, value);
-        Place::<P>::counted(&domain.counts.refused, result)
+        StoreAccess::<P>::counted(&domain.counts.refused, result)
     }
 
     /// The guest wrote up to 64 bytes at byte `offset` of a store by one instruction. Each slot that they touch takes all that it gets in
@@ -51,15 +52,15 @@ impl<P: Ports> Service<P> {
         bytes: &[u8],
     ) -> Result<(), Status> {
         count(&domain.counts.trapped_writes);
-        let result = self.at_slots(domain, device, name, offset, bytes.len(), |place, bank, slots| {
+        let result = self.at_slots(domain, device, name, offset, bytes.len(), |access, bank, slots| {
             let mut result = Ok(());
             for index in slots {
                 let slot = &mut *bank.lock(index)?;
-                result = result.and(write_bytes(domain, place, bank, index, slot, (offset, bytes)));
+                result = result.and(write_bytes(domain, access, bank, index, slot, (offset, bytes)));
             }
-            place.commit(result)
+            access.commit(result)
         });
-        Place::<P>::counted(&domain.counts.refused, result)
+        StoreAccess::<P>::counted(&domain.counts.refused, result)
     }
 
     /// The guest reads 1 to 16 bytes at byte `offset` of a store, and writes what `modify` makes of them. Nobody else's write of these
@@ -80,14 +81,14 @@ impl<P: Ports> Service<P> {
         let result = if crosses {
             self.modify_two(domain, device, name, offset, width, modify)
         } else {
-            self.at_slots(domain, device, name, offset, width, |place, bank, slots| {
+            self.at_slots(domain, device, name, offset, width, |access, bank, slots| {
                 let index = *slots.start();
                 let slot = &mut *bank.lock(index)?;
-                let new = modify(seen(place, slot) >> (offset % SLOT_SIZE * 8) & ones(width)).to_le_bytes();
-                place.commit(write_bytes(domain, place, bank, index, slot, (offset, &new[..width])))
+                let new = modify(seen(access, slot) >> (offset % SLOT_SIZE * 8) & ones(width)).to_le_bytes();
+                access.commit(write_bytes(domain, access, bank, index, slot, (offset, &new[..width])))
             })
         };
-        Place::<P>::counted(&domain.counts.refused, result)
+        StoreAccess::<P>::counted(&domain.counts.refused, result)
     }
 
     fn modify_two(
@@ -100,24 +101,24 @@ impl<P: Ports> Service<P> {
         modify: &mut dyn FnMut(u128) -> u128,
     ) -> Result<(), Status> {
         let device = self.written(domain, device, name)?;
-        let place = Place::new(self, device, name)?;
-        let slots = place.slots_at(offset, width)?;
+        let access = StoreAccess::new(self, device, name)?;
+        let slots = access.slots_at(offset, width)?;
         device.exclusively(|all| {
             if !all.attached {
                 return Err(Status::NoSuchDevice);
             }
             let bank = all.bank(name);
             // One lock after the other: nobody holds two.
-            let low = seen(&place, &*bank.lock(*slots.start())?);
-            let high = seen(&place, &*bank.lock(*slots.end())?);
+            let low = seen(&access, &*bank.lock(*slots.start())?);
+            let high = seen(&access, &*bank.lock(*slots.end())?);
             let shift = (offset % SLOT_SIZE * 8) as u32;
             let new = modify((low >> shift | high << (128 - shift)) & ones(width)).to_le_bytes();
             let mut result = Ok(());
             for index in slots {
                 let slot = &mut *bank.lock(index)?;
-                result = result.and(write_bytes(domain, &place, bank, index, slot, (offset, &new[..width])));
+                result = result.and(write_bytes(domain, &access, bank, index, slot, (offset, &new[..width])));
             }
-            place.commit(result)
+            access.commit(result)
         })
     }
 
@@ -129,13 +130,13 @@ impl<P: Ports> Service<P> {
         name: StoreName,
         offset: u64,
         len: usize,
-        what: impl FnOnce(&Place<P>, &Bank, RangeInclusive<u16>) -> Result<(), Status>,
+        what: impl FnOnce(&StoreAccess<P>, &Bank, RangeInclusive<u16>) -> Result<(), Status>,
     ) -> Result<(), Status> {
         let device = self.written(domain, device, name)?;
-        let place = Place::new(self, device, name)?;
-        let touched = place.slots_at(offset, len)?;
+        let access = StoreAccess::new(self, device, name)?;
+        let touched = access.slots_at(offset, len)?;
         let slots = device.slots()?;
-        what(&place, slots.bank(name), touched)
+        what(&access, slots.bank(name), touched)
     }
 
     /// The device, if the guest may write its store.
@@ -163,9 +164,9 @@ impl<P: Ports> Service<P> {
             return Err(Status::NotEnabled);
         }
         let device = domain.device(device)?;
-        let place = Place::new(self, device, name)?;
+        let access = StoreAccess::new(self, device, name)?;
         let end = offset.checked_add(width.into()).ok_or(Status::NoSuchSlot)?;
-        if end > u64::from(place.store.slots) * SLOT_SIZE {
+        if end > u64::from(access.store.slots) * SLOT_SIZE {
             return Err(Status::NoSuchSlot);
         }
         let slots = device.slots()?;
@@ -175,20 +176,20 @@ impl<P: Ports> Service<P> {
             let field = Field::ALL[(offset / 4 % 4) as usize];
             let index = (offset / SLOT_SIZE) as u16;
             let dword = core::iter::once((field, value as u32, u32::MAX));
-            return place.commit(write_slot(domain, &place, bank, index, dword));
+            return access.commit(write_slot(domain, &access, bank, index, dword));
         }
         let mut write = Write::new(offset, width, value);
         let mut result = Ok(());
         while let Some(index) = write.slot() {
             // The next slot is written whatever became of this one.
             let dwords = core::iter::from_fn(|| write.next_in(index));
-            result = result.and(write_slot(domain, &place, bank, index, dwords));
+            result = result.and(write_slot(domain, &access, bank, index, dwords));
         }
-        place.commit(result)
+        access.commit(result)
     }
 }
 
-impl<P: Ports> Place<'_, P> {
+impl<P: Ports> StoreAccess<'_, P> {
     /// The slots that 1 to 64 bytes at `offset` touch.
     fn slots_at(&self, offset: u64, len: usize) -> Result<RangeInclusive<u16>, Status> {
         let end = offset.checked_add(len as u64).ok_or(Status::NoSuchSlot)?;
@@ -200,8 +201,8 @@ impl<P: Ports> Place<'_, P> {
 }
 
 /// What the guest reads of a slot.
-fn seen<P: Ports>(place: &Place<P>, slot: &Slot) -> u128 {
-    (0..).zip(Field::ALL).fold(0, |value, (n, field)| value | u128::from(place.seen(slot, field)) << (32 * n))
+fn seen<P: Ports>(access: &StoreAccess<P>, slot: &Slot) -> u128 {
+    (0..).zip(Field::ALL).fold(0, |value, (n, field)| value | u128::from(access.seen(slot, field)) << (32 * n))
 }
 
 /// Ones in so many bytes, 1 to 16.
@@ -265,33 +266,33 @@ impl Write {
 #[inline(always)]
 fn write_slot<P: Ports>(
     domain: &Domain,
-    place: &Place<P>,
+    access: &StoreAccess<P>,
     bank: &Bank,
     index: u16,
     dwords: impl Iterator<Item = (Field, u32, u32)>,
 ) -> Result<(), Status> {
     let slot = &mut *bank.lock(index)?;
-    write_locked(domain, place, bank, index, slot, dwords)
+    write_locked(domain, access, bank, index, slot, dwords)
 }
 
 /// [`write_slot`] with bytes at `offset` of the store, for all but the plain store that drivers make: that one keeps its short way.
 #[inline(never)]
 fn write_bytes<P: Ports>(
     domain: &Domain,
-    place: &Place<P>,
+    access: &StoreAccess<P>,
     bank: &Bank,
     index: u16,
     slot: &mut Slot,
     (offset, bytes): (u64, &[u8]),
 ) -> Result<(), Status> {
-    write_locked(domain, place, bank, index, slot, dwords(index, offset, bytes))
+    write_locked(domain, access, bank, index, slot, dwords(index, offset, bytes))
 }
 
 /// [`write_slot`] of a slot whose lock is held.
 #[inline(always)]
 fn write_locked<P: Ports>(
     domain: &Domain,
-    place: &Place<P>,
+    access: &StoreAccess<P>,
     bank: &Bank,
     index: u16,
     slot: &mut Slot,
@@ -303,20 +304,20 @@ fn write_locked<P: Ports>(
         if field == Field::Ctrl {
             ctrl_written = true;
         } else {
-            place.show(index, slot, field);
+            access.show(index, slot, field);
         }
     }
     if !ctrl_written && slot.is_at_rest() {
         return Ok(());
     }
-    bring(domain, place, bank, index, slot, ctrl_written)
+    bring(domain, access, bank, index, slot, ctrl_written)
 }
 
 /// Makes a slot what it says, and takes note whether it is in use.
 #[inline(never)]
 fn bring<P: Ports>(
     domain: &Domain,
-    place: &Place<P>,
+    access: &StoreAccess<P>,
     bank: &Bank,
     index: u16,
     slot: &mut Slot,
@@ -327,16 +328,16 @@ fn bring<P: Ports>(
         bank.free.lock().take(index);
     }
     let was_masked = slot.device_masked;
-    let result = settle(domain, place, index, slot);
+    let result = settle(domain, access, index, slot);
     if let Err(status @ (Status::NoFreeVector | Status::NoFreeEntry | Status::HardwareError)) = result {
-        place.refuse(domain, index, slot, status);
+        access.refuse(domain, index, slot, status);
     }
     if ctrl_written {
         // A driver masks and looks for the pending bit; if masking did not read it just now, do so.
         if slot.masked && was_masked && slot.binding().is_some() {
-            place.read_pending(index, slot);
+            access.read_pending(index, slot);
         }
-        place.show(index, slot, Field::Ctrl);
+        access.show(index, slot, Field::Ctrl);
     }
     if slot.state == State::Raw && slot.is_blank() && slot.binding().is_none() {
         slot.reset();
@@ -346,42 +347,52 @@ fn bring<P: Ports>(
 }
 
 /// Brings the device and the table to what the slot says.
-pub(super) fn settle<P: Ports>(domain: &Domain, place: &Place<P>, index: u16, slot: &mut Slot) -> Result<(), Status> {
-    if place.store.is_emulated(index) {
-        return place.send_signal(domain, index, slot);
+pub(super) fn settle<P: Ports>(
+    domain: &Domain,
+    access: &StoreAccess<P>,
+    index: u16,
+    slot: &mut Slot,
+) -> Result<(), Status> {
+    if access.store.is_emulated(index) {
+        return access.send_signal(domain, index, slot);
     }
     match slot.state {
         State::Free => Ok(()),
-        State::Raw if slot.is_blank() => place.unbind(index, slot),
-        _ if !place.may_send(slot) => place.mask(index, slot),
+        State::Raw if slot.is_blank() => access.unbind(index, slot),
+        _ if !access.may_send(slot) => access.mask(index, slot),
         State::Raw => {
-            let result = settle_message(domain, place, index, slot);
-            or_masked(place, index, slot, result)
+            let result = settle_message(domain, access, index, slot);
+            or_masked(access, index, slot, result)
         }
         // Taken by a call, so only a call can map it.
         State::Allocated | State::Mapping => Err(Status::NotMapped),
-        State::Mapped if slot.holds_pair() => place.unmask(index, slot),
-        State::Mapped => or_masked(place, index, slot, Err(Status::InvalidArgument)),
+        State::Mapped if slot.holds_pair() => access.unmask(index, slot),
+        State::Mapped => or_masked(access, index, slot, Err(Status::InvalidArgument)),
     }
 }
 
 /// Makes an unmasked slot send the message that the guest wrote.
-fn settle_message<P: Ports>(domain: &Domain, place: &Place<P>, index: u16, slot: &mut Slot) -> Result<(), Status> {
+fn settle_message<P: Ports>(
+    domain: &Domain,
+    access: &StoreAccess<P>,
+    index: u16,
+    slot: &mut Slot,
+) -> Result<(), Status> {
     let target = message::parse(domain, slot.image)?;
     if slot.binding().is_some() {
-        place.retarget(index, slot, target)?;
+        access.retarget(index, slot, target)?;
     } else {
-        place.bind(index, slot, target)?;
+        access.bind(index, slot, target)?;
     }
-    place.unmask(index, slot)
+    access.unmask(index, slot)
 }
 
 /// A slot that cannot be what the guest wrote sends nothing.
 fn or_masked<P: Ports>(
-    place: &Place<P>,
+    access: &StoreAccess<P>,
     index: u16,
     slot: &mut Slot,
     result: Result<(), Status>,
 ) -> Result<(), Status> {
-    result.or_else(|status| place.mask(index, slot).and(Err(status)))
+    result.or_else(|status| access.mask(index, slot).and(Err(status)))
 }

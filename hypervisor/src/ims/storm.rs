@@ -1,4 +1,4 @@
-//! Slots that fire too fast: [`Service::hold`], [`Service::sift`] and [`Service::block`].
+//! Slots that fire too fast: [`Service::throttle`], [`Service::unthrottle`] and [`Service::block`].
 //!
 //! The first two are for slots of interrupt message stores, which show by themselves whether a message is pending; the tables of virtual
 //! functions are parts of such. The last one is for slots of any store.
@@ -7,57 +7,59 @@ use hcall_abi::{FaultKind, Target};
 
 use super::{
     domain::Domain,
-    place::Place,
+    faults::Attribution,
     ports::{EntryIndex, Field, Ports},
-    service::{Attribution, CHUNK, Service},
-    slot::{Slot, State, StoreName},
+    service::{CHUNK, Service},
+    slot::{Slot, State},
+    spec::StoreName,
     store::settle,
+    store_access::StoreAccess,
 };
 
 impl<P: Ports> Service<P> {
     /// Masks all slots that lead to `target` in their devices, which note what comes meanwhile. The guest does not see that they are
-    /// masked, and does not let them go by unmasking them: so it could get past its limit.
-    pub fn hold(&self, domain: &Domain, target: Target) {
+    /// masked, and cannot end it by unmasking them: it would get past its limit so. (Linux' perf throttles an event the same way.)
+    pub fn throttle(&self, domain: &Domain, target: Target) {
         self.each_at(
             domain,
             target,
-            |place| place.has_pending_bits(),
-            |place, index, slot| {
-                if !slot.device_masked && place.mask(index, slot).is_ok() {
-                    slot.held = true;
+            |access| access.has_pending_bits(),
+            |access, index, slot| {
+                if !slot.device_masked && access.mask(index, slot).is_ok() {
+                    slot.throttled = true;
                 }
             },
         );
     }
 
-    /// Looks at the slots that are held: those with nothing pending are let go. The others are held once more, after what is pending was
+    /// Looks at the throttled slots: those with nothing pending are unmasked. The others are throttled once more, after what is pending was
     /// sent; or, if it is the `last` look, stay masked until the guest unmasks them, which it can read in its faults; `tell` gets to
-    /// know of them. Returns how many are still held.
-    pub fn sift(&self, domain: &Domain, target: Target, last: bool, mut tell: impl FnMut(Attribution)) -> usize {
-        let mut held = 0;
+    /// know of them. Returns how many are still throttled.
+    pub fn unthrottle(&self, domain: &Domain, target: Target, last: bool, mut tell: impl FnMut(Attribution)) -> usize {
+        let mut throttled = 0;
         self.each_at(
             domain,
             target,
-            |place| place.has_pending_bits(),
-            |place, index, slot| {
-                if !core::mem::take(&mut slot.held) || !slot.device_masked || !place.may_send(slot) {
+            |access| access.has_pending_bits(),
+            |access, index, slot| {
+                if !core::mem::take(&mut slot.throttled) || !slot.device_masked || !access.may_send(slot) {
                     return;
                 }
-                place.read_pending(index, slot);
+                access.read_pending(index, slot);
                 match (slot.pending, last) {
-                    (true, true) => tell(place.limit(index, slot)),
+                    (true, true) => tell(access.limit(index, slot)),
                     (pending, _) => {
                         // The guest may have written what it cannot send; or its flush fails, as any may. Then it stays masked.
-                        let released = settle(domain, place, index, slot).is_ok();
-                        if pending && released && place.mask(index, slot).is_ok() {
-                            slot.held = true;
-                            held += 1;
+                        let released = settle(domain, access, index, slot).is_ok();
+                        if pending && released && access.mask(index, slot).is_ok() {
+                            slot.throttled = true;
+                            throttled += 1;
                         }
                     }
                 }
             },
         );
-        held
+        throttled
     }
 
     /// Masks all slots that lead to `target`, and has the remapping unit drop their messages, without a record: a function can write them by
@@ -69,11 +71,11 @@ impl<P: Ports> Service<P> {
             domain,
             target,
             |_| true,
-            |place, index, slot| {
-                slot.held = false;
-                if let Some(entry) = place.block(index, slot) {
+            |access, index, slot| {
+                slot.throttled = false;
+                if let Some(entry) = access.block(index, slot) {
                     flushes.add(self, entry);
-                    tell(place.limit(index, slot));
+                    tell(access.limit(index, slot));
                 }
             },
         );
@@ -85,25 +87,25 @@ impl<P: Ports> Service<P> {
         &self,
         domain: &Domain,
         target: Target,
-        meant: impl Fn(&Place<P>) -> bool,
-        mut what: impl FnMut(&Place<P>, u16, &mut Slot),
+        meant: impl Fn(&StoreAccess<P>) -> bool,
+        mut what: impl FnMut(&StoreAccess<P>, u16, &mut Slot),
     ) {
         let stores = |device| [StoreName::Ims, StoreName::Msix, StoreName::Queue].map(|name| (device, name));
         for (device, name) in domain.devices.iter().flat_map(stores) {
-            let Ok(place) = Place::new(self, device, name) else { continue };
+            let Ok(access) = StoreAccess::new(self, device, name) else { continue };
             let Ok(slots) = device.slots() else { continue };
-            if !meant(&place) {
+            if !meant(&access) {
                 continue;
             }
             for (index, slot) in (0..=u16::MAX).zip(&slots.bank(name).slots) {
                 let slot = &mut *slot.lock();
                 let fires = matches!(slot.state, State::Raw | State::Mapped);
                 if fires && slot.binding().is_some_and(|binding| binding.target == target) {
-                    what(&place, index, slot);
+                    what(&access, index, slot);
                 }
             }
             // A device that does not take it is the next call's error.
-            let _ = place.commit(Ok(()));
+            let _ = access.commit(Ok(()));
         }
     }
 }
@@ -125,8 +127,8 @@ impl Flushes {
         if self.count == CHUNK {
             self.finish(service);
         }
-        if let Some(place) = self.entries.get_mut(self.count) {
-            *place = entry;
+        if let Some(room) = self.entries.get_mut(self.count) {
+            *room = entry;
             self.count += 1;
         }
     }
@@ -139,7 +141,7 @@ impl Flushes {
     }
 }
 
-impl<P: Ports> Place<'_, P> {
+impl<P: Ports> StoreAccess<'_, P> {
     /// A slot that is masked in the device stays so, for the guest to see.
     fn limit(&self, index: u16, slot: &mut Slot) -> Attribution {
         slot.masked = true;

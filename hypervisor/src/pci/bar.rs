@@ -2,10 +2,7 @@
 
 use crate::addr::{Bdf, Hpa};
 
-use super::{
-    config::ConfigSpace,
-    function::{COMMAND, COMMAND_DECODE, set_command},
-};
+use super::config::{COMMAND, COMMAND_DECODE, ConfigSpace, set_command};
 
 /// BARs of a function that is no bridge.
 pub const BARS: usize = 6;

@@ -11,6 +11,11 @@ use crate::{
 /// Bytes of a function's configuration space that every machine reaches.
 pub const CONVENTIONAL: u16 = 0x100;
 
+/// The dword of the command register, and of the status register in its upper half.
+pub(super) const COMMAND: u16 = 0x04;
+/// I/O space, memory space.
+pub(super) const COMMAND_DECODE: u16 = 3;
+
 /// The buses from `first` to `last` of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buses {
@@ -32,6 +37,11 @@ pub trait ConfigSpace {
     fn buses(&self) -> Vec<Buses>;
     /// Whether offsets from [`CONVENTIONAL`] on can be reached.
     fn has_extended(&self) -> bool;
+}
+
+/// Writes the command register, and zeros to the status register, whose bits are cleared by ones.
+pub fn set_command(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, command: u16) {
+    config.write(bdf, COMMAND, command.into());
 }
 
 /// Register blocks of 1 MiB a bus.

@@ -5,16 +5,13 @@ use bit_field::BitField;
 use super::{
     bar::{self, BARS, Bar},
     capability::{self, Express, MsiX, Siov, TableLocation},
-    config::ConfigSpace,
+    config::{COMMAND, ConfigSpace, set_command},
 };
 use crate::{
     addr::{Bdf, Hpa},
     quirks,
 };
 
-pub(super) const COMMAND: u16 = 0x04;
-/// I/O space, memory space.
-pub(super) const COMMAND_DECODE: u16 = 3;
 /// The function answers in memory.
 const COMMAND_MEMORY: u16 = 1 << 1;
 /// The function may send DMA and messages.
@@ -130,11 +127,6 @@ impl Bridge {
         let buses = config.read(bdf, 0x18);
         Self { secondary: buses.get_bits(8..16) as u8, subordinate: buses.get_bits(16..24) as u8 }
     }
-}
-
-/// Writes the command register, and zeros to the status register, whose bits are cleared by ones.
-pub fn set_command(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, command: u16) {
-    config.write(bdf, COMMAND, command.into());
 }
 
 /// Lets the function decode its memory and send DMA and messages; no interrupt pin.

@@ -4,8 +4,8 @@ use core::time::Duration;
 
 use super::{
     bar,
-    config::ConfigSpace,
-    function::{COMMAND, Function, set_command},
+    config::{COMMAND, ConfigSpace, set_command},
+    function::Function,
 };
 use crate::{
     addr::Bdf,

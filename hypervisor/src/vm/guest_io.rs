@@ -101,15 +101,19 @@ impl GuestIo<'_> {
         }
     }
 
-    /// Carries out a write. Returns the device if the write begins a reset of the device, which has to be waited for
+    /// A write of what is no store.
+    #[inline(never)]
+    fn mmio_write_elsewhere(&mut self, gpa: Gpa, bytes: u8, value: u64) {
+        if let Some(device) = self.write_region(gpa, bytes, value) {
+            self.await_reset(device);
+        }
+    }
+
+    /// Carries out a write of what is no store. Returns the device if the write begins a reset of the device, which has to be waited for
     /// ([`Self::await_reset`]).
-    #[inline]
-    fn write_window(&self, gpa: Gpa, bytes: u8, value: u64) -> Option<DeviceId> {
+    fn write_region(&self, gpa: Gpa, bytes: u8, value: u64) -> Option<DeviceId> {
         match self.vm.mmio_regions.find(gpa)? {
-            (RegionKind::Store { device, name, .. }, offset) => {
-                // The service counts what it refuses. A guest is not told, as hardware would not.
-                let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
-            }
+            (RegionKind::Store { .. }, _) => {}
             (RegionKind::Registers(window), offset) => return self.write_register(window, offset, bytes, value),
             (RegionKind::Virtual { device }, offset) => self.write_virtual(device, offset, bytes, value),
             (RegionKind::Ecam, offset) => {
@@ -181,11 +185,16 @@ impl Platform for GuestIo<'_> {
         }
     }
 
-    /// Apart, with the whole way of a store in it.
+    /// Apart, with the whole way of a store in it and nothing else.
     #[inline(never)]
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64) {
-        if let Some(device) = self.write_window(gpa, bytes, value) {
-            self.await_reset(device);
+        match self.vm.mmio_regions.find(gpa) {
+            Some((RegionKind::Store { device, name, .. }, offset)) => {
+                // The service counts what it refuses. A guest is not told, as hardware would not.
+                let _ = self.service.store_write(self.domain, device, name, offset, bytes, value);
+            }
+            Some(_) => self.mmio_write_elsewhere(gpa, bytes, value),
+            None => {}
         }
     }
 
@@ -223,7 +232,7 @@ impl Platform for GuestIo<'_> {
         let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
         let mut reset = None;
         for (gpa, width, at) in pieces(gpa, bytes.min(16).into()) {
-            reset = self.write_window(gpa, width.bytes() as u8, piece_of(&new, width, at)).or(reset);
+            reset = self.write_region(gpa, width.bytes() as u8, piece_of(&new, width, at)).or(reset);
         }
         drop(modifying);
         if let Some(device) = reset {

@@ -86,7 +86,7 @@ impl VirtualCpu {
         if self.meter.as_mut().is_some_and(|meter| meter.count(vector, cpu::tsc()))
             && let Some(domain) = &self.vm.resources.domain
         {
-            self.vm.resources.service.hold(domain, self.target(vector));
+            self.vm.resources.service.throttle(domain, self.target(vector));
         }
         let counts = &self.mailbox.counts;
         if let Some(virtual_apic) = &self.virtual_apic {
@@ -123,7 +123,7 @@ impl VirtualCpu {
         if passes_by {
             return service.block(domain, target, tell);
         }
-        if service.sift(domain, target, last, tell) == 0 {
+        if service.unthrottle(domain, target, last, tell) == 0 {
             meter.nobody_held();
         }
     }

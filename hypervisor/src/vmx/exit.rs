@@ -1,6 +1,6 @@
 //! VM exits as values: SDM vol. 3, 29.2 and appendix C.
 
-use super::{fields, instr::vmread, reason::Reason};
+use super::{fields, instr::vmread};
 use crate::addr::{Gpa, Gva};
 
 /// An event as VM exits and entries write it: SDM vol. 3, table 26-16.
@@ -219,7 +219,7 @@ pub fn interrupt_vector() -> u8 {
 }
 
 /// Why a guest stopped. What else there is to tell is read by whom it concerns, so that an exit is a number and stays in a register.
-/// [`Reason`] says which reason leads to which.
+/// [`Reason`](super::reason::Reason) says which reason leads to which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -295,14 +295,6 @@ impl Exit {
 /// The offset in the virtual-APIC page of the register whose write exited. Reads the current VMCS.
 pub fn apic_write_offset() -> u16 {
     qualification() as u16 & 0xfff
-}
-
-/// The last exit's basic reason, and the exit as a value. Reads the current VMCS.
-#[inline]
-pub fn read() -> (u16, Exit) {
-    let reason = vmread(fields::EXIT_REASON);
-    let number = reason as u16;
-    (number, Reason::exit_of(number))
 }
 
 fn qualification() -> u64 {

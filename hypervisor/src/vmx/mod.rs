@@ -11,6 +11,7 @@ pub mod posted;
 pub mod reason;
 pub mod root;
 mod setup;
+mod start;
 pub mod vcpu;
 pub mod virtual_apic;
 
@@ -18,6 +19,6 @@ pub use caps::{Capabilities, Refusal};
 pub use entry::Registers;
 pub use exit::{Event, EventKind, Exit};
 pub use root::Host;
-pub use setup::{Frames, LocalApic, Start};
+pub use start::{Frames, LocalApic, Start};
 pub use vcpu::Vcpu;
 pub use virtual_apic::VirtualApic;

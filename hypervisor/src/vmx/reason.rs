@@ -3,7 +3,7 @@
 //! The table below names every reason that the manual does, those that none of our controls asks for included: a reason that a later
 //! control makes possible must not go by unseen. `tests::reasons_and_controls_agree` holds the table against the controls.
 
-use super::exit::Exit;
+use super::{exit::Exit, fields, instr::vmread};
 
 macro_rules! reasons {
     ($($number:literal $name:ident $text:literal => $exit:ident, $why:literal;)+) => {
@@ -114,6 +114,14 @@ reasons! {
     77 Tdcall "tdcall" => NotOffered, "Unconditional where the processor has SEAM: #UD.";
     78 Rdmsrlist "rdmsrlist" => NotAskedFor, "MSR-list instructions are off: #UD.";
     79 Wrmsrlist "wrmsrlist" => NotAskedFor, "MSR-list instructions are off: #UD.";
+}
+
+/// The last exit's basic reason, and the exit as a value. Reads the current VMCS.
+#[inline]
+pub fn read() -> (u16, Exit) {
+    let reason = vmread(fields::EXIT_REASON);
+    let number = reason as u16;
+    (number, Reason::exit_of(number))
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@
 use super::{
     controls,
     entry::{self, Registers},
-    exit::{self, Event, EventKind, Exit},
+    exit::{Event, EventKind, Exit},
     fields::{self, Field, Guests, Width},
     instr::{self, Failure},
+    reason,
     root::{Host, prepare_region},
-    setup::{Frames, LocalApic, Start},
+    start::{Frames, LocalApic, Start},
 };
 use crate::{
     addr::{Gpa, Hpa},
@@ -145,7 +146,7 @@ impl Vcpu {
         // SAFETY: `new` has completed the VMCS, and whoever called it vouches for the EPT.
         unsafe { entry::enter(&mut self.registers, self.launched)? };
         self.launched = true;
-        Ok(exit::read())
+        Ok(reason::read())
     }
 
     /// Reads a field. The VMCS must be current.

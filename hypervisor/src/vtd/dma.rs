@@ -9,8 +9,7 @@ use super::{
     coherence::Coherence,
     domain::{Domain, new_table},
     error::{Error, Refusal},
-    scalable::RID_PASID,
-    spec::tables::{ContextEntry, RootEntry},
+    spec::tables::{ContextEntry, RID_PASID, RootEntry},
 };
 use crate::{
     addr::{Bdf, Hpa, PAGE_SIZE},

@@ -12,10 +12,10 @@ use super::{
     fault::Fault,
     irt::{Aim, Format, InterruptTable, Route},
     queue::Queue,
-    scalable::RID_PASID,
     spec::{
         descriptor::{self, ContextCache, InterruptEntryCache, Iotlb, PasidCache},
         irte::Irte,
+        tables::RID_PASID,
     },
     unit::Unit,
 };

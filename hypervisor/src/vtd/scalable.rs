@@ -14,8 +14,6 @@ use crate::{
     memory::{FrameSource, Table},
 };
 
-/// The PASID of requests without one.
-pub const RID_PASID: u32 = 0;
 /// PASIDs of a PASID table.
 const TABLE_PASIDS: u32 = 64;
 /// Quadwords of a context entry and of a PASID entry.

@@ -12,10 +12,7 @@ use std::sync::{Arc, Weak};
 
 use rustix::fs::{OFlags, fcntl_getfl};
 
-use crate::wire::{Errno, Map, Range};
-
-/// The most mappings at one time: what QEMU asks for by itself (Linux' `dma_entry_limit`).
-pub const MAX_MAPPINGS: usize = 65_535;
+use crate::wire::{Errno, MAX_MAPPINGS, Map, Range};
 
 /// Why an access of the device's does not reach memory here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

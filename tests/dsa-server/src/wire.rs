@@ -7,6 +7,8 @@ use std::fmt;
 
 /// Bytes of a header.
 pub const HEADER: usize = 16;
+/// The most mappings at one time: what QEMU asks for by itself (Linux' `dma_entry_limit`).
+pub const MAX_MAPPINGS: usize = 65_535;
 /// The most data that one access carries. The client is told (`max_data_xfer_size`).
 pub const MAX_DATA: usize = 1 << 20;
 /// The longest message: an access with the most data, or a version with capabilities.
@@ -280,7 +282,7 @@ fn access(fields: &mut Fields) -> Result<(Place, usize), Errno> {
 pub fn version_reply(header: &Header) -> Vec<u8> {
     let capabilities = format!(
         "{{\"capabilities\":{{\"max_msg_fds\":1,\"max_data_xfer_size\":{MAX_DATA},\"max_dma_maps\":{},\"pgsizes\":4096}}}}\0",
-        crate::memory::MAX_MAPPINGS
+        MAX_MAPPINGS
     );
     let mut payload = Vec::from(VERSION.0.to_le_bytes());
     payload.extend(VERSION.1.to_le_bytes());

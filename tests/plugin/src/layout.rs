@@ -7,6 +7,13 @@ pub(crate) const MOST_DSAS: usize = 4;
 /// Bytes of configuration space of a bus: its share of the ECAM window.
 const BUS: u64 = 1 << 20;
 
+/// Memory of a DSA's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bar {
+    Registers,
+    Portals,
+}
+
 /// A root bus beside bus 0, behind a host bridge of its own.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct RootBus {

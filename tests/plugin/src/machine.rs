@@ -3,7 +3,7 @@
 use crate::acpi::{self, Drhd};
 use crate::aml;
 use crate::ioapic::{IoApic, Message};
-use crate::layout::Layout;
+use crate::layout::{Bar, Layout};
 use crate::odd;
 use crate::options::{HOST_ADDRESS_WIDTH, Options};
 use dsa_model::{Dsa, Fault, PortalWrite, Upstream};
@@ -24,13 +24,6 @@ pub(crate) const IOAPIC_SOURCE: u16 = 0xf0f8;
 const COMMAND: u16 = 4;
 /// The DSAs' BARs by their registers.
 const BARS: [(u16, Bar); 2] = [(0x10, Bar::Registers), (0x18, Bar::Portals)];
-
-/// Memory of a DSA's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bar {
-    Registers,
-    Portals,
-}
 
 /// An interrupt on its way to the local APICs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

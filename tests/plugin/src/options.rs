@@ -1,7 +1,6 @@
 //! What the environment asks for.
 
-use crate::layout::Layout;
-use crate::machine::Bar;
+use crate::layout::{Bar, Layout};
 
 /// Physical addresses of the emulated processors are this wide.
 pub(crate) const HOST_ADDRESS_WIDTH: u32 = 40;

@@ -2,7 +2,12 @@
 //!
 //! A room is a module of the crate's root. Paths are read with `syn` in `use` declarations, in code and types, and, as tokens,
 //! in the arguments of macros. Comments and attributes do not count.
+//!
+//! Between files the reader follows each path to the file that defines its name ([`Sources::file_arrows`]) and finds the circles
+//! ([`circles`]).
 
+mod circles;
+mod modules;
 mod paths;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+pub use circles::{Circle, FileArrow, circles};
 use paths::Target;
 
 /// One path that leaves its room.

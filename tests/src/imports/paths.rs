@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proc_macro2::{Ident, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
-use syn::{Attribute, File, Item, ItemMod, ItemUse, Macro, Meta, UseTree, Visibility};
+use syn::{Attribute, File, Item, ItemMacro, ItemMod, ItemUse, Macro, Meta, UseTree, Visibility};
 
 /// Where a path leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,12 +31,15 @@ pub(super) fn targets(file: &File, module: &[String], crates: &BTreeSet<String>)
 /// The macros that a file exports.
 pub(super) fn exported_macros(file: &File) -> Vec<String> {
     let name = |item: &Item| match item {
-        Item::Macro(item) if item.attrs.iter().any(|a| a.path().is_ident("macro_export")) => {
-            item.ident.as_ref().map(Ident::to_string)
-        }
+        Item::Macro(item) if is_exported(item) => item.ident.as_ref().map(Ident::to_string),
         _ => None,
     };
     file.items.iter().filter_map(name).collect()
+}
+
+/// Whether the macro stands at the crate's root, wherever its definition is.
+pub(super) fn is_exported(item: &ItemMacro) -> bool {
+    item.attrs.iter().any(|attribute| attribute.path().is_ident("macro_export"))
 }
 
 /// Whether an attribute is `name(… argument …)`.
@@ -103,26 +106,29 @@ impl Reader<'_> {
             _ => (declared || self.crates.contains(first)).then(|| Target::Crate(first.to_owned())),
         }
     }
+}
 
-    /// Macros' arguments are tokens: names joined by `::`.
-    fn take_tokens(&mut self, tokens: TokenStream) {
-        let tokens: Vec<TokenTree> = tokens.into_iter().collect();
-        let mut at = 0;
-        while at < tokens.len() {
-            match &tokens[at] {
-                TokenTree::Group(group) => self.take_tokens(group.stream()),
-                TokenTree::Ident(ident) => {
-                    let names = joined(&tokens[at..]);
-                    if names.len() > 1 && !follows_joint(&tokens[..at]) {
-                        self.take(&names, false, false, ident.span().start().line);
-                    }
-                    at += (names.len() - 1) * 3;
+/// The paths of several names in a macro's arguments, each with its line. Arguments are tokens: names joined by `::`.
+pub(super) fn in_tokens(tokens: TokenStream) -> Vec<(Vec<String>, usize)> {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        match &tokens[at] {
+            TokenTree::Group(group) => found.extend(in_tokens(group.stream())),
+            TokenTree::Ident(ident) => {
+                let names = joined(&tokens[at..]);
+                let follows = follows_joint(&tokens[..at]);
+                at += (names.len() - 1) * 3;
+                if names.len() > 1 && !follows {
+                    found.push((names, ident.span().start().line));
                 }
-                TokenTree::Punct(_) | TokenTree::Literal(_) => {}
             }
-            at += 1;
+            TokenTree::Punct(_) | TokenTree::Literal(_) => {}
         }
+        at += 1;
     }
+    found
 }
 
 /// The names at the front of `tokens` that are joined by `::`.
@@ -155,15 +161,15 @@ fn below_root(names: &[String]) -> Target {
 }
 
 /// One path of a `use` declaration.
-struct Used {
-    names: Vec<String>,
+pub(super) struct Used {
+    pub names: Vec<String>,
     /// The name that it brings into the file.
-    brings: Option<String>,
-    line: usize,
+    pub brings: Option<String>,
+    pub line: usize,
 }
 
 /// The single paths of a `use` declaration; a glob ends in `*`.
-fn flatten(tree: &UseTree) -> Vec<Used> {
+pub(super) fn flatten(tree: &UseTree) -> Vec<Used> {
     let one = |ident: &Ident, brings: &Ident| {
         let line = ident.span().start().line;
         vec![Used { names: vec![ident.to_string()], brings: Some(brings.to_string()), line }]
@@ -209,7 +215,9 @@ impl<'ast> Visit<'ast> for Reader<'_> {
 
     fn visit_macro(&mut self, call: &'ast Macro) {
         self.visit_path(&call.path);
-        self.take_tokens(call.tokens.clone());
+        for (names, line) in in_tokens(call.tokens.clone()) {
+            self.take(&names, false, false, line);
+        }
     }
 
     /// Who may see an item is no import.

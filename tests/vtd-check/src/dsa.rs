@@ -16,7 +16,8 @@ use imsvisor::{
     vtd::message,
 };
 
-use crate::bed::{Bed, Seen, WINDOW};
+use crate::bed::{Bed, Seen};
+use crate::window::WINDOW;
 
 /// Where the record of a completion lies in the window. All descriptors share it, so only one at a time may be waited for.
 const RECORDS: u64 = 0x3_0000;

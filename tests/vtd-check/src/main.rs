@@ -17,6 +17,7 @@ mod edu;
 mod nvme;
 mod other;
 mod raw;
+mod window;
 
 use alloc::boxed::Box;
 use core::{fmt::Display, panic::PanicInfo};

@@ -11,7 +11,7 @@ use imsvisor::{
     pci::{self, ConfigSpace, Function},
 };
 
-use crate::{bed::WINDOW, edu::registers};
+use crate::{edu::registers, window::WINDOW};
 
 /// Controller configuration: enable, 64-byte submissions, 16-byte completions. Status: ready.
 const CC: usize = 0x14;

@@ -9,7 +9,6 @@ use super::super::{PLUGIN_REPORT, trace};
 use super::Seen;
 use super::end::End;
 use crate::event::parse_number;
-use crate::report::Summary;
 
 /// What came of a run.
 #[derive(Debug, Clone)]
@@ -33,11 +32,6 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The run's figures and its verdict.
-    pub fn summary(&self) -> Summary {
-        Summary::new(self)
-    }
-
     /// A counter of the machine's; 0 where it has none.
     pub fn counter(&self, name: &str) -> u64 {
         self.plugin.get(name).copied().unwrap_or(0)

@@ -4,7 +4,7 @@ use super::{
     machine::{NOWHERE, Op},
     *,
 };
-use crate::ims::domain::Backing;
+use crate::ims::Backing;
 
 /// Vectors of the first function.
 const VECTORS: u32 = 130;
@@ -443,12 +443,12 @@ fn feature_storm_a_vector_of_a_virtual_function_that_rages_is_masked_and_its_tab
         two.program(slot, loud);
     }
     two.program(5, target(0, 0x42));
-    two.service.hold(&two.domain, loud);
+    two.service.throttle(&two.domain, loud);
     assert_eq!([3, 4, 5].map(|slot| two.comes_out(slot)), [None, None, Some(target(0, 0x42))]);
     let mut told = Vec::new();
     for last in [false, true] {
         two.machine().set_pending(&two.table(), 3, true);
-        let held = two.service.sift(&two.domain, loud, last, |slot| told.push((slot.store, slot.slot)));
+        let held = two.service.unthrottle(&two.domain, loud, last, |slot| told.push((slot.store, slot.slot)));
         assert_eq!(held, usize::from(!last));
     }
     assert_eq!(told, [(StoreName::Msix, 3)]);
@@ -470,10 +470,10 @@ fn a_slot_that_is_held_when_its_table_is_masked_stays_masked_with_it() {
             let two = Two::new();
             let loud = target(0, 0x41);
             two.program(3, loud);
-            two.service.hold(&two.domain, loud);
+            two.service.throttle(&two.domain, loud);
             two.hold(true);
             two.machine().set_pending(&two.table(), 3, pending);
-            assert_eq!(two.service.sift(&two.domain, loud, last, |slot| panic!("{slot:?} sends nothing")), 0);
+            assert_eq!(two.service.unthrottle(&two.domain, loud, last, |slot| panic!("{slot:?} sends nothing")), 0);
             assert_eq!(two.comes_out(3), None, "last look {last}, pending {pending}");
             two.hold(false);
             assert_eq!(two.comes_out(3), Some(loud));

@@ -243,7 +243,7 @@ fn while_no_flush_comes_to_an_end_a_guest_gets_no_more_than_one_call_asks_for() 
 fn a_slot_that_is_held_and_overwritten_is_not_let_go_by_being_sent_elsewhere() {
     let bench = Bench::new();
     let handle = bench.mapped(target(0, 0x40));
-    bench.service.hold(&bench.domain, target(0, 0x40));
+    bench.service.throttle(&bench.domain, target(0, 0x40));
     assert_eq!(bench.poke(handle.index(), Field::Data, 0x99), Err(Status::InvalidArgument));
     bench.retarget(handle, target(1, 0x41)).unwrap();
     assert_eq!(bench.fire(handle.index()), None, "what it shows is not what it would send");
@@ -255,12 +255,12 @@ fn a_slot_that_is_held_and_overwritten_is_not_let_go_by_being_sent_elsewhere() {
 fn a_slot_that_is_held_stays_so_when_its_flush_is_made_up_for() {
     let bench = Bench::new();
     let handle = bench.mapped(target(0, 0x40));
-    bench.service.hold(&bench.domain, target(0, 0x40));
+    bench.service.throttle(&bench.domain, target(0, 0x40));
     bench.machine().fail(1, 2);
     bench.retarget(handle, target(1, 0x41)).unwrap_err();
     bench.machine().mend();
     bench.retarget(handle, target(0, 0x40)).unwrap();
     assert_eq!(bench.fire(handle.index()), None);
-    assert_eq!(bench.service.sift(&bench.domain, target(0, 0x40), true, |_| panic!("it has not fired")), 0);
+    assert_eq!(bench.service.unthrottle(&bench.domain, target(0, 0x40), true, |_| panic!("it has not fired")), 0);
     assert_eq!(bench.fire(handle.index()), Some(target(0, 0x40)));
 }

@@ -1,7 +1,7 @@
 //! Each operation, with each of its port calls failing in turn.
 
 use super::*;
-use crate::ims::{service::Held, slot::Binding};
+use crate::ims::{service::PendingRelease, slot::Binding};
 
 /// What is done, on a bench prepared for it.
 struct Scenario {
@@ -248,10 +248,10 @@ fn an_entry_that_is_not_surely_flushed_waits_masked_for_a_flush() {
 fn more_than_the_quarantine_remembers_stays_reserved_and_its_guest_gets_nothing_more() {
     let bench = Bench::new();
     let route = machine::NOWHERE;
-    let held = |guest| Held {
+    let held = |guest| PendingRelease {
         guest: GuestId(guest),
         binding: Binding { route, target: target(0, 0x40), entry: EntryIndex(0) },
-        release: false,
+        with_entry: false,
     };
     (0..64).for_each(|_| bench.service.quarantine(&[held(2); 256]));
     assert_eq!(bench.service.counters().quarantined, 16_384);

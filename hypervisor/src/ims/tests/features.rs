@@ -266,10 +266,10 @@ fn feature_storm_the_slot_that_fires_is_masked_and_those_beside_it_lose_nothing(
     let away = bench.mapped(target(0, 0x41));
     let round = |last| {
         let mut told = Vec::new();
-        let held = bench.service.sift(&bench.domain, target(0, 0x40), last, |slot| told.push(slot.slot));
+        let held = bench.service.unthrottle(&bench.domain, target(0, 0x40), last, |slot| told.push(slot.slot));
         (held, told)
     };
-    bench.service.hold(&bench.domain, target(0, 0x40));
+    bench.service.throttle(&bench.domain, target(0, 0x40));
     assert_eq!(bench.fire(away.index()), Some(target(0, 0x41)), "another vector's slot is not held");
     for slot in [storm, once] {
         assert_eq!(bench.fire(slot.index()), None);
@@ -306,7 +306,7 @@ fn feature_storm_messages_that_a_function_writes_past_its_slots_are_dropped_by_t
         bench.service.block(&bench.domain, target(0, 0x40), |slot| told.push(slot.slot));
         told
     };
-    bench.service.hold(&bench.domain, target(0, 0x40));
+    bench.service.throttle(&bench.domain, target(0, 0x40));
     assert_eq!(block(), [slot.index()]);
     assert_eq!((by_dma(slot), bench.fire(slot.index())), (None, None));
     assert_eq!(by_dma(away), Some(target(0, 0x41)), "another vector's");
@@ -347,7 +347,7 @@ fn a_slot_that_is_blocked_while_no_flush_comes_to_an_end_is_flushed_before_it_fi
 fn a_slot_that_the_guest_changes_while_it_is_held_is_the_guests() {
     let bench = Bench::new();
     let [masked, unmasked, freed, moved, both, written] = [(); 6].map(|()| bench.mapped(target(0, 0x40)));
-    bench.service.hold(&bench.domain, target(0, 0x40));
+    bench.service.throttle(&bench.domain, target(0, 0x40));
     bench.on(Call::Mask, both).unwrap();
     bench.retarget(both, target(1, 0x41)).unwrap();
     assert_eq!(bench.fire(both.index()), None, "it was masked before it moved");
@@ -359,7 +359,7 @@ fn a_slot_that_the_guest_changes_while_it_is_held_is_the_guests() {
     bench.on(Call::Free, freed).unwrap();
     bench.poke(written.index(), Field::AddressLo, 0).unwrap_err();
     assert_eq!(bench.fire(unmasked.index()), None, "it is held as before, or nobody had a limit");
-    assert_eq!(bench.service.sift(&bench.domain, target(0, 0x40), true, |_| panic!("nobody is a storm")), 0);
+    assert_eq!(bench.service.unthrottle(&bench.domain, target(0, 0x40), true, |_| panic!("nobody is a storm")), 0);
     assert_eq!(bench.fire(masked.index()), None);
     assert_eq!(bench.fire(written.index()), None, "it is not what the guest was given");
     assert_eq!(bench.fire(unmasked.index()), Some(target(0, 0x40)));

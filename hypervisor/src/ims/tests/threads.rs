@@ -241,8 +241,8 @@ fn play_foul(bench: &Bench, handles: &std::sync::Mutex<Vec<SlotHandle>>, dice: &
         }
         15 => {
             let target = dice.target();
-            bench.service.hold(&bench.domain, target);
-            bench.service.sift(&bench.domain, target, dice.below(2) == 1, |_| {});
+            bench.service.throttle(&bench.domain, target);
+            bench.service.unthrottle(&bench.domain, target, dice.below(2) == 1, |_| {});
         }
         16 => {
             let pasid = [0, 1 << 31 | 0x101, 1 << 31 | 0x102][dice.below(3) as usize];
@@ -276,7 +276,7 @@ fn play_foul(bench: &Bench, handles: &std::sync::Mutex<Vec<SlotHandle>>, dice: &
 /// Whether a slot sends its message: if it does, or does not, so it is shown.
 fn sends_as_shown(bench: &Bench, slot: u16) -> bool {
     for (processor, vector) in PROCESSORS.into_iter().flat_map(|processor| (0x40..0x48).map(move |v| (processor, v))) {
-        bench.service.sift(&bench.domain, target(processor, vector), false, |_| {});
+        bench.service.unthrottle(&bench.domain, target(processor, vector), false, |_| {});
     }
     let spec = store(0x104_0000, SLOTS);
     let ([address, _, data, ctrl], fires) = (bench.machine().shadow(&spec, slot), bench.machine().fire(&spec, slot));
@@ -360,7 +360,7 @@ fn a_slot_is_given_to_one_at_a_time() {
                     let taken = &taken[usize::from(handle.index())];
                     assert!(!taken.swap(true, SeqCst), "it is somebody's");
                     taken.store(false, SeqCst);
-                    let mut slot = bank.held(handle).unwrap();
+                    let mut slot = bank.lock_allocated(handle).unwrap();
                     slot.reset();
                     bank.free.lock().put(handle.index());
                 }

@@ -3,6 +3,9 @@
 
 use super::layout;
 
+/// The PASID of requests without one: RID_PASID is zero.
+pub const RID_PASID: u32 = 0;
+
 layout! {
     /// A root entry: one for a bus.
     RootEntry: u128 {

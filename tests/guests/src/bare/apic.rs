@@ -1,12 +1,14 @@
 //! The local APIC in x2APIC mode (SDM vol. 3, 12.12), which the guest finds enabled.
 
-use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use guest_shim::hcall_abi::Status;
 use guest_shim::{Hypercalls, PvEoi, Transport};
 
-use super::smp;
+use super::{
+    msr::{rdmsr, wrmsr},
+    this,
+};
 
 const ID: u32 = 0x802;
 const TPR: u32 = 0x808;
@@ -48,33 +50,13 @@ pub const fn message_address(apic_id: u32) -> u32 {
 }
 
 /// By which processors end interrupts, once one of them does.
-static PV_EOI: [PvEoi; smp::MOST] = [const { PvEoi::new() }; smp::MOST];
+static PV_EOI: [PvEoi; this::MOST] = [const { PvEoi::new() }; this::MOST];
 static HAS_PV_EOI: AtomicBool = AtomicBool::new(false);
 
 /// The vector of spurious interrupts, which get no EOI.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 /// The timer's vector.
 pub const TIMER_VECTOR: u8 = 0xf0;
-
-/// Writes a register.
-///
-/// # Safety
-/// The register exists, and the value does not break the program's memory.
-pub(super) unsafe fn wrmsr(register: u32, value: u64) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("wrmsr", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack));
-    }
-}
-
-/// # Safety
-/// The register exists.
-pub(super) unsafe fn rdmsr(register: u32) -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: the caller's promise.
-    unsafe { asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nostack)) }
-    u64::from(high) << 32 | u64::from(low)
-}
 
 /// Lets the APIC take interrupts of every priority, and sets the timer up.
 pub fn enable() {
@@ -108,17 +90,17 @@ pub fn is_requested() -> bool {
 pub fn end_of_interrupt() {
     // SAFETY: the x2APIC is enabled.
     let write = || unsafe { wrmsr(EOI, 0) };
-    if HAS_PV_EOI.load(Relaxed) { PV_EOI[smp::number()].end(write) } else { write() }
+    if HAS_PV_EOI.load(Relaxed) { PV_EOI[this::number()].end(write) } else { write() }
 }
 
 /// INIT has taken from this processor what it ended interrupts by.
 pub fn forget_pv_eoi() {
-    PV_EOI[smp::number()].end(|| ());
+    PV_EOI[this::number()].end(|| ());
 }
 
 /// Ends this processor's interrupts without exits where it can be, from now on. `smp::install` has run.
 pub fn use_pv_eoi<T: Transport>(calls: &Hypercalls<T>) -> Result<(), Status> {
-    calls.set_pv_eoi((&raw const PV_EOI[smp::number()]).expose_provenance() as u64)?;
+    calls.set_pv_eoi((&raw const PV_EOI[this::number()]).expose_provenance() as u64)?;
     HAS_PV_EOI.store(true, Relaxed);
     Ok(())
 }
@@ -130,7 +112,7 @@ pub fn give_up_pv_eoi<T: Transport>(calls: &Hypercalls<T>, work: impl FnOnce()) 
     calls.clear_pv_eoi()?;
     HAS_PV_EOI.store(false, Relaxed);
     // SAFETY: `PvEoi` is an `AtomicU32` under another name.
-    let bytes = unsafe { &*(&raw const PV_EOI[smp::number()]).cast::<AtomicU32>() };
+    let bytes = unsafe { &*(&raw const PV_EOI[this::number()]).cast::<AtomicU32>() };
     bytes.store(MINE, Relaxed);
     work();
     Ok(bytes.swap(0, Relaxed) == MINE)

@@ -16,6 +16,7 @@ pub mod faults;
 pub mod idle;
 pub mod interrupts;
 pub mod lock;
+mod msr;
 mod native;
 pub mod physical;
 pub mod poke;
@@ -24,6 +25,7 @@ pub mod portal;
 pub mod profile;
 pub mod smp;
 pub mod take_once;
+mod this;
 pub mod vector;
 
 use crate::boot_params::BootParams;

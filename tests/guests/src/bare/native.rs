@@ -5,7 +5,11 @@ use core::cell::UnsafeCell;
 
 use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
 
-use super::{apic, console, physical, port};
+use super::{
+    console,
+    msr::{rdmsr, wrmsr},
+    physical, port,
+};
 use crate::boot_params::{
     ACPI_RSDP_ADDR, CMD_LINE_PTR, E820_ENTRIES, E820_ENTRY_SIZE, E820_RAM, E820_TABLE, EXT_CMD_LINE_PTR,
 };
@@ -50,7 +54,7 @@ extern "C" fn entry(magic: u32, information: u64, _tsc: u64) -> ! {
     // SAFETY: the guests take interrupts from the local APIC alone, in x2APIC mode.
     unsafe {
         PIC_MASKS.iter().for_each(|&mask| port::write_u8(mask, 0xff));
-        apic::wrmsr(APIC_BASE, apic::rdmsr(APIC_BASE) | APIC_BASE_X2APIC);
+        wrmsr(APIC_BASE, rdmsr(APIC_BASE) | APIC_BASE_X2APIC);
     }
     // SAFETY: the guest's first instruction, which takes a stack and a descriptor table of its own; RSI is the structure.
     unsafe { core::arch::asm!("jmp _start", in("rsi") boot_params.as_ptr(), options(noreturn)) }

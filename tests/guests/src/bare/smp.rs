@@ -4,10 +4,9 @@ use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use super::{apic, idle, interrupts};
+pub use super::this::{MOST, number};
+use super::{apic, idle, interrupts, this::set_number};
 
-/// Most processors of a guest.
-pub const MOST: usize = 8;
 /// The page below 1 MiB where they begin. Nothing else is there.
 const PAGE: u64 = 0x1_0000;
 const STACK_SIZE: usize = 32 * 1024;
@@ -22,8 +21,6 @@ unsafe impl Sync for Stacks {}
 
 static STACKS: Stacks = Stacks(UnsafeCell::new([[0; STACK_SIZE]; MOST]));
 
-/// What each processor finds at GS: its number.
-static NUMBERS: [AtomicU64; MOST] = [const { AtomicU64::new(0) }; MOST];
 /// What processors do that have started.
 static MAIN: AtomicU64 = AtomicU64::new(0);
 static STARTS: [AtomicU32; MOST] = [const { AtomicU32::new(0) }; MOST];
@@ -82,20 +79,6 @@ global_asm!(
 /// Makes the processor that runs number 0. To be called before the others start.
 pub fn install() {
     set_number(0);
-}
-
-fn set_number(number: usize) {
-    NUMBERS[number].store(number as u64, SeqCst);
-    // SAFETY: the guest uses GS for nothing else, and the static stays.
-    unsafe { apic::wrmsr(0xc000_0101, &raw const NUMBERS[number] as u64) }
-}
-
-/// The number of the processor that runs: its x2APIC ID.
-pub fn number() -> usize {
-    let number: u64;
-    // SAFETY: `set_number` has run on this processor.
-    unsafe { asm!("mov {}, gs:[0]", out(reg) number, options(nostack, preserves_flags, readonly)) }
-    number as usize
 }
 
 /// How often a processor has been started.

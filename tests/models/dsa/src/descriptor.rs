@@ -1,5 +1,6 @@
 //! Descriptors: their fields, and what the device refuses before it does anything.
 
+use crate::Table;
 use crate::spec::{flag, opcode, status};
 
 /// A descriptor's fields (`struct dsa_hw_desc`).
@@ -16,6 +17,15 @@ pub(crate) struct Limits {
     pub(crate) in_batch: bool,
     /// Descriptors may ask to wait for pages.
     pub(crate) block: bool,
+}
+
+/// Where a descriptor came from.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin {
+    pub(crate) queue: usize,
+    pub(crate) table: Table,
+    pub(crate) pasid: Option<u32>,
+    pub(crate) limits: Limits,
 }
 
 /// What a descriptor asks for.

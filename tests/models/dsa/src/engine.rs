@@ -1,6 +1,6 @@
 //! Engines: they take descriptors from the queues of their group, carry them out, and tell the outcome.
 
-use crate::descriptor::{Descriptor, Limits, Operation, Refusal};
+use crate::descriptor::{Descriptor, Limits, Operation, Origin, Refusal};
 use crate::operation::{self, Completion, CrcMode, Reach};
 use crate::paging::Blocked;
 use crate::portal::Submission;
@@ -10,15 +10,6 @@ use crate::{Dsa, Fault, Table, Upstream};
 
 /// Bytes of a descriptor in a batch's list.
 const DESCRIPTOR: u64 = 64;
-
-/// Where a descriptor came from.
-#[derive(Clone, Copy)]
-pub(crate) struct Origin {
-    pub(crate) queue: usize,
-    pub(crate) table: Table,
-    pub(crate) pasid: Option<u32>,
-    pub(crate) limits: Limits,
-}
 
 /// Upstream as a descriptor sees it: nothing passes while the function is no bus master, nor with a PASID while it may not send
 /// requests with one.

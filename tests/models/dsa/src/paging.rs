@@ -2,8 +2,7 @@
 //!
 //! It begins when all of its pages are there, so nothing is done twice.
 
-use crate::descriptor::{Descriptor, Operation, Seed};
-use crate::engine::Origin;
+use crate::descriptor::{Descriptor, Operation, Origin, Seed};
 use crate::operation::Completion;
 use crate::portal::Submission;
 use crate::spec::{flag, status};

@@ -1,8 +1,8 @@
 //! DMA requests, with and without PASID (VT-d 3.4, 3.7).
 
-use crate::fault::{Fault, Request};
 use crate::spec::reason::{self, is_recoverable};
 use crate::spec::regs::global;
+use crate::unit::fault::{Fault, Request};
 use crate::{Memory, Unit};
 
 /// The direction of a DMA request.

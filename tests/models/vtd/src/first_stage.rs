@@ -2,10 +2,10 @@
 
 use crate::cache::Translation;
 use crate::dma::{Access, in_interrupt_range};
-use crate::fault::Fault;
 use crate::memory::read_u64;
 use crate::spec::tables::{self, first_stage as bit};
 use crate::spec::{mask, reason};
+use crate::unit::fault::Fault;
 use crate::walk::Stage;
 use crate::{Memory, Unit};
 

@@ -1,10 +1,10 @@
 //! Interrupt requests: remapping (VT-d 5.1) and posting (VT-d 5.2).
 
-use crate::fault::{Fault, Request};
 use crate::memory::read_pair;
 use crate::spec::irte::{self, Irte, request};
 use crate::spec::regs::{global, irta};
 use crate::spec::{bit, bits, mask, reason};
+use crate::unit::fault::{Fault, Request};
 use crate::{Memory, Unit};
 
 /// What becomes of an interrupt request.

@@ -2,9 +2,9 @@
 
 use crate::Unit;
 use crate::cache::{ContextScope, IotlbScope, PasidScope};
-use crate::queue::ignored_functions;
 use crate::spec::regs::{self, ccmd, global, iotlb};
 use crate::spec::{bit, bits, descriptor as desc, mask};
+use crate::unit::queue::ignored_functions;
 
 impl Unit {
     pub(crate) fn flush_contexts(&mut self, scope: ContextScope) {

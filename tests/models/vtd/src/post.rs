@@ -1,8 +1,8 @@
 //! Interrupt posting (VT-d 5.2.3, "Interrupt-Posting Hardware Operation").
 
-use crate::fault::Fault;
 use crate::spec::irte::Irte;
 use crate::spec::{pid, reason};
+use crate::unit::fault::Fault;
 use crate::{InterruptResult, Memory, Unit};
 
 /// The descriptor's quadwords.

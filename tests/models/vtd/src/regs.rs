@@ -1,8 +1,8 @@
 //! Register accesses (VT-d 11.2 "Software Access to Registers": aligned doublewords or quadwords; a quadword only where a
 //! 64-bit register is).
 
-use crate::event::Kind;
 use crate::spec::regs::{self, ICS_IWC, MAX_FAULT_RECORDS, RTADDR_RESERVED, iqa, irta};
+use crate::unit::event::Kind;
 use crate::{Config, Memory, Unit};
 
 /// An access to one register: `half` tells which doubleword of a 64-bit register.

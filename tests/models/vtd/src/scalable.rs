@@ -2,15 +2,12 @@
 //! (VT-d 3.4.3, 9.2, 9.4 to 9.6).
 
 use crate::dma::Requester;
-use crate::fault::Fault;
 use crate::memory::{read_quads, read_u64};
-use crate::spec::tables::{self, PasidEntry, ScalableContext};
+use crate::spec::tables::{self, PasidEntry, RID_PASID, ScalableContext};
 use crate::spec::{bit, reason};
+use crate::unit::fault::Fault;
 use crate::walk::Stage;
 use crate::{Memory, Unit};
-
-/// The PASID that requests without one have: RID_PASID is reserved.
-pub(crate) const RID_PASID: u32 = 0;
 
 impl Unit {
     /// What leads on for a request, from the caches or from memory. Only good entries are cached.

@@ -1,10 +1,15 @@
 //! The unit as a whole: its state, reset, and what a test may ask of it.
 
+pub(crate) mod event;
+pub(crate) mod fault;
+pub(crate) mod page_request;
+pub(crate) mod queue;
+
+use self::event::Event;
+use self::fault::FaultLog;
+use self::page_request::PageRequests;
+use self::queue::Queue;
 use crate::cache::Caches;
-use crate::event::Event;
-use crate::fault::FaultLog;
-use crate::page_request::PageRequests;
-use crate::queue::Queue;
 use crate::spec::regs::MAX_FAULT_RECORDS;
 use crate::{Config, Stats};
 use std::collections::VecDeque;

@@ -2,12 +2,11 @@
 
 use crate::cache::Translation;
 use crate::dma::{Access, Requester, in_interrupt_range};
-use crate::fault::Fault;
 use crate::memory::{read_pair, read_u64};
-use crate::scalable::RID_PASID;
 use crate::spec::regs::{RTADDR_TTM, TTM_SCALABLE};
-use crate::spec::tables::{self, ContextEntry, SS_PAGE_SIZE, SS_READ, SS_RESERVED, SS_SNOOP, SS_WRITE};
+use crate::spec::tables::{self, ContextEntry, RID_PASID, SS_PAGE_SIZE, SS_READ, SS_RESERVED, SS_SNOOP, SS_WRITE};
 use crate::spec::{bits, mask, reason};
+use crate::unit::fault::Fault;
 use crate::{Memory, Unit};
 
 /// Levels of the second-stage tables for a context entry's AW, if there is such a width.

@@ -5,8 +5,8 @@
 
 use super::symbols::Symbols;
 use super::{PLUGIN, Vtable, handlers};
+use crate::layout::Bar;
 use crate::layout::MOST_DSAS;
-use crate::machine::Bar;
 use crate::options::Options;
 use dsa_model::spec;
 use std::ffi::{c_char, c_int, c_void};

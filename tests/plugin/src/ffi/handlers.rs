@@ -3,7 +3,8 @@
 use super::{PLUGIN, Plugin, config_space};
 use crate::acpi;
 use crate::ioapic::REGISTERS;
-use crate::machine::{Bar, MESSAGES, UNIT_BASES};
+use crate::layout::Bar;
+use crate::machine::{MESSAGES, UNIT_BASES};
 use crate::odd;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

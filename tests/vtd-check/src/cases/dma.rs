@@ -10,7 +10,8 @@ use imsvisor::{
 };
 
 use super::{Case, Found, Verdict, only_fault};
-use crate::bed::{Bed, HOLE, READ_ONLY, SMALL, Seen, WINDOW, WINDOW_BYTES};
+use crate::bed::{Bed, Seen};
+use crate::window::{HOLE, READ_ONLY, SMALL, WINDOW, WINDOW_BYTES};
 
 pub const CASES: &[Case] = &[
     ("dma-of-nobodys-function-is-refused", unattached),

@@ -8,11 +8,7 @@ use imsvisor::{
 };
 
 use super::{Case, Found, Verdict, only_fault, only_vector};
-use crate::{
-    bed::{Bed, WINDOW},
-    nvme::IO_VECTOR,
-    other,
-};
+use crate::{bed::Bed, nvme::IO_VECTOR, other, window::WINDOW};
 
 pub const CASES: &[Case] = &[
     ("store-message-arrives-at-its-vector", store),

@@ -12,9 +12,10 @@ use imsvisor::{
 
 use super::{Found, Verdict, interrupts as shared, only_fault, only_vector, told};
 use crate::{
-    bed::{Bed, READ_ONLY, SMALL, WINDOW, WINDOW_BYTES},
+    bed::Bed,
     dsa::{Dsa, QUEUE},
     other,
+    window::{READ_ONLY, SMALL, WINDOW, WINDOW_BYTES},
 };
 
 pub type Case = (&'static str, fn(&mut Bed, &mut Dsa) -> Verdict);

@@ -11,11 +11,7 @@ use imsvisor::{
 };
 
 use super::{Case, Found, Verdict, only_fault, only_vector, told};
-use crate::{
-    bed::{Bed, WINDOW},
-    other,
-    raw::REGISTERS,
-};
+use crate::{bed::Bed, other, raw::REGISTERS, window::WINDOW};
 
 pub const CASES: &[Case] = &[
     ("a-unit-in-use-is-taken-over-with-32-bit-destinations", taken_over),

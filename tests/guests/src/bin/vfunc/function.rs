@@ -11,8 +11,6 @@ use guests::pci::{self, ConfigSpace, Function};
 use guests::println;
 use guests::tally::Tally;
 
-use crate::processors;
-
 /// Most vectors of a function.
 pub const MOST: u16 = 2048;
 /// Descriptors that are under way together: what a work queue holds.
@@ -49,14 +47,6 @@ pub fn expect(is: bool, what: &str) {
 /// How much went wrong.
 pub fn errors() -> u32 {
     ERRORS.load(Relaxed)
-}
-
-/// An interrupt has come. Those of the hypervisor's own are counted by their vectors alone.
-pub fn arrived(vector: u8) {
-    processors::note();
-    if vector <= vector::LAST {
-        COUNTS.arrived(vector);
-    }
 }
 
 /// A virtual function.

@@ -2,6 +2,9 @@
 
 use super::{bit, bits, mask};
 
+/// The PASID that requests without one have: RID_PASID is reserved.
+pub(crate) const RID_PASID: u32 = 0;
+
 /// Bytes of a root entry and of a context entry.
 pub(crate) const ENTRY_SIZE: u64 = 16;
 /// The address part, bits 51:12, of every entry here.

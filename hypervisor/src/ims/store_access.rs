@@ -1,5 +1,5 @@
-//! One slot, wired to the ports: the steps that all paths share, each in the order that keeps the device, the table and the
-//! cache consistent.
+//! Access to a store of a device: the steps on a slot that all paths share, each in the order that keeps the device, the table and
+//! the cache consistent.
 
 use core::{iter::once, sync::atomic::AtomicU64};
 
@@ -7,25 +7,28 @@ use hcall_abi::{FaultKind, MessagePair, Pasid, SlotHandle, SlotInfo, Status, Tar
 
 use super::{
     counters::count,
+    ctrl::{CTRL_MASK, CTRL_PENDING},
     device::{Bank, Device},
-    domain::{DeviceSpec, Domain, GuestId, Reach, StoreSpec},
+    domain::Domain,
+    faults::Attribution,
     ports::{EntryIndex, Field, Message, Ports, Span, Wanted},
-    service::{Attribution, Held, Owner, Service},
-    slot::{Binding, CTRL_MASK, CTRL_PENDING, Slot, State, StoreName},
+    service::{Owner, PendingRelease, Service},
+    slot::{Binding, Slot, State},
+    spec::{DeviceSpec, GuestId, Reach, StoreName, StoreSpec},
 };
 
 /// The minor version that came with [`FaultKind::Refused`].
 const REFUSALS_SINCE: u16 = 3;
 
-/// A store of a device.
-pub struct Place<'a, P> {
+/// A store of a device, with the service whose ports reach it.
+pub struct StoreAccess<'a, P> {
     pub service: &'a Service<P>,
     pub device: &'a Device,
     pub name: StoreName,
     pub store: &'a StoreSpec,
 }
 
-impl<'a, P: Ports> Place<'a, P> {
+impl<'a, P: Ports> StoreAccess<'a, P> {
     /// The store `name` of `device`.
     pub fn new(service: &'a Service<P>, device: &'a Device, name: StoreName) -> Result<Self, Status> {
         let store = device.spec.store(name).ok_or(Status::NoSuchDevice)?;
@@ -145,10 +148,10 @@ impl<'a, P: Ports> Place<'a, P> {
         MessagePair { address, data }
     }
 
-    /// Unmasks the slot in the device. It must have a binding; if its entry is not surely flushed, that comes first. One that is held
-    /// stays masked until [`Service::sift`].
+    /// Unmasks the slot in the device. It must have a binding; if its entry is not surely flushed, that comes first. One that is throttled
+    /// stays masked until [`Service::unthrottle`].
     pub fn unmask(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
-        if !slot.device_masked || slot.held {
+        if !slot.device_masked || slot.throttled {
             return Ok(());
         }
         self.unblock(slot)?;
@@ -183,12 +186,12 @@ impl<'a, P: Ports> Place<'a, P> {
         self.write_ctrl(index, slot.device_ctrl(false));
         slot.device_masked = false;
         slot.pending = false;
-        slot.held = false;
+        slot.throttled = false;
         slot.limited = false;
     }
 
-    /// Stores the message of a slot that a batch has mapped, unmasks it unless it is to stay masked, and shows it. `store` is a copy of this
-    /// place's.
+    /// Stores the message of a slot that a batch has mapped, unmasks it unless it is to stay masked, and shows it. `store` is a copy of
+    /// `self.store`.
     #[inline(always)]
     pub fn begin_to_send(&self, store: &StoreSpec, slot: &Slot, handle: SlotHandle, entry: EntryIndex) {
         let (ports, index) = (&self.service.ports, handle.index());
@@ -241,10 +244,10 @@ impl<'a, P: Ports> Place<'a, P> {
 
     /// Takes the entry away from a slot that is masked in the device or never had its message: the caller gives what comes
     /// out to [`Service::give_back`].
-    pub fn withdraw(&self, binding: Binding) -> Held {
+    pub fn withdraw(&self, binding: Binding) -> PendingRelease {
         self.service.ports.clear(binding.entry);
         self.service.disown(binding.entry);
-        Held { guest: self.guest(), binding, release: true }
+        PendingRelease { guest: self.guest(), binding, with_entry: true }
     }
 
     /// Binds a slot that has no binding, and leaves it masked with its message stored.
@@ -286,8 +289,8 @@ impl<'a, P: Ports> Place<'a, P> {
             Ok(()) => {
                 service.ports.unroute(self.guest(), old.target, old.route);
                 slot.bind(new);
-                if core::mem::take(&mut slot.held) {
-                    // Nobody looks for it at its new place.
+                if core::mem::take(&mut slot.throttled) {
+                    // Whoever unthrottles looks at the old target only.
                     self.send_again(index, slot);
                 }
                 Ok(())
@@ -311,7 +314,7 @@ impl<'a, P: Ports> Place<'a, P> {
     /// Unmasks a slot in the device if nothing is in the way.
     #[cold]
     fn send_again(&self, index: u16, slot: &mut Slot) {
-        if !slot.held && self.may_send(slot) && slot.is_sound() {
+        if !slot.throttled && self.may_send(slot) && slot.is_sound() {
             self.let_send(index, slot);
         }
     }
@@ -321,7 +324,7 @@ impl<'a, P: Ports> Place<'a, P> {
     fn return_to(&self, index: u16, slot: &mut Slot, old: Binding, new: Binding) {
         let service = self.service;
         service.program(old.entry, old.route);
-        let abandoned = Held { guest: self.guest(), binding: new, release: false };
+        let abandoned = PendingRelease { guest: self.guest(), binding: new, with_entry: false };
         if service.flush(once(old.entry)).is_ok() {
             service.ports.unroute(abandoned.guest, new.target, new.route);
             slot.flushed = true;

@@ -1,9 +1,9 @@
 //! Recording of faults (VT-d 7.2, "Primary Fault Logging") and the fault status register.
 
 use crate::Unit;
-use crate::event::Kind;
 use crate::spec::reason::is_qualified;
 use crate::spec::regs::{frcd, fsts};
+use crate::unit::event::Kind;
 use std::ops::BitOr;
 
 /// A fault that the unit has found.

@@ -1,10 +1,10 @@
 //! Page requests of devices, their queue, and software's responses (VT-d 7.4 to 7.7).
 
-use crate::event::Kind;
-use crate::fault::{Fault, Request};
 use crate::spec::page_request as layout;
 use crate::spec::regs::{self, global, pqa, prs};
 use crate::spec::{bit, bits, descriptor as desc, reason};
+use crate::unit::event::Kind;
+use crate::unit::fault::{Fault, Request};
 use crate::{Memory, Requester, Unit};
 use std::collections::{BTreeSet, VecDeque};
 

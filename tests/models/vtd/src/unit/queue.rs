@@ -1,10 +1,10 @@
 //! The invalidation queue (VT-d 6.5.2) with descriptors of 128 bits, or of 256 where there is scalable mode.
 
 use crate::cache::{ContextScope, IotlbScope, PasidScope};
-use crate::event::Kind;
 use crate::memory::{read_pair, read_quads};
 use crate::spec::regs::{self, ICS_IWC, fsts, global, iqa, queue_error};
 use crate::spec::{bit, bits, descriptor as desc, mask};
+use crate::unit::event::Kind;
 use crate::{Memory, Unit};
 
 /// The queue's registers.
