@@ -49,6 +49,7 @@ const CRATES_FOR_TESTS: [(&str, &[&str]); 1] = [("imsvisor", &["vtd-model", "dsa
 const SAFE_CRATES: [&str; 4] = ["hcall-abi", "tests/models/vtd", "tests/models/dsa", "tests/dsa-server"];
 
 /// Folders whose files still make circles: crate, and folder below its sources. A folder without circles has to leave the list.
+const CIRCLES_LEFT: [(&str, &str); 1] = [("bochs-plugin", "ffi")];
 
 fn workspace() -> PathBuf {
     imsvisor_boot::paths::workspace().expect("the checkout")
