@@ -19,9 +19,11 @@
 
 extern crate alloc;
 
+pub use ims::{self, addr};
+pub use imsvisor_sync as sync;
+
 #[cfg(feature = "machine")]
 pub mod acpi;
-pub mod addr;
 #[cfg(feature = "machine")]
 pub mod apic;
 #[cfg(feature = "machine")]
@@ -38,8 +40,6 @@ pub mod ept;
 pub mod exits;
 pub mod guest;
 #[cfg(feature = "machine")]
-pub mod ims;
-#[cfg(feature = "machine")]
 pub mod irq;
 #[cfg(feature = "machine")]
 pub mod machine;
@@ -51,8 +51,6 @@ pub mod pci;
 pub mod quirks;
 #[cfg(feature = "machine")]
 pub mod sched;
-#[cfg(feature = "machine")]
-pub mod sync;
 #[cfg(feature = "machine")]
 pub mod vdev;
 #[cfg(feature = "machine")]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::*;
-use crate::ims::{device::Bank, slot::OPAQUE_ADDRESS};
+use crate::{device::Bank, slot::OPAQUE_ADDRESS};
 
 const THREADS: u16 = 4;
 /// Operations of each thread: 100,000 altogether.

@@ -9,11 +9,8 @@ use std::{
 use hcall_abi::{MessagePair, Status, Target};
 
 use crate::{
-    addr::Bdf,
-    ims::{
-        Bind, Bound, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, PackedRoute, Reach, Remap, Shadow, Span,
-        Store, StoreSpec, UnitNumber, Wanted,
-    },
+    Bind, Bound, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, PackedRoute, Reach, Remap, Shadow, Span,
+    Store, StoreSpec, UnitNumber, Wanted, addr::Bdf,
 };
 
 /// What a port was asked to do.

@@ -4,7 +4,7 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use hcall_abi::{SlotHandle, Status, call::QUEUE_SLOTS_MAX};
-use spin::RwLockReadGuard;
+use imsvisor_sync::ReadGuard;
 
 use super::{
     batch_buffer::Batch,
@@ -97,7 +97,7 @@ impl Device {
 
     /// The slots, to lock some of them one after another. `NoSuchDevice` once the guest was detached.
     #[inline]
-    pub fn slots(&self) -> Result<RwLockReadGuard<'_, Slots>, Status> {
+    pub fn slots(&self) -> Result<ReadGuard<'_, Slots>, Status> {
         let slots = self.slots.read();
         if slots.attached { Ok(slots) } else { Err(Status::NoSuchDevice) }
     }

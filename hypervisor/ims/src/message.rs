@@ -55,7 +55,7 @@ mod tests {
     use alloc::{sync::Arc, vec};
 
     use super::*;
-    use crate::ims::GuestId;
+    use crate::GuestId;
 
     fn parse_for(apic_ids: &[u32], image: [u32; 3]) -> Result<Target, Status> {
         parse(&Domain::new(GuestId(0), apic_ids.to_vec(), vec![], true, Arc::default()), image)

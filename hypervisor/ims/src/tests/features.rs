@@ -487,7 +487,7 @@ fn feature_storm_messages_of_a_store_in_the_guests_memory_are_dropped_until_they
 
 #[test]
 fn a_guest_that_takes_all_that_it_can_leaves_the_others_their_entries() {
-    let most = crate::ims::most_entries(MSIX_SLOTS + IMS_SLOTS);
+    let most = crate::most_entries(MSIX_SLOTS + IMS_SLOTS);
     let bench = Bench::with(most, 512);
     bench.call(Call::OpenQueue, [DEVICE_ARG, QUEUE_SLOTS_MAX, 0, 0]).unwrap();
     (0..QUEUE_SLOTS_MAX).for_each(|_| _ = bench.queued(target(0, 0x44)));

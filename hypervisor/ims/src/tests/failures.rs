@@ -1,7 +1,7 @@
 //! Each operation, with each of its port calls failing in turn.
 
 use super::*;
-use crate::ims::{service::PendingRelease, slot::Binding};
+use crate::{service::PendingRelease, slot::Binding};
 
 /// What is done, on a bench prepared for it.
 struct Scenario {

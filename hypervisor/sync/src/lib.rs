@@ -1,8 +1,10 @@
 //! Locks: one that is first come, first served, and one for what many read and few write.
+#![cfg_attr(not(any(test, feature = "testing")), no_std)]
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use spin::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use spin::RwLock;
+pub use spin::{RwLockReadGuard as ReadGuard, RwLockWriteGuard as WriteGuard};
 
 /// A value that one processor at a time has. Processors get it in the order in which they ask.
 ///
@@ -102,9 +104,9 @@ unsafe impl lock_api::RawMutex for Tickets {
 /// A look later. The host's system may have taken the processor from the thread whose turn it is; a processor of the machine's goes on.
 #[inline]
 fn wait() {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     std::thread::yield_now();
-    #[cfg(not(test))]
+    #[cfg(not(any(test, feature = "testing")))]
     core::hint::spin_loop();
 }
 
@@ -129,7 +131,7 @@ impl<T> Shared<T> {
 
     /// The value, to read. Whoever has it already must not ask again: a writer may have come in between.
     #[inline]
-    pub fn read(&self) -> RwLockReadGuard<'_, T> {
+    pub fn read(&self) -> ReadGuard<'_, T> {
         while self.closing.load(Ordering::Acquire) {
             wait();
         }
@@ -137,7 +139,7 @@ impl<T> Shared<T> {
     }
 
     /// The value, to write, when those who read it now have done.
-    pub fn write(&self) -> RwLockWriteGuard<'_, T> {
+    pub fn write(&self) -> WriteGuard<'_, T> {
         let _writer = self.writer.lock();
         self.closing.store(true, Ordering::Release);
         let value = self.value.write();
@@ -147,7 +149,7 @@ impl<T> Shared<T> {
 }
 
 /// What other rooms' tests do to a lock.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing {
     use super::{Mutex, Ordering, Tickets};
 

@@ -27,8 +27,12 @@
 //! 6. whatever the ports lock inside.
 //!
 //! A holder of a lock never takes one of a lower number. What is counted, and whom an entry belongs to, are atomic words.
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+pub mod addr;
 pub mod ports;
 
 mod backed;
@@ -58,6 +62,7 @@ pub use device::{most_bytes, most_entries};
 pub use domain::Domain;
 pub use faults::Attribution;
 pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};
+use imsvisor_sync as sync;
 pub use ports::{
     Bind, Bound, Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, PackedRoute, Ports, Remap, Shadow, Span,
     Store, UnitNumber, Wanted,

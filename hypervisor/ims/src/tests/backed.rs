@@ -4,7 +4,7 @@ use super::{
     machine::{NOWHERE, Op},
     *,
 };
-use crate::ims::Backing;
+use crate::Backing;
 
 /// Vectors of the first function.
 const VECTORS: u32 = 130;
