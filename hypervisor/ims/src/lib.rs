@@ -33,6 +33,8 @@
 extern crate alloc;
 
 pub mod addr;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod ports;
 
 mod backed;

@@ -78,7 +78,7 @@ unsafe impl lock_api::RawMutex for Tickets {
     const INIT: Self = Self { word: AtomicU32::new(0) };
     type GuardMarker = lock_api::GuardSend;
 
-    #[inline(always)]
+    #[inline]
     fn lock(&self) {
         let word = self.word.fetch_add(Self::NEXT, Ordering::Acquire);
         if word.rotate_left(16) != word {
@@ -91,7 +91,7 @@ unsafe impl lock_api::RawMutex for Tickets {
         self.take_if(self.word.load(Ordering::Relaxed))
     }
 
-    #[inline(always)]
+    #[inline]
     unsafe fn unlock(&self) {
         // Only the owner changes the lower half, which must carry nothing into the upper one.
         if Self::serving(self.word.load(Ordering::Relaxed)) == u16::MAX {
