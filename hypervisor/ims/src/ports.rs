@@ -1,6 +1,6 @@
-//! What the service asks of the machine. The hardware rooms' owners implement these; tests fake them.
+//! What the service asks of the machine. A hypervisor implements these traits; tests fake them.
 //!
-//! A port that can fail returns a [`Status`] and has then done nothing. The others cannot fail: undoing needs such.
+//! A method that returns a [`Status`] as its error has no effect when it fails. The methods that undo something are infallible.
 
 use core::num::NonZeroU64;
 

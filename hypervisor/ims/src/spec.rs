@@ -52,7 +52,7 @@ pub struct StoreSpec {
     pub bar: u32,
     /// Offset of the store in that BAR, in bytes.
     pub offset: u32,
-    /// Of an MSI-X table that the guest takes for one, but that is a part of an interrupt message store: what makes it so.
+    /// Set for an MSI-X table that is emulated by slots of an interrupt message store: describes those.
     pub backing: Option<Backing>,
     /// How it is reached.
     pub reach: Reach,

@@ -218,7 +218,7 @@ pub fn interrupt_vector() -> u8 {
     vmread(fields::EXIT_INTERRUPTION) as u8
 }
 
-/// Why a guest stopped. What else there is to tell is read by whom it concerns, so that an exit is a number and stays in a register.
+/// Why a guest stopped. It is the exit reason alone, which stays in a register; handlers read other fields on demand.
 /// [`Reason`](super::reason::Reason) says which reason leads to which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
