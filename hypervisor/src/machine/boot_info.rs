@@ -140,3 +140,44 @@ fn module_range(module: &multiboot2::ModuleTag) -> PhysRange {
     let start = u64::from(module.start_address());
     PhysRange::new(Hpa::new(start), u64::from(module.end_address()).saturating_sub(start))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A memory map as a loader hands it over: base, length and type of each entry. It lives for ever.
+    fn loaded(areas: &[(u64, u64, u32)]) -> BootInfo {
+        let entries = areas.iter().flat_map(|&(base, len, kind)| [base, len, kind.into()]);
+        let size = 16 + 24 * areas.len() as u64;
+        // Tag 6: type and size, size and version of an entry; then the tag that ends the structure.
+        let tags: Vec<u64> = [6 | size << 32, 24].into_iter().chain(entries).chain([8 << 32]).collect();
+        let words: Vec<u64> = [8 + 8 * tags.len() as u64].into_iter().chain(tags).collect();
+        // SAFETY: the structure was built by the specification's layout, is aligned to 8 bytes, and lives for ever.
+        unsafe { BootInfo::new(MAGIC, Hpa::new(words.leak().as_ptr() as u64)) }.unwrap()
+    }
+
+    #[test]
+    fn empty_ranges_of_the_memory_map_are_skipped_and_bad_memory_is_apart() {
+        let info = loaded(&[
+            (0, 0x9_fc00, 1),
+            (0x9_fc00, 0x400, 2),
+            (0x10_0000, 0, 1),
+            (0x10_0000, 0x7f0_0000, 1),
+            (0x800_0000, 0x1000, 5),
+            (0xfec0_0000, 0, 2),
+        ]);
+        let seen = |ranges: Vec<PhysRange>| -> Vec<_> {
+            ranges.into_iter().map(|range| (range.start.as_u64(), range.len)).collect()
+        };
+        assert_eq!(seen(info.memory(true).collect()), [(0, 0x9_fc00), (0x10_0000, 0x7f0_0000)]);
+        assert_eq!(seen(info.memory(false).collect()), [(0x9_fc00, 0x400)]);
+        assert_eq!(seen(info.bad_memory().collect()), [(0x800_0000, 0x1000)]);
+    }
+
+    #[test]
+    fn another_loader_is_refused_by_its_magic_number() {
+        // SAFETY: nothing is read with another magic number.
+        let refused = unsafe { BootInfo::new(0x2bad_b002, Hpa::new(0)) };
+        assert_eq!(refused.err(), Some(Refusal::Magic(0x2bad_b002)));
+    }
+}
