@@ -84,6 +84,12 @@ impl Meter {
         Probe { vector, round, until, counts_from: half, came: 0 }
     }
 
+    /// The slots are held now: their time begins. Masking all slots of a large store takes as long as the time itself, and nothing can be seen
+    /// of a slot before it is masked.
+    pub fn begin(&mut self, now: u64) {
+        self.probe = self.probe.map(|Probe { vector, round, .. }| self.round(vector, round, now));
+    }
+
     /// How long slots are held.
     fn patience(&self) -> u64 {
         (PROBED * WINDOW / u64::from(self.limit.max(1))).clamp(LEAST, WINDOW)
@@ -159,5 +165,21 @@ mod tests {
         meter.nobody_held();
         assert!(meter.due().is_none());
         assert!(!meter.count(0x40, 2) && meter.count(0x40, 3));
+    }
+
+    #[test]
+    fn the_time_begins_when_the_slots_are_held() {
+        let mut meter = Meter::new(50);
+        assert!((0..51).map(|n| meter.count(0x40, n)).any(|now| now));
+        let first = meter.due().unwrap();
+        meter.begin(70_000);
+        assert_eq!(meter.due(), Some(first - 50 + 70_000));
+        assert_eq!(meter.suspect(first), None);
+        let until = meter.due().unwrap();
+        assert_eq!(meter.suspect(until), Some(Suspect { vector: 0x40, last: false, passes_by: false }));
+        meter.begin(until + 60_000);
+        assert!(meter.suspect(until + 60_000 + WINDOW).is_some_and(|suspect| suspect.last));
+        meter.begin(9 * WINDOW);
+        assert_eq!(meter.due(), None, "nothing is held");
     }
 }

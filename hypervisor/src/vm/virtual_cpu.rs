@@ -87,6 +87,7 @@ impl VirtualCpu {
             && let Some(domain) = &self.vm.resources.domain
         {
             self.vm.resources.service.throttle(domain, self.target(vector));
+            self.meter.as_mut().into_iter().for_each(|meter| meter.begin(cpu::tsc()));
         }
         let counts = &self.mailbox.counts;
         if let Some(virtual_apic) = &self.virtual_apic {
@@ -123,8 +124,9 @@ impl VirtualCpu {
         if passes_by {
             return service.block(domain, target, tell);
         }
-        if service.unthrottle(domain, target, last, tell) == 0 {
-            meter.nobody_held();
+        match service.unthrottle(domain, target, last, tell) {
+            0 => meter.nobody_held(),
+            _ => meter.begin(cpu::tsc()),
         }
     }
 
