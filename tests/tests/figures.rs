@@ -63,7 +63,7 @@ fn a_trapped_write_an_empty_call_and_a_batch_stay_within_their_figures() {
     }
     assert_below(masks(), ("mask", "trapped"), 1000.0);
     assert_below(masks(), ("null-exit", "hypercall"), 250.0);
-    assert_below(maps(), ("map-256", "hypercall"), 150.0);
+    assert_below(maps(), ("map-256", "hypercall"), 160.0);
 }
 
 fn writes() -> &'static [Figure] {
