@@ -110,6 +110,32 @@ typedef struct ImsRequest {
   uint64_t cookie;
 } ImsRequest;
 
+// What is known of a slot.
+typedef struct ImsSlotInfo {
+  // The driver's own name for the interrupt; 0 unless the slot is mapped, and always on the native way.
+  uint64_t cookie;
+  // The message's address, as it lies in the store; 0 unless the slot is mapped.
+  uint64_t address;
+  // The message's data; 0 unless the slot is mapped.
+  uint32_t data;
+  // x2APIC ID of the processor to which its interrupts go; 0 unless the slot is mapped.
+  uint32_t apic_id;
+  // The PASID that it is for; negative for none.
+  int32_t pasid;
+  // The group that it was taken with.
+  uint16_t group;
+  // The vector on which its interrupts come; 0 unless the slot is mapped.
+  uint8_t vector;
+  // Whether it is mapped.
+  bool mapped;
+  // Whether it is masked.
+  bool masked;
+  // Whether a message waits for it to be unmasked.
+  bool pending;
+  // Whether it was masked because it fired faster than its limit.
+  bool limited;
+} ImsSlotInfo;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -229,6 +255,12 @@ int32_t ims_free(struct ImsDomain *domain, uint32_t handle);
 // # Safety
 // `domain` is open and used by one processor at a time.
 int32_t ims_free_group(struct ImsDomain *domain, uint32_t group);
+
+// Writes what is known of a slot to `info`.
+//
+// # Safety
+// `domain` is open and used by one processor at a time; `info` points to room for one.
+int32_t ims_query_slot(struct ImsDomain *domain, uint32_t handle, struct ImsSlotInfo *info);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -8,6 +8,8 @@
 //! Build it for a freestanding guest with `cargo build -p guest-shim-c --target x86_64-unknown-none --profile bare`.
 #![cfg_attr(target_os = "none", no_std)]
 
+mod query;
+
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
@@ -227,6 +229,16 @@ unsafe fn calls(interface: *const ImsInterface) -> Hypercalls<Vmcall> {
     unsafe { Hypercalls::new(Vmcall::new(), (*interface).into()) }
 }
 
+/// The page of a call.
+///
+/// # Safety
+/// `page` is null, or a page of ordinary memory at the physical address `physical` that nobody else uses during the call.
+unsafe fn page<'a>(page: *mut c_void, physical: u64) -> Result<BatchPage<'a>, Status> {
+    let page = NonNull::new(page).ok_or(Status::BadAddress)?;
+    // SAFETY: the caller's promise.
+    unsafe { BatchPage::new(page.cast(), physical) }
+}
+
 /// Opens a domain that goes by hypercall, for the device with this ID. `page` is a page of ordinary memory at the physical address
 /// `page_physical`, which the library keeps for itself.
 ///
@@ -240,9 +252,8 @@ pub unsafe extern "C" fn ims_open_hypercall(
     page: *mut c_void,
     page_physical: u64,
 ) -> i32 {
-    let Some(page) = NonNull::new(page) else { return code(Status::BadAddress) };
     // SAFETY: the caller's promise.
-    let page = unsafe { BatchPage::new(page.cast(), page_physical) };
+    let page = unsafe { self::page(page, page_physical) };
     // SAFETY: the caller's promise.
     let calls = unsafe { calls(interface) };
     // SAFETY: the caller's promise.
@@ -492,6 +503,9 @@ mod tests {
             let request = ImsRequest { apic_id: 2, vector: 0x41, unmask: true, cookie: 9 };
             assert_eq!(ims_map(&mut domain, handle, &request), 0);
             assert_eq!(memory[0], [0xfee0_2000, 0, 0x41, 0]);
+            let mut info = query::ImsSlotInfo::default();
+            assert_eq!(query::ims_query_slot(&mut domain, handle, &mut info), 0);
+            assert_eq!((info.mapped, info.apic_id, info.vector, info.pasid), (true, 2, 0x41, -1));
             assert_eq!(ims_mask(&mut domain, handle), 0);
             assert_eq!(ims_set_affinity(&mut domain, handle, 3, 0x42), 0);
             assert_eq!(ims_set_pasid(&mut domain, handle, 0x10_0000), -(Status::InvalidArgument.code() as i32));
