@@ -46,6 +46,12 @@
 // Decision: leave the store alone, because nobody would watch what is written there. Use MSI-X.
 #define IMS_REFUSED_VIRTUALISED 3
 
+// Store: slots of 16 bytes in device memory.
+#define IMS_STORE_ARRAY 1
+
+// Store: beside the work queue, in system memory.
+#define IMS_STORE_QUEUE 2
+
 // A hypercall domain that was found.
 typedef struct ImsInterface {
   // The CPUID leaf at which it was found.
@@ -110,9 +116,29 @@ typedef struct ImsRequest {
   uint64_t cookie;
 } ImsRequest;
 
+// What is known of a device.
+typedef struct ImsDeviceInfo {
+  // Slots in its store.
+  uint32_t slots;
+  // Slots that can still be taken.
+  uint32_t free;
+  // The BAR that holds the store.
+  uint32_t bar;
+  // Offset of the store in that BAR, in bytes.
+  uint32_t offset;
+  // The first PASID that the guest owns for the device; negative if it owns none.
+  int32_t first_pasid;
+  // The last one; negative if it owns none.
+  int32_t last_pasid;
+  // Where the device keeps its messages: `IMS_STORE_…`.
+  uint16_t kind;
+  // The device: its requester ID on the guest's own bus.
+  uint16_t device;
+} ImsDeviceInfo;
+
 // What is known of a slot.
 typedef struct ImsSlotInfo {
-  // The driver's own name for the interrupt; 0 unless the slot is mapped, and always on the native way.
+  // The driver's own name for the interrupt; 0 unless the slot is mapped.
   uint64_t cookie;
   // The message's address, as it lies in the store; 0 unless the slot is mapped.
   uint64_t address;
@@ -255,6 +281,16 @@ int32_t ims_free(struct ImsDomain *domain, uint32_t handle);
 // # Safety
 // `domain` is open and used by one processor at a time.
 int32_t ims_free_group(struct ImsDomain *domain, uint32_t group);
+
+// Writes what is known of a device's store to `info`. `page` is a page of ordinary memory at the physical address `page_physical`.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable); nobody else uses the page during the call, and `info` points to room for one.
+int32_t ims_query_device(const struct ImsInterface *interface,
+                         uint16_t device,
+                         void *page,
+                         uint64_t page_physical,
+                         struct ImsDeviceInfo *info);
 
 // Writes what is known of a slot to `info`.
 //

@@ -1,14 +1,73 @@
 //! What the hypervisor tells of slots, devices and faults.
 
-use guest_shim::hcall_abi::{Pasid, SlotInfo};
+use core::ffi::c_void;
 
-use crate::{ImsDomain, on_slot};
+use guest_shim::hcall_abi::{DeviceId, DeviceInfo, Pasid, SlotInfo, StoreKind};
+
+use crate::{ImsDomain, ImsInterface, calls, on_slot, page, result};
+
+/// Store: slots of 16 bytes in device memory.
+pub const IMS_STORE_ARRAY: u16 = 1;
+/// Store: beside the work queue, in system memory.
+pub const IMS_STORE_QUEUE: u16 = 2;
+
+/// What is known of a device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImsDeviceInfo {
+    /// Slots in its store.
+    pub slots: u32,
+    /// Slots that can still be taken.
+    pub free: u32,
+    /// The BAR that holds the store.
+    pub bar: u32,
+    /// Offset of the store in that BAR, in bytes.
+    pub offset: u32,
+    /// The first PASID that the guest owns for the device; negative if it owns none.
+    pub first_pasid: i32,
+    /// The last one; negative if it owns none.
+    pub last_pasid: i32,
+    /// Where the device keeps its messages: `IMS_STORE_…`.
+    pub kind: u16,
+    /// The device: its requester ID on the guest's own bus.
+    pub device: u16,
+}
+
+impl From<DeviceInfo> for ImsDeviceInfo {
+    fn from(DeviceInfo { kind, slots, free, bar, offset, device, pasids }: DeviceInfo) -> Self {
+        let [first_pasid, last_pasid] = [pasids.map(|(first, _)| first), pasids.map(|(_, last)| last)].map(pasid);
+        let kind = match kind {
+            StoreKind::Array => IMS_STORE_ARRAY,
+            StoreKind::Queue => IMS_STORE_QUEUE,
+        };
+        Self { slots, free, bar, offset, first_pasid, last_pasid, kind, device: device.0 }
+    }
+}
+
+/// Writes what is known of a device's store to `info`. `page` is a page of ordinary memory at the physical address `page_physical`.
+///
+/// # Safety
+/// As for [`ims_enable`](crate::ims_enable); nobody else uses the page during the call, and `info` points to room for one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ims_query_device(
+    interface: *const ImsInterface,
+    device: u16,
+    page: *mut c_void,
+    page_physical: u64,
+    info: *mut ImsDeviceInfo,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    let (calls, page) = unsafe { (calls(interface), self::page(page, page_physical)) };
+    let found = page.and_then(|mut page| calls.query(DeviceId(device), &mut page));
+    // SAFETY: the caller's promise.
+    result(found.map(|found| unsafe { info.write(found.into()) }))
+}
 
 /// What is known of a slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImsSlotInfo {
-    /// The driver's own name for the interrupt; 0 unless the slot is mapped, and always on the native way.
+    /// The driver's own name for the interrupt; 0 unless the slot is mapped.
     pub cookie: u64,
     /// The message's address, as it lies in the store; 0 unless the slot is mapped.
     pub address: u64,
@@ -76,6 +135,32 @@ mod tests {
     use guest_shim::hcall_abi::{MessagePair, Target};
 
     use super::*;
+
+    #[test]
+    fn each_field_of_a_device_comes_to_its_place() {
+        let info = DeviceInfo {
+            kind: StoreKind::Queue,
+            slots: 4096,
+            free: 4000,
+            bar: 2,
+            offset: 0x40000,
+            device: DeviceId(0x10),
+            pasids: Pasid::new(0x100).zip(Pasid::new(0x1ff)),
+        };
+        let expected = ImsDeviceInfo {
+            slots: 4096,
+            free: 4000,
+            bar: 2,
+            offset: 0x40000,
+            first_pasid: 0x100,
+            last_pasid: 0x1ff,
+            kind: IMS_STORE_QUEUE,
+            device: 0x10,
+        };
+        assert_eq!(ImsDeviceInfo::from(info), expected);
+        let none = ImsDeviceInfo::from(DeviceInfo { kind: StoreKind::Array, pasids: None, ..info });
+        assert_eq!((none.kind, none.first_pasid, none.last_pasid), (IMS_STORE_ARRAY, -1, -1));
+    }
 
     #[test]
     fn each_field_of_a_slot_comes_to_its_place() {
