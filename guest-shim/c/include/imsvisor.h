@@ -52,6 +52,24 @@
 // Store: beside the work queue, in system memory.
 #define IMS_STORE_QUEUE 2
 
+// Fault: the remapping unit refused a message of the slot; `reason` is its code (VT-d 5.1.4.1).
+#define IMS_FAULT_REMAPPING 1
+
+// Fault: the slot fired faster than its limit and was masked. Unmasking lets it fire again.
+#define IMS_FAULT_STORM 2
+
+// Fault: the hypervisor could not carry out a write to the slot and masked it; `reason` is the status. Unmasking tries again.
+#define IMS_FAULT_REFUSED 3
+
+// The fault's slot is in the MSI-X table.
+#define IMS_FAULT_STORE_MSIX 0
+
+// The fault's slot is in the store in device memory.
+#define IMS_FAULT_STORE_ARRAY 1
+
+// The fault's slot is in the store in the guest's memory.
+#define IMS_FAULT_STORE_QUEUE 2
+
 // A hypercall domain that was found.
 typedef struct ImsInterface {
   // The CPUID leaf at which it was found.
@@ -135,6 +153,26 @@ typedef struct ImsDeviceInfo {
   // The device: its requester ID on the guest's own bus.
   uint16_t device;
 } ImsDeviceInfo;
+
+// A fault of one of the guest's slots.
+typedef struct ImsFault {
+  // The driver's own name for the interrupt; 0 of a slot that no call mapped.
+  uint64_t cookie;
+  // How many faults were lost before this one, because nobody had read the older ones.
+  uint32_t lost;
+  // The device.
+  uint16_t device;
+  // The slot's index.
+  uint16_t slot;
+  // What went wrong: `IMS_FAULT_…`; 0 for a fault that this library does not know, whose other fields are 0 as well.
+  uint8_t kind;
+  // Depends on the kind; else 0.
+  uint8_t reason;
+  // The store that the slot is in: `IMS_FAULT_STORE_…`.
+  uint8_t store;
+  // Whether the message came from another function than the slot's.
+  bool foreign;
+} ImsFault;
 
 // What is known of a slot.
 typedef struct ImsSlotInfo {
@@ -291,6 +329,17 @@ int32_t ims_query_device(const struct ImsInterface *interface,
                          void *page,
                          uint64_t page_physical,
                          struct ImsDeviceInfo *info);
+
+// Moves the oldest faults of the guest's slots, of all its devices, to `faults`, which has room for `count`. Returns their number:
+// at most 128 by one call. `page` is a page of ordinary memory at the physical address `page_physical`.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable); nobody else uses the page during the call, and `faults` points to room for `count`.
+int32_t ims_read_faults(const struct ImsInterface *interface,
+                        void *page,
+                        uint64_t page_physical,
+                        struct ImsFault *faults,
+                        size_t count);
 
 // Writes what is known of a slot to `info`.
 //
