@@ -320,6 +320,39 @@ int32_t ims_free(struct ImsDomain *domain, uint32_t handle);
 // `domain` is open and used by one processor at a time.
 int32_t ims_free_group(struct ImsDomain *domain, uint32_t group);
 
+// Takes free slots, in a group: as many as there are, from `min` to `max`. Their handles are written to `handles`, and their number is
+// returned. `-IMS_NO_FREE_SLOT` with fewer than `min`; nothing is taken then, and `handles` holds nothing of use.
+//
+// # Safety
+// `domain` is open and used by one processor at a time; `handles` points to room for `max`.
+int32_t ims_alloc_many(struct ImsDomain *domain,
+                       uint32_t group,
+                       size_t min,
+                       size_t max,
+                       uint32_t *handles);
+
+// Gives `count` slots back: masked and unmapped. Returns how many of them were given back; the others are lost to the driver, because
+// their handles are stale or were never handles.
+//
+// # Safety
+// `domain` is open and used by one processor at a time; `handles` points to `count` of them.
+int32_t ims_free_many(struct ImsDomain *domain,
+                      const uint32_t *handles,
+                      size_t count);
+
+// Sends the interrupts of `count` slots to processors: slot `handles[n]` as `requests[n]` says. What became of each is written to
+// `results[n]`: 0, or minus a status. Returns how many were mapped, or minus the status of a batch that was refused as a whole; its
+// results and those behind it are that status then, and those before it stand.
+//
+// # Safety
+// `domain` is open and used by one processor at a time; `handles` and `requests` point to `count` of them, and `results` to room for as
+// many.
+int32_t ims_map_many(struct ImsDomain *domain,
+                     const uint32_t *handles,
+                     const struct ImsRequest *requests,
+                     size_t count,
+                     int32_t *results);
+
 // Writes what is known of a device's store to `info`. `page` is a page of ordinary memory at the physical address `page_physical`.
 //
 // # Safety

@@ -8,6 +8,7 @@
 //! Build it for a freestanding guest with `cargo build -p guest-shim-c --target x86_64-unknown-none --profile bare`.
 #![cfg_attr(target_os = "none", no_std)]
 
+mod many;
 mod query;
 
 use core::ffi::c_void;
@@ -438,6 +439,29 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    /// What a domain that programs its store itself is opened with.
+    pub(crate) struct Native {
+        pub(crate) memory: Vec<[u32; 4]>,
+        states: Vec<ImsSlotState>,
+        domain: Box<ImsDomain>,
+    }
+
+    impl Native {
+        pub(crate) fn new(slots: usize) -> Self {
+            let states = vec![ImsSlotState { opaque: [0; 6] }; slots];
+            Self { memory: vec![[0, 0, 0, 1]; slots], states, domain: Box::new(ImsDomain { opaque: [0; 16] }) }
+        }
+
+        pub(crate) fn open(&mut self) -> *mut ImsDomain {
+            let (store, slots) = (self.memory.as_mut_ptr().cast(), self.memory.len());
+            let domain: *mut ImsDomain = &mut *self.domain;
+            // SAFETY: everything is ours, and the test keeps it until the end.
+            let opened = unsafe { ims_open_native(domain, store, slots as u32, self.states.as_mut_ptr(), slots) };
+            assert_eq!(opened, 0);
+            domain
+        }
+    }
 
     const ALIGNED: &str = "\n#define IMS_ALIGNED(n) __attribute__((aligned(n)))\n";
 
