@@ -353,6 +353,27 @@ int32_t ims_map_many(struct ImsDomain *domain,
                      size_t count,
                      int32_t *results);
 
+// This processor ends interrupts by 4 bytes at the physical address `word_physical` from now on ([`ims_pv_eoi_end`]): they are 0, lie at
+// a multiple of 4 and are used by this processor alone. `-IMS_UNSUPPORTED` where EOI is no VM exit.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable); the bytes stay the hypervisor's until [`ims_clear_pv_eoi`].
+int32_t ims_set_pv_eoi(const struct ImsInterface *interface,
+                       uint64_t word_physical);
+
+// This processor ends its interrupts by writing EOI again. The bytes that it had named are free, and an interrupt in service ends by EOI.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable).
+int32_t ims_clear_pv_eoi(const struct ImsInterface *interface);
+
+// Ends the interrupt in service by this processor's bytes, if the hypervisor has said that this is enough. Returns whether it has ended;
+// if not, the caller writes EOI.
+//
+// # Safety
+// `word` points to the bytes that this processor named by [`ims_set_pv_eoi`], or to 4 bytes that are 0.
+bool ims_pv_eoi_end(uint32_t *word);
+
 // Writes what is known of a device's store to `info`. `page` is a page of ordinary memory at the physical address `page_physical`.
 //
 // # Safety

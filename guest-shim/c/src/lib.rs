@@ -9,6 +9,7 @@
 #![cfg_attr(target_os = "none", no_std)]
 
 mod many;
+mod pv_eoi;
 mod query;
 
 use core::ffi::c_void;
