@@ -200,6 +200,11 @@ typedef struct ImsSlotInfo {
   bool limited;
 } ImsSlotInfo;
 
+// Room for the interrupts of a queue store. Its content is the library's own; it must not be moved while it is open.
+typedef struct IMS_ALIGNED(16) ImsQueue {
+  uint64_t opaque[16];
+} ImsQueue;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -400,6 +405,57 @@ int32_t ims_read_faults(const struct ImsInterface *interface,
 // # Safety
 // `domain` is open and used by one processor at a time; `info` points to room for one.
 int32_t ims_query_slot(struct ImsDomain *domain, uint32_t handle, struct ImsSlotInfo *info);
+
+// Opens the store in the guest's own memory that belongs to a device: `slots` slots of 16 bytes at `memory`, all of which are masked
+// then. Nobody watches what is written there, so only a guest that has the whole function can have one: `-IMS_NOT_ISOLATED`. `page` is a
+// page of ordinary memory at the physical address `page_physical`, which the library keeps for itself. How the device is told where the
+// memory is, and that it is to look at a slot again, is the driver's business.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable); `queue` points to room for one; memory and page stay the library's as long as it is used.
+int32_t ims_open_queue(struct ImsQueue *queue,
+                       const struct ImsInterface *interface,
+                       uint16_t device,
+                       void *page,
+                       uint64_t page_physical,
+                       void *memory,
+                       uint32_t slots);
+
+// Takes a free slot of a queue store, in a group; it stays masked. Its handle is written to `handle`.
+//
+// # Safety
+// `queue` is open and used by one processor at a time; `handle` points to room for one.
+int32_t ims_queue_alloc(struct ImsQueue *queue, uint32_t group, uint32_t *handle);
+
+// Sends a slot's interrupts to a processor, and writes its message to the memory.
+//
+// # Safety
+// `queue` is open and used by one processor at a time; `request` can be read.
+int32_t ims_queue_map(struct ImsQueue *queue, uint32_t handle, const struct ImsRequest *request);
+
+// Masks a slot. A message that the device is sending already may still come.
+//
+// # Safety
+// `queue` is open and used by one processor at a time.
+int32_t ims_queue_mask(struct ImsQueue *queue, uint32_t handle);
+
+// Unmasks a slot. Returns 1 if an interrupt came meanwhile: then the driver tells the device to look at the slot again.
+//
+// # Safety
+// `queue` is open and used by one processor at a time.
+int32_t ims_queue_unmask(struct ImsQueue *queue, uint32_t handle);
+
+// Sends a slot's interrupts elsewhere, losing none. The memory stays as it is.
+//
+// # Safety
+// `queue` is open and used by one processor at a time.
+int32_t ims_queue_set_affinity(struct ImsQueue *queue, uint32_t handle, uint32_t apic_id, uint8_t vector);
+
+// Gives a slot back. Its message leads nowhere from then on.
+//
+// # Safety
+// `queue` is open and used by one processor at a time.
+int32_t ims_queue_free(struct ImsQueue *queue, uint32_t handle);
 
 #ifdef __cplusplus
 }  // extern "C"

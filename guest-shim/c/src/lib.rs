@@ -11,6 +11,7 @@
 mod many;
 mod pv_eoi;
 mod query;
+mod queue;
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
