@@ -18,7 +18,10 @@ const LIMIT: u64 = 100_000_000;
 
 fn main(guest: &Guest) -> Result<(), &'static str> {
     let calls = hypercalls().ok_or("no hypercall domain")?;
-    let mut device = AssignedDsa::start(guest).map_err(|_| "no DSA: the guest needs device=dsa")?;
+    let mut device = AssignedDsa::start(guest).map_err(|missing| {
+        println!("minimal: {missing}");
+        "no device to work with"
+    })?;
     let mut domain: Domain<'_, Vmcall, MmioStore> = Domain::hypercall(calls, device.id(), batch_page(&PAGE));
     idle::enable_interrupts();
     let interrupt = domain.alloc(0).map_err(|_| "no slot")?;
