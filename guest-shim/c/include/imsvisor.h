@@ -224,6 +224,14 @@ bool ims_cpuid_hypervisor(void);
 // `facts` and what it points to can be read.
 bool ims_on_bare_metal(const struct ImsFacts *facts);
 
+// Whether an ACPI table of `length` bytes says that stores must not be used natively: what [`ims_decide`] takes as `forbidden`. Only the
+// table with the signature IMSP can say so.
+//
+// # Safety
+// `table` is null, or so many bytes can be read there.
+bool ims_table_forbids(const uint8_t *table,
+                       size_t length);
+
 // Which way is open: `IMS_NATIVE`, `IMS_HYPERCALL` or `IMS_REFUSED_…`. `forbidden` is what the platform's tables say; `interface` is
 // null if none was found.
 //
@@ -239,6 +247,12 @@ int32_t ims_decide(bool on_bare_metal,
 // # Safety
 // The guest runs at CPL 0 in 64-bit mode, and `interface` was found by [`ims_discover`].
 int32_t ims_enable(const struct ImsInterface *interface);
+
+// Does nothing: the floor of every measurement.
+//
+// # Safety
+// As for [`ims_enable`].
+int32_t ims_nop(const struct ImsInterface *interface);
 
 // The guest's `n`-th device with a store: its requester ID on the guest's own bus.
 //
