@@ -1,6 +1,8 @@
 //! The header, and the functions on the native way.
 
+use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use guest_shim::hcall_abi::Call;
 
@@ -166,4 +168,42 @@ fn the_policys_answers_have_their_numbers() {
     assert_eq!(decide(true, true, &raw const interface), IMS_HYPERCALL);
     assert_eq!(decide(true, true, none), IMS_REFUSED_FORBIDDEN);
     assert_eq!(decide(false, false, none), IMS_REFUSED_VIRTUALISED);
+}
+
+/// What the two headers both name, in the words of each, without their prefixes.
+const IN_BOTH: [(&str, &str); 8] = [
+    ("STORE_ARRAY", "STORE_KIND_ARRAY"),
+    ("STORE_QUEUE", "STORE_KIND_QUEUE"),
+    ("FAULT_REMAPPING", "FAULT_REMAPPING"),
+    ("FAULT_STORM", "FAULT_STORM"),
+    ("FAULT_REFUSED", "FAULT_REFUSED"),
+    ("FAULT_STORE_MSIX", "FAULT_STORE_MSIX"),
+    ("FAULT_STORE_ARRAY", "FAULT_STORE_ARRAY"),
+    ("FAULT_STORE_QUEUE", "FAULT_STORE_QUEUE"),
+];
+
+#[test]
+fn feature_c_abi_a_c_compiler_takes_both_headers_and_their_numbers_agree() {
+    let mut program = String::from("#include \"imsvisor.h\"\n#include \"imsvisor_abi.h\"\n");
+    let own_statuses = statuses();
+    let names = own_statuses.lines().filter_map(|line| line.strip_prefix("#define IMS_")?.split(' ').next());
+    let names = names.map(|name| (name.to_owned(), format!("STATUS_{name}")));
+    let others = IN_BOTH.map(|(ours, raw)| (ours.to_owned(), raw.to_owned()));
+    for (ours, raw) in names.chain(others) {
+        program += &format!("_Static_assert(IMS_{ours} == IMSVISOR_{raw}, \"{ours}\");\n");
+    }
+    let here = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).to_owned();
+    let mut compiler = Command::new("cc");
+    compiler.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"]);
+    for headers in ["include", "../../hcall-abi/include"] {
+        compiler.arg("-I").arg(here.join(headers));
+    }
+    let compiler = compiler.args(["-x", "c", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut started) = compiler.spawn() else {
+        eprintln!("left out: there is no C compiler");
+        return;
+    };
+    started.stdin.take().unwrap().write_all(program.as_bytes()).unwrap();
+    let output = started.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
