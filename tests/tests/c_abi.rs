@@ -1,5 +1,6 @@
 //! Guests in C that use the guest shim by its static library and header, and the smallest guests in C and in Rust.
 
+use imsvisor_boot::machine::bochs::GENEROUS;
 use imsvisor_tests::bench;
 use imsvisor_tests::scenario::Scenario;
 
@@ -23,6 +24,17 @@ fn feature_c_abi_a_guest_in_c_takes_fires_masks_and_frees_interrupts() {
 #[test]
 fn feature_c_abi_a_guest_in_c_ends_interrupts_without_an_exit() {
     assert!(C_GUEST.run().verified("c", "pv_eois") > 0);
+}
+
+static C_QUEUE: Scenario = Scenario::new("a guest in C with a store in its memory", |plan| {
+    plan.plugin(&[GENEROUS]);
+    plan.image(&bench::c_guest("queue")?, "c-queue mem=64M device=dsa")
+});
+
+#[test]
+fn feature_c_abi_a_guest_in_c_uses_a_store_in_its_own_memory() {
+    let boot = C_QUEUE.run();
+    assert_eq!((boot.verified("c-queue", "slots"), boot.verified("c-queue", "slots_fired")), (8, 8));
 }
 
 #[test]
