@@ -1,4 +1,4 @@
-//! The smallest guest that uses one interrupt of its DSA's message store: it takes a slot, sends the slot's interrupts to itself, has the
+//! Uses one interrupt of its DSA's message store: the smallest such guest. It takes a slot, sends the slot's interrupts to itself, has the
 //! device raise one, and gives the slot back. `tests/guests/README.md` tells how to build and boot one's own.
 #![no_std]
 #![no_main]
