@@ -108,6 +108,9 @@ struct frame;
 HANDLER(0) HANDLER(1) HANDLER(2) HANDLER(3) HANDLER(4) HANDLER(5) HANDLER(6) HANDLER(7)
 HANDLER(8) HANDLER(9) HANDLER(10) HANDLER(11) HANDLER(12) HANDLER(13) HANDLER(14) HANDLER(15)
 
+/* A spurious interrupt gets no EOI (SDM volume 3, 12.9). */
+__attribute__((interrupt)) static void spurious(struct frame *frame) { (void)frame; }
+
 static uint64_t table[256][2] __attribute__((aligned(16)));
 
 static inline void gate(uint8_t vector, void (*handler)(struct frame *))
@@ -130,6 +133,7 @@ static inline void take_interrupts(void)
     } pointer = {sizeof table - 1, (uint64_t)table};
     for (int n = 0; n < VECTORS; n++)
         gate((uint8_t)(FIRST_VECTOR + n), handlers[n]);
+    gate(SPURIOUS, spurious);
     __asm__ volatile("lidt %0" : : "m"(pointer));
     wrmsr(X2APIC_SVR, 0x100 | SPURIOUS);
     __asm__ volatile("sti");
