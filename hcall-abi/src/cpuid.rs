@@ -43,37 +43,50 @@ pub const fn signature_registers() -> [u32; 3] {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features(pub u32);
 
-impl Features {
+macro_rules! features {
+    ($($(#[doc = $doc:literal])+ $name:ident = $bit:literal,)+) => {
+        impl Features {
+            $($(#[doc = $doc])+ pub const $name: Self = Self(1 << $bit);)+
+
+            /// Every feature there is, with its name.
+            pub const ALL: &'static [(&'static str, Self)] = &[$((stringify!($name), Self::$name),)+];
+        }
+    };
+}
+
+features! {
     /// Array stores in device memory.
-    pub const ARRAY_STORE: Self = Self(1 << 0);
+    ARRAY_STORE = 0,
     /// Queue stores in system memory.
-    pub const QUEUE_STORE: Self = Self(1 << 1);
+    QUEUE_STORE = 1,
     /// Interrupts can be posted to a running virtual processor without a VM exit.
-    pub const POSTED: Self = Self(1 << 2);
+    POSTED = 2,
     /// [`Call::Map`](crate::Call::Map) takes more than one item.
-    pub const BATCH: Self = Self(1 << 3);
+    BATCH = 3,
     /// [`Call::AllocMany`](crate::Call::AllocMany) and [`Call::FreeMany`](crate::Call::FreeMany) work: fewer may be granted than asked
     /// for.
-    pub const FEWER_GRANT: Self = Self(1 << 4);
+    FEWER_GRANT = 4,
     /// Slots can be freed by group: [`Call::FreeGroup`](crate::Call::FreeGroup).
-    pub const GROUP: Self = Self(1 << 5);
+    GROUP = 5,
     /// Auxiliary data (a PASID) can be set: [`Call::SetAux`](crate::Call::SetAux).
-    pub const AUX_PASID: Self = Self(1 << 6);
+    AUX_PASID = 6,
     /// [`Call::SetAffinity`](crate::Call::SetAffinity) works.
-    pub const RETARGET: Self = Self(1 << 7);
+    RETARGET = 7,
     /// A guest can read the faults of its own slots: [`Call::ReadFaults`](crate::Call::ReadFaults).
-    pub const FAULT_LOG: Self = Self(1 << 8);
+    FAULT_LOG = 8,
     /// [`Call::Enable`](crate::Call::Enable) is there, and needed: devices show their stores after it only.
-    pub const ENABLE: Self = Self(1 << 9);
+    ENABLE = 9,
     /// [`Call::QuerySlot`](crate::Call::QuerySlot) works.
-    pub const QUERY_SLOT: Self = Self(1 << 10);
+    QUERY_SLOT = 10,
     /// A slot that fires faster than its limit is masked, and a fault record says so.
-    pub const STORM_LIMIT: Self = Self(1 << 11);
+    STORM_LIMIT = 11,
     /// An interrupt can be ended without an exit: [`Call::SetPvEoi`](crate::Call::SetPvEoi).
-    pub const PV_EOI: Self = Self(1 << 12);
+    PV_EOI = 12,
     /// The platform forbids this guest to use an interrupt message store without the hypercall domain.
-    pub const IMS_FORBIDDEN: Self = Self(1 << 31);
+    IMS_FORBIDDEN = 31,
+}
 
+impl Features {
     /// Whether all bits of `other` are set.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0

@@ -64,7 +64,8 @@
 //! }
 //! ```
 //!
-//! In C, `guest-shim/c` has the same behind functions. In assembler a call is:
+//! In C, `guest-shim/c` has the same behind functions, and `include/imsvisor_abi.h` all numbers and layouts of this crate. In assembler a
+//! call is:
 //!
 //! ```text
 //! mov  eax, [call_base]        ; CPUID base + 1, EBX

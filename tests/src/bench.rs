@@ -149,10 +149,11 @@ pub fn vtd_check() -> Result<&'static Path> {
     CHECK.get(|| prepare("the VT-d check", || cargo::vtd_check(paths()?))).map(PathBuf::as_path)
 }
 
-/// The guest that is written in C, compiled by the system's compiler and linked with the guest shim's library for C.
-pub fn c_guest() -> Result<&'static Path> {
-    static GUEST: Once<PathBuf> = Once::new();
-    GUEST.get(|| prepare("the guest in C", compile_c_guest)).map(PathBuf::as_path)
+/// A guest that is written in C (`tests/guests/c`), compiled by the system's compiler and linked with the guest shim's library for C.
+pub fn c_guest(name: &str) -> Result<PathBuf> {
+    static LIBRARY: Once<PathBuf> = Once::new();
+    let library = LIBRARY.get(|| prepare("the shim for C", || cargo::shim_for_c(paths()?)))?;
+    compile_c_guest(name, library)
 }
 
 /// Freestanding, at fixed addresses, and with nothing in it that the shim's target does not have either.
@@ -176,14 +177,13 @@ const C_FLAGS: [&str; 17] = [
     "-Wl,--build-id=none",
 ];
 
-fn compile_c_guest() -> Result<PathBuf> {
+fn compile_c_guest(name: &str, library: &Path) -> Result<PathBuf> {
     let paths = paths()?;
-    let library = cargo::shim_for_c(paths)?;
     let guests = paths.workspace.join("tests/guests");
-    let image = library.with_file_name("c-guest");
+    let image = library.with_file_name(format!("c-{name}"));
     let mut compiler = Command::new("cc");
     compiler.args(C_FLAGS).arg("-I").arg(paths.workspace.join("guest-shim/c/include"));
-    compiler.arg(guests.join("c/guest.c")).arg(&library);
+    compiler.arg(guests.join("c").join(name).with_extension("c")).arg(library);
     compiler.arg(format!("-Wl,-T,{}", guests.join("guest.ld").display())).arg("-o").arg(&image);
     let output = compiler.output().context("cannot start cc: a C compiler is needed (apt install gcc)")?;
     if !output.status.success() {

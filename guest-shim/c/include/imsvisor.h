@@ -46,6 +46,30 @@
 // Decision: leave the store alone, because nobody would watch what is written there. Use MSI-X.
 #define IMS_REFUSED_VIRTUALISED 3
 
+// Store: slots of 16 bytes in device memory.
+#define IMS_STORE_ARRAY 1
+
+// Store: beside the work queue, in system memory.
+#define IMS_STORE_QUEUE 2
+
+// Fault: the remapping unit refused a message of the slot; `reason` is its code (VT-d 5.1.4.1).
+#define IMS_FAULT_REMAPPING 1
+
+// Fault: the slot fired faster than its limit and was masked. Unmasking lets it fire again.
+#define IMS_FAULT_STORM 2
+
+// Fault: the hypervisor could not carry out a write to the slot and masked it; `reason` is the status. Unmasking tries again.
+#define IMS_FAULT_REFUSED 3
+
+// The fault's slot is in the MSI-X table.
+#define IMS_FAULT_STORE_MSIX 0
+
+// The fault's slot is in the store in device memory.
+#define IMS_FAULT_STORE_ARRAY 1
+
+// The fault's slot is in the store in the guest's memory.
+#define IMS_FAULT_STORE_QUEUE 2
+
 // A hypercall domain that was found.
 typedef struct ImsInterface {
   // The CPUID leaf at which it was found.
@@ -110,6 +134,77 @@ typedef struct ImsRequest {
   uint64_t cookie;
 } ImsRequest;
 
+// What is known of a device.
+typedef struct ImsDeviceInfo {
+  // Slots in its store.
+  uint32_t slots;
+  // Slots that can still be taken.
+  uint32_t free;
+  // The BAR that holds the store.
+  uint32_t bar;
+  // Offset of the store in that BAR, in bytes.
+  uint32_t offset;
+  // The first PASID that the guest owns for the device; negative if it owns none.
+  int32_t first_pasid;
+  // The last one; negative if it owns none.
+  int32_t last_pasid;
+  // Where the device keeps its messages: `IMS_STORE_…`.
+  uint16_t kind;
+  // The device: its requester ID on the guest's own bus.
+  uint16_t device;
+} ImsDeviceInfo;
+
+// A fault of one of the guest's slots.
+typedef struct ImsFault {
+  // The driver's own name for the interrupt; 0 of a slot that no call mapped.
+  uint64_t cookie;
+  // How many faults were lost before this one, because nobody had read the older ones.
+  uint32_t lost;
+  // The device.
+  uint16_t device;
+  // The slot's index.
+  uint16_t slot;
+  // What went wrong: `IMS_FAULT_…`; 0 for a fault that this library does not know, whose other fields are 0 as well.
+  uint8_t kind;
+  // Depends on the kind; else 0.
+  uint8_t reason;
+  // The store that the slot is in: `IMS_FAULT_STORE_…`.
+  uint8_t store;
+  // Whether the message came from another function than the slot's.
+  bool foreign;
+} ImsFault;
+
+// What is known of a slot.
+typedef struct ImsSlotInfo {
+  // The driver's own name for the interrupt; 0 unless the slot is mapped.
+  uint64_t cookie;
+  // The message's address, as it lies in the store; 0 unless the slot is mapped.
+  uint64_t address;
+  // The message's data; 0 unless the slot is mapped.
+  uint32_t data;
+  // x2APIC ID of the processor to which its interrupts go; 0 unless the slot is mapped.
+  uint32_t apic_id;
+  // The PASID that it is for; negative for none.
+  int32_t pasid;
+  // The group that it was taken with.
+  uint16_t group;
+  // The vector on which its interrupts come; 0 unless the slot is mapped.
+  uint8_t vector;
+  // Whether it is mapped.
+  bool mapped;
+  // Whether it is masked.
+  bool masked;
+  // Whether a message waits for it to be unmasked.
+  bool pending;
+  // Whether it was masked because it fired faster than its limit.
+  bool limited;
+} ImsSlotInfo;
+
+// Room for the interrupts of a queue store. Its content is the library's own; it must not be moved while it is open.
+typedef struct IMS_ALIGNED(16) ImsQueue {
+  uint64_t opaque[16];
+} ImsQueue;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -129,6 +224,14 @@ bool ims_cpuid_hypervisor(void);
 // `facts` and what it points to can be read.
 bool ims_on_bare_metal(const struct ImsFacts *facts);
 
+// Whether an ACPI table of `length` bytes says that stores must not be used natively: what [`ims_decide`] takes as `forbidden`. Only the
+// table with the signature IMSP can say so.
+//
+// # Safety
+// `table` is null, or so many bytes can be read there.
+bool ims_table_forbids(const uint8_t *table,
+                       size_t length);
+
 // Which way is open: `IMS_NATIVE`, `IMS_HYPERCALL` or `IMS_REFUSED_…`. `forbidden` is what the platform's tables say; `interface` is
 // null if none was found.
 //
@@ -144,6 +247,12 @@ int32_t ims_decide(bool on_bare_metal,
 // # Safety
 // The guest runs at CPL 0 in 64-bit mode, and `interface` was found by [`ims_discover`].
 int32_t ims_enable(const struct ImsInterface *interface);
+
+// Does nothing: the floor of every measurement.
+//
+// # Safety
+// As for [`ims_enable`].
+int32_t ims_nop(const struct ImsInterface *interface);
 
 // The guest's `n`-th device with a store: its requester ID on the guest's own bus.
 //
@@ -229,6 +338,138 @@ int32_t ims_free(struct ImsDomain *domain, uint32_t handle);
 // # Safety
 // `domain` is open and used by one processor at a time.
 int32_t ims_free_group(struct ImsDomain *domain, uint32_t group);
+
+// Takes free slots, in a group: as many as there are, from `min` to `max`. Their handles are written to `handles`, and their number is
+// returned. `-IMS_NO_FREE_SLOT` with fewer than `min`; nothing is taken then, and `handles` holds nothing of use.
+//
+// # Safety
+// `domain` is open and used by one processor at a time; `handles` points to room for `max`.
+int32_t ims_alloc_many(struct ImsDomain *domain,
+                       uint32_t group,
+                       size_t min,
+                       size_t max,
+                       uint32_t *handles);
+
+// Gives `count` slots back: masked and unmapped. Returns how many of them were given back; the others are lost to the driver, because
+// their handles are stale or were never handles.
+//
+// # Safety
+// `domain` is open and used by one processor at a time; `handles` points to `count` of them.
+int32_t ims_free_many(struct ImsDomain *domain,
+                      const uint32_t *handles,
+                      size_t count);
+
+// Sends the interrupts of `count` slots to processors: slot `handles[n]` as `requests[n]` says. What became of each is written to
+// `results[n]`: 0, or minus a status. Returns how many were mapped, or minus the status of a batch that was refused as a whole; its
+// results and those behind it are that status then, and those before it stand.
+//
+// # Safety
+// `domain` is open and used by one processor at a time; `handles` and `requests` point to `count` of them, and `results` to room for as
+// many.
+int32_t ims_map_many(struct ImsDomain *domain,
+                     const uint32_t *handles,
+                     const struct ImsRequest *requests,
+                     size_t count,
+                     int32_t *results);
+
+// This processor ends interrupts by 4 bytes at the physical address `word_physical` from now on ([`ims_pv_eoi_end`]): they are 0, lie at
+// a multiple of 4 and are used by this processor alone. `-IMS_UNSUPPORTED` where EOI is no VM exit.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable); the bytes stay the hypervisor's until [`ims_clear_pv_eoi`].
+int32_t ims_set_pv_eoi(const struct ImsInterface *interface,
+                       uint64_t word_physical);
+
+// This processor ends its interrupts by writing EOI again. The bytes that it had named are free, and an interrupt in service ends by EOI.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable).
+int32_t ims_clear_pv_eoi(const struct ImsInterface *interface);
+
+// Ends the interrupt in service by this processor's bytes, if the hypervisor has said that this is enough. Returns whether it has ended;
+// if not, the caller writes EOI.
+//
+// # Safety
+// `word` points to the bytes that this processor named by [`ims_set_pv_eoi`], or to 4 bytes that are 0.
+bool ims_pv_eoi_end(uint32_t *word);
+
+// Writes what is known of a device's store to `info`. `page` is a page of ordinary memory at the physical address `page_physical`.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable); nobody else uses the page during the call, and `info` points to room for one.
+int32_t ims_query_device(const struct ImsInterface *interface,
+                         uint16_t device,
+                         void *page,
+                         uint64_t page_physical,
+                         struct ImsDeviceInfo *info);
+
+// Moves the oldest faults of the guest's slots, of all its devices, to `faults`, which has room for `count`. Returns their number:
+// at most 128 by one call. `page` is a page of ordinary memory at the physical address `page_physical`.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable); nobody else uses the page during the call, and `faults` points to room for `count`.
+int32_t ims_read_faults(const struct ImsInterface *interface,
+                        void *page,
+                        uint64_t page_physical,
+                        struct ImsFault *faults,
+                        size_t count);
+
+// Writes what is known of a slot to `info`.
+//
+// # Safety
+// `domain` is open and used by one processor at a time; `info` points to room for one.
+int32_t ims_query_slot(struct ImsDomain *domain, uint32_t handle, struct ImsSlotInfo *info);
+
+// Opens the store in the guest's own memory that belongs to a device: `slots` slots of 16 bytes at `memory`, all of which are masked
+// then. Nobody watches what is written there, so only a guest that has the whole function can have one: `-IMS_NOT_ISOLATED`. `page` is a
+// page of ordinary memory at the physical address `page_physical`, which the library keeps for itself. How the device is told where the
+// memory is, and that it is to look at a slot again, is the driver's business.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable); `queue` points to room for one; memory and page stay the library's as long as it is used.
+int32_t ims_open_queue(struct ImsQueue *queue,
+                       const struct ImsInterface *interface,
+                       uint16_t device,
+                       void *page,
+                       uint64_t page_physical,
+                       void *memory,
+                       uint32_t slots);
+
+// Takes a free slot of a queue store, in a group; it stays masked. Its handle is written to `handle`.
+//
+// # Safety
+// `queue` is open and used by one processor at a time; `handle` points to room for one.
+int32_t ims_queue_alloc(struct ImsQueue *queue, uint32_t group, uint32_t *handle);
+
+// Sends a slot's interrupts to a processor, and writes its message to the memory.
+//
+// # Safety
+// `queue` is open and used by one processor at a time; `request` can be read.
+int32_t ims_queue_map(struct ImsQueue *queue, uint32_t handle, const struct ImsRequest *request);
+
+// Masks a slot. A message that the device is sending already may still come.
+//
+// # Safety
+// `queue` is open and used by one processor at a time.
+int32_t ims_queue_mask(struct ImsQueue *queue, uint32_t handle);
+
+// Unmasks a slot. Returns 1 if an interrupt came meanwhile: then the driver tells the device to look at the slot again.
+//
+// # Safety
+// `queue` is open and used by one processor at a time.
+int32_t ims_queue_unmask(struct ImsQueue *queue, uint32_t handle);
+
+// Sends a slot's interrupts elsewhere, losing none. The memory stays as it is.
+//
+// # Safety
+// `queue` is open and used by one processor at a time.
+int32_t ims_queue_set_affinity(struct ImsQueue *queue, uint32_t handle, uint32_t apic_id, uint8_t vector);
+
+// Gives a slot back. Its message leads nowhere from then on.
+//
+// # Safety
+// `queue` is open and used by one processor at a time.
+int32_t ims_queue_free(struct ImsQueue *queue, uint32_t handle);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -8,6 +8,13 @@
 //! Build it for a freestanding guest with `cargo build -p guest-shim-c --target x86_64-unknown-none --profile bare`.
 #![cfg_attr(target_os = "none", no_std)]
 
+mod many;
+mod pv_eoi;
+mod query;
+mod queue;
+#[cfg(test)]
+mod tests;
+
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
@@ -16,7 +23,7 @@ use guest_shim::detect::{self, Facts, ViommuHints};
 use guest_shim::discover::{self, Interface, NativeCpuid};
 use guest_shim::domain::SlotState;
 use guest_shim::hcall_abi::cpuid::{Features, Limits};
-use guest_shim::hcall_abi::{DeviceId, Pasid, SlotHandle, Status, Target};
+use guest_shim::hcall_abi::{DeviceId, Pasid, SlotHandle, Status, Target, acpi};
 use guest_shim::policy::{self, Decision, Refusal};
 use guest_shim::vmcall::Vmcall;
 use guest_shim::{BatchPage, Domain, Hypercalls, Interrupt, MmioStore, Request};
@@ -182,6 +189,19 @@ pub unsafe extern "C" fn ims_on_bare_metal(facts: *const ImsFacts) -> bool {
     })
 }
 
+/// Whether an ACPI table of `length` bytes says that stores must not be used natively: what [`ims_decide`] takes as `forbidden`. Only the
+/// table with the signature IMSP can say so.
+///
+/// # Safety
+/// `table` is null, or so many bytes can be read there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ims_table_forbids(table: *const u8, length: usize) -> bool {
+    let Some(table) = NonNull::new(table.cast_mut()) else { return false };
+    // SAFETY: the caller's promise.
+    let table = unsafe { core::slice::from_raw_parts(table.as_ptr(), length) };
+    acpi::flags(table).is_some_and(|flags| flags & acpi::FLAG_IMS_FORBIDDEN != 0)
+}
+
 /// Which way is open: `IMS_NATIVE`, `IMS_HYPERCALL` or `IMS_REFUSED_…`. `forbidden` is what the platform's tables say; `interface` is
 /// null if none was found.
 ///
@@ -210,6 +230,16 @@ pub unsafe extern "C" fn ims_enable(interface: *const ImsInterface) -> i32 {
     result(unsafe { calls(interface) }.enable().map(drop))
 }
 
+/// Does nothing: the floor of every measurement.
+///
+/// # Safety
+/// As for [`ims_enable`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ims_nop(interface: *const ImsInterface) -> i32 {
+    // SAFETY: the caller's promise.
+    result(unsafe { calls(interface) }.nop())
+}
+
 /// The guest's `n`-th device with a store: its requester ID on the guest's own bus.
 ///
 /// # Safety
@@ -227,6 +257,16 @@ unsafe fn calls(interface: *const ImsInterface) -> Hypercalls<Vmcall> {
     unsafe { Hypercalls::new(Vmcall::new(), (*interface).into()) }
 }
 
+/// The page of a call.
+///
+/// # Safety
+/// `page` is null, or a page of ordinary memory at the physical address `physical` that nobody else uses during the call.
+unsafe fn page<'a>(page: *mut c_void, physical: u64) -> Result<BatchPage<'a>, Status> {
+    let page = NonNull::new(page).ok_or(Status::BadAddress)?;
+    // SAFETY: the caller's promise.
+    unsafe { BatchPage::new(page.cast(), physical) }
+}
+
 /// Opens a domain that goes by hypercall, for the device with this ID. `page` is a page of ordinary memory at the physical address
 /// `page_physical`, which the library keeps for itself.
 ///
@@ -240,9 +280,8 @@ pub unsafe extern "C" fn ims_open_hypercall(
     page: *mut c_void,
     page_physical: u64,
 ) -> i32 {
-    let Some(page) = NonNull::new(page) else { return code(Status::BadAddress) };
     // SAFETY: the caller's promise.
-    let page = unsafe { BatchPage::new(page.cast(), page_physical) };
+    let page = unsafe { self::page(page, page_physical) };
     // SAFETY: the caller's promise.
     let calls = unsafe { calls(interface) };
     // SAFETY: the caller's promise.
@@ -419,99 +458,5 @@ pub unsafe extern "C" fn ims_free_group(domain: *mut ImsDomain, group: u32) -> i
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {
         core::hint::spin_loop();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    const ALIGNED: &str = "\n#define IMS_ALIGNED(n) __attribute__((aligned(n)))\n";
-
-    /// The status codes, as C has them.
-    fn statuses() -> String {
-        let constant = |status: &Status| {
-            let name: String = format!("{status:?}")
-                .char_indices()
-                .flat_map(|(at, c)| {
-                    let gap = (at != 0 && c.is_ascii_uppercase()).then_some('_');
-                    gap.into_iter().chain([c.to_ascii_uppercase()])
-                })
-                .collect();
-            format!("#define IMS_{name} {} /* {status} */\n", status.code())
-        };
-        format!(
-            "\n/* Why a call failed: minus one of these is returned. */\n{}",
-            Status::ALL.iter().map(constant).collect::<String>()
-        )
-    }
-
-    #[test]
-    fn feature_c_abi_the_header_is_what_the_library_has() {
-        // At run time: the checkout may have been copied together with what was built in it.
-        let here = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).to_owned();
-        let config = cbindgen::Config {
-            language: cbindgen::Language::C,
-            include_guard: Some("IMSVISOR_H".into()),
-            cpp_compat: true,
-            documentation_style: cbindgen::DocumentationStyle::C99,
-            header: Some("/* The guest shim for C. Written by cbindgen: see guest-shim/c/src/lib.rs. */".into()),
-            // What freestanding C has.
-            no_includes: true,
-            sys_includes: ["stdbool.h", "stddef.h", "stdint.h"].map(String::from).into(),
-            after_includes: Some(format!("{ALIGNED}{}", statuses())),
-            layout: cbindgen::LayoutConfig { aligned_n: Some("IMS_ALIGNED".into()), ..Default::default() },
-            usize_is_size_t: true,
-            line_length: 120,
-            ..cbindgen::Config::default()
-        };
-        let bindings = cbindgen::Builder::new().with_config(config).with_src(here.join("src/lib.rs")).generate();
-        let mut written = Vec::new();
-        bindings.expect("the header can be written").write(&mut written);
-        let (header, written) = (here.join("include/imsvisor.h"), String::from_utf8(written).unwrap());
-        if std::env::var_os("UPDATE_HEADER").is_some() {
-            std::fs::write(&header, &written).unwrap();
-        }
-        let kept = std::fs::read_to_string(&header).unwrap_or_default();
-        assert!(kept == written, "out of date: UPDATE_HEADER=1 cargo test -p guest-shim-c writes it anew");
-    }
-
-    #[test]
-    fn a_native_domain_works_through_the_c_functions() {
-        let mut memory = [[0u32, 0, 0, 1]; 4];
-        let mut states = [ImsSlotState { opaque: [0; 6] }; 4];
-        let mut domain = ImsDomain { opaque: [0; 16] };
-        let mut handle = 0;
-        // SAFETY: everything is ours, and lives until the end.
-        unsafe {
-            let store = (&raw mut memory).cast();
-            assert_eq!(ims_open_native(&mut domain, store, 4, states.as_mut_ptr(), 4), 0);
-            assert_eq!(ims_alloc(&mut domain, 0, &mut handle), 0);
-            let request = ImsRequest { apic_id: 2, vector: 0x41, unmask: true, cookie: 9 };
-            assert_eq!(ims_map(&mut domain, handle, &request), 0);
-            assert_eq!(memory[0], [0xfee0_2000, 0, 0x41, 0]);
-            assert_eq!(ims_mask(&mut domain, handle), 0);
-            assert_eq!(ims_set_affinity(&mut domain, handle, 3, 0x42), 0);
-            assert_eq!(ims_set_pasid(&mut domain, handle, 0x10_0000), -(Status::InvalidArgument.code() as i32));
-            assert_eq!(memory[0], [0xfee0_3000, 0, 0x42, 1]);
-            assert_eq!(ims_free(&mut domain, handle), 0);
-            assert_eq!(ims_free(&mut domain, handle), -(Status::StaleHandle.code() as i32));
-            assert_eq!(ims_map(&mut domain, 0, &request), -(Status::InvalidArgument.code() as i32));
-        }
-        assert_eq!(memory[0], [0, 0, 0, 1]);
-    }
-
-    #[test]
-    fn the_policys_answers_have_their_numbers() {
-        let interface = ImsInterface { base: 0x4000_0100, ..ImsInterface::default() };
-        // SAFETY: null, or ours.
-        let decide = |bare, forbidden, interface| unsafe { ims_decide(bare, forbidden, interface) };
-        let none = core::ptr::null();
-        assert_eq!(decide(true, false, none), IMS_NATIVE);
-        assert_eq!(decide(true, true, &raw const interface), IMS_HYPERCALL);
-        assert_eq!(decide(true, true, none), IMS_REFUSED_FORBIDDEN);
-        assert_eq!(decide(false, false, none), IMS_REFUSED_VIRTUALISED);
     }
 }

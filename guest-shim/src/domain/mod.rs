@@ -127,8 +127,12 @@ impl<'a, T: Transport, S: Store> Domain<'a, T, S> {
     /// Gives all of these slots back, by as few calls as can be; `interrupts` is all `None` then. How many there were; those that
     /// could not be given back are lost to the driver.
     pub fn free_all(&mut self, interrupts: &mut [Option<Interrupt>]) -> usize {
-        let mut handles = interrupts.iter_mut().filter_map(Option::take).map(|interrupt| interrupt.0);
-        either!(self, domain => domain.free_all(&mut handles))
+        self.free_each(&mut interrupts.iter_mut().filter_map(Option::take).map(|interrupt| interrupt.0))
+    }
+
+    /// The same for a caller that keeps handles.
+    pub fn free_each(&mut self, handles: &mut dyn Iterator<Item = SlotHandle>) -> usize {
+        either!(self, domain => domain.free_all(handles))
     }
 
     /// Gives all slots back that were allocated with this group; their [`Interrupt`]s are good for nothing then. How many.
@@ -192,7 +196,16 @@ impl<'a, T: Transport, S: Store> Domain<'a, T, S> {
         Ok(succeeded)
     }
 
-    fn map_each(&mut self, items: &mut dyn Iterator<Item = MapRequest>, report: Report) -> Result<(), Status> {
+    /// Maps the items in as few batches as can be, for a caller that keeps handles. `report` gets each item's position and what became
+    /// of it.
+    ///
+    /// # Errors
+    /// When a whole batch is refused, its status; what was reported of the batches before it stands.
+    pub fn map_each(
+        &mut self,
+        items: &mut dyn Iterator<Item = MapRequest>,
+        report: &mut dyn FnMut(usize, Result<(), Status>),
+    ) -> Result<(), Status> {
         either!(self, domain => domain.map_each(items, report))
     }
 

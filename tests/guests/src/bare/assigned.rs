@@ -1,5 +1,6 @@
 //! The DSA that was assigned to the guest, and the hypercall domain: found, looked at, and started.
 
+use core::fmt;
 use core::ptr::NonNull;
 
 use guest_shim::discover::{NativeCpuid, discover};
@@ -46,6 +47,16 @@ pub enum Missing {
     Dvsec,
     /// The device does not start.
     Start(Error),
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device => f.write_str("there is no DSA; a guest of imsvisor gets one by device=dsa"),
+            Self::Dvsec => f.write_str("the DSA does not say that it has an interrupt message store"),
+            Self::Start(error) => write!(f, "the DSA does not start: {error:?}"),
+        }
+    }
 }
 
 impl AssignedDsa {

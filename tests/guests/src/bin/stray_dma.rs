@@ -42,7 +42,7 @@ fn main(guest: &Guest) -> u8 {
     let device = match AssignedDsa::start(guest) {
         Ok(device) => device,
         Err(missing) => {
-            println!("stray-dma: {missing:?}");
+            println!("stray-dma: {missing}");
             return 1;
         }
     };

@@ -28,7 +28,7 @@ guests::guest!(run);
 fn run(guest: &Guest) -> Result<(), &'static str> {
     let interface = *hypercalls().ok_or("no hypercall domain, or bare metal")?.interface();
     let device = AssignedDsa::start(guest).map_err(|missing| {
-        println!("bench: {missing:?}");
+        println!("bench: {missing}");
         "no device to work with"
     })?;
     let mut bench = Bench::new(guest.command_line);

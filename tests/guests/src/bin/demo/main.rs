@@ -48,7 +48,7 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
         }
     };
     let device = AssignedDsa::start(guest).map_err(|missing| {
-        println!("demo: {missing:?}");
+        println!("demo: {missing}");
         "no device to work with"
     })?;
     println!("demo: DSA at {}, {} slots in its message store", device.function, device.dsa.ims_slots());

@@ -64,7 +64,7 @@ fn main(guest: &Guest) -> u8 {
     let device = match AssignedDsa::start(guest) {
         Ok(device) => device,
         Err(missing) => {
-            println!("nonsense: {missing:?}");
+            println!("nonsense: {missing}");
             return 1;
         }
     };
