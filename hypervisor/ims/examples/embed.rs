@@ -28,7 +28,8 @@ impl GuestMemory for Page {
     }
 }
 
-fn main() {
+/// Runs it.
+pub fn main() {
     // What a hypervisor knows when it gives a device away.
     let requester = Bdf::new(0x6a, 1, 0);
     let store = StoreSpec {
