@@ -9,10 +9,9 @@ use imsvisor::{
     apic::FAULT_VECTOR,
     clock,
     cpu::interrupts,
-    irq::ports::Unit,
     machine::{
         boot_info::BootInfo,
-        discovery::Machine,
+        discovery::{Machine, Unit},
         memory::{FRAMES, Firmware},
     },
     memory::Ram,
