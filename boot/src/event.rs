@@ -1,6 +1,6 @@
 //! The lines on the serial console: events of the hypervisor, results of guests, and text for people.
 //!
-//! The architecture document's "Lines on the console" is the contract.
+//! `boot/EVENTS.md` is the contract.
 
 use std::fmt;
 

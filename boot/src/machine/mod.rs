@@ -41,7 +41,7 @@ pub struct Config {
     pub plugin: Option<PathBuf>,
     /// The server of DSAs for QEMU; without it QEMU's machine has none.
     pub dsa_server: Option<PathBuf>,
-    /// Options for the plugin; the architecture document lists them.
+    /// Options for the plugin; `tests/MACHINES.md` lists them.
     pub plugin_options: Vec<String>,
     /// Words for the hypervisor's own command line (`imsvisor::options`).
     pub hypervisor_options: Vec<String>,

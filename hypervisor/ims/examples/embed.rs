@@ -28,7 +28,7 @@ impl GuestMemory for Page {
     }
 }
 
-/// Runs it.
+/// Runs the example; the tests call it, too.
 pub fn main() {
     // What a hypervisor knows when it gives a device away.
     let requester = Bdf::new(0x6a, 1, 0);

@@ -190,11 +190,13 @@ impl Delivery for Fake {
         Ok(HostRoute::Remapped { vector, destination: 0 })
     }
 
-    fn unroute(&self, guest: GuestId, target: Target, _: HostRoute) {
+    fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
+        let HostRoute::Remapped { vector, .. } = route else { return };
         let (vectors, key) = (&mut self.0.lock().vectors, (guest, target.apic_id, target.vector));
         match vectors.get_mut(&key) {
-            Some((_, uses)) if *uses > 1 => *uses -= 1,
-            _ => _ = vectors.remove(&key),
+            Some((host, uses)) if *host == vector && *uses > 1 => *uses -= 1,
+            Some((host, _)) if *host == vector => _ = vectors.remove(&key),
+            _ => {}
         }
     }
 

@@ -95,7 +95,7 @@ pub(super) struct BarLayout<'a, 'r, F> {
     pub descr: &'a FunctionDescr,
     pub id: DeviceId,
     pub room: &'a mut GuestSpace<'r, F>,
-    /// Pages that hold something beside what their windows show: where they begin in the guest and on the machine, and their bytes.
+    /// Trapped pages that hold registers beside a store or pending bits: their start in the guest, their start on the machine, their bytes.
     pub shared: Vec<(Gpa, Hpa, u64)>,
 }
 
@@ -140,7 +140,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         }
         let shadow = shadow.checked_add(gpa.page_offset()).ok_or(Refusal::Table)?;
         let kind = RegionKind::Store { device: self.id, name, shadow };
-        // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at windows then.
+        // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at regions then.
         unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: bytes, kind }) };
         Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, reach: Reach::Memory })
     }
@@ -216,7 +216,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         here.map(|((_, offset), bytes)| u64::from(offset)..u64::from(offset) + bytes)
     }
 
-    /// The pending bits can be read; writes to them are no guest's business, but those of what is beside them are.
+    /// The pending bits can be read. Writes to them are dropped; writes to registers beside them reach the device.
     fn map_pending_bits(&mut self) -> Result<(), Refusal> {
         let Some(msix) = self.descr.msix else { return Ok(()) };
         let bytes = u64::from(msix.size).div_ceil(64) * 8;
@@ -241,8 +241,8 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
     fn serve_the_rest(&mut self) {
         for &(start, base, len) in &self.shared {
             let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::Plain });
-            // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and the pages were found in it. MmioRegions of what the guest must not
-            // write were added before.
+            // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and the pages were found in it. The regions that the guest must not
+            // write were added before, and the first region counts.
             unsafe { self.room.mmio_regions.add(MmioRegion { start, len, kind }) };
         }
     }

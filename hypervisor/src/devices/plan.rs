@@ -90,7 +90,7 @@ impl Inventory for (&'static Machine, &MachinePorts) {
     }
 }
 
-/// The plans of all guests, or why there is none.
+/// For each guest its plan, or why it gets none.
 pub type Plans = Vec<Result<Plan, String>>;
 
 /// Makes the plans for these modules. Virtual processors are dealt out in turn to the processors that are `fit`; a function goes to the

@@ -48,7 +48,7 @@ impl Counts {
     }
 }
 
-/// A virtual processor's place.
+/// A virtual processor's mailbox.
 pub struct Mailbox {
     /// Number and APIC ID of the processor that runs it.
     processor: usize,

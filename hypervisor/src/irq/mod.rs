@@ -1,4 +1,4 @@
-//! The service on the machine's hardware: remapping units, stores, host vectors, faults and floods, and whose DMA goes where.
+//! The service on its hardware: remapping units, stores, host vectors, mailboxes, faults and storms, and the functions' DMA.
 
 pub mod dma;
 pub mod host_vectors;

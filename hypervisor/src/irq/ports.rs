@@ -178,7 +178,7 @@ impl MachinePorts {
         }
     }
 
-    /// A virtual processor that has settled takes interrupts that no device raises at this place.
+    /// Interrupts that no device raises go into this mailbox of a virtual processor that has settled.
     pub fn mailbox(&self, guest: GuestId, apic_id: u32, mailbox: &Arc<Mailbox>) {
         if let Some(home) = self.vcpu_routes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
             home.mailbox = Some(Arc::clone(mailbox));

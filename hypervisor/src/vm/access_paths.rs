@@ -1,6 +1,6 @@
 //! Whether anything of the machine can still reach a guest's memory.
 
-/// The ways by which devices and remapping units reach a guest's memory, while they are taken away from them one after another.
+/// The paths by which devices and remapping units reach a guest's memory, while they are taken away from them one after another.
 #[derive(Debug)]
 #[must_use]
 pub struct AccessPaths {
@@ -13,18 +13,18 @@ pub struct AccessPaths {
 }
 
 impl AccessPaths {
-    /// So many ways, all of them open. A way that nobody closes counts as one that could not be closed.
+    /// So many paths, all of them open. A path that nobody closes counts as one that could not be closed.
     pub const fn new(all: usize) -> Self {
         Self { all, closed: 0, is_one_open: false }
     }
 
-    /// A way was to be closed. `is_sure`: the way is closed for sure.
+    /// A path was to be closed. `is_sure`: the path is closed for sure.
     pub fn close(&mut self, is_sure: bool) {
         self.closed += 1;
         self.is_one_open |= !is_sure;
     }
 
-    /// Gives the memory back, by `free`, if no way leads there any more. Returns whether.
+    /// Gives the memory back, by `free`, if no path leads there any more. Returns whether.
     pub fn give_back(self, free: impl FnOnce()) -> bool {
         let are_closed = self.closed == self.all && !self.is_one_open;
         if are_closed {

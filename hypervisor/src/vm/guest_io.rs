@@ -224,10 +224,10 @@ impl Platform for GuestIo<'_> {
             }
             return;
         }
-        // Other windows have no lock for this: each access alone is one step, and modifications are among themselves. The lock is first come,
-        // first served, and none of its holders waits for what a device does: one waits for the modifications of the guest's other virtual
-        // processors, one of each at most. One to a virtual function's command takes four times `turns::QUICK` and its turn at the parent's
-        // lock; one that resets a function in its configuration space takes the time of that reset.
+        // Other regions have no lock of their own, so `modifying` orders read-modify-write accesses among themselves. The lock is first come,
+        // first served: a processor waits for one access of each other virtual processor of the guest. An access to a virtual function's
+        // command takes four times `command_turns::QUICK` and its turn at the parent's lock. An access that resets a DSA in its
+        // configuration space takes the time of that reset. No other access waits for a device.
         let modifying = self.vm.modifying.lock();
         let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
         let mut reset = None;

@@ -65,11 +65,11 @@ pub struct Vm {
     pub resources: Resources,
     /// What it finds outside of its memory.
     pub mmio_regions: MmioRegions,
-    /// Interrupts that a slot of its may raise in [`super::storm::WINDOW`].
+    /// The most interrupts of one vector of a virtual processor in [`crate::irq::storm::WINDOW`], if there is a limit.
     pub storm_limit: Option<u32>,
     /// Its serial port is the machine's terminal.
     pub has_terminal: bool,
-    /// Its console and its PCI bus.
+    /// Its serial port, CMOS clock and PCI bus.
     pub chipset: Mutex<Chipset>,
     /// Serialises read-modify-write accesses outside the message stores.
     pub modifying: Mutex<()>,
@@ -116,7 +116,7 @@ impl Vm {
         console::has_room() && (!self.has_terminal || terminal::has_room())
     }
 
-    /// The place of virtual processor `number`.
+    /// The mailbox of virtual processor `number`.
     pub fn mailbox(&self, number: usize) -> &Arc<Mailbox> {
         &self.mailboxes[number]
     }

@@ -39,7 +39,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Its place in the guest.
+    /// Its mailbox.
     pub fn mailbox(&self, service: &MachineService) -> Mailbox {
         let host_apic_id = service.ports().vectors_of(self.processor).map_or(0, Vectors::destination);
         let descriptor = self.virtual_apic.as_ref().map(|apic| Arc::clone(apic.descriptor()));

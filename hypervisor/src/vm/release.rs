@@ -1,15 +1,15 @@
-//! The order in which what a guest holds comes back: interrupts first, then the devices' ways to memory, then memory.
+//! The order in which a guest's resources come back: interrupts first, then the devices' paths to memory, then memory.
 #![forbid(unsafe_code)]
 
 use super::access_paths::AccessPaths;
 
-/// What a guest holds, step by step.
+/// A guest's resources, released step by step.
 pub trait Held {
     /// Stops the guest's functions: from then on they send nothing.
     fn stop_functions(&mut self);
     /// Takes back the remapping entries, and the routes to the guest's virtual processors.
     fn end_interrupts(&mut self);
-    /// Takes away each way by which a device or a unit reaches the guest's memory, and says of each whether that is sure.
+    /// Closes each path by which a device or a unit reaches the guest's memory, and says of each whether it is closed for sure.
     fn close_paths(&mut self) -> AccessPaths;
     /// Has processors forget what they cached of the guest's page tables.
     fn forget_translations(&mut self);
@@ -17,7 +17,7 @@ pub trait Held {
     fn free_memory(&mut self);
 }
 
-/// Gives back what a guest holds. Memory that a device or a unit may still reach stays out of use for good: returns whether there was none.
+/// Gives a guest's resources back. Memory that a device or a unit may still reach stays out of use for good: returns whether there was none.
 pub fn release(held: &mut impl Held) -> bool {
     held.stop_functions();
     held.end_interrupts();

@@ -1,4 +1,4 @@
-//! What a guest has in the processor that VM entry and exit do not switch: it stays there until another guest runs.
+//! The processor's state that VM entry and exit do not switch. It stays in the processor until another virtual processor runs there.
 
 use x86::msr::{self, rdmsr, wrmsr};
 
@@ -38,7 +38,7 @@ pub fn msr_bitmap(optional: Optional, virtualised: bool) -> MsrBitmap {
 pub const SHARED_MSRS: [u32; 5] =
     [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK, msr::IA32_KERNEL_GSBASE];
 
-/// A guest's share of the processor, while it does not run.
+/// That state of one virtual processor, while another one runs or none has.
 #[derive(Default)]
 pub struct SwitchedState {
     /// x87, SSE, AVX and XCR0.

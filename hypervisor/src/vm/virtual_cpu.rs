@@ -67,7 +67,7 @@ pub struct VirtualCpu {
     pub nmi: bool,
     /// Counts its interrupts, if there is a limit for them.
     pub meter: Option<Meter>,
-    /// Its place in the guest: [`Vm::mailbox`], at hand.
+    /// Its mailbox, as [`Vm::mailbox`] gives it.
     pub mailbox: Arc<Mailbox>,
     /// Ticks that it has run, or is taken to have run.
     pub ran: u64,
@@ -258,7 +258,7 @@ impl VirtualCpu {
     /// Leaves the processor for good. Returns what [`Vm::leave`] does.
     pub fn leave(self) -> Option<bool> {
         let Self { vm, vcpu, .. } = self;
-        // The frame of the VMCS is among the guest's holdings, and so are the tables that this processor may have cached.
+        // The frame of the VMCS is among the guest's resources, and so are the tables that this processor may have cached.
         vcpu.retire().unwrap_or_else(|failure| panic!("VMCLEAR: {failure}"));
         let forgotten = match &vm.resources.ept {
             Some(ept) => instr::invept(ept.pointer()).unwrap_or_else(|failure| panic!("INVEPT: {failure}")),
