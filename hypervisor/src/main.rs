@@ -75,7 +75,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
 fn service(machine: &'static Machine, apic_id: u32, others: &[u32]) -> &'static MachineService {
     let units = machine.bring_up_units(|function| most_entries(passthrough::slots(machine, function)), apic_id);
     let vectors = [apic_id].iter().chain(others).map(|&id| Vectors::new(id)).collect();
-    // SAFETY: guests are made by `vm::create` alone, which tells the service of the stores that `assign` prepared.
+    // SAFETY: `vm::create` alone makes guests, and it tells the service of the stores that `devices::passthrough` prepared.
     let ports = unsafe { MachinePorts::new(machine, units, vectors) };
     // A server has a dozen units, and each of them more entries than the heap has room to say whose they are.
     if !heap::extend(&FRAMES, Service::owners_bytes(&ports)) {

@@ -393,7 +393,7 @@ int32_t ims_clear_pv_eoi(const struct ImsInterface *interface);
 // `word` points to the bytes that this processor named by [`ims_set_pv_eoi`], or to 4 bytes that are 0.
 bool ims_pv_eoi_end(uint32_t *word);
 
-// Writes what is known of a device's store to `info`. `page` is a page of ordinary memory at the physical address `page_physical`.
+// Writes the properties of a device's store to `info`. `page` is a page of ordinary memory at the physical address `page_physical`.
 //
 // # Safety
 // As for [`ims_enable`](crate::ims_enable); nobody else uses the page during the call, and `info` points to room for one.

@@ -102,7 +102,7 @@ pub unsafe extern "C" fn ims_map_many(
         let (handle, ImsRequest { apic_id, vector, unmask, cookie }) = (handle(n)?, request(n));
         Some(MapRequest { handle, target: Target { apic_id, vector }, unmask, cookie })
     });
-    // Results come for the items in their order; what is no handle is no item.
+    // The service answers the items in their order. A value that is no handle makes no item, so it has no answer.
     let mut positions = (0..count).filter(|n| handle(*n).is_some());
     (0..count).for_each(|n| put(n, code(Status::InvalidArgument)));
     let mut mapped = 0;

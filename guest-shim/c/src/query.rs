@@ -45,7 +45,7 @@ impl From<DeviceInfo> for ImsDeviceInfo {
     }
 }
 
-/// Writes what is known of a device's store to `info`. `page` is a page of ordinary memory at the physical address `page_physical`.
+/// Writes the properties of a device's store to `info`. `page` is a page of ordinary memory at the physical address `page_physical`.
 ///
 /// # Safety
 /// As for [`ims_enable`](crate::ims_enable); nobody else uses the page during the call, and `info` points to room for one.

@@ -147,7 +147,7 @@ impl<P: Ports> Service<P> {
         }
     }
 
-    /// Tries once more to flush what is in quarantine, and gives it back if that works. How much is left.
+    /// Flushes the entries in quarantine once more, and gives them back if the flush works. Returns how many are left.
     pub fn reclaim(&self) -> usize {
         let Quarantine { releases: quarantine, forgotten } = &mut *self.quarantine.lock();
         let (mut kept, all) = (0, quarantine.len());

@@ -290,7 +290,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
                 service.ports.unroute(self.guest(), old.target, old.route);
                 slot.bind(new);
                 if core::mem::take(&mut slot.throttled) {
-                    // Whoever unthrottles looks at the old target only.
+                    // `unthrottle` looks at slots of the old target only.
                     self.send_again(index, slot);
                 }
                 Ok(())

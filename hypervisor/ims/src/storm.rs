@@ -32,7 +32,7 @@ impl<P: Ports> Service<P> {
         );
     }
 
-    /// Looks at the throttled slots: those with nothing pending are unmasked. The others are throttled once more, after what is pending was
+    /// Looks at the throttled slots. Slots with nothing pending are unmasked. The others are throttled once more, after what is pending was
     /// sent; or, if it is the `last` look, stay masked until the guest unmasks them, which it can read in its faults; `tell` gets to
     /// know of them. Returns how many are still throttled.
     pub fn unthrottle(&self, domain: &Domain, target: Target, last: bool, mut tell: impl FnMut(Attribution)) -> usize {

@@ -307,7 +307,7 @@ impl Scope {
         Some(at(bus, device, function))
     }
 
-    /// Whether what it names cannot be known: a bridge that its path leads through, or ends at, is not seen. Bridges have buses of higher
+    /// Whether the function that the scope names cannot be known: its path leads through a bridge, or ends at one, that is not seen. Bridges have buses of higher
     /// numbers than their own behind them, so all of that is beyond the scope's first bus.
     fn leads_nowhere(&self, segment: u16, buses_behind: impl Fn(Bdf) -> Option<(u8, u8)>) -> bool {
         match (self.kind, self.function(segment, &buses_behind)) {

@@ -1,4 +1,5 @@
-//! A list of shared values that come and go. No value is looked at while the list is locked, so a look that takes long delays nobody else.
+//! A list of shared values that come and go. [`ArcList::for_each`] looks at a value without the list's lock, so a long look delays nobody
+//! else.
 #![forbid(unsafe_code)]
 
 use alloc::{sync::Arc, vec::Vec};
