@@ -1,7 +1,7 @@
 //! Locks: one that is first come, first served, and one for what many read and few write.
 #![cfg_attr(not(any(test, feature = "testing")), no_std)]
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use spin::RwLock;
 pub use spin::{RwLockReadGuard as ReadGuard, RwLockWriteGuard as WriteGuard};
@@ -23,81 +23,69 @@ pub fn lock_or_try<T>(lock: &Mutex<T>, urgent: bool) -> Option<MutexGuard<'_, T>
 
 /// The state of a [`Mutex`]: a ticket lock of 4 bytes, so that a message store's slot with its lock fits into a cache line.
 ///
-/// Both tickets are in one word, so that [`try_lock`](lock_api::RawMutex::try_lock) can compare them with each other in one step. With two
-/// words, another processor could take and release the lock between the load of the one and the exchange of the other.
+/// The owner alone changes `serving`, so it unlocks by a plain store: a lock costs one locked instruction, not two.
 #[derive(Debug)]
 pub struct Tickets {
-    /// The next ticket that is handed out, in the upper half; in the lower half the ticket of the processor that has the lock. The halves are
-    /// equal if no processor has the lock.
-    word: AtomicU32,
+    /// The next ticket that is handed out.
+    next: AtomicU16,
+    /// The ticket of the processor that has the lock; equal to `next` if no processor has the lock.
+    serving: AtomicU16,
 }
 
 impl Tickets {
-    /// One, in the upper half. What is carried out of that half is lost.
-    const NEXT: u32 = 1 << 16;
-
-    const fn next(word: u32) -> u16 {
-        (word >> 16) as u16
-    }
-
-    const fn serving(word: u32) -> u16 {
-        word as u16
-    }
-
     /// Waits until `ticket` is served.
     #[cold]
     #[inline(never)]
     fn wait_for(&self, ticket: u16) {
-        while Self::serving(self.word.load(Ordering::Acquire)) != ticket {
+        while self.serving.load(Ordering::Acquire) != ticket {
             wait();
         }
     }
 
-    /// Serves ticket 0 after the last one.
-    #[cold]
-    #[inline(never)]
-    fn unlock_last(&self) {
-        self.word.fetch_sub(u16::MAX.into(), Ordering::Release);
+    /// Has the lock as soon as `ticket`, which is the caller's, is served.
+    #[inline]
+    fn served(&self, ticket: u16) {
+        if self.serving.load(Ordering::Acquire) != ticket {
+            self.wait_for(ticket);
+        }
     }
 
-    /// Takes the next ticket if it is the one that is served in `word`, and the lock's word is still `word`.
+    /// Takes `ticket`, and waits until it is served, if it is the next one.
+    ///
+    /// The caller has seen `ticket` served. If it is handed out next, then either no other processor has taken a ticket since, and the lock is
+    /// the caller's at once; or others have taken a multiple of 65,536 of them, and the caller's turn comes after those that are still waiting.
     #[inline]
-    fn take_if(&self, word: u32) -> bool {
-        Self::next(word) == Self::serving(word)
-            && self
-                .word
-                .compare_exchange(word, word.wrapping_add(Self::NEXT), Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
+    fn take_if_next(&self, ticket: u16) -> bool {
+        let taken =
+            self.next.compare_exchange(ticket, ticket.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if taken {
+            self.served(ticket);
+        }
+        taken
     }
 }
 
 // SAFETY: each ticket is handed out once in 65,536, there are fewer processors than that, and one has the lock only while the ticket that is
-// served is its own. The Release exchange of `unlock` and the Acquire load of the next owner order what they do with the value.
+// served is its own. The Release store of `unlock` and the Acquire load of the next owner order what they do with the value.
 unsafe impl lock_api::RawMutex for Tickets {
     #[allow(clippy::declare_interior_mutable_const, reason = "the trait wants it")]
-    const INIT: Self = Self { word: AtomicU32::new(0) };
+    const INIT: Self = Self { next: AtomicU16::new(0), serving: AtomicU16::new(0) };
     type GuardMarker = lock_api::GuardSend;
 
     #[inline]
     fn lock(&self) {
-        let word = self.word.fetch_add(Self::NEXT, Ordering::Acquire);
-        if word.rotate_left(16) != word {
-            self.wait_for(Self::next(word));
-        }
+        self.served(self.next.fetch_add(1, Ordering::Relaxed));
     }
 
     #[inline]
     fn try_lock(&self) -> bool {
-        self.take_if(self.word.load(Ordering::Relaxed))
+        self.take_if_next(self.serving.load(Ordering::Relaxed))
     }
 
     #[inline]
     unsafe fn unlock(&self) {
-        // Only the owner changes the lower half, which must carry nothing into the upper one.
-        if Self::serving(self.word.load(Ordering::Relaxed)) == u16::MAX {
-            return self.unlock_last();
-        }
-        self.word.fetch_add(1, Ordering::Release);
+        // A plain load and store: only the owner, which is the caller, changes the ticket that is served.
+        self.serving.store(self.serving.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     }
 }
 
@@ -151,25 +139,26 @@ impl<T> Shared<T> {
 /// What other rooms' tests do to a lock.
 #[cfg(any(test, feature = "testing"))]
 pub mod testing {
-    use super::{Mutex, Ordering, Tickets};
+    use super::{Mutex, Ordering};
 
     /// Does what a processor does that asks for a lock and then never runs again: as the lock's owner, or while it waits for the lock.
     pub fn ask_and_be_gone<T>(lock: &Mutex<T>) {
         // SAFETY: whoever has the ticket never releases it.
-        unsafe { lock.raw() }.word.fetch_add(Tickets::NEXT, Ordering::Relaxed);
+        unsafe { lock.raw() }.next.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::sync::atomic::AtomicU32;
     use lock_api::RawMutex;
 
     #[test]
     fn a_lock_goes_to_the_one_that_asked_first() {
         let (lock, order) = (Mutex::new(()), std::sync::Mutex::new(Vec::new()));
         // SAFETY: only looked at.
-        let asked = || Tickets::next(unsafe { lock.raw() }.word.load(Ordering::Relaxed));
+        let asked = || unsafe { lock.raw() }.next.load(Ordering::Relaxed);
         std::thread::scope(|scope| {
             let held = lock.lock();
             for number in 0..3 {
@@ -207,18 +196,36 @@ mod tests {
     }
 
     #[test]
-    fn a_try_that_pauses_for_65535_turns_does_not_take_a_lock_that_is_held() {
+    fn a_try_that_pauses_for_65536_tickets_waits_for_its_turn() {
         let lock = Tickets::INIT;
-        let seen = lock.word.load(Ordering::Relaxed);
+        let seen = lock.serving.load(Ordering::Relaxed);
         for _ in 0..u16::MAX {
             lock.lock();
             // SAFETY: locked just now.
             unsafe { lock.unlock() };
         }
         lock.lock();
-        assert_eq!(Tickets::next(lock.word.load(Ordering::Relaxed)), Tickets::next(seen), "the ticket counter is back");
-        assert!(!lock.take_if(seen), "it is held");
-        // SAFETY: locked above.
+        assert_eq!(
+            lock.next.load(Ordering::Relaxed),
+            seen,
+            "the next ticket is again the one that the try has seen served"
+        );
+        let got = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert!(lock.take_if_next(seen));
+                got.store(true, Ordering::Relaxed);
+            });
+            while lock.next.load(Ordering::Relaxed) == seen {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!got.load(Ordering::Relaxed), "another has it");
+            // SAFETY: locked above.
+            unsafe { lock.unlock() };
+        });
+        assert!(got.load(Ordering::Relaxed) && !lock.try_lock());
+        // SAFETY: the thread above has locked it.
         unsafe { lock.unlock() };
         assert!(lock.try_lock() && !lock.try_lock());
     }
@@ -228,7 +235,7 @@ mod tests {
         let lock = Mutex::new(());
         let asked = |number| {
             // SAFETY: only looked at.
-            while Tickets::next(unsafe { lock.raw() }.word.load(Ordering::Relaxed)) < number {
+            while unsafe { lock.raw() }.next.load(Ordering::Relaxed) < number {
                 std::thread::yield_now();
             }
         };
