@@ -16,6 +16,7 @@ pub mod entry;
 pub mod image;
 pub mod memory_map;
 pub mod options;
+pub mod shares;
 
 #[cfg(feature = "machine")]
 pub use build::{BuildError, Entry, GuestRam, Outside, build};

@@ -1,0 +1,232 @@
+//! Whose turn it is on a processor. `SCHEDULER.md` beside this file describes the policy; nothing here touches hardware. Times are ticks of
+//! the TSC.
+//!
+//! Time is shared among guests, not among virtual processors: a guest's share does not grow with the number of its virtual processors. Each
+//! guest has a virtual time, which advances by the ticks charged to the guest divided by the guest's weight. The guest with the least virtual
+//! time, of those that can run, runs next (start-time fair queueing; the Linux scheduler's `vruntime`).
+#![forbid(unsafe_code)]
+
+use alloc::vec::Vec;
+
+use crate::{guest::shares::Shares, ims::GuestId};
+
+
+
+/// Ticks that the turns of all guests that can run take together, if each of them uses its turn up.
+pub const ROUND: u64 = 1_500_000;
+
+/// Ticks that guests that have slept are served earlier than the others, all of them together.
+pub const HEAD_START: u64 = 1_000_000;
+
+/// The most ticks that a guest that can run waits for its turn, if its weight is not so small that its turns are the least ones: others catch up
+/// with what its last turn has put it ahead, each of them begins one turn more, and those that have slept come first.
+pub const LATENCY: u64 = 2 * ROUND + HEAD_START;
+
+/// Ticks that a turn lasts in any case, unless its virtual processor stops by itself: what a change of guests costs is small beside it.
+pub const LEAST_TURN: u64 = 100_000;
+
+/// Ticks after which the interruptions of others' turns are counted anew.
+pub const STEAL_PERIOD: u64 = 1_000_000;
+
+/// Ticks of a period that interrupts may take from others' turns, those of all guests together.
+pub const STEAL_LIMIT: u64 = STEAL_PERIOD / 20;
+
+/// Ticks for which a cap holds.
+pub const CAP_PERIOD: u64 = 20_000_000;
+
+/// Virtual ticks for a tick at weight 1.
+const SCALE: u64 = 1 << 16;
+
+/// What a guest has had of this processor, and may have.
+#[derive(Clone, Debug)]
+struct Account {
+    guest: GuestId,
+    shares: Shares,
+    /// Virtual time.
+    time: u64,
+    /// One of the guest's virtual processors can run.
+    is_ready: bool,
+    /// Ticks charged so far.
+    charged: u64,
+    /// Ticks used in the cap's period that began at `cap_since`; what exceeds the cap is taken over into the next period.
+    used: u64,
+    cap_since: u64,
+    /// Ticks taken from others' turns in this period.
+    stolen: u64,
+    is_muted: bool,
+}
+
+impl Account {
+    fn virtual_ticks(&self, ticks: u64) -> u64 {
+        ticks.saturating_mul(SCALE) / u64::from(self.shares.weight())
+    }
+
+    /// Ticks in a period that the cap allows.
+    fn cap(&self) -> Option<u64> {
+        self.shares.cap().map(|percent| CAP_PERIOD / 100 * u64::from(percent))
+    }
+
+    /// Begins a new period if the last one is over.
+    fn renew_cap(&mut self, now: u64) {
+        let periods = now.saturating_sub(self.cap_since) / CAP_PERIOD;
+        if periods != 0 {
+            self.cap_since += periods * CAP_PERIOD;
+            self.used = self.used.saturating_sub(self.cap().unwrap_or(u64::MAX).saturating_mul(periods));
+        }
+    }
+
+    fn is_capped(&self) -> bool {
+        self.cap().is_some_and(|cap| self.used >= cap)
+    }
+
+    fn can_run(&self) -> bool {
+        self.is_ready && !self.is_capped()
+    }
+}
+
+/// The guests of a processor.
+#[derive(Debug, Default)]
+pub struct RunQueue {
+    accounts: Vec<Account>,
+    /// The least virtual time of a guest that could run when one was chosen last. It never goes back.
+    time: u64,
+    /// Ticks that interrupts have taken from others' turns in the period that began at `steal_since`.
+    stolen: u64,
+    steal_since: u64,
+}
+
+impl RunQueue {
+    /// A guest has a virtual processor here. Further ones change nothing.
+    pub fn add(&mut self, guest: GuestId, shares: Shares, now: u64) {
+        if self.accounts.iter().any(|account| account.guest == guest) {
+            return;
+        }
+        let (time, [charged, used, stolen], cap_since) = (self.time, [0; 3], now);
+        let [is_ready, is_muted] = [false; 2];
+        self.accounts.push(Account { guest, shares, time, is_ready, charged, used, cap_since, stolen, is_muted });
+    }
+
+    /// A guest has no virtual processor here any more.
+    pub fn remove(&mut self, guest: GuestId) {
+        self.accounts.retain(|account| account.guest != guest);
+    }
+
+    /// Whether one of the guest's virtual processors can run. A guest that has slept does not keep the time that it has not used, but for its
+    /// part of [`HEAD_START`].
+    pub fn set_ready(&mut self, guest: GuestId, is_ready: bool) {
+        let head_start = HEAD_START.saturating_mul(SCALE) / (self.weight_of_ready() + self.weight(guest)).max(1);
+        let ready = self.accounts.iter().filter(|account| account.can_run()).map(|account| account.time).min();
+        let least = self.time.max(ready.unwrap_or(0)).saturating_sub(head_start);
+        let Some(account) = self.account(guest) else { return };
+        if is_ready && !account.is_ready {
+            account.time = account.time.max(least);
+        }
+        account.is_ready = is_ready;
+    }
+
+    /// Charges time to a guest.
+    pub fn charge(&mut self, guest: GuestId, ticks: u64) {
+        let Some(account) = self.account(guest) else { return };
+        account.time = account.time.saturating_add(account.virtual_ticks(ticks));
+        account.used = account.used.saturating_add(ticks);
+        account.charged = account.charged.saturating_add(ticks);
+    }
+
+    /// Charges time that a guest's interrupts have taken from another guest's turn. Returns true if that was too much, so that the guest is muted
+    /// from now on: its share of [`STEAL_LIMIT`] among the guests that can run, or what is left of it.
+    pub fn steal(&mut self, guest: GuestId, ticks: u64, now: u64) -> bool {
+        self.charge(guest, ticks);
+        if now.saturating_sub(self.steal_since) >= STEAL_PERIOD && !self.accounts.iter().any(|account| account.is_muted) {
+            self.begin_period(now);
+        }
+        self.stolen = self.stolen.saturating_add(ticks);
+        let is_all = self.stolen > STEAL_LIMIT;
+        let all = self.accounts.iter().filter(|account| account.guest == guest || account.is_ready);
+        let all: u64 = all.map(|account| u64::from(account.shares.weight())).sum();
+        let Some(account) = self.account(guest) else { return false };
+        account.stolen = account.stolen.saturating_add(ticks);
+        let is_its_part = account.stolen > STEAL_LIMIT * u64::from(account.shares.weight()) / all.max(1);
+        let mutes = !account.is_muted && (is_all || is_its_part);
+        account.is_muted |= mutes;
+        mutes
+    }
+
+    fn begin_period(&mut self, now: u64) {
+        (self.stolen, self.steal_since) = (0, now);
+        self.accounts.iter_mut().for_each(|account| account.stolen = 0);
+    }
+
+    /// Whether the guest's interrupts must not interrupt others now.
+    pub fn is_muted(&self, guest: GuestId) -> bool {
+        self.accounts.iter().any(|account| account.guest == guest && account.is_muted)
+    }
+
+    /// The next guest that was muted and is so no longer.
+    pub fn take_unmuted(&mut self, now: u64) -> Option<GuestId> {
+        if now < self.unmute_at()? {
+            return None;
+        }
+        let account = self.accounts.iter_mut().find(|account| account.is_muted)?;
+        (account.is_muted, account.stolen) = (false, 0);
+        let guest = account.guest;
+        if self.unmute_at().is_none() {
+            self.begin_period(now);
+        }
+        Some(guest)
+    }
+
+    /// When those that are muted, if there are any, are so no longer.
+    fn unmute_at(&self) -> Option<u64> {
+        let is_one = self.accounts.iter().any(|account| account.is_muted);
+        is_one.then(|| self.steal_since.saturating_add(STEAL_PERIOD))
+    }
+
+    /// The guest that runs next: the one with the least virtual time, of those that can run.
+    pub fn next(&mut self, now: u64) -> Option<GuestId> {
+        self.accounts.iter_mut().for_each(|account| account.renew_cap(now));
+        let next = self.accounts.iter().filter(|account| account.can_run()).min_by_key(|account| account.time)?;
+        self.time = self.time.max(next.time);
+        Some(next.guest)
+    }
+
+    /// When the turn of a guest ends that begins `now`: early enough for `timer`, when others have to be looked at, though not before
+    /// [`LEAST_TURN`], or a timer that fires without end would leave the others nothing.
+    pub fn turn_end(&self, guest: GuestId, now: u64, timer: Option<u64>) -> u64 {
+        let turn = ROUND.saturating_mul(self.weight(guest)) / self.weight_of_ready().max(1);
+        let least = now.saturating_add(LEAST_TURN);
+        let timer = timer.map_or(u64::MAX, |timer| timer.max(least));
+        timer.min(now.saturating_add(turn.clamp(LEAST_TURN, ROUND)))
+    }
+
+    /// Whether `woken` is to run before `running` has used its turn up.
+    pub fn preempts(&self, woken: GuestId, running: GuestId) -> bool {
+        let time = |guest| self.accounts.iter().find(|account| account.guest == guest).map(|account| account.time);
+        time(woken) < time(running)
+    }
+
+    /// When a guest may run again that has used up what its cap allows, or is muted no longer.
+    pub fn next_event(&self) -> Option<u64> {
+        let caps = self.accounts.iter().filter(|account| account.is_ready && account.is_capped());
+        caps.map(|account| account.cap_since.saturating_add(CAP_PERIOD)).chain(self.unmute_at()).min()
+    }
+
+    /// Ticks that a guest was charged so far.
+    pub fn charged(&self, guest: GuestId) -> u64 {
+        self.accounts.iter().find(|account| account.guest == guest).map_or(0, |account| account.charged)
+    }
+
+    fn account(&mut self, guest: GuestId) -> Option<&mut Account> {
+        self.accounts.iter_mut().find(|account| account.guest == guest)
+    }
+
+    fn weight(&self, guest: GuestId) -> u64 {
+        self.accounts.iter().find(|account| account.guest == guest).map_or(0, |account| account.shares.weight().into())
+    }
+
+    fn weight_of_ready(&self) -> u64 {
+        self.accounts.iter().filter(|account| account.is_ready).map(|account| u64::from(account.shares.weight())).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests;
