@@ -2,6 +2,6 @@
 
 pub mod exit_loop;
 pub mod policy;
-pub mod run_queue;
 pub mod processors;
+pub mod run_queue;
 pub mod scheduler;

@@ -10,8 +10,6 @@ use alloc::vec::Vec;
 
 use crate::{guest::shares::Shares, ims::GuestId};
 
-
-
 /// Ticks that the turns of all guests that can run take together, if each of them uses its turn up.
 pub const ROUND: u64 = 1_500_000;
 
@@ -136,7 +134,8 @@ impl RunQueue {
     /// from now on: its share of [`STEAL_LIMIT`] among the guests that can run, or what is left of it.
     pub fn steal(&mut self, guest: GuestId, ticks: u64, now: u64) -> bool {
         self.charge(guest, ticks);
-        if now.saturating_sub(self.steal_since) >= STEAL_PERIOD && !self.accounts.iter().any(|account| account.is_muted) {
+        if now.saturating_sub(self.steal_since) >= STEAL_PERIOD && !self.accounts.iter().any(|account| account.is_muted)
+        {
             self.begin_period(now);
         }
         self.stolen = self.stolen.saturating_add(ticks);

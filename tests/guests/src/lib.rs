@@ -22,6 +22,7 @@ pub mod crc32c;
 pub mod dsa;
 pub mod memory;
 pub mod pci;
+pub mod phases;
 pub mod random;
 pub mod samples;
 pub mod store_image;

@@ -198,7 +198,10 @@ fn a_muted_guest_is_heard_again_after_the_period() {
     queue.add(GuestId(7), Shares::default(), 0);
     assert!(!queue.steal(GuestId(7), STEAL_LIMIT, 10), "as much as it may");
     assert!(queue.steal(GuestId(7), 1, 10) && queue.is_muted(GuestId(7)));
-    assert!(!queue.steal(GuestId(7), 1, 2 * STEAL_PERIOD), "it is muted already, and nobody has said that it is heard again");
+    assert!(
+        !queue.steal(GuestId(7), 1, 2 * STEAL_PERIOD),
+        "it is muted already, and nobody has said that it is heard again"
+    );
     assert_eq!((queue.next_event(), queue.take_unmuted(STEAL_PERIOD - 1)), (Some(STEAL_PERIOD), None));
     assert_eq!(queue.take_unmuted(STEAL_PERIOD), Some(GuestId(7)));
     assert!(!queue.is_muted(GuestId(7)) && queue.take_unmuted(u64::MAX).is_none());

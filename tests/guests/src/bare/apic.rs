@@ -68,6 +68,12 @@ pub fn enable() {
     }
 }
 
+/// Lets interrupts in only whose vectors' upper halves are above that of `priority` (SDM vol. 3, 12.8.3.1).
+pub fn set_priority(priority: u8) {
+    // SAFETY: the x2APIC is enabled.
+    unsafe { wrmsr(TPR, priority.into()) }
+}
+
 /// This processor's x2APIC ID.
 pub fn id() -> u32 {
     // SAFETY: the x2APIC is enabled.
