@@ -16,7 +16,7 @@ use crate::{
     },
     ept::{self, Ept},
     guest::memory_map::BarAllocator,
-    ims::{Reach, StoreName, StoreSpec},
+    ims::{StoreLocation, StoreName, StoreSpec},
     memory::{self, FrameSource, Mmio},
     pci::{Bar, ConfigSpace, Function, TableLocation},
     vdev::pci::{BarDescr, FunctionDescr, MsixDescr, VirtualBus},
@@ -142,7 +142,15 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         let kind = RegionKind::Store { device: self.id, name, shadow };
         // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at regions then.
         unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: bytes, kind }) };
-        Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, reach: Reach::Memory })
+        Ok(StoreSpec {
+            base,
+            shadow,
+            slots,
+            bar: table.0.into(),
+            offset: table.1,
+            backing: None,
+            location: StoreLocation::DeviceMemory,
+        })
     }
 
     /// Maps everything. `registers` are a DSA's. `slow_store` is told of a store's command interface, and gives the store its number.
@@ -182,7 +190,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         if !dsa::has_slow_store(self.function) {
             return Ok(spec);
         }
-        Ok(StoreSpec { reach: Reach::Slow(self.hide_slow_store(slow_store)?), ..spec })
+        Ok(StoreSpec { location: StoreLocation::SlowStore(self.hide_slow_store(slow_store)?), ..spec })
     }
 
     /// A store behind a command interface, which is the hypervisor's alone: its page reads as zeros in the guest, and takes nothing.

@@ -31,7 +31,7 @@ use crate::{
         virtual_bars,
     },
     guest::memory_map::BarAllocator,
-    ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreSpec},
+    ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, StoreLocation, StoreSpec},
     irq::{ports::MachineService, rate_limit::RateLimit},
     machine::discovery::Machine,
     memory::{FrameSource, Mmio, Registers},
@@ -126,7 +126,7 @@ struct Shares {
     functions: Vec<Virtual>,
     turns: Turns,
     /// The interrupts by which the device tells of errors.
-    burst: RateLimit,
+    rate_limit: RateLimit,
 }
 
 /// What is left to do when a guest has left.
@@ -216,9 +216,9 @@ impl Parents {
                 return;
             }
             // The lock is held no longer than for what is recorded now: more comes by another interrupt.
-            if parent.hand_out_events(service, &mut shares.functions) && shares.burst.event(cpu::tsc(), false) {
+            if parent.hand_out_events(service, &mut shares.functions) && shares.rate_limit.event(cpu::tsc(), false) {
                 dsa::tell_errors(&parent.registers, false);
-                parent.set_next_look(&shares.burst);
+                parent.set_next_look(&shares.rate_limit);
             }
         });
     }
@@ -376,7 +376,7 @@ impl Parent {
             bar: 0,
             offset: vdsa::TABLE,
             backing,
-            reach: Reach::Memory,
+            location: StoreLocation::DeviceMemory,
         };
         let requester = self.function.bdf;
         Ok(DeviceSpec { id, requester, msix: Some(msix), ims: None, pasids: None, shares_requester: true })
@@ -499,17 +499,17 @@ impl Parent {
 
     /// Looks at a device that does not tell of errors for now, and lets it tell of them again if it has recorded none.
     fn look(&self, shares: &mut Shares, service: &MachineService) {
-        let (Shares { functions, burst, .. }, now) = (shares, cpu::tsc());
-        if burst.is_due(now) && burst.looked(now, self.hand_out_events(service, functions)) {
+        let (Shares { functions, rate_limit, .. }, now) = (shares, cpu::tsc());
+        if rate_limit.is_due(now) && rate_limit.looked(now, self.hand_out_events(service, functions)) {
             dsa::tell_errors(&self.registers, true);
             // One that was recorded before that raises nothing any more.
             self.hand_out_events(service, functions);
         }
-        self.set_next_look(burst);
+        self.set_next_look(rate_limit);
     }
 
-    fn set_next_look(&self, burst: &RateLimit) {
-        self.next_look.store(burst.due().unwrap_or(u64::MAX), Ordering::Relaxed);
+    fn set_next_look(&self, rate_limit: &RateLimit) {
+        self.next_look.store(rate_limit.due().unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Whether it is time for [`Self::look`].

@@ -242,7 +242,7 @@ impl Scheduler {
     fn next_timer(&self, now: u64) -> Option<u64> {
         let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
         let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
-        let looks = self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due());
+        let looks = self.cpus.iter().filter_map(|cpu| cpu.rate_counter.as_ref()?.due());
         let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.resources.is_resetting());
         let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
         let parents = self.parents.due(now, |parent| self.runs_a_sharer_of(parent));

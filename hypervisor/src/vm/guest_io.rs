@@ -16,7 +16,7 @@ use crate::{
         Platform, PortWrite,
         mmio::pieces::{piece_of, pieces, put_piece},
     },
-    ims::{Domain, GuestMemory, StoreName},
+    ims::{CallingGuest, Domain, StoreName},
     irq::ports::MachineService,
     memory::Ram,
     vdev::{
@@ -126,7 +126,7 @@ impl GuestIo<'_> {
     }
 }
 
-impl GuestMemory for GuestIo<'_> {
+impl CallingGuest for GuestIo<'_> {
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status> {
         self.ram.read(from, into).map_err(|_| Status::BadAddress)
     }
@@ -247,7 +247,7 @@ impl Platform for GuestIo<'_> {
 
     fn set_pv_eoi(&mut self, at: Option<Gpa>) {
         // It fails only where the processor ends interrupts, and there the guest has no such register.
-        let _ = GuestMemory::set_pv_eoi(self, at);
+        let _ = CallingGuest::set_pv_eoi(self, at);
     }
 
     fn ipi(&mut self, ipi: Ipi) {

@@ -6,7 +6,7 @@ use crate::{
     cpu,
     ept::Ept,
     exits::{Devices, EndReason, PvEoi, Stuck, memo::Memo},
-    irq::{host_vectors::Vectors, mailbox::Mailbox, ports::MachineService, storm::Meter},
+    irq::{host_vectors::Vectors, mailbox::Mailbox, ports::MachineService, storm::RateCounter},
     vdev::{
         cpuid::{KvmFeatures, Policy},
         msr::{Msrs, Traits},
@@ -108,7 +108,7 @@ impl NewVcpu {
                 devices: parts.devices(),
                 virtual_apic: parts.virtual_apic,
                 nmi: false,
-                meter: vm.storm_limit.map(Meter::new),
+                rate_counter: vm.storm_limit.map(RateCounter::new),
                 mailbox: vm.mailbox(parts.number).clone(),
                 ran: 0,
                 turn_began: None,

@@ -10,7 +10,7 @@ use crate::{
     ims::Attribution,
     irq::{
         mailbox::{Mailbox, count},
-        storm::{Meter, Suspect},
+        storm::{RateCounter, Suspect},
     },
     vdev::x2apic::Accepted,
     vm::{instance::Vm, switched_state::SwitchedState},
@@ -66,7 +66,7 @@ pub struct VirtualCpu {
     /// An NMI waits for it.
     pub nmi: bool,
     /// Counts its interrupts, if there is a limit for them.
-    pub meter: Option<Meter>,
+    pub rate_counter: Option<RateCounter>,
     /// Its mailbox, as [`Vm::mailbox`] gives it.
     pub mailbox: Arc<Mailbox>,
     /// Ticks that it has run, or is taken to have run.
@@ -83,11 +83,11 @@ impl VirtualCpu {
 
     /// A device's interrupt that the hypervisor has taken for it.
     pub fn accept(&mut self, vector: u8) {
-        if self.meter.as_mut().is_some_and(|meter| meter.count(vector, cpu::tsc()))
+        if self.rate_counter.as_mut().is_some_and(|rate_counter| rate_counter.count(vector, cpu::tsc()))
             && let Some(domain) = &self.vm.resources.domain
         {
             self.vm.resources.service.throttle(domain, self.target(vector));
-            self.meter.as_mut().into_iter().for_each(|meter| meter.begin(cpu::tsc()));
+            self.rate_counter.as_mut().into_iter().for_each(|rate_counter| rate_counter.begin(cpu::tsc()));
         }
         let counts = &self.mailbox.counts;
         if let Some(virtual_apic) = &self.virtual_apic {
@@ -116,8 +116,8 @@ impl VirtualCpu {
 
     /// Looks at slots that are held because they may fire too fast, when it is time.
     pub fn judge(&mut self, now: u64) {
-        let (Some(meter), Some(domain)) = (&mut self.meter, &self.vm.resources.domain) else { return };
-        let Some(Suspect { vector, last, passes_by }) = meter.suspect(now) else { return };
+        let (Some(rate_counter), Some(domain)) = (&mut self.rate_counter, &self.vm.resources.domain) else { return };
+        let Some(Suspect { vector, last, passes_by }) = rate_counter.suspect(now) else { return };
         let target = Target { apic_id: self.number as u32, vector };
         let service = self.vm.resources.service;
         let tell = |slot: Attribution| self.vm.tell_storm(&slot);
@@ -125,8 +125,8 @@ impl VirtualCpu {
             return service.block(domain, target, tell);
         }
         match service.unthrottle(domain, target, last, tell) {
-            0 => meter.nobody_held(),
-            _ => meter.begin(cpu::tsc()),
+            0 => rate_counter.nobody_held(),
+            _ => rate_counter.begin(cpu::tsc()),
         }
     }
 

@@ -53,9 +53,9 @@ impl FaultLog {
     /// A fault event has come: takes what the units have recorded.
     pub fn event(&self, service: &MachineService) {
         for (number, unit) in service.ports().numbered_units() {
-            let mut burst = self.units[number].lock();
+            let mut rate_limit = self.units[number].lock();
             let found = self.take(service, number, unit);
-            if found && burst.event(cpu::tsc(), unit.unit().has_faults()) {
+            if found && rate_limit.event(cpu::tsc(), unit.unit().has_faults()) {
                 unit.unit().mask_fault_event(true);
                 self.masked.fetch_add(1, Ordering::Relaxed);
                 self.once(
@@ -74,8 +74,8 @@ impl FaultLog {
         let now = cpu::tsc();
         for (number, unit) in service.ports().numbered_units() {
             // Whoever has it looks already.
-            let Some(mut burst) = self.units[number].try_lock() else { continue };
-            if burst.is_due(now) && burst.looked(now, self.take(service, number, unit)) {
+            let Some(mut rate_limit) = self.units[number].try_lock() else { continue };
+            if rate_limit.is_due(now) && rate_limit.looked(now, self.take(service, number, unit)) {
                 self.masked.fetch_sub(1, Ordering::Relaxed);
                 unit.unit().mask_fault_event(false);
             }
