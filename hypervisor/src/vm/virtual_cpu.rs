@@ -17,7 +17,7 @@ use crate::{
     vmx::{
         Vcpu, VirtualApic, fields,
         instr::{self, Forgotten},
-        posted::Turn,
+        posted::RunState,
     },
 };
 
@@ -72,13 +72,13 @@ pub struct VirtualCpu {
     /// Ticks that it has run, or is taken to have run.
     pub ran: u64,
     /// The TSC at the beginning of its turn, while it has one.
-    pub turn_began: Option<u64>,
+    pub slice_start: Option<u64>,
 }
 
 impl VirtualCpu {
     /// Ticks that it will have run at `now`, the turn that it has included.
     pub fn ran_until(&self, now: u64) -> u64 {
-        self.ran.saturating_add(self.turn_began.map_or(0, |began| now.saturating_sub(began)))
+        self.ran.saturating_add(self.slice_start.map_or(0, |began| now.saturating_sub(began)))
     }
 
     /// A device's interrupt that the hypervisor has taken for it.
@@ -120,7 +120,7 @@ impl VirtualCpu {
         let Some(Suspect { vector, last, passes_by }) = rate_counter.suspect(now) else { return };
         let target = Target { apic_id: self.number as u32, vector };
         let service = self.vm.resources.service;
-        let tell = |slot: Attribution| self.vm.tell_storm(&slot);
+        let tell = |slot: Attribution| self.vm.log_storm(&slot);
         if passes_by {
             return service.block(domain, target, tell);
         }
@@ -174,7 +174,7 @@ impl VirtualCpu {
         self.devices.pv_eoi = PvEoi::default();
         self.mailbox.set_pv_eoi(None);
         if let Some(virtual_apic) = &self.virtual_apic {
-            virtual_apic.set_turn(Turn::Preempted);
+            virtual_apic.set_run_state(RunState::Preempted);
             virtual_apic.reset();
         }
     }
@@ -221,9 +221,9 @@ impl VirtualCpu {
     }
 
     /// Says who runs, to those who post interrupts.
-    pub fn set_turn(&self, turn: Turn) {
+    pub fn set_run_state(&self, state: RunState) {
         if let Some(virtual_apic) = &self.virtual_apic {
-            virtual_apic.set_turn(turn);
+            virtual_apic.set_run_state(state);
         }
     }
 

@@ -338,13 +338,13 @@ impl Bind for Machine {
     ) -> (usize, Span) {
         let (mut failed, mut span) = (0, Span::NONE);
         for BindRequest { target, result } in runs.flatten().map(AsMut::as_mut) {
-            *bound = self.route(guest, *target).and_then(|route| {
+            *result = self.route(guest, *target).and_then(|route| {
                 let entry = self.bind(unit, requester, route);
                 let entry = entry.inspect_err(|_| self.unroute(guest, *target, route))?;
                 span.add(entry);
                 Ok(BoundEntry { route: PackedRoute::new(route), entry })
             });
-            failed += usize::from(bound.is_err());
+            failed += usize::from(result.is_err());
         }
         (failed, span)
     }
