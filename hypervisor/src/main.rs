@@ -12,8 +12,8 @@ use imsvisor::{
     apic, console,
     cpu::{
         self,
+        percpu::PerCpu,
         tables::{Bases, Tables},
-        this::ThisCpu,
     },
     devices::passthrough,
     event, exits,
@@ -38,36 +38,36 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     console::init(tsc);
     event!("boot version={}", env!("CARGO_PKG_VERSION"));
     // SAFETY: the entry code passes on what the loader gave it.
-    let loader = unsafe { BootInfo::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
-    let console = machine::console::begin(&loader);
+    let boot_info = unsafe { BootInfo::new(magic, Hpa::new(information)) }.unwrap_or_else(|why| refuse("loader", why));
+    let console = machine::console::begin(&boot_info);
     // SAFETY: the entry code has mapped the first 4 GiB, and this is the only call.
-    if !unsafe { machine::memory::take(&loader) } {
+    if !unsafe { machine::memory::take(&boot_info) } {
         refuse("memory", "too little for the hypervisor itself");
     }
     if !cpu::has_no_execute() {
         refuse("processor", "it has no execute-disable (XD, NX). If the firmware's setup has it, enable it");
     }
-    if let Err(error) = machine::memory::map(&loader, console.screen()) {
+    if let Err(error) = machine::memory::map(&boot_info, console.screen()) {
         refuse("memory", format_args!("no page tables: {error}"));
     }
     // SAFETY: the page tables have just been put in force, and map the screen.
-    unsafe { console.settle(&loader) };
+    unsafe { console.settle(&boot_info) };
     let (bases, apic_id) = set_up(0, apic::init);
     exits::decode::prepare();
-    let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&loader)));
+    let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&boot_info)));
     machine.choose_apic_mode();
     let others = smp::others(machine.apic_ids(), apic_id);
     let service = service(machine, apic_id, &others);
-    let page = machine::memory::start_page(&loader);
+    let page = machine::memory::start_page(&boot_info);
     let processor = Processor::bring_up(bases).unwrap_or_else(|why| {
         // What the machine does have can be told: the others start as well, find no work, and stop.
-        tell(machine, service, 1 + smp::start(&others, page, processor_entry));
+        log_machine(machine, service, 1 + smp::start(&others, page, processor_entry));
         refuse("vmx", why)
     });
     passthrough::make_room(machine, service.ports());
-    let work = WORK.call_once(|| Workload::new(machine, service, loader.modules(), apic_id, tsc));
+    let work = WORK.call_once(|| Workload::new(machine, service, boot_info.modules(), apic_id, tsc));
     let started = smp::start(&others, page, processor_entry);
-    tell(machine, service, 1 + started);
+    log_machine(machine, service, 1 + started);
     power::end(work.lead(processor, started))
 }
 
@@ -84,7 +84,7 @@ fn service(machine: &'static Machine, apic_id: u32, others: &[u32]) -> &'static 
     Box::leak(Box::new(Service::new(ports)))
 }
 
-fn tell(machine: &Machine, service: &MachineService, processors: usize) {
+fn log_machine(machine: &Machine, service: &MachineService, processors: usize) {
     let brand = raw_cpuid::CpuId::new().get_processor_brand_string();
     let stores = machine.functions().iter().filter(|function| function.siov.is_some_and(|siov| siov.ims)).count();
     let units = service.ports().units().count();
@@ -107,7 +107,7 @@ fn tell(machine: &Machine, service: &MachineService, processors: usize) {
 fn set_up(number: usize, init_apic: fn() -> u32) -> (Bases, u32) {
     let apic_id = init_apic();
     let bases = Box::leak(Box::new(Tables::new())).load();
-    ThisCpu::install(number, apic_id);
+    PerCpu::install(number, apic_id);
     // SAFETY: the IDT has been put in force.
     unsafe { cpu::machine_check::enable() };
     (bases, apic_id)

@@ -218,28 +218,28 @@ pub(crate) fn say(text: &str) {
 }
 
 /// Leave to run a machine, until it is dropped.
-pub(crate) struct Seat(&'static Seats);
+pub(crate) struct MachinePermit(&'static MachinePermits);
 
 /// So many machines may run at one time.
-struct Seats {
+struct MachinePermits {
     free: Mutex<usize>,
     one_is_free: Condvar,
 }
 
-impl Seats {
+impl MachinePermits {
     const fn new(count: usize) -> Self {
         Self { free: Mutex::new(count), one_is_free: Condvar::new() }
     }
 
-    fn take(&'static self) -> Seat {
+    fn take(&'static self) -> MachinePermit {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.one_is_free.wait_while(free, |free| *free == 0);
         *waited.unwrap_or_else(PoisonError::into_inner) -= 1;
-        Seat(self)
+        MachinePermit(self)
     }
 }
 
-impl Drop for Seat {
+impl Drop for MachinePermit {
     fn drop(&mut self) {
         *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.0.one_is_free.notify_one();
@@ -247,9 +247,9 @@ impl Drop for Seat {
 }
 
 /// Waits until another machine may run.
-pub(crate) fn seat() -> Seat {
-    static SEATS: Seats = Seats::new(MACHINES);
-    SEATS.take()
+pub(crate) fn machine_permit() -> MachinePermit {
+    static PERMITS: MachinePermits = MachinePermits::new(MACHINES);
+    PERMITS.take()
 }
 
 #[cfg(test)]
@@ -261,11 +261,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_machines_run_than_there_are_seats() {
-        static SEATS: Seats = Seats::new(2);
+    fn no_more_machines_run_than_there_are_permits() {
+        static PERMITS: MachinePermits = MachinePermits::new(2);
         static RUNNING: AtomicUsize = AtomicUsize::new(0);
         let run = || {
-            let _seat = SEATS.take();
+            let _permit = PERMITS.take();
             let running = RUNNING.fetch_add(1, SeqCst) + 1;
             thread::sleep(Duration::from_millis(5));
             RUNNING.fetch_sub(1, SeqCst);
@@ -274,18 +274,18 @@ mod tests {
         let runs: Vec<_> = (0..8).map(|_| thread::spawn(run)).collect();
         let most = runs.into_iter().map(|run| run.join().unwrap()).max();
         assert_eq!(most, Some(2));
-        assert_eq!(*SEATS.free.lock().unwrap(), 2);
+        assert_eq!(*PERMITS.free.lock().unwrap(), 2);
     }
 
     #[test]
-    fn a_test_that_fails_gives_its_seat_back() {
-        static SEATS: Seats = Seats::new(1);
+    fn a_test_that_fails_gives_its_permit_back() {
+        static PERMITS: MachinePermits = MachinePermits::new(1);
         let failed = thread::spawn(|| {
-            let _seat = SEATS.take();
+            let _permit = PERMITS.take();
             std::panic::resume_unwind(Box::new(()));
         });
         assert!(failed.join().is_err());
-        drop(SEATS.take());
+        drop(PERMITS.take());
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub(crate) fn start(name: &str, plan: &Plan, follow: impl FnOnce(Run) -> Result<
 
 /// Boots a machine when its turn comes, and says so.
 fn in_turn(name: &str, boot: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
-    let _seat = bench::seat();
+    let _permit = bench::machine_permit();
     bench::say(&format!("booting {name}"));
     let outcome = boot()?;
     let seconds = outcome.wall.as_secs_f32();

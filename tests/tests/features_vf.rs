@@ -83,7 +83,7 @@ static SHARED: Scenario = Scenario::new("two guests with functions of one parent
 /// One guest has two functions' queues drained without end; another guest gives commands to its function of the same parent.
 static DRAINED: Scenario = Scenario::new("drains without end, and another guest's commands", |plan| {
     plan.config.cpus = 2;
-    // A command takes longer than `command_turns::QUICK`.
+    // A command takes longer than `command_arbiter::QUICK`.
     plan.plugin(&["slow-commands"]);
     plan.guest("vfunc", "drainer device=vdsa vectors=2 device=vdsa vectors=2 cmdline=case=drain")?;
     plan.guest("vfunc", "vfunc device=vdsa vectors=2 cmdline=case=commands")

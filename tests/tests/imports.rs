@@ -112,7 +112,7 @@ fn a_wrong_import_would_be_reported() {
         ("vmx/exit.rs", "fn f() { crate::exits::dispatch() }", "vmx imports room exits"),
         ("pci/mod.rs", "use super::machine;", "pci imports room machine"),
         ("apic/mod.rs", "use crate::guest;", "apic imports room guest"),
-        ("irq/ports.rs", "use crate::devices::refusal::Refusal;", "irq imports room devices"),
+        ("irq/ports.rs", "use crate::devices::assign_error::AssignError;", "irq imports room devices"),
         ("vm/create.rs", "use crate::sched;", "vm imports room sched"),
         ("vdev/rtc.rs", "use crate::{addr::Hpa, vtd::irt};", "vdev imports room vtd"),
         ("vdev/rtc.rs", "fn f() { log::info!(\"{}\", 1) }", "vdev imports crate log"),

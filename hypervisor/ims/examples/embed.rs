@@ -6,13 +6,13 @@ use hcall_abi::cpuid::CALL_BASE;
 use hcall_abi::{Call, DeviceId, ItemLayout, MapRequest, SlotHandle, Status, Target};
 use ims::addr::{Bdf, Gpa, Hpa};
 use ims::fake::Fake;
-use ims::{DeviceSpec, Field, GuestId, GuestMemory, GuestSpec, Reach, Service, StoreName, StoreSpec};
+use ims::{CallingGuest, DeviceSpec, Field, GuestId, GuestSpec, Service, StoreLocation, StoreName, StoreSpec};
 use imsvisor_sync::Mutex;
 
 /// The guest's memory: a page at 0x1000.
 struct Page(Mutex<[u8; 4096]>);
 
-impl GuestMemory for Page {
+impl CallingGuest for Page {
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status> {
         let at = (from.as_u64() as usize).checked_sub(0x1000).ok_or(Status::BadAddress)?;
         let page = self.0.lock();
@@ -39,7 +39,7 @@ pub fn main() {
         bar: 0,
         offset: 0x4000,
         backing: None,
-        reach: Reach::Memory,
+        location: StoreLocation::DeviceMemory,
     };
     let id = DeviceId(8);
     let device = DeviceSpec { id, requester, msix: None, ims: Some(store), pasids: None, shares_requester: false };
@@ -54,7 +54,7 @@ pub fn main() {
 
     // It writes a message for vector 0x41 of its processor 1 into slot 5, as a driver does; each write is an EPT violation.
     for (field, value) in
-        [(Field::AddressLo, 0xfee0_1000), (Field::AddressHi, 0), (Field::Data, 0x41), (Field::Ctrl, 0)]
+        [(Field::AddressLo, 0xfee0_1000), (Field::AddressHi, 0), (Field::Data, 0x41), (Field::Control, 0)]
     {
         let offset = field.offset(5);
         service.store_write(&domain, id, StoreName::Ims, offset, 4, value).expect("a write that is right");

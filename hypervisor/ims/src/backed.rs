@@ -184,7 +184,7 @@ impl<P: Ports> StoreAccess<'_, P> {
         self.store_message(index, nowhere.entry);
         for ctrl in [0, CTRL_MASK] {
             self.write_ctrl(index, ctrl);
-            self.service.ports.read_back(self.store, index, Field::Ctrl);
+            self.service.ports.read_back(self.store, index, Field::Control);
         }
         self.service.count_discarded();
         if let Some(binding) = slot.binding() {
@@ -196,6 +196,6 @@ impl<P: Ports> StoreAccess<'_, P> {
         if self.store.is_emulated(index) {
             return self.device.signals.load(Relaxed) & 1 << index != 0;
         }
-        self.service.ports.read_back(self.store, index, Field::Ctrl) & CTRL_PENDING != 0
+        self.service.ports.read_back(self.store, index, Field::Control) & CTRL_PENDING != 0
     }
 }

@@ -10,9 +10,9 @@ use super::{
     counters::add,
     device::Bank,
     domain::Domain,
-    ports::{Bound, GuestMemory, PackedRoute, Ports, Span},
+    ports::{BoundEntry, CallingGuest, PackedRoute, Ports, Span},
     slot::{Slot, State},
-    spec::{Reach, StoreSpec},
+    spec::{StoreLocation, StoreSpec},
     store_access::StoreAccess,
 };
 use crate::addr::{Gpa, PAGE_SIZE};
@@ -48,7 +48,7 @@ impl Batch {
         domain: &Domain,
         access: &StoreAccess<P>,
         bank: &Bank,
-        memory: &dyn GuestMemory,
+        memory: &dyn CallingGuest,
         at: Gpa,
         number: usize,
     ) -> Result<u64, Status> {
@@ -100,11 +100,11 @@ impl Batch {
         let (failed, span) = match self.fresh.get_mut(..self.number).unwrap_or_default() {
             [] => (0, Span::NONE),
             // Alone it is faster.
-            [Fresh { wanted, .. }] => {
-                wanted.bound = access
-                    .bind_one(wanted.target)
-                    .map(|binding| Bound { route: PackedRoute::new(binding.route), entry: binding.entry });
-                (usize::from(wanted.bound.is_err()), Span::NONE)
+            [Fresh { request, .. }] => {
+                request.result = access
+                    .bind_one(request.target)
+                    .map(|binding| BoundEntry { route: PackedRoute::new(binding.route), entry: binding.entry });
+                (usize::from(request.result.is_err()), Span::NONE)
             }
             many => access.bind_all(FreshRuns(many)),
         };
@@ -117,7 +117,7 @@ impl Batch {
     fn flush<P: Ports>(&self, access: &StoreAccess<P>, run: Option<Span>) -> Result<(), Status> {
         match (run, self.fresh()) {
             (Some(run), _) => access.service.flush_span(run),
-            (None, [one]) => one.wanted.bound.map_or(Ok(()), |bound| access.service.flush(once(bound.entry))),
+            (None, [one]) => one.request.result.map_or(Ok(()), |bound| access.service.flush(once(bound.entry))),
             (None, many) => flush_each(access, many),
         }
     }
@@ -127,8 +127,8 @@ impl Batch {
     fn fail(&mut self, bank: &Bank, items: usize) -> u64 {
         let mut failed = 0;
         let items = self.items.get_mut(..items).unwrap_or_default();
-        for Fresh { wanted, handle, .. } in self.fresh.iter().take(self.number) {
-            let Err(status) = wanted.bound else { continue };
+        for Fresh { request, handle, .. } in self.fresh.iter().take(self.number) {
+            let Err(status) = request.result else { continue };
             let reply = MapReply(Ok(Slot::pair_of(*handle))).to_bytes();
             for bytes in items.iter_mut().filter(|bytes| **bytes == reply) {
                 *bytes = MapReply(Err(status)).to_bytes();
@@ -147,8 +147,8 @@ impl Batch {
     #[cold]
     fn undo<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank) {
         let mut releases = Vec::new();
-        for Fresh { wanted, handle, .. } in self.fresh().iter().rev() {
-            if let Ok(binding) = wanted.binding()
+        for Fresh { request, handle, .. } in self.fresh().iter().rev() {
+            if let Ok(binding) = request.binding()
                 && let Ok(mut slot) = bank.lock(handle.index())
             {
                 slot.end_mapping();
@@ -161,9 +161,11 @@ impl Batch {
     /// Stores and unmasks, after the flush.
     #[inline(never)]
     fn finish<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank) {
-        match access.store.reach {
+        match access.store.location {
             // So the compiler makes a loop without the other ways.
-            Reach::Memory => self.finish_in(access, bank, StoreSpec { reach: Reach::Memory, ..*access.store }),
+            StoreLocation::DeviceMemory => {
+                self.finish_in(access, bank, StoreSpec { location: StoreLocation::DeviceMemory, ..*access.store })
+            }
             _ => self.finish_in(access, bank, *access.store),
         }
     }
@@ -173,9 +175,9 @@ impl Batch {
     fn finish_in<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank, store: StoreSpec) {
         let (owner, service, slots) = (access.owner(), access.service, bank.slots.as_slice());
         let Some(fresh) = self.fresh.get(..self.number) else { return };
-        for &Fresh { wanted, handle, masked, .. } in fresh {
+        for &Fresh { request, handle, masked, .. } in fresh {
             let index = handle.index();
-            let Ok(bound) = wanted.bound else { continue };
+            let Ok(bound) = request.result else { continue };
             service.own(bound.entry, owner.of(index));
             // Nobody else has touched it.
             let Some(mut slot) = slots.get(usize::from(index)).map(Mutex::lock) else { continue };
@@ -203,7 +205,7 @@ impl Batch {
 /// Flushes the entries of those that have one.
 #[cold]
 fn flush_each<P: Ports>(access: &StoreAccess<P>, fresh: &[Fresh]) -> Result<(), Status> {
-    let entries = fresh.iter().filter_map(|fresh| Some(fresh.wanted.bound.ok()?.entry));
+    let entries = fresh.iter().filter_map(|fresh| Some(fresh.request.result.ok()?.entry));
     if entries.clone().next().is_none() { Ok(()) } else { access.service.flush(entries) }
 }
 
@@ -227,7 +229,7 @@ fn begin_run(bank: &Bank, like: MapRequest, items: &mut [[u8; MapRequest::SIZE]]
         }
         let Some(fresh) = rooms.next() else { break };
         slot.begin_mapping(target, cookie);
-        fresh.wanted.target = target;
+        fresh.request.target = target;
         (fresh.handle, fresh.masked) = (handle, !unmask);
         *bytes = MapReply(Ok(Slot::pair_of(handle))).to_bytes();
     }

@@ -5,7 +5,7 @@ use core::num::NonZeroU16;
 
 use hcall_abi::{MapRequest, SlotHandle, Target};
 
-use super::ports::Wanted;
+use super::ports::BindRequest;
 use crate::addr::PAGE_SIZE;
 
 /// Most items in a batch: a page of them.
@@ -25,7 +25,7 @@ pub struct Batch {
 /// A slot that the batch maps.
 #[derive(Clone, Copy)]
 pub(super) struct Fresh {
-    pub(super) wanted: Wanted,
+    pub(super) request: BindRequest,
     pub(super) handle: SlotHandle,
     /// Whether it stays masked.
     pub(super) masked: bool,
@@ -36,16 +36,16 @@ pub(super) struct Fresh {
 impl Fresh {
     /// Nothing.
     pub(super) const NONE: Self = Self {
-        wanted: Wanted::new(Target { apic_id: 0, vector: 0 }),
+        request: BindRequest::new(Target { apic_id: 0, vector: 0 }),
         handle: SlotHandle::new(0, NonZeroU16::MIN),
         masked: true,
         run: 0,
     };
 }
 
-impl AsMut<Wanted> for Fresh {
-    fn as_mut(&mut self) -> &mut Wanted {
-        &mut self.wanted
+impl AsMut<BindRequest> for Fresh {
+    fn as_mut(&mut self) -> &mut BindRequest {
+        &mut self.request
     }
 }
 

@@ -6,7 +6,7 @@ use hcall_abi::{SlotHandle, Status, call::HANDLES_MAX};
 
 use super::{
     device::Bank,
-    ports::{GuestMemory, Ports},
+    ports::{CallingGuest, Ports},
     service::{CHUNK, PendingRelease},
     slot::{Slot, State},
     store_access::StoreAccess,
@@ -36,7 +36,7 @@ fn check(at: Gpa, number: u64) -> Result<usize, Status> {
 /// Takes from `min` to `max` slots, as many as there are, and writes their handles to `at`. How many.
 pub fn alloc_many(
     bank: &Bank,
-    memory: &dyn GuestMemory,
+    memory: &dyn CallingGuest,
     at: Gpa,
     [min, max]: [u32; 2],
     group: u8,
@@ -78,7 +78,7 @@ fn put_back(bank: &Bank, handle: SlotHandle) {
 pub fn free_many<P: Ports>(
     access: &StoreAccess<P>,
     bank: &Bank,
-    memory: &dyn GuestMemory,
+    memory: &dyn CallingGuest,
     at: Gpa,
     number: u64,
     room: &mut Handles,

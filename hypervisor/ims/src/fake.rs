@@ -7,8 +7,8 @@ use hcall_abi::{Status, Target};
 use imsvisor_sync::Mutex;
 
 use super::{
-    Bind, Bound, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, PackedRoute, Remap, Shadow, Span, Store,
-    StoreSpec, UnitNumber, Wanted,
+    Bind, BindRequest, BoundEntry, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, PackedRoute, Remap,
+    Shadow, Span, Store, StoreSpec, UnitNumber,
 };
 use crate::addr::{Bdf, Hpa};
 
@@ -53,7 +53,7 @@ impl Fake {
     pub fn fire(&self, requester: Bdf, base: Hpa, slot: u16) -> Option<HostRoute> {
         let state = &mut *self.0.lock();
         let dword = |field: Field| state.memory.get(&(base.as_u64() + field.offset(slot))).copied();
-        if dword(Field::Ctrl)? & MASKED != 0 || u64::from(dword(Field::AddressLo)?) != REMAPPABLE {
+        if dword(Field::Control)? & MASKED != 0 || u64::from(dword(Field::AddressLo)?) != REMAPPABLE {
             return None;
         }
         let index = dword(Field::Data)?;
@@ -210,7 +210,7 @@ impl Delivery for Fake {
 }
 
 impl Bind for Fake {
-    fn bind_all<'a, W: AsMut<Wanted> + 'a>(
+    fn bind_all<'a, W: AsMut<BindRequest> + 'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,
@@ -218,13 +218,13 @@ impl Bind for Fake {
         runs: impl Iterator<Item = &'a mut [W]>,
     ) -> (usize, Span) {
         let (mut failed, mut span) = (0, Span::NONE);
-        for wanted in runs.flatten().map(AsMut::as_mut) {
-            wanted.bound = self.route(guest, wanted.target).and_then(|route| {
+        for request in runs.flatten().map(AsMut::as_mut) {
+            request.result = self.route(guest, request.target).and_then(|route| {
                 let entry = self.bind(unit, requester, route);
-                let entry = entry.inspect_err(|_| self.unroute(guest, wanted.target, route))?;
-                Ok(Bound { route: PackedRoute::new(route), entry })
+                let entry = entry.inspect_err(|_| self.unroute(guest, request.target, route))?;
+                Ok(BoundEntry { route: PackedRoute::new(route), entry })
             });
-            match wanted.bound {
+            match request.result {
                 Ok(bound) => span.add(bound.entry),
                 Err(_) => failed += 1,
             }

@@ -13,7 +13,7 @@ use super::{
     counters::count,
     device::{Bank, Device},
     domain::Domain,
-    ports::{Field, GuestMemory, Ports},
+    ports::{CallingGuest, Field, Ports},
     service::Service,
     slot::{Slot, State},
     spec::{MOST_IMS_SLOTS, StoreName},
@@ -48,7 +48,7 @@ impl<P: Ports> Service<P> {
     ///
     /// What drivers call while they work is answered on the spot, as a part of the exit's way; all else is kept out of it.
     #[inline(always)]
-    pub fn hypercall(&self, domain: &Domain, number: u64, args: Args, memory: &dyn GuestMemory) -> u64 {
+    pub fn hypercall(&self, domain: &Domain, number: u64, args: Args, memory: &dyn CallingGuest) -> u64 {
         const NOP: u64 = Call::Nop.number(CALL_BASE);
         const MASK: u64 = Call::Mask.number(CALL_BASE);
         const UNMASK: u64 = Call::Unmask.number(CALL_BASE);
@@ -71,7 +71,7 @@ impl<P: Ports> Service<P> {
     fn other_call(
         &self,
         domain: &Domain,
-        memory: &dyn GuestMemory,
+        memory: &dyn CallingGuest,
         number: u64,
         rbx: u64,
         rcx: u64,
@@ -152,7 +152,7 @@ impl<P: Ports> Service<P> {
         })
     }
 
-    fn query(&self, domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+    fn query(&self, domain: &Domain, args: Args, memory: &dyn CallingGuest) -> Result<u64, Status> {
         unused(&args[2..])?;
         let at = Gpa::new(args[1]);
         self.on_device(domain, args[0], |access, bank| {
@@ -186,7 +186,7 @@ impl<P: Ports> Service<P> {
         &self,
         domain: &Domain,
         [device, at, count, group_id]: Args,
-        memory: &dyn GuestMemory,
+        memory: &dyn CallingGuest,
     ) -> Result<u64, Status> {
         let (at, group) = (Gpa::new(at), group(group_id)?);
         let range = [count as u32, (count >> 32) as u32];
@@ -196,7 +196,7 @@ impl<P: Ports> Service<P> {
     }
 
     #[inline(never)]
-    fn free_many(&self, domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+    fn free_many(&self, domain: &Domain, args: Args, memory: &dyn CallingGuest) -> Result<u64, Status> {
         unused(&args[3..])?;
         let [device, at, number, _] = args;
         self.on_device(domain, device, |access, bank| {
@@ -214,7 +214,7 @@ impl<P: Ports> Service<P> {
     }
 
     #[inline(never)]
-    fn query_slot(&self, domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+    fn query_slot(&self, domain: &Domain, args: Args, memory: &dyn CallingGuest) -> Result<u64, Status> {
         unused(&args[3..])?;
         let (handle, at) = (SlotHandle::from_register(args[1])?, Gpa::new(args[2]));
         self.on_device(domain, args[0], |access, bank| {
@@ -236,7 +236,7 @@ impl<P: Ports> Service<P> {
         &self,
         domain: &Domain,
         [device, at, number, layout]: Args,
-        memory: &dyn GuestMemory,
+        memory: &dyn CallingGuest,
     ) -> Result<u64, Status> {
         let at = Gpa::new(at);
         let number = batch::check(at, number, layout)?;
@@ -268,7 +268,7 @@ impl<P: Ports> Service<P> {
         watched(access.name)?;
         access.mask(index, slot)?;
         slot.masked = true;
-        access.show(index, slot, Field::Ctrl);
+        access.show(index, slot, Field::Control);
         Ok(())
     }
 
@@ -281,14 +281,14 @@ impl<P: Ports> Service<P> {
         }
         access.unmask(index, slot)?;
         slot.masked = false;
-        access.show(index, slot, Field::Ctrl);
+        access.show(index, slot, Field::Control);
         Ok(())
     }
 }
 
 /// A call of a guest that has not enabled the interface yet, or that nobody knows.
 #[cold]
-fn before_enabling(domain: &Domain, call: Option<Call>, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+fn before_enabling(domain: &Domain, call: Option<Call>, args: Args, memory: &dyn CallingGuest) -> Result<u64, Status> {
     match call.filter(|_| domain.offers_calls) {
         None => Err(Status::UnknownCall),
         Some(Call::Nop) => nop(args),
@@ -302,7 +302,7 @@ fn nop(args: Args) -> Result<u64, Status> {
 }
 
 /// The guest knows the interface.
-fn enable(domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+fn enable(domain: &Domain, args: Args, memory: &dyn CallingGuest) -> Result<u64, Status> {
     unused(&args[1..])?;
     let version = u32::try_from(args[0]).map_err(|_| Status::InvalidArgument)?;
     if version >> 16 != u32::from(VERSION_MAJOR) {
@@ -333,7 +333,7 @@ fn open_queue(domain: &Domain, args: Args) -> Result<u64, Status> {
     })
 }
 
-fn set_pv_eoi(args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+fn set_pv_eoi(args: Args, memory: &dyn CallingGuest) -> Result<u64, Status> {
     unused(&args[1..])?;
     let at = match args[0] {
         0 => None,
@@ -353,7 +353,7 @@ fn watched(name: StoreName) -> Result<(), Status> {
 }
 
 #[inline(never)]
-fn read_faults(domain: &Domain, args: Args, memory: &dyn GuestMemory) -> Result<u64, Status> {
+fn read_faults(domain: &Domain, args: Args, memory: &dyn CallingGuest) -> Result<u64, Status> {
     unused(&args[2..])?;
     let (at, most) = (Gpa::new(args[0]), args[1]);
     if !(1..=FAULTS_MAX).contains(&most) {

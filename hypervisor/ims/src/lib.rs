@@ -66,8 +66,8 @@ pub use faults::Attribution;
 pub use hcall::{BATCH_LIMIT, FEATURES, LIMITS};
 use imsvisor_sync as sync;
 pub use ports::{
-    Bind, Bound, Delivery, EntryIndex, Field, GuestMemory, HostRoute, Message, PackedRoute, Ports, Remap, Shadow, Span,
-    Store, UnitNumber, Wanted,
+    Bind, BindRequest, BoundEntry, CallingGuest, Delivery, EntryIndex, Field, HostRoute, Message, PackedRoute, Ports,
+    Remap, Shadow, Span, Store, UnitNumber,
 };
 pub use service::Service;
-pub use spec::{Backing, DeviceSpec, GuestId, GuestSpec, Reach, StoreName, StoreSpec};
+pub use spec::{Backing, DeviceSpec, GuestId, GuestSpec, StoreLocation, StoreName, StoreSpec};

@@ -57,7 +57,7 @@ impl<P: Ports> Service<P> {
                 access.write_ctrl(index, CTRL_MASK);
                 access.show_all(index, &Slot::RESET);
             }
-            self.ports.read_back(access.store, 0, Field::Ctrl);
+            self.ports.read_back(access.store, 0, Field::Control);
         }
     }
 
@@ -163,7 +163,7 @@ impl<P: Ports> Service<P> {
             }
         }
         if let Some(index) = last {
-            self.ports.read_back(access.store, index, Field::Ctrl);
+            self.ports.read_back(access.store, index, Field::Control);
         }
         let mut releases = Vec::new();
         for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut().map(Mutex::get_mut)) {

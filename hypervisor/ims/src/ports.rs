@@ -137,12 +137,12 @@ pub enum Field {
     /// Message data.
     Data = 2,
     /// Vector control.
-    Ctrl = 3,
+    Control = 3,
 }
 
 impl Field {
     /// All of them, in the order they lie in a slot.
-    pub const ALL: [Self; 4] = [Self::AddressLo, Self::AddressHi, Self::Data, Self::Ctrl];
+    pub const ALL: [Self; 4] = [Self::AddressLo, Self::AddressHi, Self::Data, Self::Control];
 
     /// Where a field of slot `slot` lies in its store, in bytes.
     pub const fn offset(self, slot: u16) -> u64 {
@@ -162,7 +162,7 @@ pub trait Store {
     #[inline]
     fn write_slot(&self, store: &StoreSpec, slot: u16, message: Message, ctrl: u32) {
         self.write_message(store, slot, message);
-        self.write(store, slot, Field::Ctrl, ctrl);
+        self.write(store, slot, Field::Control, ctrl);
     }
 
     /// Reads a dword back: earlier writes have reached the device when this returns. A device that does not answer reads as 0.
@@ -197,32 +197,32 @@ pub trait Delivery {
     fn deliver(&self, guest: GuestId, target: Target);
 }
 
-/// What a slot asks for, and what it gets.
+/// A request to bind a slot, and its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// Where its interrupts are to go.
+pub struct BindRequest {
+    /// Where the slot's interrupts are to go.
     pub target: Target,
-    /// What is bound.
-    pub bound: Result<Bound, Status>,
+    /// The route and the entry that were bound, or why they were not.
+    pub result: Result<BoundEntry, Status>,
 }
 
-/// A route, and an entry with it.
+/// A route and the entry that holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bound {
+pub struct BoundEntry {
     /// The route.
     pub route: PackedRoute,
     /// The entry.
     pub entry: EntryIndex,
 }
 
-impl Wanted {
-    /// Nothing is bound yet.
+impl BindRequest {
+    /// A request for which nothing is bound yet.
     pub const fn new(target: Target) -> Self {
-        Self { target, bound: Err(Status::NotMapped) }
+        Self { target, result: Err(Status::NotMapped) }
     }
 }
 
-/// The lowest and the highest of some entries.
+/// The lowest and the highest index of a set of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// The lowest.
@@ -232,33 +232,34 @@ pub struct Span {
 }
 
 impl Span {
-    /// Of no entries.
+    /// The span of no entries.
     pub const NONE: Self = Self { lowest: EntryIndex(u32::MAX), highest: EntryIndex(0) };
 
-    /// One entry more.
+    /// Extends the span to `entry`.
     #[inline]
     pub fn add(&mut self, entry: EntryIndex) {
         self.lowest = self.lowest.min(entry);
         self.highest = self.highest.max(entry);
     }
 
-    /// Whether so many different entries are all that there are in between.
+    /// Whether `number` different entries with this span leave no index out.
     pub fn is_run_of(self, number: usize) -> bool {
         self.highest.0.checked_sub(self.lowest.0).is_some_and(|more| more as usize + 1 == number)
     }
 }
 
-impl AsMut<Self> for Wanted {
+impl AsMut<Self> for BindRequest {
     fn as_mut(&mut self) -> &mut Self {
         self
     }
 }
 
-/// Routes and entries together, for many slots at a time.
+/// Binds routes and entries together, for many slots at a time.
 pub trait Bind {
-    /// For each of those in `runs`, each of which is for one processor: a use of the route to its target, as by
-    /// [`Delivery::route`], and an entry with that route, as by [`Remap::bind`]. What fails holds neither; the others do not mind. How many failed, and where the others' entries lie.
-    fn bind_all<'a, W: AsMut<Wanted> + 'a>(
+    /// Binds the requests of all `runs`; each run is for one processor. A request takes one use of the route to its target, as
+    /// [`Delivery::route`] does, and an entry with that route, as [`Remap::bind`] does. A request that fails holds neither, and the others go
+    /// on. Returns how many requests failed, and the span of the other requests' entries.
+    fn bind_all<'a, W: AsMut<BindRequest> + 'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,
@@ -272,19 +273,20 @@ pub trait Ports: Remap + Store + Shadow + Delivery + Bind {}
 
 impl<T: Remap + Store + Shadow + Delivery + Bind> Ports for T {}
 
-/// The memory of the guest that makes a call. [`Status::BadAddress`] where a guest has no memory.
-pub trait GuestMemory {
+/// The guest that makes a call: its memory, and what calls change of its devices. Accesses outside of its memory return
+/// [`Status::BadAddress`].
+pub trait CallingGuest {
     /// Copies from the guest, each byte once.
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status>;
 
     /// Copies to the guest.
     fn write(&self, to: Gpa, bytes: &[u8]) -> Result<(), Status>;
 
-    /// The guest knows the interface now: its devices show that they have message stores.
+    /// Has the guest's devices show their message stores, because the guest has called `Enable`.
     fn reveal_stores(&self) {}
 
-    /// The virtual processor that calls ends interrupts by the 4 bytes at this address, if there is one; the service has found them
-    /// in the guest's memory.
+    /// Sets the address of the 4 bytes by which the calling virtual processor ends interrupts, or `None` to end this. The service has
+    /// checked that they are in the guest's memory.
     fn set_pv_eoi(&self, _at: Option<Gpa>) -> Result<(), Status> {
         Err(Status::Unsupported)
     }

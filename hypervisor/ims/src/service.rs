@@ -9,7 +9,7 @@ use super::{
     counters::{RemapCounters, RemapCounts, add, count},
     device::Device,
     faults::Attribution,
-    ports::{EntryIndex, HostRoute, Ports, Span, UnitNumber, Wanted},
+    ports::{BindRequest, EntryIndex, HostRoute, Ports, Span, UnitNumber},
     slot::{Binding, State},
     spec::{DeviceSpec, GuestId, StoreName},
 };
@@ -256,7 +256,7 @@ impl<P: Ports> Service<P> {
 
     /// Takes routes and entries, which are present at once.
     #[inline]
-    pub(super) fn bind_all<'a, W: AsMut<Wanted> + 'a>(
+    pub(super) fn bind_all<'a, W: AsMut<BindRequest> + 'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,

@@ -7,7 +7,7 @@ use hcall_abi::{MessagePair, Pasid, SlotHandle, Status, Target};
 
 use super::{
     ctrl::{CTRL_MASK, CTRL_PASID_ENABLE, CTRL_PASID_SHIFT, CTRL_PENDING, pasid_bits},
-    ports::{Bound, EntryIndex, Field, HostRoute, PackedRoute, Wanted},
+    ports::{BindRequest, BoundEntry, EntryIndex, Field, HostRoute, PackedRoute},
 };
 
 /// The address a guest is shown for a slot that it mapped by a call. It looks remappable (VT-d 5.1.2.2, with SHV), so that
@@ -29,10 +29,10 @@ pub enum State {
     Mapped,
 }
 
-impl Wanted {
+impl BindRequest {
     /// What it got.
     pub fn binding(&self) -> Result<Binding, Status> {
-        self.bound.map(|Bound { route, entry }| Binding { route: route.get(), target: self.target, entry })
+        self.result.map(|BoundEntry { route, entry }| Binding { route: route.get(), target: self.target, entry })
     }
 }
 
@@ -156,7 +156,7 @@ impl Slot {
     /// The batch has an entry for the slot, which is flushed: it is mapped, shows its pair, and is about to be unmasked in the device
     /// if it is not to stay masked. An allocated slot has been masked there.
     #[inline]
-    pub fn complete_mapping(&mut self, handle: SlotHandle, bound: Bound, masked: bool) {
+    pub fn complete_mapping(&mut self, handle: SlotHandle, bound: BoundEntry, masked: bool) {
         (self.route, self.entry) = (Some(bound.route), bound.entry);
         self.image = [OPAQUE_ADDRESS, 0, handle.bits()];
         (self.masked, self.device_masked) = (masked, masked);
@@ -415,12 +415,12 @@ mod tests {
     #[test]
     fn attack_22_a_pasid_forged_in_ctrl_is_dropped() {
         let mut slot = Slot::RESET;
-        slot.merge(Field::Ctrl, 0xffff_fffe, u32::MAX);
+        slot.merge(Field::Control, 0xffff_fffe, u32::MAX);
         assert_eq!(slot.ctrl(), 0);
-        slot.merge(Field::Ctrl, 0xffff_ffff, u32::MAX);
+        slot.merge(Field::Control, 0xffff_ffff, u32::MAX);
         assert_eq!(slot.ctrl(), CTRL_MASK);
         slot.set_pasid(Pasid::new(0x12345));
-        slot.merge(Field::Ctrl, 0xfedc_b000, u32::MAX);
+        slot.merge(Field::Control, 0xfedc_b000, u32::MAX);
         assert_eq!(slot.ctrl(), 0x1234_5008, "it is replaced by the one that a call has set");
         assert_eq!(slot.pasid(), Pasid::new(0x12345));
     }
@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn a_write_beside_the_mask_bit_leaves_it() {
         let mut slot = Slot::RESET;
-        slot.merge(Field::Ctrl, 0, 0xffff_ff00);
+        slot.merge(Field::Control, 0, 0xffff_ff00);
         assert!(slot.masked);
         slot.merge(Field::AddressHi, 0x1234_5678, 0x00ff_ff00);
         assert_eq!(slot.image, [0, 0x0034_5600, 0]);

@@ -54,20 +54,19 @@ pub struct StoreSpec {
     pub offset: u32,
     /// Set for an MSI-X table that is emulated by slots of an interrupt message store: describes those.
     pub backing: Option<Backing>,
-    /// How it is reached.
-    pub reach: Reach,
+    /// Where the store is, and so how it is written.
+    pub location: StoreLocation,
 }
 
-/// How a store is reached.
+/// Where a store is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// It is memory of the device's.
-    Memory,
-    /// It is behind a command interface: its number among them. What is written there has arrived when
-    /// [`Store::commit`](super::Store::commit) returns.
-    Slow(u16),
-    /// It is in the guest's own memory, where nothing is written. It is as if it were masked, and nothing of it is shown.
-    Guests,
+pub enum StoreLocation {
+    /// In the device's memory (MMIO).
+    DeviceMemory,
+    /// Behind the command interface with this number. Writes have arrived when [`Store::commit`](super::Store::commit) returns.
+    SlowStore(u16),
+    /// In the guest's own memory. The service does not write it, treats its slots as masked, and shows no shadow of it.
+    GuestMemory,
 }
 
 /// A store in the guest's own memory.
@@ -78,7 +77,7 @@ pub(super) const GUESTS_STORE: StoreSpec = StoreSpec {
     bar: 0,
     offset: 0,
     backing: None,
-    reach: Reach::Guests,
+    location: StoreLocation::GuestMemory,
 };
 
 /// How the MSI-X table of a virtual function lies in its parent function's interrupt message store.

@@ -301,7 +301,7 @@ fn write_locked<P: Ports>(
     let mut ctrl_written = false;
     for (field, value, bits) in dwords {
         slot.merge(field, value, bits);
-        if field == Field::Ctrl {
+        if field == Field::Control {
             ctrl_written = true;
         } else {
             access.show(index, slot, field);
@@ -337,7 +337,7 @@ fn bring<P: Ports>(
         if slot.masked && was_masked && slot.binding().is_some() {
             access.read_pending(index, slot);
         }
-        access.show(index, slot, Field::Ctrl);
+        access.show(index, slot, Field::Control);
     }
     if slot.state == State::Raw && slot.is_blank() && slot.binding().is_none() {
         slot.reset();

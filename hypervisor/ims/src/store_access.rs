@@ -11,10 +11,10 @@ use super::{
     device::{Bank, Device},
     domain::Domain,
     faults::Attribution,
-    ports::{EntryIndex, Field, Message, Ports, Span, Wanted},
+    ports::{BindRequest, EntryIndex, Field, Message, Ports, Span},
     service::{Owner, PendingRelease, Service},
     slot::{Binding, Slot, State},
-    spec::{DeviceSpec, GuestId, Reach, StoreName, StoreSpec},
+    spec::{DeviceSpec, GuestId, StoreLocation, StoreName, StoreSpec},
 };
 
 /// The minor version that came with [`FaultKind::Refused`].
@@ -41,7 +41,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
 
     /// A dword of a slot as the guest sees it: in an MSI-X table vector control has nothing but the mask.
     pub fn seen(&self, slot: &Slot, field: Field) -> u32 {
-        let control = field == Field::Ctrl && self.store.backing.is_some();
+        let control = field == Field::Control && self.store.backing.is_some();
         slot.field(field) & if control { CTRL_MASK } else { u32::MAX }
     }
 
@@ -57,7 +57,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
 
     /// Writes a slot's ctrl in the device, with what all slots of the store have there.
     pub fn write_ctrl(&self, index: u16, ctrl: u32) {
-        self.service.ports.write(self.store, index, Field::Ctrl, ctrl | self.store.fixed_ctrl());
+        self.service.ports.write(self.store, index, Field::Control, ctrl | self.store.fixed_ctrl());
     }
 
     /// Masks the slot in the device. When this returns `Ok`, no message of the slot is sent any more. When the device did not
@@ -68,7 +68,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
             return Ok(());
         }
         self.write_ctrl(index, slot.device_ctrl(true));
-        let ctrl = self.service.ports.read_back(self.store, index, Field::Ctrl);
+        let ctrl = self.service.ports.read_back(self.store, index, Field::Control);
         if ctrl & CTRL_MASK == 0 {
             return self.not_masked(index, slot);
         }
@@ -88,14 +88,14 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
     fn mask_regardless(&self, index: u16, slot: &mut Slot) {
         if !slot.device_masked {
             self.write_ctrl(index, slot.device_ctrl(true));
-            self.service.ports.read_back(self.store, index, Field::Ctrl);
+            self.service.ports.read_back(self.store, index, Field::Control);
             slot.device_masked = true;
         }
     }
 
     /// Reads the pending bit of a slot that is masked in the device.
     pub fn read_pending(&self, index: u16, slot: &mut Slot) {
-        let ctrl = self.service.ports.read_back(self.store, index, Field::Ctrl);
+        let ctrl = self.service.ports.read_back(self.store, index, Field::Control);
         self.take_pending(slot, ctrl);
     }
 
@@ -116,8 +116,8 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         }
         slot.set_pasid(pasid);
         self.write_ctrl(index, slot.device_ctrl(slot.device_masked));
-        self.service.ports.read_back(self.store, index, Field::Ctrl);
-        self.show(index, slot, Field::Ctrl);
+        self.service.ports.read_back(self.store, index, Field::Control);
+        self.show(index, slot, Field::Control);
         Ok(())
     }
 
@@ -230,10 +230,10 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
 
     /// Routes and entries for several slots: present, not yet flushed. How many failed, and where the others' entries lie.
     #[inline]
-    pub fn bind_all<'w, W: AsMut<Wanted> + 'w>(&self, runs: impl Iterator<Item = &'w mut [W]>) -> (usize, Span) {
+    pub fn bind_all<'w, W: AsMut<BindRequest> + 'w>(&self, runs: impl Iterator<Item = &'w mut [W]>) -> (usize, Span) {
         match self.device.unit {
             Ok(unit) => self.service.bind_all(self.guest(), unit, self.device.spec.requester, runs),
-            Err(status) => (runs.flatten().map(|wanted| wanted.as_mut().bound = Err(status)).count(), Span::NONE),
+            Err(status) => (runs.flatten().map(|request| request.as_mut().result = Err(status)).count(), Span::NONE),
         }
     }
 
@@ -350,7 +350,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
     #[cold]
     pub fn refuse(&self, domain: &Domain, index: u16, slot: &mut Slot, status: Status) {
         let unmasked = !core::mem::replace(&mut slot.masked, true);
-        self.show(index, slot, Field::Ctrl);
+        self.show(index, slot, Field::Control);
         if !unmasked || !domain.knows(REFUSALS_SINCE) {
             return;
         }
@@ -380,7 +380,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
     /// The end of something that may have written to the store: what it wrote is in the device when this returns.
     #[inline]
     pub fn commit<T>(&self, result: Result<T, Status>) -> Result<T, Status> {
-        if self.store.reach == Reach::Memory {
+        if self.store.location == StoreLocation::DeviceMemory {
             return result;
         }
         let committed = self.service.ports.commit(self.store);

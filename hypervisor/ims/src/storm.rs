@@ -146,7 +146,7 @@ impl<P: Ports> StoreAccess<'_, P> {
     fn limit(&self, index: u16, slot: &mut Slot) -> Attribution {
         slot.masked = true;
         slot.limited = true;
-        self.show(index, slot, Field::Ctrl);
+        self.show(index, slot, Field::Control);
         self.note_fault(index, slot, FaultKind::Storm)
     }
 }

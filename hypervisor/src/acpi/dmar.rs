@@ -1,6 +1,6 @@
 //! The remapping units: VT-d specification, chapter 8 (BIOS considerations).
 //!
-//! Firmware makes mistakes in this table, and a machine is used all the same: a structure that cannot be is told of ([`Dmar::odd`]) and left
+//! Firmware makes mistakes in this table, and a machine is used all the same: a structure that cannot be is told of ([`Dmar::defects`]) and left
 //! out, as Linux does (`dmar_walk_remapping_entries`, `dmar_parse_one_rmrr`). What is left out must not make other functions less
 //! confined: a unit without usable registers stays in the list, so that what it names counts as served by nobody, and where a unit's scopes
 //! are not known to the end, no function counts as one of "all the rest" ([`Dmar::unit_of`]). A function behind a bridge that does not show
@@ -44,7 +44,7 @@ pub struct Dmar {
     /// The integrated functions that have a translation cache (SATC, 8.8).
     pub caches: Vec<Satc>,
     /// What cannot be, in the table's order.
-    pub odd: Vec<Odd>,
+    pub defects: Vec<DmarDefect>,
     /// Structures may be missing: the walk ended before the table's end, and not at zeros.
     cut: bool,
 }
@@ -135,16 +135,16 @@ pub enum NoUnits {
 
 /// Something in the table that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Odd {
+pub struct DmarDefect {
     /// The offset in the table.
     pub at: usize,
     /// The kind of oddity.
-    pub what: OddKind,
+    pub what: DefectKind,
 }
 
 /// What cannot be, and what is done about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OddKind {
+pub enum DefectKind {
     /// A structure is shorter than its type needs. It is left out.
     Short,
     /// A structure has length 0, and zeros follow up to the end: padding.
@@ -186,27 +186,27 @@ impl fmt::Display for NoUnits {
     }
 }
 
-impl fmt::Display for Odd {
+impl fmt::Display for DmarDefect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "offset {:#x}: ", self.at)?;
         match self.what {
-            OddKind::Short => f.write_str("the structure is too short and is left out"),
-            OddKind::Padding => f.write_str("a structure of length 0 ends the table"),
-            OddKind::Length => f.write_str("the length is wrong; this structure and all behind it are left out"),
-            OddKind::UnitAddress(base) => write!(f, "no unit can be at {base:#x}; what it serves goes to no guest"),
-            OddKind::SameUnit(base) => {
+            DefectKind::Short => f.write_str("the structure is too short and is left out"),
+            DefectKind::Padding => f.write_str("a structure of length 0 ends the table"),
+            DefectKind::Length => f.write_str("the length is wrong; this structure and all behind it are left out"),
+            DefectKind::UnitAddress(base) => write!(f, "no unit can be at {base:#x}; what it serves goes to no guest"),
+            DefectKind::SameUnit(base) => {
                 write!(f, "a second entry for the unit at {base:#x}; the unit serves what either names")
             }
-            OddKind::TakenRegisters(base) => {
+            DefectKind::TakenRegisters(base) => {
                 write!(
                     f,
                     "the registers at {base:#x} are another unit's already; what this one serves goes to no guest"
                 )
             }
-            OddKind::Region(base, limit) => {
+            DefectKind::Region(base, limit) => {
                 write!(f, "no region (RMRR) can be {base:#x} to {limit:#x}; it is left out")
             }
-            OddKind::ScopeLength => {
+            DefectKind::ScopeLength => {
                 f.write_str("the length of a scope is wrong; it and those behind it in its structure are left out")
             }
         }

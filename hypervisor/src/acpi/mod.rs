@@ -19,7 +19,7 @@ pub mod spcr;
 pub mod tables;
 
 pub use chipset_ports::ChipsetPorts;
-pub use dmar::{Dmar, Drhd, Odd, OddKind, Rmrr, Satc, Scope, ScopeKind};
+pub use dmar::{DefectKind, Dmar, DmarDefect, Drhd, Rmrr, Satc, Scope, ScopeKind};
 pub use fadt::{CmosClock, PmTimer};
 pub use madt::{Processor, io_apics, processors};
 pub use mcfg::{EcamWindow, ecam_windows};

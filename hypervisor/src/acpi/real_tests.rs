@@ -27,7 +27,7 @@ fn unit(dmar: &Dmar, bdf: Bdf, buses_behind: impl Fn(Bdf) -> Option<(u8, u8)>) -
 #[test]
 fn a_server_of_two_sockets_has_each_function_at_its_unit() {
     let server = dmar(real!("dmar-server-2s.bin"));
-    assert_eq!((server.units.len(), server.reserved.len(), server.odd.len()), (10, 2, 0));
+    assert_eq!((server.units.len(), server.reserved.len(), server.defects.len()), (10, 2, 0));
     assert!(server.interrupt_remapping && !server.x2apic_opt_out);
     let bridge = Bdf::new(0x64, 4, 0);
     let behind = |bdf: Bdf| match bdf {
@@ -56,7 +56,7 @@ fn a_server_of_two_sockets_has_each_function_at_its_unit() {
 fn a_client_has_registers_of_64_kib_and_caches_that_need_ats() {
     let client = dmar(real!("dmar-client-satc-sidp.bin"));
     assert_eq!(client.units.iter().map(|unit| unit.size).collect::<Vec<_>>(), [0x10000; 3]);
-    assert_eq!((client.caches.len(), client.odd.len()), (1, 0));
+    assert_eq!((client.caches.len(), client.defects.len()), (1, 0));
     for (device, required) in [(2, true), (5, true), (0xb, true), (0xa, false)] {
         assert_eq!(client.requires_ats(Bdf::new(0, device, 0), no_bridges), required, "{device}");
     }
@@ -70,7 +70,7 @@ fn devices_of_the_name_space_are_scopes_of_their_own() {
     let named = dmar(real!("dmar-andd.bin"));
     let scopes = || named.units.iter().flat_map(|unit| &unit.scopes);
     let is_name = |scope: &&Scope| matches!(scope.kind, ScopeKind::Namespace(1 | 2));
-    assert_eq!((scopes().filter(is_name).count(), scopes().count(), named.odd.len()), (2, 5, 0));
+    assert_eq!((scopes().filter(is_name).count(), scopes().count(), named.defects.len()), (2, 5, 0));
     assert_eq!(unit(&named, Bdf::new(0, 2, 0), no_bridges), Some(0xfed9_0000));
     assert_eq!(unit(&named, Bdf::new(0xf0, 0x15, 0), no_bridges), Some(0xfed9_1000), "by name no function is meant");
 }
@@ -133,10 +133,10 @@ fn what_to_do_is_said_for_the_case_that_it_is() {
 #[test]
 fn an_odd_region_is_told_of_and_left_out() {
     let zero = dmar(real!("dmar-rmrr-zero.bin"));
-    assert_eq!(zero.odd, [Odd { at: 0x50, what: OddKind::Region(0, 0) }]);
+    assert_eq!(zero.defects, [DmarDefect { at: 0x50, what: DefectKind::Region(0, 0) }]);
     assert_eq!((zero.units.len(), zero.reserved.len()), (1, 0));
     let in_ram = dmar(real!("dmar-rmrr-in-ram.bin"));
-    assert_eq!((in_ram.units.len(), in_ram.reserved.len(), in_ram.odd.len()), (1, 2, 0));
+    assert_eq!((in_ram.units.len(), in_ram.reserved.len(), in_ram.defects.len()), (1, 2, 0));
     let usable = [PhysRange::new(Hpa::new(0x4000_0000), 0x6d10_0000), PhysRange::new(Hpa::new(1 << 32), 1 << 34)];
     let kept: Vec<_> = in_ram.reserved.iter().map(|region| region.is_firmwares(&usable)).collect();
     assert_eq!(kept, [true, false]);
@@ -145,14 +145,14 @@ fn an_odd_region_is_told_of_and_left_out() {
 #[test]
 fn zeros_behind_the_last_structure_are_padding() {
     let padded = dmar(real!("dmar-zero-padding.bin"));
-    assert_eq!(padded.odd, [Odd { at: 0x50, what: OddKind::Padding }]);
+    assert_eq!(padded.defects, [DmarDefect { at: 0x50, what: DefectKind::Padding }]);
     assert_eq!(unit(&padded, Bdf::new(0, 5, 0), no_bridges), Some(0xfed9_1000));
 }
 
 #[test]
 fn all_80_units_are_found() {
     let many = dmar(real!("dmar-80-units.bin"));
-    assert_eq!((many.units.len(), many.odd.len()), (80, 0));
+    assert_eq!((many.units.len(), many.defects.len()), (80, 0));
     let bridge = |bdf: Bdf| (bdf == Bdf::new(0x4e, 0, 0)).then_some((0x4f, 0x4f));
     assert!(unit(&many, Bdf::new(0x4f, 0, 0), bridge).is_some());
 }

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::{stop, this::this};
+use super::{percpu::this_cpu, stop};
 use crate::apic;
 
 /// Devices' interrupts that became one with an earlier one here, on all processors.
@@ -31,7 +31,7 @@ pub fn raise(vector: u8) {
 
 /// Notes a vector. Whether it was noted already, and not taken since.
 fn note(vector: u8) -> bool {
-    let (own, bit) = (this(), 1 << (vector % 64));
+    let (own, bit) = (this_cpu(), 1 << (vector % 64));
     let before = own.arrived[usize::from(vector / 64)].fetch_or(bit, Ordering::Relaxed);
     own.any_arrived.store(true, Ordering::Relaxed);
     before & bit != 0
@@ -45,20 +45,20 @@ pub fn merged() -> u64 {
 /// Notes an NMI: a panic's stops the processor. Others have no meaning here; their count goes into the log at the end.
 pub fn count_nmi() {
     stop::obey();
-    this().nmis.fetch_add(1, Ordering::Relaxed);
+    this_cpu().nmis.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Number of NMIs so far.
 pub fn nmis() -> u64 {
-    this().nmis.load(Ordering::Relaxed)
+    this_cpu().nmis.load(Ordering::Relaxed)
 }
 
 /// Takes the vectors noted so far, highest first. Whoever asks takes all of them.
 pub fn take() -> impl Iterator<Item = u8> {
     // First, so that one that comes meanwhile is told of.
-    this().any_arrived.store(false, Ordering::Relaxed);
+    this_cpu().any_arrived.store(false, Ordering::Relaxed);
     (0..4u8).rev().flat_map(|word| {
-        let mut bits = this().arrived[usize::from(word)].swap(0, Ordering::Relaxed);
+        let mut bits = this_cpu().arrived[usize::from(word)].swap(0, Ordering::Relaxed);
         core::iter::from_fn(move || {
             let bit = bits.checked_ilog2()? as u8;
             bits &= !(1 << bit);
@@ -69,7 +69,7 @@ pub fn take() -> impl Iterator<Item = u8> {
 
 /// Whether a vector waits to be taken, or was taken just when it came.
 pub fn any() -> bool {
-    this().any_arrived.load(Ordering::Relaxed)
+    this_cpu().any_arrived.load(Ordering::Relaxed)
 }
 
 /// Lets pending interrupts in, without waiting for any.

@@ -5,9 +5,9 @@ pub mod exception;
 pub mod fpu;
 pub mod interrupts;
 pub mod machine_check;
+pub mod percpu;
 pub mod stop;
 pub mod tables;
-pub mod this;
 
 /// The time-stamp counter.
 pub fn tsc() -> u64 {

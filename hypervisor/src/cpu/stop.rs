@@ -5,7 +5,7 @@ use core::{
     time::Duration,
 };
 
-use super::{stop, this};
+use super::{percpu, stop};
 use crate::{
     apic,
     clock::{self, poll},
@@ -26,10 +26,10 @@ pub fn others() -> (usize, usize) {
         stop();
     }
     // One that has not installed its own yet, or was never started, has no handler for an NMI and would reset the machine by it.
-    let own = this::base();
-    let others = this::others(own).count();
+    let own = percpu::base();
+    let others = percpu::others(own).count();
     if others > 0 {
-        this::others(own).for_each(|cpu| apic::send_nmi(cpu.apic_id));
+        percpu::others(own).for_each(|cpu| apic::send_nmi(cpu.apic_id));
         let _ = poll(clock::current(), TIME, || STOPPED.load(Ordering::SeqCst) >= others);
     }
     (others, STOPPED.load(Ordering::SeqCst))

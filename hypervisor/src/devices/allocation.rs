@@ -15,7 +15,7 @@ pub enum Unavailable {
 
 /// A work queue of a function, and a part of its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct QueueAllocation {
     /// Which queue.
     pub queue: u8,
     /// The first slot.
@@ -24,11 +24,11 @@ pub struct Part {
 
 /// A guest's share of a function that the hypervisor keeps.
 #[derive(Clone, Copy)]
-pub struct Share {
+pub struct VirtualAllocation {
     /// The function.
     pub parent: &'static Function,
     /// What of it.
-    pub part: Part,
+    pub part: QueueAllocation,
     /// Vectors, and slots.
     pub vectors: u16,
 }
@@ -61,7 +61,12 @@ impl Allocations {
     }
 
     /// Gives the next work queue away of a function that has so many queues and slots, and as many slots as there are to be vectors.
-    pub fn take_part(&mut self, bdf: Bdf, (queues, slots): (u8, u32), vectors: u16) -> Result<Part, Unavailable> {
+    pub fn take_part(
+        &mut self,
+        bdf: Bdf,
+        (queues, slots): (u8, u32),
+        vectors: u16,
+    ) -> Result<QueueAllocation, Unavailable> {
         if self.whole.contains(&bdf) {
             return Err(Unavailable::Taken);
         }
@@ -78,7 +83,7 @@ impl Allocations {
             Some(parent) => *parent = new,
             None => self.parents.push(new),
         }
-        Ok(Part { queue: given.queues, first_slot })
+        Ok(QueueAllocation { queue: given.queues, first_slot })
     }
 }
 
@@ -94,17 +99,17 @@ mod tests {
     fn parts_follow_each_other_until_queues_or_slots_run_out() {
         let mut allocations = Allocations::default();
         let mut take = |vectors| allocations.take_part(A, CAPACITY, vectors);
-        assert_eq!(take(2048), Ok(Part { queue: 0, first_slot: 0 }));
+        assert_eq!(take(2048), Ok(QueueAllocation { queue: 0, first_slot: 0 }));
         assert_eq!(take(2049), Err(Unavailable::NoRoom));
-        assert_eq!(take(2047), Ok(Part { queue: 1, first_slot: 2048 }));
+        assert_eq!(take(2047), Ok(QueueAllocation { queue: 1, first_slot: 2048 }));
         assert_eq!(take(2), Err(Unavailable::NoRoom));
-        assert_eq!(take(1), Ok(Part { queue: 2, first_slot: 4095 }));
+        assert_eq!(take(1), Ok(QueueAllocation { queue: 2, first_slot: 4095 }));
         let mut many = Allocations::default();
         for queue in 0..3 {
-            assert_eq!(many.take_part(A, CAPACITY, 2), Ok(Part { queue, first_slot: 2 * u16::from(queue) }));
+            assert_eq!(many.take_part(A, CAPACITY, 2), Ok(QueueAllocation { queue, first_slot: 2 * u16::from(queue) }));
         }
         assert_eq!(many.take_part(A, CAPACITY, 2), Err(Unavailable::NoRoom));
-        assert_eq!(many.take_part(B, CAPACITY, 2), Ok(Part { queue: 0, first_slot: 0 }));
+        assert_eq!(many.take_part(B, CAPACITY, 2), Ok(QueueAllocation { queue: 0, first_slot: 0 }));
     }
 
     #[test]

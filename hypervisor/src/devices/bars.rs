@@ -2,31 +2,31 @@
 
 use crate::{
     addr::{Hpa, PAGE_SIZE},
-    devices::{dsa, refusal::Refusal},
+    devices::{assign_error::AssignError, dsa},
     machine::{discovery::Machine, memory::map_device},
     memory::Mmio,
     pci::{self, Bar, Function, TableLocation},
 };
 
 /// Maps all memory BARs in the hypervisor, because guests' accesses can be emulated anywhere.
-pub fn map_bars(function: &Function) -> Result<(), Refusal> {
+pub fn map_bars(function: &Function) -> Result<(), AssignError> {
     for (index, bar) in function.bars.iter().enumerate() {
         if let Some(Bar::Memory { .. }) = bar {
             let (base, size) = memory_bar(function, index)?;
-            map_device(base, size).map_err(|_| Refusal::OutOfMemory)?;
+            map_device(base, size).map_err(|_| AssignError::OutOfMemory)?;
         }
     }
     Ok(())
 }
 
 /// A DSA's registers, mapped in the hypervisor with all its memory BARs.
-pub fn registers(function: &Function) -> Result<Mmio, Refusal> {
+pub fn registers(function: &Function) -> Result<Mmio, AssignError> {
     map_bars(function)?;
     let (base, size) = memory_bar(function, dsa::REGISTERS_BAR.into())?;
-    let size = usize::try_from(size).map_err(|_| Refusal::Bar(0))?;
+    let size = usize::try_from(size).map_err(|_| AssignError::Bar(0))?;
     // SAFETY: the BAR was mapped just now, uncached; the device's registers are no memory, and what its DMA can reach is decided
     // by the remapping unit.
-    unsafe { Mmio::new(base, size) }.ok_or(Refusal::Bar(0))
+    unsafe { Mmio::new(base, size) }.ok_or(AssignError::Bar(0))
 }
 
 /// Looks at a DSA's registers before it is decided whose it will be: it decodes its memory meanwhile. `None` without registers.
@@ -36,13 +36,13 @@ pub fn look<T>(machine: &Machine, function: &Function, look: impl FnOnce(&Mmio) 
 }
 
 /// A memory BAR's place and size, if the firmware has placed it and it fills pages.
-pub fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), Refusal> {
-    let bar = function.bars.get(index).copied().flatten().ok_or(Refusal::Bar(index))?;
-    bar.memory().filter(|(base, size)| base.is_aligned(*size) && *size >= PAGE_SIZE).ok_or(Refusal::Bar(index))
+pub fn memory_bar(function: &Function, index: usize) -> Result<(Hpa, u64), AssignError> {
+    let bar = function.bars.get(index).copied().flatten().ok_or(AssignError::Bar(index))?;
+    bar.memory().filter(|(base, size)| base.is_aligned(*size) && *size >= PAGE_SIZE).ok_or(AssignError::Bar(index))
 }
 
 /// Where `bytes` bytes at an offset in a BAR are on the machine, if the BAR can be mapped and holds them.
-pub fn locate(function: &Function, table: TableLocation, bytes: u64) -> Result<Hpa, Refusal> {
+pub fn locate(function: &Function, table: TableLocation, bytes: u64) -> Result<Hpa, AssignError> {
     memory_bar(function, table.bar.into())?;
-    function.locate(table, bytes).ok_or(Refusal::Table)
+    function.locate(table, bytes).ok_or(AssignError::Table)
 }

@@ -48,7 +48,7 @@ const SLOT_CLOSED: u32 = 1 | 1 << 3 | NOBODYS_PASID << 12;
 const NOBODYS_PASID: u32 = 0xf_ffff;
 
 /// What a command gets before it counts as stuck, where it waits for nothing. The specification sets no limit. Those of guests, which may
-/// wait for descriptors, are not waited for ([`super::command_turns`]).
+/// wait for descriptors, are not waited for ([`super::command_arbiter`]).
 pub const COMMAND: Duration = Duration::from_millis(100);
 /// What a reset gets. It waits for what is under way as well, and there is nothing else to try.
 pub const RESET: Duration = Duration::from_secs(1);
@@ -320,7 +320,7 @@ impl<R: Registers> Queue<'_, R> {
 }
 
 /// Has the device raise MSI-X entry 0 when it records an error, or not.
-pub fn tell_errors(registers: &impl Registers, told: bool) {
+pub fn log_errors(registers: &impl Registers, told: bool) {
     registers.write32(GENCTRL, if told { GENCTRL_ERROR } else { 0 });
 }
 

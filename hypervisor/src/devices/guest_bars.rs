@@ -8,15 +8,15 @@ use hcall_abi::DeviceId;
 use crate::{
     addr::{Gpa, Hpa, PAGE_SIZE},
     devices::{
+        assign_error::AssignError,
         bars::{locate, memory_bar},
         dsa,
         mmio_regions::{MmioRegion, MmioRegions, RegionKind, RegisterKind, Registers},
-        refusal::Refusal,
         store_pages,
     },
     ept::{self, Ept},
     guest::memory_map::BarAllocator,
-    ims::{Reach, StoreName, StoreSpec},
+    ims::{StoreLocation, StoreName, StoreSpec},
     memory::{self, FrameSource, Mmio},
     pci::{Bar, ConfigSpace, Function, TableLocation},
     vdev::pci::{BarDescr, FunctionDescr, MsixDescr, VirtualBus},
@@ -40,15 +40,15 @@ pub struct GuestSpace<'a, F> {
 
 impl<F: FrameSource> GuestSpace<'_, F> {
     /// So many frames of zeros, which are the guest's from now on.
-    pub fn zeroed(&mut self, count: u64) -> Result<Hpa, Refusal> {
-        let base = self.source.alloc_zeroed(count, PAGE_SIZE).ok_or(Refusal::OutOfMemory)?;
+    pub fn zeroed(&mut self, count: u64) -> Result<Hpa, AssignError> {
+        let base = self.source.alloc_zeroed(count, PAGE_SIZE).ok_or(AssignError::OutOfMemory)?;
         self.frames.push((base, count));
         Ok(base)
     }
 
     /// Maps a range into the guest.
-    pub fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, page_type: ept::PageType) -> Result<(), Refusal> {
-        self.ept.map(self.source, gpa, hpa, len, page_type).map_err(|_| Refusal::OutOfMemory)
+    pub fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, page_type: ept::PageType) -> Result<(), AssignError> {
+        self.ept.map(self.source, gpa, hpa, len, page_type).map_err(|_| AssignError::OutOfMemory)
     }
 }
 
@@ -60,7 +60,7 @@ pub(super) fn describe(
     config: &dyn ConfigSpace,
     function: &Function,
     bars: &mut BarAllocator,
-) -> Result<FunctionDescr, Refusal> {
+) -> Result<FunctionDescr, AssignError> {
     let mut descr = FunctionDescr {
         vendor: function.vendor,
         device: function.device,
@@ -73,7 +73,7 @@ pub(super) fn describe(
     for (index, bar) in function.bars.iter().enumerate() {
         if let Some(Bar::Memory { prefetchable, wide, .. }) = *bar {
             let (_, size) = memory_bar(function, index)?;
-            let gpa = bars.place(size, wide).ok_or(Refusal::OutOfMemory)?;
+            let gpa = bars.place(size, wide).ok_or(AssignError::OutOfMemory)?;
             descr.bars[index] = Some(BarDescr { size, gpa, is_64bit: wide, prefetchable });
         }
     }
@@ -94,7 +94,7 @@ pub(super) struct BarLayout<'a, 'r, F> {
     pub function: &'a Function,
     pub descr: &'a FunctionDescr,
     pub id: DeviceId,
-    pub room: &'a mut GuestSpace<'r, F>,
+    pub space: &'a mut GuestSpace<'r, F>,
     /// Trapped pages that hold registers beside a store or pending bits: their start in the guest, their start on the machine, their bytes.
     pub shared: Vec<(Gpa, Hpa, u64)>,
 }
@@ -109,7 +109,7 @@ pub(super) struct Stores {
 
 impl<F: FrameSource> BarLayout<'_, '_, F> {
     /// Everything straight through at first. What must not be comes after, page by page.
-    fn map_bars(&mut self) -> Result<(), Refusal> {
+    fn map_bars(&mut self) -> Result<(), AssignError> {
         for index in 0..self.descr.bars.len() {
             if let Some(bar) = self.descr.bars[index] {
                 let (base, size) = memory_bar(self.function, index)?;
@@ -127,22 +127,30 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         table: (u8, u32),
         slots: u32,
         neighbours: Option<&dsa::Tables>,
-    ) -> Result<StoreSpec, Refusal> {
+    ) -> Result<StoreSpec, AssignError> {
         let bytes = u64::from(slots) * 16;
         let (gpa, base) = self.locate(table, bytes)?;
         let len = (gpa.page_offset() + bytes).next_multiple_of(PAGE_SIZE);
-        let shadow = self.room.zeroed(len / PAGE_SIZE)?;
+        let shadow = self.space.zeroed(len / PAGE_SIZE)?;
         if self.is_alone(table, bytes, neighbours) {
             self.map(gpa.page(), shadow, len, ept::PageType::Shadow)?;
         } else {
             self.map(gpa.page(), base.page(), len, ept::PageType::Trapped)?;
             self.shared.push((gpa.page(), base.page(), len));
         }
-        let shadow = shadow.checked_add(gpa.page_offset()).ok_or(Refusal::Table)?;
+        let shadow = shadow.checked_add(gpa.page_offset()).ok_or(AssignError::Table)?;
         let kind = RegionKind::Store { device: self.id, name, shadow };
         // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at regions then.
-        unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: bytes, kind }) };
-        Ok(StoreSpec { base, shadow, slots, bar: table.0.into(), offset: table.1, backing: None, reach: Reach::Memory })
+        unsafe { self.space.mmio_regions.add(MmioRegion { start: gpa, len: bytes, kind }) };
+        Ok(StoreSpec {
+            base,
+            shadow,
+            slots,
+            bar: table.0.into(),
+            offset: table.1,
+            backing: None,
+            location: StoreLocation::DeviceMemory,
+        })
     }
 
     /// Maps everything. `registers` are a DSA's. `slow_store` is told of a store's command interface, and gives the store its number.
@@ -150,7 +158,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         &mut self,
         registers: Option<&impl memory::Registers>,
         slow_store: impl FnOnce(Mmio) -> Option<u16>,
-    ) -> Result<Stores, Refusal> {
+    ) -> Result<Stores, AssignError> {
         self.map_bars()?;
         let neighbours = registers.map(|registers| {
             let own: Vec<_> = self.msix_in_bar(dsa::REGISTERS_BAR).collect();
@@ -176,23 +184,23 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         store: dsa::MessageStore,
         neighbours: Option<&dsa::Tables>,
         slow_store: impl FnOnce(Mmio) -> Option<u16>,
-    ) -> Result<StoreSpec, Refusal> {
+    ) -> Result<StoreSpec, AssignError> {
         let table = (dsa::REGISTERS_BAR, store.offset);
         let spec = self.map_store(StoreName::Ims, table, store.slots, neighbours)?;
         if !dsa::has_slow_store(self.function) {
             return Ok(spec);
         }
-        Ok(StoreSpec { reach: Reach::Slow(self.hide_slow_store(slow_store)?), ..spec })
+        Ok(StoreSpec { location: StoreLocation::SlowStore(self.hide_slow_store(slow_store)?), ..spec })
     }
 
     /// A store behind a command interface, which is the hypervisor's alone: its page reads as zeros in the guest, and takes nothing.
-    fn hide_slow_store(&mut self, slow_store: impl FnOnce(Mmio) -> Option<u16>) -> Result<u16, Refusal> {
+    fn hide_slow_store(&mut self, slow_store: impl FnOnce(Mmio) -> Option<u16>) -> Result<u16, AssignError> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, dsa::SLOW_STORE), PAGE_SIZE)?;
-        let zeros = self.room.zeroed(1)?;
+        let zeros = self.space.zeroed(1)?;
         self.map(gpa, zeros, PAGE_SIZE, ept::PageType::Shadow)?;
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
-        let registers = unsafe { Mmio::new(base, PAGE_SIZE as usize) }.ok_or(Refusal::Table)?;
-        slow_store(registers).ok_or(Refusal::Table)
+        let registers = unsafe { Mmio::new(base, PAGE_SIZE as usize) }.ok_or(AssignError::Table)?;
+        slow_store(registers).ok_or(AssignError::Table)
     }
 
     /// Whether nothing else of the device's is in the pages of a store: the store fills them, or the device's other tables, which are
@@ -217,23 +225,23 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
     }
 
     /// The pending bits can be read. Writes to them are dropped; writes to registers beside them reach the device.
-    fn map_pending_bits(&mut self) -> Result<(), Refusal> {
+    fn map_pending_bits(&mut self) -> Result<(), AssignError> {
         let Some(msix) = self.descr.msix else { return Ok(()) };
         let bytes = u64::from(msix.size).div_ceil(64) * 8;
         let (gpa, base) = self.locate_at(msix.pba, bytes, 8)?;
         let pages = (gpa.page_offset() + bytes).next_multiple_of(PAGE_SIZE);
         for at in (0..pages).step_by(PAGE_SIZE as usize) {
             let place = gpa.page().checked_add(at).zip(base.page().checked_add(at));
-            let (page, base) = place.ok_or(Refusal::Table)?;
+            let (page, base) = place.ok_or(AssignError::Table)?;
             // Reads of a page that a store shares are trapped already, or the store's alone.
-            if !self.room.mmio_regions.has_store_at(page) {
+            if !self.space.mmio_regions.has_store_at(page) {
                 self.map(page, base, PAGE_SIZE, ept::PageType::DeviceReadOnly)?;
                 self.shared.push((page, base, PAGE_SIZE));
             }
         }
         let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::PendingBits });
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate_at` has found the bits in it.
-        unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: bytes, kind }) };
+        unsafe { self.space.mmio_regions.add(MmioRegion { start: gpa, len: bytes, kind }) };
         Ok(())
     }
 
@@ -243,39 +251,39 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
             let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::Plain });
             // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and the pages were found in it. The regions that the guest must not
             // write were added before, and the first region counts.
-            unsafe { self.room.mmio_regions.add(MmioRegion { start, len, kind }) };
+            unsafe { self.space.mmio_regions.add(MmioRegion { start, len, kind }) };
         }
     }
 
     /// The page of the command register can be read straight from the device. Writes are passed on, but seen: the guest may reset
     /// the device, and with it the store.
-    fn map_commands(&mut self) -> Result<(), Refusal> {
+    fn map_commands(&mut self) -> Result<(), AssignError> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, 0), PAGE_SIZE)?;
         // What the guest may not even read stays trapped.
-        if !self.room.mmio_regions.has_store_at(gpa) {
+        if !self.space.mmio_regions.has_store_at(gpa) {
             self.map(gpa, base, PAGE_SIZE, ept::PageType::DeviceReadOnly)?;
         }
         let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::Commands });
         // SAFETY: `map_bars` has mapped the BAR, uncached, for good, and `locate` has found the page in it.
-        unsafe { self.room.mmio_regions.add(MmioRegion { start: gpa, len: PAGE_SIZE, kind }) };
+        unsafe { self.space.mmio_regions.add(MmioRegion { start: gpa, len: PAGE_SIZE, kind }) };
         Ok(())
     }
 
     /// Where a table of slots is in the guest and on the machine.
-    fn locate(&self, table: (u8, u32), bytes: u64) -> Result<(Gpa, Hpa), Refusal> {
+    fn locate(&self, table: (u8, u32), bytes: u64) -> Result<(Gpa, Hpa), AssignError> {
         self.locate_at(table, bytes, 16)
     }
 
     /// The same for what is aligned to `alignment` bytes.
-    fn locate_at(&self, (bar, offset): (u8, u32), bytes: u64, alignment: u32) -> Result<(Gpa, Hpa), Refusal> {
+    fn locate_at(&self, (bar, offset): (u8, u32), bytes: u64, alignment: u32) -> Result<(Gpa, Hpa), AssignError> {
         let base = locate(self.function, TableLocation { bar, offset }, bytes)?;
         let descr = self.descr.bars.get(usize::from(bar)).copied().flatten();
         let gpa = descr.and_then(|descr| descr.gpa.checked_add(offset.into()));
-        gpa.filter(|_| offset.is_multiple_of(alignment)).map(|gpa| (gpa, base)).ok_or(Refusal::Table)
+        gpa.filter(|_| offset.is_multiple_of(alignment)).map(|gpa| (gpa, base)).ok_or(AssignError::Table)
     }
 
-    fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, page_type: ept::PageType) -> Result<(), Refusal> {
-        self.room.map(gpa, hpa, len, page_type)
+    fn map(&mut self, gpa: Gpa, hpa: Hpa, len: u64, page_type: ept::PageType) -> Result<(), AssignError> {
+        self.space.map(gpa, hpa, len, page_type)
     }
 }
 

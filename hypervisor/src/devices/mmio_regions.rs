@@ -9,7 +9,7 @@ use crate::{
     ims::StoreName,
 };
 
-/// What a window shows.
+/// What a region shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegionKind {
     /// A store of a device; reads come from its shadow.
@@ -37,13 +37,13 @@ pub enum RegionKind {
 pub struct Registers {
     /// Whose.
     pub device: DeviceId,
-    /// The window's start on the machine.
+    /// The region's start on the machine.
     pub base: Hpa,
-    /// What the window shows of the device.
+    /// What the region shows of the device.
     pub kind: RegisterKind,
 }
 
-/// What registers a window shows, as far as that makes a difference for a write.
+/// What registers a region shows, as far as that makes a difference for a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegisterKind {
     /// The page of a DSA's command register: a write that resets the device is waited for.
@@ -65,35 +65,35 @@ pub struct MmioRegion {
     pub kind: RegionKind,
 }
 
-/// All windows of a guest. Where some overlap, the first one counts.
+/// All regions of a guest. Where some overlap, the first one counts.
 #[derive(Debug, Default)]
 pub struct MmioRegions(Vec<MmioRegion>);
 
 impl MmioRegions {
-    /// Adds a window behind the others.
+    /// Adds a region behind the others.
     ///
     /// # Safety
-    /// For as long as this lives, what the window shows is mapped over the window's whole pages: a store's shadow in frames of its own,
+    /// For as long as this lives, what the region shows is mapped over the region's whole pages: a store's shadow in frames of its own,
     /// registers uncached and of a device whose DMA is confined to the guest.
-    pub unsafe fn add(&mut self, window: MmioRegion) {
-        self.0.push(window);
+    pub unsafe fn add(&mut self, region: MmioRegion) {
+        self.0.push(region);
     }
 
     /// Whether a store has a part of the page at `page`.
     pub fn has_store_at(&self, page: Gpa) -> bool {
         let end = page.as_u64().saturating_add(PAGE_SIZE);
-        self.0.iter().filter(|window| matches!(window.kind, RegionKind::Store { .. })).any(|window| {
-            let start = window.start.as_u64();
-            start < end && start.saturating_add(window.len) > page.as_u64()
+        self.0.iter().filter(|region| matches!(region.kind, RegionKind::Store { .. })).any(|region| {
+            let start = region.start.as_u64();
+            start < end && start.saturating_add(region.len) > page.as_u64()
         })
     }
 
-    /// The window that holds `gpa`, and the offset in it.
+    /// The region that holds `gpa`, and the offset in it.
     #[inline]
     pub fn find(&self, gpa: Gpa) -> Option<(RegionKind, u64)> {
-        self.0.iter().find_map(|window| {
-            let offset = gpa.offset_from(window.start)?;
-            (offset < window.len).then_some((window.kind, offset))
+        self.0.iter().find_map(|region| {
+            let offset = gpa.offset_from(region.start)?;
+            (offset < region.len).then_some((region.kind, offset))
         })
     }
 }

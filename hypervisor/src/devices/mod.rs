@@ -2,15 +2,15 @@
 
 pub mod allocation;
 pub mod arc_list;
+pub mod assign_error;
 pub mod bars;
-pub mod command_turns;
+pub mod command_arbiter;
 pub mod dsa;
 pub mod guest_bars;
 pub mod mmio_regions;
 pub mod parent_interrupt;
 pub mod passthrough;
 pub mod plan;
-pub mod refusal;
 pub mod reset;
 pub mod store_pages;
 pub mod virtual_bars;

@@ -8,10 +8,10 @@ use hcall_abi::{DeviceId, Pasid};
 use crate::{
     addr::Bdf,
     devices::{
+        assign_error::AssignError,
         bars::{look, map_bars},
         dsa,
         guest_bars::{BarLayout, GuestSpace, Stores, describe},
-        refusal::Refusal,
         reset::{Begun, ResetMethod},
     },
     ims::{DeviceSpec, Domain, GuestId},
@@ -38,7 +38,7 @@ pub struct Assigned {
     /// Its requests can have PASIDs.
     pasids: bool,
     state: State,
-    wanted: Wanted,
+    settings: GuestSettings,
     /// The guest has been told of as one that moves its BARs: once is enough.
     moves_told: bool,
     /// The device has been told of as one that does not finish its reset.
@@ -57,7 +57,7 @@ enum State {
 
 /// What a guest has set in its function's configuration space, and the function gets when it can be touched.
 #[derive(Clone, Copy, Default)]
-struct Wanted {
+struct GuestSettings {
     bus_master: bool,
     msix_enable: bool,
     msix_mask: bool,
@@ -76,7 +76,7 @@ pub struct Prepared {
 pub fn make_room(machine: &Machine, ports: &MachinePorts) {
     for function in machine.functions().iter().filter(|function| can_be_given(function)) {
         let mapped = map_bars(function);
-        let room = mapped.and_then(|()| ports.prepare(function.bdf).map_err(|_| Refusal::OutOfMemory));
+        let room = mapped.and_then(|()| ports.prepare(function.bdf).map_err(|_| AssignError::OutOfMemory));
         // The guest that asks for it hears of it again.
         room.unwrap_or_else(|why| log::warn!("{}: {why}", function.bdf));
     }
@@ -103,25 +103,25 @@ pub fn prepare(
     ports: &MachinePorts,
     function: &Function,
     pasids: Option<(Pasid, Pasid)>,
-    room: &mut GuestSpace<'_, impl FrameSource>,
-) -> Result<Prepared, Refusal> {
+    space: &mut GuestSpace<'_, impl FrameSource>,
+) -> Result<Prepared, AssignError> {
     map_bars(function)?;
     let reset_method = ResetMethod::of(function)?;
     if !reset_method.prepare(machine, function) {
-        return Err(Refusal::Hardware);
+        return Err(AssignError::Hardware);
     }
     let store = reset_method.registers().and_then(dsa::message_store);
     if store.is_none() && function.msix.is_none() {
-        return Err(Refusal::NoMessages);
+        return Err(AssignError::NoMessages);
     }
     if pasids.is_some() {
-        let capability = function.pasid.ok_or(Refusal::NoPasid)?;
+        let capability = function.pasid.ok_or(AssignError::NoPasid)?;
         pci::function::set_pasid_enable(machine.config(), function.bdf, capability, true);
     }
-    let descr = describe(machine.config(), function, room.bars)?;
-    let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
-    let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
-    let mut layout = BarLayout { function, descr: &descr, id, room, shared: Vec::new() };
+    let descr = describe(machine.config(), function, space.bars)?;
+    let place = VirtualFunction::new(&descr).map_err(|_| AssignError::Table)?;
+    let id = DeviceId(space.bus.add(place).map_err(|_| AssignError::OutOfMemory)?.requester_id());
+    let mut layout = BarLayout { function, descr: &descr, id, space, shared: Vec::new() };
     let slow_store = |registers| ports.slow_store(function.bdf, registers);
     let Stores { ims, msix } = layout.show_all(reset_method.registers(), slow_store)?;
     let spec = DeviceSpec { id, requester: function.bdf, msix, ims, pasids, shares_requester: false };
@@ -134,7 +134,7 @@ pub fn prepare(
             reset_method,
             pasids: pasids.is_some(),
             state: State::Ready,
-            wanted: Wanted::default(),
+            settings: GuestSettings::default(),
             moves_told: false,
             reset_told: false,
         },
@@ -142,8 +142,8 @@ pub fn prepare(
 }
 
 /// Has requests of a function lead to a guest's memory, at the guest's own addresses.
-pub fn attach(ports: &MachinePorts, guest: GuestId, requests: Requests, ram: &Ram) -> Result<(), Refusal> {
-    ports.attach(guest, requests, ram).ok_or(Refusal::NoRemapping)?.map_err(Refusal::from)
+pub fn attach(ports: &MachinePorts, guest: GuestId, requests: Requests, ram: &Ram) -> Result<(), AssignError> {
+    ports.attach(guest, requests, ram).ok_or(AssignError::NoRemapping)?.map_err(AssignError::from)
 }
 
 impl Assigned {
@@ -157,7 +157,7 @@ impl Assigned {
         match effect {
             Effect::None => {}
             Effect::Command { bus_master, .. } => {
-                self.wanted.bus_master = bus_master;
+                self.settings.bus_master = bus_master;
                 self.apply_bus_master();
             }
             Effect::BarMoved(bar) if !self.moves_told => {
@@ -166,7 +166,7 @@ impl Assigned {
             }
             Effect::BarMoved(_) => {}
             Effect::Msix { enable, function_mask } => {
-                (self.wanted.msix_enable, self.wanted.msix_mask) = (enable, function_mask);
+                (self.settings.msix_enable, self.settings.msix_mask) = (enable, function_mask);
                 self.apply_msix();
             }
             Effect::Reset => self.reset(service, domain),
@@ -177,14 +177,14 @@ impl Assigned {
     fn apply_bus_master(&self) {
         let (config, bdf) = (self.machine.config(), self.function.bdf);
         match self.state {
-            State::Ready if self.wanted.bus_master => pci::function::enable(config, bdf),
+            State::Ready if self.settings.bus_master => pci::function::enable(config, bdf),
             State::Ready => pci::function::disable_bus_master(config, bdf),
             State::Resetting(_) | State::Lost => {}
         }
     }
 
     fn apply_msix(&self) {
-        let Wanted { msix_enable, msix_mask, .. } = self.wanted;
+        let GuestSettings { msix_enable, msix_mask, .. } = self.settings;
         if matches!(self.state, State::Ready) {
             pci::function::set_msix(self.machine.config(), &self.function, msix_enable, msix_mask);
         }
@@ -192,7 +192,7 @@ impl Assigned {
 
     /// The guest resets its function (PCIe 6.6.2). Its interrupts go first, while its tables can be written.
     fn reset(&mut self, service: &MachineService, domain: &Domain) {
-        self.wanted = Wanted::default();
+        self.settings = GuestSettings::default();
         // An error leaves an interrupt pending, which comes when the guest unmasks it: one too many.
         let _ = service.function_reset(domain, self.id);
         if !matches!(self.state, State::Ready) {
@@ -200,7 +200,7 @@ impl Assigned {
         }
         match self.reset_method.begin(self.machine, &self.function) {
             Begun::Over(true) => service.ports().mend_slow_store(self.function.bdf),
-            Begun::Over(false) => self.tell_reset(),
+            Begun::Over(false) => self.log_reset(),
             Begun::UnderWay(resetting) => self.state = State::Resetting(resetting),
         }
         self.apply_bus_master();
@@ -220,7 +220,7 @@ impl Assigned {
             }
             Progress::Failed => {
                 self.state = State::Lost;
-                self.tell_reset();
+                self.log_reset();
             }
         }
         false
@@ -239,7 +239,7 @@ impl Assigned {
     }
 
     /// Says once that the device does not come back.
-    fn tell_reset(&mut self) {
+    fn log_reset(&mut self) {
         if !core::mem::replace(&mut self.reset_told, true) {
             log::warn!("{}: does not finish its reset", self.function.bdf);
         }
@@ -260,7 +260,7 @@ impl Assigned {
         if answered {
             service.ports().mend_slow_store(self.function.bdf);
         } else {
-            self.tell_reset();
+            self.log_reset();
         }
         // The device has masked all slots of its store by itself; the service forgets what they held.
         let _ = service.device_reset(domain, self.id);

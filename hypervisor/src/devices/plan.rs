@@ -6,10 +6,9 @@ use alloc::{format, string::String, vec::Vec};
 use crate::{
     addr::Bdf,
     devices::{
-        allocation::{Allocations, Part, Share, Unavailable},
-        dsa, passthrough,
-        refusal::Refusal,
-        virtual_functions,
+        allocation::{Allocations, QueueAllocation, Unavailable, VirtualAllocation},
+        assign_error::AssignError,
+        dsa, passthrough, virtual_functions,
     },
     guest::options::{Device, Options},
     ims::most_bytes,
@@ -29,7 +28,7 @@ pub struct Plan {
     /// The numbers of the processors that run its virtual processors.
     pub processors: Vec<usize>,
     /// The functions that it gets.
-    pub given: Vec<Given>,
+    pub given: Vec<Assignment>,
 }
 
 impl Plan {
@@ -38,8 +37,8 @@ impl Plan {
         let cpus = self.options.cpus;
         let processors = u64::from(cpus) * PROCESSOR_BYTES;
         let each = self.given.iter().map(|given| match given {
-            Given::Whole(function) => most_bytes(passthrough::slots(machine, function), cpus),
-            Given::Virtual(share) => most_bytes(share.vectors.into(), cpus),
+            Assignment::Whole(function) => most_bytes(passthrough::slots(machine, function), cpus),
+            Assignment::Virtual(allocation) => most_bytes(allocation.vectors.into(), cpus),
         });
         processors + each.sum::<u64>()
     }
@@ -47,11 +46,11 @@ impl Plan {
 
 /// What a guest gets.
 #[derive(Clone, Copy)]
-pub enum Given {
+pub enum Assignment {
     /// A function of the machine.
     Whole(&'static Function),
     /// A virtual function.
-    Virtual(Share),
+    Virtual(VirtualAllocation),
 }
 
 /// What the plan has to know of the machine.
@@ -131,12 +130,16 @@ fn options(module: &Module) -> Result<Options, String> {
 }
 
 /// What a guest asks for, all of it or nothing.
-fn given(machine: &impl Inventory, options: &Options, allocations: &mut Allocations) -> Result<Vec<Given>, String> {
+fn given(
+    machine: &impl Inventory,
+    options: &Options,
+    allocations: &mut Allocations,
+) -> Result<Vec<Assignment>, String> {
     let mut after = allocations.clone();
     let mut given = Vec::new();
     for &device in &options.devices {
         let one = match device {
-            Device::Virtual { parent, vectors } => share(machine, options, (parent, vectors), &mut after),
+            Device::Virtual { parent, vectors } => virtual_function(machine, options, (parent, vectors), &mut after),
             _ => whole(machine, options, device, &mut after),
         };
         given.push(one.map_err(|why| refused(device, why))?);
@@ -148,13 +151,13 @@ fn given(machine: &impl Inventory, options: &Options, allocations: &mut Allocati
 /// What comes of the first function that can be given. Why none can: rather for what a function is than because others have it.
 fn first<T>(
     functions: impl Iterator<Item = &'static Function>,
-    mut give: impl FnMut(&'static Function) -> Result<T, Refusal>,
-) -> Result<T, Refusal> {
-    let mut refusal = Refusal::NoSuchFunction;
+    mut give: impl FnMut(&'static Function) -> Result<T, AssignError>,
+) -> Result<T, AssignError> {
+    let mut refusal = AssignError::NoSuchFunction;
     for function in functions {
         match give(function) {
             Ok(given) => return Ok(given),
-            Err(why) if matches!(refusal, Refusal::NoSuchFunction | Refusal::Taken) => refusal = why,
+            Err(why) if matches!(refusal, AssignError::NoSuchFunction | AssignError::Taken) => refusal = why,
             Err(_) => {}
         }
     }
@@ -167,36 +170,36 @@ fn whole(
     options: &Options,
     device: Device,
     allocations: &mut Allocations,
-) -> Result<Given, Refusal> {
+) -> Result<Assignment, AssignError> {
     let is_it = |function: &&Function| match device {
         Device::At(bdf) => function.bdf == bdf,
         _ => dsa::is_one(function),
     };
     first(machine.functions().iter().filter(is_it), |function| {
         if !allocations.is_free(function.bdf) {
-            return Err(Refusal::Taken);
+            return Err(AssignError::Taken);
         }
         check(machine, function)?;
         let accepted = check_errata(function, options)?;
         allocations.take(function.bdf);
-        tell_accepted(accepted, function, options);
-        Ok(Given::Whole(function))
+        log_accepted(accepted, function, options);
+        Ok(Assignment::Whole(function))
     })
 }
 
 /// A virtual function with so many vectors, of the parent that the guest names or of the first that has room.
-fn share(
+fn virtual_function(
     machine: &impl Inventory,
     options: &Options,
     (parent, vectors): (Option<Bdf>, u16),
     allocations: &mut Allocations,
-) -> Result<Given, Refusal> {
+) -> Result<Assignment, AssignError> {
     let is_it = |function: &&Function| parent.map_or(dsa::is_one(function), |parent| function.bdf == parent);
     first(machine.functions().iter().filter(is_it), |function| {
         let accepted = check_errata(function, options)?;
         let part = part(machine, function, vectors, allocations)?;
-        tell_accepted(accepted, function, options);
-        Ok(Given::Virtual(Share { parent: function, part, vectors }))
+        log_accepted(accepted, function, options);
+        Ok(Assignment::Virtual(VirtualAllocation { parent: function, part, vectors }))
     })
 }
 
@@ -206,49 +209,49 @@ fn part(
     function: &Function,
     vectors: u16,
     allocations: &mut Allocations,
-) -> Result<Part, Refusal> {
+) -> Result<QueueAllocation, AssignError> {
     // Its work queues and its store are behind registers that only a DSA has.
     if !dsa::is_one(function) {
-        return Err(Refusal::NoStore);
+        return Err(AssignError::NoStore);
     }
     check(machine, function)?;
-    let capacity = machine.capacity(function).ok_or(Refusal::NoPasid)?;
+    let capacity = machine.capacity(function).ok_or(AssignError::NoPasid)?;
     // Functions of one parent are told apart by their PASIDs alone.
     if !machine.has_pasids(function.bdf) {
-        return Err(Refusal::NoPasidRemapping);
+        return Err(AssignError::NoPasidRemapping);
     }
-    allocations.take_part(function.bdf, capacity, vectors).map_err(Refusal::from)
+    allocations.take_part(function.bdf, capacity, vectors).map_err(AssignError::from)
 }
 
 /// Whether the hypervisor can give a function away.
-fn check(machine: &impl Inventory, function: &Function) -> Result<(), Refusal> {
+fn check(machine: &impl Inventory, function: &Function) -> Result<(), AssignError> {
     if !machine.is_covered(function.bdf) {
-        Err(Refusal::NoRemapping)
+        Err(AssignError::NoRemapping)
     } else if machine.has_reserved_memory(function.bdf) {
-        Err(Refusal::ReservedMemory)
+        Err(AssignError::ReservedMemory)
     } else if !stands_alone(machine.functions(), function.bdf) {
-        Err(Refusal::NotAlone)
+        Err(AssignError::NotAlone)
     } else {
         Ok(())
     }
 }
 
 /// Whether the guest may have a function with the errata that the function has: none, or one that the guest accepts, which is returned.
-fn check_errata(function: &Function, options: &Options) -> Result<Option<&'static Erratum>, Refusal> {
+fn check_errata(function: &Function, options: &Options) -> Result<Option<&'static Erratum>, AssignError> {
     match quirks::of(function.vendor, function.device) {
-        Some(erratum) if !options.accepted.contains(&erratum) => Err(Refusal::Unsafe(erratum)),
+        Some(erratum) if !options.accepted.contains(&erratum) => Err(AssignError::Unsafe(erratum)),
         accepted => Ok(accepted),
     }
 }
 
 /// The guest gets the function. Says with which erratum, if the function has one.
-fn tell_accepted(accepted: Option<&Erratum>, function: &Function, options: &Options) {
+fn log_accepted(accepted: Option<&Erratum>, function: &Function, options: &Options) {
     if let Some(Erratum { name, what, .. }) = accepted {
         log::warn!("{}: {} gets it in spite of {name}: {what}", function.bdf, options.name);
     }
 }
 
-impl From<Unavailable> for Refusal {
+impl From<Unavailable> for AssignError {
     fn from(why: Unavailable) -> Self {
         match why {
             Unavailable::Taken => Self::Taken,
@@ -257,7 +260,7 @@ impl From<Unavailable> for Refusal {
     }
 }
 
-fn refused(device: Device, why: Refusal) -> String {
+fn refused(device: Device, why: AssignError) -> String {
     match device {
         Device::At(bdf) => format!("device {bdf} is refused: {why}"),
         Device::FirstDsa => format!("device dsa is refused: {why}"),

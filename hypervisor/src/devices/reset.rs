@@ -2,7 +2,7 @@
 
 use crate::{
     clock,
-    devices::{bars::registers, dsa, refusal::Refusal},
+    devices::{assign_error::AssignError, bars::registers, dsa},
     machine::discovery::Machine,
     memory::Mmio,
     pci::{self, Function, reset::Resetting},
@@ -27,13 +27,13 @@ pub enum ResetMethod {
 impl ResetMethod {
     /// Those of a function. They have to be sure: a function that still works for a guest that is gone, or remembers it, is no
     /// other guest's.
-    pub fn of(function: &Function) -> Result<Self, Refusal> {
+    pub fn of(function: &Function) -> Result<Self, AssignError> {
         if dsa::is_one(function) {
             registers(function).map(Self::Command)
         } else if function.resets() {
             Ok(Self::FunctionLevel)
         } else {
-            Err(Refusal::NoReset)
+            Err(AssignError::NoReset)
         }
     }
 

@@ -5,9 +5,9 @@ use hcall_abi::DeviceId;
 use crate::{
     addr::{Gpa, Hpa, PAGE_SIZE},
     devices::{
+        assign_error::AssignError,
         guest_bars::GuestSpace,
         mmio_regions::{MmioRegion, RegionKind},
-        refusal::Refusal,
     },
     ept::PageType,
     ims::StoreName,
@@ -19,38 +19,43 @@ use crate::{
 /// without an exit; an MSI-X table of `table` bytes, whose writes are trapped; and the portals of its work queue, straight through. All else
 /// in the BARs is not mapped. Returns where the table's shadow is.
 pub fn map(
-    room: &mut GuestSpace<'_, impl FrameSource>,
+    space: &mut GuestSpace<'_, impl FrameSource>,
     id: DeviceId,
     (bar0, bar2): (Gpa, Gpa),
     (page, table, (portals, portal_bytes)): (Hpa, u64, (Hpa, u64)),
-) -> Result<Hpa, Refusal> {
-    let shadow = map_table(room, id, bar0, table)?;
-    map_registers(room, id, bar0, page)?;
-    room.map(bar2, portals, portal_bytes, PageType::Device)?;
+) -> Result<Hpa, AssignError> {
+    let shadow = map_table(space, id, bar0, table)?;
+    map_registers(space, id, bar0, page)?;
+    space.map(bar2, portals, portal_bytes, PageType::Device)?;
     Ok(shadow)
 }
 
-fn map_table(room: &mut GuestSpace<'_, impl FrameSource>, id: DeviceId, bar0: Gpa, bytes: u64) -> Result<Hpa, Refusal> {
-    let start = bar0.checked_add(vdsa::TABLE.into()).ok_or(Refusal::Table)?;
+fn map_table(
+    space: &mut GuestSpace<'_, impl FrameSource>,
+    id: DeviceId,
+    bar0: Gpa,
+    bytes: u64,
+) -> Result<Hpa, AssignError> {
+    let start = bar0.checked_add(vdsa::TABLE.into()).ok_or(AssignError::Table)?;
     let len = bytes.next_multiple_of(PAGE_SIZE);
-    let shadow = room.zeroed(len / PAGE_SIZE)?;
-    room.map(start, shadow, len, PageType::Shadow)?;
+    let shadow = space.zeroed(len / PAGE_SIZE)?;
+    space.map(start, shadow, len, PageType::Shadow)?;
     let kind = RegionKind::Store { device: id, name: StoreName::Msix, shadow };
     // SAFETY: the shadow's frames were allocated just now, and go back only when the guest has ended: nobody looks at regions then.
-    unsafe { room.mmio_regions.add(MmioRegion { start, len: bytes, kind }) };
+    unsafe { space.mmio_regions.add(MmioRegion { start, len: bytes, kind }) };
     Ok(shadow)
 }
 
 fn map_registers(
-    room: &mut GuestSpace<'_, impl FrameSource>,
+    space: &mut GuestSpace<'_, impl FrameSource>,
     id: DeviceId,
     bar0: Gpa,
     page: Hpa,
-) -> Result<(), Refusal> {
-    let start = bar0.checked_add(vdsa::REGISTERS.into()).ok_or(Refusal::Table)?;
-    room.map(start, page, PAGE_SIZE, PageType::Shadow)?;
+) -> Result<(), AssignError> {
+    let start = bar0.checked_add(vdsa::REGISTERS.into()).ok_or(AssignError::Table)?;
+    space.map(start, page, PAGE_SIZE, PageType::Shadow)?;
     let region = MmioRegion { start: bar0, len: vdsa::BAR0_SIZE, kind: RegionKind::Virtual { device: id } };
     // SAFETY: the function's model answers for this kind; the region of the table, which lies in it, came before and counts first.
-    unsafe { room.mmio_regions.add(region) };
+    unsafe { space.mmio_regions.add(region) };
     Ok(())
 }

@@ -20,18 +20,17 @@ use crate::{
     clock::{self, poll},
     cpu,
     devices::{
-        allocation::{Part, Share},
+        allocation::{QueueAllocation, VirtualAllocation},
         arc_list::ArcList,
+        assign_error::AssignError,
         bars,
-        command_turns::{QUICK, Sharer, Turns},
+        command_arbiter::{CommandArbiter, CommandClient, QUICK},
         dsa::{self, Queue},
         guest_bars::GuestSpace,
-        parent_interrupt,
-        refusal::Refusal,
-        virtual_bars,
+        parent_interrupt, virtual_bars,
     },
     guest::memory_map::BarAllocator,
-    ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, Reach, StoreSpec},
+    ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, StoreLocation, StoreSpec},
     irq::{ports::MachineService, rate_limit::RateLimit},
     machine::discovery::Machine,
     memory::{FrameSource, Mmio, Registers},
@@ -86,7 +85,7 @@ impl Virtual {
     }
 }
 
-impl Sharer for Virtual {
+impl CommandClient for Virtual {
     fn queue(&self) -> u8 {
         self.queue
     }
@@ -108,8 +107,8 @@ pub struct Parent {
     /// By which errors are told of; without it they are found when a guest's function is written to.
     interrupt: Option<OwnEntry>,
     /// The lock keeps what the device is told and what is known of it together. Processors that want it get it in turn. A processor holds it
-    /// for a few times [`QUICK`] at most: a reset of the device is waited for without the lock, after [`Shares::is_stopped`] was set.
-    shares: Mutex<Shares>,
+    /// for a few times [`QUICK`] at most: a reset of the device is waited for without the lock, after [`ParentState::is_stopped`] was set.
+    state: Mutex<ParentState>,
     /// Commands are under way.
     is_busy: AtomicBool,
     /// The TSC at which the device is looked at next because it does not tell of errors for now; `u64::MAX` if it does.
@@ -118,20 +117,20 @@ pub struct Parent {
 
 /// Who has what of a function.
 #[derive(Default)]
-struct Shares {
+struct ParentState {
     /// Those that have asked for something, until they leave.
     guests: Vec<GuestId>,
     /// The last of them is leaving: the device is being stopped, or has been. It is left alone from now on.
     is_stopped: bool,
     functions: Vec<Virtual>,
-    turns: Turns,
+    arbiter: CommandArbiter,
     /// The interrupts by which the device tells of errors.
-    burst: RateLimit,
+    rate_limit: RateLimit,
 }
 
 /// What is left to do when a guest has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
+enum LeaveOutcome {
     /// Nothing: other guests have the device.
     ToOthers,
     /// The device has been stopped already.
@@ -140,7 +139,7 @@ enum Left {
     Running,
 }
 
-impl Shares {
+impl ParentState {
     /// A guest asks for something. Returns whether it can have it: not of a device that is being stopped.
     fn join(&mut self, guest: GuestId) -> bool {
         if !self.is_stopped && !self.guests.contains(&guest) {
@@ -157,14 +156,14 @@ impl Shares {
     }
 
     /// A guest has left.
-    fn leave(&mut self, guest: GuestId) -> Left {
+    fn leave(&mut self, guest: GuestId) -> LeaveOutcome {
         self.guests.retain(|other| *other != guest);
         match (self.guests.is_empty(), self.is_stopped) {
-            (false, _) => Left::ToOthers,
-            (true, true) => Left::Stopped,
+            (false, _) => LeaveOutcome::ToOthers,
+            (true, true) => LeaveOutcome::Stopped,
             (true, false) => {
                 self.is_stopped = true;
-                Left::Running
+                LeaveOutcome::Running
             }
         }
     }
@@ -174,7 +173,7 @@ impl Shares {
     }
 }
 
-/// All functions that the hypervisor keeps. The list's lock comes before the lock of a function's [`Shares`], and `taking` before both.
+/// All functions that the hypervisor keeps. The list's lock comes before the lock of a function's [`ParentState`], and `taking` before both.
 #[derive(Default)]
 pub struct Parents {
     all: ArcList<Parent>,
@@ -191,34 +190,34 @@ impl Parents {
         machine: &'static Machine,
         service: &MachineService,
         function: &Function,
-    ) -> Result<Arc<Parent>, Refusal> {
+    ) -> Result<Arc<Parent>, AssignError> {
         let _taking = self.taking.lock();
         // What a guest that leaves last had of it is still being taken away: that is waited for.
         while let Some(parent) = self.all.find(|parent| parent.function.bdf == function.bdf) {
-            if parent.shares.lock().join(guest) {
+            if parent.state.lock().join(guest) {
                 return Ok(parent);
             }
             spin_loop();
         }
         let parent = Arc::new(Parent::new(machine, service, function)?);
-        parent.shares.lock().join(guest);
+        parent.state.lock().join(guest);
         self.all.add(Arc::clone(&parent));
         // An interrupt that came before it was in the list has led to nothing, and another one comes only after a look.
-        parent.hand_out_events(service, &mut parent.shares.lock().functions);
+        parent.hand_out_events(service, &mut parent.state.lock().functions);
         Ok(parent)
     }
 
     /// An interrupt has come: tells guests' functions what the devices have to say.
     pub fn event(&self, service: &MachineService) {
         self.all.for_each(|parent| {
-            let mut shares = parent.shares.lock();
-            if shares.is_stopped {
+            let mut state = parent.state.lock();
+            if state.is_stopped {
                 return;
             }
             // The lock is held no longer than for what is recorded now: more comes by another interrupt.
-            if parent.hand_out_events(service, &mut shares.functions) && shares.burst.event(cpu::tsc(), false) {
-                dsa::tell_errors(&parent.registers, false);
-                parent.set_next_look(&shares.burst);
+            if parent.hand_out_events(service, &mut state.functions) && state.rate_limit.event(cpu::tsc(), false) {
+                dsa::log_errors(&parent.registers, false);
+                parent.set_next_look(&state.rate_limit);
             }
         });
     }
@@ -237,15 +236,15 @@ impl Parents {
             }
             // A guest that writes to its function's registers on several processors without pause keeps the lock asked for without pause: a try
             // would fail for good, and nobody would look at the errors.
-            let Some(mut shares) = lock_or_try(&parent.shares, is_due) else { continue };
-            if shares.is_stopped {
+            let Some(mut state) = lock_or_try(&parent.state, is_due) else { continue };
+            if state.is_stopped {
                 continue;
             }
             if is_busy {
-                parent.advance(&mut shares, Duration::ZERO, service);
+                parent.advance(&mut state, Duration::ZERO, service);
             }
             if is_due {
-                parent.look(&mut shares, service);
+                parent.look(&mut state, service);
             }
         }
     }
@@ -265,16 +264,16 @@ impl Parents {
     /// longer.
     pub fn leave(&self, parent: &Arc<Parent>, guest: GuestId, service: &MachineService) {
         let left = {
-            let shares = &mut *parent.shares.lock();
-            for function in shares.functions.extract_if(.., |function| function.name.0 == guest) {
+            let state = &mut *parent.state.lock();
+            for function in state.functions.extract_if(.., |function| function.name.0 == guest) {
                 dsa::close_slots(&parent.registers, function.first_slot, function.vectors);
             }
-            shares.leave(guest)
+            state.leave(guest)
         };
         match left {
-            Left::ToOthers => return,
-            Left::Stopped => {}
-            Left::Running => parent.stop(),
+            LeaveOutcome::ToOthers => return,
+            LeaveOutcome::Stopped => {}
+            LeaveOutcome::Running => parent.stop(),
         }
         if let Some(interrupt) = &parent.interrupt {
             service.give_back_own(interrupt);
@@ -293,15 +292,15 @@ pub fn capacity(machine: &Machine, function: &Function) -> Option<(u8, u32)> {
 
 impl Parent {
     /// Takes a function for the hypervisor, and shares it out.
-    fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, Refusal> {
+    fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, AssignError> {
         let registers = bars::registers(function)?;
-        let pasid = function.pasid.ok_or(Refusal::NoPasid)?;
+        let pasid = function.pasid.ok_or(AssignError::NoPasid)?;
         if dsa::has_slow_store(function) {
-            return Err(Refusal::NoStore);
+            return Err(AssignError::NoStore);
         }
         pci::function::enable_memory(machine.config(), function.bdf);
         if !dsa::reset(&registers, clock::current()) {
-            return Err(Refusal::Hardware);
+            return Err(AssignError::Hardware);
         }
         pci::function::set_pasid_enable(machine.config(), function.bdf, pasid, true);
         pci::function::enable(machine.config(), function.bdf);
@@ -310,7 +309,7 @@ impl Parent {
             function: function.clone(),
             registers,
             interrupt: None,
-            shares: Mutex::default(),
+            state: Mutex::default(),
             is_busy: AtomicBool::new(false),
             next_look: AtomicU64::new(u64::MAX),
         };
@@ -318,11 +317,11 @@ impl Parent {
             log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
             // After a time-out the device may be enabled still.
             new.stop();
-            return Err(Refusal::Hardware);
+            return Err(AssignError::Hardware);
         }
         new.interrupt = parent_interrupt::listen(machine, service, function);
         if new.interrupt.is_some() {
-            dsa::tell_errors(&new.registers, true);
+            dsa::log_errors(&new.registers, true);
         }
         Ok(new)
     }
@@ -336,26 +335,26 @@ impl Parent {
     pub fn add(
         &self,
         guest: GuestId,
-        share: &Share,
-        room: &mut GuestSpace<'_, impl FrameSource>,
-    ) -> Result<DeviceSpec, Refusal> {
-        let queues = dsa::queues(&self.registers).ok_or(Refusal::NoRoom)?;
-        let store = dsa::message_store(&self.registers).ok_or(Refusal::NoStore)?;
+        allocation: &VirtualAllocation,
+        space: &mut GuestSpace<'_, impl FrameSource>,
+    ) -> Result<DeviceSpec, AssignError> {
+        let queues = dsa::queues(&self.registers).ok_or(AssignError::NoRoom)?;
+        let store = dsa::message_store(&self.registers).ok_or(AssignError::NoStore)?;
         let (gencap, opcap) = dsa::capabilities(&self.registers);
-        let Share { part: Part { queue, first_slot }, vectors, .. } = *share;
+        let VirtualAllocation { part: QueueAllocation { queue, first_slot }, vectors, .. } = *allocation;
         let registers = VirtualDsa::new(Shape { gencap, opcap, queue_size: queues.size, vectors });
-        let pasid = pasid_of(queue).ok_or(Refusal::NoRoom)?;
-        let descr = self.describe(vectors, room.bars)?;
-        let place = VirtualFunction::new(&descr).map_err(|_| Refusal::Table)?;
-        let id = DeviceId(room.bus.add(place).map_err(|_| Refusal::OutOfMemory)?.requester_id());
-        let [Some(bar0), _, Some(bar2), ..] = descr.bars else { return Err(Refusal::Bar(0)) };
+        let pasid = pasid_of(queue).ok_or(AssignError::NoRoom)?;
+        let descr = self.describe(vectors, space.bars)?;
+        let place = VirtualFunction::new(&descr).map_err(|_| AssignError::Table)?;
+        let id = DeviceId(space.bus.add(place).map_err(|_| AssignError::OutOfMemory)?.requester_id());
+        let [Some(bar0), _, Some(bar2), ..] = descr.bars else { return Err(AssignError::Bar(0)) };
         let slots = u64::from(vectors) * 16;
-        let offset = store.offset.checked_add(u32::from(first_slot) * 16).ok_or(Refusal::Table)?;
+        let offset = store.offset.checked_add(u32::from(first_slot) * 16).ok_or(AssignError::Table)?;
         let base = bars::locate(&self.function, TableLocation { bar: dsa::REGISTERS_BAR, offset }, slots)?;
-        let portals = dsa::portals_of_queue(&self.function, queue).ok_or(Refusal::Table)?;
+        let portals = dsa::portals_of_queue(&self.function, queue).ok_or(AssignError::Table)?;
         let page = Hpa::new(registers.page().as_ptr() as u64);
-        let shadow = virtual_bars::map(room, id, (bar0.gpa, bar2.gpa), (page, slots, portals))?;
-        self.shares.lock().functions.push(Virtual {
+        let shadow = virtual_bars::map(space, id, (bar0.gpa, bar2.gpa), (page, slots, portals))?;
+        self.state.lock().functions.push(Virtual {
             name: (guest, id),
             domain: None,
             queue,
@@ -376,18 +375,18 @@ impl Parent {
             bar: 0,
             offset: vdsa::TABLE,
             backing,
-            reach: Reach::Memory,
+            location: StoreLocation::DeviceMemory,
         };
         let requester = self.function.bdf;
         Ok(DeviceSpec { id, requester, msix: Some(msix), ims: None, pasids: None, shares_requester: true })
     }
 
     /// What the guest sees in configuration space.
-    fn describe(&self, vectors: u16, bars: &mut BarAllocator) -> Result<FunctionDescr, Refusal> {
+    fn describe(&self, vectors: u16, bars: &mut BarAllocator) -> Result<FunctionDescr, AssignError> {
         let Function { vendor, device, revision, class, subsystem, .. } = self.function;
         let mut place = |size| {
-            let gpa = bars.place(size, false).ok_or(Refusal::OutOfMemory)?;
-            Ok::<_, Refusal>(Some(BarDescr { size, gpa, is_64bit: false, prefetchable: false }))
+            let gpa = bars.place(size, false).ok_or(AssignError::OutOfMemory)?;
+            Ok::<_, AssignError>(Some(BarDescr { size, gpa, is_64bit: false, prefetchable: false }))
         };
         let bars = [place(vdsa::BAR0_SIZE)?, None, place(vdsa::BAR2_SIZE)?, None, None, None];
         let msix = Some(MsixDescr { size: vectors, table: (0, vdsa::TABLE), pba: (0, vdsa::PENDING_BITS) });
@@ -398,28 +397,28 @@ impl Parent {
 
     /// The service has taken a guest in: its functions can be signalled from now on.
     pub fn admit(&self, guest: GuestId, domain: &Arc<Domain>) {
-        for function in self.shares.lock().functions.iter_mut().filter(|function| function.name.0 == guest) {
+        for function in self.state.lock().functions.iter_mut().filter(|function| function.name.0 == guest) {
             function.domain = Some(Arc::clone(domain));
         }
     }
 
     /// A guest has written outside of its function's MSI-X table. `None` when the function is not one of the parent's.
     pub fn write(&self, name: Name, offset: u64, bytes: u8, value: u64, service: &MachineService) -> Option<()> {
-        let mut shares = self.shares.lock();
-        let function = shares.function(name)?;
+        let mut state = self.state.lock();
+        let function = state.function(name)?;
         let effect = function.registers.write(offset, bytes, value);
         self.apply(function, effect, service);
-        self.advance(&mut shares, QUICK, service);
+        self.advance(&mut state, QUICK, service);
         if self.interrupt.is_none() {
-            self.hand_out_events(service, &mut shares.functions);
+            self.hand_out_events(service, &mut state.functions);
         }
         Some(())
     }
 
     /// What a guest reads outside of its function's MSI-X table. `None` when the function is not one of the parent's.
     pub fn read(&self, name: Name, offset: u64, bytes: u8, service: &MachineService) -> Option<u64> {
-        let mut shares = self.shares.lock();
-        let function = shares.function(name)?;
+        let mut state = self.state.lock();
+        let function = state.function(name)?;
         if bytes > 8 || !offset.is_multiple_of(u64::from(bytes.max(1))) {
             return Some(u64::MAX);
         }
@@ -429,8 +428,8 @@ impl Parent {
 
     /// A guest has written to its function's configuration space. `None` when the function is not one of the parent's.
     pub fn configure(&self, name: Name, effect: Effect, service: &MachineService) -> Option<()> {
-        let mut shares = self.shares.lock();
-        let function = shares.function(name)?;
+        let mut state = self.state.lock();
+        let function = state.function(name)?;
         let sent = function.sends();
         match effect {
             Effect::Command { bus_master, .. } => {
@@ -449,7 +448,7 @@ impl Parent {
                     let _ = service.function_reset(domain, name.1);
                 }
                 self.apply(function, effect, service);
-                self.advance(&mut shares, QUICK, service);
+                self.advance(&mut state, QUICK, service);
                 return Some(());
             }
             // BARs stay where they are.
@@ -460,19 +459,19 @@ impl Parent {
         {
             let _ = service.mask_table(domain, name.1, sent);
         }
-        self.advance(&mut shares, QUICK, service);
+        self.advance(&mut state, QUICK, service);
         Some(())
     }
 
     /// Goes on with the functions' commands, and waits for one that is begun for `quick` at most.
-    fn advance(&self, shares: &mut Shares, quick: Duration, service: &MachineService) {
+    fn advance(&self, state: &mut ParentState, quick: Duration, service: &MachineService) {
         // The device has been reset for the last guest that leaves.
-        if shares.is_stopped {
+        if state.is_stopped {
             return;
         }
-        let Shares { functions, turns, .. } = shares;
+        let ParentState { functions, arbiter, .. } = state;
         let done = |function: &mut Virtual, effect| self.apply(function, effect, service);
-        let more = turns.advance(&self.registers, (clock::current(), quick), functions, done);
+        let more = arbiter.advance(&self.registers, (clock::current(), quick), functions, done);
         self.is_busy.store(more, Ordering::Relaxed);
     }
 
@@ -498,18 +497,18 @@ impl Parent {
     }
 
     /// Looks at a device that does not tell of errors for now, and lets it tell of them again if it has recorded none.
-    fn look(&self, shares: &mut Shares, service: &MachineService) {
-        let (Shares { functions, burst, .. }, now) = (shares, cpu::tsc());
-        if burst.is_due(now) && burst.looked(now, self.hand_out_events(service, functions)) {
-            dsa::tell_errors(&self.registers, true);
+    fn look(&self, state: &mut ParentState, service: &MachineService) {
+        let (ParentState { functions, rate_limit, .. }, now) = (state, cpu::tsc());
+        if rate_limit.is_due(now) && rate_limit.looked(now, self.hand_out_events(service, functions)) {
+            dsa::log_errors(&self.registers, true);
             // One that was recorded before that raises nothing any more.
             self.hand_out_events(service, functions);
         }
-        self.set_next_look(burst);
+        self.set_next_look(rate_limit);
     }
 
-    fn set_next_look(&self, burst: &RateLimit) {
-        self.next_look.store(burst.due().unwrap_or(u64::MAX), Ordering::Relaxed);
+    fn set_next_look(&self, rate_limit: &RateLimit) {
+        self.next_look.store(rate_limit.due().unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Whether it is time for [`Self::look`].
@@ -541,10 +540,10 @@ impl Parent {
     /// Stops what a guest's functions do: before their interrupts and the guest's memory are taken away.
     pub fn quiesce(&self, guest: GuestId, service: &MachineService) {
         let is_last = {
-            let shares = &mut *self.shares.lock();
-            let is_last = shares.begin_stop(guest);
+            let state = &mut *self.state.lock();
+            let is_last = state.begin_stop(guest);
             if !is_last {
-                for function in shares.functions.iter_mut().filter(|function| function.name.0 == guest) {
+                for function in state.functions.iter_mut().filter(|function| function.name.0 == guest) {
                     let effect = function.registers.set_bus_master(false);
                     self.apply(function, effect, service);
                 }
@@ -557,12 +556,12 @@ impl Parent {
         let is_busy = |function: &&Virtual| function.name.0 == guest && function.registers.is_busy();
         // Others' commands go on meanwhile, between two looks.
         let have_stopped = || {
-            let mut shares = self.shares.lock();
-            self.advance(&mut shares, Duration::ZERO, service);
-            !shares.functions.iter().any(|function| is_busy(&function))
+            let mut state = self.state.lock();
+            self.advance(&mut state, Duration::ZERO, service);
+            !state.functions.iter().any(|function| is_busy(&function))
         };
         if !poll(clock::current(), STOP, have_stopped) {
-            for function in self.shares.lock().functions.iter().filter(is_busy) {
+            for function in self.state.lock().functions.iter().filter(is_busy) {
                 log::error!(
                     "{}: work queue {} has not stopped {STOP:?} after its guest",
                     self.function.bdf,
@@ -620,24 +619,24 @@ mod tests {
 
     #[test]
     fn nobody_joins_a_device_that_is_being_stopped() {
-        let mut shares = Shares::default();
-        assert!(shares.join(ONE) && shares.join(ONE) && shares.begin_stop(ONE));
-        assert!(!shares.join(OTHER) && shares.guests == [ONE]);
-        assert_eq!(shares.leave(ONE), Left::Stopped);
-        assert!(!shares.join(OTHER), "until it is kept no longer");
+        let mut state = ParentState::default();
+        assert!(state.join(ONE) && state.join(ONE) && state.begin_stop(ONE));
+        assert!(!state.join(OTHER) && state.guests == [ONE]);
+        assert_eq!(state.leave(ONE), LeaveOutcome::Stopped);
+        assert!(!state.join(OTHER), "until it is kept no longer");
     }
 
     #[test]
     fn a_device_is_stopped_once_by_the_last_guest_also_where_two_leave_at_once() {
-        let mut shares = Shares::default();
-        assert!(shares.join(ONE) && shares.join(OTHER));
-        assert!(!shares.begin_stop(ONE) && !shares.begin_stop(OTHER), "the other one has it still");
-        assert_eq!(shares.leave(ONE), Left::ToOthers);
-        assert_eq!((shares.leave(OTHER), shares.is_stopped), (Left::Running, true));
-        let mut shares = Shares::default();
-        assert!(shares.join(ONE) && shares.join(OTHER) && !shares.begin_stop(ONE));
-        assert_eq!(shares.leave(ONE), Left::ToOthers);
-        assert!(shares.begin_stop(OTHER) && !shares.begin_stop(OTHER));
-        assert_eq!(shares.leave(OTHER), Left::Stopped);
+        let mut state = ParentState::default();
+        assert!(state.join(ONE) && state.join(OTHER));
+        assert!(!state.begin_stop(ONE) && !state.begin_stop(OTHER), "the other one has it still");
+        assert_eq!(state.leave(ONE), LeaveOutcome::ToOthers);
+        assert_eq!((state.leave(OTHER), state.is_stopped), (LeaveOutcome::Running, true));
+        let mut state = ParentState::default();
+        assert!(state.join(ONE) && state.join(OTHER) && !state.begin_stop(ONE));
+        assert_eq!(state.leave(ONE), LeaveOutcome::ToOthers);
+        assert!(state.begin_stop(OTHER) && !state.begin_stop(OTHER));
+        assert_eq!(state.leave(OTHER), LeaveOutcome::Stopped);
     }
 }

@@ -1,6 +1,6 @@
 //! The virtual processor whose exit is served, and what its exits do outside of the guest.
 
-use super::{memo::Memo, mmio::Fault, pv_eoi::PvEoi};
+use super::{decode_cache::DecodeCache, mmio::Fault, pv_eoi::PvEoi};
 use crate::{
     addr::Gpa,
     memory::Ram,
@@ -16,21 +16,21 @@ use crate::{
 /// of the instruction's operands (the processor reads a descriptor or a task state segment there), or another virtual processor changes the
 /// instruction or its page tables before each emulation.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Stuck {
+pub struct RepeatedFault {
     at: Option<(u64, Fault)>,
     times: u32,
 }
 
-impl Stuck {
+impl RepeatedFault {
     /// Exits in a row after which the guest ends. Another processor that changes code or page tables all the time makes a few likely; this many
     /// take milliseconds.
-    const MOST: u32 = 1000;
+    const LIMIT: u32 = 1000;
 
-    /// Counts an exit at this RIP with this fault. Returns whether there were more than [`Self::MOST`] in a row.
+    /// Counts an exit at this RIP with this fault. Returns whether there were more than [`Self::LIMIT`] in a row.
     pub(super) fn is_at(&mut self, here: (u64, Fault)) -> bool {
         let again = self.at == Some(here);
         *self = Self { at: Some(here), times: if again { self.times + 1 } else { 1 } };
-        self.times > Self::MOST
+        self.times > Self::LIMIT
     }
 }
 
@@ -45,7 +45,7 @@ pub struct Devices {
     /// What CPUID tells.
     pub policy: Policy,
     /// Instructions that it has executed on trapped pages.
-    pub memo: Memo,
+    pub decode_cache: DecodeCache,
     /// Added to the machine's TSC.
     pub tsc_offset: u64,
     /// Its x2APIC ID.
@@ -53,15 +53,15 @@ pub struct Devices {
     /// Bits of a physical address, as CPUID tells it.
     pub physical_bits: u8,
     /// Exits until the time is looked at; never 0.
-    pub exits_to_look: u32,
+    pub exits_to_timer_check: u32,
     /// The exits in a row without progress.
-    pub stuck: Stuck,
+    pub repeated_fault: RepeatedFault,
 }
 
 impl Devices {
     /// Has the time looked at before the guest goes on: it has slept, or its timer has run down, or was set.
-    pub fn look_at_time(&mut self) {
-        self.exits_to_look = 1;
+    pub fn request_timer_check(&mut self) {
+        self.exits_to_timer_check = 1;
     }
 
     /// The guest's TSC when the machine's is `now`.
@@ -132,13 +132,13 @@ mod tests {
     #[test]
     fn an_instruction_of_which_nothing_comes_is_not_executed_for_ever() {
         let fault = |at| Fault { gpa: Gpa::new(at), gva: Gva::new(at), write: false };
-        let mut stuck = Stuck::default();
-        assert!((0..Stuck::MOST).all(|_| !stuck.is_at((0x1000, fault(0xe000)))));
-        assert!(stuck.is_at((0x1000, fault(0xe000))));
+        let mut repeated_fault = RepeatedFault::default();
+        assert!((0..RepeatedFault::LIMIT).all(|_| !repeated_fault.is_at((0x1000, fault(0xe000)))));
+        assert!(repeated_fault.is_at((0x1000, fault(0xe000))));
         // Another fault, or another place, begins anew.
-        assert!(!stuck.is_at((0x1000, fault(0xe008))));
-        assert!((1..Stuck::MOST).all(|_| !stuck.is_at((0x1000, fault(0xe008)))));
-        assert!(!stuck.is_at((0x1003, fault(0xe008))));
-        assert_eq!(stuck.times, 1);
+        assert!(!repeated_fault.is_at((0x1000, fault(0xe008))));
+        assert!((1..RepeatedFault::LIMIT).all(|_| !repeated_fault.is_at((0x1000, fault(0xe008)))));
+        assert!(!repeated_fault.is_at((0x1003, fault(0xe008))));
+        assert_eq!(repeated_fault.times, 1);
     }
 }

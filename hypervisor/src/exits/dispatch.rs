@@ -2,7 +2,7 @@
 
 use super::{
     Action, EndReason,
-    context::{Context, Devices, Platform, Stuck},
+    context::{Context, Devices, Platform, RepeatedFault},
     cpuid, cr, io,
     machine::VcpuMachine,
     mmio::{self, Emulated, Fault, emulate, store_known},
@@ -78,11 +78,11 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
         Exit::Cpuid => cpuid::handle(vcpu, &devices.policy, devices.apic_id, *xcr0.0),
         Exit::Io => io::access(vcpu, *platform, IoAccess::read()),
         Exit::Hlt => {
-            devices.look_at_time();
+            devices.request_timer_check();
             Action::Halt
         }
         Exit::PreemptionTimer => {
-            devices.look_at_time();
+            devices.request_timer_check();
             Action::Resume
         }
         Exit::InterruptWindow | Exit::NmiWindow | Exit::Signal => Action::Resume,
@@ -167,30 +167,30 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
     match store_known(&mut machine(context).0, fault) {
         Some(length) => Action::AdvanceBy(length),
         None => {
-            let (machine, stuck) = machine(context);
-            emulated(machine, stuck, fault)
+            let (machine, repeated_fault) = machine(context);
+            emulated(machine, repeated_fault, fault)
         }
     }
 }
 
 /// The processor as the emulation sees it, and what it knows of its progress.
 #[inline(always)]
-fn machine<'a, P>(context: &'a mut Context<'_, P>) -> (VcpuMachine<'a, P>, &'a mut Stuck) {
-    let Devices { memo, stuck, physical_bits, .. } = &mut *context.devices;
+fn machine<'a, P>(context: &'a mut Context<'_, P>) -> (VcpuMachine<'a, P>, &'a mut RepeatedFault) {
+    let Devices { decode_cache, repeated_fault, physical_bits, .. } = &mut *context.devices;
     let machine = VcpuMachine {
         vcpu: context.vcpu,
         ram: context.ram,
         platform: context.platform,
-        memo,
+        decode_cache,
         physical_bits: *physical_bits,
         hits: 0,
     };
-    (machine, stuck)
+    (machine, repeated_fault)
 }
 
 /// What [`store_known`] does not take. The parts by value: with a context by reference, each exit would have to put one together.
 #[inline(never)]
-fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, stuck: &mut Stuck, fault: Fault) -> Action {
+fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, repeated_fault: &mut RepeatedFault, fault: Fault) -> Action {
     if exit::violation_unblocked_nmis() {
         machine.vcpu.block_nmis();
     }
@@ -200,13 +200,13 @@ fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, stuck: &mut Stuck, fau
         vcpu.pend_debug(hits);
     }
     if outcome == Ok(Emulated::Again) {
-        if stuck.is_at((vcpu.read(fields::GUEST_RIP), fault)) {
+        if repeated_fault.is_at((vcpu.read(fields::GUEST_RIP), fault)) {
             return Action::End(EndReason::Killed(
                 "an instruction that reads a descriptor, or the like, outside of its memory",
             ));
         }
     } else {
-        *stuck = Stuck::default();
+        *repeated_fault = RepeatedFault::default();
     }
     match outcome {
         Ok(Emulated::Advance(length)) => Action::AdvanceBy(length),

@@ -3,8 +3,8 @@
 use super::{
     Platform,
     breakpoints::{self, Breakpoints},
+    decode_cache::DecodeCache,
     instruction::{Mode, Segment},
-    memo::Memo,
     mmio::{Machine, Region, SegmentState},
     walk::{Access, GuestMemory, OutsideMemory, Paging},
     width::Width,
@@ -32,7 +32,7 @@ pub struct VcpuMachine<'a, P> {
     /// What lies outside of its memory.
     pub platform: &'a mut P,
     /// Instructions that the processor has executed on trapped pages.
-    pub memo: &'a mut Memo,
+    pub decode_cache: &'a mut DecodeCache,
     /// Bits of a physical address.
     pub physical_bits: u8,
     /// Breakpoints that the instruction has hit so far, as the VMCS's pending debug exceptions.
@@ -58,12 +58,12 @@ impl<P> GuestMemory for VcpuMachine<'_, P> {
 }
 
 impl<P: Platform> Machine for VcpuMachine<'_, P> {
-    fn memo(&self) -> &Memo {
-        self.memo
+    fn decode_cache(&self) -> &DecodeCache {
+        self.decode_cache
     }
 
-    fn memo_mut(&mut self) -> &mut Memo {
-        self.memo
+    fn decode_cache_mut(&mut self) -> &mut DecodeCache {
+        self.decode_cache
     }
 
     fn general(&self, number: u8) -> u64 {

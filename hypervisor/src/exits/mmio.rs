@@ -128,14 +128,14 @@ impl<M: Machine> Emulation<'_, M> {
         let gpa = self.translate_code(linear)?;
         let high = Gpa::new(gpa.as_u64() + 8);
         let words = [self.machine.read_u64(gpa)?, self.machine.read_u64(high)? & (u64::MAX >> 8)];
-        if let Some(decoded) = self.machine.memo().find(rip, self.mode, words) {
+        if let Some(decoded) = self.machine.decode_cache().find(rip, self.mode, words) {
             return Ok(*decoded);
         }
         let mut bytes = [0; MAX_LENGTH];
         let all = words.into_iter().flat_map(u64::to_le_bytes);
         bytes.iter_mut().zip(all).for_each(|(place, byte)| *place = byte);
         let decoded = decode::decode(&bytes, rip, self.mode).map_err(|decode::Truncated| Stop::UNSUPPORTED)?;
-        self.machine.memo_mut().keep(rip, self.mode, words, decoded);
+        self.machine.decode_cache_mut().keep(rip, self.mode, words, decoded);
         Ok(decoded)
     }
 

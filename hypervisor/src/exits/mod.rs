@@ -7,12 +7,12 @@ mod context;
 pub mod cpuid;
 pub mod cr;
 pub mod decode;
+pub mod decode_cache;
 pub mod dispatch;
 mod fast;
 pub mod instruction;
 pub mod io;
 pub mod machine;
-pub mod memo;
 pub mod mmio;
 pub mod msr;
 mod operand;
@@ -22,7 +22,7 @@ pub mod vmcall;
 pub mod walk;
 pub mod width;
 
-pub use context::{Context, Devices, Platform, PortWrite, Stuck};
+pub use context::{Context, Devices, Platform, PortWrite, RepeatedFault};
 pub use dispatch::Next;
 pub use pv_eoi::PvEoi;
 

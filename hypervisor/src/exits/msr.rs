@@ -54,11 +54,11 @@ fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, e
         Effect::Tsc(value) => {
             devices.tsc_offset = value.wrapping_sub(now);
             vcpu.write(fields::TSC_OFFSET, devices.tsc_offset);
-            devices.look_at_time();
+            devices.request_timer_check();
         }
         Effect::PvEoi(at) => platform.set_pv_eoi(at),
         Effect::Apic(x2apic::Effect::Ipi(ipi)) => platform.ipi(ipi),
-        Effect::Apic(x2apic::Effect::Timer) => devices.look_at_time(),
+        Effect::Apic(x2apic::Effect::Timer) => devices.request_timer_check(),
         // The run loop looks at what is pending before every entry.
         Effect::Apic(x2apic::Effect::None | x2apic::Effect::Recheck | x2apic::Effect::Eoi(_)) => {}
     }

@@ -110,9 +110,9 @@ impl Vectors {
     /// A free vector of the guest vector's own priority class is preferred, so that the machine serves interrupts in the order
     /// that the guest would.
     pub fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
-        let mut share = self.of(guest, target.apic_id)?;
-        let host = share.open().host(target.vector)?;
-        Ok(share.by(host))
+        let mut vectors = self.vcpu(guest, target.apic_id)?;
+        let host = vectors.borrow().host(target.vector)?;
+        Ok(vectors.host_route(host))
     }
 
     /// Ends one use of a route.
@@ -123,10 +123,10 @@ impl Vectors {
     }
 
     /// The vectors of one virtual processor, locked, for several routes. `BadTarget` for one that does not run here.
-    pub fn of(&self, guest: GuestId, apic_id: u32) -> Result<Share<'_>, Status> {
+    pub fn vcpu(&self, guest: GuestId, apic_id: u32) -> Result<VcpuVectors<'_>, Status> {
         let table = self.table.lock();
         let at = table.accounts.place_of(guest, apic_id).ok_or(Status::BadTarget)?;
-        Ok(Share { vectors: self, table, at })
+        Ok(VcpuVectors { vectors: self, table, at })
     }
 
     /// Whose a vector is.
@@ -165,39 +165,39 @@ impl Vectors {
     }
 }
 
-/// The vectors of one virtual processor.
-pub struct Share<'a> {
+/// The host vectors of one virtual processor, with the lock of the processor's table.
+pub struct VcpuVectors<'a> {
     vectors: &'a Vectors,
     table: MutexGuard<'a, Table>,
-    /// Its place in the table's list.
+    /// The virtual processor's place in the table's list.
     at: usize,
 }
 
-impl Share<'_> {
-    /// What is looked at for each of several routes.
+impl VcpuVectors<'_> {
+    /// Borrows the parts of the table that each of several routes needs.
     #[inline]
-    pub fn open(&mut self) -> OpenShare<'_> {
+    pub fn borrow(&mut self) -> BorrowedVcpuVectors<'_> {
         let Table { accounts, hosts } = &mut *self.table;
-        OpenShare { hosts: &mut hosts[self.at], accounts, sweep: &self.vectors.sweep, at: self.at }
+        BorrowedVcpuVectors { hosts: &mut hosts[self.at], accounts, sweep: &self.vectors.sweep, at: self.at }
     }
 
-    /// The route by a host vector.
+    /// The route to a host vector of this processor.
     #[inline]
-    pub fn by(&self, host: u8) -> HostRoute {
+    pub fn host_route(&self, host: u8) -> HostRoute {
         HostRoute::Remapped { vector: host, destination: self.vectors.destination }
     }
 }
 
-/// The same with its part of the table at hand.
-pub struct OpenShare<'a> {
+/// The host vectors of one virtual processor, with its part of the table borrowed.
+pub struct BorrowedVcpuVectors<'a> {
     hosts: &'a mut Hosts,
     accounts: &'a mut Accounts,
     sweep: &'a AtomicBool,
     at: usize,
 }
 
-impl OpenShare<'_> {
-    /// The host vector for one of its vectors, which has a use more: [`Vectors::route`].
+impl BorrowedVcpuVectors<'_> {
+    /// The host vector for one of the guest's vectors. Counts one more use of it, as [`Vectors::route`] does.
     #[inline]
     pub fn host(&mut self, vector: u8) -> Result<u8, Status> {
         let mut host = self.hosts[usize::from(vector)];

@@ -138,7 +138,7 @@ impl Mailbox {
     }
 
     fn notify(&self, vector: u8) {
-        if cpu::this::this().number == self.processor {
+        if cpu::percpu::this_cpu().number == self.processor {
             cpu::interrupts::raise(vector);
         } else {
             apic::notify(self.host_apic_id, vector);

@@ -12,12 +12,12 @@ use crate::{
     addr::{Bdf, Hpa},
     apic, cpu,
     ims::{
-        Bind, Bound, Delivery, EntryIndex, GuestId, HostRoute, Message, PackedRoute, Remap, Service, Span, UnitNumber,
-        Wanted,
+        Bind, BindRequest, BoundEntry, Delivery, EntryIndex, GuestId, HostRoute, Message, PackedRoute, Remap, Service,
+        Span, UnitNumber,
     },
     irq::{
         dma::{Attachments, Requests},
-        host_vectors::{Share, Vectors},
+        host_vectors::{VcpuVectors, Vectors},
         mailbox::Mailbox,
         ports::fault_log::FaultLog,
         slow_store::SlowStore,
@@ -25,7 +25,7 @@ use crate::{
     machine::discovery::{Machine, Unit},
     memory::{Mmio, Ram},
     sync::{Mutex, Shared},
-    vtd::{self, Aim, Binder, Remapper, Route, Runs},
+    vtd::{self, Binder, Remapper, Route, RouteFields, Runs},
 };
 
 /// The service on this machine.
@@ -239,29 +239,39 @@ impl MachinePorts {
         self.unit(bdf).is_none_or(|(_, unit)| self.attachments.remove(guest, bdf, unit))
     }
 
-    /// The way to a guest's virtual processor.
-    fn way(&self, vcpu_routes: &[VcpuRoute], guest: GuestId, apic_id: u32) -> Result<Way<'_>, Status> {
+    /// How interrupts are delivered to a guest's virtual processor.
+    fn delivery_path(
+        &self,
+        vcpu_routes: &[VcpuRoute],
+        guest: GuestId,
+        apic_id: u32,
+    ) -> Result<DeliveryPath<'_>, Status> {
         let home = vcpu_routes.iter().find(|home| home.is_of(guest, apic_id)).ok_or(Status::BadTarget)?;
         match home.descriptor {
-            Some(descriptor) => Ok(Way::Posted(descriptor)),
-            None => self.vectors.get(home.processor).ok_or(Status::BadTarget)?.of(guest, apic_id).map(Way::Injected),
+            Some(descriptor) => Ok(DeliveryPath::Posted(descriptor)),
+            None => self
+                .vectors
+                .get(home.processor)
+                .ok_or(Status::BadTarget)?
+                .vcpu(guest, apic_id)
+                .map(DeliveryPath::Injected),
         }
     }
 
-    /// The same, with what entries for it are like.
+    /// The delivery path to a guest's virtual processor, and the fields of entries that lead there.
     #[inline(never)]
-    fn lane(
+    fn run_binder(
         &self,
         vcpu_routes: &[VcpuRoute],
         entries: &Binder<'_>,
         unit: UnitNumber,
         guest: GuestId,
         apic_id: u32,
-    ) -> Result<Lane<'_>, Status> {
-        let way = self.way(vcpu_routes, guest, apic_id)?;
-        let aim = entries.aim(way.route(ANY_VECTOR).into()).map_err(status)?;
-        let route = PackedRoute::new(way.route(0));
-        Ok(Lane { way, route, aim, unit: entry_index(unit.0.into(), 0) })
+    ) -> Result<RunBinder<'_>, Status> {
+        let path = self.delivery_path(vcpu_routes, guest, apic_id)?;
+        let fields = entries.route_fields(path.route(ANY_VECTOR).into()).map_err(status)?;
+        let route = PackedRoute::new(path.route(0));
+        Ok(RunBinder { path, route, fields, unit: entry_index(unit.0.into(), 0) })
     }
 
     /// The unit of an entry, and the entry's index there.
@@ -270,28 +280,30 @@ impl MachinePorts {
     }
 }
 
-/// The way to a virtual processor.
-enum Way<'a> {
+/// How interrupts are delivered to a virtual processor.
+enum DeliveryPath<'a> {
+    /// Hardware posts them into the descriptor at this address.
     Posted(Hpa),
-    Injected(Share<'a>),
+    /// They arrive at host vectors, and the hypervisor injects them.
+    Injected(VcpuVectors<'a>),
 }
 
-impl Way<'_> {
-    /// The vector of an entry for a guest's vector, which has a use more.
+impl DeliveryPath<'_> {
+    /// The vector that an entry for a guest's vector holds. Counts one more use of it.
     #[inline]
     fn vector(&mut self, vector: u8) -> Result<u8, Status> {
         match self {
             Self::Posted(_) => Ok(vector),
-            Self::Injected(share) => share.open().host(vector),
+            Self::Injected(vectors) => vectors.borrow().host(vector),
         }
     }
 
-    /// The route by such a vector.
+    /// The route with an entry's vector.
     #[inline]
     fn route(&self, vector: u8) -> HostRoute {
         match self {
             Self::Posted(descriptor) => HostRoute::Posted { descriptor: *descriptor, vector },
-            Self::Injected(share) => share.by(vector),
+            Self::Injected(vectors) => vectors.host_route(vector),
         }
     }
 }
@@ -385,9 +397,9 @@ impl Remap for MachinePorts {
 }
 
 impl Bind for MachinePorts {
-    /// Locks the table once for all, and a processor's vectors once for each run.
+    /// Locks the table once for all runs, and a processor's vectors once for each run.
     #[inline(never)]
-    fn bind_all<'a, W: AsMut<Wanted> + 'a>(
+    fn bind_all<'a, W: AsMut<BindRequest> + 'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,
@@ -402,8 +414,8 @@ impl Bind for MachinePorts {
         let mut entries = remapper.binder(requester);
         for run in runs {
             let Some(apic_id) = run.first_mut().map(|first| first.as_mut().target.apic_id) else { continue };
-            failed += match self.lane(&vcpu_routes, &entries, unit, guest, apic_id) {
-                Ok(mut lane) => lane.bind_run(&mut entries, run, &mut span),
+            failed += match self.run_binder(&vcpu_routes, &entries, unit, guest, apic_id) {
+                Ok(mut binder) => binder.bind_run(&mut entries, run, &mut span),
                 Err(status) => refuse(run, status),
             };
         }
@@ -411,62 +423,62 @@ impl Bind for MachinePorts {
     }
 }
 
-/// None of these gets anything. How many they are.
+/// Fails all requests of a run with `status`. Returns their number.
 #[cold]
-fn refuse(run: &mut [impl AsMut<Wanted>], status: Status) -> usize {
-    run.iter_mut().for_each(|wanted| wanted.as_mut().bound = Err(status));
+fn refuse(run: &mut [impl AsMut<BindRequest>], status: Status) -> usize {
+    run.iter_mut().for_each(|request| request.as_mut().result = Err(status));
     run.len()
 }
 
-/// A way with what its entries are like.
-struct Lane<'a> {
-    way: Way<'a>,
+/// Binds runs of requests for one virtual processor.
+struct RunBinder<'a> {
+    path: DeliveryPath<'a>,
     /// The route there, with vector 0.
     route: PackedRoute,
-    aim: Aim,
+    fields: RouteFields,
     /// The unit's first entry.
     unit: EntryIndex,
 }
 
-impl Lane<'_> {
-    /// Binds a run. How many of it failed.
+impl RunBinder<'_> {
+    /// Binds the requests of a run. Returns how many failed.
     #[inline(never)]
-    fn bind_run(&mut self, entries: &mut Binder<'_>, run: &mut [impl AsMut<Wanted>], span: &mut Span) -> usize {
-        let (route, aim, first) = (self.route, self.aim, self.unit.0);
+    fn bind_run(&mut self, entries: &mut Binder<'_>, run: &mut [impl AsMut<BindRequest>], span: &mut Span) -> usize {
+        let (route, fields, first) = (self.route, self.fields, self.unit.0);
         let mut bound = |vector| {
-            let entry = EntryIndex(first | u32::from(entries.bind(aim, vector).map_err(status)?));
-            Ok(Bound { route: route.or_vector(vector), entry })
+            let entry = EntryIndex(first | u32::from(entries.bind(fields, vector).map_err(status)?));
+            Ok(BoundEntry { route: route.or_vector(vector), entry })
         };
-        match &mut self.way {
-            Way::Posted(_) => bind_each(run, span, bound),
-            Way::Injected(share) => {
-                let mut share = share.open();
+        match &mut self.path {
+            DeliveryPath::Posted(_) => bind_each(run, span, bound),
+            DeliveryPath::Injected(vectors) => {
+                let mut vectors = vectors.borrow();
                 bind_each(run, span, |vector| {
-                    let host = share.host(vector)?;
-                    bound(host).inspect_err(|_| share.end_use(vector, host))
+                    let host = vectors.host(vector)?;
+                    bound(host).inspect_err(|_| vectors.end_use(vector, host))
                 })
             }
         }
     }
 }
 
-/// Has `bind` find what those of a run want, by their vectors. How many failed.
+/// Calls `bind` with the vector of each request of a run and stores the result. Returns how many failed.
 #[inline(always)]
 fn bind_each(
-    run: &mut [impl AsMut<Wanted>],
+    run: &mut [impl AsMut<BindRequest>],
     span: &mut Span,
-    mut bind: impl FnMut(u8) -> Result<Bound, Status>,
+    mut bind: impl FnMut(u8) -> Result<BoundEntry, Status>,
 ) -> usize {
     let (mut failed, mut own) = (0, *span);
-    for wanted in run.iter_mut().map(AsMut::as_mut) {
-        match bind(wanted.target.vector) {
+    for request in run.iter_mut().map(AsMut::as_mut) {
+        match bind(request.target.vector) {
             Ok(bound) => {
                 own.add(bound.entry);
-                wanted.bound = Ok(bound);
+                request.result = Ok(bound);
             }
             Err(status) => {
                 failed += 1;
-                wanted.bound = Err(status);
+                request.result = Err(status);
             }
         }
     }
@@ -482,9 +494,9 @@ impl VcpuRoute {
 
 impl Delivery for MachinePorts {
     fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
-        let mut way = self.way(&self.vcpu_routes.read(), guest, target.apic_id)?;
-        let vector = way.vector(target.vector)?;
-        Ok(way.route(vector))
+        let mut path = self.delivery_path(&self.vcpu_routes.read(), guest, target.apic_id)?;
+        let vector = path.vector(target.vector)?;
+        Ok(path.route(vector))
     }
 
     fn unroute(&self, guest: GuestId, target: Target, route: HostRoute) {
@@ -499,7 +511,7 @@ impl Delivery for MachinePorts {
     fn nowhere(&self) -> HostRoute {
         // A wake-up more or less is nothing to a processor, and the vector is none that guests' routes have. This processor gets them: a
         // guest that has many thrown away takes nobody else's time.
-        let destination = self.vectors.get(cpu::this::this().number).map_or(0, Vectors::destination);
+        let destination = self.vectors.get(cpu::percpu::this_cpu().number).map_or(0, Vectors::destination);
         HostRoute::Remapped { vector: apic::WAKE_UP_VECTOR, destination }
     }
 

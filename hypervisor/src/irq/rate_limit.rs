@@ -59,39 +59,39 @@ mod tests {
     use super::*;
 
     fn masked_at(now: u64) -> RateLimit {
-        let mut burst = RateLimit::default();
-        assert_eq!((1..=MOST).filter(|_| burst.event(now, false)).count(), 1, "once");
-        burst
+        let mut rate_limit = RateLimit::default();
+        assert_eq!((1..=MOST).filter(|_| rate_limit.event(now, false)).count(), 1, "once");
+        rate_limit
     }
 
     #[test]
     fn events_with_time_between_them_are_never_masked() {
-        let mut burst = RateLimit::default();
-        assert!((0..10_000).all(|n| !burst.event(n * WINDOW / 16, false)));
-        assert!(!burst.is_due(u64::MAX));
+        let mut rate_limit = RateLimit::default();
+        assert!((0..10_000).all(|n| !rate_limit.event(n * WINDOW / 16, false)));
+        assert!(!rate_limit.is_due(u64::MAX));
     }
 
     #[test]
     fn a_burst_masks_until_a_look_finds_nothing() {
-        let mut burst = masked_at(5);
-        assert!(!burst.is_due(5 + WINDOW - 1) && burst.is_due(5 + WINDOW));
-        assert!(!burst.looked(5 + WINDOW, true), "it goes on");
-        assert!(!burst.is_due(5 + WINDOW + 1) && burst.is_due(5 + 2 * WINDOW));
-        assert!(burst.looked(5 + 2 * WINDOW, false));
-        assert!(!burst.is_due(u64::MAX));
-        assert!(!burst.event(6 + 2 * WINDOW, false), "it begins anew");
+        let mut rate_limit = masked_at(5);
+        assert!(!rate_limit.is_due(5 + WINDOW - 1) && rate_limit.is_due(5 + WINDOW));
+        assert!(!rate_limit.looked(5 + WINDOW, true), "it goes on");
+        assert!(!rate_limit.is_due(5 + WINDOW + 1) && rate_limit.is_due(5 + 2 * WINDOW));
+        assert!(rate_limit.looked(5 + 2 * WINDOW, false));
+        assert!(!rate_limit.is_due(u64::MAX));
+        assert!(!rate_limit.event(6 + 2 * WINDOW, false), "it begins anew");
     }
 
     #[test]
     fn one_that_was_under_way_when_they_were_masked_changes_nothing() {
-        let mut burst = masked_at(0);
-        assert!(!burst.event(1, false));
-        assert!(burst.is_due(WINDOW));
+        let mut rate_limit = masked_at(0);
+        assert!(!rate_limit.event(1, false));
+        assert!(rate_limit.is_due(WINDOW));
     }
 
     #[test]
     fn what_cannot_be_taken_whole_masks_at_once() {
-        let mut burst = RateLimit::default();
-        assert!(burst.event(3, true) && burst.is_due(3 + WINDOW));
+        let mut rate_limit = RateLimit::default();
+        assert!(rate_limit.event(3, true) && rate_limit.is_due(3 + WINDOW));
     }
 }

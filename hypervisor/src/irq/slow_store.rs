@@ -27,9 +27,9 @@ const MOST: usize = 256;
 /// What a command gets before the device counts as stuck. No manual sets a limit; it writes 16 bytes.
 const LIMIT: Duration = Duration::from_millis(100);
 
-/// The device does not do what it is told.
+/// A command has failed, or did not end in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stuck;
+pub struct CommandFailed;
 
 /// What is to be written to a slot.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +45,8 @@ pub struct SlowStore<R> {
     registers: R,
     clock: &'static dyn Clock,
     gathered: Vec<Gathered>,
-    /// It did not finish a command: it is not waited for a second time.
-    stuck: bool,
+    /// The device did not finish a command, so no other command is waited for.
+    failed: bool,
 }
 
 impl<R: Registers> SlowStore<R> {
@@ -54,11 +54,11 @@ impl<R: Registers> SlowStore<R> {
     /// gathered is taken at once.
     pub fn find(registers: R, clock: &'static dyn Clock) -> Option<Self> {
         let there = registers.read32(PRESENT) == 1;
-        there.then(|| Self { registers, clock, gathered: Vec::with_capacity(MOST), stuck: false })
+        there.then(|| Self { registers, clock, gathered: Vec::with_capacity(MOST), failed: false })
     }
 
     /// Notes what is to be written. The device gets it by [`Self::commit`], or when there is no more room.
-    pub fn write(&mut self, slot: u16, field: Field, value: u32) -> Result<(), Stuck> {
+    pub fn write(&mut self, slot: u16, field: Field, value: u32) -> Result<(), CommandFailed> {
         // Dwords of a slot come one after another; only when slots come again others have to be looked at.
         let place = match self.gathered.iter().rposition(|gathered| gathered.slot == slot) {
             Some(place) => place,
@@ -77,35 +77,35 @@ impl<R: Registers> SlowStore<R> {
     }
 
     /// Gives everything to the device that was gathered. When it does not take it, what is left is forgotten: the device is broken.
-    pub fn commit(&mut self) -> Result<(), Stuck> {
+    pub fn commit(&mut self) -> Result<(), CommandFailed> {
         let mut result = Ok(());
         for gathered in self.gathered.drain(..) {
-            if result.is_ok() && !self.stuck {
+            if result.is_ok() && !self.failed {
                 result = put(&self.registers, self.clock, &gathered);
             }
         }
-        self.stuck |= result.is_err();
-        if self.stuck { Err(Stuck) } else { Ok(()) }
+        self.failed |= result.is_err();
+        if self.failed { Err(CommandFailed) } else { Ok(()) }
     }
 
     /// The device was reset: perhaps it works again. What was to be written before is not written after it.
     pub fn mend(&mut self) {
         self.gathered.clear();
-        self.stuck = false;
+        self.failed = false;
     }
 
     /// Reads a slot, after what was gathered has been written.
-    pub fn read(&mut self, slot: u16) -> Result<[u32; 4], Stuck> {
+    pub fn read(&mut self, slot: u16) -> Result<[u32; 4], CommandFailed> {
         self.commit()?;
         let read = put(&self.registers, self.clock, &Gathered { slot, mask: 0, dwords: [0; 4] });
-        self.stuck |= read.is_err();
+        self.failed |= read.is_err();
         read?;
         Ok([0, 4, 8, 12].map(|at| self.registers.read32(DWORDS + at)))
     }
 }
 
 /// One command: a mask of 0 reads.
-fn put(registers: &impl Registers, clock: &dyn Clock, gathered: &Gathered) -> Result<(), Stuck> {
+fn put(registers: &impl Registers, clock: &dyn Clock, gathered: &Gathered) -> Result<(), CommandFailed> {
     registers.write32(SLOT, gathered.slot.into());
     registers.write32(MASK, gathered.mask);
     for (n, dword) in gathered.dwords.into_iter().enumerate().filter(|(n, _)| gathered.mask >> n & 1 != 0) {
@@ -117,7 +117,7 @@ fn put(registers: &impl Registers, clock: &dyn Clock, gathered: &Gathered) -> Re
         status = registers.read32(COMMAND);
         status & BUSY == 0
     });
-    if done && status & FAILED == 0 { Ok(()) } else { Err(Stuck) }
+    if done && status & FAILED == 0 { Ok(()) } else { Err(CommandFailed) }
 }
 
 #[cfg(test)]
@@ -134,7 +134,7 @@ mod tests {
         registers: RefCell<HashMap<usize, u32>>,
         slots: RefCell<HashMap<u32, [u32; 4]>>,
         commands: RefCell<Vec<(u32, u32)>>,
-        stuck: Cell<bool>,
+        failed: Cell<bool>,
     }
 
     impl Registers for &Device {
@@ -144,7 +144,7 @@ mod tests {
                 PRESENT => 1,
                 COMMAND => {
                     let left = registers.entry(COMMAND).or_default();
-                    *left = left.saturating_sub(u32::from(!self.stuck.get()));
+                    *left = left.saturating_sub(u32::from(!self.failed.get()));
                     u32::from(*left != 0)
                 }
                 _ => registers.get(&offset).copied().unwrap_or(0),
@@ -209,7 +209,7 @@ mod tests {
     fn more_than_there_is_room_for_goes_to_the_device_before() {
         let device = Device::default();
         let mut store = SlowStore::find(&device, &MILLISECONDS).unwrap();
-        (0..=MOST as u16).for_each(|slot| store.write(slot, Field::Ctrl, 0).unwrap());
+        (0..=MOST as u16).for_each(|slot| store.write(slot, Field::Control, 0).unwrap());
         assert_eq!(device.commands.borrow().len(), MOST);
         store.commit().unwrap();
         assert_eq!(device.commands.borrow().last(), Some(&(MOST as u32, 8)));
@@ -217,24 +217,27 @@ mod tests {
 
     #[test]
     fn a_device_that_never_finishes_is_an_error_and_no_hang() {
-        let device = Device { stuck: Cell::new(true), ..Device::default() };
+        let device = Device { failed: Cell::new(true), ..Device::default() };
         let mut store = SlowStore::find(&device, &MILLISECONDS).unwrap();
-        store.write(0, Field::Ctrl, 0).unwrap();
-        store.write(1, Field::Ctrl, 0).unwrap();
-        assert_eq!(store.commit(), Err(Stuck));
+        store.write(0, Field::Control, 0).unwrap();
+        store.write(1, Field::Control, 0).unwrap();
+        assert_eq!(store.commit(), Err(CommandFailed));
         assert_eq!(device.commands.borrow().len(), 1, "it is told nothing more");
-        assert_eq!((store.write(2, Field::Ctrl, 0), store.commit(), store.read(2)), (Ok(()), Err(Stuck), Err(Stuck)));
+        assert_eq!(
+            (store.write(2, Field::Control, 0), store.commit(), store.read(2)),
+            (Ok(()), Err(CommandFailed), Err(CommandFailed))
+        );
         assert_eq!(vec![(0, 8)], *device.commands.borrow(), "nor is it waited for again");
     }
 
     #[test]
     fn a_store_that_failed_works_again_after_a_reset_and_forgets_what_it_was_to_write() {
-        let device = Device { stuck: Cell::new(true), ..Device::default() };
+        let device = Device { failed: Cell::new(true), ..Device::default() };
         let mut store = SlowStore::find(&device, &MILLISECONDS).unwrap();
-        store.write(0, Field::Ctrl, 0).unwrap();
-        assert_eq!(store.commit(), Err(Stuck));
-        store.write(1, Field::Ctrl, 0).unwrap();
-        device.stuck.set(false);
+        store.write(0, Field::Control, 0).unwrap();
+        assert_eq!(store.commit(), Err(CommandFailed));
+        store.write(1, Field::Control, 0).unwrap();
+        device.failed.set(false);
         device.registers.borrow_mut().remove(&COMMAND);
         device.commands.borrow_mut().clear();
         store.mend();

@@ -23,7 +23,7 @@ const ROUNDS: u8 = 2;
 
 /// Counts a virtual processor's interrupts.
 #[derive(Debug)]
-pub struct Meter {
+pub struct RateCounter {
     limit: u32,
     /// When the window began.
     since: u64,
@@ -53,7 +53,7 @@ pub struct Suspect {
     pub passes_by: bool,
 }
 
-impl Meter {
+impl RateCounter {
     /// With a limit of so many interrupts of a vector in [`WINDOW`].
     pub fn new(limit: u32) -> Self {
         Self { limit, since: 0, counts: Box::new([0; 256]), probe: None }
@@ -121,35 +121,35 @@ mod tests {
 
     #[test]
     fn at_the_limit_nothing_is_held_and_beyond_it_once() {
-        let mut meter = Meter::new(10);
-        assert!(!(0..10).any(|n| meter.count(0x40, n)));
-        assert!(!(0..10).any(|n| meter.count(0x41, n)), "another vector counts by itself");
-        assert!(meter.count(0x40, 11));
-        assert!(!(0..100).any(|n| meter.count(0x40, 12 + n)), "while slots are held nobody else is");
-        let mut slow = Meter::new(10);
+        let mut rate_counter = RateCounter::new(10);
+        assert!(!(0..10).any(|n| rate_counter.count(0x40, n)));
+        assert!(!(0..10).any(|n| rate_counter.count(0x41, n)), "another vector counts by itself");
+        assert!(rate_counter.count(0x40, 11));
+        assert!(!(0..100).any(|n| rate_counter.count(0x40, 12 + n)), "while slots are held nobody else is");
+        let mut slow = RateCounter::new(10);
         assert!(!(0..1000).any(|n| slow.count(0x40, n * (WINDOW / 10))), "ten in each window");
     }
 
     #[test]
     fn slots_are_looked_at_twice_each_after_some_times_the_limits_distance() {
-        let mut meter = Meter::new(100);
-        assert!((0..101).any(|n| meter.count(0x40, n)));
-        assert_eq!(meter.due(), Some(100 + 40_000));
-        assert_eq!(meter.suspect(100 + 39_999), None);
-        assert_eq!(meter.suspect(50_000), Some(Suspect { vector: 0x40, last: false, passes_by: false }));
-        assert_eq!(meter.due(), Some(90_000));
-        assert_eq!(meter.suspect(90_000), Some(Suspect { vector: 0x40, last: true, passes_by: false }));
-        assert_eq!((meter.due(), meter.suspect(u64::MAX)), (None, None));
+        let mut rate_counter = RateCounter::new(100);
+        assert!((0..101).any(|n| rate_counter.count(0x40, n)));
+        assert_eq!(rate_counter.due(), Some(100 + 40_000));
+        assert_eq!(rate_counter.suspect(100 + 39_999), None);
+        assert_eq!(rate_counter.suspect(50_000), Some(Suspect { vector: 0x40, last: false, passes_by: false }));
+        assert_eq!(rate_counter.due(), Some(90_000));
+        assert_eq!(rate_counter.suspect(90_000), Some(Suspect { vector: 0x40, last: true, passes_by: false }));
+        assert_eq!((rate_counter.due(), rate_counter.suspect(u64::MAX)), (None, None));
     }
 
     #[test]
     fn interrupts_that_come_although_slots_are_held_pass_them_by() {
         let passes_by = |from: u64, number: u64, vector: u8| {
-            let mut meter = Meter::new(100);
-            assert!((0..101).any(|n| meter.count(0x40, n)));
-            assert!(!(0..number).any(|n| meter.count(vector, 100 + from + n)));
-            let suspect = meter.suspect(100 + 40_000).unwrap();
-            assert_eq!(meter.due().is_none(), suspect.passes_by, "there is nothing more to find out");
+            let mut rate_counter = RateCounter::new(100);
+            assert!((0..101).any(|n| rate_counter.count(0x40, n)));
+            assert!(!(0..number).any(|n| rate_counter.count(vector, 100 + from + n)));
+            let suspect = rate_counter.suspect(100 + 40_000).unwrap();
+            assert_eq!(rate_counter.due().is_none(), suspect.passes_by, "there is nothing more to find out");
             suspect.passes_by
         };
         assert!(passes_by(20_000, 3, 0x40));
@@ -160,26 +160,26 @@ mod tests {
 
     #[test]
     fn when_nobody_is_held_any_more_the_count_begins_anew() {
-        let mut meter = Meter::new(1);
-        assert!(!meter.count(0x40, 0) && meter.count(0x40, 1));
-        meter.nobody_held();
-        assert!(meter.due().is_none());
-        assert!(!meter.count(0x40, 2) && meter.count(0x40, 3));
+        let mut rate_counter = RateCounter::new(1);
+        assert!(!rate_counter.count(0x40, 0) && rate_counter.count(0x40, 1));
+        rate_counter.nobody_held();
+        assert!(rate_counter.due().is_none());
+        assert!(!rate_counter.count(0x40, 2) && rate_counter.count(0x40, 3));
     }
 
     #[test]
     fn the_time_begins_when_the_slots_are_held() {
-        let mut meter = Meter::new(50);
-        assert!((0..51).any(|n| meter.count(0x40, n)));
-        let first = meter.due().unwrap();
-        meter.begin(70_000);
-        assert_eq!(meter.due(), Some(first - 50 + 70_000));
-        assert_eq!(meter.suspect(first), None);
-        let until = meter.due().unwrap();
-        assert_eq!(meter.suspect(until), Some(Suspect { vector: 0x40, last: false, passes_by: false }));
-        meter.begin(until + 60_000);
-        assert!(meter.suspect(until + 60_000 + WINDOW).is_some_and(|suspect| suspect.last));
-        meter.begin(9 * WINDOW);
-        assert_eq!(meter.due(), None, "nothing is held");
+        let mut rate_counter = RateCounter::new(50);
+        assert!((0..51).any(|n| rate_counter.count(0x40, n)));
+        let first = rate_counter.due().unwrap();
+        rate_counter.begin(70_000);
+        assert_eq!(rate_counter.due(), Some(first - 50 + 70_000));
+        assert_eq!(rate_counter.suspect(first), None);
+        let until = rate_counter.due().unwrap();
+        assert_eq!(rate_counter.suspect(until), Some(Suspect { vector: 0x40, last: false, passes_by: false }));
+        rate_counter.begin(until + 60_000);
+        assert!(rate_counter.suspect(until + 60_000 + WINDOW).is_some_and(|suspect| suspect.last));
+        rate_counter.begin(9 * WINDOW);
+        assert_eq!(rate_counter.due(), None, "nothing is held");
     }
 }

@@ -20,7 +20,7 @@ const BAD: u32 = 5;
 
 /// Why the loader's information is of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum BootInfoError {
     /// EAX did not hold the magic number.
     Magic(u32),
     /// The structure is malformed.
@@ -29,7 +29,7 @@ pub enum Refusal {
     NoMemoryMap,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for BootInfoError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Magic(magic) => write!(f, "not loaded by a multiboot2 loader (magic {magic:#x})"),
@@ -61,15 +61,15 @@ impl BootInfo {
     /// # Safety
     /// `address` is what a multiboot2 loader put into EBX, if `magic` is what it put into EAX; the memory there is mapped and stays
     /// as it is.
-    pub unsafe fn new(magic: u32, address: Hpa) -> Result<Self, Refusal> {
+    pub unsafe fn new(magic: u32, address: Hpa) -> Result<Self, BootInfoError> {
         if magic != MAGIC {
-            return Err(Refusal::Magic(magic));
+            return Err(BootInfoError::Magic(magic));
         }
         // SAFETY: the caller vouches for the address.
         let information = unsafe { BootInformation::load(address.as_u64() as *const BootInformationHeader) }
-            .map_err(|_| Refusal::Malformed)?;
+            .map_err(|_| BootInfoError::Malformed)?;
         if information.memory_map_tag().is_none() {
-            return Err(Refusal::NoMemoryMap);
+            return Err(BootInfoError::NoMemoryMap);
         }
         Ok(Self { information })
     }
@@ -178,6 +178,6 @@ mod tests {
     fn another_loader_is_refused_by_its_magic_number() {
         // SAFETY: nothing is read with another magic number.
         let refused = unsafe { BootInfo::new(0x2bad_b002, Hpa::new(0)) };
-        assert_eq!(refused.err(), Some(Refusal::Magic(0x2bad_b002)));
+        assert_eq!(refused.err(), Some(BootInfoError::Magic(0x2bad_b002)));
     }
 }

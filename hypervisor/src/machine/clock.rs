@@ -11,7 +11,7 @@ use crate::{
     cpu,
     machine::{
         memory::map_device,
-        wall_clock::{self, FALLBACK, Odd, WallClock},
+        wall_clock::{self, FALLBACK, RtcError, WallClock},
     },
     memory::{Mmio, PhysRange, Registers},
     vdev::rtc,
@@ -172,7 +172,7 @@ pub fn start(fadt: Option<&[u8]>, is_memory: impl Fn(PhysRange) -> bool) -> Choi
 pub fn date(fadt: Option<&[u8]>, clock: Choice) -> WallClock {
     let hertz = clock.tsc_hertz();
     let read = match fadt.map_or(CmosClock::default(), CmosClock::parse) {
-        CmosClock::Absent => Err(Odd::Absent),
+        CmosClock::Absent => Err(RtcError::Absent),
         CmosClock::Present { century } => wall_clock::read(clock::current(), century, &mut cmos),
     };
     let date = WallClock::new(read.unwrap_or(FALLBACK), cpu::tsc(), hertz);

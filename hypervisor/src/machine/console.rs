@@ -28,9 +28,9 @@ pub struct Begun {
 
 /// Reads the command line, and takes what needs nothing else: the port that it names, if that is one of those that PCs have, and the
 /// screen, which can be painted at once where the entry code has mapped it.
-pub fn begin(loader: &BootInfo) -> Begun {
-    let (options, wrong) = Options::parse(loader.command_line());
-    let framebuffer = if options.screen { take_screen(loader) } else { None };
+pub fn begin(boot_info: &BootInfo) -> Begun {
+    let (options, wrong) = Options::parse(boot_info.command_line());
+    let framebuffer = if options.screen { take_screen(boot_info) } else { None };
     if let Some(wrong) = wrong {
         log::warn!("{wrong}. This word is passed over");
     }
@@ -55,22 +55,22 @@ impl Begun {
     ///
     /// # Safety
     /// The final page tables are in force, and map [`Self::screen`] for good.
-    pub unsafe fn settle(self, loader: &BootInfo) {
+    pub unsafe fn settle(self, boot_info: &BootInfo) {
         if self.framebuffer.is_some() {
             // SAFETY: the caller vouches for it.
             unsafe { console::screen_is_mapped() };
         }
         // Also where nothing answers at the port that the command line names: a console elsewhere is better than none.
         if !console::is_open() {
-            choose(loader, self.asked);
+            choose(boot_info, self.asked);
         }
     }
 }
 
 /// Opens the port that was asked for, unless it is the chipset's; else the one that the firmware names, else COM1.
-fn choose(loader: &BootInfo, asked: Option<SerialPort>) {
-    let firmware = Firmware::new(loader);
-    let tables = find_rsdp(&firmware, loader).and_then(|rsdp| Tables::new(&firmware, rsdp));
+fn choose(boot_info: &BootInfo, asked: Option<SerialPort>) {
+    let firmware = Firmware::new(boot_info);
+    let tables = find_rsdp(&firmware, boot_info).and_then(|rsdp| Tables::new(&firmware, rsdp));
     let find = |signature| tables.as_ref()?.find(signature).ok().map(|table| table.bytes);
     let chipset = find(b"FACP").map(ChipsetPorts::parse);
     match asked {
@@ -106,11 +106,11 @@ fn open(port: SerialPort, speed: Speed, why: &str) {
 }
 
 /// Takes the screen that the boot loader has set up, if it can be used.
-fn take_screen(loader: &BootInfo) -> Option<Framebuffer> {
-    let tag = loader.framebuffer()?;
+fn take_screen(boot_info: &BootInfo) -> Option<Framebuffer> {
+    let tag = boot_info.framebuffer()?;
     let is_ram = |base: Hpa, len: u64| {
         let screen = PhysRange::new(base, len);
-        loader.memory(true).any(|ram| ram.start < screen.end() && screen.start < ram.end())
+        boot_info.memory(true).any(|ram| ram.start < screen.end() && screen.start < ram.end())
     };
     let framebuffer =
         Framebuffer::new(tag, is_ram).inspect_err(|why| log::warn!("the screen is not used: {why}")).ok()?;

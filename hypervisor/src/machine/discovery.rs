@@ -47,17 +47,17 @@ pub struct Machine {
 impl Machine {
     /// Looks around, chooses the clock ([`clock::current`]) and reads the date. A machine without ACPI, or with broken tables, is one
     /// without remapping units.
-    pub fn discover(loader: &BootInfo) -> Self {
-        let firmware = Firmware::new(loader);
-        let tables = find_rsdp(&firmware, loader).and_then(|rsdp| Tables::new(&firmware, rsdp));
+    pub fn discover(boot_info: &BootInfo) -> Self {
+        let firmware = Firmware::new(boot_info);
+        let tables = find_rsdp(&firmware, boot_info).and_then(|rsdp| Tables::new(&firmware, rsdp));
         if tables.is_none() {
             log::warn!("no ACPI tables");
         }
         if tables.as_ref().is_some_and(|tables| !tables.list_sums_up) {
-            tell_checksum("the list of ACPI tables");
+            log_checksum("the list of ACPI tables");
         }
         let find = |signature| tables.as_ref().ok_or(Missing::NoAcpi).and_then(|tables| table(tables, signature));
-        let memory: Vec<PhysRange> = loader.memory(true).collect();
+        let memory: Vec<PhysRange> = boot_info.memory(true).collect();
         let fadt = find(b"FACP").ok();
         let clock = counters::start(fadt, |range| overlaps(&memory, range));
         let wall_clock = counters::date(fadt, clock);
@@ -69,7 +69,7 @@ impl Machine {
         let taken: Vec<PhysRange> = [&memory[..], &windows[..], &[APICS]].concat().into_iter().chain(units).collect();
         drop_misplaced_bars(&mut functions, &taken);
         if let Ok(dmar) = &dmar {
-            tell_odd(dmar);
+            log_defects(dmar);
         }
         let madt = find(b"APIC").ok();
         if madt.is_none() {
@@ -81,7 +81,7 @@ impl Machine {
         }
         let bochs = fadt.is_some_and(is_bochs);
         let machine = Self { config, functions, dmar, memory, processors, bochs, clock, wall_clock };
-        machine.tell_functions();
+        machine.log_functions();
         machine
     }
 
@@ -103,7 +103,7 @@ impl Machine {
     }
 
     /// Tells of what the firmware's tables say of functions and is not done.
-    fn tell_functions(&self) {
+    fn log_functions(&self) {
         let Some(dmar) = self.dmar() else { return };
         let in_memory = dmar.reserved.iter().filter(|region| !region.is_firmwares(&self.memory));
         log_limit::log_first("DMAR", in_memory, |region| {
@@ -277,12 +277,12 @@ fn table<'m>(tables: &Tables<'m, impl FirmwareMemory>, signature: &[u8; 4]) -> R
     });
     let Table { bytes, sums_up } = found?;
     if !sums_up {
-        tell_checksum(name);
+        log_checksum(name);
     }
     Ok(bytes)
 }
 
-fn tell_checksum(what: &str) {
+fn log_checksum(what: &str) {
     log::warn!("{what}: its checksum is wrong (a fault of the firmware); it is used all the same");
 }
 
@@ -295,8 +295,8 @@ fn listed(madt: &[u8]) -> Vec<Processor> {
     processors
 }
 
-fn tell_odd(dmar: &Dmar) {
-    log_limit::log_first("DMAR", dmar.odd.iter(), |odd| log::warn!("DMAR: {odd}"));
+fn log_defects(dmar: &Dmar) {
+    log_limit::log_first("DMAR", dmar.defects.iter(), |odd| log::warn!("DMAR: {odd}"));
     let segments: BTreeSet<u16> = dmar.units.iter().map(|unit| unit.segment).collect();
     let unsure = segments.into_iter().filter(|&segment| !dmar.is_whole(segment));
     log_limit::log_first("DMAR", unsure, |segment| {

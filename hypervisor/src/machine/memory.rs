@@ -76,36 +76,36 @@ impl Image {
 /// # Safety
 /// Called once, while the first 4 GiB are identity-mapped and nothing but the image, the loader's structure and the modules is in use.
 #[must_use]
-pub unsafe fn take(loader: &BootInfo) -> bool {
+pub unsafe fn take(boot_info: &BootInfo) -> bool {
     let reserved =
-        loader.memory(false).chain(loader.bad_memory()).chain(loader.occupied()).chain([Image::new().whole()]);
+        boot_info.memory(false).chain(boot_info.bad_memory()).chain(boot_info.occupied()).chain([Image::new().whole()]);
     // SAFETY: the loader's map says what is RAM; all that is in use is reserved here. First-fit keeps the first allocations, until
     // `map` has run, far below 4 GiB.
-    unsafe { FRAMES.add_map(loader.memory(true), reserved) };
+    unsafe { FRAMES.add_map(boot_info.memory(true), reserved) };
     crate::memory::heap::extend(&FRAMES, HEAP)
 }
 
 /// Builds the final page tables, with the memory of a screen in them, and puts them in force.
-pub fn map(loader: &BootInfo, screen: Option<PhysRange>) -> Result<(), MapError> {
+pub fn map(boot_info: &BootInfo, screen: Option<PhysRange>) -> Result<(), MapError> {
     let gibibyte_pages =
         raw_cpuid::CpuId::new().get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_1gib_pages());
     let mut paging = Paging::new(&FRAMES, gibibyte_pages)?;
-    for range in loader.memory(true) {
+    for range in boot_info.memory(true) {
         paging.map(range, Protection::Ram)?;
     }
     // Firmware tables lie in what is not usable. A range that no processor could have is not mapped.
-    for range in loader.memory(false).filter(|range| range.end().as_u64() <= READABLE_END) {
+    for range in boot_info.memory(false).filter(|range| range.end().as_u64() <= READABLE_END) {
         paging.map(range, Protection::ReadOnly)?;
     }
     // What is known to be bad is touched by nobody, not even by speculation.
-    for range in loader.bad_memory().filter(|range| range.end().as_u64() <= READABLE_END) {
+    for range in boot_info.bad_memory().filter(|range| range.end().as_u64() <= READABLE_END) {
         paging.map(range, Protection::None)?;
     }
     paging.map(LOW, Protection::ReadOnly)?;
     if let Some(screen) = screen {
         paging.map(screen, Protection::Screen)?;
     }
-    for occupied in loader.occupied() {
+    for occupied in boot_info.occupied() {
         paging.map(occupied, Protection::Ram)?;
     }
     let image = Image::new();
@@ -122,9 +122,9 @@ pub fn map(loader: &BootInfo, screen: Option<PhysRange>) -> Result<(), MapError>
 }
 
 /// The page where processors can start, if the loader's map has one.
-pub fn start_page(loader: &BootInfo) -> Option<Hpa> {
-    let taken = || loader.memory(false).chain(loader.bad_memory()).chain(loader.occupied());
-    memory::start_page::start_page(loader.memory(true), taken())
+pub fn start_page(boot_info: &BootInfo) -> Option<Hpa> {
+    let taken = || boot_info.memory(false).chain(boot_info.bad_memory()).chain(boot_info.occupied());
+    memory::start_page::start_page(boot_info.memory(true), taken())
 }
 
 /// Maps device registers, or more of them.
@@ -156,16 +156,16 @@ pub struct Firmware(Vec<PhysRange>);
 
 impl Firmware {
     /// The ranges that [`map`] has mapped.
-    pub fn new(loader: &BootInfo) -> Self {
+    pub fn new(boot_info: &BootInfo) -> Self {
         let low = PhysRange::new(Hpa::new(PAGE_SIZE), LOW.len - PAGE_SIZE);
-        let reserved = loader.memory(false).filter(|range| range.end().as_u64() <= READABLE_END);
-        Self(loader.memory(true).chain(reserved).chain([low]).collect())
+        let reserved = boot_info.memory(false).filter(|range| range.end().as_u64() <= READABLE_END);
+        Self(boot_info.memory(true).chain(reserved).chain([low]).collect())
     }
 }
 
 /// The root pointer: the boot loader's copy, else the one in the BIOS's area.
-pub fn find_rsdp(firmware: &Firmware, loader: &BootInfo) -> Option<Rsdp> {
-    let copy = loader.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
+pub fn find_rsdp(firmware: &Firmware, boot_info: &BootInfo) -> Option<Rsdp> {
+    let copy = boot_info.rsdp().and_then(|at| Rsdp::parse(firmware.bytes(at, RSDP_BYTES)?));
     copy.or_else(|| Rsdp::scan(firmware))
 }
 

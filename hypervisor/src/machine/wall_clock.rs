@@ -23,7 +23,7 @@ pub const FALLBACK: u64 = 1_767_225_600;
 
 /// Why the machine's clock is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Odd {
+pub enum RtcError {
     /// The firmware says that there is none.
     Absent,
     /// Register D: the battery was empty.
@@ -38,7 +38,7 @@ pub enum Odd {
     Year(u16),
 }
 
-impl fmt::Display for Odd {
+impl fmt::Display for RtcError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("the machine has no CMOS clock"),
@@ -53,14 +53,14 @@ impl fmt::Display for Odd {
 
 /// Seconds since the beginning of 1970 by an MC146818. `read` reads the register with an index; `century` is the index of the century's
 /// byte, if the firmware names one: without it years are those from 1970 to 2069. The wait for the end of an update goes by `clock`.
-pub fn read(clock: &dyn Clock, century: Option<u8>, read: &mut dyn FnMut(u8) -> u8) -> Result<u64, Odd> {
+pub fn read(clock: &dyn Clock, century: Option<u8>, read: &mut dyn FnMut(u8) -> u8) -> Result<u64, RtcError> {
     let mut last = None;
     for _ in 0..ATTEMPTS {
         if !clock::poll(clock, UPDATE_LIMIT, || read(register::A) & A_UPDATE == 0) || read(register::B) & B_SET != 0 {
-            return Err(Odd::Busy);
+            return Err(RtcError::Busy);
         }
         if read(register::D) & D_VALID == 0 {
-            return Err(Odd::NoBattery);
+            return Err(RtcError::NoBattery);
         }
         let b = read(register::B);
         let now = registers(century, b, read);
@@ -68,7 +68,7 @@ pub fn read(clock: &dyn Clock, century: Option<u8>, read: &mut dyn FnMut(u8) -> 
             return seconds(now, b);
         }
     }
-    Err(Odd::Unsteady)
+    Err(RtcError::Unsteady)
 }
 
 fn registers(century: Option<u8>, b: u8, read: &mut dyn FnMut(u8) -> u8) -> Registers {
@@ -87,13 +87,13 @@ fn registers(century: Option<u8>, b: u8, read: &mut dyn FnMut(u8) -> u8) -> Regi
     }
 }
 
-fn seconds(registers: Registers, b: u8) -> Result<u64, Odd> {
-    let date = registers.date(b).ok_or(Odd::NoDate(registers))?;
-    let seconds = date.seconds().ok_or(Odd::NoDate(registers))?;
+fn seconds(registers: Registers, b: u8) -> Result<u64, RtcError> {
+    let date = registers.date(b).ok_or(RtcError::NoDate(registers))?;
+    let seconds = date.seconds().ok_or(RtcError::NoDate(registers))?;
     if !YEARS.contains(&date.year) {
-        return Err(Odd::Year(date.year));
+        return Err(RtcError::Year(date.year));
     }
-    u64::try_from(seconds).map_err(|_| Odd::Year(date.year))
+    u64::try_from(seconds).map_err(|_| RtcError::Year(date.year))
 }
 
 /// A clock that shows the date.
@@ -166,7 +166,7 @@ mod tests {
             self.chip.read(rtc::DATA, self.now)
         }
 
-        fn read(&mut self, century: Option<u8>) -> Result<u64, Odd> {
+        fn read(&mut self, century: Option<u8>) -> Result<u64, RtcError> {
             read(&MILLISECONDS, century, &mut |index| self.get(index))
         }
     }
@@ -196,16 +196,16 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_and_no_wait_is_endless() {
-        assert_eq!(read(&MILLISECONDS, None, &mut |_| 0xff), Err(Odd::Busy), "no device");
-        assert_eq!(read(&MILLISECONDS, None, &mut |_| 0), Err(Odd::NoBattery));
+        assert_eq!(read(&MILLISECONDS, None, &mut |_| 0xff), Err(RtcError::Busy), "no device");
+        assert_eq!(read(&MILLISECONDS, None, &mut |_| 0), Err(RtcError::NoBattery));
         let mut chip = Chip::new(SECONDS, 2);
         chip.put(register::B, B_SET | 2);
-        assert_eq!(chip.read(None), Err(Odd::Busy));
+        assert_eq!(chip.read(None), Err(RtcError::Busy));
         chip.put(register::MONTH, 0x13);
         let broken = |chip: &mut Chip, index| if index == register::B { 2 } else { chip.get(index) };
-        assert!(matches!(read(&MILLISECONDS, None, &mut |index| broken(&mut chip, index)), Err(Odd::NoDate(_))));
+        assert!(matches!(read(&MILLISECONDS, None, &mut |index| broken(&mut chip, index)), Err(RtcError::NoDate(_))));
         chip.put(register::MONTH, 0x1a);
-        assert!(matches!(read(&MILLISECONDS, None, &mut |index| broken(&mut chip, index)), Err(Odd::NoDate(_))));
+        assert!(matches!(read(&MILLISECONDS, None, &mut |index| broken(&mut chip, index)), Err(RtcError::NoDate(_))));
         let mut count = 0;
         let restless = |index| match index {
             register::A => 0x26,
@@ -216,15 +216,15 @@ mod tests {
                 count
             }
         };
-        assert_eq!(read(&MILLISECONDS, None, &mut { restless }), Err(Odd::Unsteady));
+        assert_eq!(read(&MILLISECONDS, None, &mut { restless }), Err(RtcError::Unsteady));
     }
 
     #[test]
     fn a_year_that_cannot_be_is_refused() {
-        assert_eq!(Chip::new(0, 2).read(Some(register::CENTURY)), Err(Odd::Year(1970)));
-        assert_eq!(Chip::new(1_000_000_000, 2).read(None), Err(Odd::Year(2001)));
+        assert_eq!(Chip::new(0, 2).read(Some(register::CENTURY)), Err(RtcError::Year(1970)));
+        assert_eq!(Chip::new(1_000_000_000, 2).read(None), Err(RtcError::Year(2001)));
         // The firmware names a byte that has no century.
-        assert_eq!(Chip::new(SECONDS, 2).read(Some(0x48)), Err(Odd::Year(23)));
+        assert_eq!(Chip::new(SECONDS, 2).read(Some(0x48)), Err(RtcError::Year(23)));
     }
 
     #[test]

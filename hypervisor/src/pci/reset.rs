@@ -42,9 +42,9 @@ pub fn reset(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &
         // The specification lets it be reset all the same; what comes back late meets a function that did not ask.
         log::warn!("{bdf}: its requests stay pending before its reset");
     }
-    let kept = Kept::initiate(config, function, control);
+    let saved = SavedConfig::initiate(config, function, control);
     pause(clock, RESET);
-    poll_every(clock, READY, STEP, || is_ready(config, function)) && kept.restore(config, bdf)
+    poll_every(clock, READY, STEP, || is_ready(config, function)) && saved.restore(config, bdf)
 }
 
 /// Whether the function answers: until then reads are answered with ones, or with a vendor that there is not (2.3.2).
@@ -54,13 +54,13 @@ fn is_ready(config: &(impl ConfigSpace + ?Sized), function: &Function) -> bool {
 
 /// What configuration software had set, and the reset clears.
 #[derive(Debug)]
-struct Kept {
+struct SavedConfig {
     header: [(u16, u32); HEADER.len()],
     /// The place of device control, and what was in it.
     control: (u16, u32),
 }
 
-impl Kept {
+impl SavedConfig {
     /// Saves the registers and begins the reset. From then on the function decodes and sends nothing.
     ///
     /// BARs are as they were found at first: a guest can have its function forget them (an NVMe subsystem reset does), or answer nothing
@@ -96,7 +96,7 @@ pub enum Progress {
 /// A reset that no processor waits for: one calls [`Self::look`] from time to time.
 #[derive(Debug)]
 pub struct Resetting<'c> {
-    kept: Kept,
+    saved: SavedConfig,
     clock: &'c dyn Clock,
     /// The time in which the function must not be touched; then the time in which it has to answer.
     quiet: Timeout<'c>,
@@ -108,8 +108,8 @@ impl<'c> Resetting<'c> {
     /// did not ask. `None` without the capability.
     pub fn begin(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &'c dyn Clock) -> Option<Self> {
         let express = function.express.filter(|_| function.resets())?;
-        let kept = Kept::initiate(config, function, express.capability + DEVICE_CONTROL);
-        Some(Self { kept, clock, quiet: Timeout::new(clock, RESET), ready: None })
+        let saved = SavedConfig::initiate(config, function, express.capability + DEVICE_CONTROL);
+        Some(Self { saved, clock, quiet: Timeout::new(clock, RESET), ready: None })
     }
 
     /// Looks how far it is, without waiting. The result is [`Progress::UnderWay`] for 1.1 seconds at most.
@@ -121,7 +121,7 @@ impl<'c> Resetting<'c> {
         };
         let over = ready.is_over();
         if is_ready(config, function) {
-            if self.kept.restore(config, function.bdf) { Progress::Done } else { Progress::Failed }
+            if self.saved.restore(config, function.bdf) { Progress::Done } else { Progress::Failed }
         } else if over {
             Progress::Failed
         } else {

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Exits after which the time is looked at in any case.
-const EXITS_BETWEEN_LOOKS: u32 = 64;
+const EXITS_BETWEEN_TIMER_CHECKS: u32 = 64;
 
 /// Ticks after the VMX-preemption timer's end at which the local APIC's timer ends a guest's MWAIT: in C-states deeper than C2 the
 /// VMX-preemption timer stands still (SDM vol. 3, 27.5.1), and a guest could keep the processor from the others, or sleep through its
@@ -34,9 +34,9 @@ pub struct ExitLoop {
 }
 
 /// Why a virtual processor does not go on at once.
-pub enum Pause {
+pub enum RunExit {
     /// Its slice is over.
-    Over,
+    SliceEnd,
     /// An interrupt of the machine has arrived.
     Interrupt,
     /// It waits for room on the console.
@@ -49,22 +49,22 @@ pub enum Pause {
 
 impl ExitLoop {
     /// Runs the virtual processor, whose VMCS is current.
-    pub fn run(&self, guest: &mut VirtualCpu) -> Pause {
+    pub fn run(&self, guest: &mut VirtualCpu) -> RunExit {
         let vm = Arc::clone(&guest.vm);
         let (Some(ram), Some(domain)) = (&vm.resources.ram, &vm.resources.domain) else {
-            return Pause::End(EndReason::Killed("it has no memory"));
+            return RunExit::End(EndReason::Killed("it has no memory"));
         };
-        let mut reach = GuestIo { vm: &vm, number: guest.number, domain, service: vm.resources.service, ram };
+        let mut platform = GuestIo { vm: &vm, number: guest.number, domain, service: vm.resources.service, ram };
         loop {
             // The timer stands still while the hypervisor works, and what an exit asks for may take long (a reset of the device, a
             // batch): the slice is over when it is.
             let now = cpu::tsc();
             if now >= self.end {
-                return Pause::Over;
+                return RunExit::SliceEnd;
             }
-            guest.devices.exits_to_look -= 1;
-            if guest.devices.exits_to_look == 0 {
-                self.look(guest, now);
+            guest.devices.exits_to_timer_check -= 1;
+            if guest.devices.exits_to_timer_check == 0 {
+                self.check_timers(guest, now);
             }
             prepare_interrupts(guest);
             let (number, exit) = match guest.vcpu.run() {
@@ -77,24 +77,24 @@ impl ExitLoop {
                 devices: &mut guest.devices,
                 ram,
                 xcr0: (&mut guest.switched.fpu.xcr0, self.xcr0_supported),
-                platform: &mut reach,
+                platform: &mut platform,
             };
             match dispatch::serve(&mut context, exit) {
                 Next::Run => {}
-                Next::Yield => return Pause::Yield,
-                Next::Halt => return Pause::Halt,
-                Next::End(reason) => return Pause::End(reason),
+                Next::Yield => return RunExit::Yield,
+                Next::Halt => return RunExit::Halt,
+                Next::End(reason) => return RunExit::End(reason),
             }
             if interrupts::any() {
-                return Pause::Interrupt;
+                return RunExit::Interrupt;
             }
         }
     }
 
     /// Sets the timers anew: only when one of them has changed, or some exits have passed, because they go on where they were after each.
     #[inline(never)]
-    fn look(&self, guest: &mut VirtualCpu, now: u64) {
-        guest.devices.exits_to_look = EXITS_BETWEEN_LOOKS;
+    fn check_timers(&self, guest: &mut VirtualCpu, now: u64) {
+        guest.devices.exits_to_timer_check = EXITS_BETWEEN_TIMER_CHECKS;
         let deadline = self.set_timer(guest, now);
         // Ends the sleep of a guest whose MWAIT does not exit, some time after the VMX-preemption timer should have done so.
         if self.has_tsc_deadline && guest.virtual_apic.is_some() {
@@ -115,9 +115,9 @@ impl ExitLoop {
 }
 
 #[cold]
-fn entry_failed(name: &str, failure: Failure) -> Pause {
+fn entry_failed(name: &str, failure: Failure) -> RunExit {
     log::error!("guest {name}: VM entry: {failure}");
-    Pause::End(EndReason::Killed("VM entry failed"))
+    RunExit::End(EndReason::Killed("VM entry failed"))
 }
 
 /// Has the interrupt delivered that the guest can take, or an exit when it can.

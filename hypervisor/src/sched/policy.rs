@@ -6,10 +6,10 @@
 pub const SLICE: u64 = 4_000_000;
 
 /// Ticks that a turn lasts in any case, whatever timers others have set.
-pub const LEAST_TURN: u64 = 100_000;
+pub const MIN_SLICE: u64 = 100_000;
 
 /// Ticks that a virtual processor that wakes may be ahead of the others: it gets its turn soon, and cannot save up more than this.
-pub const HEAD_START: u64 = SLICE / 2;
+pub const SLEEPER_CREDIT: u64 = SLICE / 2;
 
 /// The one of these that has run least: each has a number, and the ticks that it has run.
 pub fn next(ready: impl Iterator<Item = (usize, u64)>) -> Option<usize> {
@@ -19,13 +19,13 @@ pub fn next(ready: impl Iterator<Item = (usize, u64)>) -> Option<usize> {
 /// What a virtual processor that has run `ran` ticks counts as when it wakes, while the others that can run have run at least `least`: what it
 /// has slept through is lost but for the head start.
 pub fn wake(ran: u64, least: u64) -> u64 {
-    ran.max(least.saturating_sub(HEAD_START))
+    ran.max(least.saturating_sub(SLEEPER_CREDIT))
 }
 
 /// When a turn that begins `now` ends: in time for `timer`, when others have to be looked at, though not before a least turn, or a timer
 /// that fires without end would leave the others nothing.
-pub fn turn_end(now: u64, timer: Option<u64>) -> u64 {
-    let timer = timer.map_or(u64::MAX, |timer| timer.max(now.saturating_add(LEAST_TURN)));
+pub fn slice_end(now: u64, timer: Option<u64>) -> u64 {
+    let timer = timer.map_or(u64::MAX, |timer| timer.max(now.saturating_add(MIN_SLICE)));
     timer.min(now.saturating_add(SLICE))
 }
 

@@ -24,21 +24,21 @@ use crate::{
     sched::scheduler::Scheduler,
     sync::Mutex,
     vm::{create::GuestBuilder, new_vcpu::NewVcpu},
-    vmx::{Capabilities, Host, Refusal, caps::Raw, instr::Failure},
+    vmx::{Capabilities, Host, Unsupported, caps::Raw, instr::Failure},
 };
 
 /// Why a processor cannot run guests.
 #[derive(Clone, Copy, Debug)]
-pub enum Unfit {
+pub enum ProcessorError {
     /// It lacks something.
-    Lacks(Refusal),
+    Lacks(Unsupported),
     /// There is no memory for what it needs.
     Memory,
     /// It refused to enter VMX operation.
     Vmxon(Failure),
 }
 
-impl fmt::Display for Unfit {
+impl fmt::Display for ProcessorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lacks(refusal) => refusal.fmt(f),
@@ -56,13 +56,13 @@ pub struct Processor {
 
 impl Processor {
     /// Brings this processor up. Its tables and its local APIC are.
-    pub fn bring_up(bases: Bases) -> Result<Self, Unfit> {
-        let capabilities = Capabilities::check(&Raw::read()).map_err(Unfit::Lacks)?;
-        let xsave = Xsave::enable().ok_or(Unfit::Lacks(Refusal::Xsave))?;
-        let region = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(Unfit::Memory)?;
+    pub fn bring_up(bases: Bases) -> Result<Self, ProcessorError> {
+        let capabilities = Capabilities::check(&Raw::read()).map_err(ProcessorError::Lacks)?;
+        let xsave = Xsave::enable().ok_or(ProcessorError::Lacks(Unsupported::Xsave))?;
+        let region = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(ProcessorError::Memory)?;
         // SAFETY: the frame was allocated just now and is never freed; the capabilities were read on this processor, and the caller's
         // tables are in force here.
-        let host = unsafe { Host::enter_vmx(capabilities, bases, region) }.map_err(Unfit::Vmxon)?;
+        let host = unsafe { Host::enter_vmx(capabilities, bases, region) }.map_err(ProcessorError::Vmxon)?;
         Ok(Self { host, xsave })
     }
 }
@@ -162,7 +162,7 @@ impl Workload {
     }
 
     /// Another processor's part.
-    pub fn follow(&self, number: usize, processor: Result<Processor, Unfit>) {
+    pub fn follow(&self, number: usize, processor: Result<Processor, ProcessorError>) {
         match &processor {
             Ok(_) => self.fit.lock().push(number),
             Err(why) => event!("refused what=processor number={number} why=\"{why}\""),

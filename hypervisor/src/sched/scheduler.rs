@@ -16,7 +16,7 @@ use crate::{
         ports::MachineService,
     },
     sched::{
-        exit_loop::{ExitLoop, Pause},
+        exit_loop::{ExitLoop, RunExit},
         policy,
     },
     vdev::msr::Optional,
@@ -24,7 +24,7 @@ use crate::{
         switched_state,
         virtual_cpu::{State, VirtualCpu},
     },
-    vmx::{Host, posted::Turn},
+    vmx::{Host, posted::RunState},
 };
 
 /// Ticks between two looks at a function that its guest has reset.
@@ -65,7 +65,7 @@ impl Scheduler {
             has_tsc_deadline: apic::has_tsc_deadline(),
             service,
             parents,
-            vectors: service.ports().vectors_of(cpu::this::this().number),
+            vectors: service.ports().vectors_of(cpu::percpu::this_cpu().number),
             cpus: Vec::new(),
             current: None,
             preempt: false,
@@ -91,12 +91,12 @@ impl Scheduler {
             self.deliver();
             good &= self.reap();
             match self.next() {
-                Some(index) => self.turn(index),
+                Some(index) => self.run_slice(index),
                 None if self.cpus.is_empty() => {}
                 None => self.idle(),
             }
             self.service.ports().faults().poll(self.service);
-            self.parents.poll(self.service, |parent| self.runs_a_sharer_of(parent));
+            self.parents.poll(self.service, |parent| self.runs_guest_of(parent));
             self.cpus.iter().for_each(|cpu| cpu.vm.resources.look_at_resets());
             console::pump();
         }
@@ -104,7 +104,7 @@ impl Scheduler {
     }
 
     /// Whether a guest that runs here has a part of the function.
-    fn runs_a_sharer_of(&self, parent: &Arc<Parent>) -> bool {
+    fn runs_guest_of(&self, parent: &Arc<Parent>) -> bool {
         self.cpus.iter().any(|cpu| cpu.vm.resources.parents.iter().any(|own| Arc::ptr_eq(own, parent)))
     }
 
@@ -114,13 +114,13 @@ impl Scheduler {
         policy::next(ready.map(|(index, cpu)| (index, cpu.ran)))
     }
 
-    fn turn(&mut self, index: usize) {
+    fn run_slice(&mut self, index: usize) {
         self.preempt = false;
         let began = cpu::tsc();
-        self.cpus[index].turn_began = Some(began);
-        let ended = self.slice(index);
+        self.cpus[index].slice_start = Some(began);
+        let ended = self.run_vcpu(index);
         let cpu = &mut self.cpus[index];
-        cpu.turn_began = None;
+        cpu.slice_start = None;
         cpu.ran = cpu.ran.saturating_add(cpu::tsc().saturating_sub(began));
         if let Some(reason) = ended {
             self.end(index, reason);
@@ -165,7 +165,7 @@ impl Scheduler {
     fn woken(&mut self, index: usize, now: u64) {
         let others = self.cpus.iter().enumerate().filter(|(n, cpu)| *n != index && cpu.state.is_ready());
         let Some(least) = others.map(|(_, cpu)| cpu.ran_until(now)).min() else { return };
-        let running = self.cpus.iter().find(|cpu| cpu.turn_began.is_some()).map(|cpu| cpu.ran_until(now));
+        let running = self.cpus.iter().find(|cpu| cpu.slice_start.is_some()).map(|cpu| cpu.ran_until(now));
         let cpu = &mut self.cpus[index];
         cpu.ran = policy::wake(cpu.ran, least);
         self.preempt |= running.is_some_and(|running| cpu.ran < running);
@@ -197,33 +197,33 @@ impl Scheduler {
     }
 
     /// Runs a virtual processor until its slice is over or it cannot go on. `Some` when it ends its guest.
-    fn slice(&mut self, index: usize) -> Option<EndReason> {
+    fn run_vcpu(&mut self, index: usize) -> Option<EndReason> {
         self.switch_to(index);
         let slice = ExitLoop {
-            end: self.turn_end(cpu::tsc()),
+            end: self.slice_end(cpu::tsc()),
             preemption_shift: self.host.capabilities.preemption_shift,
             has_tsc_deadline: self.has_tsc_deadline,
             xcr0_supported: self.xsave.supported(),
         };
         self.cpus[index].vm.announce(self.epoch);
-        self.cpus[index].devices.look_at_time();
+        self.cpus[index].devices.request_timer_check();
         loop {
             match slice.run(&mut self.cpus[index]) {
-                Pause::Over => {
+                RunExit::SliceEnd => {
                     interrupts::poll();
                     return None;
                 }
-                Pause::Yield => {
+                RunExit::Yield => {
                     self.cpus[index].state = State::Blocked;
                     return None;
                 }
-                Pause::Halt => {
+                RunExit::Halt => {
                     if !self.halt(index) {
                         return None;
                     }
                 }
-                Pause::End(reason) => return Some(reason),
-                Pause::Interrupt => {}
+                RunExit::End(reason) => return Some(reason),
+                RunExit::Interrupt => {}
             }
             if interrupts::any() {
                 self.deliver();
@@ -234,18 +234,18 @@ impl Scheduler {
         }
     }
 
-    fn turn_end(&self, now: u64) -> u64 {
-        policy::turn_end(now, self.next_timer(now))
+    fn slice_end(&self, now: u64) -> u64 {
+        policy::slice_end(now, self.next_timer(now))
     }
 
     /// When the next timer of one that has halted fires, or slots that are held, or devices, are to be looked at.
     fn next_timer(&self, now: u64) -> Option<u64> {
         let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
         let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
-        let looks = self.cpus.iter().filter_map(|cpu| cpu.meter.as_ref()?.due());
+        let looks = self.cpus.iter().filter_map(|cpu| cpu.rate_counter.as_ref()?.due());
         let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.resources.is_resetting());
         let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
-        let parents = self.parents.due(now, |parent| self.runs_a_sharer_of(parent));
+        let parents = self.parents.due(now, |parent| self.runs_guest_of(parent));
         timers.chain(looks).chain(resets).chain(parents).min()
     }
 
@@ -257,9 +257,9 @@ impl Scheduler {
         if cpu.state != State::Ready {
             return false;
         }
-        cpu.set_turn(Turn::Halted);
+        cpu.set_run_state(RunState::Halted);
         if cpu.nmi || cpu.can_wake() && cpu.has_pending() {
-            cpu.set_turn(Turn::Running);
+            cpu.set_run_state(RunState::Running);
             return true;
         }
         if cpu.can_wake() {
@@ -299,14 +299,14 @@ impl Scheduler {
     }
 
     fn switch_to(&mut self, index: usize) {
-        self.cpus[index].set_turn(Turn::Running);
+        self.cpus[index].set_run_state(RunState::Running);
         if self.current == Some(index) {
             return self.cpus[index].begin();
         }
         if let Some(guest) = self.current.and_then(|current| self.cpus.get_mut(current)) {
             guest.switched.save(self.xsave, self.optional_msrs);
             if matches!(guest.state, State::Ready | State::Blocked) {
-                guest.set_turn(Turn::Preempted);
+                guest.set_run_state(RunState::Preempted);
             }
         }
         let guest = &self.cpus[index];

@@ -13,11 +13,11 @@ use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     console::{self, terminal},
     devices::{
+        assign_error::AssignError,
         guest_bars::GuestSpace,
         mmio_regions::{MmioRegion, MmioRegions, RegionKind},
         passthrough::{Prepared, attach, prepare},
-        plan::{Given, Plan},
-        refusal::Refusal,
+        plan::{Assignment, Plan},
         virtual_functions::Parents,
     },
     ept::{Ept, PageType},
@@ -39,7 +39,7 @@ use crate::{
     vm::{
         chipset::Chipset,
         instance::Vm,
-        new_vcpu::{NewVcpu, Parts},
+        new_vcpu::{NewVcpu, VcpuConfig},
         resources::Resources,
         switched_state,
     },
@@ -121,7 +121,7 @@ impl GuestBuilder {
         id: GuestId,
         options: &Options,
         processors: &[usize],
-    ) -> Result<Vec<Parts>, String> {
+    ) -> Result<Vec<VcpuConfig>, String> {
         let mut all = Vec::with_capacity(processors.len());
         for (number, &processor) in processors.iter().enumerate() {
             self.service.ports().settle(id, number as u32, processor);
@@ -131,7 +131,7 @@ impl GuestBuilder {
             let vpid = VPIDS.fetch_add(1, Ordering::Relaxed);
             let vpid = u16::try_from(vpid).map_err(|_| "too many virtual processors")?;
             let policy = self.policy(options, virtual_apic.is_some());
-            all.push(Parts { number, processor, vpid, frames, virtual_apic, inbox, policy });
+            all.push(VcpuConfig { number, processor, vpid, frames, virtual_apic, inbox, policy });
         }
         Ok(all)
     }
@@ -141,7 +141,7 @@ impl GuestBuilder {
         &self,
         resources: &mut Resources,
         (id, pasids): (GuestId, Option<(Pasid, Pasid)>),
-        given: &[Given],
+        given: &[Assignment],
         bus: &mut VirtualBus,
         mmio_regions: &mut MmioRegions,
     ) -> Result<Vec<DeviceSpec>, String> {
@@ -152,27 +152,27 @@ impl GuestBuilder {
                 return Err("it has no memory".into());
             };
             match one {
-                Given::Whole(function) => {
+                Assignment::Whole(function) => {
                     let refused = |why| format!("device {} is refused: {why}", function.bdf);
-                    let mut room = GuestSpace { bus, bars: &mut bars, ept, mmio_regions, frames, source: &FRAMES };
-                    let prepared = prepare(self.machine, self.service.ports(), function, pasids, &mut room);
+                    let mut space = GuestSpace { bus, bars: &mut bars, ept, mmio_regions, frames, source: &FRAMES };
+                    let prepared = prepare(self.machine, self.service.ports(), function, pasids, &mut space);
                     let Prepared { spec, assigned } = prepared.map_err(refused)?;
                     functions.get_mut().push(assigned);
                     self.attach(id, (function.bdf, pasids), ram).map_err(refused)?;
                     specs.push(spec);
                 }
-                Given::Virtual(share) => {
-                    let refused = |why| format!("device vdsa:{} is refused: {why}", share.parent.bdf);
+                Assignment::Virtual(allocation) => {
+                    let refused = |why| format!("device vdsa:{} is refused: {why}", allocation.parent.bdf);
                     let service = self.service;
-                    let parent = self.parents.take(id, self.machine, service, share.parent).map_err(refused)?;
+                    let parent = self.parents.take(id, self.machine, service, allocation.parent).map_err(refused)?;
                     if !parents.iter().any(|other| Arc::ptr_eq(other, &parent)) {
                         parents.push(Arc::clone(&parent));
                     }
-                    let mut room = GuestSpace { bus, bars: &mut bars, ept, mmio_regions, frames, source: &FRAMES };
-                    let spec = parent.add(id, share, &mut room).map_err(refused)?;
+                    let mut space = GuestSpace { bus, bars: &mut bars, ept, mmio_regions, frames, source: &FRAMES };
+                    let spec = parent.add(id, allocation, &mut space).map_err(refused)?;
                     let pasid = spec.msix.and_then(|msix| msix.backing).map(|backing| backing.pasid);
                     // Requests without a PASID are nobody's.
-                    let pasid = pasid.ok_or(Refusal::NoPasid).map_err(refused)?;
+                    let pasid = pasid.ok_or(AssignError::NoPasid).map_err(refused)?;
                     attach(service.ports(), id, (parent.bdf(), Some(pasid)), ram).map_err(refused)?;
                     specs.push(spec);
                 }
@@ -182,7 +182,7 @@ impl GuestBuilder {
     }
 
     /// All requests of a function lead to the guest's memory, those with the guest's PASIDs as well.
-    fn attach(&self, id: GuestId, (bdf, pasids): (Bdf, Option<(Pasid, Pasid)>), ram: &Ram) -> Result<(), Refusal> {
+    fn attach(&self, id: GuestId, (bdf, pasids): (Bdf, Option<(Pasid, Pasid)>), ram: &Ram) -> Result<(), AssignError> {
         let ports = self.service.ports();
         attach(ports, id, (bdf, None), ram)?;
         let Some((first, last)) = pasids else { return Ok(()) };

@@ -16,7 +16,7 @@ use crate::{
         Platform, PortWrite,
         mmio::pieces::{piece_of, pieces, put_piece},
     },
-    ims::{Domain, GuestMemory, StoreName},
+    ims::{CallingGuest, Domain, StoreName},
     irq::ports::MachineService,
     memory::Ram,
     vdev::{
@@ -80,14 +80,14 @@ impl GuestIo<'_> {
     }
 
     /// Passes a write of a register on. Returns the device if the write begins a reset of the device.
-    fn write_register(&self, window: Registers, offset: u64, bytes: u8, value: u64) -> Option<DeviceId> {
-        if window.kind == RegisterKind::PendingBits {
+    fn write_register(&self, registers: Registers, offset: u64, bytes: u8, value: u64) -> Option<DeviceId> {
+        if registers.kind == RegisterKind::PendingBits {
             return None;
         }
         // SAFETY: `MmioRegions::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
         // included, stays within the guest: its requester ID has the guest's second-level tables.
-        unsafe { write_device(window.base, offset, bytes, value) };
-        (window.kind == RegisterKind::Commands && dsa::is_reset(offset, bytes, value)).then_some(window.device)
+        unsafe { write_device(registers.base, offset, bytes, value) };
+        (registers.kind == RegisterKind::Commands && dsa::is_reset(offset, bytes, value)).then_some(registers.device)
     }
 
     /// Waits until a device has carried out a reset that the guest has written to its command register, and tells the service. No lock is held
@@ -114,7 +114,7 @@ impl GuestIo<'_> {
     fn write_region(&self, gpa: Gpa, bytes: u8, value: u64) -> Option<DeviceId> {
         match self.vm.mmio_regions.find(gpa)? {
             (RegionKind::Store { .. }, _) => {}
-            (RegionKind::Registers(window), offset) => return self.write_register(window, offset, bytes, value),
+            (RegionKind::Registers(registers), offset) => return self.write_register(registers, offset, bytes, value),
             (RegionKind::Virtual { device }, offset) => self.write_virtual(device, offset, bytes, value),
             (RegionKind::Ecam, offset) => {
                 let (function, register) = VirtualBus::ecam(offset);
@@ -126,7 +126,7 @@ impl GuestIo<'_> {
     }
 }
 
-impl GuestMemory for GuestIo<'_> {
+impl CallingGuest for GuestIo<'_> {
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status> {
         self.ram.read(from, into).map_err(|_| Status::BadAddress)
     }
@@ -226,7 +226,7 @@ impl Platform for GuestIo<'_> {
         }
         // Other regions have no lock of their own, so `modifying` orders read-modify-write accesses among themselves. The lock is first come,
         // first served: a processor waits for one access of each other virtual processor of the guest. An access to a virtual function's
-        // command takes four times `command_turns::QUICK` and its turn at the parent's lock. An access that resets a DSA in its
+        // command takes four times `command_arbiter::QUICK` and its turn at the parent's lock. An access that resets a DSA in its
         // configuration space takes the time of that reset. No other access waits for a device.
         let modifying = self.vm.modifying.lock();
         let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
@@ -247,7 +247,7 @@ impl Platform for GuestIo<'_> {
 
     fn set_pv_eoi(&mut self, at: Option<Gpa>) {
         // It fails only where the processor ends interrupts, and there the guest has no such register.
-        let _ = GuestMemory::set_pv_eoi(self, at);
+        let _ = CallingGuest::set_pv_eoi(self, at);
     }
 
     fn ipi(&mut self, ipi: Ipi) {

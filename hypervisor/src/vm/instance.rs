@@ -50,7 +50,7 @@ struct Life {
 /// - `modifying`: read-modify-write accesses outside the message stores. It comes before the locks below.
 /// - `chipset`: ports and configuration space. It comes before the console's and the terminal's locks.
 /// - [`Resources::functions`]: resets, and configuration space of whole functions.
-/// - `Parent::shares` of each [`Parent`](crate::devices::virtual_functions::Parent): registers of virtual functions.
+/// - `Parent::state` of each [`Parent`](crate::devices::virtual_functions::Parent): registers of virtual functions.
 /// - `life`: commands between virtual processors, and the end.
 ///
 /// But for the orders that the list names, no processor holds two of them. A trapped write of a store, an interrupt between virtual processors
@@ -219,7 +219,7 @@ impl Vm {
     }
 
     /// Tells that a slot was masked because it fired too fast, but not without end.
-    pub fn tell_storm(&self, slot: &Attribution) {
+    pub fn log_storm(&self, slot: &Attribution) {
         if self.storms.fetch_add(1, Ordering::Relaxed) < STORMS_TOLD {
             event!("storm sid={}{}", slot.requester, attributed(*slot));
         }

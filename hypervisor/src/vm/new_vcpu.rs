@@ -5,8 +5,8 @@ use alloc::sync::Arc;
 use crate::{
     cpu,
     ept::Ept,
-    exits::{Devices, EndReason, PvEoi, Stuck, memo::Memo},
-    irq::{host_vectors::Vectors, mailbox::Mailbox, ports::MachineService, storm::Meter},
+    exits::{Devices, EndReason, PvEoi, RepeatedFault, decode_cache::DecodeCache},
+    irq::{host_vectors::Vectors, mailbox::Mailbox, ports::MachineService, storm::RateCounter},
     vdev::{
         cpuid::{KvmFeatures, Policy},
         msr::{Msrs, Traits},
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What a virtual processor is made of, apart from its guest.
-pub(super) struct Parts {
+pub(super) struct VcpuConfig {
     /// Its number in the guest, and its x2APIC ID.
     pub number: usize,
     /// The number of the processor that is to run it.
@@ -38,7 +38,7 @@ pub(super) struct Parts {
     pub policy: Policy,
 }
 
-impl Parts {
+impl VcpuConfig {
     /// Its mailbox.
     pub fn mailbox(&self, service: &MachineService) -> Mailbox {
         let host_apic_id = service.ports().vectors_of(self.processor).map_or(0, Vectors::destination);
@@ -61,12 +61,12 @@ impl Parts {
                 arch_capabilities: cpu::arch_capabilities(),
             }),
             policy: self.policy,
-            memo: Memo::default(),
+            decode_cache: DecodeCache::default(),
             tsc_offset: 0,
             apic_id,
             physical_bits,
-            exits_to_look: 1,
-            stuck: Stuck::default(),
+            exits_to_timer_check: 1,
+            repeated_fault: RepeatedFault::default(),
         }
     }
 }
@@ -74,13 +74,13 @@ impl Parts {
 /// A virtual processor that its processor has yet to make: a VMCS holds what is that processor's own.
 pub struct NewVcpu {
     vm: Arc<Vm>,
-    parts: Parts,
+    parts: VcpuConfig,
     start: Start,
 }
 
 impl NewVcpu {
     /// Of guest `vm`. `start` is how the guest's first one begins.
-    pub(super) fn new(vm: Arc<Vm>, parts: Parts, start: Start) -> Self {
+    pub(super) fn new(vm: Arc<Vm>, parts: VcpuConfig, start: Start) -> Self {
         Self { vm, parts, start }
     }
 
@@ -108,10 +108,10 @@ impl NewVcpu {
                 devices: parts.devices(),
                 virtual_apic: parts.virtual_apic,
                 nmi: false,
-                meter: vm.storm_limit.map(Meter::new),
+                rate_counter: vm.storm_limit.map(RateCounter::new),
                 mailbox: vm.mailbox(parts.number).clone(),
                 ran: 0,
-                turn_began: None,
+                slice_start: None,
                 vm,
             }),
             Err(failure) => {

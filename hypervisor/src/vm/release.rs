@@ -4,7 +4,7 @@
 use super::access_paths::AccessPaths;
 
 /// A guest's resources, released step by step.
-pub trait Held {
+pub trait Releasable {
     /// Stops the guest's functions: from then on they send nothing.
     fn stop_functions(&mut self);
     /// Takes back the remapping entries, and the routes to the guest's virtual processors.
@@ -18,12 +18,12 @@ pub trait Held {
 }
 
 /// Gives a guest's resources back. Memory that a device or a unit may still reach stays out of use for good: returns whether there was none.
-pub fn release(held: &mut impl Held) -> bool {
-    held.stop_functions();
-    held.end_interrupts();
-    let paths = held.close_paths();
-    held.forget_translations();
-    paths.give_back(|| held.free_memory())
+pub fn release(resources: &mut impl Releasable) -> bool {
+    resources.stop_functions();
+    resources.end_interrupts();
+    let paths = resources.close_paths();
+    resources.forget_translations();
+    paths.give_back(|| resources.free_memory())
 }
 
 #[cfg(test)]
@@ -35,7 +35,7 @@ mod tests {
         sure: [bool; 2],
     }
 
-    impl Held for Recorder {
+    impl Releasable for Recorder {
         fn stop_functions(&mut self) {
             self.steps.push("stop");
         }
@@ -60,9 +60,9 @@ mod tests {
     fn memory_comes_back_last_and_not_at_all_while_a_device_may_reach_it() {
         let all = ["stop", "interrupts", "paths", "translations", "memory"];
         for (sure, steps) in [([true, true], &all[..]), ([true, false], &all[..4]), ([false, true], &all[..4])] {
-            let mut held = Recorder { steps: Vec::new(), sure };
-            assert_eq!(release(&mut held), sure == [true, true]);
-            assert_eq!(held.steps, steps);
+            let mut resources = Recorder { steps: Vec::new(), sure };
+            assert_eq!(release(&mut resources), sure == [true, true]);
+            assert_eq!(resources.steps, steps);
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     vdev::pci::Effect,
     vm::{
         access_paths::AccessPaths,
-        release::{Held, release},
+        release::{Releasable, release},
     },
     vmx::instr,
 };
@@ -94,7 +94,7 @@ impl Resources {
     }
 }
 
-impl Held for Resources {
+impl Releasable for Resources {
     fn stop_functions(&mut self) {
         for function in self.functions.get_mut() {
             function.quiesce();

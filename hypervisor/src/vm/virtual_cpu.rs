@@ -10,14 +10,14 @@ use crate::{
     ims::Attribution,
     irq::{
         mailbox::{Mailbox, count},
-        storm::{Meter, Suspect},
+        storm::{RateCounter, Suspect},
     },
     vdev::x2apic::Accepted,
     vm::{instance::Vm, switched_state::SwitchedState},
     vmx::{
         Vcpu, VirtualApic, fields,
         instr::{self, Forgotten},
-        posted::Turn,
+        posted::RunState,
     },
 };
 
@@ -66,28 +66,28 @@ pub struct VirtualCpu {
     /// An NMI waits for it.
     pub nmi: bool,
     /// Counts its interrupts, if there is a limit for them.
-    pub meter: Option<Meter>,
+    pub rate_counter: Option<RateCounter>,
     /// Its mailbox, as [`Vm::mailbox`] gives it.
     pub mailbox: Arc<Mailbox>,
     /// Ticks that it has run, or is taken to have run.
     pub ran: u64,
     /// The TSC at the beginning of its turn, while it has one.
-    pub turn_began: Option<u64>,
+    pub slice_start: Option<u64>,
 }
 
 impl VirtualCpu {
     /// Ticks that it will have run at `now`, the turn that it has included.
     pub fn ran_until(&self, now: u64) -> u64 {
-        self.ran.saturating_add(self.turn_began.map_or(0, |began| now.saturating_sub(began)))
+        self.ran.saturating_add(self.slice_start.map_or(0, |began| now.saturating_sub(began)))
     }
 
     /// A device's interrupt that the hypervisor has taken for it.
     pub fn accept(&mut self, vector: u8) {
-        if self.meter.as_mut().is_some_and(|meter| meter.count(vector, cpu::tsc()))
+        if self.rate_counter.as_mut().is_some_and(|rate_counter| rate_counter.count(vector, cpu::tsc()))
             && let Some(domain) = &self.vm.resources.domain
         {
             self.vm.resources.service.throttle(domain, self.target(vector));
-            self.meter.as_mut().into_iter().for_each(|meter| meter.begin(cpu::tsc()));
+            self.rate_counter.as_mut().into_iter().for_each(|rate_counter| rate_counter.begin(cpu::tsc()));
         }
         let counts = &self.mailbox.counts;
         if let Some(virtual_apic) = &self.virtual_apic {
@@ -116,17 +116,17 @@ impl VirtualCpu {
 
     /// Looks at slots that are held because they may fire too fast, when it is time.
     pub fn judge(&mut self, now: u64) {
-        let (Some(meter), Some(domain)) = (&mut self.meter, &self.vm.resources.domain) else { return };
-        let Some(Suspect { vector, last, passes_by }) = meter.suspect(now) else { return };
+        let (Some(rate_counter), Some(domain)) = (&mut self.rate_counter, &self.vm.resources.domain) else { return };
+        let Some(Suspect { vector, last, passes_by }) = rate_counter.suspect(now) else { return };
         let target = Target { apic_id: self.number as u32, vector };
         let service = self.vm.resources.service;
-        let tell = |slot: Attribution| self.vm.tell_storm(&slot);
+        let tell = |slot: Attribution| self.vm.log_storm(&slot);
         if passes_by {
             return service.block(domain, target, tell);
         }
         match service.unthrottle(domain, target, last, tell) {
-            0 => meter.nobody_held(),
-            _ => meter.begin(cpu::tsc()),
+            0 => rate_counter.nobody_held(),
+            _ => rate_counter.begin(cpu::tsc()),
         }
     }
 
@@ -174,7 +174,7 @@ impl VirtualCpu {
         self.devices.pv_eoi = PvEoi::default();
         self.mailbox.set_pv_eoi(None);
         if let Some(virtual_apic) = &self.virtual_apic {
-            virtual_apic.set_turn(Turn::Preempted);
+            virtual_apic.set_run_state(RunState::Preempted);
             virtual_apic.reset();
         }
     }
@@ -221,9 +221,9 @@ impl VirtualCpu {
     }
 
     /// Says who runs, to those who post interrupts.
-    pub fn set_turn(&self, turn: Turn) {
+    pub fn set_run_state(&self, state: RunState) {
         if let Some(virtual_apic) = &self.virtual_apic {
-            virtual_apic.set_turn(turn);
+            virtual_apic.set_run_state(state);
         }
     }
 

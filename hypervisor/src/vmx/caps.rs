@@ -44,7 +44,7 @@ const VPID_SINGLE: u64 = 1 << 32 | 1 << 41;
 
 /// What is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum Unsupported {
     /// CPUID does not report VMX.
     NoVmx,
     /// The firmware has locked VMX off.
@@ -61,7 +61,7 @@ pub enum Refusal {
     Xsave,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoVmx => f.write_str("the processor has no VMX (CPUID.1:ECX.5 is 0)"),
@@ -98,12 +98,12 @@ impl Allowed {
         wanted: &[(u32, &'static str)],
         optional: u32,
         off: &[(u32, &'static str)],
-    ) -> Result<u32, Refusal> {
+    ) -> Result<u32, Unsupported> {
         if let Some((_, name)) = wanted.iter().find(|(bits, _)| self.may & bits != *bits) {
-            return Err(Refusal::Control(name));
+            return Err(Unsupported::Control(name));
         }
         if let Some((_, name)) = off.iter().find(|(bits, _)| self.must & bits != 0) {
-            return Err(Refusal::Control(name));
+            return Err(Unsupported::Control(name));
         }
         let wanted = wanted.iter().fold(0, |all, (bits, _)| all | bits);
         Ok(self.must | wanted | optional & self.may)
@@ -203,16 +203,16 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// Judges a processor. The refusal says what is missing.
-    pub fn check(raw: &Raw) -> Result<Self, Refusal> {
+    pub fn check(raw: &Raw) -> Result<Self, Unsupported> {
         if !raw.vmx {
-            return Err(Refusal::NoVmx);
+            return Err(Unsupported::NoVmx);
         }
         let locked = raw.feature_control & FEATURE_LOCK != 0;
         if locked && raw.feature_control & FEATURE_VMX == 0 {
-            return Err(Refusal::Firmware);
+            return Err(Unsupported::Firmware);
         }
         if raw.basic & (BASIC_MEMORY_TYPE | BASIC_ZERO) != BASIC_WRITE_BACK {
-            return Err(Refusal::Basic);
+            return Err(Unsupported::Basic);
         }
         let [pin, primary, exit, entry] = raw.controls.map(Allowed::from_msr);
         let secondary = Allowed::from_msr(raw.secondary);
@@ -234,7 +234,7 @@ impl Capabilities {
         };
         check_ept(raw.ept_vpid)?;
         if capabilities.cr0[0] & !cr0::NE != 0 || capabilities.cr4[0] & !cr4::VMXE != 0 {
-            return Err(Refusal::FixedBits);
+            return Err(Unsupported::FixedBits);
         }
         Ok(capabilities)
     }
@@ -255,7 +255,7 @@ impl Capabilities {
     }
 }
 
-fn choose_pin(allowed: Allowed) -> Result<u32, Refusal> {
+fn choose_pin(allowed: Allowed) -> Result<u32, Unsupported> {
     allowed.choose(
         &[
             (PIN_EXTERNAL_INTERRUPT, "external-interrupt exiting"),
@@ -268,7 +268,7 @@ fn choose_pin(allowed: Allowed) -> Result<u32, Refusal> {
     )
 }
 
-fn choose_primary(allowed: Allowed) -> Result<u32, Refusal> {
+fn choose_primary(allowed: Allowed) -> Result<u32, Unsupported> {
     allowed
         .choose(
             &[
@@ -290,7 +290,7 @@ fn choose_primary(allowed: Allowed) -> Result<u32, Refusal> {
         .map(|controls| controls & !(PRIMARY_INTERRUPT_WINDOW | PRIMARY_NMI_WINDOW))
 }
 
-fn choose_secondary(allowed: Allowed) -> Result<u32, Refusal> {
+fn choose_secondary(allowed: Allowed) -> Result<u32, Unsupported> {
     allowed.choose(
         &[
             (SECONDARY_EPT, "EPT"),
@@ -303,7 +303,7 @@ fn choose_secondary(allowed: Allowed) -> Result<u32, Refusal> {
     )
 }
 
-fn choose_exit(allowed: Allowed) -> Result<u32, Refusal> {
+fn choose_exit(allowed: Allowed) -> Result<u32, Unsupported> {
     allowed.choose(
         &[
             (DEBUG_CONTROLS, "save debug controls"),
@@ -318,7 +318,7 @@ fn choose_exit(allowed: Allowed) -> Result<u32, Refusal> {
 }
 
 /// Without [`ENTRY_IA32E`], which follows the guest's mode.
-fn choose_entry(allowed: Allowed) -> Result<u32, Refusal> {
+fn choose_entry(allowed: Allowed) -> Result<u32, Unsupported> {
     allowed
         .choose(
             &[
@@ -332,7 +332,7 @@ fn choose_entry(allowed: Allowed) -> Result<u32, Refusal> {
         .map(|controls| controls & !ENTRY_IA32E)
 }
 
-fn check_ept(ept_vpid: u64) -> Result<(), Refusal> {
+fn check_ept(ept_vpid: u64) -> Result<(), Unsupported> {
     let needs = [
         (EPT_WALK_4, "the 4-level walk"),
         (EPT_WRITE_BACK, "write-back tables"),
@@ -341,7 +341,7 @@ fn check_ept(ept_vpid: u64) -> Result<(), Refusal> {
         (VPID_SINGLE, "single-context INVVPID"),
     ];
     match needs.iter().find(|(bits, _)| ept_vpid & bits != *bits) {
-        Some((_, what)) => Err(Refusal::Ept(what)),
+        Some((_, what)) => Err(Unsupported::Ept(what)),
         None => Ok(()),
     }
 }
@@ -392,11 +392,11 @@ pub(super) mod tests {
             change(&mut raw);
             Capabilities::check(&raw).unwrap_err()
         };
-        assert_eq!(refuse(|raw| raw.vmx = false), Refusal::NoVmx);
-        assert_eq!(refuse(|raw| raw.feature_control = 1), Refusal::Firmware);
-        assert_eq!(refuse(|raw| raw.basic = 0), Refusal::Basic);
-        assert_eq!(refuse(|raw| raw.ept_vpid &= !EPT_2M), Refusal::Ept("2 MiB pages"));
-        assert_eq!(refuse(|raw| raw.cr4[0] = 0x2001), Refusal::FixedBits);
+        assert_eq!(refuse(|raw| raw.vmx = false), Unsupported::NoVmx);
+        assert_eq!(refuse(|raw| raw.feature_control = 1), Unsupported::Firmware);
+        assert_eq!(refuse(|raw| raw.basic = 0), Unsupported::Basic);
+        assert_eq!(refuse(|raw| raw.ept_vpid &= !EPT_2M), Unsupported::Ept("2 MiB pages"));
+        assert_eq!(refuse(|raw| raw.cr4[0] = 0x2001), Unsupported::FixedBits);
         for (word, bit, name) in [
             (0, PIN_PREEMPTION_TIMER, "VMX-preemption timer"),
             (1, PRIMARY_MSR_BITMAPS, "MSR bitmaps"),
@@ -405,12 +405,12 @@ pub(super) mod tests {
         ] {
             let mut raw = good();
             raw.controls[word] &= !(u64::from(bit) << 32);
-            assert_eq!(Capabilities::check(&raw).unwrap_err(), Refusal::Control(name));
+            assert_eq!(Capabilities::check(&raw).unwrap_err(), Unsupported::Control(name));
         }
         for (bit, name) in [(SECONDARY_EPT, "EPT"), (SECONDARY_UNRESTRICTED, "unrestricted guest")] {
             let mut raw = good();
             raw.secondary &= !(u64::from(bit) << 32);
-            assert_eq!(Capabilities::check(&raw).unwrap_err(), Refusal::Control(name));
+            assert_eq!(Capabilities::check(&raw).unwrap_err(), Unsupported::Control(name));
         }
     }
 
@@ -420,6 +420,6 @@ pub(super) mod tests {
         raw.controls[0] |= 0x16;
         assert_eq!(Capabilities::check(&raw).unwrap().pin & 0x16, 0x16);
         raw.controls[1] |= u64::from(PRIMARY_CR3);
-        assert!(matches!(Capabilities::check(&raw), Err(Refusal::Control(_))));
+        assert!(matches!(Capabilities::check(&raw), Err(Unsupported::Control(_))));
     }
 }

@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-/// A field of the VMCS; `W` is the type of its value, `S` is [`Guarded`], [`Guests`] or [`Kept`].
+/// A field of the VMCS; `W` is the type of its value, `S` is [`Guarded`], [`Guests`] or [`Cached`].
 #[derive(Debug)]
 pub struct Field<W, S = Guarded>(u32, PhantomData<(W, S)>);
 
@@ -17,7 +17,7 @@ pub struct Guests;
 
 /// As [`Guests`], but only the hypervisor changes it, and [`Vcpu`](super::Vcpu) keeps a copy: it has a method for each.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept;
+pub struct Cached;
 
 impl<W, S> Clone for Field<W, S> {
     fn clone(&self) -> Self {
@@ -141,7 +141,7 @@ fields! {
         /// Guest PDPTE 0; the others follow in steps of 2.
         GUEST_PDPTE0 = 0x280a,
     }
-    u64, Kept {
+    u64, Cached {
         /// Guest IA32_EFER.
         GUEST_EFER = 0x2806,
     }
@@ -249,7 +249,7 @@ fields! {
         /// Host RIP.
         HOST_RIP = 0x6c16,
     }
-    Natural, Kept {
+    Natural, Cached {
         /// What the guest reads of CR0 bits that it does not own.
         CR0_SHADOW = 0x6004,
         /// What the guest reads of CR4 bits that it does not own.

@@ -15,7 +15,7 @@ mod start;
 pub mod vcpu;
 pub mod virtual_apic;
 
-pub use caps::{Capabilities, Refusal};
+pub use caps::{Capabilities, Unsupported};
 pub use entry::Registers;
 pub use exit::{Event, EventKind, Exit};
 pub use root::Host;

@@ -31,7 +31,7 @@ const NDST_SHIFT: u32 = 32;
 
 /// Who runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum RunState {
     /// The virtual processor.
     Running,
     /// It could, but another one does.
@@ -48,7 +48,7 @@ pub struct Descriptor {
 
 impl Descriptor {
     /// An empty one that notifies `destination`: an x2APIC ID where the remapping units are in extended interrupt mode, else an xAPIC
-    /// ID in bits 15:8 (VT-d specification, 9.11, NDST). It suppresses notifications until [`Descriptor::set_turn`].
+    /// ID in bits 15:8 (VT-d specification, 9.11, NDST). It suppresses notifications until [`Descriptor::set_run_state`].
     pub fn new(frames: &impl FrameSource, destination: u32) -> Option<Self> {
         Self::with(frames, destination, SN | u64::from(NOTIFICATION_VECTOR) << NV_SHIFT)
     }
@@ -73,11 +73,11 @@ impl Descriptor {
 
     /// Says who runs. After `Running` or `Halted`, requests that came while notifications were suppressed are found by
     /// [`Descriptor::take`]: SN is clear before anyone looks.
-    pub fn set_turn(&self, turn: Turn) {
-        let (vector, suppressed) = match turn {
-            Turn::Running => (NOTIFICATION_VECTOR, 0),
-            Turn::Preempted => (NOTIFICATION_VECTOR, SN),
-            Turn::Halted => (WAKE_UP_VECTOR, 0),
+    pub fn set_run_state(&self, state: RunState) {
+        let (vector, suppressed) = match state {
+            RunState::Running => (NOTIFICATION_VECTOR, 0),
+            RunState::Preempted => (NOTIFICATION_VECTOR, SN),
+            RunState::Halted => (WAKE_UP_VECTOR, 0),
         };
         let value = u64::from(vector) << NV_SHIFT | self.destination | suppressed;
         let control = self.table.entry(CONTROL);
@@ -130,12 +130,12 @@ mod tests {
         let frames = TestFrames::default();
         let descriptor = Descriptor::new(&frames, 3 << 8).unwrap();
         assert_eq!(control(&descriptor) & SN, SN, "nobody is notified before it runs");
-        for (turn, vector, suppressed) in [
-            (Turn::Running, NOTIFICATION_VECTOR, 0),
-            (Turn::Preempted, NOTIFICATION_VECTOR, SN),
-            (Turn::Halted, WAKE_UP_VECTOR, 0),
+        for (state, vector, suppressed) in [
+            (RunState::Running, NOTIFICATION_VECTOR, 0),
+            (RunState::Preempted, NOTIFICATION_VECTOR, SN),
+            (RunState::Halted, WAKE_UP_VECTOR, 0),
         ] {
-            descriptor.set_turn(turn);
+            descriptor.set_run_state(state);
             assert_eq!(control(&descriptor) >> 32, 3 << 8);
             assert_eq!(control(&descriptor) >> 16 & 0xff, u64::from(vector));
             assert_eq!(control(&descriptor) & SN, suppressed);
@@ -161,7 +161,7 @@ mod tests {
         let descriptor = Descriptor::new(&frames, 0).unwrap();
         descriptor.table.set(1, 1 << 5);
         descriptor.table.set(CONTROL, control(&descriptor) | ON);
-        descriptor.set_turn(Turn::Halted);
+        descriptor.set_run_state(RunState::Halted);
         assert!(descriptor.has_requests());
         assert_eq!(descriptor.take(), [0, 1 << 5, 0, 0]);
         assert!(!descriptor.has_requests());
@@ -173,11 +173,11 @@ mod tests {
         let frames = TestFrames::default();
         let descriptor = Descriptor::new(&frames, 0).unwrap();
         assert_eq!(descriptor.post(0x41), None, "nobody is notified before it runs");
-        descriptor.set_turn(Turn::Halted);
+        descriptor.set_run_state(RunState::Halted);
         assert_eq!(descriptor.post(0xff), Some(WAKE_UP_VECTOR));
         assert_eq!(descriptor.post(0x42), None, "one notification is enough");
         assert_eq!(descriptor.take(), [0, 0b110, 0, 1 << 63]);
-        descriptor.set_turn(Turn::Running);
+        descriptor.set_run_state(RunState::Running);
         assert_eq!(descriptor.post(0x41), Some(NOTIFICATION_VECTOR));
     }
 

@@ -93,7 +93,7 @@ impl Vcpu {
             self.write_guarded(fields::HOST_GS_SELECTOR, 0);
             self.write_guarded(fields::HOST_TR_SELECTOR, TSS);
             self.write_guarded(fields::HOST_FS_BASE, 0);
-            self.write_guarded(fields::HOST_GS_BASE, cpu::this::base());
+            self.write_guarded(fields::HOST_GS_BASE, cpu::percpu::base());
             self.write_guarded(fields::HOST_TR_BASE, host.bases.tss);
             self.write_guarded(fields::HOST_GDTR_BASE, host.bases.gdt);
             self.write_guarded(fields::HOST_IDTR_BASE, host.bases.idt);

@@ -68,7 +68,7 @@ pub const VECTOR_MC: u8 = 18;
 
 /// Copies of fields that only the hypervisor changes: the guest's mode is asked for at most exits.
 #[derive(Debug, Default)]
-struct Kept {
+struct CachedFields {
     cr0_shadow: u64,
     cr4_shadow: u64,
     efer: u64,
@@ -82,8 +82,8 @@ pub struct Vcpu {
     vmcs: Hpa,
     vpid: u16,
     launched: bool,
-    /// What the VMCS holds of the [`fields::Kept`] fields.
-    kept: Kept,
+    /// What the VMCS holds of the [`fields::Cached`] fields.
+    cached: CachedFields,
     pub(super) entry_controls: u32,
     pub(super) primary_controls: u32,
 }
@@ -113,7 +113,7 @@ impl Vcpu {
             vmcs: frames.vmcs,
             vpid,
             launched: false,
-            kept: Kept::default(),
+            cached: CachedFields::default(),
             entry_controls: host.capabilities.entry | controls::ENTRY_IA32E,
             primary_controls: host.capabilities.primary,
         };
@@ -244,14 +244,14 @@ impl Vcpu {
 
     /// Whether the guest runs 64-bit code: long mode active and CS.L set.
     pub fn is_64_bit_code(&self) -> bool {
-        self.kept.efer & efer::LMA != 0 && self.read(fields::GUEST_CS_RIGHTS) & CS_L != 0
+        self.cached.efer & efer::LMA != 0 && self.read(fields::GUEST_CS_RIGHTS) & CS_L != 0
     }
 
     /// Whether the guest runs 64-bit code at CPL 0. A code segment that is not conforming tells the CPL by itself: it is its DPL
     /// (SDM vol. 3, 28.3.1.2).
     pub fn is_64_bit_kernel(&self) -> bool {
         let rights = self.read(fields::GUEST_CS_RIGHTS);
-        let long = self.kept.efer & efer::LMA != 0 && rights & CS_L != 0;
+        let long = self.cached.efer & efer::LMA != 0 && rights & CS_L != 0;
         long && (rights & (CS_CONFORMING | RIGHTS_DPL) == 0 || self.cpl() == 0)
     }
 
@@ -262,43 +262,43 @@ impl Vcpu {
 
     /// The guest's EFER.
     pub fn efer(&self) -> u64 {
-        self.kept.efer
+        self.cached.efer
     }
 
     /// Sets the guest's EFER. LMA goes with an entry control: [`Vcpu::set_long_mode`].
     pub fn set_efer(&mut self, value: u64) {
-        self.kept.efer = value;
+        self.cached.efer = value;
         // SAFETY: the register is the guest's own.
         unsafe { self.write_guarded(fields::GUEST_EFER, value) }
     }
 
     /// Sets what the guest reads of the CR0 bits that it does not own.
     pub fn set_cr0_shadow(&mut self, value: u64) {
-        self.kept.cr0_shadow = value;
+        self.cached.cr0_shadow = value;
         // SAFETY: only the guest reads it.
         unsafe { self.write_guarded(fields::CR0_SHADOW, value) }
     }
 
     /// Sets what the guest reads of the CR4 bits that it does not own.
     pub fn set_cr4_shadow(&mut self, value: u64) {
-        self.kept.cr4_shadow = value;
+        self.cached.cr4_shadow = value;
         // SAFETY: only the guest reads it.
         unsafe { self.write_guarded(fields::CR4_SHADOW, value) }
     }
 
     /// CR0 as the guest sees it.
     pub fn cr0(&self) -> u64 {
-        self.read(fields::GUEST_CR0) & !CR0_WATCHED | self.kept.cr0_shadow & CR0_WATCHED
+        self.read(fields::GUEST_CR0) & !CR0_WATCHED | self.cached.cr0_shadow & CR0_WATCHED
     }
 
     /// CR4 as the guest sees it.
     pub fn cr4(&self) -> u64 {
-        self.read(fields::GUEST_CR4) & CR4_OWNED | self.kept.cr4_shadow & !CR4_OWNED
+        self.read(fields::GUEST_CR4) & CR4_OWNED | self.cached.cr4_shadow & !CR4_OWNED
     }
 
     /// The same without the bits that the guest owns, none of which decides on a translation.
     pub fn cr4_watched(&self) -> u64 {
-        self.kept.cr4_shadow & !CR4_OWNED
+        self.cached.cr4_shadow & !CR4_OWNED
     }
 
     /// General register `number`, RSP included.
@@ -404,7 +404,7 @@ impl Vcpu {
 
     /// Makes EFER.LMA, and the entry control that goes with it, what `active` says.
     pub fn set_long_mode(&mut self, active: bool) {
-        let value = self.kept.efer;
+        let value = self.cached.efer;
         if active {
             self.entry_controls |= controls::ENTRY_IA32E;
             self.set_efer(value | efer::LMA);
@@ -432,7 +432,7 @@ impl Vcpu {
             self.cr0(),
             self.read(fields::GUEST_CR3),
             self.cr4(),
-            self.kept.efer
+            self.cached.efer
         );
     }
 

@@ -5,7 +5,7 @@
 
 use alloc::sync::Arc;
 
-use super::posted::{Descriptor, Turn};
+use super::posted::{Descriptor, RunState};
 use crate::{
     addr::Hpa,
     memory::{FrameSource, Table},
@@ -49,8 +49,8 @@ impl VirtualApic {
     }
 
     /// Says who runs.
-    pub fn set_turn(&self, turn: Turn) {
-        self.descriptor.set_turn(turn);
+    pub fn set_run_state(&self, state: RunState) {
+        self.descriptor.set_run_state(state);
     }
 
     /// Requests an interrupt. Only while the virtual processor does not run: the processor has the page then.

@@ -2,7 +2,7 @@
 
 use super::{
     coherence::Coherence,
-    error::Refusal,
+    error::UnitError,
     spec::registers::{CAP, Cap, ECAP, Ecap, VER},
 };
 use crate::memory::Registers;
@@ -36,25 +36,25 @@ pub struct Capabilities {
 impl Capabilities {
     /// Reads them and refuses a unit that lacks something. `register_bytes` is the size of its register block; `wide` asks
     /// for 32-bit APIC IDs.
-    pub fn read(registers: &impl Registers, register_bytes: u64, wide: bool) -> Result<Self, Refusal> {
+    pub fn read(registers: &impl Registers, register_bytes: u64, wide: bool) -> Result<Self, UnitError> {
         let version = registers.read32(VER);
         if version == 0 || version == u32::MAX {
-            return Err(Refusal::Absent);
+            return Err(UnitError::Absent);
         }
         let this = Self { cap: Cap(registers.read64(CAP)), ecap: Ecap(registers.read64(ECAP)) };
         this.check(register_bytes, wide).map_or(Ok(this), Err)
     }
 
     /// The first thing missing.
-    fn check(&self, register_bytes: u64, wide: bool) -> Option<Refusal> {
+    fn check(&self, register_bytes: u64, wide: bool) -> Option<UnitError> {
         let records_end = (self.cap.fro() + self.cap.nfr() + 1) * 16;
         let missing = [
-            (self.ecap.qi() == 0, Refusal::NoQueuedInvalidation),
-            (self.ecap.ir() == 0, Refusal::NoInterruptRemapping),
-            (wide && self.ecap.eim() == 0, Refusal::NoExtendedInterruptMode),
-            (self.cap.sagaw() & 0b110 == 0, Refusal::NoSecondStage),
-            (self.cap.rwbf() != 0, Refusal::WriteBuffers),
-            (records_end > register_bytes, Refusal::FaultRecords),
+            (self.ecap.qi() == 0, UnitError::NoQueuedInvalidation),
+            (self.ecap.ir() == 0, UnitError::NoInterruptRemapping),
+            (wide && self.ecap.eim() == 0, UnitError::NoExtendedInterruptMode),
+            (self.cap.sagaw() & 0b110 == 0, UnitError::NoSecondStage),
+            (self.cap.rwbf() != 0, UnitError::WriteBuffers),
+            (records_end > register_bytes, UnitError::FaultRecords),
         ];
         missing.into_iter().find(|(is_missing, _)| *is_missing).map(|(_, refusal)| refusal)
     }

@@ -8,7 +8,7 @@ use super::{
     capabilities::{Capabilities, Scalable},
     coherence::Coherence,
     domain::{Domain, new_table},
-    error::{Error, Refusal},
+    error::{Error, UnitError},
     spec::tables::{ContextEntry, RID_PASID, RootEntry},
 };
 use crate::{
@@ -30,9 +30,9 @@ pub struct ContextTables {
 
 impl ContextTables {
     /// Nobody is attached. Domain id 0 is not used (6.1: with caching mode it is the unit's).
-    pub fn new(frames: &impl FrameSource, can: &Capabilities) -> Result<Self, Refusal> {
+    pub fn new(frames: &impl FrameSource, can: &Capabilities) -> Result<Self, UnitError> {
         let coherence = can.coherence();
-        let root = new_table(frames, coherence).map_err(|_| Refusal::NoMemory)?;
+        let root = new_table(frames, coherence).map_err(|_| UnitError::NoMemory)?;
         let (scalable, domains) = (can.scalable(), can.domains());
         Ok(Self { root, coherence, scalable, free_ids: Vec::new(), next_id: 1, domains })
     }

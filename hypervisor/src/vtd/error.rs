@@ -4,7 +4,7 @@ use core::fmt;
 
 /// Why a unit cannot be used: what it lacks, or what it did not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum UnitError {
     /// Nobody answers at its registers.
     Absent,
     /// The processor has no CMPXCHG16B (CPUID.1:ECX bit 13), which changes an entry at once.
@@ -24,7 +24,7 @@ pub enum Refusal {
     /// No memory for its tables.
     NoMemory,
     /// It did not do this in time.
-    Stuck(&'static str),
+    Timeout(&'static str),
     /// The invalidation queue did not work.
     Queue(QueueError),
     /// Compatibility-format interrupts still pass.
@@ -85,7 +85,7 @@ impl From<QueueError> for Error {
     }
 }
 
-impl From<QueueError> for Refusal {
+impl From<QueueError> for UnitError {
     fn from(error: QueueError) -> Self {
         Self::Queue(error)
     }
@@ -124,7 +124,7 @@ impl fmt::Display for Error {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for UnitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
             Self::Absent => "no remapping unit answers",
@@ -136,7 +136,7 @@ impl fmt::Display for Refusal {
             Self::WriteBuffers => "write buffers need flushing (CAP.RWBF)",
             Self::FaultRecords => "fault records outside of the registers (CAP.FRO)",
             Self::NoMemory => "no memory for tables",
-            Self::Stuck(what) => return write!(f, "time-out: {what}"),
+            Self::Timeout(what) => return write!(f, "time-out: {what}"),
             Self::Queue(error) => return write!(f, "invalidation queue: {error}"),
             Self::CompatibilityFormat => "compatibility-format interrupts still pass (GSTS.CFIS)",
         };

@@ -12,7 +12,7 @@ use core::{
 
 use super::{
     coherence::Coherence,
-    error::{Error, Refusal},
+    error::{Error, UnitError},
     spec::irte::{Irte, MESSAGE_ADDRESS, SVT_SID},
 };
 use crate::{
@@ -63,7 +63,7 @@ impl Route {
 
 /// What an entry will be: present, with source, route and vector.
 #[derive(Clone, Copy, Debug)]
-pub struct Aim(Irte);
+pub struct RouteFields(Irte);
 
 /// What the unit's mode admits in an entry.
 #[derive(Clone, Copy, Debug)]
@@ -98,13 +98,18 @@ unsafe impl Send for InterruptTable {}
 
 impl InterruptTable {
     /// A table for at least `entries` (256 to 65,536), no entry of which is present.
-    pub fn new(frames: &impl FrameSource, entries: u32, format: Format, coherence: Coherence) -> Result<Self, Refusal> {
+    pub fn new(
+        frames: &impl FrameSource,
+        entries: u32,
+        format: Format,
+        coherence: Coherence,
+    ) -> Result<Self, UnitError> {
         if !raw_cpuid::CpuId::new().get_feature_info().is_some_and(|features| features.has_cmpxchg16b()) {
-            return Err(Refusal::NoCompareExchange);
+            return Err(UnitError::NoCompareExchange);
         }
         let order = entries.clamp(1 << MIN_ORDER, 1 << MAX_ORDER).next_power_of_two().ilog2();
         let bytes = ENTRY << order;
-        let base = frames.alloc_zeroed(bytes as u64 / PAGE_SIZE, bytes as u64).ok_or(Refusal::NoMemory)?;
+        let base = frames.alloc_zeroed(bytes as u64 / PAGE_SIZE, bytes as u64).ok_or(UnitError::NoMemory)?;
         let first = frames.pointer(base);
         // SAFETY: the frames were allocated just now, `bytes` of them.
         unsafe { coherence.publish(first, bytes) };
@@ -140,15 +145,15 @@ impl InterruptTable {
     }
 
     /// What an entry for messages of `source` with `route` is like.
-    pub fn aim(&self, source: Bdf, route: Route) -> Result<Aim, Error> {
-        self.present(source.requester_id().into(), route).map(Aim)
+    pub fn route_fields(&self, source: Bdf, route: Route) -> Result<RouteFields, Error> {
+        self.present(source.requester_id().into(), route).map(RouteFields)
     }
 
     /// Takes a free entry and makes it present at once, with `vector` where the aim has another one.
     /// [`Error::BadVector`], or [`Error::NoFreeEntry`].
     #[inline]
-    pub fn bind(&mut self, aim: Aim, vector: u8) -> Result<u16, Error> {
-        self.take(aim.0.with_v(legal(vector)?))
+    pub fn bind(&mut self, fields: RouteFields, vector: u8) -> Result<u16, Error> {
+        self.take(fields.0.with_v(legal(vector)?))
     }
 
     #[inline]
@@ -362,8 +367,8 @@ mod tests {
         let format = Format { wide: false, posts: false };
         let mut table = InterruptTable::new(&frames, 256, format, Coherence(true)).unwrap();
         let route = Route::Remapped { vector: 0x41, destination: 0 };
-        let aim = table.aim(Bdf(0xf0), route).unwrap();
-        let index = table.bind(aim, 0x41).unwrap();
+        let fields = table.route_fields(Bdf(0xf0), route).unwrap();
+        let index = table.bind(fields, 0x41).unwrap();
         table.clear(index).unwrap();
         let begun = table.clears();
         table.program(index, route).unwrap();
@@ -381,8 +386,8 @@ mod tests {
         let mut table = InterruptTable::new(&frames, 256, format, Coherence(true)).unwrap();
         let route = Route::Remapped { vector: 0x41, destination: 0 };
         let source = Bdf::new(0x6a, 1, 0).in_segment(0xffff);
-        let aim = table.aim(source, route).unwrap();
-        for index in [table.bind(aim, 0x41).unwrap(), table.reserve(source).unwrap()] {
+        let fields = table.route_fields(source, route).unwrap();
+        for index in [table.bind(fields, 0x41).unwrap(), table.reserve(source).unwrap()] {
             // SAFETY: the entry is in the table's frames, which live.
             let [low, high] = unsafe { table.slot(index.into()).unwrap().as_ref() };
             let entry = Irte(u128::from(high.load(Ordering::Relaxed)) << 64 | u128::from(low.load(Ordering::Relaxed)));

@@ -11,7 +11,7 @@ use core::{
 
 use super::{
     coherence::Coherence,
-    error::{QueueError, Refusal},
+    error::{QueueError, UnitError},
     spec::descriptor::Wait,
     unit::{COMMAND, Unit},
 };
@@ -57,11 +57,11 @@ unsafe impl Send for Queue {}
 impl Queue {
     /// An empty queue in frames that are never given back, because the unit may write to them at any time. Its descriptors have 256
     /// bits if they are `wide`, as scalable mode demands.
-    pub fn new(frames: &impl FrameSource, coherence: Coherence, wide: bool) -> Result<Self, Refusal> {
+    pub fn new(frames: &impl FrameSource, coherence: Coherence, wide: bool) -> Result<Self, UnitError> {
         let slot = if wide { 2 * NARROW } else { NARROW };
         let bytes = (SLOTS * slot) as u64;
-        let base = frames.alloc_zeroed(bytes / PAGE_SIZE, bytes).ok_or(Refusal::NoMemory)?;
-        let status_address = frames.alloc_zeroed(1, PAGE_SIZE).ok_or(Refusal::NoMemory)?;
+        let base = frames.alloc_zeroed(bytes / PAGE_SIZE, bytes).ok_or(UnitError::NoMemory)?;
+        let status_address = frames.alloc_zeroed(1, PAGE_SIZE).ok_or(UnitError::NoMemory)?;
         let slots = NonNull::slice_from_raw_parts(frames.pointer(base).cast(), SLOTS * slot / size_of::<u64>());
         let status = frames.pointer(status_address).cast();
         Ok(Self {
@@ -79,7 +79,7 @@ impl Queue {
     }
 
     /// Has the unit use it.
-    pub fn enable<R: Registers>(&self, unit: &Unit<R>) -> Result<(), Refusal> {
+    pub fn enable<R: Registers>(&self, unit: &Unit<R>) -> Result<(), UnitError> {
         let pages = (SLOTS * self.slot) as u64 / PAGE_SIZE;
         unit.enable_queue(self.base, pages.ilog2(), self.slot != NARROW)
     }

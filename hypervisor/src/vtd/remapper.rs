@@ -8,9 +8,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::{
     dma::ContextTables,
     domain::{Domain, Shape},
-    error::{Error, QueueError, Refusal},
+    error::{Error, QueueError, UnitError},
     fault::Fault,
-    irt::{Aim, Format, InterruptTable, Route},
+    irt::{Format, InterruptTable, Route, RouteFields},
     queue::Queue,
     spec::{
         descriptor::{self, ContextCache, InterruptEntryCache, Iotlb, PasidCache},
@@ -81,7 +81,7 @@ pub struct Remapper<'f, R: Registers, F: FrameSource> {
 
 impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     /// Brings the unit up: queue, interrupt table, flush, remapping on, compatibility format off. DMA is not remapped yet.
-    pub fn new(registers: R, frames: &'f F, config: Config) -> Result<Self, Refusal> {
+    pub fn new(registers: R, frames: &'f F, config: Config) -> Result<Self, UnitError> {
         let unit = Unit::new(registers, config.register_bytes, config.wide_destinations, config.clock)?;
         let can = *unit.capabilities();
         let format = Format { wide: config.wide_destinations, posts: can.posts() };
@@ -103,7 +103,7 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     }
 
     /// Switches DMA remapping on: from then on every function that is attached to no domain is blocked.
-    pub fn enable_dma_remapping(&self) -> Result<(), Refusal> {
+    pub fn enable_dma_remapping(&self) -> Result<(), UnitError> {
         let root = self.contexts.lock().root();
         self.unit.set_root_table(root)?;
         self.submit([ContextCache::NEW.with_g(descriptor::GLOBAL).0])?;
@@ -137,8 +137,8 @@ impl<'f, R: Registers, F: FrameSource> Remapper<'f, R, F> {
     /// Takes a free interrupt entry for messages of `source` and makes it present at once: [`InterruptTable::bind`].
     pub fn bind(&self, source: Bdf, route: Route) -> Result<u16, Error> {
         let mut binder = self.binder(source);
-        let aim = binder.aim(route)?;
-        binder.bind(aim, route.vector())
+        let fields = binder.route_fields(route)?;
+        binder.bind(fields, route.vector())
     }
 
     /// The same for several entries, with the table locked meanwhile.
@@ -431,14 +431,14 @@ pub struct Binder<'a> {
 impl Binder<'_> {
     /// What entries with `route` are like. [`Error::BadVector`], [`Error::BadDestination`], [`Error::BadAddress`] or [`Error::NoPosting`]
     /// for a route that no entry can have.
-    pub fn aim(&self, route: Route) -> Result<Aim, Error> {
-        self.table.aim(self.source, route)
+    pub fn route_fields(&self, route: Route) -> Result<RouteFields, Error> {
+        self.table.route_fields(self.source, route)
     }
 
     /// Takes one and makes it present: [`InterruptTable::bind`].
     #[inline]
-    pub fn bind(&mut self, aim: Aim, vector: u8) -> Result<u16, Error> {
-        self.table.bind(aim, vector)
+    pub fn bind(&mut self, fields: RouteFields, vector: u8) -> Result<u16, Error> {
+        self.table.bind(fields, vector)
     }
 }
 

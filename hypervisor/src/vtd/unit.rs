@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use super::{
     capabilities::Capabilities,
-    error::Refusal,
+    error::UnitError,
     fault::Fault,
     spec::registers::{
         FEADDR, FECTL, FECTL_IM, FEDATA, FEUADDR, FRCD_CLEAR, FSTS, Frcd, Fsts, GCMD, GSTS, IQA, IQERCD, IQH, IQT,
@@ -38,7 +38,7 @@ pub fn is_translating(registers: &impl Registers) -> bool {
 
 impl<R: Registers> Unit<R> {
     /// The unit behind `registers`, if it can do what is needed: [`Capabilities::read`]. Waits for it go by `clock`.
-    pub fn new(registers: R, register_bytes: u64, wide: bool, clock: &'static dyn Clock) -> Result<Self, Refusal> {
+    pub fn new(registers: R, register_bytes: u64, wide: bool, clock: &'static dyn Clock) -> Result<Self, UnitError> {
         let capabilities = Capabilities::read(&registers, register_bytes, wide)?;
         Ok(Self { registers, capabilities, clock })
     }
@@ -54,7 +54,7 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Switches off whatever firmware or a loader left on, and forgets old faults.
-    pub fn quiesce(&self) -> Result<(), Refusal> {
+    pub fn quiesce(&self) -> Result<(), UnitError> {
         self.switch(global::TE, false, "switch DMA remapping off")?;
         self.switch(global::IRE, false, "switch interrupt remapping off")?;
         self.disable_queue()?;
@@ -70,7 +70,7 @@ impl<R: Registers> Unit<R> {
 
     /// Switches off the queue of the last owner, which has to be empty then (6.5.2; Linux `dmar_disable_qi`). One that an error has
     /// halted never becomes empty: what is left in it is dropped. Its memory is not touched, because it can be anybody's by now.
-    fn disable_queue(&self) -> Result<(), Refusal> {
+    fn disable_queue(&self) -> Result<(), UnitError> {
         if self.status() & global::QIE == 0 {
             return Ok(());
         }
@@ -88,7 +88,7 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Sections 6.5.2 and 11.4 (GCMD.QIE): the queue of 2^`order` pages at `base`, empty, with descriptors of 256 bits if `wide`.
-    pub fn enable_queue(&self, base: Hpa, order: u32, wide: bool) -> Result<(), Refusal> {
+    pub fn enable_queue(&self, base: Hpa, order: u32, wide: bool) -> Result<(), UnitError> {
         self.registers.write64(IQT, 0);
         self.registers
             .write64(IQA, Iqa(0).with_page(base.as_u64() / PAGE_SIZE).with_qs(order.into()).with_dw(wide.into()).0);
@@ -97,7 +97,7 @@ impl<R: Registers> Unit<R> {
 
     /// GCMD.SIRTP: the table of 2^`order` entries at `base`, with 32-bit destinations if `wide`. The interrupt entry cache is
     /// to be flushed before remapping is switched on.
-    pub fn set_interrupt_table(&self, base: Hpa, order: u32, wide: bool) -> Result<(), Refusal> {
+    pub fn set_interrupt_table(&self, base: Hpa, order: u32, wide: bool) -> Result<(), UnitError> {
         let size = u64::from(order.saturating_sub(1));
         let value = Irta(0).with_page(base.as_u64() / PAGE_SIZE).with_s(size).with_eime(wide.into());
         self.registers.write64(IRTA, value.0);
@@ -105,23 +105,23 @@ impl<R: Registers> Unit<R> {
     }
 
     /// GCMD.IRE, then compatibility format off, and that read back (CVE-2011-1898).
-    pub fn enable_interrupt_remapping(&self) -> Result<(), Refusal> {
+    pub fn enable_interrupt_remapping(&self) -> Result<(), UnitError> {
         self.switch(global::IRE, true, "switch interrupt remapping on")?;
         self.switch(global::CFI, false, "block compatibility format")?;
         let status = self.status();
-        if status & (global::IRE | global::CFI) == global::IRE { Ok(()) } else { Err(Refusal::CompatibilityFormat) }
+        if status & (global::IRE | global::CFI) == global::IRE { Ok(()) } else { Err(UnitError::CompatibilityFormat) }
     }
 
     /// GCMD.SRTP, in scalable mode if the unit has it. Context cache, PASID cache, IOTLB are to be flushed, one after another, before
     /// translation is switched on.
-    pub fn set_root_table(&self, base: Hpa) -> Result<(), Refusal> {
+    pub fn set_root_table(&self, base: Hpa) -> Result<(), UnitError> {
         let mode = u64::from(self.capabilities.scalable().is_some());
         self.registers.write64(RTADDR, Rtaddr(0).with_page(base.as_u64() / PAGE_SIZE).with_ttm(mode).0);
         self.command(global::SRTP, "set the root table")
     }
 
     /// GCMD.TE.
-    pub fn enable_dma_remapping(&self) -> Result<(), Refusal> {
+    pub fn enable_dma_remapping(&self) -> Result<(), UnitError> {
         self.switch(global::TE, true, "switch DMA remapping on")
     }
 
@@ -211,7 +211,7 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Switches a part on or off: what GSTS shows stays as it is, one-shot bits are not repeated (11.4, GCMD_REG).
-    fn switch(&self, bit: u32, on: bool, what: &'static str) -> Result<(), Refusal> {
+    fn switch(&self, bit: u32, on: bool, what: &'static str) -> Result<(), UnitError> {
         let status = self.status();
         if (status & bit != 0) == on {
             return Ok(());
@@ -222,13 +222,13 @@ impl<R: Registers> Unit<R> {
     }
 
     /// Gives a one-shot command.
-    fn command(&self, bit: u32, what: &'static str) -> Result<(), Refusal> {
+    fn command(&self, bit: u32, what: &'static str) -> Result<(), UnitError> {
         self.registers.write32(GCMD, self.status() & !global::ONE_SHOT | bit);
         self.wait(what, || self.status() & bit != 0)
     }
 
-    fn wait(&self, what: &'static str, done: impl Fn() -> bool) -> Result<(), Refusal> {
-        if poll(self.clock, COMMAND, done) { Ok(()) } else { Err(Refusal::Stuck(what)) }
+    fn wait(&self, what: &'static str, done: impl Fn() -> bool) -> Result<(), UnitError> {
+        if poll(self.clock, COMMAND, done) { Ok(()) } else { Err(UnitError::Timeout(what)) }
     }
 }
 

@@ -78,7 +78,7 @@ impl Two {
         self.poke(slot, Field::AddressLo, ADDRESS | target.apic_id << 12);
         self.poke(slot, Field::AddressHi, 0);
         self.poke(slot, Field::Data, target.vector.into());
-        self.poke(slot, Field::Ctrl, 0);
+        self.poke(slot, Field::Control, 0);
     }
 
     fn signal(&self) -> Result<(), Status> {
@@ -123,15 +123,15 @@ fn feature_emulated_a_signal_of_an_unmasked_slot_is_delivered_at_once() {
 fn feature_emulated_a_signal_of_a_masked_slot_waits_and_comes_once() {
     let two = Two::new();
     two.program(0, target(0, 0x41));
-    two.poke(0, Field::Ctrl, 1);
+    two.poke(0, Field::Control, 1);
     for _ in 0..3 {
         assert_eq!(two.signal(), Ok(()));
     }
     assert_eq!((two.delivered(), two.pending(0)), (vec![], 1));
-    two.poke(0, Field::Ctrl, 0);
+    two.poke(0, Field::Control, 0);
     assert_eq!((two.delivered(), two.pending(0)), (vec![target(0, 0x41)], 0));
-    two.poke(0, Field::Ctrl, 1);
-    two.poke(0, Field::Ctrl, 0);
+    two.poke(0, Field::Control, 1);
+    two.poke(0, Field::Control, 0);
     assert_eq!(two.delivered(), [], "a second time");
 }
 
@@ -139,11 +139,11 @@ fn feature_emulated_a_signal_of_a_masked_slot_waits_and_comes_once() {
 fn feature_emulated_a_signal_that_waits_goes_where_the_slot_leads_when_it_is_unmasked() {
     let two = Two::new();
     two.program(0, target(0, 0x41));
-    two.poke(0, Field::Ctrl, 1);
+    two.poke(0, Field::Control, 1);
     two.signal().unwrap();
     two.poke(0, Field::AddressLo, ADDRESS | 1 << 12);
     two.poke(0, Field::Data, 0x52);
-    two.poke(0, Field::Ctrl, 0);
+    two.poke(0, Field::Control, 0);
     assert_eq!(two.delivered(), [target(1, 0x52)]);
     two.poke(0, Field::Data, 0x53);
     two.signal().unwrap();
@@ -180,10 +180,10 @@ fn feature_emulated_function_mask_and_disabling_hold_a_signal_back() {
     assert_eq!(two.delivered(), [target(0, 0x41)]);
     two.hold(true);
     two.signal().unwrap();
-    two.poke(0, Field::Ctrl, 1);
+    two.poke(0, Field::Control, 1);
     two.hold(false);
     assert_eq!(two.delivered(), [], "its own mask holds it");
-    two.poke(0, Field::Ctrl, 0);
+    two.poke(0, Field::Control, 0);
     assert_eq!(two.delivered(), [target(0, 0x41)]);
 }
 
@@ -191,12 +191,12 @@ fn feature_emulated_function_mask_and_disabling_hold_a_signal_back() {
 fn feature_emulated_a_reset_drops_the_signal_that_waits() {
     let two = Two::new();
     two.program(0, target(0, 0x41));
-    two.poke(0, Field::Ctrl, 1);
+    two.poke(0, Field::Control, 1);
     two.signal().unwrap();
     let before = two.machine().shadow(&two.table(), 0);
     two.service.drop_pending(&two.domain, FIRST).unwrap();
     assert_eq!((two.pending(0), two.machine().shadow(&two.table(), 0)), (0, before));
-    two.poke(0, Field::Ctrl, 0);
+    two.poke(0, Field::Control, 0);
     assert_eq!(two.delivered(), []);
     two.signal().unwrap();
     assert_eq!(two.delivered(), [target(0, 0x41)]);
@@ -223,12 +223,12 @@ fn feature_msix_backed_a_slot_is_for_the_functions_pasid_and_the_guest_does_not_
     assert_eq!(two.comes_out(3), Some(target(1, 0x61)));
     assert_eq!(two.machine().slot(&two.table(), 3)[3], 0x101 << 12 | 1 << 3);
     assert_eq!(two.machine().shadow(&two.table(), 3), [ADDRESS | 1 << 12, 0, 0x61, 0]);
-    two.poke(3, Field::Ctrl, !0);
+    two.poke(3, Field::Control, !0);
     assert_eq!(two.machine().slot(&two.table(), 3)[3], 0x101 << 12 | 1 << 3 | 1);
     assert_eq!(two.machine().shadow(&two.table(), 3)[3], 1, "of vector control the mask bit alone is there");
     let other = two.machine().slot(&second().msix.unwrap(), 0);
     assert_eq!(other[3], 0x102 << 12 | 1 << 3 | 1);
-    two.poke(3, Field::Ctrl, 0);
+    two.poke(3, Field::Control, 0);
     two.service.detach(&two.domain);
     for slot in 0..VECTORS as u16 {
         assert_eq!(two.machine().slot(&two.table(), slot)[3], 0x101 << 12 | 1 << 3 | 1, "at the end, slot {slot}");
@@ -250,18 +250,18 @@ fn feature_msix_backed_holding_masks_all_in_the_device_and_keeps_the_table_and_i
     for slot in 1..VECTORS as u16 {
         two.program(slot, target(0, 0x20 + slot as u8));
     }
-    two.poke(7, Field::Ctrl, 1);
+    two.poke(7, Field::Control, 1);
     let shown: Vec<_> = (0..VECTORS as u16).map(|slot| two.machine().shadow(&two.table(), slot)).collect();
     two.hold(true);
     assert!((0..VECTORS as u16).all(|slot| two.comes_out(slot).is_none()));
-    two.poke(7, Field::Ctrl, 0);
-    two.poke(8, Field::Ctrl, 1);
+    two.poke(7, Field::Control, 0);
+    two.poke(8, Field::Control, 1);
     assert!(
         (0..VECTORS as u16).all(|slot| two.comes_out(slot).is_none()),
         "a slot is unmasked while the table is held"
     );
-    two.poke(7, Field::Ctrl, 1);
-    two.poke(8, Field::Ctrl, 0);
+    two.poke(7, Field::Control, 1);
+    two.poke(8, Field::Control, 0);
     two.hold(false);
     let again: Vec<_> = (0..VECTORS as u16).map(|slot| two.machine().shadow(&two.table(), slot)).collect();
     assert_eq!(shown, again);
@@ -275,7 +275,7 @@ fn feature_msix_backed_holding_masks_all_in_the_device_and_keeps_the_table_and_i
 fn feature_msix_backed_pending_bits_are_the_devices_and_the_hypervisors() {
     let two = Two::new();
     two.program(0, target(0, 0x41));
-    two.poke(0, Field::Ctrl, 1);
+    two.poke(0, Field::Control, 1);
     two.signal().unwrap();
     for slot in [1, 63, 64, 129] {
         two.machine().set_pending(&two.table(), slot, true);
@@ -292,7 +292,7 @@ fn feature_msix_backed_a_reset_drops_what_is_pending_in_the_device_and_leaves_th
     for slot in [1, 2, 70] {
         two.program(slot, target(0, 0x41));
     }
-    two.poke(1, Field::Ctrl, 1);
+    two.poke(1, Field::Control, 1);
     let entries = two.machine().used();
     // One that is bound, one that never was, and one that is unmasked: that one cannot be pending.
     for slot in [1, 5] {
@@ -305,7 +305,7 @@ fn feature_msix_backed_a_reset_drops_what_is_pending_in_the_device_and_leaves_th
     assert_eq!((two.machine().slot(&two.table(), 1), two.machine().shadow(&two.table(), 1)), (before, shown));
     assert_eq!((two.comes_out(1), two.comes_out(5), two.comes_out(70)), (None, None, Some(target(0, 0x41))));
     assert_eq!((two.machine().used(), two.service.counters().live), (entries, 3), "all that was taken came back");
-    two.poke(1, Field::Ctrl, 0);
+    two.poke(1, Field::Control, 0);
     assert_eq!(two.comes_out(1), Some(target(0, 0x41)));
     two.service.drop_pending(&two.domain, FIRST).unwrap();
     assert_eq!(two.service.drop_pending(&two.domain, DEVICE), Ok(()), "the second function, with nothing pending");
@@ -319,7 +319,7 @@ fn feature_msix_backed_a_function_level_reset_leaves_nothing_of_the_table() {
         two.program(slot, target(0, 0x41));
     }
     for slot in [0, 1] {
-        two.poke(slot, Field::Ctrl, 1);
+        two.poke(slot, Field::Control, 1);
     }
     two.signal().unwrap();
     for slot in [1, 5] {
@@ -459,7 +459,7 @@ fn feature_storm_a_vector_of_a_virtual_function_that_rages_is_masked_and_its_tab
         "the mask bit, and no other one"
     );
     assert_eq!(two.pending(0), 1 << 3);
-    two.poke(3, Field::Ctrl, 0);
+    two.poke(3, Field::Control, 0);
     assert_eq!((two.comes_out(3), two.pending(0)), (Some(loud), 0));
 }
 
@@ -497,12 +497,12 @@ fn feature_emulated_no_signal_is_lost_or_doubled_while_all_masks_are_taken_away(
     };
     std::thread::scope(|scope| {
         scope.spawn(|| each_round(&|| two.signal().unwrap()));
-        scope.spawn(|| each_round(&|| two.poke(0, Field::Ctrl, 0)));
+        scope.spawn(|| each_round(&|| two.poke(0, Field::Control, 0)));
         scope.spawn(|| each_round(&|| two.hold(false)));
         let mut wrong = 0;
         for _ in 0..ROUNDS {
             two.hold(true);
-            two.poke(0, Field::Ctrl, 1);
+            two.poke(0, Field::Control, 1);
             start.wait();
             end.wait();
             wrong += usize::from(two.delivered().len() != 1);

@@ -122,7 +122,7 @@ proptest! {
 /// Memory of a guest whose other virtual processor does something between a batch's flush and its end.
 struct Between<'a, F: Fn(&Bench)>(&'a Bench, &'a [MapRequest], F);
 
-impl<F: Fn(&Bench)> GuestMemory for Between<'_, F> {
+impl<F: Fn(&Bench)> CallingGuest for Between<'_, F> {
     fn read(&self, _: Gpa, into: &mut [u8]) -> Result<(), Status> {
         let items: Vec<_> = self.1.iter().map(MapRequest::to_bytes).collect();
         into.copy_from_slice(items.as_flattened());
@@ -183,14 +183,14 @@ fn while_no_flush_comes_to_an_end_a_slot_that_is_sent_about_keeps_two_routes_at_
         bench.retarget(handle, target(PROCESSORS[round % 3], 0x50 + round as u8)).unwrap_err();
         let _ = bench.poke(9, Field::Data, 0x50 + round as u32);
         assert_eq!((bench.seen(9)[3] & 1, bench.fire(9)), (1, None));
-        bench.poke(9, Field::Ctrl, 0).unwrap_err();
+        bench.poke(9, Field::Control, 0).unwrap_err();
     }
     assert_eq!((bench.service.counters().quarantined, bench.machine().used()), (2, (2, 2)));
     bench.machine().mend();
     assert_eq!(bench.service.reclaim(), 0);
     bench.retarget(handle, target(1, 0x41)).unwrap();
     bench.poke(9, Field::Data, 0x42).unwrap();
-    bench.poke(9, Field::Ctrl, 0).unwrap();
+    bench.poke(9, Field::Control, 0).unwrap();
     assert_eq!([handle.index(), 9].map(|slot| bench.fire(slot)), [Some(target(1, 0x41)), Some(target(0, 0x42))]);
     assert_eq!(bench.machine().used(), (2, 2));
 }
@@ -220,7 +220,7 @@ fn while_no_flush_comes_to_an_end_a_guest_gets_no_more_than_one_call_asks_for() 
         assert_eq!(bench.map(&requests).0, Err(Status::HardwareError));
         assert_eq!(bench.map_one(requests[0]), Err(Status::HardwareError));
         bench.program(200, ADDRESS, 0x43).unwrap_err();
-        bench.poke(200, Field::Ctrl, 1).unwrap();
+        bench.poke(200, Field::Control, 1).unwrap();
     }
     assert_eq!((bench.service.counters().quarantined, bench.machine().used()), (100, (101, 3)));
     let write =
@@ -228,7 +228,7 @@ fn while_no_flush_comes_to_an_end_a_guest_gets_no_more_than_one_call_asks_for() 
     write(Field::AddressLo, ADDRESS.into()).unwrap();
     write(Field::Data, 0x40).unwrap();
     bench.machine().mend();
-    write(Field::Ctrl, 0).unwrap();
+    write(Field::Control, 0).unwrap();
     assert_eq!(
         (bench.service.counters().quarantined, bench.machine().used()),
         (100, (102, 4)),

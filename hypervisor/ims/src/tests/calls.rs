@@ -75,8 +75,8 @@ fn free_and_unmap_take_the_entry_away_in_order() {
     bench.machine().log();
     assert_eq!(bench.on(Call::Unmap, handle), Ok(0));
     let order = [
-        Op::Write(0, Field::Ctrl, 1),
-        Op::ReadBack(0, Field::Ctrl),
+        Op::Write(0, Field::Control, 1),
+        Op::ReadBack(0, Field::Control),
         Op::Clear(0),
         Op::Flush(vec![0]),
         Op::Release(0),
@@ -119,10 +119,10 @@ fn mask_and_unmask_keep_the_binding() {
     let handle = bench.mapped(target(0, 0x40));
     bench.machine().log();
     assert_eq!(bench.on(Call::Mask, handle), Ok(0));
-    assert_eq!(bench.machine().log(), [Op::Write(0, Field::Ctrl, 1), Op::ReadBack(0, Field::Ctrl)]);
+    assert_eq!(bench.machine().log(), [Op::Write(0, Field::Control, 1), Op::ReadBack(0, Field::Control)]);
     assert_eq!(bench.seen(0)[3], 1);
     assert_eq!(bench.on(Call::Unmask, handle), Ok(0));
-    assert_eq!(bench.machine().log(), [Op::Write(0, Field::Ctrl, 0)]);
+    assert_eq!(bench.machine().log(), [Op::Write(0, Field::Control, 0)]);
     assert_eq!(bench.seen(0)[3], 0);
 }
 
@@ -130,7 +130,7 @@ fn mask_and_unmask_keep_the_binding() {
 fn the_ctrl_dword_of_a_mapped_slot_masks_and_its_own_pair_may_be_written() {
     let bench = Bench::new();
     let handle = bench.mapped(target(0, 0x40));
-    bench.poke(0, Field::Ctrl, 1).unwrap();
+    bench.poke(0, Field::Control, 1).unwrap();
     assert_eq!(bench.fire(0), None);
     bench.program(0, 0xfee0_0018, handle.bits()).unwrap();
     assert_eq!(bench.fire(0), Some(target(0, 0x40)));
@@ -145,7 +145,7 @@ fn another_message_in_a_mapped_slot_masks_it_until_the_pair_is_back() {
         assert!(
             bench.write(StoreName::Ims, 0, 8, address.into()).is_err() || bench.poke(0, Field::Data, data).is_err()
         );
-        assert_eq!(bench.poke(0, Field::Ctrl, 0), Err(Status::InvalidArgument));
+        assert_eq!(bench.poke(0, Field::Control, 0), Err(Status::InvalidArgument));
         assert_eq!(bench.fire(0), None);
         assert_eq!(bench.on(Call::Unmask, handle), Err(Status::InvalidArgument));
         let _ = bench.poke(0, Field::AddressLo, 0xfee0_0018);
@@ -168,7 +168,7 @@ fn raw_and_allocated_slots_do_not_mix() {
     assert_eq!(bench.fire(1), None);
     bench.map_one(request(handle, 0x50)).unwrap();
     assert_eq!(bench.fire(1), Some(target(0, 0x50)));
-    bench.poke(0, Field::Ctrl, 1).unwrap();
+    bench.poke(0, Field::Control, 1).unwrap();
     bench.write(StoreName::Ims, 0, 8, 0).unwrap();
     bench.poke(0, Field::Data, 0).unwrap();
     assert_eq!(bench.alloc().index(), 0, "back to zeros is free");

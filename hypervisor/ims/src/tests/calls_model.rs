@@ -106,12 +106,12 @@ impl Model {
         of_group.map(|slot| slot.held = None).count() as u64
     }
 
-    fn map(&mut self, index: usize, wanted: (Target, u64), unmask: bool) -> bool {
+    fn map(&mut self, index: usize, request: (Target, u64), unmask: bool) -> bool {
         let Some(held) = &mut self.slots[index].held else { return false };
-        if held.mapping.is_some_and(|mapping| mapping != wanted) {
+        if held.mapping.is_some_and(|mapping| mapping != request) {
             return false;
         }
-        held.mapping = Some(wanted);
+        held.mapping = Some(request);
         held.masked &= !unmask;
         true
     }
@@ -220,7 +220,7 @@ fn any_target(step: &Step) -> Target {
 /// Makes one thing wrong. The status that this is to have; `None` if it cannot be wrong in this call.
 fn spoil(step: &Step, args: &mut [u64; 4]) -> Option<Status> {
     let uses = uses(step.call);
-    let find = |wanted: fn(Use) -> bool| uses.iter().position(|what| wanted(*what));
+    let find = |request: fn(Use) -> bool| uses.iter().position(|what| request(*what));
     let page = || {
         uses.iter().enumerate().find_map(|(n, what)| match what {
             Use::Page { size, align } => Some((n, *size, *align)),

@@ -58,7 +58,7 @@ const CALLS: &[Scenario] = &[
 const WRITES: &[Scenario] = &[
     Scenario { name: "first unmask", prepare: Bench::alloc, act: |bench, _| bench.program(9, ADDRESS, 0x40) },
     Scenario { name: "change in place", prepare: programmed, act: |bench, _| bench.poke(9, Field::Data, 0x41) },
-    Scenario { name: "mask", prepare: programmed, act: |bench, _| bench.poke(9, Field::Ctrl, 1) },
+    Scenario { name: "mask", prepare: programmed, act: |bench, _| bench.poke(9, Field::Control, 1) },
     Scenario { name: "wrong message", prepare: programmed, act: |bench, _| bench.poke(9, Field::Data, 0) },
     Scenario {
         name: "give up",
@@ -129,7 +129,7 @@ fn a_mask_that_the_device_did_not_take_is_tried_again_at_the_next_write() {
     let bench = Bench::new();
     bench.program(9, ADDRESS, 0x40).unwrap();
     bench.machine().fail(0, 1);
-    assert_eq!(bench.poke(9, Field::Ctrl, 1), Err(Status::HardwareError));
+    assert_eq!(bench.poke(9, Field::Control, 1), Err(Status::HardwareError));
     assert!(bench.machine().mend() && bench.fire(9).is_some());
     assert_eq!(bench.poke(9, Field::Data, 0x41), Ok(()));
     assert_eq!(bench.fire(9), None);
@@ -188,7 +188,7 @@ fn a_trapped_write_that_fails_leaves_a_safe_slot_that_mends_itself() {
             each_failure(scenario, count, |bench, _, _, _| {
                 // What the guest sees is what it wrote, and the next write makes it work.
                 assert!(bench.seen(9)[2] < 0x42);
-                bench.poke(9, Field::Ctrl, 1).unwrap();
+                bench.poke(9, Field::Control, 1).unwrap();
                 bench.program(9, ADDRESS, 0x43).unwrap();
                 assert_eq!(bench.fire(9), Some(target(0, 0x43)), "{}", scenario.name);
             });
@@ -238,7 +238,7 @@ fn an_entry_that_is_not_surely_flushed_waits_masked_for_a_flush() {
     bench.machine().mend();
     bench.machine().log();
     assert_eq!(bench.on(Call::Unmask, handle), Ok(0));
-    assert_eq!(bench.machine().log(), [machine::Op::Flush(vec![0]), machine::Op::Write(0, Field::Ctrl, 0)]);
+    assert_eq!(bench.machine().log(), [machine::Op::Flush(vec![0]), machine::Op::Write(0, Field::Control, 0)]);
     assert_eq!(bench.fire(handle.index()), Some(target(0, 0x40)));
     assert_eq!(bench.service.reclaim(), 0);
     assert_eq!(bench.machine().used(), (1, 1));

@@ -192,7 +192,7 @@ fn feature_aux_pasid_is_set_only_if_the_guest_owns_it_and_a_forged_one_is_replac
     assert_eq!(set(1 << 31 | 0x180), Ok(0));
     assert_eq!((ctrl(&bench), bench.info(handle).unwrap().pasid), (0x180 << 12 | 8, Pasid::new(0x180)));
     for forged in [0xfffff << 12 | 8, 0x199 << 12 | 8, 1 << 3, 0] {
-        bench.poke(handle.index(), Field::Ctrl, forged).unwrap();
+        bench.poke(handle.index(), Field::Control, forged).unwrap();
         assert_eq!(ctrl(&bench), 0x180 << 12 | 8, "{forged:#x}");
         assert_eq!(bench.seen(handle.index())[3], 0x180 << 12 | 8);
     }
@@ -219,10 +219,10 @@ fn a_write_that_cannot_be_had_reads_as_masked_and_is_among_the_guests_faults() {
     assert_eq!(bench.poke(1, Field::Data, 0x43), Err(Status::NoFreeVector));
     assert_eq!((bench.seen(1)[3] & 1, bench.fire(1), bench.faults(8).len()), (1, None, 1));
     // The guest gives one up, and tries again.
-    bench.poke(0, Field::Ctrl, 1).unwrap();
+    bench.poke(0, Field::Control, 1).unwrap();
     bench.write(StoreName::Ims, 0, 8, 0).unwrap();
     bench.poke(0, Field::Data, 0).unwrap();
-    assert_eq!(bench.poke(2, Field::Ctrl, 0), Ok(()));
+    assert_eq!(bench.poke(2, Field::Control, 0), Ok(()));
     assert_eq!((bench.seen(2)[3] & 1, bench.fire(2)), (0, Some(target(0, 0x42))));
     assert_eq!(bench.faults(8), []);
 }
@@ -388,7 +388,7 @@ fn feature_opaque_nothing_that_a_guest_reads_depends_on_the_hosts_entries_and_ve
             let handle = bench.alloc();
             let (done, replies) = bench.map(&[request(handle, target(u32::from(n) % 2, 0x40 + n))]);
             bench.poke(200 + u16::from(n), Field::AddressLo, ADDRESS).unwrap();
-            bench.poke(200 + u16::from(n), Field::Ctrl, 0).unwrap_err();
+            bench.poke(200 + u16::from(n), Field::Control, 0).unwrap_err();
             bench.program(250 + u16::from(n), ADDRESS, 0x50).unwrap();
             seen.push(format!("{done:?} {replies:?} {:?}", bench.info(handle)));
             bench.service.refused_message(bench.entry_of(handle), Bdf(0x777), 0x26);
@@ -493,7 +493,7 @@ fn a_guest_that_takes_all_that_it_can_leaves_the_others_their_entries() {
     (0..QUEUE_SLOTS_MAX).for_each(|_| _ = bench.queued(target(0, 0x44)));
     (0..IMS_SLOTS).for_each(|_| _ = bench.mapped(target(0, 0x44)));
     for slot in 0..MSIX_SLOTS as u16 {
-        for (field, value) in [(Field::AddressLo, ADDRESS), (Field::Data, 0x44), (Field::Ctrl, 0)] {
+        for (field, value) in [(Field::AddressLo, ADDRESS), (Field::Data, 0x44), (Field::Control, 0)] {
             bench.write(StoreName::Msix, field.offset(slot), 4, value.into()).unwrap();
         }
     }

@@ -9,8 +9,8 @@ use std::{
 use hcall_abi::{MessagePair, Status, Target};
 
 use crate::{
-    Bind, Bound, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, PackedRoute, Reach, Remap, Shadow, Span,
-    Store, StoreSpec, UnitNumber, Wanted, addr::Bdf,
+    Bind, BindRequest, BoundEntry, Delivery, EntryIndex, Field, GuestId, HostRoute, Message, PackedRoute, Remap,
+    Shadow, Span, Store, StoreLocation, StoreSpec, UnitNumber, addr::Bdf,
 };
 
 /// What a port was asked to do.
@@ -329,7 +329,7 @@ impl Remap for Machine {
 }
 
 impl Bind for Machine {
-    fn bind_all<'a, W: AsMut<Wanted> + 'a>(
+    fn bind_all<'a, W: AsMut<BindRequest> + 'a>(
         &self,
         guest: GuestId,
         unit: UnitNumber,
@@ -337,14 +337,14 @@ impl Bind for Machine {
         runs: impl Iterator<Item = &'a mut [W]>,
     ) -> (usize, Span) {
         let (mut failed, mut span) = (0, Span::NONE);
-        for Wanted { target, bound } in runs.flatten().map(AsMut::as_mut) {
-            *bound = self.route(guest, *target).and_then(|route| {
+        for BindRequest { target, result } in runs.flatten().map(AsMut::as_mut) {
+            *result = self.route(guest, *target).and_then(|route| {
                 let entry = self.bind(unit, requester, route);
                 let entry = entry.inspect_err(|_| self.unroute(guest, *target, route))?;
                 span.add(entry);
-                Ok(Bound { route: PackedRoute::new(route), entry })
+                Ok(BoundEntry { route: PackedRoute::new(route), entry })
             });
-            failed += usize::from(bound.is_err());
+            failed += usize::from(result.is_err());
         }
         (failed, span)
     }
@@ -352,7 +352,7 @@ impl Bind for Machine {
 
 impl Store for Machine {
     fn write(&self, store: &StoreSpec, slot: u16, field: Field, value: u32) {
-        if store.reach == Reach::Guests {
+        if store.location == StoreLocation::GuestMemory {
             return;
         }
         let mut inner = self.inner();
@@ -382,13 +382,13 @@ impl Store for Machine {
     }
 
     fn commit(&self, store: &StoreSpec) -> Result<(), Status> {
-        assert!(!matches!(store.reach, Reach::Slow(_)), "no store here is slow");
+        assert!(!matches!(store.location, StoreLocation::SlowStore(_)), "no store here is slow");
         Ok(())
     }
 
     fn read_back(&self, store: &StoreSpec, slot: u16, field: Field) -> u32 {
-        if store.reach == Reach::Guests {
-            return u32::from(field == Field::Ctrl);
+        if store.location == StoreLocation::GuestMemory {
+            return u32::from(field == Field::Control);
         }
         let failed = self.fails();
         let mut inner = self.inner();
@@ -407,7 +407,7 @@ impl Store for Machine {
 
 impl Shadow for Machine {
     fn show(&self, store: &StoreSpec, slot: u16, field: Field, value: u32) {
-        if store.reach == Reach::Guests {
+        if store.location == StoreLocation::GuestMemory {
             return;
         }
         let mut inner = self.inner();
@@ -417,7 +417,7 @@ impl Shadow for Machine {
     }
 
     fn show_slot(&self, store: &StoreSpec, slot: u16, dwords: [u32; 4]) {
-        if store.reach == Reach::Guests {
+        if store.location == StoreLocation::GuestMemory {
             return;
         }
         for (field, value) in Field::ALL.into_iter().zip(dwords) {

@@ -47,7 +47,7 @@ impl OnePage<'_> {
     }
 }
 
-impl GuestMemory for OnePage<'_> {
+impl CallingGuest for OnePage<'_> {
     fn read(&self, from: Gpa, into: &mut [u8]) -> Result<(), Status> {
         let mut bytes = self.bytes.borrow_mut();
         let range = self.range(from, into.len())?;
@@ -78,7 +78,7 @@ fn store(base: u64, slots: u32) -> StoreSpec {
         bar: 0,
         offset: base as u32,
         backing: None,
-        reach: Reach::Memory,
+        location: StoreLocation::DeviceMemory,
     }
 }
 
@@ -152,7 +152,7 @@ impl Bench {
         self.poke(slot, Field::AddressLo, address)?;
         self.poke(slot, Field::AddressHi, 0)?;
         self.poke(slot, Field::Data, data)?;
-        self.poke(slot, Field::Ctrl, 0)
+        self.poke(slot, Field::Control, 0)
     }
 
     fn call(&self, call: Call, args: [u64; 4]) -> Result<u64, Status> {

@@ -128,7 +128,7 @@ fn the_order_is_route_entry_flush_message_unmask_and_back() {
     bench.write(StoreName::Ims, 0, 8, ADDRESS.into()).unwrap();
     bench.poke(0, Field::Data, 0x41).unwrap();
     bench.machine().log();
-    bench.poke(0, Field::Ctrl, 0).unwrap();
+    bench.poke(0, Field::Control, 0).unwrap();
     let bind = [
         Op::Route(target(0, 0x41)),
         Op::Reserve(0),
@@ -137,17 +137,17 @@ fn the_order_is_route_entry_flush_message_unmask_and_back() {
         Op::Write(0, Field::AddressLo, 0xfee0_0010),
         Op::Write(0, Field::AddressHi, 0),
         Op::Write(0, Field::Data, 0),
-        Op::Write(0, Field::Ctrl, 0),
+        Op::Write(0, Field::Control, 0),
     ];
     assert_eq!(bench.machine().log(), bind);
     bench.poke(0, Field::Data, 0x42).unwrap();
     let retarget = [Op::Route(target(0, 0x42)), Op::Program(0), Op::Flush(vec![0]), Op::Unroute(target(0, 0x41))];
     assert_eq!(bench.machine().log(), retarget, "in place, never cleared, never masked");
-    bench.poke(0, Field::Ctrl, 1).unwrap();
-    assert_eq!(bench.machine().log(), [Op::Write(0, Field::Ctrl, 1), Op::ReadBack(0, Field::Ctrl)]);
-    bench.poke(0, Field::Ctrl, 0).unwrap();
-    assert_eq!(bench.machine().log(), [Op::Write(0, Field::Ctrl, 0)], "the binding was kept");
-    bench.poke(0, Field::Ctrl, 1).unwrap();
+    bench.poke(0, Field::Control, 1).unwrap();
+    assert_eq!(bench.machine().log(), [Op::Write(0, Field::Control, 1), Op::ReadBack(0, Field::Control)]);
+    bench.poke(0, Field::Control, 0).unwrap();
+    assert_eq!(bench.machine().log(), [Op::Write(0, Field::Control, 0)], "the binding was kept");
+    bench.poke(0, Field::Control, 1).unwrap();
     bench.machine().log();
     bench.write(StoreName::Ims, 0, 8, 0).unwrap();
     bench.poke(0, Field::Data, 0).unwrap();
@@ -166,10 +166,10 @@ fn attack_03_when_entries_or_vectors_run_out_the_slot_stays_masked_and_can_be_tr
         assert_eq!(bench.machine().slot(&bench.spec(StoreName::Ims), 2)[3], 1);
         assert_eq!(bench.machine().used(), (2, 2), "nothing is left over of the attempt");
         assert_eq!(bench.domain.counters().refused, 1);
-        bench.poke(0, Field::Ctrl, 1).unwrap();
+        bench.poke(0, Field::Control, 1).unwrap();
         bench.write(StoreName::Ims, 0, 8, 0).unwrap();
         bench.poke(0, Field::Data, 0).unwrap();
-        bench.poke(2, Field::Ctrl, 0).unwrap();
+        bench.poke(2, Field::Control, 0).unwrap();
         assert_eq!(bench.fire(2), Some(target(0, 0x42)));
     }
 }
@@ -211,7 +211,7 @@ fn attack_07_and_08_no_entry_or_cache_keeps_what_was_retargeted_or_freed() {
     bench.program(0, ADDRESS, 0x40).unwrap();
     bench.poke(0, Field::Data, 0x41).unwrap();
     assert_eq!(bench.machine().used(), (1, 1), "the old route is gone, and the machine checked that no cache had it");
-    bench.poke(0, Field::Ctrl, 1).unwrap();
+    bench.poke(0, Field::Control, 1).unwrap();
     bench.write(StoreName::Ims, 0, 8, 0).unwrap();
     bench.poke(0, Field::Data, 0).unwrap();
     // The index is used again at once, and must be clean (checked at each operation).
@@ -253,11 +253,11 @@ fn attacks_12_13_14_refused_messages_mask_the_slot_until_a_right_one_comes() {
 #[test]
 fn attack_15_writes_of_every_width_and_alignment_do_what_dwords_would() {
     // The message of slot 1, unmasked, within slots that are masked and empty.
-    let mut wanted = [0u8; 48];
-    wanted[12] = 1;
-    wanted[44] = 1;
-    wanted[16..20].copy_from_slice(&(ADDRESS | 1 << 12).to_le_bytes());
-    wanted[24] = 0x77;
+    let mut request = [0u8; 48];
+    request[12] = 1;
+    request[44] = 1;
+    request[16..20].copy_from_slice(&(ADDRESS | 1 << 12).to_le_bytes());
+    request[24] = 0x77;
     for width in 1..=8usize {
         for start in 0..width {
             let bench = Bench::new();
@@ -265,7 +265,7 @@ fn attack_15_writes_of_every_width_and_alignment_do_what_dwords_would() {
             while at < 48 {
                 let width = width.min(48 - at);
                 let mut value = [0; 8];
-                value[..width].copy_from_slice(&wanted[at..at + width]);
+                value[..width].copy_from_slice(&request[at..at + width]);
                 let _ = bench.write(StoreName::Ims, at as u64, width as u8, u64::from_le_bytes(value));
                 at += width;
             }
@@ -309,19 +309,19 @@ fn attack_20_an_eight_byte_write_that_reaches_ctrl_unmasks_last() {
     bench.write(StoreName::Ims, 0, 8, ADDRESS.into()).unwrap();
     bench.machine().log();
     bench.write(StoreName::Ims, 8, 8, 0x44).unwrap();
-    assert_eq!(bench.machine().log().last(), Some(&Op::Write(0, Field::Ctrl, 0)));
+    assert_eq!(bench.machine().log().last(), Some(&Op::Write(0, Field::Control, 0)));
     assert_eq!(bench.fire(0), Some(target(0, 0x44)));
     // And one that masks while it changes the data leaves the entry alone.
     bench.write(StoreName::Ims, 8, 8, 1 << 32 | 0x55).unwrap();
     assert_eq!(bench.fire(0), None);
-    bench.poke(0, Field::Ctrl, 0).unwrap();
+    bench.poke(0, Field::Control, 0).unwrap();
     assert_eq!(bench.fire(0), Some(target(0, 0x55)));
 }
 
 #[test]
 fn attack_20_unmask_before_the_message_waits_for_the_message() {
     let bench = Bench::new();
-    assert!(bench.poke(0, Field::Ctrl, 0).is_err());
+    assert!(bench.poke(0, Field::Control, 0).is_err());
     assert!(bench.poke(0, Field::Data, 0x40).is_err());
     assert_eq!(bench.machine().used(), (0, 0));
     bench.poke(0, Field::AddressLo, ADDRESS).unwrap();
@@ -334,7 +334,7 @@ fn attack_21_and_22_a_device_gets_the_mask_bit_only() {
     let bench = Bench::new();
     bench.program(0, ADDRESS, 0x40).unwrap();
     for ctrl in [0xffff_f008, 0xffff_f009, 0xffff_ffff, 0x0000_0ffe, 6] {
-        bench.poke(0, Field::Ctrl, ctrl).unwrap();
+        bench.poke(0, Field::Control, ctrl).unwrap();
         assert_eq!(bench.seen(0)[3], ctrl & 1, "{ctrl:#x}");
         assert_eq!(bench.fire(0).is_some(), ctrl & 1 == 0);
     }
@@ -401,12 +401,12 @@ fn the_pending_bit_is_shown_when_a_driver_masks_and_looks_again() {
     let bench = Bench::new();
     let spec = bench.spec(StoreName::Ims);
     bench.program(0, ADDRESS, 0x40).unwrap();
-    bench.poke(0, Field::Ctrl, 1).unwrap();
+    bench.poke(0, Field::Control, 1).unwrap();
     assert_eq!(bench.seen(0)[3], 1);
     bench.machine().set_pending(&spec, 0, true);
-    bench.poke(0, Field::Ctrl, 1).unwrap();
+    bench.poke(0, Field::Control, 1).unwrap();
     assert_eq!(bench.seen(0)[3], 3);
-    bench.poke(0, Field::Ctrl, 0).unwrap();
+    bench.poke(0, Field::Control, 0).unwrap();
     assert_eq!(bench.seen(0)[3], 0);
 }
 
@@ -417,7 +417,7 @@ fn a_detached_guest_holds_nothing_and_can_do_nothing() {
     let handle = bench.mapped(target(1, 0x50));
     bench.service.detach(&bench.domain);
     assert_eq!(bench.machine().used(), (0, 0));
-    assert_eq!(bench.poke(0, Field::Ctrl, 0), Err(Status::NoSuchDevice));
+    assert_eq!(bench.poke(0, Field::Control, 0), Err(Status::NoSuchDevice));
     assert_eq!(bench.on(Call::Mask, handle), Err(Status::NoSuchDevice));
     assert_eq!(bench.service.device_reset(&bench.domain, DEVICE), Err(Status::NoSuchDevice));
     assert_eq!(bench.service.lookup(EntryIndex(0)), None);

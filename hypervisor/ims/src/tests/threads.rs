@@ -128,7 +128,7 @@ impl<'a> Player<'a> {
         if by_call {
             self.bench.on(if masked { Call::Mask } else { Call::Unmask }, handle).unwrap();
         } else {
-            self.bench.poke(handle.index(), Field::Ctrl, masked.into()).unwrap();
+            self.bench.poke(handle.index(), Field::Control, masked.into()).unwrap();
         }
     }
 
@@ -233,7 +233,7 @@ fn play_foul(bench: &Bench, handles: &std::sync::Mutex<Vec<SlotHandle>>, dice: &
         11..13 => {
             let slot = dice.below(6) as u16;
             let _ = bench.program(slot, ADDRESS, 0x40 + dice.below(4) as u32);
-            let _ = bench.poke(slot, Field::Ctrl, dice.below(2) as u32);
+            let _ = bench.poke(slot, Field::Control, dice.below(2) as u32);
         }
         13..15 => {
             let handle = pick(dice);
@@ -373,7 +373,7 @@ fn a_slot_is_given_to_one_at_a_time() {
 /// Memory of a guest whose other virtual processor does all it can to a slot while a batch that maps it is between its flush and its end.
 struct Meddler<'a>(&'a Bench, SlotHandle);
 
-impl GuestMemory for Meddler<'_> {
+impl CallingGuest for Meddler<'_> {
     fn read(&self, _: Gpa, into: &mut [u8]) -> Result<(), Status> {
         let item = MapRequest { handle: self.1, target: target(1, 0x40), unmask: true, cookie: 7 };
         into.copy_from_slice(&item.to_bytes());

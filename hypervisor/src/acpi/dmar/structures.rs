@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Dmar, Drhd, Odd, OddKind, Rmrr, Satc, Scope, ScopeKind};
+use super::{DefectKind, Dmar, DmarDefect, Drhd, Rmrr, Satc, Scope, ScopeKind};
 use crate::{
     acpi::bytes::{u8_at, u16_at, u64_at},
     addr::{Hpa, PAGE_SIZE},
@@ -46,11 +46,11 @@ impl Dmar {
     fn end(&mut self, rest: &[u8], at: usize) {
         let padding = rest.iter().all(|&byte| byte == 0);
         self.cut = !padding;
-        self.note(at, if padding { OddKind::Padding } else { OddKind::Length });
+        self.note(at, if padding { DefectKind::Padding } else { DefectKind::Length });
     }
 
-    fn note(&mut self, at: usize, what: OddKind) {
-        self.odd.push(Odd { at, what });
+    fn note(&mut self, at: usize, what: DefectKind) {
+        self.defects.push(DmarDefect { at, what });
     }
 
     fn add(&mut self, structure: &[u8], at: usize) {
@@ -63,7 +63,7 @@ impl Dmar {
         if read.is_none() {
             // A unit that nothing is known of could serve anything.
             self.cut |= u16_at(structure, 0) == Some(DRHD);
-            self.note(at, OddKind::Short);
+            self.note(at, DefectKind::Short);
         }
     }
 
@@ -83,7 +83,7 @@ impl Dmar {
             whole: false,
         };
         if !usable {
-            self.note(at, OddKind::UnitAddress(base));
+            self.note(at, DefectKind::UnitAddress(base));
         }
         Scopes { found: unit.scopes, whole: unit.whole } = self.scopes(structure, 16, at);
         self.add_unit(unit, at);
@@ -101,11 +101,11 @@ impl Dmar {
         let base = registers.map_or(0, |registers| registers.start.as_u64());
         let what = if is_same {
             earlier.join(unit);
-            OddKind::SameUnit(base)
+            DefectKind::SameUnit(base)
         } else {
             unit.base = None;
             self.units.push(unit);
-            OddKind::TakenRegisters(base)
+            DefectKind::TakenRegisters(base)
         };
         self.note(at, what);
     }
@@ -115,7 +115,7 @@ impl Dmar {
         let (base, limit, segment) = (u64_at(structure, 8)?, u64_at(structure, 16)?, u16_at(structure, 6)?);
         let pages = base.is_multiple_of(PAGE_SIZE) && limit.checked_add(1).is_some_and(|end| end % PAGE_SIZE == 0);
         if !pages || limit <= base || limit >= ADDRESSES_END {
-            self.note(at, OddKind::Region(base, limit));
+            self.note(at, DefectKind::Region(base, limit));
             return Some(());
         }
         let scopes = self.scopes(structure, 24, at).found;
@@ -140,7 +140,7 @@ impl Dmar {
             let Some((scope, next)) = len.and_then(|len| rest.split_at_checked(len)) else {
                 // Zeros up to the structure's end name nothing.
                 scopes.whole = rest.iter().all(|&byte| byte == 0);
-                self.note(at + structure.len() - rest.len(), OddKind::ScopeLength);
+                self.note(at + structure.len() - rest.len(), DefectKind::ScopeLength);
                 break;
             };
             rest = next;

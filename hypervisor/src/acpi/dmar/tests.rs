@@ -36,8 +36,8 @@ fn parse(structures: &[Vec<u8>]) -> Dmar {
     Dmar::parse(&table(structures)).unwrap()
 }
 
-fn odd(at: usize, what: OddKind) -> Vec<Odd> {
-    vec![Odd { at, what }]
+fn odd(at: usize, what: DefectKind) -> Vec<DmarDefect> {
+    vec![DmarDefect { at, what }]
 }
 
 fn no_bridges(_: Bdf) -> Option<(u8, u8)> {
@@ -58,7 +58,7 @@ fn a_units_flags_base_and_scopes_are_read() {
     assert_eq!(unit.scopes.len(), 2);
     assert_eq!(unit.scopes[0].kind, ScopeKind::IoApic(9));
     assert_eq!(unit.scopes[1].function(0, no_bridges), Some(Bdf::new(0, 2, 0)));
-    assert_eq!(dmar.odd, []);
+    assert_eq!(dmar.defects, []);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_length_that_cannot_be_ends_the_walk_and_what_came_before_is_used() {
     small[2] = 3;
     for last in [zero, beyond, small, vec![1, 0, 9]] {
         let dmar = parse(&[unit(1, UNIT, &[scope(1, 0, 0, &[(2, 0)])]), last.clone()]);
-        assert_eq!((dmar.units.len(), &dmar.odd), (1, &odd(72, OddKind::Length)), "{last:?}");
+        assert_eq!((dmar.units.len(), &dmar.defects), (1, &odd(72, DefectKind::Length)), "{last:?}");
         assert_eq!(base_of(&dmar, Bdf::new(0, 2, 0)), Some(UNIT));
         assert_eq!(base_of(&dmar, Bdf::new(0, 3, 0)), None, "a unit that is left out could serve it");
     }
@@ -112,7 +112,7 @@ fn a_length_that_cannot_be_ends_the_walk_and_what_came_before_is_used() {
 fn zeros_at_the_end_are_padding() {
     for zeros in [1, 2, 3, 4, 16, 100] {
         let dmar = parse(&[unit(1, UNIT, &[]), vec![0; zeros]]);
-        assert_eq!((dmar.units.len(), &dmar.odd), (1, &odd(64, OddKind::Padding)), "{zeros}");
+        assert_eq!((dmar.units.len(), &dmar.defects), (1, &odd(64, DefectKind::Padding)), "{zeros}");
         assert_eq!(base_of(&dmar, Bdf::new(0, 3, 0)), Some(UNIT), "nothing is lost");
     }
 }
@@ -121,7 +121,7 @@ fn zeros_at_the_end_are_padding() {
 fn a_structure_that_is_too_short_is_left_out_and_the_walk_goes_on() {
     for kind in [DRHD, RMRR, SATC] {
         let dmar = parse(&[with_length(kind, &[0; 2]), unit(1, UNIT, &[])]);
-        assert_eq!((dmar.units.len(), &dmar.odd), (1, &odd(48, OddKind::Short)));
+        assert_eq!((dmar.units.len(), &dmar.defects), (1, &odd(48, DefectKind::Short)));
         assert_eq!(base_of(&dmar, Bdf::new(0, 3, 0)).is_some(), kind != DRHD, "a unit could serve anything");
     }
 }
@@ -133,12 +133,12 @@ fn behind_a_scope_with_a_wrong_length_nothing_is_known_of_a_unit() {
         bad[1] = len;
         let named = unit(0, UNIT, &[scope(1, 0, 0, &[(3, 0)]), bad]);
         let dmar = parse(&[named, unit(1, UNIT + 0x1000, &[])]);
-        assert_eq!((dmar.units.len(), &dmar.odd), (2, &odd(72, OddKind::ScopeLength)), "{len}");
+        assert_eq!((dmar.units.len(), &dmar.defects), (2, &odd(72, DefectKind::ScopeLength)), "{len}");
         assert_eq!(base_of(&dmar, Bdf::new(0, 3, 0)), Some(UNIT));
         assert_eq!(base_of(&dmar, Bdf::new(0, 2, 0)), None, "not the unit for all the rest");
     }
     let padded = parse(&[unit(0, UNIT, &[scope(1, 0, 0, &[(3, 0)]), vec![0; 8]]), unit(1, UNIT + 0x1000, &[])]);
-    assert_eq!((padded.odd.len(), base_of(&padded, Bdf::new(0, 2, 0))), (1, Some(UNIT + 0x1000)), "padding");
+    assert_eq!((padded.defects.len(), base_of(&padded, Bdf::new(0, 2, 0))), (1, Some(UNIT + 0x1000)), "padding");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_unit_at_an_address_that_cannot_be_serves_nobody_and_hides_no_other() {
     for base in [0, UNIT + 8, u64::MAX - 0xfff] {
         let bad = unit(0, base, &[scope(1, 0, 0, &[(2, 0)])]);
         let dmar = parse(&[bad, unit(1, UNIT, &[])]);
-        assert_eq!((dmar.units.len(), &dmar.odd), (2, &odd(48, OddKind::UnitAddress(base))));
+        assert_eq!((dmar.units.len(), &dmar.defects), (2, &odd(48, DefectKind::UnitAddress(base))));
         assert_eq!(base_of(&dmar, Bdf::new(0, 2, 0)), None);
         assert_eq!(base_of(&dmar, Bdf::new(0, 3, 0)), Some(UNIT));
     }
@@ -164,14 +164,14 @@ fn two_entries_for_one_unit_are_one_that_serves_what_either_names() {
     let rest = unit(1, UNIT + 0x1000, &[]);
     for entries in [[first.clone(), second.clone()], [second, first]] {
         let dmar = parse(&[&entries[..], std::slice::from_ref(&rest)].concat());
-        assert_eq!((dmar.units.len(), &dmar.odd), (2, &odd(72, OddKind::SameUnit(UNIT))));
+        assert_eq!((dmar.units.len(), &dmar.defects), (2, &odd(72, DefectKind::SameUnit(UNIT))));
         for device in [2, 3] {
             assert_eq!(base_of(&dmar, Bdf::new(0, device, 0)), Some(UNIT), "{device}");
         }
         assert_eq!(base_of(&dmar, Bdf::new(0, 4, 0)), Some(UNIT + 0x1000));
     }
     let dmar = parse(&[unit(0, UNIT, &[]), unit(1, UNIT, &[])]);
-    assert_eq!((dmar.units.len(), &dmar.odd), (1, &odd(64, OddKind::SameUnit(UNIT))));
+    assert_eq!((dmar.units.len(), &dmar.defects), (1, &odd(64, DefectKind::SameUnit(UNIT))));
     assert_eq!(base_of(&dmar, Bdf::new(0, 4, 0)), Some(UNIT), "all the rest");
     let mut bad = scope(1, 0, 0, &[(5, 0)]);
     bad[1] = 2;
@@ -184,8 +184,8 @@ fn registers_serve_one_unit_of_one_segment_and_what_the_second_names_goes_to_nob
     let named = |base| unit(0, base, &[scope(1, 0, 0, &[(2, 0)])]);
     let there = |bdf: Bdf| bdf.in_segment(1);
     let dmar = parse(&[named(UNIT), in_segment(1, named(UNIT)), in_segment(1, unit(1, UNIT, &[]))]);
-    let told = [72, 96].map(|at| Odd { at, what: OddKind::TakenRegisters(UNIT) });
-    assert_eq!((dmar.units.len(), &dmar.odd[..]), (3, &told[..]));
+    let told = [72, 96].map(|at| DmarDefect { at, what: DefectKind::TakenRegisters(UNIT) });
+    assert_eq!((dmar.units.len(), &dmar.defects[..]), (3, &told[..]));
     assert_eq!(base_of(&dmar, Bdf::new(0, 2, 0)), Some(UNIT));
     for device in [2, 3] {
         assert_eq!(base_of(&dmar, there(Bdf::new(0, device, 0))), None);
@@ -194,7 +194,7 @@ fn registers_serve_one_unit_of_one_segment_and_what_the_second_names_goes_to_nob
     wide[5] = 1;
     let rest = unit(0, UNIT + 0x2000, &[scope(1, 0, 0, &[(3, 0)])]);
     let dmar = parse(&[wide, named(UNIT + 0x1000), rest]);
-    assert_eq!((dmar.units.len(), &dmar.odd), (3, &odd(64, OddKind::TakenRegisters(UNIT + 0x1000))));
+    assert_eq!((dmar.units.len(), &dmar.defects), (3, &odd(64, DefectKind::TakenRegisters(UNIT + 0x1000))));
     let bases = [2, 3, 4].map(|device| base_of(&dmar, Bdf::new(0, device, 0)));
     assert_eq!(bases, [None, Some(UNIT + 0x2000), Some(UNIT)], "in the middle of another one's registers; behind them");
 }
@@ -206,7 +206,7 @@ fn a_second_entry_for_a_unit_does_not_take_the_registers_of_another() {
     wide[5] = 1;
     let entries = [of(2, UNIT), of(3, UNIT + 0x1000), wide.clone()];
     let dmar = parse(&entries);
-    assert_eq!(dmar.odd, odd(48 + 2 * 24, OddKind::TakenRegisters(UNIT)));
+    assert_eq!(dmar.defects, odd(48 + 2 * 24, DefectKind::TakenRegisters(UNIT)));
     assert_eq!(dmar.units[0].size, 0x1000);
     let bases = [2, 3, 4].map(|device| base_of(&dmar, Bdf::new(0, device, 0)));
     assert_eq!(bases, [Some(UNIT), Some(UNIT + 0x1000), None]);
@@ -242,7 +242,7 @@ fn what_could_be_behind_a_bridge_that_is_not_seen_is_not_one_of_all_the_rest() {
 fn an_odd_region_is_left_out_and_all_else_is_used() {
     for (base, limit) in [(0x2000, 0x1fff), (0x2000, 0x2000), (0x10, 0xfff), (0, u64::MAX), (0, 0)] {
         let dmar = parse(&[unit(1, UNIT, &[]), region(base, limit, &[]), region(0x1000, 0x1fff, &[])]);
-        assert_eq!(dmar.odd, odd(64, OddKind::Region(base, limit)));
+        assert_eq!(dmar.defects, odd(64, DefectKind::Region(base, limit)));
         assert_eq!((dmar.units.len(), dmar.reserved.len()), (1, 1));
     }
 }
@@ -251,7 +251,7 @@ fn an_odd_region_is_left_out_and_all_else_is_used() {
 fn there_is_no_limit_to_units_and_scopes() {
     let units: Vec<_> = (0..500).map(|n| unit(0, UNIT + 0x1000 * n, &vec![scope(1, 0, 0, &[(2, 0)]); 300])).collect();
     let dmar = parse(&units);
-    assert_eq!((dmar.units.len(), dmar.odd.len()), (500, 0));
+    assert_eq!((dmar.units.len(), dmar.defects.len()), (500, 0));
     assert!(dmar.units.iter().all(|unit| unit.scopes.len() == 300));
 }
 

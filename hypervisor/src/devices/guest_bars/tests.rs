@@ -93,7 +93,7 @@ fn shown(config: Config) -> [Vec<(u64, Page)>; 2] {
     let mut space = bed.space();
     let descr = describe(&model, &function, space.bars).unwrap();
     let mut layout =
-        BarLayout { function: &function, descr: &descr, id: DeviceId(8), room: &mut space, shared: Vec::new() };
+        BarLayout { function: &function, descr: &descr, id: DeviceId(8), space: &mut space, shared: Vec::new() };
     layout.show_all(Some(&model), |_| None).unwrap();
     [(0, BAR0), (2, BAR2)].map(|(n, base)| {
         let bar = descr.bars[n].unwrap();
@@ -125,7 +125,7 @@ fn of_a_function_that_says_nothing_of_its_registers_the_tables_page_is_trapped_f
     let mut space = bed.space();
     let descr = describe(&model, &function, space.bars).unwrap();
     let mut layout =
-        BarLayout { function: &function, descr: &descr, id: DeviceId(8), room: &mut space, shared: Vec::new() };
+        BarLayout { function: &function, descr: &descr, id: DeviceId(8), space: &mut space, shared: Vec::new() };
     layout.show_all(None::<&Model>, |_| None).unwrap();
     let pages = bed.pages(descr.bars[0].unwrap().gpa, 0x4000, BAR0);
     assert_eq!(exceptions(&pages), [(0x1000, Page::Trapped), (0x3000, Page::ReadOnly(0x3000))]);

@@ -58,9 +58,9 @@ impl Fake {
             initrd: None,
         };
         let modules: Vec<_> = strings.iter().map(module).collect();
-        let tell = |given: &Given| match given {
-            Given::Whole(function) => format!("{:x}", function.bdf.bus()),
-            Given::Virtual(Share { parent, part, .. }) => {
+        let tell = |given: &Assignment| match given {
+            Assignment::Whole(function) => format!("{:x}", function.bdf.bus()),
+            Assignment::Virtual(VirtualAllocation { parent, part, .. }) => {
                 format!("{:x}/{}+{}", parent.bdf.bus(), part.queue, part.first_slot)
             }
         };

@@ -5,8 +5,8 @@ use crate::{
     addr::{Gpa, Gva},
     cpu::fpu::VectorRegister,
     exits::{
+        decode_cache::DecodeCache,
         instruction::{Mode, Segment},
-        memo::Memo,
         walk::{Access, GuestMemory, Paging},
         width::Width,
     },
@@ -57,9 +57,9 @@ pub trait Machine: GuestMemory {
     /// Those that decide on translations of code: the same but for RFLAGS.AC, which has no say there and is false.
     fn code_paging(&self) -> Paging;
     /// Instructions that this processor has executed here before.
-    fn memo(&self) -> &Memo;
+    fn decode_cache(&self) -> &DecodeCache;
     /// The same, to add one.
-    fn memo_mut(&mut self) -> &mut Memo;
+    fn decode_cache_mut(&mut self) -> &mut DecodeCache;
     /// What lies in the page of `gpa`.
     fn region(&self, gpa: Gpa) -> Region;
     /// A guest's read from a trapped page: anywhere in it, but not beyond its end.

@@ -41,7 +41,7 @@ pub fn store_known<M: Machine>(machine: &mut M, fault: Fault) -> Option<u8> {
 fn known_instruction<M: Machine>(machine: &M, rip: u64, gpa: Gpa) -> Option<&Decoded> {
     let low = machine.read_u64(gpa).ok()?;
     let high = machine.read_u64(Gpa::new(gpa.as_u64() + 8)).ok()?;
-    machine.memo().find(rip, Mode::Bits64, [low, high & (u64::MAX >> 8)])
+    machine.decode_cache().find(rip, Mode::Bits64, [low, high & (u64::MAX >> 8)])
 }
 
 /// Where the code at `rip` is, through the guest's tables as they are now.
@@ -52,7 +52,7 @@ fn code_address<M: Machine>(machine: &mut M, rip: u64) -> Option<Gpa> {
         return None;
     }
     let paging = machine.code_paging();
-    match machine.memo().walked(rip).and_then(|walked| walked.again(machine, &paging, rip)) {
+    match machine.decode_cache().walked(rip).and_then(|walked| walked.again(machine, &paging, rip)) {
         None => walk_anew(machine, rip),
         found => found,
     }
@@ -62,7 +62,7 @@ fn code_address<M: Machine>(machine: &mut M, rip: u64) -> Option<Gpa> {
 #[inline(never)]
 fn walk_anew<M: Machine>(machine: &mut M, rip: u64) -> Option<Gpa> {
     let walked = walk_quickly(machine, &machine.code_paging(), rip, Access::Execute)?;
-    machine.memo_mut().keep_walked(rip, walked);
+    machine.decode_cache_mut().keep_walked(rip, walked);
     Some(walked.gpa(rip))
 }
 

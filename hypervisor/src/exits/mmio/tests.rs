@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     cpu::fpu::VectorRegister,
-    exits::{memo::Memo, walk::GuestMemory},
+    exits::{decode_cache::DecodeCache, walk::GuestMemory},
 };
 
 /// The trapped page, guest-physical; it is mapped at [`WINDOW`].
@@ -102,7 +102,7 @@ struct Guest {
     /// Linear addresses that have a breakpoint.
     watched: Option<Range<u64>>,
     hit: bool,
-    memo: Memo,
+    decode_cache: DecodeCache,
 }
 
 impl GuestMemory for Guest {
@@ -121,11 +121,11 @@ impl GuestMemory for Guest {
 }
 
 impl Machine for Guest {
-    fn memo(&self) -> &Memo {
-        &self.memo
+    fn decode_cache(&self) -> &DecodeCache {
+        &self.decode_cache
     }
-    fn memo_mut(&mut self) -> &mut Memo {
-        &mut self.memo
+    fn decode_cache_mut(&mut self) -> &mut DecodeCache {
+        &mut self.decode_cache
     }
 
     fn general(&self, number: u8) -> u64 {
@@ -257,7 +257,7 @@ impl Guest {
             vectors: core::array::from_fn(|n| core::array::from_fn(|at| (n << 5 | at) as u8)),
             watched: None,
             hit: false,
-            memo: Memo::default(),
+            decode_cache: DecodeCache::default(),
         }
     }
 
@@ -277,7 +277,7 @@ impl Guest {
 
     /// The same from `before`, with the instruction known and the tables' flags set, has come to the same end.
     fn assert_quick_way_agrees(&self, before: Self, fault: Fault, outcome: Result<Emulated, OutsideMemory>) {
-        let mut again = Self { memo: self.memo.clone(), ..before };
+        let mut again = Self { decode_cache: self.decode_cache.clone(), ..before };
         again.ram.bytes[TABLES].copy_from_slice(&self.ram.bytes[TABLES]);
         assert_eq!(quickly_or_not(&mut again, fault), outcome);
         assert_eq!((again.general, again.rflags), (self.general, self.rflags));

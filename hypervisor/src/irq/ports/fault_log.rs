@@ -24,7 +24,7 @@ const TOLD: u32 = 32;
 const FUNCTIONS: usize = 64;
 
 /// A function, whose its work was, and whether it was an interrupt.
-type Teller = (Bdf, Option<GuestId>, bool);
+type FaultSource = (Bdf, Option<GuestId>, bool);
 
 /// What is known of the units' faults. Its locks are taken before any of the service's, never after.
 pub struct FaultLog {
@@ -33,7 +33,7 @@ pub struct FaultLog {
     /// Units whose events are masked.
     masked: AtomicUsize,
     /// How often was told of each function and kind.
-    told: Mutex<Vec<(Teller, u32)>>,
+    told: Mutex<Vec<(FaultSource, u32)>>,
     lost_told: AtomicBool,
     burst_told: AtomicBool,
 }
@@ -53,9 +53,9 @@ impl FaultLog {
     /// A fault event has come: takes what the units have recorded.
     pub fn event(&self, service: &MachineService) {
         for (number, unit) in service.ports().numbered_units() {
-            let mut burst = self.units[number].lock();
+            let mut rate_limit = self.units[number].lock();
             let found = self.take(service, number, unit);
-            if found && burst.event(cpu::tsc(), unit.unit().has_faults()) {
+            if found && rate_limit.event(cpu::tsc(), unit.unit().has_faults()) {
                 unit.unit().mask_fault_event(true);
                 self.masked.fetch_add(1, Ordering::Relaxed);
                 self.once(
@@ -74,8 +74,8 @@ impl FaultLog {
         let now = cpu::tsc();
         for (number, unit) in service.ports().numbered_units() {
             // Whoever has it looks already.
-            let Some(mut burst) = self.units[number].try_lock() else { continue };
-            if burst.is_due(now) && burst.looked(now, self.take(service, number, unit)) {
+            let Some(mut rate_limit) = self.units[number].try_lock() else { continue };
+            if rate_limit.is_due(now) && rate_limit.looked(now, self.take(service, number, unit)) {
                 self.masked.fetch_sub(1, Ordering::Relaxed);
                 unit.unit().mask_fault_event(false);
             }
@@ -146,9 +146,10 @@ impl FaultLog {
     }
 
     /// Counts a fault. Whether it is to be told. What comes after its guest has gone is counted with the guest's.
-    fn may_tell(&self, key: Teller) -> bool {
+    fn may_tell(&self, key: FaultSource) -> bool {
         let (mut told, (source, guest, interrupt)) = (self.told.lock(), key);
-        let same = |other: Teller| (other.0, other.2) == (source, interrupt) && (guest.is_none() || other.1 == guest);
+        let same =
+            |other: FaultSource| (other.0, other.2) == (source, interrupt) && (guest.is_none() || other.1 == guest);
         if let Some((_, count)) = told.iter_mut().find(|(other, _)| same(*other)) {
             *count = count.saturating_add(1);
             if *count == TOLD + 1 {

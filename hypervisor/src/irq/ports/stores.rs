@@ -8,14 +8,14 @@ use super::MachinePorts;
 use crate::{
     addr::{Bdf, Hpa},
     clock,
-    ims::{Field, Message, Reach, Shadow, Store, StoreSpec},
-    irq::slow_store::{SlowStore, Stuck},
+    ims::{Field, Message, Shadow, Store, StoreLocation, StoreSpec},
+    irq::slow_store::{CommandFailed, SlowStore},
     memory::Mmio,
     sync::Mutex,
 };
 
 impl MachinePorts {
-    /// The number of a function's slow store, by which [`Reach::Slow`] names it. `None` when it has none.
+    /// The number of a function's slow store, by which [`StoreLocation::SlowStore`] names it. `None` when it has none.
     pub fn slow_store(&self, bdf: Bdf, registers: Mmio) -> Option<u16> {
         let mut stores = self.slow_stores.write();
         let number = match stores.iter().position(|(whose, _)| *whose == bdf) {
@@ -42,7 +42,7 @@ impl MachinePorts {
     #[cold]
     #[inline(never)]
     fn write_elsewhere(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
-        if let Reach::Slow(number) = store.reach {
+        if let StoreLocation::SlowStore(number) = store.location {
             // A device that is stuck takes nothing; whoever reads back or commits gets to know.
             let _ = self.on_slow_store(number, |slow| slow.write(slot, which, value));
         }
@@ -60,7 +60,7 @@ impl MachinePorts {
     #[cold]
     #[inline(never)]
     fn read_elsewhere(&self, store: &StoreSpec, slot: u16, which: Field) -> u32 {
-        let Reach::Slow(number) = store.reach else { return u32::from(which == Field::Ctrl) };
+        let StoreLocation::SlowStore(number) = store.location else { return u32::from(which == Field::Control) };
         let dwords = self.on_slow_store(number, |slow| slow.read(slot));
         dwords.map_or(0, |dwords| dwords[which as usize])
     }
@@ -70,11 +70,11 @@ impl MachinePorts {
     fn on_slow_store<T>(
         &self,
         number: u16,
-        what: impl FnOnce(&mut SlowStore<Mmio>) -> Result<T, Stuck>,
+        what: impl FnOnce(&mut SlowStore<Mmio>) -> Result<T, CommandFailed>,
     ) -> Result<T, Status> {
         let stores = self.slow_stores.read();
         let (_, store) = stores.get(usize::from(number)).ok_or(Status::HardwareError)?;
-        what(&mut store.lock()).map_err(|Stuck| Status::HardwareError)
+        what(&mut store.lock()).map_err(|CommandFailed| Status::HardwareError)
     }
 }
 
@@ -85,7 +85,7 @@ fn field(base: Hpa, slot: u16, field: Field) -> u64 {
 
 impl Store for MachinePorts {
     fn write(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
-        if store.reach != Reach::Memory {
+        if store.location != StoreLocation::DeviceMemory {
             return self.write_elsewhere(store, slot, which, value);
         }
         // SAFETY: `MachinePorts::new` was promised that `base` has `slots` slots of mapped device memory, and the service has checked
@@ -95,7 +95,7 @@ impl Store for MachinePorts {
 
     #[inline]
     fn write_message(&self, store: &StoreSpec, slot: u16, message: Message) {
-        if store.reach != Reach::Memory {
+        if store.location != StoreLocation::DeviceMemory {
             return self.write_message_elsewhere(store, slot, message);
         }
         let at = field(store.base, slot, Field::AddressLo) as *mut u32;
@@ -108,7 +108,7 @@ impl Store for MachinePorts {
     }
 
     fn read_back(&self, store: &StoreSpec, slot: u16, which: Field) -> u32 {
-        if store.reach != Reach::Memory {
+        if store.location != StoreLocation::DeviceMemory {
             return self.read_elsewhere(store, slot, which);
         }
         // SAFETY: as in `write`; reading a slot has no side effect.
@@ -116,16 +116,16 @@ impl Store for MachinePorts {
     }
 
     fn commit(&self, store: &StoreSpec) -> Result<(), Status> {
-        match store.reach {
-            Reach::Memory | Reach::Guests => Ok(()),
-            Reach::Slow(number) => self.on_slow_store(number, SlowStore::commit),
+        match store.location {
+            StoreLocation::DeviceMemory | StoreLocation::GuestMemory => Ok(()),
+            StoreLocation::SlowStore(number) => self.on_slow_store(number, SlowStore::commit),
         }
     }
 }
 
 impl Shadow for MachinePorts {
     fn show(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
-        if store.reach == Reach::Guests {
+        if store.location == StoreLocation::GuestMemory {
             return;
         }
         // SAFETY: `MachinePorts::new` was promised that `shadow` has room for `slots` slots in frames of its own, and the service has
@@ -134,7 +134,7 @@ impl Shadow for MachinePorts {
     }
 
     fn show_slot(&self, store: &StoreSpec, slot: u16, [lo, hi, data, ctrl]: [u32; 4]) {
-        if store.reach == Reach::Guests {
+        if store.location == StoreLocation::GuestMemory {
             return;
         }
         let at = field(store.shadow, slot, Field::AddressLo) as *mut u64;

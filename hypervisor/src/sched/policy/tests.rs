@@ -47,7 +47,7 @@ fn simulate(loads: &[Load], time: u64) -> Vec<Simulated> {
         };
         let one = &mut all[n];
         one.waited = one.waited.max(now - one.since);
-        let end = turn_end(now, sleeping);
+        let end = slice_end(now, sleeping);
         let ran = if one.load.sleep == 0 { end - now } else { one.left.min(end - now) };
         (one.ran, one.got, now) = (one.ran + ran, one.got + ran, now + ran);
         one.since = now;
@@ -76,17 +76,17 @@ fn those_that_always_can_run_get_the_same_share() {
 
 #[test]
 fn a_timer_that_fires_without_end_leaves_the_others_their_turns() {
-    assert_eq!(turn_end(1000, Some(0)), 1000 + LEAST_TURN);
-    assert_eq!(turn_end(1000, Some(1000 + SLICE / 2)), 1000 + SLICE / 2);
-    assert_eq!(turn_end(1000, Some(u64::MAX)), 1000 + SLICE);
-    assert_eq!(turn_end(u64::MAX - 5, None), u64::MAX);
+    assert_eq!(slice_end(1000, Some(0)), 1000 + MIN_SLICE);
+    assert_eq!(slice_end(1000, Some(1000 + SLICE / 2)), 1000 + SLICE / 2);
+    assert_eq!(slice_end(1000, Some(u64::MAX)), 1000 + SLICE);
+    assert_eq!(slice_end(u64::MAX - 5, None), u64::MAX);
 }
 
 /// One that had slept for a day would run for a day.
 #[test]
 fn who_has_slept_long_is_ahead_by_the_head_start_and_no_more() {
     let all = simulate(&[BUSY, Load { work: 50 * SLICE, sleep: 100 * SLICE }], 1000 * SLICE);
-    assert!(all[0].waited <= SLICE + HEAD_START, "{:?}", all[0]);
+    assert!(all[0].waited <= SLICE + SLEEPER_CREDIT, "{:?}", all[0]);
 }
 
 proptest! {
@@ -101,7 +101,7 @@ proptest! {
         let seen = simulate(&all, time);
         let count = all.len() as u64;
         // A head start of each of the others, each time that it wakes, is what the busy one may lose beside its share.
-        prop_assert!(seen[0].got >= time / count - count * (SLICE + HEAD_START), "{:?}", seen[0]);
+        prop_assert!(seen[0].got >= time / count - count * (SLICE + SLEEPER_CREDIT), "{:?}", seen[0]);
         for one in &seen {
             prop_assert!(one.waited <= 2 * count * SLICE, "{one:?} of {count}");
         }

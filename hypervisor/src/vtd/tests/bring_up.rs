@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::vtd::{
-    Refusal, Route, Unit,
+    Route, Unit, UnitError,
     spec::registers::{CAP, Cap, ECAP, Ecap, FSTS, GSTS, IQH, IQT, VER, global},
 };
 
@@ -71,15 +71,15 @@ fn a_unit_whose_queue_an_error_has_halted_is_taken_over() {
 fn what_is_missing_is_named() {
     let refusal = |config, wanted| Remapper::new(&Bench::new(config), &TestFrames::default(), wanted).err();
     let cases = [
-        (vtd_model::Config { queued_invalidation: false, ..capable() }, Refusal::NoQueuedInvalidation),
-        (vtd_model::Config { interrupt_remapping: false, ..capable() }, Refusal::NoInterruptRemapping),
-        (vtd_model::Config { extended_interrupt_mode: false, ..capable() }, Refusal::NoExtendedInterruptMode),
-        (vtd_model::Config { three_level: false, four_level: false, ..capable() }, Refusal::NoSecondStage),
+        (vtd_model::Config { queued_invalidation: false, ..capable() }, UnitError::NoQueuedInvalidation),
+        (vtd_model::Config { interrupt_remapping: false, ..capable() }, UnitError::NoInterruptRemapping),
+        (vtd_model::Config { extended_interrupt_mode: false, ..capable() }, UnitError::NoExtendedInterruptMode),
+        (vtd_model::Config { three_level: false, four_level: false, ..capable() }, UnitError::NoSecondStage),
     ];
     for (config, missing) in cases {
         assert_eq!(refusal(config, CONFIG), Some(missing));
     }
-    assert_eq!(refusal(capable(), Config { register_bytes: 0x600, ..CONFIG }), Some(Refusal::FaultRecords));
+    assert_eq!(refusal(capable(), Config { register_bytes: 0x600, ..CONFIG }), Some(UnitError::FaultRecords));
 }
 
 /// Registers of which each has a constant value, whatever is written.
@@ -108,7 +108,7 @@ fn capabilities(offset: usize) -> u64 {
 #[test]
 fn where_nobody_answers_there_is_no_unit() {
     for registers in [Dead(|_| 0), Dead(|_| u64::MAX)] {
-        assert_eq!(Unit::new(registers, 4096, false, &MILLISECONDS).err(), Some(Refusal::Absent));
+        assert_eq!(Unit::new(registers, 4096, false, &MILLISECONDS).err(), Some(UnitError::Absent));
     }
 }
 
@@ -116,11 +116,11 @@ fn where_nobody_answers_there_is_no_unit() {
 #[test]
 fn a_unit_that_does_not_do_what_it_is_told_is_given_up() {
     let stuck = |registers| Remapper::new(Dead(registers), &TestFrames::default(), CONFIG).err();
-    assert_eq!(stuck(capabilities), Some(Refusal::Stuck("switch the invalidation queue on")));
+    assert_eq!(stuck(capabilities), Some(UnitError::Timeout("switch the invalidation queue on")));
     let still_on = |offset| if offset == GSTS { global::TE.into() } else { capabilities(offset) };
-    assert_eq!(stuck(still_on), Some(Refusal::Stuck("switch DMA remapping off")));
+    assert_eq!(stuck(still_on), Some(UnitError::Timeout("switch DMA remapping off")));
     let no_flush = |offset| if offset == GSTS { (global::QIE | global::SIRTP).into() } else { capabilities(offset) };
-    assert!(matches!(stuck(no_flush), Some(Refusal::Stuck("switch the old invalidation queue off"))));
+    assert!(matches!(stuck(no_flush), Some(UnitError::Timeout("switch the old invalidation queue off"))));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn memory_that_runs_out_is_an_error_at_each_step() {
     for allowed in 0..4 {
         let bench = Bench::new(capable());
         let few = Few(TestFrames::default(), allowed.into());
-        assert_eq!(Remapper::new(&bench, &few, CONFIG).err(), Some(Refusal::NoMemory));
+        assert_eq!(Remapper::new(&bench, &few, CONFIG).err(), Some(UnitError::NoMemory));
         assert_eq!(bench.read32(GSTS), 0);
     }
 }

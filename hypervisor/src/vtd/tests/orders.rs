@@ -8,7 +8,7 @@ use crate::{
     addr::{Gpa, Hpa},
     memory::stepping::states,
     vtd::{
-        Domain, Refusal, Route,
+        Domain, Route, UnitError,
         coherence::Coherence,
         dma::ContextTables,
         irt::{Format, InterruptTable},
@@ -199,12 +199,12 @@ fn an_interrupt_entry_changes_in_one_step() {
     let format = Format { wide: true, posts: true };
     let mut table = InterruptTable::new(&frames, 256, format, Coherence(true)).unwrap();
     let posted = |page: u64| Route::Posted { descriptor: Hpa::new(page << 32 | 0x40), vector: 0x41 };
-    let aim = table.aim(DSA, posted(1)).unwrap();
+    let fields = table.route_fields(DSA, posted(1)).unwrap();
     let base = table.base();
     let first = entry(base.as_u64());
     // SAFETY: the entry lies in the table's frames, which nobody else uses.
     unsafe {
-        let bound = states(first, || assert_eq!(table.bind(aim, 0x41), Ok(0)));
+        let bound = states(first, || assert_eq!(table.bind(fields, 0x41), Ok(0)));
         assert_whole(&bound);
         for route in [posted(0xf_0000), Route::Remapped { vector: 0x42, destination: 7 }, posted(2)] {
             assert_eq!(states(first, || table.program(0, route).unwrap()).len(), 2);
@@ -253,9 +253,9 @@ fn a_unit_that_lets_the_compatibility_format_pass_is_refused() {
         let bench = Bench::new(capable());
         Remapper::new(Lenient { bench: &bench, honest: RefCell::new(honest) }, &bench.frames, CONFIG).err()
     };
-    assert_eq!(refusal(0), Some(Refusal::Stuck("block compatibility format")));
+    assert_eq!(refusal(0), Some(UnitError::Timeout("block compatibility format")));
     // One look ends the wait for IRE, one finds nothing to switch off.
-    assert_eq!(refusal(3), Some(Refusal::CompatibilityFormat));
+    assert_eq!(refusal(3), Some(UnitError::CompatibilityFormat));
     assert_eq!(refusal(usize::MAX), None);
 }
 

@@ -1,7 +1,7 @@
 //! Engines: they take descriptors from the queues of their group, carry them out, and tell the outcome.
 
 use crate::descriptor::{Descriptor, Limits, Operation, Origin, Refusal};
-use crate::operation::{self, Completion, CrcMode, Reach};
+use crate::operation::{self, Completion, CrcMode, DmaMemory};
 use crate::paging::Blocked;
 use crate::portal::Submission;
 use crate::spec::{self, GENCTRL_SOFTWARE_ERROR_INTERRUPT, flag, intcause, slot, status};
@@ -35,7 +35,7 @@ impl Bus<'_> {
     }
 }
 
-impl Reach for Bus<'_> {
+impl DmaMemory for Bus<'_> {
     fn load(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
         let granted = self.granted(address, false);
         let outcome = if granted { self.up.read(self.pasid, address, buf) } else { Err(Fault) };
@@ -264,7 +264,7 @@ fn permitted_pasid(permission: u32) -> Option<u32> {
 }
 
 /// Operations of one descriptor.
-fn single(operation: Operation, up: &mut dyn Reach) -> Completion {
+fn single(operation: Operation, up: &mut dyn DmaMemory) -> Completion {
     match operation {
         // Descriptors complete in order, so a drain finds nothing before it.
         Operation::Nop | Operation::Drain | Operation::Batch { .. } => Completion::new(status::SUCCESS, 0),

@@ -6,7 +6,7 @@ use crate::spec::status;
 use crc::{Algorithm, Crc};
 
 /// Memory as a descriptor reaches it. Pieces never cross a 4 KiB page.
-pub(crate) trait Reach {
+pub(crate) trait DmaMemory {
     /// Fills `buf` from `address`.
     fn load(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault>;
     /// Writes `data` to `address`.
@@ -55,11 +55,11 @@ struct PageFault {
 
 type Step<T> = Result<T, PageFault>;
 
-fn read(up: &mut dyn Reach, address: u64, buf: &mut [u8]) -> Step<()> {
+fn read(up: &mut dyn DmaMemory, address: u64, buf: &mut [u8]) -> Step<()> {
     up.load(address, buf).map_err(|Fault| PageFault { address, write: false })
 }
 
-fn write(up: &mut dyn Reach, address: u64, data: &[u8]) -> Step<()> {
+fn write(up: &mut dyn DmaMemory, address: u64, data: &[u8]) -> Step<()> {
     up.store(address, data).map_err(|Fault| PageFault { address, write: true })
 }
 
@@ -85,7 +85,7 @@ fn finish(step: Step<()>, done: u32) -> Completion {
 }
 
 /// Memory move. An overlap that a forward copy would spoil is copied from the end (result 1).
-pub(crate) fn memmove(source: u64, destination: u64, size: u32, up: &mut dyn Reach) -> Completion {
+pub(crate) fn memmove(source: u64, destination: u64, size: u32, up: &mut dyn DmaMemory) -> Completion {
     let backward = destination > source && destination - source < u64::from(size);
     let mut done = 0;
     let mut buf = [0; PAGE as usize];
@@ -112,7 +112,7 @@ pub(crate) fn memmove(source: u64, destination: u64, size: u32, up: &mut dyn Rea
 }
 
 /// Fill with a pattern of 8 bytes.
-pub(crate) fn fill(pattern: u64, destination: u64, size: u32, up: &mut dyn Reach) -> Completion {
+pub(crate) fn fill(pattern: u64, destination: u64, size: u32, up: &mut dyn DmaMemory) -> Completion {
     let mut done = 0;
     let mut buf = [0; PAGE as usize];
     while done < size {
@@ -131,7 +131,7 @@ pub(crate) fn fill(pattern: u64, destination: u64, size: u32, up: &mut dyn Reach
 
 /// Compare: result 0 if equal, 1 if not; then bytes completed is the offset of the first difference. With an expected
 /// result, another result is "success with false predicate".
-pub(crate) fn compare(first: u64, second: u64, size: u32, expected: Option<u8>, up: &mut dyn Reach) -> Completion {
+pub(crate) fn compare(first: u64, second: u64, size: u32, expected: Option<u8>, up: &mut dyn DmaMemory) -> Completion {
     let mut done = 0;
     let (mut one, mut other) = ([0; PAGE as usize], [0; PAGE as usize]);
     let mut different = false;
@@ -174,14 +174,14 @@ impl CrcMode {
 }
 
 /// CRC generation: with seed 0 and no bypass, the well-known CRC-32C.
-pub(crate) fn crc(source: u64, size: u32, seed: Seed, mode: CrcMode, up: &mut dyn Reach) -> Completion {
+pub(crate) fn crc(source: u64, size: u32, seed: Seed, mode: CrcMode, up: &mut dyn DmaMemory) -> Completion {
     let mut done = 0;
     let value = crc_value(source, size, seed, mode, &mut done, up);
     let crc = value.as_ref().ok().map_or(0, |value| u64::from(*value));
     Completion { value: crc, ..finish(value.map(|_| ()), done) }
 }
 
-fn crc_value(source: u64, size: u32, seed: Seed, mode: CrcMode, done: &mut u32, up: &mut dyn Reach) -> Step<u32> {
+fn crc_value(source: u64, size: u32, seed: Seed, mode: CrcMode, done: &mut u32, up: &mut dyn DmaMemory) -> Step<u32> {
     let mut digest = CRC.digest_with_initial(mode.turn(seed_value(seed, up)?));
     let mut buf = [0; PAGE as usize];
     while *done < size {
@@ -199,7 +199,7 @@ fn crc_value(source: u64, size: u32, seed: Seed, mode: CrcMode, done: &mut u32, 
     Ok(if mode.bypass_reflection { value } else { !value.reverse_bits() })
 }
 
-fn seed_value(seed: Seed, up: &mut dyn Reach) -> Step<u32> {
+fn seed_value(seed: Seed, up: &mut dyn DmaMemory) -> Step<u32> {
     match seed {
         Seed::Value(value) => Ok(value),
         Seed::At(address) => {

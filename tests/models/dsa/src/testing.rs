@@ -1,6 +1,6 @@
 //! A machine around the device for tests: memory, messages, and the steps that software takes.
 
-use crate::operation::Reach;
+use crate::operation::DmaMemory;
 use crate::spec::opcode;
 use crate::{Config, Dsa, Fault, Upstream};
 use std::collections::{HashMap, HashSet};
@@ -64,7 +64,7 @@ impl Machine {
     }
 }
 
-impl Reach for Machine {
+impl DmaMemory for Machine {
     fn load(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Fault> {
         self.read(None, address, buf)
     }

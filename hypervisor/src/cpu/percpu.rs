@@ -8,7 +8,7 @@ use core::{
 /// A processor's own.
 #[repr(C)]
 #[derive(Debug, Default)]
-pub struct ThisCpu {
+pub struct PerCpu {
     /// Its own address: what GS:0 holds.
     address: u64,
     /// Its number, from 0.
@@ -22,22 +22,22 @@ pub struct ThisCpu {
     /// NMIs so far.
     pub(super) nmis: AtomicU64,
     /// The one that was installed before it.
-    before: AtomicPtr<ThisCpu>,
+    before: AtomicPtr<PerCpu>,
 }
 
 /// The one that was installed last. Nothing that was installed ever goes.
-static LAST: AtomicPtr<ThisCpu> = AtomicPtr::new(null_mut());
+static LAST: AtomicPtr<PerCpu> = AtomicPtr::new(null_mut());
 
 /// Those of all processors that have installed theirs, but for that of the processor whose own is at `except`.
-pub fn others(except: u64) -> impl Iterator<Item = &'static ThisCpu> {
-    let next = |at: &AtomicPtr<ThisCpu>| {
+pub fn others(except: u64) -> impl Iterator<Item = &'static PerCpu> {
+    let next = |at: &AtomicPtr<PerCpu>| {
         // SAFETY: null, or what `install` has leaked and made whole before it was linked.
         unsafe { at.load(Ordering::Acquire).as_ref() }
     };
     core::iter::successors(next(&LAST), move |cpu| next(&cpu.before)).filter(move |cpu| cpu.address != except)
 }
 
-impl ThisCpu {
+impl PerCpu {
     /// Makes this processor number `number`. After that [`this`] works on it; the value lives as long as the processor.
     pub fn install(number: usize, apic_id: u32) {
         let own: &'static mut Self =
@@ -63,8 +63,8 @@ pub fn base() -> u64 {
 
 /// This processor's own.
 #[cfg(not(test))]
-pub fn this() -> &'static ThisCpu {
-    let own: *const ThisCpu;
+pub fn this_cpu() -> &'static PerCpu {
+    let own: *const PerCpu;
     // SAFETY: `install` has run on this processor before anything asks, and what it installed is never freed.
     unsafe {
         core::arch::asm!("mov {}, gs:[0]", out(reg) own, options(nostack, preserves_flags, readonly));
@@ -74,7 +74,7 @@ pub fn this() -> &'static ThisCpu {
 
 /// A thread stands for a processor in tests.
 #[cfg(test)]
-pub fn this() -> &'static ThisCpu {
-    std::thread_local!(static OWN: &'static ThisCpu = Box::leak(Box::default()));
+pub fn this_cpu() -> &'static PerCpu {
+    std::thread_local!(static OWN: &'static PerCpu = Box::leak(Box::default()));
     OWN.with(|own| *own)
 }

@@ -18,7 +18,7 @@ struct Function {
     signals: u32,
 }
 
-impl Sharer for Function {
+impl CommandClient for Function {
     fn queue(&self) -> u8 {
         self.queue
     }
@@ -48,7 +48,7 @@ impl Function {
 struct Bench {
     model: Model,
     functions: Vec<Function>,
-    turns: Turns,
+    arbiter: CommandArbiter,
     clock: &'static EveryLook,
 }
 
@@ -62,8 +62,12 @@ impl Bench {
             registers.set_bus_master(true);
             Function { queue, registers, signals: 0 }
         };
-        let mut bench =
-            Self { model, functions: (0..8).map(function).collect(), turns: Turns::default(), clock: &CLOCK };
+        let mut bench = Self {
+            model,
+            functions: (0..8).map(function).collect(),
+            arbiter: CommandArbiter::default(),
+            clock: &CLOCK,
+        };
         for number in [command::ENABLE_DEVICE, command::ENABLE_WQ] {
             bench.functions.iter_mut().for_each(|function| function.command(number, 0));
             while bench.look() {}
@@ -75,7 +79,7 @@ impl Bench {
 
     fn look(&mut self) -> bool {
         let done = |function: &mut Function, effect: Effect| function.signals += u32::from(effect.signal);
-        self.turns.advance(&self.model, (self.clock, QUICK), &mut self.functions, done)
+        self.arbiter.advance(&self.model, (self.clock, QUICK), &mut self.functions, done)
     }
 }
 

@@ -22,11 +22,11 @@ use crate::{
 pub const QUICK: Duration = Duration::from_micros(50);
 /// The time limit of a step: longer than the device needs for a full queue. After it the device counts as stuck.
 pub const STEP: Duration = Duration::from_secs(10);
-/// The most steps that one call of [`Turns::advance`] begins.
+/// The most steps that one call of [`CommandArbiter::advance`] begins.
 const STEPS: usize = 4;
 
 /// A function that shares the device.
-pub trait Sharer {
+pub trait CommandClient {
     /// The number of its work queue.
     fn queue(&self) -> u8;
     /// Its registers.
@@ -37,7 +37,7 @@ pub trait Sharer {
 
 /// The order of turns, and the step that is under way.
 #[derive(Default)]
-pub struct Turns {
+pub struct CommandArbiter {
     /// The step's function, by its queue, and how long the step may take yet.
     under_way: Option<(u8, Timeout<'static>)>,
     /// The queue whose turn is next.
@@ -46,10 +46,10 @@ pub struct Turns {
     is_stuck: bool,
 }
 
-impl Turns {
+impl CommandArbiter {
     /// Goes on: takes what is done, and begins what is next. `done` hears what a function's step has come to. Returns whether there is more
     /// to do, for which this is to be called again. A step that is begun is waited for as long as the time beside the clock says.
-    pub fn advance<F: Sharer>(
+    pub fn advance<F: CommandClient>(
         &mut self,
         registers: &impl Registers,
         clock: (&'static dyn Clock, Duration),
@@ -60,7 +60,7 @@ impl Turns {
             if !self.finish(registers, functions, &mut done) {
                 return true;
             }
-            let Some((at, step)) = self.take_turn(functions) else { return false };
+            let Some((at, step)) = self.next_command(functions) else { return false };
             let Some(function) = functions.get_mut(at) else { return false };
             self.begin(function, step, registers, clock, &mut done);
         }
@@ -68,7 +68,7 @@ impl Turns {
     }
 
     /// Ends the step that is under way if the device is done with it. Returns whether none is.
-    fn finish<F: Sharer>(
+    fn finish<F: CommandClient>(
         &mut self,
         registers: &impl Registers,
         functions: &mut [F],
@@ -93,7 +93,7 @@ impl Turns {
     }
 
     /// The next function that has a step, and the step.
-    fn take_turn<F: Sharer>(&mut self, functions: &mut [F]) -> Option<(usize, Step)> {
+    fn next_command<F: CommandClient>(&mut self, functions: &mut [F]) -> Option<(usize, Step)> {
         let mut order: [Option<usize>; 32] = [None; 32];
         for (at, function) in functions.iter().enumerate() {
             let place = usize::from(function.queue().wrapping_sub(self.next)) % order.len();
@@ -107,7 +107,7 @@ impl Turns {
         })
     }
 
-    fn begin<F: Sharer>(
+    fn begin<F: CommandClient>(
         &mut self,
         function: &mut F,
         step: Step,

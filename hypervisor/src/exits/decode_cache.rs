@@ -32,18 +32,18 @@ struct Entry {
 
 /// What one virtual processor has executed.
 #[derive(Clone, Debug)]
-pub struct Memo {
+pub struct DecodeCache {
     instructions: Box<[[Option<Entry>; 2]; PLACES]>,
     pages: Box<[Option<Walked>; PAGES]>,
 }
 
-impl Default for Memo {
+impl Default for DecodeCache {
     fn default() -> Self {
         Self { instructions: Box::new([const { [None, None] }; PLACES]), pages: Box::new([const { None }; PAGES]) }
     }
 }
 
-impl Memo {
+impl DecodeCache {
     /// What the instruction does, if it was decoded before.
     #[inline(always)]
     pub fn find(&self, rip: u64, mode: Mode, bytes: Bytes) -> Option<&Decoded> {
@@ -90,30 +90,30 @@ mod tests {
 
     #[test]
     fn only_the_same_bytes_at_the_same_place_in_the_same_mode_are_found() {
-        let mut memo = Memo::default();
+        let mut decode_cache = DecodeCache::default();
         let decoded = Decoded { length: 3, operation: Operation::NoAccess };
         let bytes = [0x8989_8989_8989_8989, 0x0089_8989_8989_8989];
-        memo.keep(0x1000, Mode::Bits64, bytes, decoded);
-        assert_eq!(memo.find(0x1000, Mode::Bits64, bytes), Some(&decoded));
-        assert_eq!(memo.find(0x1000, Mode::Bits32, bytes), None);
-        assert_eq!(memo.find(0x1020, Mode::Bits64, bytes), None);
+        decode_cache.keep(0x1000, Mode::Bits64, bytes, decoded);
+        assert_eq!(decode_cache.find(0x1000, Mode::Bits64, bytes), Some(&decoded));
+        assert_eq!(decode_cache.find(0x1000, Mode::Bits32, bytes), None);
+        assert_eq!(decode_cache.find(0x1020, Mode::Bits64, bytes), None);
         for at in 0..15 {
             let mut other = bytes;
             other[at / 8] ^= 1 << (8 * (at % 8));
-            assert_eq!(memo.find(0x1000, Mode::Bits64, other), None, "byte {at}");
+            assert_eq!(decode_cache.find(0x1000, Mode::Bits64, other), None, "byte {at}");
         }
     }
 
     #[test]
     fn the_stores_of_two_unrolled_loops_all_have_their_places() {
-        let mut memo = Memo::default();
+        let mut decode_cache = DecodeCache::default();
         let decoded = Decoded { length: 7, operation: Operation::NoAccess };
         let loop_of = |length: u64| (0..512 / length).map(move |n| 0x40_1003 + n * length);
         for length in [4, 6, 7, 10, 11] {
             // And those of another one, which are at the same places.
             let both = || loop_of(length).chain(loop_of(length).map(|rip| rip + 0x4_0000));
-            both().for_each(|rip| memo.keep(rip, Mode::Bits64, [rip, 0], decoded));
-            assert!(both().all(|rip| memo.find(rip, Mode::Bits64, [rip, 0]).is_some()), "{length}");
+            both().for_each(|rip| decode_cache.keep(rip, Mode::Bits64, [rip, 0], decoded));
+            assert!(both().all(|rip| decode_cache.find(rip, Mode::Bits64, [rip, 0]).is_some()), "{length}");
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::{quirks::Erratum, vtd::Error};
 
 /// Why a function cannot be given to a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum AssignError {
     /// The machine has no such function.
     NoSuchFunction,
     /// There is no remapping unit for it, or none that works.
@@ -42,7 +42,7 @@ pub enum Refusal {
     Hardware,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for AssignError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoSuchFunction => "the machine has no such function",
@@ -72,7 +72,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl From<Error> for Refusal {
+impl From<Error> for AssignError {
     fn from(error: Error) -> Self {
         match error {
             Error::NoPasid => Self::NoPasidRemapping,
