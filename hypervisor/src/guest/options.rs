@@ -11,6 +11,7 @@ use hcall_abi::Pasid;
 use super::{
     image::INITRD,
     memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size},
+    shares::{DEFAULT_WEIGHT, MAX_WEIGHT, Shares},
 };
 use crate::{
     addr::Bdf,
@@ -89,6 +90,8 @@ pub struct Options {
     pub hypercalls: bool,
     /// Interrupts that a slot may raise in a million ticks of the TSC.
     pub storm: Option<u32>,
+    /// How much of the processors' time it may have.
+    pub shares: Shares,
     /// PASIDs that it owns for the functions that it has as a whole: the first and the last.
     pub pasids: Option<(Pasid, Pasid)>,
     /// `console=on`: its serial port is the machine's terminal, on COM2.
@@ -140,6 +143,10 @@ pub enum Error {
     Ims(String),
     /// No number of interrupts that a limit can be.
     Storm(String),
+    /// No weight that a guest can have.
+    Weight(String),
+    /// No percentage that a cap can be.
+    Cap(String),
     /// No range of PASIDs.
     Pasids(String),
     /// The command line does not fit.
@@ -158,7 +165,7 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, \
-                     pasids=, unsafe=, console=, exits= or cmdline="
+                     weight=, cap=, pasids=, unsafe=, console=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -183,6 +190,8 @@ impl fmt::Display for Error {
             Self::Os(value) => write!(f, "os={value}: only os=linux is known"),
             Self::Ims(value) => write!(f, "ims={value}: allowed or forbidden"),
             Self::Storm(value) => write!(f, "storm={value}: 1 to {STORM_MAX} interrupts in a million ticks"),
+            Self::Weight(value) => write!(f, "weight={value}: 1 to {MAX_WEIGHT}"),
+            Self::Cap(value) => write!(f, "cap={value}: 1 to 100 percent of each processor"),
             Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers from 1 to fffff, as in 100-1ff"),
             Self::Unsafe(value) => {
                 write!(f, "unsafe={value}: names of errata with commas between them, of these:")?;
@@ -214,7 +223,7 @@ impl Options {
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
         let (mut cpus, mut os, mut apicv, mut posting, mut marks) = (None, None, None, None, None);
         let (mut forbidden, mut hypercalls, mut storm, mut pasids) = (None, None, None, None);
-        let (mut console, mut accepted) = (None, None);
+        let (mut console, mut accepted, mut weight, mut cap) = (None, None, None, None);
         let mut counted = 0;
         for word in words {
             match word.split_once('=') {
@@ -228,6 +237,8 @@ impl Options {
                 Some(("ims", value)) => set(&mut forbidden, parse_ims(value)?, "ims")?,
                 Some(("hypercalls", value)) => set(&mut hypercalls, parse_switch(value, &word)?, "hypercalls")?,
                 Some(("storm", value)) => set(&mut storm, parse_storm(value)?, "storm")?,
+                Some(("weight", value)) => set(&mut weight, parse_weight(value)?, "weight")?,
+                Some(("cap", value)) => set(&mut cap, parse_cap(value)?, "cap")?,
                 Some(("pasids", value)) => set(&mut pasids, parse_pasids(value)?, "pasids")?,
                 Some(("console", value)) => set(&mut console, parse_switch(value, &word)?, "console")?,
                 Some(("unsafe", value)) => set(&mut accepted, parse_errata(value)?, "unsafe")?,
@@ -256,6 +267,7 @@ impl Options {
             ims_forbidden: forbidden.unwrap_or(false),
             hypercalls: hypercalls.unwrap_or(true),
             storm,
+            shares: Shares::new(weight.unwrap_or(DEFAULT_WEIGHT), cap).unwrap_or_default(),
             pasids,
             console: console.unwrap_or(false),
             marks: marks.unwrap_or(false),
@@ -317,6 +329,16 @@ fn parse_ims(value: &str) -> Result<bool, Error> {
 
 fn parse_storm(value: &str) -> Result<u32, Error> {
     parse_number(value, STORM_MAX).ok_or_else(|| Error::Storm(value.into()))
+}
+
+fn parse_weight(value: &str) -> Result<u16, Error> {
+    let weight = parse_number(value, MAX_WEIGHT.into()).and_then(|weight| u16::try_from(weight).ok());
+    weight.ok_or_else(|| Error::Weight(value.into()))
+}
+
+fn parse_cap(value: &str) -> Result<u8, Error> {
+    let cap = parse_number(value, 100).and_then(|cap| u8::try_from(cap).ok());
+    cap.ok_or_else(|| Error::Cap(value.into()))
 }
 
 fn parse_errata(value: &str) -> Result<Vec<&'static Erratum>, Error> {
@@ -437,6 +459,9 @@ mod tests {
         assert!(options.marks && !Options::parse("x").unwrap().marks);
         let console = |string| Options::parse(string).unwrap().console;
         assert!(console("x console=on") && !console("x console=off") && !console("x"));
+        let shares = Options::parse("x weight=512 cap=40").unwrap().shares;
+        assert_eq!((shares.weight(), shares.cap()), (512, Some(40)));
+        assert_eq!(options.shares, Shares::default());
         let strict = Options::parse("x ims=forbidden hypercalls=off storm=5").unwrap();
         assert_eq!((strict.ims_forbidden, strict.hypercalls, strict.storm), (true, false, Some(5)));
         let owner = Options::parse("x pasids=100-fffff").unwrap();
@@ -486,6 +511,12 @@ mod tests {
         }
         for value in ["", "0:1e.0", "00:20.0", "00:1e.8", "00:1e", "00:1e.0.0", "000:00:1e.0", "+0:1e.0", "DSA"] {
             assert_eq!(error(&format!("x device={value}")), Error::Device(value.into()));
+        }
+        for value in ["0", "10001", "", "-1", "1e3"] {
+            assert_eq!(error(&format!("x weight={value}")), Error::Weight(value.into()));
+        }
+        for value in ["0", "101", "50%"] {
+            assert_eq!(error(&format!("x cap={value}")), Error::Cap(value.into()));
         }
         for value in ["", "0", "65", "+1", "4294967297", "x"] {
             assert_eq!(error(&format!("x cpus={value}")), Error::Cpus(value.into()));

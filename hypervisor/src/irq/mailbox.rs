@@ -1,9 +1,13 @@
 //! What other processors may touch of a virtual processor: the interrupts they send it, and the count of what happened to it.
 
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-use crate::{addr::Gpa, apic, cpu, vmx::posted::Descriptor};
+use crate::{
+    addr::Gpa,
+    apic, cpu,
+    vmx::posted::{Descriptor, RunState},
+};
 
 /// Exit reasons that are counted: all that the processor gives, in 16 bits, end far below this. A power of two.
 const REASONS: usize = 128;
@@ -48,6 +52,42 @@ impl Counts {
     }
 }
 
+/// What others send to a virtual processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Signal {
+    /// An interrupt.
+    Vector = 1 << 0,
+    /// A non-maskable interrupt.
+    Nmi = 1 << 1,
+    /// INIT.
+    Init = 1 << 2,
+    /// A start-up command.
+    StartUp = 1 << 3,
+}
+
+/// The signals for which the processor of a virtual processor is interrupted. Others wait in the mailbox until the scheduler looks: a guest
+/// cannot take time of others by signals that change nothing for the virtual processor that they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attention(u8);
+
+impl Attention {
+    /// Those for a virtual processor that runs: all.
+    pub const ALL: Self = Self(u8::MAX);
+    /// Those for one that waits for its turn, and takes what there is then: none.
+    pub const NONE: Self = Self(0);
+    /// Those for one that has halted.
+    pub const HALTED: Self = Self(Signal::Vector as u8 | Signal::Nmi as u8 | Signal::Init as u8);
+    /// Those for one that has halted with interrupts off.
+    pub const STOPPED: Self = Self(Signal::Nmi as u8 | Signal::Init as u8);
+    /// Those for one that waits for a start-up command.
+    pub const WAIT_FOR_SIPI: Self = Self(Signal::StartUp as u8);
+
+    const fn has(self, signal: Signal) -> bool {
+        self.0 & signal as u8 != 0
+    }
+}
+
 /// A virtual processor's mailbox.
 pub struct Mailbox {
     /// Number and APIC ID of the processor that runs it.
@@ -61,8 +101,12 @@ pub struct Mailbox {
     inbox: Option<Arc<Descriptor>>,
     /// Where it ends interrupts without an exit: a guest-physical address, or [`NOWHERE`].
     pv_eoi: AtomicU64,
-    /// There is something to take, and the processor has been told.
+    /// There is something to take.
     signalled: AtomicBool,
+    /// The processor has been interrupted for that.
+    notified: AtomicBool,
+    /// An [`Attention`].
+    attention: AtomicU8,
     /// What happened to it.
     pub counts: Counts,
 }
@@ -84,6 +128,8 @@ impl Mailbox {
             inbox,
             pv_eoi: AtomicU64::new(NOWHERE),
             signalled: AtomicBool::new(false),
+            notified: AtomicBool::new(false),
+            attention: AtomicU8::new(Attention::NONE.0),
             counts: Counts::default(),
         }
     }
@@ -119,14 +165,44 @@ impl Mailbox {
             }
             None => {
                 self.requests[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
-                self.signal();
+                self.signal(Signal::Vector);
             }
         }
     }
 
-    /// Has its processor look at it. One look that is still to come is enough for any number of signals.
-    pub fn signal(&self) {
-        if !self.signalled.swap(true, Ordering::SeqCst) {
+    /// Has its processor look at it, at once if the signal is among those that it pays attention to.
+    pub fn signal(&self, signal: Signal) {
+        self.signalled.store(true, Ordering::SeqCst);
+        if Attention(self.attention.load(Ordering::SeqCst)).has(signal) {
+            self.notify_once();
+        }
+    }
+
+    /// Has its processor look at it at once, whatever the virtual processor does.
+    pub fn summon(&self) {
+        self.signalled.store(true, Ordering::SeqCst);
+        self.notify_once();
+    }
+
+    /// Says for which signals the processor is to be interrupted. What came before that without an interrupt is found by
+    /// [`Self::take_signal`] after it.
+    pub fn set_attention(&self, attention: Attention) {
+        if self.attention.load(Ordering::Relaxed) != attention.0 {
+            self.attention.store(attention.0, Ordering::SeqCst);
+        }
+    }
+
+    /// Says to units that post devices' interrupts for the hypervisor who runs. What came while `Preempted` is found by
+    /// [`Self::take_suppressed`] after that.
+    pub fn set_run_state(&self, state: RunState) {
+        if let Some(inbox) = &self.inbox {
+            inbox.set_run_state(state);
+        }
+    }
+
+    /// One look that is still to come is enough for any number of signals.
+    fn notify_once(&self) {
+        if !self.notified.swap(true, Ordering::SeqCst) {
             self.notify(apic::WAKE_UP_VECTOR);
         }
     }
@@ -147,6 +223,11 @@ impl Mailbox {
 
     /// Whether there has been a signal since this was asked last.
     pub fn take_signal(&self) -> bool {
+        // First, and whether there is a signal or not: who signals after this notifies again. A notification that is seen here may be of a signal
+        // that an earlier look has taken.
+        if self.notified.load(Ordering::Relaxed) {
+            self.notified.store(false, Ordering::SeqCst);
+        }
         self.signalled.load(Ordering::Relaxed) && self.signalled.swap(false, Ordering::SeqCst)
     }
 
@@ -159,6 +240,12 @@ impl Mailbox {
     #[inline]
     pub fn take_posted(&self) -> Option<Vectors> {
         let inbox = self.inbox.as_ref().filter(|inbox| inbox.has_notified())?;
+        Some(Vectors(inbox.take()))
+    }
+
+    /// The same with those that came while notifications were suppressed.
+    pub fn take_suppressed(&self) -> Option<Vectors> {
+        let inbox = self.inbox.as_ref().filter(|inbox| inbox.has_requests())?;
         Some(Vectors(inbox.take()))
     }
 }

@@ -1,7 +1,6 @@
 //! Who runs: the processors, the scheduler and the loop of VM exits.
 
 pub mod exit_loop;
-pub mod policy;
 pub mod processors;
 pub mod run_queue;
 pub mod scheduler;

@@ -9,10 +9,10 @@ use crate::{
     devices::mmio_regions::MmioRegions,
     event,
     exits::EndReason,
-    guest::options::Options,
+    guest::{options::Options, shares::Shares},
     ims::{Attribution, GuestId},
     irq::{
-        mailbox::{Mailbox, count, sum_of_exits},
+        mailbox::{Mailbox, Signal, count, sum_of_exits},
         ports::fault_log::attributed,
     },
     memory::Ram,
@@ -67,6 +67,8 @@ pub struct Vm {
     pub mmio_regions: MmioRegions,
     /// The most interrupts of one vector of a virtual processor in [`crate::irq::storm::WINDOW`], if there is a limit.
     pub storm_limit: Option<u32>,
+    /// How much of the processors' time it may have.
+    pub shares: Shares,
     /// Its serial port is the machine's terminal.
     pub has_terminal: bool,
     /// Its serial port, CMOS clock and PCI bus.
@@ -78,6 +80,9 @@ pub struct Vm {
     ending: AtomicBool,
     /// The TSC at its first instruction; 0 before it.
     began: AtomicU64,
+    /// Ticks of all processors that were charged to it, and those of them that its interrupts took from others' turns.
+    time: AtomicU64,
+    stolen: AtomicU64,
     /// How often was told of a slot that fired too fast.
     storms: AtomicU32,
 }
@@ -98,6 +103,7 @@ impl Vm {
             id,
             name: options.name.clone(),
             storm_limit: options.storm,
+            shares: options.shares,
             has_terminal: options.console,
             resources,
             mmio_regions,
@@ -107,6 +113,8 @@ impl Vm {
             life: Mutex::new(Life { stopped, commands, reason: None }),
             ending: AtomicBool::new(false),
             began: AtomicU64::new(0),
+            time: AtomicU64::new(0),
+            stolen: AtomicU64::new(0),
             storms: AtomicU32::new(0),
         }
     }
@@ -130,25 +138,30 @@ impl Vm {
             Delivery::Fixed => named.for_each(|(_, mailbox)| mailbox.request(ipi.vector)),
             // Which one is the machine's to choose.
             Delivery::LowestPriority => named.take(1).for_each(|(_, mailbox)| mailbox.request(ipi.vector)),
-            Delivery::Nmi => self.command(named, |commands| commands.nmi = true),
+            Delivery::Nmi => self.command(Signal::Nmi, named, |commands| commands.nmi = true),
             Delivery::Init => {
-                self.command(named, |commands| *commands = Commands { init: true, ..Commands::default() })
+                self.command(Signal::Init, named, |commands| *commands = Commands { init: true, ..Commands::default() })
             }
-            Delivery::StartUp => self.command(named, |commands| {
+            Delivery::StartUp => self.command(Signal::StartUp, named, |commands| {
                 commands.start_up.get_or_insert(ipi.vector);
             }),
             Delivery::Smi => {}
         }
     }
 
-    fn command<'a>(&self, named: impl Iterator<Item = (u32, &'a Mailbox)>, change: impl Fn(&mut Commands)) {
+    fn command<'a>(
+        &self,
+        signal: Signal,
+        named: impl Iterator<Item = (u32, &'a Mailbox)>,
+        change: impl Fn(&mut Commands),
+    ) {
         for (id, mailbox) in named {
             let mut life = self.life.lock();
             change(&mut life.commands[id as usize]);
             // Until it has looked, it may go on.
             life.stopped[id as usize] = false;
             drop(life);
-            mailbox.signal();
+            mailbox.signal(signal);
         }
     }
 
@@ -177,7 +190,7 @@ impl Vm {
         life.reason = Some(reason);
         drop(life);
         self.ending.store(true, Ordering::Release);
-        self.mailboxes.iter().for_each(|mailbox| mailbox.signal());
+        self.mailboxes.iter().for_each(|mailbox| mailbox.summon());
     }
 
     /// Whether the guest is at its end.
@@ -210,6 +223,17 @@ impl Vm {
             0 => 0,
             began => cpu::tsc().saturating_sub(began),
         }
+    }
+
+    /// Charges ticks of a processor to it.
+    pub fn add_time(&self, ticks: u64) {
+        self.time.fetch_add(ticks, Ordering::Relaxed);
+    }
+
+    /// Charges ticks to it that its interrupts took from another guest's turn.
+    pub fn add_stolen(&self, ticks: u64) {
+        self.add_time(ticks);
+        self.stolen.fetch_add(ticks, Ordering::Relaxed);
     }
 
     /// Tells how far the guest has come at a mark on its console: its time, and its exits.
@@ -260,7 +284,7 @@ impl Vm {
         self.report_exits();
         // What came too late for its virtual processor.
         for mailbox in &self.mailboxes {
-            for _ in mailbox.take_posted().into_iter().flatten() {
+            for _ in mailbox.take_suppressed().into_iter().flatten() {
                 count(&mailbox.counts.from_descriptors);
                 count(&mailbox.counts.dropped);
             }

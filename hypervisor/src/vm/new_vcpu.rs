@@ -111,7 +111,8 @@ impl NewVcpu {
                 rate_counter: vm.storm_limit.map(RateCounter::new),
                 mailbox: vm.mailbox(parts.number).clone(),
                 ran: 0,
-                slice_start: None,
+                has_interrupted: false,
+                is_suppressed: false,
                 vm,
             }),
             Err(failure) => {

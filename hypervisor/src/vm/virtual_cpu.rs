@@ -9,7 +9,7 @@ use crate::{
     exits::{Devices, EndReason, PvEoi},
     ims::Attribution,
     irq::{
-        mailbox::{Mailbox, count},
+        mailbox::{Attention, Mailbox, Vectors, count},
         storm::{RateCounter, Suspect},
     },
     vdev::x2apic::Accepted,
@@ -69,16 +69,32 @@ pub struct VirtualCpu {
     pub rate_counter: Option<RateCounter>,
     /// Its mailbox, as [`Vm::mailbox`] gives it.
     pub mailbox: Arc<Mailbox>,
-    /// Ticks that it has run, or is taken to have run.
+    /// Ticks that it has run, or is taken to have run: by these the virtual processors of one guest take turns.
     pub ran: u64,
-    /// The TSC at the beginning of its turn, while it has one.
-    pub slice_start: Option<u64>,
+    /// What came for it interrupted whoever ran, since the scheduler looked last.
+    pub has_interrupted: bool,
+    /// Units suppress the notifications of its interrupts.
+    pub(super) is_suppressed: bool,
 }
 
 impl VirtualCpu {
-    /// Ticks that it will have run at `now`, the turn that it has included.
-    pub fn ran_until(&self, now: u64) -> u64 {
-        self.ran.saturating_add(self.slice_start.map_or(0, |began| now.saturating_sub(began)))
+    /// For which signals its processor is interrupted, and whether units notify it: `is_running`, it has the processor; `is_muted`, its guest has
+    /// interrupted others too often. What came unnoticed before that is to be taken after it.
+    pub fn publish(&mut self, is_running: bool, is_muted: bool) {
+        let (attention, run_state) = match self.state {
+            _ if is_running => (Attention::ALL, RunState::Running),
+            State::Halted if !is_muted => (Attention::HALTED, RunState::Halted),
+            State::Stopped if !is_muted => (Attention::STOPPED, RunState::Preempted),
+            State::WaitForSipi if !is_muted => (Attention::WAIT_FOR_SIPI, RunState::Preempted),
+            _ => (Attention::NONE, RunState::Preempted),
+        };
+        self.mailbox.set_attention(attention);
+        self.set_run_state(run_state);
+    }
+
+    /// It waits for its turn: no signal interrupts its processor. Units are told when another one runs.
+    pub fn rest(&self) {
+        self.mailbox.set_attention(Attention::NONE);
     }
 
     /// A device's interrupt that the hypervisor has taken for it.
@@ -104,6 +120,11 @@ impl VirtualCpu {
     /// Accepts devices' interrupts that units have posted for the hypervisor.
     pub fn take_posted(&mut self) {
         let Some(vectors) = self.mailbox.take_posted() else { return };
+        self.accept_posted(vectors);
+    }
+
+    fn accept_posted(&mut self, vectors: Vectors) {
+        self.has_interrupted = true;
         for vector in vectors {
             count(&self.mailbox.counts.from_descriptors);
             self.accept(vector);
@@ -135,6 +156,7 @@ impl VirtualCpu {
         if !self.mailbox.take_signal() {
             return;
         }
+        self.has_interrupted = true;
         for vector in self.mailbox.take_requests() {
             self.devices.apic.accept(vector);
         }
@@ -220,10 +242,19 @@ impl VirtualCpu {
         }
     }
 
-    /// Says who runs, to those who post interrupts.
-    pub fn set_run_state(&self, state: RunState) {
+    /// Says who runs, to those who post interrupts, and takes what came while nobody was notified.
+    fn set_run_state(&mut self, state: RunState) {
         if let Some(virtual_apic) = &self.virtual_apic {
-            virtual_apic.set_run_state(state);
+            return virtual_apic.set_run_state(state);
+        }
+        let is_suppressed = state == RunState::Preempted;
+        if is_suppressed == self.is_suppressed {
+            return;
+        }
+        self.is_suppressed = is_suppressed;
+        self.mailbox.set_run_state(state);
+        if let Some(vectors) = self.mailbox.take_suppressed().filter(|_| !is_suppressed) {
+            self.accept_posted(vectors);
         }
     }
 
