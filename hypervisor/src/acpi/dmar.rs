@@ -214,7 +214,7 @@ impl fmt::Display for DmarDefect {
 }
 
 impl Dmar {
-    /// Reads a whole table (with its header). What cannot be is in [`Self::odd`]; structures of unknown types are skipped.
+    /// Reads a whole table (with its header). What cannot be is in [`Self::defects`]; structures of unknown types are skipped.
     pub fn parse(table: &[u8]) -> Result<Self, TooShort> {
         let (width, flags) = u8_at(table, 36).zip(u8_at(table, 37)).ok_or(TooShort)?;
         if table.len() < STRUCTURES {
