@@ -15,7 +15,7 @@ use alloc::{boxed::Box, vec, vec::Vec};
 use bit_field::BitField;
 
 use self::{
-    commands::{COMMANDS, Work},
+    commands::{COMMANDS, CommandProgress},
     spec::{
         CMD, CMDCAP, CMDSTS, ENGCAP, GENCAP, GENCAP_BATCH, GENCAP_COMMANDS, GENCAP_TRANSFER, GENCTRL, GENCTRL_ERROR,
         GENCTRL_HALT, GENSTS, GROUP_ENGINES, GRPCAP, INTCAUSE, INTCAUSE_ERROR, INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS,
@@ -128,7 +128,7 @@ pub struct VirtualDsa {
     errors: [u64; 4],
     /// The handles that the parent has said, by their vectors.
     handles: Vec<Option<Handle>>,
-    work: Work,
+    progress: CommandProgress,
 }
 
 impl VirtualDsa {
@@ -146,7 +146,7 @@ impl VirtualDsa {
             command_status: 0,
             errors: [0; 4],
             handles: vec![None; shape.vectors.into()],
-            work: Work::default(),
+            progress: CommandProgress::default(),
         };
         new.show_capabilities();
         new.show();
