@@ -1,8 +1,8 @@
-//! The frequency of the TSC, measured against a counter whose frequency is known.
+//! Measures the frequency of the TSC against a counter whose frequency is known.
 //!
-//! In a virtual machine each look at the reference is an exit of several thousand cycles, so it is looked at a few times only; in between
-//! the TSC itself says how long to wait. A look lies between two reads of the TSC. They say how long it took, and with that how far the
-//! result can be off: SMM or a hypervisor below may take the processor away in the middle of it.
+//! In a virtual machine each read of the reference is an exit of several thousand cycles, so the reference is read a few times only; in
+//! between the TSC says how long to wait. Each read lies between two reads of the TSC. They give the read's duration, and so a bound of the
+//! result's error: SMM or a hypervisor below may interrupt the processor in the middle.
 #![forbid(unsafe_code)]
 
 use core::hint::spin_loop;

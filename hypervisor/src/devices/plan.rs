@@ -1,5 +1,5 @@
-//! Who gets what: read from all modules' strings once, in their order, before any processor makes a guest. So it does not depend on
-//! which processor is faster.
+//! The plan which guest gets which functions. It is made once, from all modules' command lines in their order, before any processor makes a
+//! guest. So the result does not depend on which processor is faster.
 
 use alloc::{format, string::String, vec::Vec};
 

@@ -1,8 +1,10 @@
-//! Interrupts that end without an exit: a bit in the guest's memory in place of EOI, as KVM has it (`KVM_FEATURE_PV_EOI`).
+//! Paravirtual EOI: the guest ends an interrupt by a bit in its memory in place of an EOI, without an exit, as KVM does
+//! (`KVM_FEATURE_PV_EOI`).
 //!
-//! The bit is set when an interrupt is delivered and none waits behind it. The guest clears it at the interrupt's end; the local APIC hears
-//! of that when it next matters: when an interrupt waits for delivery, and before the guest's accesses to the APIC. If one has come to
-//! wait meanwhile, the bit is taken back, so that the end is an exit, at which the next one is delivered.
+//! The hypervisor sets the bit when it delivers an interrupt and none waits behind it. The guest clears the bit at the interrupt's end. The
+//! emulated local APIC reads the bit when it next matters: when an interrupt waits for delivery, and before the guest's accesses to the
+//! APIC. If an interrupt has come to wait meanwhile, the hypervisor takes the bit back. Then the guest ends the interrupt by an exit, at
+//! which the waiting one is delivered.
 
 use hcall_abi::call::PV_EOI_PENDING;
 

@@ -1,6 +1,7 @@
-//! A guest's files and where they go: its image, which is an ELF executable or a Linux kernel, and its initrd if it has one.
+//! A guest's files and their places in memory: its image, which is an ELF executable or a Linux kernel, and its initrd if it has one.
 //!
-//! The launcher reads files with this code before it builds anything, so it refuses the same in the same words as the hypervisor.
+//! The launcher reads files with this code before it builds anything, so it refuses the same files with the same messages as the
+//! hypervisor.
 
 use alloc::vec::Vec;
 use core::fmt;

@@ -1,7 +1,7 @@
-//! A guest's options: the command line of its boot module: `name mem=64M device=6a:01.0 cmdline="…"`.
+//! A guest's options, which the command line of its boot module holds: `name mem=64M device=6a:01.0 cmdline="…"`.
 //!
-//! Words are separated by blanks. Quotes join what they enclose, wherever they begin, and a backslash takes the next character as
-//! it is: so both `cmdline="a b"` and GRUB's own way to write it, `"cmdline=a b"`, mean the same.
+//! Words are separated by blanks. Quotes join the characters that they enclose, wherever they begin, and a backslash quotes the next
+//! character. So both `cmdline="a b"` and GRUB's own form, `"cmdline=a b"`, mean the same.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt;

@@ -1,4 +1,4 @@
-//! What the boot loader tells: memory and modules. Multiboot2 specification, 3.6.
+//! Boot information: memory and modules, as the boot loader passes them. Multiboot2 specification, 3.6.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt;

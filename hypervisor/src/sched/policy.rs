@@ -1,5 +1,5 @@
-//! Whose turn it is: the virtual processor that has run least, of those that can run. Nothing here touches hardware; times are ticks of
-//! the TSC.
+//! The scheduling policy: of the virtual processors that can run, the one that has run least runs next. Nothing here touches hardware;
+//! times are ticks of the TSC.
 #![forbid(unsafe_code)]
 
 /// Ticks that a virtual processor runs before another one's turn.

@@ -1,8 +1,7 @@
-//! The run loop: whose turn it is, what waits for it, and what became of it.
+//! A processor's scheduler: it selects virtual processors, runs them and delivers interrupts to them.
 //!
-//! A processor serves its virtual processors in turn: the one that has run least comes next. One runs until its slice is over, it waits,
-//! its guest ends, or one wakes that has run less; interrupts of the machine come in by VM exits, or, when nobody runs, by the
-//! interrupt that ends the processor's HLT.
+//! The virtual processor that has run least runs next. It runs until its slice is over, it waits, its guest ends, or another one that has
+//! run less wakes. Interrupts of the machine arrive by VM exits or, when nothing runs, by the interrupt that ends the processor's HLT.
 
 use alloc::{sync::Arc, vec::Vec};
 

@@ -1,8 +1,8 @@
 //! The command register of a virtual function.
 //!
 //! The parent has one command register for all its virtual functions, and a command takes as long as the descriptors that it waits for. So
-//! nothing here waits: a command is a few steps ([`Step`]), which the parent carries out one by one when it is the function's turn. Until
-//! the last one is done CMDSTS says that the command is active, and what the guest writes to CMD meanwhile is lost, as with a real device.
+//! nothing here waits: a command consists of a few steps ([`Step`]), which the parent carries out one by one when it is the function's
+//! turn. Until the last step is done, CMDSTS shows the command as active, and writes to CMD are lost, as with a real device.
 
 use alloc::collections::VecDeque;
 
