@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
-use imsvisor_tests::imports::{Arrow, FileArrow, Place, Sources, circles};
+use imsvisor_tests::imports::{Arrow, FileArrow, ImportTarget, Sources, circles};
 
 /// The hypervisor's rooms, lowest first: each imports only from those before it.
 const ROOMS: [&str; 23] = [
@@ -79,11 +79,11 @@ fn wrong(arrow: &Arrow) -> Option<String> {
     let layer = |room: &str| ROOMS.iter().position(|other| *other == room);
     let pure = PURE.iter().find(|(room, ..)| *room == arrow.from);
     let allowed = match (&arrow.to, pure) {
-        (Place::Root, _) => false,
-        (Place::Room(room), Some((_, rooms, _))) => rooms.contains(&room.as_str()),
-        (Place::Room(room), None) => layer(room).is_some_and(|below| Some(below) < layer(&arrow.from)),
-        (Place::Crate(name), Some((_, _, crates))) => crates.iter().chain(&FOR_TESTS).any(|other| other == name),
-        (Place::Crate(_), None) => true,
+        (ImportTarget::Root, _) => false,
+        (ImportTarget::Room(room), Some((_, rooms, _))) => rooms.contains(&room.as_str()),
+        (ImportTarget::Room(room), None) => layer(room).is_some_and(|below| Some(below) < layer(&arrow.from)),
+        (ImportTarget::Crate(name), Some((_, _, crates))) => crates.iter().chain(&FOR_TESTS).any(|other| other == name),
+        (ImportTarget::Crate(_), None) => true,
     };
     (!allowed).then(|| arrow.to_string())
 }

@@ -1,4 +1,4 @@
-//! Exceptions and interrupts taken in the hypervisor itself.
+//! Exceptions and interrupts in the hypervisor itself.
 
 use super::{
     interrupts,

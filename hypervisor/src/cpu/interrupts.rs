@@ -1,8 +1,7 @@
 //! External interrupts of this processor.
 //!
-//! The hypervisor runs with interrupts off. A device's interrupt ends the guest (VM exit with acknowledgement) or, when no guest
-//! can run, the HLT of [`idle`]. Both ways end in [`arrived`], which only notes the vector: the run loop takes it from
-//! there.
+//! The hypervisor runs with interrupts off. A device's interrupt ends the guest's run (VM exit with acknowledgement) or, when no guest can
+//! run, the HLT of [`idle`]. Both paths call [`arrived`], which only notes the vector; the scheduler takes the vectors from there.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

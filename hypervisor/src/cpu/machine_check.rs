@@ -1,7 +1,7 @@
 //! Machine checks: SDM vol. 3, chapter 16 ("Machine-Check Architecture").
 //!
-//! The hardware tells of an error that it could not correct. Where the error is that of a guest's access, and the processor's own state is
-//! whole, the guest ends; where the hypervisor itself is hit, or the state is not whole, nothing goes on.
+//! The hardware reports an error that it could not correct. If the error is that of a guest's access and the processor's own state is
+//! intact, only that guest ends. If the error hit the hypervisor, or the state is not intact, everything stops.
 
 use core::{
     fmt,

@@ -1,4 +1,4 @@
-//! What each processor has of its own. The GS base leads there while the hypervisor runs; a VM exit sets it back from the VMCS.
+//! Per-processor data. The GS base points to it while the hypervisor runs; each VM exit loads the GS base from the VMCS.
 
 use core::{
     ptr::null_mut,

@@ -1,4 +1,4 @@
-//! A panic stops all processors.
+//! Stops all processors at a panic.
 
 use core::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},

@@ -1,4 +1,4 @@
-//! What of the machine's functions is given away: whole, or work queue by work queue.
+//! Which functions of the machine are assigned: whole, or by single work queues.
 
 use alloc::vec::Vec;
 

@@ -1,5 +1,5 @@
-//! A list of shared values that come and go. [`ArcList::for_each`] looks at a value without the list's lock, so a long look delays nobody
-//! else.
+//! A list of shared values that are added and removed. [`ArcList::for_each`] visits a value without the list's lock, so a long visit delays
+//! no other processor.
 #![forbid(unsafe_code)]
 
 use alloc::{sync::Arc, vec::Vec};

@@ -1,4 +1,4 @@
-//! Why a function cannot be given to a guest.
+//! Why a function cannot be assigned to a guest.
 #![forbid(unsafe_code)]
 
 use core::fmt;

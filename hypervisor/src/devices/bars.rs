@@ -1,4 +1,4 @@
-//! A function's memory BARs, mapped in the hypervisor.
+//! A function's memory BARs, mapped in the hypervisor's address space.
 
 use crate::{
     addr::{Hpa, PAGE_SIZE},

@@ -1,11 +1,11 @@
-//! Whose turn it is to have a command of a shared device carried out.
+//! Arbitration of a shared device's command register.
 //!
-//! The device has one command register. Functions' steps ([`Step`]) go through it one at a time, and functions have their turns one after
-//! another: so a step waits for at most one step of each other function. A step takes no longer than the work in its function's queue, which
-//! is bounded ([`queue_limits`](crate::vdev::vdsa::queue_limits)): 16 descriptors of up to 64 MiB where 128 are shared by eight queues.
-//! No processor waits here for longer than [`QUICK`], four times: a step that takes longer is looked at again later.
+//! The device has one command register. Functions' steps ([`Step`]) go through it one at a time, and the functions take turns. So a step
+//! waits for at most one step of each other function. A step takes no longer than the work in its function's queue, which is bounded
+//! ([`queue_limits`](crate::vdev::vdsa::queue_limits)): 16 descriptors of up to 64 MiB where eight queues share 128. No processor waits
+//! here for longer than four times [`QUICK`]; a step that takes longer is polled later.
 //!
-//! The device may carry out a step after the time-out ([`STEP`]). Until it has, all steps fail at once, and none is given to the device. The
+//! The device may carry out a step after the time-out ([`STEP`]). Until it has, all steps fail at once, and the device gets none. The
 //! function whose step it was treats the state of its queue as unknown ([`crate::vdev::vdsa`]).
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What a function's BARs show in the guest: which pages reach the device, which are images, and which are trapped.
+//! A function's BARs in the guest: pages that reach the device, shadow pages, and trapped pages.
 
 use alloc::vec::Vec;
 use core::ops::Range;

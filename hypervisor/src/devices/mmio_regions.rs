@@ -1,4 +1,4 @@
-//! What lies outside of a guest's memory: stores, device registers, configuration space, nothing.
+//! The regions outside of a guest's memory: stores, device registers, configuration space.
 
 use alloc::vec::Vec;
 

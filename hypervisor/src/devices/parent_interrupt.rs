@@ -1,5 +1,5 @@
-//! The interrupt of a function that the hypervisor keeps for itself: entry 0 of the function's MSI-X table, by an entry of the remapping
-//! table as guests' interrupts go.
+//! The interrupt of a parent function: entry 0 of the function's MSI-X table, which goes through a remapping entry as guests' interrupts
+//! do.
 
 use crate::{
     apic,

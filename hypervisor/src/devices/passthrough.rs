@@ -1,4 +1,4 @@
-//! A PCI function given to a guest: what the guest sees of it, and how it gets there.
+//! A PCI function assigned to a guest as a whole: its view in the guest, and its setup and reset on the machine.
 
 use alloc::vec::Vec;
 use core::hint::spin_loop;

@@ -1,5 +1,5 @@
-//! Who gets what: read from all modules' strings once, in their order, before any processor makes a guest. So it does not depend on
-//! which processor is faster.
+//! The plan which guest gets which functions. It is made once, from all modules' command lines in their order, before any processor makes a
+//! guest. So the result does not depend on which processor is faster.
 
 use alloc::{format, string::String, vec::Vec};
 
@@ -23,7 +23,7 @@ const PROCESSOR_BYTES: u64 = 64 << 10;
 
 /// A guest as it is to be made.
 pub struct Plan {
-    /// What its module's string asks for.
+    /// The options on the guest's module command line.
     pub options: Options,
     /// The numbers of the processors that run its virtual processors.
     pub processors: Vec<usize>,
@@ -122,10 +122,10 @@ fn take_terminal(options: &Options, holder: &mut Option<String>) -> Result<(), S
 }
 
 fn options(module: &Module) -> Result<Options, String> {
-    let string = module.string.as_deref().ok_or("its string is not UTF-8")?;
-    Options::parse(string).map_err(|error| {
-        let name: String = string.chars().take_while(|c| c.is_ascii_graphic() && *c != '"').take(32).collect();
-        format!("{name}: its string: {error}")
+    let command_line = module.command_line.as_deref().ok_or("its module command line is not UTF-8")?;
+    Options::parse(command_line).map_err(|error| {
+        let name: String = command_line.chars().take_while(|c| c.is_ascii_graphic() && *c != '"').take(32).collect();
+        format!("{name}: module command line: {error}")
     })
 }
 

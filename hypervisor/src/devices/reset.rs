@@ -1,4 +1,4 @@
-//! How a function is stopped and brought back to its first state.
+//! How a function is stopped and reset to its initial state.
 
 use crate::{
     clock,

@@ -1,4 +1,4 @@
-//! The pages that a message store is in: what else of the device's lies there. All ranges are bytes of one BAR.
+//! The pages of a message store, and the other registers in them. All ranges are bytes of one BAR.
 #![forbid(unsafe_code)]
 
 use core::ops::Range;

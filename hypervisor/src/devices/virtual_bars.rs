@@ -1,4 +1,4 @@
-//! What the BARs of a virtual function show in the guest.
+//! The BARs of a virtual function in the guest.
 
 use hcall_abi::DeviceId;
 

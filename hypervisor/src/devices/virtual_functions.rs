@@ -1,10 +1,10 @@
-//! Virtual functions: a DSA that the hypervisor keeps, and whose work queues are guests' functions (Intel Scalable IOV calls them
-//! assignable device interfaces; Linux's `idxd-mdev` had the same idea).
+//! Virtual functions: the hypervisor keeps a DSA and gives its work queues to guests as functions (assignable device interfaces of Intel
+//! Scalable IOV; Linux's `idxd-mdev` had the same idea).
 //!
-//! A guest's function has registers of the hypervisor's making ([`VirtualDsa`]), an MSI-X table whose slots are a part of the device's
-//! message store, and the portals of its work queue straight through: submitting costs no exit. A descriptor names its interrupt by a
-//! handle that the device takes as it is. So that no function can name another one's, each work queue has a PASID of its own, and its
-//! slots are for that PASID alone.
+//! The hypervisor emulates the registers of a guest's function ([`VirtualDsa`]). The slots of its MSI-X table are a part of the device's
+//! message store. The portals of its work queue are mapped straight through, so submitting costs no exit. A descriptor names its interrupt
+//! by a handle, which the device uses unchanged. So that no function can name another one's interrupt, each work queue has a PASID of its
+//! own, and its slots accept that PASID only.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::{

@@ -1,6 +1,6 @@
 //! Breakpoints of a guest on data and ports that an emulated access touches: SDM vol. 3, 18.2.4 and 18.2.5.
 //!
-//! The processor looks for them at accesses that it carries out itself, so for the others the hypervisor has to.
+//! The processor checks for them only at accesses that it carries out itself, so the hypervisor checks at the accesses that it emulates.
 #![forbid(unsafe_code)]
 
 /// What DR7 asks to break on: bits 17:16 and their like.

@@ -1,4 +1,4 @@
-//! The virtual processor whose exit is served, and what its exits do outside of the guest.
+//! The virtual processor whose exit is handled, and the platform that its exits reach.
 
 use super::{decode_cache::DecodeCache, mmio::Fault, pv_eoi::PvEoi};
 use crate::{

@@ -1,7 +1,7 @@
 //! Accesses to control registers and to XCR0.
 //!
-//! The guest owns most bits and changes them without an exit. What comes here are changes of the bits that the hypervisor
-//! watches, because they change the guest's mode or because VMX fixes them.
+//! The guest owns most bits and changes them without an exit. Exits come from changes of the bits that the hypervisor watches, because they
+//! change the guest's mode or because VMX fixes them.
 
 use super::Action;
 use crate::{

@@ -1,4 +1,4 @@
-//! What an instruction that touched a trapped page does, from its bytes.
+//! Decodes an instruction that accessed a trapped page.
 //!
 //! Understood:
 //!

@@ -1,8 +1,8 @@
-//! Instructions that were decoded before, and the pages in which they lie.
+//! The cache of decoded instructions and of the page walks that lead to them.
 //!
-//! A driver writes its slots with the same few instructions again and again. What an instruction does follows from its bytes, its
-//! address and the mode, so all three are compared each time: a guest that changes its code changes what is found. Where its code lies
-//! follows from its page tables, whose entries are compared each time as well ([`Walked`]).
+//! A driver writes its slots with the same few instructions again and again. An instruction's effect follows from its bytes, its address
+//! and the mode, so a lookup compares all three: if a guest changes its code, the lookup fails. The place of the code follows from the
+//! guest's page tables, whose entries are compared each time as well ([`Walked`]).
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;

@@ -1,4 +1,4 @@
-//! The one switch over VM exits, and the one tail behind it.
+//! The dispatch of VM exits, and the common tail after each handler.
 
 use super::{
     Action, EndReason,

@@ -1,5 +1,5 @@
-//! The short way to decode what compilers make of a store or a load: MOV between memory and a register or an immediate, in
-//! 64-bit code, with no prefix but operand size and REX. A table-driven decoder takes several times as long.
+//! The fast decoder for loads and stores of compilers: MOV between memory and a register or an immediate, in 64-bit code, with no prefix
+//! but operand size and REX. A table-driven decoder takes several times as long.
 #![forbid(unsafe_code)]
 
 use super::{

@@ -1,5 +1,5 @@
-//! What an instruction does to memory, in the terms that the emulation of a trapped access needs; [`decode`](super::decode) makes
-//! them from bytes.
+//! An instruction's effect on memory, in the terms that the emulation of a trapped access needs. [`decode`](super::decode) produces it from
+//! bytes.
 #![forbid(unsafe_code)]
 
 use super::{alu::Alu, width::Width};

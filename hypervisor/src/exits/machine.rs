@@ -1,4 +1,4 @@
-//! The virtual processor as the instruction emulation sees it.
+//! The virtual processor's interface to the instruction emulation.
 
 use super::{
     Platform,

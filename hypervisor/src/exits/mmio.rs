@@ -1,13 +1,13 @@
-//! Carries out a guest's instruction that touched a trapped page.
+//! Emulates a guest's instruction that accessed a trapped page.
 //!
-//! An EPT violation says where, and whether it was a write; what was written only the instruction tells. Its bytes, and the page
-//! tables that lead to them, may change between the exit and now, so nothing here trusts them: an instruction that does not
-//! touch the faulting address, in the faulting way, runs again in the guest ([`Emulated::Again`]), which the caller lets happen so often
-//! and no more. What cannot be emulated ([`super::decode`] has the list; besides, read-modify-write that reaches beyond one trapped
-//! page, which could not be atomic) is #UD in the guest. What is read and written is so in one step, with LOCK or without.
+//! An EPT violation tells the address, and whether the access was a write; only the instruction tells the written value. Its bytes, and the
+//! page tables that lead to them, may change between the exit and the emulation, so nothing here trusts them. An instruction that does not
+//! access the faulting address in the faulting way runs again in the guest ([`Emulated::Again`]); the caller limits how often. An
+//! instruction that cannot be emulated ([`super::decode`] has the list) is #UD in the guest, and so is a read-modify-write that reaches
+//! beyond one trapped page, which could not be atomic. Reads and writes happen in one step, with LOCK or without.
 //!
-//! The whole access is translated and checked before its first byte has an effect. Where it leaves the page, each part goes
-//! where its own translation leads.
+//! The whole access is translated and checked before its first byte has an effect. If it crosses a page, each part goes to the address that
+//! its own translation gives.
 #![forbid(unsafe_code)]
 
 mod access;

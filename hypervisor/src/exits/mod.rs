@@ -1,5 +1,5 @@
-//! Serving a guest's VM exits: one file for each family. Handlers return an [`Action`]; [`dispatch`] carries it out, and RIP advances
-//! there alone.
+//! Handlers of a guest's VM exits: one file for each family. Handlers return an [`Action`], which [`dispatch`] carries out. RIP advances
+//! there only.
 
 pub mod alu;
 mod breakpoints;

@@ -1,4 +1,4 @@
-//! RDMSR and WRMSR of registers that the bitmap does not let through.
+//! RDMSR and WRMSR of registers that the MSR bitmap traps.
 
 use super::{Action, Devices, Platform};
 use crate::{

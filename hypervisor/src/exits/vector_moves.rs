@@ -1,4 +1,4 @@
-//! Moves between memory and XMM or YMM registers, from what the decoder's tables say of them.
+//! Moves between memory and XMM or YMM registers, decoded from the decoder's tables.
 #![forbid(unsafe_code)]
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register as Reg};

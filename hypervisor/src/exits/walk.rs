@@ -1,9 +1,9 @@
-//! From a guest-linear to a guest-physical address, through the guest's own page tables.
+//! Translates a guest-linear to a guest-physical address through the guest's page tables.
 //!
-//! All paging modes of SDM vol. 3, chapter 5 (32-bit with PSE and PSE-36, PAE, 4-level, 5-level), access rights of 5.6,
-//! error codes of 5.7, accessed and dirty flags of 5.8. Protection keys are not looked at: guests are not offered them.
-//! PAE's four top entries come from memory, where the processor uses those it loaded with CR3; a guest that changes them
-//! without loading CR3 can mislead itself only.
+//! It supports all paging modes of SDM vol. 3, chapter 5 (32-bit with PSE and PSE-36, PAE, 4-level, 5-level), access rights of 5.6, error
+//! codes of 5.7, accessed and dirty flags of 5.8. Protection keys are ignored, because guests are not offered them. PAE's four top entries
+//! are read from memory, where the processor uses those that it loaded with CR3. A guest that changes them without loading CR3 can mislead
+//! only itself.
 #![forbid(unsafe_code)]
 
 use crate::{

@@ -1,4 +1,4 @@
-//! How wide operands and addresses of instructions are.
+//! Widths of operands and addresses.
 #![forbid(unsafe_code)]
 
 /// How wide an access, a register or an address is.

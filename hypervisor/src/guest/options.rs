@@ -1,7 +1,7 @@
-//! What a module's string asks for: `name mem=64M device=6a:01.0 cmdline="…"`.
+//! A guest's options, which the command line of its boot module holds: `name mem=64M device=6a:01.0 cmdline="…"`.
 //!
-//! Words are separated by blanks. Quotes join what they enclose, wherever they begin, and a backslash takes the next character as
-//! it is: so both `cmdline="a b"` and GRUB's own way to write it, `"cmdline=a b"`, mean the same.
+//! Words are separated by blanks. Quotes join the characters that they enclose, wherever they begin, and a backslash quotes the next
+//! character. So both `cmdline="a b"` and GRUB's own form, `"cmdline=a b"`, mean the same.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt;
@@ -36,8 +36,8 @@ pub const CPUS_MAX: u32 = 64;
 pub const DEFAULT_MEMORY: u64 = 64 << 20;
 /// Most interrupts in a million ticks that a limit can be: what no device raises.
 pub const STORM_MAX: u32 = 100_000;
-/// Longest string.
-const STRING_MAX: usize = 4096;
+/// Longest module command line, in bytes.
+const COMMAND_LINE_MAX: usize = 4096;
 
 /// A function to assign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,14 +102,14 @@ pub struct Options {
     pub accepted: Vec<&'static Erratum>,
 }
 
-/// Why a string describes no guest.
+/// Why a module command line describes no guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     /// Longer than 4,096 bytes.
     TooLong,
     /// A character outside of printable ASCII, at this byte.
     Character(usize),
-    /// A quote is not closed, or a backslash ends the string.
+    /// A quote is not closed, or a backslash ends the command line.
     Unfinished,
     /// There is no name, or it is not `[a-z0-9-]{1,16}`.
     Name(String),
@@ -156,11 +156,13 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLong => write!(f, "the string is longer than {STRING_MAX} bytes"),
+            Self::TooLong => write!(f, "the module command line is longer than {COMMAND_LINE_MAX} bytes"),
             Self::Character(at) => write!(f, "byte {at} is not printable ASCII"),
             Self::Unfinished => write!(f, "a quote is not closed, or a backslash stands at the end"),
             Self::Name(name) => write!(f, "'{name}' is no name: 1 to {NAME_MAX} of a-z, 0-9 and -"),
-            Self::Initrd => write!(f, "a module with the string '{INITRD}' has its place right behind its guest, once"),
+            Self::Initrd => {
+                write!(f, "a module with the command line '{INITRD}' has its place right behind its guest, once")
+            }
             Self::Unknown(word) => {
                 write!(
                     f,
@@ -204,15 +206,15 @@ impl fmt::Display for Error {
 }
 
 impl Options {
-    /// Reads a module's string.
-    pub fn parse(string: &str) -> Result<Self, Error> {
-        if string.len() > STRING_MAX {
+    /// Reads a module's command line.
+    pub fn parse(command_line: &str) -> Result<Self, Error> {
+        if command_line.len() > COMMAND_LINE_MAX {
             return Err(Error::TooLong);
         }
-        if let Some(at) = string.bytes().position(|byte| !(0x20..0x7f).contains(&byte)) {
+        if let Some(at) = command_line.bytes().position(|byte| !(0x20..0x7f).contains(&byte)) {
             return Err(Error::Character(at));
         }
-        let mut words = words(string)?.into_iter();
+        let mut words = words(command_line)?.into_iter();
         let name = words.next().unwrap_or_default();
         if name == INITRD {
             return Err(Error::Initrd);
@@ -296,9 +298,9 @@ fn is_name(name: &str) -> bool {
     (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(legal)
 }
 
-fn words(string: &str) -> Result<Vec<String>, Error> {
+fn words(command_line: &str) -> Result<Vec<String>, Error> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
-    let mut characters = string.chars();
+    let mut characters = command_line.chars();
     while let Some(character) = characters.next() {
         match (character, quote) {
             (' ', None) => words.extend(word.take()),
@@ -428,13 +430,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn error(string: &str) -> Error {
-        Options::parse(string).unwrap_err()
+    fn error(command_line: &str) -> Error {
+        Options::parse(command_line).unwrap_err()
     }
 
     #[test]
     fn a_device_of_another_segment_is_named_by_four_digits() {
-        let device = |string: &str| Options::parse(&format!("x device={string}")).map(|options| options.devices[0]);
+        let device =
+            |command_line: &str| Options::parse(&format!("x device={command_line}")).map(|options| options.devices[0]);
         let there = Bdf::new(0x6a, 1, 0).in_segment(1);
         assert_eq!(device("0001:6a:01.0"), Ok(Device::At(there)));
         assert_eq!(device("0000:6a:01.0"), Ok(Device::At(Bdf::new(0x6a, 1, 0))));
@@ -457,7 +460,7 @@ mod tests {
         assert_eq!(options.devices, [Device::At(Bdf::new(0, 0x1e, 0)), Device::FirstDsa]);
         assert_eq!(options.cmdline, "console=ttyS0 a=b");
         assert!(options.marks && !Options::parse("x").unwrap().marks);
-        let console = |string| Options::parse(string).unwrap().console;
+        let console = |command_line| Options::parse(command_line).unwrap().console;
         assert!(console("x console=on") && !console("x console=off") && !console("x"));
         let shares = Options::parse("x weight=512 cap=40").unwrap().shares;
         assert_eq!((shares.weight(), shares.cap()), (512, Some(40)));
@@ -482,13 +485,13 @@ mod tests {
 
     #[test]
     fn grub_may_quote_as_it_likes() {
-        for string in [
+        for command_line in [
             r#"x cmdline="a 'b' c""#,
             r#"x "cmdline=a \'b\' c""#,
             r#"x "cmdline=\"a \'b\' c\"""#,
             r#"x cmdline=a\ \'b\'\ c"#,
         ] {
-            assert_eq!(Options::parse(string).unwrap().cmdline, "a 'b' c", "{string}");
+            assert_eq!(Options::parse(command_line).unwrap().cmdline, "a 'b' c", "{command_line}");
         }
     }
 
@@ -537,8 +540,8 @@ mod tests {
         for value in ["", "Linux", "windows"] {
             assert_eq!(error(&format!("x os={value}")), Error::Os(value.into()));
         }
-        for string in ["initrd", "initrd mem=64M"] {
-            assert_eq!(error(string), Error::Initrd);
+        for command_line in ["initrd", "initrd mem=64M"] {
+            assert_eq!(error(command_line), Error::Initrd);
         }
         for value in ["", "mark", "MARKS"] {
             assert_eq!(error(&format!("x exits={value}")), Error::Exits(value.into()));
@@ -563,15 +566,15 @@ mod tests {
         for number in ["", "0", "1", "2049", "65538", "+2", "0x10"] {
             assert_eq!(error(&format!("x device=vdsa vectors={number}")), Error::Vectors(number.into()));
         }
-        for string in ["x vectors=4", "x device=dsa vectors=4", "x device=vdsa vectors=4 vectors=4"] {
-            assert_eq!(error(string), Error::WhoseVectors, "{string}");
+        for command_line in ["x vectors=4", "x device=dsa vectors=4", "x device=vdsa vectors=4 vectors=4"] {
+            assert_eq!(error(command_line), Error::WhoseVectors, "{command_line}");
         }
     }
 
     proptest! {
         #[test]
-        fn any_string_is_read_or_refused(string in "([a-z]{1,3} )?(mem=|device=|cmdline=|[ \"'\\\\=:.0-9a-fMG]|\\PC){0,60}") {
-            if let Ok(options) = Options::parse(&string) {
+        fn any_string_is_read_or_refused(command_line in "([a-z]{1,3} )?(mem=|device=|cmdline=|[ \"'\\\\=:.0-9a-fMG]|\\PC){0,60}") {
+            if let Ok(options) = Options::parse(&command_line) {
                 prop_assert!(is_name(&options.name) && is_ram_size(options.memory));
                 prop_assert!(options.cmdline.len() < CMDLINE_SIZE);
             }

@@ -1,7 +1,7 @@
-//! The functions whose DMA is confined to guests' memory.
+//! Attachments of functions to guests' memory, by which DMA is confined.
 //!
-//! A guest that has a function, or a part of one, has a domain for it: its memory at its own addresses. What leads there are the
-//! function's requests without a PASID, those with the guest's PASIDs, or both.
+//! A guest that has a function, or a part of one, has a VT-d domain for it, which maps the guest's memory at the guest's own addresses. The
+//! function's requests without a PASID, those with the guest's PASIDs, or both use that domain.
 
 use alloc::vec::Vec;
 

@@ -1,14 +1,14 @@
-//! Host vectors: which interrupt of the machine is whose.
+//! Host vectors, and the guests' vectors that they stand for.
 //!
-//! A host vector stands for one vector of one virtual processor, however many entries lead there: two interrupts that meet in it
-//! would have met in the guest's own IRR as well.
+//! A host vector stands for one vector of one virtual processor, for any number of entries. Two interrupts that merge in the host vector
+//! would have merged in the guest's own IRR as well.
 //!
-//! Virtual processors that share a processor share its vectors, first come, first served; but a few are kept for each of them, so that no
-//! guest can leave another one without any (`GUARANTEED`).
+//! Virtual processors on the same processor share its vectors, first come, first served. A few are guaranteed to each of them, so that no
+//! guest can leave another one without vectors (`GUARANTEED`).
 //!
-//! A vector whose last use has ended is *retiring*: no entry leads there, but an interrupt that came before may wait in the processor's
-//! local APIC. It still belongs to whom it belonged, and is free when that processor has let everything in that waited
-//! ([`Vectors::begin_sweep`]). Linux keeps the old vector of a moved interrupt in the same way (`irq_complete_move`).
+//! A vector whose last use has ended is *retiring*: no entry leads there, but an earlier interrupt may wait in the processor's local APIC.
+//! The vector keeps its owner until that processor has taken all waiting interrupts ([`Vectors::begin_sweep`]); then it is free. Linux
+//! keeps the old vector of a moved interrupt in the same way (`irq_complete_move`).
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! What other processors may touch of a virtual processor: the interrupts they send it, and the count of what happened to it.
+//! A virtual processor's mailbox, which other processors may access: interrupts for it, and its counters.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};

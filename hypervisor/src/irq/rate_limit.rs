@@ -1,8 +1,7 @@
-//! When events of a remapping unit (its faults) or of a device that the hypervisor keeps (its errors) are masked, and when they come back.
+//! Masks events of a remapping unit (its faults) or of a parent function (its errors) while they come too fast.
 //!
-//! A guest's device can cause faults and errors as fast as it likes, and an interrupt for each would take the processor from everybody
-//! else. So a burst of events masks them; from then on what is recorded is looked at from time to time, and when there is nothing
-//! the events are let in again.
+//! A guest's device can cause faults and errors at any rate, and an interrupt for each would take the processor from all others. So a burst
+//! of events masks them. From then on the records are polled from time to time; when a poll finds nothing, the events are unmasked.
 #![forbid(unsafe_code)]
 
 /// Ticks in which events are counted together, and between two looks while they are masked.

@@ -1,6 +1,6 @@
-//! A message store behind a command interface: each access takes a command and a wait, so what is to be written is gathered, and goes to
-//! the device slot by slot at the end of a batch, a call or a trapped write. Linux's `irq_bus_lock` and `irq_bus_sync_unlock` do the
-//! same for interrupt controllers on slow buses.
+//! A message store behind a command interface. Each access takes a command and a wait, so writes are gathered and go to the device slot by
+//! slot at the end of a batch, a call or a trapped write. Linux's `irq_bus_lock` and `irq_bus_sync_unlock` do the same for interrupt
+//! controllers on slow buses.
 #![forbid(unsafe_code)]
 
 use alloc::vec::Vec;

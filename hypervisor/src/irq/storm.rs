@@ -1,13 +1,13 @@
-//! When a virtual processor's interrupts come too fast, and which of the slots behind them is to blame.
+//! Detects interrupt storms: a virtual processor's interrupts that come too fast, and the slots that cause them.
 //!
-//! Interrupts are counted by vector. When one vector has more than its limit, all slots that lead there are held: masked in the device,
-//! which notes what comes meanwhile. A slot that has something pending after a time in which one at the limit would have fired some
-//! times is suspected, and lets go what is pending; one that has something pending again is a storm, and stays masked. The others lose
-//! nothing: what was pending is sent when they are let go.
+//! Interrupts are counted by vector. When one vector exceeds its limit, all slots that lead there are throttled: masked in the device,
+//! which keeps their messages pending. Throttling lasts for the time of a few interrupts at the limit. A slot with a pending message after
+//! that is suspected: it sends the message and is throttled again. If it has a pending message once more, it is a storm and stays masked.
+//! The other slots lose nothing: their pending messages are sent when they are unmasked.
 //!
-//! A function can write the messages of its slots by DMA as well, and no mask stops that. If interrupts of the vector go on to come faster
-//! than the limit while all slots that lead there are held, their remapping entries are blocked. What was on its way comes in the first
-//! half of the time, which does not count.
+//! A function can write the messages of its slots by DMA as well, and no mask stops that. If interrupts of the vector still come faster
+//! than the limit while all slots that lead there are throttled, their remapping entries are blocked. The first half of the time does not
+//! count, because interrupts that were on their way arrive in it.
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;

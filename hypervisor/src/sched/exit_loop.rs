@@ -1,7 +1,7 @@
-//! The way of an exit: entering the guest, serving what it exits for, and entering it again.
+//! The loop of VM exits: it enters the guest, handles the exit, and enters the guest again.
 //!
-//! Every exit goes through one loop, and the compiler keeps it short if all that it holds there is the virtual processor. So what does not
-//! change is looked up before, what is rare has functions of its own, and what concerns the processor as a whole ends the loop.
+//! Every exit goes through one loop, and the compiler keeps the loop short if it holds nothing but the virtual processor. So values that do
+//! not change are looked up before, rare exits are handled by functions of their own, and events of the processor as a whole end the loop.
 
 use alloc::sync::Arc;
 

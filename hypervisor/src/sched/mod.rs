@@ -1,4 +1,4 @@
-//! Who runs: the processors, the scheduler and the loop of VM exits.
+//! Scheduling: the processors, the scheduler and the loop of VM exits.
 
 pub mod exit_loop;
 pub mod processors;

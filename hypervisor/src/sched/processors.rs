@@ -1,4 +1,4 @@
-//! Who runs which guest: the processors share the modules out, and the first one tells what came of it all.
+//! Bring-up of processors and the division of guests among them. The first processor writes the final report.
 
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::{

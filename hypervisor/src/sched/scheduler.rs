@@ -1,8 +1,8 @@
-//! The run loop: who has the processor, and what becomes of the interrupts that arrive meanwhile. `SCHEDULER.md` beside this file describes
+//! A processor's scheduler: it selects virtual processors, runs them and delivers interrupts to them. `SCHEDULER.md` beside this file describes
 //! the policy.
 //!
 //! A virtual processor runs until its turn is over, it waits, its guest ends, or one of another guest wakes that is to run before it. Interrupts
-//! of the machine come in by VM exits, or, when nobody runs, by the interrupt that ends the processor's HLT.
+//! of the machine arrive by VM exits or, when nothing runs, by the interrupt that ends the processor's HLT.
 
 use alloc::{sync::Arc, vec::Vec};
 

@@ -1,4 +1,4 @@
-//! Whether anything of the machine can still reach a guest's memory.
+//! Records whether devices and units can still reach a guest's memory.
 
 /// The paths by which devices and remapping units reach a guest's memory, while they are taken away from them one after another.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! A guest's serial port, CMOS clock and PCI bus: what all its virtual processors share, behind one lock.
+//! A guest's chipset: serial port, CMOS clock and PCI bus. All its virtual processors share it behind one lock.
 
 use crate::{
     addr::Bdf,

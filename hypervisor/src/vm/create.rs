@@ -1,4 +1,4 @@
-//! From a module to a guest that can run.
+//! Creates a guest from its boot module.
 
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{

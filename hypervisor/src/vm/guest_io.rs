@@ -1,4 +1,4 @@
-//! What a guest's exits reach outside of the guest: its console, its devices, the service.
+//! Guest I/O: accesses of a guest's exits to its console, its devices and the service.
 
 use core::ptr::{read_volatile, write_volatile};
 

@@ -1,4 +1,4 @@
-//! A guest: what its virtual processors share.
+//! A guest instance: the state that its virtual processors share.
 
 use alloc::{format, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! From a virtual processor's parts to one that can run, on the processor that is to run it.
+//! Makes a virtual processor from its configuration, on the processor that runs it.
 
 use alloc::sync::Arc;
 

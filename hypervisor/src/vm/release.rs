@@ -1,4 +1,4 @@
-//! The order in which a guest's resources come back: interrupts first, then the devices' paths to memory, then memory.
+//! The order in which a guest's resources are released: interrupts first, then the devices' paths to memory, then memory.
 #![forbid(unsafe_code)]
 
 use super::access_paths::AccessPaths;

@@ -1,4 +1,4 @@
-//! What a guest holds of the machine, and the order in which it comes back.
+//! A guest's resources, and the order of their release.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, Ordering};

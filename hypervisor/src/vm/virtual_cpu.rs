@@ -1,4 +1,4 @@
-//! A virtual processor that runs, or waits, on this processor.
+//! A virtual processor, which runs or waits on this processor.
 
 use alloc::sync::Arc;
 

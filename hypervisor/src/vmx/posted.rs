@@ -1,17 +1,18 @@
 //! Posted-interrupt descriptors: SDM vol. 3, 31.6; VT-d specification, 5.2.3 and 9.11.
 //!
-//! Hardware sets a bit for each interrupt and, when it may, notifies the processor. What it may is said by who runs:
+//! Hardware sets a bit for each interrupt and, if it may, notifies the processor. The virtual processor's run state decides whether and
+//! where it notifies:
 //!
 //! | virtual processor | NV | SN |
 //! |---|---|---|
-//! | runs | the vector at which the processor takes the interrupts into the guest by itself | 0 |
-//! | could run, another one does | | 1: nobody need know before its turn |
-//! | waits in the hypervisor | a vector that wakes the hypervisor | 0 |
+//! | runs | the vector at which the processor delivers the interrupts to the guest | 0 |
+//! | is preempted | | 1: no notification is needed before it runs again |
+//! | has halted in the hypervisor | a vector that wakes the hypervisor | 0 |
 //!
-//! A virtual processor whose local APIC the hypervisor keeps can have a descriptor as well ([`Descriptor::for_hypervisor`]): the
-//! hypervisor is notified, takes the requests, and injects them. Its NV is always that of the hypervisor.
+//! A virtual processor whose local APIC the hypervisor emulates can have a descriptor as well ([`Descriptor::for_hypervisor`]): hardware
+//! notifies the hypervisor, which takes the requests and injects them. Its NV is always that of the hypervisor.
 //!
-//! The scheduler suppresses notifications also for a virtual processor that waits, if its guest has interrupted others too often.
+//! The scheduler suppresses notifications also for a virtual processor that has halted, if its guest has interrupted others too often.
 
 use core::sync::atomic::{Ordering, fence};
 

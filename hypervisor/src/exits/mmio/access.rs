@@ -1,4 +1,4 @@
-//! An operand in memory: segment and canonical checks, translation page by page, and the bytes themselves.
+//! An operand in memory: segment and canonical checks, translation page by page, and access to the bytes.
 #![forbid(unsafe_code)]
 
 use super::{

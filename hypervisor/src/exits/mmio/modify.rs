@@ -1,4 +1,4 @@
-//! Instructions that read and write their operand in memory. Each does so in one step.
+//! Instructions that read and write their operand in memory. Each does both in one step.
 #![forbid(unsafe_code)]
 
 use super::{Emulation, Machine, RAX, RCX, RDX, Stop};

@@ -1,4 +1,4 @@
-//! How an access to trapped memory goes to the bus.
+//! How an access to trapped memory is divided into bus accesses.
 #![forbid(unsafe_code)]
 
 use crate::{addr::Gpa, exits::width::Width};

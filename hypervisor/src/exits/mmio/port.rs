@@ -1,4 +1,4 @@
-//! What the emulation of an instruction is given, asks for, and answers.
+//! The interface of the instruction emulation: its input, the machine that it needs, and its result.
 #![forbid(unsafe_code)]
 
 use crate::{

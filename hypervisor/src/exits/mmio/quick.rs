@@ -1,8 +1,8 @@
-//! What nearly every exit is: 64-bit code stores a register or a constant, by an instruction that was decoded before, where the
-//! processor has just found a trapped page.
+//! The fast path of nearly every exit: 64-bit code stores a register or a constant, by an instruction that was decoded before, to a trapped
+//! page where the processor has just faulted.
 //!
-//! What this does not take, whatever the reason, it leaves untouched to the emulation of everything; so each question here may be
-//! answered with "perhaps not". It looks at the same things: what it leaves out follows from what it has asked.
+//! If this path does not take an exit, it leaves everything unchanged for the full emulation. So each of its checks may be conservative. It
+//! checks the same conditions as the full emulation; a check that is missing here follows from another one.
 #![forbid(unsafe_code)]
 
 use super::port::{Fault, Machine, Region};

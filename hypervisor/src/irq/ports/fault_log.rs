@@ -1,4 +1,5 @@
-//! The fault log: what the remapping units have refused is read, told with whom it is about, and limited.
+//! The fault log: it reads the faults that remapping units have recorded, logs them with the guest that they concern, and limits their
+//! number.
 
 use alloc::{string::String, vec::Vec};
 use core::{

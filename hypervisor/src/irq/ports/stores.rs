@@ -1,4 +1,4 @@
-//! Messages and vector control: in devices, and in the shadows that guests read.
+//! Message stores: access to slots in devices, and to the shadows that guests read.
 
 use core::ptr::{read_volatile, write_volatile};
 
