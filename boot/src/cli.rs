@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 
+use crate::completions::Shell;
 use crate::guest::{self, GuestArg};
 use crate::linux::{self, Asked};
 use crate::machine::{Config, Kind, bochs, serial};
@@ -165,6 +166,10 @@ pub struct Options {
     /// Only list our guests
     #[arg(long)]
     pub list_guests: bool,
+
+    /// Only write a script to standard output that lets a shell complete `cargo boot --…`. Bash: source <(cargo -q boot --completions bash)
+    #[arg(long, value_name = "SHELL", value_enum, exclusive = true)]
+    pub completions: Option<Shell>,
 }
 
 impl Options {

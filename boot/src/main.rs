@@ -51,6 +51,10 @@ fn main() -> ExitCode {
 
 /// Looks at everything that was asked for before anything is built or fetched, then does it.
 fn act(options: &Options) -> Result<bool, Failure> {
+    if let Some(shell) = options.completions {
+        shell.print().context("cannot write to standard output")?;
+        return Ok(true);
+    }
     let (guests, holder) = options.guests().map_err(wrong_option)?;
     options.check(&guests).map_err(wrong_option)?;
     let appended = options.appended().map_err(wrong_option)?;
