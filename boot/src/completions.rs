@@ -5,10 +5,8 @@
 
 use std::io::{self, Write};
 
-use clap::{CommandFactory, ValueEnum};
+use clap::{Command, ValueEnum};
 use clap_complete::{Shell as Generator, generate};
-
-use crate::cli::Options;
 
 /// The name of the launcher's program.
 const PROGRAM: &str = "cargo-boot";
@@ -25,13 +23,16 @@ pub enum Shell {
 }
 
 impl Shell {
-    /// The script.
-    pub fn script(self) -> String {
-        let script = generated(match self {
-            Self::Bash => Generator::Bash,
-            Self::Zsh => Generator::Zsh,
-            Self::Fish => Generator::Fish,
-        });
+    /// The script for a command line.
+    pub fn script(self, line: Command) -> String {
+        let script = generated(
+            line,
+            match self {
+                Self::Bash => Generator::Bash,
+                Self::Zsh => Generator::Zsh,
+                Self::Fish => Generator::Fish,
+            },
+        );
         match self {
             Self::Bash => script + BASH_ALIAS,
             Self::Zsh => script,
@@ -39,22 +40,21 @@ impl Shell {
         }
     }
 
-    /// Writes the script to standard output.
+    /// Writes the script for a command line to standard output.
     ///
     /// # Errors
     /// Standard output takes no more.
-    pub fn print(self) -> io::Result<()> {
+    pub fn print(self, line: Command) -> io::Result<()> {
         let mut output = io::stdout().lock();
-        output.write_all(self.script().as_bytes())?;
+        output.write_all(self.script(line).as_bytes())?;
         output.flush()
     }
 }
 
-/// What clap makes of the command line, for the program's own name.
-fn generated(shell: Generator) -> String {
+/// What clap makes of a command line, for the program's own name.
+fn generated(line: Command, shell: Generator) -> String {
     let mut script = Vec::new();
-    let command = Options::command().name(PROGRAM).bin_name(PROGRAM);
-    generate(shell, &mut { command }, PROGRAM, &mut script);
+    generate(shell, &mut line.name(PROGRAM).bin_name(PROGRAM), PROGRAM, &mut script);
     String::from_utf8_lossy(&script).into_owned()
 }
 
@@ -89,21 +89,24 @@ fn fish_alias(script: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process;
+
+    use clap::CommandFactory;
 
     use super::*;
+    use crate::cli::Options;
 
     /// What bash offers for the last of these words, after what `before` has set up.
     fn bash(before: &str, words: &[&str]) -> Vec<String> {
         let directory = tempfile::tempdir().unwrap();
         let script = directory.path().join("completions.bash");
-        std::fs::write(&script, Shell::Bash.script()).unwrap();
+        std::fs::write(&script, Shell::Bash.script(Options::command())).unwrap();
         // As bash itself calls the function: the command, the word, the word before it.
         let program = r#"eval "$1"; source "$2"; shift 2; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
             [[ "$(complete -p "$1")" =~ -F\ ([^ ]+) ]]
             "${BASH_REMATCH[1]}" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
             printf '%s\n' "${COMPREPLY[@]}""#;
-        let mut bash = Command::new("bash");
+        let mut bash = process::Command::new("bash");
         bash.args(["--norc", "-c", program, "bash", before]).arg(&script).args(words);
         let output = bash.output().expect("bash");
         assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -124,9 +127,9 @@ mod tests {
 
     #[test]
     fn zsh_and_fish_know_each_option_and_each_machine() {
-        let zsh = Shell::Zsh.script();
+        let zsh = Shell::Zsh.script(Options::command());
         assert!(zsh.starts_with("#compdef cargo-boot\n"), "{zsh}");
-        let fish = Shell::Fish.script();
+        let fish = Shell::Fish.script(Options::command());
         for option in Options::command().get_arguments().filter_map(clap::Arg::get_long) {
             assert!(zsh.contains(&format!("--{option}")), "{option}");
             for command in ["cargo-boot", "cargo -n '__fish_seen_subcommand_from boot'"] {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use clap::CommandFactory;
 use imsvisor_boot::cli::Options;
 use imsvisor_boot::guest::{self, GuestArg, Images};
 use imsvisor_boot::image::{self, Firmware, Image, Module};
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
 /// Looks at everything that was asked for before anything is built or fetched, then does it.
 fn act(options: &Options) -> Result<bool, Failure> {
     if let Some(shell) = options.completions {
-        shell.print().context("cannot write to standard output")?;
+        shell.print(Options::command()).context("cannot write to standard output")?;
         return Ok(true);
     }
     let (guests, holder) = options.guests().map_err(wrong_option)?;

@@ -2,6 +2,7 @@
 
 use super::symbols::{self, Object, Symbols};
 use crate::machine::{Host, Interrupt};
+use std::ffi::c_void;
 use std::ops::Range;
 use std::ptr;
 use std::sync::OnceLock;
@@ -75,6 +76,18 @@ impl<'a> Bochs<'a> {
             // within the BIOS area follow one another; nothing in Rust refers to them.
             unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
         }
+    }
+
+    /// A new timer, which does not run yet. The error: Bochs has none left.
+    pub(super) fn new_timer(&self, handler: extern "C" fn(*mut c_void), microseconds: u32) -> Result<u32, String> {
+        // Bochs wants a parameter that is not null; it is not used.
+        let parameter = self.symbols.devices.0;
+        // SAFETY: the object is `bx_pc_system`; the handler stays loaded; the name is a C string.
+        let timer = unsafe {
+            let register = self.symbols.register_timer;
+            register(self.symbols.pc_system.0, parameter, handler, microseconds, false, false, c"ims".as_ptr())
+        };
+        u32::try_from(timer).map_err(|_| "no timer left".to_string())
     }
 
     /// Starts a timer: it fires once, after `microseconds`, or again and again.

@@ -1,7 +1,7 @@
 //! Tells the launcher how far the emulator has come, so that a busy host is no hang.
 
 use super::Plugin;
-use super::handlers::timer;
+use super::host::Bochs;
 use std::ffi::c_void;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,8 +23,8 @@ pub(super) fn install(plugin: &Plugin) -> Result<(), String> {
     let file = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     if FILE.set(file).is_ok() {
         let microseconds = PERIOD_MILLISECONDS * 1000;
-        let timer = timer(plugin, period, microseconds)?;
-        super::host::Bochs::new(&plugin.symbols).start_timer(timer, microseconds, true);
+        let host = Bochs::new(&plugin.symbols);
+        host.start_timer(host.new_timer(period, microseconds)?, microseconds, true);
     }
     Ok(())
 }
