@@ -139,6 +139,7 @@ mod tests {
                 assert!(fish.lines().any(of), "{command} {option}");
             }
         }
-        assert_eq!((zsh.matches("nested").count(), fish.matches("nested\\t").count()), (1, 2), "{zsh}{fish}");
+        assert!(zsh.contains("nested"), "{zsh}");
+        assert_eq!(fish.matches("nested\\t").count(), 2, "a list of values is whole for both commands\n{fish}");
     }
 }

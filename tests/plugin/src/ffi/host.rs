@@ -102,6 +102,11 @@ impl<'a> Bochs<'a> {
         unsafe { (self.symbols.deactivate_timer)(self.symbols.pc_system.0, timer) };
     }
 
+    /// How many processors there are: each has a local APIC.
+    pub(super) fn processors(&self) -> u32 {
+        self.local_apics().len() as u32
+    }
+
     /// Reads a port, as an IN instruction would.
     pub(super) fn port_in(&self, port: u16, len: u32) -> u32 {
         // SAFETY: the object is `bx_devices`; any port may be read with 1, 2 or 4 bytes.
