@@ -52,9 +52,6 @@ const CRATES_FOR_TESTS: [(&str, &[&str]); 1] = [("imsvisor", &["vtd-model", "dsa
 const SAFE_CRATES: [&str; 5] =
     ["hcall-abi", "hypervisor/ims", "tests/models/vtd", "tests/models/dsa", "tests/dsa-server"];
 
-/// Folders whose files still make circles: crate, and folder below its sources. A folder without circles has to leave the list.
-const CIRCLES_LEFT: [(&str, &str); 1] = [("bochs-plugin", "ffi")];
-
 fn workspace() -> PathBuf {
     imsvisor_boot::paths::workspace().expect("the checkout")
 }
@@ -151,37 +148,14 @@ fn file_arrows() -> BTreeMap<String, Vec<FileArrow>> {
     metadata().packages.iter().map(of).collect()
 }
 
-/// Whether an arrow stays in a folder of [`CIRCLES_LEFT`].
-fn is_left(name: &str, arrow: &FileArrow) -> bool {
-    let stays_in = |folder: &str| arrow.from.starts_with(folder) && arrow.to.starts_with(folder);
-    CIRCLES_LEFT.iter().any(|(of, folder)| *of == name && stays_in(folder))
-}
-
 #[test]
 fn files_make_no_circles() {
     let mut found = Vec::new();
-    for (name, mut arrows) in file_arrows() {
-        assert!(
-            !arrows.is_empty() || ["guest-shim-c", "imsvisor-sync"].contains(&name.as_str()),
-            "no file of {name} imports from another one"
-        );
-        arrows.retain(|arrow| !is_left(&name, arrow));
+    for (name, arrows) in file_arrows() {
+        assert!(!arrows.is_empty() || name == "imsvisor-sync", "no file of {name} imports from another one");
         found.extend(circles(&arrows).iter().map(|circle| format!("{name}: {circle}")));
     }
     assert!(found.is_empty(), "these files import each other:\n{}", found.join("\n"));
-}
-
-#[test]
-fn a_folder_without_circles_is_not_excepted() {
-    let all = file_arrows();
-    for (name, folder) in CIRCLES_LEFT {
-        let inside: Vec<FileArrow> = all[name]
-            .iter()
-            .filter(|arrow| arrow.from.starts_with(folder) && arrow.to.starts_with(folder))
-            .cloned()
-            .collect();
-        assert!(!circles(&inside).is_empty(), "{folder} of {name} makes no circles any more");
-    }
 }
 
 #[test]

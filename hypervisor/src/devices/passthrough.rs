@@ -1,32 +1,28 @@
 //! A PCI function assigned to a guest as a whole: its view in the guest, and its setup and reset on the machine.
 
-use alloc::vec::Vec;
+mod assignment;
+
 use core::hint::spin_loop;
 
-use hcall_abi::{DeviceId, Pasid};
+use hcall_abi::DeviceId;
 
 use crate::{
     addr::Bdf,
     devices::{
-        assign_error::AssignError,
-        bars::{look, map_bars},
         dsa,
-        guest_bars::{BarLayout, GuestSpace, Stores, describe},
         reset::{Begun, ResetMethod},
     },
-    ims::{DeviceSpec, Domain, GuestId},
-    irq::{
-        dma::Requests,
-        ports::{MachinePorts, MachineService},
-    },
+    ims::{Domain, GuestId},
+    irq::ports::{MachinePorts, MachineService},
     machine::discovery::Machine,
-    memory::{FrameSource, Ram},
     pci::{
         self, Function,
         reset::{Progress, Resetting},
     },
-    vdev::pci::{Effect, VirtualFunction},
+    vdev::pci::Effect,
 };
+
+pub use self::assignment::{Prepared, attach, make_room, prepare, slots};
 
 /// A function in a guest's hands.
 pub struct Assigned {
@@ -61,89 +57,6 @@ struct GuestSettings {
     bus_master: bool,
     msix_enable: bool,
     msix_mask: bool,
-}
-
-/// A function that is ready to be given away, with all that the guest will see of it.
-pub struct Prepared {
-    /// What the service is told.
-    pub spec: DeviceSpec,
-    /// The function.
-    pub assigned: Assigned,
-}
-
-/// Takes the memory that assigning functions needs for good: tables that map their registers, and the unit's tables for their buses. What
-/// guests take after that comes back from each of them.
-pub fn make_room(machine: &Machine, ports: &MachinePorts) {
-    for function in machine.functions().iter().filter(|function| can_be_given(function)) {
-        let mapped = map_bars(function);
-        let room = mapped.and_then(|()| ports.prepare(function.bdf).map_err(|_| AssignError::OutOfMemory));
-        // The guest that asks for it hears of it again.
-        room.unwrap_or_else(|why| log::warn!("{}: {why}", function.bdf));
-    }
-}
-
-/// Whether a guest could get the function, by what the function has.
-fn can_be_given(function: &Function) -> bool {
-    dsa::is_one(function) || function.msix.is_some() && function.resets()
-}
-
-/// How many slots a function has in its stores, if a guest can get it; those of a store that the hypervisor does not know do not count.
-pub fn slots(machine: &Machine, function: &Function) -> u32 {
-    if !can_be_given(function) {
-        return 0;
-    }
-    let store = dsa::is_one(function).then(|| look(machine, function, dsa::message_store).flatten()).flatten();
-    store.map_or(0, |store| store.slots) + function.msix.map_or(0, |msix| msix.entries.into())
-}
-
-/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest. If the guest owns `pasids`, the function may
-/// work with PASIDs.
-pub fn prepare(
-    machine: &'static Machine,
-    ports: &MachinePorts,
-    function: &Function,
-    pasids: Option<(Pasid, Pasid)>,
-    space: &mut GuestSpace<'_, impl FrameSource>,
-) -> Result<Prepared, AssignError> {
-    map_bars(function)?;
-    let reset_method = ResetMethod::of(function)?;
-    if !reset_method.prepare(machine, function) {
-        return Err(AssignError::Hardware);
-    }
-    let store = reset_method.registers().and_then(dsa::message_store);
-    if store.is_none() && function.msix.is_none() {
-        return Err(AssignError::NoMessages);
-    }
-    if pasids.is_some() {
-        let capability = function.pasid.ok_or(AssignError::NoPasid)?;
-        pci::function::set_pasid_enable(machine.config(), function.bdf, capability, true);
-    }
-    let descr = describe(machine.config(), function, space.bars)?;
-    let place = VirtualFunction::new(&descr).map_err(|_| AssignError::Table)?;
-    let id = DeviceId(space.bus.add(place).map_err(|_| AssignError::OutOfMemory)?.requester_id());
-    let mut layout = BarLayout { function, descr: &descr, id, space, shared: Vec::new() };
-    let slow_store = |registers| ports.slow_store(function.bdf, registers);
-    let Stores { ims, msix } = layout.show_all(reset_method.registers(), slow_store)?;
-    let spec = DeviceSpec { id, requester: function.bdf, msix, ims, pasids, shares_requester: false };
-    Ok(Prepared {
-        spec,
-        assigned: Assigned {
-            id,
-            machine,
-            function: function.clone(),
-            reset_method,
-            pasids: pasids.is_some(),
-            state: State::Ready,
-            settings: GuestSettings::default(),
-            moves_told: false,
-            reset_told: false,
-        },
-    })
-}
-
-/// Has requests of a function lead to a guest's memory, at the guest's own addresses.
-pub fn attach(ports: &MachinePorts, guest: GuestId, requests: Requests, ram: &Ram) -> Result<(), AssignError> {
-    ports.attach(guest, requests, ram).ok_or(AssignError::NoRemapping)?.map_err(AssignError::from)
 }
 
 impl Assigned {
