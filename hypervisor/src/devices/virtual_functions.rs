@@ -45,18 +45,19 @@ use crate::{
 /// The only vector that the hypervisor signals: command completions and errors.
 const SIGNALLED: u16 = 0;
 
-/// Ticks between two looks at commands that are under way. A guest can have some without end, and each look ends the slice of another one.
+/// Ticks between two polls of commands that are under way. A guest can have commands under way all the time, and each poll ends another
+/// one's slice.
 const LOOKS: u64 = 1_000_000;
-/// What the functions of a guest that leaves get to stop.
+/// The time limit for stopping a guest's functions.
 const STOP: Duration = Duration::from_secs(1);
 
-/// A guest's function, by its guest and its name there.
+/// A virtual function, by its guest and its name in the guest.
 type Name = (GuestId, DeviceId);
 
-/// A function of a guest.
+/// A virtual function.
 struct Virtual {
     name: Name,
-    /// Its guest's, once the service has taken the guest in.
+    /// The guest's domain, once the guest is attached to the service.
     domain: Option<Arc<Domain>>,
     queue: u8,
     first_slot: u16,
@@ -66,17 +67,17 @@ struct Virtual {
     bus_master: bool,
     msix_enabled: bool,
     function_masked: bool,
-    /// It has been told of as one whose queue does not stop: its guest can bring that about again and again.
+    /// Whether the log has said that its queue does not stop. A guest can cause that again and again.
     told: bool,
 }
 
 impl Virtual {
-    /// Whether its configuration space lets it send interrupts.
+    /// Whether its configuration space allows interrupts.
     const fn sends(&self) -> bool {
         self.msix_enabled && !self.function_masked && self.bus_master
     }
 
-    /// Signals the vector that is not the device's.
+    /// Signals the vector that the hypervisor raises.
     fn signal(&self, service: &MachineService) {
         if let Some(domain) = &self.domain {
             // A vector without a message that the guest may send waits for one; nobody is told, as for the write itself.
@@ -99,48 +100,48 @@ impl CommandClient for Virtual {
     }
 }
 
-/// A DSA that the hypervisor keeps, with guests' functions of it.
+/// A parent function: a DSA that the hypervisor keeps, with its virtual functions.
 pub struct Parent {
     machine: &'static Machine,
     function: Function,
     registers: Mmio,
-    /// By which errors are told of; without it they are found when a guest's function is written to.
+    /// The interrupt by which the device reports errors. Without it, errors are found at the next write to a virtual function.
     interrupt: Option<OwnEntry>,
-    /// The lock keeps what the device is told and what is known of it together. Processors that want it get it in turn. A processor holds it
-    /// for a few times [`QUICK`] at most: a reset of the device is waited for without the lock, after [`ParentState::is_stopped`] was set.
+    /// The lock keeps the device's registers and this state consistent. Processors get it in turn. A processor holds it for a few times
+    /// [`QUICK`] at most: a reset of the device is waited for without the lock, after [`ParentState::is_stopped`] was set.
     state: Mutex<ParentState>,
-    /// Commands are under way.
+    /// Whether commands are under way.
     is_busy: AtomicBool,
-    /// The TSC at which the device is looked at next because it does not tell of errors for now; `u64::MAX` if it does.
+    /// The TSC of the next poll of a device whose error interrupt is off for now; `u64::MAX` if it is on.
     next_look: AtomicU64,
 }
 
-/// Who has what of a function.
+/// The state of a parent function.
 #[derive(Default)]
 struct ParentState {
-    /// Those that have asked for something, until they leave.
+    /// Guests that have asked for a virtual function and have not left yet.
     guests: Vec<GuestId>,
-    /// The last of them is leaving: the device is being stopped, or has been. It is left alone from now on.
+    /// Whether the last guest is leaving or has left. The device is being stopped or has been, and is not used any more.
     is_stopped: bool,
     functions: Vec<Virtual>,
     arbiter: CommandArbiter,
-    /// The interrupts by which the device tells of errors.
+    /// The rate limit of the device's error interrupt.
     rate_limit: RateLimit,
 }
 
-/// What is left to do when a guest has left.
+/// What is left to do after a guest has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LeaveOutcome {
-    /// Nothing: other guests have the device.
+    /// Nothing, because other guests use the device.
     ToOthers,
-    /// The device has been stopped already.
+    /// Nothing, because the device has been stopped.
     Stopped,
     /// The device has to be stopped.
     Running,
 }
 
 impl ParentState {
-    /// A guest asks for something. Returns whether it can have it: not of a device that is being stopped.
+    /// Adds a guest that asks for a virtual function. Returns false if the device is being stopped.
     fn join(&mut self, guest: GuestId) -> bool {
         if !self.is_stopped && !self.guests.contains(&guest) {
             self.guests.push(guest);
@@ -148,14 +149,14 @@ impl ParentState {
         !self.is_stopped
     }
 
-    /// A guest is about to leave. Returns whether the device has to be stopped now, because no other guest has it.
+    /// Notes that a guest is about to leave. Returns whether the caller has to stop the device now, because no other guest uses it.
     fn begin_stop(&mut self, guest: GuestId) -> bool {
         let stops = !self.is_stopped && self.guests == [guest];
         self.is_stopped |= stops;
         stops
     }
 
-    /// A guest has left.
+    /// Removes a guest.
     fn leave(&mut self, guest: GuestId) -> LeaveOutcome {
         self.guests.retain(|other| *other != guest);
         match (self.guests.is_empty(), self.is_stopped) {
@@ -173,17 +174,16 @@ impl ParentState {
     }
 }
 
-/// All functions that the hypervisor keeps. The list's lock comes before the lock of a function's [`ParentState`], and `taking` before both.
+/// All parent functions. The list's lock comes before the lock of a function's [`ParentState`], and `taking` before both.
 #[derive(Default)]
 pub struct Parents {
     all: ArcList<Parent>,
-    /// A guest that is being made takes a function. That takes as long as the function's reset, and no other processor waits for it but one that
-    /// makes a guest as well.
+    /// Held while a guest takes a parent function, for the time of the function's reset. Only processors that make guests wait for it.
     taking: Mutex<()>,
 }
 
 impl Parents {
-    /// The function, for a guest. The hypervisor takes it if it has not yet.
+    /// Takes a parent function for a guest. The hypervisor resets and keeps the function if it does not yet.
     pub fn take(
         &self,
         guest: GuestId,
@@ -207,7 +207,7 @@ impl Parents {
         Ok(parent)
     }
 
-    /// An interrupt has come: tells guests' functions what the devices have to say.
+    /// Handles parents' interrupts: passes the devices' events to the virtual functions.
     pub fn event(&self, service: &MachineService) {
         self.all.for_each(|parent| {
             let mut state = parent.state.lock();
@@ -222,9 +222,9 @@ impl Parents {
         });
     }
 
-    /// Goes on with the commands of guests that have a part of an `own` function, and looks at devices that do not tell of errors, when it is
-    /// time. To be called again and again, and at [`Self::due`]. So what a guest's commands leave to do takes the time of processors that
-    /// run the guest, and of no others.
+    /// Advances the commands of guests that use an `own` parent, and polls devices whose error interrupt is off, when a poll is due. The
+    /// scheduler calls this all the time, and at [`Self::due`]. So a guest's commands take the time of processors that run the guest, and
+    /// of no others.
     pub fn poll(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool) {
         // Whoever has them looks already, or is soon done.
         let Some(parents) = self.all.try_lock() else { return };
@@ -249,7 +249,7 @@ impl Parents {
         }
     }
 
-    /// When to look again, if it is `now`: guests wait for what the devices do not tell by themselves.
+    /// When the next poll is due, seen from `now`, because guests wait for events that the devices do not report.
     pub fn due(&self, now: u64, own: impl Fn(&Arc<Parent>) -> bool) -> Option<u64> {
         // While the list is locked the answer is "soon".
         let soon = now.saturating_add(LOOKS);
@@ -260,8 +260,8 @@ impl Parents {
         looks.chain(busy).min()
     }
 
-    /// A guest leaves: its functions, which [`Parent::quiesce`] has stopped, are no more. With the last guest the function is not kept any
-    /// longer.
+    /// Removes a leaving guest's functions, which [`Parent::quiesce`] has stopped. After the last guest the hypervisor does not keep the
+    /// parent any longer.
     pub fn leave(&self, parent: &Arc<Parent>, guest: GuestId, service: &MachineService) {
         let left = {
             let state = &mut *parent.state.lock();
@@ -282,7 +282,7 @@ impl Parents {
     }
 }
 
-/// What can be shared out of a function: work queues, and slots of its store.
+/// The work queues and slots of a function that virtual functions can get.
 pub fn capacity(machine: &Machine, function: &Function) -> Option<(u8, u32)> {
     function.pasid?;
     bars::look(machine, function, |registers| {
@@ -291,7 +291,7 @@ pub fn capacity(machine: &Machine, function: &Function) -> Option<(u8, u32)> {
 }
 
 impl Parent {
-    /// Takes a function for the hypervisor, and shares it out.
+    /// Takes a function as parent, and configures its work queues.
     fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, AssignError> {
         let registers = bars::registers(function)?;
         let pasid = function.pasid.ok_or(AssignError::NoPasid)?;
@@ -326,12 +326,12 @@ impl Parent {
         Ok(new)
     }
 
-    /// Its place on the machine.
+    /// The parent's address on the machine.
     pub fn bdf(&self) -> Bdf {
         self.function.bdf
     }
 
-    /// Makes a function and puts it into the guest. What the service is to be told.
+    /// Makes a virtual function and puts it into the guest. Returns its description for the service.
     pub fn add(
         &self,
         guest: GuestId,
@@ -381,7 +381,7 @@ impl Parent {
         Ok(DeviceSpec { id, requester, msix: Some(msix), ims: None, pasids: None, shares_requester: true })
     }
 
-    /// What the guest sees in configuration space.
+    /// Describes the function's configuration space in the guest.
     fn describe(&self, vectors: u16, bars: &mut BarAllocator) -> Result<FunctionDescr, AssignError> {
         let Function { vendor, device, revision, class, subsystem, .. } = self.function;
         let mut place = |size| {
@@ -395,14 +395,14 @@ impl Parent {
         Ok(FunctionDescr { vendor, device, revision, class, subsystem_vendor, subsystem, bars, msix, dvsec })
     }
 
-    /// The service has taken a guest in: its functions can be signalled from now on.
+    /// Lets a guest's functions be signalled, because the guest is attached to the service.
     pub fn admit(&self, guest: GuestId, domain: &Arc<Domain>) {
         for function in self.state.lock().functions.iter_mut().filter(|function| function.name.0 == guest) {
             function.domain = Some(Arc::clone(domain));
         }
     }
 
-    /// A guest has written outside of its function's MSI-X table. `None` when the function is not one of the parent's.
+    /// Handles a guest's write outside of its function's MSI-X table. `None` if the function is not one of the parent's.
     pub fn write(&self, name: Name, offset: u64, bytes: u8, value: u64, service: &MachineService) -> Option<()> {
         let mut state = self.state.lock();
         let function = state.function(name)?;
@@ -415,7 +415,7 @@ impl Parent {
         Some(())
     }
 
-    /// What a guest reads outside of its function's MSI-X table. `None` when the function is not one of the parent's.
+    /// Handles a guest's read outside of its function's MSI-X table. `None` if the function is not one of the parent's.
     pub fn read(&self, name: Name, offset: u64, bytes: u8, service: &MachineService) -> Option<u64> {
         let mut state = self.state.lock();
         let function = state.function(name)?;
@@ -426,7 +426,7 @@ impl Parent {
         Some(quadword >> (8 * (offset % 8)) & u64::MAX >> (64 - 8 * u32::from(bytes.max(1))))
     }
 
-    /// A guest has written to its function's configuration space. `None` when the function is not one of the parent's.
+    /// Handles a guest's write to its function's configuration space. `None` if the function is not one of the parent's.
     pub fn configure(&self, name: Name, effect: Effect, service: &MachineService) -> Option<()> {
         let mut state = self.state.lock();
         let function = state.function(name)?;
@@ -463,7 +463,7 @@ impl Parent {
         Some(())
     }
 
-    /// Goes on with the functions' commands, and waits for one that is begun for `quick` at most.
+    /// Advances the functions' commands. Waits for a command that it begins for `quick` at most.
     fn advance(&self, state: &mut ParentState, quick: Duration, service: &MachineService) {
         // The device has been reset for the last guest that leaves.
         if state.is_stopped {
@@ -475,7 +475,7 @@ impl Parent {
         self.is_busy.store(more, Ordering::Relaxed);
     }
 
-    /// Does what a change of a function's registers leaves to be done.
+    /// Carries out the effect of a change of a function's registers.
     fn apply(&self, function: &mut Virtual, effect: vdsa::Effect, service: &MachineService) {
         if effect.reset
             && let Some(domain) = &function.domain
@@ -496,7 +496,7 @@ impl Parent {
         }
     }
 
-    /// Looks at a device that does not tell of errors for now, and lets it tell of them again if it has recorded none.
+    /// Polls a device whose error interrupt is off, and switches the interrupt on again if no error was recorded.
     fn look(&self, state: &mut ParentState, service: &MachineService) {
         let (ParentState { functions, rate_limit, .. }, now) = (state, cpu::tsc());
         if rate_limit.is_due(now) && rate_limit.looked(now, self.hand_out_events(service, functions)) {
@@ -511,14 +511,14 @@ impl Parent {
         self.next_look.store(rate_limit.due().unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Whether it is time for [`Self::look`].
+    /// Whether [`Self::look`] is due.
     fn is_look_due(&self) -> bool {
         let at = self.next_look.load(Ordering::Relaxed);
         at != u64::MAX && at <= cpu::tsc()
     }
 
-    /// Tells the functions what the device has to say: revoked handles to all of them, an error to the one whose work queue's it is.
-    /// Returns whether it had recorded something.
+    /// Passes the device's events to the functions: revoked handles to all of them, an error to the function whose work queue it concerns.
+    /// Returns whether there were any.
     fn hand_out_events(&self, service: &MachineService, functions: &mut [Virtual]) -> bool {
         let revoked = dsa::take_causes(&self.registers);
         if revoked {
@@ -537,7 +537,7 @@ impl Parent {
         true
     }
 
-    /// Stops what a guest's functions do: before their interrupts and the guest's memory are taken away.
+    /// Stops a guest's functions, before their interrupts and the guest's memory are taken away.
     pub fn quiesce(&self, guest: GuestId, service: &MachineService) {
         let is_last = {
             let state = &mut *self.state.lock();
@@ -571,7 +571,7 @@ impl Parent {
         }
     }
 
-    /// Stops the whole device, without the lock: the device may take long for it.
+    /// Stops the whole device, without the lock, because that may take long.
     fn stop(&self) {
         self.next_look.store(u64::MAX, Ordering::Relaxed);
         if !dsa::reset(&self.registers, clock::current()) {
@@ -586,7 +586,7 @@ impl Parent {
 }
 
 impl Virtual {
-    /// The quadword at `at` of what a guest reads outside of the MSI-X table.
+    /// The quadword at `at` outside of the MSI-X table, as the guest reads it.
     fn quadword(&self, at: u64, service: &MachineService) -> u64 {
         const PENDING_BITS: u64 = vdsa::PENDING_BITS as u64;
         match at {
@@ -605,7 +605,7 @@ impl Virtual {
     }
 }
 
-/// The PASID of a work queue's work: 0 is that of work without one.
+/// The PASID for a work queue's work. PASID 0 stands for work without one.
 fn pasid_of(queue: u8) -> Option<Pasid> {
     Pasid::new(u32::from(queue) + 1)
 }

@@ -26,10 +26,10 @@ use crate::{
     vmx::{Host, posted::RunState},
 };
 
-/// Ticks between two looks at a function that its guest has reset.
+/// Ticks between two polls of a function that its guest has reset.
 const RESET_LOOKS: u64 = 2_000_000;
 
-/// What the processor has, and who runs on it.
+/// A processor's scheduler, with its virtual processors.
 pub struct Scheduler {
     host: Host,
     xsave: Xsave,
@@ -37,19 +37,19 @@ pub struct Scheduler {
     has_tsc_deadline: bool,
     service: &'static MachineService,
     parents: &'static Parents,
-    /// Its own vectors.
+    /// The processor's own host vectors.
     vectors: Option<&'static Vectors>,
     cpus: Vec<VirtualCpu>,
-    /// Whose registers are in the processor.
+    /// The virtual processor whose registers are in the processor.
     current: Option<usize>,
-    /// One has woken that has run less than the one that runs.
+    /// Whether a virtual processor has woken that has run less than the running one.
     preempt: bool,
     /// TSC at the hypervisor's entry.
     epoch: u64,
 }
 
 impl Scheduler {
-    /// With no guest yet.
+    /// A scheduler without virtual processors.
     pub fn new(
         host: Host,
         xsave: Xsave,
@@ -72,7 +72,7 @@ impl Scheduler {
         }
     }
 
-    /// The processor, as a VMCS's host state knows it.
+    /// The processor's host state for VMCSs.
     pub fn host(&self) -> &Host {
         &self.host
     }
@@ -82,8 +82,7 @@ impl Scheduler {
         self.cpus.push(cpu);
     }
 
-    /// Runs all virtual processors until their guests have ended. Returns whether all guests that the processor saw the end of ended
-    /// well.
+    /// Runs all virtual processors until their guests have ended. Returns whether every guest that ended on this processor ended well.
     pub fn run(mut self) -> bool {
         let mut good = true;
         while !self.cpus.is_empty() {
@@ -102,12 +101,12 @@ impl Scheduler {
         good
     }
 
-    /// Whether a guest that runs here has a part of the function.
+    /// Whether a guest that runs here has a virtual function of the parent.
     fn runs_guest_of(&self, parent: &Arc<Parent>) -> bool {
         self.cpus.iter().any(|cpu| cpu.vm.resources.parents.iter().any(|own| Arc::ptr_eq(own, parent)))
     }
 
-    /// Who can run and has run least.
+    /// The virtual processor that can run and has run least.
     fn next(&self) -> Option<usize> {
         let ready = self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.state.is_ready());
         policy::next(ready.map(|(index, cpu)| (index, cpu.ran)))
@@ -126,7 +125,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives the interrupts that have arrived to whom they are for, lets timers expire, and wakes who has something to do.
+    /// Delivers the interrupts that have arrived, expires timers, and wakes virtual processors that have work.
     fn deliver(&mut self) {
         let sweeps = self.vectors.is_some_and(Vectors::begin_sweep);
         if sweeps {
@@ -160,7 +159,8 @@ impl Scheduler {
         }
     }
 
-    /// One can run again: it may have its turn before those that have run more, but what it slept through is lost.
+    /// Accounts for a virtual processor that can run again. It may run before others that have run more, but the time that it slept is
+    /// lost.
     fn woken(&mut self, index: usize, now: u64) {
         let others = self.cpus.iter().enumerate().filter(|(n, cpu)| *n != index && cpu.state.is_ready());
         let Some(least) = others.map(|(_, cpu)| cpu.ran_until(now)).min() else { return };
@@ -170,7 +170,7 @@ impl Scheduler {
         self.preempt |= running.is_some_and(|running| cpu.ran < running);
     }
 
-    /// Gives an interrupt that has arrived to whom its vector belongs.
+    /// Delivers an interrupt to the owner of its vector.
     fn interrupt(&mut self, vector: u8) {
         match vector {
             // Whoever waits for them is looked after in any case.
@@ -188,14 +188,14 @@ impl Scheduler {
         }
     }
 
-    /// Whose a host vector is, and which of the virtual processor's own vectors it stands for.
+    /// The owner of a host vector, and the virtual processor's own vector.
     fn owner(&mut self, vector: u8) -> Option<(&mut VirtualCpu, u8)> {
         let Owner { guest, target } = self.vectors?.owner(vector)?;
         let is_its = |cpu: &&mut VirtualCpu| cpu.vm.id == guest && cpu.number == target.apic_id as usize;
         Some((self.cpus.iter_mut().find(is_its)?, target.vector))
     }
 
-    /// Runs a virtual processor until its slice is over or it cannot go on. `Some` when it ends its guest.
+    /// Runs a virtual processor until its slice is over or it cannot continue. Returns `Some` if its guest has ended.
     fn run_vcpu(&mut self, index: usize) -> Option<EndReason> {
         self.switch_to(index);
         let slice = ExitLoop {
@@ -237,7 +237,7 @@ impl Scheduler {
         policy::slice_end(now, self.next_timer(now))
     }
 
-    /// When the next timer of one that has halted fires, or slots that are held, or devices, are to be looked at.
+    /// The next time at which a halted virtual processor's timer fires, or throttled slots or devices need a check.
     fn next_timer(&self, now: u64) -> Option<u64> {
         let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
         let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
@@ -248,7 +248,7 @@ impl Scheduler {
         timers.chain(looks).chain(resets).chain(parents).min()
     }
 
-    /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.
+    /// Halts a virtual processor. Returns true if an interrupt is pending already, so that it continues.
     fn halt(&mut self, index: usize) -> bool {
         interrupts::poll();
         self.deliver();
@@ -270,7 +270,7 @@ impl Scheduler {
         false
     }
 
-    /// Nobody can run: waits for an interrupt, or for the next timer of a guest.
+    /// Waits for an interrupt, or for the next timer, because no virtual processor can run.
     fn idle(&mut self) {
         // What processors send to their own come without an interrupt.
         if interrupts::any() {
@@ -315,7 +315,7 @@ impl Scheduler {
         self.cpus[index].begin();
     }
 
-    /// A virtual processor, which is the current one, has ended its guest.
+    /// Ends the guest of a virtual processor, which is the current one.
     fn end(&mut self, index: usize, reason: EndReason) {
         let cpu = &mut self.cpus[index];
         if matches!(reason, EndReason::Killed(_) | EndReason::TripleFault) {
@@ -325,7 +325,8 @@ impl Scheduler {
         cpu.state = State::Ended;
     }
 
-    /// Lets the virtual processors go whose guests are at their end. Returns whether the guests whose last one this was ended well.
+    /// Removes the virtual processors whose guests have ended. Returns whether each guest whose last virtual processor was among them ended
+    /// well.
     fn reap(&mut self) -> bool {
         let mut good = true;
         while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {
