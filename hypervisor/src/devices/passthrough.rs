@@ -26,32 +26,32 @@ pub use self::assignment::{Prepared, attach, make_room, prepare, slots};
 
 /// A function in a guest's hands.
 pub struct Assigned {
-    /// Its name in the guest.
+    /// The function's name in the guest.
     pub id: DeviceId,
     machine: &'static Machine,
     function: Function,
     reset_method: ResetMethod,
-    /// Its requests can have PASIDs.
+    /// Whether its requests can have PASIDs.
     pasids: bool,
     state: State,
     settings: GuestSettings,
-    /// The guest has been told of as one that moves its BARs: once is enough.
+    /// Whether the log has said that the guest moves the function's BARs.
     moves_told: bool,
-    /// The device has been told of as one that does not finish its reset.
+    /// Whether the log has said that the device does not finish its reset.
     reset_told: bool,
 }
 
-/// Whether a function can be touched.
+/// Whether the function can be accessed.
 enum State {
-    /// It answers.
+    /// The function answers.
     Ready,
-    /// Its guest has reset it, and it must be left alone.
+    /// The guest has reset the function, which must not be accessed.
     Resetting(Resetting<'static>),
-    /// It has not come back from its reset.
+    /// The function has not answered since its reset.
     Lost,
 }
 
-/// What a guest has set in its function's configuration space, and the function gets when it can be touched.
+/// The guest's settings in the function's configuration space. The function gets them when it can be accessed.
 #[derive(Clone, Copy, Default)]
 struct GuestSettings {
     bus_master: bool,
@@ -60,12 +60,13 @@ struct GuestSettings {
 }
 
 impl Assigned {
-    /// Its place on the machine.
+    /// The function's address on the machine.
     pub fn bdf(&self) -> Bdf {
         self.function.bdf
     }
 
-    /// The guest has written to its configuration space. Returns whether the function has to be looked at from now on ([`Self::look`]).
+    /// Handles a guest's write to the function's configuration space. Returns whether the function has to be polled from now on
+    /// ([`Self::look`]).
     pub fn configure(&mut self, effect: Effect, service: &MachineService, domain: &Domain) -> bool {
         match effect {
             Effect::None => {}
@@ -103,7 +104,7 @@ impl Assigned {
         }
     }
 
-    /// The guest resets its function (PCIe 6.6.2). Its interrupts go first, while its tables can be written.
+    /// Handles a reset of the function by the guest (PCIe 6.6.2). The service resets the slots first, while the tables can be written.
     fn reset(&mut self, service: &MachineService, domain: &Domain) {
         self.settings = GuestSettings::default();
         // An error leaves an interrupt pending, which comes when the guest unmasks it: one too many.
@@ -120,7 +121,7 @@ impl Assigned {
         self.apply_msix();
     }
 
-    /// Looks how far a reset is that the guest asked for. Returns whether the reset is still under way.
+    /// Polls a reset that the guest asked for. Returns whether the reset is still under way.
     pub fn look(&mut self, service: &MachineService, domain: &Domain) -> bool {
         let State::Resetting(resetting) = &mut self.state else { return false };
         match resetting.look(self.machine.config(), &self.function) {
@@ -139,7 +140,7 @@ impl Assigned {
         false
     }
 
-    /// The function answers again, as after a reset: writes to it what its guest has set meanwhile.
+    /// Writes the guest's settings to the function, which answers again after its reset.
     fn come_back(&mut self) {
         self.state = State::Ready;
         let config = self.machine.config();
@@ -151,21 +152,22 @@ impl Assigned {
         self.apply_bus_master();
     }
 
-    /// Says once that the device does not come back.
+    /// Logs once that the device does not come back.
     fn log_reset(&mut self) {
         if !core::mem::replace(&mut self.reset_told, true) {
             log::warn!("{}: does not finish its reset", self.function.bdf);
         }
     }
 
-    /// Whether a DSA has ended its last command, or must not be asked: another processor of the guest has begun a reset of the function.
+    /// Whether a DSA has ended its last command. Also true if the device must not be asked, because another processor of the guest has
+    /// begun a reset of the function.
     pub fn is_idle(&self) -> bool {
         !matches!(self.state, State::Ready)
             || self.reset_method.registers().is_none_or(|registers| dsa::command_result(registers).is_some())
     }
 
-    /// The guest has reset the device by its command register. `answered`: the device has ended the command in time. A reset of the function
-    /// that has begun meanwhile does the rest when it ends.
+    /// Handles a reset of the device by its command register. `answered` is set if the device ended the command in time. If a reset of the
+    /// function has begun meanwhile, its end does the rest.
     pub fn was_reset(&mut self, answered: bool, service: &MachineService, domain: &Domain) {
         if !matches!(self.state, State::Ready) {
             return;
@@ -179,7 +181,7 @@ impl Assigned {
         let _ = service.device_reset(domain, self.id);
     }
 
-    /// Stops what the device does: before its interrupts and its memory are taken away.
+    /// Stops the function's work, before its interrupts and its memory are taken away.
     pub fn quiesce(&mut self) {
         if !self.is_back() {
             log::error!("{}: does not answer to a reset", self.function.bdf);
@@ -192,7 +194,7 @@ impl Assigned {
         pci::function::set_msix(self.machine.config(), &self.function, false, true);
     }
 
-    /// Waits for a reset that is under way, for 1.1 seconds at most. Returns whether the function can be touched.
+    /// Waits for a reset that is under way, for 1.1 seconds at most. Returns whether the function can be accessed.
     fn is_back(&mut self) -> bool {
         while let State::Resetting(resetting) = &mut self.state {
             match resetting.look(self.machine.config(), &self.function) {
@@ -204,13 +206,13 @@ impl Assigned {
         matches!(self.state, State::Ready)
     }
 
-    /// Takes its way to memory away. Returns whether that is sure.
+    /// Closes the function's path to memory. Returns whether it is closed for sure.
     pub fn release(self, guest: GuestId, ports: &MachinePorts) -> bool {
         ports.detach(guest, self.function.bdf)
     }
 }
 
-/// A function in a guest's hands, by its name there.
+/// The assigned function with this name in the guest.
 pub fn by_id(functions: &mut [Assigned], id: DeviceId) -> Option<&mut Assigned> {
     functions.iter_mut().find(|assigned| assigned.id == id)
 }

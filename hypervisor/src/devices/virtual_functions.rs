@@ -43,14 +43,14 @@ pub struct Parent {
     machine: &'static Machine,
     function: Function,
     registers: Mmio,
-    /// By which errors are told of; without it they are found when a guest's function is written to.
+    /// The interrupt by which the device reports errors. Without it, errors are found at the next write to a virtual function.
     interrupt: Option<OwnEntry>,
     /// The lock keeps what the device is told and what is known of it together. Processors that want it get it in turn. A processor holds it
     /// for a few times [`QUICK`](super::command_arbiter::QUICK) at most: a reset of the device is waited for without the lock, after [`ParentState::is_stopped`] was set.
     state: Mutex<ParentState>,
-    /// Commands are under way.
+    /// Whether commands are under way.
     is_busy: AtomicBool,
-    /// The TSC at which the device is looked at next because it does not tell of errors for now; `u64::MAX` if it does.
+    /// The TSC of the next poll of a device whose error interrupt is off for now; `u64::MAX` if it is on.
     next_look: AtomicU64,
 }
 
@@ -63,7 +63,7 @@ pub fn capacity(machine: &Machine, function: &Function) -> Option<(u8, u32)> {
 }
 
 impl Parent {
-    /// Takes a function for the hypervisor, and shares it out.
+    /// Takes a function as parent, and configures its work queues.
     fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, AssignError> {
         let registers = bars::registers(function)?;
         let pasid = function.pasid.ok_or(AssignError::NoPasid)?;
@@ -98,7 +98,7 @@ impl Parent {
         Ok(new)
     }
 
-    /// Its place on the machine.
+    /// The parent's address on the machine.
     pub fn bdf(&self) -> Bdf {
         self.function.bdf
     }
@@ -115,7 +115,7 @@ impl Parent {
         self.is_busy.store(more, Ordering::Relaxed);
     }
 
-    /// Does what a change of a function's registers leaves to be done.
+    /// Carries out the effect of a change of a function's registers.
     fn apply(&self, function: &mut Virtual, effect: vdsa::Effect, service: &MachineService) {
         if effect.reset
             && let Some(domain) = &function.domain
@@ -170,7 +170,7 @@ impl Parent {
         }
     }
 
-    /// Stops the whole device, without the lock: the device may take long for it.
+    /// Stops the whole device, without the lock, because that may take long.
     fn stop(&self) {
         self.next_look.store(u64::MAX, Ordering::Relaxed);
         if !dsa::reset(&self.registers, clock::current()) {

@@ -10,21 +10,21 @@ use hcall_abi::call::PV_EOI_PENDING;
 
 use crate::{addr::Gpa, memory::Ram, vdev::x2apic::X2Apic};
 
-/// The interrupt that may end so: that in service with the highest priority.
+/// The interrupt that may end without an exit: the one in service with the highest priority.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PvEoi {
-    /// Where its bit is.
+    /// The address of its bit.
     offered: Option<Gpa>,
 }
 
 impl PvEoi {
-    /// Whether there is one.
+    /// Whether an interrupt may end without an exit.
     pub const fn is_offered(&self) -> bool {
         self.offered.is_some()
     }
 
-    /// The interrupt that is delivered now may end so, if none waits behind it. Bytes outside of the guest's memory are as if there were
-    /// none.
+    /// Offers the paravirtual EOI for the interrupt that is delivered now, if none waits behind it. Bytes outside of the guest's memory
+    /// count as none.
     pub fn offer(&mut self, at: Gpa, apic: &X2Apic, ram: &Ram) {
         if apic.has_requests() {
             return;
@@ -32,7 +32,8 @@ impl PvEoi {
         self.offered = ram.swap_u32(at, PV_EOI_PENDING).is_ok().then_some(at);
     }
 
-    /// The guest ends interrupts by these bytes from now on, or by none: others are its own again, and nothing is written there any more.
+    /// Changes the address for paravirtual EOI to `now`, or to none. The guest may use the old bytes for anything, because they are not
+    /// written any more.
     pub fn leave_for(&mut self, now: Option<Gpa>, apic: &mut X2Apic, ram: &Ram) {
         if self.offered != now
             && let Some(at) = self.offered.take()
@@ -41,7 +42,7 @@ impl PvEoi {
         }
     }
 
-    /// Ends the interrupt if the guest has; takes the offer back if another one waits.
+    /// Ends the interrupt if the guest has ended it; takes the offer back if another one waits.
     #[inline]
     pub fn settle(&mut self, apic: &mut X2Apic, ram: &Ram) {
         if let Some(at) = self.offered {
@@ -50,7 +51,7 @@ impl PvEoi {
     }
 }
 
-/// What is offered from now on.
+/// The offer from now on.
 #[inline(never)]
 fn look(at: Gpa, apic: &mut X2Apic, ram: &Ram) -> Option<Gpa> {
     if take_back(at, apic, ram) || apic.has_requests() {
@@ -59,7 +60,7 @@ fn look(at: Gpa, apic: &mut X2Apic, ram: &Ram) -> Option<Gpa> {
     ram.swap_u32(at, PV_EOI_PENDING).is_ok().then_some(at)
 }
 
-/// Takes the bit back, or ends the interrupt if the guest has cleared it. Returns whether it has.
+/// Takes the bit back, or ends the interrupt if the guest has cleared the bit. Returns whether the guest has.
 #[inline]
 fn take_back(at: Gpa, apic: &mut X2Apic, ram: &Ram) -> bool {
     let has_ended = ram.swap_u32(at, 0).is_ok_and(|word| word & PV_EOI_PENDING == 0);

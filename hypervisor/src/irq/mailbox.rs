@@ -9,22 +9,22 @@ use crate::{
     vmx::posted::{Descriptor, RunState},
 };
 
-/// Exit reasons that are counted: all that the processor gives, in 16 bits, end far below this. A power of two.
+/// Exit reasons that are counted. The basic reason has 16 bits, but the processor's numbers end far below this. A power of two.
 const REASONS: usize = 128;
 
-/// No address of a guest's.
+/// The value for no address.
 const NOWHERE: u64 = u64::MAX;
 
-/// What happened to a virtual processor so far. Only the processor that runs it counts; others may look.
+/// A virtual processor's counters. Only the processor that runs it writes them; others may read.
 pub struct Counts {
     exits: [AtomicU64; REASONS],
-    /// Devices' interrupts given to its local APIC.
+    /// Devices' interrupts that its local APIC accepted.
     pub delivered: AtomicU64,
-    /// Those that met one with the same vector there, and became one with it.
+    /// Devices' interrupts that merged with a pending one of the same vector.
     pub merged: AtomicU64,
-    /// Those that its local APIC did not take.
+    /// Devices' interrupts that its local APIC refused.
     pub dropped: AtomicU64,
-    /// How many of all these the hypervisor took from a posted-interrupt descriptor.
+    /// The number of all these that the hypervisor took from a posted-interrupt descriptor.
     pub from_descriptors: AtomicU64,
 }
 
@@ -35,7 +35,7 @@ impl Default for Counts {
     }
 }
 
-/// Counts one more: nobody else writes the counter, so that it needs no locked instruction.
+/// Adds one. Only one processor writes the counter, so no locked instruction is needed.
 pub fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
@@ -90,16 +90,16 @@ impl Attention {
 
 /// A virtual processor's mailbox.
 pub struct Mailbox {
-    /// Number and APIC ID of the processor that runs it.
+    /// Number and APIC ID of the processor that runs the virtual processor.
     processor: usize,
     host_apic_id: u32,
-    /// Vectors that other virtual processors have sent, where the hypervisor keeps its local APIC.
+    /// Vectors that other virtual processors have sent, if the hypervisor emulates the local APIC.
     requests: [AtomicU64; 4],
-    /// Where the processor keeps it: senders post, as devices do.
+    /// The descriptor, if the processor virtualises the local APIC: senders post into it, as devices do.
     descriptor: Option<Arc<Descriptor>>,
-    /// Where units post the interrupts of its devices that the hypervisor injects.
+    /// The descriptor into which units post devices' interrupts that the hypervisor injects.
     inbox: Option<Arc<Descriptor>>,
-    /// Where it ends interrupts without an exit: a guest-physical address, or [`NOWHERE`].
+    /// The address for paravirtual EOI: guest-physical, or [`NOWHERE`].
     pv_eoi: AtomicU64,
     /// There is something to take.
     signalled: AtomicBool,
@@ -112,8 +112,8 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// On a processor, whose number and APIC ID these are. With a descriptor, interrupts are posted there; with an inbox, devices'
-    /// interrupts for the hypervisor are.
+    /// A mailbox on the processor with this number and APIC ID. With a descriptor, interrupts are posted into it; with an inbox, devices'
+    /// interrupts are posted there for the hypervisor.
     pub fn new(
         processor: usize,
         host_apic_id: u32,
@@ -134,13 +134,13 @@ impl Mailbox {
         }
     }
 
-    /// The number of the processor that runs it.
+    /// The number of the processor that runs the virtual processor.
     pub fn processor(&self) -> usize {
         self.processor
     }
 
-    /// Where it ends interrupts without an exit: 4 bytes of the guest's memory, or nowhere. Returns false where the processor keeps its
-    /// local APIC.
+    /// Sets the address for paravirtual EOI: 4 bytes of the guest's memory, or none. Returns false if the processor virtualises the local
+    /// APIC.
     pub fn set_pv_eoi(&self, at: Option<Gpa>) -> bool {
         let taken = self.descriptor.is_none();
         if taken {
@@ -149,13 +149,13 @@ impl Mailbox {
         taken
     }
 
-    /// Where that is.
+    /// The address for paravirtual EOI.
     pub fn pv_eoi(&self) -> Option<Gpa> {
         let at = self.pv_eoi.load(Ordering::Relaxed);
         (at != NOWHERE).then_some(Gpa::new(at))
     }
 
-    /// Sends it an interrupt.
+    /// Sends an interrupt to the virtual processor.
     pub fn request(&self, vector: u8) {
         match &self.descriptor {
             Some(descriptor) => {
@@ -207,7 +207,8 @@ impl Mailbox {
         }
     }
 
-    /// The same by itself, on the processor that runs it: that looks before it goes on, whatever is on its way from others.
+    /// Signals on the processor that runs the virtual processor. The processor checks the mailbox before it continues, so no notification
+    /// is sent.
     pub fn signal_self(&self) {
         self.signalled.store(true, Ordering::SeqCst);
         cpu::interrupts::raise(apic::WAKE_UP_VECTOR);
@@ -221,7 +222,7 @@ impl Mailbox {
         }
     }
 
-    /// Whether there has been a signal since this was asked last.
+    /// Whether there was a signal since the last call.
     pub fn take_signal(&self) -> bool {
         // First, and whether there is a signal or not: who signals after this notifies again. A notification that is seen here may be of a signal
         // that an earlier look has taken.
@@ -236,7 +237,7 @@ impl Mailbox {
         Vectors([0, 1, 2, 3].map(|word| self.requests[word].swap(0, Ordering::Relaxed)))
     }
 
-    /// Takes the devices' interrupts that were posted for the hypervisor, if there are any: their vectors.
+    /// Takes the devices' interrupts that were posted for the hypervisor: their vectors, or `None` if there are none.
     #[inline]
     pub fn take_posted(&self) -> Option<Vectors> {
         let inbox = self.inbox.as_ref().filter(|inbox| inbox.has_notified())?;
@@ -272,7 +273,7 @@ impl Iterator for Vectors {
     }
 }
 
-/// Exits of all these by reason.
+/// The exits of all these virtual processors, by reason.
 pub fn sum_of_exits<'a>(mailboxes: impl Iterator<Item = &'a Mailbox>) -> Vec<u64> {
     let mut sums = alloc::vec![0; REASONS];
     for mailbox in mailboxes {

@@ -28,7 +28,7 @@ use crate::{
     vmx::Host,
 };
 
-/// Ticks between two looks at a function that its guest has reset.
+/// Ticks between two polls of a function that its guest has reset.
 const RESET_LOOKS: u64 = 2_000_000;
 
 /// Ticks of a VM exit and the next VM entry, which an interrupt costs beside the hypervisor's own work.
@@ -51,10 +51,10 @@ pub struct Scheduler {
     has_tsc_deadline: bool,
     service: &'static MachineService,
     parents: &'static Parents,
-    /// Its own vectors.
+    /// The processor's own host vectors.
     vectors: Option<&'static Vectors>,
     cpus: Vec<VirtualCpu>,
-    /// Whose registers are in the processor.
+    /// The virtual processor whose registers are in the processor.
     current: Option<usize>,
     /// Whose turn the processor's time is.
     queue: RunQueue,
@@ -69,7 +69,7 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// With no guest yet.
+    /// A scheduler without virtual processors.
     pub fn new(
         host: Host,
         xsave: Xsave,
@@ -95,7 +95,7 @@ impl Scheduler {
         }
     }
 
-    /// The processor, as a VMCS's host state knows it.
+    /// The processor's host state for VMCSs.
     pub fn host(&self) -> &Host {
         &self.host
     }
@@ -107,8 +107,7 @@ impl Scheduler {
         self.cpus.push(cpu);
     }
 
-    /// Runs all virtual processors until their guests have ended. Returns whether all guests that the processor saw the end of ended
-    /// well.
+    /// Runs all virtual processors until their guests have ended. Returns whether every guest that ended on this processor ended well.
     pub fn run(mut self) -> bool {
         let mut good = true;
         self.charged_until = cpu::tsc();
@@ -133,7 +132,7 @@ impl Scheduler {
         good
     }
 
-    /// Whether a guest that runs here has a part of the function.
+    /// Whether a guest that runs here has a virtual function of the parent.
     fn runs_guest_of(&self, parent: &Arc<Parent>) -> bool {
         self.cpus.iter().any(|cpu| cpu.vm.resources.parents.iter().any(|own| Arc::ptr_eq(own, parent)))
     }
@@ -218,7 +217,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives the interrupts that have arrived to whom they are for, lets timers expire, and wakes who has something to do.
+    /// Delivers the interrupts that have arrived, expires timers, and wakes virtual processors that have work.
     fn deliver(&mut self) {
         let sweeps = self.vectors.is_some_and(Vectors::begin_sweep);
         if sweeps {
@@ -279,7 +278,7 @@ impl Scheduler {
         };
     }
 
-    /// Gives an interrupt that has arrived to whom its vector belongs.
+    /// Delivers an interrupt to the owner of its vector.
     fn interrupt(&mut self, vector: u8) {
         match vector {
             // Whoever waits for them is looked after in any case.
@@ -297,7 +296,7 @@ impl Scheduler {
         }
     }
 
-    /// Whose a host vector is, and which of the virtual processor's own vectors it stands for.
+    /// The owner of a host vector, and the virtual processor's own vector.
     fn owner(&mut self, vector: u8) -> Option<(&mut VirtualCpu, u8)> {
         let Owner { guest, target } = self.vectors?.owner(vector)?;
         let is_its = |cpu: &&mut VirtualCpu| cpu.vm.id == guest && cpu.number == target.apic_id as usize;
@@ -355,7 +354,7 @@ impl Scheduler {
         self.queue.turn_end(self.cpus[index].vm.id, now, self.next_timer(now))
     }
 
-    /// When the next timer of one that has halted fires, or slots that are held, or devices, are to be looked at.
+    /// The next time at which a halted virtual processor's timer fires, or throttled slots or devices need a check.
     fn next_timer(&self, now: u64) -> Option<u64> {
         let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
         let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
@@ -366,7 +365,7 @@ impl Scheduler {
         timers.chain(looks).chain(resets).chain(parents).chain(self.queue.next_event()).min()
     }
 
-    /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.
+    /// Halts a virtual processor. Returns true if an interrupt is pending already, so that it continues.
     fn halt(&mut self, index: usize) -> bool {
         interrupts::poll();
         self.deliver_amid(index);
@@ -396,7 +395,7 @@ impl Scheduler {
         true
     }
 
-    /// Nobody can run: waits for an interrupt, or for the next timer of a guest.
+    /// Waits for an interrupt, or for the next timer, because no virtual processor can run.
     fn idle(&mut self) {
         // What processors send to their own come without an interrupt.
         if interrupts::any() {
@@ -449,7 +448,7 @@ impl Scheduler {
         self.cpus[index].begin();
     }
 
-    /// A virtual processor, which is the current one, has ended its guest.
+    /// Ends the guest of a virtual processor, which is the current one.
     fn end(&mut self, index: usize, reason: EndReason) {
         let cpu = &mut self.cpus[index];
         if matches!(reason, EndReason::Killed(_) | EndReason::TripleFault) {
@@ -459,7 +458,8 @@ impl Scheduler {
         cpu.state = State::Ended;
     }
 
-    /// Lets the virtual processors go whose guests are at their end. Returns whether the guests whose last one this was ended well.
+    /// Removes the virtual processors whose guests have ended. Returns whether each guest whose last virtual processor was among them ended
+    /// well.
     fn reap(&mut self) -> bool {
         let mut good = true;
         while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {

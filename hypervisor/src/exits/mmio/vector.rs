@@ -33,7 +33,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// MOVDIR64B. Either operand may be what faulted.
+    /// MOVDIR64B. Either operand may have faulted.
     pub(super) fn block(&mut self, to: Address, from: Address) -> Result<(), Stop> {
         let destination = self.operand(to, BLOCK as u64, Access::Write)?;
         let source = self.operand(from, BLOCK as u64, Access::Read)?;
