@@ -6,12 +6,14 @@
 //! - [`picture`] reads the text of a machine's screen back.
 //! - [`terminal`] boots one with a person at a guest's terminal.
 //! - [`figures`] is `cargo bench`.
+//! - [`isolation`] has one guest attack the time of another one.
 //! - [`elf`] weighs images, and makes those that no guest should be.
 
 pub mod bench;
 pub mod elf;
 pub mod figures;
 pub mod imports;
+pub mod isolation;
 pub mod picture;
 pub mod scenario;
 pub mod terminal;

@@ -278,7 +278,7 @@ impl VirtualCpu {
             self.devices.apic.end();
             virtual_apic.request(vector);
         }
-        virtual_apic.take_posted();
+        self.has_interrupted |= virtual_apic.take_posted();
     }
 
     /// Whether an interrupt could wake it from HLT: whether RFLAGS.IF is set.

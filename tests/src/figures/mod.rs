@@ -18,6 +18,7 @@ use imsvisor_boot::machine::{DSAS, Kind, Outcome};
 use imsvisor_boot::report::Summary;
 use serde_json::{Value, json};
 
+use crate::isolation;
 use crate::scenario::{self, Plan};
 
 /// What `cargo bench` is told.
@@ -162,6 +163,9 @@ pub fn run(options: &Options) -> Result<()> {
     println!("\n  Machine: {}", machine.name());
     print!("{}", table::terminal(&figures, kind));
     left_out(machine).for_each(|words| println!("  {words}"));
+    if kind == Kind::Bochs && ISOLATION.contains(options.only.as_deref().unwrap_or_default()) {
+        print!("{}", isolation::table(&isolation()?));
+    }
     let home = &crate::bench::paths()?.home;
     let mut files = vec![write(home, "bench.json", &json_text(&figures, machine)?)?];
     files.extend(plots(home, &figures, kind)?);
@@ -173,6 +177,16 @@ pub fn run(options: &Options) -> Result<()> {
     println!();
     files.iter().for_each(|file| println!("  {}", file.display()));
     Ok(())
+}
+
+/// The scenario in which one guest attacks the time of another one. It has a table of its own.
+const ISOLATION: &str = "isolation";
+
+/// What the attacks left a victim of its time.
+fn isolation() -> Result<Vec<isolation::Attacked>> {
+    let mut plan = Plan::new()?;
+    isolation::set_up(&mut plan, "", "")?;
+    isolation::read(&scenario::boot("a thief of time", &plan)?)
 }
 
 /// Rounds where none were asked for. On the nested machine everything takes fifty times as long.
