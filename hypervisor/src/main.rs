@@ -24,6 +24,7 @@ use imsvisor::{
     },
     machine::{self, boot_info::BootInfo, discovery::Machine, memory::FRAMES, power, smp},
     memory::heap,
+    options::Options,
     sched::processors::{Processor, Workload},
 };
 use spin::Once;
@@ -57,6 +58,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&boot_info)));
     machine.choose_apic_mode();
     let others = smp::others(machine.apic_ids(), apic_id);
+    cpu::speculation::settle(Options::parse(boot_info.command_line()).0.mitigations);
     let service = service(machine, apic_id, &others);
     let page = machine::memory::start_page(&boot_info);
     let processor = Processor::bring_up(bases).unwrap_or_else(|why| {
@@ -97,6 +99,7 @@ fn log_machine(machine: &Machine, service: &MachineService, processors: usize) {
         machine.clock().name(),
         machine.clock().tsc_mhz(),
     );
+    cpu::speculation::report(&mut |attack, verdict| event!("mitigation attack={attack} {verdict}"));
 }
 
 /// Gives this processor, number `number`, its local APIC in the mode of the others', tables and data of its own, and then has machine checks

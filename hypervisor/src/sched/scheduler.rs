@@ -8,7 +8,7 @@ use alloc::{sync::Arc, vec::Vec};
 
 use crate::{
     apic, console,
-    cpu::{self, fpu::Xsave, interrupts},
+    cpu::{self, fpu::Xsave, interrupts, speculation},
     devices::virtual_functions::{Parent, Parents},
     exits::EndReason,
     irq::{
@@ -17,6 +17,7 @@ use crate::{
     },
     sched::{
         exit_loop::{ExitLoop, RunExit},
+        guest_change::GuestChange,
         policy,
     },
     vdev::msr::Optional,
@@ -43,6 +44,8 @@ pub struct Scheduler {
     cpus: Vec<VirtualCpu>,
     /// Whose registers are in the processor.
     current: Option<usize>,
+    /// Whose guest's traces the predictors hold.
+    guest_change: GuestChange,
     /// One has woken that has run less than the one that runs.
     preempt: bool,
     /// TSC at the hypervisor's entry.
@@ -58,6 +61,7 @@ impl Scheduler {
         epoch: u64,
     ) -> Self {
         let optional_msrs = switched_state::optional_msrs(&host.capabilities);
+        speculation::begin(&host.plan);
         Self {
             host,
             xsave,
@@ -68,6 +72,7 @@ impl Scheduler {
             vectors: service.ports().vectors_of(cpu::percpu::this_cpu().number),
             cpus: Vec::new(),
             current: None,
+            guest_change: GuestChange::default(),
             preempt: false,
             epoch,
         }
@@ -208,6 +213,8 @@ impl Scheduler {
         self.cpus[index].vm.announce(self.epoch);
         self.cpus[index].devices.request_timer_check();
         loop {
+            // The hypervisor has been elsewhere: in other guests' state, or in another guest.
+            speculation::enter_guest(&self.host.plan);
             match slice.run(&mut self.cpus[index]) {
                 RunExit::SliceEnd => {
                     interrupts::poll();
@@ -299,6 +306,9 @@ impl Scheduler {
     }
 
     fn switch_to(&mut self, index: usize) {
+        if self.guest_change.enter(self.cpus[index].vm.id) {
+            speculation::change_guest(&self.host.plan);
+        }
         self.cpus[index].set_run_state(RunState::Running);
         if self.current == Some(index) {
             return self.cpus[index].begin();
@@ -331,6 +341,7 @@ impl Scheduler {
         let mut good = true;
         while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {
             let cpu = self.cpus.remove(index);
+            self.guest_change.leave(cpu.vm.id);
             self.current = self.current.filter(|&current| current != index).map(|n| if n > index { n - 1 } else { n });
             good &= cpu.leave().unwrap_or(true);
         }

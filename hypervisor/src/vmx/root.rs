@@ -6,7 +6,13 @@ use super::{
     caps::{self, Capabilities},
     instr::{Failure, vmxon},
 };
-use crate::{addr::Hpa, cpu};
+use crate::{
+    addr::Hpa,
+    cpu::{
+        self,
+        speculation::{self, Plan},
+    },
+};
 
 /// What every VMCS of this processor has in its host state.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +27,8 @@ pub struct Host {
     pub efer: u64,
     /// What the processor can do.
     pub capabilities: Capabilities,
+    /// What is done against speculation.
+    pub plan: Plan,
 }
 
 impl Host {
@@ -57,6 +65,7 @@ impl Host {
             // SAFETY: as for IA32_PAT.
             efer: unsafe { msr::rdmsr(msr::IA32_EFER) },
             capabilities,
+            plan: speculation::plan(),
         })
     }
 }
