@@ -99,7 +99,7 @@ fn log_machine(machine: &Machine, service: &MachineService, processors: usize) {
         machine.clock().name(),
         machine.clock().tsc_mhz(),
     );
-    cpu::speculation::report(&mut |attack, verdict| event!("mitigation attack={attack} {verdict}"));
+    cpu::speculation::report(traps_bus_locks, &mut |attack, verdict| event!("mitigation attack={attack} {verdict}"));
 }
 
 /// Gives this processor, number `number`, its local APIC in the mode of the others', tables and data of its own, and then has machine checks

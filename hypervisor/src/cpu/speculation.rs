@@ -105,30 +105,36 @@ fn spec_ctrl(facts: &Facts) -> HostSpecCtrl {
 }
 
 /// The machine's facts, and what is done on all its processors.
-static SETTLED: Once<(Facts, Plan)> = Once::new();
+static SETTLED: Once<(Facts, Plan, bool)> = Once::new();
 
 /// Settles, on the first processor and once, what all processors do: nothing where the command line says `mitigations=off` (not `wanted`).
 pub fn settle(wanted: bool) {
     SETTLED.call_once(|| {
         let facts = Facts::read();
-        (facts, if wanted { Plan::new(&facts) } else { Plan::OFF })
+        (facts, if wanted { Plan::new(&facts) } else { Plan::OFF }, wanted)
     });
 }
 
 /// What is done. Nothing before [`settle`].
 pub fn plan() -> Plan {
-    SETTLED.get().map_or(Plan::OFF, |(_, plan)| *plan)
+    SETTLED.get().map_or(Plan::OFF, |(_, plan, _)| *plan)
 }
 
 /// Bits that a guest may set in IA32_SPEC_CTRL: those that CPUID names.
 pub fn spec_ctrl_bits() -> u64 {
-    SETTLED.get().map_or(0, |(facts, _)| facts.spec_ctrl_bits())
+    SETTLED.get().map_or(0, |(facts, ..)| facts.spec_ctrl_bits())
 }
 
-/// Calls `line` with the name of each attack and what is done about it.
-pub fn report(line: &mut dyn FnMut(&'static str, Verdict)) {
-    if let Some((facts, plan)) = SETTLED.get() {
+/// Whether the command line wants what costs.
+pub fn is_wanted() -> bool {
+    SETTLED.get().is_some_and(|(.., wanted)| *wanted)
+}
+
+/// Calls `line` with the name of each attack and what is done about it. `traps_bus_locks` says whether a bus lock exits.
+pub fn report(traps_bus_locks: bool, line: &mut dyn FnMut(&'static str, Verdict)) {
+    if let Some((facts, plan, wanted)) = SETTLED.get() {
         report::lines(facts, plan, line);
+        line("bus-lock", report::bus_lock(*wanted, traps_bus_locks));
     }
 }
 

@@ -154,7 +154,7 @@ impl Scheduler {
             cpu.judge(now);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
-                State::Blocked => cpu.vm.has_console_room(),
+                State::Blocked => cpu.devices.held_until <= now && cpu.vm.has_console_room(),
                 _ => false,
             };
             if wakes {

@@ -67,6 +67,7 @@ impl VcpuConfig {
             apic_id,
             physical_bits,
             exits_to_timer_check: 1,
+            held_until: 0,
             repeated_fault: RepeatedFault::default(),
         }
     }

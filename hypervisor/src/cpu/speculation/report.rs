@@ -61,6 +61,15 @@ pub(super) fn lines(facts: &Facts, plan: &Plan, line: &mut dyn FnMut(&'static st
     tell("itlb-multihit", facts.is_open_to_multihit(), Verdict::Closed("executable pages of 4 KiB"));
 }
 
+/// Of bus locks, which are no speculation, but another side of the same processor.
+pub(super) fn bus_lock(wanted: bool, traps: bool) -> Verdict {
+    match (wanted, traps) {
+        (false, _) => OFF,
+        (true, true) => Verdict::Closed("an exit for each, and a limit for each guest"),
+        (true, false) => Verdict::Open("the processor has no bus-lock exits"),
+    }
+}
+
 fn guest_to_guest(plan: &Plan) -> Verdict {
     if plan.ibpb { Verdict::Closed("IBPB on a change of guest") } else { Verdict::Open("no IBPB: it needs microcode") }
 }
