@@ -70,6 +70,9 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let work = WORK.call_once(|| Workload::new(machine, service, boot_info.modules(), apic_id, tsc));
     let started = smp::start(&others, page, processor_entry);
     log_machine(machine, service, 1 + started);
+    cpu::speculation::report(processor.traps_bus_locks(), &mut |attack, verdict| {
+        event!("mitigation attack={attack} {verdict}");
+    });
     power::end(work.lead(processor, started))
 }
 
@@ -99,7 +102,6 @@ fn log_machine(machine: &Machine, service: &MachineService, processors: usize) {
         machine.clock().name(),
         machine.clock().tsc_mhz(),
     );
-    cpu::speculation::report(traps_bus_locks, &mut |attack, verdict| event!("mitigation attack={attack} {verdict}"));
 }
 
 /// Gives this processor, number `number`, its local APIC in the mode of the others', tables and data of its own, and then has machine checks
