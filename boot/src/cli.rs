@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 
+use crate::completions::Shell;
 use crate::guest::{self, GuestArg};
 use crate::linux::{self, Asked};
 use crate::machine::{Config, Kind, bochs, serial};
@@ -93,7 +94,7 @@ pub struct Options {
     pub guests: Vec<String>,
 
     /// Boot this on the emulated machine itself, without imsvisor: its own drivers for the remapping unit and the DSA judge the machine
-    #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests", "console"])]
+    #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests", "console", "debug"])]
     pub native: Option<System>,
 
     /// Linux, as a guest or natively: this kernel, a bzImage (a guest also an ELF executable), instead of Debian's; without --initrd it has
@@ -133,19 +134,24 @@ pub struct Options {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub cpus: Option<u32>,
 
-    /// End a run that takes longer than this [default: 600; none with --console]
+    /// End a run that takes longer than this [default: 600; none with --console or --debug]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: Option<u64>,
 
     /// End a run that writes no line for this long: it hangs. Counted in the machine's own time (the emulator's, else processor time), so
     /// that a busy host does no harm; a machine that stands still ends after ten times as long on the clock
-    /// [default: 30; with a guest linux 120; none with --console]
+    /// [default: 30; with a guest linux 120; none with --console or --debug]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub silence: Option<u64>,
 
     /// Use this terminal as the serial port of a guest: of the one with console=on, else of the first. Ctrl-] ends the run
     #[arg(long, conflicts_with_all = ["verbose", "quiet", "json", "image", "list_guests"])]
     pub console: bool,
+
+    /// Hold the machine before its first instruction for a debugger: on Bochs its own one, which has this terminal (help tells its commands, c
+    /// goes on, Ctrl-C stops, q ends), with --machine kvm a GDB that is connected as the launcher tells. The run has no time limits then
+    #[arg(long, conflicts_with_all = ["console", "quiet", "json", "image", "dry_run", "list_guests"])]
+    pub debug: bool,
 
     /// Show everything on the serial console, as the machine writes it
     #[arg(long, short)]
@@ -166,6 +172,10 @@ pub struct Options {
     /// Only list our guests
     #[arg(long)]
     pub list_guests: bool,
+
+    /// Only write a script to standard output that lets a shell complete `cargo boot --…`. Bash: source <(cargo -q boot --completions bash)
+    #[arg(long, value_name = "SHELL", value_enum, exclusive = true)]
+    pub completions: Option<Shell>,
 }
 
 impl Options {
@@ -188,6 +198,7 @@ impl Options {
             silence: self.time(self.silence, silence),
             limit: self.time(self.timeout, standard.limit),
             hypervisor_options: self.hypervisor_options(),
+            debugger: self.debug,
             plugin_options: (linux && self.native.is_none())
                 .then(|| linux::DEVICE_OPTION.to_owned())
                 .into_iter()
@@ -220,6 +231,7 @@ impl Options {
         self.asked().check(self.has_linux(guests))?;
         self.check_hypervisor().context("--hypervisor")?;
         let on_bochs = self.machine.unwrap_or_default() == Kind::Bochs;
+        ensure!(!self.debug || self.machine != Some(Kind::Nested), "--debug is for --machine bochs and kvm");
         let ours = guests.iter().filter_map(GuestArg::linux).any(Asked::takes_initrd);
         ensure!(on_bochs || !ours, "{NOT_ON_QEMU}");
         let emulated = on_bochs && self.image.is_none();
@@ -259,9 +271,9 @@ impl Options {
         Asked { append: (!words.is_empty()).then(|| words.join(" ")), ..asked }
     }
 
-    /// A limit in seconds, or the one that there is by itself: a person at a terminal has none.
+    /// A limit in seconds, or the one that there is by itself: a person at a terminal or a debugger has none.
     fn time(&self, seconds: Option<u64>, default: Duration) -> Duration {
-        let default = if self.console { Duration::MAX } else { default };
+        let default = if self.console || self.debug { Duration::MAX } else { default };
         seconds.map_or(default, Duration::from_secs)
     }
 
@@ -446,6 +458,7 @@ mod tests {
             (&["--hypervisor", "console=com9"], "--hypervisor: console=com9: auto, com1 to com4"),
             (&["--hypervisor", "console=0xc000"], "the emulated machine has COM1 to COM4"),
             (&["--image", "x", "--hypervisor", "quiet"], "--hypervisor: quiet: the hypervisor's options"),
+            (&["--debug", "--machine", "nested"], "--debug is for --machine bochs and kvm"),
             (&["--cpu", "i387"], "--cpu i387: Bochs has no such model"),
             (&["--cpu", "sapphire_rapids", "--machine", "nested"], "--cpu is for --machine bochs"),
         ] {

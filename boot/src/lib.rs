@@ -20,6 +20,7 @@
 
 pub mod cargo;
 pub mod cli;
+pub mod completions;
 pub mod event;
 pub mod guest;
 pub mod image;

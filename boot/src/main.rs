@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use clap::CommandFactory;
 use imsvisor_boot::cli::Options;
 use imsvisor_boot::guest::{self, GuestArg, Images};
 use imsvisor_boot::image::{self, Firmware, Image, Module};
@@ -51,6 +53,10 @@ fn main() -> ExitCode {
 
 /// Looks at everything that was asked for before anything is built or fetched, then does it.
 fn act(options: &Options) -> Result<bool, Failure> {
+    if let Some(shell) = options.completions {
+        shell.print(Options::command()).context("cannot write to standard output")?;
+        return Ok(true);
+    }
     let (guests, holder) = options.guests().map_err(wrong_option)?;
     options.check(&guests).map_err(wrong_option)?;
     let appended = options.appended().map_err(wrong_option)?;
@@ -127,8 +133,8 @@ fn terminal(run: &mut Run, guest: &str) -> Result<Terminal> {
 fn follow(run: &mut Run, options: &Options, guest: Option<&str>) -> Result<()> {
     let mut terminal = guest.map(|guest| terminal(run, guest)).transpose()?;
     let mut live = Show::new(options.verbose, options.quiet || options.json);
-    // The firmware and GRUB say nothing for seconds.
-    let mut waiting = Some(Step::new("starting the machine"));
+    // The firmware and GRUB say nothing for seconds; a debugger waits for words.
+    let mut waiting = (!options.debug).then(|| Step::new("starting the machine"));
     for seen in run {
         waiting.take();
         let Some(terminal) = &mut terminal else {
@@ -150,6 +156,12 @@ fn follow(run: &mut Run, options: &Options, guest: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Ctrl-C stops the machine in its debugger, which has the terminal together with us: it is not to end us.
+fn keep_running_at_ctrl_c() -> Result<()> {
+    let taken = signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::default());
+    taken.map(drop).context("cannot leave Ctrl-C to the debugger")
+}
+
 /// Builds, boots, shows and judges.
 fn run(options: &Options, paths: &Paths, guests: &[GuestArg], holder: Option<&str>) -> Result<bool> {
     let (kind, tools) = machine_and_tools(paths, options.machine)?;
@@ -161,7 +173,14 @@ fn run(options: &Options, paths: &Paths, guests: &[GuestArg], holder: Option<&st
     }
     let hypervisor = cargo::hypervisor(paths)?;
     let modules = modules(paths, guests)?;
+    if options.debug && kind == Kind::Bochs {
+        show::debugger(None, &hypervisor);
+        keep_running_at_ctrl_c()?;
+    }
     let mut run = machine::start_on(kind, paths, &tools, &config, &hypervisor, &modules)?;
+    if options.debug && kind == Kind::Kvm {
+        show::debugger(Some(&run.directory().join(machine::GDB)), &hypervisor);
+    }
     follow(&mut run, options, holder)?;
     let outcome = run.finish();
     if outcome.end == End::Asked {

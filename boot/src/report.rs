@@ -667,7 +667,7 @@ mod tests {
     #[test]
     fn a_machine_that_hung_or_died_fails_the_run() {
         for end in [
-            End::Silent(Silence { wall: Duration::from_secs(30), own: None }),
+            End::Silent(Silence { wall: Duration::from_secs(30), own: None, rips: Vec::new() }),
             End::Died("panic".into()),
             End::TooLong(Duration::ZERO),
             End::Flooded,

@@ -118,6 +118,25 @@ fn guest_end(pairs: &Pairs) -> String {
     format!("{mark} {}", style(text).bold())
 }
 
+/// Says how a run is debugged: `gdb` is the socket of QEMU's stub for GDB; without one Bochs' own debugger has the terminal.
+pub fn debugger(gdb: Option<&Path>, hypervisor: &Path) {
+    say(&style(how_to_debug(gdb, hypervisor)).bold().to_string());
+}
+
+fn how_to_debug(gdb: Option<&Path>, hypervisor: &Path) -> String {
+    let hypervisor = hypervisor.display();
+    match gdb {
+        Some(socket) => format!(
+            "The machine waits: gdb -ex 'target remote {}' {hypervisor}; continue lets it go on, kill ends it.",
+            socket.display()
+        ),
+        None => format!(
+            "This terminal is the debugger of Bochs: c goes on, Ctrl-C stops, r shows registers, u disassembles, q ends, help tells \
+             the rest. Addresses of the hypervisor are those of objdump -d {hypervisor}"
+        ),
+    }
+}
+
 /// Says that the terminal is a guest's from now on, and how to leave it.
 pub fn terminal(guest: &str) {
     say(&style(format!("This terminal is the serial port of {}. Ctrl-] ends the run.", harmless(guest)))
@@ -125,9 +144,9 @@ pub fn terminal(guest: &str) {
         .to_string());
 }
 
-/// Says that a run was ended at the terminal.
+/// Says that a run was ended at the terminal or the debugger.
 pub fn asked(outcome: &Outcome) {
-    say(&format!("\n  the run was ended at the terminal; logs: {}", outcome.directory.display()));
+    say(&format!("\n  the run was ended by hand; logs: {}", outcome.directory.display()));
 }
 
 fn good<T>(text: T) -> StyledObject<T> {

@@ -13,8 +13,8 @@
 //!
 //! The image's `main` is the order of bring-up and nothing else.
 //!
-//! Without the feature `machine` only [`addr`], [`options`], [`quirks`] and what reads a guest's options and image ([`guest`]) are there: the launcher
-//! checks with them what it is asked to run.
+//! Without the feature `machine` the library has only [`addr`], [`options`], [`quirks`] and the code that reads a guest's options and image
+//! ([`guest`]). The launcher checks its arguments with them.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;

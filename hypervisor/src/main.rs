@@ -1,4 +1,4 @@
-//! The image: the order of bring-up.
+//! The image's entry point: the order of bring-up.
 #![no_std]
 #![no_main]
 

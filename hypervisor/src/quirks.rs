@@ -1,5 +1,5 @@
-//! Functions that are known by their IDs not to be as the specifications say: with other registers in place of BARs, with a remapping unit
-//! that can hang, or unsafe in the hands of a guest whatever the remapping unit does.
+//! Functions with known deviations from the specifications, by their IDs: with other registers in place of BARs, with a remapping unit that
+//! can hang, or unsafe for assignment whatever the remapping unit does.
 #![forbid(unsafe_code)]
 
 const INTEL: u16 = 0x8086;

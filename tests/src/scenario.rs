@@ -138,12 +138,12 @@ impl Plan {
         self.config.plugin_options.extend(options.iter().map(|option| (*option).to_owned()));
     }
 
-    /// Adds one of our guests with its module's string, whose first word is the guest's name there.
+    /// Adds one of our guests with its module's command line, whose first word is the guest's name there.
     pub fn guest(&mut self, image: &str, string: &str) -> Result<()> {
         self.image(bench::guest(image)?, string)
     }
 
-    /// Adds a guest's image with its module's string.
+    /// Adds a guest's image with its module's command line.
     pub fn image(&mut self, image: &Path, string: &str) -> Result<()> {
         self.modules.push(Module::new(image, string)?);
         Ok(())

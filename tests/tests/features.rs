@@ -5,7 +5,7 @@ use imsvisor_boot::event::Pairs;
 use imsvisor_boot::machine::bochs::{DSAS, GENEROUS};
 use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 
-/// Two guests of the kind that tries features, each on a processor, with what a module's string says beside the command line.
+/// Two guests of the kind that tries features, each on a processor, with what a module's command line says beside the command line.
 fn two(plan: &mut Plan, guests: [(&str, &str); 2]) -> anyhow::Result<()> {
     plan.config.cpus = 2;
     guests.iter().try_for_each(|(string, line)| plan.guest("features", &format!("{string} cmdline=\"{line}\"")))

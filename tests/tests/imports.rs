@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
-use imsvisor_tests::imports::{Arrow, FileArrow, Place, Sources, circles};
+use imsvisor_tests::imports::{Arrow, FileArrow, ImportTarget, Sources, circles};
 
 /// The hypervisor's rooms, lowest first: each imports only from those before it.
 const ROOMS: [&str; 23] = [
@@ -52,9 +52,6 @@ const CRATES_FOR_TESTS: [(&str, &[&str]); 1] = [("imsvisor", &["vtd-model", "dsa
 const SAFE_CRATES: [&str; 5] =
     ["hcall-abi", "hypervisor/ims", "tests/models/vtd", "tests/models/dsa", "tests/dsa-server"];
 
-/// Folders whose files still make circles: crate, and folder below its sources. A folder without circles has to leave the list.
-const CIRCLES_LEFT: [(&str, &str); 1] = [("bochs-plugin", "ffi")];
-
 fn workspace() -> PathBuf {
     imsvisor_boot::paths::workspace().expect("the checkout")
 }
@@ -79,11 +76,11 @@ fn wrong(arrow: &Arrow) -> Option<String> {
     let layer = |room: &str| ROOMS.iter().position(|other| *other == room);
     let pure = PURE.iter().find(|(room, ..)| *room == arrow.from);
     let allowed = match (&arrow.to, pure) {
-        (Place::Root, _) => false,
-        (Place::Room(room), Some((_, rooms, _))) => rooms.contains(&room.as_str()),
-        (Place::Room(room), None) => layer(room).is_some_and(|below| Some(below) < layer(&arrow.from)),
-        (Place::Crate(name), Some((_, _, crates))) => crates.iter().chain(&FOR_TESTS).any(|other| other == name),
-        (Place::Crate(_), None) => true,
+        (ImportTarget::Root, _) => false,
+        (ImportTarget::Room(room), Some((_, rooms, _))) => rooms.contains(&room.as_str()),
+        (ImportTarget::Room(room), None) => layer(room).is_some_and(|below| Some(below) < layer(&arrow.from)),
+        (ImportTarget::Crate(name), Some((_, _, crates))) => crates.iter().chain(&FOR_TESTS).any(|other| other == name),
+        (ImportTarget::Crate(_), None) => true,
     };
     (!allowed).then(|| arrow.to_string())
 }
@@ -151,37 +148,14 @@ fn file_arrows() -> BTreeMap<String, Vec<FileArrow>> {
     metadata().packages.iter().map(of).collect()
 }
 
-/// Whether an arrow stays in a folder of [`CIRCLES_LEFT`].
-fn is_left(name: &str, arrow: &FileArrow) -> bool {
-    let stays_in = |folder: &str| arrow.from.starts_with(folder) && arrow.to.starts_with(folder);
-    CIRCLES_LEFT.iter().any(|(of, folder)| *of == name && stays_in(folder))
-}
-
 #[test]
 fn files_make_no_circles() {
     let mut found = Vec::new();
-    for (name, mut arrows) in file_arrows() {
-        assert!(
-            !arrows.is_empty() || ["guest-shim-c", "imsvisor-sync"].contains(&name.as_str()),
-            "no file of {name} imports from another one"
-        );
-        arrows.retain(|arrow| !is_left(&name, arrow));
+    for (name, arrows) in file_arrows() {
+        assert!(!arrows.is_empty() || name == "imsvisor-sync", "no file of {name} imports from another one");
         found.extend(circles(&arrows).iter().map(|circle| format!("{name}: {circle}")));
     }
     assert!(found.is_empty(), "these files import each other:\n{}", found.join("\n"));
-}
-
-#[test]
-fn a_folder_without_circles_is_not_excepted() {
-    let all = file_arrows();
-    for (name, folder) in CIRCLES_LEFT {
-        let inside: Vec<FileArrow> = all[name]
-            .iter()
-            .filter(|arrow| arrow.from.starts_with(folder) && arrow.to.starts_with(folder))
-            .cloned()
-            .collect();
-        assert!(!circles(&inside).is_empty(), "{folder} of {name} makes no circles any more");
-    }
 }
 
 #[test]

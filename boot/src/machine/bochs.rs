@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
@@ -162,6 +162,9 @@ fn command(bochs: &Bochs, config: &Config, directory: &Path) -> Result<Command> 
     let output = File::create(directory.join(OUTPUT)).context("cannot create the emulator's output")?;
     let errors = output.try_clone().context("cannot share the emulator's output")?;
     command.args(["-q", "-f", "bochsrc"]).stdout(output).stderr(errors);
+    if config.debugger {
+        command.arg("-debugger").stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    }
     command.env("BXSHARE", &bochs.share);
     command.envs(SCREEN);
     let ours = config.plugin.as_deref().map(|plugin| own_directory(plugin, directory)).transpose()?;
@@ -293,6 +296,22 @@ mod tests {
         let value =
             |name: &str| command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value?.to_str());
         assert_eq!([value("TERM"), value("LINES"), value("COLUMNS")], [Some("dumb"), Some("1"), Some("1")]);
+    }
+
+    #[test]
+    fn a_run_with_a_debugger_begins_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let bochs = Bochs {
+            program: Program::of_system("/x/bochs".into()),
+            plugins: None,
+            share: "/x".into(),
+            vga_bios: "/x".into(),
+        };
+        let begins = |debugger| {
+            let config = Config { debugger, ..Config::default() };
+            command(&bochs, &config, directory.path()).unwrap().get_args().any(|argument| argument == "-debugger")
+        };
+        assert_eq!([begins(true), begins(false)], [true, false]);
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub struct Config {
     pub native: bool,
     /// The device of ours at which its second serial line ends, where a guest has its console.
     pub terminal: Option<String>,
+    /// A debugger holds the machine before its first instruction and lets it go on: Bochs' own one, which has the terminal, or one that
+    /// is connected to QEMU ([`GDB`]).
+    pub debugger: bool,
     /// QEMU's machine has a screen, a monitor ([`MONITOR`]) and nothing that ends it, as a person's has; its image is one for real machines.
     pub screen: bool,
     /// Further lines for Bochs' configuration, or further arguments for QEMU.
@@ -73,6 +76,7 @@ impl Default for Config {
             hypervisor_options: Vec::new(),
             native: false,
             terminal: None,
+            debugger: false,
             screen: false,
             extra: Vec::new(),
             silence: Duration::from_secs(30),
@@ -218,6 +222,8 @@ pub const SERIAL: &str = "serial.log";
 const PLUGINS: &str = "plugins";
 const PLUGIN_REPORT: &str = "plugin.report";
 const PROGRESS: &str = "progress";
+/// The socket of QEMU's stub for GDB in the directory of a run with a debugger.
+pub const GDB: &str = "gdb.sock";
 /// The socket of QEMU's monitor (QMP) in the directory of a run with a screen.
 pub const MONITOR: &str = "monitor.sock";
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use super::dsa_server::{self, DsaServer};
 use super::run::{Manner, Run};
 use super::serial::{self, Port};
-use super::{Config, IMAGE, MONITOR, SERIAL, trace};
+use super::{Config, GDB, IMAGE, MONITOR, SERIAL, trace};
 use crate::prefix::Tools;
 
 const OUTPUT: &str = "qemu.out";
@@ -104,6 +104,9 @@ fn arguments(accelerator: Accelerator, config: &Config, serial: &[Port<'_>]) -> 
         },
     ];
     arguments.extend(fixed.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+    if config.debugger {
+        arguments.extend(["-S".to_owned(), "-gdb".to_owned(), format!("unix:{GDB},server=on,wait=off")]);
+    }
     if config.screen {
         // Other devices keep their places.
         arguments.extend(["-device", SCREEN].map(str::to_owned));
@@ -203,6 +206,15 @@ mod tests {
             assert!(devices[0].starts_with("intel-iommu,intremap=on"), "{devices:?}");
             assert!(devices[1].starts_with("edu,") && devices[2].starts_with("nvme,"), "{devices:?}");
         }
+    }
+
+    #[test]
+    fn a_debugger_is_waited_for_at_a_socket_of_the_run() {
+        let config = Config { debugger: true, ..Config::default() };
+        let arguments = |config: &Config| arguments(Accelerator::Kvm, config);
+        assert_eq!(value(&arguments(&config), "-gdb"), ["unix:gdb.sock,server=on,wait=off"]);
+        let waits = |config: &Config| arguments(config).iter().any(|argument| argument == "-S");
+        assert_eq!([waits(&config), waits(&Config::default())], [true, false]);
     }
 
     #[test]

@@ -102,6 +102,7 @@ pub struct Run {
     directory: PathBuf,
     manner: Manner,
     with_counters: bool,
+    with_debugger: bool,
     counts_all: bool,
     unit: &'static str,
     limit: Duration,
@@ -136,6 +137,7 @@ impl Run {
             consoles: manner.consoles.iter().copied().map(Tail::new).collect(),
             manner,
             with_counters: config.has_counters(),
+            with_debugger: config.debugger,
             counts_all: true,
             unit: super::TICKS,
             limit: config.limit,
@@ -271,7 +273,12 @@ impl Run {
         if let Ok(Some(status)) = self.child.try_wait() {
             // What was written last may have come after the last look.
             self.look();
-            return Some((self.manner.inquest)(&self.directory, status).map_or_else(End::Died, |()| End::Off));
+            return Some(match (self.manner.inquest)(&self.directory, status) {
+                Ok(()) => End::Off,
+                // A debugger that is told to ends the machine, and without complaint.
+                Err(_) if self.with_debugger && status.success() => End::Asked,
+                Err(words) => End::Died(words),
+            });
         }
         if let Some(words) = &self.dead
             && self.last_line.elapsed() > LAST_WORDS
@@ -298,7 +305,8 @@ impl Run {
     /// The silence of a machine that has hung.
     fn silence(&mut self) -> Option<Silence> {
         let own = self.own_time.look(&self.directory, self.child.id());
-        self.watchdog.quiet(self.began.elapsed(), own)
+        let silence = self.watchdog.quiet(self.began.elapsed(), own)?;
+        Some(Silence { rips: self.own_time.rips().to_vec(), ..silence })
     }
 
     fn kill(&mut self) {
@@ -375,7 +383,11 @@ mod tests {
     #[test]
     fn a_machine_that_hangs_is_ended_and_its_last_lines_are_kept() {
         let (_directory, outcome) = machine("echo before > serial.log; while :; do :; done", &impatient());
-        assert!(matches!(outcome.end, End::Silent(silence) if silence.wall > impatient().silence), "{:?}", outcome.end);
+        assert!(
+            matches!(&outcome.end, End::Silent(silence) if silence.wall > impatient().silence),
+            "{:?}",
+            outcome.end
+        );
         assert_eq!(outcome.last_lines(5).collect::<Vec<_>>(), ["before"]);
     }
 
@@ -456,6 +468,30 @@ mod tests {
         let line = "x".repeat(1 << 16);
         let (_directory, outcome) = machine(&format!("exec yes {line} > serial.log"), &config);
         assert_eq!(outcome.end, End::Flooded);
+    }
+
+    #[test]
+    fn an_end_without_complaint_is_the_debuggers_where_there_is_one() {
+        let end = |script: &str, debugger| {
+            let directory = tempfile::tempdir().unwrap();
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            let manner = Manner::alone(|_, _| Err("x".to_owned()));
+            let config = Config { debugger, ..Config::default() };
+            Run::start(command, directory.path().to_owned(), &config, manner).unwrap().finish().end
+        };
+        assert_eq!([end("exit 0", true), end("exit 0", false)], [End::Asked, End::Died("x".into())]);
+        assert_eq!(end("exit 1", true), End::Died("x".into()));
+    }
+
+    #[test]
+    fn a_machine_that_hung_tells_where_its_processors_were() {
+        let script =
+            "n=0; while :; do n=$((n + 100)); echo $n 00000000000fff00 8 > new; mv new progress; sleep 0.01; done";
+        let (_directory, outcome) = machine(script, &impatient());
+        let told = "; processor 0 was at RIP 0xfff00, processor 1 was at RIP 0x8";
+        assert!(outcome.end.to_string().ends_with(told), "{}", outcome.end);
+        assert!(outcome.end.hint().is_some_and(|hint| hint.contains("--debug")));
     }
 
     #[test]

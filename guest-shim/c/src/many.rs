@@ -3,7 +3,8 @@
 use guest_shim::Interrupt;
 use guest_shim::hcall_abi::{MapRequest, SlotHandle, Status, Target};
 
-use crate::{ImsDomain, ImsRequest, Open, code, opened};
+use crate::domain::{ImsDomain, ImsRequest, Open, opened};
+use crate::status::{self, code};
 
 /// Slots that are taken by one call of the library: so much room is on the stack.
 const CHUNK: usize = 256;
@@ -110,7 +111,7 @@ pub unsafe extern "C" fn ims_map_many(
     let whole = unsafe { opened(domain) }.map_each(&mut items, &mut |_, result| {
         let Some(n) = positions.next() else { return };
         mapped += i32::from(result.is_ok());
-        put(n, crate::result(result));
+        put(n, status::result(result));
     });
     match whole {
         Ok(()) => mapped,

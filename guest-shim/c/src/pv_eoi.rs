@@ -4,7 +4,9 @@ use core::sync::atomic::AtomicU32;
 
 use guest_shim::PvEoi;
 
-use crate::{ImsInterface, calls, result};
+use crate::decide::ImsInterface;
+use crate::device::calls;
+use crate::status::result;
 
 /// This processor ends interrupts by 4 bytes at the physical address `word_physical` from now on ([`ims_pv_eoi_end`]): they are 0, lie at
 /// a multiple of 4 and are used by this processor alone. `-IMS_UNSUPPORTED` where EOI is no VM exit.

@@ -5,7 +5,10 @@ use core::ffi::c_void;
 use guest_shim::hcall_abi::call::FAULTS_MAX;
 use guest_shim::hcall_abi::{DeviceId, DeviceInfo, FaultKind, FaultRecord, FaultStore, Pasid, SlotInfo, StoreKind};
 
-use crate::{ImsDomain, ImsInterface, calls, code, on_slot, page, result};
+use crate::decide::ImsInterface;
+use crate::device::{calls, page};
+use crate::domain::{ImsDomain, Open, on_slot};
+use crate::status::{code, result};
 
 /// Store: slots of 16 bytes in device memory.
 pub const IMS_STORE_ARRAY: u16 = 1;
@@ -201,7 +204,7 @@ impl From<SlotInfo> for ImsSlotInfo {
 /// `domain` is open and used by one processor at a time; `info` points to room for one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ims_query_slot(domain: *mut ImsDomain, handle: u32, info: *mut ImsSlotInfo) -> i32 {
-    let ask = |domain: &mut crate::Open, slot| {
+    let ask = |domain: &mut Open, slot| {
         let found = domain.query(&slot)?;
         // SAFETY: the caller's promise.
         unsafe { info.write(found.into()) };

@@ -8,7 +8,10 @@ use guest_shim::hcall_abi::{DeviceId, SlotHandle, Status, Target};
 use guest_shim::vmcall::Vmcall;
 use guest_shim::{Interrupt, MmioStore, Request};
 
-use crate::{ImsInterface, ImsRequest, calls, code, page, result};
+use crate::decide::ImsInterface;
+use crate::device::{calls, page};
+use crate::domain::ImsRequest;
+use crate::status::{code, result};
 
 /// Room for the interrupts of a queue store. Its content is the library's own; it must not be moved while it is open.
 #[repr(C, align(16))]

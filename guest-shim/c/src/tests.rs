@@ -4,9 +4,11 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use guest_shim::hcall_abi::Call;
+use guest_shim::hcall_abi::{Call, Status, acpi};
 
-use super::*;
+use crate::decide::*;
+use crate::domain::*;
+use crate::query;
 
 /// What a domain that programs its store itself is opened with.
 pub(crate) struct Native {

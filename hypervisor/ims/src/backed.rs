@@ -1,9 +1,9 @@
-//! The MSI-X table of a virtual function: the guest takes it for one, but its slots are a part of its parent function's interrupt message
-//! store, or the hypervisor's own to signal.
+//! The MSI-X table of a virtual function. The guest sees an MSI-X table. Its slots are a part of the parent function's interrupt message
+//! store, or are signalled by the hypervisor.
 //!
-//! What hardware does with a whole table has to be done here slot by slot: while MSI-X is disabled or the function is masked, every slot
-//! is masked in the device, whatever its own mask bit says, which stays as the guest wrote it (PCIe 6.1.4.5, 7.7.2.2). What comes meanwhile
-//! is pending, in the device or here, and goes out when nothing holds it any more.
+//! The service does slot by slot what hardware does with a whole table. While MSI-X is disabled or the function is masked, every slot is
+//! masked in the device. The slot's own mask bit stays as the guest wrote it (PCIe 6.1.4.5, 7.7.2.2). A message that the device raises
+//! meanwhile is pending, in the device or here, and is sent when neither mask is set.
 
 use core::{iter::once, sync::atomic::Ordering::Relaxed};
 
@@ -24,32 +24,32 @@ use super::{
 use crate::addr::Bdf;
 use crate::sync::Mutex;
 
-/// Whom a route without uses leads to.
+/// The target of a route without uses.
 const NOBODY: Target = Target { apic_id: 0, vector: 0 };
 const NO_GUEST: GuestId = GuestId(u16::MAX);
 
-/// An entry for an interrupt that is the hypervisor's own.
+/// An entry for an interrupt of the hypervisor's own.
 pub struct OwnEntry {
     entry: EntryIndex,
     route: HostRoute,
 }
 
 impl OwnEntry {
-    /// Which one.
+    /// The entry's index.
     pub const fn index(&self) -> EntryIndex {
         self.entry
     }
 }
 
-/// Pending bits come in words of so many (PCIe 7.7.2.4).
+/// Bits of a word of the pending bit array (PCIe 7.7.2.4).
 const WORD: u32 = 64;
 
-/// What concerns a whole table fails with [`Status::NoSuchDevice`] when the guest has no such device any more, and with
+/// Operations on a whole table fail with [`Status::NoSuchDevice`] when the guest does not have the device any more, and with
 /// [`Status::Unsupported`] when the device has no table of this kind.
 impl<P: Ports> Service<P> {
-    /// Raises the interrupt of a slot that is the hypervisor's to signal. While the slot is masked or the table is, or the slot has no
-    /// message that the guest may send, it is pending; signals that meet there become one, as in hardware.
-    /// [`Status::NoSuchSlot`] for a slot that is the device's to signal.
+    /// Raises the interrupt of a slot that the hypervisor signals. The signal is pending while the slot or the table is masked, or while
+    /// the slot has no message that the guest may send. Signals that are pending at the same time merge into one, as in hardware. Returns
+    /// [`Status::NoSuchSlot`] for a slot that the device signals.
     pub fn signal(&self, domain: &Domain, device: DeviceId, index: u16) -> Result<(), Status> {
         let (device, access) = self.table(domain, device)?;
         if !access.store.is_emulated(index) {
@@ -61,7 +61,7 @@ impl<P: Ports> Service<P> {
         access.send_signal(domain, index, slot)
     }
 
-    /// Masks a virtual function's table as a whole, or not: for MSI-X enable and function mask. The slots' own mask bits stay.
+    /// Masks or unmasks a virtual function's table as a whole, for MSI-X enable and function mask. The slots' own mask bits stay.
     pub fn mask_table(&self, domain: &Domain, device: DeviceId, masked: bool) -> Result<(), Status> {
         let (device, access) = self.table(domain, device)?;
         let slots = device.slots()?;
@@ -74,8 +74,8 @@ impl<P: Ports> Service<P> {
         Ok(())
     }
 
-    /// The pending bits of a virtual function's slots from `word` * 64 on. [`Status::NoSuchSlot`] for a word whose slots
-    /// have no number.
+    /// The pending bits of a virtual function's slots from `word` * 64 on. Returns [`Status::NoSuchSlot`] for a word beyond the last slot
+    /// number.
     pub fn pending(&self, domain: &Domain, device: DeviceId, word: u32) -> Result<u64, Status> {
         let (device, access) = self.table(domain, device)?;
         let _attached = device.slots()?;
@@ -85,8 +85,8 @@ impl<P: Ports> Service<P> {
         Ok(slots.filter(|&slot| access.is_pending(slot)).fold(0, |bits, slot| bits | 1 << (u32::from(slot) % WORD)))
     }
 
-    /// The function was reset by itself: what is pending is dropped, and the table stays as it is. An error says that
-    /// something may be pending still.
+    /// Drops the function's pending interrupts, because the function was reset by itself. The table stays as it is. An error means that
+    /// some may still be pending.
     pub fn drop_pending(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
         let (device, access) = self.table(domain, device)?;
         device.exclusively(|slots| {
@@ -98,7 +98,8 @@ impl<P: Ports> Service<P> {
         })
     }
 
-    /// The device forgets what is pending only by sending it: so that is sent where nobody minds it.
+    /// Drops the pending messages. The device clears a pending bit only by sending the message, so the message is sent to a vector where it
+    /// has no effect.
     pub(super) fn discard(&self, access: &StoreAccess<P>, slots: &mut Slots) -> Result<(), Status> {
         // One that is not masked in the device has sent what it had.
         let pending = |(index, slot): &(u16, &mut Mutex<Slot>)| {
@@ -119,8 +120,8 @@ impl<P: Ports> Service<P> {
         flushed
     }
 
-    /// Takes an entry for an interrupt of `requester` that is the hypervisor's own, with this route, which has no uses. An
-    /// error is that of [`Remap::bind`](super::Remap::bind), or of the flush.
+    /// Takes an entry with `route` for an interrupt that `requester` sends to the hypervisor. The route counts no use. The error is that of
+    /// [`Remap::bind`](super::Remap::bind), or of the flush.
     pub fn bind_own(&self, requester: Bdf, route: HostRoute) -> Result<OwnEntry, Status> {
         let own = OwnEntry { entry: self.bind(self.ports.unit_of(requester)?, requester, route)?, route };
         match self.flush(once(own.entry)) {
@@ -132,7 +133,7 @@ impl<P: Ports> Service<P> {
         }
     }
 
-    /// Gives it back. Nobody sends its message any more.
+    /// Gives the entry back. Nothing may send its message any more.
     pub fn give_back_own(&self, &OwnEntry { entry, route }: &OwnEntry) {
         self.ports.clear(entry);
         let binding = Binding { route, target: NOBODY, entry };
@@ -147,17 +148,17 @@ impl<P: Ports> Service<P> {
 }
 
 impl<P: Ports> StoreAccess<'_, P> {
-    /// Whether nothing of the store may be sent.
+    /// Whether the table's mask stops all messages of the store.
     pub fn is_table_masked(&self) -> bool {
         self.store.backing.is_some() && self.device.table_masked.load(Relaxed)
     }
 
-    /// Whether no mask of the guest's is in the slot's way.
+    /// Whether neither mask of the guest stops the slot's message.
     pub fn may_send(&self, slot: &Slot) -> bool {
         !slot.masked && !self.is_table_masked()
     }
 
-    /// Delivers the signal that waits for a slot, if one does and nothing holds it. The caller has the slot's lock.
+    /// Delivers a slot's pending signal, if there is one and no mask stops it. The caller holds the slot's lock.
     pub fn send_signal(&self, domain: &Domain, index: u16, slot: &Slot) -> Result<(), Status> {
         let signal = 1 << index;
         if !self.may_send(slot) || self.device.signals.load(Relaxed) & signal == 0 {
@@ -169,14 +170,14 @@ impl<P: Ports> StoreAccess<'_, P> {
         Ok(())
     }
 
-    /// Forgets the signals that wait.
+    /// Drops all pending signals.
     pub fn drop_signals(&self) {
         if self.store.backing.is_some() {
             self.device.signals.store(0, Relaxed);
         }
     }
 
-    /// Has the device send what a slot has waiting to where the binding leads. The slot is masked there, before and after.
+    /// Has the device send a slot's pending message to the binding `nowhere`. The slot is masked in the device before and after.
     fn discard(&self, index: u16, slot: &mut Slot, nowhere: Binding) {
         if !slot.device_masked {
             return;

@@ -1,4 +1,4 @@
-//! The map call: many slots, one flush.
+//! The map call. It maps many slots with one flush.
 
 use alloc::vec::Vec;
 use core::iter::once;
@@ -18,7 +18,7 @@ use super::{
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::sync::Mutex;
 
-/// Checks what the registers say of a batch, and counts its items.
+/// Checks the registers that describe a batch. Returns the number of its items.
 pub fn check(items: Gpa, number: u64, layout: u64) -> Result<usize, Status> {
     if ItemLayout(layout) != ItemLayout::V1 {
         return Err(Status::BadLayout);
@@ -37,11 +37,11 @@ pub fn check(items: Gpa, number: u64, layout: u64) -> Result<usize, Status> {
 }
 
 impl Batch {
-    /// Maps `number` items at `at`. The number of those that succeeded.
+    /// Maps `number` items at `at`. Returns how many succeeded.
     ///
-    /// The items are read once. Entries are programmed all together, then flushed together; the replies are written while everything can
-    /// still be undone; what follows cannot fail: messages into the device, and unmask. Slots are locked one after another; between
-    /// the first look at a slot and the last one [`State::Mapping`] keeps others away.
+    /// The call reads the items once. It programs all entries, then flushes them together, and writes the replies while everything can
+    /// still be undone. The remaining steps cannot fail: the messages go into the device, and the slots are unmasked. Slots are locked one
+    /// after another. [`State::Mapping`] keeps other calls and writes away from a slot between the first step and the last.
     #[inline(never)]
     pub fn map<P: Ports>(
         &mut self,
@@ -68,7 +68,7 @@ impl Batch {
         Ok(number as u64 - failed - self.repeat(access, bank))
     }
 
-    /// Looks at the items' slots, and marks those that are to be mapped. The replies are as if all that follows succeeded. How many
+    /// Checks the items' slots and marks those that are to be mapped. Writes the replies as if all later steps succeeded. Returns how many
     /// items failed.
     fn begin<P: Ports>(&mut self, domain: &Domain, access: &StoreAccess<P>, bank: &Bank, number: usize) -> u64 {
         self.repeated.clear();
@@ -94,8 +94,8 @@ impl Batch {
         failed
     }
 
-    /// Has entries bound for the slots that are marked. How many of the batch's `items` failed, and the entries if there are none in
-    /// between.
+    /// Binds entries for the marked slots. Returns how many of the batch's `items` failed, and the span of the entries if it holds no
+    /// others.
     fn bind<P: Ports>(&mut self, access: &StoreAccess<P>, bank: &Bank, items: usize) -> (u64, Option<Span>) {
         let (failed, span) = match self.fresh.get_mut(..self.number).unwrap_or_default() {
             [] => (0, Span::NONE),
@@ -113,7 +113,7 @@ impl Batch {
         (if failed == 0 { 0 } else { self.fail(bank, items) }, run)
     }
 
-    /// Flushes the entries that were bound.
+    /// Flushes the bound entries.
     fn flush<P: Ports>(&self, access: &StoreAccess<P>, run: Option<Span>) -> Result<(), Status> {
         match (run, self.fresh()) {
             (Some(run), _) => access.service.flush_span(run),
@@ -122,7 +122,7 @@ impl Batch {
         }
     }
 
-    /// The items whose slots got no entry fail, and so do those that counted on them: all that have such a slot's reply. How many.
+    /// Fails the items whose slots got no entry, and the repeated items of the same slots. Returns how many failed.
     #[cold]
     fn fail(&mut self, bank: &Bank, items: usize) -> u64 {
         let mut failed = 0;
@@ -143,7 +143,7 @@ impl Batch {
         failed
     }
 
-    /// Takes back what the slots got, last first.
+    /// Releases the slots' entries and routes, the last slot first.
     #[cold]
     fn undo<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank) {
         let mut releases = Vec::new();
@@ -158,7 +158,7 @@ impl Batch {
         access.service.give_back(&releases);
     }
 
-    /// Stores and unmasks, after the flush.
+    /// Writes the messages and unmasks the slots, after the flush.
     #[inline(never)]
     fn finish<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank) {
         match access.store.location {
@@ -170,7 +170,7 @@ impl Batch {
         }
     }
 
-    /// The same for a store of which this has its own copy: so it is known that nothing of it changes meanwhile.
+    /// The same with an own copy of the store's description, so that the compiler knows that it does not change meanwhile.
     #[inline(always)]
     fn finish_in<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank, store: StoreSpec) {
         let (owner, service, slots) = (access.owner(), access.service, bank.slots.as_slice());
@@ -186,7 +186,7 @@ impl Batch {
         }
     }
 
-    /// Shows and unmasks what was mapped already. How many failed.
+    /// Shows and unmasks the slots that were mapped before. Returns how many items failed.
     fn repeat<P: Ports>(&self, access: &StoreAccess<P>, bank: &Bank) -> u64 {
         let mut failed = 0;
         for item in &self.repeated {
@@ -202,20 +202,20 @@ impl Batch {
     }
 }
 
-/// Flushes the entries of those that have one.
+/// Flushes the entries of the slots that have one.
 #[cold]
 fn flush_each<P: Ports>(access: &StoreAccess<P>, fresh: &[Fresh]) -> Result<(), Status> {
     let entries = fresh.iter().filter_map(|fresh| Some(fresh.request.result.ok()?.entry));
     if entries.clone().next().is_none() { Ok(()) } else { access.service.flush(entries) }
 }
 
-/// What an item says, if that is right by itself.
+/// The item, if it is valid by itself.
 fn usual(domain: &Domain, bytes: &[u8; MapRequest::SIZE]) -> Option<MapRequest> {
     MapRequest::from_bytes(bytes).ok().filter(|request| domain.own(request.target).is_ok())
 }
 
-/// Marks the slots of the items that come before one that is not as nearly all are: for the processor that `like` is for, and for
-/// an allocated slot. Each has a room of `fresh` and its reply. How many they are.
+/// Marks the slots of the usual items up to the first unusual one. A usual item names an allocated slot and the processor of `like`. Each
+/// gets an element of `fresh` and its reply. Returns how many there are.
 // A function of its own, as the others that walk the batch are: in its caller the compiler runs out of registers.
 #[inline(never)]
 fn begin_run(bank: &Bank, like: MapRequest, items: &mut [[u8; MapRequest::SIZE]], fresh: &mut [Fresh]) -> usize {
@@ -242,7 +242,7 @@ fn begin_run(bank: &Bank, like: MapRequest, items: &mut [[u8; MapRequest::SIZE]]
     done
 }
 
-/// An item that is not as the others: wrong, or its slot is mapped so already. Writes its reply. How many failed.
+/// Handles an unusual item: it is wrong, or its slot is mapped already. Writes the item's reply. Returns how many failed, 0 or 1.
 #[cold]
 #[inline(never)]
 fn look_again<P: Ports>(
@@ -266,7 +266,7 @@ fn look_again<P: Ports>(
     reply.0.is_err().into()
 }
 
-/// The slot is mapped so, and its entry flushed; or this batch is mapping it so.
+/// Checks that the slot is mapped as the item asks and its entry is flushed, or that this batch is mapping it so.
 fn check_mapped<P: Ports>(
     access: &StoreAccess<P>,
     slot: &mut Slot,
@@ -282,7 +282,7 @@ fn check_mapped<P: Ports>(
     }
 }
 
-/// The guest sees the pair, whatever was there; and the slot is unmasked, if it is to be.
+/// Shows the guest the slot's message pair, and unmasks the slot if `unmask` is set.
 fn show_pair<P: Ports>(access: &StoreAccess<P>, index: u16, slot: &mut Slot, unmask: bool) -> Result<(), Status> {
     slot.image = slot.pair_image();
     if unmask {

@@ -1,4 +1,4 @@
-//! Room for a batch of the map call.
+//! The buffer for a batch of the map call.
 
 use alloc::vec::Vec;
 use core::num::NonZeroU16;
@@ -11,14 +11,14 @@ use crate::addr::PAGE_SIZE;
 /// Most items in a batch: a page of them.
 pub const BATCH_LIMIT: usize = PAGE_SIZE as usize / MapRequest::SIZE;
 
-/// Room for a batch.
+/// The buffer for a batch.
 pub struct Batch {
-    /// Requests, then replies.
+    /// The requests, which the replies replace.
     pub(super) items: [[u8; MapRequest::SIZE]; BATCH_LIMIT],
-    /// The slots that this batch maps are those of the first so many.
+    /// The slots that this batch maps: the first `number` elements.
     pub(super) fresh: [Fresh; BATCH_LIMIT],
     pub(super) number: usize,
-    /// The items whose slots were mapped that way already, perhaps by this batch. There is room for all.
+    /// The items whose slots were mapped to the same target before, perhaps by this batch. The capacity suffices for all items.
     pub(super) repeated: Vec<Repeated>,
 }
 
@@ -27,14 +27,14 @@ pub struct Batch {
 pub(super) struct Fresh {
     pub(super) request: BindRequest,
     pub(super) handle: SlotHandle,
-    /// Whether it stays masked.
+    /// Whether the slot stays masked.
     pub(super) masked: bool,
-    /// Of the first of a run: how many there are, all for one processor.
+    /// For the first slot of a run: the number of slots in the run. All are for one processor.
     pub(super) run: u16,
 }
 
 impl Fresh {
-    /// Nothing.
+    /// An empty element.
     pub(super) const NONE: Self = Self {
         request: BindRequest::new(Target { apic_id: 0, vector: 0 }),
         handle: SlotHandle::new(0, NonZeroU16::MIN),
@@ -49,7 +49,7 @@ impl AsMut<BindRequest> for Fresh {
     }
 }
 
-/// Slots that a batch maps, run by run.
+/// The runs of slots that a batch maps.
 pub(super) struct FreshRuns<'a>(pub(super) &'a mut [Fresh]);
 
 impl<'a> Iterator for FreshRuns<'a> {
@@ -63,7 +63,7 @@ impl<'a> Iterator for FreshRuns<'a> {
     }
 }
 
-/// An item for a slot that is mapped so.
+/// An item whose slot was mapped to the same target before.
 #[derive(Clone, Copy)]
 pub(super) struct Repeated {
     pub(super) handle: SlotHandle,
@@ -71,10 +71,10 @@ pub(super) struct Repeated {
 }
 
 impl Batch {
-    /// Bytes of memory that a room takes in all.
+    /// Bytes of memory that a buffer takes.
     pub const BYTES: u64 = (size_of::<Self>() + BATCH_LIMIT * size_of::<Repeated>()) as u64;
 
-    /// Room, empty.
+    /// An empty buffer.
     pub fn new() -> Self {
         Self {
             items: [[0; MapRequest::SIZE]; BATCH_LIMIT],
@@ -84,7 +84,7 @@ impl Batch {
         }
     }
 
-    /// Room for a page of handles instead of items.
+    /// The buffer for a page of handles instead of items.
     pub fn handles(&mut self) -> &mut [[u8; 4]] {
         self.items.as_flattened_mut().as_chunks_mut().0
     }

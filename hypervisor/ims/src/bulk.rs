@@ -1,4 +1,4 @@
-//! Taking and freeing many slots by one call.
+//! Calls that allocate or free many slots.
 
 use alloc::vec::Vec;
 
@@ -13,13 +13,13 @@ use super::{
 };
 use crate::addr::{Gpa, PAGE_SIZE};
 
-/// Bytes of a handle, or of what became of it.
+/// Bytes of a handle, or of the status that replaces it.
 const HANDLE_SIZE: usize = 4;
 
-/// Handles of a page of the guest, as they lie there.
+/// A page of handles, as it lies in the guest's memory.
 type Handles = [[u8; HANDLE_SIZE]];
 
-/// Checks where handles lie, and counts them.
+/// Checks the address and number of handles. Returns the number.
 fn check(at: Gpa, number: u64) -> Result<usize, Status> {
     if !(1..=HANDLES_MAX).contains(&number) {
         return Err(Status::InvalidArgument);
@@ -33,7 +33,7 @@ fn check(at: Gpa, number: u64) -> Result<usize, Status> {
     Ok(number as usize)
 }
 
-/// Takes from `min` to `max` slots, as many as there are, and writes their handles to `at`. How many.
+/// Allocates from `min` to `max` slots, as many as are free, and writes their handles to `at`. Returns how many.
 pub fn alloc_many(
     bank: &Bank,
     memory: &dyn CallingGuest,
@@ -64,7 +64,8 @@ pub fn alloc_many(
     Ok(count as u64)
 }
 
-/// Gives back a slot that was taken just now. Who guessed its handle may have freed or mapped it already: it is theirs then.
+/// Frees a slot that this call has allocated. A guest that guessed the handle may have freed or mapped the slot already; then the slot
+/// stays as it is.
 fn put_back(bank: &Bank, handle: SlotHandle) {
     if let Ok(mut slot) = bank.lock_allocated(handle)
         && slot.state == State::Allocated
@@ -74,7 +75,7 @@ fn put_back(bank: &Bank, handle: SlotHandle) {
     }
 }
 
-/// Frees the slots whose handles lie at `at`, and puts what became of each in its place. How many were freed.
+/// Frees the slots whose handles lie at `at`, and replaces each handle by its status. Returns how many were freed.
 pub fn free_many<P: Ports>(
     access: &StoreAccess<P>,
     bank: &Bank,
@@ -99,7 +100,8 @@ pub fn free_many<P: Ports>(
     Ok(freed)
 }
 
-/// Frees slots of a group, at most [`HANDLES_MAX`]: each takes a read of the device, and other guests wait meanwhile. How many.
+/// Frees slots of a group, at most [`HANDLES_MAX`] per call, because each takes a read of the device while other guests wait. Returns how
+/// many.
 pub fn free_group<P: Ports>(access: &StoreAccess<P>, bank: &Bank, group: u8) -> u64 {
     let mut freeing = Freeing::new(access, bank);
     for (index, slot) in (0..=u16::MAX).zip(&bank.slots) {
@@ -115,7 +117,7 @@ pub fn free_group<P: Ports>(access: &StoreAccess<P>, bank: &Bank, group: u8) -> 
     freeing.finish()
 }
 
-/// Slots that are being freed: their entries wait for a flush together.
+/// Slots that are being freed. Their entries are flushed together.
 struct Freeing<'a, P: Ports> {
     access: &'a StoreAccess<'a, P>,
     bank: &'a Bank,
@@ -133,7 +135,7 @@ impl<'a, P: Ports> Freeing<'a, P> {
         self.free(handle.index(), &mut *bank.lock_allocated(handle)?)
     }
 
-    /// Frees a slot that is locked. It is masked in the device, so its entry's flush can wait for others.
+    /// Frees a locked slot. The slot is masked in the device, so the flush of its entry can wait for others.
     fn free(&mut self, index: u16, slot: &mut Slot) -> Result<(), Status> {
         if slot.state == State::Mapping {
             return Err(Status::NotMapped);

@@ -1,36 +1,36 @@
-//! What the service counts. Counting replaces logging where a guest sets the pace.
+//! The service's counters. A guest can set the pace of these events, so they are counted and not logged.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What a guest did so far.
+/// A guest's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GuestCounters {
-    /// Calls, refused ones included.
+    /// Calls, including refused ones.
     pub hypercalls: u64,
-    /// Writes to a store that trapped.
+    /// Trapped writes of a store.
     pub trapped_writes: u64,
-    /// Trapped writes and calls (items of a batch) that were refused or failed.
+    /// Trapped writes, calls and items of a batch that were refused or failed.
     pub refused: u64,
 }
 
-/// What the service did with the remapping unit.
+/// The service's use of the remapping unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RemapCounters {
     /// Entries in use.
     pub live: u64,
-    /// Most entries that were ever in use at once.
+    /// The most entries that were in use at once.
     pub high_water: u64,
     /// Writes of a present entry.
     pub programmed: u64,
-    /// Flushes with their wait, failed ones included.
+    /// Flushes with their wait, including failed ones.
     pub flushes: u64,
-    /// Interrupts that were pending in a device when their function was reset, and went nowhere.
+    /// Pending interrupts that were dropped because their function was reset.
     pub discarded: u64,
-    /// Entries and routes that wait for a flush to succeed.
+    /// Entries and routes that wait for a successful flush.
     pub quarantined: u64,
 }
 
-/// The live form of [`GuestCounters`].
+/// The counters behind [`GuestCounters`], which change.
 #[derive(Default)]
 pub(super) struct GuestCounts {
     pub(super) hypercalls: AtomicU64,
@@ -48,7 +48,7 @@ impl GuestCounts {
     }
 }
 
-/// The live form of [`RemapCounters`], without the quarantine, which counts itself.
+/// The counters behind [`RemapCounters`], which change. The quarantine counts its own elements.
 #[derive(Default)]
 pub(super) struct RemapCounts {
     pub(super) live: AtomicU64,
@@ -59,24 +59,24 @@ pub(super) struct RemapCounts {
 }
 
 impl RemapCounts {
-    /// Entries came into use.
+    /// Counts `entries` as taken.
     pub(super) fn taken(&self, entries: u64) {
         let live = self.live.fetch_add(entries, Relaxed) + entries;
         self.high_water.fetch_max(live, Relaxed);
     }
 
-    /// An entry was given back.
+    /// Counts one entry as released.
     pub(super) fn given_back(&self) {
         self.live.fetch_sub(1, Relaxed);
     }
 }
 
-/// One more.
+/// Adds one.
 pub(super) fn count(counter: &AtomicU64) {
     add(counter, 1);
 }
 
-/// So many more.
+/// Adds `more`.
 pub(super) fn add(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Relaxed);
 }

@@ -2,16 +2,16 @@
 
 use hcall_abi::Pasid;
 
-/// ctrl bit 0: no message is sent.
+/// Control bit 0: the slot is masked and sends no message.
 pub const CTRL_MASK: u32 = 1 << 0;
-/// ctrl bit 1 of an IMS slot: a message waits for the slot to be unmasked. Read-only.
+/// Control bit 1 of an IMS slot: a message is pending until the slot is unmasked. Read-only.
 pub const CTRL_PENDING: u32 = 1 << 1;
-/// ctrl bit 3 of an IMS slot: the slot is for work of the PASID in bits 31:12 only.
+/// Control bit 3 of an IMS slot: only work with the PASID in bits 31:12 raises the slot.
 pub const CTRL_PASID_ENABLE: u32 = 1 << 3;
-/// ctrl bits 31:12: the PASID.
+/// Control bits 31:12: the PASID.
 pub const CTRL_PASID_SHIFT: u32 = 12;
 
-/// ctrl's bits that make a slot one for work of this PASID.
+/// The control bits that restrict a slot to work with this PASID.
 pub fn pasid_bits(pasid: Pasid) -> u32 {
     pasid.value() << CTRL_PASID_SHIFT | CTRL_PASID_ENABLE
 }

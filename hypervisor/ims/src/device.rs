@@ -15,59 +15,59 @@ use super::{
 };
 use crate::sync::{Mutex, MutexGuard, Shared};
 
-/// Bytes of memory that a device with so many slots takes in all, for a guest with so many virtual processors and with all that the
-/// guest can ask for. Where there are as many, no guest can take what others need.
+/// The most bytes of memory that a device with `slots` slots takes for a guest with `processors` virtual processors, including all that the
+/// guest can ask for. If this much is free for each device, no guest can take another one's memory.
 pub const fn most_bytes(slots: u32, processors: u32) -> u64 {
     // Which are free are some bits more.
     let slot = size_of::<Mutex<Slot>>() as u64 + 1;
     (slots as u64 + QUEUE_SLOTS_MAX) * slot + processors as u64 * Batch::BYTES
 }
 
-/// Entries that the hypervisor takes for a device: its own interrupt's, and one for interrupts that are thrown away.
+/// Entries that the hypervisor takes for a device: one for the device's own interrupt, and one for interrupts that are dropped.
 const OWN_ENTRIES: u32 = 2;
 
-/// Entries of the remapping table that a device with so many slots takes in all, with all that its guest can ask for. Where there are as
-/// many for each device, no guest can take what others need.
+/// The most entries of the remapping table that a device with `slots` slots takes, including all that its guest can ask for. If this many
+/// are free for each device, no guest can take another one's entries.
 pub const fn most_entries(slots: u32) -> u32 {
     if slots == 0 { 0 } else { slots + QUEUE_SLOTS_MAX as u32 + OWN_ENTRIES }
 }
 
 /// A device of a guest.
 pub struct Device {
-    /// Its place in the service's list: what entries are attributed to.
+    /// The device's place in the service's list. The owners of entries name it.
     pub number: u32,
-    /// Its guest.
+    /// The guest that the device belongs to.
     pub guest: GuestId,
-    /// What is fixed.
+    /// The description of the device, which does not change.
     pub spec: DeviceSpec,
-    /// The remapping unit that serves it.
+    /// The remapping unit that serves the device.
     pub unit: Result<UnitNumber, Status>,
-    /// Where faults of its slots are kept for the guest.
+    /// Where the service keeps faults of the device's slots for the guest.
     pub faults: Arc<FaultRing>,
-    /// Of a virtual function: its MSI-X table is masked as a whole.
+    /// For a virtual function: whether its MSI-X table is masked as a whole.
     pub table_masked: AtomicBool,
-    /// Of a virtual function: a bit for each signal that waits for its slot to be unmasked. Changed under the slot's lock only.
+    /// For a virtual function: a bit for each signal that is pending until its slot is unmasked. It changes under the slot's lock only.
     pub signals: AtomicU64,
-    /// What changes: shared by writes and calls, which then lock slots; exclusive for a reset or detaching.
+    /// The slots. Writes and calls share the lock and lock single slots; a reset and detaching hold it exclusively.
     slots: Shared<Slots>,
-    /// Rooms for batches, one for each virtual processor of the guest, so that a batch needs neither stack nor allocator.
+    /// Buffers for batches, one for each virtual processor of the guest, so that a batch needs neither stack nor allocator.
     batches: Mutex<Vec<Box<Batch>>>,
 }
 
 /// All slots of a device.
 pub struct Slots {
-    /// False once the guest was detached: nothing is done then any more.
+    /// False once the guest was detached. Operations are refused then.
     pub attached: bool,
     /// Slots of the MSI-X table.
     pub msix: Bank,
     /// Slots of the interrupt message store.
     pub ims: Bank,
-    /// Slots of the store in the guest's own memory: none until it is opened.
+    /// Slots of the store in the guest's own memory; none until the guest opens the store.
     pub queue: Bank,
 }
 
 impl Device {
-    /// A device whose slots are as after reset, of a guest with so many virtual processors.
+    /// A device whose slots are as after reset, for a guest with `processors` virtual processors.
     pub fn new(
         number: u32,
         guest: GuestId,
@@ -95,19 +95,19 @@ impl Device {
         }
     }
 
-    /// The slots, to lock some of them one after another. `NoSuchDevice` once the guest was detached.
+    /// Shares the slots, to lock some of them one after another. Returns `NoSuchDevice` once the guest was detached.
     #[inline]
     pub fn slots(&self) -> Result<ReadGuard<'_, Slots>, Status> {
         let slots = self.slots.read();
         if slots.attached { Ok(slots) } else { Err(Status::NoSuchDevice) }
     }
 
-    /// Does something with all slots, when nobody is at any. Who wants to be at one meanwhile waits, so this begins soon.
+    /// Calls `what` with all slots while no other operation uses any. Later operations wait, so `what` begins soon.
     pub fn exclusively<T>(&self, what: impl FnOnce(&mut Slots) -> T) -> T {
         what(&mut self.slots.write())
     }
 
-    /// Lends the room for a batch. `NoFreeSlot` while more batches are under way than the guest has virtual processors.
+    /// Lends a buffer for a batch. Returns `NoFreeSlot` while as many batches are under way as the guest has virtual processors.
     pub fn with_batch<T>(&self, what: impl FnOnce(&mut Batch) -> Result<T, Status>) -> Result<T, Status> {
         let mut batch = self.batches.lock().pop().ok_or(Status::NoFreeSlot)?;
         let result = what(&mut batch);

@@ -1,4 +1,4 @@
-//! A guest's interrupt domain: its virtual processors and its devices.
+//! A guest's interrupt domain: its virtual processors and devices.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::{
@@ -10,18 +10,18 @@ use hcall_abi::{DeviceId, Status, Target};
 
 use super::{counters::GuestCounts, device::Device, faults::FaultRing, spec::GuestId};
 
-/// A guest's interrupt domain. What may never change is here without a lock; each device has its own.
+/// A guest's interrupt domain. The fields that never change need no lock; each device has its own locks.
 pub struct Domain {
     pub(super) guest: GuestId,
-    /// Sorted.
+    /// The x2APIC IDs of the guest's virtual processors, sorted.
     apic_ids: Vec<u32>,
     pub(super) devices: Vec<Arc<Device>>,
     pub(super) counts: GuestCounts,
-    /// Whether it can make hypercalls.
+    /// Whether the guest can make hypercalls.
     pub(super) offers_calls: bool,
-    /// Faults of its slots that it has not read yet.
+    /// The faults of the guest's slots that the guest has not read yet.
     pub(super) faults: Arc<FaultRing>,
-    /// The minor version that it enabled, plus one; 0 before.
+    /// The minor version that the guest enabled, plus one; 0 before.
     enabled: AtomicU32,
 }
 
@@ -38,12 +38,12 @@ impl Domain {
         Self { guest, apic_ids, devices, counts, offers_calls, faults, enabled }
     }
 
-    /// Whether the guest has said that it knows the interface. Until then its devices have no interrupt message stores.
+    /// Whether the guest has enabled the interface. Until then its devices have no interrupt message stores.
     pub fn is_enabled(&self) -> bool {
         self.enabled.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether it knows what came with this minor version.
+    /// Whether the guest has enabled this minor version or a later one.
     pub(super) fn knows(&self, minor: u16) -> bool {
         self.enabled.load(Ordering::Relaxed) > minor.into()
     }
@@ -52,22 +52,22 @@ impl Domain {
         self.enabled.store(u32::from(minor) + 1, Ordering::Relaxed);
     }
 
-    /// Whose it is.
+    /// The guest of the domain.
     pub fn guest(&self) -> GuestId {
         self.guest
     }
 
-    /// What its guest did so far.
+    /// The guest's counters.
     pub fn counters(&self) -> super::GuestCounters {
         self.counts.read()
     }
 
-    /// Whether this is one of the guest's virtual processors.
+    /// Whether `apic_id` is one of the guest's virtual processors.
     pub(super) fn has_processor(&self, apic_id: u32) -> bool {
         self.apic_ids.binary_search(&apic_id).is_ok()
     }
 
-    /// `target`, if the processor is the guest's own.
+    /// Returns `target` if its processor is the guest's own.
     pub(super) fn own(&self, target: Target) -> Result<Target, Status> {
         if self.has_processor(target.apic_id) { Ok(target) } else { Err(Status::BadTarget) }
     }

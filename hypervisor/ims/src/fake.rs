@@ -1,5 +1,5 @@
-//! A machine in memory, for those who try the service or write a port of it: one remapping unit with its cache, devices' stores, their shadows
-//! and host vectors. It is the shortest implementation of all [`ports`](super::ports) that keeps their promises.
+//! A machine in memory, for people who try the service or write a port of it: one remapping unit with its cache, devices' stores with their
+//! shadows, and host vectors. It is the shortest implementation of all [`ports`](super::ports) that keeps their promises.
 
 use alloc::{collections::BTreeMap, vec, vec::Vec};
 
@@ -14,27 +14,27 @@ use crate::addr::{Bdf, Hpa};
 
 /// Entries of the unit's table.
 const ENTRIES: usize = 256;
-/// The first host vector that is given out.
+/// The first host vector that routes get.
 const FIRST_VECTOR: u8 = 0x30;
-/// ctrl bit 0: the device sends no message of the slot.
+/// Control bit 0: the device sends no message of the slot.
 const MASKED: u32 = 1;
-/// Where messages of the unit's format go (VT-d 5.1.2.2); the index is in the data.
+/// The address of messages in remappable format (VT-d 5.1.2.2); the message data holds the index.
 const REMAPPABLE: u64 = 0xfee0_0018;
 
-/// An entry in use: the source that it accepts, and where it leads while it is present.
+/// An entry in use: the source that it accepts, and its route while it is present.
 type Entry = (Bdf, Option<HostRoute>);
 
 #[derive(Default)]
 struct State {
-    /// The table. `None` is free.
+    /// The table. A free entry is `None`.
     table: Vec<Option<Entry>>,
-    /// What the unit remembers of the table until it is flushed.
+    /// The unit's cache of the table, which lasts until a flush.
     cache: BTreeMap<u32, Entry>,
     /// Dwords of stores, by their addresses.
     memory: BTreeMap<u64, u32>,
-    /// Host vectors in use: their uses.
+    /// The host vectors in use, with the number of their uses.
     vectors: BTreeMap<(GuestId, u32, u8), (u8, u32)>,
-    /// What was delivered without a device.
+    /// Interrupts that were delivered without a device.
     delivered: Vec<(GuestId, Target)>,
 }
 
@@ -65,7 +65,7 @@ impl Fake {
         entry.1.filter(|_| entry.0 == requester)
     }
 
-    /// A dword that the guest reads of a store with its shadow at `shadow`.
+    /// The dword of a slot that the guest reads in the shadow at `shadow`.
     pub fn guest_reads(&self, shadow: Hpa, slot: u16, field: Field) -> u32 {
         self.0.lock().memory.get(&(shadow.as_u64() + field.offset(slot))).copied().unwrap_or(0)
     }
@@ -78,12 +78,12 @@ impl Fake {
         owner.map(|(&(guest, apic_id, vector), _)| (guest, Target { apic_id, vector }))
     }
 
-    /// Entries that are not free.
+    /// The number of entries in use.
     pub fn entries_in_use(&self) -> usize {
         self.0.lock().table.iter().flatten().count()
     }
 
-    /// What [`Delivery::deliver`] was asked for.
+    /// The targets that [`Delivery::deliver`] was called with.
     pub fn delivered(&self) -> Vec<(GuestId, Target)> {
         self.0.lock().delivered.clone()
     }

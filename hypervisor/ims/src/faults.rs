@@ -1,14 +1,14 @@
-//! Faults of a guest's slots, until the guest reads them.
+//! Faults of a guest's slots. They are kept until the guest reads them.
 
 use hcall_abi::{DeviceId, FaultKind, FaultRecord};
 
 use super::spec::{GuestId, StoreName};
 use crate::{addr::Bdf, sync::Mutex};
 
-/// Faults that are kept: the oldest go when more come.
+/// Faults that are kept for a guest. The oldest are dropped when more come.
 const KEPT: usize = 64;
 
-/// What an entry belongs to: for reports of faults.
+/// The owner of an entry, for reports of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attribution {
     /// The guest.
@@ -21,7 +21,7 @@ pub struct Attribution {
     pub store: StoreName,
     /// The slot in it.
     pub slot: u16,
-    /// The guest's name for the interrupt, if it mapped the slot by a call.
+    /// The guest's cookie for the interrupt, if the guest mapped the slot by a call.
     pub cookie: Option<u64>,
 }
 
@@ -30,10 +30,10 @@ pub struct FaultRing(Mutex<Ring>);
 
 struct Ring {
     records: [Option<FaultRecord>; KEPT],
-    /// Where the oldest is, and how many there are.
+    /// The place of the oldest fault, and the number of faults.
     first: usize,
     count: usize,
-    /// How many went unread since the guest last read one.
+    /// The number of faults that were dropped since the guest last read one.
     lost: u32,
 }
 
@@ -44,14 +44,14 @@ impl Default for FaultRing {
 }
 
 impl FaultRing {
-    /// Adds a fault of a slot. `foreign`: the message came from another function than the slot's.
+    /// Adds a fault of a slot. `foreign` is set if the message came from another function than the slot's.
     pub fn add(&self, slot: &Attribution, kind: FaultKind, foreign: bool) {
         let Attribution { device, store, slot, cookie, .. } = *slot;
         let (cookie, store) = (cookie.unwrap_or(0), store.into());
         self.push(FaultRecord { cookie, device, slot, store, kind, foreign, lost: 0 });
     }
 
-    /// Adds a fault; the oldest one goes if there is no room.
+    /// Adds a fault. If the ring is full, the oldest one is dropped.
     fn push(&self, record: FaultRecord) {
         let mut ring = self.0.lock();
         if ring.count == KEPT {
@@ -63,7 +63,7 @@ impl FaultRing {
         ring.count += 1;
     }
 
-    /// Shows up to `most` of the oldest faults to `take`; they are gone if it succeeds. Returns how many there were.
+    /// Passes up to `most` of the oldest faults to `take`, and removes them if `take` succeeds. Returns how many there were.
     pub fn take<E>(
         &self,
         most: usize,

@@ -1,4 +1,4 @@
-//! The hypercall domain: what a guest asks for in words.
+//! The hypercall domain: a guest programs its slots by calls.
 
 use hcall_abi::{
     Call, DeviceId, DeviceInfo, FaultRecord, Pasid, SlotHandle, SlotInfo, Status, StoreId, StoreKind, Target,
@@ -24,7 +24,7 @@ use crate::addr::{Gpa, PAGE_SIZE};
 /// Most items in a batch.
 pub const BATCH_LIMIT: u32 = batch_buffer::BATCH_LIMIT as u32;
 
-/// What the service offers by itself: the platform adds what it can do.
+/// The features that the service offers by itself. The platform adds its own.
 pub const FEATURES: Features = Features::ARRAY_STORE
     .union(Features::BATCH)
     .union(Features::RETARGET)
@@ -36,17 +36,18 @@ pub const FEATURES: Features = Features::ARRAY_STORE
     .union(Features::AUX_PASID)
     .union(Features::FAULT_LOG);
 
-/// How much of it.
+/// The limits of these features.
 pub const LIMITS: Limits = Limits { slots_per_device: MOST_IMS_SLOTS, batch: BATCH_LIMIT, groups: 256 };
 
-/// RBX, RCX, RDX and RSI; those a call does not use must be 0.
+/// RBX, RCX, RDX and RSI. Arguments that a call does not use must be 0.
 type Args = [u64; 4];
 
 impl<P: Ports> Service<P> {
-    /// Answers VMCALL: `number` is RAX, `args` are RBX, RCX, RDX, RSI. What comes out goes to RAX. That the caller is 64-bit
-    /// code at CPL 0 has been checked.
+    /// Answers a VMCALL. `number` is RAX, `args` are RBX, RCX, RDX and RSI. The result goes to RAX. The caller of this function has checked
+    /// that 64-bit code at CPL 0 made the call.
     ///
-    /// What drivers call while they work is answered on the spot, as a part of the exit's way; all else is kept out of it.
+    /// Calls that drivers make while they work are answered in this function, as a part of the exit path; all others are answered
+    /// elsewhere.
     #[inline(always)]
     pub fn hypercall(&self, domain: &Domain, number: u64, args: Args, memory: &dyn CallingGuest) -> u64 {
         const NOP: u64 = Call::Nop.number(CALL_BASE);
@@ -119,7 +120,7 @@ impl<P: Ports> Service<P> {
         }
     }
 
-    /// Does something with the slots of a device that has an interrupt message store.
+    /// Calls `what` with the slots of a device that has an interrupt message store.
     #[inline]
     fn on_device<T>(
         &self,
@@ -135,7 +136,7 @@ impl<P: Ports> Service<P> {
         access.commit(what(&access, slots.bank(name)))
     }
 
-    /// Does something with the slot that RBX (device) and RCX (handle) name, under its lock; the first `used` arguments are the call's.
+    /// Calls `what` with the slot that RBX (device) and RCX (handle) name, under the slot's lock. The call uses the first `used` arguments.
     #[inline(always)]
     fn on_slot(
         &self,
@@ -272,7 +273,7 @@ impl<P: Ports> Service<P> {
         Ok(())
     }
 
-    /// A slot into which the guest wrote something else than its pair stays masked: mapping it again mends it.
+    /// Unmasks a slot. A slot into which the guest wrote anything but its pair stays masked until it is mapped again.
     fn unmask(access: &StoreAccess<P>, _: &Bank, index: u16, slot: &mut Slot) -> Result<(), Status> {
         mapped(slot)?;
         watched(access.name)?;
@@ -286,7 +287,7 @@ impl<P: Ports> Service<P> {
     }
 }
 
-/// A call of a guest that has not enabled the interface yet, or that nobody knows.
+/// Answers an unknown call, or a call of a guest that has not enabled the interface yet.
 #[cold]
 fn before_enabling(domain: &Domain, call: Option<Call>, args: Args, memory: &dyn CallingGuest) -> Result<u64, Status> {
     match call.filter(|_| domain.offers_calls) {
@@ -301,7 +302,7 @@ fn nop(args: Args) -> Result<u64, Status> {
     unused(&args).map(|()| 0)
 }
 
-/// The guest knows the interface.
+/// Enables the interface for the guest.
 fn enable(domain: &Domain, args: Args, memory: &dyn CallingGuest) -> Result<u64, Status> {
     unused(&args[1..])?;
     let version = u32::try_from(args[0]).map_err(|_| Status::InvalidArgument)?;
@@ -347,7 +348,7 @@ fn set_pv_eoi(args: Args, memory: &dyn CallingGuest) -> Result<u64, Status> {
     memory.set_pv_eoi(at).map(|()| 0)
 }
 
-/// What is in the guest's own memory, the guest masks by itself.
+/// Refuses slots in the guest's own memory, which the guest masks by itself.
 fn watched(name: StoreName) -> Result<(), Status> {
     if name == StoreName::Queue { Err(Status::Unsupported) } else { Ok(()) }
 }
@@ -386,7 +387,7 @@ fn mapped(slot: &Slot) -> Result<(), Status> {
     if slot.state == State::Mapped { Ok(()) } else { Err(Status::NotMapped) }
 }
 
-/// Another virtual processor's call is mapping the slot just now: it is not mapped yet, and is not to be pulled from under that call.
+/// Refuses a slot that another virtual processor's call is mapping. The slot is not mapped yet, and the other call still needs it.
 fn not_being_mapped(slot: &Slot) -> Result<(), Status> {
     if slot.state == State::Mapping { Err(Status::NotMapped) } else { Ok(()) }
 }

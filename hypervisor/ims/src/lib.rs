@@ -1,19 +1,19 @@
-//! The service: a guest's interrupt messages become remapped ones, by trapped writes or by hypercalls.
+//! The service turns a guest's interrupt messages into remapped ones. The guest uses trapped writes or hypercalls.
 //!
-//! The core is plain Rust. What it needs of the machine it asks of five [`ports`]: the remapping unit, the device's stores,
-//! their shadows, delivery, and for many slots at a time delivery and unit together. Nothing here touches hardware, and nothing a
-//! guest says can panic or loop here.
+//! The core is plain Rust. It reaches the machine by five [`ports`]: the remapping unit, the devices' stores, their shadows, delivery, and
+//! delivery and unit together for many slots at a time. Nothing here touches hardware. No input of a guest can cause a panic or an endless
+//! loop here.
 //!
 //! # Order
-//! Making a binding: route, take an entry and program it, flush the interrupt-entry cache, store the message in the device,
-//! unmask last. Taking it away is the reverse: mask in the device and read back, clear the entry, flush, and only then release
-//! the index and the route. Changing one: the new route is acquired first, the entry changes by one write, and the old route
-//! is given back when the flush has completed.
+//! A binding is made in this order: route, take an entry and program it, flush the interrupt-entry cache, store the message in the device,
+//! unmask last. It is removed in reverse: mask in the device and read back, clear the entry, flush, and only then release the index and the
+//! route. To change a binding, the service acquires the new route first, changes the entry by one write, and releases the old route when
+//! the flush has completed.
 //!
 //! # When the remapping unit does not answer
-//! A flush that fails is tried once more. What was to be released stays reserved, in quarantine, until a flush succeeds
-//! ([`Service::reclaim`]), and its guest gets no more entries before that; what is too much to be remembered stays reserved for good. A
-//! slot whose entry is not surely flushed stays masked in the device.
+//! The service tries a failed flush once more. The entries and routes that were to be released stay reserved, in quarantine, until a flush
+//! succeeds ([`Service::reclaim`]), and their guest gets no more entries before that. If the quarantine is full, they stay reserved for
+//! good. A slot whose entry may not be flushed stays masked in the device.
 //!
 //! # Locks, in order
 //! 1. [`Service`]'s list of devices (attach, detach, lookup; never on the path of a trap or a call, which get their [`Domain`]),
@@ -26,7 +26,7 @@
 //! 5. the quarantine (only after a failure), and a guest's faults,
 //! 6. whatever the ports lock inside.
 //!
-//! A holder of a lock never takes one of a lower number. What is counted, and whom an entry belongs to, are atomic words.
+//! The holder of a lock never takes a lock with a lower number. Counters and the owners of entries are atomic words.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Guests come and go, and reset their devices.
+//! Attaching and detaching guests, and resets of their devices.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::Ordering::Relaxed;
@@ -19,8 +19,8 @@ use super::{
 use crate::sync::Mutex;
 
 impl<P: Ports> Service<P> {
-    /// Takes a guest in: its stores are masked throughout, and their shadows as after reset. `InvalidArgument` for a guest
-    /// without processors, doubled names or impossible stores; `Exists` when another guest has one of the devices.
+    /// Attaches a guest. All its stores are masked, and their shadows are as after reset. Returns `InvalidArgument` for a guest without
+    /// processors, duplicate names or impossible stores, and `Exists` when another guest has one of the devices.
     pub fn attach(&self, spec: GuestSpec) -> Result<Arc<Domain>, Status> {
         spec.check()?;
         let mut list = self.devices.write();
@@ -61,8 +61,8 @@ impl<P: Ports> Service<P> {
         }
     }
 
-    /// Takes everything back that the guest holds. Its domain is good for nothing from then on: all it asks for is
-    /// `NoSuchDevice`. For a guest that stopped, was reset (attach it again) or crashed.
+    /// Detaches a guest that has stopped, was reset (attach it again) or crashed. All slots and entries are taken back. From then on the
+    /// domain answers every request with `NoSuchDevice`.
     pub fn detach(&self, domain: &Domain) {
         for device in &domain.devices {
             device.exclusively(|slots| {
@@ -81,9 +81,9 @@ impl<P: Ports> Service<P> {
         self.reclaim();
     }
 
-    /// The guest reset the device: the slots of its message stores are as after reset, handles are stale. Its MSI-X table is the PCI
-    /// function's and stays (Linux's `idxd` counts on that), whether the device has kept it or not. To be called when the device answers
-    /// again.
+    /// Handles a reset of the device by the guest. The slots of the device's message stores are as after reset, and their handles are
+    /// stale. The MSI-X table belongs to the PCI function and keeps its contents (Linux's `idxd` relies on that), whether the device has
+    /// kept them or not. The caller calls this when the device answers again.
     pub fn device_reset(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
         let device = domain.device(device)?;
         device.exclusively(|slots| {
@@ -96,11 +96,11 @@ impl<P: Ports> Service<P> {
         })
     }
 
-    /// The guest resets the function as a whole (PCIe 6.6.2): all its slots are as after reset, those of its MSI-X table too, and nothing
-    /// is pending any more. For a virtual function its table is masked as a whole, since MSI-X is disabled. An error other than
-    /// `NoSuchDevice` says that something may be pending still.
+    /// Handles a reset of the whole function by the guest (PCIe 6.6.2). All slots are as after reset, including those of the MSI-X table,
+    /// and no interrupt stays pending. A virtual function's table is masked as a whole, because MSI-X is disabled. An error other than
+    /// `NoSuchDevice` means that an interrupt may still be pending.
     ///
-    /// To be called while the function can be written: before a reset that takes that away.
+    /// The caller calls this while the function can be written: before a reset that makes it unreachable.
     pub fn function_reset(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
         let device = domain.device(device)?;
         device.exclusively(|slots| {
@@ -116,8 +116,8 @@ impl<P: Ports> Service<P> {
         })
     }
 
-    /// A function that did not answer while it was reset answers again: what its guest has written into its MSI-X table meanwhile gets
-    /// there.
+    /// Writes the MSI-X table of a function that answers again after its reset. The guest may have written entries while the function did
+    /// not answer.
     pub fn function_ready(&self, domain: &Domain, device: DeviceId) -> Result<(), Status> {
         let device = domain.device(device)?;
         device.exclusively(|slots| {
@@ -129,7 +129,7 @@ impl<P: Ports> Service<P> {
         })
     }
 
-    /// Puts into a device's MSI-X table what is there already if the device has kept it.
+    /// Writes a device's MSI-X table again; the device may have lost it.
     fn write_again(&self, device: &Device, slots: &mut Slots) {
         let Ok(access) = StoreAccess::new(self, device, StoreName::Msix) else { return };
         for (index, slot) in (0..=u16::MAX).zip(slots.msix.slots.iter_mut().map(Mutex::get_mut)) {
@@ -153,7 +153,8 @@ impl<P: Ports> Service<P> {
         }
     }
 
-    /// Masks first, all of them; one read pushes the writes out; then the entries go, with one flush.
+    /// Masks all slots of a chunk first. One read then makes sure that the writes have arrived. The entries are released after that, with
+    /// one flush.
     fn evict_chunk(&self, access: &StoreAccess<P>, first: u16, slots: &mut [Mutex<Slot>]) {
         let mut last = None;
         for (index, slot) in (first..=u16::MAX).zip(slots.iter_mut()) {

@@ -1,4 +1,4 @@
-//! What a guest writes into a slot by itself: a message in compatibility format (SDM volume 3, 12.11; VT-d 5.1.2.1).
+//! The message that a guest writes into a slot: compatibility format (SDM volume 3, 12.11; VT-d 5.1.2.1).
 
 use hcall_abi::{Status, Target};
 
@@ -10,26 +10,26 @@ const ADDRESS_BASE: u32 = 0xfee0_0000;
 const DESTINATION_SHIFT: u32 = 12;
 /// Address bit 2: the destination is logical.
 const DESTINATION_MODE_LOGICAL: u32 = 1 << 2;
-/// Address bits a message may have besides its base: destination, redirection hint (3), destination mode. Bit 4 would make
-/// it remappable, bits 11:5 are reserved, and bits 1:0 are zero in an aligned address.
+/// Address bits that a message may have besides its base: destination, redirection hint (3), destination mode. Bit 4 would make the message
+/// remappable, bits 11:5 are reserved, and bits 1:0 are zero in an aligned address.
 const ADDRESS_FREE: u32 = 0x000f_f00c;
-/// A physical destination that is everybody.
+/// The physical destination that means all processors.
 const BROADCAST: u32 = 0xff;
 
 /// Data bits 7:0.
 const VECTOR: u32 = 0xff;
 /// Data bits 10:8: 000 fixed, 001 lowest priority. With one destination they are the same.
 const DELIVERY_MODE_LOWEST: u32 = 1 << 8;
-/// Data bit 14: means nothing for an edge.
+/// Data bit 14, which has no meaning for an edge-triggered message.
 const LEVEL_ASSERT: u32 = 1 << 14;
-/// Data bits a message may have: all delivery modes but two (SMI, NMI, INIT, ExtINT, reserved), level trigger (15) and the
-/// reserved bits are outside.
+/// Data bits that a message may have. All delivery modes but two (SMI, NMI, INIT, ExtINT, reserved), level trigger (15) and the reserved
+/// bits are refused.
 const DATA_FREE: u32 = VECTOR | DELIVERY_MODE_LOWEST | LEVEL_ASSERT;
 
-/// Where the message in `image` (address low, high, data) goes. It must go to exactly one of the guest's own processors.
+/// Parses the message in `image` (address low, high, data). The message must go to exactly one of the guest's own processors.
 ///
-/// The guest's APICs are in x2APIC mode: a logical destination of 8 bits is a set of the processors 0 to 7 of cluster 0
-/// (SDM volume 3, 12.12.10.2), and is taken if it has one member. The redirection hint changes nothing then.
+/// The guest's APICs are in x2APIC mode. A logical destination of 8 bits is a set of the processors 0 to 7 of cluster 0 (SDM volume 3,
+/// 12.12.10.2), and is accepted if the set has one member. The redirection hint has no effect then.
 pub fn parse(domain: &Domain, image: [u32; 3]) -> Result<Target, Status> {
     let [lo, hi, data] = image;
     if hi != 0 || lo & !ADDRESS_FREE != ADDRESS_BASE || data & !DATA_FREE != 0 {

@@ -1,4 +1,4 @@
-//! What the service asks of the machine. A hypervisor implements these traits; tests fake them.
+//! The ports by which the service reaches the machine. A hypervisor implements these traits; tests fake them.
 //!
 //! A method that returns a [`Status`] as its error has no effect when it fails. The methods that undo something are infallible.
 
@@ -9,7 +9,7 @@ use hcall_abi::{Status, Target};
 use super::spec::{GuestId, StoreSpec};
 use crate::addr::{Bdf, Gpa, Hpa};
 
-/// An entry of an interrupt remapping table: index in the table 15:0; the implementer may number its units above.
+/// An entry of an interrupt remapping table: bits 15:0 are the index in the table. The implementer may number its units in the bits above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryIndex(pub u32);
 
@@ -17,10 +17,10 @@ pub struct EntryIndex(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnitNumber(pub u16);
 
-/// Where an interrupt goes on the host: what an entry holds besides its source.
+/// The destination of an interrupt on the host: the part of an entry besides its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HostRoute {
-    /// To a host vector; the hypervisor passes it on.
+    /// To a host vector. The hypervisor passes the interrupt on to the guest.
     Remapped {
         /// Host vector.
         vector: u8,
@@ -36,8 +36,8 @@ pub enum HostRoute {
     },
 }
 
-/// A route as slots keep it, in 63 bits: bit 63 is set; bit 62 says posted; vector 53:46. Remapped: destination 31:0. Posted: bits
-/// 51:6 of the descriptor's address in 45:0.
+/// A route in 63 bits, as slots keep it. Bit 63 is set; bit 62 is set for a posted route; bits 53:46 are the vector. Remapped: destination
+/// in 31:0. Posted: bits 51:6 of the descriptor's address in 45:0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedRoute(NonZeroU64);
 
@@ -59,7 +59,7 @@ impl PackedRoute {
         Self(ROUTE_MARK | bits).or_vector(vector)
     }
 
-    /// Of a route with vector 0 the same with another one.
+    /// The same route with `vector`. The vector of `self` must be 0.
     #[inline]
     pub fn or_vector(self, vector: u8) -> Self {
         Self(self.0 | u64::from(vector) << ROUTE_VECTOR)
@@ -77,7 +77,7 @@ impl PackedRoute {
     }
 }
 
-/// What a device writes to raise an interrupt. It goes into the device only; a guest never sees it.
+/// The message by which a device raises an interrupt. Only the device gets it; a guest never sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Message {
     /// The message's address.
@@ -91,14 +91,14 @@ pub struct Message {
 /// Each entry that [`bind`](Remap::bind), [`Bind::bind_all`] or [`program`](Remap::program) writes has SVT = 1 and SID = the
 /// requester it was reserved for.
 pub trait Remap {
-    /// How many [`EntryIndex`] values there can be: each is below this.
+    /// The number of [`EntryIndex`] values: each is below this.
     fn capacity(&self) -> u32;
 
-    /// The unit that serves `requester`. [`Status::Unsupported`] when there is none.
+    /// The unit that serves `requester`. Returns [`Status::Unsupported`] if there is none.
     fn unit_of(&self, requester: Bdf) -> Result<UnitNumber, Status>;
 
-    /// Takes a free entry of the unit for messages of `requester` and makes it present with `route` at once. Its former use is flushed.
-    /// Does not flush. [`Status::NoFreeEntry`] when there is none.
+    /// Takes a free entry of the unit for messages of `requester` and makes it present with `route`. The cache holds nothing of the entry's
+    /// former use. Does not flush. Returns [`Status::NoFreeEntry`] if no entry is free.
     fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status>;
 
     /// Makes the entry present with `route`, whatever it held before, by one 128-bit write. Does not flush.
@@ -107,22 +107,22 @@ pub trait Remap {
     /// Makes the entry not present. Does not flush.
     fn clear(&self, entry: EntryIndex);
 
-    /// Makes the entry not present for as long as its holder wants, and has the unit drop messages for it without a fault record. Does not
-    /// flush.
+    /// Makes the entry not present until its holder programs it again, and has the unit drop messages for it without a fault record. Does
+    /// not flush.
     fn block(&self, entry: EntryIndex);
 
-    /// Flushes the entries from the interrupt-entry cache: an index-selective invalidation for each contiguous run, and one
-    /// wait for all. [`Status::HardwareError`] when the unit did not complete it: nothing is known of the cache then. An
-    /// entry that was given back meanwhile may be among them. Several processors may flush at once.
+    /// Flushes the entries from the interrupt-entry cache: an index-selective invalidation for each contiguous run, and one wait for all.
+    /// Returns [`Status::HardwareError`] if the unit did not complete it; the cache's contents are unknown then. Entries that were released
+    /// meanwhile may be among them. Several processors may flush at the same time.
     fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status>;
 
-    /// The same for all entries of a span, which are one unit's.
+    /// Flushes all entries of a span, which are one unit's, as [`flush`](Remap::flush) does.
     fn flush_span(&self, span: Span) -> Result<(), Status>;
 
-    /// Gives a cleared and flushed entry back.
+    /// Releases a cleared and flushed entry.
     fn release(&self, entry: EntryIndex);
 
-    /// The remappable message that selects the entry. The same for as long as the entry is reserved.
+    /// The remappable message that selects the entry. It stays the same while the entry is reserved.
     fn message(&self, entry: EntryIndex) -> Message;
 }
 
@@ -141,10 +141,10 @@ pub enum Field {
 }
 
 impl Field {
-    /// All of them, in the order they lie in a slot.
+    /// All fields, in the order in which a slot holds them.
     pub const ALL: [Self; 4] = [Self::AddressLo, Self::AddressHi, Self::Data, Self::Control];
 
-    /// Where a field of slot `slot` lies in its store, in bytes.
+    /// The offset of the field of slot `slot` in its store, in bytes.
     pub const fn offset(self, slot: u16) -> u64 {
         slot as u64 * 16 + self as u64 * 4
     }
@@ -158,17 +158,17 @@ pub trait Store {
     /// Writes address and data.
     fn write_message(&self, store: &StoreSpec, slot: u16, message: Message);
 
-    /// Writes address and data, and then ctrl.
+    /// Writes address and data, and then control.
     #[inline]
     fn write_slot(&self, store: &StoreSpec, slot: u16, message: Message, ctrl: u32) {
         self.write_message(store, slot, message);
         self.write(store, slot, Field::Control, ctrl);
     }
 
-    /// Reads a dword back: earlier writes have reached the device when this returns. A device that does not answer reads as 0.
+    /// Reads a dword back. Earlier writes have reached the device when this returns. A device that does not answer reads as 0.
     fn read_back(&self, store: &StoreSpec, slot: u16, field: Field) -> u32;
 
-    /// Has what was written to a slow store reach the device. [`Status::HardwareError`] when it does not take it.
+    /// Waits until writes to a slow store have reached the device. Returns [`Status::HardwareError`] if the device does not accept them.
     fn commit(&self, store: &StoreSpec) -> Result<(), Status>;
 }
 

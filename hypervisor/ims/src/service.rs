@@ -1,4 +1,4 @@
-//! The service: entries are taken, attributed to slots and given back.
+//! The service: it takes remapping entries, attributes them to slots and releases them.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -18,26 +18,26 @@ use crate::{
     sync::{Mutex, Shared},
 };
 
-/// How many slots are taken away with one flush.
+/// The number of slots that one flush covers when a guest is evicted.
 pub(super) const CHUNK: usize = 256;
 
-/// A binding that waits for a flush before its entry and its route are given back.
+/// A binding that waits for a flush. Its entry and route are released after that.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PendingRelease {
     pub guest: GuestId,
     pub binding: Binding,
-    /// Whether the entry is given back, too; if not it is in use with another route.
+    /// Whether the entry is released as well. If not, the entry is in use with another route.
     pub with_entry: bool,
 }
 
-/// Most that the quarantine remembers: less than the heap has room for.
+/// The most elements of the quarantine. The heap has memory for more.
 const MOST_QUARANTINED: usize = 16_384;
 
-/// What the cache may still hold after a flush that failed.
+/// Entries and routes that the cache may still hold after a failed flush.
 #[derive(Default)]
 struct Quarantine {
     releases: Vec<PendingRelease>,
-    /// Whose has been forgotten, because there was too much: that stays reserved for good.
+    /// Guests whose entries and routes were not remembered, because the quarantine was full. They stay reserved for good.
     forgotten: Vec<GuestId>,
 }
 
@@ -46,15 +46,15 @@ pub struct Service<P> {
     pub(super) ports: P,
     /// Attached devices by number.
     pub(super) devices: Shared<Vec<Option<Arc<Device>>>>,
-    /// For each entry who uses it: see [`Owner`].
+    /// The owner of each entry: see [`Owner`].
     owners: Vec<AtomicU64>,
     quarantine: Mutex<Quarantine>,
-    /// Whether there is anything in quarantine.
+    /// Whether the quarantine holds anything.
     has_quarantine: AtomicBool,
     counts: RemapCounts,
 }
 
-/// Whose an entry is, in one word: device number 63:32, store 18:17, slot 16:1, valid 0.
+/// An entry's owner in one word: device number 63:32, store 18:17, slot 16:1, valid 0.
 #[derive(Clone, Copy)]
 pub(super) struct Owner(u64);
 
@@ -64,12 +64,12 @@ impl Owner {
         Self(u64::from(device) << 32 | (name as u64) << 17 | 1)
     }
 
-    /// Another slot of the same store.
+    /// The owner for another slot of the same store.
     pub fn of(self, slot: u16) -> Self {
         Self(self.0 & !0x1fffe | u64::from(slot) << 1)
     }
 
-    /// Device number, store and slot; nothing of an entry that nobody has.
+    /// Device number, store and slot; `None` for an entry without an owner.
     fn parts(self) -> Option<(usize, StoreName, u16)> {
         let store = match self.0 >> 17 & 3 {
             0 => StoreName::Msix,
@@ -81,12 +81,12 @@ impl Owner {
 }
 
 impl<P: Ports> Service<P> {
-    /// Bytes of the heap that the service takes for saying whose each entry is.
+    /// Bytes of the heap that the table of owners takes.
     pub fn owners_bytes(ports: &P) -> u64 {
         u64::from(ports.capacity()) * size_of::<AtomicU64>() as u64
     }
 
-    /// The service on a machine. No guest is attached.
+    /// A service on these ports, with no guest attached.
     pub fn new(ports: P) -> Self {
         let owners = (0..ports.capacity()).map(|_| AtomicU64::new(0)).collect();
         Self {
@@ -99,12 +99,13 @@ impl<P: Ports> Service<P> {
         }
     }
 
-    /// The machine.
+    /// The ports.
     pub fn ports(&self) -> &P {
         &self.ports
     }
 
-    /// Whose entry this is. Waits for the slot's lock, so the caller must hold none, nor have interrupted a holder.
+    /// The owner of an entry. The call waits for the slot's lock, so the caller must hold no slot's lock and must not have interrupted a
+    /// holder.
     pub fn lookup(&self, entry: EntryIndex) -> Option<Attribution> {
         self.owner(entry).map(|(_, whose)| whose)
     }
@@ -122,20 +123,20 @@ impl<P: Ports> Service<P> {
         Some((device, whose))
     }
 
-    /// The remapping unit refused a message of `source` that named this entry, with this reason code: noted for the guest whose entry
-    /// it is. Whose that is. Locks as [`Self::lookup`] does.
+    /// Notes a fault for the owner of `entry`: the remapping unit refused a message of `source` that named it, with this reason code.
+    /// Returns the owner. Locks as [`Self::lookup`] does.
     pub fn refused_message(&self, entry: EntryIndex, source: Bdf, reason: u8) -> Option<Attribution> {
         let (device, whose) = self.owner(entry)?;
         device.faults.add(&whose, FaultKind::Remapping(reason), source != whose.requester);
         Some(whose)
     }
 
-    /// A pending interrupt was sent nowhere.
+    /// Counts a pending interrupt that was dropped.
     pub(super) fn count_discarded(&self) {
         count(&self.counts.discarded);
     }
 
-    /// What was done with the remapping unit so far.
+    /// The counters of the remapping unit's use.
     pub fn counters(&self) -> RemapCounters {
         RemapCounters {
             live: self.counts.live.load(Relaxed),
@@ -147,7 +148,7 @@ impl<P: Ports> Service<P> {
         }
     }
 
-    /// Flushes the entries in quarantine once more, and gives them back if the flush works. Returns how many are left.
+    /// Flushes the entries in quarantine again and releases them if the flush succeeds. Returns how many are left.
     pub fn reclaim(&self) -> usize {
         let Quarantine { releases: quarantine, forgotten } = &mut *self.quarantine.lock();
         let (mut kept, all) = (0, quarantine.len());
@@ -167,8 +168,8 @@ impl<P: Ports> Service<P> {
         kept
     }
 
-    /// Whether a guest may take more: not while something of its is in quarantine, or what is there would be more with each call when a
-    /// unit does not answer. [`Status::HardwareError`].
+    /// Refuses a guest with elements in quarantine with [`Status::HardwareError`]: if it could take more entries while a unit does not
+    /// answer, the quarantine would grow with each call.
     #[inline]
     pub(super) fn admit(&self, guest: GuestId) -> Result<(), Status> {
         if self.has_quarantine.load(Relaxed) { self.admit_after_failure(guest) } else { Ok(()) }
@@ -187,14 +188,14 @@ impl<P: Ports> Service<P> {
         Ok(())
     }
 
-    /// Whether something of a guest's is in quarantine: until it is reclaimed, the unit may still send an interrupt by one of its routes.
+    /// Whether the quarantine holds elements of a guest. Until they are reclaimed, the unit may still send interrupts by their routes.
     pub fn has_in_quarantine(&self, guest: GuestId) -> bool {
         let quarantine = self.quarantine.lock();
         quarantine.forgotten.contains(&guest) || quarantine.releases.iter().any(|release| release.guest == guest)
     }
 
-    /// Flushes, and only then releases. What cannot be flushed goes into quarantine: an index or a route that the cache may
-    /// still hold is never used for anything else.
+    /// Flushes the entries and then releases entries and routes. If the flush fails they go into quarantine: an index or a route that the
+    /// cache may still hold is never used again.
     pub(super) fn give_back(&self, releases: &[PendingRelease]) {
         if releases.is_empty() {
             return;
@@ -206,7 +207,7 @@ impl<P: Ports> Service<P> {
         }
     }
 
-    /// Keeps what the cache may still hold.
+    /// Puts bindings into quarantine.
     pub(super) fn quarantine(&self, releases: &[PendingRelease]) {
         let Quarantine { releases: quarantine, forgotten } = &mut *self.quarantine.lock();
         if quarantine.len() + releases.len() <= MOST_QUARANTINED {
@@ -247,14 +248,14 @@ impl<P: Ports> Service<P> {
         self.ports.flush_span(span)
     }
 
-    /// Takes an entry, which is present at once.
+    /// Takes an entry and makes it present.
     pub(super) fn bind(&self, unit: UnitNumber, requester: Bdf, route: HostRoute) -> Result<EntryIndex, Status> {
         let entry = self.ports.bind(unit, requester, route)?;
         self.count_bound(1);
         Ok(entry)
     }
 
-    /// Takes routes and entries, which are present at once.
+    /// Takes routes and entries and makes the entries present.
     #[inline]
     pub(super) fn bind_all<'a, W: AsMut<BindRequest> + 'a>(
         &self,
@@ -281,7 +282,7 @@ impl<P: Ports> Service<P> {
         self.ports.program(entry, route);
     }
 
-    /// An entry is for a slot.
+    /// Sets the owner of an entry.
     #[inline]
     pub(super) fn own(&self, entry: EntryIndex, owner: Owner) {
         if let Some(word) = self.owners.get(entry.0 as usize) {
@@ -289,7 +290,7 @@ impl<P: Ports> Service<P> {
         }
     }
 
-    /// An entry is not for a slot any more.
+    /// Removes the owner of an entry.
     pub(super) fn disown(&self, entry: EntryIndex) {
         if let Some(owner) = self.owners.get(entry.0 as usize) {
             owner.store(0, Relaxed);

@@ -1,4 +1,4 @@
-//! A slot of a store, and which slots are free.
+//! A slot of a store, and the map of free slots.
 
 use alloc::{vec, vec::Vec};
 use core::num::NonZeroU16;
@@ -10,22 +10,22 @@ use super::{
     ports::{BindRequest, BoundEntry, EntryIndex, Field, HostRoute, PackedRoute},
 };
 
-/// The address a guest is shown for a slot that it mapped by a call. It looks remappable (VT-d 5.1.2.2, with SHV), so that
-/// nobody takes it for a message to a local APIC; the data is the slot's handle.
+/// The message address that a guest reads for a slot that it mapped by a call. The address looks remappable (VT-d 5.1.2.2, with SHV), so
+/// that no reader takes it for a message to a local APIC. The message data is the slot's handle.
 pub const OPAQUE_ADDRESS: u32 = 0xfee0_0018;
 
-/// What the guest may do with a slot.
+/// How the guest uses a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// As after reset.
+    /// Not in use, as after reset.
     Free,
     /// The guest writes messages into it.
     Raw,
-    /// Taken by a call.
+    /// Allocated by a call.
     Allocated,
-    /// A call is mapping it: the entry that it gets is still in the batch's room. Nobody else binds or frees it.
+    /// A call is mapping it, and the new entry is still in the batch's buffer. No other operation binds or frees the slot.
     Mapping,
-    /// Taken and mapped by calls.
+    /// Allocated and mapped by calls.
     Mapped,
 }
 
@@ -39,56 +39,56 @@ impl BindRequest {
 /// A remapping entry in use, and where it leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// The route.
+    /// The route that the entry holds.
     pub route: HostRoute,
-    /// What the guest asked for.
+    /// The target that the guest asked for.
     pub target: Target,
-    /// The entry that holds the route.
+    /// The entry's index.
     pub entry: EntryIndex,
 }
 
-/// All that is kept of a slot: 64 bytes with its lock.
+/// A slot's state: 64 bytes with its lock.
 ///
-/// Always true while nobody holds the lock: without a binding the slot is masked in the device; only a [`State::Raw`]
-/// or [`State::Mapped`] slot has a binding, and the latter always has; an entry that is not surely flushed belongs to a slot that is
-/// masked in the device; a [`State::Mapping`] slot is masked in the device.
+/// These hold while nobody has the lock. A slot without a binding is masked in the device. Only a [`State::Raw`] or [`State::Mapped`] slot
+/// has a binding, and a [`State::Mapped`] slot always has one. A slot whose entry may not be flushed is masked in the device, and so is a
+/// [`State::Mapping`] slot.
 #[derive(Clone, Debug)]
 pub struct Slot {
-    /// The binding, in parts, because they take less room so; without a route there is none.
+    /// The binding's parts, which take less memory than the whole. Without a route there is no binding.
     route: Option<PackedRoute>,
     apic_id: u32,
     vector: u8,
     entry: EntryIndex,
-    /// The guest's name for a mapped slot.
+    /// The guest's cookie for a mapped slot.
     pub cookie: u64,
     /// Address and data as the guest sees them.
     pub image: [u32; 3],
-    /// What names its present allocation, or named the last one; generation 0 before the first.
+    /// The handle of the present allocation, or of the last one; generation 0 before the first.
     handle: u32,
-    /// What the guest may do with it.
+    /// How the guest uses the slot.
     pub state: State,
-    /// Whether the guest wants it masked.
+    /// Whether the guest has masked the slot.
     pub masked: bool,
-    /// Whether it is masked in the device.
+    /// Whether the slot is masked in the device.
     pub device_masked: bool,
-    /// Whether the entry is as the cache has it.
+    /// Whether the cache holds nothing older than the entry.
     pub flushed: bool,
-    /// The pending bit, when it was last read.
+    /// The pending bit as it was last read.
     pub pending: bool,
-    /// Whether it is masked in the device to see whether it fires too fast.
+    /// Whether the slot is masked in the device to find out whether it fires too fast.
     pub throttled: bool,
-    /// Whether it was masked because it fired faster than its limit.
+    /// Whether the slot was masked because it fired faster than its limit.
     pub limited: bool,
-    /// Whether its entry is not present, so that the unit drops its messages. It is masked in the device then.
+    /// Whether the slot's entry is not present, so that the unit drops its messages. The slot is masked in the device then.
     pub blocked: bool,
-    /// The group it was allocated with.
+    /// The group that the allocation named.
     pub group: u8,
-    /// Its PASID, as in ctrl.
+    /// The slot's PASID with its enable bit, as in the control dword.
     pasid: u32,
 }
 
 impl Slot {
-    /// As after reset: zeros, with mask set.
+    /// The state after reset: zeros, with the mask bit set.
     pub const RESET: Self = Self {
         route: None,
         apic_id: 0,
@@ -115,31 +115,31 @@ impl Slot {
         self.route.map(|route| Binding { route: route.get(), target, entry: self.entry })
     }
 
-    /// Gives the slot a binding, in the place of another one if it has one.
+    /// Sets the binding, in place of an earlier one.
     pub fn bind(&mut self, Binding { route, target, entry }: Binding) {
         (self.route, self.entry) = (Some(PackedRoute::new(route)), entry);
         (self.apic_id, self.vector) = (target.apic_id, target.vector);
     }
 
-    /// Takes the binding out.
+    /// Removes and returns the binding.
     pub fn take_binding(&mut self) -> Option<Binding> {
         let binding = self.binding();
         (self.route, self.blocked) = (None, false);
         binding
     }
 
-    /// Back to [`Self::RESET`]; only the handle lives on. The binding must have been taken out.
+    /// Sets the slot to [`Self::RESET`], except for its handle. The binding must have been removed.
     pub fn reset(&mut self) {
         *self = Self { handle: self.handle, ..Self::RESET };
     }
 
-    /// Back to what it was when it had been allocated. The binding must have been taken out.
+    /// Sets the slot to the state after its allocation. The binding must have been removed.
     pub fn unmap(&mut self) {
         let Self { handle, group, pasid, .. } = *self;
         *self = Self { handle, group, pasid, state: State::Allocated, ..Self::RESET };
     }
 
-    /// Takes the slot for a call's use: slot `index` in its next generation.
+    /// Allocates slot `index` for a call, in its next generation.
     pub fn allocate(&mut self, index: u16, group: u8) -> SlotHandle {
         let last = (self.handle >> 16) as u16;
         let handle = SlotHandle::new(index, NonZeroU16::new(last.wrapping_add(1)).unwrap_or(NonZeroU16::MIN));
@@ -147,14 +147,14 @@ impl Slot {
         handle
     }
 
-    /// A batch begins to map an allocated slot.
+    /// Marks an allocated slot as being mapped by a batch.
     pub fn begin_mapping(&mut self, target: Target, cookie: u64) {
         (self.apic_id, self.vector, self.cookie) = (target.apic_id, target.vector, cookie);
         self.state = State::Mapping;
     }
 
-    /// The batch has an entry for the slot, which is flushed: it is mapped, shows its pair, and is about to be unmasked in the device
-    /// if it is not to stay masked. An allocated slot has been masked there.
+    /// Completes the mapping with a flushed entry. The slot shows its pair; the caller unmasks it in the device afterwards unless it stays
+    /// masked. Until then it is masked there, as every allocated slot is.
     #[inline]
     pub fn complete_mapping(&mut self, handle: SlotHandle, bound: BoundEntry, masked: bool) {
         (self.route, self.entry) = (Some(bound.route), bound.entry);
@@ -163,19 +163,19 @@ impl Slot {
         self.state = State::Mapped;
     }
 
-    /// The batch failed: the slot is allocated as before.
+    /// Sets the slot to allocated again, because the batch failed.
     pub fn end_mapping(&mut self) {
         self.cookie = 0;
         self.state = State::Allocated;
     }
 
-    /// Whether the slot is mapped, or is being mapped, to `target` under this name.
+    /// Whether the slot is mapped, or is being mapped, to `target` with this cookie.
     pub fn is_mapped_as(&self, target: Target, cookie: u64) -> bool {
         let is_mapped = matches!(self.state, State::Mapping | State::Mapped);
         is_mapped && (self.apic_id, self.vector, self.cookie) == (target.apic_id, target.vector, cookie)
     }
 
-    /// Undoes [`Self::allocate`], of which nobody has heard: the handle will be given out as if it had not been.
+    /// Undoes [`Self::allocate`] before the guest has seen the handle. The next allocation gets the same handle.
     pub fn forget_allocation(&mut self) {
         // Before generation 1 there is none, or all of them have been.
         *self = Self { handle: self.handle.wrapping_sub(1 << 16), ..Self::RESET };
@@ -186,38 +186,38 @@ impl Slot {
         !matches!(self.state, State::Free | State::Raw) && self.handle == handle.bits()
     }
 
-    /// Whether `handle` is the slot's present allocation, and it is not mapped.
+    /// Whether `handle` is the slot's present allocation, and the slot is not mapped.
     pub fn is_allocated_as(&self, handle: SlotHandle) -> bool {
         self.state == State::Allocated && self.handle == handle.bits()
     }
 
-    /// The PASID that it is for.
+    /// The PASID of the work that may raise the slot.
     pub fn pasid(&self) -> Option<Pasid> {
         if self.pasid & CTRL_PASID_ENABLE == 0 { None } else { Pasid::new(self.pasid >> CTRL_PASID_SHIFT) }
     }
 
-    /// From now on it is for this PASID, or for any.
+    /// Restricts the slot to work with this PASID, or lifts the restriction.
     pub fn set_pasid(&mut self, pasid: Option<Pasid>) {
         self.pasid = pasid.map_or(0, pasid_bits);
     }
 
-    /// ctrl as it is written to the device.
+    /// The control dword for the device.
     pub fn device_ctrl(&self, masked: bool) -> u32 {
         self.pasid | (u32::from(masked) * CTRL_MASK)
     }
 
-    /// ctrl as the guest sees it.
+    /// The control dword as the guest reads it.
     pub fn ctrl(&self) -> u32 {
         self.device_ctrl(self.masked) | (u32::from(self.pending) * CTRL_PENDING)
     }
 
-    /// A dword as the guest sees it.
+    /// A dword as the guest reads it.
     pub fn field(&self, field: Field) -> u32 {
         self.image.get(field as usize).copied().unwrap_or_else(|| self.ctrl())
     }
 
-    /// Puts the bits of `value` that `bits` selects into a dword, as the hardware would: of ctrl only the mask can be
-    /// written. A PASID goes nowhere: the field shows the one that a call has set, whatever the guest writes.
+    /// Puts the bits of `value` that `bits` selects into a dword. In the control dword only the mask bit is writable, as in hardware. The
+    /// PASID field keeps the PASID that a call has set.
     pub fn merge(&mut self, field: Field, value: u32, bits: u32) {
         match self.image.get_mut(field as usize) {
             Some(dword) => *dword = *dword & !bits | value & bits,
@@ -226,28 +226,29 @@ impl Slot {
         }
     }
 
-    /// Whether a dword of its message has only been written down when it has been written: it is masked for everybody, and in use, and
-    /// stays so.
+    /// Whether a write of a message dword needs no other step than storing it: the slot is in use, and masked for every reason, and stays
+    /// masked.
     pub fn is_at_rest(&self) -> bool {
         self.masked && self.device_masked && self.state != State::Free && self.image != [0; 3]
     }
 
-    /// Whether it looks as after reset.
+    /// Whether the slot is as after reset.
     pub fn is_blank(&self) -> bool {
         self.masked && self.image == [0; 3]
     }
 
-    /// Whether it holds the pair that the guest was given.
+    /// Whether the slot holds the pair that the guest was given.
     pub fn holds_pair(&self) -> bool {
         self.image == self.pair_image()
     }
 
-    /// Whether nothing that the guest wrote is in the way of its message. Of what it maps by writing, the caller knows.
+    /// Whether nothing that the guest wrote makes the slot's message invalid. For a slot that the guest maps by writing, the caller checks
+    /// the message.
     pub fn is_sound(&self) -> bool {
         self.state != State::Mapped || self.holds_pair()
     }
 
-    /// The pair as it lies in a slot.
+    /// The pair as the slot's dwords hold it.
     pub fn pair_image(&self) -> [u32; 3] {
         [OPAQUE_ADDRESS, 0, self.handle]
     }
@@ -263,11 +264,11 @@ impl Slot {
     }
 }
 
-/// Which slots are free, of at most 65,536: three levels of bits, so that finding one takes the same time in a store of any size.
+/// The free slots of at most 65,536. Three levels of bits make a search take the same time in a store of any size.
 #[derive(Clone, Debug)]
 pub struct FreeMap {
     words: Vec<u64>,
-    /// A bit for each word that is not zero.
+    /// A bit for each word of the lowest level that is not zero.
     summary: Vec<u64>,
     /// A bit for each word of the summary that is not zero: there are at most 16.
     top: u64,
@@ -275,7 +276,7 @@ pub struct FreeMap {
 }
 
 impl FreeMap {
-    /// `slots` free slots.
+    /// A map of `slots` free slots.
     pub fn new(slots: u32) -> Self {
         let words = slots.div_ceil(64) as usize;
         let mut map = Self { words: vec![0; words], summary: vec![0; words.div_ceil(64)], top: 0, count: 0 };
@@ -285,7 +286,7 @@ impl FreeMap {
         map
     }
 
-    /// How many are free.
+    /// The number of free slots.
     pub fn count(&self) -> u32 {
         self.count
     }
@@ -298,7 +299,7 @@ impl FreeMap {
         u16::try_from(slot).ok()
     }
 
-    /// Makes a slot taken.
+    /// Marks a slot as taken.
     pub fn take(&mut self, slot: u16) {
         let (word, bit) = Self::place(slot);
         let Some(bits) = self.words.get_mut(word) else { return };
@@ -314,7 +315,7 @@ impl FreeMap {
         }
     }
 
-    /// Makes a slot free.
+    /// Marks a slot as free.
     pub fn put(&mut self, slot: u16) {
         let (word, bit) = Self::place(slot);
         let Some(bits) = self.words.get_mut(word) else { return };

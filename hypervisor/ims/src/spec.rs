@@ -1,4 +1,4 @@
-//! What is fixed of a guest, its devices and their stores, and the names of each.
+//! The descriptions of a guest, its devices and their stores, which do not change, and their names.
 
 use alloc::vec::Vec;
 
@@ -7,7 +7,7 @@ use hcall_abi::{DeviceId, FaultStore, Pasid, Status};
 use super::ctrl::pasid_bits;
 use crate::addr::{Bdf, Hpa};
 
-/// Which of a device's stores.
+/// The stores that a device can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StoreName {
     /// The MSI-X table.
@@ -32,27 +32,27 @@ impl From<StoreName> for FaultStore {
 pub const MOST_IMS_SLOTS: u32 = 65_536;
 /// Most entries of an MSI-X table (PCI 7.7.2.2).
 pub const MOST_MSIX_SLOTS: u32 = 2048;
-/// Most slots of a store that the hypervisor signals: a bit each in a word.
+/// The most slots of a store that the hypervisor signals: a word has a bit for each.
 const MOST_EMULATED: u16 = 64;
 
 /// Names a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuestId(pub u16);
 
-/// Where a store of a device is.
+/// A store of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreSpec {
-    /// The store in the device.
+    /// The store's address in the device.
     pub base: Hpa,
-    /// The image of it that the guest reads.
+    /// The store's shadow, which the guest reads.
     pub shadow: Hpa,
-    /// Slots, of 16 bytes each.
+    /// The number of slots, of 16 bytes each.
     pub slots: u32,
-    /// BAR that holds the store, as the guest sees it.
+    /// The BAR that holds the store, as the guest numbers it.
     pub bar: u32,
     /// Offset of the store in that BAR, in bytes.
     pub offset: u32,
-    /// Set for an MSI-X table that is emulated by slots of an interrupt message store: describes those.
+    /// For an MSI-X table that slots of an interrupt message store emulate: which slots.
     pub backing: Option<Backing>,
     /// Where the store is, and so how it is written.
     pub location: StoreLocation,
@@ -83,19 +83,19 @@ pub(super) const GUESTS_STORE: StoreSpec = StoreSpec {
 /// How the MSI-X table of a virtual function lies in its parent function's interrupt message store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backing {
-    /// What the device compares with the PASID of the work that raises a slot.
+    /// The PASID of the work that raises the slots.
     pub pasid: Pasid,
-    /// How many slots, from the first, are the hypervisor's to signal: the device never raises them. At most 64.
+    /// The number of slots, from the first, that the hypervisor signals and the device never raises. At most 64.
     pub emulated: u16,
 }
 
 impl StoreSpec {
-    /// What all slots have in the device's ctrl beside what is their own.
+    /// The control bits that all slots have in the device, beside their own.
     pub(super) fn fixed_ctrl(&self) -> u32 {
         self.backing.map_or(0, |backing| pasid_bits(backing.pasid))
     }
 
-    /// Whether slot `index` is the hypervisor's to signal.
+    /// Whether the hypervisor signals slot `index`.
     pub(super) fn is_emulated(&self, index: u16) -> bool {
         self.backing.is_some_and(|backing| index < backing.emulated)
     }
@@ -104,9 +104,9 @@ impl StoreSpec {
 /// A PCI function assigned to a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceSpec {
-    /// Its name in the guest.
+    /// The guest's name for the device.
     pub id: DeviceId,
-    /// Its requester ID on the host.
+    /// The function's requester ID on the host.
     pub requester: Bdf,
     /// Its MSI-X table.
     pub msix: Option<StoreSpec>,
@@ -114,7 +114,8 @@ pub struct DeviceSpec {
     pub ims: Option<StoreSpec>,
     /// The PASIDs that the guest owns for it: the first and the last.
     pub pasids: Option<(Pasid, Pasid)>,
-    /// Whether others work under the same requester ID: then the guest has no store that nobody watches.
+    /// Whether other guests' work has the same requester ID. If so, the guest gets no store in its own memory, which the service cannot
+    /// watch.
     pub shares_requester: bool,
 }
 
@@ -128,12 +129,12 @@ impl DeviceSpec {
         }
     }
 
-    /// Whether the guest owns a PASID.
+    /// Whether the guest owns `pasid`.
     pub(super) fn owns(&self, pasid: Pasid) -> bool {
         self.pasids.is_some_and(|(first, last)| (first..=last).contains(&pasid))
     }
 
-    /// Whether this cannot be there together with `other`, because one of them takes the requester ID for itself.
+    /// Whether this device and `other` exclude each other, because one of them needs the requester ID for itself.
     pub(super) fn collides_with(&self, other: &Self) -> bool {
         self.requester == other.requester && !(self.shares_requester && other.shares_requester)
     }
@@ -153,13 +154,13 @@ impl DeviceSpec {
 /// What [`Service::attach`](super::Service::attach) needs to know of a guest.
 #[derive(Clone, Debug)]
 pub struct GuestSpec {
-    /// Its name.
+    /// The guest's ID.
     pub guest: GuestId,
-    /// x2APIC IDs of its virtual processors.
+    /// The x2APIC IDs of the guest's virtual processors.
     pub apic_ids: Vec<u32>,
-    /// Whether it can make hypercalls.
+    /// Whether the guest can make hypercalls.
     pub hypercalls: bool,
-    /// Its devices.
+    /// The guest's devices.
     pub devices: Vec<DeviceSpec>,
 }
 

@@ -1,4 +1,4 @@
-//! Writes to a store, trapped.
+//! Trapped writes of a store.
 
 use core::ops::RangeInclusive;
 
@@ -20,12 +20,12 @@ use super::{
 const SLOT_SIZE: u64 = 16;
 
 impl<P: Ports> Service<P> {
-    /// The guest wrote the low `width` bytes (1 to 8) of `value` at byte `offset` of a store. Bytes land in the dwords they
-    /// belong to, as in the device; each slot they touch is then brought to what it says.
+    /// Handles a guest's write of the low `width` bytes (1 to 8) of `value` at byte `offset` of a store. Bytes go into the dwords that they
+    /// belong to, as in the device. Then the service makes each slot that they touch behave as its dwords say.
     ///
-    /// An error is for the caller's information: the guest is not told, as hardware would not. A write that does not lie
-    /// wholly in the store does nothing. Else the shadow takes the write, and a slot that cannot be what the guest wrote is
-    /// masked in the device, keeping its entry if it has one, until a later write makes it right.
+    /// The error is for the caller; the guest gets none, as on hardware. A write that is not wholly inside the store has no effect. Any
+    /// other write shows in the shadow. If a slot's new contents are not allowed, the slot is masked in the device and keeps its entry, if
+    /// it has one, until a later write makes the contents valid.
     #[inline(always)]
     pub fn store_write(
         &self,
@@ -41,8 +41,8 @@ impl<P: Ports> Service<P> {
         StoreAccess::<P>::counted(&domain.counts.refused, result)
     }
 
-    /// The guest wrote up to 64 bytes at byte `offset` of a store by one instruction. Each slot that they touch takes all that it gets in
-    /// one step. Otherwise as [`store_write`](Self::store_write).
+    /// Handles a guest's write of up to 64 bytes at byte `offset` of a store by one instruction. Each slot that the bytes touch takes all
+    /// of its bytes in one step. Otherwise as [`store_write`](Self::store_write).
     pub fn store_write_bytes(
         &self,
         domain: &Domain,
@@ -63,9 +63,9 @@ impl<P: Ports> Service<P> {
         StoreAccess::<P>::counted(&domain.counts.refused, result)
     }
 
-    /// The guest reads 1 to 16 bytes at byte `offset` of a store, and writes what `modify` makes of them. Nobody else's write of these
-    /// bytes comes in between: the slot's lock is held, or, where the bytes are of two slots, nobody else is at any slot of the device.
-    /// Otherwise as [`store_write`](Self::store_write). `modify` is called once, or not at all where the write is refused before.
+    /// Handles a guest's read-modify-write of 1 to 16 bytes at byte `offset` of a store: it writes the result of `modify`. No other write
+    /// of these bytes comes in between. The slot's lock is held; if the bytes belong to two slots, all slots of the device are held.
+    /// Otherwise as [`store_write`](Self::store_write). `modify` is called once, or never if the write is refused before.
     pub fn store_modify(
         &self,
         domain: &Domain,
@@ -122,7 +122,7 @@ impl<P: Ports> Service<P> {
         })
     }
 
-    /// Looks for the slots that `len` bytes at `offset` touch, and does something with them.
+    /// Calls a function with the slots that `len` bytes at `offset` touch.
     fn at_slots(
         &self,
         domain: &Domain,
@@ -200,17 +200,17 @@ impl<P: Ports> StoreAccess<'_, P> {
     }
 }
 
-/// What the guest reads of a slot.
+/// The slot's bytes as the guest reads them.
 fn seen<P: Ports>(access: &StoreAccess<P>, slot: &Slot) -> u128 {
     (0..).zip(Field::ALL).fold(0, |value, (n, field)| value | u128::from(access.seen(slot, field)) << (32 * n))
 }
 
-/// Ones in so many bytes, 1 to 16.
+/// A mask of `bytes` bytes, 1 to 16.
 const fn ones(bytes: usize) -> u128 {
     u128::MAX >> (128 - 8 * bytes as u32)
 }
 
-/// The dwords of slot `index` that bytes at `offset` of the store touch: the field, its new bits and which of them are written.
+/// The dwords of slot `index` that `bytes` at `offset` of the store touch: the field, its new bits, and the mask of written bits.
 fn dwords(index: u16, offset: u64, bytes: &[u8]) -> impl Iterator<Item = (Field, u32, u32)> {
     (0..).zip(Field::ALL).filter_map(move |(n, field)| {
         let first = u64::from(index) * SLOT_SIZE + 4 * n;
@@ -225,18 +225,18 @@ fn dwords(index: u16, offset: u64, bytes: &[u8]) -> impl Iterator<Item = (Field,
     })
 }
 
-/// What is left to do of a write.
+/// The rest of a write.
 struct Write {
     /// The next dword of the store.
     dword: u64,
-    /// Its new bits and those that follow.
+    /// The bits of that dword and of the following ones.
     value: u128,
-    /// Which of them are written.
+    /// The mask of written bits.
     bits: u128,
 }
 
 impl Write {
-    /// Of 1 to 8 bytes.
+    /// A write of 1 to 8 bytes.
     fn new(offset: u64, width: u8, value: u64) -> Self {
         let shift = offset % 4 * 8;
         let bits = u128::from(u64::MAX >> (64 - u32::from(width) * 8));
@@ -248,7 +248,7 @@ impl Write {
         if self.bits == 0 { None } else { u16::try_from(self.dword / 4).ok() }
     }
 
-    /// The next dword, if it belongs to slot `index`: its field, its new bits and which of them are written.
+    /// The next dword, if it belongs to slot `index`: its field, its new bits and the mask of written bits.
     fn next_in(&mut self, index: u16) -> Option<(Field, u32, u32)> {
         if self.slot() != Some(index) {
             return None;
@@ -262,7 +262,7 @@ impl Write {
     }
 }
 
-/// Takes dwords of a slot (field, new bits, and which of them are written), and makes the slot what it says.
+/// Writes dwords of a slot (field, new bits, and mask of written bits), and makes the slot behave as they say.
 #[inline(always)]
 fn write_slot<P: Ports>(
     domain: &Domain,
@@ -275,7 +275,7 @@ fn write_slot<P: Ports>(
     write_locked(domain, access, bank, index, slot, dwords)
 }
 
-/// [`write_slot`] with bytes at `offset` of the store, for all but the plain store that drivers make: that one keeps its short way.
+/// [`write_slot`] with bytes at `offset` of the store. The plain store that drivers make does not come here, so that its path stays short.
 #[inline(never)]
 fn write_bytes<P: Ports>(
     domain: &Domain,
@@ -288,7 +288,7 @@ fn write_bytes<P: Ports>(
     write_locked(domain, access, bank, index, slot, dwords(index, offset, bytes))
 }
 
-/// [`write_slot`] of a slot whose lock is held.
+/// [`write_slot`] for a slot whose lock is held.
 #[inline(always)]
 fn write_locked<P: Ports>(
     domain: &Domain,
@@ -313,7 +313,7 @@ fn write_locked<P: Ports>(
     bring(domain, access, bank, index, slot, ctrl_written)
 }
 
-/// Makes a slot what it says, and takes note whether it is in use.
+/// Makes a slot behave as its dwords say, and keeps the map of free slots up to date.
 #[inline(never)]
 fn bring<P: Ports>(
     domain: &Domain,
@@ -346,7 +346,7 @@ fn bring<P: Ports>(
     result
 }
 
-/// Brings the device and the table to what the slot says.
+/// Makes the device and the table agree with the slot.
 pub(super) fn settle<P: Ports>(
     domain: &Domain,
     access: &StoreAccess<P>,
@@ -371,7 +371,7 @@ pub(super) fn settle<P: Ports>(
     }
 }
 
-/// Makes an unmasked slot send the message that the guest wrote.
+/// Has an unmasked slot send the message that the guest wrote.
 fn settle_message<P: Ports>(
     domain: &Domain,
     access: &StoreAccess<P>,
@@ -387,7 +387,7 @@ fn settle_message<P: Ports>(
     access.unmask(index, slot)
 }
 
-/// A slot that cannot be what the guest wrote sends nothing.
+/// Masks a slot if the guest's message is not allowed.
 fn or_masked<P: Ports>(
     access: &StoreAccess<P>,
     index: u16,

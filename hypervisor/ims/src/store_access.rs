@@ -1,5 +1,4 @@
-//! Access to a store of a device: the steps on a slot that all paths share, each in the order that keeps the device, the table and
-//! the cache consistent.
+//! Operations on a slot that all paths share. Each keeps the order in which device, table and cache stay consistent.
 
 use core::{iter::once, sync::atomic::AtomicU64};
 
@@ -17,7 +16,7 @@ use super::{
     spec::{DeviceSpec, GuestId, StoreLocation, StoreName, StoreSpec},
 };
 
-/// The minor version that came with [`FaultKind::Refused`].
+/// The minor version that introduced [`FaultKind::Refused`].
 const REFUSALS_SINCE: u16 = 3;
 
 /// A store of a device, with the service whose ports reach it.
@@ -39,29 +38,29 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         self.device.guest
     }
 
-    /// A dword of a slot as the guest sees it: in an MSI-X table vector control has nothing but the mask.
+    /// A dword of a slot as the guest reads it. In an MSI-X table, vector control shows the mask bit only.
     pub fn seen(&self, slot: &Slot, field: Field) -> u32 {
         let control = field == Field::Control && self.store.backing.is_some();
         slot.field(field) & if control { CTRL_MASK } else { u32::MAX }
     }
 
-    /// Shows the guest a dword of its slot.
+    /// Puts a dword of a slot into the guest's shadow.
     pub fn show(&self, index: u16, slot: &Slot, field: Field) {
         self.service.ports.show(self.store, index, field, self.seen(slot, field));
     }
 
-    /// Shows the guest its slot.
+    /// Puts a slot into the guest's shadow.
     pub fn show_all(&self, index: u16, slot: &Slot) {
         self.service.ports.show_slot(self.store, index, Field::ALL.map(|field| self.seen(slot, field)));
     }
 
-    /// Writes a slot's ctrl in the device, with what all slots of the store have there.
+    /// Writes a slot's control dword in the device, together with the bits that all slots of the store have.
     pub fn write_ctrl(&self, index: u16, ctrl: u32) {
         self.service.ports.write(self.store, index, Field::Control, ctrl | self.store.fixed_ctrl());
     }
 
-    /// Masks the slot in the device. When this returns `Ok`, no message of the slot is sent any more. When the device did not
-    /// take the mask, the slot is unmasked as it was.
+    /// Masks the slot in the device. When this returns `Ok`, the device sends no message of the slot any more. If the device did not accept
+    /// the mask, the slot is unmasked as before.
     #[inline(always)]
     pub fn mask(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
         if slot.device_masked {
@@ -84,7 +83,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Err(Status::HardwareError)
     }
 
-    /// Masks the slot as well as the device lets us: for when its entry cannot be relied on.
+    /// Masks the slot as far as the device allows, because its entry cannot be relied on.
     fn mask_regardless(&self, index: u16, slot: &mut Slot) {
         if !slot.device_masked {
             self.write_ctrl(index, slot.device_ctrl(true));
@@ -103,13 +102,14 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         slot.pending = self.has_pending_bits() && ctrl & CTRL_PENDING != 0;
     }
 
-    /// Whether the slots' ctrl has a pending bit. In a device's own MSI-X table, bit 1 is not this: its pending bits are an array of their
-    /// own.
+    /// Whether the slots' control dword has a pending bit. In a device's own MSI-X table, bit 1 is not a pending bit: the pending bit array
+    /// holds those.
     pub fn has_pending_bits(&self) -> bool {
         self.name == StoreName::Ims || self.store.backing.is_some()
     }
 
-    /// Has the device take the slot for work of this PASID only, or for any. `BadPasid` for one that the guest does not own.
+    /// Restricts the slot in the device to work with this PASID, or lifts the restriction. Returns `BadPasid` for a PASID that the guest
+    /// does not own.
     pub fn set_pasid(&self, index: u16, slot: &mut Slot, pasid: Option<Pasid>) -> Result<(), Status> {
         if pasid.is_some_and(|pasid| !self.device.spec.owns(pasid)) {
             return Err(Status::BadPasid);
@@ -121,7 +121,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Ok(())
     }
 
-    /// What the guest may know of an allocated slot.
+    /// The state of an allocated slot that the guest may read.
     pub fn info(&self, index: u16, slot: &mut Slot) -> SlotInfo {
         if slot.device_masked && slot.state == State::Mapped {
             self.read_pending(index, slot);
@@ -142,14 +142,14 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         }
     }
 
-    /// The message that selects an entry: told only to a guest that writes it into its own memory.
+    /// The message that selects an entry. Only a guest that writes it into its own memory reads it.
     fn message(&self, entry: EntryIndex) -> MessagePair {
         let Message { address, data } = self.service.ports.message(entry);
         MessagePair { address, data }
     }
 
-    /// Unmasks the slot in the device. It must have a binding; if its entry is not surely flushed, that comes first. One that is throttled
-    /// stays masked until [`Service::unthrottle`].
+    /// Unmasks the slot in the device. The slot must have a binding. If its entry may not be flushed, the flush comes first. A throttled
+    /// slot stays masked until [`Service::unthrottle`].
     pub fn unmask(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
         if !slot.device_masked || slot.throttled {
             return Ok(());
@@ -160,8 +160,8 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Ok(())
     }
 
-    /// Masks a bound slot and makes its entry not present, so that the unit drops the slot's messages whoever sends them. Returns the entry,
-    /// which is still to be flushed; `None` if the slot is blocked already, or not bound.
+    /// Masks a bound slot and makes its entry not present, so that the unit drops all messages for it. Returns the entry, which the caller
+    /// has to flush; `None` if the slot is blocked already or has no binding.
     pub fn block(&self, index: u16, slot: &mut Slot) -> Option<EntryIndex> {
         let binding = slot.binding().filter(|_| !slot.blocked)?;
         self.mask_regardless(index, slot);
@@ -170,7 +170,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Some(binding.entry)
     }
 
-    /// Makes it present again.
+    /// Makes a blocked slot's entry present again.
     fn unblock(&self, slot: &mut Slot) -> Result<(), Status> {
         if core::mem::take(&mut slot.blocked) {
             let binding = slot.binding().ok_or(Status::NotMapped)?;
@@ -180,7 +180,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Ok(())
     }
 
-    /// Unmasks a slot in the device that has a message and whose entry is flushed.
+    /// Unmasks a slot in the device. The slot has a message, and its entry is flushed.
     #[inline]
     pub fn let_send(&self, index: u16, slot: &mut Slot) {
         self.write_ctrl(index, slot.device_ctrl(false));
@@ -190,8 +190,8 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         slot.limited = false;
     }
 
-    /// Stores the message of a slot that a batch has mapped, unmasks it unless it is to stay masked, and shows it. `store` is a copy of
-    /// `self.store`.
+    /// Stores the message of a slot that a batch has mapped, unmasks the slot unless it is to stay masked, and shows it. `store` is a copy
+    /// of `self.store`.
     #[inline(always)]
     pub fn begin_to_send(&self, store: &StoreSpec, slot: &Slot, handle: SlotHandle, entry: EntryIndex) {
         let (ports, index) = (&self.service.ports, handle.index());
@@ -202,7 +202,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         ports.show_slot(store, index, [address as u32, (address >> 32) as u32, data, ctrl]);
     }
 
-    /// Makes sure that the entry of a bound slot is flushed.
+    /// Flushes the entry of a bound slot if it may not be flushed.
     pub fn complete_flush(&self, slot: &mut Slot) -> Result<(), Status> {
         let binding = slot.binding().ok_or(Status::NotMapped)?;
         if !slot.flushed {
@@ -212,14 +212,14 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Ok(())
     }
 
-    /// A route to `target` in an entry of its own: present, not yet flushed.
+    /// Acquires a route to `target` and an entry that holds it. The entry is present, but not yet flushed.
     pub fn acquire(&self, index: u16, target: Target) -> Result<Binding, Status> {
         let binding = self.bind_one(target)?;
         self.service.own(binding.entry, self.owner().of(index));
         Ok(binding)
     }
 
-    /// The same, but it is not known yet for which slot.
+    /// The same for a slot that is not known yet.
     pub fn bind_one(&self, target: Target) -> Result<Binding, Status> {
         let service = self.service;
         let route = service.ports.route(self.guest(), target)?;
@@ -228,7 +228,8 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Ok(Binding { route, target, entry })
     }
 
-    /// Routes and entries for several slots: present, not yet flushed. How many failed, and where the others' entries lie.
+    /// Acquires routes and entries for several slots. The entries are present, but not yet flushed. Returns how many requests failed, and
+    /// the span of the other requests' entries.
     #[inline]
     pub fn bind_all<'w, W: AsMut<BindRequest> + 'w>(&self, runs: impl Iterator<Item = &'w mut [W]>) -> (usize, Span) {
         match self.device.unit {
@@ -242,15 +243,15 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Owner::new(self.device.number, self.name)
     }
 
-    /// Takes the entry away from a slot that is masked in the device or never had its message: the caller gives what comes
-    /// out to [`Service::give_back`].
+    /// Clears the entry of a slot that is masked in the device or never had its message. The caller passes the result to
+    /// [`Service::give_back`].
     pub fn withdraw(&self, binding: Binding) -> PendingRelease {
         self.service.ports.clear(binding.entry);
         self.service.disown(binding.entry);
         PendingRelease { guest: self.guest(), binding, with_entry: true }
     }
 
-    /// Binds a slot that has no binding, and leaves it masked with its message stored.
+    /// Binds a slot that has no binding, stores its message and leaves it masked.
     pub fn bind(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
         self.service.admit(self.guest())?;
         let binding = self.acquire(index, target)?;
@@ -264,14 +265,14 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Ok(())
     }
 
-    /// Stores the message in the device. The slot is masked there, so the dwords' order does not matter.
+    /// Stores the message in the device. The slot is masked there, so the order of the dwords does not matter.
     pub fn store_message(&self, index: u16, entry: EntryIndex) {
         let ports = &self.service.ports;
         ports.write_message(self.store, index, ports.message(entry));
     }
 
-    /// Sends a bound slot's interrupts elsewhere. The entry is present all the time, and until the flush is complete both
-    /// routes work: no interrupt is lost, and the slot need not be masked.
+    /// Changes a bound slot's target. The entry is present all the time, and both routes work until the flush is complete. So no interrupt
+    /// is lost, and the slot need not be masked.
     pub fn retarget(&self, index: u16, slot: &mut Slot, target: Target) -> Result<(), Status> {
         let old = slot.binding().ok_or(Status::NotMapped)?;
         self.unblock(slot)?;
@@ -302,8 +303,8 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         }
     }
 
-    /// What waits for a flush that failed gets it before it goes elsewhere: else each try would leave one more route behind that the
-    /// cache may hold.
+    /// Repeats a flush that failed before the slot changes its target. Otherwise each try would leave one more route that the cache may
+    /// hold.
     #[cold]
     fn make_up_for_flush(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
         self.complete_flush(slot)?;
@@ -311,7 +312,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Ok(())
     }
 
-    /// Unmasks a slot in the device if nothing is in the way.
+    /// Unmasks a slot in the device unless something keeps it masked.
     #[cold]
     fn send_again(&self, index: u16, slot: &mut Slot) {
         if !slot.throttled && self.may_send(slot) && slot.is_sound() {
@@ -319,8 +320,8 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         }
     }
 
-    /// After a retarget whose flush failed: back to `old`. When that cannot be flushed either, the cache may hold `new`,
-    /// whose route must live on, and the slot waits, masked.
+    /// Returns the slot to `old` after a retarget whose flush failed. If this flush fails as well, the cache may hold `new`, so the route
+    /// of `new` stays and the slot waits, masked.
     fn return_to(&self, index: u16, slot: &mut Slot, old: Binding, new: Binding) {
         let service = self.service;
         service.program(old.entry, old.route);
@@ -335,7 +336,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         }
     }
 
-    /// Ends a slot's binding. An error means that the device does not mask; nothing has changed then.
+    /// Removes a slot's binding. An error means that the device does not mask the slot; nothing has changed then.
     pub fn unbind(&self, index: u16, slot: &mut Slot) -> Result<(), Status> {
         self.mask(index, slot)?;
         if let Some(binding) = slot.take_binding() {
@@ -345,8 +346,8 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         Ok(())
     }
 
-    /// A valid write of the guest's could not be carried out: no vector, no entry, or no answer of the unit. The slot reads as masked, and a
-    /// fault record has the reason.
+    /// Handles a valid write of the guest that could not be carried out: no vector, no entry, or no answer of the unit. The slot reads as
+    /// masked, and a fault record holds the reason.
     #[cold]
     pub fn refuse(&self, domain: &Domain, index: u16, slot: &mut Slot, status: Status) {
         let unmasked = !core::mem::replace(&mut slot.masked, true);
@@ -357,7 +358,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         self.note_fault(index, slot, FaultKind::Refused(status));
     }
 
-    /// Adds a fault of a slot to those that its guest can read. Returns whose slot it is.
+    /// Adds a fault of a slot for the guest to read. Returns the slot's owner.
     pub fn note_fault(&self, index: u16, slot: &Slot, kind: FaultKind) -> Attribution {
         let cookie = (slot.state == State::Mapped).then_some(slot.cookie);
         let DeviceSpec { id, requester, .. } = self.device.spec;
@@ -367,7 +368,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         whose
     }
 
-    /// Makes a slot free that has no binding and is masked in the device.
+    /// Frees a slot that has no binding and is masked in the device.
     pub fn vacate(&self, bank: &Bank, index: u16, slot: &mut Slot) {
         if slot.pasid().is_some() {
             self.write_ctrl(index, CTRL_MASK);
@@ -377,7 +378,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         bank.free.lock().put(index);
     }
 
-    /// The end of something that may have written to the store: what it wrote is in the device when this returns.
+    /// Completes an operation that may have written to the store: its writes are in the device when this returns.
     #[inline]
     pub fn commit<T>(&self, result: Result<T, Status>) -> Result<T, Status> {
         if self.store.location == StoreLocation::DeviceMemory {
@@ -387,7 +388,7 @@ impl<'a, P: Ports> StoreAccess<'a, P> {
         result.and_then(|value| committed.map(|()| value))
     }
 
-    /// Counts what was refused, and passes it on.
+    /// Counts an error, and returns the result.
     pub fn counted<T>(counter: &AtomicU64, result: Result<T, Status>) -> Result<T, Status> {
         if result.is_err() {
             count(counter);

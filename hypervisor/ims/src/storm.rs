@@ -1,7 +1,7 @@
 //! Slots that fire too fast: [`Service::throttle`], [`Service::unthrottle`] and [`Service::block`].
 //!
-//! The first two are for slots of interrupt message stores, which show by themselves whether a message is pending; the tables of virtual
-//! functions are parts of such. The last one is for slots of any store.
+//! Throttling works on slots of interrupt message stores only, whose pending bits the service can read; virtual functions' tables are parts
+//! of such stores. Blocking works on slots of any store.
 
 use hcall_abi::{FaultKind, Target};
 
@@ -17,8 +17,8 @@ use super::{
 };
 
 impl<P: Ports> Service<P> {
-    /// Masks all slots that lead to `target` in their devices, which note what comes meanwhile. The guest does not see that they are
-    /// masked, and cannot end it by unmasking them: it would get past its limit so. (Linux' perf throttles an event the same way.)
+    /// Masks all slots that lead to `target` in their devices, which keep messages pending. The guest sees no mask and cannot remove it by
+    /// unmasking, because it would exceed its limit that way. (Linux's perf throttles events in the same way.)
     pub fn throttle(&self, domain: &Domain, target: Target) {
         self.each_at(
             domain,
@@ -32,9 +32,9 @@ impl<P: Ports> Service<P> {
         );
     }
 
-    /// Looks at the throttled slots. Slots with nothing pending are unmasked. The others are throttled once more, after what is pending was
-    /// sent; or, if it is the `last` look, stay masked until the guest unmasks them, which it can read in its faults; `tell` gets to
-    /// know of them. Returns how many are still throttled.
+    /// Checks the throttled slots. Slots with nothing pending are unmasked. The others send their pending message and are throttled once
+    /// more. If this is the `last` check, they stay masked until the guest unmasks them; a fault record tells the guest, and `tell` is
+    /// called for each of them. Returns how many slots are still throttled.
     pub fn unthrottle(&self, domain: &Domain, target: Target, last: bool, mut tell: impl FnMut(Attribution)) -> usize {
         let mut throttled = 0;
         self.each_at(
@@ -62,9 +62,10 @@ impl<P: Ports> Service<P> {
         throttled
     }
 
-    /// Masks all slots that lead to `target`, and has the remapping unit drop their messages, without a record: a function can write them by
-    /// DMA, past its slots, and may refuse the mask. They stay so until the guest unmasks them or sends them elsewhere (those in its own
-    /// memory, which have no mask of ours, by the latter); it can read of them in its faults, and `tell` gets to know of them.
+    /// Masks all slots that lead to `target`, and has the remapping unit drop their messages without a record. A function can write
+    /// messages by DMA past its slots, and may ignore the mask. The slots stay blocked until the guest unmasks or retargets them; a slot in
+    /// the guest's own memory has no mask of ours, so only a new target helps there. A fault record tells the guest, and `tell` is called
+    /// for each slot.
     pub fn block(&self, domain: &Domain, target: Target, mut tell: impl FnMut(Attribution)) {
         let mut flushes = Flushes::new();
         self.each_at(
@@ -82,7 +83,7 @@ impl<P: Ports> Service<P> {
         flushes.finish(self);
     }
 
-    /// Does something with every slot that leads to `target` and can fire, in those of the guest's stores that are `meant`.
+    /// Calls `what` with every slot that leads to `target` and can fire, in the guest's stores that are `meant`.
     fn each_at(
         &self,
         domain: &Domain,
@@ -110,8 +111,8 @@ impl<P: Ports> Service<P> {
     }
 }
 
-/// Entries that are not present any more and are to be flushed, many at a time. After a flush that fails no further one is tried: each slot
-/// is flushed before it fires again.
+/// Entries that are not present any more and are flushed many at a time. After a failed flush no further flush is tried: each slot is
+/// flushed before it fires again.
 struct Flushes {
     entries: [EntryIndex; CHUNK],
     count: usize,
@@ -142,7 +143,7 @@ impl Flushes {
 }
 
 impl<P: Ports> StoreAccess<'_, P> {
-    /// A slot that is masked in the device stays so, for the guest to see.
+    /// Keeps a slot that is masked in the device masked, and shows the guest the mask.
     fn limit(&self, index: u16, slot: &mut Slot) -> Attribution {
         slot.masked = true;
         slot.limited = true;

@@ -1,6 +1,6 @@
 //! I/O ports of the chipset, as far as the FADT names them: ACPI 6.5, sections 4.8 and 5.2.9.
 //!
-//! A write to such a port can switch the machine off, or send its firmware an SMI. So what is taken for a serial port must not be there.
+//! A write to such a port can switch the machine off, or send an SMI to its firmware. So no such port may be used as a serial port.
 
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;

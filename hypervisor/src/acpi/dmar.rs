@@ -1,13 +1,13 @@
 //! The remapping units: VT-d specification, chapter 8 (BIOS considerations).
 //!
-//! Firmware makes mistakes in this table, and a machine is used all the same: a structure that cannot be is told of ([`Dmar::defects`]) and left
-//! out, as Linux does (`dmar_walk_remapping_entries`, `dmar_parse_one_rmrr`). What is left out must not make other functions less
-//! confined: a unit without usable registers stays in the list, so that what it names counts as served by nobody, and where a unit's scopes
-//! are not known to the end, no function counts as one of "all the rest" ([`Dmar::unit_of`]). A function behind a bridge that does not show
-//! itself counts as one only where no scope leads through such a bridge.
+//! Firmware makes mistakes in this table, and the hypervisor uses such a machine all the same. It logs a defective structure
+//! ([`Dmar::defects`]) and leaves it out, as Linux does (`dmar_walk_remapping_entries`, `dmar_parse_one_rmrr`). Leaving a structure out
+//! must not confine other functions less. So a unit without usable registers stays in the list, and the functions that it names count as
+//! served by no unit. If a unit's scopes are not known to the end, no function counts as one of "all the rest" ([`Dmar::unit_of`]). A
+//! function behind a bridge that does not show itself counts as one of them only if no scope leads through such a bridge.
 //!
-//! ATS stays off, so where it would work (ATSR, 8.5) does not matter, nor do the memory nearest to a unit (RHSA, 8.6), the names of
-//! devices of the ACPI name space (ANDD, 8.7) and the properties of integrated functions (SIDP, 8.9): these are skipped.
+//! ATS stays off, so the hypervisor skips where ATS would work (ATSR, 8.5), the memory nearest to a unit (RHSA, 8.6), the names of devices
+//! of the ACPI name space (ANDD, 8.7) and the properties of integrated functions (SIDP, 8.9).
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -214,7 +214,7 @@ impl fmt::Display for DmarDefect {
 }
 
 impl Dmar {
-    /// Reads a whole table (with its header). What cannot be is in [`Self::odd`]; structures of unknown types are skipped.
+    /// Reads a whole table (with its header). What cannot be is in [`Self::defects`]; structures of unknown types are skipped.
     pub fn parse(table: &[u8]) -> Result<Self, TooShort> {
         let (width, flags) = u8_at(table, 36).zip(u8_at(table, 37)).ok_or(TooShort)?;
         if table.len() < STRUCTURES {

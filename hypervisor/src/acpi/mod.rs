@@ -1,9 +1,7 @@
-//! The firmware's tables: which processors, which PCI configuration space, which remapping units, which timer,
-//! which console.
+//! The firmware's tables: processors, PCI configuration space, remapping units, timer and console.
 //!
-//! The walk is our own. The crate `acpi` (6.1) loops for ever on a MADT entry of length 0 and reads beyond an MCFG that is
-//! shorter than its header, and this hypervisor takes firmware for an enemy: here each table is a slice, and each field is read with
-//! bounds.
+//! The hypervisor walks the tables by itself. The crate `acpi` (6.1) loops for ever on a MADT entry of length 0 and reads beyond an MCFG
+//! that is shorter than its header. This hypervisor does not trust firmware: each table is a slice, and each field is read with bounds.
 
 mod bytes;
 pub mod chipset_ports;

@@ -1,5 +1,5 @@
-//! SPCR, the Serial Port Console Redirection table: which serial port the firmware has its own console on. Microsoft's specification of
-//! the table, version 1.10.
+//! SPCR, the Serial Port Console Redirection table: the serial port that the firmware uses for its own console. Microsoft's specification
+//! of the table, version 1.10.
 
 use core::fmt;
 

@@ -1,4 +1,4 @@
-//! From the root pointer to a table: ACPI 6.5, sections 5.2.5 to 5.2.8.
+//! Finds tables from the root pointer: ACPI 6.5, sections 5.2.5 to 5.2.8.
 
 use super::bytes::{sums_to_zero, u8_at, u32_at, u64_at};
 use crate::addr::Hpa;

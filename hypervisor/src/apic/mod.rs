@@ -1,4 +1,4 @@
-//! The local APIC of this processor, and the legacy controllers put to rest.
+//! The local APIC of this processor. The legacy interrupt controllers are masked.
 
 use core::{
     sync::atomic::{AtomicBool, Ordering},

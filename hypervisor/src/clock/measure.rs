@@ -1,8 +1,8 @@
-//! The frequency of the TSC, measured against a counter whose frequency is known.
+//! Measures the frequency of the TSC against a counter whose frequency is known.
 //!
-//! In a virtual machine each look at the reference is an exit of several thousand cycles, so it is looked at a few times only; in between
-//! the TSC itself says how long to wait. A look lies between two reads of the TSC. They say how long it took, and with that how far the
-//! result can be off: SMM or a hypervisor below may take the processor away in the middle of it.
+//! In a virtual machine each read of the reference is an exit of several thousand cycles, so the reference is read a few times only; in
+//! between the TSC says how long to wait. Each read lies between two reads of the TSC. They give the read's duration, and so a bound of the
+//! result's error: SMM or a hypervisor below may interrupt the processor in the middle.
 #![forbid(unsafe_code)]
 
 use core::hint::spin_loop;
@@ -47,12 +47,12 @@ pub enum Unusable {
 
 /// A moment by both counters.
 #[derive(Clone, Copy)]
-struct Look {
+struct Sample {
     before: u64,
     after: u64,
 }
 
-impl Look {
+impl Sample {
     fn take(tsc: &dyn Fn() -> u64, reference: &dyn Clock, last: &mut u64) -> (Self, u64) {
         let before = tsc();
         let ticks = reference.advance(last);
@@ -72,23 +72,23 @@ impl Look {
 pub fn measure(tsc: &dyn Fn() -> u64, reference: &dyn Clock) -> Result<Rate, Unusable> {
     let window = (reference.hertz() / WINDOW).max(1);
     let mut last = 0;
-    let (mut first, _) = Look::take(tsc, reference, &mut last);
+    let (mut first, _) = Sample::take(tsc, reference, &mut last);
     let (mut elapsed, mut step) = (0u64, FIRST_STEP);
     for looks in 1..=LOOKS {
         spin(tsc, step);
-        let (look, ticks) = Look::take(tsc, reference, &mut last);
+        let (sample, ticks) = Sample::take(tsc, reference, &mut last);
         elapsed = elapsed.saturating_add(ticks);
-        let passed = look.middle().saturating_sub(first.middle());
-        let width = first.width().saturating_add(look.width());
+        let passed = sample.middle().saturating_sub(first.middle());
+        let width = first.width().saturating_add(sample.width());
         step = if elapsed == 0 && looks == PATIENCE {
             return Err(Unusable::StandsStill);
         } else if elapsed < window {
             next_step(passed, elapsed, window)
         } else if width.saturating_mul(SHARPNESS) <= passed || passed == 0 {
             return rate(passed, width, elapsed, reference.hertz());
-        } else if look.width() < first.width() / 2 {
+        } else if sample.width() < first.width() / 2 {
             // The first look was disturbed, this one was not: from here on once more.
-            (first, elapsed) = (look, 0);
+            (first, elapsed) = (sample, 0);
             FIRST_STEP
         } else {
             passed
@@ -190,8 +190,8 @@ mod tests {
 
     impl Clock for Machine {
         fn advance(&self, last: &mut u64) -> u64 {
-            let look = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
-            let cost = if look == self.disturbed { NANOSECONDS / 10 } else { self.cost };
+            let sample = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
+            let cost = if sample == self.disturbed { NANOSECONDS / 10 } else { self.cost };
             self.now.fetch_add(cost / 2, Ordering::Relaxed);
             let now = self.begin.wrapping_add(self.counted(self.reference_hertz)) & u64::MAX >> (64 - self.bits);
             self.now.fetch_add(cost / 2, Ordering::Relaxed);

@@ -1,8 +1,8 @@
-//! The time that waits on hardware go by.
+//! Clocks, by which waits on hardware are limited.
 //!
-//! A wait has a limit in time, from the manual that describes what is waited for, and goes by a [`Clock`]: [`poll`], [`poll_every`],
-//! [`pause`], or a [`Timeout`] of its own. `machine::clock` finds out what the machine's clock is: the TSC at a frequency that was
-//! measured ([`measure()`]), or the ACPI PM timer. Until then, and where there is neither, it is [`PostPort`].
+//! Each wait has a time limit, from the manual that describes the hardware. A wait uses a [`Clock`]: [`poll`], [`poll_every`], [`pause`],
+//! or a [`Timeout`] of its own. `machine::clock` selects the machine's clock: the TSC at a measured frequency ([`measure()`]), or the ACPI
+//! PM timer. Before that, and on a machine with neither, the clock is [`PostPort`].
 
 pub mod choice;
 pub mod measure;

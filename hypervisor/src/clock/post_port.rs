@@ -1,4 +1,4 @@
-//! The clock of last resort.
+//! The clock of last resort: reads of the POST port.
 
 use x86::io;
 

@@ -6,12 +6,12 @@ use super::Clock;
 
 /// Each look takes a tick, whoever looks: no test depends on the host's time.
 #[derive(Clone, Copy, Debug)]
-pub struct EveryLook {
+pub struct TickingClock {
     /// Ticks in a second.
     pub hertz: u64,
 }
 
-impl Clock for EveryLook {
+impl Clock for TickingClock {
     fn advance(&self, _: &mut u64) -> u64 {
         1
     }
@@ -22,7 +22,7 @@ impl Clock for EveryLook {
 }
 
 /// Each look takes a millisecond.
-pub static MILLISECONDS: EveryLook = EveryLook { hertz: 1000 };
+pub static MILLISECONDS: TickingClock = TickingClock { hertz: 1000 };
 
 /// A clock that can be asked what time it is: it moves by so many ticks with each look.
 #[derive(Debug)]

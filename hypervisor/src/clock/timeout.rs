@@ -1,4 +1,4 @@
-//! Waits of limited time.
+//! Waits with a time limit.
 #![forbid(unsafe_code)]
 
 use core::{hint::spin_loop, time::Duration};

@@ -1,7 +1,7 @@
-//! The console: lines for people through `log`, lines for the launcher through [`event`]. One guest's own terminal is on another port.
+//! The console: lines for people through `log`, and lines for programs through [`event`]. The terminal of one guest is on another port.
 //!
-//! Lines go to a serial port ([`open`]: COM1, or the one that command line or firmware name), and to the screen where there is one
-//! ([`screen`]). Until the port is known they wait.
+//! Lines go to a serial port ([`open`]: COM1, or the port that command line or firmware name), and to the screen if there is one
+//! ([`screen`]). They wait until the port is known.
 
 mod ring;
 pub mod screen;

@@ -1,4 +1,4 @@
-//! Bytes that wait for a serial line, or that one has brought.
+//! A ring of bytes that wait for a serial line, or that were received.
 
 use core::sync::atomic::{AtomicU8, Ordering};
 

@@ -1,4 +1,4 @@
-//! A serial port of the machine, and the bytes that wait to be sent there.
+//! A serial port of the machine, with the bytes that wait to be sent.
 
 use core::{sync::atomic::AtomicU8, time::Duration};
 

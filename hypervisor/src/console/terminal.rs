@@ -1,7 +1,7 @@
-//! The terminal on COM2, or on COM1 where the console is on COM2: one guest's serial port, byte for byte, in both directions.
+//! The terminal: one guest's serial port on COM2, or on COM1 if the console is on COM2. It passes bytes unchanged in both directions.
 //!
-//! The console carries the lines of the hypervisor and of all guests, and the hypervisor begins each of them, so that no guest forges one. A shell
-//! needs its bytes as they are: they have a port of their own, on which there is nothing to forge.
+//! The console carries lines of the hypervisor and of all guests, and the hypervisor begins each line, so that no guest can forge one. A
+//! shell needs unchanged bytes, so the terminal has a port of its own, without lines of the hypervisor.
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 

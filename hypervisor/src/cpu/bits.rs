@@ -1,4 +1,4 @@
-//! Bits of control registers, IA32_EFER and RFLAGS, by the names of SDM vol. 3, 2.2 to 2.5.
+//! Bits of control registers, IA32_EFER and RFLAGS, by their names in SDM vol. 3, 2.2 to 2.5.
 
 /// CR0 bits by name.
 pub mod cr0 {

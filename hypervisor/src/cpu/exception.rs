@@ -1,11 +1,11 @@
-//! Exceptions and interrupts taken in the hypervisor itself.
+//! Exceptions and interrupts in the hypervisor itself.
 
 use super::{
     interrupts,
     machine_check::{self, Interrupted, Severity},
 };
 
-/// What the entry stubs leave on the stack: SDM vol. 3, 7.14.
+/// The registers that the entry stubs leave on the stack: SDM vol. 3, 7.14.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Frame {
@@ -15,7 +15,7 @@ pub struct Frame {
     pub vector: u64,
     /// The error code, or 0.
     pub error_code: u64,
-    /// Where it happened.
+    /// The interrupted instruction's RIP.
     pub rip: u64,
     /// Code segment.
     pub cs: u64,

@@ -4,7 +4,7 @@
 
 use core::arch::x86_64::{__cpuid_count, _xgetbv};
 
-/// Bytes of the state: legacy area, header, and AVX; the components that [`crate::vdev::cpuid`] lets a guest see.
+/// Bytes of the state: legacy area, header, and AVX, the components that [`crate::vdev::cpuid`] lets a guest see.
 const AREA: usize = 1024;
 
 /// x87, SSE, AVX: bits of XCR0 a guest may set.
@@ -27,7 +27,7 @@ impl State {
         Self { area, xcr0: 1 }
     }
 
-    /// Takes the state out of the registers.
+    /// Saves the registers.
     pub fn save(&mut self, xsave: Xsave) {
         set_xcr0(xsave.mask);
         // SAFETY: the area is 64-byte aligned and as large as the components of `mask`, as `Xsave::enable` has checked.
@@ -37,7 +37,7 @@ impl State {
         }
     }
 
-    /// Puts the state into the registers, and the guest's XCR0 into force.
+    /// Restores the registers, and loads the guest's XCR0.
     pub fn restore(&self, xsave: Xsave) {
         set_xcr0(xsave.mask);
         // SAFETY: the area was written by `save` or `new`, so its header and MXCSR are valid.
@@ -82,7 +82,7 @@ impl Xsave {
     }
 }
 
-/// SSE and AVX state, in the standard layout, beside nothing else.
+/// SSE and AVX state in the standard layout.
 #[repr(C, align(64))]
 struct VectorArea([u8; AREA]);
 
@@ -93,11 +93,11 @@ const XMM: usize = 160;
 const YMM_HIGH: usize = 576;
 const XSTATE_BV: usize = 512;
 
-/// A vector register: XMM in the low half, the rest of YMM in the high one, which is 0 where there is no AVX.
+/// A vector register: XMM in the low half, the rest of YMM in the high half, which is 0 without AVX.
 pub type VectorRegister = [u8; 32];
 
 impl VectorArea {
-    /// The running guest's, taken out of the processor. Returns the components that there are as well.
+    /// Saves the running guest's vector registers. Also returns the components that the processor has.
     fn save() -> (Self, u64) {
         let mut area = Self([0; AREA]);
         let guest = in_force();
@@ -154,8 +154,8 @@ pub fn set_vector_register(number: u8, value: &VectorRegister) {
 #[repr(C, align(32))]
 pub struct Ymm([u64; 4]);
 
-/// Calls `work` with AVX enabled, and puts XCR0 back. Returns whether it did: `false` where the processor has no AVX, or XSAVE is not on
-/// yet. `work` must leave all registers of the vector units as they are.
+/// Calls `work` with AVX enabled, and restores XCR0 after that. Returns whether it did: `false` if the processor has no AVX, or XSAVE is
+/// not enabled yet. `work` must keep the values of all vector registers.
 pub fn with_avx(work: impl FnOnce()) -> bool {
     const AVX: u64 = 0b110;
     let enabled = super::cr4() & super::bits::cr4::OSXSAVE != 0;
@@ -170,7 +170,7 @@ pub fn with_avx(work: impl FnOnce()) -> bool {
     true
 }
 
-/// Puts the running guest's new XCR0 into force. The caller has checked it against [`Xsave::supported`].
+/// Loads the running guest's new XCR0. The caller has checked it against [`Xsave::supported`].
 pub fn set_guest_xcr0(value: u64) {
     set_xcr0(value & XCR0_GUEST | 1);
 }

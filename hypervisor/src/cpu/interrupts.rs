@@ -1,22 +1,21 @@
 //! External interrupts of this processor.
 //!
-//! The hypervisor runs with interrupts off. A device's interrupt ends the guest (VM exit with acknowledgement) or, when no guest
-//! can run, the HLT of [`idle`]. Both ways end in [`arrived`], which only notes the vector: the run loop takes it from
-//! there.
+//! The hypervisor runs with interrupts off. A device's interrupt ends the guest's run (VM exit with acknowledgement) or, when no guest can
+//! run, the HLT of [`idle`]. Both paths call [`arrived`], which only notes the vector; the scheduler takes the vectors from there.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{percpu::this_cpu, stop};
 use crate::apic;
 
-/// Devices' interrupts that became one with an earlier one here, on all processors.
+/// Devices' interrupts that merged with an earlier one here, on all processors.
 static MERGED: AtomicU64 = AtomicU64::new(0);
 
 /// Notes an external interrupt, and ends it at the local APIC.
 ///
-/// The next interrupt with this vector may come as soon as this returns; it is noted again, and becomes one with the first only if
-/// that has not been taken by then. A binding's vector stands for one guest vector, whose IRR would merge the two as well. Two that
-/// meet in the machine's own IRR are one when they get here, and nobody can count them.
+/// The next interrupt with this vector may come as soon as this returns. It is noted again, and merges with the first one only if that has
+/// not been taken by then. A host vector stands for one guest vector, whose IRR would merge the two as well. Interrupts that merge in the
+/// machine's own IRR are one when they arrive here, and cannot be counted.
 pub fn arrived(vector: u8) {
     if note(vector) && apic::is_devices(vector) {
         MERGED.fetch_add(1, Ordering::Relaxed);
@@ -24,12 +23,12 @@ pub fn arrived(vector: u8) {
     apic::eoi();
 }
 
-/// Notes a vector that this processor would have sent to itself.
+/// Notes a vector that this processor would otherwise send to itself.
 pub fn raise(vector: u8) {
     note(vector);
 }
 
-/// Notes a vector. Whether it was noted already, and not taken since.
+/// Notes a vector. Returns whether it was noted before and not taken yet.
 fn note(vector: u8) -> bool {
     let (own, bit) = (this_cpu(), 1 << (vector % 64));
     let before = own.arrived[usize::from(vector / 64)].fetch_or(bit, Ordering::Relaxed);
@@ -37,12 +36,12 @@ fn note(vector: u8) -> bool {
     before & bit != 0
 }
 
-/// Number of devices' interrupts so far that met an earlier one with their vector before that was taken.
+/// The number of devices' interrupts so far that merged with an earlier one.
 pub fn merged() -> u64 {
     MERGED.load(Ordering::Relaxed)
 }
 
-/// Notes an NMI: a panic's stops the processor. Others have no meaning here; their count goes into the log at the end.
+/// Notes an NMI. A panic's NMI stops the processor. Others have no meaning here; their count goes into the log at the end.
 pub fn count_nmi() {
     stop::obey();
     this_cpu().nmis.fetch_add(1, Ordering::Relaxed);
@@ -53,7 +52,7 @@ pub fn nmis() -> u64 {
     this_cpu().nmis.load(Ordering::Relaxed)
 }
 
-/// Takes the vectors noted so far, highest first. Whoever asks takes all of them.
+/// Takes all noted vectors, highest first.
 pub fn take() -> impl Iterator<Item = u8> {
     // First, so that one that comes meanwhile is told of.
     this_cpu().any_arrived.store(false, Ordering::Relaxed);
@@ -67,18 +66,18 @@ pub fn take() -> impl Iterator<Item = u8> {
     })
 }
 
-/// Whether a vector waits to be taken, or was taken just when it came.
+/// Whether vectors may be noted and not taken yet.
 pub fn any() -> bool {
     this_cpu().any_arrived.load(Ordering::Relaxed)
 }
 
-/// Lets pending interrupts in, without waiting for any.
+/// Takes pending interrupts, without waiting.
 pub fn poll() {
     // SAFETY: the IDT sends every vector to a stub that returns here with all registers as they were.
     unsafe { core::arch::asm!("sti", "nop", "cli") }
 }
 
-/// Lets NMIs come again after one that has ended a guest: VM exit blocks them until an IRET (SDM vol. 3, 29.5.5).
+/// Unblocks NMIs after one that has caused a VM exit, which blocks them until an IRET (SDM vol. 3, 29.5.5).
 pub fn unblock_nmis() {
     // SAFETY: the frame leads to the next instruction, with the stack, the flags and the segments that there are.
     unsafe {

@@ -1,7 +1,7 @@
 //! Machine checks: SDM vol. 3, chapter 16 ("Machine-Check Architecture").
 //!
-//! The hardware tells of an error that it could not correct. Where the error is that of a guest's access, and the processor's own state is
-//! whole, the guest ends; where the hypervisor itself is hit, or the state is not whole, nothing goes on.
+//! The hardware reports an error that it could not correct. If the error is that of a guest's access and the processor's own state is
+//! intact, only that guest ends. If the error hit the hypervisor, or the state is not intact, everything stops.
 
 use core::{
     fmt,
@@ -34,11 +34,11 @@ const UC: u64 = 1 << 61;
 const EN: u64 = 1 << 60;
 const ADDRV: u64 = 1 << 58;
 const PCC: u64 = 1 << 57;
-/// With software recovery: it was signalled as a machine check; something has to be done at once.
+/// With software recovery: the error was signalled as a machine check; software has to act at once.
 const S: u64 = 1 << 56;
 const AR: u64 = 1 << 55;
 
-/// Banks that are looked at: no processor has more than 32 today.
+/// The most banks that are read. No processor has more than 32 today.
 const MOST_BANKS: u8 = 64;
 
 /// Machine checks so far, on all processors.
@@ -49,23 +49,23 @@ pub fn count() -> u64 {
     COUNT.load(Ordering::Relaxed)
 }
 
-/// What was interrupted.
+/// The interrupted code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupted {
     /// A guest.
     Guest,
-    /// The hypervisor, VM entry included.
+    /// The hypervisor, including VM entry.
     Hypervisor,
 }
 
-/// How bad a machine check is. In the order of weight.
+/// The severity of a machine check, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// It goes on: the error is not of what runs here.
+    /// Everything continues: the error does not concern the interrupted code.
     GoesOn,
     /// The guest ends.
     GuestEnds,
-    /// Nothing goes on.
+    /// Nothing continues.
     Fatal,
 }
 
@@ -125,10 +125,10 @@ impl fmt::Display for Bank {
     }
 }
 
-/// A machine check, as the processor tells it.
+/// A machine check, as the banks describe it.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
-    /// What the processor does next.
+    /// The severity.
     pub severity: Severity,
     mcg: u64,
     /// The bank with the worst error.
@@ -151,7 +151,7 @@ fn has_banks() -> bool {
     core::arch::x86_64::__cpuid(1).edx & MCA != 0
 }
 
-/// Reads what there is, judges it, and, where something goes on, makes room for the next one: a second machine check while
+/// Reads the banks, judges the error and, if something continues, clears the status for the next one. A second machine check while
 /// IA32_MCG_STATUS says that one is under way shuts the processor down.
 pub fn take(interrupted: Interrupted) -> Report {
     if !has_banks() {
@@ -172,9 +172,9 @@ pub fn take(interrupted: Interrupted) -> Report {
     Report { severity, mcg, bank }
 }
 
-/// Has machine checks arrive as exceptions on this processor, whose cause is told. Without CR4.MCE one that is meant for another processor
-/// as well shuts the machine down (SDM vol. 3, 7.15, interrupt 18). So each processor does this as soon as it can stop the others, whether it
-/// will run guests or not.
+/// Sets CR4.MCE, so that machine checks arrive as exceptions on this processor. Without CR4.MCE a machine check that is meant for another
+/// processor as well shuts the machine down (SDM vol. 3, 7.15, interrupt 18). So each processor does this as soon as it can stop the
+/// others, whether it runs guests or not.
 ///
 /// # Safety
 /// The processor's IDT is in force.
@@ -190,8 +190,8 @@ pub unsafe fn enable() {
     unsafe { cpu::write_cr4(cpu::cr4() | cpu::bits::cr4::MCE) };
 }
 
-/// Lets this processor signal all errors of all banks that are software's, as software has to before it sets CR4.MCE (SDM vol. 3, 16.8). What
-/// the banks hold from before is told, and cleared.
+/// Enables all errors of all banks that software controls, which has to come before CR4.MCE is set (SDM vol. 3, 16.8). Logs and clears
+/// errors from before.
 fn prepare() {
     // SAFETY: as in `take`.
     let cap = unsafe { rdmsr(MCG_CAP) };
@@ -211,12 +211,12 @@ fn prepare() {
     clear(cap);
 }
 
-/// The first bank whose errors software enables, and with it those behind, on a processor with this vendor string and this signature of
-/// CPUID. `None` where the firmware has enabled what can be: other makers' banks have bits that must stay as they are (Linux clears one of
-/// bank 4 of AMD's family 15, `apply_quirks_amd`).
+/// The first bank that software enables; it enables the following ones as well. The processor has this vendor string and this signature of
+/// CPUID. `None` if the firmware has enabled the banks: other makers' banks have bits that must not change (Linux clears one of bank 4 of
+/// AMD's family 15, `apply_quirks_amd`).
 ///
-/// Intel's processors of family 6 before model 1AH have the control of the machine's bus at the address of IA32_MC0_CTL, which is the
-/// firmware's (SDM vol. 3, 16.3.2.1).
+/// Intel's processors of family 6 before model 1AH have the machine's bus control at the address of IA32_MC0_CTL, which belongs to the
+/// firmware (SDM vol. 3, 16.3.2.1).
 fn first_bank_to_enable(vendor: &[u8; 12], signature: u32) -> Option<u8> {
     const FIRST_WITH_CTL_OF_BANK_0: u32 = 0x1a;
     let (family, model) = (signature >> 8 & 0xf, signature >> 12 & 0xf0 | signature >> 4 & 0xf);
@@ -254,7 +254,7 @@ fn read(number: u8) -> Bank {
     Bank { number, status, address }
 }
 
-/// Clears all banks' status: 0 is what may be written there.
+/// Clears the status of all banks. 0 is the only value that may be written there.
 fn clear(cap: u64) {
     // SAFETY: as above.
     numbers(cap).for_each(|number| unsafe { wrmsr(ctl(number) + 1, 0) });

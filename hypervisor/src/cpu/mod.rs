@@ -16,24 +16,24 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// The processor's signature: family, model, stepping, as CPUID tells them.
+/// The processor's signature from CPUID: family, model, stepping.
 pub fn signature() -> u32 {
     core::arch::x86_64::__cpuid(1).eax
 }
 
-/// Whether pages can be made not executable, and EFER has NXE. The entry code has undone what firmware can do to hide this.
+/// Whether pages can be made not executable, and EFER has NXE. The entry code has undone the firmware's means to hide this.
 pub fn has_no_execute() -> bool {
     raw_cpuid::CpuId::new().get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_execute_disable())
 }
 
-/// EDX of CPUID leaf 7: features among which are those for the control of speculation.
+/// EDX of CPUID leaf 7, which has the features for the control of speculation.
 pub fn leaf7_edx() -> u32 {
     use core::arch::x86_64::__cpuid_count;
     const LEAF: u32 = 7;
     if __cpuid_count(0, 0).eax < LEAF { 0 } else { __cpuid_count(LEAF, 0).edx }
 }
 
-/// IA32_ARCH_CAPABILITIES: from which attacks the processor is free. `None` where it has no such register.
+/// IA32_ARCH_CAPABILITIES: the attacks that the processor is immune to. `None` if it has no such register.
 pub fn arch_capabilities() -> Option<u64> {
     const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
     const HAS_ARCH_CAPABILITIES: u32 = 1 << 29;
@@ -41,7 +41,7 @@ pub fn arch_capabilities() -> Option<u64> {
     (leaf7_edx() & HAS_ARCH_CAPABILITIES != 0).then(|| unsafe { x86::msr::rdmsr(IA32_ARCH_CAPABILITIES) })
 }
 
-/// Stops this processor for good. NMIs that come are obeyed, and it goes on to stop.
+/// Stops this processor for good. It handles an NMI, and stays stopped.
 pub fn stop() -> ! {
     loop {
         // SAFETY: interrupts are off, so nothing runs after the HLT but this loop.
@@ -117,7 +117,7 @@ pub fn breakpoint_addresses() -> [u64; 4] {
     values
 }
 
-/// Makes DR6 say what a debug exception of the guest was for: bits 3:0, 13 and 14 of `cause`.
+/// Sets the bits in DR6 that report a debug exception of the guest: bits 3:0, 13 and 14 of `cause`.
 pub fn add_dr6(cause: u64) {
     let old: u64;
     // SAFETY: reading DR6 has no side effect, since DR7.GD is clear in the hypervisor.
@@ -127,7 +127,7 @@ pub fn add_dr6(cause: u64) {
     unsafe { core::arch::asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
 }
 
-/// DR6 after a debug exception for `cause`, where it was `old`: the breakpoints' bits are this exception's; BD, BS and the others stay
+/// DR6 after a debug exception for `cause`, if it was `old` before. The breakpoints' bits are this exception's; BD, BS and the others stay
 /// until software clears them (SDM vol. 3, 18.2.3).
 const fn dr6_after(old: u64, cause: u64) -> u64 {
     /// Bits that read as 1.

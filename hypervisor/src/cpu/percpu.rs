@@ -1,34 +1,34 @@
-//! What each processor has of its own. The GS base leads there while the hypervisor runs; a VM exit sets it back from the VMCS.
+//! Per-processor data. The GS base points to it while the hypervisor runs; each VM exit loads the GS base from the VMCS.
 
 use core::{
     ptr::null_mut,
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering},
 };
 
-/// A processor's own.
+/// A processor's data.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct PerCpu {
-    /// Its own address: what GS:0 holds.
+    /// The address of this structure, which GS:0 holds.
     address: u64,
-    /// Its number, from 0.
+    /// The processor's number, from 0.
     pub number: usize,
-    /// Its APIC ID.
+    /// The processor's APIC ID.
     pub apic_id: u32,
     /// Vectors that have arrived and were not taken yet.
     pub(super) arrived: [AtomicU64; 4],
-    /// Whether there may be some: asked at each exit.
+    /// Whether there may be some. Each exit reads it.
     pub(super) any_arrived: AtomicBool,
     /// NMIs so far.
     pub(super) nmis: AtomicU64,
-    /// The one that was installed before it.
+    /// The structure that was installed before this one.
     before: AtomicPtr<PerCpu>,
 }
 
-/// The one that was installed last. Nothing that was installed ever goes.
+/// The structure that was installed last. Installed structures are never removed.
 static LAST: AtomicPtr<PerCpu> = AtomicPtr::new(null_mut());
 
-/// Those of all processors that have installed theirs, but for that of the processor whose own is at `except`.
+/// The data of all installed processors, except for the one at address `except`.
 pub fn others(except: u64) -> impl Iterator<Item = &'static PerCpu> {
     let next = |at: &AtomicPtr<PerCpu>| {
         // SAFETY: null, or what `install` has leaked and made whole before it was linked.
@@ -38,7 +38,8 @@ pub fn others(except: u64) -> impl Iterator<Item = &'static PerCpu> {
 }
 
 impl PerCpu {
-    /// Makes this processor number `number`. After that [`this`] works on it; the value lives as long as the processor.
+    /// Installs the data of this processor, with number `number`. After that [`this_cpu`] works on it. The data lives as long as the
+    /// processor.
     pub fn install(number: usize, apic_id: u32) {
         let own: &'static mut Self =
             alloc::boxed::Box::leak(alloc::boxed::Box::new(Self { number, apic_id, ..Self::default() }));
@@ -55,13 +56,13 @@ impl PerCpu {
     }
 }
 
-/// The GS base that leads to this processor's own: for the VMCS's host state.
+/// The GS base of this processor's data, for the VMCS's host state.
 pub fn base() -> u64 {
     // SAFETY: every processor with long mode has this MSR.
     unsafe { x86::msr::rdmsr(x86::msr::IA32_GS_BASE) }
 }
 
-/// This processor's own.
+/// This processor's data.
 #[cfg(not(test))]
 pub fn this_cpu() -> &'static PerCpu {
     let own: *const PerCpu;

@@ -1,4 +1,4 @@
-//! A panic stops all processors.
+//! Stops all processors at a panic.
 
 use core::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -11,16 +11,16 @@ use crate::{
     clock::{self, poll},
 };
 
-/// Somebody has panicked.
+/// Whether a processor has panicked.
 static STOPPING: AtomicBool = AtomicBool::new(false);
-/// Processors that have stopped for it.
+/// The number of processors that have stopped after a panic.
 static STOPPED: AtomicUsize = AtomicUsize::new(0);
 
-/// What the others get to stop in. Those that have interrupts off take an NMI nevertheless.
+/// The time limit for the others to stop. A processor with interrupts off takes an NMI nevertheless.
 const TIME: Duration = Duration::from_millis(500);
 
-/// Stops all other processors. Returns how many there are, and how many have stopped. If another processor is at this already, or the
-/// panic is one of this very path, this one stops as well.
+/// Stops all other processors. Returns how many there are, and how many have stopped. If another processor is doing this already, or the
+/// panic came from this function, this processor stops as well.
 pub fn others() -> (usize, usize) {
     if STOPPING.swap(true, Ordering::SeqCst) {
         stop();
@@ -35,7 +35,7 @@ pub fn others() -> (usize, usize) {
     (others, STOPPED.load(Ordering::SeqCst))
 }
 
-/// An NMI came. It does not come back if it was a panic's.
+/// Handles an NMI. It does not return if the NMI was a panic's.
 pub fn obey() {
     if STOPPING.load(Ordering::SeqCst) {
         STOPPED.fetch_add(1, Ordering::SeqCst);

@@ -25,7 +25,7 @@ struct TaskState {
 
 const _: () = assert!(size_of::<TaskState>() == 104);
 
-/// What one processor needs. It lives as long as the processor runs.
+/// The tables of one processor. They live as long as the processor runs.
 #[repr(C, align(4096))]
 pub struct Tables {
     stacks: [[u8; IST_STACK]; 3],
@@ -40,7 +40,7 @@ struct Pointer {
     base: u64,
 }
 
-/// Linear addresses the VMCS's host state wants to know.
+/// Linear addresses for the VMCS's host state.
 #[derive(Clone, Copy, Debug)]
 pub struct Bases {
     /// Of the GDT.
@@ -52,7 +52,7 @@ pub struct Bases {
 }
 
 impl Tables {
-    /// Tables with nothing in them.
+    /// Empty tables.
     pub const fn new() -> Self {
         Self {
             stacks: [[0; IST_STACK]; 3],
@@ -69,7 +69,7 @@ impl Tables {
         }
     }
 
-    /// Fills the tables in and makes this processor use them.
+    /// Fills the tables, and loads them into this processor.
     pub fn load(&'static mut self) -> Bases {
         let tss = (&raw const self.tss) as u64;
         let tops = [0, 1, 2].map(|n: usize| (&raw const self.stacks[n]) as u64 + IST_STACK as u64);

@@ -1,39 +1,39 @@
-//! What of the machine's functions is given away: whole, or work queue by work queue.
+//! Which functions of the machine are assigned: whole, or by single work queues.
 
 use alloc::vec::Vec;
 
 use crate::{addr::Bdf, pci::Function};
 
-/// Why something cannot be given.
+/// Why a function cannot be allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unavailable {
-    /// Somebody has the function, whole or in parts.
+    /// A guest has the function already, whole or in part.
     Taken,
     /// It has too few work queues or slots left.
     NoRoom,
 }
 
-/// A work queue of a function, and a part of its store.
+/// A work queue of a function, and the part of the function's store that belongs to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueAllocation {
-    /// Which queue.
+    /// The work queue's number.
     pub queue: u8,
-    /// The first slot.
+    /// The queue's first slot in the store.
     pub first_slot: u16,
 }
 
-/// A guest's share of a function that the hypervisor keeps.
+/// The part of a parent function from which a virtual function is made.
 #[derive(Clone, Copy)]
 pub struct VirtualAllocation {
-    /// The function.
+    /// The parent function.
     pub parent: &'static Function,
-    /// What of it.
+    /// The work queue and its slots.
     pub part: QueueAllocation,
-    /// Vectors, and slots.
+    /// The number of vectors, and of slots.
     pub vectors: u16,
 }
 
-/// A function of which parts are given away: the first ones.
+/// A function of which the first queues and slots are allocated.
 #[derive(Clone, Copy, Debug)]
 struct Parent {
     bdf: Bdf,
@@ -41,8 +41,8 @@ struct Parent {
     slots: u32,
 }
 
-/// Who has what. Nothing comes back into it: a work queue is given to one guest and never to another one, so a command for the queue that
-/// the device carries out too late meets no other guest.
+/// The allocations. Nothing returns to it: a work queue is never given to a second guest, so a command for the queue that the device
+/// carries out too late reaches no other guest.
 #[derive(Clone, Debug, Default)]
 pub struct Allocations {
     whole: Vec<Bdf>,
@@ -50,17 +50,17 @@ pub struct Allocations {
 }
 
 impl Allocations {
-    /// Whether nobody has anything of the function.
+    /// Whether no part of the function is allocated.
     pub fn is_free(&self, bdf: Bdf) -> bool {
         !self.whole.contains(&bdf) && !self.parents.iter().any(|parent| parent.bdf == bdf)
     }
 
-    /// Gives a whole function away, which is free.
+    /// Allocates a whole function, which must be free.
     pub fn take(&mut self, bdf: Bdf) {
         self.whole.push(bdf);
     }
 
-    /// Gives the next work queue away of a function that has so many queues and slots, and as many slots as there are to be vectors.
+    /// Allocates the next work queue, with `vectors` slots, of a function that has `queues` queues and `slots` slots.
     pub fn take_part(
         &mut self,
         bdf: Bdf,

@@ -1,5 +1,5 @@
-//! A list of shared values that come and go. [`ArcList::for_each`] looks at a value without the list's lock, so a long look delays nobody
-//! else.
+//! A list of shared values that are added and removed. [`ArcList::for_each`] visits a value without the list's lock, so a long visit delays
+//! no other processor.
 #![forbid(unsafe_code)]
 
 use alloc::{sync::Arc, vec::Vec};
@@ -31,8 +31,8 @@ impl<T> ArcList<T> {
         self.0.lock().retain(|other| !Arc::ptr_eq(other, value));
     }
 
-    /// Has `look` look at each value that is in the list from the beginning to the end of this call, without the list's lock. Values that come
-    /// meanwhile may be left out.
+    /// Calls `look` with each value that is in the list during the whole call, without the list's lock. Values that are added meanwhile may
+    /// be left out.
     pub fn for_each(&self, mut look: impl FnMut(&T)) {
         // Backwards: where a value is removed, only values that were looked at already move to a place that comes next.
         let mut at = self.0.lock().len();
@@ -43,7 +43,7 @@ impl<T> ArcList<T> {
         }
     }
 
-    /// The whole list, locked, if no other processor has it or waits for it.
+    /// The locked list, if no other processor holds the lock or waits for it.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, Vec<Arc<T>>>> {
         self.0.try_lock()
     }

@@ -1,40 +1,40 @@
-//! Why a function cannot be given to a guest.
+//! Why a function cannot be assigned to a guest.
 #![forbid(unsafe_code)]
 
 use core::fmt;
 
 use crate::{quirks::Erratum, vtd::Error};
 
-/// Why a function cannot be given to a guest.
+/// Why a function cannot be assigned to a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AssignError {
     /// The machine has no such function.
     NoSuchFunction,
-    /// There is no remapping unit for it, or none that works.
+    /// No working remapping unit serves the function.
     NoRemapping,
-    /// Another guest has it.
+    /// Another guest has the function.
     Taken,
-    /// The firmware uses memory of its own with it (RMRR).
+    /// The firmware has reserved memory for the function's DMA (RMRR).
     ReservedMemory,
-    /// It has no message store that the hypervisor knows.
+    /// The function has no message store that the hypervisor knows.
     NoStore,
-    /// It has neither a message store nor MSI-X.
+    /// The function has neither a message store nor MSI-X.
     NoMessages,
-    /// Nothing is known by which it could be reset.
+    /// The function has no known reset method.
     NoReset,
-    /// Other functions are on its way to the remapping unit.
+    /// Other functions share the function's path to the remapping unit.
     NotAlone,
-    /// Its hardware has this erratum, which its guest does not accept.
+    /// The hardware has this erratum, which the guest does not accept.
     Unsafe(&'static Erratum),
-    /// It has no PASIDs, by which virtual functions are told apart.
+    /// The function has no PASIDs, which separate virtual functions.
     NoPasid,
-    /// Its remapping unit has no scalable mode, or not these PASIDs.
+    /// The function's remapping unit has no scalable mode, or does not support these PASIDs.
     NoPasidRemapping,
-    /// Its work queues or its store's slots do not suffice for one more virtual function.
+    /// The work queues or the store's slots do not suffice for one more virtual function.
     NoRoom,
-    /// A BAR was not placed by the firmware, or is too small to be mapped.
+    /// The firmware has not placed this BAR, or the BAR is too small to be mapped.
     Bar(usize),
-    /// A table does not lie where the function says.
+    /// A table is not inside the BAR that the function names.
     Table,
     /// Memory for tables or shadows ran out, or address space in the guest.
     OutOfMemory,

@@ -1,11 +1,11 @@
-//! Whose turn it is to have a command of a shared device carried out.
+//! Arbitration of a shared device's command register.
 //!
-//! The device has one command register. Functions' steps ([`Step`]) go through it one at a time, and functions have their turns one after
-//! another: so a step waits for at most one step of each other function. A step takes no longer than the work in its function's queue, which
-//! is bounded ([`queue_limits`](crate::vdev::vdsa::queue_limits)): 16 descriptors of up to 64 MiB where 128 are shared by eight queues.
-//! No processor waits here for longer than [`QUICK`], four times: a step that takes longer is looked at again later.
+//! The device has one command register. Functions' steps ([`Step`]) go through it one at a time, and the functions take turns. So a step
+//! waits for at most one step of each other function. A step takes no longer than the work in its function's queue, which is bounded
+//! ([`queue_limits`](crate::vdev::vdsa::queue_limits)): 16 descriptors of up to 64 MiB where eight queues share 128. No processor waits
+//! here for longer than four times [`QUICK`]; a step that takes longer is polled later.
 //!
-//! The device may carry out a step after the time-out ([`STEP`]). Until it has, all steps fail at once, and none is given to the device. The
+//! The device may carry out a step after the time-out ([`STEP`]). Until it has, all steps fail at once, and the device gets none. The
 //! function whose step it was treats the state of its queue as unknown ([`crate::vdev::vdsa`]).
 #![forbid(unsafe_code)]
 
@@ -18,37 +18,38 @@ use crate::{
     vdev::vdsa::{Effect, Step, VirtualDsa, spec::error::NO_ANSWER},
 };
 
-/// How long the processor that gives a command waits for the end of the command. Most commands do not wait for descriptors and end in this time.
+/// How long the processor that gives a command waits for the command's end. Most commands do not wait for descriptors and end in this time.
 pub const QUICK: Duration = Duration::from_micros(50);
 /// The time limit of a step: longer than the device needs for a full queue. After it the device counts as stuck.
 pub const STEP: Duration = Duration::from_secs(10);
 /// The most steps that one call of [`CommandArbiter::advance`] begins.
 const STEPS: usize = 4;
 
-/// A function that shares the device.
+/// A function that shares the device's command register.
 pub trait CommandClient {
-    /// The number of its work queue.
+    /// The number of the function's work queue.
     fn queue(&self) -> u8;
-    /// Its registers.
+    /// The function's registers.
     fn registers(&mut self) -> &mut VirtualDsa;
-    /// Its work queue, in the device's registers.
+    /// The function's work queue in the device's registers.
     fn work_queue<'a, R: Registers>(&self, registers: &'a R) -> Queue<'a, R>;
 }
 
-/// The order of turns, and the step that is under way.
+/// The order of the functions, and the step that is under way.
 #[derive(Default)]
 pub struct CommandArbiter {
-    /// The step's function, by its queue, and how long the step may take yet.
+    /// The step's function, by its queue, and the rest of the step's time.
     under_way: Option<(u8, Timeout<'static>)>,
-    /// The queue whose turn is next.
+    /// The queue that comes next.
     next: u8,
-    /// The device has not finished a step in time.
+    /// Whether the device has not finished a step in time.
     is_stuck: bool,
 }
 
 impl CommandArbiter {
-    /// Goes on: takes what is done, and begins what is next. `done` hears what a function's step has come to. Returns whether there is more
-    /// to do, for which this is to be called again. A step that is begun is waited for as long as the time beside the clock says.
+    /// Completes the step that is under way, and begins the next ones. Calls `done` with the effect of each completed step. Returns whether
+    /// steps are left, for which the caller calls this again. The call waits for a step that it begins for at most the duration beside the
+    /// clock.
     pub fn advance<F: CommandClient>(
         &mut self,
         registers: &impl Registers,
@@ -67,7 +68,7 @@ impl CommandArbiter {
         self.under_way.is_some() || functions.iter_mut().any(|function| function.registers().is_busy())
     }
 
-    /// Ends the step that is under way if the device is done with it. Returns whether none is.
+    /// Ends the step that is under way if the device has completed it. Returns whether none is under way any more.
     fn finish<F: CommandClient>(
         &mut self,
         registers: &impl Registers,

@@ -1,5 +1,5 @@
-//! What the hypervisor has to know of Intel DSA beyond PCI: where its interrupt message store is, how it is reset, and how its work
-//! queues are shared out.
+//! The hypervisor's knowledge of Intel DSA beyond PCI: the place of the interrupt message store, the reset, and the division of work
+//! queues.
 
 use core::{ops::Range, time::Duration};
 

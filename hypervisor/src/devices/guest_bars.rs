@@ -1,4 +1,4 @@
-//! What a function's BARs show in the guest: which pages reach the device, which are images, and which are trapped.
+//! A function's BARs in the guest: pages that reach the device, shadow pages, and trapped pages.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -22,24 +22,24 @@ use crate::{
     vdev::pci::{BarDescr, FunctionDescr, MsixDescr, VirtualBus},
 };
 
-/// What a guest's function is put into.
+/// The parts of a guest into which a function is put.
 pub struct GuestSpace<'a, F> {
-    /// Its PCI bus.
+    /// The guest's PCI bus.
     pub bus: &'a mut VirtualBus,
-    /// Its address space for BARs.
+    /// The guest's address space for BARs.
     pub bars: &'a mut BarAllocator,
-    /// Its page tables.
+    /// The guest's page tables.
     pub ept: &'a mut Ept,
-    /// What it finds outside of its memory.
+    /// The guest's regions outside of its memory.
     pub mmio_regions: &'a mut MmioRegions,
-    /// Frames that are its own: those of shadows are added, those of a preparation that fails too.
+    /// The guest's own frames: those of shadows are added, also those of a preparation that fails.
     pub frames: &'a mut Vec<(Hpa, u64)>,
-    /// Where frames come from.
+    /// The source of frames.
     pub source: &'a F,
 }
 
 impl<F: FrameSource> GuestSpace<'_, F> {
-    /// So many frames of zeros, which are the guest's from now on.
+    /// Allocates `count` zeroed frames, which the guest owns from now on.
     pub fn zeroed(&mut self, count: u64) -> Result<Hpa, AssignError> {
         let base = self.source.alloc_zeroed(count, PAGE_SIZE).ok_or(AssignError::OutOfMemory)?;
         self.frames.push((base, count));
@@ -52,10 +52,10 @@ impl<F: FrameSource> GuestSpace<'_, F> {
     }
 }
 
-/// Bytes of the SIOV capability (Scalable IOV specification, 3.2.1), and its place in the guest's.
+/// Bytes of the SIOV capability (Scalable IOV specification, 3.2.1), and its place in the guest's configuration space.
 const SIOV_BYTES: u16 = 0x18;
 
-/// What the guest sees in configuration space.
+/// Describes the function's configuration space in the guest.
 pub(super) fn describe(
     config: &dyn ConfigSpace,
     function: &Function,
@@ -89,7 +89,7 @@ pub(super) fn describe(
     Ok(descr)
 }
 
-/// The function's BARs as they are laid out in the guest.
+/// The layout of a function's BARs in the guest.
 pub(super) struct BarLayout<'a, 'r, F> {
     pub function: &'a Function,
     pub descr: &'a FunctionDescr,
@@ -99,7 +99,7 @@ pub(super) struct BarLayout<'a, 'r, F> {
     pub shared: Vec<(Gpa, Hpa, u64)>,
 }
 
-/// The stores of a function, as the service is told of them.
+/// The descriptions of a function's stores for the service.
 pub(super) struct Stores {
     /// Its interrupt message store.
     pub ims: Option<StoreSpec>,
@@ -108,7 +108,7 @@ pub(super) struct Stores {
 }
 
 impl<F: FrameSource> BarLayout<'_, '_, F> {
-    /// Everything straight through at first. What must not be comes after, page by page.
+    /// Maps all BARs straight through. Pages that need a trap or a shadow are changed after that.
     fn map_bars(&mut self) -> Result<(), AssignError> {
         for index in 0..self.descr.bars.len() {
             if let Some(bar) = self.descr.bars[index] {
@@ -119,8 +119,8 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         Ok(())
     }
 
-    /// A store: the guest reads its shadow and its writes are trapped, in whole pages. Where the pages may hold something else, reads are
-    /// trapped as well, so that the guest finds that too. `neighbours` are the tables of a device all of whose tables are known.
+    /// Maps a store: the guest reads its shadow, and writes to its whole pages are trapped. If the pages may hold other registers, reads
+    /// are trapped as well, so that the guest reaches those. `neighbours` are the device's tables, if all of them are known.
     fn map_store(
         &mut self,
         name: StoreName,
@@ -153,7 +153,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         })
     }
 
-    /// Maps everything. `registers` are a DSA's. `slow_store` is told of a store's command interface, and gives the store its number.
+    /// Maps everything. `registers` are a DSA's. `slow_store` gets a store's command interface, and returns the store's number.
     pub fn show_all(
         &mut self,
         registers: Option<&impl memory::Registers>,
@@ -193,7 +193,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         Ok(StoreSpec { location: StoreLocation::SlowStore(self.hide_slow_store(slow_store)?), ..spec })
     }
 
-    /// A store behind a command interface, which is the hypervisor's alone: its page reads as zeros in the guest, and takes nothing.
+    /// Hides the command interface of a slow store: its page reads as zeros in the guest, and ignores writes.
     fn hide_slow_store(&mut self, slow_store: impl FnOnce(Mmio) -> Option<u16>) -> Result<u16, AssignError> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, dsa::SLOW_STORE), PAGE_SIZE)?;
         let zeros = self.space.zeroed(1)?;
@@ -203,8 +203,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         slow_store(registers).ok_or(AssignError::Table)
     }
 
-    /// Whether nothing else of the device's is in the pages of a store: the store fills them, or the device's other tables, which are
-    /// known, are elsewhere.
+    /// Whether a store is alone in its pages: it fills them, or all other tables of the device are known and elsewhere.
     fn is_alone(&self, (bar, offset): (u8, u32), bytes: u64, neighbours: Option<&dsa::Tables>) -> bool {
         let store = u64::from(offset)..u64::from(offset) + bytes;
         let known = neighbours.filter(|_| bar == dsa::REGISTERS_BAR);
@@ -224,7 +223,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         here.map(|((_, offset), bytes)| u64::from(offset)..u64::from(offset) + bytes)
     }
 
-    /// The pending bits can be read. Writes to them are dropped; writes to registers beside them reach the device.
+    /// Maps the pending bits for reads. Writes to them are dropped; writes to registers beside them reach the device.
     fn map_pending_bits(&mut self) -> Result<(), AssignError> {
         let Some(msix) = self.descr.msix else { return Ok(()) };
         let bytes = u64::from(msix.size).div_ceil(64) * 8;
@@ -245,7 +244,7 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         Ok(())
     }
 
-    /// Whatever else is in trapped pages is read and written as if they were not.
+    /// Adds regions for the other registers in trapped pages, whose accesses are passed to the device.
     fn serve_the_rest(&mut self) {
         for &(start, base, len) in &self.shared {
             let kind = RegionKind::Registers(Registers { device: self.id, base, kind: RegisterKind::Plain });
@@ -255,8 +254,8 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         }
     }
 
-    /// The page of the command register can be read straight from the device. Writes are passed on, but seen: the guest may reset
-    /// the device, and with it the store.
+    /// Maps the page of the command register: reads go straight to the device. Writes are trapped and passed on, because the guest may
+    /// reset the device, and with it the store.
     fn map_commands(&mut self) -> Result<(), AssignError> {
         let (gpa, base) = self.locate((dsa::REGISTERS_BAR, 0), PAGE_SIZE)?;
         // What the guest may not even read stays trapped.
@@ -269,12 +268,12 @@ impl<F: FrameSource> BarLayout<'_, '_, F> {
         Ok(())
     }
 
-    /// Where a table of slots is in the guest and on the machine.
+    /// The address of a table of slots in the guest and on the machine.
     fn locate(&self, table: (u8, u32), bytes: u64) -> Result<(Gpa, Hpa), AssignError> {
         self.locate_at(table, bytes, 16)
     }
 
-    /// The same for what is aligned to `alignment` bytes.
+    /// The same for a table that is aligned to `alignment` bytes.
     fn locate_at(&self, (bar, offset): (u8, u32), bytes: u64, alignment: u32) -> Result<(Gpa, Hpa), AssignError> {
         let base = locate(self.function, TableLocation { bar, offset }, bytes)?;
         let descr = self.descr.bars.get(usize::from(bar)).copied().flatten();

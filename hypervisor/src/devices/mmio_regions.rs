@@ -1,4 +1,4 @@
-//! What lies outside of a guest's memory: stores, device registers, configuration space, nothing.
+//! The regions outside of a guest's memory: stores, device registers, configuration space.
 
 use alloc::vec::Vec;
 
@@ -9,23 +9,23 @@ use crate::{
     ims::StoreName,
 };
 
-/// What a region shows.
+/// The contents of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegionKind {
-    /// A store of a device; reads come from its shadow.
+    /// A store of a device. Reads come from its shadow.
     Store {
-        /// Whose.
+        /// The device.
         device: DeviceId,
-        /// Which.
+        /// The store's name.
         name: StoreName,
-        /// The image that the guest reads.
+        /// The shadow that the guest reads.
         shadow: Hpa,
     },
     /// Registers of a device.
     Registers(Registers),
-    /// What a virtual function has in BAR 0 beside its MSI-X table.
+    /// Registers of a virtual function in BAR 0, beside its MSI-X table.
     Virtual {
-        /// Whose.
+        /// The virtual function.
         device: DeviceId,
     },
     /// Configuration space of bus 0.
@@ -35,37 +35,37 @@ pub enum RegionKind {
 /// Registers of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registers {
-    /// Whose.
+    /// The device.
     pub device: DeviceId,
-    /// The region's start on the machine.
+    /// The region's address on the machine.
     pub base: Hpa,
-    /// What the region shows of the device.
+    /// The kind of registers.
     pub kind: RegisterKind,
 }
 
-/// What registers a region shows, as far as that makes a difference for a write.
+/// The kinds of registers that differ for a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegisterKind {
-    /// The page of a DSA's command register: a write that resets the device is waited for.
+    /// The page of a DSA's command register. The hypervisor waits for the end of a reset that a write begins.
     Commands,
-    /// Pending bits: writes do not reach the device.
+    /// Pending bits. Writes do not reach the device.
     PendingBits,
-    /// Anything else: writes are passed on.
+    /// Other registers. Writes are passed on.
     Plain,
 }
 
 /// A range of guest-physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MmioRegion {
-    /// Its start.
+    /// The region's start in the guest.
     pub start: Gpa,
-    /// Its bytes.
+    /// The region's length in bytes.
     pub len: u64,
-    /// What it shows.
+    /// The region's contents.
     pub kind: RegionKind,
 }
 
-/// All regions of a guest. Where some overlap, the first one counts.
+/// All regions of a guest. If some overlap, the first one counts.
 #[derive(Debug, Default)]
 pub struct MmioRegions(Vec<MmioRegion>);
 

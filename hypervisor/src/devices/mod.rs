@@ -1,4 +1,4 @@
-//! Giving functions away: the plan, what is given, pass-through, resets, DSAs and the virtual functions that are made of them.
+//! Assignment of functions to guests: the plan, pass-through, resets, DSAs and their virtual functions.
 
 pub mod allocation;
 pub mod arc_list;

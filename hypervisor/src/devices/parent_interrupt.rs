@@ -1,5 +1,5 @@
-//! The interrupt of a function that the hypervisor keeps for itself: entry 0 of the function's MSI-X table, by an entry of the remapping
-//! table as guests' interrupts go.
+//! The interrupt of a parent function: entry 0 of the function's MSI-X table, which goes through a remapping entry as guests' interrupts
+//! do.
 
 use crate::{
     apic,
@@ -14,8 +14,8 @@ use crate::{
 /// Bytes of a table entry.
 const ENTRY_BYTES: usize = 16;
 
-/// Has the interrupt come to the first processor, as [`apic::DEVICE_VECTOR`], by the entry that is returned. `None` when the function
-/// has no MSI-X table, or no entry is to be had. The function's BARs are mapped.
+/// Sends the parent's interrupt to the first processor, as [`apic::DEVICE_VECTOR`], by the returned entry. Returns `None` if the function
+/// has no MSI-X table, or no entry is free. The function's BARs are mapped.
 pub fn listen(machine: &Machine, service: &MachineService, function: &Function) -> Option<OwnEntry> {
     let msix = function.msix?;
     let table = locate(function, msix.table, ENTRY_BYTES as u64).ok()?;

@@ -1,61 +1,57 @@
-//! A PCI function given to a guest: what the guest sees of it, and how it gets there.
+//! A PCI function assigned to a guest as a whole: its view in the guest, and its setup and reset on the machine.
 
-use alloc::vec::Vec;
+mod assignment;
+
 use core::hint::spin_loop;
 
-use hcall_abi::{DeviceId, Pasid};
+use hcall_abi::DeviceId;
 
 use crate::{
     addr::Bdf,
     devices::{
-        assign_error::AssignError,
-        bars::{look, map_bars},
         dsa,
-        guest_bars::{BarLayout, GuestSpace, Stores, describe},
         reset::{Begun, ResetMethod},
     },
-    ims::{DeviceSpec, Domain, GuestId},
-    irq::{
-        dma::Requests,
-        ports::{MachinePorts, MachineService},
-    },
+    ims::{Domain, GuestId},
+    irq::ports::{MachinePorts, MachineService},
     machine::discovery::Machine,
-    memory::{FrameSource, Ram},
     pci::{
         self, Function,
         reset::{Progress, Resetting},
     },
-    vdev::pci::{Effect, VirtualFunction},
+    vdev::pci::Effect,
 };
+
+pub use self::assignment::{Prepared, attach, make_room, prepare, slots};
 
 /// A function in a guest's hands.
 pub struct Assigned {
-    /// Its name in the guest.
+    /// The function's name in the guest.
     pub id: DeviceId,
     machine: &'static Machine,
     function: Function,
     reset_method: ResetMethod,
-    /// Its requests can have PASIDs.
+    /// Whether its requests can have PASIDs.
     pasids: bool,
     state: State,
     settings: GuestSettings,
-    /// The guest has been told of as one that moves its BARs: once is enough.
+    /// Whether the log has said that the guest moves the function's BARs.
     moves_told: bool,
-    /// The device has been told of as one that does not finish its reset.
+    /// Whether the log has said that the device does not finish its reset.
     reset_told: bool,
 }
 
-/// Whether a function can be touched.
+/// Whether the function can be accessed.
 enum State {
-    /// It answers.
+    /// The function answers.
     Ready,
-    /// Its guest has reset it, and it must be left alone.
+    /// The guest has reset the function, which must not be accessed.
     Resetting(Resetting<'static>),
-    /// It has not come back from its reset.
+    /// The function has not answered since its reset.
     Lost,
 }
 
-/// What a guest has set in its function's configuration space, and the function gets when it can be touched.
+/// The guest's settings in the function's configuration space. The function gets them when it can be accessed.
 #[derive(Clone, Copy, Default)]
 struct GuestSettings {
     bus_master: bool,
@@ -63,96 +59,14 @@ struct GuestSettings {
     msix_mask: bool,
 }
 
-/// A function that is ready to be given away, with all that the guest will see of it.
-pub struct Prepared {
-    /// What the service is told.
-    pub spec: DeviceSpec,
-    /// The function.
-    pub assigned: Assigned,
-}
-
-/// Takes the memory that assigning functions needs for good: tables that map their registers, and the unit's tables for their buses. What
-/// guests take after that comes back from each of them.
-pub fn make_room(machine: &Machine, ports: &MachinePorts) {
-    for function in machine.functions().iter().filter(|function| can_be_given(function)) {
-        let mapped = map_bars(function);
-        let room = mapped.and_then(|()| ports.prepare(function.bdf).map_err(|_| AssignError::OutOfMemory));
-        // The guest that asks for it hears of it again.
-        room.unwrap_or_else(|why| log::warn!("{}: {why}", function.bdf));
-    }
-}
-
-/// Whether a guest could get the function, by what the function has.
-fn can_be_given(function: &Function) -> bool {
-    dsa::is_one(function) || function.msix.is_some() && function.resets()
-}
-
-/// How many slots a function has in its stores, if a guest can get it; those of a store that the hypervisor does not know do not count.
-pub fn slots(machine: &Machine, function: &Function) -> u32 {
-    if !can_be_given(function) {
-        return 0;
-    }
-    let store = dsa::is_one(function).then(|| look(machine, function, dsa::message_store).flatten()).flatten();
-    store.map_or(0, |store| store.slots) + function.msix.map_or(0, |msix| msix.entries.into())
-}
-
-/// Gets a function ready: resets it, puts it on the guest's bus, and maps it into the guest. If the guest owns `pasids`, the function may
-/// work with PASIDs.
-pub fn prepare(
-    machine: &'static Machine,
-    ports: &MachinePorts,
-    function: &Function,
-    pasids: Option<(Pasid, Pasid)>,
-    space: &mut GuestSpace<'_, impl FrameSource>,
-) -> Result<Prepared, AssignError> {
-    map_bars(function)?;
-    let reset_method = ResetMethod::of(function)?;
-    if !reset_method.prepare(machine, function) {
-        return Err(AssignError::Hardware);
-    }
-    let store = reset_method.registers().and_then(dsa::message_store);
-    if store.is_none() && function.msix.is_none() {
-        return Err(AssignError::NoMessages);
-    }
-    if pasids.is_some() {
-        let capability = function.pasid.ok_or(AssignError::NoPasid)?;
-        pci::function::set_pasid_enable(machine.config(), function.bdf, capability, true);
-    }
-    let descr = describe(machine.config(), function, space.bars)?;
-    let place = VirtualFunction::new(&descr).map_err(|_| AssignError::Table)?;
-    let id = DeviceId(space.bus.add(place).map_err(|_| AssignError::OutOfMemory)?.requester_id());
-    let mut layout = BarLayout { function, descr: &descr, id, space, shared: Vec::new() };
-    let slow_store = |registers| ports.slow_store(function.bdf, registers);
-    let Stores { ims, msix } = layout.show_all(reset_method.registers(), slow_store)?;
-    let spec = DeviceSpec { id, requester: function.bdf, msix, ims, pasids, shares_requester: false };
-    Ok(Prepared {
-        spec,
-        assigned: Assigned {
-            id,
-            machine,
-            function: function.clone(),
-            reset_method,
-            pasids: pasids.is_some(),
-            state: State::Ready,
-            settings: GuestSettings::default(),
-            moves_told: false,
-            reset_told: false,
-        },
-    })
-}
-
-/// Has requests of a function lead to a guest's memory, at the guest's own addresses.
-pub fn attach(ports: &MachinePorts, guest: GuestId, requests: Requests, ram: &Ram) -> Result<(), AssignError> {
-    ports.attach(guest, requests, ram).ok_or(AssignError::NoRemapping)?.map_err(AssignError::from)
-}
-
 impl Assigned {
-    /// Its place on the machine.
+    /// The function's address on the machine.
     pub fn bdf(&self) -> Bdf {
         self.function.bdf
     }
 
-    /// The guest has written to its configuration space. Returns whether the function has to be looked at from now on ([`Self::look`]).
+    /// Handles a guest's write to the function's configuration space. Returns whether the function has to be polled from now on
+    /// ([`Self::look`]).
     pub fn configure(&mut self, effect: Effect, service: &MachineService, domain: &Domain) -> bool {
         match effect {
             Effect::None => {}
@@ -190,7 +104,7 @@ impl Assigned {
         }
     }
 
-    /// The guest resets its function (PCIe 6.6.2). Its interrupts go first, while its tables can be written.
+    /// Handles a reset of the function by the guest (PCIe 6.6.2). The service resets the slots first, while the tables can be written.
     fn reset(&mut self, service: &MachineService, domain: &Domain) {
         self.settings = GuestSettings::default();
         // An error leaves an interrupt pending, which comes when the guest unmasks it: one too many.
@@ -207,7 +121,7 @@ impl Assigned {
         self.apply_msix();
     }
 
-    /// Looks how far a reset is that the guest asked for. Returns whether the reset is still under way.
+    /// Polls a reset that the guest asked for. Returns whether the reset is still under way.
     pub fn look(&mut self, service: &MachineService, domain: &Domain) -> bool {
         let State::Resetting(resetting) = &mut self.state else { return false };
         match resetting.look(self.machine.config(), &self.function) {
@@ -226,7 +140,7 @@ impl Assigned {
         false
     }
 
-    /// The function answers again, as after a reset: writes to it what its guest has set meanwhile.
+    /// Writes the guest's settings to the function, which answers again after its reset.
     fn come_back(&mut self) {
         self.state = State::Ready;
         let config = self.machine.config();
@@ -238,21 +152,22 @@ impl Assigned {
         self.apply_bus_master();
     }
 
-    /// Says once that the device does not come back.
+    /// Logs once that the device does not come back.
     fn log_reset(&mut self) {
         if !core::mem::replace(&mut self.reset_told, true) {
             log::warn!("{}: does not finish its reset", self.function.bdf);
         }
     }
 
-    /// Whether a DSA has ended its last command, or must not be asked: another processor of the guest has begun a reset of the function.
+    /// Whether a DSA has ended its last command. Also true if the device must not be asked, because another processor of the guest has
+    /// begun a reset of the function.
     pub fn is_idle(&self) -> bool {
         !matches!(self.state, State::Ready)
             || self.reset_method.registers().is_none_or(|registers| dsa::command_result(registers).is_some())
     }
 
-    /// The guest has reset the device by its command register. `answered`: the device has ended the command in time. A reset of the function
-    /// that has begun meanwhile does the rest when it ends.
+    /// Handles a reset of the device by its command register. `answered` is set if the device ended the command in time. If a reset of the
+    /// function has begun meanwhile, its end does the rest.
     pub fn was_reset(&mut self, answered: bool, service: &MachineService, domain: &Domain) {
         if !matches!(self.state, State::Ready) {
             return;
@@ -266,7 +181,7 @@ impl Assigned {
         let _ = service.device_reset(domain, self.id);
     }
 
-    /// Stops what the device does: before its interrupts and its memory are taken away.
+    /// Stops the function's work, before its interrupts and its memory are taken away.
     pub fn quiesce(&mut self) {
         if !self.is_back() {
             log::error!("{}: does not answer to a reset", self.function.bdf);
@@ -279,7 +194,7 @@ impl Assigned {
         pci::function::set_msix(self.machine.config(), &self.function, false, true);
     }
 
-    /// Waits for a reset that is under way, for 1.1 seconds at most. Returns whether the function can be touched.
+    /// Waits for a reset that is under way, for 1.1 seconds at most. Returns whether the function can be accessed.
     fn is_back(&mut self) -> bool {
         while let State::Resetting(resetting) = &mut self.state {
             match resetting.look(self.machine.config(), &self.function) {
@@ -291,13 +206,13 @@ impl Assigned {
         matches!(self.state, State::Ready)
     }
 
-    /// Takes its way to memory away. Returns whether that is sure.
+    /// Closes the function's path to memory. Returns whether it is closed for sure.
     pub fn release(self, guest: GuestId, ports: &MachinePorts) -> bool {
         ports.detach(guest, self.function.bdf)
     }
 }
 
-/// A function in a guest's hands, by its name there.
+/// The assigned function with this name in the guest.
 pub fn by_id(functions: &mut [Assigned], id: DeviceId) -> Option<&mut Assigned> {
     functions.iter_mut().find(|assigned| assigned.id == id)
 }

@@ -1,5 +1,5 @@
-//! Who gets what: read from all modules' strings once, in their order, before any processor makes a guest. So it does not depend on
-//! which processor is faster.
+//! The plan which guest gets which functions. It is made once, from all modules' command lines in their order, before any processor makes a
+//! guest. So the result does not depend on which processor is faster.
 
 use alloc::{format, string::String, vec::Vec};
 
@@ -18,21 +18,21 @@ use crate::{
     quirks::{self, Erratum},
 };
 
-/// Bytes of the heap that a virtual processor takes, and more: most of them are what it remembers of instructions.
+/// Bytes of the heap that a virtual processor takes, rounded up. Most of them are its decode cache.
 const PROCESSOR_BYTES: u64 = 64 << 10;
 
-/// A guest as it is to be made.
+/// The plan of a guest.
 pub struct Plan {
-    /// What its module's string asks for.
+    /// The options on the guest's module command line.
     pub options: Options,
     /// The numbers of the processors that run its virtual processors.
     pub processors: Vec<usize>,
-    /// The functions that it gets.
+    /// The functions that the guest gets.
     pub given: Vec<Assignment>,
 }
 
 impl Plan {
-    /// Bytes of the heap that the guest takes with what it gets, or may ask for later.
+    /// Bytes of the heap that the guest takes with its functions, including all that it may ask for later.
     pub fn heap_bytes(&self, machine: &Machine) -> u64 {
         let cpus = self.options.cpus;
         let processors = u64::from(cpus) * PROCESSOR_BYTES;
@@ -44,7 +44,7 @@ impl Plan {
     }
 }
 
-/// What a guest gets.
+/// A function that a guest gets.
 #[derive(Clone, Copy)]
 pub enum Assignment {
     /// A function of the machine.
@@ -53,15 +53,15 @@ pub enum Assignment {
     Virtual(VirtualAllocation),
 }
 
-/// What the plan has to know of the machine.
+/// The facts about the machine that the plan needs.
 pub trait Inventory {
     /// The machine's functions.
     fn functions(&self) -> &'static [Function];
     /// Whether a unit that is up serves the function.
     fn is_covered(&self, bdf: Bdf) -> bool;
-    /// Whether the firmware keeps memory with the function (RMRR).
+    /// Whether the firmware has reserved memory for the function (RMRR).
     fn has_reserved_memory(&self, bdf: Bdf) -> bool;
-    /// Whether requests with PASIDs of the function can lead somewhere.
+    /// Whether requests with PASIDs of the function can be attached.
     fn has_pasids(&self, bdf: Bdf) -> bool;
     /// A DSA's work queues, and its message store's slots.
     fn capacity(&self, function: &Function) -> Option<(u8, u32)>;
@@ -89,11 +89,11 @@ impl Inventory for (&'static Machine, &MachinePorts) {
     }
 }
 
-/// For each guest its plan, or why it gets none.
+/// For each guest its plan, or why it cannot be made.
 pub type Plans = Vec<Result<Plan, String>>;
 
-/// Makes the plans for these modules. Virtual processors are dealt out in turn to the processors that are `fit`; a function goes to the
-/// first who asks for it.
+/// Makes the plans for these modules. Virtual processors are assigned in turn to the processors that are `fit`. The first guest that asks
+/// for a function gets it.
 pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[usize]) -> Plans {
     let mut turns = fit.iter().copied().cycle();
     let mut allocations = Allocations::default();
@@ -109,7 +109,7 @@ pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[usize]) -> Pla
     modules.iter().map(plan).collect()
 }
 
-/// There is one terminal, which the first guest that asks for it gets.
+/// Gives the terminal to the first guest that asks for it.
 fn take_terminal(options: &Options, holder: &mut Option<String>) -> Result<(), String> {
     match holder {
         Some(holder) if options.console => Err(format!("console=on: the guest {holder} has the terminal")),
@@ -122,14 +122,14 @@ fn take_terminal(options: &Options, holder: &mut Option<String>) -> Result<(), S
 }
 
 fn options(module: &Module) -> Result<Options, String> {
-    let string = module.string.as_deref().ok_or("its string is not UTF-8")?;
-    Options::parse(string).map_err(|error| {
-        let name: String = string.chars().take_while(|c| c.is_ascii_graphic() && *c != '"').take(32).collect();
-        format!("{name}: its string: {error}")
+    let command_line = module.command_line.as_deref().ok_or("its module command line is not UTF-8")?;
+    Options::parse(command_line).map_err(|error| {
+        let name: String = command_line.chars().take_while(|c| c.is_ascii_graphic() && *c != '"').take(32).collect();
+        format!("{name}: module command line: {error}")
     })
 }
 
-/// What a guest asks for, all of it or nothing.
+/// Allocates the functions that a guest asks for, all or none.
 fn given(
     machine: &impl Inventory,
     options: &Options,
@@ -148,7 +148,8 @@ fn given(
     Ok(given)
 }
 
-/// What comes of the first function that can be given. Why none can: rather for what a function is than because others have it.
+/// Tries `give` with one function after another until one succeeds. If none does, the error about a function itself is preferred to the one
+/// that others have it.
 fn first<T>(
     functions: impl Iterator<Item = &'static Function>,
     mut give: impl FnMut(&'static Function) -> Result<T, AssignError>,
@@ -187,7 +188,7 @@ fn whole(
     })
 }
 
-/// A virtual function with so many vectors, of the parent that the guest names or of the first that has room.
+/// Allocates a virtual function with so many vectors, of the parent that the guest names or of the first that suffices.
 fn virtual_function(
     machine: &impl Inventory,
     options: &Options,
@@ -203,7 +204,7 @@ fn virtual_function(
     })
 }
 
-/// The next part of a parent.
+/// Allocates the next queue of a parent.
 fn part(
     machine: &impl Inventory,
     function: &Function,
@@ -223,7 +224,7 @@ fn part(
     allocations.take_part(function.bdf, capacity, vectors).map_err(AssignError::from)
 }
 
-/// Whether the hypervisor can give a function away.
+/// Checks whether a function can be assigned.
 fn check(machine: &impl Inventory, function: &Function) -> Result<(), AssignError> {
     if !machine.is_covered(function.bdf) {
         Err(AssignError::NoRemapping)
@@ -236,7 +237,7 @@ fn check(machine: &impl Inventory, function: &Function) -> Result<(), AssignErro
     }
 }
 
-/// Whether the guest may have a function with the errata that the function has: none, or one that the guest accepts, which is returned.
+/// Checks a function's erratum, if it has one. Returns the erratum if the guest accepts it.
 fn check_errata(function: &Function, options: &Options) -> Result<Option<&'static Erratum>, AssignError> {
     match quirks::of(function.vendor, function.device) {
         Some(erratum) if !options.accepted.contains(&erratum) => Err(AssignError::Unsafe(erratum)),
@@ -244,7 +245,7 @@ fn check_errata(function: &Function, options: &Options) -> Result<Option<&'stati
     }
 }
 
-/// The guest gets the function. Says with which erratum, if the function has one.
+/// Logs the erratum that the guest accepts, if there is one.
 fn log_accepted(accepted: Option<&Erratum>, function: &Function, options: &Options) {
     if let Some(Erratum { name, what, .. }) = accepted {
         log::warn!("{}: {} gets it in spite of {name}: {what}", function.bdf, options.name);

@@ -1,4 +1,4 @@
-//! How a function is stopped and brought back to its first state.
+//! How a function is stopped and reset to its initial state.
 
 use crate::{
     clock,
@@ -8,25 +8,25 @@ use crate::{
     pci::{self, Function, reset::Resetting},
 };
 
-/// How far a reset is right after its beginning.
+/// The state of a reset right after its beginning.
 pub enum Begun {
-    /// It is over. Whether the function answered.
+    /// The reset is over. Holds whether the function answered.
     Over(bool),
-    /// The function must not be touched until it is over.
+    /// The reset is under way, and the function must not be accessed.
     UnderWay(Resetting<'static>),
 }
 
-/// What a function is reset by.
+/// How a function is reset.
 pub enum ResetMethod {
-    /// A command to a DSA, by these registers.
+    /// By a command to a DSA, through these registers.
     Command(Mmio),
-    /// A function level reset (PCIe 6.6.2): any function that can do it.
+    /// By a function level reset (PCIe 6.6.2), for any function that supports it.
     FunctionLevel,
 }
 
 impl ResetMethod {
-    /// Those of a function. They have to be sure: a function that still works for a guest that is gone, or remembers it, is no
-    /// other guest's.
+    /// The reset method of a function. It must be reliable: a function that still works for a former guest, or remembers its data, is given
+    /// to no other guest.
     pub fn of(function: &Function) -> Result<Self, AssignError> {
         if dsa::is_one(function) {
             registers(function).map(Self::Command)
@@ -45,7 +45,7 @@ impl ResetMethod {
         }
     }
 
-    /// Resets the function, and lets it decode and send. Returns whether it answered.
+    /// Resets the function, and enables decoding and sending. Returns whether it answered.
     pub fn prepare(&self, machine: &Machine, function: &Function) -> bool {
         let config = machine.config();
         pci::function::enable_memory(config, function.bdf);
@@ -56,7 +56,7 @@ impl ResetMethod {
         reset
     }
 
-    /// Stops the function: it forgets what it did, and sends nothing any more. Its stores can be written still.
+    /// Stops the function: its state is lost and it sends nothing any more. Its stores can still be written.
     pub fn stop(&self, machine: &Machine, function: &Function) {
         if !self.reset(machine, function) {
             log::error!("{}: does not answer to a reset", function.bdf);
@@ -64,7 +64,7 @@ impl ResetMethod {
         pci::function::enable_memory(machine.config(), function.bdf);
     }
 
-    /// Begins a reset that the function's guest asks for. A reset that takes long is not waited for: others have the processor meanwhile.
+    /// Begins a reset that the function's guest asks for. The call does not wait for a long reset, so other guests keep the processor.
     pub fn begin(&self, machine: &Machine, function: &Function) -> Begun {
         match self {
             Self::Command(registers) => Begun::Over(dsa::reset(registers, clock::current())),

@@ -1,17 +1,17 @@
-//! The pages that a message store is in: what else of the device's lies there. All ranges are bytes of one BAR.
+//! The pages of a message store, and the other registers in them. All ranges are bytes of one BAR.
 #![forbid(unsafe_code)]
 
 use core::ops::Range;
 
 use crate::addr::PAGE_SIZE;
 
-/// Whether a store leaves no room in them.
+/// Whether a store fills its pages.
 pub fn fills_its_pages(store: &Range<u64>) -> bool {
     store.start.is_multiple_of(PAGE_SIZE) && store.end.is_multiple_of(PAGE_SIZE)
 }
 
-/// Whether one of `tables` has bytes in them and no other: the store itself, which is one of the tables. A device may say that two of its
-/// tables are the same bytes.
+/// Whether, of all `tables`, the store alone has bytes in its pages. The store is one of the tables; a device may name the same bytes for
+/// two of them.
 pub fn is_alone_in_its_pages(store: &Range<u64>, tables: impl Iterator<Item = Range<u64>>) -> bool {
     let pages = store.start / PAGE_SIZE * PAGE_SIZE..store.end.next_multiple_of(PAGE_SIZE);
     let reaches_in = |table: &Range<u64>| table.start < pages.end && pages.start < table.end;

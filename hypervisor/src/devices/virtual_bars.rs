@@ -1,4 +1,4 @@
-//! What the BARs of a virtual function show in the guest.
+//! The BARs of a virtual function in the guest.
 
 use hcall_abi::DeviceId;
 
@@ -15,9 +15,9 @@ use crate::{
     vdev::vdsa,
 };
 
-/// Maps a virtual function's BARs 0 and 2 (at these addresses of the guest's): the page of its registers at `page`, which the guest reads
-/// without an exit; an MSI-X table of `table` bytes, whose writes are trapped; and the portals of its work queue, straight through. All else
-/// in the BARs is not mapped. Returns where the table's shadow is.
+/// Maps a virtual function's BARs 0 and 2 at these guest addresses: the page of its registers at `page`, which the guest reads without an
+/// exit; an MSI-X table of `table` bytes, whose writes are trapped; and the portals of its work queue, straight through. The rest of the
+/// BARs is not mapped. Returns the address of the table's shadow.
 pub fn map(
     space: &mut GuestSpace<'_, impl FrameSource>,
     id: DeviceId,

@@ -1,285 +1,57 @@
-//! Virtual functions: a DSA that the hypervisor keeps, and whose work queues are guests' functions (Intel Scalable IOV calls them
-//! assignable device interfaces; Linux's `idxd-mdev` had the same idea).
+//! Virtual functions: the hypervisor keeps a DSA and gives its work queues to guests as functions (assignable device interfaces of Intel
+//! Scalable IOV; Linux's `idxd-mdev` had the same idea).
 //!
-//! A guest's function has registers of the hypervisor's making ([`VirtualDsa`]), an MSI-X table whose slots are a part of the device's
-//! message store, and the portals of its work queue straight through: submitting costs no exit. A descriptor names its interrupt by a
-//! handle that the device takes as it is. So that no function can name another one's, each work queue has a PASID of its own, and its
-//! slots are for that PASID alone.
+//! The hypervisor emulates the registers of a guest's function ([`vdsa::VirtualDsa`]). The slots of its MSI-X table are a part of the device's
+//! message store. The portals of its work queue are mapped straight through, so submitting costs no exit. A descriptor names its interrupt
+//! by a handle, which the device uses unchanged. So that no function can name another one's interrupt, each work queue has a PASID of its
+//! own, and its slots accept that PASID only.
 
-use alloc::{sync::Arc, vec::Vec};
+mod access;
+mod creation;
+mod events;
+mod function;
+mod list;
+mod state;
+
 use core::{
-    hint::spin_loop,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
-use hcall_abi::{DeviceId, Pasid};
-
 use crate::{
-    addr::{Bdf, Hpa, PAGE_SIZE},
+    addr::Bdf,
     clock::{self, poll},
-    cpu,
-    devices::{
-        allocation::{QueueAllocation, VirtualAllocation},
-        arc_list::ArcList,
-        assign_error::AssignError,
-        bars,
-        command_arbiter::{CommandArbiter, CommandClient, QUICK},
-        dsa::{self, Queue},
-        guest_bars::GuestSpace,
-        parent_interrupt, virtual_bars,
-    },
-    guest::memory_map::BarAllocator,
-    ims::{Backing, DeviceSpec, Domain, GuestId, OwnEntry, StoreLocation, StoreSpec},
-    irq::{ports::MachineService, rate_limit::RateLimit},
+    devices::{assign_error::AssignError, bars, dsa, parent_interrupt},
+    ims::{GuestId, OwnEntry},
+    irq::ports::MachineService,
     machine::discovery::Machine,
-    memory::{FrameSource, Mmio, Registers},
-    pci::{self, Function, TableLocation},
-    sync::{Mutex, lock_or_try},
-    vdev::{
-        pci::{BarDescr, Effect, FunctionDescr, MsixDescr, VirtualFunction},
-        vdsa::{self, Shape, VirtualDsa},
-    },
+    memory::Mmio,
+    pci::{self, Function},
+    sync::Mutex,
+    vdev::vdsa,
 };
 
-/// The only vector that the hypervisor signals: command completions and errors.
-const SIGNALLED: u16 = 0;
+use self::{function::Virtual, state::ParentState};
 
-/// Ticks between two looks at commands that are under way. A guest can have some without end, and each look ends the slice of another one.
-const LOOKS: u64 = 1_000_000;
+pub use self::list::Parents;
+
 /// What the functions of a guest that leaves get to stop.
 const STOP: Duration = Duration::from_secs(1);
-
-/// A guest's function, by its guest and its name there.
-type Name = (GuestId, DeviceId);
-
-/// A function of a guest.
-struct Virtual {
-    name: Name,
-    /// Its guest's, once the service has taken the guest in.
-    domain: Option<Arc<Domain>>,
-    queue: u8,
-    first_slot: u16,
-    vectors: u16,
-    pasid: Pasid,
-    registers: VirtualDsa,
-    bus_master: bool,
-    msix_enabled: bool,
-    function_masked: bool,
-    /// It has been told of as one whose queue does not stop: its guest can bring that about again and again.
-    told: bool,
-}
-
-impl Virtual {
-    /// Whether its configuration space lets it send interrupts.
-    const fn sends(&self) -> bool {
-        self.msix_enabled && !self.function_masked && self.bus_master
-    }
-
-    /// Signals the vector that is not the device's.
-    fn signal(&self, service: &MachineService) {
-        if let Some(domain) = &self.domain {
-            // A vector without a message that the guest may send waits for one; nobody is told, as for the write itself.
-            let _ = service.signal(domain, self.name.1, SIGNALLED);
-        }
-    }
-}
-
-impl CommandClient for Virtual {
-    fn queue(&self) -> u8 {
-        self.queue
-    }
-
-    fn registers(&mut self) -> &mut VirtualDsa {
-        &mut self.registers
-    }
-
-    fn work_queue<'a, R: Registers>(&self, registers: &'a R) -> Queue<'a, R> {
-        Queue { registers, number: self.queue, pasid: self.pasid.value(), first_slot: self.first_slot }
-    }
-}
 
 /// A DSA that the hypervisor keeps, with guests' functions of it.
 pub struct Parent {
     machine: &'static Machine,
     function: Function,
     registers: Mmio,
-    /// By which errors are told of; without it they are found when a guest's function is written to.
+    /// The interrupt by which the device reports errors. Without it, errors are found at the next write to a virtual function.
     interrupt: Option<OwnEntry>,
     /// The lock keeps what the device is told and what is known of it together. Processors that want it get it in turn. A processor holds it
-    /// for a few times [`QUICK`] at most: a reset of the device is waited for without the lock, after [`ParentState::is_stopped`] was set.
+    /// for a few times [`QUICK`](super::command_arbiter::QUICK) at most: a reset of the device is waited for without the lock, after [`ParentState::is_stopped`] was set.
     state: Mutex<ParentState>,
-    /// Commands are under way.
+    /// Whether commands are under way.
     is_busy: AtomicBool,
-    /// The TSC at which the device is looked at next because it does not tell of errors for now; `u64::MAX` if it does.
+    /// The TSC of the next poll of a device whose error interrupt is off for now; `u64::MAX` if it is on.
     next_look: AtomicU64,
-}
-
-/// Who has what of a function.
-#[derive(Default)]
-struct ParentState {
-    /// Those that have asked for something, until they leave.
-    guests: Vec<GuestId>,
-    /// The last of them is leaving: the device is being stopped, or has been. It is left alone from now on.
-    is_stopped: bool,
-    functions: Vec<Virtual>,
-    arbiter: CommandArbiter,
-    /// The interrupts by which the device tells of errors.
-    rate_limit: RateLimit,
-}
-
-/// What is left to do when a guest has left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LeaveOutcome {
-    /// Nothing: other guests have the device.
-    ToOthers,
-    /// The device has been stopped already.
-    Stopped,
-    /// The device has to be stopped.
-    Running,
-}
-
-impl ParentState {
-    /// A guest asks for something. Returns whether it can have it: not of a device that is being stopped.
-    fn join(&mut self, guest: GuestId) -> bool {
-        if !self.is_stopped && !self.guests.contains(&guest) {
-            self.guests.push(guest);
-        }
-        !self.is_stopped
-    }
-
-    /// A guest is about to leave. Returns whether the device has to be stopped now, because no other guest has it.
-    fn begin_stop(&mut self, guest: GuestId) -> bool {
-        let stops = !self.is_stopped && self.guests == [guest];
-        self.is_stopped |= stops;
-        stops
-    }
-
-    /// A guest has left.
-    fn leave(&mut self, guest: GuestId) -> LeaveOutcome {
-        self.guests.retain(|other| *other != guest);
-        match (self.guests.is_empty(), self.is_stopped) {
-            (false, _) => LeaveOutcome::ToOthers,
-            (true, true) => LeaveOutcome::Stopped,
-            (true, false) => {
-                self.is_stopped = true;
-                LeaveOutcome::Running
-            }
-        }
-    }
-
-    fn function(&mut self, name: Name) -> Option<&mut Virtual> {
-        self.functions.iter_mut().find(|function| function.name == name)
-    }
-}
-
-/// All functions that the hypervisor keeps. The list's lock comes before the lock of a function's [`ParentState`], and `taking` before both.
-#[derive(Default)]
-pub struct Parents {
-    all: ArcList<Parent>,
-    /// A guest that is being made takes a function. That takes as long as the function's reset, and no other processor waits for it but one that
-    /// makes a guest as well.
-    taking: Mutex<()>,
-}
-
-impl Parents {
-    /// The function, for a guest. The hypervisor takes it if it has not yet.
-    pub fn take(
-        &self,
-        guest: GuestId,
-        machine: &'static Machine,
-        service: &MachineService,
-        function: &Function,
-    ) -> Result<Arc<Parent>, AssignError> {
-        let _taking = self.taking.lock();
-        // What a guest that leaves last had of it is still being taken away: that is waited for.
-        while let Some(parent) = self.all.find(|parent| parent.function.bdf == function.bdf) {
-            if parent.state.lock().join(guest) {
-                return Ok(parent);
-            }
-            spin_loop();
-        }
-        let parent = Arc::new(Parent::new(machine, service, function)?);
-        parent.state.lock().join(guest);
-        self.all.add(Arc::clone(&parent));
-        // An interrupt that came before it was in the list has led to nothing, and another one comes only after a look.
-        parent.hand_out_events(service, &mut parent.state.lock().functions);
-        Ok(parent)
-    }
-
-    /// An interrupt has come: tells guests' functions what the devices have to say.
-    pub fn event(&self, service: &MachineService) {
-        self.all.for_each(|parent| {
-            let mut state = parent.state.lock();
-            if state.is_stopped {
-                return;
-            }
-            // The lock is held no longer than for what is recorded now: more comes by another interrupt.
-            if parent.hand_out_events(service, &mut state.functions) && state.rate_limit.event(cpu::tsc(), false) {
-                dsa::log_errors(&parent.registers, false);
-                parent.set_next_look(&state.rate_limit);
-            }
-        });
-    }
-
-    /// Goes on with the commands of guests that have a part of an `own` function, and looks at devices that do not tell of errors, when it is
-    /// time. To be called again and again, and at [`Self::due`]. So what a guest's commands leave to do takes the time of processors that
-    /// run the guest, and of no others.
-    pub fn poll(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool) {
-        // Whoever has them looks already, or is soon done.
-        let Some(parents) = self.all.try_lock() else { return };
-        for parent in parents.iter() {
-            let is_busy = parent.is_busy.load(Ordering::Relaxed) && own(parent);
-            let is_due = parent.is_look_due();
-            if !is_due && !is_busy {
-                continue;
-            }
-            // A guest that writes to its function's registers on several processors without pause keeps the lock asked for without pause: a try
-            // would fail for good, and nobody would look at the errors.
-            let Some(mut state) = lock_or_try(&parent.state, is_due) else { continue };
-            if state.is_stopped {
-                continue;
-            }
-            if is_busy {
-                parent.advance(&mut state, Duration::ZERO, service);
-            }
-            if is_due {
-                parent.look(&mut state, service);
-            }
-        }
-    }
-
-    /// When to look again, if it is `now`: guests wait for what the devices do not tell by themselves.
-    pub fn due(&self, now: u64, own: impl Fn(&Arc<Parent>) -> bool) -> Option<u64> {
-        // While the list is locked the answer is "soon".
-        let soon = now.saturating_add(LOOKS);
-        let Some(parents) = self.all.try_lock() else { return Some(soon) };
-        let is_busy = |parent: &&Arc<Parent>| parent.is_busy.load(Ordering::Relaxed) && own(parent);
-        let busy = parents.iter().find(is_busy).map(|_| soon);
-        let looks = parents.iter().map(|parent| parent.next_look.load(Ordering::Relaxed)).filter(|&at| at != u64::MAX);
-        looks.chain(busy).min()
-    }
-
-    /// A guest leaves: its functions, which [`Parent::quiesce`] has stopped, are no more. With the last guest the function is not kept any
-    /// longer.
-    pub fn leave(&self, parent: &Arc<Parent>, guest: GuestId, service: &MachineService) {
-        let left = {
-            let state = &mut *parent.state.lock();
-            for function in state.functions.extract_if(.., |function| function.name.0 == guest) {
-                dsa::close_slots(&parent.registers, function.first_slot, function.vectors);
-            }
-            state.leave(guest)
-        };
-        match left {
-            LeaveOutcome::ToOthers => return,
-            LeaveOutcome::Stopped => {}
-            LeaveOutcome::Running => parent.stop(),
-        }
-        if let Some(interrupt) = &parent.interrupt {
-            service.give_back_own(interrupt);
-        }
-        self.all.remove(parent);
-    }
 }
 
 /// What can be shared out of a function: work queues, and slots of its store.
@@ -291,7 +63,7 @@ pub fn capacity(machine: &Machine, function: &Function) -> Option<(u8, u32)> {
 }
 
 impl Parent {
-    /// Takes a function for the hypervisor, and shares it out.
+    /// Takes a function as parent, and configures its work queues.
     fn new(machine: &'static Machine, service: &MachineService, function: &Function) -> Result<Self, AssignError> {
         let registers = bars::registers(function)?;
         let pasid = function.pasid.ok_or(AssignError::NoPasid)?;
@@ -326,141 +98,9 @@ impl Parent {
         Ok(new)
     }
 
-    /// Its place on the machine.
+    /// The parent's address on the machine.
     pub fn bdf(&self) -> Bdf {
         self.function.bdf
-    }
-
-    /// Makes a function and puts it into the guest. What the service is to be told.
-    pub fn add(
-        &self,
-        guest: GuestId,
-        allocation: &VirtualAllocation,
-        space: &mut GuestSpace<'_, impl FrameSource>,
-    ) -> Result<DeviceSpec, AssignError> {
-        let queues = dsa::queues(&self.registers).ok_or(AssignError::NoRoom)?;
-        let store = dsa::message_store(&self.registers).ok_or(AssignError::NoStore)?;
-        let (gencap, opcap) = dsa::capabilities(&self.registers);
-        let VirtualAllocation { part: QueueAllocation { queue, first_slot }, vectors, .. } = *allocation;
-        let registers = VirtualDsa::new(Shape { gencap, opcap, queue_size: queues.size, vectors });
-        let pasid = pasid_of(queue).ok_or(AssignError::NoRoom)?;
-        let descr = self.describe(vectors, space.bars)?;
-        let place = VirtualFunction::new(&descr).map_err(|_| AssignError::Table)?;
-        let id = DeviceId(space.bus.add(place).map_err(|_| AssignError::OutOfMemory)?.requester_id());
-        let [Some(bar0), _, Some(bar2), ..] = descr.bars else { return Err(AssignError::Bar(0)) };
-        let slots = u64::from(vectors) * 16;
-        let offset = store.offset.checked_add(u32::from(first_slot) * 16).ok_or(AssignError::Table)?;
-        let base = bars::locate(&self.function, TableLocation { bar: dsa::REGISTERS_BAR, offset }, slots)?;
-        let portals = dsa::portals_of_queue(&self.function, queue).ok_or(AssignError::Table)?;
-        let page = Hpa::new(registers.page().as_ptr() as u64);
-        let shadow = virtual_bars::map(space, id, (bar0.gpa, bar2.gpa), (page, slots, portals))?;
-        self.state.lock().functions.push(Virtual {
-            name: (guest, id),
-            domain: None,
-            queue,
-            first_slot,
-            vectors,
-            pasid,
-            registers,
-            bus_master: false,
-            msix_enabled: false,
-            function_masked: false,
-            told: false,
-        });
-        let backing = Some(Backing { pasid, emulated: SIGNALLED + 1 });
-        let msix = StoreSpec {
-            base,
-            shadow,
-            slots: vectors.into(),
-            bar: 0,
-            offset: vdsa::TABLE,
-            backing,
-            location: StoreLocation::DeviceMemory,
-        };
-        let requester = self.function.bdf;
-        Ok(DeviceSpec { id, requester, msix: Some(msix), ims: None, pasids: None, shares_requester: true })
-    }
-
-    /// What the guest sees in configuration space.
-    fn describe(&self, vectors: u16, bars: &mut BarAllocator) -> Result<FunctionDescr, AssignError> {
-        let Function { vendor, device, revision, class, subsystem, .. } = self.function;
-        let mut place = |size| {
-            let gpa = bars.place(size, false).ok_or(AssignError::OutOfMemory)?;
-            Ok::<_, AssignError>(Some(BarDescr { size, gpa, is_64bit: false, prefetchable: false }))
-        };
-        let bars = [place(vdsa::BAR0_SIZE)?, None, place(vdsa::BAR2_SIZE)?, None, None, None];
-        let msix = Some(MsixDescr { size: vectors, table: (0, vdsa::TABLE), pba: (0, vdsa::PENDING_BITS) });
-        let (subsystem_vendor, subsystem) = subsystem;
-        let dvsec = Vec::new();
-        Ok(FunctionDescr { vendor, device, revision, class, subsystem_vendor, subsystem, bars, msix, dvsec })
-    }
-
-    /// The service has taken a guest in: its functions can be signalled from now on.
-    pub fn admit(&self, guest: GuestId, domain: &Arc<Domain>) {
-        for function in self.state.lock().functions.iter_mut().filter(|function| function.name.0 == guest) {
-            function.domain = Some(Arc::clone(domain));
-        }
-    }
-
-    /// A guest has written outside of its function's MSI-X table. `None` when the function is not one of the parent's.
-    pub fn write(&self, name: Name, offset: u64, bytes: u8, value: u64, service: &MachineService) -> Option<()> {
-        let mut state = self.state.lock();
-        let function = state.function(name)?;
-        let effect = function.registers.write(offset, bytes, value);
-        self.apply(function, effect, service);
-        self.advance(&mut state, QUICK, service);
-        if self.interrupt.is_none() {
-            self.hand_out_events(service, &mut state.functions);
-        }
-        Some(())
-    }
-
-    /// What a guest reads outside of its function's MSI-X table. `None` when the function is not one of the parent's.
-    pub fn read(&self, name: Name, offset: u64, bytes: u8, service: &MachineService) -> Option<u64> {
-        let mut state = self.state.lock();
-        let function = state.function(name)?;
-        if bytes > 8 || !offset.is_multiple_of(u64::from(bytes.max(1))) {
-            return Some(u64::MAX);
-        }
-        let quadword = function.quadword(offset & !7, service);
-        Some(quadword >> (8 * (offset % 8)) & u64::MAX >> (64 - 8 * u32::from(bytes.max(1))))
-    }
-
-    /// A guest has written to its function's configuration space. `None` when the function is not one of the parent's.
-    pub fn configure(&self, name: Name, effect: Effect, service: &MachineService) -> Option<()> {
-        let mut state = self.state.lock();
-        let function = state.function(name)?;
-        let sent = function.sends();
-        match effect {
-            Effect::Command { bus_master, .. } => {
-                function.bus_master = bus_master;
-                let effect = function.registers.set_bus_master(bus_master);
-                self.apply(function, effect, service);
-            }
-            Effect::Msix { enable, function_mask } => {
-                (function.msix_enabled, function.function_masked) = (enable, function_mask);
-            }
-            Effect::Reset => {
-                (function.bus_master, function.msix_enabled, function.function_masked) = (false, false, false);
-                let effect = function.registers.reset_function();
-                if let Some(domain) = &function.domain {
-                    // What cannot be dropped comes when the guest unmasks it: one interrupt too many.
-                    let _ = service.function_reset(domain, name.1);
-                }
-                self.apply(function, effect, service);
-                self.advance(&mut state, QUICK, service);
-                return Some(());
-            }
-            // BARs stay where they are.
-            Effect::None | Effect::BarMoved(_) => {}
-        }
-        if function.sends() != sent
-            && let Some(domain) = &function.domain
-        {
-            let _ = service.mask_table(domain, name.1, sent);
-        }
-        self.advance(&mut state, QUICK, service);
-        Some(())
     }
 
     /// Goes on with the functions' commands, and waits for one that is begun for `quick` at most.
@@ -475,7 +115,7 @@ impl Parent {
         self.is_busy.store(more, Ordering::Relaxed);
     }
 
-    /// Does what a change of a function's registers leaves to be done.
+    /// Carries out the effect of a change of a function's registers.
     fn apply(&self, function: &mut Virtual, effect: vdsa::Effect, service: &MachineService) {
         if effect.reset
             && let Some(domain) = &function.domain
@@ -494,47 +134,6 @@ impl Parent {
                 function.queue
             );
         }
-    }
-
-    /// Looks at a device that does not tell of errors for now, and lets it tell of them again if it has recorded none.
-    fn look(&self, state: &mut ParentState, service: &MachineService) {
-        let (ParentState { functions, rate_limit, .. }, now) = (state, cpu::tsc());
-        if rate_limit.is_due(now) && rate_limit.looked(now, self.hand_out_events(service, functions)) {
-            dsa::log_errors(&self.registers, true);
-            // One that was recorded before that raises nothing any more.
-            self.hand_out_events(service, functions);
-        }
-        self.set_next_look(rate_limit);
-    }
-
-    fn set_next_look(&self, rate_limit: &RateLimit) {
-        self.next_look.store(rate_limit.due().unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    /// Whether it is time for [`Self::look`].
-    fn is_look_due(&self) -> bool {
-        let at = self.next_look.load(Ordering::Relaxed);
-        at != u64::MAX && at <= cpu::tsc()
-    }
-
-    /// Tells the functions what the device has to say: revoked handles to all of them, an error to the one whose work queue's it is.
-    /// Returns whether it had recorded something.
-    fn hand_out_events(&self, service: &MachineService, functions: &mut [Virtual]) -> bool {
-        let revoked = dsa::take_causes(&self.registers);
-        if revoked {
-            for function in functions.iter_mut() {
-                function.registers.revoke_handles();
-                function.signal(service);
-            }
-        }
-        let Some((queue, record)) = dsa::take_error(&self.registers) else { return revoked };
-        let whose = functions.iter_mut().find(|function| Some(function.queue) == queue);
-        if let Some(function) = whose
-            && function.registers.record_error(record)
-        {
-            function.signal(service);
-        }
-        true
     }
 
     /// Stops what a guest's functions do: before their interrupts and the guest's memory are taken away.
@@ -571,7 +170,7 @@ impl Parent {
         }
     }
 
-    /// Stops the whole device, without the lock: the device may take long for it.
+    /// Stops the whole device, without the lock, because that may take long.
     fn stop(&self) {
         self.next_look.store(u64::MAX, Ordering::Relaxed);
         if !dsa::reset(&self.registers, clock::current()) {
@@ -582,61 +181,5 @@ impl Parent {
         if let Some(pasid) = self.function.pasid {
             pci::function::set_pasid_enable(self.machine.config(), self.function.bdf, pasid, false);
         }
-    }
-}
-
-impl Virtual {
-    /// The quadword at `at` of what a guest reads outside of the MSI-X table.
-    fn quadword(&self, at: u64, service: &MachineService) -> u64 {
-        const PENDING_BITS: u64 = vdsa::PENDING_BITS as u64;
-        match at {
-            0..PAGE_SIZE => {
-                let dword = |n: usize| u64::from(self.registers.page().get(n).copied().unwrap_or(0));
-                let n = (at / 4) as usize;
-                dword(n) | dword(n + 1) << 32
-            }
-            PENDING_BITS.. if at < PENDING_BITS + PAGE_SIZE => {
-                let word = ((at - PENDING_BITS) / 8) as u32;
-                // Words beyond the last slot are refused, and read as nothing pending.
-                self.domain.as_ref().and_then(|domain| service.pending(domain, self.name.1, word).ok()).unwrap_or(0)
-            }
-            _ => 0,
-        }
-    }
-}
-
-/// The PASID of a work queue's work: 0 is that of work without one.
-fn pasid_of(queue: u8) -> Option<Pasid> {
-    Pasid::new(u32::from(queue) + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ONE: GuestId = GuestId(1);
-    const OTHER: GuestId = GuestId(2);
-
-    #[test]
-    fn nobody_joins_a_device_that_is_being_stopped() {
-        let mut state = ParentState::default();
-        assert!(state.join(ONE) && state.join(ONE) && state.begin_stop(ONE));
-        assert!(!state.join(OTHER) && state.guests == [ONE]);
-        assert_eq!(state.leave(ONE), LeaveOutcome::Stopped);
-        assert!(!state.join(OTHER), "until it is kept no longer");
-    }
-
-    #[test]
-    fn a_device_is_stopped_once_by_the_last_guest_also_where_two_leave_at_once() {
-        let mut state = ParentState::default();
-        assert!(state.join(ONE) && state.join(OTHER));
-        assert!(!state.begin_stop(ONE) && !state.begin_stop(OTHER), "the other one has it still");
-        assert_eq!(state.leave(ONE), LeaveOutcome::ToOthers);
-        assert_eq!((state.leave(OTHER), state.is_stopped), (LeaveOutcome::Running, true));
-        let mut state = ParentState::default();
-        assert!(state.join(ONE) && state.join(OTHER) && !state.begin_stop(ONE));
-        assert_eq!(state.leave(ONE), LeaveOutcome::ToOthers);
-        assert!(state.begin_stop(OTHER) && !state.begin_stop(OTHER));
-        assert_eq!(state.leave(OTHER), LeaveOutcome::Stopped);
     }
 }

@@ -1,4 +1,4 @@
-//! Extended page tables: what a guest sees of the machine's memory. SDM vol. 3, 30.3.
+//! Extended page tables, which map a guest's physical addresses. SDM vol. 3, 30.3.
 
 use core::fmt;
 

@@ -1,4 +1,4 @@
-//! The arithmetic of instructions whose operand is in trapped memory: results and flags (SDM vol. 1, appendix A).
+//! Arithmetic of instructions with an operand in trapped memory: results and flags (SDM vol. 1, appendix A).
 #![forbid(unsafe_code)]
 
 use super::width::Width;

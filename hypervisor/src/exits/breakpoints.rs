@@ -1,9 +1,9 @@
 //! Breakpoints of a guest on data and ports that an emulated access touches: SDM vol. 3, 18.2.4 and 18.2.5.
 //!
-//! The processor looks for them at accesses that it carries out itself, so for the others the hypervisor has to.
+//! The processor checks for them only at accesses that it carries out itself, so the hypervisor checks at the accesses that it emulates.
 #![forbid(unsafe_code)]
 
-/// What DR7 asks to break on: bits 17:16 and their like.
+/// The kind of access that breaks: bits 17:16 of DR7 and the like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// A read of data.
@@ -26,7 +26,7 @@ const ON_WRITE: u64 = 1;
 const ON_PORT: u64 = 2;
 const ON_ACCESS: u64 = 3;
 
-/// Whether any breakpoint is armed that is not one on execution, which the processor serves alone.
+/// Whether a breakpoint is armed that is not on execution. The processor serves breakpoints on execution by itself.
 #[inline]
 pub const fn are_armed(dr7: u64) -> bool {
     const ENABLED: u64 = 0xff;
@@ -35,13 +35,13 @@ pub const fn are_armed(dr7: u64) -> bool {
 }
 
 impl Breakpoints {
-    /// As the registers hold them.
+    /// The registers' values.
     pub const fn new(dr7: u64, addresses: [u64; 4]) -> Self {
         Self { dr7, addresses }
     }
 
-    /// What an access to `bytes` bytes from `from` hits: bits 3:0 as in DR6, and what the VMCS's pending debug exceptions say beside
-    /// (SDM vol. 3, table 26-4). 0 if it hits none.
+    /// The breakpoints that an access to `bytes` bytes from `from` hits: bits 3:0 as in DR6, and the further bits of the VMCS's pending
+    /// debug exceptions (SDM vol. 3, table 26-4). 0 if it hits none.
     pub fn hit(&self, access: Access, from: u64, bytes: u64) -> u64 {
         const ENABLED_BREAKPOINT: u64 = 1 << 12;
         let hits = (0..4).filter(|&n| self.hits(n, access, from, bytes)).fold(0, |hits, n| hits | 1 << n);

@@ -1,4 +1,4 @@
-//! The virtual processor whose exit is served, and what its exits do outside of the guest.
+//! The virtual processor whose exit is handled, and the platform that its exits reach.
 
 use super::{decode_cache::DecodeCache, mmio::Fault, pv_eoi::PvEoi};
 use crate::{
@@ -22,8 +22,8 @@ pub struct RepeatedFault {
 }
 
 impl RepeatedFault {
-    /// Exits in a row after which the guest ends. Another processor that changes code or page tables all the time makes a few likely; this many
-    /// take milliseconds.
+    /// Exits in a row after which the guest ends. Another processor that changes code or page tables all the time makes a few in a row
+    /// likely. This many take milliseconds.
     const LIMIT: u32 = 1000;
 
     /// Counts an exit at this RIP with this fault. Returns whether there were more than [`Self::LIMIT`] in a row.
@@ -34,25 +34,25 @@ impl RepeatedFault {
     }
 }
 
-/// What a virtual processor has of its own beside its VMCS.
+/// A virtual processor's state beside its VMCS.
 pub struct Devices {
     /// Local APIC.
     pub apic: X2Apic,
-    /// Whether its interrupt ends without an exit.
+    /// The state of paravirtual EOI.
     pub pv_eoi: PvEoi,
     /// Model-specific registers.
     pub msrs: Msrs,
-    /// What CPUID tells.
+    /// The CPUID policy.
     pub policy: Policy,
-    /// Instructions that it has executed on trapped pages.
+    /// Decoded instructions that access trapped pages.
     pub decode_cache: DecodeCache,
-    /// Added to the machine's TSC.
+    /// The offset of the guest's TSC from the machine's.
     pub tsc_offset: u64,
     /// Its x2APIC ID.
     pub apic_id: u32,
-    /// Bits of a physical address, as CPUID tells it.
+    /// Bits of a physical address, as the guest's CPUID says.
     pub physical_bits: u8,
-    /// Exits until the time is looked at; never 0.
+    /// Exits until the timers are checked; never 0.
     pub exits_to_timer_check: u32,
     /// The TSC before which it does not run again, because its guest has locked the bus too often.
     pub held_until: u64,
@@ -61,7 +61,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Has the time looked at before the guest goes on: it has slept, or its timer has run down, or was set.
+    /// Has the timers checked before the guest continues: because it has slept, or a timer has expired or was set.
     pub fn request_timer_check(&mut self) {
         self.exits_to_timer_check = 1;
     }
@@ -71,44 +71,45 @@ impl Devices {
         now.wrapping_add(self.tsc_offset)
     }
 
-    /// The machine's TSC at a deadline of the guest's, when it is `now`. A deadline that the machine's counter never reaches is its end.
+    /// The machine's TSC at a deadline of the guest, when the machine's TSC is `now`. A deadline beyond the counter's range is the end of
+    /// that range.
     pub fn host_deadline(&self, deadline: u64, now: u64) -> u64 {
         now.saturating_add(deadline.saturating_sub(self.guest_tsc(now)))
     }
 }
 
-/// What a guest's exits have to do outside of the guest.
+/// The operations of exits outside of the guest.
 pub trait Platform {
     /// IN of `width` (1, 2 or 4) bytes. The low bytes of the result count.
     fn port_read(&mut self, port: u16, width: u8) -> u32;
     /// OUT of `width` (1, 2 or 4) bytes.
     fn port_write(&mut self, port: u16, width: u8, value: u32) -> PortWrite;
-    /// The guest reads `bytes` bytes outside of its memory. The low bytes of the result count.
+    /// Reads `bytes` bytes outside of the guest's memory. The low bytes of the result count.
     fn mmio_read(&mut self, gpa: Gpa, bytes: u8) -> u64;
-    /// The guest writes `bytes` bytes outside of its memory.
+    /// Writes `bytes` bytes outside of the guest's memory.
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64);
-    /// The guest writes 9 to 64 bytes outside of its memory, in one page, by one instruction.
+    /// Writes 9 to 64 bytes outside of the guest's memory, in one page, by one instruction.
     fn mmio_write_bytes(&mut self, gpa: Gpa, bytes: &[u8]);
-    /// The guest reads 1 to 16 bytes outside of its memory, in one page, and writes what `modify` makes of them, in one step.
+    /// Reads 1 to 16 bytes outside of the guest's memory, in one page, and writes the result of `modify`, in one step.
     fn mmio_modify(&mut self, gpa: Gpa, bytes: u8, modify: &mut dyn FnMut(u128) -> u128);
     /// The guest has locked the bus at this TSC. Returns until when it has to wait, if it has done so too often.
     fn bus_lock(&mut self, now: u64) -> Option<u64>;
     /// Lets the guest execute at this address, if that is its memory. Returns whether it may now, or why the guest has to end.
     fn make_executable(&mut self, gpa: Gpa) -> Result<bool, &'static str>;
-    /// The virtual processor sends an interrupt command.
+    /// Sends an interrupt command of the virtual processor.
     fn ipi(&mut self, ipi: Ipi);
-    /// The virtual processor ends interrupts by the 4 bytes at this address from now on, or by none.
+    /// Sets the address of the 4 bytes for paravirtual EOI, or none.
     fn set_pv_eoi(&mut self, at: Option<Gpa>);
-    /// A hypercall: its number and arguments; the result for RAX.
+    /// Carries out a hypercall with its number and arguments. Returns the result for RAX.
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> u64;
 }
 
-/// What came of a write to a port.
+/// The result of a port write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortWrite {
-    /// It is done.
+    /// The write is done.
     Done,
-    /// The console has no room: it is to be tried again.
+    /// The console's buffer is full, so the write has to be repeated.
     NoRoom,
     /// The guest ends, with this code.
     Exit(u8),
@@ -116,17 +117,17 @@ pub enum PortWrite {
     Reset,
 }
 
-/// The virtual processor whose exit is served.
+/// The virtual processor whose exit is handled.
 pub struct Context<'a, P> {
-    /// Its processor.
+    /// The VMCS and registers.
     pub vcpu: &'a mut Vcpu,
-    /// Its devices.
+    /// The virtual devices.
     pub devices: &'a mut Devices,
-    /// Its memory.
+    /// The guest's memory.
     pub ram: &'a Ram,
-    /// Its XCR0, and the bits that may be set there.
+    /// The guest's XCR0, and the bits that may be set there.
     pub xcr0: (&'a mut u64, u64),
-    /// All else.
+    /// The platform outside of the guest.
     pub platform: &'a mut P,
 }
 

@@ -8,7 +8,7 @@ use crate::{
     vmx::{Registers, Vcpu},
 };
 
-/// Answers CPUID by the guest's policy.
+/// Handles CPUID by the guest's policy.
 pub fn handle(vcpu: &mut Vcpu, policy: &Policy, apic_id: u32, xcr0: u64) -> Action {
     let (leaf, subleaf) = (vcpu.registers.get32(Registers::RAX), vcpu.registers.get32(Registers::RCX));
     let state = VcpuState { apic_id, cr4: vcpu.cr4(), xcr0 };

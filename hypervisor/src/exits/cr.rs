@@ -1,7 +1,7 @@
 //! Accesses to control registers and to XCR0.
 //!
-//! The guest owns most bits and changes them without an exit. What comes here are changes of the bits that the hypervisor
-//! watches, because they change the guest's mode or because VMX fixes them.
+//! The guest owns most bits and changes them without an exit. Exits come from changes of the bits that the hypervisor watches, because they
+//! change the guest's mode or because VMX fixes them.
 
 use super::Action;
 use crate::{
@@ -26,9 +26,9 @@ const _: () = assert!(cpuid::XCR0_ALLOWED == XCR0_GUEST);
 /// Reads the guest's memory: four page-directory-pointer-table entries at a 32-byte aligned address.
 pub type ReadPdptes<'a> = &'a dyn Fn(Gpa) -> Option<[u64; 4]>;
 
-/// Serves a MOV to CR, CLTS or LMSW. Wrong values are #GP in the guest, as the processor itself would do (SDM vol. 2, MOV CR).
+/// Handles a MOV to CR, CLTS or LMSW. Wrong values are #GP in the guest, as on the processor (SDM vol. 2, MOV CR).
 ///
-/// The guest's CPUID tells `physical_bits`.
+/// `physical_bits` is the address width that the guest's CPUID reports.
 pub fn access(vcpu: &mut Vcpu, access: CrAccess, physical_bits: u8, pdptes: ReadPdptes<'_>) -> Action {
     let pdptes: ReadPdptes<'_> = &|gpa| pdptes(gpa).filter(|entries| are_valid_pdptes(entries, physical_bits));
     let done = match access {
@@ -64,7 +64,7 @@ pub fn operand(vcpu: &Vcpu, register: u8) -> u64 {
     if vcpu.is_64_bit_code() { value } else { value & 0xffff_ffff }
 }
 
-/// `None` is #GP.
+/// Writes CR0. `None` means #GP.
 fn write_cr0(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> {
     let old = vcpu.cr0();
     if !may_write_cr0(vcpu, old, value) {
@@ -90,7 +90,7 @@ fn write_cr0(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> 
     Some(())
 }
 
-/// Whether the bits of CR0 go together, with each other and with the mode that the guest is in.
+/// Whether the bits of CR0 are consistent with each other and with the guest's mode.
 fn may_write_cr0(vcpu: &Vcpu, old: u64, value: u64) -> bool {
     let set = |bit| value & bit != 0;
     if value >> 32 != 0 || set(cr0::PG) && !set(cr0::PE) || set(cr0::NW) && !set(cr0::CD) {
@@ -106,7 +106,7 @@ fn may_write_cr0(vcpu: &Vcpu, old: u64, value: u64) -> bool {
     }
 }
 
-/// `None` is #GP.
+/// Writes CR4. `None` means #GP.
 fn write_cr4(vcpu: &mut Vcpu, value: u64, pdptes: ReadPdptes<'_>) -> Option<()> {
     let old = vcpu.cr4();
     let long_mode = vcpu.efer() & efer::LMA != 0;
@@ -178,8 +178,8 @@ fn are_valid_pdptes(entries: &[u64; 4], physical_bits: u8) -> bool {
     entries.iter().all(|entry| entry & PRESENT == 0 || entry & reserved == 0)
 }
 
-/// Serves XSETBV: XCR0 alone, only what the guest's CPUID offers, x87 always, AVX only with SSE (SDM vol. 2, XSETBV).
-/// `Err` is #GP. The value is the guest's new XCR0.
+/// Handles XSETBV: XCR0 only, with the components that the guest's CPUID offers, x87 always, AVX only with SSE (SDM vol. 2, XSETBV). `Err`
+/// is #GP. The value is the guest's new XCR0.
 pub fn xsetbv(vcpu: &Vcpu, supported: u64) -> Result<u64, Action> {
     if vcpu.cr4() & cr4::OSXSAVE == 0 {
         return Err(Action::UNDEFINED_OPCODE);

@@ -1,4 +1,4 @@
-//! What an instruction that touched a trapped page does, from its bytes.
+//! Decodes an instruction that accessed a trapped page.
 //!
 //! Understood:
 //!
@@ -32,8 +32,8 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Truncated;
 
-/// Builds the decoder's tables: about 100 KiB of heap and a million instructions. Call it during bring-up, so that no guest's
-/// instruction is the one that finds the heap full.
+/// Builds the decoder's tables: about 100 KiB of heap and a million instructions. Bring-up calls this, so that no guest's instruction needs
+/// heap for it.
 pub fn prepare() {
     const NOP: [u8; 1] = [0x90];
     let decoded = decode_any(&NOP, 0, Mode::Bits64);
@@ -50,7 +50,7 @@ pub fn decode(bytes: &[u8], rip: u64, mode: Mode) -> Result<Decoded, Truncated> 
     decode_any(bytes, rip, mode)
 }
 
-/// [`decode`] without the short way for common forms.
+/// [`decode`] without the fast decoder for common forms.
 #[inline(never)]
 pub(super) fn decode_any(bytes: &[u8], rip: u64, mode: Mode) -> Result<Decoded, Truncated> {
     let bytes = bytes.get(..MAX_LENGTH).unwrap_or(bytes);
@@ -68,7 +68,7 @@ pub(super) fn decode_any(bytes: &[u8], rip: u64, mode: Mode) -> Result<Decoded, 
     Ok(Decoded { length, operation })
 }
 
-/// `None` when it is unsupported.
+/// The operation. `None` if it is unsupported.
 fn operation(instruction: &Instruction) -> Option<Operation> {
     match instruction.mnemonic() {
         Mnemonic::Mov | Mnemonic::Movnti | Mnemonic::Movdiri => mov(instruction, false),
@@ -126,8 +126,8 @@ fn alu(mnemonic: Mnemonic) -> Option<Alu> {
     })
 }
 
-/// Neither an explicit operand in memory, nor the stack. Of the rest, what accesses memory implicitly has a memory operand
-/// in the decoder's eyes.
+/// Whether the instruction has neither an explicit memory operand nor a stack access. The decoder reports other implicit accesses as memory
+/// operands.
 fn accesses_nothing(instruction: &Instruction) -> bool {
     let explicit = instruction.op_kinds().any(|kind| kind as u32 >= OpKind::MemorySegSI as u32);
     let stack = matches!(
@@ -187,7 +187,7 @@ fn exchange(instruction: &Instruction) -> Option<Operation> {
     Some(Operation::Exchange { at: address(instruction)?, with: register(with)? })
 }
 
-/// Memory and a register that are both read and written.
+/// An operation on memory and a register, both of which are read and written.
 fn with_register(instruction: &Instruction, made: impl FnOnce(Address, Register) -> Operation) -> Option<Operation> {
     if instruction.op0_kind() != OpKind::Memory {
         return Some(Operation::NoAccess);
@@ -207,7 +207,7 @@ fn bit(instruction: &Instruction, kind: BitKind) -> Option<Operation> {
     Some(Operation::Bit { at: address(instruction)?, width, kind, bit: source(instruction, 1, width)? })
 }
 
-/// The destination is a register that holds an offset in ES (SDM vol. 2, MOVDIR64B).
+/// MOVDIR64B: the destination is a register that holds an offset in ES (SDM vol. 2, MOVDIR64B).
 fn block(instruction: &Instruction) -> Option<Operation> {
     let base = register(instruction.op0_register())?;
     let to = Address {

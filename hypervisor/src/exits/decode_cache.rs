@@ -1,8 +1,8 @@
-//! Instructions that were decoded before, and the pages in which they lie.
+//! The cache of decoded instructions and of the page walks that lead to them.
 //!
-//! A driver writes its slots with the same few instructions again and again. What an instruction does follows from its bytes, its
-//! address and the mode, so all three are compared each time: a guest that changes its code changes what is found. Where its code lies
-//! follows from its page tables, whose entries are compared each time as well ([`Walked`]).
+//! A driver writes its slots with the same few instructions again and again. An instruction's effect follows from its bytes, its address
+//! and the mode, so a lookup compares all three: if a guest changes its code, the lookup fails. The place of the code follows from the
+//! guest's page tables, whose entries are compared each time as well ([`Walked`]).
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
@@ -12,16 +12,16 @@ use super::{
     walk::Walked,
 };
 
-/// Places for instructions, a power of two; each is for two of them, so that a function that masks and one that unmasks do not push each
-/// other's out all the time.
+/// Sets of the cache, a power of two. Each has two ways, so that a function that masks and one that unmasks do not evict each other all the
+/// time.
 const PLACES: usize = 128;
-/// Pages of code that are remembered. A power of two.
+/// Page walks in the cache, a power of two.
 const PAGES: usize = 16;
 
-/// The 15 bytes from an instruction's first on, little-endian; the 16th is 0. Two words, because they are compared at each exit.
+/// The 15 bytes from an instruction's first byte on, little-endian; the 16th is 0. Two words, because they are compared at each exit.
 pub type Bytes = [u64; 2];
 
-/// An instruction as it was found.
+/// A decoded instruction, with the address, mode and bytes that it had.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     rip: u64,
@@ -30,7 +30,7 @@ struct Entry {
     decoded: Decoded,
 }
 
-/// What one virtual processor has executed.
+/// The decode cache of one virtual processor.
 #[derive(Clone, Debug)]
 pub struct DecodeCache {
     instructions: Box<[[Option<Entry>; 2]; PLACES]>,
@@ -44,7 +44,7 @@ impl Default for DecodeCache {
 }
 
 impl DecodeCache {
-    /// What the instruction does, if it was decoded before.
+    /// The decoded instruction, if the cache has it.
     #[inline(always)]
     pub fn find(&self, rip: u64, mode: Mode, bytes: Bytes) -> Option<&Decoded> {
         let is_it = |entry: &&Entry| entry.rip == rip && entry.mode == mode && entry.bytes == bytes;
@@ -53,7 +53,7 @@ impl DecodeCache {
         Some(&found.decoded)
     }
 
-    /// Remembers an instruction, in the place of the older one there, or of what was at its address.
+    /// Adds an instruction, in place of the older one of its set, or of the one with the same address.
     pub fn keep(&mut self, rip: u64, mode: Mode, bytes: Bytes, decoded: Decoded) {
         let [newer, older] = &mut self.instructions[place(rip)];
         if newer.as_ref().is_some_and(|entry| entry.rip != rip) {
@@ -62,19 +62,20 @@ impl DecodeCache {
         *newer = Some(Entry { rip, mode, bytes, decoded });
     }
 
-    /// A walk for the execution of code at or near `rip`, or of other code.
+    /// The cached walk for the set of `rip`, which may be the walk for other code.
     #[inline]
     pub fn walked(&self, rip: u64) -> Option<&Walked> {
         self.pages[page(rip)].as_ref()
     }
 
-    /// Remembers the walk for the execution of the code at `rip`, in the place of another one.
+    /// Adds the walk for the code at `rip`, in place of another one.
     pub fn keep_walked(&mut self, rip: u64, walked: Walked) {
         self.pages[page(rip)] = Some(walked);
     }
 }
 
-/// Stores are seldom shorter than 4 bytes, so those of a function, or of an unrolled loop, do not push each other out.
+/// The set of an address. Stores are seldom shorter than 4 bytes, so the stores of a function, or of an unrolled loop, do not evict each
+/// other.
 const fn place(rip: u64) -> usize {
     (rip >> 2) as usize % PLACES
 }

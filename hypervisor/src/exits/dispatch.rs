@@ -1,4 +1,4 @@
-//! The one switch over VM exits, and the one tail behind it.
+//! The dispatch of VM exits, and the common tail after each handler.
 
 use super::{
     Action, EndReason,
@@ -24,20 +24,20 @@ use crate::{
     },
 };
 
-/// What becomes of a guest after an exit.
+/// How a guest continues after an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// It goes on.
+    /// The guest continues.
     Run,
-    /// It goes on when the others have had their turns.
+    /// The guest continues after the others have run.
     Yield,
-    /// It waits for an interrupt.
+    /// The guest waits for an interrupt.
     Halt,
-    /// It is at its end.
+    /// The guest has ended.
     End(EndReason),
 }
 
-/// Serves an exit. An event whose delivery the exit cut short is delivered again first.
+/// Handles an exit. If the exit interrupted the delivery of an event, the event is delivered again first.
 #[inline(always)]
 pub fn serve<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Next {
     // An instruction that exits by itself is executed after every event has been delivered.
@@ -51,7 +51,7 @@ pub fn serve<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Next {
     finish(context.vcpu, action)
 }
 
-/// The exit cut the delivery of an event short. `Some` when that is all that there is to do.
+/// Prepares the second delivery of an event whose delivery the exit interrupted. Returns `Some` if the exit needs nothing else.
 #[cold]
 fn deliver_again(vcpu: &mut Vcpu, exit: Exit) -> Option<Action> {
     if exit == Exit::EptViolation {
@@ -114,8 +114,8 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
     }
 }
 
-/// The processor has written a register of the virtual-APIC page and leaves the rest to us. That is a self-IPI whose vector is below 16
-/// (SDM vol. 3, 31.1.5 and 31.4.3.3): the model notes the error. The instruction is done.
+/// Handles a write of the virtual-APIC page that the processor has completed only in part: a self-IPI whose vector is below 16 (SDM vol. 3,
+/// 31.1.5 and 31.4.3.3). The emulated APIC notes the error. The instruction is done.
 #[cold]
 fn apic_write(vcpu: &Vcpu, devices: &mut Devices) -> Action {
     const SELF_IPI: u16 = 0x3f0;
@@ -127,7 +127,7 @@ fn apic_write(vcpu: &Vcpu, devices: &mut Devices) -> Action {
     Action::Resume
 }
 
-/// The tail: the only place where RIP moves and where handlers' events are injected.
+/// The tail of every exit: only here does RIP advance and are handlers' events injected.
 #[inline(always)]
 fn finish(vcpu: &mut Vcpu, action: Action) -> Next {
     match action {
@@ -196,7 +196,7 @@ fn fetch(platform: &mut impl Platform, gpa: Gpa) -> Action {
     }
 }
 
-/// The processor as the emulation sees it, and what it knows of its progress.
+/// The parts of the context that the emulation needs, and the counter of exits without progress.
 #[inline(always)]
 fn machine<'a, P>(context: &'a mut Context<'_, P>) -> (VcpuMachine<'a, P>, &'a mut RepeatedFault) {
     let Devices { decode_cache, repeated_fault, physical_bits, .. } = &mut *context.devices;
@@ -211,7 +211,8 @@ fn machine<'a, P>(context: &'a mut Context<'_, P>) -> (VcpuMachine<'a, P>, &'a m
     (machine, repeated_fault)
 }
 
-/// What [`store_known`] does not take. The parts by value: with a context by reference, each exit would have to put one together.
+/// Emulates an access that [`store_known`] does not handle. The parts are passed by value: for a context by reference, each exit would have
+/// to build one.
 #[inline(never)]
 fn emulated<P: Platform>(mut machine: VcpuMachine<'_, P>, repeated_fault: &mut RepeatedFault, fault: Fault) -> Action {
     if exit::violation_unblocked_nmis() {
@@ -276,7 +277,7 @@ fn read_pdptes(ram: &Ram, gpa: Gpa) -> Option<[u64; 4]> {
     Some(entries)
 }
 
-/// What a machine check leads to. No bank and no address is told to a guest.
+/// The action after a machine check. The guest learns no bank and no address.
 #[cold]
 fn machine_check(interrupted: Interrupted) -> Action {
     let report = machine_check::take(interrupted);
@@ -293,7 +294,7 @@ fn machine_check(interrupted: Interrupted) -> Action {
     }
 }
 
-/// #DB and #AC go to the guest. For #DB the exit qualification holds what DR6 must say (SDM vol. 3, 29.2.1).
+/// Handles exceptions and NMIs: #DB and #AC go to the guest. For #DB the exit qualification holds the bits for DR6 (SDM vol. 3, 29.2.1).
 #[inline(never)]
 fn exception_or_nmi(vcpu: &mut Vcpu) -> Action {
     let Some(Exception { event, error_code, qualification }) = Exception::read() else {

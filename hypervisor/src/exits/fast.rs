@@ -1,5 +1,5 @@
-//! The short way to decode what compilers make of a store or a load: MOV between memory and a register or an immediate, in
-//! 64-bit code, with no prefix but operand size and REX. A table-driven decoder takes several times as long.
+//! The fast decoder for loads and stores of compilers: MOV between memory and a register or an immediate, in 64-bit code, with no prefix
+//! but operand size and REX. A table-driven decoder takes several times as long.
 #![forbid(unsafe_code)]
 
 use super::{
@@ -12,7 +12,7 @@ const REX_X: u8 = 2;
 const REX_R: u8 = 4;
 const REX_W: u8 = 8;
 
-/// The bytes that are left.
+/// The remaining bytes.
 struct Bytes<'a> {
     rest: &'a [u8],
     taken: u8,
@@ -40,7 +40,7 @@ impl Bytes<'_> {
     }
 }
 
-/// `None` for what it does not know, and for bytes that end too early.
+/// Decodes an instruction. `None` for other forms, and if the bytes end too early.
 pub(super) fn decode(bytes: &[u8], rip: u64) -> Option<Decoded> {
     let mut bytes = Bytes { rest: bytes.get(..MAX_LENGTH).unwrap_or(bytes), taken: 0 };
     let mut opcode = bytes.byte()?;
@@ -92,7 +92,7 @@ fn register(reg: u8, width: Width, rex: u8) -> Register {
     Register { number: reg | if rex & REX_R != 0 { 8 } else { 0 }, width, high: false }
 }
 
-/// Relative to RIP, which is that of the next instruction.
+/// Completes an address relative to RIP, which is the next instruction's.
 fn complete(memory: &mut Address, relative: bool, bytes: &Bytes<'_>, rip: u64) {
     if relative {
         memory.displacement = memory.displacement.wrapping_add(rip).wrapping_add(u64::from(bytes.taken));

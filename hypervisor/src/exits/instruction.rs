@@ -1,5 +1,5 @@
-//! What an instruction does to memory, in the terms that the emulation of a trapped access needs; [`decode`](super::decode) makes
-//! them from bytes.
+//! An instruction's effect on memory, in the terms that the emulation of a trapped access needs. [`decode`](super::decode) produces it from
+//! bytes.
 #![forbid(unsafe_code)]
 
 use super::{alu::Alu, width::Width};
@@ -7,7 +7,7 @@ use super::{alu::Alu, width::Width};
 /// The longest instruction (SDM vol. 2, 2.3.11).
 pub const MAX_LENGTH: usize = 15;
 
-/// What code is running: it decides on default widths.
+/// The mode of the running code, which decides on default widths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Real mode, virtual-8086 mode, 16-bit segments.
@@ -19,7 +19,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// How wide its addresses and its instruction pointer are.
+    /// The width of addresses and of the instruction pointer.
     pub const fn address_width(self) -> Width {
         match self {
             Self::Bits16 => Width::Word,
@@ -57,7 +57,7 @@ pub struct Register {
     pub high: bool,
 }
 
-/// Where memory is accessed: an offset in a segment, still to be computed from registers.
+/// A memory operand: an offset in a segment, which is computed from registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The segment.
@@ -68,14 +68,14 @@ pub struct Address {
     pub index: Option<u8>,
     /// The index's factor: 1, 2, 4 or 8; 1 without an index.
     pub scale: u8,
-    /// What is added; relative to RIP it holds the whole sum.
+    /// The displacement. For an address relative to RIP it holds the whole sum.
     pub displacement: u64,
     /// Offsets wrap at this width.
     pub width: Width,
 }
 
 impl Address {
-    /// The offset in the segment, when `general` gives the registers' values.
+    /// The offset in the segment, computed with the registers' values that `general` returns.
     pub fn offset(&self, general: impl Fn(u8) -> u64) -> u64 {
         let base = self.base.map_or(0, &general);
         let index = self.index.map_or(0, &general);
@@ -84,7 +84,7 @@ impl Address {
     }
 }
 
-/// What an operation takes its value from.
+/// The source of an operation's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A register.
@@ -155,10 +155,10 @@ pub struct Lane {
     pub bytes: u8,
 }
 
-/// What becomes of a vector register's bytes beside those that are loaded (SDM vol. 1, 14.1.3 and the instructions' own pages).
+/// What happens to a vector register's other bytes at a load (SDM vol. 1, 14.1.3 and the instructions' own pages).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
-    /// They stay.
+    /// They keep their values.
     Kept,
     /// Those of the XMM register are cleared.
     ClearedInXmm,
@@ -166,10 +166,10 @@ pub enum Rest {
     Cleared,
 }
 
-/// What an instruction does.
+/// The operation of an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// Memory becomes a value.
+    /// Writes a value to memory.
     Store {
         /// The memory.
         to: Address,
@@ -180,7 +180,7 @@ pub enum Operation {
         /// In reversed byte order (MOVBE).
         swap: bool,
     },
-    /// A register becomes what memory holds.
+    /// Loads a register from memory.
     Load {
         /// The register.
         to: Register,
@@ -188,30 +188,30 @@ pub enum Operation {
         from: Address,
         /// How wide the memory is; the rest of the register's width is filled up.
         width: Width,
-        /// Filled up with the sign.
+        /// Whether the value is sign-extended.
         signed: bool,
         /// From reversed byte order (MOVBE).
         swap: bool,
     },
-    /// Register and memory change places.
+    /// Exchanges a register with memory.
     Exchange {
         /// The memory.
         at: Address,
         /// The register; its width is the memory's.
         with: Register,
     },
-    /// Memory becomes what comes out of memory and a value; flags are set.
+    /// Modifies memory by a value, and sets flags.
     Modify {
         /// The memory.
         at: Address,
         /// How wide.
         width: Width,
-        /// What is done; CMP and TEST leave memory alone.
+        /// The operation; CMP and TEST do not write.
         alu: Alu,
         /// The second operand; 0 where there is none.
         value: Source,
     },
-    /// A register becomes what comes out of itself and memory; flags are set.
+    /// Modifies a register by a value in memory, and sets flags.
     Combine {
         /// The register; its width is the memory's.
         to: Register,
@@ -220,7 +220,7 @@ pub enum Operation {
         /// The memory.
         from: Address,
     },
-    /// CMPXCHG: memory becomes the register where it is as the accumulator, else the accumulator becomes what memory holds.
+    /// CMPXCHG: if memory equals the accumulator, memory gets the register's value; if not, the accumulator gets memory's value.
     CompareExchange {
         /// The memory.
         at: Address,
@@ -234,7 +234,7 @@ pub enum Operation {
         /// How wide each half is: a dword or a quadword.
         half: Width,
     },
-    /// XADD: memory becomes the sum, the register what memory held.
+    /// XADD: memory gets the sum, and the register gets memory's old value.
     ExchangeAdd {
         /// The memory.
         at: Address,
@@ -252,14 +252,14 @@ pub enum Operation {
         /// Which bit: a constant counts within the width.
         bit: Source,
     },
-    /// Memory becomes bytes of a vector register.
+    /// Stores bytes of a vector register to memory.
     VectorStore {
         /// The memory.
         to: Address,
         /// The bytes.
         from: Lane,
     },
-    /// Bytes of a vector register become what memory holds.
+    /// Loads bytes of a vector register from memory.
     VectorLoad {
         /// The bytes.
         to: Lane,
@@ -275,13 +275,13 @@ pub enum Operation {
         /// Where from.
         from: Address,
     },
-    /// CLFLUSH and its like: as a load of a byte, of which nothing comes.
+    /// CLFLUSH and the like: a load of a byte without a result.
     Flush(Address),
     /// MOVS, STOS or LODS.
     String(StringOperation),
     /// Accesses no memory.
     NoAccess,
-    /// No instruction that is known here.
+    /// An instruction that is not supported.
     Unsupported,
 }
 

@@ -9,7 +9,7 @@ use crate::{
     vmx::{Registers, Vcpu, exit::IoAccess, fields},
 };
 
-/// Serves an access to an I/O port. INS and OUTS are #UD: the ports that a guest has are no memory to copy from or to.
+/// Handles an access to an I/O port. INS and OUTS are #UD, because none of a guest's ports is a block device.
 #[inline(never)]
 pub fn access(vcpu: &mut Vcpu, platform: &mut impl Platform, access: IoAccess) -> Action {
     if access.string {
@@ -25,7 +25,7 @@ pub fn access(vcpu: &mut Vcpu, platform: &mut impl Platform, access: IoAccess) -
     action
 }
 
-/// A breakpoint on the port traps behind the instruction, which the processor has not executed (SDM vol. 3, 18.2.5).
+/// Checks breakpoints on the port: the trap comes after the instruction, which the hypervisor has executed (SDM vol. 3, 18.2.5).
 #[cold]
 fn watched(vcpu: &mut Vcpu, dr7: u64, access: IoAccess) {
     let breakpoints = Breakpoints::new(dr7, cpu::breakpoint_addresses());

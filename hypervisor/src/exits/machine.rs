@@ -1,4 +1,4 @@
-//! The virtual processor as the instruction emulation sees it.
+//! The virtual processor's interface to the instruction emulation.
 
 use super::{
     Platform,
@@ -25,13 +25,13 @@ use crate::{
 
 /// A virtual processor, its memory and its trapped pages.
 pub struct VcpuMachine<'a, P> {
-    /// The processor.
+    /// The VMCS and registers.
     pub vcpu: &'a mut Vcpu,
-    /// Its memory.
+    /// The guest's memory.
     pub ram: &'a Ram,
-    /// What lies outside of its memory.
+    /// The platform outside of the guest.
     pub platform: &'a mut P,
-    /// Instructions that the processor has executed on trapped pages.
+    /// Decoded instructions that access trapped pages.
     pub decode_cache: &'a mut DecodeCache,
     /// Bits of a physical address.
     pub physical_bits: u8,

@@ -1,13 +1,13 @@
-//! Carries out a guest's instruction that touched a trapped page.
+//! Emulates a guest's instruction that accessed a trapped page.
 //!
-//! An EPT violation says where, and whether it was a write; what was written only the instruction tells. Its bytes, and the page
-//! tables that lead to them, may change between the exit and now, so nothing here trusts them: an instruction that does not
-//! touch the faulting address, in the faulting way, runs again in the guest ([`Emulated::Again`]), which the caller lets happen so often
-//! and no more. What cannot be emulated ([`super::decode`] has the list; besides, read-modify-write that reaches beyond one trapped
-//! page, which could not be atomic) is #UD in the guest. What is read and written is so in one step, with LOCK or without.
+//! An EPT violation tells the address, and whether the access was a write; only the instruction tells the written value. Its bytes, and the
+//! page tables that lead to them, may change between the exit and the emulation, so nothing here trusts them. An instruction that does not
+//! access the faulting address in the faulting way runs again in the guest ([`Emulated::Again`]); the caller limits how often. An
+//! instruction that cannot be emulated ([`super::decode`] has the list) is #UD in the guest, and so is a read-modify-write that reaches
+//! beyond one trapped page, which could not be atomic. Reads and writes happen in one step, with LOCK or without.
 //!
-//! The whole access is translated and checked before its first byte has an effect. Where it leaves the page, each part goes
-//! where its own translation leads.
+//! The whole access is translated and checked before its first byte has an effect. If it crosses a page, each part goes to the address that
+//! its own translation gives.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -34,7 +34,7 @@ use crate::{
     cpu::bits::rflags,
 };
 
-/// Elements of a repeated string instruction for one exit, so that interrupts are not held up for longer.
+/// Elements of a repeated string instruction per exit. The limit bounds the delay of interrupts.
 pub const MAX_ELEMENTS: u32 = 64;
 
 const RAX: u8 = 0;
@@ -81,7 +81,7 @@ impl Stop {
     }
 }
 
-/// Carries out the instruction at RIP, which had this fault. RIP itself is the caller's to move. [`store_known`] has been tried.
+/// Emulates the instruction at RIP, which caused this fault. The caller advances RIP. The caller has tried [`store_known`] before.
 ///
 /// # Errors
 /// The instruction, its paging structures or its other operand lie outside the guest's memory; only what was complete before
@@ -104,7 +104,7 @@ struct Emulation<'a, M> {
 }
 
 impl<M: Machine> Emulation<'_, M> {
-    /// Reads and decodes the instruction. The page after RIP's is touched only if the instruction reaches it.
+    /// Reads and decodes the instruction. It accesses the page after RIP's only if the instruction reaches that page.
     fn fetch(&mut self) -> Result<Decoded, Stop> {
         let rip = self.machine.rip();
         let base = if self.mode == Mode::Bits64 { 0 } else { self.machine.segment(Segment::Cs).base };
@@ -123,7 +123,7 @@ impl<M: Machine> Emulation<'_, M> {
         decode::decode(&bytes, rip, self.mode).map_err(|decode::Truncated| Stop::UNSUPPORTED)
     }
 
-    /// The same for an instruction that does not reach the end of its page, which was perhaps decoded before.
+    /// The same for an instruction that ends in its first page, with the decode cache.
     fn fetch_within_page(&mut self, rip: u64, linear: u64) -> Result<Decoded, Stop> {
         let gpa = self.translate_code(linear)?;
         let high = Gpa::new(gpa.as_u64() + 8);
@@ -191,8 +191,8 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(Emulated::Advance(decoded.length))
     }
 
-    /// Up to [`MAX_ELEMENTS`] elements, for as long as they stay in the page that faulted and no trap is due. Registers always say how far
-    /// the instruction came, as after an interrupt between two elements.
+    /// Emulates up to [`MAX_ELEMENTS`] elements while they stay in the faulting page and no trap is due. The registers always hold the
+    /// progress, as after an interrupt between two elements.
     fn string(&mut self, string: StringOperation, length: u8) -> Result<Emulated, Stop> {
         for done in 0..MAX_ELEMENTS {
             let left = self.machine.general(RCX) & string.address.mask();
@@ -218,7 +218,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(Emulated::Part)
     }
 
-    /// One element. The first must be what faulted; a later one outside that page is left to fault by itself.
+    /// Emulates one element. The first element must be the faulting access; a later element outside of that page faults by itself.
     fn element(&mut self, string: &StringOperation, first: bool) -> Result<(), Stop> {
         let bytes = string.width.bytes() as u64;
         let (reads, writes) = (string.kind != StringKind::Stos, string.kind != StringKind::Lods);
@@ -257,7 +257,7 @@ impl<M: Machine> Emulation<'_, M> {
         self.machine.general(number) & string.address.mask()
     }
 
-    /// The span of an operand that must be what faulted.
+    /// The span of an operand, which must be the faulting one.
     fn faulting_span(&mut self, at: Address, bytes: u64, access: Access) -> Result<Span, Stop> {
         let linear = self.operand(at, bytes, access)?;
         if self.fault.write != (access == Access::Write) || !self.is_fault(linear, bytes) {
@@ -266,7 +266,7 @@ impl<M: Machine> Emulation<'_, M> {
         self.span(linear, bytes, access)
     }
 
-    /// The span of an operand that is read and written, in one trapped page only. A processor may report its read.
+    /// The span of an operand that is read and written, in one trapped page only. The processor may have reported its read.
     fn modified_span(&mut self, at: Address, bytes: u64) -> Result<Span, Stop> {
         let linear = self.operand(at, bytes, Access::Write)?;
         if !self.is_fault(linear, bytes) {
@@ -294,7 +294,7 @@ impl<M: Machine> Emulation<'_, M> {
         offset <= PAGE_SIZE - bytes
     }
 
-    /// Cut to 32 bits outside 64-bit code.
+    /// An address, cut to 32 bits outside of 64-bit code.
     fn linear_of(&self, address: u64) -> u64 {
         if self.mode == Mode::Bits64 { address } else { address & Width::Dword.mask() }
     }
@@ -310,7 +310,7 @@ impl<M: Machine> Emulation<'_, M> {
         self.machine.general(register.number) >> high_shift(register) & register.width.mask()
     }
 
-    /// 32 bits clear the upper half; 8 and 16 leave the rest alone (SDM volume 1, 3.4.1.1).
+    /// Sets a register. A write of 32 bits clears the upper half; writes of 8 and 16 bits leave the rest unchanged (SDM volume 1, 3.4.1.1).
     fn set_register(&mut self, register: Register, value: u64) {
         let value = value & register.width.mask();
         let value = match register.width {

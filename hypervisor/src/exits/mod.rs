@@ -1,5 +1,5 @@
-//! Serving a guest's VM exits: one file for each family. Handlers return an [`Action`]; [`dispatch`] carries it out, and RIP advances
-//! there alone.
+//! Handlers of a guest's VM exits: one file for each family. Handlers return an [`Action`], which [`dispatch`] carries out. RIP advances
+//! there only.
 
 pub mod alu;
 mod breakpoints;
@@ -29,19 +29,19 @@ pub use pv_eoi::PvEoi;
 
 use crate::vmx::{Event, EventKind};
 
-/// What has to happen before the guest goes on. With a tag of its own, as [`Exit`](crate::vmx::Exit).
+/// How the guest continues after its exit. The enum has a tag of its own, as [`Exit`](crate::vmx::Exit) has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Action {
-    /// The instruction is done: RIP moves behind it.
+    /// The instruction is done, so RIP advances.
     Advance,
-    /// The same for an instruction whose length the exit does not tell.
+    /// The same for an instruction whose length the exit does not report.
     AdvanceBy(u8),
-    /// The guest goes on where it is.
+    /// The guest continues at the same RIP.
     Resume,
-    /// The guest executes the instruction again when the others have had their turns.
+    /// The guest executes the instruction again after the others have run.
     Yield,
-    /// An event is delivered to the guest where it is.
+    /// An event is delivered to the guest at its RIP.
     Inject {
         /// The event.
         event: Event,
@@ -50,7 +50,7 @@ pub enum Action {
     },
     /// The instruction is done and the guest waits for an interrupt.
     Halt,
-    /// The guest is at its end.
+    /// The guest has ended.
     End(EndReason),
 }
 
@@ -66,15 +66,15 @@ impl Action {
 /// Why a guest ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndReason {
-    /// It said so, with an exit code.
+    /// The guest ended itself, with an exit code.
     Exit(u8),
-    /// A fault while delivering a fault while delivering a fault.
+    /// A fault occurred while a double fault was delivered.
     TripleFault,
-    /// It asked for a reset of its machine.
+    /// The guest asked for a reset of its machine.
     Reset,
-    /// It halted with interrupts off: nothing can wake it.
+    /// The guest halted with interrupts off, so nothing can wake it.
     Halted,
-    /// It did something that no guest can go on from.
+    /// The guest cannot continue after what it did.
     Killed(&'static str),
 }
 
@@ -90,7 +90,7 @@ impl EndReason {
         }
     }
 
-    /// Its exit code; 255 for a guest that did not say one.
+    /// The guest's exit code; 255 for a guest that gave none.
     pub const fn code(self) -> u8 {
         match self {
             Self::Exit(code) => code,

@@ -1,4 +1,4 @@
-//! RDMSR and WRMSR of registers that the bitmap does not let through.
+//! RDMSR and WRMSR of registers that the MSR bitmap traps.
 
 use super::{Action, Devices, Platform};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     vmx::{Registers, Vcpu, fields},
 };
 
-/// Serves RDMSR.
+/// Handles RDMSR.
 #[inline(never)]
 pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, now: u64) -> Action {
     devices.pv_eoi.settle(&mut devices.apic, ram);
@@ -26,7 +26,7 @@ pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, now: u64) -> Acti
     }
 }
 
-/// Serves WRMSR.
+/// Handles WRMSR.
 #[inline(never)]
 pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, platform: &mut impl Platform, now: u64) -> Action {
     devices.pv_eoi.settle(&mut devices.apic, ram);

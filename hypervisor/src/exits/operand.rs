@@ -8,7 +8,7 @@ use super::{
     width::Width,
 };
 
-/// The address of the memory operand. `None` for registers that the hypervisor does not know as base or index.
+/// The address of the memory operand. `None` for a base or index register that the hypervisor does not know.
 pub(super) fn address(instruction: &Instruction) -> Option<Address> {
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     let part = |reg| match reg {
@@ -46,7 +46,7 @@ pub(super) fn segment(reg: Reg) -> Option<Segment> {
     })
 }
 
-/// The decoder counts its general registers by width: low bytes with the four high ones in between, words, dwords, qwords.
+/// A general register. The decoder numbers general registers by width: low bytes with the four high ones in between, words, dwords, qwords.
 pub(super) fn register(reg: Reg) -> Option<Register> {
     let number = |first: Reg| reg as u8 - first as u8;
     let low = |first, width| Some(Register { number: number(first), width, high: false });

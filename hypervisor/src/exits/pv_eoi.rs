@@ -1,28 +1,30 @@
-//! Interrupts that end without an exit: a bit in the guest's memory in place of EOI, as KVM has it (`KVM_FEATURE_PV_EOI`).
+//! Paravirtual EOI: the guest ends an interrupt by a bit in its memory in place of an EOI, without an exit, as KVM does
+//! (`KVM_FEATURE_PV_EOI`).
 //!
-//! The bit is set when an interrupt is delivered and none waits behind it. The guest clears it at the interrupt's end; the local APIC hears
-//! of that when it next matters: when an interrupt waits for delivery, and before the guest's accesses to the APIC. If one has come to
-//! wait meanwhile, the bit is taken back, so that the end is an exit, at which the next one is delivered.
+//! The hypervisor sets the bit when it delivers an interrupt and none waits behind it. The guest clears the bit at the interrupt's end. The
+//! emulated local APIC reads the bit when it next matters: when an interrupt waits for delivery, and before the guest's accesses to the
+//! APIC. If an interrupt has come to wait meanwhile, the hypervisor takes the bit back. Then the guest ends the interrupt by an exit, at
+//! which the waiting one is delivered.
 
 use hcall_abi::call::PV_EOI_PENDING;
 
 use crate::{addr::Gpa, memory::Ram, vdev::x2apic::X2Apic};
 
-/// The interrupt that may end so: that in service with the highest priority.
+/// The interrupt that may end without an exit: the one in service with the highest priority.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PvEoi {
-    /// Where its bit is.
+    /// The address of its bit.
     offered: Option<Gpa>,
 }
 
 impl PvEoi {
-    /// Whether there is one.
+    /// Whether an interrupt may end without an exit.
     pub const fn is_offered(&self) -> bool {
         self.offered.is_some()
     }
 
-    /// The interrupt that is delivered now may end so, if none waits behind it. Bytes outside of the guest's memory are as if there were
-    /// none.
+    /// Offers the paravirtual EOI for the interrupt that is delivered now, if none waits behind it. Bytes outside of the guest's memory
+    /// count as none.
     pub fn offer(&mut self, at: Gpa, apic: &X2Apic, ram: &Ram) {
         if apic.has_requests() {
             return;
@@ -30,7 +32,8 @@ impl PvEoi {
         self.offered = ram.swap_u32(at, PV_EOI_PENDING).is_ok().then_some(at);
     }
 
-    /// The guest ends interrupts by these bytes from now on, or by none: others are its own again, and nothing is written there any more.
+    /// Changes the address for paravirtual EOI to `now`, or to none. The guest may use the old bytes for anything, because they are not
+    /// written any more.
     pub fn leave_for(&mut self, now: Option<Gpa>, apic: &mut X2Apic, ram: &Ram) {
         if self.offered != now
             && let Some(at) = self.offered.take()
@@ -39,7 +42,7 @@ impl PvEoi {
         }
     }
 
-    /// Ends the interrupt if the guest has; takes the offer back if another one waits.
+    /// Ends the interrupt if the guest has ended it; takes the offer back if another one waits.
     #[inline]
     pub fn settle(&mut self, apic: &mut X2Apic, ram: &Ram) {
         if let Some(at) = self.offered {
@@ -48,7 +51,7 @@ impl PvEoi {
     }
 }
 
-/// What is offered from now on.
+/// The offer from now on.
 #[inline(never)]
 fn look(at: Gpa, apic: &mut X2Apic, ram: &Ram) -> Option<Gpa> {
     if take_back(at, apic, ram) || apic.has_requests() {
@@ -57,7 +60,7 @@ fn look(at: Gpa, apic: &mut X2Apic, ram: &Ram) -> Option<Gpa> {
     ram.swap_u32(at, PV_EOI_PENDING).is_ok().then_some(at)
 }
 
-/// Takes the bit back, or ends the interrupt if the guest has cleared it. Returns whether it has.
+/// Takes the bit back, or ends the interrupt if the guest has cleared the bit. Returns whether the guest has.
 #[inline]
 fn take_back(at: Gpa, apic: &mut X2Apic, ram: &Ram) -> bool {
     let has_ended = ram.swap_u32(at, 0).is_ok_and(|word| word & PV_EOI_PENDING == 0);
@@ -85,7 +88,7 @@ mod tests {
     /// What the guest has where its bytes were.
     const MINE: [u8; 4] = [0x55, 0x66, 0x77, 0x88];
 
-    struct Bed {
+    struct Fixture {
         apic: X2Apic,
         eoi: PvEoi,
         ram: Ram,
@@ -95,7 +98,7 @@ mod tests {
         _frames: TestFrames,
     }
 
-    impl Bed {
+    impl Fixture {
         fn new() -> Self {
             let frames = TestFrames::default();
             let ram = Ram::alloc(&frames, 2 << 20).unwrap();
@@ -154,93 +157,93 @@ mod tests {
 
     #[test]
     fn an_interrupt_that_comes_alone_ends_without_an_exit() {
-        let mut bed = Bed::new();
+        let mut fixture = Fixture::new();
         for _ in 0..3 {
-            assert_eq!(bed.comes(FIRST), Some(FIRST));
-            assert!(!bed.ends());
+            assert_eq!(fixture.comes(FIRST), Some(FIRST));
+            assert!(!fixture.ends());
         }
-        assert!(bed.is_idle());
+        assert!(fixture.is_idle());
     }
 
     #[test]
     fn one_that_waits_behind_it_is_delivered_at_its_end() {
-        let mut bed = Bed::new();
-        bed.comes(FIRST);
-        assert_eq!(bed.comes(LOWER), None);
-        assert!(bed.ends(), "the offer is taken back");
-        assert_eq!(bed.deliver(), Some(LOWER));
-        assert!(!bed.ends() && bed.is_idle());
+        let mut fixture = Fixture::new();
+        fixture.comes(FIRST);
+        assert_eq!(fixture.comes(LOWER), None);
+        assert!(fixture.ends(), "the offer is taken back");
+        assert_eq!(fixture.deliver(), Some(LOWER));
+        assert!(!fixture.ends() && fixture.is_idle());
     }
 
     #[test]
     fn one_that_interrupts_it_ends_by_itself_and_the_other_after_it() {
-        let mut bed = Bed::new();
-        bed.comes(FIRST);
-        assert_eq!(bed.comes(HIGHER), Some(HIGHER));
-        assert!(!bed.ends());
-        assert!(bed.ends(), "the bit was the other one's");
-        assert!(bed.is_idle());
+        let mut fixture = Fixture::new();
+        fixture.comes(FIRST);
+        assert_eq!(fixture.comes(HIGHER), Some(HIGHER));
+        assert!(!fixture.ends());
+        assert!(fixture.ends(), "the bit was the other one's");
+        assert!(fixture.is_idle());
     }
 
     #[test]
     fn two_that_wait_come_one_after_the_other() {
-        let mut bed = Bed::new();
-        bed.apic.accept(LOWER);
-        assert_eq!(bed.comes(FIRST), Some(FIRST));
-        assert!(bed.ends(), "there was no offer");
-        assert_eq!(bed.deliver(), Some(LOWER));
-        assert!(!bed.ends() && bed.is_idle());
+        let mut fixture = Fixture::new();
+        fixture.apic.accept(LOWER);
+        assert_eq!(fixture.comes(FIRST), Some(FIRST));
+        assert!(fixture.ends(), "there was no offer");
+        assert_eq!(fixture.deliver(), Some(LOWER));
+        assert!(!fixture.ends() && fixture.is_idle());
     }
 
     #[test]
     fn bytes_that_were_given_up_are_the_guests_own_again() {
         for ended in [false, true] {
-            let mut bed = Bed::new();
-            bed.comes(FIRST);
+            let mut fixture = Fixture::new();
+            fixture.comes(FIRST);
             if ended {
-                assert!(!bed.ends());
+                assert!(!fixture.ends());
             }
-            bed.moves(None);
+            fixture.moves(None);
             // An interrupt that is in service still has its end before it, by an exit.
-            let exits = !ended && bed.ends();
-            assert!(bed.is_idle() && exits != ended);
-            bed.apic.accept(LOWER);
-            bed.eoi.settle(&mut bed.apic, &bed.ram);
-            assert_eq!(bed.apic.pending(), Some(LOWER), "what the bytes say is not about interrupts");
+            let exits = !ended && fixture.ends();
+            assert!(fixture.is_idle() && exits != ended);
+            fixture.apic.accept(LOWER);
+            fixture.eoi.settle(&mut fixture.apic, &fixture.ram);
+            assert_eq!(fixture.apic.pending(), Some(LOWER), "what the bytes say is not about interrupts");
             let mut word = [0; 4];
-            bed.ram.read(AT, &mut word).unwrap();
+            fixture.ram.read(AT, &mut word).unwrap();
             assert_eq!(word, MINE);
         }
     }
 
     #[test]
     fn bytes_that_are_named_again_go_on() {
-        let mut bed = Bed::new();
-        bed.comes(FIRST);
-        bed.moves(Some(AT));
-        assert!(!bed.ends() && bed.is_idle());
+        let mut fixture = Fixture::new();
+        fixture.comes(FIRST);
+        fixture.moves(Some(AT));
+        assert!(!fixture.ends() && fixture.is_idle());
     }
 
     #[test]
     fn whatever_the_guest_writes_there_it_harms_its_own_interrupts_at_most() {
-        let mut bed = Bed::new();
-        bed.comes(FIRST);
-        bed.apic.end();
-        bed.ram.write(AT, &[0xfe; 4]).unwrap();
-        assert_eq!(bed.comes(FIRST), Some(FIRST));
-        bed.ram.write(AT, &[0xff; 4]).unwrap();
-        assert_eq!(bed.comes(LOWER), None);
-        bed.apic.end();
-        assert_eq!(bed.deliver(), Some(LOWER));
+        let mut fixture = Fixture::new();
+        fixture.comes(FIRST);
+        fixture.apic.end();
+        fixture.ram.write(AT, &[0xfe; 4]).unwrap();
+        assert_eq!(fixture.comes(FIRST), Some(FIRST));
+        fixture.ram.write(AT, &[0xff; 4]).unwrap();
+        assert_eq!(fixture.comes(LOWER), None);
+        fixture.apic.end();
+        assert_eq!(fixture.deliver(), Some(LOWER));
     }
 
     #[test]
     fn an_address_that_is_not_the_guests_is_as_none() {
-        let mut bed = Bed::new();
-        bed.apic.accept(FIRST);
-        bed.apic.begin(FIRST);
-        bed.eoi.offer(Gpa::new(2 << 20), &bed.apic, &bed.ram);
-        assert!(!bed.eoi.is_offered());
+        let mut fixture = Fixture::new();
+        fixture.apic.accept(FIRST);
+        fixture.apic.begin(FIRST);
+        fixture.eoi.offer(Gpa::new(2 << 20), &fixture.apic, &fixture.ram);
+        assert!(!fixture.eoi.is_offered());
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -263,8 +266,8 @@ mod tests {
     proptest! {
         #[test]
         fn every_interrupt_is_delivered_once_and_ends_in_its_turn(steps in prop::collection::vec(any_step(), 0..60)) {
-            let mut bed = Bed::new();
-            bed.moves(Some(AT));
+            let mut fixture = Fixture::new();
+            fixture.moves(Some(AT));
             let (mut waits, mut runs): (Vec<u8>, Vec<u8>) = Default::default();
             // Whatever is left over is delivered, and ends, in the end.
             let rest = core::iter::repeat_n([Step::Ends, Step::Exits], 2 * steps.len()).flatten();
@@ -272,26 +275,26 @@ mod tests {
                 match step {
                     Step::Comes(vector) => {
                         let merged = waits.contains(&vector);
-                        prop_assert_eq!(bed.apic.accept(vector), if merged { Accepted::Merged } else { Accepted::New });
+                        prop_assert_eq!(fixture.apic.accept(vector), if merged { Accepted::Merged } else { Accepted::New });
                         waits.extend((!merged).then_some(vector));
                     }
-                    Step::Ends if runs.pop().is_some() => drop(bed.ends()),
+                    Step::Ends if runs.pop().is_some() => drop(fixture.ends()),
                     Step::Ends | Step::Exits => {}
-                    Step::Moves(at) => bed.moves(at),
+                    Step::Moves(at) => fixture.moves(at),
                 }
                 // As at each exit, one at a time, and as soon as nothing as high is in service.
                 let highest = waits.iter().copied().max().filter(|vector| runs.last().is_none_or(|runs| runs >> 4 < vector >> 4));
                 let delivers = matches!(step, Step::Comes(_) | Step::Exits);
                 if delivers {
-                    prop_assert_eq!(bed.deliver(), highest);
+                    prop_assert_eq!(fixture.deliver(), highest);
                     waits.retain(|vector| highest != Some(*vector));
                     runs.extend(highest);
                 }
             }
-            prop_assert!(waits.is_empty() && runs.is_empty() && bed.is_idle());
-            for at in [AT, ELSEWHERE].into_iter().filter(|at| bed.at != Some(*at)) {
+            prop_assert!(waits.is_empty() && runs.is_empty() && fixture.is_idle());
+            for at in [AT, ELSEWHERE].into_iter().filter(|at| fixture.at != Some(*at)) {
                 let mut word = [0; 4];
-                bed.ram.read(at, &mut word).unwrap();
+                fixture.ram.read(at, &mut word).unwrap();
                 prop_assert_eq!(word, MINE);
             }
         }

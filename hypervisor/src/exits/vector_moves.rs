@@ -1,4 +1,4 @@
-//! Moves between memory and XMM or YMM registers, from what the decoder's tables say of them.
+//! Moves between memory and XMM or YMM registers, decoded from the decoder's tables.
 #![forbid(unsafe_code)]
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register as Reg};
@@ -8,14 +8,14 @@ use super::{
     operand::address,
 };
 
-/// What a move's lane is.
+/// The part of a register that a move accesses.
 #[derive(Clone, Copy)]
 enum Kind {
     /// All of the register.
     Whole,
     /// Its low bytes. A load clears the rest.
     Low(u8),
-    /// One half of an XMM register, that begins at this byte. A load leaves the rest alone.
+    /// One half of an XMM register, beginning at this byte. A load keeps the other half.
     Half(u8),
 }
 
@@ -39,13 +39,13 @@ fn kind(mnemonic: Mnemonic) -> Option<(Kind, bool)> {
     })
 }
 
-/// Whether an instruction is one of them. MOVSD and the string instruction share a mnemonic.
+/// Whether an instruction is a vector move. MOVSD and the string instruction share a mnemonic.
 pub(super) fn is_vector_move(instruction: &Instruction) -> bool {
     let string = instruction.op0_kind() != OpKind::Register && instruction.op0_kind() != OpKind::Memory;
     kind(instruction.mnemonic()).is_some() && !string
 }
 
-/// `None` for what is not supported: MMX registers, registers beyond 15, loads that take a third operand.
+/// Decodes a move. `None` if it is not supported: MMX registers, registers beyond 15, loads with a third operand.
 pub(super) fn decode(instruction: &Instruction) -> Option<Operation> {
     let (kind, vex) = kind(instruction.mnemonic())?;
     match (instruction.op0_kind(), instruction.op1_kind()) {

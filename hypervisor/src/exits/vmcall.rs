@@ -5,7 +5,7 @@ use hcall_abi::{Status, rax_from_result};
 use super::{Action, Platform};
 use crate::vmx::{Registers, Vcpu};
 
-/// Serves a hypercall. Only 64-bit code at CPL 0 may make one; others get a status, and nothing happens.
+/// Handles a hypercall. Only 64-bit code at CPL 0 may make one. Other code gets a status, and the call has no effect.
 #[inline(always)]
 pub fn handle(vcpu: &mut Vcpu, platform: &mut impl Platform) -> Action {
     let result = if vcpu.is_64_bit_kernel() {

@@ -1,9 +1,9 @@
-//! From a guest-linear to a guest-physical address, through the guest's own page tables.
+//! Translates a guest-linear to a guest-physical address through the guest's page tables.
 //!
-//! All paging modes of SDM vol. 3, chapter 5 (32-bit with PSE and PSE-36, PAE, 4-level, 5-level), access rights of 5.6,
-//! error codes of 5.7, accessed and dirty flags of 5.8. Protection keys are not looked at: guests are not offered them.
-//! PAE's four top entries come from memory, where the processor uses those it loaded with CR3; a guest that changes them
-//! without loading CR3 can mislead itself only.
+//! It supports all paging modes of SDM vol. 3, chapter 5 (32-bit with PSE and PSE-36, PAE, 4-level, 5-level), access rights of 5.6, error
+//! codes of 5.7, accessed and dirty flags of 5.8. Protection keys are ignored, because guests are not offered them. PAE's four top entries
+//! are read from memory, where the processor uses those that it loaded with CR3. A guest that changes them without loading CR3 can mislead
+//! only itself.
 #![forbid(unsafe_code)]
 
 use crate::{
@@ -19,19 +19,19 @@ const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 
-/// Bits of a page fault's error code (SDM vol. 3, 5.7): not for want of an entry; a write; of user mode; a reserved bit is set
-/// in an entry; an instruction fetch.
+/// Bits of a page fault's error code (SDM vol. 3, 5.7): the entry is present; a write; user mode; a reserved bit is set in an entry; an
+/// instruction fetch.
 const PF_PRESENT: u32 = 1 << 0;
 const PF_WRITE: u32 = 1 << 1;
 const PF_USER: u32 = 1 << 2;
 const PF_RESERVED: u32 = 1 << 3;
 const PF_FETCH: u32 = 1 << 4;
 
-/// An address that is no memory of the guest.
+/// An address outside of the guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutsideMemory(pub Gpa);
 
-/// The guest's memory, by guest-physical address. An access may lie anywhere in one page, and never spans two.
+/// The guest's memory, by guest-physical address. An access may begin anywhere in a page, and never crosses the page's end.
 pub trait GuestMemory {
     /// Fills `buffer` from `gpa`.
     fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> Result<(), OutsideMemory>;
@@ -46,12 +46,12 @@ pub trait GuestMemory {
     /// Writes `bytes` to `gpa`.
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), OutsideMemory>;
 
-    /// Writes `new` where `old` is, atomically against other processors: `false` if something else was there. For accessed
+    /// Writes `new` if memory holds `old`, atomically against other processors. Returns `false` if memory held another value. For accessed
     /// and dirty flags; `bytes` is 4 or 8 and `gpa` a multiple of it.
     fn compare_exchange(&mut self, gpa: Gpa, bytes: usize, old: u64, new: u64) -> Result<bool, OutsideMemory>;
 }
 
-/// What an access wants to do.
+/// The kind of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Read data.
@@ -62,7 +62,7 @@ pub enum Access {
     Execute,
 }
 
-/// The registers that decide on a translation.
+/// The registers that determine a translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Paging {
     /// CR0.
@@ -75,20 +75,20 @@ pub struct Paging {
     pub efer: u64,
     /// Current privilege level.
     pub cpl: u8,
-    /// RFLAGS.AC: lets the supervisor at user pages in spite of SMAP.
+    /// RFLAGS.AC: lets the supervisor access user pages in spite of SMAP.
     pub ac: bool,
     /// Bits of a physical address (CPUID 0x8000_0008), 32 to 52.
     pub physical_bits: u8,
 }
 
-/// Why there is no translation.
+/// Why an address has no translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkError {
     /// The guest gets a page fault with this error code.
     PageFault(u32),
-    /// A paging structure is no memory of the guest.
+    /// A paging structure is outside of the guest's memory.
     Outside(OutsideMemory),
-    /// Another processor changed an entry meanwhile: the guest's instruction is to run again.
+    /// Another processor changed an entry during the walk, so the guest's instruction has to run again.
     Changed,
 }
 
@@ -98,7 +98,7 @@ impl From<OutsideMemory> for WalkError {
     }
 }
 
-/// The shape of a paging mode.
+/// A paging mode's format.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
     /// 32-bit paging: two levels of 4-byte entries.
@@ -131,7 +131,7 @@ impl Format {
         if matches!(self, Self::Legacy) { 4 } else { 8 }
     }
 
-    /// Where the part of the linear address that `level` translates begins.
+    /// The lowest bit of the linear address that `level` translates.
     const fn shift(self, level: u8) -> u32 {
         let bits = if matches!(self, Self::Legacy) { 10 } else { 9 };
         12 + bits * (level as u32 - 1)
@@ -146,7 +146,7 @@ impl Format {
         gva >> self.shift(level) & mask
     }
 
-    /// Whether an entry of this level can map a page when its bit 7 is set.
+    /// Whether bit 7 of an entry of this level makes it map a page.
     const fn can_be_large(self, level: u8, paging: &Paging) -> bool {
         match self {
             Self::Legacy => level == 2 && paging.cr4 & cr4::PSE != 0,
@@ -155,18 +155,18 @@ impl Format {
         }
     }
 
-    /// Whether the entry has neither rights nor flags: PAE's top level.
+    /// Whether the entry has neither rights nor flags, as in PAE's top level.
     const fn is_bare(self, level: u8) -> bool {
         matches!(self, Self::Pae) && level == 3
     }
 }
 
-/// The bits from `low` up to, but not with, `high`.
+/// The bits from `low` up to `high` - 1.
 const fn bits(low: u32, high: u32) -> u64 {
     if low >= high { 0 } else { (u64::MAX >> (64 - (high - low))) << low }
 }
 
-/// One entry that a walk went through.
+/// An entry that a walk read.
 #[derive(Clone, Copy)]
 struct Step {
     at: Gpa,
@@ -174,7 +174,7 @@ struct Step {
     flags: u64,
 }
 
-/// What the entries on the way allow, all together.
+/// The rights that all entries of a walk allow.
 struct Rights {
     writable: bool,
     user: bool,
@@ -215,7 +215,7 @@ impl Paging {
         WalkError::PageFault(code)
     }
 
-    /// SDM vol. 3, 5.6.1.
+    /// Whether the rights allow the access: SDM vol. 3, 5.6.1.
     fn allows(&self, rights: &Rights, access: Access) -> bool {
         let supervisor = self.cpl < 3;
         if !supervisor && !rights.user {
@@ -247,8 +247,8 @@ impl Paging {
     }
 }
 
-/// Translates `gva` and, where it may be accessed so, sets the accessed and dirty flags as the processor would. The address
-/// must be canonical; that is segmentation's to check.
+/// Translates `gva` and, if the access is allowed, sets the accessed and dirty flags as the processor would. The address must be canonical,
+/// which the caller checks.
 pub fn walk<M: GuestMemory + ?Sized>(
     memory: &mut M,
     paging: &Paging,
@@ -264,24 +264,24 @@ pub fn walk<M: GuestMemory + ?Sized>(
     walk_any(memory, paging, Format::of(paging), gva, access)
 }
 
-/// A walk through four levels: the registers that decided on it, the entries that it read, and where it led. Nothing else has a say,
-/// so it need not be done again as long as all of them are the same.
+/// A walk through four levels: the registers and entries that determined it, and its result. While all of them are the same, the walk need
+/// not be repeated.
 #[derive(Clone, Copy, Debug)]
 pub struct Walked {
     paging: Paging,
     page: u64,
-    /// Where a large page ends the walk, the last one again.
+    /// The entries. If a large page ends the walk, its entry fills the rest.
     entries: [(Gpa, u64); 4],
     frame: u64,
 }
 
 impl Walked {
-    /// Where an address in the same page leads.
+    /// The translation of an address in the same page.
     pub fn gpa(&self, gva: u64) -> Gpa {
         Gpa::new(self.frame | gva & (PAGE_SIZE - 1))
     }
 
-    /// Where `gva` leads now, if another walk for the same kind of access would come to the same end.
+    /// The translation of `gva`, if a new walk for the same kind of access would give the same result.
     #[inline]
     pub fn again<M: GuestMemory + ?Sized>(&self, memory: &M, paging: &Paging, gva: u64) -> Option<Gpa> {
         let same = gva & !(PAGE_SIZE - 1) == self.page
@@ -291,8 +291,8 @@ impl Walked {
     }
 }
 
-/// The short way through four levels when nothing is amiss and no flag is to be set: a third of `walk_any`'s instructions. `None`
-/// says nothing.
+/// The fast path for four levels, if the walk needs neither a fault nor a flag: a third of the instructions of `walk_any`. `None` means
+/// that the caller has to walk.
 pub fn walk_quickly<M: GuestMemory + ?Sized>(memory: &M, paging: &Paging, gva: u64, access: Access) -> Option<Walked> {
     let four_levels =
         paging.cr0 & cr0::PG != 0 && paging.efer & efer::LMA != 0 && paging.cr4 & (cr4::PAE | cr4::LA57) == cr4::PAE;
@@ -379,7 +379,7 @@ fn read_entry<M: GuestMemory + ?Sized>(memory: &M, at: Gpa, bytes: usize) -> Res
     memory.read_u64(at)
 }
 
-/// A step that was not taken asks for no flags.
+/// Sets flags in the entries of a walk.
 fn set_flags<M: GuestMemory + ?Sized>(memory: &mut M, steps: &[Step], bytes: usize) -> Result<(), WalkError> {
     for step in steps {
         let wanted = step.value | step.flags;

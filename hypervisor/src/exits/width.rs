@@ -1,7 +1,7 @@
-//! How wide operands and addresses of instructions are.
+//! Widths of operands and addresses.
 #![forbid(unsafe_code)]
 
-/// How wide an access, a register or an address is.
+/// The width of an access, a register or an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Width {
     /// 8 bits.
@@ -15,7 +15,7 @@ pub enum Width {
 }
 
 impl Width {
-    /// The widest that is at most this many bytes; a byte at least.
+    /// The widest that is at most `bytes` bytes; at least a byte.
     pub const fn at_most(bytes: u64) -> Self {
         match bytes {
             0 | 1 => Self::Byte,
@@ -40,7 +40,7 @@ impl Width {
         u64::MAX >> (64 - self.bits())
     }
 
-    /// `value` of this width, its sign carried to 64 bits.
+    /// Sign-extends `value` of this width to 64 bits.
     pub const fn sign_extend(self, value: u64) -> u64 {
         let unused = 64 - self.bits();
         ((value << unused) as i64 >> unused) as u64

@@ -1,4 +1,4 @@
-//! Puts a guest together: image, page tables, descriptors, `boot_params`, command line, ACPI tables.
+//! Builds a guest in its memory: image, page tables, descriptors, `boot_params`, command line, ACPI tables.
 
 use core::fmt;
 

@@ -1,8 +1,8 @@
 //! Linux's compressed kernel image, a bzImage, for its 64-bit entry (Documentation/arch/x86/boot.rst).
 //!
-//! The file begins with the real-mode code, whose setup header tells what follows: the protected-mode kernel, which a loader puts at the
-//! header's preferred address. Nothing in the file is trusted: the kernel that [`parse`] returns lies in the file and, with all the
-//! memory that it needs until it has a memory map of its own, in the guest's memory.
+//! The file begins with the real-mode code. Its setup header describes the rest: the protected-mode kernel, which a loader puts at the
+//! header's preferred address. Nothing in the file is trusted. The kernel that [`parse`] returns lies in the file. The memory that the
+//! kernel needs until it has a memory map of its own lies in the guest's memory.
 
 use core::{fmt, ops::Range};
 

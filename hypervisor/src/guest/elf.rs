@@ -1,6 +1,7 @@
 //! A guest's image: ELF64, x86-64, executable, loaded at its physical addresses.
 //!
-//! Nothing in the file is trusted: what this returns lies in the guest's memory, does not overlap, and has its entry in a segment.
+//! Nothing in the file is trusted. The segments that this returns lie in the guest's memory and do not overlap, and the entry point is in
+//! one of them.
 
 use alloc::vec::Vec;
 use core::fmt;

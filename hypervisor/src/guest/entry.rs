@@ -1,5 +1,6 @@
-//! What the processor needs in memory for Linux's 64-bit entry: a descriptor table with flat segments and page tables that map the first 4
-//! GiB to themselves (boot.rst, "64-bit boot protocol"; SDM vol. 3, 3.4.5 and 5.5); and the code where a processor begins after a reset.
+//! The processor's data structures for Linux's 64-bit entry: a descriptor table with flat segments, and page tables that map the first 4
+//! GiB to themselves (boot.rst, "64-bit boot protocol"; SDM vol. 3, 3.4.5 and 5.5). The code where a processor begins after a reset is here
+//! as well.
 
 use super::memory_map::{self as map, PAGE_TABLES};
 use crate::{

@@ -1,6 +1,7 @@
-//! A guest's files and where they go: its image, which is an ELF executable or a Linux kernel, and its initrd if it has one.
+//! A guest's files and their places in memory: its image, which is an ELF executable or a Linux kernel, and its initrd if it has one.
 //!
-//! The launcher reads files with this code before it builds anything, so it refuses the same in the same words as the hypervisor.
+//! The launcher reads files with this code before it builds anything, so it refuses the same files with the same messages as the
+//! hypervisor.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -11,7 +12,7 @@ use super::{
 };
 use crate::addr::{Gpa, PAGE_SIZE};
 
-/// The string of a module that is not a guest, but the initrd of the guest before it. No guest can have this name.
+/// The command line of a module that is not a guest, but the initrd of the guest before it. No guest can have this name.
 pub const INITRD: &str = "initrd";
 
 /// The highest address that an initrd may have a byte at, for a kernel whose file does not say (boot.rst, `initrd_addr_max`).
@@ -124,7 +125,7 @@ impl fmt::Display for Error {
 }
 
 /// Puts each initrd among these modules beside its guest, the module before it. `is_initrd` tells whether a module is one. An initrd that
-/// follows no guest, or a guest that has one already, stays where a guest would be; [`super::options::Options::parse`] refuses its string.
+/// follows no guest, or a guest that has one already, stays where a guest would be; [`super::options::Options::parse`] refuses its command line.
 pub fn with_initrds<T>(modules: impl IntoIterator<Item = T>, is_initrd: impl Fn(&T) -> bool) -> Vec<(T, Option<T>)> {
     let mut guests: Vec<(T, Option<T>)> = Vec::new();
     for module in modules {

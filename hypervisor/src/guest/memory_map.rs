@@ -1,4 +1,4 @@
-//! Where things lie in a guest's physical address space.
+//! The layout of a guest's physical address space.
 //!
 //! | from | what |
 //! |---|---|

@@ -1,6 +1,6 @@
-//! Building a guest: its options, its memory's layout, its image, and what firmware and boot loader would have left there.
+//! Builds guests: options, memory layout, image, and the data that firmware and boot loader would have left in memory.
 //!
-//! Pure but for [`GuestRam`], through which every byte goes into the guest's memory.
+//! It is logic on values except for [`GuestRam`], through which every byte goes into the guest's memory.
 #![cfg_attr(not(test), forbid(unsafe_code))]
 
 #[cfg(feature = "machine")]

@@ -1,7 +1,7 @@
-//! What a module's string asks for: `name mem=64M device=6a:01.0 cmdline="…"`.
+//! A guest's options, which the command line of its boot module holds: `name mem=64M device=6a:01.0 cmdline="…"`.
 //!
-//! Words are separated by blanks. Quotes join what they enclose, wherever they begin, and a backslash takes the next character as
-//! it is: so both `cmdline="a b"` and GRUB's own way to write it, `"cmdline=a b"`, mean the same.
+//! Words are separated by blanks. Quotes join the characters that they enclose, wherever they begin, and a backslash quotes the next
+//! character. So both `cmdline="a b"` and GRUB's own form, `"cmdline=a b"`, mean the same.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt;
@@ -11,6 +11,7 @@ use hcall_abi::Pasid;
 use super::{
     image::INITRD,
     memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size},
+    shares::{DEFAULT_WEIGHT, MAX_WEIGHT, Shares},
 };
 use crate::{
     addr::Bdf,
@@ -35,8 +36,8 @@ pub const CPUS_MAX: u32 = 64;
 pub const DEFAULT_MEMORY: u64 = 64 << 20;
 /// Most interrupts in a million ticks that a limit can be: what no device raises.
 pub const STORM_MAX: u32 = 100_000;
-/// Longest string.
-const STRING_MAX: usize = 4096;
+/// Longest module command line, in bytes.
+const COMMAND_LINE_MAX: usize = 4096;
 
 /// A function to assign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,8 @@ pub struct Options {
     pub hypercalls: bool,
     /// Interrupts that a slot may raise in a million ticks of the TSC.
     pub storm: Option<u32>,
+    /// How much of the processors' time it may have.
+    pub shares: Shares,
     /// PASIDs that it owns for the functions that it has as a whole: the first and the last.
     pub pasids: Option<(Pasid, Pasid)>,
     /// `console=on`: its serial port is the machine's terminal, on COM2.
@@ -99,14 +102,14 @@ pub struct Options {
     pub accepted: Vec<&'static Erratum>,
 }
 
-/// Why a string describes no guest.
+/// Why a module command line describes no guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     /// Longer than 4,096 bytes.
     TooLong,
     /// A character outside of printable ASCII, at this byte.
     Character(usize),
-    /// A quote is not closed, or a backslash ends the string.
+    /// A quote is not closed, or a backslash ends the command line.
     Unfinished,
     /// There is no name, or it is not `[a-z0-9-]{1,16}`.
     Name(String),
@@ -140,6 +143,10 @@ pub enum Error {
     Ims(String),
     /// No number of interrupts that a limit can be.
     Storm(String),
+    /// No weight that a guest can have.
+    Weight(String),
+    /// No percentage that a cap can be.
+    Cap(String),
     /// No range of PASIDs.
     Pasids(String),
     /// The command line does not fit.
@@ -149,16 +156,18 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLong => write!(f, "the string is longer than {STRING_MAX} bytes"),
+            Self::TooLong => write!(f, "the module command line is longer than {COMMAND_LINE_MAX} bytes"),
             Self::Character(at) => write!(f, "byte {at} is not printable ASCII"),
             Self::Unfinished => write!(f, "a quote is not closed, or a backslash stands at the end"),
             Self::Name(name) => write!(f, "'{name}' is no name: 1 to {NAME_MAX} of a-z, 0-9 and -"),
-            Self::Initrd => write!(f, "a module with the string '{INITRD}' has its place right behind its guest, once"),
+            Self::Initrd => {
+                write!(f, "a module with the command line '{INITRD}' has its place right behind its guest, once")
+            }
             Self::Unknown(word) => {
                 write!(
                     f,
                     "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, \
-                     pasids=, unsafe=, console=, exits= or cmdline="
+                     weight=, cap=, pasids=, unsafe=, console=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -183,6 +192,8 @@ impl fmt::Display for Error {
             Self::Os(value) => write!(f, "os={value}: only os=linux is known"),
             Self::Ims(value) => write!(f, "ims={value}: allowed or forbidden"),
             Self::Storm(value) => write!(f, "storm={value}: 1 to {STORM_MAX} interrupts in a million ticks"),
+            Self::Weight(value) => write!(f, "weight={value}: 1 to {MAX_WEIGHT}"),
+            Self::Cap(value) => write!(f, "cap={value}: 1 to 100 percent of each processor"),
             Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers from 1 to fffff, as in 100-1ff"),
             Self::Unsafe(value) => {
                 write!(f, "unsafe={value}: names of errata with commas between them, of these:")?;
@@ -195,15 +206,15 @@ impl fmt::Display for Error {
 }
 
 impl Options {
-    /// Reads a module's string.
-    pub fn parse(string: &str) -> Result<Self, Error> {
-        if string.len() > STRING_MAX {
+    /// Reads a module's command line.
+    pub fn parse(command_line: &str) -> Result<Self, Error> {
+        if command_line.len() > COMMAND_LINE_MAX {
             return Err(Error::TooLong);
         }
-        if let Some(at) = string.bytes().position(|byte| !(0x20..0x7f).contains(&byte)) {
+        if let Some(at) = command_line.bytes().position(|byte| !(0x20..0x7f).contains(&byte)) {
             return Err(Error::Character(at));
         }
-        let mut words = words(string)?.into_iter();
+        let mut words = words(command_line)?.into_iter();
         let name = words.next().unwrap_or_default();
         if name == INITRD {
             return Err(Error::Initrd);
@@ -214,7 +225,7 @@ impl Options {
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
         let (mut cpus, mut os, mut apicv, mut posting, mut marks) = (None, None, None, None, None);
         let (mut forbidden, mut hypercalls, mut storm, mut pasids) = (None, None, None, None);
-        let (mut console, mut accepted) = (None, None);
+        let (mut console, mut accepted, mut weight, mut cap) = (None, None, None, None);
         let mut counted = 0;
         for word in words {
             match word.split_once('=') {
@@ -228,6 +239,8 @@ impl Options {
                 Some(("ims", value)) => set(&mut forbidden, parse_ims(value)?, "ims")?,
                 Some(("hypercalls", value)) => set(&mut hypercalls, parse_switch(value, &word)?, "hypercalls")?,
                 Some(("storm", value)) => set(&mut storm, parse_storm(value)?, "storm")?,
+                Some(("weight", value)) => set(&mut weight, parse_weight(value)?, "weight")?,
+                Some(("cap", value)) => set(&mut cap, parse_cap(value)?, "cap")?,
                 Some(("pasids", value)) => set(&mut pasids, parse_pasids(value)?, "pasids")?,
                 Some(("console", value)) => set(&mut console, parse_switch(value, &word)?, "console")?,
                 Some(("unsafe", value)) => set(&mut accepted, parse_errata(value)?, "unsafe")?,
@@ -256,6 +269,7 @@ impl Options {
             ims_forbidden: forbidden.unwrap_or(false),
             hypercalls: hypercalls.unwrap_or(true),
             storm,
+            shares: Shares::new(weight.unwrap_or(DEFAULT_WEIGHT), cap).unwrap_or_default(),
             pasids,
             console: console.unwrap_or(false),
             marks: marks.unwrap_or(false),
@@ -284,9 +298,9 @@ fn is_name(name: &str) -> bool {
     (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(legal)
 }
 
-fn words(string: &str) -> Result<Vec<String>, Error> {
+fn words(command_line: &str) -> Result<Vec<String>, Error> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
-    let mut characters = string.chars();
+    let mut characters = command_line.chars();
     while let Some(character) = characters.next() {
         match (character, quote) {
             (' ', None) => words.extend(word.take()),
@@ -317,6 +331,16 @@ fn parse_ims(value: &str) -> Result<bool, Error> {
 
 fn parse_storm(value: &str) -> Result<u32, Error> {
     parse_number(value, STORM_MAX).ok_or_else(|| Error::Storm(value.into()))
+}
+
+fn parse_weight(value: &str) -> Result<u16, Error> {
+    let weight = parse_number(value, MAX_WEIGHT.into()).and_then(|weight| u16::try_from(weight).ok());
+    weight.ok_or_else(|| Error::Weight(value.into()))
+}
+
+fn parse_cap(value: &str) -> Result<u8, Error> {
+    let cap = parse_number(value, 100).and_then(|cap| u8::try_from(cap).ok());
+    cap.ok_or_else(|| Error::Cap(value.into()))
 }
 
 fn parse_errata(value: &str) -> Result<Vec<&'static Erratum>, Error> {
@@ -406,13 +430,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn error(string: &str) -> Error {
-        Options::parse(string).unwrap_err()
+    fn error(command_line: &str) -> Error {
+        Options::parse(command_line).unwrap_err()
     }
 
     #[test]
     fn a_device_of_another_segment_is_named_by_four_digits() {
-        let device = |string: &str| Options::parse(&format!("x device={string}")).map(|options| options.devices[0]);
+        let device =
+            |command_line: &str| Options::parse(&format!("x device={command_line}")).map(|options| options.devices[0]);
         let there = Bdf::new(0x6a, 1, 0).in_segment(1);
         assert_eq!(device("0001:6a:01.0"), Ok(Device::At(there)));
         assert_eq!(device("0000:6a:01.0"), Ok(Device::At(Bdf::new(0x6a, 1, 0))));
@@ -435,8 +460,11 @@ mod tests {
         assert_eq!(options.devices, [Device::At(Bdf::new(0, 0x1e, 0)), Device::FirstDsa]);
         assert_eq!(options.cmdline, "console=ttyS0 a=b");
         assert!(options.marks && !Options::parse("x").unwrap().marks);
-        let console = |string| Options::parse(string).unwrap().console;
+        let console = |command_line| Options::parse(command_line).unwrap().console;
         assert!(console("x console=on") && !console("x console=off") && !console("x"));
+        let shares = Options::parse("x weight=512 cap=40").unwrap().shares;
+        assert_eq!((shares.weight(), shares.cap()), (512, Some(40)));
+        assert_eq!(options.shares, Shares::default());
         let strict = Options::parse("x ims=forbidden hypercalls=off storm=5").unwrap();
         assert_eq!((strict.ims_forbidden, strict.hypercalls, strict.storm), (true, false, Some(5)));
         let owner = Options::parse("x pasids=100-fffff").unwrap();
@@ -457,13 +485,13 @@ mod tests {
 
     #[test]
     fn grub_may_quote_as_it_likes() {
-        for string in [
+        for command_line in [
             r#"x cmdline="a 'b' c""#,
             r#"x "cmdline=a \'b\' c""#,
             r#"x "cmdline=\"a \'b\' c\"""#,
             r#"x cmdline=a\ \'b\'\ c"#,
         ] {
-            assert_eq!(Options::parse(string).unwrap().cmdline, "a 'b' c", "{string}");
+            assert_eq!(Options::parse(command_line).unwrap().cmdline, "a 'b' c", "{command_line}");
         }
     }
 
@@ -487,6 +515,12 @@ mod tests {
         for value in ["", "0:1e.0", "00:20.0", "00:1e.8", "00:1e", "00:1e.0.0", "000:00:1e.0", "+0:1e.0", "DSA"] {
             assert_eq!(error(&format!("x device={value}")), Error::Device(value.into()));
         }
+        for value in ["0", "10001", "", "-1", "1e3"] {
+            assert_eq!(error(&format!("x weight={value}")), Error::Weight(value.into()));
+        }
+        for value in ["0", "101", "50%"] {
+            assert_eq!(error(&format!("x cap={value}")), Error::Cap(value.into()));
+        }
         for value in ["", "0", "65", "+1", "4294967297", "x"] {
             assert_eq!(error(&format!("x cpus={value}")), Error::Cpus(value.into()));
         }
@@ -506,8 +540,8 @@ mod tests {
         for value in ["", "Linux", "windows"] {
             assert_eq!(error(&format!("x os={value}")), Error::Os(value.into()));
         }
-        for string in ["initrd", "initrd mem=64M"] {
-            assert_eq!(error(string), Error::Initrd);
+        for command_line in ["initrd", "initrd mem=64M"] {
+            assert_eq!(error(command_line), Error::Initrd);
         }
         for value in ["", "mark", "MARKS"] {
             assert_eq!(error(&format!("x exits={value}")), Error::Exits(value.into()));
@@ -532,15 +566,15 @@ mod tests {
         for number in ["", "0", "1", "2049", "65538", "+2", "0x10"] {
             assert_eq!(error(&format!("x device=vdsa vectors={number}")), Error::Vectors(number.into()));
         }
-        for string in ["x vectors=4", "x device=dsa vectors=4", "x device=vdsa vectors=4 vectors=4"] {
-            assert_eq!(error(string), Error::WhoseVectors, "{string}");
+        for command_line in ["x vectors=4", "x device=dsa vectors=4", "x device=vdsa vectors=4 vectors=4"] {
+            assert_eq!(error(command_line), Error::WhoseVectors, "{command_line}");
         }
     }
 
     proptest! {
         #[test]
-        fn any_string_is_read_or_refused(string in "([a-z]{1,3} )?(mem=|device=|cmdline=|[ \"'\\\\=:.0-9a-fMG]|\\PC){0,60}") {
-            if let Ok(options) = Options::parse(&string) {
+        fn any_string_is_read_or_refused(command_line in "([a-z]{1,3} )?(mem=|device=|cmdline=|[ \"'\\\\=:.0-9a-fMG]|\\PC){0,60}") {
+            if let Ok(options) = Options::parse(&command_line) {
                 prop_assert!(is_name(&options.name) && is_ram_size(options.memory));
                 prop_assert!(options.cmdline.len() < CMDLINE_SIZE);
             }

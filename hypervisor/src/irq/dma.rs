@@ -1,7 +1,7 @@
-//! The functions whose DMA is confined to guests' memory.
+//! Attachments of functions to guests' memory, by which DMA is confined.
 //!
-//! A guest that has a function, or a part of one, has a domain for it: its memory at its own addresses. What leads there are the
-//! function's requests without a PASID, those with the guest's PASIDs, or both.
+//! A guest that has a function, or a part of one, has a VT-d domain for it, which maps the guest's memory at the guest's own addresses. The
+//! function's requests without a PASID, those with the guest's PASIDs, or both use that domain.
 
 use alloc::vec::Vec;
 
@@ -56,7 +56,7 @@ impl Attachment {
         Ok(())
     }
 
-    /// Each is tried, whatever becomes of the others: as little as can be leads to memory that is to be another's.
+    /// Detaches each request, even if another one fails, so that as few paths as possible stay open to memory that gets a new owner.
     fn end(mut self, unit: &Remapper<'_, impl Registers, impl FrameSource>) -> Result<(), Error> {
         let mut detached = Ok(());
         for pasid in self.pasids {
@@ -69,12 +69,12 @@ impl Attachment {
     }
 }
 
-/// All of them.
+/// All attachments.
 #[derive(Default)]
 pub struct Attachments(Mutex<Vec<Attachment>>);
 
 impl Attachments {
-    /// Has requests lead to a guest's memory. `unit` is the function's.
+    /// Attaches requests to a guest's memory. `unit` is the function's unit.
     pub fn add(
         &self,
         guest: GuestId,
@@ -97,7 +97,7 @@ impl Attachments {
         added.inspect_err(|error| log::error!("{bdf}: cannot be attached: {error}"))
     }
 
-    /// Blocks all requests of a function that lead to a guest's memory. Returns whether it is sure that none is under way.
+    /// Blocks all requests of a function that lead to a guest's memory. Returns whether none can be under way any more.
     pub fn remove(&self, guest: GuestId, bdf: Bdf, unit: &Remapper<'_, impl Registers, impl FrameSource>) -> bool {
         let mut all = self.0.lock();
         let Some(index) = all.iter().position(|one| (one.guest, one.bdf) == (guest, bdf)) else { return true };
@@ -105,7 +105,7 @@ impl Attachments {
         ended.inspect_err(|error| log::error!("{bdf}: cannot be detached: {error}")).is_ok()
     }
 
-    /// Whose requests these are. Those with a PASID that leads nowhere are of the guest that has the whole function.
+    /// The guest that requests belong to. Requests with an unattached PASID belong to the guest that has the whole function.
     pub fn guest_of(&self, (bdf, pasid): Requests) -> Option<GuestId> {
         let all = self.0.lock();
         let whose = |pasid| all.iter().find(|one| one.bdf == bdf && one.pasids.contains(&pasid));

@@ -1,14 +1,14 @@
-//! Host vectors: which interrupt of the machine is whose.
+//! Host vectors, and the guests' vectors that they stand for.
 //!
-//! A host vector stands for one vector of one virtual processor, however many entries lead there: two interrupts that meet in it
-//! would have met in the guest's own IRR as well.
+//! A host vector stands for one vector of one virtual processor, for any number of entries. Two interrupts that merge in the host vector
+//! would have merged in the guest's own IRR as well.
 //!
-//! Virtual processors that share a processor share its vectors, first come, first served; but a few are kept for each of them, so that no
-//! guest can leave another one without any (`GUARANTEED`).
+//! Virtual processors on the same processor share its vectors, first come, first served. A few are guaranteed to each of them, so that no
+//! guest can leave another one without vectors (`GUARANTEED`).
 //!
-//! A vector whose last use has ended is *retiring*: no entry leads there, but an interrupt that came before may wait in the processor's
-//! local APIC. It still belongs to whom it belonged, and is free when that processor has let everything in that waited
-//! ([`Vectors::begin_sweep`]). Linux keeps the old vector of a moved interrupt in the same way (`irq_complete_move`).
+//! A vector whose last use has ended is *retiring*: no entry leads there, but an earlier interrupt may wait in the processor's local APIC.
+//! The vector keeps its owner until that processor has taken all waiting interrupts ([`Vectors::begin_sweep`]); then it is free. Linux
+//! keeps the old vector of a moved interrupt in the same way (`irq_complete_move`).
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -20,15 +20,15 @@ use crate::{
     sync::{Mutex, MutexGuard},
 };
 
-/// Host vectors that devices' interrupts can use. Below are exceptions and what the firmware may have left; above is the
+/// Host vectors for devices' interrupts. Below them are exceptions and vectors that the firmware may have used; above them are the
 /// hypervisor's own.
 const FIRST: u8 = 0x30;
 const LAST: u8 = 0xef;
 
-/// Vectors that every virtual processor of a processor can have, if there are not too many of them.
+/// Vectors that every virtual processor of a processor can have, if there are enough for all.
 const GUARANTEED: u32 = 16;
 
-/// Whom a host vector belongs to.
+/// The owner of a host vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The guest.
@@ -41,29 +41,29 @@ pub struct Owner {
 struct Routes {
     guest: GuestId,
     apic_id: u32,
-    /// How many host vectors it has, those that are retiring included.
+    /// The number of its host vectors, including retiring ones.
     used: u32,
 }
 
 /// Host vectors of a virtual processor, by its own vectors; 0 where it has none.
 type Hosts = [u8; 256];
 
-/// What a processor's vectors are used for.
+/// The uses of a processor's vectors.
 struct Table {
     accounts: Accounts,
-    /// Of each virtual processor, in the accounts' order.
+    /// The host vectors of each virtual processor, in the accounts' order.
     hosts: Vec<Hosts>,
 }
 
-/// The table without who finds a vector by which of its own.
+/// The table without the map from a guest's vectors to host vectors.
 struct Accounts {
-    /// Whose each vector is that is not free, and how many uses it has.
+    /// The owner of each vector that is not free, and the number of its uses.
     owners: [Option<Owner>; 256],
     uses: [u32; 256],
     /// A bit for each vector that is free.
     free: [u64; 4],
-    /// A bit for each vector whose last use has ended since the last sweep began, and for each where it had ended when it began. One that is
-    /// used again is not taken out: a sweep frees what has no use.
+    /// A bit for each vector whose last use has ended since the last sweep began, and for each where it had ended when it began. A vector
+    /// that is used again keeps its bit: a sweep frees only vectors without uses.
     retiring: [u64; 4],
     swept: [u64; 4],
     /// Each virtual processor that runs here.
@@ -72,7 +72,7 @@ struct Accounts {
 
 /// The vectors of one processor.
 pub struct Vectors {
-    /// Its APIC ID.
+    /// The processor's APIC ID.
     destination: u32,
     /// Whether vectors are retiring.
     sweep: AtomicBool,
@@ -80,7 +80,7 @@ pub struct Vectors {
 }
 
 impl Vectors {
-    /// All vectors are free.
+    /// The vectors of a processor with APIC ID `destination`. All are free.
     pub const fn new(destination: u32) -> Self {
         let accounts = Accounts {
             owners: [None; 256],
@@ -93,22 +93,21 @@ impl Vectors {
         Self { destination, sweep: AtomicBool::new(false), table: Mutex::new(Table { accounts, hosts: Vec::new() }) }
     }
 
-    /// A virtual processor runs here from now on.
+    /// Adds a virtual processor that runs here from now on.
     pub fn admit(&self, guest: GuestId, apic_id: u32) {
         let mut table = self.table.lock();
         table.accounts.routes.push(Routes { guest, apic_id, used: 0 });
         table.hosts.push([0; 256]);
     }
 
-    /// Its APIC ID.
+    /// The processor's APIC ID.
     pub const fn destination(&self) -> u32 {
         self.destination
     }
 
-    /// The route to a guest's vector. The same pair gives the same route and counts a use more.
+    /// The route to a guest's vector. The same guest and target give the same route. Counts one more use of it.
     ///
-    /// A free vector of the guest vector's own priority class is preferred, so that the machine serves interrupts in the order
-    /// that the guest would.
+    /// A free vector of the guest vector's own priority class is preferred, so that the machine serves interrupts in the guest's order.
     pub fn route(&self, guest: GuestId, target: Target) -> Result<HostRoute, Status> {
         let mut vectors = self.vcpu(guest, target.apic_id)?;
         let host = vectors.borrow().host(target.vector)?;
@@ -122,25 +121,26 @@ impl Vectors {
         }
     }
 
-    /// The vectors of one virtual processor, locked, for several routes. `BadTarget` for one that does not run here.
+    /// The vectors of one virtual processor, locked, for several routes. Returns `BadTarget` if the virtual processor does not run here.
     pub fn vcpu(&self, guest: GuestId, apic_id: u32) -> Result<VcpuVectors<'_>, Status> {
         let table = self.table.lock();
         let at = table.accounts.place_of(guest, apic_id).ok_or(Status::BadTarget)?;
         Ok(VcpuVectors { vectors: self, table, at })
     }
 
-    /// Whose a vector is.
+    /// The owner of a vector.
     pub fn owner(&self, vector: u8) -> Option<Owner> {
         self.table.lock().accounts.owners[usize::from(vector)]
     }
 
-    /// Vectors in use, without those that are retiring.
+    /// The number of vectors in use, without retiring ones.
     pub fn used(&self) -> usize {
         self.table.lock().accounts.uses.iter().filter(|uses| **uses != 0).count()
     }
 
-    /// Whether vectors are retiring. If so, the processor lets in what waits in its local APIC, gives it to whom it belongs, and calls
-    /// [`Vectors::finish_sweep`]. Only the processor whose vectors these are.
+    /// Begins a sweep if vectors are retiring, and returns whether it did. The processor then takes all interrupts that wait in its local
+    /// APIC, delivers them to the vectors' owners, and calls [`Vectors::finish_sweep`]. Only the processor that has these vectors calls
+    /// this.
     pub fn begin_sweep(&self) -> bool {
         if !self.sweep.load(Ordering::Relaxed) {
             return false;
@@ -156,7 +156,7 @@ impl Vectors {
         self.table.lock().free_swept();
     }
 
-    /// A guest is gone, and has given its routes back.
+    /// Forgets a guest that has released its routes.
     pub fn forget(&self, guest: GuestId) {
         let Table { accounts, hosts } = &mut *self.table.lock();
         let mut gone = accounts.routes.iter().map(|routes| routes.guest == guest);
@@ -259,7 +259,7 @@ impl Accounts {
         self.routes.iter().position(|routes| (routes.guest, routes.apic_id) == (guest, apic_id))
     }
 
-    /// Takes a free vector for a virtual processor's, with no use yet.
+    /// Takes a free vector for a virtual processor, with no use yet.
     #[cold]
     fn take(&mut self, at: usize, wanted: u8) -> Result<u8, Status> {
         if !self.may_take(at) {
@@ -274,7 +274,7 @@ impl Accounts {
         Ok(vector)
     }
 
-    /// Ends one use that the owner makes of a vector.
+    /// Ends one use by the vector's owner.
     fn end_use(&mut self, sweep: &AtomicBool, owner: Owner, vector: u8) {
         let uses = &mut self.uses[usize::from(vector)];
         if self.owners[usize::from(vector)] == Some(owner) && *uses != 0 {
@@ -288,7 +288,7 @@ impl Accounts {
         }
     }
 
-    /// Whether a virtual processor may have one more: what is guaranteed to it, or what is not kept for the others.
+    /// Whether a virtual processor may have one more vector: from its guarantee, or from the vectors that are not kept for others.
     fn may_take(&self, at: usize) -> bool {
         let share = (u32::from(LAST - FIRST) + 1) / (self.routes.len() as u32).max(1);
         let guaranteed = GUARANTEED.min(share);
@@ -298,7 +298,7 @@ impl Accounts {
         self.routes[at].used < guaranteed || free > kept
     }
 
-    /// The vector of the same number, else one of its class, else any.
+    /// The free vector of the same number, else one of the same class, else any.
     fn free_vector(&self, wanted: u8) -> Option<u8> {
         let word = usize::from(wanted / 64);
         let class = 0xffff << (wanted % 64 / 16 * 16);

@@ -1,26 +1,30 @@
-//! What other processors may touch of a virtual processor: the interrupts they send it, and the count of what happened to it.
+//! A virtual processor's mailbox, which other processors may access: interrupts for it, and its counters.
 
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-use crate::{addr::Gpa, apic, cpu, vmx::posted::Descriptor};
+use crate::{
+    addr::Gpa,
+    apic, cpu,
+    vmx::posted::{Descriptor, RunState},
+};
 
-/// Exit reasons that are counted: all that the processor gives, in 16 bits, end far below this. A power of two.
+/// Exit reasons that are counted. The basic reason has 16 bits, but the processor's numbers end far below this. A power of two.
 const REASONS: usize = 128;
 
-/// No address of a guest's.
+/// The value for no address.
 const NOWHERE: u64 = u64::MAX;
 
-/// What happened to a virtual processor so far. Only the processor that runs it counts; others may look.
+/// A virtual processor's counters. Only the processor that runs it writes them; others may read.
 pub struct Counts {
     exits: [AtomicU64; REASONS],
-    /// Devices' interrupts given to its local APIC.
+    /// Devices' interrupts that its local APIC accepted.
     pub delivered: AtomicU64,
-    /// Those that met one with the same vector there, and became one with it.
+    /// Devices' interrupts that merged with a pending one of the same vector.
     pub merged: AtomicU64,
-    /// Those that its local APIC did not take.
+    /// Devices' interrupts that its local APIC refused.
     pub dropped: AtomicU64,
-    /// How many of all these the hypervisor took from a posted-interrupt descriptor.
+    /// The number of all these that the hypervisor took from a posted-interrupt descriptor.
     pub from_descriptors: AtomicU64,
 }
 
@@ -31,7 +35,7 @@ impl Default for Counts {
     }
 }
 
-/// Counts one more: nobody else writes the counter, so that it needs no locked instruction.
+/// Adds one. Only one processor writes the counter, so no locked instruction is needed.
 pub fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
@@ -48,28 +52,68 @@ impl Counts {
     }
 }
 
+/// What others send to a virtual processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Signal {
+    /// An interrupt.
+    Vector = 1 << 0,
+    /// A non-maskable interrupt.
+    Nmi = 1 << 1,
+    /// INIT.
+    Init = 1 << 2,
+    /// A start-up command.
+    StartUp = 1 << 3,
+}
+
+/// The signals for which the processor of a virtual processor is interrupted. Others wait in the mailbox until the scheduler looks: a guest
+/// cannot take time of others by signals that change nothing for the virtual processor that they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attention(u8);
+
+impl Attention {
+    /// Those for a virtual processor that runs: all.
+    pub const ALL: Self = Self(u8::MAX);
+    /// Those for one that waits for its turn, and takes what there is then: none.
+    pub const NONE: Self = Self(0);
+    /// Those for one that has halted.
+    pub const HALTED: Self = Self(Signal::Vector as u8 | Signal::Nmi as u8 | Signal::Init as u8);
+    /// Those for one that has halted with interrupts off.
+    pub const STOPPED: Self = Self(Signal::Nmi as u8 | Signal::Init as u8);
+    /// Those for one that waits for a start-up command.
+    pub const WAIT_FOR_SIPI: Self = Self(Signal::StartUp as u8);
+
+    const fn has(self, signal: Signal) -> bool {
+        self.0 & signal as u8 != 0
+    }
+}
+
 /// A virtual processor's mailbox.
 pub struct Mailbox {
-    /// Number and APIC ID of the processor that runs it.
+    /// Number and APIC ID of the processor that runs the virtual processor.
     processor: usize,
     host_apic_id: u32,
-    /// Vectors that other virtual processors have sent, where the hypervisor keeps its local APIC.
+    /// Vectors that other virtual processors have sent, if the hypervisor emulates the local APIC.
     requests: [AtomicU64; 4],
-    /// Where the processor keeps it: senders post, as devices do.
+    /// The descriptor, if the processor virtualises the local APIC: senders post into it, as devices do.
     descriptor: Option<Arc<Descriptor>>,
-    /// Where units post the interrupts of its devices that the hypervisor injects.
+    /// The descriptor into which units post devices' interrupts that the hypervisor injects.
     inbox: Option<Arc<Descriptor>>,
-    /// Where it ends interrupts without an exit: a guest-physical address, or [`NOWHERE`].
+    /// The address for paravirtual EOI: guest-physical, or [`NOWHERE`].
     pv_eoi: AtomicU64,
-    /// There is something to take, and the processor has been told.
+    /// There is something to take.
     signalled: AtomicBool,
+    /// The processor has been interrupted for that.
+    notified: AtomicBool,
+    /// An [`Attention`].
+    attention: AtomicU8,
     /// What happened to it.
     pub counts: Counts,
 }
 
 impl Mailbox {
-    /// On a processor, whose number and APIC ID these are. With a descriptor, interrupts are posted there; with an inbox, devices'
-    /// interrupts for the hypervisor are.
+    /// A mailbox on the processor with this number and APIC ID. With a descriptor, interrupts are posted into it; with an inbox, devices'
+    /// interrupts are posted there for the hypervisor.
     pub fn new(
         processor: usize,
         host_apic_id: u32,
@@ -84,17 +128,19 @@ impl Mailbox {
             inbox,
             pv_eoi: AtomicU64::new(NOWHERE),
             signalled: AtomicBool::new(false),
+            notified: AtomicBool::new(false),
+            attention: AtomicU8::new(Attention::NONE.0),
             counts: Counts::default(),
         }
     }
 
-    /// The number of the processor that runs it.
+    /// The number of the processor that runs the virtual processor.
     pub fn processor(&self) -> usize {
         self.processor
     }
 
-    /// Where it ends interrupts without an exit: 4 bytes of the guest's memory, or nowhere. Returns false where the processor keeps its
-    /// local APIC.
+    /// Sets the address for paravirtual EOI: 4 bytes of the guest's memory, or none. Returns false if the processor virtualises the local
+    /// APIC.
     pub fn set_pv_eoi(&self, at: Option<Gpa>) -> bool {
         let taken = self.descriptor.is_none();
         if taken {
@@ -103,13 +149,13 @@ impl Mailbox {
         taken
     }
 
-    /// Where that is.
+    /// The address for paravirtual EOI.
     pub fn pv_eoi(&self) -> Option<Gpa> {
         let at = self.pv_eoi.load(Ordering::Relaxed);
         (at != NOWHERE).then_some(Gpa::new(at))
     }
 
-    /// Sends it an interrupt.
+    /// Sends an interrupt to the virtual processor.
     pub fn request(&self, vector: u8) {
         match &self.descriptor {
             Some(descriptor) => {
@@ -119,19 +165,50 @@ impl Mailbox {
             }
             None => {
                 self.requests[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
-                self.signal();
+                self.signal(Signal::Vector);
             }
         }
     }
 
-    /// Has its processor look at it. One look that is still to come is enough for any number of signals.
-    pub fn signal(&self) {
-        if !self.signalled.swap(true, Ordering::SeqCst) {
+    /// Has its processor look at it, at once if the signal is among those that it pays attention to.
+    pub fn signal(&self, signal: Signal) {
+        self.signalled.store(true, Ordering::SeqCst);
+        if Attention(self.attention.load(Ordering::SeqCst)).has(signal) {
+            self.notify_once();
+        }
+    }
+
+    /// Has its processor look at it at once, whatever the virtual processor does.
+    pub fn summon(&self) {
+        self.signalled.store(true, Ordering::SeqCst);
+        self.notify_once();
+    }
+
+    /// Says for which signals the processor is to be interrupted. What came before that without an interrupt is found by
+    /// [`Self::take_signal`] after it.
+    pub fn set_attention(&self, attention: Attention) {
+        if self.attention.load(Ordering::Relaxed) != attention.0 {
+            self.attention.store(attention.0, Ordering::SeqCst);
+        }
+    }
+
+    /// Says to units that post devices' interrupts for the hypervisor who runs. What came while `Preempted` is found by
+    /// [`Self::take_suppressed`] after that.
+    pub fn set_run_state(&self, state: RunState) {
+        if let Some(inbox) = &self.inbox {
+            inbox.set_run_state(state);
+        }
+    }
+
+    /// One look that is still to come is enough for any number of signals.
+    fn notify_once(&self) {
+        if !self.notified.swap(true, Ordering::SeqCst) {
             self.notify(apic::WAKE_UP_VECTOR);
         }
     }
 
-    /// The same by itself, on the processor that runs it: that looks before it goes on, whatever is on its way from others.
+    /// Signals on the processor that runs the virtual processor. The processor checks the mailbox before it continues, so no notification
+    /// is sent.
     pub fn signal_self(&self) {
         self.signalled.store(true, Ordering::SeqCst);
         cpu::interrupts::raise(apic::WAKE_UP_VECTOR);
@@ -145,8 +222,13 @@ impl Mailbox {
         }
     }
 
-    /// Whether there has been a signal since this was asked last.
+    /// Whether there was a signal since the last call.
     pub fn take_signal(&self) -> bool {
+        // First, and whether there is a signal or not: who signals after this notifies again. A notification that is seen here may be of a signal
+        // that an earlier look has taken.
+        if self.notified.load(Ordering::Relaxed) {
+            self.notified.store(false, Ordering::SeqCst);
+        }
         self.signalled.load(Ordering::Relaxed) && self.signalled.swap(false, Ordering::SeqCst)
     }
 
@@ -155,10 +237,16 @@ impl Mailbox {
         Vectors([0, 1, 2, 3].map(|word| self.requests[word].swap(0, Ordering::Relaxed)))
     }
 
-    /// Takes the devices' interrupts that were posted for the hypervisor, if there are any: their vectors.
+    /// Takes the devices' interrupts that were posted for the hypervisor: their vectors, or `None` if there are none.
     #[inline]
     pub fn take_posted(&self) -> Option<Vectors> {
         let inbox = self.inbox.as_ref().filter(|inbox| inbox.has_notified())?;
+        Some(Vectors(inbox.take()))
+    }
+
+    /// The same with those that came while notifications were suppressed.
+    pub fn take_suppressed(&self) -> Option<Vectors> {
+        let inbox = self.inbox.as_ref().filter(|inbox| inbox.has_requests())?;
         Some(Vectors(inbox.take()))
     }
 }
@@ -185,7 +273,7 @@ impl Iterator for Vectors {
     }
 }
 
-/// Exits of all these by reason.
+/// The exits of all these virtual processors, by reason.
 pub fn sum_of_exits<'a>(mailboxes: impl Iterator<Item = &'a Mailbox>) -> Vec<u64> {
     let mut sums = alloc::vec![0; REASONS];
     for mailbox in mailboxes {

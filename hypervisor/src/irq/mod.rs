@@ -1,4 +1,4 @@
-//! The service on its hardware: remapping units, stores, host vectors, mailboxes, faults and storms, and the functions' DMA.
+//! The service on its hardware: remapping units, stores, host vectors, mailboxes, faults and storms, and attachments for DMA.
 
 pub mod dma;
 pub mod host_vectors;

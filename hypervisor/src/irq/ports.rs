@@ -31,10 +31,10 @@ use crate::{
 /// The service on this machine.
 pub type MachineService = Service<MachinePorts>;
 
-/// Entries of a unit are numbered from the unit's number times this.
+/// The shift of the unit's number in an entry's number.
 const UNIT_SHIFT: u32 = 16;
 
-/// A vector that an entry can have.
+/// A valid vector, for fields that do not depend on the vector.
 const ANY_VECTOR: u8 = 0xff;
 
 /// The entry with this index in the unit of this number.
@@ -42,38 +42,39 @@ pub fn entry_index(unit: usize, index: u16) -> EntryIndex {
     EntryIndex((unit as u32) << UNIT_SHIFT | u32::from(index))
 }
 
-/// Where a virtual processor's interrupts go.
+/// The destination of a virtual processor's interrupts.
 struct VcpuRoute {
     guest: GuestId,
     apic_id: u32,
     /// The number of the processor that runs it.
     processor: usize,
-    /// Into this descriptor, if they are posted.
+    /// The descriptor, if interrupts are posted.
     descriptor: Option<Hpa>,
-    /// Whether the processor takes them from there into the guest by itself.
+    /// Whether the processor delivers interrupts from the descriptor to the guest by itself.
     direct: bool,
-    /// Where the hypervisor's own are put.
+    /// The mailbox, for interrupts that no device raises.
     mailbox: Option<Arc<Mailbox>>,
 }
 
-/// The machine below the service.
+/// The machine, as the service's ports reach it.
 pub struct MachinePorts {
     machine: &'static Machine,
     units: Vec<Option<Unit>>,
-    /// Of each processor, by its number.
+    /// The vectors of each processor, by its number.
     vectors: Vec<Vectors>,
-    /// Of each virtual processor.
+    /// The route of each virtual processor.
     vcpu_routes: Shared<Vec<VcpuRoute>>,
     attachments: Attachments,
     spurious: AtomicU64,
     own: AtomicU64,
     faults: FaultLog,
-    /// Stores behind command interfaces, each with its bus lock, and whose they are.
+    /// Stores behind command interfaces, each with its function and its bus lock.
     slow_stores: Shared<Vec<(Bdf, Mutex<SlowStore<Mmio>>)>>,
 }
 
 impl MachinePorts {
-    /// With the machine's units, in its order, as far as they are up, and the vectors of each processor by its number.
+    /// The ports with the machine's units, in the machine's order, `None` for a unit that is not up; and with the vectors of each processor
+    /// by its number.
     ///
     /// # Safety
     /// Each [`StoreSpec`] that a service with these ports is told of is one that `devices::passthrough::prepare` made: `slots` slots of mapped,
@@ -102,7 +103,7 @@ impl MachinePorts {
         self.vectors.get(number)
     }
 
-    /// A guest's virtual processor runs on processor `number` from now on, so its interrupts go there.
+    /// Sets the processor that runs a guest's virtual processor, so its interrupts go there from now on.
     pub fn settle(&self, guest: GuestId, apic_id: u32, number: usize) {
         self.vcpu_routes.write().push(VcpuRoute {
             guest,
@@ -114,7 +115,7 @@ impl MachinePorts {
         });
     }
 
-    /// A virtual processor that has settled gets a share of its processor's vectors: for guests with devices.
+    /// Gives a virtual processor that has settled vectors of its processor: for guests with devices.
     pub fn admit(&self, guest: GuestId, apic_id: u32) {
         let vcpu_routes = self.vcpu_routes.read();
         let home = vcpu_routes.iter().find(|home| home.is_of(guest, apic_id) && home.descriptor.is_none());
@@ -128,7 +129,7 @@ impl MachinePorts {
         self.units.iter().flatten()
     }
 
-    /// The same with their numbers.
+    /// The units that are up, with their numbers.
     pub fn numbered_units(&self) -> impl Iterator<Item = (usize, &Unit)> {
         self.units.iter().enumerate().filter_map(|(number, unit)| Some((number, unit.as_ref()?)))
     }
@@ -138,12 +139,12 @@ impl MachinePorts {
         self.machine.segment_of_unit(number)
     }
 
-    /// What is known of the units' faults.
+    /// The log of the units' faults.
     pub fn faults(&self) -> &FaultLog {
         &self.faults
     }
 
-    /// Whose requests these are.
+    /// The guest that these requests belong to.
     pub fn guest_of(&self, requests: Requests) -> Option<GuestId> {
         self.attachments.guest_of(requests)
     }
@@ -164,76 +165,75 @@ impl MachinePorts {
         self.units().all(|unit| unit.unit().capabilities().posts())
     }
 
-    /// A processor's APIC ID as a posted-interrupt descriptor names it: [`crate::vmx::posted::Descriptor::new`].
+    /// A processor's APIC ID in the format of a posted-interrupt descriptor: [`crate::vmx::posted::Descriptor::new`].
     pub fn notification_destination(&self, apic_id: u32) -> Option<u32> {
         let wide = self.units().all(Remapper::has_wide_destinations);
         if wide { Some(apic_id) } else { u8::try_from(apic_id).ok().map(|id| u32::from(id) << 8) }
     }
 
-    /// Posts the interrupts of a virtual processor that has settled: routes that are asked for lead into its descriptor from now on.
-    /// `direct`: the processor takes them from there into the guest; else the hypervisor does.
+    /// Posts the interrupts of a virtual processor that has settled: new routes lead into its descriptor from now on. If `direct` is set,
+    /// the processor delivers them to the guest by itself, else the hypervisor does.
     pub fn post_to(&self, guest: GuestId, apic_id: u32, descriptor: Hpa, direct: bool) {
         if let Some(home) = self.vcpu_routes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
             (home.descriptor, home.direct) = (Some(descriptor), direct);
         }
     }
 
-    /// Interrupts that no device raises go into this mailbox of a virtual processor that has settled.
+    /// Sets the mailbox of a virtual processor that has settled, for interrupts that no device raises.
     pub fn mailbox(&self, guest: GuestId, apic_id: u32, mailbox: &Arc<Mailbox>) {
         if let Some(home) = self.vcpu_routes.write().iter_mut().find(|home| home.is_of(guest, apic_id)) {
             home.mailbox = Some(Arc::clone(mailbox));
         }
     }
 
-    /// Whether a guest's interrupts are posted and pass the hypervisor by.
+    /// Whether hardware posts a guest's interrupts to the guest without the hypervisor.
     pub fn posts_to(&self, guest: GuestId) -> bool {
         self.vcpu_routes.read().iter().any(|home| home.guest == guest && home.direct)
     }
 
-    /// Forgets a guest's processor and descriptors. Nothing leads there any more: the service has given its routes back.
+    /// Forgets a guest's processors and descriptors. The service has released all routes to them.
     pub fn forget(&self, guest: GuestId) {
         self.vcpu_routes.write().retain(|home| home.guest != guest);
         self.vectors.iter().for_each(|vectors| vectors.forget(guest));
     }
 
-    /// Counts an interrupt that nobody was waiting for.
+    /// Counts an interrupt whose vector has no owner.
     pub fn count_spurious(&self) {
         self.spurious.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Interrupts that nobody was waiting for.
+    /// The number of interrupts whose vector had no owner.
     pub fn spurious(&self) -> u64 {
         self.spurious.load(Ordering::Relaxed)
     }
 
-    /// Counts an interrupt of a function that the hypervisor keeps.
+    /// Counts an interrupt of a parent function.
     pub fn count_own_interrupt(&self) {
         self.own.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Interrupts of functions that the hypervisor keeps.
+    /// The number of interrupts of parent functions.
     pub fn own_interrupts(&self) -> u64 {
         self.own.load(Ordering::Relaxed)
     }
 
-    /// Takes the memory that attaching the function needs for good.
+    /// Allocates the memory that attaching the function needs. It is never freed.
     pub fn prepare(&self, bdf: Bdf) -> Result<(), vtd::Error> {
         self.unit(bdf).map_or(Ok(()), |(_, unit)| unit.prepare(bdf))
     }
 
-    /// Whether requests with PASIDs of a function can lead somewhere: its unit is in scalable mode. Else they are blocked.
+    /// Whether requests with PASIDs of a function can be attached: only if its unit is in scalable mode. If not, they are blocked.
     pub fn has_pasids(&self, bdf: Bdf) -> bool {
         self.unit(bdf).is_some_and(|(_, unit)| unit.has_pasids())
     }
 
-    /// Has requests of a function lead to a guest's memory, at the guest's own addresses.
-    /// `None` without a unit that serves the function.
+    /// Attaches requests of a function to a guest's memory, at the guest's own addresses. `None` if no unit serves the function.
     pub fn attach(&self, guest: GuestId, requests: Requests, ram: &Ram) -> Option<Result<(), vtd::Error>> {
         let (_, unit) = self.unit(requests.0)?;
         Some(self.attachments.add(guest, requests, ram, unit))
     }
 
-    /// Blocks a function's DMA to a guest's memory. Returns whether it is sure that none is under way.
+    /// Blocks a function's DMA to a guest's memory. Returns whether none can be under way any more.
     pub fn detach(&self, guest: GuestId, bdf: Bdf) -> bool {
         // Without a unit nothing was ever attached.
         self.unit(bdf).is_none_or(|(_, unit)| self.attachments.remove(guest, bdf, unit))
@@ -326,7 +326,7 @@ fn status(error: vtd::Error) -> Status {
     }
 }
 
-/// An operation on an entry that the service holds. It fails only if the service's accounts are wrong, which is our defect.
+/// Checks an operation on an entry that the service holds. It fails only if the service's accounts are wrong, which is our defect.
 fn must(what: &str, entry: EntryIndex, result: Option<Result<(), vtd::Error>>) {
     match result {
         Some(Ok(())) => {}

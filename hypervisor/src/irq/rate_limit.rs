@@ -1,27 +1,26 @@
-//! When events of a remapping unit (its faults) or of a device that the hypervisor keeps (its errors) are masked, and when they come back.
+//! Masks events of a remapping unit (its faults) or of a parent function (its errors) while they come too fast.
 //!
-//! A guest's device can cause faults and errors as fast as it likes, and an interrupt for each would take the processor from everybody
-//! else. So a burst of events masks them; from then on what is recorded is looked at from time to time, and when there is nothing
-//! the events are let in again.
+//! A guest's device can cause faults and errors at any rate, and an interrupt for each would take the processor from all others. So a burst
+//! of events masks them. From then on the records are polled from time to time; when a poll finds nothing, the events are unmasked.
 #![forbid(unsafe_code)]
 
-/// Ticks in which events are counted together, and between two looks while they are masked.
+/// Ticks in which events are counted together, and between two polls while they are masked.
 pub const WINDOW: u64 = 1_000_000;
-/// Events in a window that are let in.
+/// Events in a window before they are masked.
 const MOST: u32 = 32;
 
-/// The events of one unit or device.
+/// The rate limit of one unit's or device's events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RateLimit {
-    /// When the window began, or when the records were looked at last.
+    /// When the window began, or when the records were last read.
     since: u64,
     events: u32,
     masked: bool,
 }
 
 impl RateLimit {
-    /// An event has come; `endless` if there was more than could be taken, after which no other comes by itself. Returns whether
-    /// events are to be masked now.
+    /// Counts an event. `endless` is set if more was recorded than could be read, because no other event comes then. Returns whether the
+    /// caller has to mask events now.
     pub fn event(&mut self, now: u64, endless: bool) -> bool {
         if now.saturating_sub(self.since) >= WINDOW {
             (self.since, self.events) = (now, 0);
@@ -34,17 +33,17 @@ impl RateLimit {
         mask
     }
 
-    /// When it is time to look at the records: only while events are masked.
+    /// When the next poll of the records is due, while events are masked.
     pub fn due(&self) -> Option<u64> {
         self.masked.then(|| self.since.saturating_add(WINDOW))
     }
 
-    /// Whether it is time to look at the records.
+    /// Whether a poll of the records is due.
     pub fn is_due(&self, now: u64) -> bool {
         self.due().is_some_and(|due| now >= due)
     }
 
-    /// The records were looked at. Returns whether events are to be let in again: when there was nothing.
+    /// Notes a poll of the records, and whether it `found` any. Returns whether the caller has to unmask events: if there were none.
     pub fn looked(&mut self, now: u64, found: bool) -> bool {
         self.since = now;
         if !found {

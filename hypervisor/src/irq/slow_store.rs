@@ -1,6 +1,6 @@
-//! A message store behind a command interface: each access takes a command and a wait, so what is to be written is gathered, and goes to
-//! the device slot by slot at the end of a batch, a call or a trapped write. Linux's `irq_bus_lock` and `irq_bus_sync_unlock` do the
-//! same for interrupt controllers on slow buses.
+//! A message store behind a command interface. Each access takes a command and a wait, so writes are gathered and go to the device slot by
+//! slot at the end of a batch, a call or a trapped write. Linux's `irq_bus_lock` and `irq_bus_sync_unlock` do the same for interrupt
+//! controllers on slow buses.
 #![forbid(unsafe_code)]
 
 use alloc::vec::Vec;
@@ -12,7 +12,7 @@ use crate::{
     memory::Registers,
 };
 
-/// Registers of the command interface, as `tests/MACHINES.md` has them.
+/// Registers of the command interface, from `tests/MACHINES.md`.
 const SLOT: usize = 0x00;
 const MASK: usize = 0x04;
 const COMMAND: usize = 0x08;
@@ -22,25 +22,25 @@ const GO: u32 = 1;
 const BUSY: u32 = 1 << 0;
 const FAILED: u32 = 1 << 1;
 
-/// Slots that are gathered before they go to the device in any case: a batch's.
+/// The most slots that are gathered before a command: a batch's.
 const MOST: usize = 256;
-/// What a command gets before the device counts as stuck. No manual sets a limit; it writes 16 bytes.
+/// The time limit of a command, which writes 16 bytes. No manual sets one.
 const LIMIT: Duration = Duration::from_millis(100);
 
 /// A command has failed, or did not end in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommandFailed;
 
-/// What is to be written to a slot.
+/// The gathered writes of a slot.
 #[derive(Clone, Copy, Debug)]
 struct Gathered {
     slot: u16,
-    /// A bit for each dword that is to be written.
+    /// A bit for each gathered dword.
     mask: u32,
     dwords: [u32; 4],
 }
 
-/// The store. Whoever uses it has it alone: the bus lock is the lock around it.
+/// The store. The caller has exclusive access: its lock is the bus lock.
 pub struct SlowStore<R> {
     registers: R,
     clock: &'static dyn Clock,
@@ -50,14 +50,14 @@ pub struct SlowStore<R> {
 }
 
 impl<R: Registers> SlowStore<R> {
-    /// The store behind these registers; `None` if the device has no such store. Waits for it go by `clock`. The room for what is
-    /// gathered is taken at once.
+    /// The store behind these registers; `None` if the device has no such store. `clock` limits waits. The memory for gathered writes is
+    /// allocated at once.
     pub fn find(registers: R, clock: &'static dyn Clock) -> Option<Self> {
         let there = registers.read32(PRESENT) == 1;
         there.then(|| Self { registers, clock, gathered: Vec::with_capacity(MOST), failed: false })
     }
 
-    /// Notes what is to be written. The device gets it by [`Self::commit`], or when there is no more room.
+    /// Gathers a write. [`Self::commit`] passes it to the device, or an earlier write that finds the buffer full.
     pub fn write(&mut self, slot: u16, field: Field, value: u32) -> Result<(), CommandFailed> {
         // Dwords of a slot come one after another; only when slots come again others have to be looked at.
         let place = match self.gathered.iter().rposition(|gathered| gathered.slot == slot) {
@@ -76,7 +76,7 @@ impl<R: Registers> SlowStore<R> {
         Ok(())
     }
 
-    /// Gives everything to the device that was gathered. When it does not take it, what is left is forgotten: the device is broken.
+    /// Passes all gathered writes to the device. If a command fails, the rest is dropped: the device is broken.
     pub fn commit(&mut self) -> Result<(), CommandFailed> {
         let mut result = Ok(());
         for gathered in self.gathered.drain(..) {
@@ -88,13 +88,13 @@ impl<R: Registers> SlowStore<R> {
         if self.failed { Err(CommandFailed) } else { Ok(()) }
     }
 
-    /// The device was reset: perhaps it works again. What was to be written before is not written after it.
+    /// Lets the store work again after a failure, because the device was reset. Writes from before the reset are dropped.
     pub fn mend(&mut self) {
         self.gathered.clear();
         self.failed = false;
     }
 
-    /// Reads a slot, after what was gathered has been written.
+    /// Reads a slot, after all gathered writes have reached the device.
     pub fn read(&mut self, slot: u16) -> Result<[u32; 4], CommandFailed> {
         self.commit()?;
         let read = put(&self.registers, self.clock, &Gathered { slot, mask: 0, dwords: [0; 4] });
@@ -104,7 +104,7 @@ impl<R: Registers> SlowStore<R> {
     }
 }
 
-/// One command: a mask of 0 reads.
+/// One command. A mask of 0 reads.
 fn put(registers: &impl Registers, clock: &dyn Clock, gathered: &Gathered) -> Result<(), CommandFailed> {
     registers.write32(SLOT, gathered.slot.into());
     registers.write32(MASK, gathered.mask);

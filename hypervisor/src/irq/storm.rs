@@ -1,65 +1,65 @@
-//! When a virtual processor's interrupts come too fast, and which of the slots behind them is to blame.
+//! Detects interrupt storms: a virtual processor's interrupts that come too fast, and the slots that cause them.
 //!
-//! Interrupts are counted by vector. When one vector has more than its limit, all slots that lead there are held: masked in the device,
-//! which notes what comes meanwhile. A slot that has something pending after a time in which one at the limit would have fired some
-//! times is suspected, and lets go what is pending; one that has something pending again is a storm, and stays masked. The others lose
-//! nothing: what was pending is sent when they are let go.
+//! Interrupts are counted by vector. When one vector exceeds its limit, all slots that lead there are throttled: masked in the device,
+//! which keeps their messages pending. Throttling lasts for the time of a few interrupts at the limit. A slot with a pending message after
+//! that is suspected: it sends the message and is throttled again. If it has a pending message once more, it is a storm and stays masked.
+//! The other slots lose nothing: their pending messages are sent when they are unmasked.
 //!
-//! A function can write the messages of its slots by DMA as well, and no mask stops that. If interrupts of the vector go on to come faster
-//! than the limit while all slots that lead there are held, their remapping entries are blocked. What was on its way comes in the first
-//! half of the time, which does not count.
+//! A function can write the messages of its slots by DMA as well, and no mask stops that. If interrupts of the vector still come faster
+//! than the limit while all slots that lead there are throttled, their remapping entries are blocked. The first half of the time does not
+//! count, because interrupts that were on their way arrive in it.
 #![forbid(unsafe_code)]
 
 use alloc::boxed::Box;
 
-/// Ticks of the TSC in which a limit counts.
+/// Ticks of the TSC for which a limit holds.
 pub const WINDOW: u64 = 1_000_000;
-/// Interrupts at the limit that would come while slots are held.
+/// The length of throttling, in interrupts at the limit.
 const PROBED: u64 = 4;
-/// Ticks that slots are held at least: in half of them whatever is on its way has come.
+/// The least ticks of throttling. Interrupts that are on their way arrive in the first half.
 const LEAST: u64 = 20_000;
-/// How often slots are held and looked at.
+/// How often slots are throttled and checked.
 const ROUNDS: u8 = 2;
 
 /// Counts a virtual processor's interrupts.
 #[derive(Debug)]
 pub struct RateCounter {
     limit: u32,
-    /// When the window began.
+    /// When the counting window began.
     since: u64,
     counts: Box<[u32; 256]>,
     probe: Option<Probe>,
 }
 
-/// Slots are held.
+/// A vector whose slots are throttled.
 #[derive(Clone, Copy, Debug)]
 struct Probe {
     vector: u8,
     round: u8,
     until: u64,
-    /// From when on interrupts of the vector count, and how many have come since.
+    /// When interrupts of the vector begin to count, and how many have come since.
     counts_from: u64,
     came: u64,
 }
 
-/// What a time in which a vector's slots were held has shown, and what is to be done with the slots.
+/// The result of throttling a vector's slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspect {
     /// The vector to which the slots lead.
     pub vector: u8,
-    /// It was the last time: slots that have something pending are storms. After an earlier time such slots are held once more.
+    /// Whether it was the last time: slots with a pending message are storms. After an earlier time they are throttled once more.
     pub last: bool,
-    /// Interrupts came faster than the limit although all slots were held, so some interrupts pass the slots by.
+    /// Whether interrupts came faster than the limit although all slots were masked, so that some interrupts do not come through the slots.
     pub passes_by: bool,
 }
 
 impl RateCounter {
-    /// With a limit of so many interrupts of a vector in [`WINDOW`].
+    /// A counter with a limit of `limit` interrupts of a vector in [`WINDOW`].
     pub fn new(limit: u32) -> Self {
         Self { limit, since: 0, counts: Box::new([0; 256]), probe: None }
     }
 
-    /// An interrupt has come. Returns whether the slots that lead to its vector are to be held now.
+    /// Counts an interrupt. Returns whether the caller has to throttle the slots that lead to its vector.
     pub fn count(&mut self, vector: u8, now: u64) -> bool {
         if now.saturating_sub(self.since) >= WINDOW {
             self.since = now;
@@ -84,23 +84,23 @@ impl RateCounter {
         Probe { vector, round, until, counts_from: half, came: 0 }
     }
 
-    /// The slots are held now: their time begins. Masking all slots of a large store takes as long as the time itself, and nothing can be seen
-    /// of a slot before it is masked.
+    /// Starts the time of throttling, when all slots are masked. Masking all slots of a large store takes as long as that time, and shows
+    /// nothing of a slot before it is masked.
     pub fn begin(&mut self, now: u64) {
         self.probe = self.probe.map(|Probe { vector, round, .. }| self.round(vector, round, now));
     }
 
-    /// How long slots are held.
+    /// The time of throttling, in ticks.
     fn patience(&self) -> u64 {
         (PROBED * WINDOW / u64::from(self.limit.max(1))).clamp(LEAST, WINDOW)
     }
 
-    /// Until when slots are held, if any are.
+    /// When throttling ends, if slots are throttled.
     pub fn due(&self) -> Option<u64> {
         self.probe.map(|probe| probe.until)
     }
 
-    /// The vector whose slots have been held long enough at `now`, if there is one.
+    /// The vector whose throttling has ended by `now`, if there is one.
     pub fn suspect(&mut self, now: u64) -> Option<Suspect> {
         let probe = self.probe.filter(|probe| now >= probe.until)?;
         let last = probe.round == ROUNDS;
@@ -109,7 +109,7 @@ impl RateCounter {
         Some(Suspect { vector: probe.vector, last, passes_by })
     }
 
-    /// No slot is held any more.
+    /// Ends throttling, because no slot is throttled any more.
     pub fn nobody_held(&mut self) {
         self.probe = None;
     }

@@ -1,4 +1,4 @@
-//! What the boot loader tells: memory and modules. Multiboot2 specification, 3.6.
+//! Boot information: memory and modules, as the boot loader passes them. Multiboot2 specification, 3.6.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt;
@@ -44,13 +44,13 @@ pub struct BootInfo {
     information: BootInformation<'static>,
 }
 
-/// A guest's image and its string, and where its initrd is.
+/// A guest's image and its module command line, and where its initrd is.
 #[derive(Clone, Debug)]
 pub struct Module {
     /// Where the image is.
     pub range: PhysRange,
-    /// Its string, if it is UTF-8.
-    pub string: Option<String>,
+    /// The module command line, if it is UTF-8.
+    pub command_line: Option<String>,
     /// Where the initrd is, if the guest has one.
     pub initrd: Option<PhysRange>,
 }
@@ -106,10 +106,10 @@ impl BootInfo {
     /// The guests' modules, in the loader's order.
     pub fn modules(&self) -> Vec<Module> {
         let tags = self.information.module_tags().take(MODULES);
-        let grouped = with_initrds(tags, |tag| tag.cmdline().is_ok_and(|string| string == INITRD));
+        let grouped = with_initrds(tags, |tag| tag.cmdline().is_ok_and(|line| line == INITRD));
         let module = |(image, initrd): (&multiboot2::ModuleTag, Option<_>)| Module {
             range: module_range(image),
-            string: image.cmdline().ok().map(String::from),
+            command_line: image.cmdline().ok().map(String::from),
             initrd: initrd.map(module_range),
         };
         grouped.into_iter().map(module).collect()

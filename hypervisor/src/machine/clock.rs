@@ -1,4 +1,4 @@
-//! The machine's counters, which of them is its clock, and the date.
+//! The machine's counters, the selection of its clock, and the date.
 
 use alloc::boxed::Box;
 

@@ -1,4 +1,4 @@
-//! Where the console is: command line, firmware, boot loader.
+//! Selects the console: from command line, firmware and boot loader.
 
 use crate::{
     acpi::{ChipsetPorts, FirmwareConsole, Tables, firmware_console},

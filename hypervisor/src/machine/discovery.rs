@@ -1,4 +1,4 @@
-//! What this machine has: its firmware's tables, its PCI functions, its remapping units.
+//! Discovers the machine: its firmware's tables, PCI functions and remapping units.
 
 use alloc::{boxed::Box, collections::BTreeSet, vec::Vec};
 use core::fmt;

@@ -1,4 +1,5 @@
-//! The I/O APICs, which nobody uses here: put to rest, so that what firmware has left on raises no fault in a remapping unit.
+//! Masks the I/O APICs, which the hypervisor does not use, so that an entry that firmware has left unmasked causes no fault in a remapping
+//! unit.
 
 use crate::memory::Registers;
 

@@ -1,4 +1,4 @@
-//! Limits the lines that a table of the firmware's can put on the console.
+//! Limits the lines that a defective firmware table can put on the console.
 #![forbid(unsafe_code)]
 
 /// Lines of one kind that are logged.

@@ -1,4 +1,4 @@
-//! The machine's memory: who owns it, how the hypervisor sees it.
+//! The machine's memory: its owners, and its mapping in the hypervisor.
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,4 @@
-//! What the machine is: how it was booted, its memory, what it has, its processors, its power.
+//! The machine: boot information, memory, discovery, processors, power.
 
 pub mod boot_info;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! The end of a run.
+//! Ends the run of the machine.
 
 use x86::io;
 

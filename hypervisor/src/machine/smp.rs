@@ -1,4 +1,4 @@
-//! The other processors.
+//! Starts the other processors.
 
 use alloc::vec::Vec;
 use core::{

@@ -1,6 +1,6 @@
-//! The date: read once from the machine's CMOS clock, and counted on by the TSC.
+//! The date. It is read once from the machine's CMOS clock, and then follows the TSC.
 //!
-//! The CMOS clock may show universal or local time, and nothing says which. Guests find in theirs what the machine's shows.
+//! The CMOS clock may show universal or local time, and nothing says which. Guests' clocks show the same as the machine's.
 
 use core::{fmt, time::Duration};
 

@@ -1,8 +1,8 @@
-//! The owner of all page frames.
+//! The allocator of page frames.
 //!
-//! Free memory is a short sorted list of ranges in the allocator itself: it needs no heap, and no access to the memory that it
-//! hands out, so it works before the page tables reach all of it. Allocation is first-fit from the lowest address: what is
-//! allocated early lies low.
+//! Free memory is a short sorted list of ranges in the allocator itself. The allocator needs no heap, and never accesses the memory that it
+//! hands out, so it works before the page tables map all of it. Allocation is first-fit from the lowest address, so early allocations have
+//! low addresses.
 
 use core::ptr::NonNull;
 

@@ -1,4 +1,5 @@
-//! The image's heap. It grows by itself: how much the firmware's tables, the machine's functions and processors need is not known before.
+//! The image's heap. It grows on demand, because the needs of the firmware's tables, the machine's functions and processors are not known
+//! before.
 
 use core::{
     alloc::Layout,

@@ -1,4 +1,4 @@
-//! Physical memory: who owns which page frame, how registers are reached, the hypervisor's own page tables and its heap.
+//! Physical memory: page frames, access to registers, the hypervisor's page tables and its heap.
 //!
 //! The hypervisor runs identity-mapped: a host-virtual address is the host-physical one.
 

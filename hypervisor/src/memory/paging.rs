@@ -1,7 +1,7 @@
 //! The hypervisor's own page tables: an identity map with the least rights.
 //!
-//! SDM vol. 3, 5.5 (4-level paging). RAM is write-back and never executable but for the hypervisor's text, which
-//! is never writable; device memory is uncached; page 0 and everything that nobody named is not mapped.
+//! SDM vol. 3, 5.5 (4-level paging). RAM is write-back, and not executable except for the hypervisor's text, which is not writable. Device
+//! memory is uncached. Page 0 and all ranges that no caller named are not mapped.
 
 use core::fmt;
 

@@ -1,7 +1,7 @@
-//! A guest's memory, as the hypervisor reaches it.
+//! A guest's memory, and the hypervisor's access to it.
 //!
-//! The guest changes its memory whenever it likes, so no Rust reference ever points there: bytes are copied in and out, each
-//! once, by volatile accesses.
+//! The guest can change its memory at any time, so no Rust reference ever points there. Bytes are copied in and out, each once, by volatile
+//! accesses.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

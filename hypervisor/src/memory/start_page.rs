@@ -1,4 +1,4 @@
-//! The page below 1 MiB where processors start.
+//! The page below 1 MiB where application processors start.
 
 use super::PhysRange;
 use crate::addr::{Hpa, PAGE_SIZE};

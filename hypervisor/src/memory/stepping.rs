@@ -1,4 +1,4 @@
-//! Every state of an entry of 16 bytes while code runs: what a device finds that reads it at the worst moment.
+//! Test support: records every state that a 16-byte entry has while code runs, because a device may read it at any moment.
 
 use std::{
     arch::asm,

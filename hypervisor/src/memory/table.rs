@@ -1,4 +1,4 @@
-//! One frame seen as a table of 512 quadwords, which hardware reads while we write.
+//! A frame as a table of 512 quadwords, which hardware may read while we write it.
 
 use core::{
     ptr::NonNull,

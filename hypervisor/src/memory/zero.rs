@@ -1,7 +1,7 @@
 //! Fills memory with zeros, as fast as the processor can.
 //!
-//! A guest's memory is hundreds of megabytes. 32 bytes a store take a quarter of the instructions of 8 bytes a step, and stores that pass
-//! the caches by leave them to the guests that run.
+//! A guest's memory is hundreds of megabytes. Stores of 32 bytes take a quarter of the instructions that stores of 8 bytes take, and stores
+//! that bypass the caches leave them to the running guests.
 
 use core::mem::MaybeUninit;
 

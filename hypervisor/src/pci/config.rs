@@ -1,4 +1,4 @@
-//! Configuration space, and the memory-mapped way to it (PCI Express Base Specification 6.0, section 7.2.2).
+//! Configuration space, and memory-mapped access to it (PCI Express Base Specification 6.0, section 7.2.2).
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,4 @@
-//! What a function is: PCI Local Bus Specification 3.0, section 6.1 and 6.2.
+//! A PCI function and its properties: PCI Local Bus Specification 3.0, section 6.1 and 6.2.
 
 use bit_field::BitField;
 

@@ -1,4 +1,4 @@
-//! PCI functions: where their configuration space is, what they are, where their registers and message stores lie.
+//! PCI functions: configuration space, properties, and the places of their registers and message stores.
 
 pub mod bar;
 pub mod capability;

@@ -1,4 +1,4 @@
-//! All functions of the machine.
+//! Scans the machine's buses for functions.
 
 use alloc::vec::Vec;
 

@@ -1,7 +1,7 @@
-//! The way of an exit: entering the guest, serving what it exits for, and entering it again.
+//! The loop of VM exits: it enters the guest, handles the exit, and enters the guest again.
 //!
-//! Every exit goes through one loop, and the compiler keeps it short if all that it holds there is the virtual processor. So what does not
-//! change is looked up before, what is rare has functions of its own, and what concerns the processor as a whole ends the loop.
+//! Every exit goes through one loop, and the compiler keeps the loop short if it holds nothing but the virtual processor. So values that do
+//! not change are looked up before, rare exits are handled by functions of their own, and events of the processor as a whole end the loop.
 
 use alloc::sync::Arc;
 
@@ -13,37 +13,37 @@ use crate::{
     vmx::{Event, EventKind, fields, instr::Failure},
 };
 
-/// Exits after which the time is looked at in any case.
+/// Exits after which the timers are checked in any case.
 const EXITS_BETWEEN_TIMER_CHECKS: u32 = 64;
 
-/// Ticks after the VMX-preemption timer's end at which the local APIC's timer ends a guest's MWAIT: in C-states deeper than C2 the
-/// VMX-preemption timer stands still (SDM vol. 3, 27.5.1), and a guest could keep the processor from the others, or sleep through its
-/// own timer.
+/// Ticks after the VMX-preemption timer's end at which the local APIC's timer ends a guest's MWAIT. In C-states deeper than C2 the
+/// VMX-preemption timer stands still (SDM vol. 3, 27.5.1). Without the APIC's timer a guest could keep the processor from others, or sleep
+/// through its own timer.
 const SLEEP_GRACE: u64 = 10_000;
 
 /// A virtual processor's slice of time.
 pub struct ExitLoop {
-    /// When it is over, as the machine's TSC.
+    /// The end of the slice, as the machine's TSC.
     pub end: u64,
-    /// Ticks of the TSC for one of the VMX-preemption timer, as a power of two.
+    /// The ratio of TSC ticks to ticks of the VMX-preemption timer, as a power of two.
     pub preemption_shift: u32,
-    /// Whether the local APIC's timer knows deadlines.
+    /// Whether the local APIC's timer has TSC-deadline mode.
     pub has_tsc_deadline: bool,
     /// Bits that guests may set in XCR0.
     pub xcr0_supported: u64,
 }
 
-/// Why a virtual processor does not go on at once.
+/// Why the loop returned to the scheduler.
 pub enum RunExit {
-    /// Its slice is over.
+    /// The slice is over.
     SliceEnd,
     /// An interrupt of the machine has arrived.
     Interrupt,
-    /// It waits for room on the console.
+    /// The virtual processor waits for space in the console's buffer.
     Yield,
-    /// It has halted.
+    /// The virtual processor has halted.
     Halt,
-    /// Its guest is at its end.
+    /// The guest has ended.
     End(EndReason),
 }
 
@@ -91,7 +91,7 @@ impl ExitLoop {
         }
     }
 
-    /// Sets the timers anew: only when one of them has changed, or some exits have passed, because they go on where they were after each.
+    /// Sets the timers anew. This is needed only when one of them has changed, or after some exits, because they keep running across exits.
     #[inline(never)]
     fn check_timers(&self, guest: &mut VirtualCpu, now: u64) {
         guest.devices.exits_to_timer_check = EXITS_BETWEEN_TIMER_CHECKS;
@@ -102,7 +102,8 @@ impl ExitLoop {
         }
     }
 
-    /// Lets the guest exit at the end of its slice, or when its local APIC's timer is due. Returns when that is, as the machine's TSC.
+    /// Sets the preemption timer to the end of the slice, or to the deadline of the virtual local APIC's timer if that comes first. Returns
+    /// that time, as the machine's TSC.
     fn set_timer(&self, guest: &mut VirtualCpu, now: u64) -> u64 {
         let devices = &mut guest.devices;
         let guest_now = devices.guest_tsc(now);
@@ -120,7 +121,7 @@ fn entry_failed(name: &str, failure: Failure) -> RunExit {
     RunExit::End(EndReason::Killed("VM entry failed"))
 }
 
-/// Has the interrupt delivered that the guest can take, or an exit when it can.
+/// Injects the next interrupt if the guest can take it; else requests an exit for when it can.
 #[inline(always)]
 fn prepare_interrupts(guest: &mut VirtualCpu) {
     let window = guest.vcpu.has_interrupt_window();

@@ -1,8 +1,7 @@
-//! Who runs: the processors, the scheduler and the loop of VM exits.
+//! Scheduling: the processors, the scheduler and the loop of VM exits.
 
 pub mod exit_loop;
 pub mod guest_change;
-pub mod policy;
 pub mod processors;
 pub mod run_queue;
 pub mod scheduler;

@@ -1,4 +1,4 @@
-//! Who runs which guest: the processors share the modules out, and the first one tells what came of it all.
+//! Bring-up of processors and the division of guests among them. The first processor writes the final report.
 
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::{
@@ -30,11 +30,11 @@ use crate::{
 /// Why a processor cannot run guests.
 #[derive(Clone, Copy, Debug)]
 pub enum ProcessorError {
-    /// It lacks something.
+    /// The processor lacks a required feature.
     Lacks(Unsupported),
-    /// There is no memory for what it needs.
+    /// There is no memory for its VMXON region.
     Memory,
-    /// It refused to enter VMX operation.
+    /// VMXON failed.
     Vmxon(Failure),
 }
 
@@ -55,7 +55,7 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Brings this processor up. Its tables and its local APIC are.
+    /// Brings this processor into VMX operation. Its tables and its local APIC are set up already.
     pub fn bring_up(bases: Bases) -> Result<Self, ProcessorError> {
         let mut capabilities = Capabilities::check(&Raw::read()).map_err(ProcessorError::Lacks)?;
         if !speculation::is_wanted() {
@@ -75,22 +75,22 @@ impl Processor {
     }
 }
 
-/// What the processors work on.
+/// The guests and virtual processors that the processors share.
 pub struct Workload {
     machine: &'static Machine,
     service: &'static MachineService,
-    /// The functions that the hypervisor keeps, and whose parts are guests'.
+    /// The parent functions.
     parents: &'static Parents,
     modules: Vec<Module>,
     /// APIC ID of the first processor.
     leader: u32,
     /// TSC at the hypervisor's entry.
     epoch: u64,
-    /// Numbers of the processors that are fit, once the first one has said `go`.
+    /// Numbers of the processors that can run guests, once the first one has set `go`.
     fit: Mutex<Vec<usize>>,
-    /// Who gets what, once the first processor has said `go`.
+    /// The plan of each guest, once the first processor has set `go`.
     plans: Once<Plans>,
-    /// Virtual processors that their processors have yet to make.
+    /// Virtual processors that their processors have not made yet.
     new_vcpus: Mutex<Vec<NewVcpu>>,
     made: AtomicUsize,
     ready: AtomicUsize,
@@ -100,7 +100,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// For a machine whose first processor has APIC ID `leader`.
+    /// The workload for a machine whose first processor has APIC ID `leader`.
     pub fn new(
         machine: &'static Machine,
         service: &'static MachineService,
@@ -126,7 +126,7 @@ impl Workload {
         }
     }
 
-    /// The first processor's part, with `followers` others. Returns whether all was well.
+    /// Runs the first processor's part, with `followers` others. Returns whether the run succeeded.
     pub fn lead(&self, processor: Processor, followers: usize) -> bool {
         if self.modules.is_empty() {
             self.fail();
@@ -169,7 +169,7 @@ impl Workload {
         self.report(free) && self.good.load(Ordering::Acquire)
     }
 
-    /// Another processor's part.
+    /// Runs another processor's part.
     pub fn follow(&self, number: usize, processor: Result<Processor, ProcessorError>) {
         match &processor {
             Ok(_) => self.fit.lock().push(number),
@@ -186,7 +186,7 @@ impl Workload {
         apic::notify(self.leader, apic::WAKE_UP_VECTOR);
     }
 
-    /// Makes the guests whose first virtual processor falls to processor `number`, and runs the virtual processors that fall to it.
+    /// Makes the guests whose first virtual processor belongs to processor `number`, and runs the virtual processors that belong to it.
     fn share(&self, number: usize, Processor { host, xsave }: Processor) {
         let fit = self.fit.lock().len();
         self.make(number, &host);
@@ -233,7 +233,7 @@ impl Workload {
         }
     }
 
-    /// Who gets what. What guests can have the hypervisor allocate is allocated with it: the heap is full for nobody.
+    /// Plans all guests. The heap is extended by the memory that the hypervisor may allocate for them, so it is never full for one of them.
     fn plan(&self) -> Plans {
         let plans = plans(&(self.machine, self.service.ports()), &self.modules, &self.fit.lock());
         let heap: u64 = plans.iter().flatten().map(|plan| plan.heap_bytes(self.machine)).sum();
@@ -254,7 +254,7 @@ impl Workload {
         self.good.store(false, Ordering::Release);
     }
 
-    /// The last figures. Returns whether everything that guests held came back.
+    /// Writes the final report. Returns whether everything that guests held was released.
     fn report(&self, free_before: u64) -> bool {
         let ports = self.service.ports();
         let counters = self.service.counters();

@@ -42,6 +42,8 @@ struct Account {
     shares: Shares,
     /// Virtual time.
     time: u64,
+    /// What the virtual processor had run that was chosen last, of those of the guest that can run the one that has run least.
+    sibling_time: u64,
     /// One of the guest's virtual processors can run.
     is_ready: bool,
     /// Ticks charged so far.
@@ -99,9 +101,20 @@ impl RunQueue {
         if self.accounts.iter().any(|account| account.guest == guest) {
             return;
         }
-        let (time, [charged, used, stolen], cap_since) = (self.time, [0; 3], now);
+        let (time, [charged, used, stolen, sibling_time], cap_since) = (self.time, [0; 4], now);
         let [is_ready, is_muted] = [false; 2];
-        self.accounts.push(Account { guest, shares, time, is_ready, charged, used, cap_since, stolen, is_muted });
+        self.accounts.push(Account {
+            guest,
+            shares,
+            time,
+            sibling_time,
+            is_ready,
+            charged,
+            used,
+            cap_since,
+            stolen,
+            is_muted,
+        });
     }
 
     /// A guest has no virtual processor here any more.
@@ -120,6 +133,14 @@ impl RunQueue {
             account.time = account.time.max(least);
         }
         account.is_ready = is_ready;
+    }
+
+    /// Says of each guest whether one of its virtual processors can run: see [`Self::set_ready`].
+    pub fn refresh(&mut self, is_ready: impl Fn(GuestId) -> bool) {
+        for number in 0..self.accounts.len() {
+            let guest = self.accounts[number].guest;
+            self.set_ready(guest, is_ready(guest));
+        }
     }
 
     /// Charges time to a guest.
@@ -186,6 +207,21 @@ impl RunQueue {
         let next = self.accounts.iter().filter(|account| account.can_run()).min_by_key(|account| account.time)?;
         self.time = self.time.max(next.time);
         Some(next.guest)
+    }
+
+    /// Of a guest's virtual processors, each with a number and the ticks that it has run, the one whose turn the guest's is: that has run least.
+    pub fn next_sibling(&mut self, guest: GuestId, ready: impl Iterator<Item = (usize, u64)>) -> Option<usize> {
+        let (number, ran) = ready.min_by_key(|(_, ran)| *ran)?;
+        let account = self.account(guest)?;
+        account.sibling_time = account.sibling_time.max(ran);
+        Some(number)
+    }
+
+    /// What a virtual processor of a guest counts as having run that has run `ran` ticks and wakes: what it has slept through is lost. Else it
+    /// would keep its siblings waiting for as long.
+    pub fn wake_sibling(&self, guest: GuestId, ran: u64) -> u64 {
+        let account = self.accounts.iter().find(|account| account.guest == guest);
+        account.map_or(ran, |account| ran.max(account.sibling_time))
     }
 
     /// When the turn of a guest ends that begins `now`: early enough for `timer`, when others have to be looked at, though not before

@@ -1,8 +1,8 @@
-//! The run loop: whose turn it is, what waits for it, and what became of it.
+//! A processor's scheduler: it selects virtual processors, runs them and delivers interrupts to them. `SCHEDULER.md` beside this file describes
+//! the policy.
 //!
-//! A processor serves its virtual processors in turn: the one that has run least comes next. One runs until its slice is over, it waits,
-//! its guest ends, or one wakes that has run less; interrupts of the machine come in by VM exits, or, when nobody runs, by the
-//! interrupt that ends the processor's HLT.
+//! A virtual processor runs until its turn is over, it waits, its guest ends, or one of another guest wakes that is to run before it. Interrupts
+//! of the machine arrive by VM exits or, when nothing runs, by the interrupt that ends the processor's HLT.
 
 use alloc::{sync::Arc, vec::Vec};
 
@@ -11,6 +11,7 @@ use crate::{
     cpu::{self, fpu::Xsave, interrupts, speculation},
     devices::virtual_functions::{Parent, Parents},
     exits::EndReason,
+    ims::GuestId,
     irq::{
         host_vectors::{Owner, Vectors},
         ports::MachineService,
@@ -18,18 +19,30 @@ use crate::{
     sched::{
         exit_loop::{ExitLoop, RunExit},
         guest_change::GuestChange,
-        policy,
+        run_queue::{LEAST_TURN, RunQueue},
     },
     vdev::msr::Optional,
     vm::{
         switched_state,
         virtual_cpu::{State, VirtualCpu},
     },
-    vmx::{Host, posted::RunState},
+    vmx::Host,
 };
 
-/// Ticks between two looks at a function that its guest has reset.
+/// Ticks between two polls of a function that its guest has reset.
 const RESET_LOOKS: u64 = 2_000_000;
+
+/// Ticks of a VM exit and the next VM entry, which an interrupt costs beside the hypervisor's own work.
+const EXIT_AND_ENTRY: u64 = 1_000;
+
+/// A turn.
+#[derive(Clone, Copy)]
+struct Running {
+    /// The virtual processor that has it.
+    index: usize,
+    /// The TSC at its beginning.
+    began: u64,
+}
 
 /// What the processor has, and who runs on it.
 pub struct Scheduler {
@@ -39,21 +52,27 @@ pub struct Scheduler {
     has_tsc_deadline: bool,
     service: &'static MachineService,
     parents: &'static Parents,
-    /// Its own vectors.
+    /// The processor's own host vectors.
     vectors: Option<&'static Vectors>,
     cpus: Vec<VirtualCpu>,
-    /// Whose registers are in the processor.
+    /// The virtual processor whose registers are in the processor.
     current: Option<usize>,
     /// Whose guest's traces the predictors hold.
     guest_change: GuestChange,
-    /// One has woken that has run less than the one that runs.
+    /// Whose turn the processor's time is.
+    queue: RunQueue,
+    /// Who has the turn.
+    running: Option<Running>,
+    /// Up to when the processor's time has been charged, or was nobody's.
+    charged_until: u64,
+    /// One has woken that is to run before the one that runs.
     preempt: bool,
     /// TSC at the hypervisor's entry.
     epoch: u64,
 }
 
 impl Scheduler {
-    /// With no guest yet.
+    /// A scheduler without virtual processors.
     pub fn new(
         host: Host,
         xsave: Xsave,
@@ -73,29 +92,35 @@ impl Scheduler {
             cpus: Vec::new(),
             current: None,
             guest_change: GuestChange::default(),
+            queue: RunQueue::default(),
+            running: None,
+            charged_until: 0,
             preempt: false,
             epoch,
         }
     }
 
-    /// The processor, as a VMCS's host state knows it.
+    /// The processor's host state for VMCSs.
     pub fn host(&self) -> &Host {
         &self.host
     }
 
     /// Adds a virtual processor that has not run yet.
-    pub fn add(&mut self, cpu: VirtualCpu) {
+    pub fn add(&mut self, mut cpu: VirtualCpu) {
+        self.queue.add(cpu.vm.id, cpu.vm.shares, cpu::tsc());
+        cpu.publish(false, false);
         self.cpus.push(cpu);
     }
 
-    /// Runs all virtual processors until their guests have ended. Returns whether all guests that the processor saw the end of ended
-    /// well.
+    /// Runs all virtual processors until their guests have ended. Returns whether every guest that ended on this processor ended well.
     pub fn run(mut self) -> bool {
         let mut good = true;
+        self.charged_until = cpu::tsc();
         while !self.cpus.is_empty() {
             self.deliver();
             good &= self.reap();
-            match self.next() {
+            let next = self.next();
+            match next {
                 Some(index) => self.run_slice(index),
                 None if self.cpus.is_empty() => {}
                 None => self.idle(),
@@ -104,35 +129,100 @@ impl Scheduler {
             self.parents.poll(self.service, |parent| self.runs_guest_of(parent));
             self.cpus.iter().for_each(|cpu| cpu.vm.resources.look_at_resets());
             console::pump();
+            match next {
+                Some(index) => self.charge(index, cpu::tsc()),
+                None => self.charged_until = cpu::tsc(),
+            }
         }
         good
     }
 
-    /// Whether a guest that runs here has a part of the function.
+    /// Whether a guest that runs here has a virtual function of the parent.
     fn runs_guest_of(&self, parent: &Arc<Parent>) -> bool {
         self.cpus.iter().any(|cpu| cpu.vm.resources.parents.iter().any(|own| Arc::ptr_eq(own, parent)))
     }
 
-    /// Who can run and has run least.
-    fn next(&self) -> Option<usize> {
-        let ready = self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.state.is_ready());
-        policy::next(ready.map(|(index, cpu)| (index, cpu.ran)))
+    /// Who runs next: of the guest whose turn it is, the one that has run least.
+    fn next(&mut self) -> Option<usize> {
+        let cpus = &self.cpus;
+        let is_ready = |guest| cpus.iter().any(|cpu| cpu.vm.id == guest && cpu.state.is_ready());
+        self.queue.refresh(is_ready);
+        let guest = self.queue.next(cpu::tsc())?;
+        let ready = self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.vm.id == guest && cpu.state.is_ready());
+        self.queue.next_sibling(guest, ready.map(|(index, cpu)| (index, cpu.ran)))
     }
 
     fn run_slice(&mut self, index: usize) {
         self.preempt = false;
-        let began = cpu::tsc();
-        self.cpus[index].slice_start = Some(began);
+        self.running = Some(Running { index, began: cpu::tsc() });
         let ended = self.run_vcpu(index);
-        let cpu = &mut self.cpus[index];
-        cpu.slice_start = None;
-        cpu.ran = cpu.ran.saturating_add(cpu::tsc().saturating_sub(began));
+        self.running = None;
         if let Some(reason) = ended {
             self.end(index, reason);
         }
+        if self.cpus[index].state == State::Ready {
+            self.cpus[index].rest();
+        } else {
+            self.publish(index);
+        }
     }
 
-    /// Gives the interrupts that have arrived to whom they are for, lets timers expire, and wakes who has something to do.
+    /// Says for what the processor is to be interrupted on behalf of a virtual processor that does not run.
+    fn publish(&mut self, index: usize) {
+        let cpu = &mut self.cpus[index];
+        cpu.publish(false, self.queue.is_muted(cpu.vm.id));
+        // What came before that came perhaps without an interrupt.
+        interrupts::raise(apic::WAKE_UP_VECTOR);
+    }
+
+    /// Charges the processor's time up to `until` that nobody was charged yet to the guest of a virtual processor.
+    fn charge(&mut self, index: usize, until: u64) {
+        let ticks = until.saturating_sub(self.charged_until);
+        self.charged_until = until;
+        let cpu = &mut self.cpus[index];
+        cpu.ran = cpu.ran.saturating_add(ticks);
+        self.queue.charge(cpu.vm.id, ticks);
+        cpu.vm.add_time(ticks);
+    }
+
+    /// Delivers interrupts while a virtual processor has its turn. What they cost is charged to the guests that they are for.
+    fn deliver_amid(&mut self, index: usize) {
+        let before = cpu::tsc().saturating_sub(EXIT_AND_ENTRY);
+        self.cpus.iter_mut().for_each(|cpu| cpu.has_interrupted = false);
+        self.charge(index, before);
+        self.deliver();
+        let own = self.cpus[index].vm.id;
+        let others = self.cpus.iter().filter(|cpu| cpu.has_interrupted && cpu.vm.id != own).count() as u64;
+        if others == 0 {
+            return;
+        }
+        let now = cpu::tsc();
+        let each = now.saturating_sub(before) / others;
+        self.charged_until = now;
+        for other in 0..self.cpus.len() {
+            let cpu = &self.cpus[other];
+            let guest = cpu.vm.id;
+            if !cpu.has_interrupted || guest == own {
+                continue;
+            }
+            cpu.vm.add_stolen(each);
+            if self.queue.steal(guest, each, now) {
+                self.publish_guest(guest);
+            }
+        }
+    }
+
+    /// Publishes all virtual processors of a guest that is muted now, or is so no longer.
+    fn publish_guest(&mut self, guest: GuestId) {
+        let running = self.running.map(|running| running.index);
+        for index in 0..self.cpus.len() {
+            if self.cpus[index].vm.id == guest && running != Some(index) {
+                self.publish(index);
+            }
+        }
+    }
+
+    /// Delivers the interrupts that have arrived, expires timers, and wakes virtual processors that have work.
     fn deliver(&mut self) {
         let sweeps = self.vectors.is_some_and(Vectors::begin_sweep);
         if sweeps {
@@ -145,9 +235,13 @@ impl Scheduler {
             own.finish_sweep();
         }
         let now = cpu::tsc();
+        while let Some(guest) = self.queue.take_unmuted(now) {
+            self.publish_guest(guest);
+        }
+        let running = self.running.map(|running| running.index);
         for index in 0..self.cpus.len() {
             let cpu = &mut self.cpus[index];
-            let was_ready = cpu.state.is_ready();
+            let before = cpu.state;
             cpu.take_sent();
             let guest_now = cpu.devices.guest_tsc(now);
             cpu.devices.apic.expire(guest_now);
@@ -159,24 +253,37 @@ impl Scheduler {
             };
             if wakes {
                 cpu.state = State::Ready;
+                cpu.has_interrupted = true;
             }
-            if !was_ready && cpu.state.is_ready() {
-                self.woken(index, now);
+            let after = cpu.state;
+            if after == before {
+                continue;
+            }
+            if after.is_ready() && !before.is_ready() {
+                self.woken(index);
+            }
+            if running != Some(index) {
+                self.publish(index);
             }
         }
     }
 
     /// One can run again: it may have its turn before those that have run more, but what it slept through is lost.
-    fn woken(&mut self, index: usize, now: u64) {
-        let others = self.cpus.iter().enumerate().filter(|(n, cpu)| *n != index && cpu.state.is_ready());
-        let Some(least) = others.map(|(_, cpu)| cpu.ran_until(now)).min() else { return };
-        let running = self.cpus.iter().find(|cpu| cpu.slice_start.is_some()).map(|cpu| cpu.ran_until(now));
+    fn woken(&mut self, index: usize) {
+        let guest = self.cpus[index].vm.id;
         let cpu = &mut self.cpus[index];
-        cpu.ran = policy::wake(cpu.ran, least);
-        self.preempt |= running.is_some_and(|running| cpu.ran < running);
+        cpu.ran = self.queue.wake_sibling(guest, cpu.ran);
+        let ran = cpu.ran;
+        self.queue.set_ready(guest, true);
+        let Some(Running { index, .. }) = self.running else { return };
+        let running = &self.cpus[index];
+        self.preempt |= match running.vm.id {
+            same if same == guest => ran < running.ran,
+            other => self.queue.preempts(guest, other),
+        };
     }
 
-    /// Gives an interrupt that has arrived to whom its vector belongs.
+    /// Delivers an interrupt to the owner of its vector.
     fn interrupt(&mut self, vector: u8) {
         match vector {
             // Whoever waits for them is looked after in any case.
@@ -194,18 +301,18 @@ impl Scheduler {
         }
     }
 
-    /// Whose a host vector is, and which of the virtual processor's own vectors it stands for.
+    /// The owner of a host vector, and the virtual processor's own vector.
     fn owner(&mut self, vector: u8) -> Option<(&mut VirtualCpu, u8)> {
         let Owner { guest, target } = self.vectors?.owner(vector)?;
         let is_its = |cpu: &&mut VirtualCpu| cpu.vm.id == guest && cpu.number == target.apic_id as usize;
         Some((self.cpus.iter_mut().find(is_its)?, target.vector))
     }
 
-    /// Runs a virtual processor until its slice is over or it cannot go on. `Some` when it ends its guest.
+    /// Runs a virtual processor until its turn is over or it cannot go on. `Some` when it ends its guest.
     fn run_vcpu(&mut self, index: usize) -> Option<EndReason> {
         self.switch_to(index);
-        let slice = ExitLoop {
-            end: self.slice_end(cpu::tsc()),
+        let mut slice = ExitLoop {
+            end: self.turn_end(index, cpu::tsc()),
             preemption_shift: self.host.capabilities.preemption_shift,
             has_tsc_deadline: self.has_tsc_deadline,
             xcr0_supported: self.xsave.supported(),
@@ -233,19 +340,28 @@ impl Scheduler {
                 RunExit::Interrupt => {}
             }
             if interrupts::any() {
-                self.deliver();
-                if self.cpus[index].state != State::Ready || self.preempt {
+                self.deliver_amid(index);
+                if self.cpus[index].state != State::Ready || self.preempt && !self.goes_on(index, &mut slice) {
                     return None;
                 }
             }
         }
     }
 
-    fn slice_end(&self, now: u64) -> u64 {
-        policy::slice_end(now, self.next_timer(now))
+    /// One that has woken is to run before this one. Whether this one goes on all the same, because it has not had the least turn yet: until it
+    /// has.
+    fn goes_on(&mut self, index: usize, slice: &mut ExitLoop) -> bool {
+        let least = self.running.map_or(0, |running| running.began.saturating_add(LEAST_TURN));
+        slice.end = slice.end.min(least);
+        self.cpus[index].devices.request_timer_check();
+        cpu::tsc() < least
     }
 
-    /// When the next timer of one that has halted fires, or slots that are held, or devices, are to be looked at.
+    fn turn_end(&self, index: usize, now: u64) -> u64 {
+        self.queue.turn_end(self.cpus[index].vm.id, now, self.next_timer(now))
+    }
+
+    /// The next time at which a halted virtual processor's timer fires, or throttled slots or devices need a check.
     fn next_timer(&self, now: u64) -> Option<u64> {
         let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
         let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
@@ -253,38 +369,53 @@ impl Scheduler {
         let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.resources.is_resetting());
         let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
         let parents = self.parents.due(now, |parent| self.runs_guest_of(parent));
-        timers.chain(looks).chain(resets).chain(parents).min()
+        timers.chain(looks).chain(resets).chain(parents).chain(self.queue.next_event()).min()
     }
 
-    /// A virtual processor waits for an interrupt. Returns whether there is one already, so that it goes on.
+    /// Halts a virtual processor. Returns true if an interrupt is pending already, so that it continues.
     fn halt(&mut self, index: usize) -> bool {
         interrupts::poll();
-        self.deliver();
+        self.deliver_amid(index);
         let cpu = &mut self.cpus[index];
         if cpu.state != State::Ready {
             return false;
         }
-        cpu.set_run_state(RunState::Halted);
-        if cpu.nmi || cpu.can_wake() && cpu.has_pending() {
-            cpu.set_run_state(RunState::Running);
-            return true;
-        }
-        if cpu.can_wake() {
-            cpu.state = State::Halted;
-        } else {
-            cpu.state = State::Stopped;
+        let is_muted = self.queue.is_muted(cpu.vm.id);
+        cpu.state = if cpu.can_wake() { State::Halted } else { State::Stopped };
+        cpu.publish(false, is_muted);
+        // What came before that came perhaps without an interrupt.
+        cpu.take_sent();
+        let goes_on = match cpu.state {
+            State::Halted => cpu.nmi || cpu.has_pending(),
+            State::Stopped => cpu.nmi,
+            _ => false,
+        };
+        if goes_on {
+            cpu.state = State::Ready;
+        } else if cpu.state == State::Stopped {
             cpu.vm.stopped(cpu.number);
         }
-        false
+        if cpu.state != State::Ready {
+            return false;
+        }
+        cpu.publish(true, false);
+        true
     }
 
-    /// Nobody can run: waits for an interrupt, or for the next timer of a guest.
+    /// Waits for an interrupt, or for the next timer, because no virtual processor can run.
     fn idle(&mut self) {
         // What processors send to their own come without an interrupt.
         if interrupts::any() {
             return;
         }
         let now = cpu::tsc();
+        // Nobody is interrupted.
+        while let Some(guest) = self.queue.take_unmuted(u64::MAX) {
+            self.publish_guest(guest);
+        }
+        if interrupts::any() {
+            return;
+        }
         match self.next_timer(now) {
             Some(deadline) if deadline <= now => return,
             Some(deadline) if self.has_tsc_deadline => apic::arm_timer(deadline),
@@ -309,14 +440,15 @@ impl Scheduler {
         if self.guest_change.enter(self.cpus[index].vm.id) {
             speculation::change_guest(&self.host.plan);
         }
-        self.cpus[index].set_run_state(RunState::Running);
+        self.cpus[index].publish(true, false);
         if self.current == Some(index) {
             return self.cpus[index].begin();
         }
-        if let Some(guest) = self.current.and_then(|current| self.cpus.get_mut(current)) {
+        if let Some(current) = self.current.filter(|&current| current < self.cpus.len()) {
+            let guest = &mut self.cpus[current];
             guest.switched.save(self.xsave, self.optional_msrs);
             if matches!(guest.state, State::Ready | State::Blocked) {
-                guest.set_run_state(RunState::Preempted);
+                guest.publish(false, false);
             }
         }
         let guest = &self.cpus[index];
@@ -326,7 +458,7 @@ impl Scheduler {
         self.cpus[index].begin();
     }
 
-    /// A virtual processor, which is the current one, has ended its guest.
+    /// Ends the guest of a virtual processor, which is the current one.
     fn end(&mut self, index: usize, reason: EndReason) {
         let cpu = &mut self.cpus[index];
         if matches!(reason, EndReason::Killed(_) | EndReason::TripleFault) {
@@ -336,12 +468,16 @@ impl Scheduler {
         cpu.state = State::Ended;
     }
 
-    /// Lets the virtual processors go whose guests are at their end. Returns whether the guests whose last one this was ended well.
+    /// Removes the virtual processors whose guests have ended. Returns whether each guest whose last virtual processor was among them ended
+    /// well.
     fn reap(&mut self) -> bool {
         let mut good = true;
         while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {
             let cpu = self.cpus.remove(index);
             self.guest_change.leave(cpu.vm.id);
+            if !self.cpus.iter().any(|other| other.vm.id == cpu.vm.id) {
+                self.queue.remove(cpu.vm.id);
+            }
             self.current = self.current.filter(|&current| current != index).map(|n| if n > index { n - 1 } else { n });
             good &= cpu.leave().unwrap_or(true);
         }

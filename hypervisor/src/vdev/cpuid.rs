@@ -1,7 +1,7 @@
-//! What CPUID tells a guest (SDM vol. 2, CPUID; volume 3, 11 and 13 for what the leaves promise).
+//! The CPUID leaves of a guest (SDM vol. 2, CPUID; volume 3, 11 and 13 for the features behind the leaves).
 //!
-//! Features are passed by an allow-list: what is not named here is not offered, so that no new host feature reaches a guest before
-//! the hypervisor knows the state that comes with it. Leaves that are not named are zero.
+//! Features pass an allow-list: a feature that is not named here is not offered, so no new host feature reaches a guest before the
+//! hypervisor handles its state. Leaves that are not named are zero.
 
 use hcall_abi::cpuid::{self as abi, Features, Limits};
 

@@ -1,4 +1,4 @@
-//! A guest's output as lines that are safe to show.
+//! Turns a guest's output into lines that are safe to show.
 
 /// Longest line, in bytes as shown; a longer one is cut into several.
 pub const LINE_MAX: usize = 256;

@@ -1,8 +1,8 @@
-//! The guest's virtual devices: what a guest finds instead of the machine's own local APIC, serial port, CMOS clock, PCI bus, CPUID
-//! leaves, model-specific registers and I/O ports.
+//! The guest's virtual devices, in place of the machine's own local APIC, serial port, CMOS clock, PCI bus, CPUID leaves, model-specific
+//! registers and I/O ports.
 //!
-//! Pure logic on values: nothing here touches hardware, so all of it runs under the host's tests. What has to happen on the
-//! hardware comes back as an effect that the platform carries out.
+//! All of it is logic on values: nothing here touches hardware, so host tests cover it. An operation that needs the hardware returns an
+//! effect, which the platform carries out.
 #![forbid(unsafe_code)]
 
 pub mod cpuid;

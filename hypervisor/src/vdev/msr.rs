@@ -1,7 +1,7 @@
-//! Which model-specific registers a guest has (SDM vol. 4), and what they do.
+//! A guest's model-specific registers (SDM vol. 4).
 //!
-//! Three kinds: those of [`Optional::passthrough`] and [`Optional::commands`], which the MSR bitmap leaves to the processor; those emulated
-//! here; and all others, which do not exist for the guest: #GP.
+//! There are three kinds: the MSR bitmap passes those of [`Optional::passthrough`] and [`Optional::commands`] to the processor; others are
+//! emulated here; all others do not exist for the guest (#GP).
 
 use super::{
     Gp,

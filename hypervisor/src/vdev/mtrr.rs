@@ -1,6 +1,6 @@
-//! Memory type range registers that keep what a guest writes and do nothing (SDM vol. 3, 13.11).
+//! Memory type range registers, which keep a guest's values and have no effect (SDM vol. 3, 13.11).
 //!
-//! A guest's memory is write-back and its devices are uncached by EPT, whatever these say.
+//! EPT makes a guest's memory write-back and its devices uncached, whatever these registers say.
 
 use super::Gp;
 

@@ -1,14 +1,14 @@
 //! The guest's PCI bus 0: a host bridge at 00:00.0 and the functions assigned to it at 00:01.0, 00:02.0, …
 //!
-//! Each function's 4 KiB of configuration space is a page that always holds what a read must return, so that it can be mapped
-//! read-only into the guest's ECAM window: reads there cost no exit. Writes come through [`VirtualBus::write`], which changes the
-//! page and says what has to happen on the physical function.
+//! Each function's 4 KiB of configuration space is a page that always holds the values that reads must return. So the page can be mapped
+//! read-only into the guest's ECAM window, and reads cost no exit. Writes come through [`VirtualBus::write`], which changes the page and
+//! returns the effect on the physical function.
 //!
-//! BARs do not move. Their place is decided when the guest is built, as firmware would; the sizing protocol works (a dword of
-//! ones gives the size mask), any other address is ignored, reads back as it was, and is reported as [`Effect::BarMoved`].
+//! BARs do not move. Their addresses are fixed when the guest is built, as firmware would do. The sizing protocol works (a dword of ones
+//! gives the size mask). Any other address is ignored, reads back as before, and is reported as [`Effect::BarMoved`].
 //!
-//! Each function has function level reset (PCIe 6.6.2). What the guest has set is as at the beginning then; the function itself is the
-//! caller's to reset ([`Effect::Reset`]).
+//! Each function has function level reset (PCIe 6.6.2). The reset gives the guest's settings their initial values; the caller resets the
+//! function itself ([`Effect::Reset`]).
 
 use alloc::{boxed::Box, vec::Vec};
 

@@ -10,7 +10,7 @@
 //! | 0x64 (0xFE), 0xCF9 (bit 2) | reset |
 //! | all others | nothing is there: reads are all ones, writes are ignored, as on an empty bus |
 //!
-//! PIT, PIC and the POST port are among the others. String instructions (INS, OUTS) are the caller's to refuse.
+//! PIT, PIC and the POST port are among the others. The caller refuses string instructions (INS, OUTS).
 
 use core::time::Duration;
 

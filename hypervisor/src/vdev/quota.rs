@@ -1,4 +1,4 @@
-//! How much of a guest's console is shown.
+//! The limit of a guest's lines on the console.
 
 /// Lines that a guest may write before the hypervisor stops showing them: a guest cannot bury the others' (XSA-96).
 pub const LINES: u32 = 10_000;

@@ -1,4 +1,4 @@
-//! The receiving half of a 16550A: its FIFO, and what becomes of a byte that finds no room (PC16550D data sheet, 8.4, 8.5).
+//! The receiver of a 16550A: its FIFO, and overruns (PC16550D data sheet, 8.4, 8.5).
 
 /// Bytes that the FIFO holds. Without it there is one buffer register.
 const FIFO_BYTES: usize = 16;

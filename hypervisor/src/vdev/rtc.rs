@@ -1,7 +1,7 @@
-//! The guest's clock with its battery: an MC146818 at ports 0x70 and 0x71, as PCs have it, without interrupts.
+//! The guest's real-time clock: an MC146818 at ports 0x70 and 0x71, as in PCs, without interrupts.
 //!
-//! The time comes from outside with each access. A guest that sets its clock gets a distance of its own from that time; nothing else
-//! changes. What an access to the registers means follows Motorola's data sheet of the MC146818A; the century's byte is where PCs have it.
+//! The caller passes the time with each access. If a guest sets its clock, the clock keeps an offset from that time; nothing else changes.
+//! The registers follow Motorola's data sheet of the MC146818A; the century byte is at the place that PCs use.
 
 mod date;
 

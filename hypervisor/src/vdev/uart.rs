@@ -1,8 +1,8 @@
 //! A 16550A serial port: the guest's console.
 //!
-//! Enough of it for Linux's `8250` driver to recognise a 16550A (`autoconfig`), and to write and read by polling. The transmitter is
-//! always empty. It has no interrupt line: a guest has no IOAPIC. IIR shows what would have been raised, and Linux reads it by a timer
-//! where a port has no interrupt (`serial8250_timeout`).
+//! It has what Linux's `8250` driver needs to recognise a 16550A (`autoconfig`), and to write and read by polling. The transmitter is
+//! always empty. It has no interrupt line, because a guest has no IOAPIC. IIR shows the interrupt that would be raised, and Linux polls it
+//! by a timer for a port without an interrupt (`serial8250_timeout`).
 
 use super::{lines::Lines, receiver::Receiver};
 

@@ -1,10 +1,10 @@
-//! A virtual function of a DSA: one work queue of the parent function, with registers of its own ([`spec`] has them).
+//! A virtual function of a DSA: one work queue of the parent function, with emulated registers ([`spec`] has them).
 //!
-//! It is what Linux calls a device that is not configurable (GENCAP.config_en = 0): one group with one engine and one dedicated work
-//! queue, whose configuration can be read and not changed. It says nothing of an interrupt message store. Its MSI-X vectors have to be
-//! asked for by "request interrupt handle"; vector 0 is not among them: it is for command completions and errors.
+//! It is a device that Linux calls not configurable (GENCAP.config_en = 0): one group with one engine and one dedicated work queue, whose
+//! configuration can be read and not changed. It reports no interrupt message store. The guest gets handles for its MSI-X vectors by
+//! "request interrupt handle", except for vector 0, which is for command completions and errors.
 //!
-//! The registers are a page that always holds what a read must return, to be mapped read-only into the guest; writes come through
+//! The registers are a page that always holds the values that reads must return, to be mapped read-only into the guest. Writes come through
 //! [`VirtualDsa::write`].
 
 mod commands;
@@ -15,7 +15,7 @@ use alloc::{boxed::Box, vec, vec::Vec};
 use bit_field::BitField;
 
 use self::{
-    commands::{COMMANDS, Work},
+    commands::{COMMANDS, CommandProgress},
     spec::{
         CMD, CMDCAP, CMDSTS, ENGCAP, GENCAP, GENCAP_BATCH, GENCAP_COMMANDS, GENCAP_TRANSFER, GENCTRL, GENCTRL_ERROR,
         GENCTRL_HALT, GENSTS, GROUP_ENGINES, GRPCAP, INTCAUSE, INTCAUSE_ERROR, INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS,
@@ -128,7 +128,7 @@ pub struct VirtualDsa {
     errors: [u64; 4],
     /// The handles that the parent has said, by their vectors.
     handles: Vec<Option<Handle>>,
-    work: Work,
+    progress: CommandProgress,
 }
 
 impl VirtualDsa {
@@ -146,7 +146,7 @@ impl VirtualDsa {
             command_status: 0,
             errors: [0; 4],
             handles: vec![None; shape.vectors.into()],
-            work: Work::default(),
+            progress: CommandProgress::default(),
         };
         new.show_capabilities();
         new.show();

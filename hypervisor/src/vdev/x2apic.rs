@@ -1,7 +1,7 @@
 //! A virtual local APIC in x2APIC mode, one for each vCPU (SDM vol. 3, chapter 12; x2APIC in 12.12).
 //!
-//! There is no other mode: the guest is entered with its x2APIC enabled, and a write to IA32_APIC_BASE that would leave that
-//! state is refused. Reserved registers, reserved bits, reads of write-only registers and writes to read-only ones are #GP.
+//! x2APIC is the only mode: the guest is entered with its x2APIC enabled, and a write to IA32_APIC_BASE that would leave that state is
+//! refused. Reserved registers, reserved bits, reads of write-only registers and writes to read-only ones are #GP.
 
 mod registers;
 mod timer;

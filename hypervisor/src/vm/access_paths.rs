@@ -1,30 +1,30 @@
-//! Whether anything of the machine can still reach a guest's memory.
+//! Records whether devices and units can still reach a guest's memory.
 
-/// The paths by which devices and remapping units reach a guest's memory, while they are taken away from them one after another.
+/// The paths by which devices and remapping units reach a guest's memory, while they are closed one after another.
 #[derive(Debug)]
 #[must_use]
 pub struct AccessPaths {
-    /// How many there were at first.
+    /// The number of paths at first.
     all: usize,
-    /// How many were to be closed so far.
+    /// The number of paths that were handled so far.
     closed: usize,
-    /// One could not be closed, so it leads there for ever.
+    /// Whether a path could not be closed, so that it stays open for ever.
     is_one_open: bool,
 }
 
 impl AccessPaths {
-    /// So many paths, all of them open. A path that nobody closes counts as one that could not be closed.
+    /// `all` open paths. A path that is never closed counts as one that could not be closed.
     pub const fn new(all: usize) -> Self {
         Self { all, closed: 0, is_one_open: false }
     }
 
-    /// A path was to be closed. `is_sure`: the path is closed for sure.
+    /// Notes that a path was handled. `is_sure` is set if the path is closed for sure.
     pub fn close(&mut self, is_sure: bool) {
         self.closed += 1;
         self.is_one_open |= !is_sure;
     }
 
-    /// Gives the memory back, by `free`, if no path leads there any more. Returns whether.
+    /// Frees the memory by `free` if no path is open any more. Returns whether it did.
     pub fn give_back(self, free: impl FnOnce()) -> bool {
         let are_closed = self.closed == self.all && !self.is_one_open;
         if are_closed {

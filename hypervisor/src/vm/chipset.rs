@@ -1,4 +1,4 @@
-//! A guest's serial port, CMOS clock and PCI bus: what all its virtual processors share, behind one lock.
+//! A guest's chipset: serial port, CMOS clock and PCI bus. All its virtual processors share it behind one lock.
 
 use crate::{
     addr::Bdf,
@@ -16,40 +16,40 @@ use crate::{
     },
 };
 
-/// What begins a line of the console after which a guest's VM exits so far are told, if its options ask for that.
+/// The beginning of a console line after which the guest's VM exits so far are reported, if its options ask for that.
 const MARK: &str = "@mark";
 
 /// The devices behind a guest's ports.
 pub struct Chipset {
-    /// Its PCI bus.
+    /// The guest's PCI bus.
     pub bus: VirtualBus,
     uart: Uart,
     rtc: Rtc,
     clock: WallClock,
     quota: Quota,
     marks: bool,
-    /// Its serial port is the machine's terminal.
+    /// Whether the guest's serial port is the machine's terminal.
     has_terminal: bool,
 }
 
-/// What a write to a port leaves to be done when the chipset is free again.
+/// The effects of a port write that are carried out without the chipset's lock.
 pub struct Written {
-    /// What the guest gets to see of it.
+    /// The result for the guest.
     pub outcome: PortWrite,
-    /// Configuration of a function was written.
+    /// A write to a function's configuration space.
     pub pci: Option<(Bdf, pci::Effect)>,
-    /// The guest's VM exits so far are to be told.
+    /// Whether the guest's VM exits so far are to be reported.
     pub mark: bool,
 }
 
 impl Chipset {
-    /// With the guest's bus, and the clock that its own follows.
+    /// A chipset with the guest's bus, and the clock that the guest's clock follows.
     pub fn new(bus: VirtualBus, options: &Options, clock: WallClock) -> Self {
         let (marks, has_terminal) = (options.marks, options.console);
         Self { bus, uart: Uart::new(), rtc: Rtc::new(), clock, quota: Quota::default(), marks, has_terminal }
     }
 
-    /// IN. A guest's serial port has no interrupt, so its guest looks for input, and input is fetched when it looks.
+    /// Handles IN. The guest polls its serial port, which has no interrupt, so input is fetched at each poll.
     pub fn read(&mut self, port: u16, width: u8) -> u32 {
         if self.has_terminal && (uart::BASE..=uart::LAST).contains(&port) {
             while self.uart.can_receive()
@@ -62,7 +62,7 @@ impl Chipset {
         Ports { uart, bus, rtc, now: &|| clock.at(cpu::tsc()) }.read(port, width)
     }
 
-    /// OUT, by the guest named `name`.
+    /// Handles OUT, by the guest named `name`.
     pub fn write(&mut self, name: &str, port: u16, width: u8, value: u32) -> Written {
         let Self { bus, uart, rtc, clock, quota, marks, has_terminal } = self;
         let mut written = Written { outcome: PortWrite::Done, pci: None, mark: false };
@@ -89,7 +89,7 @@ impl Chipset {
         written
     }
 
-    /// Shows what is left of an unfinished line: for the end of the guest named `name`.
+    /// Shows the rest of an unfinished line, at the end of the guest named `name`.
     pub fn flush(&mut self, name: &str) {
         let Self { uart, quota, .. } = self;
         uart.flush(&mut |line| {
@@ -98,7 +98,7 @@ impl Chipset {
     }
 }
 
-/// Shows a line of a guest's console, unless it has written too many. Returns whether it is shown.
+/// Shows a line of a guest's console, unless the guest has written too many. Returns whether it is shown.
 fn show(name: &str, quota: &mut Quota, line: &str) -> bool {
     let fate = quota.take();
     match fate {

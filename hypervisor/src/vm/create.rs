@@ -1,4 +1,4 @@
-//! From a module to a guest that can run.
+//! Creates a guest from its boot module.
 
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{
@@ -47,23 +47,23 @@ use crate::{
     vmx::{Capabilities, Frames, Start, VirtualApic, controls, posted::Descriptor},
 };
 
-/// What a guest reads where its bus has no function.
+/// The configuration space that a guest reads where its bus has no function.
 static ABSENT: Once<Box<ConfigPage>> = Once::new();
 
-/// Everything that guests are made from.
+/// The parts of the machine from which guests are made.
 pub struct GuestBuilder {
     /// The machine.
     pub machine: &'static Machine,
     /// The service.
     pub service: &'static MachineService,
-    /// The functions that the hypervisor keeps.
+    /// The parent functions.
     pub parents: &'static Parents,
-    /// What this processor can do: the others can do the same.
+    /// This processor's capabilities, which are those of all.
     pub capabilities: Capabilities,
 }
 
 impl GuestBuilder {
-    /// Makes a guest of a module. On failure nothing is held any more, and the reason is said in words.
+    /// Makes a guest from a module. On failure it releases everything, and returns the reason.
     pub fn make(&self, id: GuestId, module: &Module, plan: &Plan) -> Result<Vec<NewVcpu>, String> {
         let resources = Resources::new(id, self.service, self.parents);
         self.fill(resources, id, module, plan).map_err(|why| format!("{}: {why}", plan.options.name))
@@ -118,7 +118,7 @@ impl GuestBuilder {
         Ok(parts.into_iter().map(|parts| NewVcpu::new(Arc::clone(&vm), parts, start)).collect())
     }
 
-    /// The parts of each virtual processor.
+    /// The configuration of each virtual processor.
     fn parts(
         &self,
         resources: &mut Resources,
@@ -140,7 +140,7 @@ impl GuestBuilder {
         Ok(all)
     }
 
-    /// Gives functions to the guest.
+    /// Assigns functions to the guest.
     fn assign(
         &self,
         resources: &mut Resources,
@@ -185,7 +185,7 @@ impl GuestBuilder {
         Ok(specs)
     }
 
-    /// All requests of a function lead to the guest's memory, those with the guest's PASIDs as well.
+    /// Attaches all requests of a function to the guest's memory, including those with the guest's PASIDs.
     fn attach(&self, id: GuestId, (bdf, pasids): (Bdf, Option<(Pasid, Pasid)>), ram: &Ram) -> Result<(), AssignError> {
         let ports = self.service.ports();
         attach(ports, id, (bdf, None), ram)?;
@@ -194,8 +194,8 @@ impl GuestBuilder {
         all.try_for_each(|pasid| attach(ports, id, (bdf, Some(pasid)), ram))
     }
 
-    /// Leaves the local APIC to the processor where it can keep it, unless the guest wants otherwise. On Bochs a guest has to ask for
-    /// it: ordinary guests run into the emulator's defects there.
+    /// Has the processor virtualise the local APIC if it can, unless the guest's options say otherwise. On Bochs the options have to ask
+    /// for it, because ordinary guests run into the emulator's defects there.
     fn virtual_apic(
         &self,
         resources: &mut Resources,
@@ -230,15 +230,15 @@ impl GuestBuilder {
         Ok(Some(virtual_apic))
     }
 
-    /// The processor as a descriptor names it.
+    /// The processor's APIC ID, as a descriptor names it.
     fn notified(&self, processor: usize) -> Option<u32> {
         let ports = self.service.ports();
         let apic_id = ports.vectors_of(processor).map(Vectors::destination)?;
         ports.notification_destination(apic_id)
     }
 
-    /// How devices' interrupts reach the hypervisor that are not posted to the guest: into a descriptor that the hypervisor reads, where
-    /// all units can post; else by vectors of the processor, of which the virtual processor gets a share.
+    /// The inbox for devices' interrupts that the hypervisor injects: a descriptor that the hypervisor reads, if all units can post. If
+    /// not, the virtual processor gets host vectors of its processor.
     fn inbox(
         &self,
         resources: &mut Resources,
@@ -298,10 +298,10 @@ impl GuestBuilder {
     }
 }
 
-/// The next virtual processor's VPID. None is given twice, so that no processor ever has translations of another one under it.
+/// The next virtual processor's VPID. None is used twice, so no processor has another one's translations under it.
 static VPIDS: AtomicU32 = AtomicU32::new(1);
 
-/// How the first virtual processor begins. The others start as their guest tells them.
+/// The first virtual processor's start. The guest starts the others.
 fn start(entry: &build::Entry) -> Start {
     Start {
         rip: entry.rip,
@@ -315,7 +315,7 @@ fn start(entry: &build::Entry) -> Start {
     }
 }
 
-/// A module's bytes. `range` is where the loader says that it is.
+/// A module's bytes. `range` is the place that the boot loader gives.
 fn bytes(range: PhysRange) -> &'static [u8] {
     let len = usize::try_from(range.len).unwrap_or(0);
     if len == 0 {
@@ -325,7 +325,7 @@ fn bytes(range: PhysRange) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(range.start.as_u64() as *const u8, len) }
 }
 
-/// Configuration space of bus 0: each function's page, and a page of ones for each that is not there; writes are trapped.
+/// Maps configuration space of bus 0: each function's page, and a page of ones for each absent function. Writes are trapped.
 fn map_ecam(ept: &mut Ept, bus: &VirtualBus, mmio_regions: &mut MmioRegions) -> Result<(), String> {
     let absent: &ConfigPage = ABSENT.call_once(|| Box::new(ConfigPage::ABSENT));
     for number in 0..ECAM_SIZE / PAGE_SIZE {

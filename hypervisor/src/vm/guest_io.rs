@@ -1,4 +1,4 @@
-//! What a guest's exits reach outside of the guest: its console, its devices, the service.
+//! Guest I/O: accesses of a guest's exits to its console, its devices and the service.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -27,7 +27,7 @@ use crate::{
     vm::{instance::Vm, resources::Resources},
 };
 
-/// Everything outside of one virtual processor that it can reach.
+/// The guest I/O of one virtual processor.
 pub struct GuestIo<'a> {
     /// The guest.
     pub vm: &'a Vm,
@@ -35,14 +35,14 @@ pub struct GuestIo<'a> {
     pub number: usize,
     /// The guest's interrupt domain.
     pub domain: &'a Domain,
-    /// The service that the domain is of.
+    /// The service of the domain.
     pub service: &'static MachineService,
     /// The guest's memory.
     pub ram: &'a Ram,
 }
 
 impl GuestIo<'_> {
-    /// Does what a write of configuration makes necessary.
+    /// Carries out the effect of a configuration write.
     fn configure(&self, function: Bdf, effect: Effect) {
         if effect == Effect::None {
             return;
@@ -68,19 +68,19 @@ impl GuestIo<'_> {
         }
     }
 
-    /// What a virtual function answers.
+    /// Reads from a virtual function.
     fn read_virtual(&self, id: DeviceId, offset: u64, bytes: u8) -> u64 {
         let (name, Resources { parents, service, .. }) = ((self.vm.id, id), &self.vm.resources);
         parents.iter().find_map(|parent| parent.read(name, offset, bytes, service)).unwrap_or(u64::MAX)
     }
 
-    /// Has a virtual function take a write.
+    /// Writes to a virtual function.
     fn write_virtual(&self, id: DeviceId, offset: u64, bytes: u8, value: u64) {
         let (name, Resources { parents, service, .. }) = ((self.vm.id, id), &self.vm.resources);
         parents.iter().find_map(|parent| parent.write(name, offset, bytes, value, service));
     }
 
-    /// Passes a write of a register on. Returns the device if the write begins a reset of the device.
+    /// Passes a register write to the device. Returns the device if the write begins a reset of it.
     fn write_register(&self, registers: Registers, offset: u64, bytes: u8, value: u64) -> Option<DeviceId> {
         if registers.kind == RegisterKind::PendingBits {
             return None;
@@ -91,8 +91,8 @@ impl GuestIo<'_> {
         (registers.kind == RegisterKind::Commands && dsa::is_reset(offset, bytes, value)).then_some(registers.device)
     }
 
-    /// Waits until a device has carried out a reset that the guest has written to its command register, and tells the service. No lock is held
-    /// meanwhile: the device may take its time, and the other virtual processors go on.
+    /// Waits until a device has carried out a reset by its command register, and tells the service. No lock is held meanwhile: the device
+    /// may take long, and the other virtual processors continue.
     fn await_reset(&self, device: DeviceId) {
         let resources = &self.vm.resources;
         let is_idle = || by_id(&mut resources.functions.lock(), device).is_none_or(|assigned| assigned.is_idle());
@@ -102,7 +102,7 @@ impl GuestIo<'_> {
         }
     }
 
-    /// A write of what is no store.
+    /// Handles a write outside of stores.
     #[inline(never)]
     fn mmio_write_elsewhere(&mut self, gpa: Gpa, bytes: u8, value: u64) {
         if let Some(device) = self.write_region(gpa, bytes, value) {
@@ -110,7 +110,7 @@ impl GuestIo<'_> {
         }
     }
 
-    /// Carries out a write of what is no store. Returns the device if the write begins a reset of the device, which has to be waited for
+    /// Carries out a write outside of stores. Returns the device if the write begins a reset of it, which the caller has to wait for
     /// ([`Self::await_reset`]).
     fn write_region(&self, gpa: Gpa, bytes: u8, value: u64) -> Option<DeviceId> {
         match self.vm.mmio_regions.find(gpa)? {
@@ -186,7 +186,7 @@ impl Platform for GuestIo<'_> {
         }
     }
 
-    /// Apart, with the whole way of a store in it and nothing else.
+    /// A function of its own, which holds the whole path of a store write and nothing else.
     #[inline(never)]
     fn mmio_write(&mut self, gpa: Gpa, bytes: u8, value: u64) {
         match self.vm.mmio_regions.find(gpa) {
@@ -277,8 +277,7 @@ unsafe fn read_shadow(shadow: Hpa, offset: u64, bytes: u8) -> u64 {
     })
 }
 
-/// Reads a register as wide as the guest did. What is not aligned reads as ones, as on a bus that knows no
-/// such access.
+/// Reads a register with the guest's width. An unaligned read returns ones, as on a bus without such an access.
 ///
 /// # Safety
 /// Registers are mapped at `base`, uncached, over the whole page that `offset` leads to.
@@ -299,7 +298,7 @@ unsafe fn read_device(base: Hpa, offset: u64, bytes: u8) -> u64 {
     }
 }
 
-/// Writes a register as wide as the guest did. What is not aligned is dropped.
+/// Writes a register with the guest's width. An unaligned write is dropped.
 ///
 /// # Safety
 /// As for [`read_device`]; besides, the device reaches no memory but its guest's.

@@ -1,4 +1,4 @@
-//! A guest: what its virtual processors share.
+//! A guest instance: the state that its virtual processors share.
 
 use alloc::{format, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -9,10 +9,10 @@ use crate::{
     devices::mmio_regions::MmioRegions,
     event,
     exits::{EndReason, bus_locks::BusLocks},
-    guest::options::Options,
+    guest::{options::Options, shares::Shares},
     ims::{Attribution, GuestId},
     irq::{
-        mailbox::{Mailbox, count, sum_of_exits},
+        mailbox::{Mailbox, Signal, count, sum_of_exits},
         ports::fault_log::attributed,
     },
     memory::Ram,
@@ -22,10 +22,10 @@ use crate::{
     vmx::{instr::Forgotten, reason::Reason},
 };
 
-/// Slots that fired too fast that are told of, of a guest.
+/// The number of storms of a guest that are logged.
 const STORMS_TOLD: u32 = 32;
 
-/// What a virtual processor is told beside interrupts, and has not taken yet.
+/// Commands to a virtual processor that it has not taken yet, beside interrupts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Commands {
     /// INIT.
@@ -36,15 +36,15 @@ pub struct Commands {
     pub nmi: bool,
 }
 
-/// Whether a guest goes on.
+/// The state of a guest's life.
 struct Life {
-    /// Of each virtual processor: it waits for something that only another one can send, a command.
+    /// For each virtual processor: whether only a command from another one can wake it.
     stopped: Vec<bool>,
     commands: Vec<Commands>,
     reason: Option<EndReason>,
 }
 
-/// A guest. Each of its virtual processors holds it; the last one to leave gives back what it held.
+/// A guest. Each of its virtual processors holds it; the last one that leaves releases its resources.
 ///
 /// Locks:
 /// - `modifying`: read-modify-write accesses outside the message stores. It comes before the locks below.
@@ -58,19 +58,21 @@ struct Life {
 /// and a hypercall other than `Enable` take none of them. All are fair ([`crate::sync::Mutex`]): a wait ends after one turn of each other
 /// processor that asks.
 pub struct Vm {
-    /// Which.
+    /// The guest's ID.
     pub id: GuestId,
-    /// Its name.
+    /// The guest's name.
     pub name: String,
-    /// What it holds of the machine.
+    /// The guest's resources.
     pub resources: Resources,
-    /// What it finds outside of its memory.
+    /// The guest's regions outside of its memory.
     pub mmio_regions: MmioRegions,
     /// The most interrupts of one vector of a virtual processor in [`crate::irq::storm::WINDOW`], if there is a limit.
     pub storm_limit: Option<u32>,
+    /// How much of the processors' time it may have.
+    pub shares: Shares,
     /// Its serial port is the machine's terminal.
     pub has_terminal: bool,
-    /// Its serial port, CMOS clock and PCI bus.
+    /// The guest's serial port, CMOS clock and PCI bus.
     pub chipset: Mutex<Chipset>,
     /// Serialises read-modify-write accesses outside the message stores.
     pub modifying: Mutex<()>,
@@ -79,14 +81,18 @@ pub struct Vm {
     mailboxes: Vec<Arc<Mailbox>>,
     life: Mutex<Life>,
     ending: AtomicBool,
-    /// The TSC at its first instruction; 0 before it.
+    /// The TSC at the guest's first instruction; 0 before it.
     began: AtomicU64,
+    /// Ticks of all processors that were charged to it, and those of them that its interrupts took from others' turns.
+    time: AtomicU64,
+    stolen: AtomicU64,
     /// How often was told of a slot that fired too fast.
     storms: AtomicU32,
 }
 
 impl Vm {
-    /// With a mailbox for each virtual processor, in the order of their APIC IDs, which count from 0. All but the first wait to be started.
+    /// A guest with a mailbox for each virtual processor, in the order of their APIC IDs, which count from 0. All but the first wait to be
+    /// started.
     pub fn new(
         id: GuestId,
         options: &Options,
@@ -101,6 +107,7 @@ impl Vm {
             id,
             name: options.name.clone(),
             storm_limit: options.storm,
+            shares: options.shares,
             has_terminal: options.console,
             resources,
             mmio_regions,
@@ -111,11 +118,13 @@ impl Vm {
             life: Mutex::new(Life { stopped, commands, reason: None }),
             ending: AtomicBool::new(false),
             began: AtomicU64::new(0),
+            time: AtomicU64::new(0),
+            stolen: AtomicU64::new(0),
             storms: AtomicU32::new(0),
         }
     }
 
-    /// Whether it can write to its serial port without waiting for the machine's.
+    /// Whether the guest can write to its serial port without waiting for the machine's.
     pub fn has_console_room(&self) -> bool {
         console::has_room() && (!self.has_terminal || terminal::has_room())
     }
@@ -134,34 +143,39 @@ impl Vm {
             Delivery::Fixed => named.for_each(|(_, mailbox)| mailbox.request(ipi.vector)),
             // Which one is the machine's to choose.
             Delivery::LowestPriority => named.take(1).for_each(|(_, mailbox)| mailbox.request(ipi.vector)),
-            Delivery::Nmi => self.command(named, |commands| commands.nmi = true),
+            Delivery::Nmi => self.command(Signal::Nmi, named, |commands| commands.nmi = true),
             Delivery::Init => {
-                self.command(named, |commands| *commands = Commands { init: true, ..Commands::default() })
+                self.command(Signal::Init, named, |commands| *commands = Commands { init: true, ..Commands::default() })
             }
-            Delivery::StartUp => self.command(named, |commands| {
+            Delivery::StartUp => self.command(Signal::StartUp, named, |commands| {
                 commands.start_up.get_or_insert(ipi.vector);
             }),
             Delivery::Smi => {}
         }
     }
 
-    fn command<'a>(&self, named: impl Iterator<Item = (u32, &'a Mailbox)>, change: impl Fn(&mut Commands)) {
+    fn command<'a>(
+        &self,
+        signal: Signal,
+        named: impl Iterator<Item = (u32, &'a Mailbox)>,
+        change: impl Fn(&mut Commands),
+    ) {
         for (id, mailbox) in named {
             let mut life = self.life.lock();
             change(&mut life.commands[id as usize]);
             // Until it has looked, it may go on.
             life.stopped[id as usize] = false;
             drop(life);
-            mailbox.signal();
+            mailbox.signal(signal);
         }
     }
 
-    /// Takes what virtual processor `number` was told.
+    /// Takes the commands for virtual processor `number`.
     pub fn take_commands(&self, number: usize) -> Commands {
         core::mem::take(&mut self.life.lock().commands[number])
     }
 
-    /// Virtual processor `number` can go on only when it is told so. When that holds for all of them, the guest is at its end.
+    /// Notes that only a command can wake virtual processor `number`. If that holds for all of them, the guest ends.
     pub fn stopped(&self, number: usize) {
         let mut life = self.life.lock();
         life.stopped[number] = life.commands[number] == Commands::default();
@@ -172,7 +186,7 @@ impl Vm {
         }
     }
 
-    /// The guest is at its end. All its virtual processors are told; the first reason counts.
+    /// Ends the guest, and notifies all its virtual processors. The first reason counts.
     pub fn end(&self, reason: EndReason) {
         let mut life = self.life.lock();
         if life.reason.is_some() {
@@ -181,15 +195,15 @@ impl Vm {
         life.reason = Some(reason);
         drop(life);
         self.ending.store(true, Ordering::Release);
-        self.mailboxes.iter().for_each(|mailbox| mailbox.signal());
+        self.mailboxes.iter().for_each(|mailbox| mailbox.summon());
     }
 
-    /// Whether the guest is at its end.
+    /// Whether the guest is ending.
     pub fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Acquire)
     }
 
-    /// Tells that the guest starts, once, right before its first instruction. `epoch` is the TSC at the hypervisor's entry.
+    /// Reports the guest's start, once, right before its first instruction. `epoch` is the TSC at the hypervisor's entry.
     pub fn announce(&self, epoch: u64) {
         if self.began.load(Ordering::Relaxed) != 0 {
             return;
@@ -208,12 +222,23 @@ impl Vm {
         );
     }
 
-    /// Ticks of the TSC since its first instruction; 0 if there was none.
+    /// Ticks of the TSC since the guest's first instruction; 0 if there was none.
     fn ticks(&self) -> u64 {
         match self.began.load(Ordering::Relaxed) {
             0 => 0,
             began => cpu::tsc().saturating_sub(began),
         }
+    }
+
+    /// Charges ticks of a processor to it.
+    pub fn add_time(&self, ticks: u64) {
+        self.time.fetch_add(ticks, Ordering::Relaxed);
+    }
+
+    /// Charges ticks to it that its interrupts took from another guest's turn.
+    pub fn add_stolen(&self, ticks: u64) {
+        self.add_time(ticks);
+        self.stolen.fetch_add(ticks, Ordering::Relaxed);
     }
 
     /// Tells how far the guest has come at a mark on its console: its time, and its exits.
@@ -222,14 +247,14 @@ impl Vm {
         self.report_exits();
     }
 
-    /// Tells that a slot was masked because it fired too fast, but not without end.
+    /// Logs that a slot was masked because it fired too fast. The number of such lines is limited.
     pub fn log_storm(&self, slot: &Attribution) {
         if self.storms.fetch_add(1, Ordering::Relaxed) < STORMS_TOLD {
             event!("storm sid={}{}", slot.requester, attributed(*slot));
         }
     }
 
-    /// Tells the exits of all virtual processors so far. One key for each name of a reason; several reasons can share a name.
+    /// Reports the exits of all virtual processors so far. There is one key for each name of a reason; several reasons can share a name.
     fn report_exits(&self) {
         let mut named: Vec<(&str, u64)> = Vec::new();
         let sums = sum_of_exits(self.mailboxes.iter().map(|mailbox| &**mailbox));
@@ -247,8 +272,8 @@ impl Vm {
         event!("exits guest={}{line}", self.id.0);
     }
 
-    /// A virtual processor has left. The last one tells how the guest ended and gives everything back; it gets to know whether the guest
-    /// ended well. Its processor has forgotten the guest's page tables, whose frames others get.
+    /// Removes a virtual processor. The last one reports the guest's end, releases its resources, and gets whether the guest ended well.
+    /// The processor has dropped its translations of the guest's page tables, whose frames others get.
     pub fn leave(self: Arc<Self>, _: Forgotten) -> Option<bool> {
         let mut vm = Arc::into_inner(self)?;
         let reason = vm.life.get_mut().reason.unwrap_or(EndReason::Killed("its processors have left"));
@@ -264,7 +289,7 @@ impl Vm {
         self.report_exits();
         // What came too late for its virtual processor.
         for mailbox in &self.mailboxes {
-            for _ in mailbox.take_posted().into_iter().flatten() {
+            for _ in mailbox.take_suppressed().into_iter().flatten() {
                 count(&mailbox.counts.from_descriptors);
                 count(&mailbox.counts.dropped);
             }

@@ -1,4 +1,4 @@
-//! A guest: how it is made, what it holds, its virtual processors, and what its exits reach.
+//! Guests: creation, resources, virtual processors, and guest I/O.
 
 pub mod access_paths;
 pub mod chipset;

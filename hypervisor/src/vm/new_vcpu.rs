@@ -1,4 +1,4 @@
-//! From a virtual processor's parts to one that can run, on the processor that is to run it.
+//! Makes a virtual processor from its configuration, on the processor that runs it.
 
 use alloc::sync::Arc;
 
@@ -20,26 +20,26 @@ use crate::{
     vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic, instr::Forgotten, posted::Descriptor},
 };
 
-/// What a virtual processor is made of, apart from its guest.
+/// A virtual processor's configuration.
 pub(super) struct VcpuConfig {
-    /// Its number in the guest, and its x2APIC ID.
+    /// The virtual processor's number in the guest, which is its x2APIC ID.
     pub number: usize,
-    /// The number of the processor that is to run it.
+    /// The number of the processor that runs it.
     pub processor: usize,
-    /// Under which the processor caches its translations: no other one's.
+    /// The VPID that tags its translations. No other virtual processor has it.
     pub vpid: u16,
-    /// VMCS and MSR bitmaps. The guest holds them.
+    /// VMCS and MSR bitmaps, which the guest's resources own.
     pub frames: Frames,
-    /// Where the processor keeps its local APIC, if it does.
+    /// The virtual-APIC page, if the processor virtualises the local APIC.
     pub virtual_apic: Option<VirtualApic>,
-    /// Where devices' interrupts are posted that the hypervisor injects.
+    /// The descriptor into which units post devices' interrupts that the hypervisor injects.
     pub inbox: Option<Arc<Descriptor>>,
-    /// What CPUID tells it.
+    /// The guest's CPUID policy.
     pub policy: Policy,
 }
 
 impl VcpuConfig {
-    /// Its mailbox.
+    /// The virtual processor's mailbox.
     pub fn mailbox(&self, service: &MachineService) -> Mailbox {
         let host_apic_id = service.ports().vectors_of(self.processor).map_or(0, Vectors::destination);
         let descriptor = self.virtual_apic.as_ref().map(|apic| Arc::clone(apic.descriptor()));
@@ -73,7 +73,7 @@ impl VcpuConfig {
     }
 }
 
-/// A virtual processor that its processor has yet to make: a VMCS holds what is that processor's own.
+/// A virtual processor that its processor has not made yet. Its VMCS holds state of that processor, so only that processor can make it.
 pub struct NewVcpu {
     vm: Arc<Vm>,
     parts: VcpuConfig,
@@ -81,17 +81,17 @@ pub struct NewVcpu {
 }
 
 impl NewVcpu {
-    /// Of guest `vm`. `start` is how the guest's first one begins.
+    /// A virtual processor of guest `vm`. `start` is the first instruction of the guest's first one.
     pub(super) fn new(vm: Arc<Vm>, parts: VcpuConfig, start: Start) -> Self {
         Self { vm, parts, start }
     }
 
-    /// The number of the processor that it is for.
+    /// The number of the processor that runs it.
     pub fn processor(&self) -> usize {
         self.parts.processor
     }
 
-    /// Makes the virtual processor, on its processor. When that fails, its guest is at its end.
+    /// Makes the virtual processor, on its processor. If that fails, the guest ends.
     pub fn create(self, host: &Host) -> Option<VirtualCpu> {
         let Self { vm, parts, start } = self;
         let apic = match &parts.virtual_apic {
@@ -113,7 +113,8 @@ impl NewVcpu {
                 rate_counter: vm.storm_limit.map(RateCounter::new),
                 mailbox: vm.mailbox(parts.number).clone(),
                 ran: 0,
-                slice_start: None,
+                has_interrupted: false,
+                is_suppressed: false,
                 vm,
             }),
             Err(failure) => {

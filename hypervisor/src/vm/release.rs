@@ -1,23 +1,24 @@
-//! The order in which a guest's resources come back: interrupts first, then the devices' paths to memory, then memory.
+//! The order in which a guest's resources are released: interrupts first, then the devices' paths to memory, then memory.
 #![forbid(unsafe_code)]
 
 use super::access_paths::AccessPaths;
 
-/// A guest's resources, released step by step.
+/// A guest's resources, which are released step by step.
 pub trait Releasable {
-    /// Stops the guest's functions: from then on they send nothing.
+    /// Stops the guest's functions, which send nothing from then on.
     fn stop_functions(&mut self);
     /// Takes back the remapping entries, and the routes to the guest's virtual processors.
     fn end_interrupts(&mut self);
-    /// Closes each path by which a device or a unit reaches the guest's memory, and says of each whether it is closed for sure.
+    /// Closes each path by which a device or a unit reaches the guest's memory, and records for each whether it is closed for sure.
     fn close_paths(&mut self) -> AccessPaths;
-    /// Has processors forget what they cached of the guest's page tables.
+    /// Has processors drop their cached translations of the guest's page tables.
     fn forget_translations(&mut self);
-    /// Gives the memory back.
+    /// Frees the memory.
     fn free_memory(&mut self);
 }
 
-/// Gives a guest's resources back. Memory that a device or a unit may still reach stays out of use for good: returns whether there was none.
+/// Releases a guest's resources. Memory that a device or a unit may still reach stays out of use for good. Returns whether all memory was
+/// freed.
 pub fn release(resources: &mut impl Releasable) -> bool {
     resources.stop_functions();
     resources.end_interrupts();

@@ -1,4 +1,4 @@
-//! What a guest holds of the machine, and the order in which it comes back.
+//! A guest's resources, and the order of their release.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -25,39 +25,39 @@ use crate::{
     vmx::instr,
 };
 
-/// What a guest holds of the machine, apart from its processors. It is given back when this is dropped: interrupts first, then the
-/// devices' ways to memory, then memory.
+/// A guest's resources, apart from its processors. Dropping it releases them: interrupts first, then the devices' paths to memory, then
+/// memory.
 pub struct Resources {
     id: GuestId,
-    /// The service that its domain is of.
+    /// The service of the guest's domain.
     pub service: &'static MachineService,
-    /// The functions that the hypervisor keeps, for all guests.
+    /// All parent functions, of all guests.
     kept: &'static Parents,
-    /// Its memory.
+    /// The guest's memory.
     pub ram: Option<Ram>,
-    /// Its extended page tables.
+    /// The guest's extended page tables.
     pub ept: Option<Ept>,
-    /// Frames that are its own besides: VMCSs, bitmaps, shadows; first frame and number.
+    /// The guest's other frames: VMCSs, bitmaps, shadows; first frame and number.
     pub frames: Vec<(Hpa, u64)>,
-    /// The functions assigned to it.
+    /// The functions assigned to the guest.
     pub functions: Mutex<Vec<Assigned>>,
-    /// Some of them are being reset, and [`Self::look_at_resets`] has to be called. Set under the lock of the functions.
+    /// Whether functions are being reset, so that [`Self::look_at_resets`] has to be called. Set under the lock of the functions.
     resetting: AtomicBool,
-    /// The functions that the hypervisor keeps and whose virtual functions are its.
+    /// The parents of the guest's virtual functions.
     pub parents: Vec<Arc<Parent>>,
-    /// Its interrupt domain.
+    /// The guest's interrupt domain.
     pub domain: Option<Arc<Domain>>,
 }
 
 impl Resources {
-    /// Nothing, for guest `id`.
+    /// No resources yet, for guest `id`.
     pub fn new(id: GuestId, service: &'static MachineService, kept: &'static Parents) -> Self {
         let (functions, resetting) = (Mutex::new(Vec::new()), AtomicBool::new(false));
         let (frames, parents) = (Vec::new(), Vec::new());
         Self { id, service, kept, ram: None, ept: None, frames, functions, resetting, parents, domain: None }
     }
 
-    /// The guest has written to the configuration space of one of its functions.
+    /// Handles a guest's write to the configuration space of one of its functions.
     pub fn configure(&self, function: DeviceId, effect: Effect, domain: &Domain) {
         let mut functions = self.functions.lock();
         if let Some(assigned) = by_id(&mut functions, function) {
@@ -71,12 +71,12 @@ impl Resources {
         self.parents.iter().find_map(|parent| parent.configure(name, effect, self.service));
     }
 
-    /// Whether functions have to be looked at.
+    /// Whether functions have to be polled.
     pub fn is_resetting(&self) -> bool {
         self.resetting.load(Ordering::Relaxed)
     }
 
-    /// Looks at functions that are being reset, if there are any.
+    /// Polls functions that are being reset, if there are any.
     pub fn look_at_resets(&self) {
         if !self.is_resetting() {
             return;
@@ -88,7 +88,7 @@ impl Resources {
         self.resetting.store(under_way != 0, Ordering::Relaxed);
     }
 
-    /// Whether its devices' interrupts are posted.
+    /// Whether the guest's devices' interrupts are posted.
     pub fn is_posted(&self) -> bool {
         self.service.ports().posts_to(self.id)
     }
@@ -111,8 +111,8 @@ impl Releasable for Resources {
         self.service.ports().forget(self.id);
     }
 
-    /// One way for the routes, one for each function and one for each parent. A route that the unit may still remember can lead into a
-    /// posted-interrupt descriptor, which is among the frames.
+    /// There is one path for the routes, one for each function and one for each parent. A route that the unit may still cache can lead into
+    /// a posted-interrupt descriptor, which is among the frames.
     fn close_paths(&mut self) -> AccessPaths {
         let functions = self.functions.get_mut();
         let mut paths = AccessPaths::new(1 + functions.len() + self.parents.len());

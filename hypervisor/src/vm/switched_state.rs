@@ -15,8 +15,8 @@ use crate::{
 /// IA32_SPEC_CTRL.
 const SPEC_CTRL: u32 = 0x48;
 
-/// The registers beside [`SHARED_MSRS`] that this processor has and that its guests read and write without an exit. IA32_TSC_AUX is
-/// among them only where the VMCS lets guests use RDTSCP.
+/// The registers beside [`SHARED_MSRS`] that this processor has and that guests access without an exit. IA32_TSC_AUX is among them only if
+/// the VMCS lets guests use RDTSCP.
 pub fn optional_msrs(capabilities: &Capabilities) -> Optional {
     let rdtscp = capabilities.secondary & controls::SECONDARY_RDTSCP != 0;
     let extended1_edx = if rdtscp { core::arch::x86_64::__cpuid(0x8000_0001).edx } else { 0 };
@@ -25,8 +25,8 @@ pub fn optional_msrs(capabilities: &Capabilities) -> Optional {
     Optional { spec_ctrl: all.spec_ctrl && speculation::plan().spec_ctrl.is_none(), ..all }
 }
 
-/// What a guest reads and writes without an exit: those MSRs that are its own, and, of a local APIC that the processor keeps
-/// (`virtualised`), what the processor serves.
+/// The MSRs that a guest accesses without an exit: its own ones, and those of the local APIC that the processor serves if it virtualises
+/// one (`virtualised`).
 pub fn msr_bitmap(optional: Optional, virtualised: bool) -> MsrBitmap {
     let mut bitmap = MsrBitmap::new(optional.passthrough());
     bitmap.allow_writes(optional.commands());
@@ -37,11 +37,11 @@ pub fn msr_bitmap(optional: Optional, virtualised: bool) -> MsrBitmap {
     bitmap
 }
 
-/// MSRs that a guest reads and writes without an exit, beside those of the VMCS.
+/// MSRs that a guest accesses without an exit, beside those in the VMCS.
 pub const SHARED_MSRS: [u32; 5] =
     [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK, msr::IA32_KERNEL_GSBASE];
 
-/// That state of one virtual processor, while another one runs or none has.
+/// The switched state of one virtual processor, while it is not in the processor.
 #[derive(Default)]
 pub struct SwitchedState {
     /// x87, SSE, AVX and XCR0.
@@ -54,7 +54,7 @@ pub struct SwitchedState {
 }
 
 impl SwitchedState {
-    /// Takes it out of the processor.
+    /// Saves the state from the processor.
     pub fn save(&mut self, xsave: Xsave, optional: Optional) {
         self.fpu.save(xsave);
         for (value, register) in self.msrs.iter_mut().zip(SHARED_MSRS) {
@@ -73,7 +73,7 @@ impl SwitchedState {
         self.dr = read_debug_registers();
     }
 
-    /// Puts it into the processor.
+    /// Restores the state into the processor.
     pub fn restore(&self, xsave: Xsave, optional: Optional) {
         self.fpu.restore(xsave);
         for (value, register) in self.msrs.iter().zip(SHARED_MSRS) {
@@ -93,7 +93,7 @@ impl SwitchedState {
     }
 }
 
-/// DR0 to DR3 and DR6. DR7 is the VMCS's.
+/// DR0 to DR3 and DR6. The VMCS holds DR7.
 fn read_debug_registers() -> [u64; 5] {
     let mut values = [0u64; 5];
     // SAFETY: reading debug registers at CPL 0 has no side effect, since DR7.GD is clear in the hypervisor (VM exit sets DR7 to 400H).

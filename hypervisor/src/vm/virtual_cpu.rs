@@ -1,4 +1,4 @@
-//! A virtual processor that runs, or waits, on this processor.
+//! A virtual processor, which runs or waits on this processor.
 
 use alloc::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{
     exits::{Devices, EndReason, PvEoi},
     ims::Attribution,
     irq::{
-        mailbox::{Mailbox, count},
+        mailbox::{Attention, Mailbox, Vectors, count},
         storm::{RateCounter, Suspect},
     },
     vdev::x2apic::Accepted,
@@ -24,9 +24,9 @@ use crate::{
 /// Whether a virtual processor can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It can.
+    /// It can run.
     Ready,
-    /// It can, and begins at this page.
+    /// It can run, and begins at this page.
     Starting(u8),
     /// It waits for an interrupt.
     Halted,
@@ -34,9 +34,9 @@ pub enum State {
     Stopped,
     /// It waits for a start-up command.
     WaitForSipi,
-    /// It waits for room on the console.
+    /// It waits for space in the console's buffer.
     Blocked,
-    /// Its guest is at its end.
+    /// Its guest has ended.
     Ended,
 }
 
@@ -57,31 +57,47 @@ pub struct VirtualCpu {
     pub state: State,
     /// Its VMCS and registers.
     pub vcpu: Vcpu,
-    /// Its share of the processor while another one runs.
+    /// Its switched state, while another one runs.
     pub switched: SwitchedState,
     /// Its virtual devices.
     pub devices: Devices,
-    /// Where the processor keeps its local APIC, if it does.
+    /// The virtual-APIC page, if the processor virtualises the local APIC.
     pub virtual_apic: Option<VirtualApic>,
-    /// An NMI waits for it.
+    /// Whether an NMI is pending.
     pub nmi: bool,
-    /// Counts its interrupts, if there is a limit for them.
+    /// The rate counter of its interrupts, if there is a limit for them.
     pub rate_counter: Option<RateCounter>,
     /// Its mailbox, as [`Vm::mailbox`] gives it.
     pub mailbox: Arc<Mailbox>,
-    /// Ticks that it has run, or is taken to have run.
+    /// Ticks that it has run, or is taken to have run: by these the virtual processors of one guest take turns.
     pub ran: u64,
-    /// The TSC at the beginning of its turn, while it has one.
-    pub slice_start: Option<u64>,
+    /// What came for it interrupted whoever ran, since the scheduler looked last.
+    pub has_interrupted: bool,
+    /// Units suppress the notifications of its interrupts.
+    pub(super) is_suppressed: bool,
 }
 
 impl VirtualCpu {
-    /// Ticks that it will have run at `now`, the turn that it has included.
-    pub fn ran_until(&self, now: u64) -> u64 {
-        self.ran.saturating_add(self.slice_start.map_or(0, |began| now.saturating_sub(began)))
+    /// For which signals its processor is interrupted, and whether units notify it: `is_running`, it has the processor; `is_muted`, its guest has
+    /// interrupted others too often. What came unnoticed before that is to be taken after it.
+    pub fn publish(&mut self, is_running: bool, is_muted: bool) {
+        let (attention, run_state) = match self.state {
+            _ if is_running => (Attention::ALL, RunState::Running),
+            State::Halted if !is_muted => (Attention::HALTED, RunState::Halted),
+            State::Stopped if !is_muted => (Attention::STOPPED, RunState::Preempted),
+            State::WaitForSipi if !is_muted => (Attention::WAIT_FOR_SIPI, RunState::Preempted),
+            _ => (Attention::NONE, RunState::Preempted),
+        };
+        self.mailbox.set_attention(attention);
+        self.set_run_state(run_state);
     }
 
-    /// A device's interrupt that the hypervisor has taken for it.
+    /// It waits for its turn: no signal interrupts its processor. Units are told when another one runs.
+    pub fn rest(&self) {
+        self.mailbox.set_attention(Attention::NONE);
+    }
+
+    /// Accepts a device's interrupt that the hypervisor has taken for it.
     pub fn accept(&mut self, vector: u8) {
         if self.rate_counter.as_mut().is_some_and(|rate_counter| rate_counter.count(vector, cpu::tsc()))
             && let Some(domain) = &self.vm.resources.domain
@@ -104,6 +120,11 @@ impl VirtualCpu {
     /// Accepts devices' interrupts that units have posted for the hypervisor.
     pub fn take_posted(&mut self) {
         let Some(vectors) = self.mailbox.take_posted() else { return };
+        self.accept_posted(vectors);
+    }
+
+    fn accept_posted(&mut self, vectors: Vectors) {
+        self.has_interrupted = true;
         for vector in vectors {
             count(&self.mailbox.counts.from_descriptors);
             self.accept(vector);
@@ -114,7 +135,7 @@ impl VirtualCpu {
         Target { apic_id: self.number as u32, vector }
     }
 
-    /// Looks at slots that are held because they may fire too fast, when it is time.
+    /// Checks throttled slots, when a check is due.
     pub fn judge(&mut self, now: u64) {
         let (Some(rate_counter), Some(domain)) = (&mut self.rate_counter, &self.vm.resources.domain) else { return };
         let Some(Suspect { vector, last, passes_by }) = rate_counter.suspect(now) else { return };
@@ -130,11 +151,12 @@ impl VirtualCpu {
         }
     }
 
-    /// Takes what other processors, or it itself, have sent since this was called last.
+    /// Takes commands and interrupts that processors, or it itself, have sent since the last call.
     pub fn take_sent(&mut self) {
         if !self.mailbox.take_signal() {
             return;
         }
+        self.has_interrupted = true;
         for vector in self.mailbox.take_requests() {
             self.devices.apic.accept(vector);
         }
@@ -161,8 +183,8 @@ impl VirtualCpu {
         }
     }
 
-    /// INIT: the bootstrap processor begins with the firmware, which a guest has none of, so the guest is reset; the others wait to be
-    /// started.
+    /// Handles INIT. The bootstrap processor would begin in the firmware, which a guest does not have, so the guest is reset. The others
+    /// wait to be started.
     fn init(&mut self) {
         if self.number == 0 {
             return self.vm.end(EndReason::Reset);
@@ -179,7 +201,7 @@ impl VirtualCpu {
         }
     }
 
-    /// Begins at a page, if it is about to. Its VMCS must be current.
+    /// Starts at a page, if a start-up is pending. Its VMCS must be current.
     pub fn begin(&mut self) {
         if let State::Starting(page) = self.state {
             self.state = State::Ready;
@@ -192,7 +214,7 @@ impl VirtualCpu {
         }
     }
 
-    /// Whether an interrupt would be delivered if it could take any. Only while it does not run.
+    /// Whether an interrupt would be delivered if RFLAGS.IF were set. Only called while it does not run.
     pub fn has_pending(&mut self) -> bool {
         self.gather_requests();
         match &self.virtual_apic {
@@ -204,7 +226,7 @@ impl VirtualCpu {
         }
     }
 
-    /// Ends the interrupt that the guest may have ended without an exit.
+    /// Ends an interrupt that the guest may have ended by paravirtual EOI.
     #[inline(never)]
     pub fn settle_eoi(&mut self) {
         if let Some(ram) = &self.vm.resources.ram {
@@ -212,7 +234,7 @@ impl VirtualCpu {
         }
     }
 
-    /// The interrupt that is delivered now can be ended without an exit, if the guest has said where.
+    /// Offers paravirtual EOI for the interrupt that is delivered now, if the guest has set an address.
     #[inline(never)]
     pub fn offer_pv_eoi(&mut self) {
         if let (Some(at), Some(ram)) = (self.mailbox.pv_eoi(), &self.vm.resources.ram) {
@@ -220,14 +242,23 @@ impl VirtualCpu {
         }
     }
 
-    /// Says who runs, to those who post interrupts.
-    pub fn set_run_state(&self, state: RunState) {
+    /// Says who runs, to those who post interrupts, and takes what came while nobody was notified.
+    fn set_run_state(&mut self, state: RunState) {
         if let Some(virtual_apic) = &self.virtual_apic {
-            virtual_apic.set_run_state(state);
+            return virtual_apic.set_run_state(state);
+        }
+        let is_suppressed = state == RunState::Preempted;
+        if is_suppressed == self.is_suppressed {
+            return;
+        }
+        self.is_suppressed = is_suppressed;
+        self.mailbox.set_run_state(state);
+        if let Some(vectors) = self.mailbox.take_suppressed().filter(|_| !is_suppressed) {
+            self.accept_posted(vectors);
         }
     }
 
-    /// Leaves the delivery of interrupts to the processor, where it keeps the local APIC. Returns whether it does.
+    /// Leaves the delivery of interrupts to the processor, if it virtualises the local APIC. Returns whether it does.
     pub fn hand_over_requests(&mut self) -> bool {
         self.gather_requests();
         let Some(virtual_apic) = &self.virtual_apic else { return false };
@@ -237,8 +268,8 @@ impl VirtualCpu {
         true
     }
 
-    /// Puts what was posted, and what the model of the local APIC requests (its timer, IPIs), into the virtual-APIC page, if there is
-    /// one.
+    /// Puts posted interrupts, and those that the emulated part of the local APIC requests (its timer, IPIs), into the virtual-APIC page,
+    /// if there is one.
     fn gather_requests(&mut self) {
         let Some(virtual_apic) = &self.virtual_apic else { return };
         while let Some(vector) = self.devices.apic.pending() {
@@ -250,12 +281,12 @@ impl VirtualCpu {
         virtual_apic.take_posted();
     }
 
-    /// Whether an interrupt could wake it from HLT: RFLAGS.IF.
+    /// Whether an interrupt could wake it from HLT: whether RFLAGS.IF is set.
     pub fn can_wake(&self) -> bool {
         self.vcpu.read(fields::GUEST_RFLAGS) & cpu::bits::rflags::IF != 0
     }
 
-    /// Leaves the processor for good. Returns what [`Vm::leave`] does.
+    /// Removes the virtual processor from its processor. Returns the result of [`Vm::leave`].
     pub fn leave(self) -> Option<bool> {
         let Self { vm, vcpu, .. } = self;
         // The frame of the VMCS is among the guest's resources, and so are the tables that this processor may have cached.

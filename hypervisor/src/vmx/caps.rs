@@ -1,4 +1,4 @@
-//! What the processor's VMX can do, and a refusal for each thing that is missing.
+//! The processor's VMX capabilities, and an error for each required feature that is missing.
 
 use core::fmt;
 

@@ -1,4 +1,4 @@
-//! VM entry and the way back: the one place where the guest's registers and the hypervisor's meet.
+//! VM entry and VM exit: the one place where the registers of guest and hypervisor are exchanged.
 
 use core::mem::offset_of;
 

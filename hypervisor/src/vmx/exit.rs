@@ -1,4 +1,4 @@
-//! VM exits as values: SDM vol. 3, 29.2 and appendix C.
+//! VM exits as typed values: SDM vol. 3, 29.2 and appendix C.
 
 use super::{fields, instr::vmread};
 use crate::addr::{Gpa, Gva};

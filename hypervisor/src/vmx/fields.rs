@@ -1,4 +1,4 @@
-//! VMCS fields: SDM vol. 3, appendix B. A field's width, and who may write it, are part of its type.
+//! VMCS fields: SDM vol. 3, appendix B. A field's type holds its width, and whether safe code may write it.
 
 use core::marker::PhantomData;
 

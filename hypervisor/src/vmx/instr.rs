@@ -1,4 +1,4 @@
-//! The VMX instructions. Each reads the flags in its own block of assembler: SDM vol. 3, 32.2.
+//! The VMX instructions. Each captures the flags in its own assembler block: SDM vol. 3, 32.2.
 
 use core::{arch::asm, fmt};
 

@@ -1,15 +1,18 @@
 //! Posted-interrupt descriptors: SDM vol. 3, 31.6; VT-d specification, 5.2.3 and 9.11.
 //!
-//! Hardware sets a bit for each interrupt and, when it may, notifies the processor. What it may is said by who runs:
+//! Hardware sets a bit for each interrupt and, if it may, notifies the processor. The virtual processor's run state decides whether and
+//! where it notifies:
 //!
 //! | virtual processor | NV | SN |
 //! |---|---|---|
-//! | runs | the vector at which the processor takes the interrupts into the guest by itself | 0 |
-//! | could run, another one does | | 1: nobody need know before its turn |
-//! | waits in the hypervisor | a vector that wakes the hypervisor | 0 |
+//! | runs | the vector at which the processor delivers the interrupts to the guest | 0 |
+//! | is preempted | | 1: no notification is needed before it runs again |
+//! | has halted in the hypervisor | a vector that wakes the hypervisor | 0 |
 //!
-//! A virtual processor whose local APIC the hypervisor keeps can have a descriptor as well ([`Descriptor::for_hypervisor`]): the
-//! hypervisor is notified, takes the requests, and injects them.
+//! A virtual processor whose local APIC the hypervisor emulates can have a descriptor as well ([`Descriptor::for_hypervisor`]): hardware
+//! notifies the hypervisor, which takes the requests and injects them. Its NV is always that of the hypervisor.
+//!
+//! The scheduler suppresses notifications also for a virtual processor that has halted, if its guest has interrupted others too often.
 
 use core::sync::atomic::{Ordering, fence};
 
@@ -44,26 +47,38 @@ pub enum RunState {
 pub struct Descriptor {
     table: Table,
     destination: u64,
+    /// The vectors that notify: while the virtual processor runs, and while it waits.
+    vectors: [u8; 2],
 }
 
 impl Descriptor {
     /// An empty one that notifies `destination`: an x2APIC ID where the remapping units are in extended interrupt mode, else an xAPIC
     /// ID in bits 15:8 (VT-d specification, 9.11, NDST). It suppresses notifications until [`Descriptor::set_run_state`].
     pub fn new(frames: &impl FrameSource, destination: u32) -> Option<Self> {
-        Self::with(frames, destination, SN | u64::from(NOTIFICATION_VECTOR) << NV_SHIFT)
+        Self::with(frames, destination, [NOTIFICATION_VECTOR, WAKE_UP_VECTOR], RunState::Preempted)
     }
 
-    /// An empty one that notifies the hypervisor on `destination` whoever runs there, at [`INJECT_VECTOR`]. It never suppresses
-    /// notifications, and has no turns.
+    /// An empty one that notifies the hypervisor on `destination`, at [`INJECT_VECTOR`], unless another virtual processor runs.
     pub fn for_hypervisor(frames: &impl FrameSource, destination: u32) -> Option<Self> {
-        Self::with(frames, destination, u64::from(INJECT_VECTOR) << NV_SHIFT)
+        Self::with(frames, destination, [INJECT_VECTOR; 2], RunState::Halted)
     }
 
-    fn with(frames: &impl FrameSource, destination: u32, control: u64) -> Option<Self> {
-        let table = Table::new(frames)?;
+    fn with(frames: &impl FrameSource, destination: u32, vectors: [u8; 2], state: RunState) -> Option<Self> {
         let destination = u64::from(destination) << NDST_SHIFT;
-        table.set(CONTROL, control | destination);
-        Some(Self { table, destination })
+        let descriptor = Self { table: Table::new(frames)?, destination, vectors };
+        descriptor.table.set(CONTROL, descriptor.control(state));
+        Some(descriptor)
+    }
+
+    /// The control quadword, but for ON.
+    fn control(&self, state: RunState) -> u64 {
+        let [running, waiting] = self.vectors;
+        let (vector, suppressed) = match state {
+            RunState::Running => (running, 0),
+            RunState::Preempted => (running, SN),
+            RunState::Halted => (waiting, 0),
+        };
+        u64::from(vector) << NV_SHIFT | self.destination | suppressed
     }
 
     /// Where it is.
@@ -74,12 +89,7 @@ impl Descriptor {
     /// Says who runs. After `Running` or `Halted`, requests that came while notifications were suppressed are found by
     /// [`Descriptor::take`]: SN is clear before anyone looks.
     pub fn set_run_state(&self, state: RunState) {
-        let (vector, suppressed) = match state {
-            RunState::Running => (NOTIFICATION_VECTOR, 0),
-            RunState::Preempted => (NOTIFICATION_VECTOR, SN),
-            RunState::Halted => (WAKE_UP_VECTOR, 0),
-        };
-        let value = u64::from(vector) << NV_SHIFT | self.destination | suppressed;
+        let value = self.control(state);
         let control = self.table.entry(CONTROL);
         // Hardware may set ON at any time, and must not lose it.
         let _ = control.fetch_update(Ordering::SeqCst, Ordering::Relaxed, |old| Some(old & ON | value));
@@ -100,7 +110,8 @@ impl Descriptor {
         self.table.get(CONTROL) & ON != 0 || (0..REQUESTS).any(|n| self.table.get(n) != 0)
     }
 
-    /// Whether hardware has notified, or is about to, since the requests were taken. Without suppression no request comes unnoticed.
+    /// Whether hardware has notified, or is about to, since the requests were taken. No request comes unnoticed but while notifications are
+    /// suppressed.
     pub fn has_notified(&self) -> bool {
         self.table.get(CONTROL) & ON != 0
     }
@@ -153,6 +164,12 @@ mod tests {
         assert!(descriptor.has_notified());
         assert_eq!(descriptor.take(), [1 << 0x10, 0, 0, 1 << 63]);
         assert!(!descriptor.has_notified());
+        descriptor.set_run_state(RunState::Preempted);
+        assert_eq!(descriptor.post(0x20), None, "another one runs");
+        assert!(!descriptor.has_notified() && descriptor.has_requests());
+        descriptor.set_run_state(RunState::Running);
+        assert_eq!(descriptor.post(0x21), Some(INJECT_VECTOR));
+        assert_eq!(descriptor.take(), [0b11 << 0x20, 0, 0, 0]);
     }
 
     #[test]

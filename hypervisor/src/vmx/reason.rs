@@ -1,7 +1,7 @@
-//! Basic exit reasons, each with what becomes of it: SDM vol. 3, appendix C.
+//! Basic exit reasons, each with its handler or the reason why none is needed: SDM vol. 3, appendix C.
 //!
-//! The table below names every reason that the manual does, those that none of our controls asks for included: a reason that a later
-//! control makes possible must not go by unseen. `tests::reasons_and_controls_agree` holds the table against the controls.
+//! The table below names every reason of the manual, including those that none of our controls enables, because a reason that a later
+//! control enables must not be missed. `tests::reasons_and_controls_agree` checks the table against the controls.
 
 use super::{exit::Exit, fields, instr::vmread};
 

@@ -1,4 +1,4 @@
-//! What a VMCS holds before its guest's first instruction.
+//! The contents of a VMCS before its guest's first instruction.
 
 use super::{
     controls,

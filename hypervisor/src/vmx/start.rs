@@ -1,4 +1,4 @@
-//! What a virtual processor is made of, and where its guest begins.
+//! The parts of a virtual processor, and its first instruction.
 
 use crate::addr::Hpa;
 

@@ -1,7 +1,7 @@
-//! A virtual processor: its VMCS, its registers, and its way into and out of the guest.
+//! A virtual processor: its VMCS, its registers, and VM entry.
 //!
-//! Fields of a VMCS that is current and complete can always be read and written; where that fails, the defect is ours and the
-//! hypervisor panics. Nothing a guest does leads there.
+//! Fields of a VMCS that is current and complete can always be read and written. A failure is our defect, and the hypervisor panics. No
+//! guest can cause one.
 
 use super::{
     controls,

@@ -1,7 +1,7 @@
-//! The virtual-APIC page: what the processor keeps of a guest's local APIC when it virtualises it. SDM vol. 3, 31.1 to 31.2.
+//! The virtual-APIC page: the part of a guest's local APIC that the processor virtualises. SDM vol. 3, 31.1 to 31.2.
 //!
-//! Task priority, in-service and requested interrupts live in the page, and the processor delivers from there and ends interrupts
-//! without an exit. The rest of the local APIC stays a model (`vdev::x2apic`).
+//! The page holds task priority, in-service and requested interrupts. The processor delivers interrupts from the page and ends them without
+//! an exit. The rest of the local APIC stays emulated (`vdev::x2apic`).
 
 use alloc::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What a unit can do, and whether that is enough.
+//! A unit's capabilities, and whether they suffice.
 
 use super::{
     coherence::Coherence,

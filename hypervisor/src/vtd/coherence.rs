@@ -1,4 +1,4 @@
-//! Making what we write visible to a unit that does not snoop (ECAP.C = 0).
+//! Makes our writes visible to a unit that does not snoop (ECAP.C = 0).
 
 use core::{
     arch::x86_64::{_mm_clflush, _mm_mfence},

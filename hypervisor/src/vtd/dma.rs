@@ -1,5 +1,5 @@
-//! Which domain a function belongs to: root and context tables, section 3.4. A function that is attached to none is blocked.
-//! Here is legacy mode; `scalable` has the other one.
+//! Root and context tables, which attach functions to domains: section 3.4. A function that is attached to no domain is blocked. This file
+//! has legacy mode; `scalable` has scalable mode.
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;

@@ -1,4 +1,4 @@
-//! Domains: what memory a device sees. Second-stage tables, sections 3.7 and 9.8.
+//! Domains: second-stage tables, which map the memory that a device reaches. Sections 3.7 and 9.8.
 
 use core::ptr::NonNull;
 

@@ -1,4 +1,4 @@
-//! What can go wrong with a remapping unit.
+//! Errors of a remapping unit.
 
 use core::fmt;
 

@@ -1,4 +1,4 @@
-//! Faults that a unit has recorded: sections 7.2 and 9.9, appendix A for the reasons.
+//! Faults that a unit has recorded: sections 7.2 and 9.9; appendix A lists the reasons.
 
 use core::fmt;
 

@@ -1,9 +1,9 @@
-//! The interrupt remapping table: section 9.10 and 9.11 for the entries, 5.1.4 and 6.2.2 for their use.
+//! The interrupt remapping table: sections 9.10 and 9.11 for the entries, 5.1.4 and 6.2.2 for their use.
 //!
-//! An entry's life: *free*, *reserved* (SID and SVT set, not present), *programmed* (present), *cleared* (not present, but
-//! perhaps still cached), *reserved* again when it has been flushed, *free* when it has been released. Only that way is an
-//! index reused, so nobody's interrupt can come through an entry that the cache remembers. The state lies in the entry itself
-//! (AVAIL, which is software's), and so does the list of free ones: the table needs no memory beside itself.
+//! An entry's states are *free*, *reserved* (SID and SVT set, not present), *programmed* (present), *cleared* (not present, but perhaps
+//! still cached), *reserved* again after the flush, and *free* again after the release. An index is reused in no other way, so no interrupt
+//! can come through an entry that the cache remembers. The entry itself holds the state (AVAIL, which is software's) and the list of free
+//! entries, so the table needs no other memory.
 
 use core::{
     ptr::NonNull,

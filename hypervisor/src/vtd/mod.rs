@@ -1,6 +1,6 @@
 //! VT-d remapping units: interrupts (with posting) and DMA, in scalable mode where there is one, else in legacy mode.
 //!
-//! [`Remapper`] is the unit as others use it; the files below it are its parts.
+//! [`Remapper`] is the interface of a unit; the other files are its parts.
 
 mod capabilities;
 mod coherence;

@@ -1,8 +1,8 @@
 //! Queued invalidation: section 6.5.2.
 //!
-//! A submission is some descriptors and one wait, whose status the unit writes to a frame that stays for ever. It is complete,
-//! or has failed, when `submit` returns; so the queue is empty between submissions, and there is always room for
-//! [`CAPACITY`] descriptors.
+//! A submission is some descriptors and one wait descriptor, whose status the unit writes to a frame that is never freed. The submission is
+//! complete, or has failed, when `submit` returns. So the queue is empty between submissions, and there is always space for [`CAPACITY`]
+//! descriptors.
 
 use core::{
     ptr::NonNull,

@@ -1,7 +1,7 @@
-//! A remapping unit in use: registers, queue, interrupt table and context tables together, each behind its lock.
+//! A remapping unit in use: registers, queue, interrupt table and context tables, each behind its lock.
 //!
-//! Locks are taken in the order interrupts or contexts, then queue, and held for bounded time. Interrupts are off in the
-//! hypervisor, so none is asked for by its holder.
+//! Locks are taken in the order interrupts or contexts, then queue, and held for bounded time. Interrupts are off in the hypervisor, so an
+//! interrupt cannot make the holder take a lock again.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

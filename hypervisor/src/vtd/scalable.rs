@@ -1,7 +1,7 @@
-//! Scalable mode, section 3.4.3: a function's requests go by PASID, those without one as PASID 0 (RID_PASID).
+//! Scalable mode, section 3.4.3: a function's requests are translated by PASID; requests without a PASID count as PASID 0 (RID_PASID).
 //!
-//! A function gets its context entry, with a PASID directory, when it is prepared, and keeps both. What blocks it is that no PASID leads
-//! anywhere: so attaching and detaching concern PASID entries alone.
+//! A function gets its context entry, with a PASID directory, when it is prepared, and keeps both. Without a present PASID entry its
+//! requests are blocked, so attaching and detaching change PASID entries only.
 
 use super::{
     dma::{ContextTables, read},

@@ -1,6 +1,6 @@
-//! A unit's registers: switching its parts on and off, and its fault records.
+//! A unit's registers: switching its functions on and off, and its fault records.
 //!
-//! Each wait is bounded, and what it ended with is the result.
+//! Each wait is bounded, and returns whether it succeeded.
 
 use core::time::Duration;
 

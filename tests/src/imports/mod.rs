@@ -25,14 +25,14 @@ pub struct Arrow {
     /// The room that it leaves.
     pub from: String,
     /// Where it leads.
-    pub to: Place,
+    pub to: ImportTarget,
     /// The file, from the source directory, and the line.
     pub at: (PathBuf, usize),
 }
 
 /// Where a path leads.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum ImportTarget {
     /// Another room of the crate.
     Room(String),
     /// The crate's root as a whole, by a glob or another name: it could be any room.
@@ -41,7 +41,7 @@ pub enum Place {
     Crate(String),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ImportTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Room(room) => write!(f, "room {room}"),
@@ -121,11 +121,11 @@ impl Sources {
             let Some(room) = module.first().cloned() else { continue };
             for (target, line) in paths::targets(file, &module, &self.crates) {
                 let to = match target {
-                    Target::Root => Place::Root,
-                    Target::Crate(name) => Place::Crate(name),
-                    Target::Inside(name) => Place::Room(macros.get(&name).cloned().unwrap_or(name)),
+                    Target::Root => ImportTarget::Root,
+                    Target::Crate(name) => ImportTarget::Crate(name),
+                    Target::Inside(name) => ImportTarget::Room(macros.get(&name).cloned().unwrap_or(name)),
                 };
-                if to != Place::Room(room.clone()) {
+                if to != ImportTarget::Room(room.clone()) {
                     arrows.push(Arrow { from: room.clone(), to, at: (path.clone(), line) });
                 }
             }

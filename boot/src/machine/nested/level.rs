@@ -70,7 +70,7 @@ pub fn end(pairs: &Pairs) -> End {
         Some("left-on") => End::LeftOn,
         Some("died") => End::Died(why()),
         Some("refused") => End::Refused(why()),
-        Some("silent") => End::Silent(Silence { wall: time(), own: None }),
+        Some("silent") => End::Silent(Silence { wall: time(), own: None, rips: Vec::new() }),
         Some("too-long") => End::TooLong(time()),
         Some("flooded") => End::Flooded,
         Some("asked") => End::Asked,
@@ -103,7 +103,7 @@ mod tests {
             End::Asked,
             End::Died("QEMU ended with exit status: 1: no \"KVM\"".into()),
             End::Refused("x".into()),
-            End::Silent(Silence { wall: time, own: None }),
+            End::Silent(Silence { wall: time, own: None, rips: Vec::new() }),
             End::TooLong(time),
             End::Flooded,
         ] {

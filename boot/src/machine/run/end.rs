@@ -21,19 +21,21 @@ pub enum End {
     TooLong(Duration),
     /// The console was flooded.
     Flooded,
-    /// The person at the terminal ended it.
+    /// The person at the terminal or at the debugger ended it.
     Asked,
     /// It was not run, because the machine that it should run on lacks something.
     Refused(String),
 }
 
 /// A silence that is too long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Silence {
     /// On the host's clock.
     pub wall: Duration,
     /// In the machine's own time, where it tells or the host counts it: how far the emulator came, or its processor time.
     pub own: Option<Duration>,
+    /// The RIP of each processor at its end, where the emulator tells.
+    pub rips: Vec<u64>,
 }
 
 impl End {
@@ -46,7 +48,8 @@ impl End {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Silent(_) => Some(
-                "a guest that computes for long without a line is ended as well: --silence SECONDS gives it more time",
+                "a guest that computes for long without a line is ended as well: --silence SECONDS gives it more time; \
+                 --debug holds the machine in a debugger, which tells what is at an address (u), and where each processor is (r)",
             ),
             Self::TooLong(_) => Some("--timeout SECONDS gives it more time"),
             Self::Off | Self::LeftOn | Self::Died(_) | Self::Flooded | Self::Asked | Self::Refused(_) => None,
@@ -63,7 +66,7 @@ impl fmt::Display for End {
             Self::Silent(silence) => write!(f, "the machine hung: {silence}"),
             Self::TooLong(time) => write!(f, "the run took longer than {} seconds", time.as_secs()),
             Self::Flooded => write!(f, "more than {} MiB on the serial console", FLOOD >> 20),
-            Self::Asked => write!(f, "the run was ended at the terminal"),
+            Self::Asked => write!(f, "the run was ended by hand"),
             Self::Refused(why) => write!(f, "it could not be run: {why}"),
         }
     }
@@ -72,6 +75,12 @@ impl fmt::Display for End {
 impl fmt::Display for Silence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "no line for {} seconds", self.wall.as_secs())?;
-        self.own.map_or(Ok(()), |own| write!(f, ", of which the machine itself had {}", own.as_secs()))
+        if let Some(own) = self.own {
+            write!(f, ", of which the machine itself had {}", own.as_secs())?;
+        }
+        for (processor, rip) in self.rips.iter().enumerate() {
+            write!(f, "{} processor {processor} was at RIP {rip:#x}", if processor == 0 { ";" } else { "," })?;
+        }
+        Ok(())
     }
 }

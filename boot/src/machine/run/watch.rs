@@ -48,11 +48,12 @@ impl Watchdog {
             self.quiet_since = own;
         }
         let own = own.zip(self.quiet_since).map(|(own, then)| own.saturating_sub(then));
-        let silence = Silence { wall: now.saturating_sub(self.last_line), own };
-        self.has_hung(silence).then_some(silence)
+        let silence = Silence { wall: now.saturating_sub(self.last_line), own, rips: Vec::new() };
+        self.has_hung(&silence).then_some(silence)
     }
 
-    fn has_hung(&self, Silence { wall, own }: Silence) -> bool {
+    fn has_hung(&self, silence: &Silence) -> bool {
+        let (wall, own) = (silence.wall, silence.own);
         let stands_still = |own| own < self.allowed / PATIENCE && wall > self.allowed.saturating_mul(PATIENCE);
         // A host that does not count has its clock.
         wall > self.allowed && own.is_none_or(|own| own > self.allowed || stands_still(own))
@@ -62,23 +63,40 @@ impl Watchdog {
 /// A machine's own time, as far as anybody tells.
 #[derive(Debug, Default)]
 pub(super) struct OwnTime {
-    /// How far the emulator had come at the last look.
-    emulated: Option<Duration>,
+    /// What the emulator told at the last look.
+    told: Option<Progress>,
+}
+
+/// What our plugin tells of the emulator: how far it has come, and where its processors are, if it knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Progress {
+    time: Duration,
+    rips: Vec<u64>,
 }
 
 impl OwnTime {
     /// How far the emulator has come, where our plugin tells it in a file of the run's directory; else the processor time of the process.
     pub fn look(&mut self, directory: &Path, process: u32) -> Option<Duration> {
         // A file that cannot be read for once leaves the emulator where it was: the two kinds of time have nothing in common.
-        self.emulated =
-            fs::read_to_string(directory.join(PROGRESS)).ok().and_then(|text| milliseconds(&text)).or(self.emulated);
-        self.emulated.or_else(|| processor_time(process))
+        let told = fs::read_to_string(directory.join(PROGRESS)).ok().and_then(|text| Progress::parse(&text));
+        self.told = told.or(self.told.take());
+        self.told.as_ref().map(|told| told.time).or_else(|| processor_time(process))
+    }
+
+    /// The RIP of each processor at the last look; nothing where nobody tells.
+    pub fn rips(&self) -> &[u64] {
+        self.told.as_ref().map_or(&[], |told| &told.rips)
     }
 }
 
-/// The emulator's time, from the text that the plugin writes.
-fn milliseconds(text: &str) -> Option<Duration> {
-    text.strip_suffix('\n')?.parse().ok().map(Duration::from_millis)
+impl Progress {
+    /// Reads the line that the plugin writes: milliseconds, then RIPs in hexadecimal digits.
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.strip_suffix('\n')?.split(' ');
+        let time = words.next()?.parse().ok().map(Duration::from_millis)?;
+        let rips = words.map(|word| u64::from_str_radix(word, 16).ok()).collect::<Option<_>>()?;
+        Some(Self { time, rips })
+    }
 }
 
 /// The processor time of all threads of a process so far; none where the host does not say.
@@ -145,7 +163,10 @@ mod tests {
 
     #[test]
     fn a_host_that_does_not_count_has_its_clock() {
-        assert_eq!(follow(None, None, 600).unwrap(), Silence { wall: ALLOWED + Duration::from_secs(1), own: None });
+        assert_eq!(
+            follow(None, None, 600).unwrap(),
+            Silence { wall: ALLOWED + Duration::from_secs(1), own: None, rips: Vec::new() }
+        );
     }
 
     #[test]
@@ -166,14 +187,21 @@ mod tests {
         let mut time = OwnTime::default();
         let mut own = || time.look(directory.path(), std::process::id());
         assert!(own().is_some());
-        for (text, milliseconds) in
-            [("50\n", 50), ("123450\n", 123_450), ("12", 123_450), ("", 123_450), ("x\n", 123_450)]
-        {
+        for (text, milliseconds) in [
+            ("50\n", 50),
+            ("123450 000000000000fff0 8000000000000000\n", 123_450),
+            ("12", 123_450),
+            ("", 123_450),
+            ("x\n", 123_450),
+            ("60 xyz\n", 123_450),
+        ] {
             fs::write(directory.path().join(PROGRESS), text).unwrap();
             assert_eq!(own(), Some(Duration::from_millis(milliseconds)), "{text:?}");
         }
+        // The last line that was whole.
         fs::remove_file(directory.path().join(PROGRESS)).unwrap();
         assert_eq!(own(), Some(Duration::from_millis(123_450)));
+        assert_eq!(time.rips(), [0xfff0, 1 << 63]);
     }
 
     #[test]

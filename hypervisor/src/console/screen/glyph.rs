@@ -1,4 +1,4 @@
-//! Characters as dots.
+//! Bitmaps of characters.
 #![forbid(unsafe_code)]
 
 use core::convert::Infallible;

@@ -1,4 +1,4 @@
-//! The text that a screen shows: cells, a place to write, and scrolling.
+//! The text on a screen: cells, a cursor, and scrolling.
 #![forbid(unsafe_code)]
 
 use core::sync::atomic::{AtomicU16, Ordering};

@@ -1,8 +1,8 @@
-//! The screen: the console's lines for a person in front of the machine.
+//! The screen, which shows the console's lines to a person in front of the machine.
 //!
-//! Lines go into a grid of text at once, which costs no access to the screen. Painting follows when a processor has time
-//! ([`pump`]), a line of text at a time, and no more often than every [`INTERVAL`]: a flood of lines scrolls in memory alone. Behind each
-//! line the screen rests for [`REST`] times as long as painting took: what a guest writes costs others that much of a processor at most.
+//! Lines go into a grid of text at once, without an access to the screen. [`pump`] paints when a processor has time, one line of text at a
+//! time, and no more often than every [`INTERVAL`]: a flood of lines scrolls in memory alone. After each line the screen rests for [`REST`]
+//! times as long as painting took, which limits the processor time that a guest's output costs others.
 
 mod framebuffer;
 mod glyph;

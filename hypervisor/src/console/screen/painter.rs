@@ -1,7 +1,7 @@
-//! From text to a screen's memory.
+//! Paints text into a screen's memory.
 //!
-//! Reading a screen's memory is slow, and writing it is not fast. So the painter keeps what the screen shows, never reads it, and writes
-//! only the characters that have changed.
+//! Reads of a screen's memory are slow, and writes are not fast. So the painter keeps a copy of the screen's contents, never reads the
+//! screen, and writes only characters that have changed.
 
 use core::{
     ptr::NonNull,

@@ -3,7 +3,7 @@ use super::{
     *,
 };
 use crate::{
-    clock::testing::{EveryLook, MILLISECONDS},
+    clock::testing::{MILLISECONDS, TickingClock},
     vdev::vdsa::{
         Shape,
         spec::{CMD, CMDSTS, CMDSTS_ACTIVE, command},
@@ -49,7 +49,7 @@ struct Bench {
     model: Model,
     functions: Vec<Function>,
     arbiter: CommandArbiter,
-    clock: &'static EveryLook,
+    clock: &'static TickingClock,
 }
 
 impl Bench {

@@ -5,12 +5,12 @@ use dsa_model::{Config, Dsa, Fault, PortalWrite, Upstream};
 use super::*;
 use crate::{
     addr::{Bdf, Hpa},
-    clock::testing::EveryLook,
+    clock::testing::TickingClock,
     pci::{Bar, Buses, ConfigSpace, function::while_decoding},
 };
 
 /// Each look takes a microsecond.
-pub static CLOCK: EveryLook = EveryLook { hertz: 1_000_000 };
+pub static CLOCK: TickingClock = TickingClock { hertz: 1_000_000 };
 
 struct Fake([u64; 64]);
 

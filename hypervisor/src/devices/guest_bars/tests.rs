@@ -27,7 +27,7 @@ enum Page {
 }
 
 /// What a guest's function is put into.
-struct Bed {
+struct Fixture {
     frames: TestFrames,
     bus: VirtualBus,
     bars: BarAllocator,
@@ -36,7 +36,7 @@ struct Bed {
     own: Vec<(Hpa, u64)>,
 }
 
-impl Bed {
+impl Fixture {
     fn new() -> Self {
         let frames = TestFrames::default();
         let ept = Ept::new(&frames, false).unwrap();
@@ -89,15 +89,15 @@ fn dsa_of(config: Config) -> (Model, Function) {
 /// The pages of BAR 0 and BAR 2 of a whole DSA in a guest.
 fn shown(config: Config) -> [Vec<(u64, Page)>; 2] {
     let (model, function) = dsa_of(config);
-    let mut bed = Bed::new();
-    let mut space = bed.space();
+    let mut fixture = Fixture::new();
+    let mut space = fixture.space();
     let descr = describe(&model, &function, space.bars).unwrap();
     let mut layout =
         BarLayout { function: &function, descr: &descr, id: DeviceId(8), space: &mut space, shared: Vec::new() };
     layout.show_all(Some(&model), |_| None).unwrap();
     [(0, BAR0), (2, BAR2)].map(|(n, base)| {
         let bar = descr.bars[n].unwrap();
-        bed.pages(bar.gpa, bar.size, base)
+        fixture.pages(bar.gpa, bar.size, base)
     })
 }
 
@@ -121,16 +121,16 @@ fn of_a_function_that_says_nothing_of_its_registers_the_tables_page_is_trapped_f
     let place = |offset| TableLocation { bar: 0, offset };
     function.msix = Some(MsiX { capability: 0x40, entries: 3, table: place(0x1800), pba: place(0x3000) });
     function.siov = None;
-    let (mut bed, model) = (Bed::new(), Model::of(Dsa::new(Config::sapphire_rapids())));
-    let mut space = bed.space();
+    let (mut fixture, model) = (Fixture::new(), Model::of(Dsa::new(Config::sapphire_rapids())));
+    let mut space = fixture.space();
     let descr = describe(&model, &function, space.bars).unwrap();
     let mut layout =
         BarLayout { function: &function, descr: &descr, id: DeviceId(8), space: &mut space, shared: Vec::new() };
     layout.show_all(None::<&Model>, |_| None).unwrap();
-    let pages = bed.pages(descr.bars[0].unwrap().gpa, 0x4000, BAR0);
+    let pages = fixture.pages(descr.bars[0].unwrap().gpa, 0x4000, BAR0);
     assert_eq!(exceptions(&pages), [(0x1000, Page::Trapped), (0x3000, Page::ReadOnly(0x3000))]);
     let gpa = |offset| Gpa::new(descr.bars[0].unwrap().gpa.as_u64() + offset);
-    let kind = |offset| bed.regions.find(gpa(offset)).map(|(kind, _)| kind);
+    let kind = |offset| fixture.regions.find(gpa(offset)).map(|(kind, _)| kind);
     assert!(matches!(kind(0x1800), Some(RegionKind::Store { name: StoreName::Msix, .. })));
     for beside in [0x1000, 0x17fc, 0x1830, 0x1ffc] {
         assert!(
@@ -146,18 +146,18 @@ fn of_a_function_that_says_nothing_of_its_registers_the_tables_page_is_trapped_f
 fn of_a_virtual_function_a_guest_reaches_the_portals_of_its_own_queue_and_nothing_else_of_the_device() {
     let (_, function) = dsa_of(Config::sapphire_rapids());
     for queue in 0..8u8 {
-        let mut bed = Bed::new();
-        let mut space = bed.space();
+        let mut fixture = Fixture::new();
+        let mut space = fixture.space();
         let registers = space.zeroed(1).unwrap();
         let (bar0, bar2) = (Gpa::new(0xe000_0000), Gpa::new(0xe004_0000));
         let portals = dsa::portals_of_queue(&function, queue).unwrap();
         virtual_bars::map(&mut space, DeviceId(8), (bar0, bar2), (registers, 256 * 16, portals)).unwrap();
         let mut expected = vec![(0, Page::Image)];
         expected.extend((1..16).map(|n| (n * PAGE_SIZE, if n == 8 { Page::Image } else { Page::Trapped })));
-        assert_eq!(bed.pages(bar0, vdsa::BAR0_SIZE, BAR0), expected, "registers and the table's shadow");
+        assert_eq!(fixture.pages(bar0, vdsa::BAR0_SIZE, BAR0), expected, "registers and the table's shadow");
         let first = u64::from(queue) * 0x4000 + 0x2000;
         let portals = [Page::Device(first), Page::Device(first + PAGE_SIZE), Page::Trapped, Page::Trapped];
-        let seen: Vec<_> = bed.pages(bar2, vdsa::BAR2_SIZE, BAR2).into_iter().map(|(_, page)| page).collect();
+        let seen: Vec<_> = fixture.pages(bar2, vdsa::BAR2_SIZE, BAR2).into_iter().map(|(_, page)| page).collect();
         assert_eq!(seen, portals, "queue {queue}");
     }
 }

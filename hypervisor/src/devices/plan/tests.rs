@@ -52,9 +52,9 @@ impl Fake {
 
     /// What the modules with these strings get: the bus of each whole function, or the queue and first slot of each virtual one.
     fn plan(&self, strings: &[&str]) -> Vec<Result<String, String>> {
-        let module = |string: &&str| Module {
+        let module = |command_line: &&str| Module {
             range: PhysRange::new(Hpa::new(0x10_0000), 0x1000),
-            string: Some((*string).to_owned()),
+            command_line: Some((*command_line).to_owned()),
             initrd: None,
         };
         let modules: Vec<_> = strings.iter().map(module).collect();
@@ -68,8 +68,8 @@ impl Fake {
         all.map(|plan| plan.map(|plan| plan.given.iter().map(tell).collect::<Vec<_>>().join(" "))).collect()
     }
 
-    fn refusal(&self, string: &str) -> String {
-        self.plan(&[string])[0].clone().unwrap_err()
+    fn refusal(&self, command_line: &str) -> String {
+        self.plan(&[command_line])[0].clone().unwrap_err()
     }
 }
 
@@ -119,9 +119,9 @@ fn a_guest_gets_all_that_it_asks_for_or_nothing() {
 fn a_dsa_with_an_erratum_is_passed_over_unless_the_guest_accepts_it() {
     assert_eq!(two(FAULTY, MENDED).plan(&["a device=dsa", "b device=dsa unsafe=INTEL-SA-01084"]), given(&["6f", "6a"]));
     assert_eq!(two(FAULTY, MENDED).plan(&["a device=vdsa"]), given(&["6f/0+0"]));
-    for string in ["a device=dsa", "a device=vdsa", "a device=6a:01.0", "a device=vdsa:6f:01.0"] {
-        let why = two(FAULTY, FAULTY).refusal(string);
-        assert!(why.contains("INTEL-SA-01084"), "{string}: {why}");
+    for command_line in ["a device=dsa", "a device=vdsa", "a device=6a:01.0", "a device=vdsa:6f:01.0"] {
+        let why = two(FAULTY, FAULTY).refusal(command_line);
+        assert!(why.contains("INTEL-SA-01084"), "{command_line}: {why}");
     }
 }
 
@@ -184,9 +184,9 @@ fn what_cannot_be_confined_is_given_to_nobody() {
 
 #[test]
 fn virtual_processors_are_dealt_out_in_turn_and_there_is_one_terminal() {
-    let module = |string: &str| Module {
+    let module = |command_line: &str| Module {
         range: PhysRange::new(Hpa::new(0x10_0000), 0x1000),
-        string: Some(string.to_owned()),
+        command_line: Some(command_line.to_owned()),
         initrd: None,
     };
     let modules = [module("a cpus=2 console=on"), module("b cpus=3"), module("c console=on")];

@@ -1,4 +1,4 @@
-//! An operand in memory: segment and canonical checks, translation page by page, and the bytes themselves.
+//! An operand in memory: segment and canonical checks, translation page by page, and access to the bytes.
 #![forbid(unsafe_code)]
 
 use super::{
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// The piece of an access that lies in one page.
+/// The part of an access in one page.
 #[derive(Clone, Copy)]
 pub(super) struct Part {
     gpa: Gpa,
@@ -23,7 +23,7 @@ pub(super) struct Part {
     pub(super) region: Region,
 }
 
-/// An access that was checked and translated.
+/// A checked and translated access.
 #[derive(Clone, Copy)]
 pub(super) struct Span {
     linear: u64,
@@ -38,7 +38,7 @@ impl Span {
         core::iter::once(self.first).chain(self.second)
     }
 
-    /// Where it is, if all of it lies in one trapped page.
+    /// The address, if the access is in one trapped page.
     pub(super) fn trapped(&self) -> Option<Gpa> {
         (self.second.is_none() && self.first.region == Region::Mmio).then_some(self.first.gpa)
     }
@@ -69,7 +69,7 @@ impl<M: Machine> Emulation<'_, M> {
         Err(Stop::segment_violation(segment))
     }
 
-    /// Translates each page of an access and checks that it leads somewhere.
+    /// Translates each page of an access and checks its region.
     pub(super) fn span(&mut self, linear: u64, bytes: u64, access: Access) -> Result<Span, Stop> {
         let here = bytes.min(PAGE_SIZE - linear % PAGE_SIZE);
         let first = self.part(linear, here, access)?;
@@ -93,8 +93,8 @@ impl<M: Machine> Emulation<'_, M> {
         }
     }
 
-    /// The processor has walked and checked the page that faulted, for this kind of access (what may be written may be read);
-    /// its answer is the one that counts, and costs nothing.
+    /// The processor's translation of the faulting page, which it has walked and checked for this kind of access (a page that may be
+    /// written may be read). It takes precedence, and costs nothing.
     fn translated_by_processor(&self, linear: u64, access: Access) -> Option<Gpa> {
         let Fault { gpa, gva, write } = self.fault;
         let same_page = Gva::new(linear).page() == gva.page() && gpa.page_offset() == gva.page_offset();
@@ -102,14 +102,14 @@ impl<M: Machine> Emulation<'_, M> {
         (same_page && checked).then(|| Gpa::new(gpa.page().as_u64() + linear % PAGE_SIZE))
     }
 
-    /// At most 8 bytes.
+    /// Loads at most 8 bytes.
     pub(super) fn load(&mut self, span: &Span) -> Result<u64, Stop> {
         let mut bytes = [0; 8];
         self.load_bytes(span, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// The first bytes of `into` become what is there; it has room for as many.
+    /// Loads the span's bytes into the first bytes of `into`, which is long enough.
     pub(super) fn load_bytes(&mut self, span: &Span, into: &mut [u8]) -> Result<(), Stop> {
         self.machine.accessed(span.linear, span.bytes, Access::Read);
         let mut rest = into;
@@ -131,12 +131,12 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// At most 8 bytes.
+    /// Stores at most 8 bytes.
     pub(super) fn store(&mut self, span: &Span, value: u64) -> Result<(), Stop> {
         self.store_bytes(span, &value.to_le_bytes())
     }
 
-    /// What is there becomes the first bytes of `from`, which has as many.
+    /// Stores the first bytes of `from`, which is long enough.
     pub(super) fn store_bytes(&mut self, span: &Span, from: &[u8]) -> Result<(), Stop> {
         debug_assert!(span.access == Access::Write, "{:#x} was checked for reading only", span.linear);
         self.machine.accessed(span.linear, span.bytes, Access::Write);
@@ -149,8 +149,8 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// What is wider than a general register goes to a trapped page as it is, and what is as wide as one; the rest in naturally aligned
-    /// pieces.
+    /// Stores a part. An access to a trapped page that is as wide as a general register, or wider than one, is passed on whole; others are
+    /// divided into naturally aligned pieces.
     fn store_part(&mut self, part: Part, from: &[u8]) -> Result<(), Stop> {
         if part.region == Region::Memory {
             return Ok(self.machine.write(part.gpa, from)?);
@@ -165,8 +165,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// Reads what is there, which lies in one trapped page, and writes what `modify` makes of it: nobody else's write comes in between.
-    /// 1 to 16 bytes.
+    /// Reads a span of 1 to 16 bytes in one trapped page, and writes the result of `modify`. No other write comes in between.
     pub(super) fn modify_span(&mut self, span: &Span, mut modify: impl FnMut(u128) -> u128) -> Result<(), Stop> {
         let gpa = span.trapped().ok_or(Stop::UNSUPPORTED)?;
         self.machine.accessed(span.linear, span.bytes, Access::Read);

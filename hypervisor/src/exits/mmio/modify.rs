@@ -1,4 +1,4 @@
-//! Instructions that read and write their operand in memory. Each does so in one step.
+//! Instructions that read and write their operand in memory. Each does both in one step.
 #![forbid(unsafe_code)]
 
 use super::{Emulation, Machine, RAX, RCX, RDX, Stop};
@@ -21,7 +21,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// XADD. A register that is part of the address counts as it was.
+    /// XADD. If the register is part of the address, its old value counts.
     pub(super) fn exchange_add(&mut self, at: Address, with: Register) -> Result<(), Stop> {
         let (added, flags) = (self.register(with), self.machine.rflags());
         let old = self.replace(at, with.width, |old| Alu::Add.apply(with.width, old, added, flags).0)?;
@@ -30,7 +30,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// CMPXCHG. Memory that is not as the accumulator is written back as it was, as the processor does (SDM vol. 2, CMPXCHG).
+    /// CMPXCHG. If memory differs from the accumulator, its value is written back, as the processor does (SDM vol. 2, CMPXCHG).
     pub(super) fn compare_exchange(&mut self, at: Address, with: Register) -> Result<(), Stop> {
         let accumulator = Register { number: RAX, width: with.width, high: false };
         let (expected, new) = (self.register(accumulator), self.register(with));
@@ -43,7 +43,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// CMPXCHG8B and CMPXCHG16B: of the flags ZF alone changes.
+    /// CMPXCHG8B and CMPXCHG16B. Of the flags only ZF changes.
     pub(super) fn compare_exchange_pair(&mut self, at: Address, half: Width) -> Result<(), Stop> {
         let part = |number| Register { number, width: half, high: false };
         let pair =
@@ -63,7 +63,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// BT, BTS, BTR and BTC. A register's bit may lie anywhere: multiples of the width go into the address.
+    /// BT, BTS, BTR and BTC. A bit offset in a register may be outside of the operand: multiples of the width are added to the address.
     pub(super) fn bit(&mut self, at: Address, width: Width, kind: BitKind, bit: Source) -> Result<(), Stop> {
         let number = self.source(bit);
         let at = match bit {
@@ -85,7 +85,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// ADD to TEST, and those with one operand.
+    /// ADD to TEST, and the operations with one operand.
     pub(super) fn modify(&mut self, at: Address, width: Width, alu: Alu, value: Source) -> Result<(), Stop> {
         let (value, flags) = (self.source(value), self.machine.rflags());
         let old = if alu.writes() {
@@ -98,7 +98,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// Makes the operand what `new` says, and tells what it was.
+    /// Replaces the operand by the result of `new`, and returns the old value.
     fn replace(&mut self, at: Address, width: Width, new: impl Fn(u64) -> u64) -> Result<u64, Stop> {
         let span = self.modified_span(at, width.bytes() as u64)?;
         let mut old = 0;

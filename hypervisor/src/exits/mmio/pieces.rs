@@ -1,10 +1,10 @@
-//! How an access to trapped memory goes to the bus.
+//! How an access to trapped memory is divided into bus accesses.
 #![forbid(unsafe_code)]
 
 use crate::{addr::Gpa, exits::width::Width};
 
-/// Cuts `bytes` bytes at an address as a bus has them: an access that is as wide as a general register is one piece, at any alignment; others
-/// are cut into naturally aligned ones. For each piece its address, its width, and its place in the access. Nothing wraps around.
+/// Divides `bytes` bytes at an address into bus accesses. An access as wide as a general register is one piece, at any alignment; others
+/// are divided into naturally aligned pieces. Each piece has its address, its width, and its place in the access. No address wraps around.
 pub fn pieces(from: Gpa, bytes: usize) -> impl Iterator<Item = (Gpa, Width, usize)> {
     let whole = bytes.is_power_of_two() && bytes <= 8;
     let mut done = 0;
@@ -26,7 +26,7 @@ pub fn piece_of(bytes: &[u8], width: Width, at: usize) -> u64 {
     u64::from_le_bytes(value)
 }
 
-/// Puts a piece that was read to its place in the bytes of an access.
+/// Puts a piece that was read into the bytes of an access.
 pub fn put_piece(bytes: &mut [u8], width: Width, at: usize, value: u64) {
     let value = value.to_le_bytes();
     bytes.iter_mut().skip(at).zip(&value[..width.bytes()]).for_each(|(byte, read)| *byte = *read);

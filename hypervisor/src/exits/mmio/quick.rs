@@ -1,8 +1,8 @@
-//! What nearly every exit is: 64-bit code stores a register or a constant, by an instruction that was decoded before, where the
-//! processor has just found a trapped page.
+//! The fast path of nearly every exit: 64-bit code stores a register or a constant, by an instruction that was decoded before, to a trapped
+//! page where the processor has just faulted.
 //!
-//! What this does not take, whatever the reason, it leaves untouched to the emulation of everything; so each question here may be
-//! answered with "perhaps not". It looks at the same things: what it leaves out follows from what it has asked.
+//! If this path does not take an exit, it leaves everything unchanged for the full emulation. So each of its checks may be conservative. It
+//! checks the same conditions as the full emulation; a check that is missing here follows from another one.
 #![forbid(unsafe_code)]
 
 use super::port::{Fault, Machine, Region};
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Carries the store out, if it is one that this can do, and tells the instruction's length.
+/// Carries out the store if this path supports it, and returns the instruction's length.
 #[inline(always)]
 pub fn store_known<M: Machine>(machine: &mut M, fault: Fault) -> Option<u8> {
     if !fault.write || machine.mode() != Mode::Bits64 || machine.is_watching() {
@@ -36,7 +36,7 @@ pub fn store_known<M: Machine>(machine: &mut M, fault: Fault) -> Option<u8> {
     Some(length)
 }
 
-/// The instruction at `rip`, which leads to `gpa`, if its bytes, read anew, are the same as before.
+/// The cached instruction at `rip`, which has the address `gpa`, if its bytes, which are read anew, are the same as before.
 #[inline(always)]
 fn known_instruction<M: Machine>(machine: &M, rip: u64, gpa: Gpa) -> Option<&Decoded> {
     let low = machine.read_u64(gpa).ok()?;
@@ -44,7 +44,7 @@ fn known_instruction<M: Machine>(machine: &M, rip: u64, gpa: Gpa) -> Option<&Dec
     machine.decode_cache().find(rip, Mode::Bits64, [low, high & (u64::MAX >> 8)])
 }
 
-/// Where the code at `rip` is, through the guest's tables as they are now.
+/// The address of the code at `rip`, through the guest's present page tables.
 #[inline(always)]
 fn code_address<M: Machine>(machine: &mut M, rip: u64) -> Option<Gpa> {
     // Bytes that are not the instruction's do no harm, but they have to be there.
@@ -66,9 +66,9 @@ fn walk_anew<M: Machine>(machine: &mut M, rip: u64) -> Option<Gpa> {
     Some(walked.gpa(rip))
 }
 
-/// Where a store that begins at the faulting address goes, if it stays in that page: the processor has translated it, and checked
-/// that it may be written. An address that it translates is canonical, and but for FS and GS no segment has a say (SDM volume 1,
-/// 3.4.2.1).
+/// The address of a store that begins at the faulting address, if it stays in that page. The processor has translated the address, and
+/// checked that it may be written. An address that it translates is canonical, and segments other than FS and GS have no effect (SDM volume
+/// 1, 3.4.2.1).
 #[inline(always)]
 fn destination<M: Machine>(machine: &M, fault: Fault, to: &Address, width: Width) -> Option<Gpa> {
     let offset = to.offset(|number| machine.general(number));

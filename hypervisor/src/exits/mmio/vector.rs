@@ -1,7 +1,7 @@
 //! Moves of vector registers, and of blocks.
 //!
-//! What the processor checks before it translates an address (CR0.EM and TS, CR4.OSFXSR, XCR0, alignment) it has checked before the
-//! exit. An instruction that another processor has put there since is carried out without: it moves the guest's own bytes.
+//! The processor has made the checks that come before address translation (CR0.EM and TS, CR4.OSFXSR, XCR0, alignment) before the exit. If
+//! another processor replaces the instruction after that, the new one runs without these checks; it moves only the guest's own bytes.
 #![forbid(unsafe_code)]
 
 use super::{Emulation, Machine, Stop};
@@ -33,7 +33,7 @@ impl<M: Machine> Emulation<'_, M> {
         Ok(())
     }
 
-    /// MOVDIR64B. Either operand may be what faulted.
+    /// MOVDIR64B. Either operand may have faulted.
     pub(super) fn block(&mut self, to: Address, from: Address) -> Result<(), Stop> {
         let destination = self.operand(to, BLOCK as u64, Access::Write)?;
         let source = self.operand(from, BLOCK as u64, Access::Read)?;

@@ -1,4 +1,4 @@
-//! The DSDT: what a guest's buses have that cannot be discovered, in AML.
+//! The DSDT: the guest's devices that cannot be discovered, in AML.
 //!
 //! | object | what |
 //! |---|---|

@@ -1,4 +1,5 @@
-//! The fault log: what the remapping units have refused is read, told with whom it is about, and limited.
+//! The fault log: it reads the faults that remapping units have recorded, logs them with the guest that they concern, and limits their
+//! number.
 
 use alloc::{string::String, vec::Vec};
 use core::{
@@ -18,28 +19,29 @@ use crate::{
     vtd::{Fault, Request},
 };
 
-/// Faults of one function and kind, DMA or interrupt, that are told of. More are counted only: so no guest's device can bury what others did.
+/// Faults of one function and kind, DMA or interrupt, that are logged. More are only counted, so no guest's device can bury the faults of
+/// others.
 const TOLD: u32 = 32;
-/// Functions whose faults are told of.
+/// Functions whose faults are logged.
 const FUNCTIONS: usize = 64;
 
-/// A function, whose its work was, and whether it was an interrupt.
+/// The source of faults: a function, the guest that its work belonged to, and whether the fault is an interrupt's.
 type FaultSource = (Bdf, Option<GuestId>, bool);
 
-/// What is known of the units' faults. Its locks are taken before any of the service's, never after.
+/// The state of the fault log. Its locks are taken before any of the service's, never after.
 pub struct FaultLog {
-    /// Of each unit, by its number.
+    /// The rate limit of each unit, by its number.
     units: Vec<Mutex<RateLimit>>,
-    /// Units whose events are masked.
+    /// The number of units whose events are masked.
     masked: AtomicUsize,
-    /// How often was told of each function and kind.
+    /// The number of faults of each source so far.
     told: Mutex<Vec<(FaultSource, u32)>>,
     lost_told: AtomicBool,
     burst_told: AtomicBool,
 }
 
 impl FaultLog {
-    /// For so many units.
+    /// A log for `units` units.
     pub fn new(units: usize) -> Self {
         Self {
             units: (0..units).map(|_| Mutex::new(RateLimit::default())).collect(),
@@ -50,7 +52,7 @@ impl FaultLog {
         }
     }
 
-    /// A fault event has come: takes what the units have recorded.
+    /// Handles a fault event: reads the units' fault records.
     pub fn event(&self, service: &MachineService) {
         for (number, unit) in service.ports().numbered_units() {
             let mut rate_limit = self.units[number].lock();
@@ -66,7 +68,7 @@ impl FaultLog {
         }
     }
 
-    /// Looks at units whose events are masked, when it is time. To be called again and again.
+    /// Polls units whose events are masked, when a poll is due. The scheduler calls this all the time.
     pub fn poll(&self, service: &MachineService) {
         if self.masked.load(Ordering::Relaxed) == 0 {
             return;
@@ -82,7 +84,7 @@ impl FaultLog {
         }
     }
 
-    /// Takes everything that is left.
+    /// Reads all remaining records.
     pub fn finish(&self, service: &MachineService) {
         for (number, unit) in service.ports().numbered_units() {
             let _burst = self.units[number].lock();
@@ -90,7 +92,7 @@ impl FaultLog {
         }
     }
 
-    /// Takes a unit's records. Returns whether there was anything. The unit's lock is held.
+    /// Reads a unit's records. Returns whether there were any. The caller holds the unit's lock.
     fn take(&self, service: &MachineService, number: usize, unit: &Unit) -> bool {
         let mut found = false;
         // The unit's records have no segment: all that it serves is in its own.
@@ -105,7 +107,7 @@ impl FaultLog {
         found || lost
     }
 
-    /// A guest's device can bring it about as often as it likes.
+    /// Logs `what` once, because a guest's device can cause it at any rate.
     fn once(&self, told: &AtomicBool, what: &str) {
         if !told.swap(true, Ordering::Relaxed) {
             log::warn!("{what}; this is told of once");
@@ -145,7 +147,7 @@ impl FaultLog {
         }
     }
 
-    /// Counts a fault. Whether it is to be told. What comes after its guest has gone is counted with the guest's.
+    /// Counts a fault. Returns whether it is to be logged. Faults after a guest has gone are counted with the guest's.
     fn may_tell(&self, key: FaultSource) -> bool {
         let (mut told, (source, guest, interrupt)) = (self.told.lock(), key);
         let same =
@@ -166,7 +168,7 @@ impl FaultLog {
     }
 }
 
-/// Whose entry it is, as keys of an event.
+/// The entry's owner, as keys of an event.
 pub fn attributed(owner: Attribution) -> String {
     let store = match owner.store {
         StoreName::Ims => "ims",

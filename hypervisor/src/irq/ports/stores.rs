@@ -1,4 +1,4 @@
-//! Messages and vector control: in devices, and in the shadows that guests read.
+//! Message stores: access to slots in devices, and to the shadows that guests read.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl MachinePorts {
-    /// The number of a function's slow store, by which [`StoreLocation::SlowStore`] names it. `None` when it has none.
+    /// The number of a function's slow store, by which [`StoreLocation::SlowStore`] names it. `None` if it has none.
     pub fn slow_store(&self, bdf: Bdf, registers: Mmio) -> Option<u16> {
         let mut stores = self.slow_stores.write();
         let number = match stores.iter().position(|(whose, _)| *whose == bdf) {
@@ -31,14 +31,14 @@ impl MachinePorts {
         u16::try_from(number).ok()
     }
 
-    /// A function was reset, and answers again: its slow store, if it has one that had failed, may work now.
+    /// Lets a function's slow store work again after a failure, because the function was reset and answers again.
     pub fn mend_slow_store(&self, bdf: Bdf) {
         if let Some((_, store)) = self.slow_stores.read().iter().find(|(whose, _)| *whose == bdf) {
             store.lock().mend();
         }
     }
 
-    /// Writes to what is not memory of the device's.
+    /// Writes to a store that is not device memory.
     #[cold]
     #[inline(never)]
     fn write_elsewhere(&self, store: &StoreSpec, slot: u16, which: Field, value: u32) {
@@ -56,7 +56,7 @@ impl MachinePorts {
         self.write_elsewhere(store, slot, Field::Data, message.data);
     }
 
-    /// Reads what is not memory of the device's: nothing is written to a guest's store, and it is as if it were masked.
+    /// Reads a store that is not device memory. A guest's own store is not read: it counts as masked.
     #[cold]
     #[inline(never)]
     fn read_elsewhere(&self, store: &StoreSpec, slot: u16, which: Field) -> u32 {
@@ -65,7 +65,7 @@ impl MachinePorts {
         dwords.map_or(0, |dwords| dwords[which as usize])
     }
 
-    /// Does something with a slow store, under its bus lock.
+    /// Calls `what` with a slow store, under its bus lock.
     #[cold]
     fn on_slow_store<T>(
         &self,
@@ -78,7 +78,7 @@ impl MachinePorts {
     }
 }
 
-/// Where a field of a slot is.
+/// The address of a slot's field.
 fn field(base: Hpa, slot: u16, field: Field) -> u64 {
     base.as_u64() + field.offset(slot)
 }

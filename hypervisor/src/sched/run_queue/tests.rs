@@ -149,6 +149,19 @@ fn a_guest_with_many_virtual_processors_is_one_guest() {
 }
 
 #[test]
+fn a_virtual_processor_that_starts_late_does_not_keep_its_siblings_waiting() {
+    let mut queue = RunQueue::default();
+    queue.add(GuestId(0), Shares::default(), 0);
+    assert_eq!(queue.next_sibling(GuestId(0), [(0, 5_000)].into_iter()), Some(0));
+    // The first one sleeps; another one starts.
+    let late = queue.wake_sibling(GuestId(0), 0);
+    assert_eq!(late, 5_000);
+    assert_eq!(queue.next_sibling(GuestId(0), [(0, 5_100), (1, late)].into_iter()), Some(1));
+    assert_eq!(queue.wake_sibling(GuestId(0), 7_000), 7_000, "what it has run it has run");
+    assert_eq!(queue.next_sibling(GuestId(0), core::iter::empty()), None);
+}
+
+#[test]
 fn a_cap_holds_even_if_nobody_else_can_run() {
     for percent in [1, 25, 99, 100] {
         let time = 100 * CAP_PERIOD;

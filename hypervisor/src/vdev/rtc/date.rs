@@ -1,4 +1,4 @@
-//! Dates of the Gregorian calendar, and how an MC146818's registers show them.
+//! Dates of the Gregorian calendar, and their form in an MC146818's registers.
 
 /// Seconds in a day.
 const DAY: i64 = 86_400;

@@ -1,8 +1,8 @@
 //! The command register of a virtual function.
 //!
 //! The parent has one command register for all its virtual functions, and a command takes as long as the descriptors that it waits for. So
-//! nothing here waits: a command is a few steps ([`Step`]), which the parent carries out one by one when it is the function's turn. Until
-//! the last one is done CMDSTS says that the command is active, and what the guest writes to CMD meanwhile is lost, as with a real device.
+//! nothing here waits: a command consists of a few steps ([`Step`]), which the parent carries out one by one when it is the function's
+//! turn. Until the last step is done, CMDSTS shows the command as active, and writes to CMD are lost, as with a real device.
 
 use alloc::collections::VecDeque;
 
@@ -54,7 +54,7 @@ enum Stop {
 
 /// What is under way.
 #[derive(Default)]
-pub(super) struct Work {
+pub(super) struct CommandProgress {
     /// The purpose, and the steps that are left for it.
     job: Option<(Purpose, VecDeque<Step>)>,
     /// The step that was given to the parent.
@@ -75,18 +75,18 @@ impl VirtualDsa {
             return Effect::default();
         }
         (self.command, self.command_status) = (value, CMDSTS_ACTIVE);
-        self.work.command = Some(value);
+        self.progress.command = Some(value);
         self.proceed()
     }
 
     /// The step that the parent is to carry out next, if there is one and none is under way. It is under way from now on.
     pub fn next_step(&mut self) -> Option<Step> {
-        if self.work.given.is_some() {
+        if self.progress.given.is_some() {
             return None;
         }
-        let (_, steps) = self.work.job.as_ref()?;
-        self.work.given = steps.front().copied();
-        self.work.given
+        let (_, steps) = self.progress.job.as_ref()?;
+        self.progress.given = steps.front().copied();
+        self.progress.given
     }
 
     /// The handle of a vector that the parent has said before: it need not be asked again.
@@ -96,16 +96,16 @@ impl VirtualDsa {
 
     /// Whether there is a step for the parent, under way or still to be given.
     pub fn is_busy(&self) -> bool {
-        self.work.given.is_some() || self.work.job.is_some()
+        self.progress.given.is_some() || self.progress.job.is_some()
     }
 
     /// What the step that was given to the parent has ended with.
     pub fn step_done(&mut self, result: CommandResult) -> Effect {
-        let Some(step) = self.work.given.take() else { return Effect::default() };
+        let Some(step) = self.progress.given.take() else { return Effect::default() };
         self.note(step, result);
         let mut effect = Effect::default();
         // What it was given for may have ended meanwhile.
-        if let Some((purpose, mut steps)) = self.work.job.take() {
+        if let Some((purpose, mut steps)) = self.progress.job.take() {
             steps.pop_front();
             // A queue that has turned out to be disabled need not be stopped.
             let is_stopped = self.queue == QueueState::Disabled;
@@ -113,7 +113,7 @@ impl VirtualDsa {
                 steps.pop_front();
             }
             match unless_done(step, result, purpose) {
-                Ok(_) if !steps.is_empty() => self.work.job = Some((purpose, steps)),
+                Ok(_) if !steps.is_empty() => self.progress.job = Some((purpose, steps)),
                 result => effect = self.end(purpose, result),
             }
         }
@@ -144,31 +144,31 @@ impl VirtualDsa {
 
     /// Stops the queue. A command that is under way fails.
     fn stop(&mut self, stop: Stop) -> Effect {
-        let under_way = self.work.job.take_if(|(purpose, _)| matches!(purpose, Purpose::Command(_)));
-        let waiting = self.work.command.take();
+        let under_way = self.progress.job.take_if(|(purpose, _)| matches!(purpose, Purpose::Command(_)));
+        let waiting = self.progress.command.take();
         let mut effect = Effect::default();
         if under_way.is_some() || waiting.is_some() {
             effect = self.complete(self.command, Err(error::BUSMASTER_EN));
         }
         self.enabled = false;
-        self.work.stop = self.work.stop.max(Some(stop));
+        self.progress.stop = self.progress.stop.max(Some(stop));
         effect.and(self.proceed())
     }
 
     /// Begins what is next, and ends what takes no step.
     fn proceed(&mut self) -> Effect {
         let mut effect = Effect::default();
-        while self.work.given.is_none() && self.work.job.is_none() {
-            let (purpose, steps) = match (self.work.stop.take(), self.work.command.take()) {
+        while self.progress.given.is_none() && self.progress.job.is_none() {
+            let (purpose, steps) = match (self.progress.stop.take(), self.progress.command.take()) {
                 (Some(stop), command) => {
-                    self.work.command = command;
+                    self.progress.command = command;
                     (Purpose::Stop(stop), Ok(self.steps_to_stop()))
                 }
                 (None, Some(value)) => (Purpose::Command(value), self.begin(value)),
                 (None, None) => break,
             };
             match steps {
-                Ok(steps) if !steps.is_empty() => self.work.job = Some((purpose, steps)),
+                Ok(steps) if !steps.is_empty() => self.progress.job = Some((purpose, steps)),
                 steps => effect = effect.and(self.end(purpose, steps.map(|_| 0))),
             }
         }
@@ -269,7 +269,7 @@ impl VirtualDsa {
         match (step, result) {
             (Step::RequestHandle(vector), Ok(number)) => {
                 // The guest gets it unless the command has failed meanwhile.
-                let handle = Handle { number, is_out: self.work.job.is_some() };
+                let handle = Handle { number, is_out: self.progress.job.is_some() };
                 self.handles.get_mut(usize::from(vector)).into_iter().for_each(|place| *place = Some(handle));
             }
             // After a time-out the parent may have the handle still, or not: the guest has to ask for it again, and the parent is asked then.

@@ -1,6 +1,7 @@
 //! The timer of the virtual local APIC (SDM vol. 3, 12.5.4).
 //!
-//! It counts at the rate of the time stamp counter, as CPUID leaf 0x15 of [`crate::vdev::cpuid`] says. All times are the guest's TSC.
+//! It counts at the rate of the time stamp counter, as CPUID leaf 0x15 says ([`crate::vdev::cpuid`]). All times are in ticks of the guest's
+//! TSC.
 
 /// Shortest period of the periodic timer, in TSC ticks. A shorter one is stretched to it, so that a guest cannot make its own
 /// timer fire faster than the hypervisor can inject it.

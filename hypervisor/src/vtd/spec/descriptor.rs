@@ -1,4 +1,4 @@
-//! Invalidation descriptors: section 6.5.2. Those of 256 bits have the same 128 and zeros behind them.
+//! Invalidation descriptors: section 6.5.2. Descriptors of 256 bits have the same first 128 bits, followed by zeros.
 
 use super::layout;
 

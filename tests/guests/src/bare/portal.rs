@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::{config, physical};
-use crate::dsa::{Portal, Way, has_enqcmds, spec};
+use crate::dsa::{Portal, SubmitMethod, has_enqcmds, spec};
 use crate::pci::Function;
 
 /// The portal page at a physical address, of a function. `None` where it is not mapped.
@@ -12,13 +12,13 @@ use crate::pci::Function;
 /// As for [`Portal::new`].
 pub unsafe fn at(function: Function, address: u64) -> Option<Portal> {
     static TOLD: AtomicBool = AtomicBool::new(false);
-    let way = Way::of(&config::Ports, function);
-    if way == Way::PiecesForLack && !TOLD.swap(true, Ordering::Relaxed) {
+    let method = SubmitMethod::of(&config::Ports, function);
+    if method == SubmitMethod::PiecesForLack && !TOLD.swap(true, Ordering::Relaxed) {
         crate::println!("no MOVDIR64B: descriptors are written by stores of 8 bytes, which a real DSA does not take");
     }
     let page = physical::mapped(address, spec::PORTAL_SIZE)?;
     // SAFETY: the caller's promise; MOVDIR64B is used only where CPUID has it.
-    Some(unsafe { Portal::new(page.cast(), way) })
+    Some(unsafe { Portal::new(page.cast(), method) })
 }
 
 /// Says once what a shared work queue of a real device would not take.

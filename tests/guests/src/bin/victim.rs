@@ -48,7 +48,7 @@ fn main(guest: &Guest) -> u8 {
             one.gap = one.gap.max(passed)
         }
         if let Some(late) = timer.fired() {
-            one.late = one.late.max(now - late);
+            one.late = one.late.max(now.saturating_sub(late));
             timer = Timer::arm();
         }
     }

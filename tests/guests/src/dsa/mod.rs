@@ -8,4 +8,4 @@ pub mod spec;
 
 pub use descriptor::{Completion, Descriptor};
 pub use driver::{Dsa, Error, Registers, WorkQueue};
-pub use portal::{Portal, Way, has_enqcmds};
+pub use portal::{Portal, SubmitMethod, has_enqcmds};

@@ -16,7 +16,7 @@ const TRIES: u32 = 1_000_000;
 
 /// How a descriptor gets to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum SubmitMethod {
     /// One store of 64 bytes (MOVDIR64B).
     Whole,
     /// Eight stores of 8 bytes, because the device says that it takes them.
@@ -25,7 +25,7 @@ pub enum Way {
     PiecesForLack,
 }
 
-impl Way {
+impl SubmitMethod {
     /// That to a device with this subsystem, on a processor with this ECX of CPUID leaf 7.
     const fn to(subsystem: u16, features: u32) -> Self {
         match (subsystem, features & MOVDIR64B != 0) {
@@ -59,7 +59,7 @@ struct Words([u64; 8]);
 #[derive(Clone, Copy, Debug)]
 pub struct Portal {
     page: NonNull<u64>,
-    way: Way,
+    method: SubmitMethod,
 }
 
 // SAFETY: a portal belongs to no processor more than to another; `submit` wants one at a time, which a lock must see to.
@@ -71,8 +71,8 @@ impl Portal {
     /// # Safety
     /// `page` is a portal of a DSA, mapped uncached, and the caller answers for the addresses in the descriptors it submits. The
     /// processor can do what `way` says.
-    pub const unsafe fn new(page: NonNull<u64>, way: Way) -> Self {
-        Self { page, way }
+    pub const unsafe fn new(page: NonNull<u64>, method: SubmitMethod) -> Self {
+        Self { page, method }
     }
 
     /// Hands a descriptor over.
@@ -86,7 +86,7 @@ impl Portal {
         // What the descriptor refers to is in memory before it is.
         fence(Ordering::SeqCst);
         let noted;
-        if self.way == Way::Whole {
+        if self.method == SubmitMethod::Whole {
             noted = note();
             self.store_whole(&words);
         } else {
@@ -101,7 +101,7 @@ impl Portal {
     /// Hands a descriptor to a shared work queue, with the PASID that is in it: by ENQCMDS where the processor has that, else as to a
     /// dedicated one. Returns whether it was taken, as far as that can be known.
     pub fn submit_shared(&self, descriptor: &Descriptor) -> bool {
-        if self.way != Way::Whole || !has_enqcmds() {
+        if self.method != SubmitMethod::Whole || !has_enqcmds() {
             self.submit(descriptor);
             return true;
         }
@@ -152,21 +152,30 @@ mod tests {
 
     #[test]
     fn stores_of_64_bytes_are_used_unless_the_device_says_or_the_processor_lacks() {
-        assert_eq!((Way::to(0, MOVDIR64B), Way::to(0x1234, !0)), (Way::Whole, Way::Whole));
-        assert_eq!((Way::to(0, 0), Way::to(0, !MOVDIR64B)), (Way::PiecesForLack, Way::PiecesForLack));
+        assert_eq!(
+            (SubmitMethod::to(0, MOVDIR64B), SubmitMethod::to(0x1234, !0)),
+            (SubmitMethod::Whole, SubmitMethod::Whole)
+        );
+        assert_eq!(
+            (SubmitMethod::to(0, 0), SubmitMethod::to(0, !MOVDIR64B)),
+            (SubmitMethod::PiecesForLack, SubmitMethod::PiecesForLack)
+        );
         for subsystem in [0x9108, 0x510e] {
-            assert_eq!((Way::to(subsystem, !0), Way::to(subsystem, 0)), (Way::Pieces, Way::Pieces));
+            assert_eq!(
+                (SubmitMethod::to(subsystem, !0), SubmitMethod::to(subsystem, 0)),
+                (SubmitMethod::Pieces, SubmitMethod::Pieces)
+            );
         }
     }
 
     #[test]
     fn a_descriptor_is_written_whole_to_the_page_s_begin() {
         let descriptor = Descriptor::crc(0x7000, 4096, 0x8000, 9);
-        let here = if features() & MOVDIR64B != 0 { Way::Whole } else { Way::Pieces };
-        for way in [Way::Pieces, Way::PiecesForLack, here] {
+        let here = if features() & MOVDIR64B != 0 { SubmitMethod::Whole } else { SubmitMethod::Pieces };
+        for method in [SubmitMethod::Pieces, SubmitMethod::PiecesForLack, here] {
             let mut page = Page([0; 16]);
             // SAFETY: memory of our own stands for the portal.
-            let portal = unsafe { Portal::new(NonNull::from(&mut page).cast(), way) };
+            let portal = unsafe { Portal::new(NonNull::from(&mut page).cast(), method) };
             portal.submit(&descriptor);
             assert_eq!((&page.0[..8], &page.0[8..]), (&descriptor.words()[..], &[0; 8][..]));
         }
@@ -179,7 +188,7 @@ mod tests {
         let descriptor = Descriptor::crc(0x7000, 4096, 0x8000, 9);
         let words = descriptor.words();
         // SAFETY: memory of our own stands for the portal.
-        let portal = unsafe { Portal::new(NonNull::new(pointer.cast()).unwrap(), Way::Pieces) };
+        let portal = unsafe { Portal::new(NonNull::new(pointer.cast()).unwrap(), SubmitMethod::Pieces) };
         // SAFETY: nobody writes while this looks.
         let noted = portal.submit_noting(&Descriptor { ..descriptor }, || unsafe { pointer.read_volatile() });
         assert_eq!((noted[..7].to_vec(), noted[7]), (words[..7].to_vec(), 0));

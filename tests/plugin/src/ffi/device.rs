@@ -4,14 +4,12 @@
 //! than any version needs. The vtable is that of the Itanium C++ ABI.
 
 use super::symbols::Symbols;
-use super::{PLUGIN, Vtable, handlers};
+use super::{PLUGIN, Vtable, handlers, install, objects, timers};
 use crate::layout::Bar;
-use crate::layout::MOST_DSAS;
 use crate::options::Options;
 use dsa_model::spec;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// More than `sizeof(bx_pci_device_c)` of any version (2.7: below 600 bytes).
 const ROOM: usize = 2048;
@@ -21,9 +19,6 @@ struct Device {
     vtable: *const c_void,
     fields: [u8; ROOM],
 }
-
-/// The object of each function, once it is made.
-static OBJECTS: [AtomicPtr<c_void>; MOST_DSAS] = [const { AtomicPtr::new(ptr::null_mut()) }; MOST_DSAS];
 
 /// The virtual functions of `bx_pci_device_c`, in the order of its declaration (iodev.h).
 #[repr(C)]
@@ -76,13 +71,8 @@ fn make(symbols: &Symbols, number: usize) -> *mut Device {
         (*object).vtable = vtable;
         (symbols.name_log)(object.cast(), c"ims".as_ptr(), c"IMS".as_ptr());
     }
-    OBJECTS[number].store(object.cast(), Ordering::Relaxed);
+    objects::keep(number, object.cast());
     object
-}
-
-/// Which function an object is; one more than there are for something else.
-pub(super) fn number(object: *mut c_void) -> usize {
-    OBJECTS.iter().position(|known| known.load(Ordering::Relaxed) == object).unwrap_or(OBJECTS.len())
 }
 
 extern "C" fn nothing(_: *mut Device) {}
@@ -92,8 +82,7 @@ extern "C" fn debug_dump(_: *mut Device, _: c_int, _: *mut *mut c_char) {}
 /// The first moment at which memory, timers and PCI functions may be registered.
 extern "C" fn init(device: *mut Device) {
     let Some(plugin) = PLUGIN.get() else { return };
-    let installed =
-        handlers::install(plugin).and_then(|()| install_functions(&plugin.symbols, device, &plugin.options));
+    let installed = install::install(plugin).and_then(|()| install_functions(&plugin.symbols, device, &plugin.options));
     if let Err(error) = installed {
         // There is nobody to return an error to, and the machine is not what was asked for.
         eprintln!("libbx_ims: {error}");
@@ -134,7 +123,7 @@ fn install_function(symbols: &Symbols, device: *mut Device, place: u8, options: 
 
 extern "C" fn reset(_: *mut Device, _: u32) {
     if let Some(plugin) = PLUGIN.get() {
-        handlers::reset(plugin);
+        timers::reset(plugin);
     }
 }
 
@@ -149,13 +138,13 @@ extern "C" fn pci_read(device: *mut Device, register: u8, len: u32) -> u32 {
         // SAFETY: `device` is our object, which Bochs passed; the registers lie within its 256 bytes.
         return unsafe { (plugin.symbols.read_config)(device.cast(), register, len) };
     }
-    let number = number(device.cast());
+    let number = objects::number(device.cast());
     plugin.with(|machine, _| machine.config_read(number, register.into(), len as usize)).unwrap_or(u32::MAX)
 }
 
 extern "C" fn pci_write(device: *mut Device, register: u8, value: u32, len: u32) {
     if let Some(plugin) = PLUGIN.get() {
-        let number = number(device.cast());
+        let number = objects::number(device.cast());
         plugin.with(|machine, host| machine.config_write(number, register.into(), len as usize, value, host));
     }
 }

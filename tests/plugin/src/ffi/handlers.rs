@@ -1,26 +1,14 @@
-//! What Bochs calls: memory accesses and timers.
+//! What Bochs calls for accesses to memory.
 
-use super::{PLUGIN, Plugin, config_space};
-use crate::acpi;
+use super::timers::start_engines;
+use super::{PLUGIN, Plugin, config_space, objects};
 use crate::ioapic::REGISTERS;
 use crate::layout::Bar;
-use crate::machine::{MESSAGES, UNIT_BASES};
-use crate::odd;
+use crate::machine::UNIT_BASES;
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The widest access that Bochs passes on: MOVDIR64B and AVX-512 stores.
 const WIDEST: u32 = 64;
-/// How long an engine takes to begin with a descriptor, and the device to carry out a command.
-const ENGINE_MICROSECONDS: u32 = 1;
-const BIOS_POLL_MICROSECONDS: u32 = 1000;
-
-static ENGINE_TIMER: AtomicU32 = AtomicU32::new(0);
-static ENGINE_ARMED: AtomicBool = AtomicBool::new(false);
-static BIOS_TIMER: AtomicU32 = AtomicU32::new(0);
-/// Where the patched RSDP is; 0 while there is none.
-static RSDP: AtomicU32 = AtomicU32::new(0);
-
 /// A read: a function fills the answer, which is all ones before. Always handled.
 ///
 /// # Safety
@@ -92,7 +80,7 @@ macro_rules! handlers {
 }
 
 /// Bytes that Bochs hands out for a unit's registers.
-const UNIT_WINDOW: u64 = 0x1_0000;
+pub(super) const UNIT_WINDOW: u64 = 0x1_0000;
 
 /// Which unit an address belongs to, and the offset there.
 fn unit_at(address: u64) -> (usize, u64) {
@@ -130,17 +118,17 @@ handlers! {
     };
     /// A read of the DSA's BAR0.
     bar0_read, read: |address, object, plugin, bytes| {
-        bar_read(plugin, bytes, super::device::number(object), Bar::Registers, offset_in(plugin, address, Bar::Registers));
+        bar_read(plugin, bytes, objects::number(object), Bar::Registers, offset_in(plugin, address, Bar::Registers));
     };
     /// A write of the DSA's BAR0.
     bar0_write, write: |address, object, plugin, bytes| {
-        bar_write(plugin, bytes, super::device::number(object), Bar::Registers, offset_in(plugin, address, Bar::Registers));
+        bar_write(plugin, bytes, objects::number(object), Bar::Registers, offset_in(plugin, address, Bar::Registers));
     };
     /// A read of a portal.
     portal_read, read: |_address, _object, _plugin, _bytes| ();
     /// A write to a portal.
     portal_write, write: |address, object, plugin, bytes| {
-        bar_write(plugin, bytes, super::device::number(object), Bar::Portals, offset_in(plugin, address, Bar::Portals));
+        bar_write(plugin, bytes, objects::number(object), Bar::Portals, offset_in(plugin, address, Bar::Portals));
     };
     /// A read of a root bus' memory: of what decodes the address.
     root_read, read: |address, _object, plugin, bytes| {
@@ -209,95 +197,4 @@ fn bar_write(plugin: &Plugin, bytes: &[u8], dsa: usize, bar: Bar, offset: u64) {
     if work == Some(true) {
         start_engines(plugin);
     }
-}
-
-/// Lets the engines begin a little later: completions are asynchronous, as on hardware.
-fn start_engines(plugin: &Plugin) {
-    if !ENGINE_ARMED.swap(true, Ordering::Relaxed) {
-        let timer = ENGINE_TIMER.load(Ordering::Relaxed);
-        super::host::Bochs::new(&plugin.symbols).start_timer(timer, ENGINE_MICROSECONDS, false);
-    }
-}
-
-/// The engines' turn.
-extern "C" fn engine_timer(_: *mut c_void) {
-    let Some(plugin) = PLUGIN.get() else { return };
-    ENGINE_ARMED.store(false, Ordering::Relaxed);
-    if plugin.with(|machine, host| machine.work(host)) == Some(true) {
-        start_engines(plugin);
-    }
-}
-
-/// Looks whether the BIOS has finished its tables, adds ours, and sets up what else firmware does.
-extern "C" fn bios_timer(_: *mut c_void) {
-    let Some(plugin) = PLUGIN.get() else { return };
-    let patch = plugin.with(|machine, host| {
-        let tables = |ioapic| machine.tables(ioapic);
-        let bios = host.bios(&acpi::BIOS);
-        let patch = acpi::extend(&bios, tables, host.ram_end(), host)?;
-        host.patch_bios(patch.address, &patch.bytes);
-        machine.set_up_functions(host);
-        if plugin.options.odd_firmware {
-            odd::spoil_madt(patch.rsdt(), host);
-        }
-        Some(patch)
-    });
-    if let Some(patch) = patch.flatten() {
-        RSDP.store(patch.address as u32, Ordering::Relaxed);
-        super::host::Bochs::new(&plugin.symbols).stop_timer(BIOS_TIMER.load(Ordering::Relaxed));
-    }
-}
-
-/// Memory windows and timers, when Bochs initialises the device.
-pub(super) fn install(plugin: &Plugin) -> Result<(), String> {
-    let mut windows = vec![
-        (message_read as super::symbols::MemoryHandler, message_write as super::symbols::MemoryHandler, MESSAGES),
-        (ecam_read, ecam_write, plugin.options.layout().ecam()),
-    ];
-    windows.extend(plugin.options.layout().roots.iter().map(|root| {
-        (root_read as super::symbols::MemoryHandler, root_write as super::symbols::MemoryHandler, root.memory.clone())
-    }));
-    for base in UNIT_BASES.into_iter().take(plugin.options.units()) {
-        windows.push((unit_read, unit_write, base..=base + (UNIT_WINDOW - 1)));
-    }
-    for (read, write, window) in windows {
-        let (first, last) = (*window.start(), *window.end());
-        let none = std::ptr::null_mut();
-        // SAFETY: the handlers are functions of this library, which stays loaded; there is no direct access.
-        if !unsafe { (plugin.symbols.register_memory)(none, read, write, none, first, last) } {
-            return Err(format!("{first:#x} to {last:#x} are taken (is the VGA extension off?)"));
-        }
-    }
-    super::ioapic::replace(&plugin.symbols)?;
-    if !plugin.options.layout().roots.is_empty() {
-        config_space::take_data_port(plugin)?;
-    }
-    ENGINE_TIMER.store(timer(plugin, engine_timer, ENGINE_MICROSECONDS)?, Ordering::Relaxed);
-    BIOS_TIMER.store(timer(plugin, bios_timer, BIOS_POLL_MICROSECONDS)?, Ordering::Relaxed);
-    super::progress::install(plugin)
-}
-
-/// A new timer, not running.
-pub(super) fn timer(plugin: &Plugin, handler: extern "C" fn(*mut c_void), microseconds: u32) -> Result<u32, String> {
-    // Bochs wants a parameter that is not null; it is not used.
-    let parameter = plugin.symbols.devices.0;
-    // SAFETY: the object is `bx_pc_system`; the handler stays loaded; the name is a C string.
-    let timer = unsafe {
-        let register = plugin.symbols.register_timer;
-        register(plugin.symbols.pc_system.0, parameter, handler, microseconds, false, false, c"ims".as_ptr())
-    };
-    u32::try_from(timer).map_err(|_| "no timer left".to_string())
-}
-
-/// The platform's reset: the models start anew, and the BIOS will build its tables again.
-pub(super) fn reset(plugin: &Plugin) {
-    plugin.with(|machine, host| {
-        machine.reset();
-        let rsdp = RSDP.swap(0, Ordering::Relaxed);
-        if rsdp != 0 {
-            // The RSDP from before the reset must not be taken for a new one.
-            host.patch_bios(rsdp.into(), &[0; 20]);
-        }
-        host.start_timer(BIOS_TIMER.load(Ordering::Relaxed), BIOS_POLL_MICROSECONDS, true);
-    });
 }

@@ -2,6 +2,7 @@
 
 use super::symbols::{self, Object, Symbols};
 use crate::machine::{Host, Interrupt};
+use std::ffi::c_void;
 use std::ops::Range;
 use std::ptr;
 use std::sync::OnceLock;
@@ -77,6 +78,18 @@ impl<'a> Bochs<'a> {
         }
     }
 
+    /// A new timer, which does not run yet. The error: Bochs has none left.
+    pub(super) fn new_timer(&self, handler: extern "C" fn(*mut c_void), microseconds: u32) -> Result<u32, String> {
+        // Bochs wants a parameter that is not null; it is not used.
+        let parameter = self.symbols.devices.0;
+        // SAFETY: the object is `bx_pc_system`; the handler stays loaded; the name is a C string.
+        let timer = unsafe {
+            let register = self.symbols.register_timer;
+            register(self.symbols.pc_system.0, parameter, handler, microseconds, false, false, c"ims".as_ptr())
+        };
+        u32::try_from(timer).map_err(|_| "no timer left".to_string())
+    }
+
     /// Starts a timer: it fires once, after `microseconds`, or again and again.
     pub(super) fn start_timer(&self, timer: u32, microseconds: u32, continuous: bool) {
         // SAFETY: the object is `bx_pc_system`, and the timer is one that it gave.
@@ -87,6 +100,11 @@ impl<'a> Bochs<'a> {
     pub(super) fn stop_timer(&self, timer: u32) {
         // SAFETY: as in `start_timer`.
         unsafe { (self.symbols.deactivate_timer)(self.symbols.pc_system.0, timer) };
+    }
+
+    /// How many processors there are: each has a local APIC.
+    pub(super) fn processors(&self) -> u32 {
+        self.local_apics().len() as u32
     }
 
     /// Reads a port, as an IN instruction would.

@@ -7,9 +7,12 @@ mod config_space;
 mod device;
 mod handlers;
 mod host;
+mod install;
 mod ioapic;
+mod objects;
 mod progress;
 mod symbols;
+mod timers;
 
 use crate::machine::Machine;
 use crate::options::Options;

@@ -70,6 +70,40 @@ fn find(name: &CStr) -> Result<*mut c_void, String> {
     Ok(found)
 }
 
+/// Bochs' own debugger, where it was built in: its current processor, and what tells where that is.
+#[derive(Clone, Copy)]
+pub(super) struct Debugger {
+    /// `dbg_cpu`.
+    current: *mut u32,
+    /// `bx_dbg_get_rip()`: of the current processor.
+    rip: unsafe extern "C" fn() -> u64,
+}
+
+impl Debugger {
+    /// Finds its symbols; none where one is missing.
+    pub(super) fn find() -> Option<Self> {
+        let [current, rip] = [c"dbg_cpu", c"_Z14bx_dbg_get_ripv"].map(|name| find(name).ok());
+        // SAFETY: the mangled name spells that the function takes nothing; it returns a `bx_address`, which has 64 bits.
+        Some(Self { current: current?.cast(), rip: unsafe { std::mem::transmute::<*mut c_void, _>(rip?) } })
+    }
+
+    /// The address of the instruction at which a processor is. There has to be a processor of this number.
+    pub(super) fn rip(self, processor: u32) -> u64 {
+        // SAFETY: the variable is the debugger's, which runs in this thread and not now; the caller says that there is the processor.
+        unsafe {
+            let before = self.current.replace(processor);
+            let rip = (self.rip)();
+            self.current.write(before);
+            rip
+        }
+    }
+}
+
+// SAFETY: the addresses of a variable and of a function of the program; only Bochs' own thread uses them.
+unsafe impl Send for Debugger {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Debugger {}
+
 macro_rules! symbols {
     ($($(#[$doc:meta])* $field:ident: $type:ty = $name:literal;)*) => {
         /// Functions and objects of the emulator.

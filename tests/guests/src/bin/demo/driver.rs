@@ -29,7 +29,7 @@ static STATES: TakeOnce<[SlotState; STORE_SLOTS]> = TakeOnce::new([SlotState::FR
 static SLOTS: TakeOnce<[Option<Slot>; MAX_SLOTS]> = TakeOnce::new([const { None }; MAX_SLOTS]);
 
 /// A domain of either way.
-pub type Way = Domain<'static, Vmcall, MmioStore>;
+pub type ImsDomain = Domain<'static, Vmcall, MmioStore>;
 
 /// A slot in use.
 pub struct Slot {
@@ -48,8 +48,8 @@ pub struct Driver {
     /// The device.
     pub device: AssignedDsa,
     /// On bare metal there is none.
-    by_hypercall: Option<Way>,
-    by_store: Way,
+    by_hypercall: Option<ImsDomain>,
+    by_store: ImsDomain,
     slots: &'static mut [Option<Slot>; MAX_SLOTS],
     count: u16,
     /// What went wrong.
@@ -146,7 +146,7 @@ impl Driver {
     }
 
     /// The domain of slot number `n`.
-    pub const fn domain(&mut self, n: u16) -> &mut Way {
+    pub const fn domain(&mut self, n: u16) -> &mut ImsDomain {
         match &mut self.by_hypercall {
             Some(domain) if n.is_multiple_of(2) => domain,
             _ => &mut self.by_store,
@@ -154,7 +154,7 @@ impl Driver {
     }
 
     /// Slot number `n` and its domain.
-    pub fn slot(&mut self, n: u16) -> Option<(&mut Way, &mut Slot)> {
+    pub fn slot(&mut self, n: u16) -> Option<(&mut ImsDomain, &mut Slot)> {
         let domain = match &mut self.by_hypercall {
             Some(domain) if n.is_multiple_of(2) => domain,
             _ => &mut self.by_store,

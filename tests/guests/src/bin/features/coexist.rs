@@ -13,7 +13,7 @@ use guests::guest_shim::{Domain, Hypercalls, Request};
 use guests::println;
 
 use crate::msix::Msix;
-use crate::rig::{LIMIT, Rig, Way, came, here};
+use crate::rig::{ImsDomain, LIMIT, Rig, came, here};
 
 const ROUNDS: u16 = 100;
 /// MSI-X entries that each processor uses.
@@ -48,7 +48,7 @@ fn work(number: usize) {
     if let Some((device, calls)) = shared
         && let Ok(mut msix) = Msix::enable(device)
     {
-        let mut domain: Way = Domain::hypercall(calls, device.id(), batch_page(&PAGES[number]));
+        let mut domain: ImsDomain = Domain::hypercall(calls, device.id(), batch_page(&PAGES[number]));
         let right = (0..ROUNDS).filter(|&n| round(number, n, &mut msix, &mut domain)).count();
         DONE[number].store(right as u32, SeqCst);
     }
@@ -56,7 +56,7 @@ fn work(number: usize) {
 }
 
 /// An entry and a slot, taken in between each other, fired, freed.
-fn round(number: usize, n: u16, msix: &mut Msix, domain: &mut Way) -> bool {
+fn round(number: usize, n: u16, msix: &mut Msix, domain: &mut ImsDomain) -> bool {
     let entry = number as u16 * ENTRIES + n % ENTRIES;
     let (for_slot, for_entry) = (here(0x40 + (n % 16) as u8), here(0x60 + (n % 16) as u8));
     let Ok(slot) = domain.alloc(0) else { return false };

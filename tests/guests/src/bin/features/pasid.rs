@@ -10,7 +10,7 @@ use guests::println;
 
 use crate::rig::{LIMIT, QUIET, Rig, all_that_came, came, here};
 
-/// PASIDs that the module's string gives to the guest: `pasids=100-1ff`.
+/// PASIDs that the module's command line gives to the guest: `pasids=100-1ff`.
 const OWNED: [u32; 2] = [0x100, 0x1ff];
 /// The users.
 const USERS: [u32; 3] = [0x100, 0x155, 0x1ff];

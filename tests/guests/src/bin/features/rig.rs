@@ -17,7 +17,7 @@ pub const LIMIT: u64 = 100_000_000;
 pub const QUIET: u64 = 50_000;
 
 /// A domain, whichever way it goes.
-pub type Way = Domain<'static, Vmcall, MmioStore>;
+pub type ImsDomain = Domain<'static, Vmcall, MmioStore>;
 
 static DOMAIN_PAGE: DmaBuffer<4096> = DmaBuffer::new();
 static CALLS_PAGE: DmaBuffer<4096> = DmaBuffer::new();
@@ -54,7 +54,7 @@ pub struct Rig {
     /// The device.
     pub device: AssignedDsa,
     /// Its interrupts.
-    pub domain: Way,
+    pub domain: ImsDomain,
     /// Calls.
     pub calls: Hypercalls<Vmcall>,
     /// A page for calls.

@@ -110,7 +110,7 @@ fn work(number: usize) {
     DONE.fetch_add(1, SeqCst);
 }
 
-type Way = Domain<'static, Vmcall, MmioStore>;
+type ImsDomain = Domain<'static, Vmcall, MmioStore>;
 
 struct Held {
     interrupt: Interrupt,
@@ -125,8 +125,8 @@ struct Worker {
     number: usize,
     cpus: usize,
     random: Random,
-    by_hypercall: Way,
-    by_store: Way,
+    by_hypercall: ImsDomain,
+    by_store: ImsDomain,
     store: MmioStore,
     held: [Option<Held>; SLOTS],
 }
@@ -154,7 +154,7 @@ impl Worker {
         self.number * SLOTS + n
     }
 
-    fn way(&mut self, n: usize) -> &mut Way {
+    fn way(&mut self, n: usize) -> &mut ImsDomain {
         if n.is_multiple_of(2) { &mut self.by_hypercall } else { &mut self.by_store }
     }
 
@@ -187,7 +187,7 @@ impl Worker {
     }
 
     /// Works on a slot that is held.
-    fn with(&mut self, n: usize, what: &str, work: impl FnOnce(&mut Way, &mut Held) -> Result<(), Status>) {
+    fn with(&mut self, n: usize, what: &str, work: impl FnOnce(&mut ImsDomain, &mut Held) -> Result<(), Status>) {
         let slot = self.slot(n);
         let Some(mut held) = self.held[n].take() else { return };
         let result = work(self.way(n), &mut held);

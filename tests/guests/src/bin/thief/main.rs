@@ -5,10 +5,11 @@
 #![no_std]
 #![no_main]
 
+mod armed;
 mod attacks;
 mod roles;
 
-use guests::bare::{Guest, apic, idle, smp};
+use guests::bare::{Guest, apic, idle, interrupts, smp};
 use guests::phases::{PHASE, Phases};
 use guests::{command_line, println};
 
@@ -23,7 +24,11 @@ fn main(guest: &Guest) -> Result<(), &'static str> {
     let number = |key| command_line::number(guest.command_line, key);
     let cpus = (number("cpus").unwrap_or(1) as usize).clamp(1, smp::MOST);
     smp::install();
+    interrupts::set_handler(|_| ());
     idle::enable_interrupts();
+    let with_device = command_line::option(guest.command_line, "device") == Some("yes");
+    let armed = with_device.then(|| armed::Armed::new(guest, cpus)).transpose()?;
+    let mut means = attacks::Means { cpus, armed };
     let phases = Phases::from(apic::tsc());
     let mut tries = [0u64; attacks::ALL.len()];
     for (number, (attack, tries)) in (0..).zip(attacks::ALL.iter().zip(&mut tries)) {
@@ -32,7 +37,7 @@ fn main(guest: &Guest) -> Result<(), &'static str> {
         // The victim has the end of each phase for itself: what an attack leaves behind is not the next one's.
         let end = phases.end(number) - PHASE / 8;
         while apic::tsc() < end {
-            (attack.once)(cpus);
+            (attack.once)(&mut means);
             *tries += 1;
         }
     }
