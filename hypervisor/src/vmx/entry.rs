@@ -354,7 +354,7 @@ mod tests {
                 let plan = Plan { returns, clear_history, ..Plan::OFF };
                 let code = exit_code(&plan);
                 assert_eq!(code[..plain.len()], plain, "{plan:?}");
-                let rest: Vec<_> = code[plain.len()..].iter().copied().collect();
+                let rest: Vec<_> = code[plain.len()..].to_vec();
                 let (before, after) = rest.split_at(stack.len().min(rest.len()));
                 assert_eq!(before, stack, "{plan:?}");
                 let padding = |mnemonic: &Mnemonic| *mnemonic == Mnemonic::Int3;

@@ -6,7 +6,7 @@
 
 use alloc::boxed::Box;
 
-use super::{bitmap::MsrBitmap, fields, root::Host, vcpu::Vcpu};
+use super::{bitmap::MsrBitmap, root::Host};
 use crate::{addr::Hpa, cpu::speculation::HostSpecCtrl};
 
 /// IA32_SPEC_CTRL.
@@ -60,29 +60,20 @@ const fn must_switch(host: HostSpecCtrl, guest: u64) -> bool {
     host.at_each_exit || guest & !host.value != 0
 }
 
-impl Vcpu {
-    /// The guest has written `value`, whose bits the processor has, to IA32_SPEC_CTRL; or it begins, with 0. Its VMCS must be current.
-    pub fn set_spec_ctrl(&mut self, value: u64) {
-        let Some(SpecCtrl { host, msr_bitmap, areas }) = &mut self.spec_ctrl else { return };
+impl SpecCtrl {
+    /// The guest has written `value`, whose bits the processor has; or it begins, with 0. Returns the addresses of the guest's entry and of the
+    /// hypervisor's if the values have to be exchanged from now on: the guest's is for VM exit to store to and for VM entry to load from, the
+    /// hypervisor's for VM exit to load from. The guest has the register for itself then. The entries live as long as `self`.
+    pub(super) fn set(&mut self, value: u64) -> Option<[u64; 2]> {
         // With areas the guest's writes do not exit: the value there is the processor's to keep.
-        if areas.is_some() || !must_switch(*host, value) {
-            return;
+        if self.areas.is_some() || !must_switch(self.host, value) {
+            return None;
         }
-        let both = areas.insert(Box::new(Areas { guest: Entry::new(value), host: Entry::new(host.value) }));
-        let (guest, host, msr_bitmap) = (both.guest.address(), both.host.address(), *msr_bitmap);
-        // SAFETY: the entries live as long as the virtual processor, and name a register that the plan knows to be there. The bitmap is the
-        // virtual processor's own, which does not run.
-        unsafe {
-            for (address, count, entry) in [
-                (fields::EXIT_MSR_STORE_ADDRESS, fields::EXIT_MSR_STORE_COUNT, guest),
-                (fields::EXIT_MSR_LOAD_ADDRESS, fields::EXIT_MSR_LOAD_COUNT, host),
-                (fields::ENTRY_MSR_LOAD_ADDRESS, fields::ENTRY_MSR_LOAD_COUNT, guest),
-            ] {
-                self.write_guarded(address, entry);
-                self.write_guarded(count, 1);
-            }
-            MsrBitmap::at(msr_bitmap).let_through(IA32_SPEC_CTRL);
-        }
+        let areas = Box::new(Areas { guest: Entry::new(value), host: Entry::new(self.host.value) });
+        let Areas { guest, host } = &**self.areas.insert(areas);
+        // SAFETY: the bitmap is the virtual processor's own, which does not run.
+        unsafe { MsrBitmap::at(self.msr_bitmap) }.let_through(IA32_SPEC_CTRL);
+        Some([guest.address(), host.address()])
     }
 }
 
@@ -110,6 +101,25 @@ mod tests {
         for guest in [2, 4, 7, 0x405] {
             assert!(must_switch(enhanced, guest), "{guest:#x}");
         }
+    }
+
+    #[test]
+    fn a_guest_has_the_register_for_itself_from_its_first_foreign_bit_on() {
+        let page = Box::into_raw(Box::new([0xff_u8; 4096]));
+        let msr_bitmap = Hpa::new(page as u64);
+        let host = HostSpecCtrl { value: 0x401, at_each_exit: false };
+        let mut own = SpecCtrl { host, msr_bitmap, areas: None };
+        // SAFETY: the page was leaked above, and `set` is done with it when this reads.
+        let passed = || unsafe { [(*page)[0x48 / 8], (*page)[2048 + 0x48 / 8]] }.map(|byte| byte & 1 == 0);
+        assert_eq!((own.set(0), own.set(1), own.set(0x401), passed()), (None, None, None, [false; 2]));
+        let [guest, hypervisor] = own.set(5).expect("SSBD is not the hypervisor's");
+        let value = |address: u64| {
+            // SAFETY: the entries live in `own`.
+            unsafe { (*(address as *const Entry)).value }
+        };
+        assert_eq!((value(guest), value(hypervisor), passed()), (5, 0x401, [true; 2]));
+        assert!(guest.is_multiple_of(16) && hypervisor.is_multiple_of(16));
+        assert_eq!(own.set(0), None, "its writes do not exit any more");
     }
 
     #[test]

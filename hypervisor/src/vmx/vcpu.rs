@@ -280,6 +280,22 @@ impl Vcpu {
         unsafe { self.write_guarded(fields::GUEST_EFER, value) }
     }
 
+    /// The guest has written `value`, whose bits the processor has, to IA32_SPEC_CTRL; or it begins, with 0. Its VMCS must be current.
+    pub fn set_spec_ctrl(&mut self, value: u64) {
+        let Some([guest, host]) = self.spec_ctrl.as_mut().and_then(|own| own.set(value)) else { return };
+        // SAFETY: the entries live as long as the virtual processor, and name a register that is there.
+        unsafe {
+            for (address, count, entry) in [
+                (fields::EXIT_MSR_STORE_ADDRESS, fields::EXIT_MSR_STORE_COUNT, guest),
+                (fields::EXIT_MSR_LOAD_ADDRESS, fields::EXIT_MSR_LOAD_COUNT, host),
+                (fields::ENTRY_MSR_LOAD_ADDRESS, fields::ENTRY_MSR_LOAD_COUNT, guest),
+            ] {
+                self.write_guarded(address, entry);
+                self.write_guarded(count, 1);
+            }
+        }
+    }
+
     /// Sets what the guest reads of the CR0 bits that it does not own.
     pub fn set_cr0_shadow(&mut self, value: u64) {
         self.cached.cr0_shadow = value;
