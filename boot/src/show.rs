@@ -1,4 +1,4 @@
-//! What the person at the terminal sees: the live lines, and the report at the end.
+//! The launcher's output for a person: the live lines, and the report at the end.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

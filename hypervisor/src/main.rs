@@ -104,11 +104,11 @@ fn log_machine(machine: &Machine, service: &MachineService, processors: usize) {
     );
 }
 
-/// Gives this processor, number `number`, its local APIC in the mode of the others', tables and data of its own, and then has machine checks
-/// arrive. Returns where the tables are, and the APIC ID.
+/// Sets this processor up as number `number`: its local APIC in the mode of the others', its own tables and data, and then machine checks.
+/// Returns the tables' addresses, and the APIC ID.
 ///
-/// A machine check can be the first thing that comes. Then the processor panics, and stops the others by NMIs: so its local APIC must take
-/// commands as those of the others do, and it must know itself from the others. Those must not send it an NMI before it has an IDT.
+/// A machine check can be the first event. Then the processor panics and stops the others by NMIs. So its local APIC must accept commands
+/// in the others' mode, and it must know its own data. The others must not send it an NMI before it has an IDT.
 fn set_up(number: usize, init_apic: fn() -> u32) -> (Bases, u32) {
     let apic_id = init_apic();
     let bases = Box::leak(Box::new(Tables::new())).load();
@@ -129,7 +129,7 @@ extern "C" fn processor_entry(number: usize) -> ! {
     cpu::stop()
 }
 
-/// Says what is missing, and ends.
+/// Logs what is missing, and ends the run.
 fn refuse(what: &str, why: impl Display) -> ! {
     event!("refused what={what} why=\"{why}\"");
     power::end(false)

@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-/// Bits per second of a serial port where nobody says another rate.
+/// Bits per second of a serial port without another rate.
 pub const BAUD: u32 = 115_200;
 
 /// Ports of the board itself, as first and last port: timers, interrupt and DMA controllers, CMOS; disks; VGA; floppy disks; the chipset's
@@ -113,7 +113,7 @@ impl Default for Options {
 /// A word that is not understood, and is passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrong<'a> {
-    /// There is no such option.
+    /// No option has this name.
     Unknown(&'a str),
     /// A value that `console=` does not take.
     Console(&'a str),

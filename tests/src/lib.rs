@@ -1,4 +1,4 @@
-//! The harness: what the tests of the whole need.
+//! The harness for the tests of the whole system.
 //!
 //! - [`imports`] reads who imports whom in the hypervisor's sources; `tests/imports.rs` holds the arrows.
 //! - [`mod@bench`] has the emulator, the hypervisor and the guests ready, each fetched or built once.

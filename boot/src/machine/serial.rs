@@ -1,4 +1,4 @@
-//! Which serial ports a machine has, and what is at them.
+//! A machine's serial ports, and their other ends.
 
 use anyhow::{Context, Result, ensure};
 use imsvisor::options::{Console, Options, SerialPort};

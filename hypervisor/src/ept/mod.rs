@@ -34,11 +34,11 @@ pub enum PageType {
     Ram,
     /// Device registers: reads and writes reach the device, uncached.
     Device,
-    /// Device registers whose writes the hypervisor wants to see.
+    /// Device registers. Reads reach the device; writes are trapped.
     DeviceReadOnly,
-    /// RAM of the hypervisor's that the guest reads: images of what it wrote.
+    /// RAM of the hypervisor that the guest can only read: shadows of stores and registers.
     Shadow,
-    /// Device registers whose reads and writes the hypervisor wants to see.
+    /// Device registers. Reads and writes are trapped.
     Trapped,
 }
 

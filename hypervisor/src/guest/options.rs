@@ -34,7 +34,7 @@ pub const DEFAULT_VECTORS: u16 = 64;
 pub const CPUS_MAX: u32 = 64;
 /// Memory without `mem=`.
 pub const DEFAULT_MEMORY: u64 = 64 << 20;
-/// Most interrupts in a million ticks that a limit can be: what no device raises.
+/// The highest limit of interrupts in a million ticks, which no device reaches.
 pub const STORM_MAX: u32 = 100_000;
 /// Longest module command line, in bytes.
 const COMMAND_LINE_MAX: usize = 4096;
@@ -61,7 +61,7 @@ pub enum Os {
     /// One that needs nothing that others do not have.
     #[default]
     Other,
-    /// Linux: it finds KVM's signature, and those features of KVM that this hypervisor serves.
+    /// Linux. It finds KVM's signature, and the features of KVM that this hypervisor serves.
     Linux,
 }
 
@@ -78,7 +78,7 @@ pub struct Options {
     pub devices: Vec<Device>,
     /// Its command line, printable ASCII.
     pub cmdline: String,
-    /// Which operating system it is.
+    /// The guest's operating system.
     pub os: Os,
     /// Whether the processor keeps its local APIC, if it said so.
     pub apicv: Option<bool>,
@@ -96,7 +96,7 @@ pub struct Options {
     pub pasids: Option<(Pasid, Pasid)>,
     /// `console=on`: its serial port is the machine's terminal, on COM2.
     pub console: bool,
-    /// `exits=marks`: its VM exits so far are told after each mark on its console.
+    /// `exits=marks`: report its VM exits so far after each mark on its console.
     pub marks: bool,
     /// `unsafe=`: errata in spite of which it gets functions that have them.
     pub accepted: Vec<&'static Erratum>,
@@ -111,7 +111,7 @@ pub enum Error {
     Character(usize),
     /// A quote is not closed, or a backslash ends the command line.
     Unfinished,
-    /// There is no name, or it is not `[a-z0-9-]{1,16}`.
+    /// The name is missing, or is not `[a-z0-9-]{1,16}`.
     Name(String),
     /// An initrd without a guest before it, or with one that has an initrd already.
     Initrd,

@@ -181,6 +181,11 @@ impl RunQueue {
         self.accounts.iter().any(|account| account.guest == guest && account.is_muted)
     }
 
+    /// Whether a guest other than this one is muted.
+    pub fn is_other_muted(&self, guest: GuestId) -> bool {
+        self.accounts.iter().any(|account| account.is_muted && account.guest != guest)
+    }
+
     /// The next guest that was muted and is so no longer.
     pub fn take_unmuted(&mut self, now: u64) -> Option<GuestId> {
         if now < self.unmute_at()? {

@@ -67,6 +67,10 @@ pub struct Scheduler {
     charged_until: u64,
     /// One has woken that is to run before the one that runs.
     preempt: bool,
+    /// Units post all devices' interrupts, and can be told to suppress them.
+    can_post: bool,
+    /// The local APIC holds devices' interrupts back.
+    holds_devices: bool,
     /// TSC at the hypervisor's entry.
     epoch: u64,
 }
@@ -96,6 +100,8 @@ impl Scheduler {
             running: None,
             charged_until: 0,
             preempt: false,
+            can_post: service.ports().can_post(),
+            holds_devices: false,
             epoch,
         }
     }
@@ -210,6 +216,21 @@ impl Scheduler {
                 self.publish_guest(guest);
             }
         }
+        self.hold_devices_of_muted(Some(index));
+    }
+
+    /// Holds devices' interrupts back while others than the guest of the virtual processor that runs are muted, where units cannot be told to
+    /// suppress them.
+    fn hold_devices_of_muted(&mut self, running: Option<usize>) {
+        let is_other_muted = running.is_some_and(|index| self.queue.is_other_muted(self.cpus[index].vm.id));
+        self.hold_devices(is_other_muted && !self.can_post);
+    }
+
+    fn hold_devices(&mut self, holds: bool) {
+        if self.holds_devices != holds {
+            self.holds_devices = holds;
+            apic::hold_devices(holds);
+        }
     }
 
     /// Publishes all virtual processors of a guest that is muted now, or is so no longer.
@@ -226,6 +247,8 @@ impl Scheduler {
     fn deliver(&mut self) {
         let sweeps = self.vectors.is_some_and(Vectors::begin_sweep);
         if sweeps {
+            // Those that are held back are to come as well.
+            self.hold_devices(false);
             interrupts::poll();
         }
         for vector in interrupts::take() {
@@ -239,6 +262,7 @@ impl Scheduler {
             self.publish_guest(guest);
         }
         let running = self.running.map(|running| running.index);
+        self.hold_devices_of_muted(running);
         for index in 0..self.cpus.len() {
             let cpu = &mut self.cpus[index];
             let before = cpu.state;
@@ -295,7 +319,10 @@ impl Scheduler {
                 self.parents.event(self.service);
             }
             _ => match self.owner(vector) {
-                Some((cpu, vector)) => cpu.accept(vector),
+                Some((cpu, vector)) => {
+                    cpu.has_interrupted = true;
+                    cpu.accept(vector);
+                }
                 None => self.service.ports().count_spurious(),
             },
         }
@@ -413,6 +440,7 @@ impl Scheduler {
         while let Some(guest) = self.queue.take_unmuted(u64::MAX) {
             self.publish_guest(guest);
         }
+        self.hold_devices(false);
         if interrupts::any() {
             return;
         }
@@ -441,6 +469,7 @@ impl Scheduler {
             speculation::change_guest(&self.host.plan);
         }
         self.cpus[index].publish(true, false);
+        self.hold_devices_of_muted(Some(index));
         if self.current == Some(index) {
             return self.cpus[index].begin();
         }

@@ -74,7 +74,7 @@ const PASSTHROUGH: [u32; 10] = [
     0xc000_0102, // IA32_KERNEL_GS_BASE
 ];
 
-/// Registers that not every processor has, and that a guest is given where its processor has them.
+/// Registers that not every processor has. A guest has them if its processor does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Optional {
     /// IA32_TSC_AUX, with RDTSCP or RDPID.
@@ -197,7 +197,7 @@ pub struct Msrs {
     mtrrs: Mtrrs,
     arch_capabilities: Option<u64>,
     spec_ctrl: Option<SpecCtrl>,
-    /// `None` where there is no such register.
+    /// The value, or `None` for a register that does not exist.
     pv_eoi: Option<u64>,
 }
 

@@ -69,7 +69,7 @@ pub const ENTRY_IA32E: u32 = 1 << 9;
 /// VM entry: load IA32_PAT and IA32_EFER.
 pub const ENTRY_PAT_EFER: u32 = 1 << 14 | 1 << 15;
 
-/// The words of controls that say what exits.
+/// The words of controls that select which events exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Controls {
     /// Pin-based.

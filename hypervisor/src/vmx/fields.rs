@@ -6,16 +6,17 @@ use core::marker::PhantomData;
 #[derive(Debug)]
 pub struct Field<W, S = Guarded>(u32, PhantomData<(W, S)>);
 
-/// Host state, controls, exit information: a wrong value would open a way out of the guest, or cannot be written at all.
+/// Host state, controls and exit information. A wrong value could give the guest access to the hypervisor, or the field cannot be written
+/// at all.
 #[derive(Clone, Copy, Debug)]
 pub struct Guarded;
 
-/// The guest's state and what it is told: whatever the value, nobody but the guest can suffer from it, because what a guest reaches is
-/// decided by [`Guarded`] fields.
+/// The guest's state and the values that it reads. Any value is safe for all but the guest, because [`Guarded`] fields limit the guest's
+/// access.
 #[derive(Clone, Copy, Debug)]
 pub struct Guests;
 
-/// As [`Guests`], but only the hypervisor changes it, and [`Vcpu`](super::Vcpu) keeps a copy: it has a method for each.
+/// As [`Guests`], but only the hypervisor changes it, and [`Vcpu`](super::Vcpu) keeps a copy, with a method for each field.
 #[derive(Clone, Copy, Debug)]
 pub struct Cached;
 

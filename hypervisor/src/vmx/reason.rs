@@ -23,12 +23,12 @@ macro_rules! reasons {
                 match number { $($number => $text,)+ _ => "other" }
             }
 
-            /// What the hypervisor takes it for.
+            /// The exit for this reason.
             pub const fn exit(self) -> Exit {
                 Self::exit_of(self as u16)
             }
 
-            /// The same of a number, in one step: asked at each exit.
+            /// The exit for a reason's number, in one step, because each exit needs it.
             #[inline]
             pub const fn exit_of(number: u16) -> Exit {
                 match number { $($number => Exit::$exit,)+ _ => Exit::NotAskedFor }
