@@ -126,7 +126,8 @@ pub struct Options {
     pub append: Option<String>,
 
     /// Words for the hypervisor's own command line: console=auto, com1 to com4 or a base (0x2f8) is where it reports, screen=on or off whether
-    /// a screen shows it, too [default: console=auto, the port that the firmware names, else COM1; screen=off on an emulator]
+    /// a screen shows it, too, mitigations=auto or off what is done against speculation [default: console=auto, the port that the firmware names,
+    /// else COM1; screen=off on an emulator; mitigations=auto]
     #[arg(long, value_name = "WORDS", conflicts_with = "native")]
     pub hypervisor: Option<String>,
 

@@ -24,6 +24,7 @@ use imsvisor::{
     },
     machine::{self, boot_info::BootInfo, discovery::Machine, memory::FRAMES, power, smp},
     memory::heap,
+    options::Options,
     sched::processors::{Processor, Workload},
 };
 use spin::Once;
@@ -57,6 +58,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&boot_info)));
     machine.choose_apic_mode();
     let others = smp::others(machine.apic_ids(), apic_id);
+    cpu::speculation::settle(Options::parse(boot_info.command_line()).0.mitigations);
     let service = service(machine, apic_id, &others);
     let page = machine::memory::start_page(&boot_info);
     let processor = Processor::bring_up(bases).unwrap_or_else(|why| {
@@ -68,6 +70,9 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let work = WORK.call_once(|| Workload::new(machine, service, boot_info.modules(), apic_id, tsc));
     let started = smp::start(&others, page, processor_entry);
     log_machine(machine, service, 1 + started);
+    cpu::speculation::report(processor.traps_bus_locks(), &mut |attack, verdict| {
+        event!("mitigation attack={attack} {verdict}");
+    });
     power::end(work.lead(processor, started))
 }
 

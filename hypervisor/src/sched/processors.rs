@@ -11,7 +11,7 @@ use spin::Once;
 use crate::{
     addr::PAGE_SIZE,
     apic, console,
-    cpu::{self, fpu::Xsave, interrupts, tables::Bases},
+    cpu::{self, fpu::Xsave, interrupts, speculation, tables::Bases},
     devices::{
         plan::{Plan, Plans, plans},
         virtual_functions::Parents,
@@ -57,13 +57,21 @@ pub struct Processor {
 impl Processor {
     /// Brings this processor into VMX operation. Its tables and its local APIC are set up already.
     pub fn bring_up(bases: Bases) -> Result<Self, ProcessorError> {
-        let capabilities = Capabilities::check(&Raw::read()).map_err(ProcessorError::Lacks)?;
+        let mut capabilities = Capabilities::check(&Raw::read()).map_err(ProcessorError::Lacks)?;
+        if !speculation::is_wanted() {
+            capabilities.ignore_bus_locks();
+        }
         let xsave = Xsave::enable().ok_or(ProcessorError::Lacks(Unsupported::Xsave))?;
         let region = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(ProcessorError::Memory)?;
         // SAFETY: the frame was allocated just now and is never freed; the capabilities were read on this processor, and the caller's
         // tables are in force here.
         let host = unsafe { Host::enter_vmx(capabilities, bases, region) }.map_err(ProcessorError::Vmxon)?;
         Ok(Self { host, xsave })
+    }
+
+    /// Whether an access of a guest that locks the bus exits.
+    pub fn traps_bus_locks(&self) -> bool {
+        self.host.capabilities.traps_bus_locks()
     }
 }
 

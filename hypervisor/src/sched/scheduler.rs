@@ -8,7 +8,7 @@ use alloc::{sync::Arc, vec::Vec};
 
 use crate::{
     apic, console,
-    cpu::{self, fpu::Xsave, interrupts},
+    cpu::{self, fpu::Xsave, interrupts, speculation},
     devices::virtual_functions::{Parent, Parents},
     exits::EndReason,
     ims::GuestId,
@@ -18,6 +18,7 @@ use crate::{
     },
     sched::{
         exit_loop::{ExitLoop, RunExit},
+        guest_change::GuestChange,
         run_queue::{LEAST_TURN, RunQueue},
     },
     vdev::msr::Optional,
@@ -56,6 +57,8 @@ pub struct Scheduler {
     cpus: Vec<VirtualCpu>,
     /// The virtual processor whose registers are in the processor.
     current: Option<usize>,
+    /// Whose guest's traces the predictors hold.
+    guest_change: GuestChange,
     /// Whose turn the processor's time is.
     queue: RunQueue,
     /// Who has the turn.
@@ -81,6 +84,7 @@ impl Scheduler {
         epoch: u64,
     ) -> Self {
         let optional_msrs = switched_state::optional_msrs(&host.capabilities);
+        speculation::begin(&host.plan);
         Self {
             host,
             xsave,
@@ -91,6 +95,7 @@ impl Scheduler {
             vectors: service.ports().vectors_of(cpu::percpu::this_cpu().number),
             cpus: Vec::new(),
             current: None,
+            guest_change: GuestChange::default(),
             queue: RunQueue::default(),
             running: None,
             charged_until: 0,
@@ -267,7 +272,7 @@ impl Scheduler {
             cpu.judge(now);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
-                State::Blocked => cpu.vm.has_console_room(),
+                State::Blocked => cpu.devices.held_until <= now && cpu.vm.has_console_room(),
                 _ => false,
             };
             if wakes {
@@ -342,6 +347,8 @@ impl Scheduler {
         self.cpus[index].vm.announce(self.epoch);
         self.cpus[index].devices.request_timer_check();
         loop {
+            // The hypervisor has been elsewhere: in other guests' state, or in another guest.
+            speculation::enter_guest(&self.host.plan);
             match slice.run(&mut self.cpus[index]) {
                 RunExit::SliceEnd => {
                     interrupts::poll();
@@ -458,6 +465,9 @@ impl Scheduler {
     }
 
     fn switch_to(&mut self, index: usize) {
+        if self.guest_change.enter(self.cpus[index].vm.id) {
+            speculation::change_guest(&self.host.plan);
+        }
         self.cpus[index].publish(true, false);
         self.hold_devices_of_muted(Some(index));
         if self.current == Some(index) {
@@ -493,6 +503,7 @@ impl Scheduler {
         let mut good = true;
         while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {
             let cpu = self.cpus.remove(index);
+            self.guest_change.leave(cpu.vm.id);
             if !self.cpus.iter().any(|other| other.vm.id == cpu.vm.id) {
                 self.queue.remove(cpu.vm.id);
             }

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use crate::{
-    cpu,
+    cpu::{self, speculation},
     ept::Ept,
     exits::{Devices, EndReason, PvEoi, RepeatedFault, decode_cache::DecodeCache},
     irq::{host_vectors::Vectors, mailbox::Mailbox, ports::MachineService, storm::RateCounter},
@@ -59,6 +59,7 @@ impl VcpuConfig {
                 monitor: self.policy.monitor,
                 pv_eoi: self.policy.kvm.is_some_and(KvmFeatures::has_pv_eoi),
                 arch_capabilities: cpu::arch_capabilities(),
+                spec_ctrl: speculation::plan().spec_ctrl.map(|_| speculation::spec_ctrl_bits()),
             }),
             policy: self.policy,
             decode_cache: DecodeCache::default(),
@@ -66,6 +67,7 @@ impl VcpuConfig {
             apic_id,
             physical_bits,
             exits_to_timer_check: 1,
+            held_until: 0,
             repeated_fault: RepeatedFault::default(),
         }
     }

@@ -1,8 +1,9 @@
 //! The MSR bitmaps: SDM vol. 3, 26.6.9.
 
-use crate::addr::PAGE_SIZE;
+use crate::addr::{Hpa, PAGE_SIZE};
 
 /// The page of MSR bitmaps. A set bit makes the access exit.
+#[repr(transparent)]
 pub struct MsrBitmap([u8; PAGE_SIZE as usize]);
 
 /// Offsets of the four bitmaps: reads of low and of high MSRs, writes of both.
@@ -19,10 +20,24 @@ impl MsrBitmap {
     pub fn new(passthrough: impl Iterator<Item = u32>) -> Self {
         let mut bitmap = Self([0xff; PAGE_SIZE as usize]);
         for register in passthrough {
-            bitmap.allow(register, READ_LOW);
-            bitmap.allow(register, WRITE_LOW);
+            bitmap.let_through(register);
         }
         bitmap
+    }
+
+    /// The bitmaps in a frame.
+    ///
+    /// # Safety
+    /// The frame holds bitmaps, and nobody else writes there while the result is used.
+    pub unsafe fn at<'a>(frame: Hpa) -> &'a mut Self {
+        // SAFETY: frames are identity-mapped; any byte is one of a bitmap; the caller vouches for the rest.
+        unsafe { &mut *(frame.as_u64() as *mut Self) }
+    }
+
+    /// Lets reads and writes of a register through.
+    pub fn let_through(&mut self, register: u32) {
+        self.allow(register, READ_LOW);
+        self.allow(register, WRITE_LOW);
     }
 
     /// Lets reads through.

@@ -9,8 +9,8 @@ use super::controls::{
     EXIT_SAVE_TIMER, PIN_EXTERNAL_INTERRUPT, PIN_NMI, PIN_POSTED, PIN_PREEMPTION_TIMER, PIN_VIRTUAL_NMIS, PRIMARY_CR3,
     PRIMARY_CR8, PRIMARY_HLT, PRIMARY_INTERRUPT_WINDOW, PRIMARY_IO, PRIMARY_MONITOR, PRIMARY_MSR_BITMAPS,
     PRIMARY_MWAIT, PRIMARY_NMI_WINDOW, PRIMARY_RDPMC, PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW, PRIMARY_TSC_OFFSETTING,
-    SECONDARY_APICV, SECONDARY_ENCLS, SECONDARY_EPT, SECONDARY_INVPCID, SECONDARY_RDTSCP, SECONDARY_UNRESTRICTED,
-    SECONDARY_VPID, SECONDARY_WBINVD,
+    SECONDARY_APICV, SECONDARY_BUS_LOCK, SECONDARY_ENCLS, SECONDARY_EPT, SECONDARY_INVPCID, SECONDARY_RDTSCP,
+    SECONDARY_UNRESTRICTED, SECONDARY_VPID, SECONDARY_WBINVD,
 };
 use crate::cpu::bits::{cr0, cr4};
 
@@ -240,6 +240,16 @@ impl Capabilities {
         Ok(capabilities)
     }
 
+    /// Whether an access of a guest that locks the bus exits.
+    pub const fn traps_bus_locks(&self) -> bool {
+        self.secondary & SECONDARY_BUS_LOCK != 0
+    }
+
+    /// Lets guests lock the bus without an exit.
+    pub fn ignore_bus_locks(&mut self) {
+        self.secondary &= !SECONDARY_BUS_LOCK;
+    }
+
     /// The controls of a virtual processor. `virtualised` says that the processor, and not the hypervisor, has its local APIC: SDM vol. 3,
     /// 26.6.8 and 31.1. Then MONITOR and MWAIT do not exit, because a guest whose interrupts come without exits should idle without one.
     pub const fn controls(&self, virtualised: bool) -> Controls {
@@ -299,7 +309,7 @@ fn choose_secondary(allowed: Allowed) -> Result<u32, Unsupported> {
             (SECONDARY_VPID, "VPID"),
             (SECONDARY_WBINVD, "WBINVD exiting"),
         ],
-        SECONDARY_RDTSCP | SECONDARY_INVPCID | SECONDARY_ENCLS,
+        SECONDARY_RDTSCP | SECONDARY_INVPCID | SECONDARY_ENCLS | SECONDARY_BUS_LOCK,
         &[],
     )
 }

@@ -235,6 +235,8 @@ pub enum Exit {
     InterruptWindow,
     /// The guest can take an NMI.
     NmiWindow,
+    /// An access that has locked the bus. RIP is behind the instruction.
+    BusLock,
     /// A task switch by JMP, CALL, IRET or a task gate.
     TaskSwitch,
     /// CPUID.

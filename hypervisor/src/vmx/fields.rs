@@ -113,6 +113,12 @@ fields! {
     u64, Guarded {
         /// Address of the MSR bitmaps.
         MSR_BITMAP = 0x2004,
+        /// Address of the area of MSRs stored at VM exit.
+        EXIT_MSR_STORE_ADDRESS = 0x2006,
+        /// Address of the area of MSRs loaded at VM exit.
+        EXIT_MSR_LOAD_ADDRESS = 0x2008,
+        /// Address of the area of MSRs loaded at VM entry.
+        ENTRY_MSR_LOAD_ADDRESS = 0x200a,
         /// Address of the virtual-APIC page.
         VIRTUAL_APIC_PAGE = 0x2012,
         /// Address of the posted-interrupt descriptor.

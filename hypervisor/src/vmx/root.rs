@@ -6,7 +6,13 @@ use super::{
     caps::{self, Capabilities},
     instr::{Failure, vmxon},
 };
-use crate::{addr::Hpa, cpu};
+use crate::{
+    addr::Hpa,
+    cpu::{
+        self,
+        speculation::{self, Plan},
+    },
+};
 
 /// The host state that every VMCS of this processor has.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +27,8 @@ pub struct Host {
     pub efer: u64,
     /// The processor's capabilities.
     pub capabilities: Capabilities,
+    /// What is done against speculation.
+    pub plan: Plan,
 }
 
 impl Host {
@@ -57,6 +65,7 @@ impl Host {
             // SAFETY: as for IA32_PAT.
             efer: unsafe { msr::rdmsr(msr::IA32_EFER) },
             capabilities,
+            plan: speculation::plan(),
         })
     }
 }

@@ -100,7 +100,7 @@ impl Vcpu {
             self.write_guarded(fields::HOST_SYSENTER_CS, 0);
             self.write_guarded(fields::HOST_SYSENTER_ESP, 0);
             self.write_guarded(fields::HOST_SYSENTER_EIP, 0);
-            self.write_guarded(fields::HOST_RIP, entry::exit_address());
+            self.write_guarded(fields::HOST_RIP, entry::exit_address(&host.plan));
         }
     }
 

@@ -5,12 +5,13 @@
 
 use super::{
     controls,
-    entry::{self, Registers},
+    entry::{self, Registers, Way},
     exit::{Event, EventKind, Exit},
     fields::{self, Field, Guests, Width},
     instr::{self, Failure},
     reason,
     root::{Host, prepare_region},
+    spec_ctrl::SpecCtrl,
     start::{Frames, LocalApic, Start},
 };
 use crate::{
@@ -81,11 +82,15 @@ pub struct Vcpu {
     pub registers: Registers,
     vmcs: Hpa,
     vpid: u16,
-    launched: bool,
+    /// How it is entered next, and after that.
+    way: Way,
+    again: Way,
     /// The values of the [`fields::Cached`] fields in the VMCS.
     cached: CachedFields,
     pub(super) entry_controls: u32,
     pub(super) primary_controls: u32,
+    /// IA32_SPEC_CTRL, where the hypervisor has its own value there.
+    pub(super) spec_ctrl: Option<SpecCtrl>,
 }
 
 impl Vcpu {
@@ -112,10 +117,12 @@ impl Vcpu {
             registers: Registers::default(),
             vmcs: frames.vmcs,
             vpid,
-            launched: false,
+            way: Way::Launch,
+            again: Way::again(&host.plan),
             cached: CachedFields::default(),
             entry_controls: host.capabilities.entry | controls::ENTRY_IA32E,
             primary_controls: host.capabilities.primary,
+            spec_ctrl: SpecCtrl::new(host, frames.msr_bitmap),
         };
         // SAFETY: the caller vouches for the EPT, the bitmap and the frames.
         unsafe { vcpu.write_controls(host, frames.msr_bitmap, eptp, vpid) };
@@ -123,6 +130,7 @@ impl Vcpu {
             // SAFETY: the caller vouches that page and descriptor are used for nothing else.
             unsafe { vcpu.virtualise_apic(host, page, descriptor) };
         }
+        vcpu.set_spec_ctrl(0);
         vcpu.write_host_state(host);
         vcpu.write_guest_state(start);
         vcpu.registers.set(Registers::RSI, start.rsi);
@@ -144,8 +152,8 @@ impl Vcpu {
     /// Runs the guest until its next exit. Returns the basic exit reason's number and the exit.
     pub fn run(&mut self) -> Result<(u16, Exit), Failure> {
         // SAFETY: `new` has completed the VMCS, and whoever called it vouches for the EPT.
-        unsafe { entry::enter(&mut self.registers, self.launched)? };
-        self.launched = true;
+        unsafe { entry::enter(&mut self.registers, self.way)? };
+        self.way = self.again;
         Ok(reason::read())
     }
 
@@ -270,6 +278,22 @@ impl Vcpu {
         self.cached.efer = value;
         // SAFETY: the register is the guest's own.
         unsafe { self.write_guarded(fields::GUEST_EFER, value) }
+    }
+
+    /// The guest has written `value`, whose bits the processor has, to IA32_SPEC_CTRL; or it begins, with 0. Its VMCS must be current.
+    pub fn set_spec_ctrl(&mut self, value: u64) {
+        let Some([guest, host]) = self.spec_ctrl.as_mut().and_then(|own| own.set(value)) else { return };
+        // SAFETY: the entries live as long as the virtual processor, and name a register that is there.
+        unsafe {
+            for (address, count, entry) in [
+                (fields::EXIT_MSR_STORE_ADDRESS, fields::EXIT_MSR_STORE_COUNT, guest),
+                (fields::EXIT_MSR_LOAD_ADDRESS, fields::EXIT_MSR_LOAD_COUNT, host),
+                (fields::ENTRY_MSR_LOAD_ADDRESS, fields::ENTRY_MSR_LOAD_COUNT, guest),
+            ] {
+                self.write_guarded(address, entry);
+                self.write_guarded(count, 1);
+            }
+        }
     }
 
     /// Sets the values that the guest reads of CR0 bits that it does not own.
