@@ -58,7 +58,9 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&boot_info)));
     machine.choose_apic_mode();
     let others = smp::others(machine.apic_ids(), apic_id);
-    cpu::speculation::settle(Options::parse(boot_info.command_line()).0.mitigations);
+    let options = Options::parse(boot_info.command_line()).0;
+    cpu::speculation::settle(options.mitigations);
+    machine::topology::settle(options.smt);
     let service = service(machine, apic_id, &others);
     let page = machine::memory::start_page(&boot_info);
     let processor = Processor::bring_up(bases).unwrap_or_else(|why| {

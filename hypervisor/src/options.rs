@@ -93,6 +93,16 @@ pub enum Console {
     At(SerialPort),
 }
 
+/// Whether guests may share a core.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Smt {
+    /// Two guests never run on hyperthreads of one core at a time.
+    #[default]
+    Core,
+    /// Each hyperthread is a processor like others.
+    Shared,
+}
+
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -100,13 +110,15 @@ pub struct Options {
     pub console: Console,
     /// `screen=`: whether the screen shows the console's lines as well.
     pub screen: bool,
+    /// `smt=`: `core`, or `shared`.
+    pub smt: Smt,
     /// `mitigations=`: whether the processor's speculation is kept from carrying data between guests, or everything that costs is off.
     pub mitigations: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { console: Console::Auto, screen: true, mitigations: true }
+        Self { console: Console::Auto, screen: true, smt: Smt::Core, mitigations: true }
     }
 }
 
@@ -119,6 +131,8 @@ pub enum Wrong<'a> {
     Console(&'a str),
     /// A value that `screen=` does not take.
     Screen(&'a str),
+    /// A value that `smt=` does not take.
+    Smt(&'a str),
     /// A value that `mitigations=` does not take.
     Mitigations(&'a str),
 }
@@ -126,12 +140,15 @@ pub enum Wrong<'a> {
 impl fmt::Display for Wrong<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unknown(word) => write!(f, "{word}: the hypervisor's options are console=, screen= and mitigations="),
+            Self::Unknown(word) => {
+                write!(f, "{word}: the hypervisor's options are console=, screen=, smt= and mitigations=")
+            }
             Self::Console(value) => write!(
                 f,
                 "console={value}: auto, com1 to com4, or the base of a serial port, like 0x2f8 (a multiple of 8, and no port of the board itself)"
             ),
             Self::Screen(value) => write!(f, "screen={value}: on or off"),
+            Self::Smt(value) => write!(f, "smt={value}: core or shared"),
             Self::Mitigations(value) => write!(f, "mitigations={value}: auto or off"),
         }
     }
@@ -159,6 +176,9 @@ impl Options {
             Some(("screen", "on")) => self.screen = true,
             Some(("screen", "off")) => self.screen = false,
             Some(("screen", value)) => return Err(Wrong::Screen(value)),
+            Some(("smt", "core")) => self.smt = Smt::Core,
+            Some(("smt", "shared")) => self.smt = Smt::Shared,
+            Some(("smt", value)) => return Err(Wrong::Smt(value)),
             Some(("mitigations", "auto")) => self.mitigations = true,
             Some(("mitigations", "off")) => self.mitigations = false,
             Some(("mitigations", value)) => return Err(Wrong::Mitigations(value)),
@@ -184,7 +204,10 @@ mod tests {
 
     #[test]
     fn without_words_the_firmware_says_which_port_and_the_screen_is_on() {
-        assert_eq!(Options::parse(""), (Options { console: Console::Auto, screen: true, mitigations: true }, None));
+        assert_eq!(
+            Options::parse(""),
+            (Options { console: Console::Auto, screen: true, smt: Smt::Core, mitigations: true }, None)
+        );
         assert_eq!(console("console=com2 console=auto"), Console::Auto, "the last one counts");
     }
 
@@ -246,6 +269,15 @@ mod tests {
         assert_eq!((options.console, wrong), (Console::At(SerialPort(0x2f8)), Some(Wrong::Screen("of"))));
         assert_eq!(wrong.map(|wrong| wrong.to_string()), Some("screen=of: on or off".to_string()));
         assert_eq!(Options::parse("quiet").1, Some(Wrong::Unknown("quiet")));
+    }
+
+    #[test]
+    fn guests_do_not_share_a_core_unless_the_line_says_so() {
+        assert_eq!(
+            [Options::default(), Options::parse("smt=shared").0].map(|options| options.smt),
+            [Smt::Core, Smt::Shared]
+        );
+        assert_eq!(Options::parse("smt=off"), (Options::default(), Some(Wrong::Smt("off"))));
     }
 
     #[test]

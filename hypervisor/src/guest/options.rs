@@ -11,6 +11,7 @@ use hcall_abi::Pasid;
 use super::{
     image::INITRD,
     memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size},
+    processor_set::ProcessorSet,
     shares::{DEFAULT_WEIGHT, MAX_WEIGHT, Shares},
 };
 use crate::{
@@ -92,6 +93,8 @@ pub struct Options {
     pub storm: Option<u32>,
     /// How much of the processors' time it may have.
     pub shares: Shares,
+    /// The processors that may run its virtual processors, if it said so.
+    pub pin: Option<ProcessorSet>,
     /// PASIDs that it owns for the functions that it has as a whole: the first and the last.
     pub pasids: Option<(Pasid, Pasid)>,
     /// `console=on`: its serial port is the machine's terminal, on COM2.
@@ -147,6 +150,8 @@ pub enum Error {
     Weight(String),
     /// No percentage that a cap can be.
     Cap(String),
+    /// No list of processors.
+    Pin(String),
     /// No range of PASIDs.
     Pasids(String),
     /// The command line does not fit.
@@ -167,7 +172,7 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, \
-                     weight=, cap=, pasids=, unsafe=, console=, exits= or cmdline="
+                     weight=, cap=, pin=, pasids=, unsafe=, console=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -194,6 +199,7 @@ impl fmt::Display for Error {
             Self::Storm(value) => write!(f, "storm={value}: 1 to {STORM_MAX} interrupts in a million ticks"),
             Self::Weight(value) => write!(f, "weight={value}: 1 to {MAX_WEIGHT}"),
             Self::Cap(value) => write!(f, "cap={value}: 1 to 100 percent of each processor"),
+            Self::Pin(value) => write!(f, "pin={value}: up to eight numbers or ranges of processors, as in 0,2-3"),
             Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers from 1 to fffff, as in 100-1ff"),
             Self::Unsafe(value) => {
                 write!(f, "unsafe={value}: names of errata with commas between them, of these:")?;
@@ -225,7 +231,7 @@ impl Options {
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
         let (mut cpus, mut os, mut apicv, mut posting, mut marks) = (None, None, None, None, None);
         let (mut forbidden, mut hypercalls, mut storm, mut pasids) = (None, None, None, None);
-        let (mut console, mut accepted, mut weight, mut cap) = (None, None, None, None);
+        let (mut console, mut accepted, mut weight, mut cap, mut pin) = (None, None, None, None, None);
         let mut counted = 0;
         for word in words {
             match word.split_once('=') {
@@ -241,6 +247,7 @@ impl Options {
                 Some(("storm", value)) => set(&mut storm, parse_storm(value)?, "storm")?,
                 Some(("weight", value)) => set(&mut weight, parse_weight(value)?, "weight")?,
                 Some(("cap", value)) => set(&mut cap, parse_cap(value)?, "cap")?,
+                Some(("pin", value)) => set(&mut pin, parse_pin(value)?, "pin")?,
                 Some(("pasids", value)) => set(&mut pasids, parse_pasids(value)?, "pasids")?,
                 Some(("console", value)) => set(&mut console, parse_switch(value, &word)?, "console")?,
                 Some(("unsafe", value)) => set(&mut accepted, parse_errata(value)?, "unsafe")?,
@@ -270,6 +277,7 @@ impl Options {
             hypercalls: hypercalls.unwrap_or(true),
             storm,
             shares: Shares::new(weight.unwrap_or(DEFAULT_WEIGHT), cap).unwrap_or_default(),
+            pin,
             pasids,
             console: console.unwrap_or(false),
             marks: marks.unwrap_or(false),
@@ -341,6 +349,10 @@ fn parse_weight(value: &str) -> Result<u16, Error> {
 fn parse_cap(value: &str) -> Result<u8, Error> {
     let cap = parse_number(value, 100).and_then(|cap| u8::try_from(cap).ok());
     cap.ok_or_else(|| Error::Cap(value.into()))
+}
+
+fn parse_pin(value: &str) -> Result<ProcessorSet, Error> {
+    ProcessorSet::parse(value).ok_or_else(|| Error::Pin(value.into()))
 }
 
 fn parse_errata(value: &str) -> Result<Vec<&'static Erratum>, Error> {
@@ -518,6 +530,7 @@ mod tests {
         for value in ["0", "10001", "", "-1", "1e3"] {
             assert_eq!(error(&format!("x weight={value}")), Error::Weight(value.into()));
         }
+        assert_eq!(error("x pin=2-1"), Error::Pin("2-1".into()));
         for value in ["0", "101", "50%"] {
             assert_eq!(error(&format!("x cap={value}")), Error::Cap(value.into()));
         }

@@ -18,8 +18,13 @@ use crate::{
     },
     event,
     ims::GuestId,
-    irq::ports::MachineService,
-    machine::{boot_info::Module, discovery::Machine, memory::FRAMES},
+    irq::{host_vectors::Vectors, ports::MachineService},
+    machine::{
+        boot_info::Module,
+        discovery::Machine,
+        memory::FRAMES,
+        topology::{self, LogicalProcessor},
+    },
     memory::{FrameSource, heap},
     sched::scheduler::Scheduler,
     sync::Mutex,
@@ -235,7 +240,12 @@ impl Workload {
 
     /// Plans all guests. The heap is extended by the memory that the hypervisor may allocate for them, so it is never full for one of them.
     fn plan(&self) -> Plans {
-        let plans = plans(&(self.machine, self.service.ports()), &self.modules, &self.fit.lock());
+        let ports = self.service.ports();
+        let bits = topology::smt_bits(&raw_cpuid::CpuId::new());
+        let core = |number| ports.vectors_of(number).map_or(0, Vectors::destination) >> bits;
+        let fit = self.fit.lock();
+        let fit: Vec<_> = fit.iter().map(|&number| LogicalProcessor { number, core: core(number) }).collect();
+        let plans = plans(&(self.machine, ports), &self.modules, &fit, topology::smt());
         let heap: u64 = plans.iter().flatten().map(|plan| plan.heap_bytes(self.machine)).sum();
         if heap::extend(&FRAMES, heap) {
             return plans;
