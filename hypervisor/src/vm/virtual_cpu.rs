@@ -253,7 +253,7 @@ impl VirtualCpu {
         }
         self.is_suppressed = is_suppressed;
         self.mailbox.set_run_state(state);
-        if let Some(vectors) = self.mailbox.take_suppressed().filter(|_| !is_suppressed) {
+        if !is_suppressed && let Some(vectors) = self.mailbox.take_suppressed() {
             self.accept_posted(vectors);
         }
     }
