@@ -339,7 +339,8 @@ mod tests {
         let mut name = [0; NAME_MAX];
         name[..4].copy_from_slice(b"echo");
         let (vcpus, memory_mib, weight, starts) = (2, 64, 256, 1 << 40);
-        let info = GuestInfo { guests: 3, state: GuestState::Failed, is_own: true, name, vcpus, memory_mib, weight, starts };
+        let info =
+            GuestInfo { guests: 3, state: GuestState::Failed, is_own: true, name, vcpus, memory_mib, weight, starts };
         assert_eq!(GuestInfo::from_bytes(&info.to_bytes()), Ok(info));
         assert_eq!(info.name(), "echo");
         let counters = GuestCounters { building: 1, charged: 2, stolen: 3, exits: 4, interrupts: u64::MAX };

@@ -97,10 +97,14 @@ pub type Plans = Vec<Result<Plan, String>>;
 pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[usize]) -> Plans {
     let mut turns = fit.iter().copied().cycle();
     let mut allocations = Allocations::default();
-    let mut terminal = None;
+    let (mut terminal, mut manager) = (None, None);
     let plan = |module| {
         let options = options(module)?;
-        take_terminal(&options, &mut terminal).map_err(|why| format!("{}: {why}", options.name))?;
+        let own = |why| format!("{}: {why}", options.name);
+        take(options.console, &options, &mut terminal)
+            .map_err(|holder| own(format!("console=on: the guest {holder} has the terminal")))?;
+        take(options.manages, &options, &mut manager)
+            .map_err(|holder| own(format!("manage=on: the guest {holder} manages")))?;
         let processors = turns.by_ref().take(options.cpus as usize).collect();
         let given = given(machine, &options, &mut allocations);
         let given = given.map_err(|why| format!("{}: {why}", options.name))?;
@@ -109,15 +113,15 @@ pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[usize]) -> Pla
     modules.iter().map(plan).collect()
 }
 
-/// Gives the terminal to the first guest that asks for it.
-fn take_terminal(options: &Options, holder: &mut Option<String>) -> Result<(), String> {
+/// Gives what only one guest can have to the first that asks for it. For others it is the error who has it.
+fn take(asks: bool, options: &Options, holder: &mut Option<String>) -> Result<(), String> {
     match holder {
-        Some(holder) if options.console => Err(format!("console=on: the guest {holder} has the terminal")),
-        None if options.console => {
+        _ if !asks => Ok(()),
+        Some(holder) => Err(holder.clone()),
+        None => {
             *holder = Some(options.name.clone());
             Ok(())
         }
-        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Scheduling: the processors, the scheduler and the loop of VM exits.
 
 pub mod exit_loop;
+pub mod guests;
+pub mod life_cycle;
+pub mod maker;
 pub mod processors;
 pub mod run_queue;
 pub mod scheduler;
