@@ -9,6 +9,7 @@ use spin::Once;
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     console::{self, terminal},
+    cpu::fiber,
     devices::{
         assign_error::AssignError,
         guest_bars::GuestSpace,
@@ -343,6 +344,9 @@ fn map_ecam(ept: &mut Ept, bus: &VirtualBus, mmio_regions: &mut MmioRegions) -> 
     Ok(())
 }
 
+/// Bytes of an image that are copied without a break.
+const PIECE: usize = 1 << 20;
+
 /// A guest's memory while it is built.
 struct Building<'a>(&'a Ram);
 
@@ -352,7 +356,13 @@ impl GuestRam for Building<'_> {
     }
 
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), build::Outside> {
-        self.0.write(gpa, bytes).map_err(|_| build::Outside)
+        let mut at = gpa;
+        for piece in bytes.chunks(PIECE) {
+            self.0.write(at, piece).map_err(|_| build::Outside)?;
+            at = at.checked_add(piece.len() as u64).ok_or(build::Outside)?;
+            fiber::breathe();
+        }
+        Ok(())
     }
 }
 

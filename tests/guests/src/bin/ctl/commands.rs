@@ -36,7 +36,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage => {
-                f.write_str("list | start NAME | stop NAME [--force] | restart NAME [--force] | counters NAME | exit")
+                f.write_str("list | start NAME | stop NAME [--force | --grace=MS] | restart NAME [--force | --grace=MS] | counters NAME | exit")
             }
             Self::NoSuchGuest => f.write_str("there is no guest of this name"),
             Self::Refused(status) => write!(f, "{status}"),
@@ -111,6 +111,10 @@ impl Client {
                 let guest = self.guest(name)?;
                 self.wait(guest, |info| info.state.name() == state)?;
             }
+            ["cycle", number, name, "", ..] => {
+                let number = number.parse().map_err(|_| Failure::Usage)?;
+                self.cycle(number, name)?;
+            }
             ["repeat", number, "restart", name, how] => {
                 let number = number.parse().map_err(|_| Failure::Usage)?;
                 self.repeat(number, name, grace(how)?)?;
@@ -168,6 +172,17 @@ impl Client {
         }
     }
 
+    /// Starts a guest that ends by itself again and again.
+    fn cycle(&mut self, number: u64, name: &str) -> Result<(), Failure> {
+        let guest = self.guest(name)?;
+        let has_ended = |info: &GuestInfo| matches!(info.state, GuestState::Stopped | GuestState::Failed);
+        for _ in 0..number {
+            self.wait(guest, has_ended)?;
+            self.calls.start_guest(guest)?;
+        }
+        self.wait(guest, has_ended).map(drop)
+    }
+
     fn repeat(&mut self, number: u64, name: &str, grace: u64) -> Result<(), Failure> {
         let guest = self.guest(name)?;
         let few = (number / 16).max(1);
@@ -200,6 +215,6 @@ fn grace(how: &str) -> Result<u64, Failure> {
     match how {
         "" => Ok(GRACE),
         "--force" => Ok(0),
-        _ => Err(Failure::Usage),
+        how => how.strip_prefix("--grace=").and_then(|grace| grace.parse().ok()).ok_or(Failure::Usage),
     }
 }
