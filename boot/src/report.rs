@@ -28,7 +28,7 @@ pub struct Guest {
     pub exits: BTreeMap<String, u64>,
     /// `interrupts`.
     pub interrupts: Pairs,
-    /// `guest-time`.
+    /// `guest-released` of its last life.
     pub time: Pairs,
     /// What the guest itself reports.
     pub result: Option<Pairs>,
@@ -346,7 +346,7 @@ impl Summary {
             "guest-start" => self.guest(pairs).begin(pairs),
             "guest-end" => self.guest(pairs).end = Some(pairs.clone()),
             "interrupts" => self.guest(pairs).take_interrupts(pairs),
-            "guest-time" => self.guest(pairs).time = pairs.clone(),
+            "guest-released" => self.guest(pairs).time = pairs.clone(),
             "exits" => {
                 let counts = pairs.iter().filter_map(|(reason, _)| Some((reason.to_owned(), pairs.number(reason)?)));
                 self.guest(pairs).take_exits(counts.filter(|(reason, _)| reason != "guest"));

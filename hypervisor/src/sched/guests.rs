@@ -17,7 +17,8 @@ use crate::{
     guest::shares::Shares,
     ims::GuestId,
     irq::{host_vectors::Vectors, ports::MachineService},
-    machine::{boot_info::Module, discovery::Machine},
+    machine::{boot_info::Module, discovery::Machine, memory::FRAMES},
+    memory::heap,
     sched::life_cycle::{Action, LifeCycle, Outcome},
     sync::Mutex,
     vm::{
@@ -250,13 +251,26 @@ impl Guests {
 
     fn release(&self, id: GuestId) {
         let Some(guest) = self.guest(id) else { return };
-        let leaving = guest.state.lock().leaving.take();
+        let (leaving, start, last) = {
+            let mut state = guest.state.lock();
+            (state.leaving.take(), state.life.starts(), state.last)
+        };
         // Its virtual processors have dropped it, and whoever looks at it does so under the lock.
         match leaving.map(Arc::try_unwrap) {
             Some(Ok(vm)) => vm.finish(),
             Some(Err(_)) => log::error!("guest {}: somebody has it who should not: it is given up", id.0),
             None => {}
         }
+        let (free, heap) = (FRAMES.free_bytes() + heap::grown(), heap::allocated());
+        event!(
+            "guest-released guest={} name={} start={start} charged={} stolen={} building={} free_kib={} heap={heap}",
+            id.0,
+            guest.plan.options.name,
+            last.charged,
+            last.stolen,
+            guest.building.load(Ordering::Relaxed),
+            free >> 10,
+        );
         guest.state.lock().life.released(cpu::tsc());
         self.look_whether_over();
         self.notify(guest.home());
