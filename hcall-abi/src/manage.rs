@@ -126,6 +126,9 @@ impl GuestState {
     }
 }
 
+/// Version of [`GuestInfo`] and [`GuestCounters`].
+pub const VERSION: u16 = 1;
+
 /// Bytes of a guest's name.
 pub const NAME_MAX: usize = 16;
 
@@ -170,7 +173,7 @@ pub struct GuestInfo {
 fn request() -> [u8; 64] {
     let mut bytes = [0; 64];
     put(&mut bytes, 0, 64_u32.to_le_bytes());
-    put(&mut bytes, 4, 1_u16.to_le_bytes());
+    put(&mut bytes, 4, VERSION.to_le_bytes());
     bytes
 }
 
