@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Ticks of the TSC for which others run between two looks.
-const PAUSE: u64 = 200_000;
+const PAUSE: u64 = 50_000;
 
 /// The machine's clock, for waits of a fiber: at each look at it others run for a while. Whoever waits by it must not hold a lock.
 pub const PATIENT: &Patient = &Patient;

@@ -7,7 +7,7 @@ use hcall_abi::{GuestCounters, Status, Target};
 
 use crate::{
     console::{self, terminal},
-    cpu,
+    cpu::{self, fiber},
     devices::mmio_regions::MmioRegions,
     event,
     exits::EndReason,
@@ -26,6 +26,10 @@ use crate::{
 
 /// The number of storms of a guest that are logged.
 const STORMS_TOLD: u32 = 32;
+
+/// Looks whether the console has room for a guest's report, and ticks of the TSC between them, in which others run.
+const ROOM_LOOKS: u32 = 10_000;
+const ROOM_PAUSE: u64 = 200_000;
 
 /// Commands to a virtual processor that it has not taken yet, beside interrupts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -344,6 +348,13 @@ impl Vm {
     /// time to stop, and memory to be released.
     pub fn finish(mut self) {
         self.resources.stop_functions();
+        // A full console would keep whoever writes, and all who want the console meanwhile.
+        for _ in 0..ROOM_LOOKS {
+            if console::has_room() {
+                break;
+            }
+            fiber::pause(ROOM_PAUSE);
+        }
         let reason = self.life.get_mut().reason.unwrap_or(EndReason::Killed("its processors have left"));
         self.report(reason);
     }

@@ -13,6 +13,8 @@ const GRACE: u64 = 10_000;
 /// TSC ticks between two looks at a guest, and those after which it is given up.
 const LOOK: u64 = 50_000;
 const LIMIT: u64 = 20_000_000_000;
+/// VM exits by which a guest shows that it has begun to work.
+const EXITS: u64 = 300;
 
 /// Why a command has failed.
 pub enum Failure {
@@ -24,6 +26,8 @@ pub enum Failure {
     Refused(Status),
     /// The guest has not come there in time.
     TimeOut,
+    /// The guest has failed.
+    Failed,
 }
 
 impl From<Status> for Failure {
@@ -41,6 +45,7 @@ impl fmt::Display for Failure {
             Self::NoSuchGuest => f.write_str("there is no guest of this name"),
             Self::Refused(status) => write!(f, "{status}"),
             Self::TimeOut => f.write_str("it takes too long"),
+            Self::Failed => f.write_str("the guest has failed"),
         }
     }
 }
@@ -109,7 +114,11 @@ impl Client {
             ["counters", name, "", ..] => self.counters(name)?,
             ["wait", name, state, "", ..] => {
                 let guest = self.guest(name)?;
-                self.wait(guest, |info| info.state.name() == state)?;
+                let state = GuestState::ALL.into_iter().find(|known| known.name() == state).ok_or(Failure::Usage)?;
+                self.wait(guest, |info| info.state == state || info.state == GuestState::Failed)?;
+                if self.calls.query_guest(guest, &mut self.page)?.state != state {
+                    return Err(Failure::Failed);
+                }
             }
             ["cycle", number, name, "", ..] => {
                 let number = number.parse().map_err(|_| Failure::Usage)?;
@@ -187,11 +196,11 @@ impl Client {
         let guest = self.guest(name)?;
         let few = (number / 16).max(1);
         for n in 0..number {
-            // It is asked when it has begun, or was asked for nothing.
+            // It has begun to work.
             self.wait(guest, |info| info.state == GuestState::Running)?;
             let before = self.calls.query_guest(guest, &mut self.page)?.starts;
             let mut exits = 0;
-            while exits < 2 {
+            while exits < EXITS {
                 idle::wait_until(LOOK, || false);
                 exits = self.calls.guest_counters(guest, &mut self.page)?.exits;
             }
