@@ -5,11 +5,7 @@
 //! stop while it holds a lock: whoever asks for the lock on the same processor would wait for ever.
 
 use alloc::boxed::Box;
-use core::{
-    arch::naked_asm,
-    ptr,
-    sync::atomic::{AtomicPtr, Ordering},
-};
+use core::{arch::naked_asm, ptr, sync::atomic::Ordering};
 
 use crate::cpu::{self, percpu::this_cpu};
 
@@ -108,9 +104,6 @@ pub fn pause(ticks: u64) {
 fn current() -> *mut Switch {
     this_cpu().fiber.load(Ordering::Relaxed).cast()
 }
-
-/// The place in [`crate::cpu::percpu::PerCpu`] for the fiber that runs.
-pub(super) type Current = AtomicPtr<u8>;
 
 /// Leads back to who has resumed the work.
 ///

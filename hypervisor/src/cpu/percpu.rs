@@ -22,7 +22,7 @@ pub struct PerCpu {
     /// NMIs so far.
     pub(super) nmis: AtomicU64,
     /// The fiber that runs, or null.
-    pub(super) fiber: super::fiber::Current,
+    pub(super) fiber: AtomicPtr<u8>,
     /// The structure that was installed before this one.
     before: AtomicPtr<PerCpu>,
 }
