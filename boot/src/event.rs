@@ -43,6 +43,18 @@ impl Pairs {
         parse_number(self.get(key)?)
     }
 
+    /// Adds the numbers of `other` to those that this has. Of other values those of `other` count.
+    pub fn add(&mut self, other: &Self) {
+        for (key, value) in other.iter() {
+            let sum = self.number(key).zip(other.number(key)).map(|(own, more)| own.saturating_add(more).to_string());
+            let value = sum.unwrap_or_else(|| value.to_owned());
+            match self.0.iter_mut().find(|(name, _)| name == key) {
+                Some((_, own)) => *own = value,
+                None => self.0.push((key.to_owned(), value)),
+            }
+        }
+    }
+
     /// All pairs in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
@@ -188,6 +200,14 @@ mod tests {
         let pairs = line.event("fault").unwrap();
         assert_eq!(pairs.number("address"), Some(0xfee0_0000));
         assert_eq!(pairs.number("sid"), None);
+    }
+
+    #[test]
+    fn numbers_of_two_lines_are_added_and_of_other_values_the_later_counts() {
+        let pairs = |line: &str| Line::parse(line).event("x").unwrap().clone();
+        let mut sum = pairs("@ims x a=1 name=y b=2");
+        sum.add(&pairs("@ims x b=3 name=z c=4"));
+        assert_eq!(sum.to_string(), "a=1 name=z b=5 c=4");
     }
 
     #[test]

@@ -7,21 +7,29 @@ use crate::event::{Line, Pairs};
 use crate::machine::{End, Outcome};
 use crate::words::grouped;
 
-/// One guest's part in a run.
+/// One guest's part in a run. Figures of several lives are added up.
 #[derive(Debug, Clone, Default)]
 pub struct Guest {
+    /// How often it was started.
+    pub lives: u64,
+    /// How many of its lives have reported.
+    pub reports: u64,
+    /// The sums of the lives before the current one: VM exits and interrupts.
+    before: (BTreeMap<String, u64>, Pairs),
     /// The hypervisor's number for it.
     pub number: String,
     /// Its name.
     pub name: String,
-    /// `guest-start`.
+    /// `guest-start` of its first life.
     pub start: Pairs,
-    /// `guest-end`, if it ended.
+    /// `guest-end` of its last life, if that ended.
     pub end: Option<Pairs>,
     /// `exits`: VM exits by reason.
     pub exits: BTreeMap<String, u64>,
     /// `interrupts`.
     pub interrupts: Pairs,
+    /// `guest-released` of its last life.
+    pub time: Pairs,
     /// What the guest itself reports.
     pub result: Option<Pairs>,
 }
@@ -34,8 +42,40 @@ impl Guest {
 
     /// Interrupts that it handled: those that it counted, and those that it says come after its count (Linux' driver has one more when it
     /// disables a device at the end).
+    /// One that was forced before it could say so makes it unknown.
     pub fn handled(&self) -> Option<u64> {
+        if self.reports < self.lives {
+            return None;
+        }
         Some(self.reported("handled")?.saturating_add(self.reported("closing").unwrap_or(0)))
+    }
+
+    /// A life begins.
+    fn begin(&mut self, start: &Pairs) {
+        if self.lives == 0 {
+            self.start = start.clone();
+        }
+        self.lives += 1;
+        self.end = None;
+        self.before = (self.exits.clone(), self.interrupts.clone());
+    }
+
+    /// VM exits of the current life so far.
+    fn take_exits(&mut self, counts: impl Iterator<Item = (String, u64)>) {
+        self.exits = self.before.0.clone();
+        for (reason, count) in counts {
+            *self.exits.entry(reason).or_default() += count;
+        }
+    }
+
+    fn take_interrupts(&mut self, pairs: &Pairs) {
+        self.interrupts = self.before.1.clone();
+        self.interrupts.add(pairs);
+    }
+
+    fn take_result(&mut self, pairs: &Pairs) {
+        self.reports += 1;
+        self.result.get_or_insert_default().add(pairs);
     }
 
     fn failures(&self) -> Vec<String> {
@@ -72,7 +112,7 @@ impl Guest {
     fn end_failures(&self) -> Vec<String> {
         let Some(end) = &self.end else { return vec![format!("guest {} did not end", self.name)] };
         match (end.get("reason"), end.number("code")) {
-            (Some("exit"), Some(0)) => Vec::new(),
+            (Some("exit"), Some(0)) | (Some("stopped"), _) => Vec::new(),
             (Some("exit"), code) => vec![format!("guest {} ended with code {}", self.name, shown(code))],
             (reason, _) => vec![format!("guest {} ended by {}", self.name, reason.unwrap_or("?"))],
         }
@@ -303,12 +343,13 @@ impl Summary {
                 let value = |key| pairs.get(key).unwrap_or("?");
                 self.refused.push(format!("{}: {}", value("what"), value("why")));
             }
-            "guest-start" => self.guest(pairs).start = pairs.clone(),
+            "guest-start" => self.guest(pairs).begin(pairs),
             "guest-end" => self.guest(pairs).end = Some(pairs.clone()),
-            "interrupts" => self.guest(pairs).interrupts = pairs.clone(),
+            "interrupts" => self.guest(pairs).take_interrupts(pairs),
+            "guest-released" => self.guest(pairs).time = pairs.clone(),
             "exits" => {
                 let counts = pairs.iter().filter_map(|(reason, _)| Some((reason.to_owned(), pairs.number(reason)?)));
-                self.guest(pairs).exits = counts.filter(|(reason, _)| reason != "guest").collect();
+                self.guest(pairs).take_exits(counts.filter(|(reason, _)| reason != "guest"));
             }
             "remap" => self.remap = pairs.clone(),
             "fault" => self.faults += 1,
@@ -332,11 +373,11 @@ impl Summary {
         guest
     }
 
-    /// A guest's report goes to the first of its name that has none yet.
+    /// A guest's report goes to the first of its name whose life has none yet.
     fn take_result(&mut self, name: &str, pairs: &Pairs) {
-        let of_name = self.guests.iter_mut().find(|guest| guest.name == name && guest.result.is_none());
+        let of_name = self.guests.iter_mut().find(|guest| guest.name == name && guest.reports < guest.lives);
         match of_name {
-            Some(guest) => guest.result = Some(pairs.clone()),
+            Some(guest) => guest.take_result(pairs),
             None => self.broken.push(format!("a result of a guest that did not start: {name}")),
         }
     }
@@ -696,6 +737,35 @@ mod tests {
     fn a_run_without_a_guest_is_not_right() {
         let verdict = outcome("@ims done status=ok", &PLUGIN[..1], End::Off).summary().verdict();
         assert_eq!(verdict.failures, ["no guest was started"]);
+    }
+
+    #[test]
+    fn lives_of_one_guest_are_added_up_and_the_last_end_counts() {
+        let life = CONSOLE.replace("@ims done status=ok\n", "");
+        let failed = life.replace("reason=exit code=0", "reason=triple-fault code=255");
+        let plugin = [("dsa.messages", 30), ("vtd.remapped", 30)];
+        let summary = outcome(&format!("{life}{failed}{CONSOLE}"), &plugin, End::Off).summary();
+        assert_eq!(summary.verdict().failures, Vec::<String>::new());
+        let [guest] = &summary.guests[..] else { panic!("{:?}", summary.guests) };
+        assert_eq!((guest.lives, guest.handled(), guest.exits["vmcall"]), (3, Some(30), 9));
+        assert_eq!(guest.interrupts.number("delivered"), Some(30));
+        let summary = outcome(&format!("{life}{failed}"), &plugin, End::Off).summary();
+        assert!(summary.verdict().failures.contains(&"guest demo ended by triple-fault".to_owned()));
+        // One that was stopped by force has not said what it handled.
+        let forced = life.replace("reason=exit code=0", "reason=stopped code=255");
+        let silent: String =
+            forced.lines().filter(|line| !line.contains("@result")).map(|line| format!("{line}\n")).collect();
+        let summary =
+            outcome(&format!("{silent}{CONSOLE}"), &[("dsa.messages", 20), ("vtd.remapped", 20)], End::Off).summary();
+        assert_eq!(summary.verdict().failures, Vec::<String>::new());
+        assert_eq!(summary.guests[0].handled(), None);
+        let summary = outcome(
+            &format!("{life}{silent}@ims done status=ok\n"),
+            &[("dsa.messages", 20), ("vtd.remapped", 20)],
+            End::Off,
+        )
+        .summary();
+        assert_eq!(summary.verdict().failures, Vec::<String>::new());
     }
 
     #[test]

@@ -376,6 +376,12 @@ fn guest_rows(guest: &Guest, unit: &str) -> Vec<Row> {
     } else if let Some(delivered) = counted(&guest.interrupts, "delivered") {
         rows.push(("delivery", format!("{delivered} interrupts injected")));
     }
+    if let Some(charged) = counted(&guest.time, "charged") {
+        let building = counted(&guest.time, "building").unwrap_or_default();
+        let lives =
+            if guest.lives > 1 { format!("{} lives; in the last ", grouped(guest.lives)) } else { String::new() };
+        rows.push(("time", format!("{lives}{charged} {unit} charged; {building} to make and release it")));
+    }
     rows.extend(guest.result.as_ref().and_then(of_linux).map(|text| ("of Linux", text)));
     rows
 }

@@ -32,6 +32,10 @@ impl<T: Transport> Hypercalls<T> {
         &self.interface
     }
 
+    pub(crate) const fn transport(&self) -> &T {
+        &self.transport
+    }
+
     fn call(&self, call: Call, args: [u64; 4]) -> Result<u64, Status> {
         result_from_rax(self.transport.call(self.interface.number(call), args))
     }
@@ -277,14 +281,14 @@ impl BatchPage<'_> {
         self.put(n / 4, &item);
     }
 
-    fn put_bytes<const N: usize>(&mut self, bytes: &[u8; N]) {
+    pub(crate) fn put_bytes<const N: usize>(&mut self, bytes: &[u8; N]) {
         let (items, _) = bytes.as_chunks();
         for (n, item) in items.iter().enumerate() {
             self.put(n, item);
         }
     }
 
-    fn get_bytes<const N: usize>(&self) -> [u8; N] {
+    pub(crate) fn get_bytes<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];
         let (items, _) = bytes.as_chunks_mut();
         for (n, item) in items.iter_mut().enumerate() {

@@ -44,6 +44,7 @@ pub mod calls;
 pub mod detect;
 pub mod discover;
 pub mod domain;
+mod manage;
 pub mod policy;
 pub mod pv_eoi;
 pub mod store;

@@ -13,7 +13,7 @@
 
 /* The version that this header has. */
 #define IMSVISOR_VERSION_MAJOR 1u
-#define IMSVISOR_VERSION_MINOR 3u
+#define IMSVISOR_VERSION_MINOR 4u
 
 /* CPUID: where a scan for the signature begins, ends and how it steps. */
 #define IMSVISOR_CPUID_FIRST_BASE 0x40000000u
@@ -73,6 +73,12 @@
 
 /* An interrupt can be ended without an exit: IMSVISOR_CALL_SET_PV_EOI. */
 #define IMSVISOR_FEATURE_PV_EOI 0x1000u
+
+/* The guest can be asked to stop: IMSVISOR_CALL_SET_STOP_REQUEST. */
+#define IMSVISOR_FEATURE_STOP_REQUEST 0x2000u
+
+/* The guest manages all guests: the other calls of LifeCall work. */
+#define IMSVISOR_FEATURE_MANAGE 0x4000u
 
 /* The platform forbids this guest to use an interrupt message store without the hypercall domain. */
 #define IMSVISOR_FEATURE_IMS_FORBIDDEN 0x80000000u
@@ -174,6 +180,33 @@
    hold. IMSVISOR_STATUS_UNSUPPORTED where the processor keeps the local APIC, because EOI is no exit there. Returns 0. */
 #define IMSVISOR_CALL_SET_PV_EOI 18u
 
+/* RBX = target, as Target::to_register has it, or 0 for none. From then on the guest gets this interrupt when it is asked to stop, and
+   should end by itself soon. If it has been asked already, the interrupt comes at once. IMSVISOR_STATUS_BAD_TARGET for a virtual
+   processor that the guest does not have. Returns 0. */
+#define IMSVISOR_CALL_SET_STOP_REQUEST 19u
+
+/* RBX = guest, RCX = guest-physical address of a struct imsvisor_guest_info, in one page, whose size and version are set. Fills it in
+   and returns 0. */
+#define IMSVISOR_CALL_QUERY_GUEST 20u
+
+/* RBX = guest. Makes the guest from its module and starts it. One that is being stopped starts after that. IMSVISOR_STATUS_UNSUPPORTED
+   for a guest that the hypervisor has refused. Returns 0 without waiting. */
+#define IMSVISOR_CALL_START_GUEST 21u
+
+/* RBX = guest, RCX = milliseconds, at most IMSVISOR_GRACE_MAX. Asks the guest to stop (IMSVISOR_CALL_SET_STOP_REQUEST), and ends it if
+   it runs so many milliseconds later; at once if they are 0. Returns 0 without waiting. */
+#define IMSVISOR_CALL_STOP_GUEST 22u
+
+/* RBX = guest, RCX = milliseconds. As StopGuest, and then StartGuest. Returns 0 without waiting. */
+#define IMSVISOR_CALL_RESTART_GUEST 23u
+
+/* RBX = guest, RCX = guest-physical address of struct imsvisor_guest_counters, in one page, whose size and version are set. Fills them
+   in and returns 0. */
+#define IMSVISOR_CALL_READ_COUNTERS 24u
+
+/* StopGuest and RestartGuest: the most milliseconds that a guest gets to stop. */
+#define IMSVISOR_GRACE_MAX 0x927c0u
+
 /* The most slots of a queue store; handles and fault records of one call. */
 #define IMSVISOR_QUEUE_SLOTS_MAX 0x1000u
 #define IMSVISOR_HANDLES_MAX 1024u
@@ -270,6 +303,8 @@
 /* The version that the guest puts into a structure, with its size. */
 #define IMSVISOR_LAYOUT_DEVICE_INFO 1u
 #define IMSVISOR_LAYOUT_SLOT_INFO 1u
+#define IMSVISOR_LAYOUT_GUEST_INFO 1u
+#define IMSVISOR_LAYOUT_GUEST_COUNTERS 1u
 
 /* Where a device keeps its messages: device memory, system memory. */
 #define IMSVISOR_STORE_KIND_ARRAY 1u
@@ -278,6 +313,24 @@
 /* What a slot is in: it has no target, it has one. */
 #define IMSVISOR_SLOT_STATE_ALLOCATED 1u
 #define IMSVISOR_SLOT_STATE_MAPPED 2u
+
+/* It does not run, and has ended as it should, or was never started. */
+#define IMSVISOR_GUEST_STATE_STOPPED 0u
+
+/* It is being made. */
+#define IMSVISOR_GUEST_STATE_STARTING 1u
+
+/* It runs. */
+#define IMSVISOR_GUEST_STATE_RUNNING 2u
+
+/* It was asked to stop, or has ended and what it held is being released. */
+#define IMSVISOR_GUEST_STATE_STOPPING 3u
+
+/* It does not run, because it ended otherwise than with exit code 0, or could not be made. */
+#define IMSVISOR_GUEST_STATE_FAILED 4u
+
+/* A guest's flag: it is the guest that asks. */
+#define IMSVISOR_GUEST_FLAG_OWN 1u
 
 /* A slot's flags: no message is sent; a message waits; it was masked because it fired faster than its limit. */
 #define IMSVISOR_SLOT_FLAG_MASKED 1u
@@ -354,6 +407,36 @@ struct imsvisor_fault_record {
     uint8_t flags; /* 15 */
     uint32_t lost; /* 16 */
     uint8_t reserved0[12];
+};
+
+/* What IMSVISOR_CALL_QUERY_GUEST fills in: 64 bytes. */
+struct imsvisor_guest_info {
+    uint32_t size; /* 0 */
+    uint16_t version; /* 4 */
+    uint16_t state; /* 6 */
+    uint16_t guests; /* 8 */
+    uint16_t flags; /* 10 */
+    uint8_t reserved0[4];
+    char name[16]; /* 16 */
+    uint32_t vcpus; /* 32 */
+    uint32_t memory_mib; /* 36 */
+    uint32_t weight; /* 40 */
+    uint8_t reserved1[4];
+    uint64_t starts; /* 48 */
+    uint8_t reserved2[8];
+};
+
+/* What IMSVISOR_CALL_READ_COUNTERS fills in: 64 bytes. */
+struct imsvisor_guest_counters {
+    uint32_t size; /* 0 */
+    uint16_t version; /* 4 */
+    uint8_t reserved0[2];
+    uint64_t building; /* 8 */
+    uint64_t charged; /* 16 */
+    uint64_t stolen; /* 24 */
+    uint64_t exits; /* 32 */
+    uint64_t interrupts; /* 40 */
+    uint8_t reserved1[16];
 };
 
 #endif /* IMSVISOR_ABI_H */

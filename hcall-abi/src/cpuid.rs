@@ -82,6 +82,10 @@ features! {
     STORM_LIMIT = 11,
     /// An interrupt can be ended without an exit: [`Call::SetPvEoi`](crate::Call::SetPvEoi).
     PV_EOI = 12,
+    /// The guest can be asked to stop: [`LifeCall::SetStopRequest`](crate::LifeCall::SetStopRequest).
+    STOP_REQUEST = 13,
+    /// The guest manages all guests: the other calls of [`LifeCall`](crate::LifeCall) work.
+    MANAGE = 14,
     /// The platform forbids this guest to use an interrupt message store without the hypercall domain.
     IMS_FORBIDDEN = 31,
 }

@@ -100,6 +100,7 @@
 //! | 1.1 | enabling; many slots at a time and groups; PASIDs; queries of slots; fault records; storms; queue stores; the ACPI table |
 //! | 1.2 | interrupts that end without an exit; [`Call::FreeGroup`] frees so many slots at most |
 //! | 1.3 | [`FaultKind::Refused`], for guests that enabled this version |
+//! | 1.4 | requests to stop, and the management of guests ([`manage`]) |
 //!
 //! The change of [`Call::FreeGroup`] is one that guests can notice. Nothing had been released yet, so the major version stayed.
 
@@ -111,6 +112,7 @@ pub mod args;
 pub mod call;
 pub mod cpuid;
 pub mod info;
+pub mod manage;
 pub mod status;
 
 pub use args::{
@@ -118,12 +120,13 @@ pub use args::{
 };
 pub use call::Call;
 pub use info::{FaultKind, FaultRecord, FaultStore, SlotInfo, SlotState};
+pub use manage::{GuestCounters, GuestInfo, GuestNumber, GuestState, LifeCall};
 pub use status::Status;
 
 /// Major version: guests and hypervisor must agree on it.
 pub const VERSION_MAJOR: u16 = 1;
 /// Minor version: counts additions.
-pub const VERSION_MINOR: u16 = 3;
+pub const VERSION_MINOR: u16 = 4;
 
 /// Splits what RAX holds after a call into the call's value or its [`Status`].
 ///

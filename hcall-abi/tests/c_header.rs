@@ -14,8 +14,9 @@ use hcall_abi::call::{FAULTS_MAX, HANDLES_MAX, PV_EOI_ENABLE, PV_EOI_PENDING, QU
 use hcall_abi::cpuid::{self, Features};
 use hcall_abi::info::Mapping;
 use hcall_abi::{
-    Call, DeviceId, DeviceInfo, FaultKind, FaultRecord, FaultStore, ItemLayout, MapReply, MapRequest, MessagePair,
-    Pasid, SlotHandle, SlotInfo, SlotState, Status, StoreId, StoreKind, Target, VERSION_MAJOR, VERSION_MINOR, acpi,
+    Call, DeviceId, DeviceInfo, FaultKind, FaultRecord, FaultStore, GuestCounters, GuestInfo, GuestState, ItemLayout,
+    LifeCall, MapReply, MapRequest, MessagePair, Pasid, SlotHandle, SlotInfo, SlotState, Status, StoreId, StoreKind,
+    Target, VERSION_MAJOR, VERSION_MINOR, acpi, manage,
 };
 
 const TOP: &str = "\
@@ -47,13 +48,15 @@ impl Field {
             "uint16_t" => 2,
             "uint32_t" | "int32_t" => 4,
             "uint64_t" => 8,
+            "char[16]" => 16,
             kind => panic!("{kind} has no size here"),
         }
     }
 }
 
 /// The structures' names.
-const STRUCTURES: [&str; 5] = ["map_request", "map_reply", "device_info", "slot_info", "fault_record"];
+const STRUCTURES: [&str; 7] =
+    ["map_request", "map_reply", "device_info", "slot_info", "fault_record", "guest_info", "guest_counters"];
 
 /// A structure in memory.
 struct Structure {
@@ -90,7 +93,9 @@ impl Structure {
         let (mut at, mut gaps) = (0, 0);
         for field in &self.fields {
             reserve(&mut text, field.offset.checked_sub(at).expect("fields do not overlap"), &mut gaps);
-            let _ = writeln!(text, "    {} {}; /* {} */", field.kind, field.name, field.offset);
+            let (kind, length) = field.kind.split_once('[').unwrap_or((field.kind, ""));
+            let bracket = if length.is_empty() { "" } else { "[" };
+            let _ = writeln!(text, "    {kind} {}{bracket}{length}; /* {} */", field.name, field.offset);
             at = field.offset + field.size();
         }
         reserve(&mut text, self.size - at, &mut gaps);
@@ -231,8 +236,54 @@ fn fault_record() -> Structure {
     Structure::new("fault_record", "A record of IMSVISOR_CALL_READ_FAULTS", &FAULT.to_bytes(), &probes)
 }
 
-fn structures() -> [Structure; 5] {
-    [map_request(), map_reply(), device_info(), slot_info(), fault_record()]
+fn guest_info() -> Structure {
+    let info = GuestInfo {
+        guests: 0,
+        state: GuestState::Stopped,
+        is_own: false,
+        name: [0; manage::NAME_MAX],
+        vcpus: 0,
+        memory_mib: 0,
+        weight: 0,
+        starts: 0,
+    };
+    let base = info.to_bytes();
+    let [size, version] = size_and_version(GuestInfo::request()).map(|field| xor(&base, &field));
+    let word = PAIR.data;
+    let probes: [(_, _, &[u8]); 10] = [
+        ("uint32_t", "size", &size),
+        ("uint16_t", "version", &version),
+        ("uint16_t", "state", &GuestInfo { state: GuestState::Running, ..info }.to_bytes()),
+        ("uint16_t", "guests", &GuestInfo { guests: 0x0101, ..info }.to_bytes()),
+        ("uint16_t", "flags", &GuestInfo { is_own: true, ..info }.to_bytes()),
+        ("char[16]", "name", &GuestInfo { name: [1; manage::NAME_MAX], ..info }.to_bytes()),
+        ("uint32_t", "vcpus", &GuestInfo { vcpus: word, ..info }.to_bytes()),
+        ("uint32_t", "memory_mib", &GuestInfo { memory_mib: word, ..info }.to_bytes()),
+        ("uint32_t", "weight", &GuestInfo { weight: word, ..info }.to_bytes()),
+        ("uint64_t", "starts", &GuestInfo { starts: PAIR.address, ..info }.to_bytes()),
+    ];
+    Structure::new("guest_info", "What IMSVISOR_CALL_QUERY_GUEST fills in", &base, &probes)
+}
+
+fn guest_counters() -> Structure {
+    let counters = GuestCounters::default();
+    let base = counters.to_bytes();
+    let [size, version] = size_and_version(GuestCounters::request()).map(|field| xor(&base, &field));
+    let long = PAIR.address;
+    let probes: [(_, _, &[u8]); 7] = [
+        ("uint32_t", "size", &size),
+        ("uint16_t", "version", &version),
+        ("uint64_t", "building", &GuestCounters { building: long, ..counters }.to_bytes()),
+        ("uint64_t", "charged", &GuestCounters { charged: long, ..counters }.to_bytes()),
+        ("uint64_t", "stolen", &GuestCounters { stolen: long, ..counters }.to_bytes()),
+        ("uint64_t", "exits", &GuestCounters { exits: long, ..counters }.to_bytes()),
+        ("uint64_t", "interrupts", &GuestCounters { interrupts: long, ..counters }.to_bytes()),
+    ];
+    Structure::new("guest_counters", "What IMSVISOR_CALL_READ_COUNTERS fills in", &base, &probes)
+}
+
+fn structures() -> [Structure; 7] {
+    [map_request(), map_reply(), device_info(), slot_info(), fault_record(), guest_info(), guest_counters()]
 }
 
 fn xor<const N: usize>(left: &[u8; N], right: &[u8; N]) -> [u8; N] {
@@ -267,9 +318,10 @@ fn documentation(source: &str, item: &str) -> String {
 /// What a link leads to, as the header names it.
 fn c_name(words: &str) -> String {
     let name = words.trim_matches('`');
-    let name = name.strip_prefix("Call::").unwrap_or(name);
+    let name = name.strip_prefix("LifeCall::").or(name.strip_prefix("Call::")).unwrap_or(name);
     let is_structure = |structure: &&&str| upper(name).eq_ignore_ascii_case(structure);
-    if Call::ALL.iter().any(|call| format!("{call:?}") == name) {
+    let is_life_call = || LifeCall::ALL.iter().any(|call| format!("{call:?}") == name);
+    if Call::ALL.iter().any(|call| format!("{call:?}") == name) || is_life_call() {
         format!("IMSVISOR_CALL_{}", upper(name))
     } else if Status::ALL.iter().any(|status| format!("{status:?}") == name) {
         format!("IMSVISOR_STATUS_{}", upper(name))
@@ -360,6 +412,13 @@ fn calls() -> String {
         let about = documentation(include_str!("../src/call.rs"), &format!("{name} ="));
         text += &constants(&about, "CALL_", &[(&upper(&name), call.number(0))]);
     }
+    for call in LifeCall::ALL {
+        let name = format!("{call:?}");
+        let about = documentation(include_str!("../src/manage.rs"), &format!("{name} ="));
+        text += &constants(&about, "CALL_", &[(&upper(&name), call.number(0))]);
+    }
+    let about = "StopGuest and RestartGuest: the most milliseconds that a guest gets to stop.";
+    text += &constants(about, "", &[("GRACE_MAX", manage::GRACE_MAX)]);
     let limits = [("QUEUE_SLOTS_MAX", QUEUE_SLOTS_MAX), ("HANDLES_MAX", HANDLES_MAX), ("FAULTS_MAX", FAULTS_MAX)];
     text += &constants("The most slots of a queue store; handles and fault records of one call.", "", &limits);
     let eoi = [("ENABLE", PV_EOI_ENABLE), ("PENDING", PV_EOI_PENDING.into())];
@@ -390,12 +449,25 @@ fn values() -> String {
     text += &constants("Map: RSI.", "ITEM_", &[("LAYOUT", ItemLayout::V1.0)]);
     let flags = [("UNMASK", MapRequest::FLAG_UNMASK.into())];
     text += &constants("A map request's flag: the slot is unmasked when it is mapped.", "MAP_FLAG_", &flags);
-    let versions = [("DEVICE_INFO", DeviceInfo::VERSION.into()), ("SLOT_INFO", SlotInfo::VERSION.into())];
+    let versions = [
+        ("DEVICE_INFO", DeviceInfo::VERSION.into()),
+        ("SLOT_INFO", SlotInfo::VERSION.into()),
+        ("GUEST_INFO", manage::VERSION.into()),
+        ("GUEST_COUNTERS", manage::VERSION.into()),
+    ];
     text += &constants("The version that the guest puts into a structure, with its size.", "LAYOUT_", &versions);
     let kinds = [("ARRAY", StoreKind::Array as u64), ("QUEUE", StoreKind::Queue as u64)];
     text += &constants("Where a device keeps its messages: device memory, system memory.", "STORE_KIND_", &kinds);
     let states = [("ALLOCATED", SlotState::Allocated as u64), ("MAPPED", SlotState::Mapped as u64)];
     text += &constants("What a slot is in: it has no target, it has one.", "SLOT_STATE_", &states);
+    for state in GuestState::ALL {
+        let name = format!("{state:?}");
+        let about = documentation(include_str!("../src/manage.rs"), &format!("{name} ="));
+        text += &constants(&about, "GUEST_STATE_", &[(&upper(&name), state as u64)]);
+    }
+    let info = |own| GuestInfo { is_own: own, ..GuestInfo::from_bytes(&GuestInfo::request()).unwrap() }.to_bytes();
+    let about = "A guest's flag: it is the guest that asks.";
+    text += &constants(about, "GUEST_FLAG_", &[("OWN", bits(&info(false), &info(true)))]);
     let flag = |info: SlotInfo| bits(&SLOT.to_bytes(), &info.to_bytes());
     let flags = [
         ("MASKED", flag(SlotInfo { masked: true, ..SLOT })),
@@ -449,7 +521,15 @@ fn the_c_header_is_what_the_crate_says() {
 
 #[test]
 fn a_c_compiler_gives_the_structures_their_sizes_and_offsets() {
-    let sizes = [MapRequest::SIZE, MapRequest::SIZE, DeviceInfo::SIZE, SlotInfo::SIZE, FaultRecord::SIZE];
+    let sizes = [
+        MapRequest::SIZE,
+        MapRequest::SIZE,
+        DeviceInfo::SIZE,
+        SlotInfo::SIZE,
+        FaultRecord::SIZE,
+        GuestInfo::SIZE,
+        GuestCounters::SIZE,
+    ];
     assert_eq!(structures().map(|structure| structure.size), sizes);
     assert_eq!(structures().map(|structure| structure.name), STRUCTURES);
     let mut program = String::from("#include \"imsvisor_abi.h\"\n#include <stddef.h>\n");

@@ -46,6 +46,21 @@
 // Decision: leave the store alone, because nobody would watch what is written there. Use MSI-X.
 #define IMS_REFUSED_VIRTUALISED 3
 
+// State of a guest: it does not run, and has ended as it should, or was never started.
+#define IMS_GUEST_STOPPED 0
+
+// State of a guest: it is being made.
+#define IMS_GUEST_STARTING 1
+
+// State of a guest: it runs.
+#define IMS_GUEST_RUNNING 2
+
+// State of a guest: it was asked to stop, or what it held is being released.
+#define IMS_GUEST_STOPPING 3
+
+// State of a guest: it does not run, because it ended otherwise than with exit code 0, or could not be made.
+#define IMS_GUEST_FAILED 4
+
 // Store: slots of 16 bytes in device memory.
 #define IMS_STORE_ARRAY 1
 
@@ -133,6 +148,40 @@ typedef struct ImsRequest {
   // The driver's own name for it: comes back in queries and fault records.
   uint64_t cookie;
 } ImsRequest;
+
+// What is known of a guest.
+typedef struct ImsGuestInfo {
+  // How often it was started.
+  uint64_t starts;
+  // Its virtual processors.
+  uint32_t vcpus;
+  // MiB of memory.
+  uint32_t memory_mib;
+  // Its weight for the scheduler.
+  uint32_t weight;
+  // How many guests there are.
+  uint16_t guests;
+  // `IMS_GUEST_…`.
+  uint16_t state;
+  // Whether it is the guest that asks.
+  bool is_own;
+  // Its name, with a zero behind it.
+  char name[17];
+} ImsGuestInfo;
+
+// A guest's figures. All but the first are of the life that it has now, or had last.
+typedef struct ImsGuestCounters {
+  // Ticks of the TSC that making and releasing it took, in all its lives.
+  uint64_t building;
+  // Ticks of processors that were charged to it.
+  uint64_t charged;
+  // Ticks of these that its interrupts took from others' turns.
+  uint64_t stolen;
+  // VM exits.
+  uint64_t exits;
+  // Devices' interrupts that the hypervisor has given to it.
+  uint64_t interrupts;
+} ImsGuestCounters;
 
 // What is known of a device.
 typedef struct ImsDeviceInfo {
@@ -338,6 +387,54 @@ int32_t ims_free(struct ImsDomain *domain, uint32_t handle);
 // # Safety
 // `domain` is open and used by one processor at a time.
 int32_t ims_free_group(struct ImsDomain *domain, uint32_t group);
+
+// Has the interrupt `vector` of the virtual processor with x2APIC ID `apic_id` ask this guest to stop: it ends by itself soon after that. With
+// vector 0 no interrupt does.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable).
+int32_t ims_set_stop_request(const struct ImsInterface *interface,
+                             uint32_t apic_id,
+                             uint8_t vector);
+
+// Writes what is known of a guest, counted from 0, to `info`. `-IMS_INVALID_ARGUMENT` beyond the last one; `-IMS_UNKNOWN_CALL` for a guest
+// that does not manage. `page` is a page of ordinary memory at the physical address `page_physical`.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable); nobody else uses the page during the call, and `info` points to room for one.
+int32_t ims_query_guest(const struct ImsInterface *interface,
+                        uint16_t guest,
+                        void *page,
+                        uint64_t page_physical,
+                        struct ImsGuestInfo *info);
+
+// Starts a guest. One that runs goes on.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable).
+int32_t ims_start_guest(const struct ImsInterface *interface, uint16_t guest);
+
+// Asks a guest to stop, and ends it after so many milliseconds; at once if they are 0.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable).
+int32_t ims_stop_guest(const struct ImsInterface *interface, uint16_t guest, uint64_t milliseconds);
+
+// Stops a guest as [`ims_stop_guest`] does, and starts it again.
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable).
+int32_t ims_restart_guest(const struct ImsInterface *interface, uint16_t guest, uint64_t milliseconds);
+
+// Writes a guest's figures to `counters`. `page` is as for [`ims_query_guest`].
+//
+// # Safety
+// As for [`ims_enable`](crate::ims_enable); nobody else uses the page during the call, and `counters` points to room for them.
+int32_t ims_guest_counters(const struct ImsInterface *interface,
+                           uint16_t guest,
+                           void *page,
+                           uint64_t page_physical,
+                           struct ImsGuestCounters *counters);
 
 // Takes free slots, in a group: as many as there are, from `min` to `max`. Their handles are written to `handles`, and their number is
 // returned. `-IMS_NO_FREE_SLOT` with fewer than `min`; nothing is taken then, and `handles` holds nothing of use.

@@ -11,6 +11,7 @@
 mod decide;
 mod device;
 mod domain;
+mod manage;
 mod many;
 mod pv_eoi;
 mod query;

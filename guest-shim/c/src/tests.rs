@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use guest_shim::hcall_abi::{Call, Status, acpi};
+use guest_shim::hcall_abi::{Call, GuestState, LifeCall, Status, acpi};
 
 use crate::decide::*;
 use crate::domain::*;
@@ -81,6 +81,29 @@ fn feature_c_abi_the_header_is_what_the_library_has() {
     }
     let kept = std::fs::read_to_string(&header).unwrap_or_default();
     assert!(kept == written, "out of date: UPDATE_HEADER=1 cargo test -p guest-shim-c writes it anew");
+}
+
+/// The function that makes a call of guests' lives.
+fn life_function(call: LifeCall) -> &'static str {
+    match call {
+        LifeCall::SetStopRequest => "ims_set_stop_request",
+        LifeCall::QueryGuest => "ims_query_guest",
+        LifeCall::StartGuest => "ims_start_guest",
+        LifeCall::StopGuest => "ims_stop_guest",
+        LifeCall::RestartGuest => "ims_restart_guest",
+        LifeCall::ReadCounters => "ims_guest_counters",
+    }
+}
+
+#[test]
+fn every_call_of_guests_lives_has_a_function_and_every_state_its_number() {
+    let header = include_str!("../include/imsvisor.h");
+    for call in LifeCall::ALL {
+        assert!(header.contains(&format!(" {}(", life_function(call))), "{call:?}");
+    }
+    use crate::manage::*;
+    let numbers = [IMS_GUEST_STOPPED, IMS_GUEST_STARTING, IMS_GUEST_RUNNING, IMS_GUEST_STOPPING, IMS_GUEST_FAILED];
+    assert_eq!(GuestState::ALL.map(|state| state as u16), numbers);
 }
 
 /// The function that makes a call: a new call needs one.

@@ -2,6 +2,7 @@
 
 pub mod bits;
 pub mod exception;
+pub mod fiber;
 pub mod fpu;
 pub mod interrupts;
 pub mod machine_check;

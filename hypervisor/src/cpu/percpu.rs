@@ -21,6 +21,8 @@ pub struct PerCpu {
     pub(super) any_arrived: AtomicBool,
     /// NMIs so far.
     pub(super) nmis: AtomicU64,
+    /// The fiber that runs, or null.
+    pub(super) fiber: AtomicPtr<u8>,
     /// The structure that was installed before this one.
     before: AtomicPtr<PerCpu>,
 }

@@ -10,6 +10,7 @@ pub mod guest_bars;
 pub mod mmio_regions;
 pub mod parent_interrupt;
 pub mod passthrough;
+mod patience;
 pub mod plan;
 pub mod reset;
 pub mod store_pages;

@@ -2,14 +2,12 @@
 
 mod assignment;
 
-use core::hint::spin_loop;
-
 use hcall_abi::DeviceId;
 
 use crate::{
     addr::Bdf,
     devices::{
-        dsa,
+        dsa, patience,
         reset::{Begun, ResetMethod},
     },
     ims::{Domain, GuestId},
@@ -194,11 +192,11 @@ impl Assigned {
         pci::function::set_msix(self.machine.config(), &self.function, false, true);
     }
 
-    /// Waits for a reset that is under way, for 1.1 seconds at most. Returns whether the function can be accessed.
+    /// Waits for a reset that is under way, for 1.1 seconds at most, while others run. Returns whether the function can be accessed.
     fn is_back(&mut self) -> bool {
         while let State::Resetting(resetting) = &mut self.state {
             match resetting.look(self.machine.config(), &self.function) {
-                Progress::UnderWay => spin_loop(),
+                Progress::UnderWay => patience::others(),
                 Progress::Done => self.come_back(),
                 Progress::Failed => self.state = State::Lost,
             }

@@ -101,10 +101,14 @@ pub type Plans = Vec<Result<Plan, String>>;
 /// asks for a function gets it.
 pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[LogicalProcessor], smt: Smt) -> Plans {
     let mut allocations = Allocations::default();
-    let mut terminal = None;
+    let (mut terminal, mut manager) = (None, None);
     let plan = |module| {
         let options = options(module)?;
-        take_terminal(&options, &mut terminal).map_err(|why| format!("{}: {why}", options.name))?;
+        let own = |why| format!("{}: {why}", options.name);
+        take(options.console, &options, &mut terminal)
+            .map_err(|holder| own(format!("console=on: the guest {holder} has the terminal")))?;
+        take(options.manages, &options, &mut manager)
+            .map_err(|holder| own(format!("manage=on: the guest {holder} manages")))?;
         let given = given(machine, &options, &mut allocations);
         let given = given.map_err(|why| format!("{}: {why}", options.name))?;
         Ok(Plan { options, processors: Vec::new(), given })
@@ -127,15 +131,15 @@ fn asked(plan: &Plan) -> Asked {
     Asked { name: name.clone(), cpus: *cpus as usize, pin: *pin }
 }
 
-/// Gives the terminal to the first guest that asks for it.
-fn take_terminal(options: &Options, holder: &mut Option<String>) -> Result<(), String> {
+/// Gives what only one guest can have to the first that asks for it. For others it is the error who has it.
+fn take(asks: bool, options: &Options, holder: &mut Option<String>) -> Result<(), String> {
     match holder {
-        Some(holder) if options.console => Err(format!("console=on: the guest {holder} has the terminal")),
-        None if options.console => {
+        _ if !asks => Ok(()),
+        Some(holder) => Err(holder.clone()),
+        None => {
             *holder = Some(options.name.clone());
             Ok(())
         }
-        _ => Ok(()),
     }
 }
 

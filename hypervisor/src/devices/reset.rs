@@ -1,8 +1,8 @@
 //! How a function is stopped and reset to its initial state.
 
 use crate::{
-    clock,
-    devices::{assign_error::AssignError, bars::registers, dsa},
+    clock::{self, Clock},
+    devices::{assign_error::AssignError, bars::registers, dsa, patience::PATIENT},
     machine::discovery::Machine,
     memory::Mmio,
     pci::{self, Function, reset::Resetting},
@@ -45,20 +45,20 @@ impl ResetMethod {
         }
     }
 
-    /// Resets the function, and enables decoding and sending. Returns whether it answered.
+    /// Resets the function, and enables decoding and sending. Returns whether it answered. Others run while this waits.
     pub fn prepare(&self, machine: &Machine, function: &Function) -> bool {
         let config = machine.config();
         pci::function::enable_memory(config, function.bdf);
-        let reset = self.reset(machine, function);
+        let reset = self.reset(machine, function, PATIENT);
         if reset {
             pci::function::enable(config, function.bdf);
         }
         reset
     }
 
-    /// Stops the function: its state is lost and it sends nothing any more. Its stores can still be written.
+    /// Stops the function: its state is lost and it sends nothing any more. Its stores can still be written. Others run while this waits.
     pub fn stop(&self, machine: &Machine, function: &Function) {
-        if !self.reset(machine, function) {
+        if !self.reset(machine, function, PATIENT) {
             log::error!("{}: does not answer to a reset", function.bdf);
         }
         pci::function::enable_memory(machine.config(), function.bdf);
@@ -73,10 +73,10 @@ impl ResetMethod {
         }
     }
 
-    fn reset(&self, machine: &Machine, function: &Function) -> bool {
+    fn reset(&self, machine: &Machine, function: &Function, clock: &dyn Clock) -> bool {
         match self {
-            Self::Command(registers) => dsa::reset(registers, clock::current()),
-            Self::FunctionLevel => pci::reset::reset(machine.config(), function, clock::current()),
+            Self::Command(registers) => dsa::reset(registers, clock),
+            Self::FunctionLevel => pci::reset::reset(machine.config(), function, clock),
         }
     }
 }

@@ -21,7 +21,7 @@ use core::{
 use crate::{
     addr::Bdf,
     clock::{self, poll},
-    devices::{assign_error::AssignError, bars, dsa, parent_interrupt},
+    devices::{assign_error::AssignError, bars, dsa, parent_interrupt, patience::PATIENT},
     ims::{GuestId, OwnEntry},
     irq::ports::MachineService,
     machine::discovery::Machine,
@@ -71,7 +71,7 @@ impl Parent {
             return Err(AssignError::NoStore);
         }
         pci::function::enable_memory(machine.config(), function.bdf);
-        if !dsa::reset(&registers, clock::current()) {
+        if !dsa::reset(&registers, PATIENT) {
             return Err(AssignError::Hardware);
         }
         pci::function::set_pasid_enable(machine.config(), function.bdf, pasid, true);
@@ -85,7 +85,7 @@ impl Parent {
             is_busy: AtomicBool::new(false),
             next_look: AtomicU64::new(u64::MAX),
         };
-        if let Err(error) = dsa::share_out(&new.registers, clock::current()) {
+        if let Err(error) = dsa::share_out(&new.registers, PATIENT) {
             log::error!("{}: cannot be shared out: command error {error:#x}", function.bdf);
             // After a time-out the device may be enabled still.
             new.stop();
@@ -159,7 +159,7 @@ impl Parent {
             self.advance(&mut state, Duration::ZERO, service);
             !state.functions.iter().any(|function| is_busy(&function))
         };
-        if !poll(clock::current(), STOP, have_stopped) {
+        if !poll(PATIENT, STOP, have_stopped) {
             for function in self.state.lock().functions.iter().filter(is_busy) {
                 log::error!(
                     "{}: work queue {} has not stopped {STOP:?} after its guest",
@@ -170,10 +170,10 @@ impl Parent {
         }
     }
 
-    /// Stops the whole device, without the lock, because that may take long.
+    /// Stops the whole device, without the lock, because that may take long. Others run meanwhile.
     fn stop(&self) {
         self.next_look.store(u64::MAX, Ordering::Relaxed);
-        if !dsa::reset(&self.registers, clock::current()) {
+        if !dsa::reset(&self.registers, PATIENT) {
             log::error!("{}: does not answer to a reset", self.function.bdf);
         }
         pci::function::disable_bus_master(self.machine.config(), self.function.bdf);

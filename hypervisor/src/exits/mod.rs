@@ -74,6 +74,8 @@ pub enum EndReason {
     Reset,
     /// The guest halted with interrupts off, so nothing can wake it.
     Halted,
+    /// A manager has ended the guest, or it did not stop in time when it was asked.
+    Stopped,
     /// The guest cannot continue after what it did.
     Killed(&'static str),
 }
@@ -86,6 +88,7 @@ impl EndReason {
             Self::TripleFault => "triple-fault",
             Self::Reset => "reset",
             Self::Halted => "halted",
+            Self::Stopped => "stopped",
             Self::Killed(_) => "killed",
         }
     }

@@ -66,6 +66,18 @@ pub enum Os {
     Linux,
 }
 
+/// After which ends a guest is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Restart {
+    /// After none.
+    #[default]
+    Never,
+    /// After all but an exit with code 0.
+    OnFailure,
+    /// After all.
+    Always,
+}
+
 /// A guest as asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -101,6 +113,12 @@ pub struct Options {
     pub console: bool,
     /// `exits=marks`: report its VM exits so far after each mark on its console.
     pub marks: bool,
+    /// `restart=`: after which ends it is started again.
+    pub restart: Restart,
+    /// `autostart=off`: only a manager starts it.
+    pub autostart: bool,
+    /// `manage=on`: it manages all guests.
+    pub manages: bool,
     /// `unsafe=`: errata in spite of which it gets functions that have them.
     pub accepted: Vec<&'static Erratum>,
 }
@@ -152,6 +170,10 @@ pub enum Error {
     Cap(String),
     /// No list of processors.
     Pin(String),
+    /// None of `restart=never`, `restart=on-failure`, `restart=always`.
+    Restart(String),
+    /// `manage=on` and `hypercalls=off`.
+    ManageByCalls,
     /// No range of PASIDs.
     Pasids(String),
     /// The command line does not fit.
@@ -172,7 +194,7 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, \
-                     weight=, cap=, pin=, pasids=, unsafe=, console=, exits= or cmdline="
+                     weight=, cap=, pin=, pasids=, restart=, autostart=, manage=, unsafe=, console=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -201,6 +223,8 @@ impl fmt::Display for Error {
             Self::Cap(value) => write!(f, "cap={value}: 1 to 100 percent of each processor"),
             Self::Pin(value) => write!(f, "pin={value}: up to eight numbers or ranges of processors, as in 0,2-3"),
             Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers from 1 to fffff, as in 100-1ff"),
+            Self::Restart(value) => write!(f, "restart={value}: never, on-failure or always"),
+            Self::ManageByCalls => write!(f, "manage=on: needs hypercalls=on"),
             Self::Unsafe(value) => {
                 write!(f, "unsafe={value}: names of errata with commas between them, of these:")?;
                 quirks::names().try_for_each(|name| write!(f, " {name}"))
@@ -232,6 +256,7 @@ impl Options {
         let (mut cpus, mut os, mut apicv, mut posting, mut marks) = (None, None, None, None, None);
         let (mut forbidden, mut hypercalls, mut storm, mut pasids) = (None, None, None, None);
         let (mut console, mut accepted, mut weight, mut cap, mut pin) = (None, None, None, None, None);
+        let (mut restart, mut autostart, mut manage) = (None, None, None);
         let mut counted = 0;
         for word in words {
             match word.split_once('=') {
@@ -250,6 +275,9 @@ impl Options {
                 Some(("pin", value)) => set(&mut pin, parse_pin(value)?, "pin")?,
                 Some(("pasids", value)) => set(&mut pasids, parse_pasids(value)?, "pasids")?,
                 Some(("console", value)) => set(&mut console, parse_switch(value, &word)?, "console")?,
+                Some(("restart", value)) => set(&mut restart, parse_restart(value)?, "restart")?,
+                Some(("autostart", value)) => set(&mut autostart, parse_switch(value, &word)?, "autostart")?,
+                Some(("manage", value)) => set(&mut manage, parse_switch(value, &word)?, "manage")?,
                 Some(("unsafe", value)) => set(&mut accepted, parse_errata(value)?, "unsafe")?,
                 Some(("exits", "marks")) => set(&mut marks, true, "exits")?,
                 Some(("exits", value)) => return Err(Error::Exits(value.into())),
@@ -263,6 +291,10 @@ impl Options {
         let doubled = |(n, device)| devices.iter().take(n).any(|other| other == device);
         if devices.iter().enumerate().filter(|(_, device)| whole(device)).any(doubled) {
             return Err(Error::Repeated("device"));
+        }
+        let manages = manage.unwrap_or(false);
+        if manages && hypercalls == Some(false) {
+            return Err(Error::ManageByCalls);
         }
         Ok(Self {
             name,
@@ -281,6 +313,9 @@ impl Options {
             pasids,
             console: console.unwrap_or(false),
             marks: marks.unwrap_or(false),
+            restart: restart.unwrap_or_default(),
+            autostart: autostart.unwrap_or(true),
+            manages,
             accepted: accepted.unwrap_or_default(),
         })
     }
@@ -327,6 +362,15 @@ fn words(command_line: &str) -> Result<Vec<String>, Error> {
 
 fn parse_cpus(value: &str) -> Result<u32, Error> {
     parse_number(value, CPUS_MAX).ok_or_else(|| Error::Cpus(value.into()))
+}
+
+fn parse_restart(value: &str) -> Result<Restart, Error> {
+    match value {
+        "never" => Ok(Restart::Never),
+        "on-failure" => Ok(Restart::OnFailure),
+        "always" => Ok(Restart::Always),
+        _ => Err(Error::Restart(value.into())),
+    }
 }
 
 fn parse_ims(value: &str) -> Result<bool, Error> {
@@ -479,6 +523,10 @@ mod tests {
         assert_eq!(options.shares, Shares::default());
         let strict = Options::parse("x ims=forbidden hypercalls=off storm=5").unwrap();
         assert_eq!((strict.ims_forbidden, strict.hypercalls, strict.storm), (true, false, Some(5)));
+        let life = Options::parse("x restart=on-failure autostart=off manage=on").unwrap();
+        assert_eq!((life.restart, life.autostart, life.manages), (Restart::OnFailure, false, true));
+        assert_eq!((options.restart, options.autostart, options.manages), (Restart::Never, true, false));
+        assert_eq!(Options::parse("x restart=always").unwrap().restart, Restart::Always);
         let owner = Options::parse("x pasids=100-fffff").unwrap();
         assert_eq!(owner.pasids, Pasid::new(0x100).zip(Pasid::new(0xf_ffff)));
         assert_eq!((options.ims_forbidden, options.hypercalls, options.storm), (false, true, None));
@@ -543,6 +591,11 @@ mod tests {
         for value in ["", "0", "100001", "-1"] {
             assert_eq!(error(&format!("x storm={value}")), Error::Storm(value.into()));
         }
+        for value in ["", "Always", "on", "failure"] {
+            assert_eq!(error(&format!("x restart={value}")), Error::Restart(value.into()));
+        }
+        assert_eq!(error("x manage=yes"), Error::Switch("manage=yes".into()));
+        assert_eq!(error("x hypercalls=off manage=on"), Error::ManageByCalls);
         for value in ["", "1", "1-", "-1", "2-1", "1-100000", "1-+2", "g-h", "0-5"] {
             assert_eq!(error(&format!("x pasids={value}")), Error::Pasids(value.into()));
         }

@@ -28,6 +28,9 @@ const LAST: u8 = 0xef;
 /// Vectors that every virtual processor of a processor can have, if there are enough for all.
 const GUARANTEED: u32 = 16;
 
+/// The number of no virtual processor.
+const NOBODY: u32 = u32::MAX;
+
 /// The owner of a host vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -156,9 +159,13 @@ impl Vectors {
         self.table.lock().free_swept();
     }
 
-    /// Forgets a guest that has released its routes.
+    /// Forgets a guest that has released its routes. Its retiring vectors are a guest's that there is no more: if the guest comes back before
+    /// they are free, what waits for them is not for its new life.
     pub fn forget(&self, guest: GuestId) {
         let Table { accounts, hosts } = &mut *self.table.lock();
+        for owner in accounts.owners.iter_mut().flatten().filter(|owner| owner.guest == guest) {
+            owner.target.apic_id = NOBODY;
+        }
         let mut gone = accounts.routes.iter().map(|routes| routes.guest == guest);
         hosts.retain(|_| gone.next() != Some(true));
         accounts.routes.retain(|routes| routes.guest != guest);
@@ -337,6 +344,22 @@ mod tests {
         assert_eq!(all(0), most - 2 * GUARANTEED as usize);
         assert_eq!((all(1), all(2)), (GUARANTEED as usize, GUARANTEED as usize));
         assert_eq!(vectors.route(GuestId(3), target(0x41)), Err(Status::BadTarget), "it does not run here");
+    }
+
+    #[test]
+    fn a_guest_that_comes_back_does_not_own_what_its_last_life_has_left() {
+        let vectors = vectors_of(0, 1);
+        let HostRoute::Remapped { vector, .. } = vectors.route(GUEST, target(0x41)).unwrap() else { panic!() };
+        vectors.unroute(GUEST, target(0x41), HostRoute::Remapped { vector, destination: 0 });
+        vectors.forget(GUEST);
+        vectors.admit(GUEST, 0);
+        assert_ne!(vectors.owner(vector).map(|owner| owner.target), Some(target(0x41)));
+        let HostRoute::Remapped { vector: other, .. } = vectors.route(GUEST, target(0x41)).unwrap() else { panic!() };
+        assert_ne!(other, vector, "an interrupt may still wait for it");
+        assert!(vectors.begin_sweep());
+        vectors.finish_sweep();
+        assert_eq!(vectors.owner(vector), None);
+        assert_eq!(vectors.owner(other).map(|owner| owner.target), Some(target(0x41)));
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub struct MachinePorts {
     vcpu_routes: Shared<Vec<VcpuRoute>>,
     attachments: Attachments,
     spurious: AtomicU64,
+    late: AtomicU64,
     own: AtomicU64,
     faults: FaultLog,
     /// Stores behind command interfaces, each with its function and its bus lock.
@@ -88,6 +89,7 @@ impl MachinePorts {
             vcpu_routes: Shared::new(Vec::new()),
             attachments: Attachments::default(),
             spurious: AtomicU64::new(0),
+            late: AtomicU64::new(0),
             own: AtomicU64::new(0),
             slow_stores: Shared::new(Vec::new()),
         }
@@ -200,6 +202,16 @@ impl MachinePorts {
     /// Counts an interrupt whose vector has no owner.
     pub fn count_spurious(&self) {
         self.spurious.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an interrupt for a virtual processor that has left.
+    pub fn count_late(&self) {
+        self.late.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The number of interrupts for virtual processors that had left.
+    pub fn late(&self) -> u64 {
+        self.late.load(Ordering::Relaxed)
     }
 
     /// The number of interrupts whose vector had no owner.

@@ -159,8 +159,8 @@ impl Trampoline {
     }
 }
 
-/// The top of a new stack, with a page below it that faults.
-fn stack() -> Option<u64> {
+/// The top of a new stack, with a page below it that faults. It is never freed. `None` if there is no memory.
+pub fn stack() -> Option<u64> {
     let base = FRAMES.alloc(GUARD_FRAMES + STACK_FRAMES, PAGE_SIZE)?;
     unmap_guard(base).ok()?;
     Some(base.as_u64() + (GUARD_FRAMES + STACK_FRAMES) * PAGE_SIZE)

@@ -62,6 +62,11 @@ pub fn grown() -> u64 {
     GROWN.load(Ordering::Relaxed)
 }
 
+/// Bytes that are allocated now.
+pub fn allocated() -> u64 {
+    HEAP.lock().counters().allocated_bytes as u64
+}
+
 /// How many bytes the heap has got; at least `bytes`.
 fn claim<B: Binning>(talc: &mut Talc<Growing, B>, frames: &Frames, bytes: u64) -> Option<u64> {
     let count = bytes.div_ceil(PAGE_SIZE);

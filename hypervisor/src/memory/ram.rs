@@ -5,8 +5,11 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::FrameSource;
-use crate::addr::{Gpa, Hpa, PAGE_SIZE};
+use super::{FrameSource, zero::zero};
+use crate::{
+    addr::{Gpa, Hpa, PAGE_SIZE},
+    cpu::fiber,
+};
 
 /// Guest-physical memory from 0, contiguous on the host.
 #[derive(Debug)]
@@ -23,12 +26,19 @@ pub struct Outside;
 pub const GRANULE: u64 = 2 << 20;
 
 impl Ram {
-    /// `len` bytes, zeroed; a multiple of [`GRANULE`]. `None` when the machine does not have that much left.
+    /// `len` bytes, zeroed; a multiple of [`GRANULE`]. `None` when the machine does not have that much left. A fiber may stop meanwhile.
     pub fn alloc(frames: &impl FrameSource, len: u64) -> Option<Self> {
         if len == 0 || !len.is_multiple_of(GRANULE) {
             return None;
         }
-        Some(Self { base: frames.alloc_zeroed(len / PAGE_SIZE, GRANULE)?, len })
+        let base = frames.alloc(len / PAGE_SIZE, GRANULE)?;
+        for at in (0..len).step_by(GRANULE as usize) {
+            let granule = frames.pointer(Hpa::new(base.as_u64() + at));
+            // SAFETY: the granule is a part of what was allocated just now.
+            unsafe { zero(granule.as_ptr(), GRANULE as usize) };
+            fiber::breathe();
+        }
+        Some(Self { base, len })
     }
 
     /// Gives the memory back.

@@ -2,6 +2,9 @@
 
 pub mod exit_loop;
 pub mod guest_change;
+pub mod guests;
+pub mod life_cycle;
+pub mod maker;
 pub mod processors;
 pub mod run_queue;
 pub mod scheduler;

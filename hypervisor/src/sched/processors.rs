@@ -11,7 +11,7 @@ use spin::Once;
 use crate::{
     addr::PAGE_SIZE,
     apic, console,
-    cpu::{self, fpu::Xsave, interrupts, speculation, tables::Bases},
+    cpu::{self, fiber::Fiber, fpu::Xsave, interrupts, speculation, tables::Bases},
     devices::{
         plan::{Plan, Plans, plans},
         virtual_functions::Parents,
@@ -23,12 +23,16 @@ use crate::{
         boot_info::Module,
         discovery::Machine,
         memory::FRAMES,
+        smp,
         topology::{self, LogicalProcessor},
     },
     memory::{FrameSource, heap},
-    sched::scheduler::Scheduler,
+    sched::{
+        guests::{Guests, refuse},
+        maker::Maker,
+        scheduler::Scheduler,
+    },
     sync::Mutex,
-    vm::{create::GuestBuilder, new_vcpu::NewVcpu},
     vmx::{Capabilities, Host, Unsupported, caps::Raw, instr::Failure},
 };
 
@@ -37,7 +41,7 @@ use crate::{
 pub enum ProcessorError {
     /// The processor lacks a required feature.
     Lacks(Unsupported),
-    /// There is no memory for its VMXON region.
+    /// There is no memory for its VMXON region, or for a stack.
     Memory,
     /// VMXON failed.
     Vmxon(Failure),
@@ -47,7 +51,7 @@ impl fmt::Display for ProcessorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lacks(refusal) => refusal.fmt(f),
-            Self::Memory => f.write_str("no frame for VMXON"),
+            Self::Memory => f.write_str("no memory for VMXON or a stack"),
             Self::Vmxon(failure) => write!(f, "VMXON: {failure}"),
         }
     }
@@ -57,6 +61,8 @@ impl fmt::Display for ProcessorError {
 pub struct Processor {
     host: Host,
     xsave: Xsave,
+    /// For what it does between the turns of virtual processors.
+    fiber: Fiber,
 }
 
 impl Processor {
@@ -71,7 +77,9 @@ impl Processor {
         // SAFETY: the frame was allocated just now and is never freed; the capabilities were read on this processor, and the caller's
         // tables are in force here.
         let host = unsafe { Host::enter_vmx(capabilities, bases, region) }.map_err(ProcessorError::Vmxon)?;
-        Ok(Self { host, xsave })
+        let stack = smp::stack().ok_or(ProcessorError::Memory)?;
+        // SAFETY: the stack was made just now, and is never freed.
+        Ok(Self { host, xsave, fiber: unsafe { Fiber::new(stack) } })
     }
 
     /// Whether an access of a guest that locks the bus exits.
@@ -93,10 +101,8 @@ pub struct Workload {
     epoch: u64,
     /// Numbers of the processors that can run guests, once the first one has set `go`.
     fit: Mutex<Vec<usize>>,
-    /// The plan of each guest, once the first processor has set `go`.
-    plans: Once<Plans>,
-    /// Virtual processors that their processors have not made yet.
-    new_vcpus: Mutex<Vec<NewVcpu>>,
+    /// The guests, once the first processor has set `go`.
+    guests: Once<Guests>,
     made: AtomicUsize,
     ready: AtomicUsize,
     go: AtomicBool,
@@ -121,8 +127,7 @@ impl Workload {
             leader,
             epoch,
             fit: Mutex::new(alloc::vec![0]),
-            plans: Once::new(),
-            new_vcpus: Mutex::new(Vec::new()),
+            guests: Once::new(),
             made: AtomicUsize::new(0),
             ready: AtomicUsize::new(0),
             go: AtomicBool::new(false),
@@ -132,7 +137,7 @@ impl Workload {
     }
 
     /// Runs the first processor's part, with `followers` others. Returns whether the run succeeded.
-    pub fn lead(&self, processor: Processor, followers: usize) -> bool {
+    pub fn lead(&'static self, processor: Processor, followers: usize) -> bool {
         if self.modules.is_empty() {
             self.fail();
             event!("refused what=guest why=\"the boot loader gave no module: there is no guest to run\"");
@@ -141,12 +146,15 @@ impl Workload {
         while self.ready.load(Ordering::Acquire) < followers {
             core::hint::spin_loop();
         }
-        let plans = self.plans.call_once(|| self.plan());
-        for (index, plan) in plans.iter().enumerate() {
+        let plans = self.plan();
+        for (index, plan) in (0..).zip(&plans) {
             if let Err(why) = plan {
-                self.refuse(index, why);
+                self.fail();
+                refuse(GuestId(index), why);
             }
         }
+        let parts = (self.machine, self.service, self.parents);
+        let guests = self.guests.call_once(|| Guests::new(parts, self.modules.iter().cloned().zip(plans)));
         let free = FRAMES.free_bytes() + heap::grown();
         self.go.store(true, Ordering::Release);
         self.share(0, processor);
@@ -171,11 +179,11 @@ impl Workload {
             }
         }
         self.service.ports().faults().finish(self.service);
-        self.report(free) && self.good.load(Ordering::Acquire)
+        self.report(free) && guests.ended_well() && self.good.load(Ordering::Acquire)
     }
 
     /// Runs another processor's part.
-    pub fn follow(&self, number: usize, processor: Result<Processor, ProcessorError>) {
+    pub fn follow(&'static self, number: usize, processor: Result<Processor, ProcessorError>) {
         match &processor {
             Ok(_) => self.fit.lock().push(number),
             Err(why) => event!("refused what=processor number={number} why=\"{why}\""),
@@ -192,50 +200,17 @@ impl Workload {
     }
 
     /// Makes the guests whose first virtual processor belongs to processor `number`, and runs the virtual processors that belong to it.
-    fn share(&self, number: usize, Processor { host, xsave }: Processor) {
+    fn share(&'static self, number: usize, Processor { host, xsave, fiber }: Processor) {
+        let Some(guests) = self.guests.get() else { return };
         let fit = self.fit.lock().len();
-        self.make(number, &host);
-        // Whoever makes a guest gives the others their part of it; then all of them know what they have to do.
+        let mut maker = Maker::new(guests, number, host.capabilities, fiber);
+        maker.work_to_the_end();
+        // All guests that are started with the machine begin together.
         self.made.fetch_add(1, Ordering::AcqRel);
         while self.made.load(Ordering::Acquire) < fit {
             core::hint::spin_loop();
         }
-        let new_vcpus: Vec<NewVcpu> = {
-            let mut new_vcpus = self.new_vcpus.lock();
-            let (own, others) = new_vcpus.drain(..).partition(|new_vcpu: &NewVcpu| new_vcpu.processor() == number);
-            *new_vcpus = others;
-            own
-        };
-        let mut runner = Scheduler::new(host, xsave, (self.service, self.parents), self.epoch);
-        for new_vcpu in new_vcpus {
-            match new_vcpu.create(runner.host()) {
-                Some(cpu) => runner.add(cpu),
-                None => self.fail(),
-            }
-        }
-        if !runner.run() {
-            self.fail();
-        }
-    }
-
-    fn make(&self, number: usize, host: &Host) {
-        let maker = GuestBuilder {
-            machine: self.machine,
-            service: self.service,
-            parents: self.parents,
-            capabilities: host.capabilities,
-        };
-        for (index, (module, plan)) in self.modules.iter().zip(self.plans.get().into_iter().flatten()).enumerate() {
-            match plan {
-                Ok(plan) if plan.processors.first() == Some(&number) => {
-                    match maker.make(GuestId(index as u16), module, plan) {
-                        Ok(new_vcpus) => self.new_vcpus.lock().extend(new_vcpus),
-                        Err(why) => self.refuse(index, &why),
-                    }
-                }
-                _ => {}
-            }
-        }
+        Scheduler::new((host, xsave), (self.service, self.parents), maker, self.epoch).run();
     }
 
     /// Plans all guests. The heap is extended by the memory that the hypervisor may allocate for them, so it is never full for one of them.
@@ -253,11 +228,6 @@ impl Workload {
         let refused =
             |plan: Result<Plan, String>| plan.and_then(|plan| Err(format!("{}: memory ran out", plan.options.name)));
         plans.into_iter().map(refused).collect()
-    }
-
-    fn refuse(&self, guest: usize, why: &String) {
-        self.fail();
-        event!("refused what=guest guest={guest} why=\"{why}\"");
     }
 
     fn fail(&self) {
@@ -286,7 +256,7 @@ impl Workload {
             counters.flushes,
             ports.spurious(),
             ports.own_interrupts(),
-            counters.discarded,
+            counters.discarded + ports.late(),
             cpu::interrupts::merged()
         );
         if free != free_before {

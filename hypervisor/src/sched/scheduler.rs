@@ -19,6 +19,7 @@ use crate::{
     sched::{
         exit_loop::{ExitLoop, RunExit},
         guest_change::GuestChange,
+        maker::Maker,
         run_queue::{LEAST_TURN, RunQueue},
     },
     vdev::msr::Optional,
@@ -34,6 +35,9 @@ const RESET_LOOKS: u64 = 2_000_000;
 
 /// Ticks of a VM exit and the next VM entry, which an interrupt costs beside the hypervisor's own work.
 const EXIT_AND_ENTRY: u64 = 1_000;
+
+/// Ticks of a turn in which a guest is made or released. Nobody who wakes ends it.
+const MAKING_TURN: u64 = 300_000;
 
 /// A turn.
 #[derive(Clone, Copy)]
@@ -73,14 +77,25 @@ pub struct Scheduler {
     holds_devices: bool,
     /// TSC at the hypervisor's entry.
     epoch: u64,
+    /// Its part in the lives of guests.
+    maker: Maker,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    /// A virtual processor's, by its index.
+    Vcpu(usize),
+    /// The guest's that is made here, or released.
+    Making(GuestId),
 }
 
 impl Scheduler {
     /// A scheduler without virtual processors.
     pub fn new(
-        host: Host,
-        xsave: Xsave,
+        (host, xsave): (Host, Xsave),
         (service, parents): (&'static MachineService, &'static Parents),
+        maker: Maker,
         epoch: u64,
     ) -> Self {
         let optional_msrs = switched_state::optional_msrs(&host.capabilities);
@@ -103,32 +118,56 @@ impl Scheduler {
             can_post: service.ports().can_post(),
             holds_devices: false,
             epoch,
+            maker,
         }
     }
 
-    /// The processor's host state for VMCSs.
-    pub fn host(&self) -> &Host {
-        &self.host
+    /// Takes the virtual processors that are new here, and looks for work for guests.
+    fn look_for_news(&mut self) {
+        let now = cpu::tsc();
+        for new in self.maker.look(now) {
+            let guest = new.guest();
+            match new.create(&self.host) {
+                Ok(cpu) => self.add(cpu),
+                Err(true) => self.maker.guests().left(guest),
+                Err(false) => {}
+            }
+            // The VMCS of the new one is current now.
+            if let Some(current) = self.current.and_then(|index| self.cpus.get(index)) {
+                current.vcpu.make_current().unwrap_or_else(|failure| panic!("VMPTRLD: {failure}"));
+            }
+        }
+        if let Some(guest) = self.maker.guest() {
+            self.queue.add(guest, self.maker.guests().shares(guest), now);
+        }
     }
 
     /// Adds a virtual processor that has not run yet.
-    pub fn add(&mut self, mut cpu: VirtualCpu) {
+    fn add(&mut self, mut cpu: VirtualCpu) {
         self.queue.add(cpu.vm.id, cpu.vm.shares, cpu::tsc());
         cpu.publish(false, false);
         self.cpus.push(cpu);
     }
 
-    /// Runs all virtual processors until their guests have ended. Returns whether every guest that ended on this processor ended well.
-    pub fn run(mut self) -> bool {
-        let mut good = true;
+    /// Runs virtual processors, and makes and releases guests, until all guests have ended and none is started again.
+    pub fn run(mut self) {
         self.charged_until = cpu::tsc();
-        while !self.cpus.is_empty() {
+        loop {
             self.deliver();
-            good &= self.reap();
+            self.reap();
+            self.look_for_news();
+            if self.cpus.is_empty() && self.maker.guests().are_over() {
+                return;
+            }
             let next = self.next();
             match next {
-                Some(index) => self.run_slice(index),
-                None if self.cpus.is_empty() => {}
+                Some(Turn::Vcpu(index)) => self.run_slice(index),
+                Some(Turn::Making(guest)) => {
+                    let now = cpu::tsc();
+                    let end = self.queue.turn_end(guest, now, self.next_timer(now));
+                    self.maker.work(end.min(now.saturating_add(MAKING_TURN)));
+                    interrupts::poll();
+                }
                 None => self.idle(),
             }
             self.service.ports().faults().poll(self.service);
@@ -136,11 +175,11 @@ impl Scheduler {
             self.cpus.iter().for_each(|cpu| cpu.vm.resources.look_at_resets());
             console::pump();
             match next {
-                Some(index) => self.charge(index, cpu::tsc()),
+                Some(Turn::Vcpu(index)) => self.charge(index, cpu::tsc()),
+                Some(Turn::Making(guest)) => self.charge_making(guest, cpu::tsc()),
                 None => self.charged_until = cpu::tsc(),
             }
         }
-        good
     }
 
     /// Whether a guest that runs here has a virtual function of the parent.
@@ -149,13 +188,18 @@ impl Scheduler {
     }
 
     /// Who runs next: of the guest whose turn it is, the one that has run least.
-    fn next(&mut self) -> Option<usize> {
-        let cpus = &self.cpus;
-        let is_ready = |guest| cpus.iter().any(|cpu| cpu.vm.id == guest && cpu.state.is_ready());
+    fn next(&mut self) -> Option<Turn> {
+        let (cpus, now) = (&self.cpus, cpu::tsc());
+        let making = self.maker.ready(now);
+        let is_ready =
+            |guest| making == Some(guest) || cpus.iter().any(|cpu| cpu.vm.id == guest && cpu.state.is_ready());
         self.queue.refresh(is_ready);
-        let guest = self.queue.next(cpu::tsc())?;
+        let guest = self.queue.next(now)?;
+        if making == Some(guest) {
+            return Some(Turn::Making(guest));
+        }
         let ready = self.cpus.iter().enumerate().filter(|(_, cpu)| cpu.vm.id == guest && cpu.state.is_ready());
-        self.queue.next_sibling(guest, ready.map(|(index, cpu)| (index, cpu.ran)))
+        self.queue.next_sibling(guest, ready.map(|(index, cpu)| (index, cpu.ran))).map(Turn::Vcpu)
     }
 
     fn run_slice(&mut self, index: usize) {
@@ -189,6 +233,12 @@ impl Scheduler {
         cpu.ran = cpu.ran.saturating_add(ticks);
         self.queue.charge(cpu.vm.id, ticks);
         cpu.vm.add_time(ticks);
+    }
+
+    /// Charges the processor's time up to `until` that nobody was charged yet to the guest that is made or released here.
+    fn charge_making(&mut self, guest: GuestId, until: u64) {
+        self.queue.charge(guest, until.saturating_sub(self.charged_until));
+        self.charged_until = until;
     }
 
     /// Delivers interrupts while a virtual processor has its turn. What they cost is charged to the guests that they are for.
@@ -318,21 +368,25 @@ impl Scheduler {
                 self.service.ports().count_own_interrupt();
                 self.parents.event(self.service);
             }
-            _ => match self.owner(vector) {
-                Some((cpu, vector)) => {
-                    cpu.has_interrupted = true;
-                    cpu.accept(vector);
-                }
-                None => self.service.ports().count_spurious(),
-            },
+            _ => self.device_interrupt(vector),
         }
     }
 
-    /// The owner of a host vector, and the virtual processor's own vector.
-    fn owner(&mut self, vector: u8) -> Option<(&mut VirtualCpu, u8)> {
-        let Owner { guest, target } = self.vectors?.owner(vector)?;
+    /// Delivers a device's interrupt to the owner of its vector.
+    fn device_interrupt(&mut self, vector: u8) {
+        let ports = self.service.ports();
+        let Some(Owner { guest, target }) = self.vectors.and_then(|vectors| vectors.owner(vector)) else {
+            return ports.count_spurious();
+        };
         let is_its = |cpu: &&mut VirtualCpu| cpu.vm.id == guest && cpu.number == target.apic_id as usize;
-        Some((self.cpus.iter_mut().find(is_its)?, target.vector))
+        match self.cpus.iter_mut().find(is_its) {
+            Some(cpu) => {
+                cpu.has_interrupted = true;
+                cpu.accept(target.vector);
+            }
+            // Its guest has ended, and what it held is being released.
+            None => ports.count_late(),
+        }
     }
 
     /// Runs a virtual processor until its turn is over or it cannot go on. `Some` when it ends its guest.
@@ -396,7 +450,7 @@ impl Scheduler {
         let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.resources.is_resetting());
         let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
         let parents = self.parents.due(now, |parent| self.runs_guest_of(parent));
-        timers.chain(looks).chain(resets).chain(parents).chain(self.queue.next_event()).min()
+        timers.chain(looks).chain(resets).chain(parents).chain(self.queue.next_event()).chain(self.maker.due(now)).min()
     }
 
     /// Halts a virtual processor. Returns true if an interrupt is pending already, so that it continues.
@@ -497,19 +551,16 @@ impl Scheduler {
         cpu.state = State::Ended;
     }
 
-    /// Removes the virtual processors whose guests have ended. Returns whether each guest whose last virtual processor was among them ended
-    /// well.
-    fn reap(&mut self) -> bool {
-        let mut good = true;
+    /// Removes the virtual processors whose guests have ended.
+    fn reap(&mut self) {
         while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {
             let cpu = self.cpus.remove(index);
             self.guest_change.leave(cpu.vm.id);
-            if !self.cpus.iter().any(|other| other.vm.id == cpu.vm.id) {
-                self.queue.remove(cpu.vm.id);
-            }
             self.current = self.current.filter(|&current| current != index).map(|n| if n > index { n - 1 } else { n });
-            good &= cpu.leave().unwrap_or(true);
+            let guest = cpu.vm.id;
+            if cpu.leave() {
+                self.maker.guests().left(guest);
+            }
         }
-        good
     }
 }

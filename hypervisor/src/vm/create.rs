@@ -1,10 +1,7 @@
 //! Creates a guest from its boot module.
 
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
-use core::{
-    fmt::Display,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use core::fmt::Display;
 
 use hcall_abi::{Pasid, cpuid::Features};
 use spin::Once;
@@ -12,7 +9,7 @@ use spin::Once;
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     console::{self, terminal},
-    cpu::speculation,
+    cpu::{fiber, speculation},
     devices::{
         assign_error::AssignError,
         guest_bars::GuestSpace,
@@ -40,6 +37,7 @@ use crate::{
     vm::{
         chipset::Chipset,
         instance::Vm,
+        management::Management,
         new_vcpu::{NewVcpu, VcpuConfig},
         resources::Resources,
         switched_state,
@@ -58,24 +56,34 @@ pub struct GuestBuilder {
     pub service: &'static MachineService,
     /// The parent functions.
     pub parents: &'static Parents,
+    /// What a guest that manages reaches.
+    pub management: &'static dyn Management,
     /// This processor's capabilities, which are those of all.
     pub capabilities: Capabilities,
 }
 
+/// A guest that has been made, and its virtual processors, which their processors have to make.
+pub struct NewGuest {
+    /// The guest.
+    pub vm: Arc<Vm>,
+    /// Its virtual processors.
+    pub vcpus: Vec<NewVcpu>,
+}
+
 impl GuestBuilder {
-    /// Makes a guest from a module. On failure it releases everything, and returns the reason.
-    pub fn make(&self, id: GuestId, module: &Module, plan: &Plan) -> Result<Vec<NewVcpu>, String> {
+    /// Makes a guest from a module, with VPIDs from `vpid` on. On failure it releases everything, and returns the reason.
+    pub fn make(&self, id: GuestId, vpid: u16, module: &Module, plan: &Plan) -> Result<NewGuest, String> {
         let resources = Resources::new(id, self.service, self.parents);
-        self.fill(resources, id, module, plan).map_err(|why| format!("{}: {why}", plan.options.name))
+        self.fill(resources, (id, vpid), module, plan).map_err(|why| format!("{}: {why}", plan.options.name))
     }
 
     fn fill(
         &self,
         mut resources: Resources,
-        id: GuestId,
+        (id, vpid): (GuestId, u16),
         module: &Module,
         Plan { options, processors, given }: &Plan,
-    ) -> Result<Vec<NewVcpu>, String> {
+    ) -> Result<NewGuest, String> {
         let free = FRAMES.free_bytes();
         let ram =
             resources
@@ -95,7 +103,7 @@ impl GuestBuilder {
         let mut mmio_regions = MmioRegions::default();
         let devices = self.assign(&mut resources, (id, options.pasids), given, &mut bus, &mut mmio_regions)?;
         map_ecam(resources.ept.as_mut().ok_or("it has no page tables")?, &bus, &mut mmio_regions)?;
-        let parts = self.parts(&mut resources, id, options, processors)?;
+        let parts = self.parts(&mut resources, (id, vpid), options, processors)?;
         let spec =
             GuestSpec { guest: id, apic_ids: (0..options.cpus).collect(), hypercalls: options.hypercalls, devices };
         let domain = self.service.attach(spec).map_err(|status| format!("the service: {status}"))?;
@@ -113,16 +121,17 @@ impl GuestBuilder {
             );
         }
         let chipset = Chipset::new(bus, options, self.machine.wall_clock());
-        let vm = Arc::new(Vm::new(id, options, resources, mmio_regions, chipset, mailboxes));
+        let vm = Arc::new(Vm::new(id, options, resources, mmio_regions, chipset, mailboxes, self.management));
         let start = start(&entry);
-        Ok(parts.into_iter().map(|parts| NewVcpu::new(Arc::clone(&vm), parts, start)).collect())
+        let vcpus = parts.into_iter().map(|parts| NewVcpu::new(Arc::clone(&vm), parts, start)).collect();
+        Ok(NewGuest { vm, vcpus })
     }
 
     /// The configuration of each virtual processor.
     fn parts(
         &self,
         resources: &mut Resources,
-        id: GuestId,
+        (id, first_vpid): (GuestId, u16),
         options: &Options,
         processors: &[usize],
     ) -> Result<Vec<VcpuConfig>, String> {
@@ -132,8 +141,8 @@ impl GuestBuilder {
             let virtual_apic = self.virtual_apic(resources, (id, number as u32), options, processor)?;
             let inbox = self.inbox(resources, (id, number as u32), options, processor)?;
             let frames = self.frames(resources, virtual_apic.is_some())?;
-            let vpid = VPIDS.fetch_add(1, Ordering::Relaxed);
-            let vpid = u16::try_from(vpid).map_err(|_| "too many virtual processors")?;
+            let vpid = u16::try_from(number).ok().and_then(|number| first_vpid.checked_add(number));
+            let vpid = vpid.ok_or("too many virtual processors")?;
             let policy = self.policy(options, virtual_apic.is_some());
             all.push(VcpuConfig { number, processor, vpid, frames, virtual_apic, inbox, policy });
         }
@@ -283,6 +292,8 @@ impl GuestBuilder {
         let posted = feature(apicv, Features::POSTED);
         let ended = feature(!apicv, Features::PV_EOI);
         let limited = feature(options.storm.is_some(), Features::STORM_LIMIT);
+        let stops = feature(options.hypercalls, Features::STOP_REQUEST);
+        let manages = feature(options.manages, Features::MANAGE);
         let forbidden = feature(options.ims_forbidden, Features::IMS_FORBIDDEN);
         Policy {
             vcpus: options.cpus,
@@ -292,14 +303,11 @@ impl GuestBuilder {
             monitor: apicv,
             kvm: (options.os == Os::Linux).then(|| KvmFeatures::served(!apicv)),
             hypercalls: options.hypercalls,
-            features: FEATURES.union(posted).union(ended).union(limited).union(forbidden),
+            features: FEATURES.union(posted).union(ended).union(limited).union(stops).union(manages).union(forbidden),
             limits: LIMITS,
         }
     }
 }
-
-/// The next virtual processor's VPID. None is used twice, so no processor has another one's translations under it.
-static VPIDS: AtomicU32 = AtomicU32::new(1);
 
 /// The first virtual processor's start. The guest starts the others.
 fn start(entry: &build::Entry) -> Start {
@@ -339,6 +347,9 @@ fn map_ecam(ept: &mut Ept, bus: &VirtualBus, mmio_regions: &mut MmioRegions) -> 
     Ok(())
 }
 
+/// Bytes of an image that are copied without a break.
+const PIECE: usize = 1 << 20;
+
 /// A guest's memory while it is built.
 struct Building<'a>(&'a Ram);
 
@@ -348,7 +359,13 @@ impl GuestRam for Building<'_> {
     }
 
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), build::Outside> {
-        self.0.write(gpa, bytes).map_err(|_| build::Outside)
+        let mut at = gpa;
+        for piece in bytes.chunks(PIECE) {
+            self.0.write(at, piece).map_err(|_| build::Outside)?;
+            at = at.checked_add(piece.len() as u64).ok_or(build::Outside)?;
+            fiber::breathe();
+        }
+        Ok(())
     }
 }
 

@@ -243,6 +243,9 @@ impl Platform for GuestIo<'_> {
 
     #[inline(always)]
     fn hypercall(&mut self, number: u64, arguments: [u64; 4]) -> u64 {
+        if let Some(result) = self.life_call(number, arguments) {
+            return result;
+        }
         self.service.hypercall(self.domain, number, arguments, self)
     }
 

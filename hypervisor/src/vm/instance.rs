@@ -1,11 +1,13 @@
 //! A guest instance: the state that its virtual processors share.
 
 use alloc::{format, string::String, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use hcall_abi::{GuestCounters, Status, Target};
 
 use crate::{
     console::{self, terminal},
-    cpu,
+    cpu::{self, fiber},
     devices::mmio_regions::MmioRegions,
     event,
     exits::{EndReason, bus_locks::BusLocks},
@@ -18,12 +20,16 @@ use crate::{
     memory::Ram,
     sync::Mutex,
     vdev::x2apic::{Delivery, Ipi},
-    vm::{chipset::Chipset, resources::Resources},
+    vm::{chipset::Chipset, management::Management, release::Releasable, resources::Resources},
     vmx::{instr::Forgotten, reason::Reason},
 };
 
 /// The number of storms of a guest that are logged.
 const STORMS_TOLD: u32 = 32;
+
+/// Looks whether the console has room for a guest's report, and ticks of the TSC between them, in which others run.
+const ROOM_LOOKS: u32 = 10_000;
+const ROOM_PAUSE: u64 = 200_000;
 
 /// Commands to a virtual processor that it has not taken yet, beside interrupts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,9 +48,13 @@ struct Life {
     stopped: Vec<bool>,
     commands: Vec<Commands>,
     reason: Option<EndReason>,
+    /// The interrupt that asks the guest to stop, if it wants one, and whether it was asked.
+    stop_target: Option<Target>,
+    is_asked: bool,
 }
 
-/// A guest. Each of its virtual processors holds it; the last one that leaves releases its resources.
+/// A guest. Each of its virtual processors holds it, and so does who keeps all guests (`sched::guests`), who has its resources released when the last one
+/// has left.
 ///
 /// Locks:
 /// - `modifying`: read-modify-write accesses outside the message stores. It comes before the locks below.
@@ -70,6 +80,10 @@ pub struct Vm {
     pub storm_limit: Option<u32>,
     /// How much of the processors' time it may have.
     pub shares: Shares,
+    /// Whether it can make hypercalls.
+    pub has_calls: bool,
+    /// What it manages, if it does.
+    pub management: Option<&'static dyn Management>,
     /// Its serial port is the machine's terminal.
     pub has_terminal: bool,
     /// The guest's serial port, CMOS clock and PCI bus.
@@ -81,6 +95,8 @@ pub struct Vm {
     mailboxes: Vec<Arc<Mailbox>>,
     life: Mutex<Life>,
     ending: AtomicBool,
+    /// Virtual processors that have not left.
+    present: Arc<AtomicUsize>,
     /// The TSC at the guest's first instruction; 0 before it.
     began: AtomicU64,
     /// Ticks of all processors that were charged to it, and those of them that its interrupts took from others' turns.
@@ -100,6 +116,7 @@ impl Vm {
         mmio_regions: MmioRegions,
         chipset: Chipset,
         mailboxes: Vec<Arc<Mailbox>>,
+        management: &'static dyn Management,
     ) -> Self {
         let stopped = (0..mailboxes.len()).map(|number| number != 0).collect();
         let commands = alloc::vec![Commands::default(); mailboxes.len()];
@@ -108,14 +125,17 @@ impl Vm {
             name: options.name.clone(),
             storm_limit: options.storm,
             shares: options.shares,
+            has_calls: options.hypercalls,
+            management: options.manages.then_some(management),
             has_terminal: options.console,
             resources,
             mmio_regions,
             chipset: Mutex::new(chipset),
             modifying: Mutex::new(()),
             bus_locks: Mutex::default(),
+            present: Arc::new(AtomicUsize::new(mailboxes.len())),
             mailboxes,
-            life: Mutex::new(Life { stopped, commands, reason: None }),
+            life: Mutex::new(Life { stopped, commands, reason: None, stop_target: None, is_asked: false }),
             ending: AtomicBool::new(false),
             began: AtomicU64::new(0),
             time: AtomicU64::new(0),
@@ -198,6 +218,54 @@ impl Vm {
         self.mailboxes.iter().for_each(|mailbox| mailbox.summon());
     }
 
+    /// Asks the guest to stop, by the interrupt that it wants for that. If it wants none yet it is asked when it does.
+    pub fn ask_to_stop(&self) {
+        let target = {
+            let mut life = self.life.lock();
+            life.is_asked = true;
+            life.stop_target
+        };
+        self.send_stop_request(target);
+    }
+
+    /// Sets the interrupt that asks the guest to stop. [`Status::BadTarget`] if the guest has no such virtual processor.
+    pub fn set_stop_target(&self, target: Option<Target>) -> Result<(), Status> {
+        if target.is_some_and(|target| target.apic_id as usize >= self.mailboxes.len()) {
+            return Err(Status::BadTarget);
+        }
+        let mut life = self.life.lock();
+        life.stop_target = target;
+        let is_asked = life.is_asked;
+        drop(life);
+        self.send_stop_request(target.filter(|_| is_asked));
+        Ok(())
+    }
+
+    fn send_stop_request(&self, target: Option<Target>) {
+        if let Some(Target { apic_id, vector }) = target
+            && let Some(mailbox) = self.mailboxes.get(apic_id as usize)
+        {
+            mailbox.request(vector);
+        }
+    }
+
+    /// Why it ends, if it does.
+    pub fn reason(&self) -> Option<EndReason> {
+        self.life.lock().reason
+    }
+
+    /// The figures of this life for a manager.
+    pub fn counters(&self) -> GuestCounters {
+        let sum = |counter: fn(&Mailbox) -> u64| self.mailboxes.iter().map(|mailbox| counter(mailbox)).sum::<u64>();
+        GuestCounters {
+            building: 0,
+            charged: self.time.load(Ordering::Relaxed),
+            stolen: self.stolen.load(Ordering::Relaxed),
+            exits: sum(|mailbox| mailbox.counts.exits().sum()),
+            interrupts: sum(|mailbox| mailbox.counts.delivered.load(Ordering::Relaxed)),
+        }
+    }
+
     /// Whether the guest is ending.
     pub fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Acquire)
@@ -272,13 +340,27 @@ impl Vm {
         event!("exits guest={}{line}", self.id.0);
     }
 
-    /// Removes a virtual processor. The last one reports the guest's end, releases its resources, and gets whether the guest ended well.
-    /// The processor has dropped its translations of the guest's page tables, whose frames others get.
-    pub fn leave(self: Arc<Self>, _: Forgotten) -> Option<bool> {
-        let mut vm = Arc::into_inner(self)?;
-        let reason = vm.life.get_mut().reason.unwrap_or(EndReason::Killed("its processors have left"));
-        vm.report(reason);
-        Some(reason == EndReason::Exit(0))
+    /// Removes a virtual processor. Returns whether it was the last one, so that nobody but who keeps the guest has it. The processor has
+    /// dropped its translations of the guest's page tables, whose frames others get.
+    pub fn leave(self: Arc<Self>, _: Forgotten) -> bool {
+        let present = Arc::clone(&self.present);
+        drop(self);
+        present.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Ends the guest when its last virtual processor has left: stops its devices, reports, and releases what it held. Its devices take their
+    /// time to stop, and memory to be released.
+    pub fn finish(mut self) {
+        self.resources.stop_functions();
+        // A full console would keep whoever writes, and all who want the console meanwhile.
+        for _ in 0..ROOM_LOOKS {
+            if console::has_room() {
+                break;
+            }
+            fiber::pause(ROOM_PAUSE);
+        }
+        let reason = self.life.get_mut().reason.unwrap_or(EndReason::Killed("its processors have left"));
+        self.report(reason);
     }
 
     fn report(&mut self, reason: EndReason) {

@@ -5,6 +5,8 @@ pub mod chipset;
 pub mod create;
 pub mod guest_io;
 pub mod instance;
+mod life_calls;
+pub mod management;
 pub mod new_vcpu;
 pub mod release;
 pub mod resources;

@@ -6,6 +6,7 @@ use crate::{
     cpu::{self, speculation},
     ept::Ept,
     exits::{Devices, EndReason, PvEoi, RepeatedFault, decode_cache::DecodeCache},
+    ims::GuestId,
     irq::{host_vectors::Vectors, mailbox::Mailbox, ports::MachineService, storm::RateCounter},
     vdev::{
         cpuid::{KvmFeatures, Policy},
@@ -17,7 +18,11 @@ use crate::{
         switched_state::SwitchedState,
         virtual_cpu::{State, VirtualCpu},
     },
-    vmx::{Frames, Host, LocalApic, Start, Vcpu, VirtualApic, instr::Forgotten, posted::Descriptor},
+    vmx::{
+        Frames, Host, LocalApic, Start, Vcpu, VirtualApic,
+        instr::{self, Forgotten},
+        posted::Descriptor,
+    },
 };
 
 /// A virtual processor's configuration.
@@ -26,7 +31,7 @@ pub(super) struct VcpuConfig {
     pub number: usize,
     /// The number of the processor that runs it.
     pub processor: usize,
-    /// The VPID that tags its translations. No other virtual processor has it.
+    /// The VPID that tags its translations. No other virtual processor has it, but the same one of the guest's other lives.
     pub vpid: u16,
     /// VMCS and MSR bitmaps, which the guest's resources own.
     pub frames: Frames,
@@ -86,23 +91,31 @@ impl NewVcpu {
         Self { vm, parts, start }
     }
 
+    /// Its guest.
+    pub fn guest(&self) -> GuestId {
+        self.vm.id
+    }
+
     /// The number of the processor that runs it.
     pub fn processor(&self) -> usize {
         self.parts.processor
     }
 
-    /// Makes the virtual processor, on its processor. If that fails, the guest ends.
-    pub fn create(self, host: &Host) -> Option<VirtualCpu> {
+    /// Makes the virtual processor, on its processor, where its VMCS is current then. If that fails, the guest ends, and this returns what
+    /// [`Vm::leave`] does.
+    pub fn create(self, host: &Host) -> Result<VirtualCpu, bool> {
         let Self { vm, parts, start } = self;
         let apic = match &parts.virtual_apic {
             None => LocalApic::Emulated,
             Some(apic) => LocalApic::Virtualised { page: apic.page(), descriptor: apic.descriptor().address() },
         };
         let eptp = vm.resources.ept.as_ref().map_or(0, Ept::pointer);
+        // The guest may have had a life before this one.
+        instr::invvpid(parts.vpid).unwrap_or_else(|failure| panic!("INVVPID {}: {failure}", parts.vpid));
         // SAFETY: the EPT maps the guest's memory, its devices and its shadows; the bitmap lets through only what `vdev::msr` says; the
         // frames are the guest's, which gives them back after its virtual processors have left.
         match unsafe { Vcpu::new(host, parts.frames, eptp, parts.vpid, &start, apic) } {
-            Ok(vcpu) => Some(VirtualCpu {
+            Ok(vcpu) => Ok(VirtualCpu {
                 number: parts.number,
                 state: if parts.number == 0 { State::Ready } else { State::WaitForSipi },
                 vcpu,
@@ -120,8 +133,7 @@ impl NewVcpu {
             Err(failure) => {
                 log::error!("guest {}: VMCS: {failure}", vm.name);
                 vm.end(EndReason::Killed("its VMCS could not be made"));
-                vm.leave(Forgotten::never_ran());
-                None
+                Err(vm.leave(Forgotten::never_ran()))
             }
         }
     }

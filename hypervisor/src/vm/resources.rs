@@ -45,6 +45,8 @@ pub struct Resources {
     resetting: AtomicBool,
     /// The parents of the guest's virtual functions.
     pub parents: Vec<Arc<Parent>>,
+    /// The functions have been stopped.
+    are_stopped: bool,
     /// The guest's interrupt domain.
     pub domain: Option<Arc<Domain>>,
 }
@@ -54,7 +56,19 @@ impl Resources {
     pub fn new(id: GuestId, service: &'static MachineService, kept: &'static Parents) -> Self {
         let (functions, resetting) = (Mutex::new(Vec::new()), AtomicBool::new(false));
         let (frames, parents) = (Vec::new(), Vec::new());
-        Self { id, service, kept, ram: None, ept: None, frames, functions, resetting, parents, domain: None }
+        Self {
+            id,
+            service,
+            kept,
+            ram: None,
+            ept: None,
+            frames,
+            functions,
+            resetting,
+            parents,
+            are_stopped: false,
+            domain: None,
+        }
     }
 
     /// Handles a guest's write to the configuration space of one of its functions.
@@ -96,6 +110,9 @@ impl Resources {
 
 impl Releasable for Resources {
     fn stop_functions(&mut self) {
+        if core::mem::replace(&mut self.are_stopped, true) {
+            return;
+        }
         for function in self.functions.get_mut() {
             function.quiesce();
         }

@@ -287,7 +287,7 @@ impl VirtualCpu {
     }
 
     /// Removes the virtual processor from its processor. Returns the result of [`Vm::leave`].
-    pub fn leave(self) -> Option<bool> {
+    pub fn leave(self) -> bool {
         let Self { vm, vcpu, .. } = self;
         // The frame of the VMCS is among the guest's resources, and so are the tables that this processor may have cached.
         vcpu.retire().unwrap_or_else(|failure| panic!("VMCLEAR: {failure}"));

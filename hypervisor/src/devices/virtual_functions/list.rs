@@ -1,11 +1,11 @@
 //! All devices that the hypervisor keeps: taking one for a guest, looking after them, and giving them up.
 
 use alloc::sync::Arc;
-use core::{hint::spin_loop, sync::atomic::Ordering, time::Duration};
+use core::{sync::atomic::Ordering, time::Duration};
 
 use crate::{
     cpu,
-    devices::{arc_list::ArcList, assign_error::AssignError, dsa},
+    devices::{arc_list::ArcList, assign_error::AssignError, dsa, patience},
     ims::GuestId,
     irq::ports::MachineService,
     machine::discovery::Machine,
@@ -21,8 +21,8 @@ const LOOKS: u64 = 1_000_000;
 #[derive(Default)]
 pub struct Parents {
     all: ArcList<Parent>,
-    /// A guest that is being made takes a function. That takes as long as the function's reset, and no other processor waits for it but one that
-    /// makes a guest as well.
+    /// A guest that is being made takes a function. That takes as long as the function's reset, while other guests run. Nobody waits for the
+    /// lock without letting others run: who has it may wait for its turn on the same processor.
     taking: Mutex<()>,
 }
 
@@ -35,13 +35,18 @@ impl Parents {
         service: &MachineService,
         function: &Function,
     ) -> Result<Arc<Parent>, AssignError> {
-        let _taking = self.taking.lock();
+        let _taking = loop {
+            match self.taking.try_lock() {
+                Some(taking) => break taking,
+                None => patience::others(),
+            }
+        };
         // What a guest that leaves last had of it is still being taken away: that is waited for.
         while let Some(parent) = self.all.find(|parent| parent.function.bdf == function.bdf) {
             if parent.state.lock().join(guest) {
                 return Ok(parent);
             }
-            spin_loop();
+            patience::others();
         }
         let parent = Arc::new(Parent::new(machine, service, function)?);
         parent.state.lock().join(guest);

@@ -15,6 +15,7 @@ mod masks;
 mod odd;
 mod processors;
 mod storm;
+mod tenant;
 mod together;
 
 use function::{COUNTS, Vf};
@@ -34,6 +35,9 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
     idle::enable_interrupts();
     let mut first = take(0)?;
     if let Some(case) = command_line::option(guest.command_line, "case") {
+        if case == "tenant" {
+            return tenant::run(&mut first);
+        }
         first.start()?;
         return match case {
             "storm" => storm::run(&mut first),

@@ -1,0 +1,401 @@
+//! All guests: their modules, their lives, and what processors have to do for them.
+//!
+//! A guest belongs to the processor of its first virtual processor, which makes it, ends it when its time is over, and releases what it held
+//! ([`super::maker`]). Every processor makes the VMCSs of the virtual processors that it runs, which it finds in its [`Place`].
+
+use alloc::{string::String, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hcall_abi::{GuestCounters, GuestInfo, GuestNumber, Status, manage::NAME_MAX};
+
+use crate::{
+    apic,
+    cpu::{self, interrupts},
+    devices::{plan::Plan, virtual_functions::Parents},
+    event,
+    exits::EndReason,
+    guest::shares::Shares,
+    ims::GuestId,
+    irq::{host_vectors::Vectors, ports::MachineService},
+    machine::{boot_info::Module, discovery::Machine, memory::FRAMES},
+    memory::heap,
+    sched::life_cycle::{Action, LifeCycle, Outcome},
+    sync::Mutex,
+    vm::{
+        create::{GuestBuilder, NewGuest},
+        instance::Vm,
+        management::Management,
+        new_vcpu::NewVcpu,
+    },
+    vmx::Capabilities,
+};
+
+/// A guest that has a plan.
+struct Guest {
+    module: Module,
+    plan: Plan,
+    /// The VPID of its first virtual processor; the others follow.
+    vpid: u16,
+    state: Mutex<GuestState>,
+    /// Ticks that making and releasing it took.
+    building: AtomicU64,
+}
+
+/// Taken before the locks of [`Vm`].
+struct GuestState {
+    life: LifeCycle,
+    /// The guest, from when it is made until its last virtual processor has left.
+    vm: Option<Arc<Vm>>,
+    /// The same from then on, until its resources are released.
+    leaving: Option<Arc<Vm>>,
+    /// The figures of its last life.
+    last: GuestCounters,
+}
+
+impl Guest {
+    /// The processor that looks after it.
+    fn home(&self) -> usize {
+        self.plan.processors.first().copied().unwrap_or(0)
+    }
+}
+
+/// What a processor finds when it looks.
+struct Place {
+    /// Its APIC ID.
+    apic_id: u32,
+    /// There is something to find.
+    has_news: AtomicBool,
+    /// When a guest's life goes on here by itself; `u64::MAX` for never.
+    due: AtomicU64,
+    /// Virtual processors that it has to make.
+    new_vcpus: Mutex<Vec<NewVcpu>>,
+}
+
+/// What is to be done for a guest that takes time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// It is made.
+    Make(GuestId),
+    /// What it held is released.
+    Release(GuestId),
+}
+
+impl Job {
+    /// For whom.
+    pub const fn guest(self) -> GuestId {
+        match self {
+            Self::Make(guest) | Self::Release(guest) => guest,
+        }
+    }
+}
+
+/// All guests.
+pub struct Guests {
+    machine: &'static Machine,
+    service: &'static MachineService,
+    parents: &'static Parents,
+    /// By their numbers; `None` for a module without a plan.
+    all: Vec<Option<Guest>>,
+    /// By the processors' numbers.
+    places: Vec<Place>,
+    /// No guest holds anything, and nothing is due: no more comes.
+    is_over: AtomicBool,
+}
+
+impl Guests {
+    /// The guests of these modules. Each that has a plan, and does not say otherwise, is started.
+    pub fn new(
+        (machine, service, parents): (&'static Machine, &'static MachineService, &'static Parents),
+        plans: impl Iterator<Item = (Module, Result<Plan, String>)>,
+    ) -> Self {
+        let mut next_vpid = 1_u16;
+        let guest = |(module, plan): (Module, Result<Plan, String>)| {
+            let plan = plan.ok()?;
+            let vpid = next_vpid;
+            // There are at most 64 guests of at most 64 virtual processors.
+            next_vpid = next_vpid.saturating_add(plan.options.cpus as u16);
+            let mut life = LifeCycle::new(plan.options.restart);
+            if plan.options.autostart {
+                life.start();
+            }
+            let state = GuestState { life, vm: None, leaving: None, last: GuestCounters::default() };
+            Some(Guest { module, plan, vpid, state: Mutex::new(state), building: AtomicU64::new(0) })
+        };
+        let all = plans.map(guest).collect();
+        let place = |vectors: &Vectors| Place {
+            apic_id: vectors.destination(),
+            has_news: AtomicBool::new(true),
+            due: AtomicU64::new(u64::MAX),
+            new_vcpus: Mutex::default(),
+        };
+        let places = service.ports().vectors().iter().map(place).collect();
+        let is_over = AtomicBool::new(false);
+        let guests = Self { machine, service, parents, all, places, is_over };
+        guests.look_whether_over();
+        guests
+    }
+
+    /// Whether no guest holds anything, and none is started again: every processor is done.
+    pub fn are_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    /// Whether every guest's last life has ended well, or by a manager's will.
+    pub fn ended_well(&self) -> bool {
+        let last = |guest: &Guest| guest.state.lock().life.last();
+        self.all.iter().flatten().all(|guest| last(guest) != Some(Outcome::Bad))
+    }
+
+    /// A guest's shares of the processors' time.
+    pub fn shares(&self, guest: GuestId) -> Shares {
+        self.guest(guest).map_or(Shares::default(), |guest| guest.plan.options.shares)
+    }
+
+    /// Takes the virtual processors that a processor has to make.
+    pub fn take_new_vcpus(&self, processor: usize) -> Vec<NewVcpu> {
+        self.places.get(processor).map_or(Vec::new(), |place| core::mem::take(&mut *place.new_vcpus.lock()))
+    }
+
+    /// Whether there is something for a processor to look at.
+    pub fn has_news(&self, processor: usize, now: u64) -> bool {
+        let Some(place) = self.places.get(processor) else { return false };
+        place.due.load(Ordering::Relaxed) <= now
+            || place.has_news.load(Ordering::Relaxed) && place.has_news.swap(false, Ordering::AcqRel)
+    }
+
+    /// When [`Self::has_news`] becomes true by itself.
+    pub fn due(&self, processor: usize) -> Option<u64> {
+        let due = self.places.get(processor)?.due.load(Ordering::Relaxed);
+        (due != u64::MAX).then_some(due)
+    }
+
+    /// Does what is due for the guests of a processor and takes no time. Returns the first job that takes some; one is given out again and
+    /// again until it is done.
+    pub fn look(&self, processor: usize, now: u64) -> Option<Job> {
+        let (mut job, mut due) = (None, u64::MAX);
+        for (number, guest) in (0..).zip(&self.all) {
+            let Some(guest) = guest.as_ref().filter(|guest| guest.home() == processor) else { continue };
+            let mut state = guest.state.lock();
+            let action = state.life.due(now);
+            if action == Action::Force {
+                state.force();
+                // It ends now: nothing is due for it until it has.
+            } else {
+                due = due.min(state.life.next_due().unwrap_or(u64::MAX));
+            }
+            let own = if state.leaving.is_some() {
+                Some(Job::Release(GuestId(number)))
+            } else {
+                state.life.is_to_be_made().then_some(Job::Make(GuestId(number)))
+            };
+            job = job.or(own);
+        }
+        if let Some(place) = self.places.get(processor) {
+            place.due.store(due, Ordering::Relaxed);
+        }
+        job
+    }
+
+    /// Does a job. It may take long; it breathes ([`cpu::fiber::breathe`]).
+    pub fn work(&'static self, job: Job, capabilities: Capabilities) {
+        match job {
+            Job::Make(guest) => self.make(guest, capabilities),
+            Job::Release(guest) => self.release(guest),
+        }
+    }
+
+    fn make(&'static self, id: GuestId, capabilities: Capabilities) {
+        let Some(guest) = self.guest(id) else { return };
+        let (machine, service, parents) = (self.machine, self.service, self.parents);
+        let builder = GuestBuilder { machine, service, parents, management: self, capabilities };
+        match builder.make(id, guest.vpid, &guest.module, &guest.plan) {
+            Ok(NewGuest { vm, vcpus }) => {
+                let mut state = guest.state.lock();
+                if state.life.made(true, cpu::tsc()) == Action::Force {
+                    vm.end(EndReason::Stopped);
+                }
+                state.vm = Some(vm);
+                drop(state);
+                for vcpu in vcpus {
+                    let processor = vcpu.processor();
+                    if let Some(place) = self.places.get(processor) {
+                        place.new_vcpus.lock().push(vcpu);
+                    }
+                    self.notify(processor);
+                }
+            }
+            Err(why) => {
+                refuse(id, &why);
+                guest.state.lock().life.made(false, cpu::tsc());
+                self.look_whether_over();
+            }
+        }
+    }
+
+    /// The last virtual processor of a guest has left.
+    pub fn left(&self, id: GuestId) {
+        let Some(guest) = self.guest(id) else { return };
+        let mut state = guest.state.lock();
+        let Some(vm) = state.vm.take() else { return };
+        let outcome = match vm.reason() {
+            Some(EndReason::Exit(0)) => Outcome::Good,
+            Some(EndReason::Stopped) => Outcome::Forced,
+            _ => Outcome::Bad,
+        };
+        state.last = vm.counters();
+        state.life.ended(outcome, cpu::tsc());
+        state.leaving = Some(vm);
+        drop(state);
+        self.notify(guest.home());
+    }
+
+    fn release(&self, id: GuestId) {
+        let Some(guest) = self.guest(id) else { return };
+        let (leaving, start, last) = {
+            let mut state = guest.state.lock();
+            (state.leaving.take(), state.life.starts(), state.last)
+        };
+        // Its virtual processors have dropped it, and whoever looks at it does so under the lock.
+        match leaving.map(Arc::try_unwrap) {
+            Some(Ok(vm)) => vm.finish(),
+            Some(Err(_)) => log::error!("guest {}: somebody has it who should not: it is given up", id.0),
+            None => {}
+        }
+        let (free, heap) = (FRAMES.free_bytes() + heap::grown(), heap::allocated());
+        event!(
+            "guest-released guest={} name={} start={start} charged={} stolen={} building={} free_kib={} heap={heap}",
+            id.0,
+            guest.plan.options.name,
+            last.charged,
+            last.stolen,
+            guest.building.load(Ordering::Relaxed),
+            free >> 10,
+        );
+        guest.state.lock().life.released(cpu::tsc());
+        self.look_whether_over();
+        self.notify(guest.home());
+    }
+
+    /// Adds what a job has taken to a guest's figures.
+    pub fn add_building_time(&self, id: GuestId, ticks: u64) {
+        if let Some(guest) = self.guest(id) {
+            guest.building.fetch_add(ticks, Ordering::Relaxed);
+        }
+    }
+
+    /// Has a processor look once more, without waking it.
+    pub fn look_again(&self, processor: usize) {
+        if let Some(place) = self.places.get(processor) {
+            place.has_news.store(true, Ordering::Release);
+        }
+    }
+
+    fn guest(&self, id: GuestId) -> Option<&Guest> {
+        self.all.get(usize::from(id.0))?.as_ref()
+    }
+
+    /// Has a processor look.
+    fn notify(&self, processor: usize) {
+        let Some(place) = self.places.get(processor) else { return };
+        place.has_news.store(true, Ordering::Release);
+        if cpu::percpu::this_cpu().number == processor {
+            interrupts::raise(apic::WAKE_UP_VECTOR);
+        } else {
+            apic::notify(place.apic_id, apic::WAKE_UP_VECTOR);
+        }
+    }
+
+    fn look_whether_over(&self) {
+        // One that is over begins again only by a manager, who is not over. So once all are over they stay so.
+        let is_over = |guest: &Guest| guest.state.lock().life.is_over();
+        if self.all.iter().flatten().all(is_over) && !self.is_over.swap(true, Ordering::AcqRel) {
+            (0..self.places.len()).for_each(|processor| self.notify(processor));
+        }
+    }
+
+    /// The guest with this number, for a manager.
+    fn named(&self, number: GuestNumber) -> Result<Option<&Guest>, Status> {
+        self.all.get(usize::from(number.0)).map(Option::as_ref).ok_or(Status::InvalidArgument)
+    }
+
+    /// Changes a guest's life for a manager.
+    fn change(&self, number: GuestNumber, change: impl FnOnce(&mut LifeCycle, u64) -> Action) -> Result<(), Status> {
+        let guest = self.named(number)?.ok_or(Status::Unsupported)?;
+        let mut state = guest.state.lock();
+        match change(&mut state.life, cpu::tsc()) {
+            Action::None | Action::Make => {}
+            Action::Ask => {
+                if let Some(vm) = &state.vm {
+                    vm.ask_to_stop();
+                }
+            }
+            Action::Force => state.force(),
+        }
+        drop(state);
+        self.notify(guest.home());
+        Ok(())
+    }
+
+    /// Milliseconds as ticks of the TSC.
+    fn ticks(&self, milliseconds: u64) -> u64 {
+        milliseconds.saturating_mul(self.machine.clock().tsc_mhz().max(1)).saturating_mul(1_000)
+    }
+}
+
+impl GuestState {
+    fn force(&self) {
+        if let Some(vm) = &self.vm {
+            vm.end(EndReason::Stopped);
+        }
+    }
+}
+
+impl Management for Guests {
+    fn query(&self, number: GuestNumber) -> Result<GuestInfo, Status> {
+        let guests = u16::try_from(self.all.len()).unwrap_or(u16::MAX);
+        let mut info = GuestInfo {
+            guests,
+            state: hcall_abi::GuestState::Failed,
+            is_own: false,
+            name: [0; NAME_MAX],
+            vcpus: 0,
+            memory_mib: 0,
+            weight: 0,
+            starts: 0,
+        };
+        let Some(guest) = self.named(number)? else { return Ok(info) };
+        let options = &guest.plan.options;
+        info.name.iter_mut().zip(options.name.bytes()).for_each(|(place, byte)| *place = byte);
+        (info.vcpus, info.memory_mib) = (options.cpus, (options.memory >> 20) as u32);
+        info.weight = options.shares.weight().into();
+        let state = guest.state.lock();
+        (info.state, info.starts) = (state.life.state(), state.life.starts());
+        Ok(info)
+    }
+
+    fn start(&self, guest: GuestNumber) -> Result<(), Status> {
+        self.change(guest, |life, _| life.start())
+    }
+
+    fn stop(&self, guest: GuestNumber, grace: u64) -> Result<(), Status> {
+        let grace = self.ticks(grace);
+        self.change(guest, |life, now| life.stop(now, grace))
+    }
+
+    fn restart(&self, guest: GuestNumber, grace: u64) -> Result<(), Status> {
+        let grace = self.ticks(grace);
+        self.change(guest, |life, now| life.restart(now, grace))
+    }
+
+    fn counters(&self, number: GuestNumber) -> Result<GuestCounters, Status> {
+        let Some(guest) = self.named(number)? else { return Ok(GuestCounters::default()) };
+        let state = guest.state.lock();
+        let counters = state.vm.as_ref().map_or(state.last, |vm| vm.counters());
+        Ok(GuestCounters { building: guest.building.load(Ordering::Relaxed), ..counters })
+    }
+}
+
+/// Says why a guest cannot be made.
+pub fn refuse(guest: GuestId, why: &str) {
+    event!("refused what=guest guest={} why=\"{why}\"", guest.0);
+}
