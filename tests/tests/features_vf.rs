@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use imsvisor_boot::event::Pairs;
-use imsvisor_boot::machine::bochs::{GENEROUS, GENEROUS_DSAS};
+use imsvisor_boot::machine::bochs::{DSAS, GENEROUS, GENEROUS_DSAS};
 use imsvisor_tests::scenario::{Boot, Plan, Scenario};
 
 /// Vectors of the two functions.
@@ -78,6 +78,16 @@ static SHARED: Scenario = Scenario::new("two guests with functions of one parent
     let function = format!("device=vdsa:{}", GENEROUS_DSAS[1]);
     plan.guest("vfunc", &format!("vfunc {function} vectors=100 {function} vectors=64"))?;
     plan.guest("vfunc", &format!("crasher {function} vectors=32 cmdline=case=crash"))
+});
+
+/// The parent of two guests' functions halts.
+static HALTED: Scenario = Scenario::new("two guests with functions of a device that halts", |plan| {
+    plan.config.cpus = 2;
+    plan.plugin(&["halts"]);
+    for name in ["left", "right"] {
+        plan.guest("vfunc", &format!("{name} device=vdsa:{} vectors=8 cmdline=case=halt", DSAS[0]))?;
+    }
+    Ok(())
 });
 
 /// One guest has two functions' queues drained without end; another guest gives commands to its function of the same parent.
@@ -207,6 +217,19 @@ fn feature_storm_a_virtual_functions_vector_that_rages_is_masked_in_its_table() 
     let told = boot.events("storm");
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!((told[0].get("guest"), told[0].get("store"), told[0].get("slot")), (Some("0"), Some("msix"), Some("1")));
+}
+
+#[test]
+fn a_shared_device_that_halts_is_told_of_and_comes_back_with_its_guests() {
+    let boot = HALTED.run();
+    for name in ["left", "right"] {
+        assert_eq!(boot.verified(name, "halted"), 1, "{name}");
+    }
+    for event in ["device-halted", "device-recovered"] {
+        assert_eq!(boot.events(event).len(), 1, "{event}");
+    }
+    assert_eq!(boot.events("device-halted")[0].get("functions"), Some("2"));
+    boot.assert_all_came_back();
 }
 
 #[test]

@@ -47,6 +47,11 @@ pub struct CommandArbiter {
 }
 
 impl CommandArbiter {
+    /// Forgets the step that is under way: the device has lost it.
+    pub fn forget(&mut self) {
+        (self.under_way, self.is_stuck) = (None, false);
+    }
+
     /// Completes the step that is under way, and begins the next ones. Calls `done` with the effect of each completed step. Returns whether
     /// steps are left, for which the caller calls this again. The call waits for a step that it begins for at most the duration beside the
     /// clock.

@@ -14,11 +14,12 @@ use crate::{
         CommandResult, Step, queue_limits,
         spec::{
             CMD, CMD_MASK, CMD_SHIFT, CMDCAP, CMDSTS, CMDSTS_ACTIVE, CMDSTS_RESULT_SHIFT, ENGCAP, GENCAP,
-            GENCAP_COMMANDS, GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GROUP_ENGINES, GRPCAP, GRPCAP_GROUPS, IMS_UNIT,
-            INTCAUSE, INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_IMS, OFFSET_PERFMON, OFFSET_PERMISSIONS,
-            OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_LIMITS, QUEUE_MODE, QUEUE_PASID_ENABLE, SWERR,
-            SWERR_OVERFLOW, SWERR_QUEUE, SWERR_QUEUE_VALID, SWERR_VALID, TABLE_OFFSETS, WQCAP, WQCAP_CONFIG_SIZE,
-            WQCAP_QUEUES, WQCAP_SIZE, command, error::NO_ANSWER,
+            GENCAP_COMMANDS, GENCAP_IMS_SIZE, GENCTRL, GENCTRL_ERROR, GENCTRL_HALT, GENSTS, GENSTS_HALTED,
+            GENSTS_RESET, GENSTS_STATE, GROUP_ENGINES, GRPCAP, GRPCAP_GROUPS, IMS_UNIT, INTCAUSE,
+            INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_IMS, OFFSET_PERFMON, OFFSET_PERMISSIONS, OFFSET_QUEUES,
+            OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_LIMITS, QUEUE_MODE, QUEUE_PASID_ENABLE, SWERR, SWERR_OVERFLOW,
+            SWERR_QUEUE, SWERR_QUEUE_VALID, SWERR_VALID, TABLE_OFFSETS, WQCAP, WQCAP_CONFIG_SIZE, WQCAP_QUEUES,
+            WQCAP_SIZE, command, error::NO_ANSWER,
         },
     },
 };
@@ -206,9 +207,35 @@ fn queue_layout(registers: &impl Registers) -> (usize, usize, usize) {
     (groups as usize, queues as usize, 32 << registers.read64(WQCAP).get_bits(WQCAP_CONFIG_SIZE))
 }
 
-/// Configures a device after its reset: all work queues have the same size and no work, and all engines serve all of them. No work can
-/// raise a slot of the store. Then enables the device. The error is the code of the device's command; 0xff if it does not answer.
+/// Configures a device after its reset, as [`configure`] does, and enables it. The error is the code of the device's command; 0xff if it does
+/// not answer.
 pub fn share_out(registers: &impl Registers, clock: &dyn Clock) -> Result<(), u8> {
+    configure(registers)?;
+    command(registers, clock, command::ENABLE_DEVICE, 0)
+}
+
+/// Begins to reset the device, whose last command has ended. [`command_result`] tells when it is done.
+pub fn begin_reset(registers: &impl Registers) {
+    registers.write32(CMD, command::RESET_DEVICE << CMD_SHIFT);
+}
+
+/// Configures a device after its reset, and begins to enable it. [`command_result`] tells when that is done.
+pub fn begin_sharing_out(registers: &impl Registers) -> Result<(), u8> {
+    configure(registers)?;
+    registers.write32(CMD, command::ENABLE_DEVICE << CMD_SHIFT);
+    Ok(())
+}
+
+/// What ends the halt of a device that has halted: 0, the command to reset; others, resets of the function or of more
+/// (`enum idxd_device_reset_type`). `None` if it has not halted.
+pub fn halted(registers: &impl Registers) -> Option<u32> {
+    let status = registers.read32(GENSTS);
+    // A device that does not answer reads as ones.
+    (status & GENSTS_STATE == GENSTS_HALTED && status != u32::MAX).then(|| status.get_bits(GENSTS_RESET))
+}
+
+/// All work queues have the same size and no work, and all engines serve all of them. No work can raise a slot of the store.
+fn configure(registers: &impl Registers) -> Result<(), u8> {
     let (Some(Queues { count, size }), Some(store)) = (queues(registers), message_store(registers)) else {
         return Err(NO_ANSWER);
     };
@@ -223,7 +250,7 @@ pub fn share_out(registers: &impl Registers, clock: &dyn Clock) -> Result<(), u8
     registers.write32(groups, low_bits(count.into()));
     registers.write32(groups + GROUP_ENGINES, low_bits(engines));
     close(registers, store, 0..store.slots as usize);
-    command(registers, clock, command::ENABLE_DEVICE, 0)
+    Ok(())
 }
 
 /// Closes `count` slots from `first` on, so that no work queue can raise them.
@@ -319,9 +346,9 @@ impl<R: Registers> Queue<'_, R> {
     }
 }
 
-/// Enables or disables MSI-X entry 0 for recorded errors.
+/// Enables or disables MSI-X entry 0 for recorded errors. A halt raises it in any case: there is only one until the device is reset.
 pub fn log_errors(registers: &impl Registers, told: bool) {
-    registers.write32(GENCTRL, if told { GENCTRL_ERROR } else { 0 });
+    registers.write32(GENCTRL, if told { GENCTRL_ERROR | GENCTRL_HALT } else { GENCTRL_HALT });
 }
 
 /// Clears the causes of the device's interrupt. Returns whether it has revoked interrupt handles.

@@ -11,6 +11,7 @@ mod creation;
 mod events;
 mod function;
 mod list;
+mod recovery;
 mod state;
 
 use core::{
@@ -107,6 +108,12 @@ impl Parent {
     fn advance(&self, state: &mut ParentState, quick: Duration, service: &MachineService) {
         // The device has been reset for the last guest that leaves.
         if state.is_stopped {
+            return;
+        }
+        if state.recovery.is_some() {
+            self.recover(state, service);
+        }
+        if state.recovery.is_some() {
             return;
         }
         let ParentState { functions, arbiter, .. } = state;

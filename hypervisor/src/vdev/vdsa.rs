@@ -18,10 +18,10 @@ use self::{
     commands::{COMMANDS, CommandProgress},
     spec::{
         CMD, CMDCAP, CMDSTS, ENGCAP, GENCAP, GENCAP_BATCH, GENCAP_COMMANDS, GENCAP_TRANSFER, GENCTRL, GENCTRL_ERROR,
-        GENCTRL_HALT, GENSTS, GROUP_ENGINES, GRPCAP, INTCAUSE, INTCAUSE_ERROR, INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS,
-        OFFSET_PERMISSIONS, OFFSET_QUEUES, OFFSET_UNIT, OPCAP, QUEUE_DEDICATED, QUEUE_ENABLED, QUEUE_LIMITS,
-        QUEUE_MODE, QUEUE_STATE, SWERR, SWERR_OVERFLOW, SWERR_PASID, SWERR_QUEUE, SWERR_VALID, TABLE_OFFSETS, VERSION,
-        WQCAP,
+        GENCTRL_HALT, GENSTS, GENSTS_HALTED, GROUP_ENGINES, GRPCAP, INTCAUSE, INTCAUSE_ERROR, INTCAUSE_HALTED,
+        INTCAUSE_HANDLES_REVOKED, OFFSET_GROUPS, OFFSET_PERMISSIONS, OFFSET_QUEUES, OFFSET_UNIT, OPCAP,
+        QUEUE_DEDICATED, QUEUE_ENABLED, QUEUE_LIMITS, QUEUE_MODE, QUEUE_STATE, SWERR, SWERR_OVERFLOW, SWERR_PASID,
+        SWERR_QUEUE, SWERR_VALID, TABLE_OFFSETS, VERSION, WQCAP, error::HW_ERR,
     },
 };
 pub use commands::{CommandResult, Step};
@@ -120,6 +120,8 @@ pub struct VirtualDsa {
     shape: Shape,
     bus_master: bool,
     enabled: bool,
+    /// The parent has halted since the function was reset last.
+    halted: bool,
     queue: QueueState,
     genctrl: u32,
     intcause: u32,
@@ -139,6 +141,7 @@ impl VirtualDsa {
             shape,
             bus_master: false,
             enabled: false,
+            halted: false,
             queue: QueueState::Disabled,
             genctrl: 0,
             intcause: 0,
@@ -204,7 +207,7 @@ impl VirtualDsa {
     /// Updates the registers in the page that can change.
     fn show(&mut self) {
         self.put32(GENCTRL, self.genctrl);
-        self.put32(GENSTS, self.enabled.into());
+        self.put32(GENSTS, if self.halted { GENSTS_HALTED } else { self.enabled.into() });
         self.put32(INTCAUSE, self.intcause);
         self.put32(CMD, self.command);
         self.put32(CMDSTS, self.command_status);
@@ -244,6 +247,17 @@ impl VirtualDsa {
         self.handles.fill(None);
         self.intcause |= INTCAUSE_HANDLES_REVOKED;
         self.show();
+    }
+
+    /// Notes that the parent has halted: the queue is disabled, its work and all handles are lost, and commands fail. Until the guest resets the
+    /// function it has halted, too, and says that the command to reset ends that.
+    pub fn halt(&mut self) -> Effect {
+        (self.enabled, self.halted, self.queue) = (false, true, QueueState::Disabled);
+        let effect = self.fail_commands(HW_ERR);
+        self.handles.fill(None);
+        self.intcause |= INTCAUSE_HALTED | INTCAUSE_HANDLES_REVOKED;
+        self.show();
+        Effect { signal: effect.signal || self.genctrl & (GENCTRL_HALT | GENCTRL_ERROR) != 0, ..effect }
     }
 
     /// The parent has recorded an error of the function's work queue (SWERR). Returns whether vector 0 is to be signalled.

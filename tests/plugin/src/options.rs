@@ -11,6 +11,9 @@ const UNKNOWN_DEVICE: u16 = 0x5eed;
 /// Rounds of a slow command: 256 microseconds of the machine's time.
 const SLOW_COMMAND: u32 = 256;
 
+/// Descriptors after which a DSA halts.
+const HALTS_AFTER: u32 = 200;
+
 /// What differs from the default machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -46,6 +49,8 @@ pub(crate) struct Options {
     pub(crate) first_stage: bool,
     /// What shared virtual addressing takes: first-stage tables and page requests in the units, ATS and PRI in the DSAs.
     pub(crate) sva: bool,
+    /// Each DSA halts once, after [`HALTS_AFTER`] descriptors.
+    pub(crate) halts: bool,
     /// Firmware makes mistakes in its tables: [`crate::odd`].
     pub(crate) odd_firmware: bool,
     /// Firmware asks not to use x2APIC mode.
@@ -72,6 +77,7 @@ impl Options {
                 "unknown" => options.unknown = true,
                 "first-stage" => options.first_stage = true,
                 "sva" => options.sva = true,
+                "halts" => options.halts = true,
                 "odd-firmware" => options.odd_firmware = true,
                 "opt-out" => options.opt_out = true,
                 "client-units" => options.client_units = true,
@@ -139,7 +145,8 @@ impl Options {
             (true, false) => Config { pieces: true, ..Config::default() },
         };
         let command_rounds = if self.slow_commands { SLOW_COMMAND } else { base.command_rounds };
-        let base = Config { command_rounds, ..base };
+        let halts_after = if self.halts { HALTS_AFTER } else { 0 };
+        let base = Config { command_rounds, halts_after, ..base };
         let known = if self.idxd { dsa_model::spec::DEVICE_ID_SAPPHIRE_RAPIDS } else { base.device_id };
         let base = Config { slow_store: self.slow_store, page_requests: self.sva || base.page_requests, ..base };
         if self.unknown && number == 1 {

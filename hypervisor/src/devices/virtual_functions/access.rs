@@ -26,7 +26,7 @@ impl Parent {
         let effect = function.registers.write(offset, bytes, value);
         self.apply(function, effect, service);
         self.advance(&mut state, QUICK, service);
-        if self.interrupt.is_none() {
+        if self.interrupt.is_none() && !self.notice_halt(&mut state, service) {
             self.hand_out_events(service, &mut state.functions);
         }
         Some(())

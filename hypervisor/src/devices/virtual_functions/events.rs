@@ -13,6 +13,10 @@ use super::{Parent, function::Virtual, state::ParentState};
 impl Parent {
     /// Looks at a device that does not tell of errors for now, and lets it tell of them again if it has recorded none.
     pub(super) fn look(&self, state: &mut ParentState, service: &MachineService) {
+        // A halt is told of by itself; its interrupt may have come before the error's was off.
+        if self.notice_halt(state, service) {
+            return;
+        }
         let (ParentState { functions, rate_limit, .. }, now) = (state, cpu::tsc());
         if rate_limit.is_due(now) && rate_limit.looked(now, self.hand_out_events(service, functions)) {
             dsa::log_errors(&self.registers, true);

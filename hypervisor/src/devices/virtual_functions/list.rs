@@ -60,7 +60,7 @@ impl Parents {
     pub fn event(&self, service: &MachineService) {
         self.all.for_each(|parent| {
             let mut state = parent.state.lock();
-            if state.is_stopped {
+            if state.is_stopped || parent.notice_halt(&mut state, service) {
                 return;
             }
             // The lock is held no longer than for what is recorded now: more comes by another interrupt.

@@ -4,7 +4,10 @@ use alloc::vec::Vec;
 
 use crate::{devices::command_arbiter::CommandArbiter, ims::GuestId, irq::rate_limit::RateLimit};
 
-use super::function::{Name, Virtual};
+use super::{
+    function::{Name, Virtual},
+    recovery::Recovery,
+};
 
 /// Who has what of a function.
 #[derive(Default)]
@@ -17,6 +20,10 @@ pub(super) struct ParentState {
     pub(super) arbiter: CommandArbiter,
     /// The interrupts by which the device tells of errors.
     pub(super) rate_limit: RateLimit,
+    /// The device has halted, and is being brought back. Guests' commands wait.
+    pub(super) recovery: Option<Recovery>,
+    /// The device has halted for good.
+    pub(super) is_lost: bool,
 }
 
 /// What is left to do when a guest has left.

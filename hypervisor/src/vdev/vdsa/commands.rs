@@ -133,7 +133,7 @@ impl VirtualDsa {
 
     /// Begins a function level reset, which removes all of the guest's settings once the function's queue has stopped.
     pub fn reset_function(&mut self) -> Effect {
-        self.bus_master = false;
+        (self.bus_master, self.halted) = (false, false);
         let effect = self.stop(Stop::All);
         (self.genctrl, self.intcause, self.errors) = (0, 0, [0; 4]);
         (self.command, self.command_status) = (0, 0);
@@ -142,14 +142,25 @@ impl VirtualDsa {
         Effect { signal: false, ..effect }
     }
 
-    /// Stops the queue. A command that is under way fails.
-    fn stop(&mut self, stop: Stop) -> Effect {
+    /// The parent has lost what it was given, and what it had: commands fail, and there is nothing that has to be stopped.
+    pub(super) fn fail_commands(&mut self, why: u8) -> Effect {
+        self.progress.given = None;
+        let effect = self.fail_command(why);
+        // What is left is to stop the queue, which is disabled.
+        let stopped = self.progress.job.take().map_or(Effect::default(), |(purpose, _)| self.end(purpose, Ok(0)));
+        effect.and(stopped).and(self.proceed())
+    }
+
+    /// The guest's command fails, if there is one.
+    fn fail_command(&mut self, why: u8) -> Effect {
         let under_way = self.progress.job.take_if(|(purpose, _)| matches!(purpose, Purpose::Command(_)));
         let waiting = self.progress.command.take();
-        let mut effect = Effect::default();
-        if under_way.is_some() || waiting.is_some() {
-            effect = self.complete(self.command, Err(error::BUSMASTER_EN));
-        }
+        if under_way.is_some() || waiting.is_some() { self.complete(self.command, Err(why)) } else { Effect::default() }
+    }
+
+    /// Stops the queue. A command that is under way fails.
+    fn stop(&mut self, stop: Stop) -> Effect {
+        let effect = self.fail_command(error::BUSMASTER_EN);
         self.enabled = false;
         self.progress.stop = self.progress.stop.max(Some(stop));
         effect.and(self.proceed())
@@ -181,6 +192,9 @@ impl VirtualDsa {
         let (number, operand) = (value >> CMD_SHIFT & CMD_MASK, value & CMD_OPERAND);
         if value & CMD_RESERVED != 0 || COMMANDS >> number & 1 == 0 {
             return Err(error::INVAL_CMD);
+        }
+        if self.halted && number != command::RESET_DEVICE {
+            return Err(error::HW_ERR);
         }
         let of_queue = |step| if self.queue.may_take_work() { [step].into() } else { VecDeque::new() };
         match number {
@@ -297,6 +311,7 @@ impl VirtualDsa {
         let reset = number == command::RESET_DEVICE && result.is_ok();
         if reset {
             // Everything but the bus master bit, which is not the device's.
+            self.halted = false;
             (self.genctrl, self.intcause, self.errors) = (0, 0, [0; 4]);
             self.take_handles_back();
         }

@@ -81,6 +81,13 @@ pub const QUEUE_PASID_ENABLE: u32 = 1 << 28;
 /// The state is enabled.
 pub const QUEUE_ENABLED: u32 = 1 << 30;
 
+/// GENSTS: the state, 1:0 (`enum idxd_device_status_state`), and what ends a halt, 3:2 (`enum idxd_device_reset_type`).
+pub const GENSTS_STATE: u32 = 0b11;
+/// The state of a device that has halted: it takes no work and no command but a reset.
+pub const GENSTS_HALTED: u32 = 0b11;
+/// What ends a halt; 0: the command to reset.
+pub const GENSTS_RESET: Range<usize> = 2..4;
+
 /// GENCTRL: recording an error raises the interrupt.
 pub const GENCTRL_ERROR: u32 = 1 << 0;
 /// GENCTRL: halting does so.
@@ -90,6 +97,8 @@ pub const GENCTRL_HALT: u32 = 1 << 1;
 pub const INTCAUSE_ERROR: u32 = 1 << 0;
 /// INTCAUSE: a command is done.
 pub const INTCAUSE_COMMAND: u32 = 1 << 1;
+/// INTCAUSE: the device has halted.
+pub const INTCAUSE_HALTED: u32 = 1 << 4;
 /// INTCAUSE: interrupt handles were revoked.
 pub const INTCAUSE_HANDLES_REVOKED: u32 = 1 << 31;
 
@@ -156,6 +165,8 @@ pub mod error {
     pub const INVAL_CMD: u8 = 0x01;
     /// No such work queue.
     pub const INVAL_WQIDX: u8 = 0x02;
+    /// The hardware has failed.
+    pub const HW_ERR: u8 = 0x03;
     /// The device is enabled.
     pub const DEV_ENABLED: u8 = 0x10;
     /// It is no bus master.

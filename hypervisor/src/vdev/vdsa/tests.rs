@@ -243,6 +243,39 @@ fn feature_msix_backed_handles_that_the_parent_revokes_have_to_be_asked_for_agai
     assert_eq!(guest.read(INTCAUSE), 0);
 }
 
+/// INTCAUSE of a halt, and of revoked handles.
+const HALTED_CAUSES: u32 = 1 << 4 | 1 << 31;
+
+#[test]
+fn a_parent_that_halts_takes_the_queue_and_the_handles_until_the_function_is_reset() {
+    let mut guest = Guest::working();
+    guest.command(13, 1);
+    guest.write(GENCTRL, 4, 2);
+    assert_eq!(guest.dsa.halt(), Effect { signal: true, ..Effect::default() });
+    assert_eq!((guest.state(), guest.read(INTCAUSE)), ((3, 0), HALTED_CAUSES));
+    assert_eq!(guest.dsa.known_handle(1), None);
+    for number in [1, 2, 3, 6, 13] {
+        assert_eq!(guest.command(number, 1), 3, "command {number}");
+    }
+    assert_eq!(guest.command(5, 0), 0);
+    assert_eq!((guest.state(), guest.read(INTCAUSE)), ((0, 0), 0));
+    assert_eq!((guest.command(1, 0), guest.command(6, 0), guest.state()), (0, 0, (1, 1)));
+}
+
+#[test]
+fn a_command_that_is_under_way_when_the_parent_halts_fails_and_nobody_is_told_who_did_not_ask() {
+    let mut guest = Guest::working();
+    // Drain, which the parent has and does not carry out any more.
+    assert_eq!(guest.dsa.write(CMD as u64, 4, 8 << 20 | 1), Effect::default());
+    assert_eq!(guest.dsa.next_step(), Some(Step::Drain));
+    assert_eq!(guest.dsa.halt(), Effect::default());
+    assert_eq!((guest.read(CMDSTS), guest.dsa.is_busy()), (3, false));
+    assert_eq!(guest.dsa.step_done(Ok(0)), Effect::default(), "an answer that comes late is nobody's");
+    assert_eq!(guest.state(), (3, 0));
+    guest.reset_function();
+    assert_eq!(guest.state(), (0, 0));
+}
+
 #[test]
 fn feature_emulated_a_command_that_asks_for_it_signals_vector_0_and_says_so_in_intcause() {
     let mut guest = Guest::new();

@@ -32,6 +32,12 @@ pub const GENCTRL_ERROR: u32 = 1 << 0;
 pub const SWERR_VALID: u32 = 1 << 0;
 /// Operand of the interrupt handle commands: IMS, not MSI-X.
 pub const HANDLE_IMS: u32 = 1 << 16;
+/// GENSTS: the device has halted.
+pub const GENSTS_HALTED: u32 = 3;
+/// GENCTRL: an interrupt at a halt.
+pub const GENCTRL_HALT: u32 = 1 << 1;
+/// INTCAUSE: the device has halted.
+pub const INTCAUSE_HALTED: u32 = 1 << 4;
 /// INTCAUSE: interrupt handles were revoked.
 pub const INTCAUSE_HANDLE_REVOKED: u32 = 1 << 31;
 /// GENCAP: CMDCAP is there.

@@ -95,6 +95,7 @@ impl Dsa {
 
     fn dispatch(&mut self, number: u32, operand: u32, up: &mut dyn Upstream) -> CommandResult {
         match number {
+            _ if self.registers.halted() && number != command::RESET_DEVICE => Err(command_error::HW_ERR),
             command::ENABLE_DEVICE => self.enable_device(),
             command::RESET_DEVICE => self.reset_device(),
             command::ENABLE_WQ => self.enable_wq(operand),

@@ -33,6 +33,8 @@ pub struct Config {
     /// ATS and PRI: requests with a PASID ask for translations first, and descriptors may wait for pages. The device keeps no
     /// translation for later (it has no device-TLB), so an invalidation of one is complete at once.
     pub page_requests: bool,
+    /// After so many descriptors the device halts, once, and takes no more until it is reset; 0: never.
+    pub halts_after: u32,
     /// Rounds of [`Dsa::work`](crate::Dsa::work) for which a command is under way, at least 1. One that drains takes as many more as
     /// the descriptors do.
     pub command_rounds: u32,
@@ -55,6 +57,7 @@ impl Default for Config {
             slow_store: false,
             pieces: false,
             page_requests: false,
+            halts_after: 0,
             command_rounds: 1,
         }
     }

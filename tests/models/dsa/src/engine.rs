@@ -69,6 +69,11 @@ impl Dsa {
         if !self.registers.enabled() {
             return false;
         }
+        let limit = u64::from(self.setup.halts_after);
+        if limit != 0 && self.stats.descriptors >= limit && !self.has_halted {
+            self.halt(up);
+            return false;
+        }
         self.resume(up);
         for group in 0..spec::GROUPS {
             for _ in 0..self.free_engines(group) {
@@ -78,6 +83,17 @@ impl Dsa {
         }
         self.next_queue = (self.next_queue + 1) % spec::WQS;
         self.queued()
+    }
+
+    /// An error that the device cannot go on after: descriptors that wait are lost.
+    fn halt(&mut self, up: &mut dyn Upstream) {
+        self.has_halted = true;
+        self.registers.halt();
+        self.blocked.clear();
+        self.registers.intcause |= intcause::HALTED;
+        if self.registers.genctrl & spec::GENCTRL_HALT_INTERRUPT != 0 {
+            self.raise(Table::Msix, 0, up);
+        }
     }
 
     /// Engines of a group without those whose descriptors wait for a page.

@@ -131,6 +131,8 @@ pub struct Dsa {
     next_group: u16,
     /// The work queue that is served first in the next round.
     next_queue: usize,
+    /// It has halted before, and does so once.
+    has_halted: bool,
     stats: Stats,
 }
 
@@ -156,15 +158,16 @@ impl Dsa {
             blocked: Vec::new(),
             next_group: 0,
             next_queue: 0,
+            has_halted: false,
             stats: Stats::default(),
         }
     }
 
     /// Back to the state after a cold reset, configuration space included; a function level reset (PCIe 6.6.2) does the same.
     pub fn reset(&mut self) {
-        let stats = self.stats;
+        let (stats, has_halted) = (self.stats, self.has_halted);
         *self = Self::new(self.setup);
-        self.stats = stats;
+        (self.stats, self.has_halted) = (stats, has_halted);
     }
 
     /// How it was made.

@@ -22,9 +22,20 @@ pub(crate) struct Registers {
     /// The command that was written and is not carried out yet.
     pub(crate) under_way: Option<command::UnderWay>,
     enabled: bool,
+    /// GENSTS says "halted". The device is not enabled then.
+    halted: bool,
 }
 
 impl Registers {
+    /// Halts the device, which stays so until it is reset.
+    pub(crate) fn halt(&mut self) {
+        (self.enabled, self.halted) = (false, true);
+    }
+
+    pub(crate) fn halted(&self) -> bool {
+        self.halted
+    }
+
     /// GENSTS says "enabled".
     pub(crate) fn enabled(&self) -> bool {
         self.enabled
@@ -115,6 +126,7 @@ impl Dsa {
             0x68 => half(self.setup.layout.perfmon / 0x100, offset),
             register::GENCFG => half(u64::from(self.registers.gencfg), offset),
             register::GENCTRL => half(u64::from(self.registers.genctrl), offset),
+            register::GENSTS if self.registers.halted() => half(spec::GENSTS_HALTED.into(), offset),
             register::GENSTS => half(u64::from(self.registers.enabled()), offset),
             register::INTCAUSE => half(u64::from(self.registers.intcause), offset),
             register::CMD => half(u64::from(self.registers.command), offset),

@@ -89,6 +89,10 @@ pub mod gencap {
 
 /// GENCTRL: a recorded software error raises an interrupt.
 pub const GENCTRL_SOFTWARE_ERROR_INTERRUPT: u32 = 1 << 0;
+/// GENCTRL: a halt raises an interrupt.
+pub const GENCTRL_HALT_INTERRUPT: u32 = 1 << 1;
+/// GENSTS: the device has halted, and a software reset ends that (`enum idxd_device_status_state`, `enum idxd_device_reset_type`).
+pub const GENSTS_HALTED: u32 = 3;
 /// GENCTRL: the writable bits.
 pub const GENCTRL_WRITABLE: u32 = 0b11;
 
@@ -98,6 +102,8 @@ pub mod intcause {
     pub const ERROR: u32 = 1 << 0;
     /// A command completed.
     pub const COMMAND: u32 = 1 << 1;
+    /// The device has halted.
+    pub const HALTED: u32 = 1 << 4;
     /// Interrupt handles were revoked.
     pub const HANDLE_REVOKED: u32 = 1 << 31;
 }
@@ -160,6 +166,7 @@ pub mod command_error {
     #![allow(missing_docs, reason = "the names are those of registers.h")]
     pub const INVAL_CMD: u8 = 0x01;
     pub const INVAL_WQIDX: u8 = 0x02;
+    pub const HW_ERR: u8 = 0x03;
     pub const DEV_ENABLED: u8 = 0x10;
     pub const BUSMASTER_EN: u8 = 0x12;
     pub const WQ_SIZE_ERANGE: u8 = 0x14;

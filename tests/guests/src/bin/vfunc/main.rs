@@ -10,6 +10,7 @@ mod crash;
 mod emulated;
 mod flood;
 mod function;
+mod halt;
 mod level_reset;
 mod masks;
 mod odd;
@@ -43,6 +44,7 @@ fn run(guest: &Guest) -> Result<(), &'static str> {
             "storm" => storm::run(&mut first),
             "crash" => crash::run(&mut first),
             "flood" => flood::run(&mut first),
+            "halt" => halt::run(&mut first),
             "commands" => commands::give(&mut first),
             "drain" => {
                 let mut second = take(1)?;

@@ -1,9 +1,9 @@
 //! Descriptors from the portal to record and interrupt.
 
 use crate::PortalWrite;
-use crate::spec::{flag, opcode, status};
-use crate::testing::{Build, Machine, device, nop};
-use crate::{Dsa, Stats};
+use crate::spec::{command, command_error, flag, opcode, register, status};
+use crate::testing::{Build, Machine, device, made, nop};
+use crate::{Config, Dsa, Stats};
 
 const RECORD: u64 = 0x3_0000;
 /// Work queue 0's portals.
@@ -40,6 +40,26 @@ fn a_nop_writes_its_record_and_then_its_message() {
     assert_eq!(machine.messages(), [(0xfee0_1000, 0x77)]);
     assert_eq!(machine.last_write(), 0xfee0_1000, "the message comes last");
     assert_eq!(dsa.stats(), Stats { descriptors: 1, messages: 1, ..Stats::default() });
+}
+
+#[test]
+fn a_device_that_halts_takes_nothing_but_a_reset_and_halts_once() {
+    let (mut dsa, mut machine) = made(Config { halts_after: 2, ..Config::default() });
+    machine.ready(&mut dsa);
+    machine.msix(&mut dsa, 0, 0xfee0_2000, 0x33);
+    dsa.bar0_write(register::GENCTRL, 4, 2, &mut machine);
+    (0..2).for_each(|_| run(&mut dsa, &mut machine, IMS_PORTAL, &with_record(nop())));
+    assert_eq!(dsa.portal_write(IMS_PORTAL, &nop().bytes()), PortalWrite::Queued);
+    while dsa.work(&mut machine) {}
+    assert_eq!((dsa.bar0_read(register::GENSTS, 4), dsa.bar0_read(register::INTCAUSE, 4)), (3, 1 << 4));
+    assert_eq!((dsa.stats().descriptors, machine.messages()), (2, vec![(0xfee0_2000, 0x33)]));
+    assert_eq!(dsa.portal_write(IMS_PORTAL, &nop().bytes()), PortalWrite::Dropped);
+    assert_eq!(machine.command(&mut dsa, command::ENABLE_DEVICE, 0), u64::from(command_error::HW_ERR));
+    assert_eq!(machine.command(&mut dsa, command::RESET_DEVICE, 0), 0);
+    assert_eq!(dsa.bar0_read(register::GENSTS, 4), 0);
+    machine.configure(&mut dsa);
+    machine.enable_device(&mut dsa);
+    assert_eq!(dsa.bar0_read(register::GENSTS, 4), 1);
 }
 
 #[test]
