@@ -253,7 +253,11 @@ impl VirtualCpu {
         }
         self.is_suppressed = is_suppressed;
         self.mailbox.set_run_state(state);
-        if let Some(vectors) = self.mailbox.take_suppressed().filter(|_| !is_suppressed) {
+        // Only then: what came before it was suppressed has notified, and is taken for that.
+        if is_suppressed {
+            return;
+        }
+        if let Some(vectors) = self.mailbox.take_suppressed() {
             self.accept_posted(vectors);
         }
     }
