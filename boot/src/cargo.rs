@@ -1,4 +1,4 @@
-//! Builds the plugin, the hypervisor and the guests with a nested cargo, and says how it goes.
+//! Builds the plugin, the hypervisor and the guests with a nested cargo, and reports its progress.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};

@@ -25,6 +25,11 @@ const QUIET_LINUX: Duration = Duration::from_secs(120);
 const CPUS: u32 = 2;
 /// The guest that runs, in two ways, when none is named.
 const DEMO: &str = "demo";
+/// The DSAs whose virtual functions tenants get; the machine has two more with the plugin's option [`FOUR_DSAS`].
+const PARENTS: [&str; 2] = [bochs::DSAS[0], bochs::DSAS[1]];
+const FOUR_DSAS: &str = "four-dsas";
+/// Most tenants: a DSA has eight work queues, and each tenant has two.
+const TENANTS: u32 = 8;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -93,6 +98,16 @@ pub struct Options {
     #[arg(long = "guest", value_name = "GUEST OPTION=VALUE …")]
     pub guests: Vec<String>,
 
+    /// Tenants instead of the demos: so many guests with virtual functions of two DSAs, and a hostile one that tries to take their time; the
+    /// report tells what each of them had of it
+    #[arg(
+        long,
+        value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(TENANTS)),
+        conflicts_with_all = ["machine", "image", "guests", "list_guests", "native", "console"]
+    )]
+    pub tenants: Option<u32>,
+
     /// Boot this on the emulated machine itself, without imsvisor: its own drivers for the remapping unit and the DSA judge the machine
     #[arg(long, value_enum, conflicts_with_all = ["machine", "image", "guests", "list_guests", "console", "debug"])]
     pub native: Option<System>,
@@ -111,7 +126,8 @@ pub struct Options {
     pub append: Option<String>,
 
     /// Words for the hypervisor's own command line: console=auto, com1 to com4 or a base (0x2f8) is where it reports, screen=on or off whether
-    /// a screen shows it, too [default: console=auto, the port that the firmware names, else COM1; screen=off on an emulator]
+    /// a screen shows it, too, mitigations=auto or off what is done against speculation [default: console=auto, the port that the firmware names,
+    /// else COM1; screen=off on an emulator; mitigations=auto]
     #[arg(long, value_name = "WORDS", conflicts_with = "native")]
     pub hypervisor: Option<String>,
 
@@ -201,6 +217,7 @@ impl Options {
             plugin_options: (linux && self.native.is_none())
                 .then(|| linux::DEVICE_OPTION.to_owned())
                 .into_iter()
+                .chain(self.tenants.map(|_| FOUR_DSAS.to_owned()))
                 .chain(self.plugin.clone())
                 .collect(),
             ..standard
@@ -317,6 +334,9 @@ impl Options {
         if self.native.is_some() {
             return Ok(Vec::new());
         }
+        if let Some(count) = self.tenants {
+            return tenants(count);
+        }
         if self.guests.is_empty() {
             return demos(self.machine.unwrap_or_default().posts());
         }
@@ -340,6 +360,17 @@ fn demos(posts: bool) -> Result<Vec<GuestArg>> {
         "name=second mem=64M device=dsa"
     };
     [format!("{DEMO} mem=64M device=dsa"), format!("{DEMO} {second}")].iter().map(|text| GuestArg::new(text)).collect()
+}
+
+/// Tenants with two virtual functions each, by turns of two DSAs, and the hostile guest with a DSA of its own.
+fn tenants(count: u32) -> Result<Vec<GuestArg>> {
+    let tenant = |number: u32| {
+        let parent = PARENTS[number as usize % PARENTS.len()];
+        format!("vfunc name=tenant-{} mem=32M device=vdsa:{parent} device=vdsa:{parent}", number + 1)
+    };
+    let hostile =
+        "thief name=hostile mem=64M cpus=8 device=dsa cmdline=\"cpus=8 device=yes forge=no phase=2\"".to_owned();
+    (0..count).map(tenant).chain([hostile]).map(|text| GuestArg::new(&text)).collect()
 }
 
 #[cfg(test)]
@@ -377,6 +408,20 @@ mod tests {
         for arguments in [vec!["x", "--", "--verbose"], vec!["x", "--verbose"]] {
             let arguments = without_separator(arguments.into_iter().map(OsString::from));
             assert!(Options::try_parse_from(arguments).unwrap().verbose);
+        }
+    }
+
+    #[test]
+    fn tenants_share_two_dsas_and_the_hostile_guest_has_one() {
+        let (config, guests) = all(&["--tenants", "3"]).unwrap();
+        let strings: Vec<_> = guests.iter().map(GuestArg::string).collect();
+        assert!(config.plugin_options.contains(&FOUR_DSAS.to_owned()));
+        assert_eq!(strings.len(), 4);
+        assert!(strings[0].starts_with("tenant-1 ") && strings[0].contains(PARENTS[0]));
+        assert!(strings[1].contains(PARENTS[1]) && strings[2].contains(PARENTS[0]));
+        assert!(strings[3].starts_with("hostile ") && strings[3].contains("device=dsa"));
+        for wrong in [&["--tenants", "9"][..], &["--tenants", "1", "--guest", "demo"]] {
+            assert!(Options::try_parse_from(["cargo boot"].iter().chain(wrong)).is_err(), "{wrong:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What came of a Linux on the machine itself: Linux' own words and counts, held against those of the devices and the remapping unit.
+//! The outcome of a Linux on the machine itself: Linux's own words and counts, compared with those of the devices and the remapping unit.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

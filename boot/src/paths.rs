@@ -1,4 +1,4 @@
-//! Where things lie: the sources, cargo's target directory, and what the launcher keeps below it.
+//! Paths: the sources, cargo's target directory, and the launcher's files below it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -1,4 +1,4 @@
-//! What a run did, in figures, and whether it was right.
+//! The report of a run: its figures, and whether the run passed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What the person at the terminal sees: the live lines, and the report at the end.
+//! The launcher's output for a person: the live lines, and the report at the end.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -80,6 +80,7 @@ impl Show {
                 Some(format!("{} {}", good("▶"), style(what).bold()))
             }
             "guest-end" => Some(guest_end(pairs)),
+            "mitigation" => open_attack(pairs),
             "fault" => self.fault(pairs),
             // Shown in the report.
             "exits" | "interrupts" | "mark" | "remap" | "done" => None,
@@ -95,6 +96,13 @@ impl Show {
             _ => None,
         }
     }
+}
+
+/// An attack on the processor that nothing closes. The others are told with `--verbose`.
+fn open_attack(pairs: &Pairs) -> Option<String> {
+    let value = |key: &str| harmless(pairs.get(key).unwrap_or("?"));
+    let is_open = pairs.get("state") == Some("open");
+    is_open.then(|| style(format!("open to {}: {}", value("attack"), value("why"))).dim().to_string())
 }
 
 /// How far the machine around the machine is.
@@ -437,6 +445,18 @@ mod tests {
         {
             assert!(lines.contains(words), "{words}: {lines}");
         }
+    }
+
+    #[test]
+    fn an_attack_is_told_of_only_where_it_is_open() {
+        let shown = |line: &str| {
+            let Line::Event(event) = Line::parse(line) else { panic!("{line}") };
+            open_attack(&event.pairs).map(|text| console::strip_ansi_codes(&text).into_owned())
+        };
+        let open = "@ims mitigation attack=mds state=open why=\"mitigations=off\"";
+        assert_eq!(shown(open).as_deref(), Some("open to mds: mitigations=off"));
+        assert_eq!(shown("@ims mitigation attack=mds state=closed by=\"VERW\""), None);
+        assert_eq!(shown("@ims mitigation attack=mds state=not-affected"), None);
     }
 
     fn outcome(console: &str) -> Outcome {

@@ -1,8 +1,8 @@
-//! The terminal of a run: the serial port of one guest, byte for byte, on the terminal where the run was started.
+//! The terminal of a run: it connects the serial port of one guest with the terminal where the run was started, byte for byte.
 //!
-//! The machine's second serial line ends in a pseudo-terminal of ours ([`Pty`]). While the guest runs, a [`Terminal`] carries bytes
-//! between that and the person's own terminal, which is in raw mode: each key goes to the guest, Ctrl-C too, but for the one that ends
-//! the run.
+//! The machine's second serial line ends in a pseudo-terminal of ours ([`Pty`]). While the guest runs, a [`Terminal`] carries bytes between
+//! the pseudo-terminal and the person's own terminal, which is in raw mode. Each key goes to the guest, Ctrl-C too, except the one that
+//! ends the run.
 
 use std::fs::File;
 use std::io::{Read, Write};

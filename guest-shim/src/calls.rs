@@ -1,4 +1,4 @@
-//! The calls, typed.
+//! Typed hypercalls.
 
 use core::marker::PhantomData;
 use core::ptr::NonNull;

@@ -1,7 +1,7 @@
-//! Lets a guest find out that it is not on bare metal, and use interrupt message stores all the same.
+//! Lets a guest find out whether it is on bare metal, and use interrupt message stores in either case.
 //!
-//! A driver asks once which way is open to it, builds a [`Domain`] for that way, and from then on allocates, maps, masks and
-//! frees interrupts without knowing which way it goes:
+//! A driver asks once for its access path, builds a [`Domain`] for it, and from then on allocates, maps, masks and frees interrupts without
+//! a difference between the paths:
 //!
 //! ```
 //! use guest_shim::hcall_abi::{Status, Target};
@@ -25,7 +25,7 @@
 //!     // The driver uses MSI-X.
 //!     Decision::Refuse(_) => return Ok(None),
 //! };
-//! // From here on it does not matter which way it goes: vector 0x41 of the processor with x2APIC ID 2.
+//! // From here on both paths are the same: vector 0x41 of the processor with x2APIC ID 2.
 //! let interrupt = domain.alloc(0)?;
 //! domain.map(&interrupt, &Request { target: Target { apic_id: 2, vector: 0x41 }, unmask: true, cookie: 7 })?;
 //! # Ok(Some(interrupt))
@@ -37,8 +37,7 @@
 //!
 //! [`domain::QueueDomain`] is for a store in the guest's own memory. [`PvEoi`] saves the VM exit at an interrupt's end.
 //!
-//! What needs the machine stands behind two traits, [`Transport`] (the call) and [`Store`] (the slots), so that all the rest
-//! runs on any host.
+//! Two traits stand for the machine, [`Transport`] (the call) and [`Store`] (the slots), so that all other code runs on any host.
 #![cfg_attr(not(test), no_std)]
 
 pub mod calls;

@@ -1,4 +1,4 @@
-//! Which way a driver takes: natively, by hypercall, or not at all.
+//! Selects a driver's access to slots: natively, by hypercall, or not at all.
 //!
 //! | bare metal | platform forbids | domain known | decision |
 //! |---|---|---|---|

@@ -1,4 +1,4 @@
-//! Interrupts that end without a VM exit.
+//! Paravirtual EOI: interrupts that end without a VM exit.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 

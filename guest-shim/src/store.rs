@@ -1,4 +1,4 @@
-//! The slots, as software sees them.
+//! The slots of a store in memory.
 
 use core::ptr::NonNull;
 

@@ -1,4 +1,4 @@
-//! How a call reaches the hypervisor.
+//! The transport of calls to the hypervisor.
 
 /// Makes a call.
 pub trait Transport {

@@ -1,4 +1,4 @@
-//! The one instruction that the shim needs: VMCALL.
+//! VMCALL, the one instruction that the shim needs.
 
 use crate::transport::Transport;
 

@@ -24,6 +24,7 @@ use imsvisor::{
     },
     machine::{self, boot_info::BootInfo, discovery::Machine, memory::FRAMES, power, smp},
     memory::heap,
+    options::Options,
     sched::processors::{Processor, Workload},
 };
 use spin::Once;
@@ -57,6 +58,9 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&boot_info)));
     machine.choose_apic_mode();
     let others = smp::others(machine.apic_ids(), apic_id);
+    let options = Options::parse(boot_info.command_line()).0;
+    cpu::speculation::settle(options.mitigations);
+    machine::topology::settle(options.smt);
     let service = service(machine, apic_id, &others);
     let page = machine::memory::start_page(&boot_info);
     let processor = Processor::bring_up(bases).unwrap_or_else(|why| {
@@ -68,6 +72,9 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     let work = WORK.call_once(|| Workload::new(machine, service, boot_info.modules(), apic_id, tsc));
     let started = smp::start(&others, page, processor_entry);
     log_machine(machine, service, 1 + started);
+    cpu::speculation::report(processor.traps_bus_locks(), &mut |attack, verdict| {
+        event!("mitigation attack={attack} {verdict}");
+    });
     power::end(work.lead(processor, started))
 }
 
@@ -99,11 +106,11 @@ fn log_machine(machine: &Machine, service: &MachineService, processors: usize) {
     );
 }
 
-/// Gives this processor, number `number`, its local APIC in the mode of the others', tables and data of its own, and then has machine checks
-/// arrive. Returns where the tables are, and the APIC ID.
+/// Sets this processor up as number `number`: its local APIC in the mode of the others', its own tables and data, and then machine checks.
+/// Returns the tables' addresses, and the APIC ID.
 ///
-/// A machine check can be the first thing that comes. Then the processor panics, and stops the others by NMIs: so its local APIC must take
-/// commands as those of the others do, and it must know itself from the others. Those must not send it an NMI before it has an IDT.
+/// A machine check can be the first event. Then the processor panics and stops the others by NMIs. So its local APIC must accept commands
+/// in the others' mode, and it must know its own data. The others must not send it an NMI before it has an IDT.
 fn set_up(number: usize, init_apic: fn() -> u32) -> (Bases, u32) {
     let apic_id = init_apic();
     let bases = Box::leak(Box::new(Tables::new())).load();
@@ -124,7 +131,7 @@ extern "C" fn processor_entry(number: usize) -> ! {
     cpu::stop()
 }
 
-/// Says what is missing, and ends.
+/// Logs what is missing, and ends the run.
 fn refuse(what: &str, why: impl Display) -> ! {
     event!("refused what={what} why=\"{why}\"");
     power::end(false)

@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-/// Bits per second of a serial port where nobody says another rate.
+/// Bits per second of a serial port without another rate.
 pub const BAUD: u32 = 115_200;
 
 /// Ports of the board itself, as first and last port: timers, interrupt and DMA controllers, CMOS; disks; VGA; floppy disks; the chipset's
@@ -93,6 +93,16 @@ pub enum Console {
     At(SerialPort),
 }
 
+/// Whether guests may share a core.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Smt {
+    /// Two guests never run on hyperthreads of one core at a time.
+    #[default]
+    Core,
+    /// Each hyperthread is a processor like others.
+    Shared,
+}
+
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -100,34 +110,46 @@ pub struct Options {
     pub console: Console,
     /// `screen=`: whether the screen shows the console's lines as well.
     pub screen: bool,
+    /// `smt=`: `core`, or `shared`.
+    pub smt: Smt,
+    /// `mitigations=`: whether the processor's speculation is kept from carrying data between guests, or everything that costs is off.
+    pub mitigations: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { console: Console::Auto, screen: true }
+        Self { console: Console::Auto, screen: true, smt: Smt::Core, mitigations: true }
     }
 }
 
 /// A word that is not understood, and is passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrong<'a> {
-    /// There is no such option.
+    /// No option has this name.
     Unknown(&'a str),
     /// A value that `console=` does not take.
     Console(&'a str),
     /// A value that `screen=` does not take.
     Screen(&'a str),
+    /// A value that `smt=` does not take.
+    Smt(&'a str),
+    /// A value that `mitigations=` does not take.
+    Mitigations(&'a str),
 }
 
 impl fmt::Display for Wrong<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unknown(word) => write!(f, "{word}: the hypervisor's options are console= and screen="),
+            Self::Unknown(word) => {
+                write!(f, "{word}: the hypervisor's options are console=, screen=, smt= and mitigations=")
+            }
             Self::Console(value) => write!(
                 f,
                 "console={value}: auto, com1 to com4, or the base of a serial port, like 0x2f8 (a multiple of 8, and no port of the board itself)"
             ),
             Self::Screen(value) => write!(f, "screen={value}: on or off"),
+            Self::Smt(value) => write!(f, "smt={value}: core or shared"),
+            Self::Mitigations(value) => write!(f, "mitigations={value}: auto or off"),
         }
     }
 }
@@ -154,6 +176,12 @@ impl Options {
             Some(("screen", "on")) => self.screen = true,
             Some(("screen", "off")) => self.screen = false,
             Some(("screen", value)) => return Err(Wrong::Screen(value)),
+            Some(("smt", "core")) => self.smt = Smt::Core,
+            Some(("smt", "shared")) => self.smt = Smt::Shared,
+            Some(("smt", value)) => return Err(Wrong::Smt(value)),
+            Some(("mitigations", "auto")) => self.mitigations = true,
+            Some(("mitigations", "off")) => self.mitigations = false,
+            Some(("mitigations", value)) => return Err(Wrong::Mitigations(value)),
             _ => return Err(Wrong::Unknown(word)),
         }
         Ok(())
@@ -176,7 +204,10 @@ mod tests {
 
     #[test]
     fn without_words_the_firmware_says_which_port_and_the_screen_is_on() {
-        assert_eq!(Options::parse(""), (Options { console: Console::Auto, screen: true }, None));
+        assert_eq!(
+            Options::parse(""),
+            (Options { console: Console::Auto, screen: true, smt: Smt::Core, mitigations: true }, None)
+        );
         assert_eq!(console("console=com2 console=auto"), Console::Auto, "the last one counts");
     }
 
@@ -238,6 +269,27 @@ mod tests {
         assert_eq!((options.console, wrong), (Console::At(SerialPort(0x2f8)), Some(Wrong::Screen("of"))));
         assert_eq!(wrong.map(|wrong| wrong.to_string()), Some("screen=of: on or off".to_string()));
         assert_eq!(Options::parse("quiet").1, Some(Wrong::Unknown("quiet")));
+    }
+
+    #[test]
+    fn guests_do_not_share_a_core_unless_the_line_says_so() {
+        assert_eq!(
+            [Options::default(), Options::parse("smt=shared").0].map(|options| options.smt),
+            [Smt::Core, Smt::Shared]
+        );
+        assert_eq!(Options::parse("smt=off"), (Options::default(), Some(Wrong::Smt("off"))));
+    }
+
+    #[test]
+    fn mitigations_are_on_unless_the_line_says_off() {
+        assert!(Options::default().mitigations && Options::parse("mitigations=off mitigations=auto").0.mitigations);
+        assert!(!Options::parse("mitigations=off").0.mitigations);
+        for value in ["", "on", "Off", "auto,nosmt"] {
+            let line = std::format!("mitigations={value}");
+            let (options, wrong) = Options::parse(&line);
+            assert!(options.mitigations, "a word that is not understood takes nothing away");
+            assert_eq!(wrong, Some(Wrong::Mitigations(value)));
+        }
     }
 
     proptest! {

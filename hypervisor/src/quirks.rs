@@ -8,7 +8,7 @@ const INTEL: u16 = 0x8086;
 /// (arch/x86/pci/fixup.c): Xeon E5 v3, erratum HSE43; Xeon E5 v4, erratum BDF2; C620's MROMs.
 const NO_BARS: [u16; 8] = [0x2fc0, 0x6f60, 0x6fa0, 0x6fc0, 0xa1ec, 0xa1ed, 0xa26c, 0xa26d];
 
-/// Upper bytes of the device IDs of Intel's graphics on whose remapping unit the end of translation can hang: Linux,
+/// Upper bytes of the device IDs of Intel's graphics whose remapping unit can hang when translation is switched off: Linux,
 /// `quirk_igfx_skip_te_disable` (drivers/iommu/intel/iommu.c).
 const HANGING_GRAPHICS: [u8; 7] = [0x45, 0x46, 0x4c, 0x4e, 0x8a, 0x98, 0x9a];
 
@@ -32,11 +32,11 @@ pub struct Erratum {
     vendor: u16,
     /// Device IDs of those functions.
     devices: &'static [u16],
-    /// What a guest with such a function can do.
+    /// What a guest with such a function could do.
     pub what: &'static str,
 }
 
-/// The functions on Linux' list of those that VFIO gives to nobody (`vfio_pci_dev_in_denylist`).
+/// Functions that Linux's VFIO refuses to assign (`vfio_pci_dev_in_denylist`).
 static ERRATA: [Erratum; 2] = [
     // DSA and IAX of Sapphire and Emerald Rapids. 11fb and 1212 are free of it.
     Erratum {

@@ -1,4 +1,4 @@
-//! Hands the linker script to the linker when the guests' images are built, and to nobody else.
+//! Passes the linker script to the linker for the guests' images only.
 //!
 //! The linker gets a copy in `OUT_DIR`: cargo keeps what this prints, and corrects paths below that directory, and no others, when the
 //! checkout is copied or renamed together with its target directory.

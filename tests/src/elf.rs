@@ -1,4 +1,4 @@
-//! ELF images: how much one loads, and such as no guest should be.
+//! ELF images: how much memory one loads, and invalid images for tests.
 
 use anyhow::{Result, ensure};
 use object::elf::{self, FileClass, FileHeader64, Machine};

@@ -1,4 +1,4 @@
-//! Boots, each done once however many tests look at it.
+//! Scenarios: each is booted once, however many tests use its result.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;

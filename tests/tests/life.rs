@@ -84,7 +84,7 @@ fn guests_are_restarted_as_their_options_say_and_not_without_end() {
 }
 
 /// How often a tenant is restarted: a thousand times in the test that is left out unless it is asked for.
-const RESTARTS: u64 = 100;
+const RESTARTS: u64 = 40;
 const MANY_RESTARTS: u64 = 1_000;
 
 /// Four tenants on two processors, two of them with functions of one DSA, and one with the other DSA as a whole that begins several times.

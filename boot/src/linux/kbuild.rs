@@ -1,4 +1,4 @@
-//! Builds the kernel module of `tests/linux` by Kbuild against the headers of the guest's kernel.
+//! Builds the kernel module of `tests/linux` with Kbuild against the headers of the guest's kernel.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

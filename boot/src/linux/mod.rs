@@ -1,7 +1,8 @@
-//! The guest `linux`: Debian's kernel as packaged, and an initrd that is made here, without root.
+//! The guest `linux`: Debian's kernel as packaged, and an initrd that the launcher makes without root.
 //!
-//! The initrd holds busybox, Linux' own driver of the DSA with the modules that it depends on, a module of ours that copies by it
-//! (`tests/linux/dmacopy`), a program of ours that copies as a user's (`tests/linux/svacopy.c`), and the first process (`tests/linux/init`), which says what it can be told on the kernel's command line.
+//! The initrd holds busybox, Linux's own driver of the DSA with the modules that it depends on, our module that copies by the DSA
+//! (`tests/linux/dmacopy`), our program that copies as a user's (`tests/linux/svacopy.c`), and the first process (`tests/linux/init`),
+//! which takes its orders from the kernel's command line.
 
 mod asked;
 mod kbuild;

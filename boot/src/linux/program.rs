@@ -1,4 +1,4 @@
-//! Builds the user's program of `tests/linux`, which needs no library, by the compiler that builds the kernel module.
+//! Builds the user program of `tests/linux`, which needs no library, with the compiler that builds the kernel module.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Bochs with our plugin: the machine that is there everywhere, and that counts every instruction.
+//! Bochs with our plugin: the machine that runs on every host and counts every instruction.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};

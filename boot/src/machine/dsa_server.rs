@@ -1,4 +1,4 @@
-//! The process that serves DSAs to QEMU: started before it, gone after it.
+//! The process that serves DSAs to QEMU. It starts before QEMU and ends after it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};

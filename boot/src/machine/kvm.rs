@@ -1,6 +1,6 @@
-//! Whether this machine can run the hypervisor under nested KVM, and if not, what it lacks and what helps.
+//! Whether this machine can run the hypervisor under nested KVM, and if not, what is missing and how to get it.
 //!
-//! What is there is gathered first (`Host`), and judged after that, so that the judgement can be tested anywhere.
+//! The facts are gathered first (`Host`), and judged after that, so that tests of the judgement run anywhere.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -1,4 +1,4 @@
-//! Linux on the emulated machine itself, without the hypervisor: its own drivers for VT-d, the I/O APIC and the DSA judge the models.
+//! Linux on the emulated machine itself, without the hypervisor: its own drivers for VT-d, the I/O APIC and the DSA test the models.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! A machine that runs: its serial lines as they come, and a watchdog that ends it when it hangs.
+//! A running machine: its serial lines as they arrive, and a watchdog that ends the machine when it hangs.
 
 mod end;
 mod outcome;

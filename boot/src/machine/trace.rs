@@ -1,6 +1,6 @@
-//! What QEMU itself counts: its trace of the remapping unit, a line for each event.
+//! QEMU's own counts: its trace of the remapping unit, with a line for each event.
 //!
-//! It is the word of the party in the middle: the device says what it sent, the hypervisor what it delivered, QEMU what its unit
+//! They are an independent check: the device reports its messages, the hypervisor its deliveries, and QEMU the requests that its unit
 //! remapped.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! An apt of our own: with its own state, cache and sources, it downloads packages without root and installs none.
+//! A private apt: with its own state, cache and sources, it downloads packages without root and installs none.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,5 +1,5 @@
-//! The programs that a run needs: Bochs and its firmware, GRUB's image maker, xorriso; QEMU where it is asked for. Those of
-//! the system where they work, else those of a private prefix.
+//! The programs that a run needs: Bochs and its firmware, GRUB's image maker, xorriso; QEMU if it is asked for. The system's programs are
+//! used if they work, else those of a private prefix.
 
 mod apt;
 mod fetch;

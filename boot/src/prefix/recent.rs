@@ -1,5 +1,5 @@
-//! A newer Linux of Debian's than the guests', for shared virtual addressing by users: since the end of 2025 stable kernels before 6.19
-//! refuse that on x86 (`iommu_sva_bind_device`). It comes without what builds a module.
+//! A newer Linux of Debian's than the guests', for shared virtual addressing by users: since the end of 2025, stable kernels before 6.19
+//! refuse that on x86 (`iommu_sva_bind_device`). It comes without the means to build a module.
 
 use std::path::{Path, PathBuf};
 

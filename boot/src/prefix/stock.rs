@@ -1,7 +1,7 @@
-//! Debian's Linux as a guest, as it is packaged: the kernel with its modules, what builds a module for it, and busybox.
+//! Debian's Linux as a guest, as packaged: the kernel with its modules, the means to build a module for it, and busybox.
 //!
 //! It is the kernel for all machines, because the one for cloud machines lacks the driver of the DSA. It comes from Debian 12, because the
-//! tools that build modules run wherever there is that release's C library or a later one.
+//! tools that build modules run with that release's C library and with all later ones.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

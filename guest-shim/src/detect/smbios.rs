@@ -1,5 +1,5 @@
-//! What the bare-metal test asks of SMBIOS (DMTF DSP0134): whether the firmware says "virtual machine", who made the system, and what it
-//! calls itself. It is for guests without an operating system. The tables are untrusted: every read stays within their bounds.
+//! The bare-metal test's reads of SMBIOS (DMTF DSP0134): whether the firmware says "virtual machine", the system's maker, and its product
+//! name. It is for guests without an operating system. The tables are untrusted: every read stays within their bounds.
 
 /// Where the entry point lies on a PC without UEFI: at a multiple of 16 in the 64 KiB from here (5.2.1).
 pub const AREA: u64 = 0xf_0000;

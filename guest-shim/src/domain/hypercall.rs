@@ -1,4 +1,4 @@
-//! The way through the hypervisor.
+//! The domain by hypercalls.
 
 use hcall_abi::call::HANDLES_MAX;
 use hcall_abi::cpuid::Features;

@@ -1,4 +1,4 @@
-//! The interrupt domain: what a driver uses, whichever way its interrupts go.
+//! The interrupt domain, which a driver uses in the same way natively and by hypercalls.
 
 mod hypercall;
 mod native;

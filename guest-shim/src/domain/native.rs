@@ -1,7 +1,7 @@
-//! The driver's own way: it writes the slots itself, with messages in x86's compatibility format.
+//! The native domain: the driver writes the slots itself, with messages in x86's compatibility format.
 //!
-//! A slot's dwords are written while it is masked, and it is unmasked last; each change ends with a read that pushes the
-//! writes before it to the device (as the `ims_array` interrupt chip of the proposed Linux driver does).
+//! A slot's dwords are written while it is masked, and it is unmasked last. Each change ends with a read, so that the earlier writes have
+//! reached the device (as in the `ims_array` interrupt chip of the proposed Linux driver).
 
 use core::num::NonZeroU16;
 

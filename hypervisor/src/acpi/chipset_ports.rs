@@ -49,7 +49,7 @@ const BLOCK: u64 = 0x100;
 pub struct ChipsetPorts(Vec<RangeInclusive<u64>>);
 
 impl ChipsetPorts {
-    /// Reads the FADT, header included. Registers in memory, and those that cannot be, take no port.
+    /// Reads the FADT, header included. Registers in memory, and impossible ones, count as no port.
     pub fn parse(fadt: &[u8]) -> Self {
         let fixed = PORTS.into_iter().filter_map(|(at, len)| {
             let bytes = len.and_then(|len| u8_at(fadt, len)).unwrap_or(1);
@@ -63,7 +63,7 @@ impl ChipsetPorts {
         Self(possible.map(|(first, bytes)| block_of(first)..=block_of(first + bytes.max(1) - 1) + BLOCK - 1).collect())
     }
 
-    /// Whether one of the chipset's ports, or what lies in a block with one, would be a port of this UART.
+    /// Whether a port of this UART is one of the chipset's ports, or in a block with one.
     pub fn contains(&self, port: SerialPort) -> bool {
         self.0.iter().any(|block| block.contains(&port.base().into()))
     }

@@ -30,7 +30,7 @@ pub fn processors(madt: &[u8]) -> (Vec<Processor>, Option<usize>) {
     (found, odd)
 }
 
-/// The addresses of the I/O APICs (type 1), in the table's order: those at a multiple of a page, and above the first MiB.
+/// The addresses of the I/O APICs (type 1), in the table's order. Addresses below 1 MiB and addresses that are not page-aligned are left out.
 pub fn io_apics(madt: &[u8]) -> Vec<Hpa> {
     let mut rest = madt.get(ENTRIES..).unwrap_or_default();
     let mut found = Vec::new();
@@ -43,7 +43,7 @@ pub fn io_apics(madt: &[u8]) -> Vec<Hpa> {
     found
 }
 
-/// The first entry and what follows; none at the end, or where the length is too small or too large.
+/// The first entry and the following bytes; `None` at the end, or if the length is too small or too large.
 fn split(rest: &[u8]) -> Option<(&[u8], &[u8])> {
     let len = usize::from(u8_at(rest, 1)?);
     if len < 2 { None } else { rest.split_at_checked(len) }

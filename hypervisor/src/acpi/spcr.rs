@@ -19,8 +19,8 @@ const PRECISE_BAUD: usize = 80;
 const VERSION: usize = 8;
 const WITH_PRECISE_BAUD: u8 = 4;
 
-/// Kinds of port that a driver of the 16550 can use (table DBG2, subtypes of type 0x8000): 16550, 16550 without what only newer chips have,
-/// and 16550 whose address block says all.
+/// Kinds of port that a driver of the 16550 can use (table DBG2, subtypes of type 0x8000): 16550, 16550 without features of newer chips,
+/// and 16550 whose address structure is complete.
 const DRIVEN: [u8; 3] = [0, 1, 0x12];
 /// Old devices, those of the ISA bus, have their ports below.
 const FIRST_FREE: u16 = 0x400;
@@ -66,8 +66,8 @@ impl fmt::Display for NoConsole {
     }
 }
 
-/// Reads the table, header included. A port is taken that nothing but a serial port can be at, as far as the FADT tells: COM1 to COM4, or one
-/// beyond the ports of old devices and outside the chipset's, which have to be known.
+/// Reads the table, header included. A port is accepted if only a serial port can be there by the FADT: COM1 to COM4, or one beyond the
+/// ports of old devices and outside the chipset's, which have to be known.
 pub fn firmware_console(table: &[u8], chipset: Option<&ChipsetPorts>) -> Result<FirmwareConsole, NoConsole> {
     let kind = u8_at(table, INTERFACE).ok_or(NoConsole::None)?;
     let base = GenericAddress::parse(table, BASE_ADDRESS).filter(|base| base.address != 0);

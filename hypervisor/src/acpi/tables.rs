@@ -10,7 +10,7 @@ const MAX_TABLE: usize = 1 << 20;
 
 /// Memory that firmware has written its tables to.
 pub trait FirmwareMemory {
-    /// `len` bytes at `address`; none where there is no such memory.
+    /// `len` bytes at `address`; `None` outside of memory.
     fn bytes(&self, address: Hpa, len: usize) -> Option<&[u8]>;
 }
 
@@ -23,7 +23,7 @@ impl IdentityMapped {
     /// Everything from the first page up to `end` can be read.
     ///
     /// # Safety
-    /// It is mapped, as long as the result is used, and what firmware tables it holds do not change.
+    /// The memory is mapped while the result is used, and its firmware tables do not change.
     pub const unsafe fn new(end: Hpa) -> Self {
         Self { end: end.as_u64() }
     }
@@ -41,9 +41,9 @@ impl FirmwareMemory for IdentityMapped {
 /// The root system description pointer: where the list of tables is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rsdp {
-    /// The list whose entries have eight bytes, if there is one.
+    /// The address of the list with entries of eight bytes, if there is one.
     xsdt: Option<Hpa>,
-    /// The list whose entries have four bytes.
+    /// The address of the list with entries of four bytes.
     rsdt: Hpa,
 }
 
@@ -66,8 +66,8 @@ impl Rsdp {
     }
 }
 
-/// A table with its header, as long as it says. Firmware gets checksums wrong, and Linux uses such a table all the same: so do we, and say
-/// so. Only the root pointer's checksum decides, because it tells a root pointer from other bytes.
+/// A table with its header, with the length that it reports. Firmware gets checksums wrong. Linux uses such a table all the same, and so
+/// does the hypervisor, which logs it. Only the root pointer's checksum decides, because it distinguishes a root pointer from other bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Table<'m> {
     /// Its bytes.
@@ -119,8 +119,8 @@ impl<'m, M: FirmwareMemory> Tables<'m, M> {
     }
 }
 
-/// The table at `address`, if it is the one that `signature` names. `Err` has the address of one whose length cannot be: shorter than the
-/// header, longer than [`MAX_TABLE`], or beyond the memory.
+/// The table at `address`, if it is the one that `signature` names. `Err` holds the address of a table with an impossible length: shorter
+/// than the header, longer than [`MAX_TABLE`], or beyond the memory.
 fn table<'m>(memory: &'m impl FirmwareMemory, address: Hpa, signature: &[u8; 4]) -> Option<Result<Table<'m>, Hpa>> {
     let header = memory.bytes(address, HEADER)?;
     if !header.starts_with(signature) {

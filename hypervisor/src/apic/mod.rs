@@ -37,10 +37,10 @@ const ICR_ASSERT: u64 = 1 << 14;
 const ICR_INIT: u64 = 1 << 14 | 0b101 << 8;
 const ICR_STARTUP: u64 = 1 << 14 | 0b110 << 8;
 const ICR_PENDING: u64 = 1 << 12;
-/// What a delivery gets in xAPIC mode. The manual sets no limit; Linux waits as long (`safe_apic_wait_icr_idle`).
+/// The time limit of a delivery in xAPIC mode. The manual sets none; Linux waits as long (`safe_apic_wait_icr_idle`).
 const DELIVERY: Duration = Duration::from_millis(100);
 
-/// Between INIT and the first SIPI, and behind each SIPI: SDM vol. 3, 10.4.4.1.
+/// The pause between INIT and the first SIPI, and after each SIPI: SDM vol. 3, 10.4.4.1.
 const INIT: Duration = Duration::from_millis(10);
 const STARTUP: Duration = Duration::from_micros(200);
 
@@ -77,7 +77,7 @@ pub const fn is_devices(vector: u8) -> bool {
 
 static X2APIC: AtomicBool = AtomicBool::new(false);
 
-/// Turns the first processor's local APIC on, in the mode that the firmware has left it in, with all its own sources masked; masks the 8259s.
+/// Enables the first processor's local APIC, in the firmware's mode, with all its own sources masked. Masks the 8259s.
 ///
 /// Returns this processor's APIC ID.
 pub fn init() -> u32 {
@@ -88,15 +88,15 @@ pub fn init() -> u32 {
     init_other()
 }
 
-/// Turns another processor's local APIC on, in the mode of the first one's. Returns this processor's APIC ID.
+/// Enables another processor's local APIC, in the first one's mode. Returns this processor's APIC ID.
 pub fn init_other() -> u32 {
     set_mode(is_x2apic());
     mask_all();
     id()
 }
 
-/// Goes to x2APIC mode on the first processor, if it has that, before any other one is started. Returns whether all local APICs are in x2APIC
-/// mode from now on.
+/// Enters x2APIC mode on the first processor, if it has that mode, before any other processor is started. Returns whether all local APICs
+/// are in x2APIC mode from now on.
 pub fn enter_x2apic() -> bool {
     if raw_cpuid::CpuId::new().get_feature_info().is_some_and(|f| f.has_x2apic()) {
         set_mode(true);
@@ -123,7 +123,7 @@ fn set_mode(x2apic: bool) {
     }
 }
 
-/// Masks all sources of the local APIC itself, and enables it. What firmware keeps for itself as an SMI, of heat as a rule, stays.
+/// Masks all sources of the local APIC itself, and enables it. Sources that the firmware uses as an SMI, of heat as a rule, stay.
 fn mask_all() {
     write(TPR, 0);
     for lvt in (LVT_LINT0..=LVT_ERROR).chain([LVT_TIMER]) {
@@ -166,7 +166,8 @@ pub fn is_x2apic() -> bool {
     X2APIC.load(Ordering::Relaxed)
 }
 
-/// Interrupts a processor. One that a local APIC never takes is lost: its processor is not there, and nobody waits for it.
+/// Sends an interrupt to a processor. If the local APIC never sends it, it is lost: that processor does not exist, and nothing waits for
+/// it.
 pub fn notify(apic_id: u32, vector: u8) {
     let _ = send(apic_id, ICR_ASSERT | u64::from(vector));
 }
@@ -188,6 +189,13 @@ fn send(apic_id: u32, command: u64) -> bool {
 pub fn send_nmi(apic_id: u32) {
     const NMI: u64 = ICR_ASSERT | 0b100 << 8;
     let _ = send(apic_id, NMI);
+}
+
+/// Holds the interrupts of guests' devices back in this processor's local APIC, or lets them come: their vectors are below 0xf0, the hypervisor's
+/// own are not (task priority: SDM vol. 3, 12.8.3.1). Those that are held back and have the same vector become one.
+pub fn hold_devices(holds: bool) {
+    const BELOW_0XF0: u64 = 0xe0;
+    write(TPR, if holds { BELOW_0XF0 } else { 0 });
 }
 
 /// Ends the interrupt in service.

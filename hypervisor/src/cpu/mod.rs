@@ -7,6 +7,7 @@ pub mod fpu;
 pub mod interrupts;
 pub mod machine_check;
 pub mod percpu;
+pub mod speculation;
 pub mod stop;
 pub mod tables;
 

@@ -41,16 +41,16 @@ const PORTALS_OF_QUEUE: u32 = 4;
 const STORE_PORTAL: u32 = 2;
 const STORE_PORTALS: u32 = 2;
 
-/// A slot's ctrl: masked, for work of one PASID.
+/// A slot's control dword: masked, for work of one PASID.
 const SLOT_CTRL: usize = 12;
 const SLOT_CLOSED: u32 = 1 | 1 << 3 | NOBODYS_PASID << 12;
-/// No work queue has it.
+/// A PASID that no work queue has.
 const NOBODYS_PASID: u32 = 0xf_ffff;
 
-/// What a command gets before it counts as stuck, where it waits for nothing. The specification sets no limit. Those of guests, which may
-/// wait for descriptors, are not waited for ([`super::command_arbiter`]).
+/// The time limit of a command that waits for nothing. The specification sets none. Commands of guests, which may wait for descriptors, are
+/// not waited for ([`super::command_arbiter`]).
 pub const COMMAND: Duration = Duration::from_millis(100);
-/// What a reset gets. It waits for what is under way as well, and there is nothing else to try.
+/// The time limit of a reset, which also waits for work under way. There is no other means after it.
 pub const RESET: Duration = Duration::from_secs(1);
 
 /// Where a store is in [`REGISTERS_BAR`].
@@ -62,8 +62,8 @@ pub struct MessageStore {
     pub slots: u32,
 }
 
-/// Where the portals are on the machine by which descriptors with handles of the message store get into a work queue, and into no other: what
-/// a guest that has the queue may reach there. Their bytes as well. `None` if the device's BAR does not hold them, or is not at a page.
+/// The machine address of the portals for descriptors with handles of the message store, which reach this work queue only and which its
+/// guest may access; and their bytes. `None` if the device's BAR does not hold them, or is not page-aligned.
 pub fn portals_of_queue(function: &Function, queue: u8) -> Option<(Hpa, u64)> {
     let Range { start, end } = store_portals(queue);
     let bytes = u64::from(end - start);
@@ -78,14 +78,14 @@ fn store_portals(queue: u8) -> Range<u32> {
     first * PAGE..(first + STORE_PORTALS) * PAGE
 }
 
-/// Whether a function is one.
+/// Whether a function is a DSA.
 pub fn is_one(function: &Function) -> bool {
     function.vendor == VENDOR && DEVICES.contains(&function.device)
 }
 
 /// Subsystem of a device whose store is behind a command interface: only our model of one.
 const SLOW_STORE_SUBSYSTEM: (u16, u16) = (VENDOR, 0x510e);
-/// Where its command interface is in [`REGISTERS_BAR`], in a page of its own.
+/// The command interface's offset in [`REGISTERS_BAR`], in a page of its own.
 pub const SLOW_STORE: u32 = 0x6000;
 
 /// Whether a device's store is behind a command interface.
@@ -93,12 +93,12 @@ pub fn has_slow_store(function: &Function) -> bool {
     is_one(function) && function.subsystem == SLOW_STORE_SUBSYSTEM
 }
 
-/// Bytes of the general registers, those of later versions included; of an entry of the groups' configuration; of an MSI-X permission.
+/// Bytes of the general registers, including those of later versions; of an entry of the groups' configuration; of an MSI-X permission.
 const GENERAL_BYTES: u64 = 0x200;
 const GROUP_BYTES: u64 = 64;
 const PERMISSION_BYTES: u64 = 8;
 
-/// What TABLE OFFSETS names: offsets in the BAR of the device's registers.
+/// The offsets in TABLE OFFSETS, relative to the BAR of the device's registers.
 struct TableOffsets {
     groups: u32,
     queues: u32,
@@ -121,7 +121,7 @@ impl TableOffsets {
     }
 }
 
-/// Reads where the interrupt message store is; `None` when the device says that it has none.
+/// Reads the place of the interrupt message store; `None` if the device reports none.
 pub fn message_store(registers: &impl Registers) -> Option<MessageStore> {
     let slots = registers.read64(GENCAP).get_bits(GENCAP_IMS_SIZE) as u32 * IMS_UNIT;
     let offset = TableOffsets::read(registers).store;
@@ -131,8 +131,8 @@ pub fn message_store(registers: &impl Registers) -> Option<MessageStore> {
 /// The general registers and the tables that TABLE OFFSETS names, as bytes of the BAR of the device's registers.
 pub type Tables = [Range<u64>; 6];
 
-/// Where each of a device's tables is, whose MSI-X table has so many entries. Performance monitoring says nowhere how long it is: it ends
-/// at the next table, or at the next of `others`, what else is known to be in the BAR, and after a page at most.
+/// The place of each table of a device whose MSI-X table has `msix_entries` entries. The length of the performance monitoring registers is
+/// not reported: they end at the next table or at the next of `others`, the other known ranges in the BAR, and after a page at most.
 pub fn tables_in_bar(registers: &impl Registers, msix_entries: u16, others: &[Range<u64>]) -> Tables {
     let TableOffsets { groups, queues, permissions, store, perfmon } = TableOffsets::read(registers);
     let queue_bytes = |count: u64| count * (32 << registers.read64(WQCAP).get_bits(WQCAP_CONFIG_SIZE));
@@ -158,7 +158,7 @@ pub fn is_reset(offset: u64, bytes: u8, value: u64) -> bool {
     at + 2 <= u64::from(bytes) && (value >> (8 * at)) as u32 >> (CMD_SHIFT - 16) & CMD_MASK == command::RESET_DEVICE
 }
 
-/// Waits until the device has done its last command, for `limit` at most. Returns whether it has.
+/// Waits until the device has completed its last command, for `limit` at most. Returns whether it has.
 #[must_use]
 pub fn wait_command(registers: &impl Registers, clock: &dyn Clock, limit: Duration) -> bool {
     poll(clock, limit, || registers.read32(CMDSTS) & CMDSTS_ACTIVE == 0)
@@ -177,16 +177,16 @@ pub fn reset(registers: &impl Registers, clock: &dyn Clock) -> bool {
     give(RESET) && (was_idle || give(COMMAND))
 }
 
-/// What work queues there are.
+/// A device's work queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queues {
     /// How many.
     pub count: u8,
-    /// Descriptors that each of them holds when all get the same share.
+    /// Descriptors of each queue if all get the same number.
     pub size: u16,
 }
 
-/// Reads what work queues the device has. `None` when they cannot be shared out: it has none, more than the configuration of one group
+/// Reads the device's work queues. `None` if they cannot be divided among functions: there are none, more than one group's configuration
 /// can name, or too few descriptors.
 pub fn queues(registers: &impl Registers) -> Option<Queues> {
     let capabilities = registers.read64(WQCAP);
@@ -200,15 +200,14 @@ pub fn capabilities(registers: &impl Registers) -> (u64, [u64; 4]) {
     (registers.read64(GENCAP), core::array::from_fn(|n| registers.read64(OPCAP + 8 * n)))
 }
 
-/// Where the configuration of groups and work queues is, and the bytes of the latter's entries.
+/// The place of the configuration of groups and work queues, and the bytes of a work queue's entry.
 fn queue_layout(registers: &impl Registers) -> (usize, usize, usize) {
     let TableOffsets { groups, queues, .. } = TableOffsets::read(registers);
     (groups as usize, queues as usize, 32 << registers.read64(WQCAP).get_bits(WQCAP_CONFIG_SIZE))
 }
 
-/// Shares a device out that was reset: all work queues are of the same size, none has work yet, and all engines work for all of them.
-/// No slot of the store can be raised by any. Then enables the device. An error is the code of the device's command; 0xff if it does
-/// not answer.
+/// Configures a device after its reset: all work queues have the same size and no work, and all engines serve all of them. No work can
+/// raise a slot of the store. Then enables the device. The error is the code of the device's command; 0xff if it does not answer.
 pub fn share_out(registers: &impl Registers, clock: &dyn Clock) -> Result<(), u8> {
     let (Some(Queues { count, size }), Some(store)) = (queues(registers), message_store(registers)) else {
         return Err(NO_ANSWER);
@@ -227,7 +226,7 @@ pub fn share_out(registers: &impl Registers, clock: &dyn Clock) -> Result<(), u8
     command(registers, clock, command::ENABLE_DEVICE, 0)
 }
 
-/// Makes so many slots from `first` on such that no work queue can raise them.
+/// Closes `count` slots from `first` on, so that no work queue can raise them.
 pub fn close_slots(registers: &impl Registers, first: u16, count: u16) {
     if let Some(store) = message_store(registers) {
         let first = usize::from(first);
@@ -241,7 +240,7 @@ fn close(registers: &impl Registers, store: MessageStore, slots: Range<usize>) {
     }
 }
 
-/// Has the device carry out a command that waits for nothing. An error is the device's own code.
+/// Executes a command that waits for nothing. The error is the device's code.
 fn command(registers: &impl Registers, clock: &dyn Clock, number: u32, operand: u32) -> Result<(), u8> {
     if !wait_command(registers, clock, COMMAND) {
         return Err(NO_ANSWER);
@@ -251,7 +250,7 @@ fn command(registers: &impl Registers, clock: &dyn Clock, number: u32, operand: 
     command_result(registers).unwrap_or(Err(NO_ANSWER)).map(drop)
 }
 
-/// What the last command has come to: its result, or the device's own error. `None` while it is under way.
+/// The result of the last command, or the device's error code. `None` while it is under way.
 pub fn command_result(registers: &impl Registers) -> Option<CommandResult> {
     let status = registers.read32(CMDSTS);
     if status & CMDSTS_ACTIVE != 0 {
@@ -263,20 +262,21 @@ pub fn command_result(registers: &impl Registers) -> Option<CommandResult> {
     }
 }
 
-/// A work queue of a device that was shared out.
+/// A work queue of a configured device.
 pub struct Queue<'a, R> {
     /// The device.
     pub registers: &'a R,
     /// Which.
     pub number: u8,
-    /// What its work is done with, and the slots compare.
+    /// The PASID of the queue's work, with which slots compare.
     pub pasid: u32,
-    /// The slot for vector 0; those for the others follow.
+    /// The slot for vector 0; the slots for other vectors follow.
     pub first_slot: u16,
 }
 
 impl<R: Registers> Queue<'_, R> {
-    /// Has the device begin a step, while it is at no command. `Some`: the step is over already. Else [`command_result`] says when it is.
+    /// Begins a step on an idle device. Returns `Some` if the step is complete already. If not, [`command_result`] returns its result
+    /// later.
     pub fn begin(&self, step: Step) -> Option<CommandResult> {
         let slot = |vector| self.first_slot.wrapping_add(vector);
         match step {
@@ -312,26 +312,26 @@ impl<R: Registers> Queue<'_, R> {
         self.give(number, u32::from(self.number / 16) << 16 | 1 << (self.number % 16));
     }
 
-    /// Whether the device has a command. The register that tells of them is there only if GENCAP says so, as Linux knows it
-    /// (`idxd_read_caps`): on Sapphire Rapids it is not, and there are no handles.
+    /// Whether the device supports a command. The register that lists them exists only if GENCAP says so, as in Linux (`idxd_read_caps`):
+    /// Sapphire Rapids does not have it, and has no handles.
     fn has(&self, number: u32) -> bool {
         self.registers.read64(GENCAP).get_bit(GENCAP_COMMANDS) && self.registers.read32(CMDCAP).get_bit(number as usize)
     }
 }
 
-/// Has the device raise MSI-X entry 0 when it records an error, or not.
+/// Enables or disables MSI-X entry 0 for recorded errors.
 pub fn log_errors(registers: &impl Registers, told: bool) {
     registers.write32(GENCTRL, if told { GENCTRL_ERROR } else { 0 });
 }
 
-/// Takes the causes of the device's interrupt. Returns whether it has revoked interrupt handles.
+/// Clears the causes of the device's interrupt. Returns whether it has revoked interrupt handles.
 pub fn take_causes(registers: &impl Registers) -> bool {
     let causes = registers.read32(INTCAUSE);
     registers.write32(INTCAUSE, causes);
     causes & INTCAUSE_HANDLES_REVOKED != 0
 }
 
-/// Takes the error that the device has recorded, if there is one: whose work queue's it is, and the record.
+/// Takes the error that the device has recorded, if there is one: the work queue that it concerns, and the record.
 pub fn take_error(registers: &impl Registers) -> Option<(Option<u8>, [u64; 4])> {
     let record @ [first, ..]: [u64; 4] = core::array::from_fn(|n| registers.read64(SWERR + 8 * n));
     if first & SWERR_VALID == 0 {

@@ -13,10 +13,15 @@ use crate::{
     guest::options::{Device, Options},
     ims::most_bytes,
     irq::ports::MachinePorts,
-    machine::{boot_info::Module, discovery::Machine},
+    machine::{boot_info::Module, discovery::Machine, topology::LogicalProcessor},
+    options::Smt,
     pci::{Function, scan::stands_alone},
     quirks::{self, Erratum},
 };
+
+mod placement;
+
+use placement::Asked;
 
 /// Bytes of the heap that a virtual processor takes, rounded up. Most of them are its decode cache.
 const PROCESSOR_BYTES: u64 = 64 << 10;
@@ -92,10 +97,9 @@ impl Inventory for (&'static Machine, &MachinePorts) {
 /// For each guest its plan, or why it cannot be made.
 pub type Plans = Vec<Result<Plan, String>>;
 
-/// Makes the plans for these modules. Virtual processors are assigned in turn to the processors that are `fit`. The first guest that asks
-/// for a function gets it.
-pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[usize]) -> Plans {
-    let mut turns = fit.iter().copied().cycle();
+/// Makes the plans for these modules. The processors that are `fit` run the virtual processors, as [`placement`] has it. The first guest that
+/// asks for a function gets it.
+pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[LogicalProcessor], smt: Smt) -> Plans {
     let mut allocations = Allocations::default();
     let (mut terminal, mut manager) = (None, None);
     let plan = |module| {
@@ -105,12 +109,26 @@ pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[usize]) -> Pla
             .map_err(|holder| own(format!("console=on: the guest {holder} has the terminal")))?;
         take(options.manages, &options, &mut manager)
             .map_err(|holder| own(format!("manage=on: the guest {holder} manages")))?;
-        let processors = turns.by_ref().take(options.cpus as usize).collect();
         let given = given(machine, &options, &mut allocations);
         let given = given.map_err(|why| format!("{}: {why}", options.name))?;
-        Ok(Plan { options, processors, given })
+        Ok(Plan { options, processors: Vec::new(), given })
     };
-    modules.iter().map(plan).collect()
+    let mut plans: Plans = modules.iter().map(plan).collect();
+    let asked: Vec<_> = plans.iter().map(|plan| plan.as_ref().ok().map(asked)).collect();
+    for (plan, placed) in plans.iter_mut().zip(placement::place(fit, smt, &asked)) {
+        match (plan, placed) {
+            (Ok(plan), Ok(processors)) => plan.processors = processors,
+            (plan, Err(why)) => *plan = Err(why),
+            (Err(_), Ok(_)) => {}
+        }
+    }
+    plans
+}
+
+/// The processors that a guest asks for.
+fn asked(plan: &Plan) -> Asked {
+    let Options { name, cpus, pin, .. } = &plan.options;
+    Asked { name: name.clone(), cpus: *cpus as usize, pin: *pin }
 }
 
 /// Gives what only one guest can have to the first that asks for it. For others it is the error who has it.

@@ -5,6 +5,7 @@ use core::fmt;
 use crate::{
     addr::{Gpa, Hpa, PAGE_SIZE},
     memory::{FrameSource, Table},
+    sync::Mutex,
 };
 
 /// Permissions: bits 2:0 of an entry.
@@ -16,6 +17,7 @@ const RIGHTS: u64 = READ | WRITE | EXECUTE;
 const LARGE: u64 = 1 << 7;
 /// Memory type: bits 5:3 of a leaf; write-back 6, uncached 0.
 const WRITE_BACK: u64 = 6 << 3;
+const MEMORY_TYPE: u64 = 7 << 3;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// EPT pointer: write-back tables, four levels.
@@ -32,11 +34,11 @@ pub enum PageType {
     Ram,
     /// Device registers: reads and writes reach the device, uncached.
     Device,
-    /// Device registers whose writes the hypervisor wants to see.
+    /// Device registers. Reads reach the device; writes are trapped.
     DeviceReadOnly,
-    /// RAM of the hypervisor's that the guest reads: images of what it wrote.
+    /// RAM of the hypervisor that the guest can only read: shadows of stores and registers.
     Shadow,
-    /// Device registers whose reads and writes the hypervisor wants to see.
+    /// Device registers. Reads and writes are trapped.
     Trapped,
 }
 
@@ -76,12 +78,23 @@ impl fmt::Display for MapError {
 pub struct Ept {
     root: Table,
     gibibyte_pages: bool,
+    /// Large pages of RAM are not executable.
+    small_code_pages: bool,
+    /// Held while a page is made executable: guests run meanwhile.
+    splitting: Mutex<()>,
 }
 
 impl Ept {
     /// Empty tables: every access is a violation.
     pub fn new(frames: &impl FrameSource, gibibyte_pages: bool) -> Result<Self, MapError> {
-        Ok(Self { root: Table::new(frames).ok_or(MapError::OutOfMemory)?, gibibyte_pages })
+        let root = Table::new(frames).ok_or(MapError::OutOfMemory)?;
+        Ok(Self { root, gibibyte_pages, small_code_pages: false, splitting: Mutex::new(()) })
+    }
+
+    /// Maps RAM from now on so that no large page is executable (iTLB multihit, INTEL-SA-00210). [`Self::make_executable`] splits large
+    /// pages where the guest executes.
+    pub fn use_small_code_pages(&mut self) {
+        self.small_code_pages = true;
     }
 
     /// The value for the VMCS's EPT pointer.
@@ -135,6 +148,46 @@ impl Ept {
         None
     }
 
+    /// Lets the guest execute at `gpa`, where that is RAM in a page that is not executable: the 2 MiB around it become pages of 4 KiB that
+    /// are. Returns whether the guest may execute there now. Takes one frame for each 2 MiB of RAM, and one for each GiB, at the most,
+    /// however often it is called.
+    ///
+    /// Cached translations may stay: they deny execution, and the violation that this follows has dropped the one that caused it (SDM
+    /// vol. 3, 30.4.3.1).
+    pub fn make_executable(&self, frames: &impl FrameSource, gpa: Gpa) -> Result<bool, MapError> {
+        let gpa = gpa.as_u64();
+        if gpa >= TOP {
+            return Ok(false);
+        }
+        let _guard = self.splitting.lock();
+        let mut table = self.root;
+        for level in (0..4).rev() {
+            let (at, entry) = (index(gpa, level), table.get(index(gpa, level)));
+            let is_leaf = level == 0 || entry & LARGE != 0;
+            if entry & RIGHTS == 0 || is_leaf && !is_ram(entry) {
+                return Ok(false);
+            }
+            match level {
+                _ if !is_leaf => {}
+                0 => {
+                    table.set(at, entry | EXECUTE);
+                    return Ok(true);
+                }
+                // The table's entries are whole before the processor can find it.
+                1 => {
+                    split(frames, table, at, level, EXECUTE)?;
+                    return Ok(true);
+                }
+                _ => {
+                    split(frames, table, at, level, 0)?;
+                }
+            }
+            // SAFETY: the entry is present and no leaf, or no longer: `next_table` or `split` made the table.
+            table = unsafe { Table::at(frames, Hpa::new(table.get(at) & ADDRESS)) };
+        }
+        Ok(false)
+    }
+
     /// Gives all tables back.
     ///
     /// # Safety
@@ -166,7 +219,8 @@ impl Ept {
         }
         let large = if leaf > 0 { LARGE } else { 0 };
         let entry = table.get(index(gpa, leaf));
-        table.set(index(gpa, leaf), hpa | page_type.bits() | large);
+        let denied = if leaf > 0 && self.small_code_pages && page_type == PageType::Ram { EXECUTE } else { 0 };
+        table.set(index(gpa, leaf), hpa | page_type.bits() & !denied | large);
         if leaf > 0 && entry & RIGHTS != 0 && entry & LARGE == 0 {
             // SAFETY: the entry pointed to a table of `next_table`'s, which nothing points to any more.
             free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, leaf - 1);
@@ -182,16 +236,27 @@ fn next_table(frames: &impl FrameSource, table: Table, at: u64, level: u32) -> R
         // SAFETY: such an entry was written below.
         return Ok(unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) });
     }
+    split(frames, table, at, level, 0)
+}
+
+/// Makes entry `at` of a `table` at `level` point to a new table, whose entries map what the entry did, with `more` rights.
+fn split(frames: &impl FrameSource, table: Table, at: u64, level: u32, more: u64) -> Result<Table, MapError> {
+    let entry = table.get(at);
     let next = Table::new(frames).ok_or(MapError::OutOfMemory)?;
     if entry & LARGE != 0 {
         let size = page_size(level - 1);
         let large = if level > 1 { LARGE } else { 0 };
         for n in 0..512 {
-            next.set(n, ((entry & !LARGE) + n * size) | large);
+            next.set(n, ((entry & !LARGE) + n * size) | large | more);
         }
     }
     table.set(at, next.address().as_u64() | RIGHTS);
     Ok(next)
+}
+
+/// Whether a leaf maps RAM: no other page is written and cached.
+const fn is_ram(leaf: u64) -> bool {
+    leaf & (READ | WRITE | MEMORY_TYPE) == READ | WRITE | WRITE_BACK
 }
 
 fn free_table(frames: &impl FrameSource, table: Table, level: u32) {
@@ -249,6 +314,78 @@ mod tests {
         assert_eq!(look(&ept, &frames, 2 * MIB + 0x5010), Some((0x9010, false)));
         assert_eq!(look(&ept, &frames, 2 * MIB + 0x4010), Some((66 * MIB + 0x4010, true)));
         assert_eq!(look(&ept, &frames, 2 * MIB + 0x6010), Some((66 * MIB + 0x6010, true)));
+    }
+
+    /// The entry that maps `gpa`, and the bytes that it maps.
+    fn leaf(ept: &Ept, frames: &TestFrames, gpa: u64) -> (u64, u64) {
+        let mut table = ept.root;
+        for level in (0..4).rev() {
+            let entry = table.get(index(gpa, level));
+            if level == 0 || entry & LARGE != 0 || entry & RIGHTS == 0 {
+                return (entry, page_size(level));
+            }
+            // SAFETY: the entry is present and no leaf.
+            table = unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) };
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn no_large_page_is_ever_executable_with_small_code_pages() {
+        for gibibyte_pages in [false, true] {
+            let frames = TestFrames::default();
+            let mut ept = Ept::new(&frames, gibibyte_pages).unwrap();
+            ept.use_small_code_pages();
+            ept.map(&frames, Gpa::new(0), Hpa::new(1 << 30), (1 << 30) + 4 * MIB + 0x3000, PageType::Ram).unwrap();
+            ept.map(&frames, Gpa::new(6 * MIB + 0x5000), Hpa::new(0x9000), PAGE_SIZE, PageType::Shadow).unwrap();
+            ept.map(&frames, Gpa::new(1 << 40), Hpa::new(1 << 40), 4 * MIB, PageType::Device).unwrap();
+            let before = frames.in_use();
+            for gpa in [0x1234, 5 * MIB, 6 * MIB, (1 << 30) + 3 * MIB, (1 << 30) + 4 * MIB + 0x2000] {
+                for _ in 0..3 {
+                    assert_eq!(ept.make_executable(&frames, Gpa::new(gpa)), Ok(true), "{gpa:#x}");
+                }
+                let (entry, size) = leaf(&ept, &frames, gpa);
+                assert_eq!((entry & RIGHTS, size), (RIGHTS, PAGE_SIZE), "{gpa:#x}");
+                assert_eq!(look(&ept, &frames, gpa), Some(((1 << 30) + gpa, true)));
+            }
+            // 0x1234, 5 MiB and the one behind 1 GiB; 6 MiB was split before, and so was the GiB.
+            assert_eq!(frames.in_use() - before, 3);
+            for gpa in (0..(1 << 30) + 4 * MIB).step_by(PAGE_SIZE as usize) {
+                let (entry, size) = leaf(&ept, &frames, gpa);
+                assert!(size == PAGE_SIZE || entry & EXECUTE == 0, "{gpa:#x}");
+            }
+            // What is no RAM never becomes executable.
+            for gpa in [6 * MIB + 0x5000, 1 << 40, (1 << 40) + 3 * MIB, 1 << 41, TOP, u64::MAX] {
+                assert_eq!(ept.make_executable(&frames, Gpa::new(gpa)), Ok(false), "{gpa:#x}");
+            }
+            assert_eq!(leaf(&ept, &frames, 6 * MIB + 0x5000).0 & EXECUTE, 0);
+            // SAFETY: no processor has seen these tables.
+            unsafe { ept.free(&frames) };
+            assert_eq!(frames.in_use(), 0);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_executes_everywhere_costs_a_frame_for_each_2_mib() {
+        let frames = TestFrames::default();
+        let mut ept = Ept::new(&frames, true).unwrap();
+        ept.use_small_code_pages();
+        ept.map(&frames, Gpa::new(0), Hpa::new(1 << 30), 1 << 30, PageType::Ram).unwrap();
+        let before = frames.in_use();
+        for _ in 0..2 {
+            for gpa in (0..1 << 30).step_by(PAGE_SIZE as usize * 16) {
+                assert_eq!(ept.make_executable(&frames, Gpa::new(gpa)), Ok(true));
+            }
+        }
+        assert_eq!(frames.in_use() - before, 1 + 512);
+    }
+
+    #[test]
+    fn without_small_code_pages_ram_is_executable_and_nothing_is_split() {
+        let frames = TestFrames::default();
+        let mut ept = Ept::new(&frames, true).unwrap();
+        ept.map(&frames, Gpa::new(0), Hpa::new(0), 2 * MIB, PageType::Ram).unwrap();
+        assert_eq!(leaf(&ept, &frames, 0x1000), (RIGHTS | WRITE_BACK | LARGE, 2 * MIB));
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct Devices {
     pub physical_bits: u8,
     /// Exits until the timers are checked; never 0.
     pub exits_to_timer_check: u32,
+    /// The TSC before which it does not run again, because its guest has locked the bus too often.
+    pub held_until: u64,
     /// The exits in a row without progress.
     pub repeated_fault: RepeatedFault,
 }
@@ -90,6 +92,10 @@ pub trait Platform {
     fn mmio_write_bytes(&mut self, gpa: Gpa, bytes: &[u8]);
     /// Reads 1 to 16 bytes outside of the guest's memory, in one page, and writes the result of `modify`, in one step.
     fn mmio_modify(&mut self, gpa: Gpa, bytes: u8, modify: &mut dyn FnMut(u128) -> u128);
+    /// The guest has locked the bus at this TSC. Returns until when it has to wait, if it has done so too often.
+    fn bus_lock(&mut self, now: u64) -> Option<u64>;
+    /// Lets the guest execute at this address, if that is its memory. Returns whether it may now, or why the guest has to end.
+    fn make_executable(&mut self, gpa: Gpa) -> Result<bool, &'static str>;
     /// Sends an interrupt command of the virtual processor.
     fn ipi(&mut self, ipi: Ipi);
     /// Sets the address of the 4 bytes for paravirtual EOI, or none.

@@ -99,6 +99,7 @@ fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
         Exit::CacheFlush => Action::Advance,
         Exit::NotOffered => Action::UNDEFINED_OPCODE,
         Exit::ExceptionOrNmi => exception_or_nmi(vcpu),
+        Exit::BusLock => bus_lock(devices, *platform, cpu::tsc()),
         Exit::TripleFault => Action::End(EndReason::TripleFault),
         Exit::ApicWrite => apic_write(vcpu, devices),
         Exit::TaskSwitch => {
@@ -161,7 +162,7 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
         return Action::End(EndReason::Killed("page tables outside of its memory"));
     };
     if violation.fetch {
-        return Action::End(EndReason::Killed("code outside of its memory"));
+        return fetch(context.platform, violation.gpa);
     }
     let fault = Fault { gpa: violation.gpa, gva, write: violation.write };
     match store_known(&mut machine(context).0, fault) {
@@ -170,6 +171,28 @@ fn ept_violation<P: Platform>(context: &mut Context<'_, P>, violation: EptViolat
             let (machine, repeated_fault) = machine(context);
             emulated(machine, repeated_fault, fault)
         }
+    }
+}
+
+/// The access is done. A guest that locks the bus too often waits.
+#[cold]
+fn bus_lock(devices: &mut Devices, platform: &mut impl Platform, now: u64) -> Action {
+    match platform.bus_lock(now) {
+        None => Action::Resume,
+        Some(until) => {
+            devices.held_until = until;
+            Action::Yield
+        }
+    }
+}
+
+/// The guest executes where it may not: in a large page that is to be split, or outside of its memory.
+#[cold]
+fn fetch(platform: &mut impl Platform, gpa: Gpa) -> Action {
+    match platform.make_executable(gpa) {
+        Ok(true) => Action::Resume,
+        Ok(false) => Action::End(EndReason::Killed("code outside of its memory")),
+        Err(why) => Action::End(EndReason::Killed(why)),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     vmx::{Registers, Vcpu, exit::IoAccess, fields},
 };
 
-/// Handles an access to an I/O port. INS and OUTS are #UD, because none of a guest's ports is a block device.
+/// Handles an access to an I/O port. INS and OUTS are #UD, because no port of a guest transfers blocks of data.
 #[inline(never)]
 pub fn access(vcpu: &mut Vcpu, platform: &mut impl Platform, access: IoAccess) -> Action {
     if access.string {

@@ -3,6 +3,7 @@
 
 pub mod alu;
 mod breakpoints;
+pub mod bus_locks;
 mod context;
 pub mod cpuid;
 pub mod cr;

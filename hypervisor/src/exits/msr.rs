@@ -56,6 +56,7 @@ fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, e
             vcpu.write(fields::TSC_OFFSET, devices.tsc_offset);
             devices.request_timer_check();
         }
+        Effect::SpecCtrl(value) => vcpu.set_spec_ctrl(value),
         Effect::PvEoi(at) => platform.set_pv_eoi(at),
         Effect::Apic(x2apic::Effect::Ipi(ipi)) => platform.ipi(ipi),
         Effect::Apic(x2apic::Effect::Timer) => devices.request_timer_check(),

@@ -31,7 +31,7 @@ const TABLE_ALIGNMENT: usize = 64;
 /// Most vCPUs that the room for the tables has entries for.
 pub const VCPUS_MAX: u32 = 1024;
 
-/// What the tables tell of.
+/// The platform that the tables describe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Platform {
     /// vCPUs, with APIC IDs from 0 on.

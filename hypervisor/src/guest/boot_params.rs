@@ -40,7 +40,7 @@ pub const E820_RAM: u32 = 1;
 /// Not to be used.
 pub const E820_RESERVED: u32 = 2;
 
-/// The guest's address space as the E820 map tells it: (start, length, type).
+/// The guest's address space in the E820 map: (start, length, type).
 pub const fn e820(ram: u64) -> [(u64, u64, u32); 4] {
     let (low, high) = (map::LOW_END.as_u64(), map::IMAGE.as_u64());
     [
@@ -78,8 +78,8 @@ pub fn boot_params(ram: u64, layout: &Layout<'_>, rsdp: Gpa) -> [u8; SIZE] {
 struct Page([u8; SIZE]);
 
 impl Page {
-    /// The setup header of a kernel's file, without what only the loader can know, whatever the file has there: no initrd, no heap for
-    /// real-mode code, no other platform than a PC, no list of setup data.
+    /// Copies the setup header of a kernel's file, and overwrites the fields that the loader has to fill: no initrd, no heap for real-mode
+    /// code, no other platform than a PC, no list of setup data.
     fn describe_kernel(&mut self, setup_header: &[u8]) {
         self.set(SETUP_HEADER, setup_header);
         self.0[LOADFLAGS] &= !CAN_USE_HEAP;

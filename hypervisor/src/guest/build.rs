@@ -14,7 +14,7 @@ use crate::addr::Gpa;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outside;
 
-/// A guest's memory while it is built: it begins at 0 and is all zeros.
+/// A guest's memory while it is built. It begins at 0 and is zeroed.
 pub trait GuestRam {
     /// Its bytes.
     fn len(&self) -> u64;

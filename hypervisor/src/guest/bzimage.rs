@@ -22,7 +22,7 @@ const ENTRY_64: u64 = 0x200;
 const SETUP_SECTS: usize = 0x1f1;
 const SYSSIZE: usize = 0x1f4;
 const BOOT_FLAG: usize = 0x1fe;
-/// A short jump over the header: its second byte tells where the header ends.
+/// A short jump over the header. Its second byte gives the header's end.
 const JUMP: usize = 0x200;
 const MAGIC: usize = 0x202;
 const VERSION: usize = 0x206;
@@ -57,7 +57,7 @@ pub struct Kernel<'a> {
     pub gpa: Gpa,
     /// The protected-mode kernel.
     pub bytes: &'a [u8],
-    /// Bytes from `gpa` on that the kernel uses before it looks at the memory map.
+    /// Bytes from `gpa` on that the kernel uses before it reads the memory map.
     pub init_size: u64,
     /// The setup header, for `boot_params` at [`SETUP_HEADER`].
     pub setup_header: &'a [u8],
@@ -230,7 +230,7 @@ fn place(setup: &Setup<'_>) -> Result<Gpa, Error> {
     Ok(Gpa::new(address))
 }
 
-/// The protected-mode kernel's bytes. What comes behind them, such as a signature for UEFI, is not loaded.
+/// The protected-mode kernel's bytes. Later bytes of the file, such as a signature for UEFI, are not loaded.
 fn protected_mode<'a>(file: &'a [u8], setup: &Setup<'_>) -> Result<&'a [u8], Error> {
     let [sectors] = setup.get(SETUP_SECTS)?;
     let sectors = if sectors == 0 { SETUP_SECTS_OF_ZERO } else { sectors };

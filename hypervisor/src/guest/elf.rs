@@ -27,7 +27,7 @@ pub struct Segment<'a> {
     pub gpa: Gpa,
     /// What the file has of it.
     pub bytes: &'a [u8],
-    /// Its length; what the file does not have is zero.
+    /// The segment's length in memory. Bytes beyond the file's are zero.
     pub len: u64,
 }
 

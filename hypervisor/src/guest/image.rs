@@ -15,7 +15,7 @@ use crate::addr::{Gpa, PAGE_SIZE};
 /// The command line of a module that is not a guest, but the initrd of the guest before it. No guest can have this name.
 pub const INITRD: &str = "initrd";
 
-/// The highest address that an initrd may have a byte at, for a kernel whose file does not say (boot.rst, `initrd_addr_max`).
+/// The highest address of an initrd's last byte, for a kernel whose file gives none (boot.rst, `initrd_addr_max`).
 const INITRD_MAX: u64 = 0x7fff_ffff;
 
 /// What a guest is made of, as the boot loader loaded it.
@@ -124,8 +124,9 @@ impl fmt::Display for Error {
     }
 }
 
-/// Puts each initrd among these modules beside its guest, the module before it. `is_initrd` tells whether a module is one. An initrd that
-/// follows no guest, or a guest that has one already, stays where a guest would be; [`super::options::Options::parse`] refuses its command line.
+/// Joins each initrd among these modules with its guest, the module before it. `is_initrd` returns whether a module is an initrd. An initrd
+/// that follows no guest, or a guest with an initrd, stays in the list as a guest; [`super::options::Options::parse`] refuses its command
+/// line.
 pub fn with_initrds<T>(modules: impl IntoIterator<Item = T>, is_initrd: impl Fn(&T) -> bool) -> Vec<(T, Option<T>)> {
     let mut guests: Vec<(T, Option<T>)> = Vec::new();
     for module in modules {

@@ -31,7 +31,7 @@ pub const CMDLINE_SIZE: usize = 2048;
 pub const STACK_TOP: Gpa = Gpa::new(0x1_0000);
 /// End of conventional memory.
 pub const LOW_END: Gpa = Gpa::new(0xa_0000);
-/// ACPI tables, the RSDP first: where Linux looks for it without `boot_params` as well.
+/// ACPI tables, the RSDP first. Linux searches here also without `boot_params`.
 pub const ACPI: Gpa = Gpa::new(0xe_0000);
 /// End of the room for them.
 pub const ACPI_END: Gpa = RESET_VECTOR;
@@ -77,8 +77,8 @@ impl BarAllocator {
         Self::default()
     }
 
-    /// A place for `size` bytes, a power of two from a page on, aligned to it. A BAR goes above 4 GiB only if it is a 64-bit one
-    /// and the lower window has no room.
+    /// Allocates an address for `size` bytes, a power of two of at least a page, aligned to `size`. A BAR goes above 4 GiB only if it is a
+    /// 64-bit BAR and the lower window is full.
     pub fn place(&mut self, size: u64, is_64bit: bool) -> Option<Gpa> {
         if !size.is_power_of_two() || size < PAGE_SIZE {
             return None;

@@ -16,6 +16,7 @@ pub mod entry;
 pub mod image;
 pub mod memory_map;
 pub mod options;
+pub mod processor_set;
 pub mod shares;
 
 #[cfg(feature = "machine")]

@@ -11,6 +11,7 @@ use hcall_abi::Pasid;
 use super::{
     image::INITRD,
     memory_map::{CMDLINE_SIZE, RAM_GRANULE, RAM_MAX, RAM_MIN, is_ram_size},
+    processor_set::ProcessorSet,
     shares::{DEFAULT_WEIGHT, MAX_WEIGHT, Shares},
 };
 use crate::{
@@ -34,7 +35,7 @@ pub const DEFAULT_VECTORS: u16 = 64;
 pub const CPUS_MAX: u32 = 64;
 /// Memory without `mem=`.
 pub const DEFAULT_MEMORY: u64 = 64 << 20;
-/// Most interrupts in a million ticks that a limit can be: what no device raises.
+/// The highest limit of interrupts in a million ticks, which no device reaches.
 pub const STORM_MAX: u32 = 100_000;
 /// Longest module command line, in bytes.
 const COMMAND_LINE_MAX: usize = 4096;
@@ -61,7 +62,7 @@ pub enum Os {
     /// One that needs nothing that others do not have.
     #[default]
     Other,
-    /// Linux: it finds KVM's signature, and those features of KVM that this hypervisor serves.
+    /// Linux. It finds KVM's signature, and the features of KVM that this hypervisor serves.
     Linux,
 }
 
@@ -90,7 +91,7 @@ pub struct Options {
     pub devices: Vec<Device>,
     /// Its command line, printable ASCII.
     pub cmdline: String,
-    /// Which operating system it is.
+    /// The guest's operating system.
     pub os: Os,
     /// Whether the processor keeps its local APIC, if it said so.
     pub apicv: Option<bool>,
@@ -104,11 +105,13 @@ pub struct Options {
     pub storm: Option<u32>,
     /// How much of the processors' time it may have.
     pub shares: Shares,
+    /// The processors that may run its virtual processors, if it said so.
+    pub pin: Option<ProcessorSet>,
     /// PASIDs that it owns for the functions that it has as a whole: the first and the last.
     pub pasids: Option<(Pasid, Pasid)>,
     /// `console=on`: its serial port is the machine's terminal, on COM2.
     pub console: bool,
-    /// `exits=marks`: its VM exits so far are told after each mark on its console.
+    /// `exits=marks`: report its VM exits so far after each mark on its console.
     pub marks: bool,
     /// `restart=`: after which ends it is started again.
     pub restart: Restart,
@@ -129,7 +132,7 @@ pub enum Error {
     Character(usize),
     /// A quote is not closed, or a backslash ends the command line.
     Unfinished,
-    /// There is no name, or it is not `[a-z0-9-]{1,16}`.
+    /// The name is missing, or is not `[a-z0-9-]{1,16}`.
     Name(String),
     /// An initrd without a guest before it, or with one that has an initrd already.
     Initrd,
@@ -165,6 +168,8 @@ pub enum Error {
     Weight(String),
     /// No percentage that a cap can be.
     Cap(String),
+    /// No list of processors.
+    Pin(String),
     /// None of `restart=never`, `restart=on-failure`, `restart=always`.
     Restart(String),
     /// `manage=on` and `hypercalls=off`.
@@ -189,7 +194,7 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "'{word}' is not mem=, cpus=, device=, vectors=, os=, apicv=, posting=, ims=, hypercalls=, storm=, \
-                     weight=, cap=, pasids=, restart=, autostart=, manage=, unsafe=, console=, exits= or cmdline="
+                     weight=, cap=, pin=, pasids=, restart=, autostart=, manage=, unsafe=, console=, exits= or cmdline="
                 )
             }
             Self::Repeated(option) => write!(f, "{option}= is there twice"),
@@ -216,6 +221,7 @@ impl fmt::Display for Error {
             Self::Storm(value) => write!(f, "storm={value}: 1 to {STORM_MAX} interrupts in a million ticks"),
             Self::Weight(value) => write!(f, "weight={value}: 1 to {MAX_WEIGHT}"),
             Self::Cap(value) => write!(f, "cap={value}: 1 to 100 percent of each processor"),
+            Self::Pin(value) => write!(f, "pin={value}: up to eight numbers or ranges of processors, as in 0,2-3"),
             Self::Pasids(value) => write!(f, "pasids={value}: two hexadecimal numbers from 1 to fffff, as in 100-1ff"),
             Self::Restart(value) => write!(f, "restart={value}: never, on-failure or always"),
             Self::ManageByCalls => write!(f, "manage=on: needs hypercalls=on"),
@@ -249,7 +255,7 @@ impl Options {
         let (mut memory, mut cmdline, mut devices) = (None, None, Vec::new());
         let (mut cpus, mut os, mut apicv, mut posting, mut marks) = (None, None, None, None, None);
         let (mut forbidden, mut hypercalls, mut storm, mut pasids) = (None, None, None, None);
-        let (mut console, mut accepted, mut weight, mut cap) = (None, None, None, None);
+        let (mut console, mut accepted, mut weight, mut cap, mut pin) = (None, None, None, None, None);
         let (mut restart, mut autostart, mut manage) = (None, None, None);
         let mut counted = 0;
         for word in words {
@@ -266,6 +272,7 @@ impl Options {
                 Some(("storm", value)) => set(&mut storm, parse_storm(value)?, "storm")?,
                 Some(("weight", value)) => set(&mut weight, parse_weight(value)?, "weight")?,
                 Some(("cap", value)) => set(&mut cap, parse_cap(value)?, "cap")?,
+                Some(("pin", value)) => set(&mut pin, parse_pin(value)?, "pin")?,
                 Some(("pasids", value)) => set(&mut pasids, parse_pasids(value)?, "pasids")?,
                 Some(("console", value)) => set(&mut console, parse_switch(value, &word)?, "console")?,
                 Some(("restart", value)) => set(&mut restart, parse_restart(value)?, "restart")?,
@@ -302,6 +309,7 @@ impl Options {
             hypercalls: hypercalls.unwrap_or(true),
             storm,
             shares: Shares::new(weight.unwrap_or(DEFAULT_WEIGHT), cap).unwrap_or_default(),
+            pin,
             pasids,
             console: console.unwrap_or(false),
             marks: marks.unwrap_or(false),
@@ -385,6 +393,10 @@ fn parse_weight(value: &str) -> Result<u16, Error> {
 fn parse_cap(value: &str) -> Result<u8, Error> {
     let cap = parse_number(value, 100).and_then(|cap| u8::try_from(cap).ok());
     cap.ok_or_else(|| Error::Cap(value.into()))
+}
+
+fn parse_pin(value: &str) -> Result<ProcessorSet, Error> {
+    ProcessorSet::parse(value).ok_or_else(|| Error::Pin(value.into()))
 }
 
 fn parse_errata(value: &str) -> Result<Vec<&'static Erratum>, Error> {
@@ -566,6 +578,7 @@ mod tests {
         for value in ["0", "10001", "", "-1", "1e3"] {
             assert_eq!(error(&format!("x weight={value}")), Error::Weight(value.into()));
         }
+        assert_eq!(error("x pin=2-1"), Error::Pin("2-1".into()));
         for value in ["0", "101", "50%"] {
             assert_eq!(error(&format!("x cap={value}")), Error::Cap(value.into()));
         }

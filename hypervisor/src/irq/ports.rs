@@ -78,7 +78,7 @@ impl MachinePorts {
     /// by its number.
     ///
     /// # Safety
-    /// Each [`StoreSpec`] that a service with these ports is told of is one that `devices::passthrough::prepare` made: `slots` slots of mapped,
+    /// Each [`StoreSpec`](crate::ims::StoreSpec) that a service with these ports is told of is one that `devices::passthrough::prepare` made: `slots` slots of mapped,
     /// uncached device memory at `base`, and of frames of its own at `shadow`, for as long as the service holds it.
     pub unsafe fn new(machine: &'static Machine, units: Vec<Option<Unit>>, vectors: Vec<Vectors>) -> Self {
         Self {

@@ -18,7 +18,7 @@ const MODULES: usize = 128;
 const USABLE: u32 = 1;
 const BAD: u32 = 5;
 
-/// Why the loader's information is of no use.
+/// Why the boot information cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootInfoError {
     /// EAX did not hold the magic number.
@@ -39,12 +39,12 @@ impl fmt::Display for BootInfoError {
     }
 }
 
-/// The loader's information structure.
+/// The boot information structure.
 pub struct BootInfo {
     information: BootInformation<'static>,
 }
 
-/// A guest's image and its module command line, and where its initrd is.
+/// A guest's image, its module command line, and its initrd.
 #[derive(Clone, Debug)]
 pub struct Module {
     /// Where the image is.
@@ -56,7 +56,7 @@ pub struct Module {
 }
 
 impl BootInfo {
-    /// Takes what the entry code found in EAX and EBX.
+    /// Takes the values that the entry code found in EAX and EBX.
     ///
     /// # Safety
     /// `address` is what a multiboot2 loader put into EBX, if `magic` is what it put into EAX; the memory there is mapped and stays
@@ -95,7 +95,7 @@ impl BootInfo {
             .filter(|range| range.len != 0)
     }
 
-    /// What the loader put into usable memory: the structure itself, and the modules that are not empty.
+    /// The ranges of usable memory that the loader has used: the structure itself, and the modules that are not empty.
     pub fn occupied(&self) -> impl Iterator<Item = PhysRange> + Clone + '_ {
         let own =
             PhysRange::new(Hpa::new(self.information.start_address() as u64), self.information.total_size() as u64);
@@ -120,13 +120,13 @@ impl BootInfo {
         self.information.command_line_tag().and_then(|tag| tag.cmdline().ok()).unwrap_or("")
     }
 
-    /// The bytes behind the header of the tag that describes the screen. The crate's own reader panics on a tag that is too short.
+    /// The bytes after the header of the framebuffer tag. The crate's own reader panics on a tag that is too short.
     pub fn framebuffer(&self) -> Option<&[u8]> {
         let tag = self.information.tags().find(|tag| TagType::from(tag.header().typ) == TagType::Framebuffer)?;
         Some(tag.payload())
     }
 
-    /// Where the copy of the ACPI root pointer is that the loader made, the newer one first.
+    /// The address of the loader's copy of the ACPI root pointer, of the newer one if there are two.
     pub fn rsdp(&self) -> Option<Hpa> {
         /// Bytes of a tag before its payload.
         const TAG_HEADER: u64 = 8;

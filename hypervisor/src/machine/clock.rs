@@ -103,7 +103,7 @@ impl Clock for PmCounter {
     }
 }
 
-/// Counter 2 of the 8254, which nobody else uses, while it runs. Where there is none it shows the same value always.
+/// Counter 2 of the 8254, which has no other user, while it runs. Without an 8254 it always shows the same value.
 #[derive(Debug)]
 struct Pit {
     /// What was in [`GATES`].
@@ -153,8 +153,8 @@ impl Clock for Pit {
     }
 }
 
-/// Chooses the machine's clock and has all waits go by it from now on. `fadt` is the firmware's table, if there is one; `is_memory` says
-/// whether a range is memory.
+/// Chooses the machine's clock, which all waits use from now on. `fadt` is the firmware's table, if there is one; `is_memory` says whether
+/// a range is memory.
 pub fn start(fadt: Option<&[u8]>, is_memory: impl Fn(PhysRange) -> bool) -> Choice {
     let pm_timer = fadt.and_then(PmTimer::parse).and_then(|timer| PmCounter::new(timer, is_memory));
     let measured = pm_timer.as_ref().map(|timer| measure_tsc(timer));
@@ -168,7 +168,7 @@ pub fn start(fadt: Option<&[u8]>, is_memory: impl Fn(PhysRange) -> bool) -> Choi
     choice
 }
 
-/// The date by the machine's CMOS clock, from now on by the TSC. `fadt` says what the firmware knows of that clock.
+/// Reads the date from the machine's CMOS clock; it follows the TSC from now on. `fadt` describes that clock.
 pub fn date(fadt: Option<&[u8]>, clock: Choice) -> WallClock {
     let hertz = clock.tsc_hertz();
     let read = match fadt.map_or(CmosClock::default(), CmosClock::parse) {
@@ -200,7 +200,7 @@ fn measure_tsc(reference: &dyn Clock) -> Result<Rate, Unusable> {
     measure(&cpu::tsc, reference)
 }
 
-/// The TSC's frequency as CPUID leaf 0x15 has it, in Hz (SDM vol. 3, 19.7.3); `None` where a part of it is left out.
+/// The TSC's frequency by CPUID leaf 0x15, in Hz (SDM vol. 3, 19.7.3); `None` if the leaf is incomplete.
 fn told_by_cpuid() -> Option<u64> {
     raw_cpuid::CpuId::new().get_tsc_info().and_then(|info| info.tsc_frequency())
 }

@@ -15,10 +15,10 @@ use crate::{
 /// End of what the entry code has mapped.
 const MAPPED_AT_ENTRY: u64 = 1 << 32;
 
-/// Words for the port of the command line.
+/// The log's reason for the command line's port.
 const ASKED: &str = "as the command line says";
 
-/// A console that has its screen, and its port where the command line says COM1 to COM4. The rest needs the final page tables.
+/// A console with its screen, and with its port if the command line says COM1 to COM4. The rest needs the final page tables.
 #[must_use]
 pub struct Begun {
     /// The port that the command line names, unless the console has it.
@@ -26,8 +26,8 @@ pub struct Begun {
     framebuffer: Option<Framebuffer>,
 }
 
-/// Reads the command line, and takes what needs nothing else: the port that it names, if that is one of those that PCs have, and the
-/// screen, which can be painted at once where the entry code has mapped it.
+/// Reads the command line, and opens what needs nothing else: the port, if it is one of a PC's standard ports, and the screen, which can be
+/// painted at once if the entry code has mapped it.
 pub fn begin(boot_info: &BootInfo) -> Begun {
     let (options, wrong) = Options::parse(boot_info.command_line());
     let framebuffer = if options.screen { take_screen(boot_info) } else { None };
@@ -51,7 +51,7 @@ impl Begun {
         self.framebuffer.map(|framebuffer| PhysRange::new(framebuffer.base, framebuffer.bytes() as u64))
     }
 
-    /// Takes what is left.
+    /// Opens the rest.
     ///
     /// # Safety
     /// The final page tables are in force, and map [`Self::screen`] for good.
@@ -67,7 +67,7 @@ impl Begun {
     }
 }
 
-/// Opens the port that was asked for, unless it is the chipset's; else the one that the firmware names, else COM1.
+/// Opens the port of the command line, unless it belongs to the chipset; else the firmware's port, else COM1.
 fn choose(boot_info: &BootInfo, asked: Option<SerialPort>) {
     let firmware = Firmware::new(boot_info);
     let tables = find_rsdp(&firmware, boot_info).and_then(|rsdp| Tables::new(&firmware, rsdp));
@@ -95,7 +95,7 @@ fn choose(boot_info: &BootInfo, asked: Option<SerialPort>) {
     }
 }
 
-/// Opens a port and says so: on the serial line only where a person would look for it elsewhere.
+/// Opens a port and logs it: on the serial line only if a person would look for it elsewhere.
 fn open(port: SerialPort, speed: Speed, why: &str) {
     // SAFETY: the person at the machine, its firmware or the PC's tradition says that a serial port is there, and nobody else uses it.
     match unsafe { console::open(port, speed) } {

@@ -45,8 +45,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks around, chooses the clock ([`clock::current`]) and reads the date. A machine without ACPI, or with broken tables, is one
-    /// without remapping units.
+    /// Discovers the machine, chooses the clock ([`clock::current`]) and reads the date. A machine without ACPI, or with broken tables, has
+    /// no remapping units.
     pub fn discover(boot_info: &BootInfo) -> Self {
         let firmware = Firmware::new(boot_info);
         let tables = find_rsdp(&firmware, boot_info).and_then(|rsdp| Tables::new(&firmware, rsdp));
@@ -90,9 +90,9 @@ impl Machine {
         self.dmar.as_ref().ok()
     }
 
-    /// Takes x2APIC mode where the processor has it, unless the firmware asks not to (DMAR, X2APIC_OPT_OUT): then the local APICs stay in
-    /// the mode that it has left them in, and with xAPIC the units' destinations have 8 bits, as in Linux (`intel_prepare_irq_remapping`).
-    /// To be called before any other processor is started, and before units are brought up.
+    /// Enters x2APIC mode if the processor has it, unless the firmware opts out (DMAR, X2APIC_OPT_OUT). In that case the local APICs stay
+    /// in the firmware's mode, and with xAPIC the units' destinations have 8 bits, as in Linux (`intel_prepare_irq_remapping`). Called
+    /// before any other processor is started, and before units are brought up.
     pub fn choose_apic_mode(&self) {
         if !self.dmar().is_some_and(|dmar| dmar.x2apic_opt_out) {
             apic::enter_x2apic();
@@ -102,7 +102,7 @@ impl Machine {
         log::warn!("the firmware asks not to use x2APIC mode (DMAR): the local APICs stay in {mode}");
     }
 
-    /// Tells of what the firmware's tables say of functions and is not done.
+    /// Logs requests of the firmware's tables that the hypervisor does not carry out.
     fn log_functions(&self) {
         let Some(dmar) = self.dmar() else { return };
         let in_memory = dmar.reserved.iter().filter(|region| !region.is_firmwares(&self.memory));
@@ -151,7 +151,7 @@ impl Machine {
         &self.functions
     }
 
-    /// Which unit, by its place in DMAR, serves a function.
+    /// The unit that serves a function, by its place in DMAR.
     pub fn unit_of(&self, bdf: Bdf) -> Option<usize> {
         let dmar = self.dmar()?;
         let top = top_bus(&self.functions, bdf);
@@ -164,7 +164,7 @@ impl Machine {
         self.dmar().and_then(|dmar| dmar.units.get(number)).map_or(0, |unit| unit.segment)
     }
 
-    /// Whether the firmware keeps memory of its own with a function.
+    /// Whether the firmware has reserved memory for a function (RMRR).
     pub fn has_reserved_memory(&self, bdf: Bdf) -> bool {
         self.reserved_memory(bdf).next().is_some()
     }
@@ -174,8 +174,8 @@ impl Machine {
         self.dmar().into_iter().flat_map(move |dmar| dmar.reserved_of(bdf, behind))
     }
 
-    /// Brings all units up, in DMAR's order, each with a table of as many entries as its functions can take, by `entries`. `None` stands
-    /// for a unit that was refused; what it serves cannot be assigned. Their fault events go to the processor with this APIC ID.
+    /// Brings all units up, in DMAR's order, each with a table of as many entries as its functions can take, by `entries`. A unit that was
+    /// refused is `None`, and its functions cannot be assigned. The units' fault events go to the processor with this APIC ID.
     pub fn bring_up_units(&self, entries: impl Fn(&Function) -> u32, apic_id: u32) -> Vec<Option<Unit>> {
         let units = match self.dmar.as_ref().map_err(|&why| why).and_then(Dmar::usable) {
             Ok(units) => units,
@@ -214,8 +214,8 @@ impl Machine {
         unsafe { Mmio::new(base, bytes) }.ok_or(unmapped)
     }
 
-    /// Whether a unit takes x2APIC IDs, or is none that will be used. All of them have to, because a posted-interrupt descriptor says its
-    /// destination in one way.
+    /// Whether a unit supports x2APIC IDs, or will not be used. All units have to, because a posted-interrupt descriptor has one format of
+    /// destination.
     fn can_be_wide(&self, unit: &Drhd) -> bool {
         let Ok(registers) = self.registers(unit) else { return true };
         let fits = |wide| Capabilities::read(&registers, unit.size, wide).is_ok();
@@ -243,8 +243,8 @@ impl Machine {
         up.inspect_err(|refusal| refused(refusal)).ok()
     }
 
-    /// Lets the functions of unit `number` that the firmware has set to work reach the memory it keeps for them (RMRR, VT-d 8.4). No
-    /// guest gets such a function.
+    /// Lets the functions of unit `number` that the firmware uses reach the memory that it has reserved for them (RMRR, VT-d 8.4). No guest
+    /// gets such a function.
     fn keep_firmware_working(&self, number: usize, unit: &Unit) {
         for function in self.functions.iter().filter(|function| self.unit_of(function.bdf) == Some(number)) {
             let regions = self.reserved_memory(function.bdf).filter(|region| region.is_firmwares(&self.memory));
@@ -261,13 +261,13 @@ impl Machine {
         }
     }
 
-    /// Whether a part of the range is memory that the loader's map calls usable.
+    /// Whether a part of the range is usable memory by the loader's map.
     fn is_memory(&self, range: PhysRange) -> bool {
         overlaps(&self.memory, range)
     }
 }
 
-/// A table's bytes. A wrong checksum is told of, and a length that cannot be.
+/// A table's bytes. A wrong checksum or an impossible length is logged.
 fn table<'m>(tables: &Tables<'m, impl FirmwareMemory>, signature: &[u8; 4]) -> Result<&'m [u8], Missing> {
     let name = core::str::from_utf8(signature).unwrap_or("a table");
     let found = tables.find(signature).inspect_err(|missing| {
@@ -306,7 +306,7 @@ fn log_defects(dmar: &Dmar) {
     });
 }
 
-/// Whether a part of the range is in one of these.
+/// Whether a part of the range is in one of `memory`.
 fn overlaps(memory: &[PhysRange], range: PhysRange) -> bool {
     memory.iter().any(|memory| memory.overlaps(&range))
 }
@@ -329,15 +329,15 @@ fn mask_io_apic(base: Hpa, memory: &[PhysRange]) {
     }
 }
 
-/// Where a unit sends its own messages, which are not remapped (VT-d 7.3), for a processor with this APIC ID: bits 7:0 of that are in the
-/// address's 19:12, and 31:8 in its 63:40.
+/// The destination of a unit's own messages, which are not remapped (VT-d 7.3), for a processor with this APIC ID: bits 7:0 of the ID are
+/// in the address's 19:12, and 31:8 in its 63:40.
 fn fault_message(apic_id: u32) -> u64 {
     const MESSAGES: u64 = 0xfee0_0000;
     MESSAGES | u64::from(apic_id & 0xff) << 12 | u64::from(apic_id & !0xff) << 32
 }
 
-/// Forgets the BARs of functions that the firmware has placed over memory, the machine's own registers or another function's: such a
-/// function can be nobody's, because a guest would get the other thing with it.
+/// Drops the BARs of functions that the firmware has placed over memory, the machine's own registers or another function's BAR. Such a
+/// function cannot be assigned, because a guest would get the other registers with it.
 fn drop_misplaced_bars(functions: &mut [Function], taken: &[PhysRange]) {
     let misplaced = misplaced(functions, taken);
     let lost = misplaced.iter().filter_map(|&at| functions.get(at));
@@ -353,7 +353,7 @@ fn drop_misplaced_bars(functions: &mut [Function], taken: &[PhysRange]) {
     }
 }
 
-/// By memory where the firmware tells where, else by ports. Returns the windows in memory, too.
+/// Configuration space by memory if the firmware reports it, else by ports. Also returns the windows in memory.
 fn config_space(mcfg: Option<&[u8]>, memory: &[PhysRange]) -> (Box<dyn ConfigSpace + Send + Sync>, Vec<PhysRange>) {
     let (windows, odd) = mcfg.map(ecam_windows).unwrap_or_default();
     if odd != 0 {

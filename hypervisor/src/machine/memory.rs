@@ -14,7 +14,7 @@ use crate::{
     sync::Mutex,
 };
 
-/// All page frames that nobody else owns.
+/// All page frames without an owner.
 pub static FRAMES: Frames = Frames::new();
 
 /// The hypervisor's own page tables, once they are in force.
@@ -30,7 +30,7 @@ const RSDP_BYTES: usize = 36;
 /// The lowest megabyte, where the firmware's tables are looked for.
 const LOW: PhysRange = PhysRange::new(Hpa::new(0), 1 << 20);
 
-/// Ranges that the map calls not usable and that end beyond this are no memory with tables in it.
+/// The end of ranges that are read for tables: ranges that are not usable and end beyond it hold none.
 const READABLE_END: u64 = 1 << 40;
 
 /// Ends of the image's sections, from the linker script.
@@ -137,7 +137,7 @@ pub fn map_trampoline(page: Hpa) -> Result<(), MapError> {
     remap(page, Protection::Trampoline)
 }
 
-/// Takes the page below a stack away, so that a stack that grows too far faults.
+/// Unmaps the page below a stack, so that a stack overflow faults.
 pub fn unmap_guard(page: Hpa) -> Result<(), MapError> {
     remap(page, Protection::None)
 }
@@ -150,8 +150,7 @@ fn remap(page: Hpa, protection: Protection) -> Result<(), MapError> {
     Ok(())
 }
 
-/// The firmware's memory, as far as the loader's map knows of it: tables are looked for nowhere else, so that a wrong pointer in one
-/// finds nothing instead of a fault.
+/// The firmware's memory by the loader's map. Tables are read nowhere else, so a wrong pointer in one finds nothing instead of a fault.
 pub struct Firmware(Vec<PhysRange>);
 
 impl Firmware {

@@ -9,4 +9,5 @@ pub mod log_limit;
 pub mod memory;
 pub mod power;
 pub mod smp;
+pub mod topology;
 pub mod wall_clock;

@@ -57,9 +57,9 @@ struct Words {
 
 const OFFERED: u64 = 1 << 32;
 
-/// Starts the processors with these APIC IDs, one after the other, at the page `page` below 1 MiB; they are numbered from 1 in this order.
-/// Each of them begins at `entry`, with the final page tables and a stack of its own, and calls [`arrived`] there. Returns how many have.
-/// One that does not show up is told of in the log and passed over: when it comes after all, it stops.
+/// Starts the processors with these APIC IDs, one after the other, at the page `page` below 1 MiB. They are numbered from 1 in this order.
+/// Each begins at `entry`, with the final page tables and a stack of its own, and calls [`arrived`] there. Returns how many have. A
+/// processor that does not start is logged and skipped: if it starts later, it stops.
 pub fn start(apic_ids: &[u32], page: Option<Hpa>, entry: Entry) -> usize {
     if apic_ids.is_empty() {
         return 0;
@@ -98,7 +98,7 @@ fn tell(apic_id: u32, sent: bool) {
     log::warn!("processor {apic_id} does not start{why}; it is passed over");
 }
 
-/// A processor has reached its first function: the next one can start.
+/// Notes that a processor has reached its first function, so the next one can start.
 pub fn arrived() {
     ARRIVED.fetch_add(1, Ordering::Release);
 }
@@ -123,7 +123,7 @@ struct Trampoline {
 }
 
 impl Trampoline {
-    /// Puts the code there.
+    /// Copies the start-up code to the page.
     ///
     /// # Safety
     /// The page is mapped, below 1 MiB, and nobody else's for good.
@@ -136,7 +136,7 @@ impl Trampoline {
         Self { page, words: (page.as_u64() + at) as *mut Words }
     }
 
-    /// Starts a processor that finds these words; `before` it so many have arrived.
+    /// Starts a processor with these words. `before` processors have arrived before it.
     fn start(&self, apic_id: u32, words: [u64; 4], before: usize) -> StartUp {
         let clock = clock::current();
         let arrived = || ARRIVED.load(Ordering::Acquire) > before;
@@ -166,7 +166,7 @@ pub fn stack() -> Option<u64> {
     Some(base.as_u64() + (GUARD_FRAMES + STACK_FRAMES) * PAGE_SIZE)
 }
 
-/// The APIC IDs of the other processors: those of `all` but `own`, as far as they can be named. Without x2APIC mode an ID beyond 254 cannot.
+/// The APIC IDs of the other processors: those of `all` except `own` that can be addressed. Without x2APIC mode, IDs beyond 254 cannot.
 pub fn others(all: impl Iterator<Item = u32>, own: u32) -> Vec<u32> {
     let can_be_named = |id: &u32| *id < 255 || apic::is_x2apic();
     let (named, unnamed): (Vec<u32>, Vec<u32>) = all.filter(|&id| id != own).partition(can_be_named);

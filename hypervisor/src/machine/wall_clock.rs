@@ -15,16 +15,16 @@ const UPDATE_LIMIT: Duration = Duration::from_millis(20);
 /// Attempts to read the time twice with the same result. Only the change of a second, or SMM, makes one fail.
 const ATTEMPTS: u32 = 4;
 
-/// Years that a machine's clock can show today. A clock that lost its battery begins anew before them.
+/// Plausible years of a machine's clock. A clock that lost its battery starts before them.
 const YEARS: core::ops::RangeInclusive<u16> = 2020..=2199;
 
 /// The date where the machine's clock shows none: 1 January 2026, in seconds since the beginning of 1970.
 pub const FALLBACK: u64 = 1_767_225_600;
 
-/// Why the machine's clock is not believed.
+/// Why the machine's clock is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RtcError {
-    /// The firmware says that there is none.
+    /// The firmware reports none.
     Absent,
     /// Register D: the battery was empty.
     NoBattery,
@@ -32,7 +32,7 @@ pub enum RtcError {
     Busy,
     /// No two readings are the same.
     Unsteady,
-    /// What the registers show is no date.
+    /// The registers hold no valid date.
     NoDate(Registers),
     /// The year is not plausible.
     Year(u16),

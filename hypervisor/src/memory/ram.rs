@@ -18,7 +18,7 @@ pub struct Ram {
     len: u64,
 }
 
-/// An access that does not lie in the guest's memory.
+/// An access outside of the guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outside;
 
@@ -112,8 +112,8 @@ impl Ram {
         Ok(())
     }
 
-    /// Puts `new` into the 4 bytes at `gpa`, atomically against the guest's processors; what was there. An address that is not a multiple
-    /// of 4 counts as outside.
+    /// Writes `new` to the 4 bytes at `gpa`, atomically against the guest's processors. Returns the old value. An address that is not a
+    /// multiple of 4 counts as outside.
     pub fn swap_u32(&self, gpa: Gpa, new: u32) -> Result<u32, Outside> {
         let target = self.pointer(gpa, 4)?;
         if !gpa.is_aligned(4) {
@@ -123,8 +123,8 @@ impl Ram {
         Ok(unsafe { AtomicU32::from_ptr(target.cast()) }.swap(new, Ordering::SeqCst))
     }
 
-    /// Writes `new` over `old`, of 4 or 8 `bytes`, atomically against the guest's processors. `false` when something else was
-    /// there. An address that is not a multiple of `bytes` counts as outside.
+    /// Writes `new` if memory holds `old`, of 4 or 8 `bytes`, atomically against the guest's processors. Returns `false` if memory held
+    /// another value. An address that is not a multiple of `bytes` counts as outside.
     pub fn compare_exchange(&self, gpa: Gpa, bytes: usize, old: u64, new: u64) -> Result<bool, Outside> {
         let target = self.pointer(gpa, bytes)?;
         if !gpa.is_aligned(bytes as u64) {
@@ -174,7 +174,7 @@ unsafe fn copy_words(from: *const u8, to: *mut u8, words: usize) {
     }
 }
 
-/// Loads 8 bytes, at any alignment, that somebody else may be changing: each byte is loaded once.
+/// Loads 8 bytes, at any alignment, that other code may change meanwhile. Each byte is loaded once.
 ///
 /// # Safety
 /// The bytes are mapped.

@@ -40,7 +40,8 @@ pub struct Function {
     pub revision: u8,
     /// Subsystem vendor and ID; zeros for a bridge.
     pub subsystem: (u16, u16),
-    /// What it decodes. None for bridges and host bridges, whose decoding must not pause, and where other registers are in place of BARs.
+    /// The BARs. `None` for bridges and host bridges, whose decoding must not pause, and for functions with other registers in place of
+    /// BARs.
     pub bars: [Option<Bar>; BARS],
     /// The MSI capability's offset.
     pub msi: Option<u16>,
@@ -66,7 +67,7 @@ pub struct Bridge {
 }
 
 impl Function {
-    /// What is at `bdf`, if anything is. Pauses the decoding of the function for a moment.
+    /// Reads the function at `bdf`, if there is one. It does not decode its memory for a moment.
     pub fn read(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) -> Option<Self> {
         let ids = config.read(bdf, 0);
         if ids as u16 == 0xffff || ids == 0 {
@@ -141,7 +142,7 @@ pub fn enable_memory(config: &(impl ConfigSpace + ?Sized), bdf: Bdf) {
     set_command(config, bdf, command & !COMMAND_BUS_MASTER | COMMAND_MEMORY | COMMAND_NO_INTX);
 }
 
-/// Has the function decode its memory while `look` looks at it; then it is as it was. Firmware leaves decoding off where it needs no
+/// Calls `look` while the function decodes its memory, and restores the command register. Firmware leaves decoding off if it needs no
 /// registers itself.
 pub fn while_decoding<T>(config: &(impl ConfigSpace + ?Sized), bdf: Bdf, look: impl FnOnce() -> T) -> T {
     let command = config.read(bdf, COMMAND) as u16;

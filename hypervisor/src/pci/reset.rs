@@ -20,18 +20,18 @@ const TRANSACTIONS_PENDING: u32 = 1 << 21;
 /// The dwords of the header that somebody has set and the reset clears: cache line size, BARs, ROM, interrupt line.
 const HEADER: [u16; 9] = [0x0c, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30, 0x3c];
 
-/// What its requests get to come back. The specification names no time in which they must.
+/// The time limit for the completion of the function's requests. The specification gives none.
 const DRAIN: Duration = Duration::from_millis(100);
-/// What the reset takes at most: before that the function must not be touched (6.6.2).
+/// The longest duration of the reset. The function must not be accessed before that (6.6.2).
 const RESET: Duration = Duration::from_millis(100);
-/// What the function may ask for beyond that: it has to be ready a second after a reset (6.6.1).
+/// The time that the function may take after that: it has to be ready a second after a reset (6.6.1).
 const READY: Duration = Duration::from_secs(1);
 /// Between two looks.
 const STEP: Duration = Duration::from_millis(1);
 
-/// Resets a function. It sends nothing any more and decodes nothing; what configuration software had set, BARs above all, is as
-/// before, but MSI-X and other capabilities are off. Returns whether the function has come back, after 1.2 seconds by `clock` at most;
-/// without the capability, at once that it has not.
+/// Resets a function. After that it sends nothing and decodes nothing. The settings of configuration software, above all BARs, are
+/// restored, but MSI-X and other capabilities are off. Returns whether the function answers again, after 1.2 seconds by `clock` at most;
+/// returns false at once without the capability.
 pub fn reset(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &dyn Clock) -> bool {
     let bdf = function.bdf;
     let Some(express) = function.express.filter(|_| function.resets()) else { return false };
@@ -47,12 +47,12 @@ pub fn reset(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &
     poll_every(clock, READY, STEP, || is_ready(config, function)) && saved.restore(config, bdf)
 }
 
-/// Whether the function answers: until then reads are answered with ones, or with a vendor that there is not (2.3.2).
+/// Whether the function answers. Before that, reads return ones, or a vendor ID that does not exist (2.3.2).
 fn is_ready(config: &(impl ConfigSpace + ?Sized), function: &Function) -> bool {
     config.read(function.bdf, 0) as u16 == function.vendor
 }
 
-/// What configuration software had set, and the reset clears.
+/// The settings of configuration software that the reset clears.
 #[derive(Debug)]
 struct SavedConfig {
     header: [(u16, u32); HEADER.len()],
@@ -63,7 +63,7 @@ struct SavedConfig {
 impl SavedConfig {
     /// Saves the registers and begins the reset. From then on the function decodes and sends nothing.
     ///
-    /// BARs are as they were found at first: a guest can have its function forget them (an NVMe subsystem reset does), or answer nothing
+    /// BARs are restored to their first values. A guest can make its function lose them (an NVMe subsystem reset does), or answer nothing
     /// while they are read, and a function with another's addresses would answer for that one.
     fn initiate(config: &(impl ConfigSpace + ?Sized), function: &Function, control: u16) -> Self {
         let bdf = function.bdf;
@@ -82,18 +82,18 @@ impl SavedConfig {
     }
 }
 
-/// How far a reset is.
+/// The state of a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The function must not be touched yet, or does not answer yet.
+    /// The function must not be accessed yet, or does not answer yet.
     UnderWay,
-    /// It is back.
+    /// The function answers again.
     Done,
-    /// It has not come back in time.
+    /// The function has not answered in time.
     Failed,
 }
 
-/// A reset that no processor waits for: one calls [`Self::look`] from time to time.
+/// A reset that no processor waits for. The caller polls it by [`Self::look`].
 #[derive(Debug)]
 pub struct Resetting<'c> {
     saved: SavedConfig,
@@ -104,15 +104,15 @@ pub struct Resetting<'c> {
 }
 
 impl<'c> Resetting<'c> {
-    /// Begins a reset as [`reset`] does, but without waiting for the completions of the function's requests: late ones meet a function that
-    /// did not ask. `None` without the capability.
+    /// Begins a reset as [`reset`] does, but without waiting for the completions of the function's requests: the function ignores late
+    /// ones, because it has no requests outstanding then. `None` without the capability.
     pub fn begin(config: &(impl ConfigSpace + ?Sized), function: &Function, clock: &'c dyn Clock) -> Option<Self> {
         let express = function.express.filter(|_| function.resets())?;
         let saved = SavedConfig::initiate(config, function, express.capability + DEVICE_CONTROL);
         Some(Self { saved, clock, quiet: Timeout::new(clock, RESET), ready: None })
     }
 
-    /// Looks how far it is, without waiting. The result is [`Progress::UnderWay`] for 1.1 seconds at most.
+    /// Polls the reset, without waiting. The result is [`Progress::UnderWay`] for 1.1 seconds at most.
     pub fn look(&mut self, config: &(impl ConfigSpace + ?Sized), function: &Function) -> Progress {
         let ready = match &mut self.ready {
             Some(ready) => ready,

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{addr::Bdf, memory::PhysRange};
 
-/// Every function on every bus that can be reached, in all segments. Buses are not followed through bridges: a machine with several root
-/// buses (every server) shows only one of them that way, and a bridge's numbers need not be believed. At most 65,536 probes a segment.
+/// Every function on every reachable bus, in all segments. Buses are not followed through bridges: on a machine with several root buses
+/// (every server) that finds only one of them, and a bridge's bus numbers may be wrong. At most 65,536 probes a segment.
 pub fn scan(config: &(impl ConfigSpace + ?Sized)) -> Vec<Function> {
     let buses = config.buses().into_iter();
     let buses = buses.flat_map(|Buses { segment, first, last }| (first..=last).map(move |bus| (segment, bus)));
@@ -26,8 +26,8 @@ pub fn buses_behind(functions: &[Function], bdf: Bdf) -> Option<(u8, u8)> {
     (bridge.secondary <= bridge.subordinate).then_some((bridge.secondary, bridge.subordinate))
 }
 
-/// The bus of the topmost bridge above a function, or the function's own where no bridge leads to it. A bridge that has a lower bus than
-/// its own behind it, which cannot be, leads nowhere.
+/// The bus of the topmost bridge above a function, or the function's own bus without a bridge. A bridge with a bus behind it that is lower
+/// than its own, which is impossible, is ignored.
 pub fn top_bus(functions: &[Function], bdf: Bdf) -> u8 {
     let leads_to = |bridge: &&Function, bus| {
         let up = bridge.bdf.segment() == bdf.segment() && bridge.bdf.bus() < bus;
@@ -37,9 +37,8 @@ pub fn top_bus(functions: &[Function], bdf: Bdf) -> u8 {
     core::iter::successors(Some(bdf.bus()), above).last().unwrap_or(bdf.bus())
 }
 
-/// Whether whatever a function sends meets the remapping unit first. It is the only function of its device, and is on a root bus or
-/// alone behind a root port; otherwise it could reach others past the unit (PCIe 6.12, access control services), or they could send in
-/// its name.
+/// Whether all requests of a function reach the remapping unit first. The function is alone in its device, and is on a root bus or alone
+/// behind a root port. If not, it could reach others past the unit (PCIe 6.12, access control services), or they could send in its name.
 pub fn stands_alone(functions: &[Function], bdf: Bdf) -> bool {
     let others = || functions.iter().filter(|other| other.bdf != bdf);
     let place = |bdf: Bdf| (bdf.segment(), bdf.bus());
@@ -56,7 +55,7 @@ pub fn stands_alone(functions: &[Function], bdf: Bdf) -> bool {
     }
 }
 
-/// The places in the list of the functions with a memory BAR over something that is taken, or over another function's.
+/// The places in the list of functions with a memory BAR over a `taken` range, or over another function's BAR.
 pub fn misplaced(functions: &[Function], taken: &[PhysRange]) -> Vec<usize> {
     let ranges = |function: &Function| {
         let bars = function.bars.into_iter().flatten().filter_map(|bar| bar.memory());

@@ -1,6 +1,7 @@
 //! Scheduling: the processors, the scheduler and the loop of VM exits.
 
 pub mod exit_loop;
+pub mod guest_change;
 pub mod guests;
 pub mod life_cycle;
 pub mod maker;

@@ -11,15 +11,21 @@ use spin::Once;
 use crate::{
     addr::PAGE_SIZE,
     apic, console,
-    cpu::{self, fiber::Fiber, fpu::Xsave, interrupts, tables::Bases},
+    cpu::{self, fiber::Fiber, fpu::Xsave, interrupts, speculation, tables::Bases},
     devices::{
         plan::{Plan, Plans, plans},
         virtual_functions::Parents,
     },
     event,
     ims::GuestId,
-    irq::ports::MachineService,
-    machine::{boot_info::Module, discovery::Machine, memory::FRAMES, smp},
+    irq::{host_vectors::Vectors, ports::MachineService},
+    machine::{
+        boot_info::Module,
+        discovery::Machine,
+        memory::FRAMES,
+        smp,
+        topology::{self, LogicalProcessor},
+    },
     memory::{FrameSource, heap},
     sched::{
         guests::{Guests, refuse},
@@ -62,7 +68,10 @@ pub struct Processor {
 impl Processor {
     /// Brings this processor into VMX operation. Its tables and its local APIC are set up already.
     pub fn bring_up(bases: Bases) -> Result<Self, ProcessorError> {
-        let capabilities = Capabilities::check(&Raw::read()).map_err(ProcessorError::Lacks)?;
+        let mut capabilities = Capabilities::check(&Raw::read()).map_err(ProcessorError::Lacks)?;
+        if !speculation::is_wanted() {
+            capabilities.ignore_bus_locks();
+        }
         let xsave = Xsave::enable().ok_or(ProcessorError::Lacks(Unsupported::Xsave))?;
         let region = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or(ProcessorError::Memory)?;
         // SAFETY: the frame was allocated just now and is never freed; the capabilities were read on this processor, and the caller's
@@ -71,6 +80,11 @@ impl Processor {
         let stack = smp::stack().ok_or(ProcessorError::Memory)?;
         // SAFETY: the stack was made just now, and is never freed.
         Ok(Self { host, xsave, fiber: unsafe { Fiber::new(stack) } })
+    }
+
+    /// Whether an access of a guest that locks the bus exits.
+    pub fn traps_bus_locks(&self) -> bool {
+        self.host.capabilities.traps_bus_locks()
     }
 }
 
@@ -201,7 +215,12 @@ impl Workload {
 
     /// Plans all guests. The heap is extended by the memory that the hypervisor may allocate for them, so it is never full for one of them.
     fn plan(&self) -> Plans {
-        let plans = plans(&(self.machine, self.service.ports()), &self.modules, &self.fit.lock());
+        let ports = self.service.ports();
+        let bits = topology::smt_bits(&raw_cpuid::CpuId::new());
+        let core = |number| ports.vectors_of(number).map_or(0, Vectors::destination) >> bits;
+        let fit = self.fit.lock();
+        let fit: Vec<_> = fit.iter().map(|&number| LogicalProcessor { number, core: core(number) }).collect();
+        let plans = plans(&(self.machine, ports), &self.modules, &fit, topology::smt());
         let heap: u64 = plans.iter().flatten().map(|plan| plan.heap_bytes(self.machine)).sum();
         if heap::extend(&FRAMES, heap) {
             return plans;

@@ -96,7 +96,7 @@ pub struct RunQueue {
 }
 
 impl RunQueue {
-    /// A guest has a virtual processor here. Further ones change nothing.
+    /// A guest has a virtual processor here. Further ones change nothing, and it keeps its account when it ends: it can be started again.
     pub fn add(&mut self, guest: GuestId, shares: Shares, now: u64) {
         if self.accounts.iter().any(|account| account.guest == guest) {
             return;
@@ -115,11 +115,6 @@ impl RunQueue {
             stolen,
             is_muted,
         });
-    }
-
-    /// A guest has no virtual processor here any more.
-    pub fn remove(&mut self, guest: GuestId) {
-        self.accounts.retain(|account| account.guest != guest);
     }
 
     /// Whether one of the guest's virtual processors can run. A guest that has slept does not keep the time that it has not used, but for its
@@ -179,6 +174,11 @@ impl RunQueue {
     /// Whether the guest's interrupts must not interrupt others now.
     pub fn is_muted(&self, guest: GuestId) -> bool {
         self.accounts.iter().any(|account| account.guest == guest && account.is_muted)
+    }
+
+    /// Whether a guest other than this one is muted.
+    pub fn is_other_muted(&self, guest: GuestId) -> bool {
+        self.accounts.iter().any(|account| account.is_muted && account.guest != guest)
     }
 
     /// The next guest that was muted and is so no longer.

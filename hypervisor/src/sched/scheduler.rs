@@ -8,7 +8,7 @@ use alloc::{sync::Arc, vec::Vec};
 
 use crate::{
     apic, console,
-    cpu::{self, fpu::Xsave, interrupts},
+    cpu::{self, fpu::Xsave, interrupts, speculation},
     devices::virtual_functions::{Parent, Parents},
     exits::EndReason,
     ims::GuestId,
@@ -18,6 +18,7 @@ use crate::{
     },
     sched::{
         exit_loop::{ExitLoop, RunExit},
+        guest_change::GuestChange,
         maker::Maker,
         run_queue::{LEAST_TURN, RunQueue},
     },
@@ -60,6 +61,8 @@ pub struct Scheduler {
     cpus: Vec<VirtualCpu>,
     /// The virtual processor whose registers are in the processor.
     current: Option<usize>,
+    /// Whose guest's traces the predictors hold.
+    guest_change: GuestChange,
     /// Whose turn the processor's time is.
     queue: RunQueue,
     /// Who has the turn.
@@ -68,6 +71,10 @@ pub struct Scheduler {
     charged_until: u64,
     /// One has woken that is to run before the one that runs.
     preempt: bool,
+    /// Units post all devices' interrupts, and can be told to suppress them.
+    can_post: bool,
+    /// The local APIC holds devices' interrupts back.
+    holds_devices: bool,
     /// TSC at the hypervisor's entry.
     epoch: u64,
     /// Its part in the lives of guests.
@@ -92,6 +99,7 @@ impl Scheduler {
         epoch: u64,
     ) -> Self {
         let optional_msrs = switched_state::optional_msrs(&host.capabilities);
+        speculation::begin(&host.plan);
         Self {
             host,
             xsave,
@@ -102,10 +110,13 @@ impl Scheduler {
             vectors: service.ports().vectors_of(cpu::percpu::this_cpu().number),
             cpus: Vec::new(),
             current: None,
+            guest_change: GuestChange::default(),
             queue: RunQueue::default(),
             running: None,
             charged_until: 0,
             preempt: false,
+            can_post: service.ports().can_post(),
+            holds_devices: false,
             epoch,
             maker,
         }
@@ -255,6 +266,21 @@ impl Scheduler {
                 self.publish_guest(guest);
             }
         }
+        self.hold_devices_of_muted(Some(index));
+    }
+
+    /// Holds devices' interrupts back while others than the guest of the virtual processor that runs are muted, where units cannot be told to
+    /// suppress them.
+    fn hold_devices_of_muted(&mut self, running: Option<usize>) {
+        let is_other_muted = running.is_some_and(|index| self.queue.is_other_muted(self.cpus[index].vm.id));
+        self.hold_devices(is_other_muted && !self.can_post);
+    }
+
+    fn hold_devices(&mut self, holds: bool) {
+        if self.holds_devices != holds {
+            self.holds_devices = holds;
+            apic::hold_devices(holds);
+        }
     }
 
     /// Publishes all virtual processors of a guest that is muted now, or is so no longer.
@@ -271,6 +297,8 @@ impl Scheduler {
     fn deliver(&mut self) {
         let sweeps = self.vectors.is_some_and(Vectors::begin_sweep);
         if sweeps {
+            // Those that are held back are to come as well.
+            self.hold_devices(false);
             interrupts::poll();
         }
         for vector in interrupts::take() {
@@ -284,6 +312,7 @@ impl Scheduler {
             self.publish_guest(guest);
         }
         let running = self.running.map(|running| running.index);
+        self.hold_devices_of_muted(running);
         for index in 0..self.cpus.len() {
             let cpu = &mut self.cpus[index];
             let before = cpu.state;
@@ -293,7 +322,7 @@ impl Scheduler {
             cpu.judge(now);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
-                State::Blocked => cpu.vm.has_console_room(),
+                State::Blocked => cpu.devices.held_until <= now && cpu.vm.has_console_room(),
                 _ => false,
             };
             if wakes {
@@ -351,7 +380,10 @@ impl Scheduler {
         };
         let is_its = |cpu: &&mut VirtualCpu| cpu.vm.id == guest && cpu.number == target.apic_id as usize;
         match self.cpus.iter_mut().find(is_its) {
-            Some(cpu) => cpu.accept(target.vector),
+            Some(cpu) => {
+                cpu.has_interrupted = true;
+                cpu.accept(target.vector);
+            }
             // Its guest has ended, and what it held is being released.
             None => ports.count_late(),
         }
@@ -369,6 +401,8 @@ impl Scheduler {
         self.cpus[index].vm.announce(self.epoch);
         self.cpus[index].devices.request_timer_check();
         loop {
+            // The hypervisor has been elsewhere: in other guests' state, or in another guest.
+            speculation::enter_guest(&self.host.plan);
             match slice.run(&mut self.cpus[index]) {
                 RunExit::SliceEnd => {
                     interrupts::poll();
@@ -460,6 +494,7 @@ impl Scheduler {
         while let Some(guest) = self.queue.take_unmuted(u64::MAX) {
             self.publish_guest(guest);
         }
+        self.hold_devices(false);
         if interrupts::any() {
             return;
         }
@@ -484,7 +519,11 @@ impl Scheduler {
     }
 
     fn switch_to(&mut self, index: usize) {
+        if self.guest_change.enter(self.cpus[index].vm.id) {
+            speculation::change_guest(&self.host.plan);
+        }
         self.cpus[index].publish(true, false);
+        self.hold_devices_of_muted(Some(index));
         if self.current == Some(index) {
             return self.cpus[index].begin();
         }
@@ -516,6 +555,7 @@ impl Scheduler {
     fn reap(&mut self) {
         while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {
             let cpu = self.cpus.remove(index);
+            self.guest_change.leave(cpu.vm.id);
             self.current = self.current.filter(|&current| current != index).map(|n| if n > index { n - 1 } else { n });
             let guest = cpu.vm.id;
             if cpu.leave() {

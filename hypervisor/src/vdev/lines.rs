@@ -5,8 +5,8 @@ pub const LINE_MAX: usize = 256;
 
 /// Gathers bytes into lines of printable ASCII.
 ///
-/// Whatever else a guest writes appears as `\xNN`, a tab as a blank, and carriage returns vanish. So a guest's output has neither
-/// control sequences nor line ends of its own making, and what the sink puts before a line stays at its beginning.
+/// Any other byte that a guest writes appears as `\xNN`, a tab as a blank, and carriage returns vanish. So a guest's output can have
+/// neither control sequences nor line ends, and the sink's prefix stays at each line's beginning.
 #[derive(Clone, Debug)]
 pub struct Lines {
     text: [u8; LINE_MAX],
@@ -32,7 +32,7 @@ impl Lines {
         }
     }
 
-    /// Hands over what has not been ended by a line end, if there is anything.
+    /// Passes on an unfinished line, if there is one.
     pub fn flush(&mut self, sink: &mut dyn FnMut(&str)) {
         if self.len != 0 {
             self.emit(sink);

@@ -74,7 +74,7 @@ const PASSTHROUGH: [u32; 10] = [
     0xc000_0102, // IA32_KERNEL_GS_BASE
 ];
 
-/// Registers that not every processor has, and that a guest is given where its processor has them.
+/// Registers that not every processor has. A guest has them if its processor does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Optional {
     /// IA32_TSC_AUX, with RDTSCP or RDPID.
@@ -160,6 +160,8 @@ pub enum Effect {
     Tsc(u64),
     /// Interrupts can end by the 4 bytes at this guest-physical address from now on, or by none.
     PvEoi(Option<Gpa>),
+    /// The guest's IA32_SPEC_CTRL is this now.
+    SpecCtrl(u64),
     /// See the APIC's effect.
     Apic(x2apic::Effect),
 }
@@ -175,6 +177,16 @@ pub struct Traits {
     pub pv_eoi: bool,
     /// The machine's IA32_ARCH_CAPABILITIES, if it has that.
     pub arch_capabilities: Option<u64>,
+    /// Bits that IA32_SPEC_CTRL has, where the register is not left to the guest from the beginning ([`Optional::spec_ctrl`]).
+    pub spec_ctrl: Option<u64>,
+}
+
+/// IA32_SPEC_CTRL while its writes exit.
+#[derive(Clone, Copy, Debug)]
+struct SpecCtrl {
+    /// Those that there are.
+    bits: u64,
+    value: u64,
 }
 
 /// The emulated registers of one vCPU.
@@ -184,7 +196,8 @@ pub struct Msrs {
     misc_enable: u64,
     mtrrs: Mtrrs,
     arch_capabilities: Option<u64>,
-    /// `None` where there is no such register.
+    spec_ctrl: Option<SpecCtrl>,
+    /// The value, or `None` for a register that does not exist.
     pv_eoi: Option<u64>,
 }
 
@@ -197,6 +210,7 @@ impl Msrs {
             misc_enable: MISC_ENABLE_FAST_STRINGS | MISC_ENABLE_UNAVAILABLE | monitor,
             mtrrs: Mtrrs::new(traits.address_width),
             arch_capabilities: traits.arch_capabilities.map(|value| value & ARCH_CAPABILITIES_SHOWN),
+            spec_ctrl: traits.spec_ctrl.map(|bits| SpecCtrl { bits, value: 0 }),
             pv_eoi: traits.pv_eoi.then_some(0),
         }
     }
@@ -218,6 +232,7 @@ impl Msrs {
             // No bank reports machine checks, so none has happened.
             PLATFORM_ID | PLATFORM_INFO | DEBUGCTL | MCG_CAP | MCG_STATUS => Ok(0),
             ARCH_CAPABILITIES => self.arch_capabilities.ok_or(Gp),
+            SPEC_CTRL => self.spec_ctrl.map(|own| own.value).ok_or(Gp),
             KVM_PV_EOI => self.pv_eoi.ok_or(Gp),
             _ if X2Apic::owns(msr) => apic.read(msr, vcpu.tsc),
             _ => self.mtrrs.read(msr),
@@ -235,6 +250,7 @@ impl Msrs {
             BIOS_SIGN_ID => Ok(Effect::None),
             // No branch records and no single-stepping on branches.
             DEBUGCTL | MCG_STATUS if value == 0 => Ok(Effect::None),
+            SPEC_CTRL => self.write_spec_ctrl(value),
             KVM_PV_EOI => self.write_pv_eoi(value),
             _ if X2Apic::owns(msr) => apic.write(msr, value, vcpu.tsc).map(Effect::Apic),
             _ => self.mtrrs.write(msr, value).map(|()| Effect::None),
@@ -247,6 +263,12 @@ impl Msrs {
         }
         self.pat = value;
         Ok(Effect::Pat(value))
+    }
+
+    fn write_spec_ctrl(&mut self, value: u64) -> Result<Effect, Gp> {
+        let own = self.spec_ctrl.as_mut().filter(|own| value & !own.bits == 0).ok_or(Gp)?;
+        own.value = value;
+        Ok(Effect::SpecCtrl(value))
     }
 
     fn write_pv_eoi(&mut self, value: u64) -> Result<Effect, Gp> {
@@ -288,7 +310,8 @@ mod tests {
     const LONG: u64 = EFER_LME | EFER_LMA;
     const VCPU: VcpuState = VcpuState { tsc: 77, efer: LONG, paging: true };
 
-    const TRAITS: Traits = Traits { address_width: 39, monitor: false, pv_eoi: false, arch_capabilities: None };
+    const TRAITS: Traits =
+        Traits { address_width: 39, monitor: false, pv_eoi: false, arch_capabilities: None, spec_ctrl: None };
     const EVERYTHING: Optional = Optional { tsc_aux: true, spec_ctrl: true, pred_cmd: true, flush_cmd: true };
 
     fn machine() -> (Msrs, X2Apic) {
@@ -305,6 +328,20 @@ mod tests {
         assert_eq!(write(LONG | 1 << 12, VCPU), Err(Gp), "SVME");
         let off = VcpuState { efer: 0, paging: false, ..VCPU };
         assert_eq!(write(EFER_LME | EFER_LMA, off), Ok(Effect::Efer(EFER_LME)));
+    }
+
+    #[test]
+    fn spec_ctrl_takes_the_bits_that_the_processor_has_and_reads_as_it_was_written() {
+        let (_, mut apic) = machine();
+        let mut msrs = Msrs::new(Traits { spec_ctrl: Some(0x405), ..TRAITS });
+        assert_eq!(msrs.read(0x48, VCPU, &mut apic), Ok(0), "whatever the hypervisor's own value is");
+        assert_eq!(msrs.write(0x48, 0x401, VCPU, &mut apic), Ok(Effect::SpecCtrl(0x401)));
+        for bad in [2, 0x403, 1 << 63] {
+            assert_eq!(msrs.write(0x48, bad, VCPU, &mut apic), Err(Gp), "{bad:#x}");
+        }
+        msrs.init();
+        assert_eq!(msrs.read(0x48, VCPU, &mut apic), Ok(0x401), "INIT leaves it");
+        assert_eq!(msrs.write(0x48, 0, VCPU, &mut apic), Ok(Effect::SpecCtrl(0)));
     }
 
     #[test]
@@ -415,7 +452,7 @@ mod tests {
     /// at 0x800 to 0x8ff.
     #[test]
     fn these_msrs_of_all_are_emulated_and_no_others() {
-        let read: Vec<u32> = [0x10, 0x17, 0x1b, 0x3a, 0x8b, 0xce, 0xfe, 0x10a, 0x179, 0x17a, 0x1a0, 0x1d9]
+        let read: Vec<u32> = [0x10, 0x17, 0x1b, 0x3a, 0x48, 0x8b, 0xce, 0xfe, 0x10a, 0x179, 0x17a, 0x1a0, 0x1d9]
             .into_iter()
             .chain(0x200..=0x20f)
             .chain([0x250, 0x258, 0x259])
@@ -436,7 +473,7 @@ mod tests {
             (0..0x2000).chain(0xc000_0000..0xc000_2000).chain(0x4000_0000..0x4000_0200).chain(0x4b56_4d00..0x4b56_4e00);
         for msr in all {
             let mut apic = X2Apic::new(0, true);
-            let traits = Traits { pv_eoi: true, arch_capabilities: Some(0), ..TRAITS };
+            let traits = Traits { pv_eoi: true, arch_capabilities: Some(0), spec_ctrl: Some(7), ..TRAITS };
             let mut msrs = Msrs::new(traits);
             let old = msrs.read(msr, VCPU, &mut apic);
             assert_eq!(old.is_ok(), read.contains(&msr), "read {msr:#x}");

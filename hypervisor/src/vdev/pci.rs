@@ -50,7 +50,7 @@ const DEVICE_CAPABILITIES_OFFERED: u32 = 1 << 15 | 1 << 28;
 /// Device control: initiate function level reset; reads as zero (7.5.3.4).
 const INITIATE_RESET: u16 = 1 << 15;
 const DEVICE_CONTROL_WRITABLE: u16 = !INITIATE_RESET;
-/// Device control: largest payload, which a function level reset leaves as it is (6.6.2).
+/// Device control: largest payload, which a function level reset does not change (6.6.2).
 const MAX_PAYLOAD: u16 = 0b111 << 5;
 const MSIX_ENABLE: u16 = 1 << 15;
 const MSIX_FUNCTION_MASK: u16 = 1 << 14;
@@ -84,7 +84,7 @@ pub struct MsixDescr {
     pub pba: (u8, u32),
 }
 
-/// What a virtual function looks like.
+/// The description of a function for the guest.
 #[derive(Clone, Debug, Default)]
 pub struct FunctionDescr {
     /// Vendor ID.
@@ -406,7 +406,7 @@ impl VirtualBus {
         Ok(Bdf::new(0, (self.functions.len() - 1) as u8, 0))
     }
 
-    /// The guest knows what to do with interrupt message stores: its functions say that they have them.
+    /// Has the functions show their interrupt message stores, because the guest has enabled the interface.
     pub fn reveal_stores(&mut self) {
         self.functions.iter_mut().for_each(VirtualFunction::reveal);
     }

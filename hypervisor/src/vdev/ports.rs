@@ -34,7 +34,7 @@ const RESET_CPU: u8 = 1 << 2;
 pub const SLEEP_CONTROL: u16 = 0x600;
 /// The sleep status register: nothing has ever woken the guest.
 pub const SLEEP_STATUS: u16 = 0x601;
-/// SLP_TYP of the state S5: what the object `\_S5` says.
+/// SLP_TYP of the state S5, as the object `\_S5` reports it.
 pub const SLEEP_TYPE_S5: u8 = 5;
 const SLEEP_ENABLE: u8 = 1 << 5;
 const PCI_FIRST: u16 = 0xcf8;
@@ -61,7 +61,7 @@ pub struct Ports<'a> {
     pub bus: &'a mut VirtualBus,
     /// The clock.
     pub rtc: &'a mut Rtc,
-    /// What time it is, since the beginning of 1970.
+    /// The time since the beginning of 1970.
     pub now: &'a dyn Fn() -> Duration,
 }
 

@@ -8,7 +8,7 @@ pub const LINES: u32 = 10_000;
 pub enum Fate {
     /// It is shown.
     Shown,
-    /// It is the first that is not: that is to be told instead.
+    /// The line is the first that is not shown. A message about that is shown in its place.
     FirstHidden,
     /// It is not shown.
     Hidden,

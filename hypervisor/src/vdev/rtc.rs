@@ -45,7 +45,7 @@ use register as reg;
 
 /// Register A: an update of the time's registers is under way, or begins in less than 244 µs.
 pub const A_UPDATE: u8 = 1 << 7;
-/// Register A: the divider. With both upper bits set it is held in reset, and the time stands still.
+/// Register A: the divider. If both upper bits are set, it is held in reset, and the clock stands still.
 const A_DIVIDER_RESET: u8 = 0b110 << 4;
 /// Register A as PCs' firmware leaves it: 32,768 Hz, 1,024 interrupts a second (if they were enabled).
 const A_DEFAULT: u8 = 0x26;
@@ -59,7 +59,7 @@ pub const D_VALID: u8 = 1 << 7;
 const SECOND: i64 = 1_000_000;
 /// Microseconds before the end of a second from which on [`A_UPDATE`] is set: 244 of warning, and 1,984 that the update takes.
 const UPDATE: i64 = 244 + 1_984;
-/// The first update comes so many microseconds after the divider's release.
+/// Microseconds from the divider's release to the first update.
 const AFTER_RELEASE: i64 = 500_000;
 
 /// The chip.
@@ -164,7 +164,7 @@ impl Rtc {
         }
     }
 
-    /// Goes on with the time that the registers show. If they show none, the time is what it would be if it had never stood still.
+    /// Continues with the time in the registers. If they hold none, the clock continues as if it had never stood still.
     fn resume(&mut self, now: Duration) {
         let registers = Registers {
             second: self.memory(reg::SECOND),

@@ -37,20 +37,20 @@ pub const PERMISSIONS: u32 = 0x4000;
 pub const TABLE: u32 = 0x8000;
 /// Bytes of BAR 0.
 pub const BAR0_SIZE: u64 = 0x1_0000;
-/// Bytes of BAR 2: the portals of a work queue, of which the first two, those for MSI-X, are there.
+/// Bytes of BAR 2: a work queue's portals. Only the first two, those for MSI-X, exist.
 pub const BAR2_SIZE: u64 = 0x4000;
 
 /// Tables behind the registers, in the page that the guest reads.
 const GROUPS: usize = 0x400;
 const QUEUES: usize = 0x500;
 
-/// GENCAP: overlapping copies, cache control for memory and for flushes are the parent's. CMDCAP is there in any case, because a vector's
-/// handle is a slot of the parent's, hardly ever the vector's own number: it has to be asked for, whether the parent has handles or not.
-/// What is not offered: blocking on page faults, configuration, a message store.
+/// GENCAP: overlapping copies, cache control for memory and for flushes are as in the parent. CMDCAP always exists, because a vector's
+/// handle is a slot of the parent and hardly ever the vector's own number: the guest has to request it, whether the parent has handles or
+/// not. Blocking on page faults, configuration and a message store are not offered.
 const GENCAP_PARENTS: u64 = 0b1110;
-/// The largest transfer and the largest batch, as powers of two: what Linux's driver takes by default (`WQ_DEFAULT_MAX_XFER`,
-/// `WQ_DEFAULT_MAX_BATCH`). The parent carries out one command for all functions at a time, and one that drains a queue takes as long
-/// as what is in it, so this bounds how long the others' commands wait.
+/// The largest transfer and the largest batch, as powers of two: the defaults of Linux's driver (`WQ_DEFAULT_MAX_XFER`,
+/// `WQ_DEFAULT_MAX_BATCH`). The parent carries out one command for all functions at a time, and draining a queue takes as long as its
+/// descriptors, so this bounds the wait of other functions' commands.
 const MOST: (u64, u64) = (21, 5);
 /// WQCAP: one queue whose configuration has 64 bytes, dedicated.
 const WQCAP_ONE: u64 = 1 << 16 | 1 << 24 | 1 << 49;
@@ -72,12 +72,12 @@ pub struct Shape {
 #[repr(C, align(4096))]
 struct RegisterPage([u32; 1024]);
 
-/// What a write leaves to be done.
+/// The effect of a write that the caller has to carry out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effect {
-    /// The function was reset: what is pending has to be dropped. The MSI-X table stays, since it is the PCI function's.
+    /// The function was reset, so its pending interrupts have to be dropped. The MSI-X table stays, because it belongs to the PCI function.
     pub reset: bool,
-    /// Vector 0 is to be signalled.
+    /// Vector 0 has to be signalled.
     pub signal: bool,
     /// The queue had to stop, and the parent has not stopped it.
     pub is_stuck: bool,
@@ -94,15 +94,15 @@ impl Effect {
     }
 }
 
-/// What a descriptor says to raise a vector's slot.
+/// The handle by which a descriptor raises a vector's slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Handle {
     number: u16,
-    /// The guest has it. One that the guest does not have any more is kept, and need not be asked for again.
+    /// Whether the guest has the handle. A handle that the guest does not have any more is kept, and need not be requested again.
     is_out: bool,
 }
 
-/// The state of the function's work queue in the parent, as far as the parent has told.
+/// The state of the function's work queue in the parent, as far as the parent has reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum QueueState {
     /// It takes no descriptors.
@@ -201,7 +201,7 @@ impl VirtualDsa {
         self.put32(QUEUES + QUEUE_LIMITS, queue_limits(gencap));
     }
 
-    /// Puts what can change into the page.
+    /// Updates the registers in the page that can change.
     fn show(&mut self) {
         self.put32(GENCTRL, self.genctrl);
         self.put32(GENSTS, self.enabled.into());
@@ -239,7 +239,7 @@ impl VirtualDsa {
         Effect::default()
     }
 
-    /// The parent has revoked interrupt handles: the guest has to ask again for those it has.
+    /// Notes that the parent has revoked interrupt handles, so the guest has to request its handles again.
     pub fn revoke_handles(&mut self) {
         self.handles.fill(None);
         self.intcause |= INTCAUSE_HANDLES_REVOKED;

@@ -112,7 +112,7 @@ pub struct Ipi {
     pub vector: u8,
     /// How.
     pub delivery: Delivery,
-    /// To whom. It can include the sender.
+    /// The destination, which can include the sender.
     pub destination: Destination,
 }
 
@@ -121,11 +121,11 @@ pub struct Ipi {
 pub enum Effect {
     /// Nothing.
     None,
-    /// The set of pending interrupts or the priority changed: look at [`X2Apic::pending`] again.
+    /// The set of pending interrupts or the priority changed, so [`X2Apic::pending`] has to be read again.
     Recheck,
-    /// The timer was set: look at [`X2Apic::next_deadline`] again.
+    /// The timer was set, so [`X2Apic::next_deadline`] has to be read again.
     Timer,
-    /// An interrupt ended: the platform may look whether it was one that it must acknowledge.
+    /// An interrupt ended. The platform may check whether it has to acknowledge it.
     Eoi(u8),
     /// An interrupt command for the platform to carry out.
     Ipi(Ipi),
@@ -178,7 +178,7 @@ impl X2Apic {
         }
     }
 
-    /// INIT: as after reset; the ID, and who is the bootstrap processor, stay (SDM vol. 3, 12.4.7.3).
+    /// INIT: the state after reset. The ID and the choice of the bootstrap processor stay (SDM vol. 3, 12.4.7.3).
     pub fn reset(&mut self) {
         *self = Self::new(self.id, self.bsp);
     }
@@ -260,7 +260,7 @@ impl X2Apic {
         if self.lvt[LVT_TIMER] & LVT_MASKED != 0 { None } else { self.timer.deadline() }
     }
 
-    /// Raises the timer's interrupt if it is due at `now`, the guest's TSC. Says whether an interrupt became pending.
+    /// Raises the timer's interrupt if it is due at `now`, the guest's TSC. Returns whether an interrupt became pending.
     pub fn expire(&mut self, now: u64) -> bool {
         let fired = self.timer.expire(now);
         fired && self.raise_lvt(LVT_TIMER)
@@ -372,7 +372,7 @@ impl X2Apic {
         Effect::Eoi(vector)
     }
 
-    /// Clearing the enable bit masks every LVT entry; what is pending stays so (SDM vol. 3, 12.4.7.2).
+    /// Writes SVR. Clearing the enable bit masks every LVT entry; pending interrupts stay pending (SDM vol. 3, 12.4.7.2).
     fn write_svr(&mut self, value: u32, now: u64) {
         self.expire(now);
         self.svr = value;

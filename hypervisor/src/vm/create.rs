@@ -9,7 +9,7 @@ use spin::Once;
 use crate::{
     addr::{Bdf, Gpa, Hpa, PAGE_SIZE},
     console::{self, terminal},
-    cpu::fiber,
+    cpu::{fiber, speculation},
     devices::{
         assign_error::AssignError,
         guest_bars::GuestSpace,
@@ -95,6 +95,9 @@ impl GuestBuilder {
         let files = Files { image: bytes(module.range), initrd: module.initrd.map(bytes), cmdline: &options.cmdline };
         let entry = build::build(&mut Building(ram), files, platform).map_err(text)?;
         let ept = resources.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(text)?);
+        if speculation::plan().small_code_pages {
+            ept.use_small_code_pages();
+        }
         ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), PageType::Ram).map_err(text)?;
         let mut bus = VirtualBus::new();
         let mut mmio_regions = MmioRegions::default();

@@ -18,6 +18,7 @@ use crate::{
     },
     ims::{CallingGuest, Domain, StoreName},
     irq::ports::MachineService,
+    machine::memory::FRAMES,
     memory::Ram,
     vdev::{
         pci::{Effect, VirtualBus},
@@ -251,6 +252,15 @@ impl Platform for GuestIo<'_> {
     fn set_pv_eoi(&mut self, at: Option<Gpa>) {
         // It fails only where the processor ends interrupts, and there the guest has no such register.
         let _ = CallingGuest::set_pv_eoi(self, at);
+    }
+
+    fn bus_lock(&mut self, now: u64) -> Option<u64> {
+        self.vm.bus_locks.lock().count(now)
+    }
+
+    fn make_executable(&mut self, gpa: Gpa) -> Result<bool, &'static str> {
+        let Some(ept) = &self.vm.resources.ept else { return Ok(false) };
+        ept.make_executable(&FRAMES, gpa).map_err(|_| "memory ran out for pages that it executes")
     }
 
     fn ipi(&mut self, ipi: Ipi) {

@@ -10,7 +10,7 @@ use crate::{
     cpu::{self, fiber},
     devices::mmio_regions::MmioRegions,
     event,
-    exits::EndReason,
+    exits::{EndReason, bus_locks::BusLocks},
     guest::{options::Options, shares::Shares},
     ims::{Attribution, GuestId},
     irq::{
@@ -58,6 +58,7 @@ struct Life {
 ///
 /// Locks:
 /// - `modifying`: read-modify-write accesses outside the message stores. It comes before the locks below.
+/// - `bus_locks`: an exit for a bus lock, which takes no other.
 /// - `chipset`: ports and configuration space. It comes before the console's and the terminal's locks.
 /// - [`Resources::functions`]: resets, and configuration space of whole functions.
 /// - `Parent::state` of each [`Parent`](crate::devices::virtual_functions::Parent): registers of virtual functions.
@@ -89,6 +90,8 @@ pub struct Vm {
     pub chipset: Mutex<Chipset>,
     /// Serialises read-modify-write accesses outside the message stores.
     pub modifying: Mutex<()>,
+    /// Counts its bus locks.
+    pub bus_locks: Mutex<BusLocks>,
     mailboxes: Vec<Arc<Mailbox>>,
     life: Mutex<Life>,
     ending: AtomicBool,
@@ -129,6 +132,7 @@ impl Vm {
             mmio_regions,
             chipset: Mutex::new(chipset),
             modifying: Mutex::new(()),
+            bus_locks: Mutex::default(),
             present: Arc::new(AtomicUsize::new(mailboxes.len())),
             mailboxes,
             life: Mutex::new(Life { stopped, commands, reason: None, stop_target: None, is_asked: false }),

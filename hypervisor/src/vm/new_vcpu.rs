@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use crate::{
-    cpu,
+    cpu::{self, speculation},
     ept::Ept,
     exits::{Devices, EndReason, PvEoi, RepeatedFault, decode_cache::DecodeCache},
     ims::GuestId,
@@ -64,6 +64,7 @@ impl VcpuConfig {
                 monitor: self.policy.monitor,
                 pv_eoi: self.policy.kvm.is_some_and(KvmFeatures::has_pv_eoi),
                 arch_capabilities: cpu::arch_capabilities(),
+                spec_ctrl: speculation::plan().spec_ctrl.map(|_| speculation::spec_ctrl_bits()),
             }),
             policy: self.policy,
             decode_cache: DecodeCache::default(),
@@ -71,6 +72,7 @@ impl VcpuConfig {
             apic_id,
             physical_bits,
             exits_to_timer_check: 1,
+            held_until: 0,
             repeated_fault: RepeatedFault::default(),
         }
     }

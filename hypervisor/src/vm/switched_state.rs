@@ -6,6 +6,7 @@ use crate::{
     cpu::{
         self,
         fpu::{State, Xsave},
+        speculation,
     },
     vdev::msr::Optional,
     vmx::{Capabilities, bitmap::MsrBitmap, controls, virtual_apic},
@@ -19,7 +20,9 @@ const SPEC_CTRL: u32 = 0x48;
 pub fn optional_msrs(capabilities: &Capabilities) -> Optional {
     let rdtscp = capabilities.secondary & controls::SECONDARY_RDTSCP != 0;
     let extended1_edx = if rdtscp { core::arch::x86_64::__cpuid(0x8000_0001).edx } else { 0 };
-    Optional::of_cpuid(cpu::leaf7_edx(), extended1_edx)
+    let all = Optional::of_cpuid(cpu::leaf7_edx(), extended1_edx);
+    // Where the hypervisor has its own value there, the guest's is `Vcpu::set_spec_ctrl`'s.
+    Optional { spec_ctrl: all.spec_ctrl && speculation::plan().spec_ctrl.is_none(), ..all }
 }
 
 /// The MSRs that a guest accesses without an exit: its own ones, and those of the local APIC that the processor serves if it virtualises

@@ -253,11 +253,7 @@ impl VirtualCpu {
         }
         self.is_suppressed = is_suppressed;
         self.mailbox.set_run_state(state);
-        // Only then: what came before it was suppressed has notified, and is taken for that.
-        if is_suppressed {
-            return;
-        }
-        if let Some(vectors) = self.mailbox.take_suppressed() {
+        if !is_suppressed && let Some(vectors) = self.mailbox.take_suppressed() {
             self.accept_posted(vectors);
         }
     }
@@ -282,7 +278,7 @@ impl VirtualCpu {
             self.devices.apic.end();
             virtual_apic.request(vector);
         }
-        virtual_apic.take_posted();
+        self.has_interrupted |= virtual_apic.take_posted();
     }
 
     /// Whether an interrupt could wake it from HLT: whether RFLAGS.IF is set.

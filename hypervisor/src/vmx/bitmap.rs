@@ -1,28 +1,43 @@
 //! The MSR bitmaps: SDM vol. 3, 26.6.9.
 
-use crate::addr::PAGE_SIZE;
+use crate::addr::{Hpa, PAGE_SIZE};
 
-/// A page of bitmaps: a bit that is set makes the access exit.
+/// The page of MSR bitmaps. A set bit makes the access exit.
+#[repr(transparent)]
 pub struct MsrBitmap([u8; PAGE_SIZE as usize]);
 
 /// Offsets of the four bitmaps: reads of low and of high MSRs, writes of both.
 const READ_LOW: usize = 0;
 const WRITE_LOW: usize = 2048;
-/// How far the bitmap for high MSRs lies behind that for low ones.
+/// The distance of the bitmap for high MSRs from the one for low MSRs.
 const HIGH: usize = 1024;
 const HIGH_FIRST: u32 = 0xc000_0000;
-/// MSRs that a bitmap covers.
+/// The number of MSRs that a bitmap covers.
 const COVERED: u32 = 0x2000;
 
 impl MsrBitmap {
-    /// Every access exits, but for reads and writes of `passthrough`. An MSR that no bitmap covers exits in any case.
+    /// Bitmaps that make every access exit, except for reads and writes of `passthrough`. An MSR that no bitmap covers exits in any case.
     pub fn new(passthrough: impl Iterator<Item = u32>) -> Self {
         let mut bitmap = Self([0xff; PAGE_SIZE as usize]);
         for register in passthrough {
-            bitmap.allow(register, READ_LOW);
-            bitmap.allow(register, WRITE_LOW);
+            bitmap.let_through(register);
         }
         bitmap
+    }
+
+    /// The bitmaps in a frame.
+    ///
+    /// # Safety
+    /// The frame holds bitmaps, and nobody else writes there while the result is used.
+    pub unsafe fn at<'a>(frame: Hpa) -> &'a mut Self {
+        // SAFETY: frames are identity-mapped; any byte is one of a bitmap; the caller vouches for the rest.
+        unsafe { &mut *(frame.as_u64() as *mut Self) }
+    }
+
+    /// Lets reads and writes of a register through.
+    pub fn let_through(&mut self, register: u32) {
+        self.allow(register, READ_LOW);
+        self.allow(register, WRITE_LOW);
     }
 
     /// Lets reads through.

@@ -9,8 +9,8 @@ use super::controls::{
     EXIT_SAVE_TIMER, PIN_EXTERNAL_INTERRUPT, PIN_NMI, PIN_POSTED, PIN_PREEMPTION_TIMER, PIN_VIRTUAL_NMIS, PRIMARY_CR3,
     PRIMARY_CR8, PRIMARY_HLT, PRIMARY_INTERRUPT_WINDOW, PRIMARY_IO, PRIMARY_MONITOR, PRIMARY_MSR_BITMAPS,
     PRIMARY_MWAIT, PRIMARY_NMI_WINDOW, PRIMARY_RDPMC, PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW, PRIMARY_TSC_OFFSETTING,
-    SECONDARY_APICV, SECONDARY_ENCLS, SECONDARY_EPT, SECONDARY_INVPCID, SECONDARY_RDTSCP, SECONDARY_UNRESTRICTED,
-    SECONDARY_VPID, SECONDARY_WBINVD,
+    SECONDARY_APICV, SECONDARY_BUS_LOCK, SECONDARY_ENCLS, SECONDARY_EPT, SECONDARY_INVPCID, SECONDARY_RDTSCP,
+    SECONDARY_UNRESTRICTED, SECONDARY_VPID, SECONDARY_WBINVD,
 };
 use crate::cpu::bits::{cr0, cr4};
 
@@ -42,22 +42,22 @@ const EPT_1G: u64 = 1 << 17;
 const EPT_INVEPT_SINGLE: u64 = 1 << 20 | 1 << 25;
 const VPID_SINGLE: u64 = 1 << 32 | 1 << 41;
 
-/// What is missing.
+/// A required feature that is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsupported {
     /// CPUID does not report VMX.
     NoVmx,
     /// The firmware has locked VMX off.
     Firmware,
-    /// The revision or the memory type of VMX structures is not what every known processor has.
+    /// The revision or the memory type of VMX structures differs from that of every known processor.
     Basic,
-    /// A control cannot be what it must be: which one.
+    /// A control does not support the required setting. Holds its name.
     Control(&'static str),
-    /// EPT lacks something: what.
+    /// EPT lacks a feature. Holds its name.
     Ept(&'static str),
-    /// CR0 or CR4 demands bits that the hypervisor does not know.
+    /// CR0 or CR4 has fixed bits that the hypervisor does not know.
     FixedBits,
-    /// The processor lacks XSAVE, or its state is larger than there is room for.
+    /// The processor lacks XSAVE, or its state is larger than the area for it.
     Xsave,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Display for Unsupported {
     }
 }
 
-/// A word of controls: which bits must be 1 and which may be.
+/// The allowed settings of a word of controls.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowed {
     /// Bits that must be 1.
@@ -92,7 +92,8 @@ impl Allowed {
         Self { must: value as u32, may: (value >> 32) as u32 }
     }
 
-    /// `wanted`, each with a name, and what must be 1; those of `optional` that may be 1; and none of `off`.
+    /// Chooses a word of controls: all `wanted` (with their names) and all that must be 1; those of `optional` that may be 1; and none of
+    /// `off`.
     fn choose(
         self,
         wanted: &[(u32, &'static str)],
@@ -110,7 +111,7 @@ impl Allowed {
     }
 }
 
-/// The capability MSRs, as values: what [`Capabilities::check`] judges.
+/// The capability MSRs as values, for [`Capabilities::check`].
 #[derive(Clone, Copy, Debug)]
 pub struct Raw {
     /// CPUID.1:ECX.5.
@@ -134,7 +135,7 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Reads this processor's. The MSRs that do not exist are left alone.
+    /// Reads this processor's MSRs. MSRs that do not exist are not read.
     pub fn read() -> Self {
         let vmx = raw_cpuid::CpuId::new().get_feature_info().is_some_and(|f| f.has_vmx());
         let mut raw = Self {
@@ -172,7 +173,7 @@ impl Raw {
     }
 }
 
-/// What a processor that is good enough offers, and the controls chosen for it.
+/// The features of a suitable processor, and the controls chosen for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Capabilities {
     /// VMCS revision identifier.
@@ -191,18 +192,18 @@ pub struct Capabilities {
     pub ept_1g: bool,
     /// The preemption timer counts down once in 2^this TSC ticks.
     pub preemption_shift: u32,
-    /// CR0 bits that must be 1 in VMX operation, and those that may be. PE and PG an unrestricted guest may clear (SDM vol. 3, 28.3.1.1).
+    /// CR0 bits that must be 1 in VMX operation, and bits that may be 1. An unrestricted guest may clear PE and PG (SDM vol. 3, 28.3.1.1).
     pub cr0: [u64; 2],
     /// The same of CR4.
     pub cr4: [u64; 2],
-    /// The processor virtualises the local APIC and takes posted interrupts into a running guest.
+    /// Whether the processor virtualises the local APIC and delivers posted interrupts to a running guest.
     pub apicv: bool,
-    /// IA32_FEATURE_CONTROL is not locked yet and has to be written.
+    /// Whether IA32_FEATURE_CONTROL is not locked yet and has to be written.
     pub unlock: bool,
 }
 
 impl Capabilities {
-    /// Judges a processor. The refusal says what is missing.
+    /// Checks a processor. The error names the missing feature.
     pub fn check(raw: &Raw) -> Result<Self, Unsupported> {
         if !raw.vmx {
             return Err(Unsupported::NoVmx);
@@ -239,8 +240,18 @@ impl Capabilities {
         Ok(capabilities)
     }
 
-    /// The controls of a virtual processor whose local APIC the processor keeps (`virtualised`), or the hypervisor: SDM vol. 3, 26.6.8
-    /// and 31.1. With the former MONITOR and MWAIT do not exit: a guest whose interrupts come without exits idles without one.
+    /// Whether an access of a guest that locks the bus exits.
+    pub const fn traps_bus_locks(&self) -> bool {
+        self.secondary & SECONDARY_BUS_LOCK != 0
+    }
+
+    /// Lets guests lock the bus without an exit.
+    pub fn ignore_bus_locks(&mut self) {
+        self.secondary &= !SECONDARY_BUS_LOCK;
+    }
+
+    /// The controls of a virtual processor. `virtualised` says that the processor, and not the hypervisor, has its local APIC: SDM vol. 3,
+    /// 26.6.8 and 31.1. Then MONITOR and MWAIT do not exit, because a guest whose interrupts come without exits should idle without one.
     pub const fn controls(&self, virtualised: bool) -> Controls {
         let Self { pin, primary, secondary, .. } = *self;
         if !virtualised {
@@ -298,7 +309,7 @@ fn choose_secondary(allowed: Allowed) -> Result<u32, Unsupported> {
             (SECONDARY_VPID, "VPID"),
             (SECONDARY_WBINVD, "WBINVD exiting"),
         ],
-        SECONDARY_RDTSCP | SECONDARY_INVPCID | SECONDARY_ENCLS,
+        SECONDARY_RDTSCP | SECONDARY_INVPCID | SECONDARY_ENCLS | SECONDARY_BUS_LOCK,
         &[],
     )
 }
@@ -346,7 +357,7 @@ fn check_ept(ept_vpid: u64) -> Result<(), Unsupported> {
     }
 }
 
-/// Lets VMX run outside SMX and locks IA32_FEATURE_CONTROL, where the firmware has left that to us.
+/// Allows VMX outside SMX and locks IA32_FEATURE_CONTROL, if the firmware has not locked it.
 ///
 /// # Safety
 /// `Capabilities::unlock` is set: the register is not locked.

@@ -50,6 +50,8 @@ pub const SECONDARY_WBINVD: u32 = 1 << 6;
 pub const SECONDARY_UNRESTRICTED: u32 = 1 << 7;
 /// Secondary: ENCLS exiting.
 pub const SECONDARY_ENCLS: u32 = 1 << 15;
+/// Secondary: VMM bus-lock detection.
+pub const SECONDARY_BUS_LOCK: u32 = 1 << 30;
 /// Secondary: enable INVPCID.
 pub const SECONDARY_INVPCID: u32 = 1 << 12;
 /// VM exit: save debug controls (DR7, IA32_DEBUGCTL). VM entry: load them.
@@ -67,7 +69,7 @@ pub const ENTRY_IA32E: u32 = 1 << 9;
 /// VM entry: load IA32_PAT and IA32_EFER.
 pub const ENTRY_PAT_EFER: u32 = 1 << 14 | 1 << 15;
 
-/// The words of controls that say what exits.
+/// The words of controls that select which events exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Controls {
     /// Pin-based.

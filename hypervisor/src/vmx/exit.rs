@@ -34,7 +34,7 @@ impl Event {
         if value & Self::VALID == 0 { None } else { Some(Self(value)) }
     }
 
-    /// As VM entry wants it: bit 12 and the reserved bits cleared.
+    /// The event as VM entry requires it: bit 12 and the reserved bits cleared.
     pub const fn entry_field(self) -> u32 {
         self.0 & (Self::VALID | 0xfff)
     }
@@ -54,13 +54,13 @@ impl Event {
         self.kind() == EventKind::Nmi as u32
     }
 
-    /// Whether an instruction of the guest caused it: then VM entry wants that instruction's length.
+    /// Whether an instruction of the guest caused it. Then VM entry needs that instruction's length.
     pub const fn is_software(self) -> bool {
         self.kind() >= EventKind::SoftwareInterrupt as u32
     }
 
-    /// Whether it is a fault: the instruction that caused it is executed again. #DB can be one, whose RFLAGS the processor has set right
-    /// before it exited; #DF and #MC are aborts (SDM vol. 3, table 7-1).
+    /// Whether it is a fault, so that the instruction is executed again. #DB can be a fault, for which the processor has set RFLAGS before
+    /// the exit; #DF and #MC are aborts (SDM vol. 3, table 7-1).
     pub const fn is_fault(self) -> bool {
         const DB: u8 = 1;
         const DF: u8 = 8;
@@ -68,7 +68,7 @@ impl Event {
         self.kind() == EventKind::HardwareException as u32 && !matches!(self.vector(), DB | DF | MC)
     }
 
-    /// The same event, which says nothing of an error code.
+    /// The same event without an error code.
     pub const fn without_error_code(self) -> Self {
         Self(self.0 & !Self::ERROR_CODE)
     }
@@ -89,7 +89,7 @@ pub enum CrAccess {
         /// Number of the general register.
         source: u8,
     },
-    /// MOV from CRn. Only CR8's exits.
+    /// MOV from CRn. Only MOV from CR8 exits.
     Read {
         /// Number of the control register.
         register: u8,
@@ -103,7 +103,7 @@ pub enum CrAccess {
 }
 
 impl CrAccess {
-    /// The one that the last exit was for. Reads the current VMCS.
+    /// The access that caused the last exit. Reads the current VMCS.
     pub fn read() -> Self {
         Self::from_qualification(qualification())
     }
@@ -134,7 +134,7 @@ pub struct IoAccess {
 }
 
 impl IoAccess {
-    /// The one that the last exit was for. Reads the current VMCS.
+    /// The access that caused the last exit. Reads the current VMCS.
     pub fn read() -> Self {
         Self::from_qualification(qualification())
     }
@@ -152,9 +152,9 @@ impl IoAccess {
 /// An EPT violation: SDM vol. 3, table 29-7.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EptViolation {
-    /// Where.
+    /// The guest-physical address.
     pub gpa: Gpa,
-    /// The linear address, when there is one and the access was to its translation (and not to a table on the way).
+    /// The linear address, if there is one and the access was to its translation (and not to a paging structure).
     pub gva: Option<Gva>,
     /// A write (or a read-modify-write).
     pub write: bool,
@@ -163,7 +163,7 @@ pub struct EptViolation {
 }
 
 impl EptViolation {
-    /// The one that the last exit was for. Reads the current VMCS.
+    /// The violation that caused the last exit. Reads the current VMCS.
     #[inline]
     pub fn read() -> Self {
         Self::new(qualification(), vmread(fields::GUEST_PHYSICAL_ADDRESS), vmread(fields::GUEST_LINEAR_ADDRESS))
@@ -188,26 +188,26 @@ pub struct Exception {
     pub event: Event,
     /// Its error code, where the event has one.
     pub error_code: u32,
-    /// Of #DB: what DR6 would say.
+    /// For #DB: the bits for DR6.
     pub qualification: u64,
 }
 
 impl Exception {
-    /// The one that the last exit was for; `None` when it was an NMI of the machine. Reads the current VMCS.
+    /// The exception that caused the last exit; `None` if it was an NMI of the machine. Reads the current VMCS.
     pub fn read() -> Option<Self> {
         let event = Event::from_field(vmread(fields::EXIT_INTERRUPTION)).filter(|event| !event.is_nmi())?;
         Some(Self { event, error_code: vmread(fields::EXIT_ERROR_CODE), qualification: qualification() })
     }
 }
 
-/// Whether the exception that exited is one of an IRET that has unblocked NMIs: bit 12 of its information, which says so of all but #DF
-/// where no event was being delivered (SDM vol. 3, 29.2.2). Reads the current VMCS.
+/// Whether the exception came from an IRET that has unblocked NMIs: bit 12 of its information, which is valid for all but #DF if no event
+/// was being delivered (SDM vol. 3, 29.2.2). Reads the current VMCS.
 pub fn exception_unblocked_nmis() -> bool {
     const UNBLOCKING: u32 = 1 << 12;
     vmread(fields::EXIT_INTERRUPTION) & UNBLOCKING != 0 && Event::from_field(vmread(fields::IDT_VECTORING)).is_none()
 }
 
-/// The same of an EPT violation: bit 12 of the exit qualification. Reads the current VMCS.
+/// The same for an EPT violation: bit 12 of the exit qualification. Reads the current VMCS.
 pub fn violation_unblocked_nmis() -> bool {
     const UNBLOCKING: u64 = 1 << 12;
     qualification() & UNBLOCKING != 0 && Event::from_field(vmread(fields::IDT_VECTORING)).is_none()
@@ -218,8 +218,8 @@ pub fn interrupt_vector() -> u8 {
     vmread(fields::EXIT_INTERRUPTION) as u8
 }
 
-/// Why a guest stopped. It is the exit reason alone, which stays in a register; handlers read other fields on demand.
-/// [`Reason`](super::reason::Reason) says which reason leads to which.
+/// Why a guest exited: the exit reason alone, which stays in a register. Handlers read other fields on demand.
+/// [`Reason`](super::reason::Reason) maps each reason to its exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -227,7 +227,7 @@ pub enum Exit {
     ExceptionOrNmi,
     /// An interrupt of the machine, acknowledged: [`interrupt_vector`].
     ExternalInterrupt,
-    /// A fault while delivering a fault while delivering a fault.
+    /// A triple fault: a fault while a double fault was delivered.
     TripleFault,
     /// INIT of the machine.
     Signal,
@@ -235,6 +235,8 @@ pub enum Exit {
     InterruptWindow,
     /// The guest can take an NMI.
     NmiWindow,
+    /// An access that has locked the bus. RIP is behind the instruction.
+    BusLock,
     /// A task switch by JMP, CALL, IRET or a task gate.
     TaskSwitch,
     /// CPUID.
@@ -251,30 +253,30 @@ pub enum Exit {
     Io,
     /// RDMSR of a register that is not passed through.
     Rdmsr,
-    /// WRMSR to such a register.
+    /// WRMSR of a register that is not passed through.
     Wrmsr,
     /// XSETBV.
     Xsetbv,
     /// An instruction that the guest's CPUID does not offer: MONITOR, MWAIT, RDPMC, ENCLS, any of VMX's.
     NotOffered,
-    /// An access to what the EPT does not allow: [`EptViolation::read`].
+    /// An access that the EPT does not allow: [`EptViolation::read`].
     EptViolation,
-    /// An entry of the EPT that the processor does not take.
+    /// An entry of the EPT that the processor refuses.
     EptMisconfiguration,
-    /// A write to the virtual-APIC page that the processor has not carried out: [`apic_write_offset`]. RIP is behind the instruction.
+    /// A write to the virtual-APIC page that the processor has not carried out: [`apic_write_offset`]. RIP points behind the instruction.
     ApicWrite,
-    /// The VMX-preemption timer has run down.
+    /// The VMX-preemption timer has expired.
     PreemptionTimer,
-    /// VM entry found the guest's state wrong: a defect of ours, or of the guest's making by way of one.
+    /// VM entry refused the guest's state: a defect of ours, or one that the guest used.
     EntryFailure,
     /// A machine check during VM entry.
     EntryMachineCheck,
-    /// One that no control of ours asks for.
+    /// An exit that none of our controls enables.
     NotAskedFor,
 }
 
 impl Exit {
-    /// Whether the exit is the doing of an instruction that the guest executed, and of nothing else.
+    /// Whether an instruction of the guest caused the exit, and nothing else.
     pub const fn is_instruction(self) -> bool {
         matches!(
             self,

@@ -6,16 +6,17 @@ use core::marker::PhantomData;
 #[derive(Debug)]
 pub struct Field<W, S = Guarded>(u32, PhantomData<(W, S)>);
 
-/// Host state, controls, exit information: a wrong value would open a way out of the guest, or cannot be written at all.
+/// Host state, controls and exit information. A wrong value could give the guest access to the hypervisor, or the field cannot be written
+/// at all.
 #[derive(Clone, Copy, Debug)]
 pub struct Guarded;
 
-/// The guest's state and what it is told: whatever the value, nobody but the guest can suffer from it, because what a guest reaches is
-/// decided by [`Guarded`] fields.
+/// The guest's state and the values that it reads. Any value is safe for all but the guest, because [`Guarded`] fields limit the guest's
+/// access.
 #[derive(Clone, Copy, Debug)]
 pub struct Guests;
 
-/// As [`Guests`], but only the hypervisor changes it, and [`Vcpu`](super::Vcpu) keeps a copy: it has a method for each.
+/// As [`Guests`], but only the hypervisor changes it, and [`Vcpu`](super::Vcpu) keeps a copy, with a method for each field.
 #[derive(Clone, Copy, Debug)]
 pub struct Cached;
 
@@ -112,6 +113,12 @@ fields! {
     u64, Guarded {
         /// Address of the MSR bitmaps.
         MSR_BITMAP = 0x2004,
+        /// Address of the area of MSRs stored at VM exit.
+        EXIT_MSR_STORE_ADDRESS = 0x2006,
+        /// Address of the area of MSRs loaded at VM exit.
+        EXIT_MSR_LOAD_ADDRESS = 0x2008,
+        /// Address of the area of MSRs loaded at VM entry.
+        ENTRY_MSR_LOAD_ADDRESS = 0x200a,
         /// Address of the virtual-APIC page.
         VIRTUAL_APIC_PAGE = 0x2012,
         /// Address of the posted-interrupt descriptor.

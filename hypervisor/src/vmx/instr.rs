@@ -91,7 +91,7 @@ core::arch::global_asm!(
     failed = sym field_failed,
 );
 
-/// The end of a VMREAD or VMWRITE that failed: tells why.
+/// Handles a failed VMREAD or VMWRITE: panics with the reason.
 extern "C" fn field_failed(encoding: u64) -> ! {
     let (invalid, error): (u8, u64);
     // SAFETY: as in `instruction_error`.
@@ -103,7 +103,7 @@ extern "C" fn field_failed(encoding: u64) -> ! {
     panic!("VMREAD or VMWRITE of field {encoding:#x}: {failure}")
 }
 
-/// Reads a field of the current VMCS, which must be complete: else this panics.
+/// Reads a field of the current VMCS, which must be complete; if not, this panics.
 #[inline(always)]
 pub fn vmread<W: Width, S>(field: Field<W, S>) -> W::Value {
     let value: u64;
@@ -126,7 +126,7 @@ pub fn vmread<W: Width, S>(field: Field<W, S>) -> W::Value {
     W::narrow(value)
 }
 
-/// Writes a field of the current VMCS, which must be complete: else this panics.
+/// Writes a field of the current VMCS, which must be complete; if not, this panics.
 ///
 /// # Safety
 /// Of a [`Guarded`](super::fields::Guarded) field, the value must keep the guest within its memory and the exit within the hypervisor's
@@ -150,14 +150,14 @@ pub unsafe fn vmwrite<W: Width, S>(field: Field<W, S>, value: W::Value) {
     }
 }
 
-/// This processor holds no translation by a guest's extended page tables. Who gives tables back asks for it, so that nobody forgets to
-/// drop translations.
+/// Proof that this processor holds no translation by a guest's extended page tables. Freeing the tables requires it, so that dropping the
+/// translations cannot be forgotten.
 #[derive(Debug)]
 #[must_use]
 pub struct Forgotten(());
 
 impl Forgotten {
-    /// On a processor that has never run a guest with these tables.
+    /// The proof on a processor that has never run a guest with these tables.
     pub const fn never_ran() -> Self {
         Self(())
     }

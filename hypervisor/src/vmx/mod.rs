@@ -11,6 +11,7 @@ pub mod posted;
 pub mod reason;
 pub mod root;
 mod setup;
+mod spec_ctrl;
 mod start;
 pub mod vcpu;
 pub mod virtual_apic;

@@ -32,12 +32,12 @@ const SN: u64 = 1 << 1;
 const NV_SHIFT: u32 = 16;
 const NDST_SHIFT: u32 = 32;
 
-/// Who runs.
+/// A virtual processor's run state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunState {
-    /// The virtual processor.
+    /// It runs.
     Running,
-    /// It could, but another one does.
+    /// It could run, but another one does.
     Preempted,
     /// It waits for an interrupt.
     Halted,
@@ -52,7 +52,7 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// An empty one that notifies `destination`: an x2APIC ID where the remapping units are in extended interrupt mode, else an xAPIC
+    /// An empty descriptor that notifies `destination`: an x2APIC ID if the remapping units are in extended interrupt mode, else an xAPIC
     /// ID in bits 15:8 (VT-d specification, 9.11, NDST). It suppresses notifications until [`Descriptor::set_run_state`].
     pub fn new(frames: &impl FrameSource, destination: u32) -> Option<Self> {
         Self::with(frames, destination, [NOTIFICATION_VECTOR, WAKE_UP_VECTOR], RunState::Preempted)
@@ -81,13 +81,13 @@ impl Descriptor {
         u64::from(vector) << NV_SHIFT | self.destination | suppressed
     }
 
-    /// Where it is.
+    /// The descriptor's address.
     pub fn address(&self) -> Hpa {
         self.table.address()
     }
 
-    /// Says who runs. After `Running` or `Halted`, requests that came while notifications were suppressed are found by
-    /// [`Descriptor::take`]: SN is clear before anyone looks.
+    /// Sets the run state. After `Running` or `Halted`, [`Descriptor::take`] finds requests that came while notifications were suppressed,
+    /// because SN is clear before that.
     pub fn set_run_state(&self, state: RunState) {
         let value = self.control(state);
         let control = self.table.entry(CONTROL);
@@ -96,8 +96,8 @@ impl Descriptor {
         fence(Ordering::SeqCst);
     }
 
-    /// Requests an interrupt as hardware does (VT-d specification, 5.2.5). Returns the vector at which the processor is to be notified,
-    /// unless it has been or nobody need know.
+    /// Requests an interrupt as hardware does (VT-d specification, 5.2.5). Returns the vector at which the caller has to notify the
+    /// processor, unless a notification is pending or suppressed.
     pub fn post(&self, vector: u8) -> Option<u8> {
         self.table.entry(u64::from(vector / 64)).fetch_or(1 << (vector % 64), Ordering::SeqCst);
         let notify = |old: u64| (old & (ON | SN) == 0).then_some(old | ON);
@@ -116,7 +116,7 @@ impl Descriptor {
         self.table.get(CONTROL) & ON != 0
     }
 
-    /// Takes all requests. ON goes first: who sets a bit after that notifies again.
+    /// Takes all requests. ON is cleared first, so a sender that sets a bit after that notifies again.
     pub fn take(&self) -> [u64; 4] {
         self.table.entry(CONTROL).fetch_and(!ON, Ordering::SeqCst);
         // A word that is empty now gets its bit after ON went, and notifies for that.

@@ -23,12 +23,12 @@ macro_rules! reasons {
                 match number { $($number => $text,)+ _ => "other" }
             }
 
-            /// What the hypervisor takes it for.
+            /// The exit for this reason.
             pub const fn exit(self) -> Exit {
                 Self::exit_of(self as u16)
             }
 
-            /// The same of a number, in one step: asked at each exit.
+            /// The exit for a reason's number, in one step, because each exit needs it.
             #[inline]
             pub const fn exit_of(number: u16) -> Exit {
                 match number { $($number => Exit::$exit,)+ _ => Exit::NotAskedFor }
@@ -108,7 +108,7 @@ reasons! {
     70 Enclv "enclv" => NotAskedFor, "ENCLV exiting is off: #UD in VMX non-root operation.";
     72 Enqcmd "enqcmd" => NotAskedFor, "PASID translation is off.";
     73 Enqcmds "enqcmds" => NotAskedFor, "PASID translation is off.";
-    74 BusLock "bus-lock" => NotAskedFor, "Bus-lock detection is off.";
+    74 BusLock "bus-lock" => BusLock, "Bus-lock detection, where the processor has it: behind the access. Bit 26 of another exit's reason is not looked at: that one ends the access as well.";
     75 InstructionTimeout "instruction-timeout" => NotAskedFor, "The instruction time-out is off.";
     76 Seamcall "seamcall" => NotOffered, "Unconditional where the processor has SEAM: #UD.";
     77 Tdcall "tdcall" => NotOffered, "Unconditional where the processor has SEAM: #UD.";
@@ -164,7 +164,7 @@ mod tests {
             causes[n] = Some(Always);
             n += 1;
         }
-        let never = [4, 5, 6, 17, 43, 45, 59, 69, 70, 72, 73, 74, 75, 78, 79];
+        let never = [4, 5, 6, 17, 43, 45, 59, 69, 70, 72, 73, 75, 78, 79];
         n = 0;
         while n < never.len() {
             causes[never[n]] = Some(Never);
@@ -202,6 +202,7 @@ mod tests {
         causes[66] = Some(Secondary(1 << 23));
         causes[67] = Some(Secondary(1 << 26));
         causes[68] = Some(Secondary(1 << 26));
+        causes[74] = Some(Secondary(1 << 30));
         causes
     };
 

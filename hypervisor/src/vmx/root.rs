@@ -6,9 +6,15 @@ use super::{
     caps::{self, Capabilities},
     instr::{Failure, vmxon},
 };
-use crate::{addr::Hpa, cpu};
+use crate::{
+    addr::Hpa,
+    cpu::{
+        self,
+        speculation::{self, Plan},
+    },
+};
 
-/// What every VMCS of this processor has in its host state.
+/// The host state that every VMCS of this processor has.
 #[derive(Clone, Copy, Debug)]
 pub struct Host {
     /// Tables of this processor.
@@ -19,14 +25,16 @@ pub struct Host {
     pub pat: u64,
     /// IA32_EFER.
     pub efer: u64,
-    /// What the processor can do.
+    /// The processor's capabilities.
     pub capabilities: Capabilities,
+    /// What is done against speculation.
+    pub plan: Plan,
 }
 
 impl Host {
-    /// Enters VMX operation with `region`, a frame that nobody else uses from now on.
+    /// Enters VMX operation with `region`, a frame that is used for nothing else from now on.
     ///
-    /// CR0, CR3 and CR4 must be final when this is called: every VM exit sets them back to what they are now.
+    /// CR0, CR3 and CR4 must be final, because every VM exit loads their present values.
     ///
     /// # Safety
     /// `region` is a zeroed frame that nobody else uses from now on; `capabilities` and `bases` are this processor's.
@@ -57,6 +65,7 @@ impl Host {
             // SAFETY: as for IA32_PAT.
             efer: unsafe { msr::rdmsr(msr::IA32_EFER) },
             capabilities,
+            plan: speculation::plan(),
         })
     }
 }

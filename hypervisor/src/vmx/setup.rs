@@ -75,7 +75,7 @@ impl Vcpu {
         self.write(fields::GUEST_INTERRUPT_STATUS, 0);
     }
 
-    /// What VM exit sets back (SDM vol. 3, 29.5): this processor's own registers and tables.
+    /// Writes the state that VM exit loads (SDM vol. 3, 29.5): this processor's own registers and tables.
     pub(super) fn write_host_state(&mut self, host: &Host) {
         let [cr0, cr3, cr4] = host.cr;
         // SAFETY: VM exit leads into `entry`, with the control registers and tables that are in force now.
@@ -100,11 +100,11 @@ impl Vcpu {
             self.write_guarded(fields::HOST_SYSENTER_CS, 0);
             self.write_guarded(fields::HOST_SYSENTER_ESP, 0);
             self.write_guarded(fields::HOST_SYSENTER_EIP, 0);
-            self.write_guarded(fields::HOST_RIP, entry::exit_address());
+            self.write_guarded(fields::HOST_RIP, entry::exit_address(&host.plan));
         }
     }
 
-    /// As Linux's 64-bit entry wants it: long mode, paging on, interrupts off.
+    /// Writes the state for Linux's 64-bit entry: long mode, paging on, interrupts off.
     pub(super) fn write_guest_state(&mut self, start: &Start) {
         let cr0_value = cr0::PE | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
         self.write(fields::GUEST_CR0, cr0_value);
@@ -131,7 +131,7 @@ impl Vcpu {
         }
     }
 
-    /// What is the same at every beginning.
+    /// Writes the state that all starts have in common.
     fn write_common_state(&mut self) {
         self.write(fields::GUEST_RFLAGS, rflags::FIXED);
         self.write(fields::GUEST_DR7, 0x400);
@@ -144,8 +144,8 @@ impl Vcpu {
         }
     }
 
-    /// Makes it what it is after INIT and a start-up command for `page`: real mode, CS at the page, IP 0 (SDM vol. 3, 11.1.1 and
-    /// 10.4.4.2). `signature` is CPUID's, for EDX. MSRs but for EFER stay. Its VMCS must be current.
+    /// Sets the state after INIT and a start-up command for `page`: real mode, CS at the page, IP 0 (SDM vol. 3, 11.1.1 and 10.4.4.2).
+    /// `signature` is CPUID's, for EDX. MSRs except EFER stay. The VMCS must be current.
     pub fn start_up(&mut self, page: u8, signature: u32) {
         let reset = cr0::CD | cr0::NW | cr0::ET;
         self.write(fields::GUEST_CR0, cr0::ET | cr0::NE);

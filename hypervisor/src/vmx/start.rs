@@ -2,7 +2,7 @@
 
 use crate::addr::Hpa;
 
-/// Where and how a guest begins: Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst).
+/// A guest's first instruction and state: Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst).
 #[derive(Clone, Copy, Debug)]
 pub struct Start {
     /// First instruction.
@@ -21,7 +21,7 @@ pub struct Start {
     pub tss: (u64, u32),
 }
 
-/// Frames that a virtual processor is made of. Whoever made it takes them back when it is gone.
+/// A virtual processor's frames. The code that made it frees them after its end.
 #[derive(Clone, Copy, Debug)]
 pub struct Frames {
     /// The VMCS, zeroed.
@@ -30,12 +30,12 @@ pub struct Frames {
     pub msr_bitmap: Hpa,
 }
 
-/// Who keeps a virtual processor's local APIC.
+/// Where a virtual processor's local APIC is.
 #[derive(Clone, Copy, Debug)]
 pub enum LocalApic {
-    /// The hypervisor alone: it injects interrupts.
+    /// In the hypervisor, which injects interrupts.
     Emulated,
-    /// The processor, in this page, which posted interrupts of this descriptor reach while the guest runs.
+    /// In the processor, in this page. Interrupts that are posted into this descriptor reach the running guest.
     Virtualised {
         /// The virtual-APIC page.
         page: Hpa,

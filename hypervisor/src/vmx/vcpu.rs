@@ -5,12 +5,13 @@
 
 use super::{
     controls,
-    entry::{self, Registers},
+    entry::{self, Registers, Way},
     exit::{Event, EventKind, Exit},
     fields::{self, Field, Guests, Width},
     instr::{self, Failure},
     reason,
     root::{Host, prepare_region},
+    spec_ctrl::SpecCtrl,
     start::{Frames, LocalApic, Start},
 };
 use crate::{
@@ -18,14 +19,14 @@ use crate::{
     cpu::bits::{cr0, cr4, efer, rflags},
 };
 
-/// CR0 bits whose changes the hypervisor wants to see; the guest owns the others.
+/// CR0 bits whose changes the hypervisor traps; the guest owns the others.
 pub const CR0_WATCHED: u64 = cr0::PE | cr0::NE | cr0::NW | cr0::CD | cr0::PG;
 
 /// CR4 bits the guest may change without an exit: none of them changes what an exit or an entry means.
 pub const CR4_OWNED: u64 = cr4::TSD | cr4::DE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT;
 const _: () =
     assert!(CR4_OWNED & (cr4::PSE | cr4::PAE | cr4::LA57 | cr4::SMEP | cr4::SMAP) == 0, "translation is watched");
-/// CR4 bits a guest may set at all, as far as the processor knows them.
+/// CR4 bits that a guest may set if the processor has them.
 pub const CR4_ALLOWED: u64 = CR4_OWNED
     | cr4::VME
     | cr4::PVI
@@ -39,8 +40,8 @@ pub const CR4_ALLOWED: u64 = CR4_OWNED
     | cr4::SMEP
     | cr4::SMAP;
 
-/// CR4 that is in force while a guest runs that sees `guest`. A machine check shuts the processor down where CR4.MCE is off, in a guest too
-/// (SDM vol. 3, 16.1): so that bit is the hypervisor's, whose CR4 is `host`.
+/// The CR4 in force while a guest runs that reads `guest`. A machine check shuts the processor down if CR4.MCE is clear, also in a guest
+/// (SDM vol. 3, 16.1). So that bit is the hypervisor's, whose CR4 is `host`.
 pub const fn cr4_in_force(guest: u64, host: u64) -> u64 {
     guest | cr4::VMXE | host & cr4::MCE
 }
@@ -58,15 +59,15 @@ const CS_L: u32 = 1 << 13;
 /// Pending debug exceptions: single step.
 const PENDING_BS: u64 = 1 << 14;
 
-/// Exceptions that the hypervisor intercepts. #DB and #AC, because a guest can arrange for their delivery to cause them again
-/// without end, which no interrupt could break into (CVE-2015-8104, CVE-2015-5307); #MC, because it is the machine's.
+/// Exceptions that the hypervisor intercepts. #DB and #AC, because a guest can make their delivery cause them again without end, which no
+/// interrupt could break (CVE-2015-8104, CVE-2015-5307); #MC, because it is the machine's.
 pub const VECTOR_DB: u8 = 1;
 /// Alignment check: see [`VECTOR_DB`].
 pub const VECTOR_AC: u8 = 17;
 /// Machine check: see [`VECTOR_DB`].
 pub const VECTOR_MC: u8 = 18;
 
-/// Copies of fields that only the hypervisor changes: the guest's mode is asked for at most exits.
+/// Copies of fields that only the hypervisor changes. Most exits need the guest's mode.
 #[derive(Debug, Default)]
 struct CachedFields {
     cr0_shadow: u64,
@@ -81,15 +82,19 @@ pub struct Vcpu {
     pub registers: Registers,
     vmcs: Hpa,
     vpid: u16,
-    launched: bool,
-    /// What the VMCS holds of the [`fields::Cached`] fields.
+    /// How it is entered next, and after that.
+    way: Way,
+    again: Way,
+    /// The values of the [`fields::Cached`] fields in the VMCS.
     cached: CachedFields,
     pub(super) entry_controls: u32,
     pub(super) primary_controls: u32,
+    /// IA32_SPEC_CTRL, where the hypervisor has its own value there.
+    pub(super) spec_ctrl: Option<SpecCtrl>,
 }
 
 impl Vcpu {
-    /// Makes a virtual processor that begins at `start` and sees the memory of `eptp`. Its VMCS is current afterwards.
+    /// Makes a virtual processor that begins at `start` with the memory of `eptp`. Its VMCS is current afterwards.
     ///
     /// # Safety
     /// `eptp` maps nothing but the guest's own memory, and the bitmap lets through no MSR that endangers the hypervisor. The frames, and
@@ -112,10 +117,12 @@ impl Vcpu {
             registers: Registers::default(),
             vmcs: frames.vmcs,
             vpid,
-            launched: false,
+            way: Way::Launch,
+            again: Way::again(&host.plan),
             cached: CachedFields::default(),
             entry_controls: host.capabilities.entry | controls::ENTRY_IA32E,
             primary_controls: host.capabilities.primary,
+            spec_ctrl: SpecCtrl::new(host, frames.msr_bitmap),
         };
         // SAFETY: the caller vouches for the EPT, the bitmap and the frames.
         unsafe { vcpu.write_controls(host, frames.msr_bitmap, eptp, vpid) };
@@ -123,6 +130,7 @@ impl Vcpu {
             // SAFETY: the caller vouches that page and descriptor are used for nothing else.
             unsafe { vcpu.virtualise_apic(host, page, descriptor) };
         }
+        vcpu.set_spec_ctrl(0);
         vcpu.write_host_state(host);
         vcpu.write_guest_state(start);
         vcpu.registers.set(Registers::RSI, start.rsi);
@@ -135,7 +143,7 @@ impl Vcpu {
         unsafe { instr::vmptrld(self.vmcs) }
     }
 
-    /// Takes its VMCS out of the processor, so that the frame can be used for something else.
+    /// Clears the VMCS from the processor, so that the frame can be used again.
     pub fn retire(self) -> Result<(), Failure> {
         // SAFETY: as in `make_current`.
         unsafe { instr::vmclear(self.vmcs) }
@@ -144,8 +152,8 @@ impl Vcpu {
     /// Runs the guest until its next exit. Returns the basic exit reason's number and the exit.
     pub fn run(&mut self) -> Result<(u16, Exit), Failure> {
         // SAFETY: `new` has completed the VMCS, and whoever called it vouches for the EPT.
-        unsafe { entry::enter(&mut self.registers, self.launched)? };
-        self.launched = true;
+        unsafe { entry::enter(&mut self.registers, self.way)? };
+        self.way = self.again;
         Ok(reason::read())
     }
 
@@ -175,7 +183,7 @@ impl Vcpu {
         self.read(fields::EXIT_INSTRUCTION_LENGTH) as u8
     }
 
-    /// Advances RIP over an instruction of `length` bytes: the one place where RIP moves.
+    /// Advances RIP over an instruction of `length` bytes. RIP moves only here.
     ///
     /// The instruction is done, so blocking by STI or MOV SS ends with it, and a single step traps after it (SDM vol. 3, 27.7.3).
     pub fn advance(&mut self, length: u8) {
@@ -197,14 +205,14 @@ impl Vcpu {
         }
     }
 
-    /// With RFLAGS.TF a single step is pending from now on.
+    /// Makes a single step pending, if RFLAGS.TF is set.
     fn pend_single_step(&mut self) {
         if self.read(fields::GUEST_RFLAGS) & rflags::TF != 0 {
             self.pend_debug(PENDING_BS);
         }
     }
 
-    /// An element of a repeated string instruction has ended, and others are left: what [`Vcpu::advance`] does, but for RIP and RF.
+    /// Completes an element of a repeated string instruction with others left: as [`Vcpu::advance`], except for RIP and RF.
     pub fn finish_element(&mut self) {
         self.end_blocking();
         self.pend_single_step();
@@ -217,7 +225,7 @@ impl Vcpu {
         }
     }
 
-    /// A debug exception for `causes`, in the format of the field, is pending from now on.
+    /// Makes a debug exception for `causes`, in the format of the field, pending.
     pub fn pend_debug(&mut self, causes: u64) {
         let pending = self.read(fields::GUEST_PENDING_DEBUG);
         self.write(fields::GUEST_PENDING_DEBUG, pending | causes);
@@ -228,8 +236,8 @@ impl Vcpu {
         self.read(fields::GUEST_PENDING_DEBUG) != 0
     }
 
-    /// Keeps the guest's state one that VM entry takes when a debug exception has exited right behind STI or MOV SS: such an exit
-    /// drops the single step that TF has pending there, and VM entry wants it (SDM vol. 3, 28.3.1.5).
+    /// Keeps the guest's state valid for VM entry when a debug exception has exited right after STI or MOV SS: such an exit drops the
+    /// single step that TF has pending there, and VM entry requires it (SDM vol. 3, 28.3.1.5).
     pub fn keep_single_step(&mut self) {
         if self.read(fields::GUEST_INTERRUPTIBILITY) & (BLOCKING_STI | BLOCKING_MOV_SS) != 0 {
             self.pend_single_step();
@@ -272,14 +280,30 @@ impl Vcpu {
         unsafe { self.write_guarded(fields::GUEST_EFER, value) }
     }
 
-    /// Sets what the guest reads of the CR0 bits that it does not own.
+    /// The guest has written `value`, whose bits the processor has, to IA32_SPEC_CTRL; or it begins, with 0. Its VMCS must be current.
+    pub fn set_spec_ctrl(&mut self, value: u64) {
+        let Some([guest, host]) = self.spec_ctrl.as_mut().and_then(|own| own.set(value)) else { return };
+        // SAFETY: the entries live as long as the virtual processor, and name a register that is there.
+        unsafe {
+            for (address, count, entry) in [
+                (fields::EXIT_MSR_STORE_ADDRESS, fields::EXIT_MSR_STORE_COUNT, guest),
+                (fields::EXIT_MSR_LOAD_ADDRESS, fields::EXIT_MSR_LOAD_COUNT, host),
+                (fields::ENTRY_MSR_LOAD_ADDRESS, fields::ENTRY_MSR_LOAD_COUNT, guest),
+            ] {
+                self.write_guarded(address, entry);
+                self.write_guarded(count, 1);
+            }
+        }
+    }
+
+    /// Sets the values that the guest reads of CR0 bits that it does not own.
     pub fn set_cr0_shadow(&mut self, value: u64) {
         self.cached.cr0_shadow = value;
         // SAFETY: only the guest reads it.
         unsafe { self.write_guarded(fields::CR0_SHADOW, value) }
     }
 
-    /// Sets what the guest reads of the CR4 bits that it does not own.
+    /// Sets the values that the guest reads of CR4 bits that it does not own.
     pub fn set_cr4_shadow(&mut self, value: u64) {
         self.cached.cr4_shadow = value;
         // SAFETY: only the guest reads it.
@@ -296,7 +320,7 @@ impl Vcpu {
         self.read(fields::GUEST_CR4) & CR4_OWNED | self.cached.cr4_shadow & !CR4_OWNED
     }
 
-    /// The same without the bits that the guest owns, none of which decides on a translation.
+    /// CR4 without the bits that the guest owns. None of those affects translations.
     pub fn cr4_watched(&self) -> u64 {
         self.cached.cr4_shadow & !CR4_OWNED
     }
@@ -315,20 +339,20 @@ impl Vcpu {
         }
     }
 
-    /// Whether an external interrupt would be taken if it were injected now. A debug exception that is pending would be lost with it.
+    /// Whether an external interrupt could be injected now. With a pending debug exception it cannot, because that exception would be lost.
     pub fn can_take_interrupt(&self) -> bool {
         self.read(fields::GUEST_RFLAGS) & rflags::IF != 0
             && self.read(fields::GUEST_INTERRUPTIBILITY) & (BLOCKING_STI | BLOCKING_MOV_SS) == 0
             && !self.has_pending_debug()
     }
 
-    /// Asks for an exit as soon as the guest can take an interrupt, or no longer.
+    /// Requests an exit as soon as the guest can take an interrupt, or ends the request.
     pub fn set_interrupt_window(&mut self, wanted: bool) {
         self.set_window(controls::PRIMARY_INTERRUPT_WINDOW, wanted);
     }
 
-    /// Injects an NMI at the next entry if the guest can take one. Otherwise, or when `more` are to come, there is an exit as soon as it
-    /// can. Returns whether it was injected.
+    /// Injects an NMI at the next entry if the guest can take one. If it cannot, or if `more` follow, requests an exit for when it can.
+    /// Returns whether the NMI was injected.
     pub fn inject_nmi(&mut self, more: bool) -> bool {
         const VECTOR_NMI: u8 = 2;
         let blocking = BLOCKING_STI | BLOCKING_MOV_SS | BLOCKING_NMI;
@@ -368,8 +392,8 @@ impl Vcpu {
         self.write(fields::ENTRY_INTERRUPTION, event.entry_field());
     }
 
-    /// Injects an exception of the instruction at RIP. A fault's RFLAGS say RF on the stack, so that the instruction's breakpoint does not
-    /// come again when it is executed anew; VM entry pushes RFLAGS as they are (SDM vol. 3, 18.3.1.1 and 28.6.1).
+    /// Injects an exception of the instruction at RIP. For a fault, RF is set in the pushed RFLAGS, so that the instruction's breakpoint
+    /// does not hit again; VM entry pushes RFLAGS as they are (SDM vol. 3, 18.3.1.1 and 28.6.1).
     pub fn raise(&mut self, event: Event, error_code: u32) {
         if event.is_fault() {
             let flags = self.read(fields::GUEST_RFLAGS);
@@ -378,18 +402,18 @@ impl Vcpu {
         self.inject(event, error_code);
     }
 
-    /// An IRET that unblocks NMIs has faulted, or exited, and is executed again: NMIs are blocked until it has ended (SDM vol. 3, 29.2.3).
+    /// Blocks NMIs again, because an IRET that unblocks them has faulted, or exited, and is executed again (SDM vol. 3, 29.2.3).
     pub fn block_nmis(&mut self) {
         let interruptibility = self.read(fields::GUEST_INTERRUPTIBILITY);
         self.write(fields::GUEST_INTERRUPTIBILITY, interruptibility | BLOCKING_NMI);
     }
 
-    /// Whether an event is going to be injected at the next entry.
+    /// Whether an event will be injected at the next entry.
     pub fn injects(&self) -> bool {
         Event::from_field(self.read(fields::ENTRY_INTERRUPTION)).is_some()
     }
 
-    /// Injects again the event whose delivery the last exit cut short, if there is one (SDM vol. 3, 29.2.4).
+    /// Injects the event again whose delivery the last exit interrupted, if there is one (SDM vol. 3, 29.2.4).
     pub fn reinject(&mut self) {
         if let Some(event) = Event::from_field(self.read(fields::IDT_VECTORING)) {
             // VM entry refuses an NMI while NMIs are blocked, and the one that was cut short has blocked them (SDM vol. 3, 27.2.1.3).
@@ -402,7 +426,7 @@ impl Vcpu {
         }
     }
 
-    /// Makes EFER.LMA, and the entry control that goes with it, what `active` says.
+    /// Sets EFER.LMA, and the entry control that belongs to it, to `active`.
     pub fn set_long_mode(&mut self, active: bool) {
         let value = self.cached.efer;
         if active {
@@ -416,13 +440,13 @@ impl Vcpu {
         unsafe { self.write_guarded(fields::ENTRY_CONTROLS, self.entry_controls) }
     }
 
-    /// Tells the processor the highest requested vector of the virtual-APIC page: RVI. It delivers what it can from then on.
+    /// Sets RVI, the highest requested vector of the virtual-APIC page. The processor delivers interrupts from then on.
     pub fn set_requested(&mut self, vector: u8) {
         let status = self.read(fields::GUEST_INTERRUPT_STATUS);
         self.write(fields::GUEST_INTERRUPT_STATUS, status & 0xff00 | u16::from(vector));
     }
 
-    /// What a person wants to see of virtual processor `number` of a guest that went wrong.
+    /// Logs the state of virtual processor `number` of a guest that failed.
     pub fn dump(&self, guest: &str, number: usize) {
         log::info!(
             "guest {guest}, processor {number}: rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",

@@ -26,7 +26,7 @@ pub struct VirtualApic {
 }
 
 impl VirtualApic {
-    /// As after reset; its descriptor notifies `destination`, as [`Descriptor::new`] wants it.
+    /// A page as after reset. Its descriptor notifies `destination`, as in [`Descriptor::new`].
     pub fn new(frames: &impl FrameSource, destination: u32) -> Option<Self> {
         Some(Self { page: Table::new(frames)?, descriptor: Arc::new(Descriptor::new(frames, destination)?) })
     }
@@ -36,7 +36,8 @@ impl VirtualApic {
         self.page.address()
     }
 
-    /// As after INIT: nothing is requested or in service, and the task priority is 0. Only while the virtual processor does not run.
+    /// Resets the page as INIT does: no interrupt is requested or in service, and the task priority is 0. Only while the virtual processor
+    /// does not run.
     pub fn reset(&self) {
         self.descriptor.take();
         let registers = [VTPR, VPPR].into_iter().chain((0..WORDS).flat_map(|n| [VISR + 0x10 * n, VIRR + 0x10 * n]));
@@ -48,17 +49,17 @@ impl VirtualApic {
         &self.descriptor
     }
 
-    /// Says who runs.
+    /// Sets the run state in the descriptor.
     pub fn set_run_state(&self, state: RunState) {
         self.descriptor.set_run_state(state);
     }
 
-    /// Requests an interrupt. Only while the virtual processor does not run: the processor has the page then.
+    /// Requests an interrupt. Only while the virtual processor does not run, because the processor uses the page then.
     pub fn request(&self, vector: u8) {
         self.set(VIRR, vector);
     }
 
-    /// Takes what was posted into the page. Returns whether there was anything.
+    /// Moves posted interrupts into the page. Returns whether there were any.
     pub fn take_posted(&self) -> bool {
         if !self.descriptor.has_requests() {
             return false;

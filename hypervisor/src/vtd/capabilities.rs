@@ -7,15 +7,15 @@ use super::{
 };
 use crate::memory::Registers;
 
-/// PASIDs that a directory of 128 entries (PDTS = 0) is for.
+/// PASIDs of a directory with 128 entries (PDTS = 0).
 const PASIDS: u32 = 128 * 64;
 
-/// What a unit's scalable mode is like.
+/// A unit's scalable mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scalable {
     /// Whether walks of second-stage tables can snoop (ECAP.SMPWCS).
     pub walks_snoop: bool,
-    /// How many PASIDs there are, 0 included; 1 where requests with PASIDs are not supported.
+    /// The number of PASIDs, including 0; 1 if requests with PASIDs are not supported.
     pub pasids: u32,
 }
 
@@ -34,8 +34,8 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Reads them and refuses a unit that lacks something. `register_bytes` is the size of its register block; `wide` asks
-    /// for 32-bit APIC IDs.
+    /// Reads the registers and refuses a unit that lacks a required feature. `register_bytes` is the size of its register block; `wide`
+    /// requires 32-bit APIC IDs.
     pub fn read(registers: &impl Registers, register_bytes: u64, wide: bool) -> Result<Self, UnitError> {
         let version = registers.read32(VER);
         if version == 0 || version == u32::MAX {
@@ -45,7 +45,7 @@ impl Capabilities {
         this.check(register_bytes, wide).map_or(Ok(this), Err)
     }
 
-    /// The first thing missing.
+    /// The first missing feature.
     fn check(&self, register_bytes: u64, wide: bool) -> Option<UnitError> {
         let records_end = (self.cap.fro() + self.cap.nfr() + 1) * 16;
         let missing = [
@@ -69,19 +69,19 @@ impl Capabilities {
         Coherence(self.ecap.c() != 0)
     }
 
-    /// Scalable mode with second-stage tables, if the unit has it: then it is used.
+    /// Scalable mode with second-stage tables, if the unit has it. It is used in that case.
     pub fn scalable(&self) -> Option<Scalable> {
         let bits = if self.ecap.pasid() != 0 { self.ecap.pss() as u32 + 1 } else { 0 };
         let scalable = Scalable { walks_snoop: self.ecap.smpwcs() != 0, pasids: PASIDS.min(1 << bits.min(20)) };
         (self.ecap.smts() != 0 && self.ecap.ssts() != 0).then_some(scalable)
     }
 
-    /// Whether walks of second-stage tables snoop: in scalable mode that is asked for by each PASID table entry.
+    /// Whether walks of second-stage tables snoop. In scalable mode each PASID table entry selects it.
     pub fn walk_coherence(&self) -> Coherence {
         self.scalable().map_or(self.coherence(), |scalable| Coherence(scalable.walks_snoop))
     }
 
-    /// CAP.CM: entries that were not present must be flushed when they become so. Only an emulated unit says this.
+    /// CAP.CM: entries that become present must be flushed. Only emulated units have this.
     pub fn caches_absent_entries(&self) -> bool {
         self.cap.cm() != 0
     }

@@ -14,7 +14,7 @@ const LINE: usize = 64;
 pub struct Coherence(pub bool);
 
 impl Coherence {
-    /// Orders the writes to `len` bytes from `start` before what follows, and sees to it that the unit reads them.
+    /// Orders the writes to `len` bytes from `start` before later writes, and makes them visible to the unit.
     ///
     /// # Safety
     /// The bytes are mapped.
@@ -41,7 +41,7 @@ unsafe fn flush(start: NonNull<u8>, len: usize) {
     }
 }
 
-/// Where the lines begin in which `len` bytes from `start` lie.
+/// The start of each cache line that `len` bytes from `start` touch.
 fn lines(start: usize, len: usize) -> impl Iterator<Item = usize> {
     (start & !(LINE - 1)..start.saturating_add(len)).step_by(LINE)
 }

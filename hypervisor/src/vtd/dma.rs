@@ -20,7 +20,7 @@ use crate::{
 pub struct ContextTables {
     pub(super) root: Table,
     pub(super) coherence: Coherence,
-    /// In this mode, if it is not legacy mode.
+    /// The properties of scalable mode; `None` in legacy mode.
     pub(super) scalable: Option<Scalable>,
     /// Ids given back.
     free_ids: Vec<u16>,
@@ -29,7 +29,7 @@ pub struct ContextTables {
 }
 
 impl ContextTables {
-    /// Nobody is attached. Domain id 0 is not used (6.1: with caching mode it is the unit's).
+    /// Tables without an attached function. Domain id 0 is not used (6.1: with caching mode it is the unit's).
     pub fn new(frames: &impl FrameSource, can: &Capabilities) -> Result<Self, UnitError> {
         let coherence = can.coherence();
         let root = new_table(frames, coherence).map_err(|_| UnitError::NoMemory)?;
@@ -52,12 +52,12 @@ impl ContextTables {
         Ok(id)
     }
 
-    /// Gives a domain id back: no cache knows it any more.
+    /// Releases a domain id, which no cache holds any more.
     pub fn give_id(&mut self, id: u16) {
         self.free_ids.push(id);
     }
 
-    /// Makes sure that attaching the function needs no memory.
+    /// Allocates the tables that attaching the function needs.
     pub fn prepare(&mut self, frames: &impl FrameSource, bdf: Bdf) -> Result<(), Error> {
         if self.scalable.is_some() {
             return self.pasid_table(frames, bdf, 0, true).map(|_| ());
@@ -68,8 +68,8 @@ impl ContextTables {
         }
     }
 
-    /// Writes the function's context entry. It was not present, so no cache holds it (unless CAP.CM). In scalable mode: the PASID entry of
-    /// its requests without a PASID.
+    /// Writes the function's context entry. It was not present, so no cache holds it (unless CAP.CM). In scalable mode, writes the PASID
+    /// entry of its requests without a PASID.
     pub fn attach(&mut self, frames: &impl FrameSource, bdf: Bdf, domain: &Domain) -> Result<(), Error> {
         if self.scalable.is_some() {
             return self.attach_pasid(frames, bdf, RID_PASID, domain);
@@ -87,7 +87,7 @@ impl ContextTables {
         Ok(())
     }
 
-    /// Takes the function's context entry away, if it is in `domain`, or its PASID entry. Caches still hold it.
+    /// Clears the function's context entry if it is in `domain`, or its PASID entry. Caches still hold it.
     pub fn detach(&mut self, frames: &impl FrameSource, bdf: Bdf, domain: &Domain) -> Result<(), Error> {
         if self.scalable.is_some() {
             return self.detach_pasid(frames, bdf, RID_PASID, domain);

@@ -8,7 +8,7 @@ use crate::{
     memory::{FrameSource, Table},
 };
 
-/// How a unit wants its second-stage tables.
+/// The shape of a unit's second-stage tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// 3 or 4.
@@ -24,16 +24,16 @@ pub struct Shape {
 /// A device's view of memory: guest-physical to host-physical addresses.
 pub struct Domain {
     pub(super) id: u16,
-    /// The unit whose it is.
+    /// The unit that the domain belongs to.
     pub(super) unit: Hpa,
-    /// Functions and PASIDs attached, and those whose detaching did not end well.
+    /// The number of attached functions and PASIDs, including those whose detaching failed.
     pub(super) attached: usize,
     root: Table,
     shape: Shape,
 }
 
 impl Domain {
-    /// Empty: everything is blocked.
+    /// An empty domain, which blocks everything.
     pub(super) fn new(frames: &impl FrameSource, id: u16, unit: Hpa, shape: Shape) -> Result<Self, Error> {
         let root = new_table(frames, shape.coherence)?;
         Ok(Self { id, unit, attached: 0, root, shape })
@@ -53,8 +53,8 @@ impl Domain {
         self.shape.levels as u8 - 2
     }
 
-    /// Lets devices of the domain reach `len` bytes from `gpa` on, which are those from `hpa` on. Everything is page-aligned.
-    /// Pages are as large as alignment and unit permit. What is mapped already is refused; after an error a part may be mapped.
+    /// Maps `len` bytes at `gpa` to those at `hpa` for the domain's devices. All values are page-aligned. Pages are as large as alignment
+    /// and unit permit. A range that is mapped already is refused; after an error a part may be mapped.
     ///
     /// # Safety
     /// The memory is the guest's own: a device can do what it likes with it until the domain is destroyed.
@@ -86,7 +86,7 @@ impl Domain {
         }
     }
 
-    /// Maps one page of the largest size; returns its bytes.
+    /// Maps one page of the largest possible size. Returns its bytes.
     fn map_one(&self, frames: &impl FrameSource, from: u64, to: u64, len: u64, writable: bool) -> Result<u64, Error> {
         let fits = |level: &u32| (from | to).is_multiple_of(size(*level)) && size(*level) <= len;
         let level = (1..=self.shape.page_level).rev().find(fits).unwrap_or(1);
@@ -103,7 +103,7 @@ impl Domain {
         Ok(size(level))
     }
 
-    /// The table under the entry for `at` of a `table` of `level`; made if there is none.
+    /// The table under the entry for `at` of a `table` of `level`. It is made if there is none.
     fn descend(&self, frames: &impl FrameSource, table: &Table, level: u32, at: u64) -> Result<Table, Error> {
         let entry = SecondStageEntry(table.get(index(at, level)));
         if entry.0 == 0 {
@@ -143,7 +143,7 @@ unsafe fn free_table(frames: &impl FrameSource, table: &Table, level: u32) {
     unsafe { frames.free(table.address(), 1) };
 }
 
-/// A table of zeros that the unit sees.
+/// A zeroed table that the unit sees.
 pub(super) fn new_table(frames: &impl FrameSource, coherence: Coherence) -> Result<Table, Error> {
     let table = Table::new(frames).ok_or(Error::NoMemory)?;
     // SAFETY: the table's frame is ours.

@@ -2,10 +2,10 @@
 
 use core::fmt;
 
-/// Why a unit cannot be used: what it lacks, or what it did not do.
+/// Why a unit cannot be used: a missing feature, or a failed operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnitError {
-    /// Nobody answers at its registers.
+    /// No unit answers at the registers.
     Absent,
     /// The processor has no CMPXCHG16B (CPUID.1:ECX bit 13), which changes an entry at once.
     NoCompareExchange,
@@ -23,7 +23,7 @@ pub enum UnitError {
     FaultRecords,
     /// No memory for its tables.
     NoMemory,
-    /// It did not do this in time.
+    /// The unit did not complete this in time.
     Timeout(&'static str),
     /// The invalidation queue did not work.
     Queue(QueueError),
@@ -31,7 +31,7 @@ pub enum UnitError {
     CompatibilityFormat,
 }
 
-/// What a queued invalidation ended with. Nothing is known of the caches then.
+/// The error of a queued invalidation. The caches' contents are unknown then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueError {
     /// The unit did not complete it in time.
@@ -42,7 +42,7 @@ pub enum QueueError {
     DeviceTlb,
 }
 
-/// Why an operation on a unit failed; it has then changed nothing, unless its description says otherwise.
+/// Why an operation on a unit failed. It has changed nothing, unless its description says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     /// No memory for a table.
@@ -73,9 +73,9 @@ pub enum Error {
     NotAttached,
     /// The domain is another unit's, or functions are attached to it.
     Domain,
-    /// An entry changed under our hands.
+    /// An entry was changed by other code.
     Torn,
-    /// The flush failed; what had to be cleared is cleared.
+    /// The flush failed. The entries are cleared.
     Queue(QueueError),
 }
 

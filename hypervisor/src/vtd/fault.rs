@@ -8,13 +8,13 @@ use crate::addr::Bdf;
 /// A request that the unit refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Who sent it.
+    /// The requester.
     pub source: Bdf,
     /// The PASID of a DMA request that had one.
     pub pasid: Option<u32>,
-    /// Why it was refused.
+    /// The reason.
     pub reason: Reason,
-    /// What it was.
+    /// The request.
     pub request: Request,
 }
 
@@ -25,7 +25,7 @@ pub enum Request {
     Read(u64),
     /// DMA to the page at this address.
     Write(u64),
-    /// An interrupt, with this index where it named one.
+    /// An interrupt, with its index if it named one.
     Interrupt(u16),
 }
 
@@ -39,7 +39,7 @@ impl Reason {
         self.0 & 0xf0 == 0x20
     }
 
-    /// What the manual says of it, in short.
+    /// The manual's description, in short.
     pub fn text(self) -> &'static str {
         match self.0 {
             0x01 => "root entry not present",
@@ -94,7 +94,7 @@ impl Reason {
 }
 
 impl Fault {
-    /// What the record holds, if it holds a fault.
+    /// The fault in the record, if it holds one.
     pub fn decode(record: Frcd) -> Option<Self> {
         let reason = Reason(record.fr() as u8);
         let page = (record.fi() as u64) << 12;

@@ -26,7 +26,7 @@ const MIN_ORDER: u32 = 8;
 const MAX_ORDER: u32 = 16;
 const ENTRY: usize = 16;
 
-/// AVAIL of a free entry. The next free one is the one behind it and as many further as DST says: zeros lead from each to the next.
+/// AVAIL of a free entry. DST is the distance to the next free entry, less one, so zeros link each entry to the following one.
 const FREE: u128 = 0;
 /// AVAIL of a reserved entry that no cache holds.
 const RESERVED: u128 = 1;
@@ -61,11 +61,11 @@ impl Route {
     }
 }
 
-/// What an entry will be: present, with source, route and vector.
+/// The fields of an entry to be written: present, with source, route and vector.
 #[derive(Clone, Copy, Debug)]
 pub struct RouteFields(Irte);
 
-/// What the unit's mode admits in an entry.
+/// The entry format that the unit's mode supports.
 #[derive(Clone, Copy, Debug)]
 pub struct Format {
     /// 32-bit destinations (EIME).
@@ -85,11 +85,11 @@ pub struct InterruptTable {
     /// The list of free entries, which ends behind the last one of the table.
     free: u32,
     reserved: u32,
-    /// The most entries that were reserved when one was released.
+    /// The most entries that were reserved, as of the last release.
     high_water: u32,
-    /// How many entries are *cleared*.
+    /// The number of *cleared* entries.
     cleared: u32,
-    /// Counts [`InterruptTable::clear`]; DST of a cleared entry says which it was.
+    /// Counts calls of [`InterruptTable::clear`]; DST of a cleared entry holds the count at that time.
     clears: u32,
 }
 
@@ -134,7 +134,7 @@ impl InterruptTable {
         self.capacity
     }
 
-    /// How many entries are reserved, and were at most.
+    /// The number of reserved entries, and the most so far.
     pub fn usage(&self) -> (u32, u32) {
         (self.reserved, self.high_water.max(self.reserved))
     }
@@ -144,13 +144,13 @@ impl InterruptTable {
         self.take(Irte(0).with_avail(RESERVED).with_sid(source.requester_id().into()).with_svt(SVT_SID))
     }
 
-    /// What an entry for messages of `source` with `route` is like.
+    /// The fields of an entry for messages of `source` with `route`.
     pub fn route_fields(&self, source: Bdf, route: Route) -> Result<RouteFields, Error> {
         self.present(source.requester_id().into(), route).map(RouteFields)
     }
 
-    /// Takes a free entry and makes it present at once, with `vector` where the aim has another one.
-    /// [`Error::BadVector`], or [`Error::NoFreeEntry`].
+    /// Takes a free entry and makes it present with these fields and `vector`. Returns [`Error::BadVector`] or [`Error::NoFreeEntry`] on
+    /// failure.
     #[inline]
     pub fn bind(&mut self, fields: RouteFields, vector: u8) -> Result<u16, Error> {
         self.take(fields.0.with_v(legal(vector)?))
@@ -169,8 +169,8 @@ impl InterruptTable {
         Ok(index as u16)
     }
 
-    /// Writes an entry that is not present, and that no cache holds: P comes last, with all that is beside it, so the unit finds the
-    /// entry not present or whole.
+    /// Writes an entry that is not present and in no cache. The half with P is written last, so the unit sees the entry not present or
+    /// whole.
     #[inline]
     fn fill(&self, slot: NonNull<[AtomicU64; 2]>, new: Irte) {
         // SAFETY: `slot` gave the entry, and the frames are the table's own.
@@ -181,8 +181,8 @@ impl InterruptTable {
         unsafe { self.coherence.publish(slot.cast(), ENTRY) };
     }
 
-    /// Makes a reserved entry present with `route`, whatever it held before, at once: an interrupt finds the old entry or the new
-    /// one, never none. SVT and SID are those that it was reserved with.
+    /// Makes a reserved entry present with `route` in one step: an interrupt finds the old entry or the new one, never none. SVT and SID
+    /// keep their values.
     pub fn program(&mut self, index: u16, route: Route) -> Result<(), Error> {
         let old = self.held(index)?;
         let new = self.present(old.sid(), route)?;
@@ -196,7 +196,7 @@ impl InterruptTable {
         self.clear_with(index, 0)
     }
 
-    /// The same, and requests that name the entry are dropped without a fault record (FPD): for one whose source floods it.
+    /// The same, and has requests that name the entry dropped without a fault record (FPD), because its source floods it.
     pub fn block(&mut self, index: u16) -> Result<(), Error> {
         self.clear_with(index, 1)
     }
@@ -216,13 +216,13 @@ impl InterruptTable {
         self.cleared != 0
     }
 
-    /// How often entries have been cleared so far.
+    /// The number of calls that cleared entries.
     pub fn clears(&self) -> u32 {
         self.clears
     }
 
-    /// The cache does not hold the entry: to be called after a flush, for what is not present. `clears` is [`InterruptTable::clears`]
-    /// when the flush began: an entry that was cleared later stays as it is.
+    /// Marks an entry that is not present as flushed. `clears` is [`InterruptTable::clears`] at the flush's beginning; an entry that was
+    /// cleared later keeps its state.
     pub fn mark_flushed(&mut self, index: u16, clears: u32) -> Result<(), Error> {
         let old = self.held(index)?;
         let later = clears.wrapping_sub(old.dst() as u32) as i32;
@@ -327,7 +327,7 @@ pub fn message(index: u16) -> (u64, u32) {
     (MESSAGE_ADDRESS, index.into())
 }
 
-/// The vector as an entry has it; a local APIC takes none below 16 (SDM vol. 3, 12.5.2).
+/// The vector for an entry. A local APIC accepts none below 16 (SDM vol. 3, 12.5.2).
 fn legal(vector: u8) -> Result<u128, Error> {
     if vector < 16 { Err(Error::BadVector) } else { Ok(vector.into()) }
 }

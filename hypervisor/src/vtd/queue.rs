@@ -27,10 +27,10 @@ const SLOTS: usize = 512;
 const NARROW: usize = 16;
 /// Descriptors in one submission: one slot is the wait's, one tells a full queue from an empty one.
 pub const CAPACITY: usize = SLOTS - 2;
-/// The status is looked at this often between looks at the fault status, which is a slow register.
+/// The number of reads of the status between two reads of the fault status, which is a slow register.
 const STATUS_POLLS: u32 = 256;
 
-/// The doubleword of the status frame that takes what is of no use.
+/// The doubleword of the status frame for unused status values.
 const UNREAD: u64 = 1;
 
 /// The queue of a unit.
@@ -47,7 +47,7 @@ pub struct Queue {
     /// Descriptors written since the last submission.
     pending: usize,
     sequence: u32,
-    /// The last submission timed out: the unit may still be at it.
+    /// Whether the last submission timed out, so that the unit may still work on it.
     stuck: bool,
 }
 
@@ -78,7 +78,7 @@ impl Queue {
         })
     }
 
-    /// Has the unit use it.
+    /// Enables the queue in the unit.
     pub fn enable<R: Registers>(&self, unit: &Unit<R>) -> Result<(), UnitError> {
         let pages = (SLOTS * self.slot) as u64 / PAGE_SIZE;
         unit.enable_queue(self.base, pages.ilog2(), self.slot != NARROW)
@@ -94,8 +94,8 @@ impl Queue {
         self.pending == 0
     }
 
-    /// Adds a descriptor to the next submission; without effect when there is no room ([`Queue::is_full`]). While the unit is
-    /// still at old descriptors none is written over.
+    /// Adds a descriptor to the next submission; no effect if there is no space ([`Queue::is_full`]). Descriptors that the unit still works
+    /// on are not overwritten.
     pub fn push(&mut self, descriptor: u128) {
         if self.is_full() {
             return;
@@ -106,7 +106,7 @@ impl Queue {
         }
     }
 
-    /// Has the unit do what was pushed, and waits until it is done. After a time-out submissions fail until the unit has
+    /// Submits the pushed descriptors and waits until the unit has completed them. After a time-out, submissions fail until the unit has
     /// caught up.
     pub fn submit<R: Registers>(&mut self, unit: &Unit<R>) -> Result<(), QueueError> {
         self.pending = 0;

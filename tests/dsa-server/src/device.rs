@@ -1,4 +1,4 @@
-//! The model as QEMU sees it: regions, and its requests on the way upstream.
+//! The model for QEMU: regions, and the device's requests to QEMU.
 
 use std::collections::VecDeque;
 

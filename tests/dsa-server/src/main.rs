@@ -1,4 +1,4 @@
-//! `dsa-server`: listens at its sockets, serves a DSA at each, and leaves their counters when the clients have left.
+//! `dsa-server`: listens at its sockets, serves a DSA at each, and writes their counters when the clients have left.
 
 use std::fs;
 use std::io::{Write, stdin, stdout};

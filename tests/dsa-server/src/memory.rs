@@ -1,4 +1,4 @@
-//! The client's memory: which of the device's addresses lead where.
+//! The client's memory: the map from the device's addresses to files.
 //!
 //! Memory is read and written through the file that the client sent, and never mapped. So no other process changes memory under a
 //! reference of ours, and a file that its owner cuts short is a failed read instead of a signal. (A write behind the new end makes it

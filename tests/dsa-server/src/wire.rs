@@ -1,7 +1,7 @@
 //! Messages of the vfio-user protocol (QEMU's `docs/interop/vfio-user.rst`): their layouts, and what a client's bytes mean.
 //!
-//! A message is a header of 16 bytes and a payload; all fields are little-endian. Everything that a client says is checked
-//! here once: a [`Request`] has nothing in it that would have to be checked for its form again.
+//! A message is a header of 16 bytes and a payload; all fields are little-endian. Every value of a client is checked here once: the form of
+//! a [`Request`] needs no further check.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Linux's `struct boot_params` (arch/x86/include/uapi/asm/bootparam.h): what a guest is handed in RSI.
+//! Linux's `struct boot_params` (arch/x86/include/uapi/asm/bootparam.h), whose address a guest gets in RSI.
 
 use crate::memory::Memory;
 

@@ -1,4 +1,4 @@
-//! CRC-32C (RFC 3720, appendix B.4): what DSA's CRC operation computes from seed 0 with its default flags.
+//! CRC-32C (RFC 3720, appendix B.4), which DSA's CRC operation computes from seed 0 with its default flags.
 
 /// The polynomial 0x1EDC6F41, bits reflected.
 const POLYNOMIAL: u32 = 0x82f6_3b78;

@@ -14,22 +14,24 @@ const READY: u64 = STEP / 4;
 pub struct Phases {
     /// The TSC at the beginning of the first one.
     pub base: u64,
+    /// Ticks of each.
+    pub ticks: u64,
 }
 
 impl Phases {
     /// For a guest that starts at `tsc`.
     pub const fn from(tsc: u64) -> Self {
-        Self { base: (tsc + READY).next_multiple_of(STEP) }
+        Self { base: (tsc + READY).next_multiple_of(STEP), ticks: PHASE }
     }
 
     /// The phase at `tsc`; `None` before the first one.
     pub fn at(&self, tsc: u64) -> Option<u64> {
-        Some(tsc.checked_sub(self.base)? / PHASE)
+        Some(tsc.checked_sub(self.base)? / self.ticks)
     }
 
     /// The TSC at the end of a phase.
     pub const fn end(&self, phase: u64) -> u64 {
-        self.base + (phase + 1) * PHASE
+        self.base + (phase + 1) * self.ticks
     }
 }
 

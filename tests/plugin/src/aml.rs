@@ -1,4 +1,4 @@
-//! The SSDT: the ECAM window, which nobody else may use, and the root buses that the BIOS does not know (ACPI 6.5, chapters 6 and 20).
+//! The SSDT: the ECAM window, which no other device may use, and the root buses that the BIOS does not know (ACPI 6.5, chapters 6 and 20).
 
 use crate::acpi::table;
 use crate::layout::RootBus;

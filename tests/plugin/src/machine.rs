@@ -1,4 +1,4 @@
-//! The two models wired together: what the DSA does on the bus goes through the remapping unit.
+//! The two models wired together: the DSA's requests on the bus go through the remapping unit.
 
 use crate::acpi::{self, Drhd};
 use crate::aml;

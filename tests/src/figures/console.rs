@@ -1,4 +1,4 @@
-//! What the console says: the guest's marks, and the guest's VM exits that the hypervisor tells after each.
+//! The console's figures: the guest's marks, and the guest's VM exits that the hypervisor reports after each.
 
 use std::collections::BTreeMap;
 

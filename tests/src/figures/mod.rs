@@ -18,6 +18,7 @@ use imsvisor_boot::machine::{DSAS, Kind, Outcome};
 use imsvisor_boot::report::Summary;
 use serde_json::{Value, json};
 
+use crate::isolation;
 use crate::scenario::{self, Plan};
 
 /// What `cargo bench` is told.
@@ -162,6 +163,9 @@ pub fn run(options: &Options) -> Result<()> {
     println!("\n  Machine: {}", machine.name());
     print!("{}", table::terminal(&figures, kind));
     left_out(machine).for_each(|words| println!("  {words}"));
+    if kind == Kind::Bochs && ISOLATION.contains(options.only.as_deref().unwrap_or_default()) {
+        print!("{}", isolation::table(&isolation()?));
+    }
     let home = &crate::bench::paths()?.home;
     let mut files = vec![write(home, "bench.json", &json_text(&figures, machine)?)?];
     files.extend(plots(home, &figures, kind)?);
@@ -173,6 +177,16 @@ pub fn run(options: &Options) -> Result<()> {
     println!();
     files.iter().for_each(|file| println!("  {}", file.display()));
     Ok(())
+}
+
+/// The scenario in which one guest attacks the time of another one. It has a table of its own.
+const ISOLATION: &str = "isolation";
+
+/// What the attacks left a victim of its time.
+fn isolation() -> Result<Vec<isolation::Attacked>> {
+    let mut plan = Plan::new()?;
+    isolation::set_up(&mut plan, "", "")?;
+    isolation::read(&scenario::boot("a thief of time", &plan)?)
 }
 
 /// Rounds where none were asked for. On the nested machine everything takes fifty times as long.
@@ -213,25 +227,41 @@ pub fn measure(machine: Machine, rounds: u16, only: Option<&str>) -> Result<Vec<
     // Where QEMU carries out a store to a portal, the device is done before the store is.
     let from = if kind == Kind::Bochs { "" } else { " from=store" };
     let line = format!("rounds={rounds} only={only}{from}");
-    let mut figures = console::read(&boot(machine, 1, &machine.devices(), &line)?)?;
+    let mut figures = console::read(&boot(machine, 1, &machine.devices(), &line, &[])?)?;
+    if FLOOR.contains(only) {
+        let at = after_last(&figures, &[FLOOR]);
+        figures.splice(at..at, without_mitigations(machine, rounds)?);
+    }
     // What is posted needs another guest, and differs from what is injected in nothing else.
     if kind.posts() && COME_IN_TWO_WAYS.iter().any(|name| name.contains(only)) {
         let options = "device=dsa apicv=on posting=on";
-        let posted = boot(machine, 1, options, &format!("{line} delivery=posted profile=posted"))?;
+        let posted = boot(machine, 1, options, &format!("{line} delivery=posted profile=posted"), &[])?;
         let posted =
             console::read(&posted)?.into_iter().filter(|figure| COME_IN_TWO_WAYS.contains(&figure.scenario.as_str()));
-        let after = figures
-            .iter()
-            .rposition(|figure| COME_IN_TWO_WAYS.contains(&figure.scenario.as_str()))
-            .map_or(0, |last| last + 1);
+        let after = after_last(&figures, &COME_IN_TWO_WAYS);
         figures.splice(after..after, posted);
     }
     // Several processors are another machine.
     if has_processors(kind) {
         let options = format!("device=dsa cpus={PROCESSORS}");
-        let several = boot(machine, PROCESSORS, &options, &format!("{line} cpus={PROCESSORS}"))?;
+        let several = boot(machine, PROCESSORS, &options, &format!("{line} cpus={PROCESSORS}"), &[])?;
         figures.extend(console::read(&several)?.into_iter().filter(|figure| figure.scenario != FLOOR));
     }
+    Ok(figures)
+}
+
+/// Behind the last figure of these scenarios.
+fn after_last(figures: &[Figure], scenarios: &[&str]) -> usize {
+    let last = figures.iter().rposition(|figure| scenarios.contains(&figure.scenario.as_str()));
+    last.map_or(0, |last| last + 1)
+}
+
+/// What an exit costs where nothing is done against speculation.
+fn without_mitigations(machine: Machine, rounds: u16) -> Result<Vec<Figure>> {
+    let line = format!("rounds={rounds} only={FLOOR}");
+    let mut figures = console::read(&boot(machine, 1, &machine.devices(), &line, &["mitigations=off"])?)?;
+    figures.retain(|figure| figure.scenario == FLOOR);
+    figures.iter_mut().for_each(|figure| figure.variant += "-mitigations-off");
     Ok(figures)
 }
 
@@ -244,9 +274,11 @@ const COME_IN_TWO_WAYS: [&str; 3] = ["interrupt-latency", "interrupt-whole", "in
 /// A run of all scenarios takes longer on machines whose exits do.
 const LIMIT: Duration = Duration::from_secs(3600);
 
-fn boot(machine: Machine, processors: u32, options: &str, command_line: &str) -> Result<Outcome> {
+/// Boots the guest with module `options` and a command line, and the hypervisor with `hypervisor` added to its own.
+fn boot(machine: Machine, processors: u32, options: &str, command_line: &str, hypervisor: &[&str]) -> Result<Outcome> {
     let mut plan = Plan::on(machine.kind)?;
     plan.config.cpus = processors;
+    plan.config.hypervisor_options.extend(hypervisor.iter().map(|&word| word.to_owned()));
     plan.plugin(machine.plugin());
     if machine.kind != Kind::Bochs {
         plan.config.limit = LIMIT;

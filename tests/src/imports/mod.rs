@@ -1,4 +1,4 @@
-//! Who imports whom: the paths in Rust sources that lead from one room of a crate to another, or out of the crate.
+//! Imports: the paths in Rust sources that lead from one room of a crate to another, or out of the crate.
 //!
 //! A room is a module of the crate's root. Paths are read with `syn` in `use` declarations, in code and types, and, as tokens,
 //! in the arguments of macros. Comments and attributes do not count.

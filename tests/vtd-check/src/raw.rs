@@ -1,4 +1,4 @@
-//! The unit's tables by hand: what the code under test refuses to write.
+//! The unit's tables written by hand, with contents that the code under test refuses to write.
 
 use imsvisor::{
     addr::Hpa,

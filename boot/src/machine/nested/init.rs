@@ -1,4 +1,4 @@
-//! The first process of the Linux in Bochs: it loads KVM, starts QEMU, and passes on what the machine in it says.
+//! The first process of the Linux in Bochs: it loads KVM, starts QEMU, and passes on the lines of QEMU's machine.
 
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};

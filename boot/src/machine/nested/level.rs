@@ -1,4 +1,4 @@
-//! The first process's own lines on COM2: how far the nested machine is.
+//! The first process's own lines on COM2, which report the nested machine's progress.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! QEMU with nested KVM of a Linux in the emulator: a machine whose VT-x, remapping unit and devices are others' work, on any host.
+//! QEMU with nested KVM in a Linux in the emulator: a machine with VT-x, remapping unit and devices that are not ours, on any host.
 //!
-//! Bochs boots a CD (`disc`) with a Linux kernel. Its first process (`init`) loads KVM, looks whether it nests, and starts QEMU, by the
-//! same code as `--machine kvm` does on a host. COM1 is the console of that Linux; on COM2 come the lines of the machine in QEMU as they
-//! are written, between the first process's own (`level`).
+//! Bochs boots a CD (`disc`) with a Linux kernel. Its first process (`init`) loads KVM, checks whether it nests, and starts QEMU, with the
+//! same code as `--machine kvm` on a host. COM1 is the console of that Linux. COM2 carries the lines of QEMU's machine as they are written,
+//! between the first process's own (`level`).
 
 mod disc;
 pub mod init;

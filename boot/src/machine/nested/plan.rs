@@ -1,4 +1,4 @@
-//! What the first process is to run: a file on the CD.
+//! The first process's orders: a file on the CD.
 
 use serde::{Deserialize, Serialize};
 

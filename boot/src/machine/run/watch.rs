@@ -1,8 +1,7 @@
-//! The watchdog: whether a machine that writes no line has hung.
+//! The watchdog: it decides whether a machine that writes no line has hung.
 //!
-//! On a busy host a machine may need minutes for what takes it a second elsewhere, so its silence on the host's clock says little.
-//! What counts is the machine's own time: how far the emulator has come, where our plugin tells it; else the processor time that the
-//! host counts for the emulator.
+//! On a busy host a machine may need minutes for a second's work, so silence by the host's clock says little. The watchdog uses the
+//! machine's own time: the emulator's time if our plugin reports it; else the processor time that the host counts for the emulator.
 
 use std::fs;
 use std::path::Path;

@@ -13,6 +13,14 @@ const SECOND: Bdf = Bdf::new(0x6f, 1, 0);
 const FAULTY: u16 = 0x0b25;
 const MENDED: u16 = 0x11fb;
 
+/// Processors that run guests.
+const FIT: [usize; 3] = [0, 2, 3];
+
+/// A processor without a hyperthread beside it.
+fn alone(number: usize) -> LogicalProcessor {
+    LogicalProcessor { number, core: number as u32 }
+}
+
 fn dsa_at(bdf: Bdf, device: u16) -> Function {
     let place = |offset| TableLocation { bar: 0, offset };
     Function {
@@ -64,7 +72,7 @@ impl Fake {
                 format!("{:x}/{}+{}", parent.bdf.bus(), part.queue, part.first_slot)
             }
         };
-        let all = plans(self, &modules, &[0, 2, 3]).into_iter();
+        let all = plans(self, &modules, &FIT.map(alone), Smt::Core).into_iter();
         all.map(|plan| plan.map(|plan| plan.given.iter().map(tell).collect::<Vec<_>>().join(" "))).collect()
     }
 
@@ -190,7 +198,7 @@ fn virtual_processors_are_dealt_out_in_turn_and_there_is_one_terminal() {
         initrd: None,
     };
     let modules = [module("a cpus=2 console=on"), module("b cpus=3"), module("c console=on")];
-    let all = plans(&two(MENDED, MENDED), &modules, &[0, 2, 3]);
+    let all = plans(&two(MENDED, MENDED), &modules, &FIT.map(alone), Smt::Core);
     let processors: Vec<_> = all[..2].iter().map(|plan| plan.as_ref().ok().unwrap().processors.clone()).collect();
     assert_eq!(processors, [vec![0, 2], vec![3, 0, 2]]);
     assert!(all[2].as_ref().err().unwrap().contains("the guest a has the terminal"));

@@ -39,7 +39,7 @@ pub struct Date {
 }
 
 impl Date {
-    /// The date so many seconds after the beginning of 1970. The year is shown modulo 10,000.
+    /// The date `seconds` seconds after the beginning of 1970. The year is shown modulo 10,000.
     pub fn from_seconds(seconds: i64) -> Self {
         let (day, second) = (seconds.div_euclid(DAY), seconds.rem_euclid(DAY));
         let day = day.saturating_add(DAYS_TO_1970);
@@ -63,7 +63,7 @@ impl Date {
         }
     }
 
-    /// Seconds since the beginning of 1970. `None` if there is no such date.
+    /// Seconds since the beginning of 1970. `None` if the date does not exist.
     pub fn seconds(&self) -> Option<i64> {
         if self.year > 9999 || self.hour > 23 || self.minute > 59 || self.second > 59 {
             return None;

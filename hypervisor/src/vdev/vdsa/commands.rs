@@ -22,13 +22,13 @@ pub(super) const COMMANDS: u32 = 0x7fe | 1 << command::REQUEST_INT_HANDLE | 1 <<
 pub enum Step {
     /// Enables the queue.
     Enable,
-    /// Waits until what is in the queue is done.
+    /// Waits until all work in the queue is complete.
     Drain,
-    /// Gives up what is in the queue.
+    /// Aborts the work in the queue.
     Abort,
-    /// Disables the queue, when what is in it is done.
+    /// Disables the queue, after the work in it is complete.
     Disable,
-    /// Says what a descriptor says to raise the slot of this vector.
+    /// Requests the handle by which descriptors raise this vector's slot.
     RequestHandle(u16),
     /// Takes that back.
     ReleaseHandle(u16),
@@ -48,7 +48,7 @@ enum Purpose {
 enum Stop {
     /// The function is no bus master.
     Queue,
-    /// It was reset: what is pending is dropped as well.
+    /// It was reset, so pending interrupts are dropped as well.
     All,
 }
 
@@ -57,7 +57,7 @@ enum Stop {
 pub(super) struct CommandProgress {
     /// The purpose, and the steps that are left for it.
     job: Option<(Purpose, VecDeque<Step>)>,
-    /// The step that was given to the parent.
+    /// The step that the parent has.
     given: Option<Step>,
     /// The queue has to stop next.
     stop: Option<Stop>,
@@ -94,12 +94,12 @@ impl VirtualDsa {
         self.handles.get(usize::from(vector))?.map(|handle| handle.number)
     }
 
-    /// Whether there is a step for the parent, under way or still to be given.
+    /// Whether the parent has a step, or has to get one.
     pub fn is_busy(&self) -> bool {
         self.progress.given.is_some() || self.progress.job.is_some()
     }
 
-    /// What the step that was given to the parent has ended with.
+    /// Handles the result of the parent's step.
     pub fn step_done(&mut self, result: CommandResult) -> Effect {
         let Some(step) = self.progress.given.take() else { return Effect::default() };
         self.note(step, result);
@@ -131,7 +131,7 @@ impl VirtualDsa {
         self.stop(Stop::Queue)
     }
 
-    /// A function level reset: nothing is left of what the guest has done with the function, once its queue has stopped.
+    /// Begins a function level reset, which removes all of the guest's settings once the function's queue has stopped.
     pub fn reset_function(&mut self) -> Effect {
         self.bus_master = false;
         let effect = self.stop(Stop::All);
@@ -155,7 +155,7 @@ impl VirtualDsa {
         effect.and(self.proceed())
     }
 
-    /// Begins what is next, and ends what takes no step.
+    /// Begins the next step, and completes commands that need none.
     fn proceed(&mut self) -> Effect {
         let mut effect = Effect::default();
         while self.progress.given.is_none() && self.progress.job.is_none() {
@@ -263,7 +263,7 @@ impl VirtualDsa {
         self.handles.iter_mut().flatten().for_each(|handle| handle.is_out = false);
     }
 
-    /// Records what a step has changed in the parent, for whatever purpose the step was.
+    /// Records the effect of a step on the parent, whatever command the step belonged to.
     fn note(&mut self, step: Step, result: CommandResult) {
         self.queue = self.queue.after(step, result);
         match (step, result) {

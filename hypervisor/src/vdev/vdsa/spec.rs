@@ -34,7 +34,7 @@ pub const CMDCAP: usize = 0xb0;
 /// The recorded error: four quadwords.
 pub const SWERR: usize = 0xc0;
 
-/// GENCAP: [`CMDCAP`] is there. Where it is not there are no interrupt handles either, and a descriptor names its MSI-X entry or slot itself.
+/// GENCAP: [`CMDCAP`] exists. Without it there are no interrupt handles either, and a descriptor names its MSI-X entry or slot directly.
 pub const GENCAP_COMMANDS: usize = 4;
 /// GENCAP: the largest transfer, as a power of two.
 pub const GENCAP_TRANSFER: Range<usize> = 16..21;

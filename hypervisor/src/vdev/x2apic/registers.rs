@@ -22,6 +22,6 @@ pub const CURRENT_COUNT: u32 = 0x839;
 pub const DIVIDE: u32 = 0x83e;
 /// Self-IPI: an interrupt for the processor itself.
 pub const SELF_IPI: u32 = 0x83f;
-/// The MSRs from the first to the last are the APIC's, those that do not exist included.
+/// The first and the last MSR of the APIC. The range includes MSRs that do not exist.
 pub const FIRST: u32 = 0x800;
 pub const LAST: u32 = 0x8ff;

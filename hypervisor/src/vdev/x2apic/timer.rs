@@ -107,7 +107,7 @@ impl Timer {
         }
     }
 
-    /// Writes the divide configuration: what is left of the count goes on at the new rate.
+    /// Writes the divide configuration. The rest of the count continues at the new rate.
     pub fn set_divide(&mut self, divide: u32, now: u64) {
         let left = self.current_count(now) as u64;
         self.divide = divide;
@@ -131,7 +131,7 @@ impl Timer {
         }
     }
 
-    /// Says whether it has fired by `now`. A periodic timer that fired more than once since the last look fires once.
+    /// Returns whether it has fired by `now`. A periodic timer that expired more than once since the last call fires once.
     pub fn expire(&mut self, now: u64) -> bool {
         let Some(deadline) = self.deadline.filter(|deadline| *deadline <= now) else { return false };
         self.deadline = match self.mode {

@@ -1,4 +1,4 @@
-//! Instructions that may fault: what an exception does to them is an answer, not the end.
+//! Instructions that may fault: an exception is returned as a result.
 
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 

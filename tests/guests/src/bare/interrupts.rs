@@ -1,4 +1,4 @@
-//! The interrupt descriptor table and what its vectors lead to.
+//! The interrupt descriptor table and the handlers of its vectors.
 
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;

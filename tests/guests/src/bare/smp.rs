@@ -1,4 +1,4 @@
-//! The guest's other processors: started by INIT and SIPI (SDM vol. 3, 10.4.4), told by interrupts.
+//! The guest's other processors: started by INIT and SIPI (SDM vol. 3, 10.4.4), and commanded by interrupts.
 
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;

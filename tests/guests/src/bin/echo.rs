@@ -1,4 +1,4 @@
-//! Answers on its serial port what is typed there, until a line says `exit`.
+//! Echoes the lines typed at its serial port, until a line says `exit`.
 //!
 //! It writes a prompt without a line end and each byte as it comes, as a shell does; `tick` has it wait for a while first, with the
 //! processor halted.

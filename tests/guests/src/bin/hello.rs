@@ -1,4 +1,4 @@
-//! Says what it was told, looks at what lies behind its memory, and ends.
+//! Reports its start values, accesses addresses beyond its memory, and ends.
 #![no_std]
 #![no_main]
 

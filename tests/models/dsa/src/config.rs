@@ -1,4 +1,4 @@
-//! What may differ between two devices.
+//! The configuration of a device.
 
 use crate::layout::Layout;
 use crate::spec::{self, gencap};

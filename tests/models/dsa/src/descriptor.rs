@@ -1,4 +1,4 @@
-//! Descriptors: their fields, and what the device refuses before it does anything.
+//! Descriptors: their fields, and the checks that the device makes before it does anything.
 
 use crate::Table;
 use crate::spec::{flag, opcode, status};

@@ -1,4 +1,4 @@
-//! Engines: they take descriptors from the queues of their group, carry them out, and tell the outcome.
+//! Engines: they take descriptors from the queues of their group, carry them out, and report the outcome.
 
 use crate::descriptor::{Descriptor, Limits, Operation, Origin, Refusal};
 use crate::operation::{self, Completion, CrcMode, DmaMemory};

@@ -1,4 +1,4 @@
-//! Where the tables lie in BAR0. Software finds them by the TABLE OFFSETS register and the MSI-X capability.
+//! The places of tables in BAR0. Software finds them by the TABLE OFFSETS register and the MSI-X capability.
 
 use crate::queue_store;
 use crate::slow;

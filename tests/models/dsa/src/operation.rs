@@ -1,4 +1,4 @@
-//! What engines do with memory: move, fill, compare, CRC.
+//! The operations of engines on memory: move, fill, compare, CRC.
 
 use crate::Fault;
 use crate::descriptor::Seed;

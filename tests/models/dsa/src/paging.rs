@@ -1,6 +1,6 @@
-//! Waiting for pages: a descriptor that may block on a fault asks for each page that is missing, by PRI, before it begins.
+//! Waits for pages: a descriptor that may block on a fault requests each missing page, by PRI, before it begins.
 //!
-//! It begins when all of its pages are there, so nothing is done twice.
+//! It begins when all of its pages are present, so nothing is done twice.
 
 use crate::descriptor::{Descriptor, Operation, Origin, Seed};
 use crate::operation::Completion;

@@ -1,4 +1,4 @@
-//! Portals: how descriptors come from stores.
+//! Portals: they assemble descriptors from stores.
 //!
 //! A descriptor is one write of 64 bytes, as MOVDIR64B and ENQCMD make it (Linux: `iosubmit_cmds512`, "atomically submit 64-byte work
 //! descriptors"). Where a processor or a virtual machine monitor cannot make such writes, a device can be made that takes pieces.

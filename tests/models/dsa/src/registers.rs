@@ -1,4 +1,4 @@
-//! BAR0: the registers, and the way to the tables.
+//! BAR0: the registers, and the access to the tables.
 
 use crate::layout::Place;
 use crate::queue_store;

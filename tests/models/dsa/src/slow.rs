@@ -1,5 +1,5 @@
-//! A store that is slow to reach: its slots are not in BAR0, but behind a few registers there. Not Intel's: an example of what
-//! `irq_bus_lock` is for in Linux.
+//! A store with slow access: its slots are not in BAR0, but behind a few registers there. It is not Intel's: it is an example for Linux's
+//! `irq_bus_lock`.
 //!
 //! | offset | register |
 //! |---|---|

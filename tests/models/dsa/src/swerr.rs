@@ -1,4 +1,4 @@
-//! The software error register (SWERR): errors of descriptors that could not be told in a completion record.
+//! The software error register (SWERR): errors of descriptors that no completion record can report.
 
 use crate::spec::swerr;
 

@@ -1,4 +1,4 @@
-//! What a unit is capable of: the choices behind CAP and ECAP.
+//! The unit's capabilities, which CAP and ECAP report.
 
 /// The capabilities of a unit. [`Config::default`] is like a recent server's unit that has no scalable mode, with each
 /// choice that the manual leaves open taken strictly.

@@ -1,4 +1,4 @@
-//! The unit as a whole: its state, reset, and what a test may ask of it.
+//! The unit as a whole: its state, its reset, and the questions that tests may ask.
 
 pub(crate) mod event;
 pub(crate) mod fault;

@@ -46,7 +46,9 @@ extern "C" fn period(_: *mut c_void) {
 /// Where each processor is; nothing where the emulator does not say.
 fn rips(host: &Bochs<'_>) -> Vec<u64> {
     let debugger = DEBUGGER.get_or_init(Debugger::find);
-    debugger.iter().flat_map(|debugger| (0..host.processors()).map(|processor| debugger.rip(processor))).collect()
+    // SAFETY: there are so many processors, and this is called by a timer of Bochs'.
+    let rip = |debugger: &Debugger, processor| unsafe { debugger.rip(processor) };
+    debugger.iter().flat_map(|debugger| (0..host.processors()).map(|processor| rip(debugger, processor))).collect()
 }
 
 fn line(milliseconds: u64, rips: &[u64]) -> String {

@@ -70,13 +70,15 @@ fn find(name: &CStr) -> Result<*mut c_void, String> {
     Ok(found)
 }
 
+type ReadRip = unsafe extern "C" fn() -> u64;
+
 /// Bochs' own debugger, where it was built in: its current processor, and what tells where that is.
 #[derive(Clone, Copy)]
 pub(super) struct Debugger {
     /// `dbg_cpu`.
     current: *mut u32,
     /// `bx_dbg_get_rip()`: of the current processor.
-    rip: unsafe extern "C" fn() -> u64,
+    rip: ReadRip,
 }
 
 impl Debugger {
@@ -84,11 +86,15 @@ impl Debugger {
     pub(super) fn find() -> Option<Self> {
         let [current, rip] = [c"dbg_cpu", c"_Z14bx_dbg_get_ripv"].map(|name| find(name).ok());
         // SAFETY: the mangled name spells that the function takes nothing; it returns a `bx_address`, which has 64 bits.
-        Some(Self { current: current?.cast(), rip: unsafe { std::mem::transmute::<*mut c_void, _>(rip?) } })
+        Some(Self { current: current?.cast(), rip: unsafe { std::mem::transmute::<*mut c_void, ReadRip>(rip?) } })
     }
 
-    /// The address of the instruction at which a processor is. There has to be a processor of this number.
-    pub(super) fn rip(self, processor: u32) -> u64 {
+    /// The address of the instruction at which a processor is.
+    ///
+    /// # Safety
+    ///
+    /// There is a processor of this number, and the caller is in Bochs' own thread.
+    pub(super) unsafe fn rip(self, processor: u32) -> u64 {
         // SAFETY: the variable is the debugger's, which runs in this thread and not now; the caller says that there is the processor.
         unsafe {
             let before = self.current.replace(processor);

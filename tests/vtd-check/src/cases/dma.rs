@@ -1,4 +1,4 @@
-//! DMA: what is mapped is reached, and nothing else.
+//! DMA: a device reaches mapped memory, and nothing else.
 
 use alloc::{format, string::String};
 

@@ -1,4 +1,4 @@
-//! Rounds, marks, and what is told of them.
+//! Rounds, marks, and their report.
 
 use core::arch::asm;
 

@@ -1,4 +1,4 @@
-//! The same work on one, two and four processors at a time: what they get done together, and what an interrupt between them takes.
+//! The same work on one, two and four processors at a time: their total throughput, and the cost of an interrupt between them.
 //!
 //! A round's time is that of all processors' operations, so that a row says how much faster they are together.
 

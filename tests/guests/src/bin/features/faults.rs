@@ -1,4 +1,4 @@
-//! A victim whose remapping entries another guest's device tries to use: the unit refuses, and the victim can read of it.
+//! A victim whose remapping entries another guest's device tries to use: the unit refuses, and the victim reads the fault records.
 
 use guests::bare::assigned::{Records, submit_and_poll};
 use guests::bare::dma::DmaBuffer;

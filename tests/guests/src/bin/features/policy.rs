@@ -1,4 +1,4 @@
-//! Which way the policy takes under what the platform says, and what is left when it refuses: MSI-X.
+//! The policy's decision under each setting of the platform, and the fallback when it refuses: MSI-X.
 
 use guests::bare::assigned::AssignedDsa;
 use guests::bare::{Guest, apic, physical};

@@ -9,6 +9,7 @@
 mod apic;
 mod debug;
 mod forms;
+mod speculation;
 mod stores;
 mod together;
 mod ways;
@@ -45,6 +46,7 @@ fn main(guest: &Guest) -> u8 {
     let mut checks = Checks::default();
     apic::all(&mut checks);
     debug::all(&mut checks);
+    speculation::all(&mut checks);
     let mut carried_out = 0;
     if let Ok(device) = AssignedDsa::start(guest) {
         stores::all(&mut checks, &device);

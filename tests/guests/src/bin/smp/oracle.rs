@@ -1,4 +1,4 @@
-//! What must come of each slot: every interrupt that was raised, once, and nowhere but where it may go.
+//! The expected result of each slot: every raised interrupt once, at its target only.
 //!
 //! A slot has two vectors that no other slot has, on every processor. At most one of its interrupts is under way at a time, so none
 //! can become one with another.

@@ -1,7 +1,7 @@
 //! What the virtual processors on the victim's processor do.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst};
 
 use guests::bare::{apic, idle, smp};
 use guests::println;
@@ -32,14 +32,36 @@ pub enum Role {
 
 static ROLE: AtomicU8 = AtomicU8::new(0);
 
+/// All of them have started. Until then they sleep: those that compute would keep the others from starting.
+static GO: AtomicBool = AtomicBool::new(false);
+
+/// The vector that wakes them then.
+const WAKE: u64 = 0x40;
+
+/// How many of them are in a role in which they sleep. An attack that comes too early would find them at work.
+static SETTLED: AtomicU32 = AtomicU32::new(0);
+/// Ticks in which they are.
+const LIMIT: u64 = 8_000_000;
+
 /// Puts the virtual processors into a role.
 pub fn enter(cpus: usize, role: Role) -> Result<(), &'static str> {
     ROLE.store(role as u8, SeqCst);
+    GO.store(false, SeqCst);
+    SETTLED.store(0, SeqCst);
     for number in victims_side(cpus) {
         apic::send(number as u32, apic::INIT);
         if role != Role::Absent && !smp::start(number, play) {
             return Err("a processor did not start");
         }
+    }
+    GO.store(true, SeqCst);
+    if role != Role::Absent {
+        victims_side(cpus).for_each(|number| apic::send(number as u32, apic::FIXED | WAKE));
+    }
+    let sleeps = matches!(role, Role::Deaf | Role::Masked | Role::Asleep);
+    let have_settled = || SETTLED.load(SeqCst) as usize == victims_side(cpus).count();
+    if sleeps && !idle::poll_until(LIMIT, have_settled) {
+        return Err("the processors do not settle");
     }
     Ok(())
 }
@@ -49,7 +71,18 @@ fn is(role: Role) -> bool {
 }
 
 fn play(number: usize) {
+    while !GO.load(SeqCst) {
+        // SAFETY: every vector has a handler. STI lets nothing in before HLT has begun; the look in between finds what came before it.
+        unsafe { asm!("cli", options(nostack)) }
+        if GO.load(SeqCst) {
+            break;
+        }
+        // SAFETY: as above.
+        unsafe { asm!("sti", "hlt", options(nostack)) }
+    }
+    idle::enable_interrupts();
     if is(Role::Deaf) {
+        SETTLED.fetch_add(1, SeqCst);
         loop {
             // SAFETY: nothing but NMIs, INIT and start-up commands comes; the first find a handler.
             unsafe { asm!("cli", "hlt", options(nomem, nostack)) }
@@ -59,6 +92,7 @@ fn play(number: usize) {
         apic::set_priority(0xf0);
     }
     if is(Role::Masked) || is(Role::Asleep) {
+        SETTLED.fetch_add(1, SeqCst);
         loop {
             // SAFETY: every vector has a handler.
             unsafe { asm!("sti", "hlt", options(nostack)) }

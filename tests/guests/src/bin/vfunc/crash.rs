@@ -1,4 +1,4 @@
-//! Work that reaches for what is not the guest's, and an end without a word to the device.
+//! Work that accesses memory outside of the guest, and an end without stopping the device.
 
 use guests::bare::interrupts;
 use guests::dsa::{Descriptor, spec};

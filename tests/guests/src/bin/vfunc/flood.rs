@@ -1,4 +1,4 @@
-//! Errors of descriptors as fast as they come: the device tells the hypervisor of each, which must have time for others.
+//! Errors of descriptors at the highest rate: the device reports each to the hypervisor, which must have time for other guests.
 
 use guests::bare::{apic, idle, interrupts};
 use guests::dsa::{Registers, spec};

@@ -1,4 +1,4 @@
-//! A function level reset (PCIe 6.6.2): nothing is left of what the function did and was told, and then it works again.
+//! A function level reset (PCIe 6.6.2): it removes the function's state and settings, and the function works again after it.
 
 use guests::bare::config;
 use guests::dsa::{Registers, spec};

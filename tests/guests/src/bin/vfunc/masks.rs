@@ -1,4 +1,4 @@
-//! What masks hold back, and what goes out when they are gone (PCIe 6.1.4, 7.7.2).
+//! Messages that masks hold back, and messages that are sent when the masks are gone (PCIe 6.1.4, 7.7.2).
 
 use crate::function::{COUNTS, Vf, expect};
 

@@ -1,0 +1,41 @@
+//! Guests' time: whatever a guest does to its own virtual processors and with its own device, its neighbour on the same processor keeps its share of
+//! the processor, and gets its interrupts in time. The attacks are in the guest `thief`; the figures are counted in instructions.
+
+use imsvisor_tests::isolation;
+use imsvisor_tests::scenario::Scenario;
+
+static POSTING: Scenario =
+    Scenario::new("a thief of time where units post", |plan| isolation::set_up(plan, "posting=off", ""));
+static VECTORS: Scenario = Scenario::new("a thief of time where units do not post", |plan| {
+    plan.plugin(&["no-posting"]);
+    isolation::set_up(plan, "", "")
+});
+static POSTED: Scenario = Scenario::new("a thief of time with posted interrupts", |plan| {
+    isolation::set_up(plan, "apicv=on posting=on", "profile=posted")
+});
+
+fn assert_bounded(scenario: &'static Scenario) {
+    let boot = scenario.run();
+    boot.assert_hypervisor_lived();
+    boot.assert_guest_right("victim");
+    boot.assert_guest_right("thief");
+    assert_eq!(boot.reported("victim", "base"), boot.reported("thief", "base"), "they do not agree on the phases");
+    let all = isolation::read(boot.outcome()).expect("the guests' reports");
+    let unbounded: Vec<_> = all.iter().filter(|attacked| !attacked.is_bounded()).collect();
+    assert!(unbounded.is_empty(), "{unbounded:#?}\n{}", isolation::table(&all));
+}
+
+#[test]
+fn attack_29_a_guest_keeps_its_time_whatever_its_neighbour_does() {
+    assert_bounded(&POSTING);
+}
+
+#[test]
+fn attack_29_a_guest_keeps_its_time_where_units_cannot_suppress_interrupts() {
+    assert_bounded(&VECTORS);
+}
+
+#[test]
+fn attack_29_a_guest_keeps_its_time_beside_one_with_posted_interrupts() {
+    assert_bounded(&POSTED);
+}
