@@ -163,8 +163,13 @@ impl Client {
         let guest = self.guest(name)?;
         let counters = self.calls.guest_counters(guest, &mut self.page)?;
         println!(
-            "{name} charged={} stolen={} building={} exits={} interrupts={}",
-            counters.charged, counters.stolen, counters.building, counters.exits, counters.interrupts
+            "{name} at={} charged={} stolen={} building={} exits={} interrupts={}",
+            apic::tsc(),
+            counters.charged,
+            counters.stolen,
+            counters.building,
+            counters.exits,
+            counters.interrupts
         );
         Ok(())
     }
