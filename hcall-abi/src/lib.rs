@@ -36,6 +36,8 @@
 //!    [`Call::ReadFaults`] when something is amiss.
 //! 6. [`Call::SetPvEoi`], on each processor, saves the exit of EOI where the processor does not keep the local APIC.
 //!
+//! The calls of guests' lives ([`LifeCall`]) have nothing to do with stores and need no [`Call::Enable`].
+//!
 //! A store can be written instead, as on bare metal: writes to slots that were not allocated are trapped, checked and translated. A
 //! message must be in compatibility format, fixed or lowest priority, edge, to one of the guest's own processors; a slot with another
 //! one stays masked. Reading a slot costs nothing, so reading back to flush writes costs nothing.

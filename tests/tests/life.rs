@@ -19,7 +19,7 @@ static COMMANDS: Scenario = Scenario::new("a manager that starts and stops guest
     )?;
     plan.guest("tenant", "a mem=18M")?;
     plan.guest("tenant", "deaf mem=18M cmdline=deaf=yes")?;
-    plan.guest("tenant", "late mem=18M autostart=off")
+    plan.guest("tenant", "late mem=18M cpus=3 autostart=off")
 });
 
 /// Lines that the manager wrote that begin like this.
@@ -44,11 +44,11 @@ fn a_manager_lists_starts_stops_and_restarts_guests() {
     assert_eq!(said(&boot, "0 ctl running vcpus=1 memory=18M weight=256 starts=1 *").len(), 3);
     assert_eq!(said(&boot, "1 a stopped").len(), 2);
     assert_eq!(
-        said(&boot, "3 late stopped vcpus=1 memory=18M weight=256 starts=0").len(),
+        said(&boot, "3 late stopped vcpus=3 memory=18M weight=256 starts=0").len(),
         2,
         "it is not started by itself"
     );
-    assert_eq!(said(&boot, "late charged=").len(), 1);
+    assert_eq!(said(&boot, "late at=").len(), 1);
     assert_eq!(ends(&boot, "deaf"), ["stopped"], "it is ended when its time is over");
     assert_eq!(ends(&boot, "late"), ["exit"], "it was asked");
     assert_eq!(ends(&boot, "a")[0], "exit");
@@ -83,8 +83,41 @@ fn guests_are_restarted_as_their_options_say_and_not_without_end() {
     boot.assert_all_came_back();
 }
 
+/// A guest with much memory and a device of its own is restarted again and again on the processor of one that never sleeps.
+static BESIDE: Scenario = Scenario::new("a guest beside one that is restarted", |plan| {
+    plan.config.cpus = 2;
+    manager(
+        plan,
+        "counters busy; repeat 8 restart v --force; counters busy; stop v --force; stop busy; wait v stopped; \
+         wait busy stopped",
+    )?;
+    plan.guest("vfunc", "v mem=256M device=vdsa pin=1 cmdline=case=tenant")?;
+    plan.guest("tenant", "busy mem=18M pin=1 cmdline=busy=yes")
+});
+
+/// The most ticks that a guest that can run waits for its turn: `sched::run_queue::LATENCY`.
+const LATENCY: u64 = 4_000_000;
+
+#[test]
+fn making_and_releasing_a_guest_takes_its_own_time_and_none_of_others() {
+    let boot = BESIDE.run();
+    boot.assert_hypervisor_lived();
+    assert_eq!(boot.done.as_deref(), Some("ok"));
+    assert_eq!(boot.verified("ctl", "restarts"), 8);
+    let lines = said(&boot, "busy at=");
+    let figure = |line: &str, key: &str| {
+        let word = line.split(' ').find_map(|word| word.strip_prefix(key)).expect("the manager's figures");
+        word.parse::<u64>().expect("a number")
+    };
+    let [elapsed, charged] = ["at=", "charged="].map(|key| figure(lines[1], key) - figure(lines[0], key));
+    assert!(charged * 100 >= elapsed * 45, "half of the processor is its: {charged} of {elapsed} ticks");
+    let gap = boot.reported("busy", "gap");
+    assert!(gap <= LATENCY, "it did not run for {gap} ticks");
+    boot.assert_all_came_back();
+}
+
 /// How often a tenant is restarted: a thousand times in the test that is left out unless it is asked for.
-const RESTARTS: u64 = 100;
+const RESTARTS: u64 = 40;
 const MANY_RESTARTS: u64 = 1_000;
 
 /// Four tenants on two processors, two of them with functions of one DSA, and one with the other DSA as a whole that begins several times.
@@ -108,7 +141,7 @@ fn tenants(plan: &mut Plan, restarts: u64) -> anyhow::Result<()> {
 static RESTARTED: Scenario =
     Scenario::new("a tenant that is restarted again and again", |plan| tenants(plan, RESTARTS));
 static RESTARTED_OFTEN: Scenario = Scenario::new("a tenant that is restarted a thousand times", |plan| {
-    plan.config.limit = std::time::Duration::from_secs(900);
+    plan.config.limit = std::time::Duration::from_secs(2_400);
     tenants(plan, MANY_RESTARTS)
 });
 
@@ -127,30 +160,28 @@ fn assert_nothing_is_lost(boot: &Boot, restarts: u64) {
     boot.assert_all_came_back();
     boot.assert_zero(&["vtd.blocked", "vtd.violations"]);
     boot.assert_devices_quiet(0);
-    // Of lives in the same surroundings: while all others run.
-    let released: Vec<_> =
-        boot.events("guest-released").into_iter().filter(|pairs| pairs.get("name") == Some("v")).collect();
-    let ends = boot.event_lines();
-    let others_ended =
-        ends.iter().position(|line| line.contains("guest-end") && !line.contains("name=v")).unwrap_or(ends.len());
-    let of_v = ends[..others_ended].iter().filter(|line| line.contains("guest-released")).count();
-    assert!(of_v > 4, "the demo takes its time");
-    let figure = |key: &str| -> Vec<u64> { released[1..of_v].iter().filter_map(|pairs| pairs.number(key)).collect() };
+    // Of lives in the same surroundings: between the demo's first life and its second.
+    let lines = boot.event_lines();
+    let demos: Vec<usize> = (0..lines.len()).filter(|n| lines[*n].contains("name=demo ")).collect();
+    let second = demos.iter().filter(|n| lines[**n].contains("guest-start")).nth(1).expect("its second life");
+    let first_end = demos.iter().find(|n| lines[**n].contains("guest-released")).expect("its first end");
+    let lives = boot.outcome().lines.iter().filter(|seen| lines[*first_end..*second].contains(&seen.raw.as_str()));
+    let released: Vec<&Pairs> = lives.filter_map(|seen| seen.line.event("guest-released")).collect();
+    let figure = |key: &str| -> Vec<u64> {
+        let of_v = released.iter().filter(|pairs| pairs.get("name") == Some("v"));
+        of_v.filter_map(|pairs| pairs.number(key)).collect()
+    };
     let (free, heap) = (figure("free_kib"), figure("heap"));
+    assert!(free.len() as u64 > restarts / 2, "{} lives are left to compare", free.len());
     assert!(free.iter().all(|kib| *kib == free[0]), "memory gets less: {free:?}");
     let (least, most) = (heap.iter().min().unwrap(), heap.iter().max().unwrap());
     assert!(most - least <= HEAP_NOISE, "the heap gets more: {heap:?}");
-    let late = |key: &str| -> Vec<u64> {
-        released.iter().rev().skip(1).take(20).filter_map(|pairs| pairs.number(key)).collect()
-    };
-    let (first, last) = (late("heap")[late("heap").len() - 1], late("heap")[0]);
-    assert!(last.abs_diff(first) <= HEAP_NOISE, "{last} bytes, {first} before");
     let [first, last] = ["first", "last"].map(|key| boot.reported("ctl", key));
     assert!(last <= first * 3 / 2 + 500_000, "the first restarts took {first} ticks, the last {last}");
 }
 
-/// Bytes of the heap that differ with what others hold at the moment.
-const HEAP_NOISE: u64 = 2_048;
+/// Bytes of the heap that differ with what others hold at the moment. A life that leaves 32 bytes behind is seen after forty.
+const HEAP_NOISE: u64 = 512;
 
 #[test]
 fn a_tenant_that_is_restarted_leaves_nothing_behind_and_others_work() {

@@ -2,7 +2,7 @@
 
 use core::ffi::{c_char, c_void};
 
-use guest_shim::hcall_abi::{GuestCounters, GuestInfo, GuestNumber, Target};
+use guest_shim::hcall_abi::{GuestCounters, GuestInfo, GuestNumber, GuestState, Target};
 
 use crate::decide::ImsInterface;
 use crate::device::{calls, page};
@@ -46,7 +46,14 @@ impl From<GuestInfo> for ImsGuestInfo {
         let mut name = [0; 17];
         name.iter_mut().zip(info.name).for_each(|(place, byte)| *place = byte as c_char);
         let GuestInfo { starts, vcpus, memory_mib, weight, guests, state, is_own, .. } = info;
-        Self { starts, vcpus, memory_mib, weight, guests, state: state as u16, is_own, name }
+        let state = match state {
+            GuestState::Stopped => IMS_GUEST_STOPPED,
+            GuestState::Starting => IMS_GUEST_STARTING,
+            GuestState::Running => IMS_GUEST_RUNNING,
+            GuestState::Stopping => IMS_GUEST_STOPPING,
+            GuestState::Failed => IMS_GUEST_FAILED,
+        };
+        Self { starts, vcpus, memory_mib, weight, guests, state, is_own, name }
     }
 }
 

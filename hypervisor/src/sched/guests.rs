@@ -297,7 +297,10 @@ impl Guests {
     /// Has a processor look.
     fn notify(&self, processor: usize) {
         let Some(place) = self.places.get(processor) else { return };
-        place.has_news.store(true, Ordering::Release);
+        // A look that is still to come is enough for any number of news.
+        if place.has_news.swap(true, Ordering::AcqRel) {
+            return;
+        }
         if cpu::percpu::this_cpu().number == processor {
             interrupts::raise(apic::WAKE_UP_VECTOR);
         } else {
