@@ -232,6 +232,11 @@ impl Mailbox {
         self.signalled.load(Ordering::Relaxed) && self.signalled.swap(false, Ordering::SeqCst)
     }
 
+    /// Whether [`Self::take_signal`] would find a signal.
+    pub fn has_signal(&self) -> bool {
+        self.signalled.load(Ordering::SeqCst)
+    }
+
     /// Takes the vectors that were sent.
     pub fn take_requests(&self) -> impl Iterator<Item = u8> {
         Vectors([0, 1, 2, 3].map(|word| self.requests[word].swap(0, Ordering::Relaxed)))

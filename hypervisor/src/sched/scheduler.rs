@@ -222,7 +222,9 @@ impl Scheduler {
         let cpu = &mut self.cpus[index];
         cpu.publish(false, self.queue.is_muted(cpu.vm.id));
         // What came before that came perhaps without an interrupt.
-        interrupts::raise(apic::WAKE_UP_VECTOR);
+        if cpu.mailbox.has_signal() {
+            interrupts::raise(apic::WAKE_UP_VECTOR);
+        }
     }
 
     /// Charges the processor's time up to `until` that nobody was charged yet to the guest of a virtual processor.
@@ -291,6 +293,8 @@ impl Scheduler {
                 self.publish(index);
             }
         }
+        // Interrupts that were posted meanwhile have notified nobody.
+        interrupts::raise(apic::WAKE_UP_VECTOR);
     }
 
     /// Delivers the interrupts that have arrived, expires timers, and wakes virtual processors that have work.
