@@ -35,7 +35,8 @@
 //! `facts` are what the driver knows of CPUID, SMBIOS and the IOMMUs; `forbidden` is what the platform's ACPI table says
 //! ([`hcall_abi::acpi`]); `page` is a page of memory for batches ([`BatchPage`]).
 //!
-//! [`domain::QueueDomain`] is for a store in the guest's own memory. [`PvEoi`] saves the VM exit at an interrupt's end.
+//! [`domain::QueueDomain`] is for a store in the guest's own memory. [`PvEoi`] saves the VM exit at an interrupt's end. [`Hypercalls`] has the
+//! calls of guests' lives as well: the request to stop, and the management of all guests.
 //!
 //! Two traits stand for the machine, [`Transport`] (the call) and [`Store`] (the slots), so that all other code runs on any host.
 #![cfg_attr(not(test), no_std)]

@@ -1,6 +1,6 @@
 //! imsvisor: a minimal type-1 VT-x hypervisor that gives virtual machines Interrupt Message Store interrupts.
 //!
-//! The rooms, lowest first; each imports only from those above it in this list:
+//! The rooms, from the lowest to the highest. A room imports only from those that this list names before it:
 //!
 //! | layer | rooms |
 //! |---|---|

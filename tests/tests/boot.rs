@@ -173,12 +173,12 @@ fn assert_device_refused(boot: &Boot, words: &[&str]) {
 const UNIT_WORDS: [&str; 4] = ["IOMMU", "VT-d", "DMAR", "remapping"];
 
 #[test]
-fn without_a_remapping_unit_the_device_is_refused_and_a_guest_without_one_runs() {
+fn attack_02_without_a_remapping_unit_the_device_is_refused_and_a_guest_without_one_runs() {
     assert_device_refused(&NO_UNIT.run(), &UNIT_WORDS);
 }
 
 #[test]
-fn without_a_dmar_table_the_device_is_refused_and_a_guest_without_one_runs() {
+fn attack_02_without_a_dmar_table_the_device_is_refused_and_a_guest_without_one_runs() {
     assert_device_refused(&NO_DMAR.run(), &UNIT_WORDS);
 }
 
@@ -420,7 +420,7 @@ static STRAY_DMA: Scenario = Scenario::new("a guest whose device is sent astray"
 });
 
 #[test]
-fn a_descriptor_that_points_outside_the_guest_is_a_recorded_fault_and_nothing_is_written() {
+fn attack_25_and_26_a_descriptor_that_points_outside_the_guest_is_a_recorded_fault_and_nothing_is_written() {
     let boot = STRAY_DMA.run();
     boot.assert_hypervisor_lived();
     // The guest itself sees whether anything was written; another guest and the hypervisor go on.

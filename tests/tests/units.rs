@@ -82,7 +82,7 @@ static STORM: Scenario = Scenario::new("a guest whose device faults without end"
 });
 
 #[test]
-fn faults_without_end_are_counted_and_masked_and_the_others_do_not_notice() {
+fn attack_24_faults_without_end_are_counted_and_masked_and_the_others_do_not_notice() {
     let boot = STORM.run();
     boot.assert_hypervisor_lived();
     for name in ["stray-dma", "demo"] {
@@ -108,7 +108,7 @@ static FORGERS: Scenario = Scenario::new("a guest whose device forges another's 
 });
 
 #[test]
-fn a_forged_message_is_refused_by_its_source_and_told_with_whose_entry_it_named() {
+fn attack_05_a_forged_message_is_refused_by_its_source_and_told_with_whose_entry_it_named() {
     let boot = FORGERS.run();
     boot.assert_hypervisor_lived();
     for name in ["stray-dma", "demo"] {

@@ -1,4 +1,5 @@
-//! The hypercall domain: a guest programs its slots by calls.
+//! The service's hypercalls: which call a number is, which arguments are right, and what it answers. `hcall_abi` has the contract. A call that
+//! the guest got wrong changes nothing.
 
 use hcall_abi::{
     Call, DeviceId, DeviceInfo, FaultRecord, Pasid, SlotHandle, SlotInfo, Status, StoreId, StoreKind, Target,

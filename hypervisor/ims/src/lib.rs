@@ -1,6 +1,6 @@
 //! The service turns a guest's interrupt messages into remapped ones. The guest uses trapped writes or hypercalls.
 //!
-//! The core is plain Rust. It reaches the machine by five [`ports`]: the remapping unit, the devices' stores, their shadows, delivery, and
+//! The service is plain Rust. It reaches the machine by five [`ports`]: the remapping unit, the devices' stores, their shadows, delivery, and
 //! delivery and unit together for many slots at a time. Nothing here touches hardware. No input of a guest can cause a panic or an endless
 //! loop here.
 //!
@@ -20,9 +20,9 @@
 //! 2. a device's slots as a whole: writes and calls share it, so they do not wait for each other there; a reset and detaching have it
 //!    for themselves,
 //! 3. one slot: held while it is changed, its flush included. Nobody holds two: a batch locks its slots one after another, and marks
-//!    those that it has begun (`State::Mapping`): their entries are had from the ports, all at once, while none is locked. So writes
-//!    and calls wait for each other only where they mean the same slot,
-//! 4. which slots are free, and rooms for batches: for some instructions at a time, and nothing is locked meanwhile,
+//!    those that it has begun (`State::Mapping`): it takes their entries from the ports, all at once, while no slot is locked. So here
+//!    writes and calls wait for each other only where they mean the same slot (the ports may have locks that more slots share),
+//! 4. which slots are free, and batch buffers: held for some instructions at a time, and nothing is locked meanwhile,
 //! 5. the quarantine (only after a failure), and a guest's faults,
 //! 6. whatever the ports lock inside.
 //!

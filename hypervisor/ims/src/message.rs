@@ -1,4 +1,5 @@
-//! The message that a guest writes into a slot: compatibility format (SDM volume 3, 12.11; VT-d 5.1.2.1).
+//! The guest's right: which messages a guest may have in a slot. Such a message is in compatibility format (SDM volume 3, 12.11; VT-d 5.1.2.1) and
+//! names one of the guest's own virtual processors; [`parse`] refuses all others.
 
 use hcall_abi::{Status, Target};
 

@@ -1,6 +1,7 @@
 //! The ports by which the service reaches the machine. A hypervisor implements these traits; tests fake them.
 //!
-//! A method that returns a [`Status`] as its error has no effect when it fails. The methods that undo something are infallible.
+//! A method that fails with a [`Status`] has no effect, except for three: after a failed [`Remap::flush`] or [`Remap::flush_span`] the state of
+//! the cache is unknown, and after a failed [`Store::commit`] the device has not taken the writes. The methods that undo something are infallible.
 
 use core::num::NonZeroU64;
 
@@ -77,7 +78,7 @@ impl PackedRoute {
     }
 }
 
-/// The message by which a device raises an interrupt. Only the device gets it; a guest never sees it.
+/// The message by which a device raises an interrupt. Only the device gets it; a guest reads it in a store in its own memory only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Message {
     /// The message's address.
@@ -113,7 +114,7 @@ pub trait Remap {
 
     /// Flushes the entries from the interrupt-entry cache: an index-selective invalidation for each contiguous run, and one wait for all.
     /// Returns [`Status::HardwareError`] if the unit did not complete it; the cache's contents are unknown then. Entries that were released
-    /// meanwhile may be among them. Several processors may flush at the same time.
+    /// meanwhile may be among them. Several processors may call this at once; the implementer may let them wait for each other.
     fn flush(&self, entries: impl Iterator<Item = EntryIndex> + Clone) -> Result<(), Status>;
 
     /// Flushes all entries of a span, which are one unit's, as [`flush`](Remap::flush) does.

@@ -1,4 +1,5 @@
-//! The service: it takes remapping entries, attributes them to slots and releases them.
+//! The service's own state: who owns each remapping entry, and the quarantine of entries and routes whose flush failed. Entries are taken and
+//! released here; which slot needs one is decided in `store`, `store_access` and `batch`.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

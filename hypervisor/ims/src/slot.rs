@@ -71,7 +71,7 @@ pub struct Slot {
     pub masked: bool,
     /// Whether the slot is masked in the device.
     pub device_masked: bool,
-    /// Whether the cache holds nothing older than the entry.
+    /// Whether the entry was flushed since it changed last: the cache holds the entry as it is in the table, or not at all.
     pub flushed: bool,
     /// The pending bit as it was last read.
     pub pending: bool,

@@ -1,4 +1,7 @@
-//! Trapped writes of a store.
+//! What a trapped write of a store does: the dwords go into the slot, and then [`settle`] makes device and remapping table agree with the slot.
+//!
+//! A write takes the way `store_write`, `apply`, `write_slot`, `bring`, `settle`; the writes that drivers make most (a dword of a masked slot) end
+//! in `write_slot`. [`message`] says which messages are the guest's right, and [`StoreAccess`] keeps the order of the steps.
 
 use core::ops::RangeInclusive;
 

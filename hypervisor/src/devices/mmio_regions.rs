@@ -1,4 +1,5 @@
-//! The regions outside of a guest's memory: stores, device registers, configuration space.
+//! What is behind a guest-physical address outside of the guest's memory: a store, registers of a device or of a virtual function, configuration
+//! space. A trapped access finds its region here ([`MmioRegions::find`]).
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,4 @@
-//! Assignment of functions to guests: the plan, pass-through, resets, DSAs and their virtual functions.
+//! Assignment of functions and processors to guests: the plan, pass-through, resets, DSAs and their virtual functions.
 
 pub mod allocation;
 pub mod arc_list;

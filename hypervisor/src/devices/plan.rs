@@ -1,4 +1,4 @@
-//! The plan which guest gets which functions. It is made once, from all modules' command lines in their order, before any processor makes a
+//! The plan which guest gets which functions and which processors. It is made once, from all modules' command lines in their order, before any processor makes a
 //! guest. So the result does not depend on which processor is faster.
 
 use alloc::{format, string::String, vec::Vec};

@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vector_is_its_owners_until_the_processor_has_swept() {
+    fn attack_11_a_vector_is_its_owners_until_the_processor_has_swept() {
         let vectors = vectors_of(0, 3);
         assert!(!vectors.begin_sweep());
         let route = vectors.route(GUEST, target(0x41)).unwrap();

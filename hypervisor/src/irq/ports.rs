@@ -1,4 +1,7 @@
-//! The service's ports on this machine.
+//! The service's ports on this machine: where a binding of the service becomes a route ([`Delivery::route`]) and a remapping entry ([`Remap::bind`]).
+//!
+//! An entry leads to a host vector of the virtual processor's processor, or into the virtual processor's posted-interrupt descriptor. The entry's
+//! number has the unit in its upper half. Processors that flush entries of one unit wait for each other in the unit's queue.
 
 pub mod fault_log;
 mod stores;

@@ -1,4 +1,4 @@
-//! Scheduling: the processors, the scheduler and the loop of VM exits.
+//! Scheduling: the processors, the scheduler, the loop of VM exits, and the lives of guests.
 
 pub mod exit_loop;
 pub mod guest_change;

@@ -1,4 +1,5 @@
-//! Bring-up of processors and the division of guests among them. The first processor writes the final report.
+//! What each processor does from its bring-up on: it enters VMX operation, waits for the plan of all guests, makes the guests that are its own, and
+//! runs its scheduler. The first processor makes the plan, waits for the others, and writes the final report.
 
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::{

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_that_writes_without_end_is_shown_for_ten_thousand_lines_and_told_of_once() {
+    fn attack_24_a_guest_that_writes_without_end_is_shown_for_ten_thousand_lines_and_told_of_once() {
         let mut quota = Quota::default();
         for line in 1..30_000 {
             let fate = match line {

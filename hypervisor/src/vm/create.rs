@@ -1,4 +1,6 @@
-//! Creates a guest from its boot module.
+//! Creates a guest from its boot module and its plan: memory and image, functions and their BARs, EPT, interrupt domain, chipset, and what each
+//! processor needs to make its virtual processors ([`NewVcpu`]). The work is done in pieces (`cpu::fiber`); when it fails, what was made is
+//! released by [`Resources`](crate::vm::resources::Resources).
 
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::fmt::Display;

@@ -1,8 +1,8 @@
-//! The interrupt remapping table: sections 9.10 and 9.11 for the entries, 5.1.4 and 6.2.2 for their use.
+//! The interrupt remapping table: VT-d specification, 9.10 and 9.11 for the entries, 5.1.4 and 6.2.2 for their use.
 //!
 //! An entry's states are *free*, *reserved* (SID and SVT set, not present), *programmed* (present), *cleared* (not present, but perhaps
-//! still cached), *reserved* again after the flush, and *free* again after the release. An index is reused in no other way, so no interrupt
-//! can come through an entry that the cache remembers. The entry itself holds the state (AVAIL, which is software's) and the list of free
+//! still cached), *reserved* again after the flush, and *free* again after the release. [`InterruptTable::bind`] goes from *free* to *programmed*
+//! in one step. An index becomes free in no other way, so no interrupt can come through an entry that the cache remembers. The entry itself holds the state (AVAIL, which is software's) and the list of free
 //! entries, so the table needs no other memory.
 
 use core::{

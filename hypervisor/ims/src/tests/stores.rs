@@ -221,7 +221,7 @@ fn attack_07_and_08_no_entry_or_cache_keeps_what_was_retargeted_or_freed() {
 }
 
 #[test]
-fn attacks_12_13_14_refused_messages_mask_the_slot_until_a_right_one_comes() {
+fn attack_12_to_14_refused_messages_mask_the_slot_until_a_right_one_comes() {
     let bench = Bench::new();
     let bad = [
         (ADDRESS, 0x240),             // SMI

@@ -90,9 +90,8 @@ fn caches_that_need_ats_are_read() {
     assert!(!dmar.requires_ats(Bdf::new(0x6a, 1, 0).in_segment(1), no_bridges));
 }
 
-/// Attack 28.
 #[test]
-fn a_length_that_cannot_be_ends_the_walk_and_what_came_before_is_used() {
+fn attack_28_a_length_that_cannot_be_ends_the_walk_and_what_came_before_is_used() {
     let mut zero = unit(0, UNIT + 0x2000, &[]);
     zero[2] = 0;
     let mut beyond = unit(0, UNIT + 0x2000, &[]);
@@ -257,7 +256,7 @@ fn there_is_no_limit_to_units_and_scopes() {
 
 proptest! {
     #[test]
-    fn random_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400), good in any::<bool>()) {
+    fn attack_28_random_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400), good in any::<bool>()) {
         let _ = Dmar::parse(&bytes);
         let head = if good { table(&[unit(1, UNIT, &[])]) } else { table(&[]) };
         let dmar = Dmar::parse(&[head, bytes].concat()).unwrap();
@@ -266,7 +265,7 @@ proptest! {
     }
 
     #[test]
-    fn flipped_bytes_are_survived(at in 0usize..120, value in any::<u8>()) {
+    fn attack_28_flipped_bytes_are_survived(at in 0usize..120, value in any::<u8>()) {
         let scopes = [scope(3, 9, 0xf0, &[(0x1f, 7)]), scope(1, 0, 0, &[(2, 0), (3, 0)])];
         let mut bytes = table(&[unit(1, UNIT, &scopes), region(0x1000, 0x1fff, &scopes)]);
         if let Some(byte) = bytes.get_mut(at) {

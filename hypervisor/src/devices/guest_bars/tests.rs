@@ -103,7 +103,7 @@ fn shown(config: Config) -> [Vec<(u64, Page)>; 2] {
 
 /// Offsets as Sapphire Rapids has them: MSI-X table at 0x2000, pending bits at 0x3000, message store from 0x4000 to 0xc000.
 #[test]
-fn of_a_whole_dsa_a_guest_writes_all_but_its_commands_and_its_tables() {
+fn attack_26_of_a_whole_dsa_a_guest_writes_all_but_its_commands_and_its_tables() {
     let [bar0, bar2] = shown(Config::sapphire_rapids());
     assert_eq!(bar0.len(), 16);
     let mut expected = vec![(0, Page::ReadOnly(0)), (0x2000, Page::Image), (0x3000, Page::ReadOnly(0x3000))];

@@ -17,7 +17,7 @@ use super::{Parent, state::LeaveOutcome};
 
 /// Ticks between two looks at commands that are under way. A guest can have some without end, and each look ends the slice of another one.
 const LOOKS: u64 = 1_000_000;
-/// All functions that the hypervisor keeps. The list's lock comes before the lock of a function's [`ParentState`], and `taking` before both.
+/// All functions that the hypervisor keeps. The list's lock comes before the lock of a function's [`ParentState`](super::state::ParentState), and `taking` before both.
 #[derive(Default)]
 pub struct Parents {
     all: ArcList<Parent>,

@@ -1,4 +1,5 @@
-//! Message stores: access to slots in devices, and to the shadows that guests read.
+//! The service's ports [`Store`] and [`Shadow`]: they read and write slots in devices, and the shadows that guests read. Addresses come from the
+//! store's description, which `devices::passthrough` has made.
 
 use core::ptr::{read_volatile, write_volatile};
 

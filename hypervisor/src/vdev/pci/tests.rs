@@ -80,9 +80,8 @@ fn bars_tell_their_size_and_stay_where_they_are() {
     }
 }
 
-/// Attack 23 of the field notes: the guest moves the BAR.
 #[test]
-fn a_moved_bar_is_reported_and_stays() {
+fn attack_23_a_moved_bar_is_reported_and_stays() {
     let mut bus = bus();
     assert_eq!(bus.write(DEV, 0x10, 4, 0xfee0_0000), Effect::BarMoved(0));
     assert_eq!(bus.write(DEV, 0x1c, 4, 2), Effect::BarMoved(3));

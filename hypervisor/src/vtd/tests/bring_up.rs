@@ -66,9 +66,9 @@ fn a_unit_whose_queue_an_error_has_halted_is_taken_over() {
     }
 }
 
-/// Attack 2, and each other thing that can be missing.
+/// No unit, and each other thing that can be missing.
 #[test]
-fn what_is_missing_is_named() {
+fn attack_02_what_is_missing_is_named() {
     let refusal = |config, wanted| Remapper::new(&Bench::new(config), &TestFrames::default(), wanted).err();
     let cases = [
         (vtd_model::Config { queued_invalidation: false, ..capable() }, UnitError::NoQueuedInvalidation),
@@ -112,9 +112,8 @@ fn where_nobody_answers_there_is_no_unit() {
     }
 }
 
-/// Attack 28.
 #[test]
-fn a_unit_that_does_not_do_what_it_is_told_is_given_up() {
+fn attack_28_a_unit_that_does_not_do_what_it_is_told_is_given_up() {
     let stuck = |registers| Remapper::new(Dead(registers), &TestFrames::default(), CONFIG).err();
     assert_eq!(stuck(capabilities), Some(UnitError::Timeout("switch the invalidation queue on")));
     let still_on = |offset| if offset == GSTS { global::TE.into() } else { capabilities(offset) };

@@ -56,9 +56,8 @@ fn a_posted_entry_sets_the_vectors_bit_and_notifies_once() {
     bench.assert_clean();
 }
 
-/// Attack 10.
 #[test]
-fn an_entry_changes_between_posted_and_remapped_form() {
+fn attack_10_an_entry_changes_between_posted_and_remapped_form() {
     let bench = bench();
     let remapper = bench.start();
     let index = remapper.reserve(DSA).unwrap();
@@ -74,9 +73,8 @@ fn an_entry_changes_between_posted_and_remapped_form() {
     bench.assert_clean();
 }
 
-/// Attack 1.
 #[test]
-fn compatibility_format_is_blocked_and_recorded() {
+fn attack_01_compatibility_format_is_blocked_and_recorded() {
     let bench = Bench::new(vtd_model::Config { extended_interrupt_mode: false, ..capable() });
     // As firmware may leave it.
     bench.write32(GCMD, global::CFI);
@@ -88,9 +86,8 @@ fn compatibility_format_is_blocked_and_recorded() {
     assert_eq!(fault.to_string(), "00:1e.0 interrupt 0: compatibility-format interrupt blocked (0x25)");
 }
 
-/// Attack 5.
 #[test]
-fn another_requester_cannot_use_an_entry() {
+fn attack_05_another_requester_cannot_use_an_entry() {
     let bench = bench();
     let remapper = bench.start();
     let index = remapper.reserve(DSA).unwrap();
@@ -102,9 +99,9 @@ fn another_requester_cannot_use_an_entry() {
     assert_eq!(remapper.statistics().faults, 1);
 }
 
-/// Attack 8, and the proof that the model would show a flush left out.
+/// Also the proof that the model would show a flush left out.
 #[test]
-fn a_cleared_entry_works_until_it_is_flushed_and_not_after() {
+fn attack_08_a_cleared_entry_works_until_it_is_flushed_and_not_after() {
     let bench = bench();
     let remapper = bench.start();
     let index = remapper.reserve(DSA).unwrap();
@@ -116,9 +113,8 @@ fn a_cleared_entry_works_until_it_is_flushed_and_not_after() {
     assert_eq!(blocked(bench.fire(DSA, index)), Some(0x22));
 }
 
-/// Attack 7.
 #[test]
-fn a_retarget_takes_effect_with_its_flush_and_is_never_absent() {
+fn attack_07_a_retarget_takes_effect_with_its_flush_and_is_never_absent() {
     let bench = bench();
     let remapper = bench.start();
     let index = remapper.reserve(DSA).unwrap();
@@ -151,9 +147,8 @@ fn an_index_is_given_back_only_when_it_is_cleared_and_flushed() {
     assert_eq!(blocked(bench.fire(DSA, index)), Some(0x26));
 }
 
-/// Attack 3.
 #[test]
-fn when_all_entries_are_reserved_the_next_is_an_error() {
+fn attack_03_when_all_entries_are_reserved_the_next_is_an_error() {
     let bench = bench();
     let remapper = bench.start();
     let all: Vec<_> = (0..256).map(|_| remapper.reserve(DSA).unwrap()).collect();
@@ -176,9 +171,8 @@ fn the_largest_table_reaches_its_last_entry() {
     bench.assert_clean();
 }
 
-/// Attacks 12, 13, 14.
 #[test]
-fn routes_that_cannot_be_change_nothing() {
+fn attack_12_to_14_routes_that_cannot_be_change_nothing() {
     let bench = bench();
     let remapper = bench.start();
     let index = remapper.reserve(DSA).unwrap();
@@ -283,7 +277,7 @@ proptest! {
     /// What must always be true, 2 and 4: SVT and SID are right in each present entry, and an index that changes hands is in no
     /// cache.
     #[test]
-    fn whatever_is_asked_sources_are_checked_and_reused_indexes_not_cached(
+    fn attack_04_whatever_is_asked_sources_are_checked_and_reused_indexes_not_cached(
         config in prop::sample::select(all()),
         steps in prop::collection::vec(step(), 0..120),
     ) {

@@ -194,7 +194,7 @@ fn a_pasid_entry_is_never_present_and_half_written() {
 
 /// Chapter 5: an interrupt finds the old entry or the new one, and none whose halves are of two.
 #[test]
-fn an_interrupt_entry_changes_in_one_step() {
+fn attack_09_an_interrupt_entry_changes_in_one_step() {
     let frames = TestFrames::default();
     let format = Format { wide: true, posts: true };
     let mut table = InterruptTable::new(&frames, 256, format, Coherence(true)).unwrap();
@@ -248,7 +248,7 @@ impl Registers for Lenient<'_> {
 
 /// CVE-2011-1898: such an interrupt would go round the table.
 #[test]
-fn a_unit_that_lets_the_compatibility_format_pass_is_refused() {
+fn attack_01_a_unit_that_lets_the_compatibility_format_pass_is_refused() {
     let refusal = |honest| {
         let bench = Bench::new(capable());
         Remapper::new(Lenient { bench: &bench, honest: RefCell::new(honest) }, &bench.frames, CONFIG).err()
@@ -260,7 +260,7 @@ fn a_unit_that_lets_the_compatibility_format_pass_is_refused() {
 }
 
 #[test]
-fn what_a_loader_lets_pass_in_compatibility_format_is_blocked() {
+fn attack_01_what_a_loader_lets_pass_in_compatibility_format_is_blocked() {
     let bench = Bench::new(capable());
     drop(bench.start());
     let on = global::IRE | global::QIE;

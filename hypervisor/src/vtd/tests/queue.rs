@@ -59,9 +59,8 @@ fn more_than_fits_is_submitted_in_turns() {
     bench.assert_clean();
 }
 
-/// Attack 28.
 #[test]
-fn a_refused_descriptor_is_an_error_and_the_queue_goes_on() {
+fn attack_28_a_refused_descriptor_is_an_error_and_the_queue_goes_on() {
     let bench = Bench::new(capable());
     let (unit, mut queue) = queue(&bench);
     for _ in 0..600 {
@@ -134,9 +133,8 @@ fn a_device_that_does_not_answer_is_an_error_and_the_queue_goes_on() {
     assert_eq!(queue.submit(&unit), Ok(()));
 }
 
-/// Attack 28.
 #[test]
-fn a_unit_that_hangs_is_an_error_until_it_has_caught_up() {
+fn attack_28_a_unit_that_hangs_is_an_error_until_it_has_caught_up() {
     let bench = Bench::new(capable());
     let (unit, mut queue) = queue(&bench);
     bench.model.lock().unwrap().hang(true);
