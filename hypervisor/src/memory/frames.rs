@@ -36,12 +36,20 @@ pub unsafe trait FrameSource {
     /// Where the byte at `address` of an allocated frame is seen.
     fn pointer(&self, address: Hpa) -> NonNull<u8>;
 
+    /// Fills `count` frames from `base` with zeros.
+    ///
+    /// # Safety
+    /// The frames were allocated here, and are the caller's alone.
+    unsafe fn zero(&self, base: Hpa, count: u64) {
+        // SAFETY: the caller vouches for the frames.
+        unsafe { self.pointer(base).as_ptr().write_bytes(0, (count * PAGE_SIZE) as usize) };
+    }
+
     /// As `alloc`, filled with zeros.
     fn alloc_zeroed(&self, count: u64, alignment: u64) -> Option<Hpa> {
         let base = self.alloc(count, alignment)?;
-        let bytes = usize::try_from(count.checked_mul(PAGE_SIZE)?).ok()?;
-        // SAFETY: `alloc` gave these bytes to us alone.
-        unsafe { self.pointer(base).as_ptr().write_bytes(0, bytes) };
+        // SAFETY: `alloc` gave these frames to us alone.
+        unsafe { self.zero(base, count) };
         Some(base)
     }
 }
@@ -229,12 +237,9 @@ unsafe impl FrameSource for Frames {
         NonNull::new(address.as_u64() as *mut u8).unwrap_or(NonNull::dangling())
     }
 
-    fn alloc_zeroed(&self, count: u64, alignment: u64) -> Option<Hpa> {
-        let base = self.alloc(count, alignment)?;
-        let bytes = usize::try_from(count.checked_mul(PAGE_SIZE)?).ok()?;
-        // SAFETY: `alloc` gave these bytes to us alone.
-        unsafe { zero(self.pointer(base).as_ptr(), bytes) };
-        Some(base)
+    unsafe fn zero(&self, base: Hpa, count: u64) {
+        // SAFETY: the caller vouches for the frames.
+        unsafe { zero(self.pointer(base).as_ptr(), (count * PAGE_SIZE) as usize) };
     }
 }
 

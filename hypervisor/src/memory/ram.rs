@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{FrameSource, zero::zero};
+use super::FrameSource;
 use crate::{
     addr::{Gpa, Hpa, PAGE_SIZE},
     cpu::fiber,
@@ -33,9 +33,8 @@ impl Ram {
         }
         let base = frames.alloc(len / PAGE_SIZE, GRANULE)?;
         for at in (0..len).step_by(GRANULE as usize) {
-            let granule = frames.pointer(Hpa::new(base.as_u64() + at));
             // SAFETY: the granule is a part of what was allocated just now.
-            unsafe { zero(granule.as_ptr(), GRANULE as usize) };
+            unsafe { frames.zero(Hpa::new(base.as_u64() + at), GRANULE / PAGE_SIZE) };
             fiber::breathe();
         }
         Some(Self { base, len })

@@ -469,7 +469,7 @@ mod tests {
         let base = abi::IMSVISOR_BASE;
         let Leaf { eax, ebx, ecx, edx } = ask(base, 0);
         assert_eq!((eax, [ebx, ecx, edx]), (base + 3, abi::signature_registers()));
-        assert_eq!(ask(base + 1, 0), Leaf::new(1 << 16 | 3, abi::CALL_BASE, 0, 0));
+        assert_eq!(ask(base + 1, 0), Leaf::new(1 << 16 | 4, abi::CALL_BASE, 0, 0));
         assert_eq!(ask(base + 2, 0).eax, 9);
         assert_eq!(ask(base + 3, 0), Leaf::new(4096, 256, 16, 0));
         assert_eq!(ask(base + 4, 0), Leaf::ZERO);
