@@ -14,7 +14,7 @@ const SLOTS: u64 = 256;
 /// From the hypervisor's entry to the guest's first instruction, less than this.
 const ENTRY_INSTRUCTIONS: u64 = 12_000_000;
 /// What the loader takes from the hypervisor's file, less than this.
-const IMAGE_BYTES: u64 = 720 << 10;
+const IMAGE_BYTES: u64 = 768 << 10;
 
 /// The device's requester ID.
 const DSA_SID: u64 = 0x6a08;

@@ -88,6 +88,13 @@ impl Attention {
     }
 }
 
+/// A signal that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The processor has been interrupted for it.
+    pub interrupted: bool,
+}
+
 /// A virtual processor's mailbox.
 pub struct Mailbox {
     /// Number and APIC ID of the processor that runs the virtual processor.
@@ -222,14 +229,13 @@ impl Mailbox {
         }
     }
 
-    /// Whether there was a signal since the last call.
-    pub fn take_signal(&self) -> bool {
-        // First, and whether there is a signal or not: who signals after this notifies again. A notification that is seen here may be of a signal
-        // that an earlier look has taken.
-        if self.notified.load(Ordering::Relaxed) {
-            self.notified.store(false, Ordering::SeqCst);
-        }
-        self.signalled.load(Ordering::Relaxed) && self.signalled.swap(false, Ordering::SeqCst)
+    /// Takes the signal, if there has been one since this was called last. What was sent is taken after that.
+    pub fn take_signal(&self) -> Option<Taken> {
+        // First, and whether there is a signal or not: a sender that signals after this notifies again. A notification that is seen here may be
+        // of a signal that an earlier call has taken.
+        let interrupted = self.notified.load(Ordering::Relaxed) && self.notified.swap(false, Ordering::SeqCst);
+        let is_signalled = self.signalled.load(Ordering::SeqCst) && self.signalled.swap(false, Ordering::SeqCst);
+        is_signalled.then_some(Taken { interrupted })
     }
 
     /// Whether [`Self::take_signal`] would find a signal.

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use raw_cpuid::{CpuId, CpuIdReader, TopologyType};
+use raw_cpuid::{CpuId, CpuIdReader};
 
 use crate::options::Smt;
 
@@ -29,15 +29,19 @@ pub struct LogicalProcessor {
 
 /// The number of low bits of an APIC ID that tell the hyperthreads of a core apart.
 ///
-/// From leaf 0x1f or 0xb of CPUID (SDM vol. 3, 10.9.1); where neither is there, from leaves 1 and 4, as the manual has it for older
-/// processors (10.9.3.1). All processors of a machine are alike.
-pub fn smt_bits(cpuid: &CpuId<impl CpuIdReader>) -> u32 {
-    let extended = |levels: Option<raw_cpuid::ExtendedTopologyIter<_>>| {
-        let mut levels = levels?;
-        levels.find(|level| level.level_type() == TopologyType::SMT).map(|level| level.shift_right_for_next_apic_id())
-    };
-    let of_v2 = cpuid.get_extended_topology_info_v2();
-    extended(of_v2).or_else(|| extended(cpuid.get_extended_topology_info())).unwrap_or_else(|| legacy_smt_bits(cpuid))
+/// From leaf 0x1f or 0xb of CPUID, whose first level is hyperthreads if there are any; where neither leaf says anything, from leaves 1 and 4, as on
+/// older processors (SDM vol. 3, 10.9.4). All processors of a machine are alike.
+pub fn smt_bits(reader: impl CpuIdReader) -> u32 {
+    let cpuid = CpuId::with_cpuid_reader(reader.clone());
+    let most = reader.cpuid1(0).eax;
+    for leaf in [0x1f, 0xb].into_iter().filter(|leaf| *leaf <= most) {
+        let level = reader.cpuid2(leaf, 0);
+        if level.ebx != 0 {
+            let is_smt = level.ecx >> 8 & 0xff == 1;
+            return if is_smt { level.eax & 0x1f } else { 0 };
+        }
+    }
+    legacy_smt_bits(&cpuid)
 }
 
 fn legacy_smt_bits(cpuid: &CpuId<impl CpuIdReader>) -> u32 {
@@ -78,13 +82,20 @@ mod tests {
             (0xb, 0, [1, 2, 0x100, 0]),
             (0xb, 1, [5, 16, 0x201, 0]),
         ])));
-        assert_eq!(smt_bits(&CpuId::with_cpuid_reader(smt)), 1);
+        assert_eq!(smt_bits(smt), 1);
         let single = Table(Box::leak(Box::new([
             (0, 0, [0xb, ebx, ecx, edx]),
             (0xb, 0, [0, 1, 0x100, 0]),
             (0xb, 1, [3, 8, 0x201, 0]),
         ])));
-        assert_eq!(smt_bits(&CpuId::with_cpuid_reader(single)), 0);
+        assert_eq!(smt_bits(single), 0);
+        // Two packages of one processor, as Bochs has it: the first level is neither threads nor cores.
+        let packages = Table(Box::leak(Box::new([
+            (0, 0, [0xb, ebx, ecx, edx]),
+            (1, 0, [0, 2 << 16, 0, 1 << 28]),
+            (0xb, 0, [1, 2, 0, 0]),
+        ])));
+        assert_eq!(smt_bits(packages), 0);
     }
 
     #[test]
@@ -96,8 +107,8 @@ mod tests {
             (1, 0, [0, 8 << 16, 0, 1 << 28]),
             (4, 0, [0x0c00_0121, 0, 0, 0]),
         ])));
-        assert_eq!(smt_bits(&CpuId::with_cpuid_reader(old)), 1);
+        assert_eq!(smt_bits(old), 1);
         let without = Table(Box::leak(Box::new([(0, 0, [1, ebx, ecx, edx]), (1, 0, [0; 4])])));
-        assert_eq!(smt_bits(&CpuId::with_cpuid_reader(without)), 0);
+        assert_eq!(smt_bits(without), 0);
     }
 }

@@ -113,9 +113,11 @@ impl FrameAllocator {
         let fit = |&(first, end): &(u64, u64)| {
             let start = first.checked_next_multiple_of(alignment)?;
             let behind = start.checked_add(count)?;
-            (behind <= end).then_some((start, behind))
+            (behind <= end).then_some((end - first, (start, behind)))
         };
-        let (start, end) = self.ranges().iter().find_map(fit)?;
+        // The smallest range that fits, so that what is given out piece by piece leaves the large ones whole: a guest that is started again needs
+        // one.
+        let (_, (start, end)) = self.ranges().iter().filter_map(fit).min_by_key(|(size, _)| *size)?;
         self.remove(start, end);
         Some(Hpa::new(start * PAGE_SIZE))
     }

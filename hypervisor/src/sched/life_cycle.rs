@@ -127,6 +127,7 @@ impl LifeCycle {
             }
             State::Starting { stops } => {
                 *stops = false;
+                self.is_asked = false;
                 Action::None
             }
             State::Running => Action::None,
@@ -147,7 +148,10 @@ impl LifeCycle {
                 Action::None
             }
             State::Ending { .. } => Action::None,
-            State::Running | State::Asked { .. } if grace == 0 => Action::Force,
+            State::Running | State::Asked { .. } if grace == 0 => {
+                self.state = State::Asked { force_at: now };
+                Action::Force
+            }
             State::Running => {
                 self.state = State::Asked { force_at: now.saturating_add(grace) };
                 Action::Ask
@@ -178,9 +182,13 @@ impl LifeCycle {
             self.last = Some(Outcome::Bad);
             return Action::None;
         }
-        self.state = State::Running;
         self.began = now;
-        if stops { Action::Force } else { Action::None }
+        if stops {
+            self.state = State::Asked { force_at: now };
+            return Action::Force;
+        }
+        self.state = State::Running;
+        Action::None
     }
 
     /// Its last virtual processor has left. Its resources are to be released.

@@ -217,7 +217,7 @@ impl Workload {
     /// Plans all guests. The heap is extended by the memory that the hypervisor may allocate for them, so it is never full for one of them.
     fn plan(&self) -> Plans {
         let ports = self.service.ports();
-        let bits = topology::smt_bits(&raw_cpuid::CpuId::new());
+        let bits = topology::smt_bits(raw_cpuid::CpuIdReaderNative);
         let core = |number| ports.vectors_of(number).map_or(0, Vectors::destination) >> bits;
         let fit = self.fit.lock();
         let fit: Vec<_> = fit.iter().map(|&number| LogicalProcessor { number, core: core(number) }).collect();

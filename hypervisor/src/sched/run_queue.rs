@@ -195,6 +195,15 @@ impl RunQueue {
         Some(guest)
     }
 
+    /// Nobody can run, so nobody is interrupted: the next guest that was muted and is so no longer.
+    pub fn unmute(&mut self, now: u64) -> Option<GuestId> {
+        let account = self.accounts.iter_mut().find(|account| account.is_muted)?;
+        account.is_muted = false;
+        let guest = account.guest;
+        self.begin_period(now);
+        Some(guest)
+    }
+
     /// When those that are muted, if there are any, are so no longer.
     fn unmute_at(&self) -> Option<u64> {
         let is_one = self.accounts.iter().any(|account| account.is_muted);
@@ -203,7 +212,14 @@ impl RunQueue {
 
     /// The guest that runs next: the one with the least virtual time, of those that can run.
     pub fn next(&mut self, now: u64) -> Option<GuestId> {
-        self.accounts.iter_mut().for_each(|account| account.renew_cap(now));
+        for account in &mut self.accounts {
+            let was_capped = account.is_capped();
+            account.renew_cap(now);
+            if was_capped && !account.is_capped() {
+                // What it was not allowed to use it does not make up for: others would wait for as long.
+                account.time = account.time.max(self.time);
+            }
+        }
         let next = self.accounts.iter().filter(|account| account.can_run()).min_by_key(|account| account.time)?;
         self.time = self.time.max(next.time);
         Some(next.guest)

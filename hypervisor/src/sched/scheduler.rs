@@ -147,6 +147,8 @@ impl Scheduler {
         self.queue.add(cpu.vm.id, cpu.vm.shares, cpu::tsc());
         cpu.publish(false, false);
         self.cpus.push(cpu);
+        // What was sent to it before has interrupted nobody.
+        interrupts::raise(apic::WAKE_UP_VECTOR);
     }
 
     /// Runs virtual processors, and makes and releases guests, until all guests have ended and none is started again.
@@ -230,7 +232,7 @@ impl Scheduler {
     /// Charges the processor's time up to `until` that nobody was charged yet to the guest of a virtual processor.
     fn charge(&mut self, index: usize, until: u64) {
         let ticks = until.saturating_sub(self.charged_until);
-        self.charged_until = until;
+        self.charged_until = self.charged_until.max(until);
         let cpu = &mut self.cpus[index];
         cpu.ran = cpu.ran.saturating_add(ticks);
         self.queue.charge(cpu.vm.id, ticks);
@@ -250,13 +252,15 @@ impl Scheduler {
         self.charge(index, before);
         self.deliver();
         let own = self.cpus[index].vm.id;
+        let all = self.cpus.iter().filter(|cpu| cpu.has_interrupted).count() as u64;
         let others = self.cpus.iter().filter(|cpu| cpu.has_interrupted && cpu.vm.id != own).count() as u64;
         if others == 0 {
             return;
         }
         let now = cpu::tsc();
-        let each = now.saturating_sub(before) / others;
-        self.charged_until = now;
+        let each = now.saturating_sub(before) / all;
+        // The rest is its own: interrupts of its guest.
+        self.charged_until = now.saturating_sub(each * (all - others)).max(self.charged_until);
         for other in 0..self.cpus.len() {
             let cpu = &self.cpus[other];
             let guest = cpu.vm.id;
@@ -300,7 +304,8 @@ impl Scheduler {
     /// Delivers the interrupts that have arrived, expires timers, and wakes virtual processors that have work.
     fn deliver(&mut self) {
         let sweeps = self.vectors.is_some_and(Vectors::begin_sweep);
-        if sweeps {
+        // Between two turns those that are held back come as well.
+        if sweeps || self.running.is_none() && self.holds_devices {
             // Those that are held back are to come as well.
             self.hold_devices(false);
             interrupts::poll();
@@ -322,7 +327,7 @@ impl Scheduler {
             let before = cpu.state;
             cpu.take_sent();
             let guest_now = cpu.devices.guest_tsc(now);
-            cpu.devices.apic.expire(guest_now);
+            let fired = cpu.devices.apic.expire(guest_now);
             cpu.judge(now);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
@@ -331,8 +336,9 @@ impl Scheduler {
             };
             if wakes {
                 cpu.state = State::Ready;
-                cpu.has_interrupted = true;
             }
+            // A timer that does not wake it now does not as long as it has halted: it need not end others' turns.
+            cpu.sleeps_through_timer |= fired && cpu.state == State::Halted;
             let after = cpu.state;
             if after == before {
                 continue;
@@ -404,7 +410,17 @@ impl Scheduler {
         };
         self.cpus[index].vm.announce(self.epoch);
         self.cpus[index].devices.request_timer_check();
+        // What was sent to it since `deliver` has interrupted nobody.
+        if self.cpus[index].mailbox.has_signal() {
+            interrupts::raise(apic::WAKE_UP_VECTOR);
+        }
         loop {
+            if interrupts::any() {
+                self.deliver_amid(index);
+                if self.cpus[index].state != State::Ready || self.preempt && !self.goes_on(index, &mut slice) {
+                    return None;
+                }
+            }
             // The hypervisor has been elsewhere: in other guests' state, or in another guest.
             speculation::enter_guest(&self.host.plan);
             match slice.run(&mut self.cpus[index]) {
@@ -424,12 +440,6 @@ impl Scheduler {
                 RunExit::End(reason) => return Some(reason),
                 RunExit::Interrupt => {}
             }
-            if interrupts::any() {
-                self.deliver_amid(index);
-                if self.cpus[index].state != State::Ready || self.preempt && !self.goes_on(index, &mut slice) {
-                    return None;
-                }
-            }
         }
     }
 
@@ -448,7 +458,7 @@ impl Scheduler {
 
     /// The next time at which a halted virtual processor's timer fires, or throttled slots or devices need a check.
     fn next_timer(&self, now: u64) -> Option<u64> {
-        let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted);
+        let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted && !cpu.sleeps_through_timer);
         let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
         let looks = self.cpus.iter().filter_map(|cpu| cpu.rate_counter.as_ref()?.due());
         let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.resources.is_resetting());
@@ -467,6 +477,7 @@ impl Scheduler {
         }
         let is_muted = self.queue.is_muted(cpu.vm.id);
         cpu.state = if cpu.can_wake() { State::Halted } else { State::Stopped };
+        cpu.sleeps_through_timer = false;
         cpu.publish(false, is_muted);
         // What came before that came perhaps without an interrupt.
         cpu.take_sent();
@@ -495,7 +506,7 @@ impl Scheduler {
         }
         let now = cpu::tsc();
         // Nobody is interrupted.
-        while let Some(guest) = self.queue.take_unmuted(u64::MAX) {
+        while let Some(guest) = self.queue.unmute(now) {
             self.publish_guest(guest);
         }
         self.hold_devices(false);

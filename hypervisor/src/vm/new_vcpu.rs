@@ -127,6 +127,7 @@ impl NewVcpu {
                 mailbox: vm.mailbox(parts.number).clone(),
                 ran: 0,
                 has_interrupted: false,
+                sleeps_through_timer: false,
                 is_suppressed: false,
                 vm,
             }),

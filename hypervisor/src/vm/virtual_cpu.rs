@@ -73,6 +73,8 @@ pub struct VirtualCpu {
     pub ran: u64,
     /// What came for it interrupted whoever ran, since the scheduler looked last.
     pub has_interrupted: bool,
+    /// Its timer has fired since it halted, and has not woken it.
+    pub sleeps_through_timer: bool,
     /// Units suppress the notifications of its interrupts.
     pub(super) is_suppressed: bool,
 }
@@ -120,11 +122,11 @@ impl VirtualCpu {
     /// Accepts devices' interrupts that units have posted for the hypervisor.
     pub fn take_posted(&mut self) {
         let Some(vectors) = self.mailbox.take_posted() else { return };
+        self.has_interrupted = true;
         self.accept_posted(vectors);
     }
 
     fn accept_posted(&mut self, vectors: Vectors) {
-        self.has_interrupted = true;
         for vector in vectors {
             count(&self.mailbox.counts.from_descriptors);
             self.accept(vector);
@@ -153,10 +155,8 @@ impl VirtualCpu {
 
     /// Takes commands and interrupts that processors, or it itself, have sent since the last call.
     pub fn take_sent(&mut self) {
-        if !self.mailbox.take_signal() {
-            return;
-        }
-        self.has_interrupted = true;
+        let Some(signal) = self.mailbox.take_signal() else { return };
+        self.has_interrupted |= signal.interrupted;
         for vector in self.mailbox.take_requests() {
             self.devices.apic.accept(vector);
         }
@@ -244,10 +244,11 @@ impl VirtualCpu {
 
     /// Says who runs, to those who post interrupts, and takes what came while nobody was notified.
     fn set_run_state(&mut self, state: RunState) {
+        let is_suppressed = state == RunState::Preempted;
         if let Some(virtual_apic) = &self.virtual_apic {
+            self.is_suppressed = is_suppressed;
             return virtual_apic.set_run_state(state);
         }
-        let is_suppressed = state == RunState::Preempted;
         if is_suppressed == self.is_suppressed {
             return;
         }
@@ -278,7 +279,8 @@ impl VirtualCpu {
             self.devices.apic.end();
             virtual_apic.request(vector);
         }
-        self.has_interrupted |= virtual_apic.take_posted();
+        // Nobody was notified while that was suppressed.
+        self.has_interrupted |= virtual_apic.take_posted() && !self.is_suppressed;
     }
 
     /// Whether an interrupt could wake it from HLT: whether RFLAGS.IF is set.

@@ -16,9 +16,14 @@ use crate::{
 
 use super::{Parent, state::ParentState};
 
+/// Halts after which a device is given up: each is told of, and costs its guests and others time.
+const MOST_HALTS: u32 = 8;
+
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    /// A command that was under way when it halted may still be: the device ignores others until that has ended.
+    Wait,
     /// The device is being reset.
     Reset,
     /// It is configured, and is being enabled.
@@ -60,8 +65,13 @@ impl Parent {
             );
             return true;
         }
-        dsa::begin_reset(&self.registers);
-        state.recovery = Some(Recovery::new(Step::Reset, dsa::RESET));
+        state.halts = state.halts.saturating_add(1);
+        if state.halts > MOST_HALTS {
+            state.is_lost = true;
+            log::error!("{}: has halted {MOST_HALTS} times and is not brought back any more", self.function.bdf);
+            return true;
+        }
+        state.recovery = Some(Recovery::new(Step::Wait, dsa::COMMAND));
         self.is_busy.store(true, Ordering::Relaxed);
         true
     }
@@ -71,17 +81,25 @@ impl Parent {
         let Some(Recovery { step, timeout }) = &mut state.recovery else { return };
         let result = match dsa::command_result(&self.registers) {
             None if !timeout.is_over() => return,
+            // There is no other means than the reset.
+            _ if *step == Step::Wait => Ok(()),
             None => Err(NO_ANSWER),
             Some(result) => result.map(drop),
         };
         let next = match (result, *step) {
-            (Ok(()), Step::Reset) => dsa::begin_sharing_out(&self.registers).map(|()| Some(Step::Enable)),
+            (Ok(()), Step::Wait) => {
+                dsa::begin_reset(&self.registers);
+                Ok(Some((Step::Reset, dsa::RESET)))
+            }
+            (Ok(()), Step::Reset) => {
+                dsa::begin_sharing_out(&self.registers).map(|()| Some((Step::Enable, dsa::COMMAND)))
+            }
             (result, Step::Enable) => result.map(|()| None),
-            (Err(error), Step::Reset) => Err(error),
+            (Err(error), Step::Wait | Step::Reset) => Err(error),
         };
         state.recovery = None;
         match next {
-            Ok(Some(step)) => state.recovery = Some(Recovery::new(step, dsa::COMMAND)),
+            Ok(Some((step, limit))) => state.recovery = Some(Recovery::new(step, limit)),
             Ok(None) => self.is_back(state, service),
             Err(error) => {
                 state.is_lost = true;
@@ -101,5 +119,9 @@ impl Parent {
             }
         }
         event!("device-recovered sid={}", self.function.bdf);
+        // What it has said meanwhile raises no further interrupt.
+        if !self.notice_halt(state, service) {
+            self.hand_out_events(service, &mut state.functions);
+        }
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct ParentState {
     pub(super) rate_limit: RateLimit,
     /// The device has halted, and is being brought back. Guests' commands wait.
     pub(super) recovery: Option<Recovery>,
+    /// How often it has halted.
+    pub(super) halts: u32,
     /// The device has halted for good.
     pub(super) is_lost: bool,
 }

@@ -220,8 +220,31 @@ fn a_muted_guest_is_heard_again_after_the_period() {
     assert!(!queue.is_muted(GuestId(7)) && queue.take_unmuted(u64::MAX).is_none());
 }
 
+#[test]
+fn a_guest_that_was_unmuted_while_nobody_ran_is_counted_anew() {
+    let mut queue = RunQueue::default();
+    queue.add(GuestId(7), Shares::default(), 0);
+    assert!(queue.steal(GuestId(7), STEAL_LIMIT + 1, 10));
+    assert_eq!((queue.unmute(1_000), queue.unmute(1_000)), (Some(GuestId(7)), None));
+    assert_eq!((queue.is_muted(GuestId(7)), queue.next_event()), (false, None));
+    for period in 1..10 {
+        let now = 1_000 + period * STEAL_PERIOD;
+        assert!(!queue.steal(GuestId(7), STEAL_LIMIT / 2, now), "in a period of its own");
+    }
+    assert!(queue.steal(GuestId(7), STEAL_LIMIT, 1_000 + 9 * STEAL_PERIOD + 1));
+    assert_eq!(queue.next_event(), Some(1_000 + 10 * STEAL_PERIOD));
+}
+
+/// A capped guest with a large weight would make up for what its cap kept from it, whenever a period begins.
+#[test]
+fn a_guest_whose_cap_is_renewed_does_not_keep_others_waiting() {
+    let capped = Shares::new(10_000, Some(30)).unwrap();
+    let guests = simulate(&[busy(Shares::default()), busy(capped)], 100 * CAP_PERIOD);
+    assert!(guests[0].waited <= 10 * LATENCY, "{:?}", guests[0]);
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn shares_are_as_the_weights_within_a_hundredth(weights in prop::collection::vec(1..=1000u16, 1..8)) {

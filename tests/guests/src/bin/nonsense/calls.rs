@@ -2,7 +2,7 @@
 
 use guests::bare::{apic, idle};
 use guests::guest_shim::hcall_abi::{
-    Call, DeviceInfo, ItemLayout, MapReply, MapRequest, SlotHandle, SlotInfo, Status, Target, result_from_rax,
+    Call, DeviceInfo, ItemLayout, LifeCall, MapReply, MapRequest, SlotHandle, SlotInfo, Status, Target, result_from_rax,
 };
 use guests::guest_shim::vmcall::Vmcall;
 use guests::guest_shim::{BatchPage, Hypercalls, Transport};
@@ -61,9 +61,13 @@ impl Caller<'_> {
 
     fn numbers(&mut self) {
         let base = u64::from(self.calls.interface().call_base);
-        let beyond = base + Call::ALL.len() as u64;
+        let beyond = base + (Call::ALL.len() + LifeCall::ALL.len()) as u64;
         for number in [0, 1, base - 1, beyond, base + 0xff, 1 << 32 | base, 1 << 63 | base, u64::MAX] {
             self.gives(number, [0; 4], Err(Status::UnknownCall));
+        }
+        // It does not manage guests.
+        for call in LifeCall::ALL.into_iter().filter(|call| call.is_managers()) {
+            self.gives(call.number(base as u32), [0; 4], Err(Status::UnknownCall));
         }
         self.gives(base, [0; 4], Ok(0));
         for n in 0..4 {
