@@ -37,8 +37,9 @@ pub fn smt_bits(reader: impl CpuIdReader) -> u32 {
     for leaf in [0x1f, 0xb].into_iter().filter(|leaf| *leaf <= most) {
         let level = reader.cpuid2(leaf, 0);
         if level.ebx != 0 {
-            let is_smt = level.ecx >> 8 & 0xff == 1;
-            return if is_smt { level.eax & 0x1f } else { 0 };
+            // With hyperthreading off the bits are there, and the level has one processor. Bochs gives its processors consecutive IDs all the same.
+            let has_threads = level.ecx >> 8 & 0xff == 1 && level.ebx & 0xffff > 1;
+            return if has_threads { level.eax & 0x1f } else { 0 };
         }
     }
     legacy_smt_bits(&cpuid)
@@ -96,6 +97,8 @@ mod tests {
             (0xb, 0, [1, 2, 0, 0]),
         ])));
         assert_eq!(smt_bits(packages), 0);
+        let off = Table(Box::leak(Box::new([(0, 0, [0xb, ebx, ecx, edx]), (0xb, 0, [1, 1, 0x100, 0])])));
+        assert_eq!(smt_bits(off), 0, "switched off");
     }
 
     #[test]
