@@ -27,7 +27,7 @@ const PURE: [(&str, &[&str], &[&str]); 1] =
 const FOR_TESTS: [&str; 2] = ["std", "proptest"];
 
 /// Workspace crates, and the workspace crates on which each may depend; `None`: nothing at all, not even others' crates.
-const CRATES: [(&str, Option<&[&str]>); 14] = [
+const CRATES: [(&str, Option<&[&str]>); 15] = [
     ("hcall-abi", None),
     ("guest-shim", Some(&["hcall-abi"])),
     ("guest-shim-c", Some(&["guest-shim", "hcall-abi"])),
@@ -43,6 +43,8 @@ const CRATES: [(&str, Option<&[&str]>); 14] = [
     ("imsvisor-tests", Some(&["imsvisor-boot"])),
     ("vtd-check", Some(&["imsvisor", "guests", "guest-shim", "hcall-abi"])),
     ("dsa-server", Some(&["dsa-model"])),
+    // And files of the hypervisor's, by their paths.
+    ("concurrency", Some(&["hcall-abi", "imsvisor-ims"])),
 ];
 
 /// What tests of a crate may use besides: the hypervisor's run against the models.

@@ -14,12 +14,11 @@
 //!
 //! The scheduler suppresses notifications also for a virtual processor that has halted, if its guest has interrupted others too often.
 
-use core::sync::atomic::{Ordering, fence};
-
 use crate::{
     addr::Hpa,
     apic::{INJECT_VECTOR, NOTIFICATION_VECTOR, WAKE_UP_VECTOR},
     memory::{FrameSource, Table},
+    sync::atomic::{Ordering, fence},
 };
 
 /// The descriptor's quadwords: four of requests, one of control.
