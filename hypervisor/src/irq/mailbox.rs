@@ -173,7 +173,8 @@ impl Mailbox {
 
     /// Has its processor look at it, at once if the signal is among those that it pays attention to.
     pub fn signal(&self, signal: Signal) {
-        self.signalled.store(true, Ordering::SeqCst);
+        // A swap, not a store: whoever takes the signal sees what each sender wrote before, not only the last one.
+        self.signalled.swap(true, Ordering::SeqCst);
         if Attention(self.attention.load(Ordering::SeqCst)).has(signal) {
             self.notify_once();
         }
@@ -181,7 +182,7 @@ impl Mailbox {
 
     /// Has its processor look at it at once, whatever the virtual processor does.
     pub fn summon(&self) {
-        self.signalled.store(true, Ordering::SeqCst);
+        self.signalled.swap(true, Ordering::SeqCst);
         self.notify_once();
     }
 
@@ -211,7 +212,7 @@ impl Mailbox {
     /// Signals on the processor that runs the virtual processor. The processor checks the mailbox before it continues, so no notification
     /// is sent.
     pub fn signal_self(&self) {
-        self.signalled.store(true, Ordering::SeqCst);
+        self.signalled.swap(true, Ordering::SeqCst);
         cpu::interrupts::raise(apic::WAKE_UP_VECTOR);
     }
 
@@ -223,6 +224,11 @@ impl Mailbox {
         }
     }
 
+    /// Whether there is something to take.
+    pub fn has_signal(&self) -> bool {
+        self.signalled.load(Ordering::SeqCst)
+    }
+
     /// Whether there was a signal since the last call.
     pub fn take_signal(&self) -> bool {
         // First, and whether there is a signal or not: who signals after this notifies again. A notification that is seen here may be of a signal
@@ -230,7 +236,8 @@ impl Mailbox {
         if self.notified.load(Ordering::Relaxed) {
             self.notified.store(false, Ordering::SeqCst);
         }
-        self.signalled.load(Ordering::Relaxed) && self.signalled.swap(false, Ordering::SeqCst)
+        // Not relaxed: it must not come before the store of `set_attention` that the caller may have made.
+        self.signalled.load(Ordering::SeqCst) && self.signalled.swap(false, Ordering::SeqCst)
     }
 
     /// Takes the vectors that were sent.

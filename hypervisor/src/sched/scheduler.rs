@@ -341,6 +341,13 @@ impl Scheduler {
         };
         self.cpus[index].vm.announce(self.epoch);
         self.cpus[index].devices.request_timer_check();
+        // What was sent after the last look and before `switch_to` came without an interrupt.
+        if self.cpus[index].mailbox.has_signal() {
+            self.deliver_amid(index);
+            if self.cpus[index].state != State::Ready {
+                return None;
+            }
+        }
         loop {
             match slice.run(&mut self.cpus[index]) {
                 RunExit::SliceEnd => {

@@ -1,6 +1,6 @@
 //! Runs a model in all orders.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::atomic::{Fences, set_fences};
 
@@ -8,7 +8,11 @@ use crate::atomic::{Fences, set_fences};
 /// wait, or if one of them spins without end.
 pub fn check(preemptions: usize, model: impl Fn() + Sync + Send + Clone + 'static) {
     for fences in [Fences::Before, Fences::After] {
-        run(preemptions, fences, model.clone());
+        let model = model.clone();
+        if let Err(failure) = catch_unwind(AssertUnwindSafe(|| run(preemptions, fences, model))) {
+            eprintln!("the model fails with a fence on this side of each SeqCst access: {fences:?}");
+            resume_unwind(failure);
+        }
     }
 }
 

@@ -1,13 +1,19 @@
 //! A machine whose processors are loom's threads, and whose interrupts wait in a local APIC until the processor takes them.
 
-use loom::sync::{Notify, atomic::Ordering::Relaxed};
+use loom::sync::{
+    Notify,
+    atomic::Ordering::{Acquire, Release},
+};
 
 use crate::atomic::AtomicU64;
 
 /// Processors of the machine.
 const PROCESSORS: usize = 3;
 
-/// A local APIC: a bit for each vector, by its low 6 bits. An interrupt orders nothing in memory but for a processor that has waited for it.
+/// A local APIC: a bit for each vector, by its low 6 bits.
+///
+/// An interrupt arrives after all that its sender wrote before. That holds for the hypervisor's, because the sender's last access is a locked
+/// one; the WRMSR that sends an interrupt does not wait for plain stores (SDM vol. 3, 12.12.3).
 struct LocalApic {
     requested: AtomicU64,
     wakes: Notify,
@@ -34,7 +40,7 @@ const fn bit(vector: u8) -> u64 {
 
 /// The room `apic`.
 pub mod apic {
-    use super::{APICS, Relaxed, bit};
+    use super::{APICS, Release, bit};
 
     pub const WAKE_UP_VECTOR: u8 = 0xf1;
     pub const NOTIFICATION_VECTOR: u8 = 0xf2;
@@ -43,7 +49,7 @@ pub mod apic {
     /// Sends an interrupt to the processor with this number.
     pub fn notify(apic_id: u32, vector: u8) {
         let apic = &APICS[apic_id as usize];
-        apic.requested.fetch_or(bit(vector), Relaxed);
+        apic.requested.fetch_or(bit(vector), Release);
         apic.wakes.notify();
     }
 }
@@ -63,7 +69,7 @@ pub mod cpu {
 
     /// Interrupts of this processor, as `cpu/interrupts.rs` has them.
     pub mod interrupts {
-        use super::super::{APICS, ARRIVED, Relaxed, bit};
+        use super::super::{APICS, ARRIVED, Acquire, bit};
 
         /// Notes a vector that this processor would otherwise send to itself.
         pub fn raise(vector: u8) {
@@ -72,7 +78,7 @@ pub mod cpu {
 
         /// Takes pending interrupts, without waiting.
         pub fn poll() {
-            let new = APICS[super::percpu::this_cpu().number].requested.swap(0, Relaxed);
+            let new = APICS[super::percpu::this_cpu().number].requested.swap(0, Acquire);
             ARRIVED.with(|arrived| arrived.set(arrived.get() | new));
         }
 
@@ -93,7 +99,7 @@ pub mod cpu {
         /// Waits for an interrupt: in HLT, or while a guest runs that does nothing else. A wait without end is a deadlock for loom.
         pub fn idle() {
             let apic = &APICS[super::percpu::this_cpu().number];
-            while apic.requested.load(Relaxed) == 0 {
+            while apic.requested.load(Acquire) == 0 {
                 apic.wakes.wait();
             }
             poll();
