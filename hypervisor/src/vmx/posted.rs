@@ -100,7 +100,8 @@ impl Descriptor {
     pub fn post(&self, vector: u8) -> Option<u8> {
         self.table.entry(u64::from(vector / 64)).fetch_or(1 << (vector % 64), Ordering::SeqCst);
         let notify = |old: u64| (old & (ON | SN) == 0).then_some(old | ON);
-        let old = self.table.entry(CONTROL).fetch_update(Ordering::SeqCst, Ordering::Relaxed, notify).ok()?;
+        // No look is relaxed: one that finds ON must not come before the request.
+        let old = self.table.entry(CONTROL).fetch_update(Ordering::SeqCst, Ordering::SeqCst, notify).ok()?;
         Some((old >> NV_SHIFT) as u8)
     }
 

@@ -1,27 +1,37 @@
 //! The room `memory`, as far as descriptors need it: a table of quadwords.
 
+use std::sync::Arc;
+
 use crate::{
     addr::Hpa,
     atomic::{AtomicU64, Ordering},
 };
 
-/// Frames come from nowhere.
-pub trait FrameSource {}
+/// Where tables come from.
+pub trait FrameSource {
+    fn table(&self) -> Table;
+}
 
-/// A source of frames.
-pub struct Frames;
+/// A source of one table, which hardware reads and writes as well.
+#[derive(Default)]
+pub struct Frames(Table);
 
-impl FrameSource for Frames {}
+impl FrameSource for Frames {
+    fn table(&self) -> Table {
+        self.0.clone()
+    }
+}
 
 /// The quadwords of a posted-interrupt descriptor that mean something.
 const ENTRIES: usize = 5;
 
 /// A table in memory that hardware may read and write.
-pub struct Table([AtomicU64; ENTRIES]);
+#[derive(Clone, Default)]
+pub struct Table(Arc<[AtomicU64; ENTRIES]>);
 
 impl Table {
-    pub fn new(_: &impl FrameSource) -> Option<Self> {
-        Some(Self(std::array::from_fn(|_| AtomicU64::new(0))))
+    pub fn new(frames: &impl FrameSource) -> Option<Self> {
+        Some(frames.table())
     }
 
     pub fn address(&self) -> Hpa {
