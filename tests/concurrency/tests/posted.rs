@@ -149,14 +149,14 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(descriptor: fn(&Frames, u32) -> Option<Descriptor>) -> Self {
+    fn new(descriptor: impl FnOnce(&Frames, u32) -> Option<Descriptor>) -> Self {
         let frames = Frames::default();
         Self { descriptor: Arc::new(descriptor(&frames, 0).expect("a table")), words: frames.table() }
     }
 }
 
 fn machine() -> Machine {
-    Machine::new(|frames, destination| Descriptor::new(frames, destination))
+    Machine::new(Descriptor::new)
 }
 
 /// A unit that posts both vectors, or one unit and another processor that post one each.
@@ -244,7 +244,7 @@ fn muted_then_halts(fault: Fault) {
 /// The hypervisor's own descriptor: `VirtualCpu::set_run_state` and `VirtualCpu::take_posted`.
 fn injected(fault: Fault) {
     become_processor(0);
-    let machine = Machine::new(|frames, destination| Descriptor::for_hypervisor(frames, destination));
+    let machine = Machine::new(Descriptor::for_hypervisor);
     let mailbox = Mailbox::new(0, 0, None, Some(Arc::clone(&machine.descriptor)));
     mailbox.set_run_state(RunState::Preempted);
     let senders = senders(&machine, fault, true);
@@ -263,6 +263,34 @@ fn injected(fault: Fault) {
     got.sort_unstable();
     assert_eq!(got, VECTORS);
     assert_eq!(mailbox.take_suppressed().into_iter().flatten().next(), None, "one interrupt twice");
+}
+
+/// Each notification of the hypervisor's own descriptor finds requests, also while another virtual processor gets the turn.
+fn injected_at_the_end_of_a_turn() {
+    become_processor(0);
+    let machine = Machine::new(Descriptor::for_hypervisor);
+    let mailbox = Mailbox::new(0, 0, None, Some(Arc::clone(&machine.descriptor)));
+    mailbox.set_run_state(RunState::Running);
+    let senders = senders(&machine, Fault::None, true);
+    mailbox.set_run_state(RunState::Preempted);
+    let mut got: Vec<u8> = Vec::new();
+    let mut look = || {
+        interrupts::poll();
+        if interrupts::take(apic::INJECT_VECTOR) {
+            got.extend(mailbox.take_posted().expect("a notification has requests"));
+        }
+    };
+    look();
+    senders.into_iter().for_each(|sender| sender.join().unwrap());
+    look();
+    got.extend(mailbox.take_suppressed().into_iter().flatten());
+    got.sort_unstable();
+    assert_eq!(got, VECTORS);
+}
+
+#[test]
+fn a_notification_finds_requests_when_a_turn_ends() {
+    check(3, injected_at_the_end_of_a_turn);
 }
 
 #[test]

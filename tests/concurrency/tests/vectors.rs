@@ -76,6 +76,10 @@ fn retire(fault: Fault) {
     [FIRST, SECOND].into_iter().for_each(|guest| vectors.admit(guest, 0));
     let route = vectors.route(FIRST, TARGET).expect("all are free");
     let HostRoute::Remapped { vector: host, .. } = route else { unreachable!() };
+    // Another vector is retiring already, so the first look sweeps.
+    let retiring = Target { vector: 0x42, ..TARGET };
+    let its_route = vectors.route(FIRST, retiring).expect("all are free");
+    vectors.unroute(FIRST, retiring, its_route);
     let unit = Arc::new(Unit { entry: AtomicU64::new(host.into()), in_flight: Mutex::new(()) });
     let device = {
         let unit = Arc::clone(&unit);
@@ -100,6 +104,33 @@ fn retire(fault: Fault) {
     interrupts::poll();
     deliver(&vectors, host, fault);
     other.join().unwrap();
+}
+
+/// The first guest takes the vector again while it is swept, and has it as long as it uses it.
+fn use_again() {
+    become_processor(0);
+    let vectors = Arc::new(Vectors::new(0));
+    [FIRST, SECOND].into_iter().for_each(|guest| vectors.admit(guest, 0));
+    let route = vectors.route(FIRST, TARGET).expect("all are free");
+    vectors.unroute(FIRST, TARGET, route);
+    let other = {
+        let vectors = Arc::clone(&vectors);
+        thread::spawn(move || {
+            become_processor(1);
+            assert_eq!(vectors.route(FIRST, TARGET), Ok(route));
+            assert_ne!(vectors.route(SECOND, TARGET), Ok(route), "two have one vector");
+        })
+    };
+    let HostRoute::Remapped { vector: host, .. } = route else { unreachable!() };
+    deliver(&vectors, host, Fault::None);
+    deliver(&vectors, host, Fault::None);
+    other.join().unwrap();
+    assert_eq!(vectors.owner(host).map(|owner| owner.guest), Some(FIRST));
+}
+
+#[test]
+fn a_vector_that_is_used_again_during_a_sweep_stays_its_owners() {
+    check(3, use_again);
 }
 
 #[test]
