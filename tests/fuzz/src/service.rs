@@ -17,6 +17,8 @@ const VECTORS: u32 = 4;
 const DEVICE: DeviceId = DeviceId(8);
 /// Steps of one run at most.
 const STEPS: usize = 256;
+/// Steps between two checks.
+const CHECK: usize = 8;
 
 /// A guest's memory: one page at 0x1000.
 struct Page(RefCell<[u8; 4096]>);
@@ -69,7 +71,7 @@ impl Guests {
             [store(0x4000, SLOTS, 0), store(0x8000, VECTORS, 2)]
         });
         let domains = [0, 1].map(|guest: usize| {
-            let [ims, msix] = stores[guest].clone();
+            let [ims, msix] = stores[guest];
             let device = DeviceSpec {
                 id: DEVICE,
                 requester: requester(guest),
@@ -120,8 +122,8 @@ impl Guests {
 /// Calls with any arguments, and memory for them. A step is a byte for the guest and the kind, then its values.
 pub fn hypercalls(data: &[u8]) {
     let (guests, mut bytes) = (Guests::new(), Bytes(data));
-    let mut handles = vec![0; 8];
-    for _ in 0..STEPS {
+    let mut handles = [0; 8];
+    for step in 0..STEPS {
         if bytes.is_empty() {
             break;
         }
@@ -157,15 +159,18 @@ pub fn hypercalls(data: &[u8]) {
                 guests.call(guest, Call::Enable.number(CALL_BASE), [1 << 16, 0, 0, 0]);
             }
         }
-        guests.check();
+        if step % CHECK == 0 {
+            guests.check();
+        }
     }
+    guests.check();
     guests.end();
 }
 
 /// Writes to both guests' stores, and their reads. A step is a byte for the guest, the store and the width, then offset and value.
 pub fn stores(data: &[u8]) {
     let (guests, mut bytes) = (Guests::new(), Bytes(data));
-    for _ in 0..STEPS {
+    for step in 0..STEPS {
         if bytes.is_empty() {
             break;
         }
@@ -176,8 +181,11 @@ pub fn stores(data: &[u8]) {
         let offset = if kind & 0x80 != 0 { bytes.u64() } else { u64::from(bytes.u16() % (SLOTS as u16 * 16 + 16)) };
         let value = if kind & 0x40 != 0 { bytes.u64() } else { likely(&mut bytes) };
         let _ = guests.service.store_write(&guests.domains[guest], DEVICE, name, offset, width, value);
-        guests.check();
+        if step % CHECK == 0 {
+            guests.check();
+        }
     }
+    guests.check();
     guests.end();
 }
 
