@@ -79,7 +79,7 @@ fn disagreement(length: u8, operation: Operation, theirs: &Second) -> Option<&'s
 /// - a REX prefix counts that is not the last prefix (SDM vol. 2, 2.2.1);
 /// - MOVSXD with 16-bit operands reads 32 bits (SDM vol. 2, MOVSXD);
 /// - MOVD to an XMM register reads 64 bits (SDM vol. 2, MOVD);
-/// - relative jumps in 16-bit code have no 32-bit displacements (SDM vol. 2, Jcc). They access no memory.
+/// - the operand-size prefix does not change the displacement of relative jumps (SDM vol. 2, Jcc). They access no memory.
 fn is_known_fault(code: &[u8], mode: Mode, operation: &Operation, theirs: &Second) -> bool {
     let is_jump = |text: &str| {
         text.split(' ')
@@ -89,7 +89,7 @@ fn is_known_fault(code: &[u8], mode: Mode, operation: &Operation, theirs: &Secon
         _ if mode == Mode::Bits64 && has_ignored_rex(code) => true,
         Operation::Load { width: Width::Word, .. } => theirs.text.contains("movsxd"),
         Operation::VectorLoad { to, .. } => to.bytes == 4 && theirs.text.contains("movq"),
-        Operation::NoAccess => mode == Mode::Bits16 && is_jump(&theirs.text),
+        Operation::NoAccess => is_jump(&theirs.text),
         _ => false,
     }
 }
