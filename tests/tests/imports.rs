@@ -27,7 +27,7 @@ const PURE: [(&str, &[&str], &[&str]); 1] =
 const FOR_TESTS: [&str; 2] = ["std", "proptest"];
 
 /// Workspace crates, and the workspace crates on which each may depend; `None`: nothing at all, not even others' crates.
-const CRATES: [(&str, Option<&[&str]>); 15] = [
+const CRATES: [(&str, Option<&[&str]>); 16] = [
     ("hcall-abi", None),
     ("guest-shim", Some(&["hcall-abi"])),
     ("guest-shim-c", Some(&["guest-shim", "hcall-abi"])),
@@ -45,6 +45,7 @@ const CRATES: [(&str, Option<&[&str]>); 15] = [
     ("dsa-server", Some(&["dsa-model"])),
     // And files of the hypervisor's, by their paths.
     ("concurrency", Some(&["hcall-abi", "imsvisor-ims"])),
+    ("fuzz-targets", Some(&["dsa-model", "dsa-server", "hcall-abi", "imsvisor", "imsvisor-ims", "vtd-model"])),
 ];
 
 /// What tests of a crate may use besides: the hypervisor's run against the models.
