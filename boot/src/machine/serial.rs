@@ -86,7 +86,7 @@ mod tests {
     fn what_the_hypervisor_would_pass_over_and_a_port_that_is_not_there_are_refused() {
         for (word, why) in [
             ("console=com5", "console=com5: auto, com1 to com4"),
-            ("quiet", "options are console=, screen= and mitigations="),
+            ("quiet", "options are console=, screen=, smt= and mitigations="),
             ("console=0xc000", "COM1 to COM4"),
         ] {
             let error = ports(&config(&[word], None), "f").unwrap_err().to_string();

@@ -11,13 +11,15 @@
 //! keeps the old vector of a moved interrupt in the same way (`irq_complete_move`).
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use hcall_abi::{Status, Target};
 
 use crate::{
     ims::{GuestId, HostRoute},
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Host vectors for devices' interrupts. Below them are exceptions and vectors that the firmware may have used; above them are the
@@ -84,7 +86,7 @@ pub struct Vectors {
 
 impl Vectors {
     /// The vectors of a processor with APIC ID `destination`. All are free.
-    pub const fn new(destination: u32) -> Self {
+    pub fn new(destination: u32) -> Self {
         let accounts = Accounts {
             owners: [None; 256],
             uses: [0; 256],

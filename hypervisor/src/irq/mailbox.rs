@@ -1,11 +1,12 @@
 //! A virtual processor's mailbox, which other processors may access: interrupts for it, and its counters.
 
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::AtomicU64 as Counter;
 
 use crate::{
     addr::Gpa,
     apic, cpu,
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     vmx::posted::{Descriptor, RunState},
 };
 
@@ -17,26 +18,26 @@ const NOWHERE: u64 = u64::MAX;
 
 /// A virtual processor's counters. Only the processor that runs it writes them; others may read.
 pub struct Counts {
-    exits: [AtomicU64; REASONS],
+    exits: [Counter; REASONS],
     /// Devices' interrupts that its local APIC accepted.
-    pub delivered: AtomicU64,
+    pub delivered: Counter,
     /// Devices' interrupts that merged with a pending one of the same vector.
-    pub merged: AtomicU64,
+    pub merged: Counter,
     /// Devices' interrupts that its local APIC refused.
-    pub dropped: AtomicU64,
+    pub dropped: Counter,
     /// The number of all these that the hypervisor took from a posted-interrupt descriptor.
-    pub from_descriptors: AtomicU64,
+    pub from_descriptors: Counter,
 }
 
 impl Default for Counts {
     fn default() -> Self {
-        let [delivered, merged, dropped, from_descriptors] = [const { AtomicU64::new(0) }; 4];
-        Self { exits: [const { AtomicU64::new(0) }; REASONS], delivered, merged, dropped, from_descriptors }
+        let [delivered, merged, dropped, from_descriptors] = [const { Counter::new(0) }; 4];
+        Self { exits: [const { Counter::new(0) }; REASONS], delivered, merged, dropped, from_descriptors }
     }
 }
 
 /// Adds one. Only one processor writes the counter, so no locked instruction is needed.
-pub fn count(counter: &AtomicU64) {
+pub fn count(counter: &Counter) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
@@ -130,7 +131,7 @@ impl Mailbox {
         Self {
             processor,
             host_apic_id,
-            requests: [const { AtomicU64::new(0) }; 4],
+            requests: core::array::from_fn(|_| AtomicU64::new(0)),
             descriptor,
             inbox,
             pv_eoi: AtomicU64::new(NOWHERE),
@@ -179,7 +180,8 @@ impl Mailbox {
 
     /// Has its processor look at it, at once if the signal is among those that it pays attention to.
     pub fn signal(&self, signal: Signal) {
-        self.signalled.store(true, Ordering::SeqCst);
+        // A swap, not a store: whoever takes the signal sees what each sender wrote before, not only the last one.
+        self.signalled.swap(true, Ordering::SeqCst);
         if Attention(self.attention.load(Ordering::SeqCst)).has(signal) {
             self.notify_once();
         }
@@ -187,7 +189,7 @@ impl Mailbox {
 
     /// Has its processor look at it at once, whatever the virtual processor does.
     pub fn summon(&self) {
-        self.signalled.store(true, Ordering::SeqCst);
+        self.signalled.swap(true, Ordering::SeqCst);
         self.notify_once();
     }
 
@@ -217,7 +219,7 @@ impl Mailbox {
     /// Signals on the processor that runs the virtual processor. The processor checks the mailbox before it continues, so no notification
     /// is sent.
     pub fn signal_self(&self) {
-        self.signalled.store(true, Ordering::SeqCst);
+        self.signalled.swap(true, Ordering::SeqCst);
         cpu::interrupts::raise(apic::WAKE_UP_VECTOR);
     }
 

@@ -14,12 +14,11 @@
 //!
 //! The scheduler suppresses notifications also for a virtual processor that has halted, if its guest has interrupted others too often.
 
-use core::sync::atomic::{Ordering, fence};
-
 use crate::{
     addr::Hpa,
     apic::{INJECT_VECTOR, NOTIFICATION_VECTOR, WAKE_UP_VECTOR},
     memory::{FrameSource, Table},
+    sync::atomic::{Ordering, fence},
 };
 
 /// The descriptor's quadwords: four of requests, one of control.
@@ -101,7 +100,8 @@ impl Descriptor {
     pub fn post(&self, vector: u8) -> Option<u8> {
         self.table.entry(u64::from(vector / 64)).fetch_or(1 << (vector % 64), Ordering::SeqCst);
         let notify = |old: u64| (old & (ON | SN) == 0).then_some(old | ON);
-        let old = self.table.entry(CONTROL).fetch_update(Ordering::SeqCst, Ordering::Relaxed, notify).ok()?;
+        // No look is relaxed: one that finds ON must not come before the request.
+        let old = self.table.entry(CONTROL).fetch_update(Ordering::SeqCst, Ordering::SeqCst, notify).ok()?;
         Some((old >> NV_SHIFT) as u8)
     }
 

@@ -12,6 +12,7 @@ use core::{
 
 use super::{
     coherence::Coherence,
+    entry_words::write_absent,
     error::{Error, UnitError},
     spec::irte::{Irte, MESSAGE_ADDRESS, SVT_SID},
 };
@@ -169,14 +170,11 @@ impl InterruptTable {
         Ok(index as u16)
     }
 
-    /// Writes an entry that is not present and in no cache. The half with P is written last, so the unit sees the entry not present or
-    /// whole.
+    /// Writes an entry that is not present and in no cache.
     #[inline]
     fn fill(&self, slot: NonNull<[AtomicU64; 2]>, new: Irte) {
         // SAFETY: `slot` gave the entry, and the frames are the table's own.
-        let [low, high] = unsafe { slot.as_ref() };
-        high.store((new.0 >> 64) as u64, Ordering::Relaxed);
-        low.store(new.0 as u64, Ordering::Release);
+        write_absent(unsafe { slot.as_ref() }, new.0);
         // SAFETY: as above.
         unsafe { self.coherence.publish(slot.cast(), ENTRY) };
     }

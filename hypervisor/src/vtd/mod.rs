@@ -6,6 +6,7 @@ mod capabilities;
 mod coherence;
 mod dma;
 mod domain;
+mod entry_words;
 mod error;
 mod fault;
 mod irt;

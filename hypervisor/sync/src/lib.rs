@@ -1,10 +1,22 @@
 //! Locks: one that is first come, first served, and one for what many read and few write.
 #![cfg_attr(not(any(test, feature = "testing")), no_std)]
 
-use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+mod shared;
+mod tickets;
 
+use atomic::{AtomicBool, AtomicU16};
 use spin::RwLock;
-pub use spin::{RwLockReadGuard as ReadGuard, RwLockWriteGuard as WriteGuard};
+
+pub use {
+    shared::Shared,
+    spin::{RwLockReadGuard as ReadGuard, RwLockWriteGuard as WriteGuard},
+    tickets::Tickets,
+};
+
+/// The atomics of protocols between processors. `tests/concurrency` compiles files that use these with a model checker's in their place.
+pub mod atomic {
+    pub use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
+}
 
 /// A value that one processor at a time has. Processors get it in the order in which they ask.
 ///
@@ -21,52 +33,8 @@ pub fn lock_or_try<T>(lock: &Mutex<T>, urgent: bool) -> Option<MutexGuard<'_, T>
     if urgent { Some(lock.lock()) } else { lock.try_lock() }
 }
 
-/// The state of a [`Mutex`]: a ticket lock of 4 bytes, so that a message store's slot with its lock fits into a cache line.
-///
-/// The owner alone changes `serving`, so it unlocks by a plain store: a lock costs one locked instruction, not two.
-#[derive(Debug)]
-pub struct Tickets {
-    /// The next ticket that is handed out.
-    next: AtomicU16,
-    /// The ticket of the processor that has the lock; equal to `next` if no processor has the lock.
-    serving: AtomicU16,
-}
-
-impl Tickets {
-    /// Waits until `ticket` is served.
-    #[cold]
-    #[inline(never)]
-    fn wait_for(&self, ticket: u16) {
-        while self.serving.load(Ordering::Acquire) != ticket {
-            wait();
-        }
-    }
-
-    /// Has the lock as soon as `ticket`, which is the caller's, is served.
-    #[inline]
-    fn served(&self, ticket: u16) {
-        if self.serving.load(Ordering::Acquire) != ticket {
-            self.wait_for(ticket);
-        }
-    }
-
-    /// Takes `ticket`, and waits until it is served, if it is the next one.
-    ///
-    /// The caller has seen `ticket` served. If it is handed out next, then either no other processor has taken a ticket since, and the lock is
-    /// the caller's at once; or others have taken a multiple of 65,536 of them, and the caller's turn comes after those that are still waiting.
-    #[inline]
-    fn take_if_next(&self, ticket: u16) -> bool {
-        let taken =
-            self.next.compare_exchange(ticket, ticket.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if taken {
-            self.served(ticket);
-        }
-        taken
-    }
-}
-
 // SAFETY: each ticket is handed out once in 65,536, there are fewer processors than that, and one has the lock only while the ticket that is
-// served is its own. The Release store of `unlock` and the Acquire load of the next owner order what they do with the value.
+// served is its own. The Release store of `serve_next` and the Acquire load of the next owner order what they do with the value.
 unsafe impl lock_api::RawMutex for Tickets {
     #[allow(clippy::declare_interior_mutable_const, reason = "the trait wants it")]
     const INIT: Self = Self { next: AtomicU16::new(0), serving: AtomicU16::new(0) };
@@ -74,18 +42,17 @@ unsafe impl lock_api::RawMutex for Tickets {
 
     #[inline]
     fn lock(&self) {
-        self.served(self.next.fetch_add(1, Ordering::Relaxed));
+        self.take();
     }
 
     #[inline]
     fn try_lock(&self) -> bool {
-        self.take_if_next(self.serving.load(Ordering::Relaxed))
+        self.try_take()
     }
 
     #[inline]
     unsafe fn unlock(&self) {
-        // A plain load and store: only the owner, which is the caller, changes the ticket that is served.
-        self.serving.store(self.serving.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        self.serve_next();
     }
 }
 
@@ -98,48 +65,17 @@ fn wait() {
     core::hint::spin_loop();
 }
 
-/// A value that many read at a time, or one writes.
-///
-/// A plain reader-writer lock of spinning readers can keep a writer out for good: each try of a reader counts for a moment, so that where
-/// several try in step the count is never zero. Here readers wait without touching the count as soon as a writer wants in.
-#[derive(Debug, Default)]
-pub struct Shared<T> {
-    value: RwLock<T>,
-    /// A writer wants in.
-    closing: AtomicBool,
-    /// Which one.
-    writer: Mutex<()>,
-}
-
 impl<T> Shared<T> {
     /// A value that nobody reads or writes.
     pub const fn new(value: T) -> Self {
         Self { value: RwLock::new(value), closing: AtomicBool::new(false), writer: Mutex::new(()) }
-    }
-
-    /// The value, to read. Whoever has it already must not ask again: a writer may have come in between.
-    #[inline]
-    pub fn read(&self) -> ReadGuard<'_, T> {
-        while self.closing.load(Ordering::Acquire) {
-            wait();
-        }
-        self.value.read()
-    }
-
-    /// The value, to write, when those who read it now have done.
-    pub fn write(&self) -> WriteGuard<'_, T> {
-        let _writer = self.writer.lock();
-        self.closing.store(true, Ordering::Release);
-        let value = self.value.write();
-        self.closing.store(false, Ordering::Release);
-        value
     }
 }
 
 /// What other rooms' tests do to a lock.
 #[cfg(any(test, feature = "testing"))]
 pub mod testing {
-    use super::{Mutex, Ordering};
+    use super::{Mutex, atomic::Ordering};
 
     /// Does what a processor does that asks for a lock and then never runs again: as the lock's owner, or while it waits for the lock.
     pub fn ask_and_be_gone<T>(lock: &Mutex<T>) {
@@ -151,7 +87,7 @@ pub mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::sync::atomic::AtomicU32;
+    use core::sync::atomic::{AtomicU32, Ordering};
     use lock_api::RawMutex;
 
     #[test]

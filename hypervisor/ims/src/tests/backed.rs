@@ -171,6 +171,32 @@ fn feature_emulated_a_message_that_the_guest_may_not_send_is_not_sent() {
 }
 
 #[test]
+fn feature_emulated_each_of_several_slots_has_its_own_signal() {
+    let backing = Some(Backing { pasid: Pasid::new(0x101).unwrap(), emulated: 3 });
+    let table = StoreSpec { backing, ..store(0x0100_0000, 8) };
+    let device = DeviceSpec { msix: Some(table), ..first() };
+    let service = Service::new(Machine::new(512, 512));
+    service.ports().plug(table, PARENT, GuestId(1), &PROCESSORS);
+    let spec = GuestSpec { guest: GuestId(1), apic_ids: PROCESSORS.to_vec(), hypercalls: true, devices: vec![device] };
+    let domain = service.attach(spec).unwrap();
+    let one = Two(Bench { service, domain });
+    one.hold(false);
+    for slot in 0..3 {
+        one.program(slot, target(0, 0x41 + slot as u8));
+        one.poke(slot, Field::Control, 1);
+    }
+    for slot in [2, 1] {
+        assert_eq!(one.service.signal(&one.domain, FIRST, slot), Ok(()));
+    }
+    assert_eq!((one.delivered(), one.pending(0)), (vec![], 0b110));
+    one.poke(2, Field::Control, 0);
+    assert_eq!((one.delivered(), one.pending(0)), (vec![target(0, 0x43)], 0b010));
+    one.poke(0, Field::Control, 0);
+    one.poke(1, Field::Control, 0);
+    assert_eq!((one.delivered(), one.pending(0)), (vec![target(0, 0x42)], 0));
+}
+
+#[test]
 fn feature_emulated_function_mask_and_disabling_hold_a_signal_back() {
     let two = Two::disabled();
     two.program(0, target(0, 0x41));

@@ -225,6 +225,8 @@ fn attack_27_what_makes_no_sense_is_refused_and_changes_nothing() {
         (Call::Map, [device, 0, 1, v1], Status::BadAddress),
         (Call::Map, [device, u64::MAX - 15, 1, v1], Status::BadAddress),
         (Call::QueryDevice, [device, page + 4096 - 63, 0, 0], Status::CrossesPage),
+        (Call::AllocMany, [device, page + 64, 1020 << 32 | 1, 0], Status::CrossesPage),
+        (Call::FreeMany, [device, page + 64, 1020, 0], Status::CrossesPage),
         (Call::QueryDevice, [device, 0, 0, 0], Status::BadAddress),
         (Call::QueryDevice, [device, page, 0, 0], Status::BadLayout),
     ];
@@ -238,4 +240,21 @@ fn attack_27_what_makes_no_sense_is_refused_and_changes_nothing() {
     }
     assert_eq!(bench.machine().snapshot(), before);
     assert_eq!(bench.domain.counters().refused, refused.len() as u64 + 4);
+}
+
+#[test]
+fn a_full_page_of_handles_does_not_cross_its_end() {
+    let bench = Bench::new();
+    let args = [DEVICE.0.into(), PAGE.as_u64(), 1024 << 32 | 1, 0];
+    assert_eq!(bench.call(Call::AllocMany, args), Ok(IMS_SLOTS.into()));
+}
+
+#[test]
+fn the_memory_that_is_set_aside_for_a_device_holds_its_slots_and_batches() {
+    use crate::{batch_buffer::Batch, most_bytes};
+    let item = size_of::<crate::batch_buffer::Repeated>() as u64;
+    assert!(Batch::BYTES >= size_of::<Batch>() as u64 + 256 * item);
+    let slot = size_of::<crate::sync::Mutex<crate::slot::Slot>>() as u64;
+    assert!(most_bytes(64, 3) - most_bytes(0, 0) >= 64 * slot + 3 * Batch::BYTES);
+    assert!(most_bytes(0, 0) >= hcall_abi::call::QUEUE_SLOTS_MAX * slot);
 }

@@ -336,7 +336,7 @@ fn expect(model: &mut Model, step: &Step, index: usize) -> Result<u64, Status> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.min(300), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_call_does_what_the_documentation_says_and_what_is_wrong_changes_nothing(

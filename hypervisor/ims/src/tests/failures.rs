@@ -182,6 +182,24 @@ fn an_item_that_repeats_another_one_fails_as_that_does() {
 }
 
 #[test]
+fn a_slot_that_is_mapped_again_to_be_unmasked_counts_if_it_is() {
+    for k in 0.. {
+        let bench = Bench::new();
+        let request = MapRequest { handle: bench.alloc(), target: target(0, 0x40), unmask: false, cookie: 1 };
+        bench.map_one(request).unwrap();
+        bench.machine().fail(k, 1);
+        let (done, _) = bench.map(&[MapRequest { unmask: true, ..request }]);
+        let has_failed = bench.machine().mend();
+        let fires = bench.fire(request.handle.index()).is_some();
+        assert_eq!(done.unwrap_or(0), fires.into(), "call {k} failed");
+        if !has_failed {
+            assert!(fires);
+            break;
+        }
+    }
+}
+
+#[test]
 fn a_trapped_write_that_fails_leaves_a_safe_slot_that_mends_itself() {
     for scenario in WRITES {
         for count in [1, 2, 3, usize::MAX] {

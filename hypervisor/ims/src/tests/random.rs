@@ -303,7 +303,7 @@ fn program(bench: &Bench, oracle: &mut Oracle, slot: u16, address: u32, data: u3
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.min(200), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn interrupts_come_out_where_the_oracle_says(steps in prop::collection::vec(any_step(0), 1..60)) {
