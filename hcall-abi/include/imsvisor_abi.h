@@ -433,7 +433,7 @@ struct imsvisor_guest_counters {
     uint8_t reserved0[2];
     uint64_t building; /* 8 */
     uint64_t charged; /* 16 */
-    uint64_t stolen; /* 24 */
+    uint64_t interrupting; /* 24 */
     uint64_t exits; /* 32 */
     uint64_t interrupts; /* 40 */
     uint8_t reserved1[16];

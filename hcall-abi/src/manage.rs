@@ -267,7 +267,7 @@ pub struct GuestCounters {
     /// Ticks of processors that were charged to it.
     pub charged: u64,
     /// Ticks of these that its interrupts took from others' turns.
-    pub stolen: u64,
+    pub interrupting: u64,
     /// VM exits.
     pub exits: u64,
     /// Devices' interrupts that the hypervisor has given to it.
@@ -291,7 +291,7 @@ impl GuestCounters {
     /// As memory holds them.
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
         let mut bytes = request();
-        let fields = [self.building, self.charged, self.stolen, self.exits, self.interrupts];
+        let fields = [self.building, self.charged, self.interrupting, self.exits, self.interrupts];
         for (n, field) in fields.into_iter().enumerate() {
             put(&mut bytes, 8 + 8 * n, field.to_le_bytes());
         }
@@ -302,7 +302,13 @@ impl GuestCounters {
     pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Result<Self, Status> {
         check_layout(bytes)?;
         let field = |n: usize| u64::from_le_bytes(get(bytes, 8 + 8 * n));
-        Ok(Self { building: field(0), charged: field(1), stolen: field(2), exits: field(3), interrupts: field(4) })
+        Ok(Self {
+            building: field(0),
+            charged: field(1),
+            interrupting: field(2),
+            exits: field(3),
+            interrupts: field(4),
+        })
     }
 }
 
@@ -346,7 +352,7 @@ mod tests {
             GuestInfo { guests: 3, state: GuestState::Failed, is_own: true, name, vcpus, memory_mib, weight, starts };
         assert_eq!(GuestInfo::from_bytes(&info.to_bytes()), Ok(info));
         assert_eq!(info.name(), "echo");
-        let counters = GuestCounters { building: 1, charged: 2, stolen: 3, exits: 4, interrupts: u64::MAX };
+        let counters = GuestCounters { building: 1, charged: 2, interrupting: 3, exits: 4, interrupts: u64::MAX };
         assert_eq!(GuestCounters::from_bytes(&counters.to_bytes()), Ok(counters));
         let mut other = GuestInfo::request();
         assert_eq!(GuestInfo::check_request(&other), Ok(()));

@@ -275,7 +275,7 @@ fn guest_counters() -> Structure {
         ("uint16_t", "version", &version),
         ("uint64_t", "building", &GuestCounters { building: long, ..counters }.to_bytes()),
         ("uint64_t", "charged", &GuestCounters { charged: long, ..counters }.to_bytes()),
-        ("uint64_t", "stolen", &GuestCounters { stolen: long, ..counters }.to_bytes()),
+        ("uint64_t", "interrupting", &GuestCounters { interrupting: long, ..counters }.to_bytes()),
         ("uint64_t", "exits", &GuestCounters { exits: long, ..counters }.to_bytes()),
         ("uint64_t", "interrupts", &GuestCounters { interrupts: long, ..counters }.to_bytes()),
     ];

@@ -176,7 +176,7 @@ typedef struct ImsGuestCounters {
   // Ticks of processors that were charged to it.
   uint64_t charged;
   // Ticks of these that its interrupts took from others' turns.
-  uint64_t stolen;
+  uint64_t interrupting;
   // VM exits.
   uint64_t exits;
   // Devices' interrupts that the hypervisor has given to it.

@@ -66,7 +66,7 @@ pub struct ImsGuestCounters {
     /// Ticks of processors that were charged to it.
     pub charged: u64,
     /// Ticks of these that its interrupts took from others' turns.
-    pub stolen: u64,
+    pub interrupting: u64,
     /// VM exits.
     pub exits: u64,
     /// Devices' interrupts that the hypervisor has given to it.
@@ -74,8 +74,8 @@ pub struct ImsGuestCounters {
 }
 
 impl From<GuestCounters> for ImsGuestCounters {
-    fn from(GuestCounters { building, charged, stolen, exits, interrupts }: GuestCounters) -> Self {
-        Self { building, charged, stolen, exits, interrupts }
+    fn from(GuestCounters { building, charged, interrupting, exits, interrupts }: GuestCounters) -> Self {
+        Self { building, charged, interrupting, exits, interrupts }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A fiber: long work of the hypervisor's own that a processor does in pieces, between the turns of virtual processors.
 //!
-//! The work runs on a stack of its own. Where it may stop it calls [`breathe`], or [`pause`] if it waits for a device; both lead back to who
+//! The work runs on a stack of its own. Where it may stop it calls [`cond_resched`], or [`pause`] if it waits for a device; both lead back to who
 //! called [`Fiber::resume`], and the next call goes on from there. So a wait or a loop deep in a call needs no state of its own. Work must not
 //! stop while it holds a lock: whoever asks for the lock on the same processor would wait for ever.
 
@@ -64,7 +64,7 @@ impl Fiber {
         true
     }
 
-    /// Goes on with the work until it is done, waits, or finds at [`breathe`] that the TSC has reached `deadline`.
+    /// Goes on with the work until it is done, waits, or finds at [`cond_resched`] that the TSC has reached `deadline`.
     pub fn resume(&mut self, deadline: u64) -> Progress {
         if self.is_free() {
             return Progress::Done;
@@ -83,7 +83,7 @@ impl Fiber {
 }
 
 /// A place in long work where it may stop: it does if its time is over. Elsewhere than in a fiber this does nothing.
-pub fn breathe() {
+pub fn cond_resched() {
     let switch = current();
     // SAFETY: not null only between two lines of `resume`, on the processor that is there.
     if !switch.is_null() && cpu::tsc() >= unsafe { (*switch).deadline } {
@@ -96,7 +96,7 @@ pub fn breathe() {
 pub fn pause(ticks: u64) {
     let switch = current();
     if !switch.is_null() {
-        // SAFETY: as in `breathe`.
+        // SAFETY: as in `cond_resched`.
         unsafe { stop(switch, Progress::Paused(cpu::tsc().saturating_add(ticks))) };
     }
 }
@@ -175,7 +175,7 @@ mod tests {
         let work = move || {
             for n in 0..3 {
                 let text = format!("step {n}");
-                breathe();
+                cond_resched();
                 log.borrow_mut().push(text);
             }
             pause(10);
@@ -188,7 +188,7 @@ mod tests {
         while fiber.resume(0) != Progress::Done {
             assert_eq!(seen.borrow().len(), stops);
             stops += 1;
-            breathe();
+            cond_resched();
         }
         assert_eq!(stops, 4);
         assert_eq!(*seen.borrow(), ["step 0", "step 1", "step 2", "end"]);
@@ -199,7 +199,7 @@ mod tests {
     fn work_that_has_time_does_not_stop_but_to_wait() {
         let mut fiber = fiber();
         assert!(fiber.begin(Box::new(|| {
-            (0..1000).for_each(|_| breathe());
+            (0..1000).for_each(|_| cond_resched());
             pause(1 << 40);
         })));
         let now = cpu::tsc();
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn elsewhere_nothing_stops() {
-        breathe();
+        cond_resched();
         pause(u64::MAX);
     }
 }

@@ -70,9 +70,9 @@ pub enum Signal {
 /// The signals for which the processor of a virtual processor is interrupted. Others wait in the mailbox until the scheduler looks: a guest
 /// cannot take time of others by signals that change nothing for the virtual processor that they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attention(u8);
+pub struct NotifyMask(u8);
 
-impl Attention {
+impl NotifyMask {
     /// Those for a virtual processor that runs: all.
     pub const ALL: Self = Self(u8::MAX);
     /// Those for one that waits for its turn, and takes what there is then: none.
@@ -113,7 +113,7 @@ pub struct Mailbox {
     signalled: AtomicBool,
     /// The processor has been interrupted for that.
     notified: AtomicBool,
-    /// An [`Attention`].
+    /// An [`NotifyMask`].
     attention: AtomicU8,
     /// What happened to it.
     pub counts: Counts,
@@ -137,7 +137,7 @@ impl Mailbox {
             pv_eoi: AtomicU64::new(NOWHERE),
             signalled: AtomicBool::new(false),
             notified: AtomicBool::new(false),
-            attention: AtomicU8::new(Attention::NONE.0),
+            attention: AtomicU8::new(NotifyMask::NONE.0),
             counts: Counts::default(),
         }
     }
@@ -182,20 +182,20 @@ impl Mailbox {
     pub fn signal(&self, signal: Signal) {
         // A swap, not a store: whoever takes the signal sees what each sender wrote before, not only the last one.
         self.signalled.swap(true, Ordering::SeqCst);
-        if Attention(self.attention.load(Ordering::SeqCst)).has(signal) {
+        if NotifyMask(self.attention.load(Ordering::SeqCst)).has(signal) {
             self.notify_once();
         }
     }
 
     /// Has its processor look at it at once, whatever the virtual processor does.
-    pub fn summon(&self) {
+    pub fn kick(&self) {
         self.signalled.swap(true, Ordering::SeqCst);
         self.notify_once();
     }
 
     /// Says for which signals the processor is to be interrupted. What came before that without an interrupt is found by
     /// [`Self::take_signal`] after it.
-    pub fn set_attention(&self, attention: Attention) {
+    pub fn set_notify_mask(&self, attention: NotifyMask) {
         if self.attention.load(Ordering::Relaxed) != attention.0 {
             self.attention.store(attention.0, Ordering::SeqCst);
         }

@@ -35,7 +35,7 @@ impl Ram {
         for at in (0..len).step_by(GRANULE as usize) {
             // SAFETY: the granule is a part of what was allocated just now.
             unsafe { frames.zero(Hpa::new(base.as_u64() + at), GRANULE / PAGE_SIZE) };
-            fiber::breathe();
+            fiber::cond_resched();
         }
         Some(Self { base, len })
     }

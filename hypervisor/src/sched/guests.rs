@@ -196,7 +196,7 @@ impl Guests {
         job
     }
 
-    /// Does a job. It may take long; it breathes ([`cpu::fiber::breathe`]).
+    /// Does a job. It may take long; it breathes ([`cpu::fiber::cond_resched`]).
     pub fn work(&'static self, job: Job, capabilities: Capabilities) {
         match job {
             Job::Make(guest) => self.make(guest, capabilities),
@@ -263,11 +263,11 @@ impl Guests {
         }
         let (free, heap) = (FRAMES.free_bytes() + heap::grown(), heap::allocated());
         event!(
-            "guest-released guest={} name={} start={start} charged={} stolen={} building={} free_kib={} heap={heap}",
+            "guest-released guest={} name={} start={start} charged={} interrupting={} building={} free_kib={} heap={heap}",
             id.0,
             guest.plan.options.name,
             last.charged,
-            last.stolen,
+            last.interrupting,
             guest.building.load(Ordering::Relaxed),
             free >> 10,
         );

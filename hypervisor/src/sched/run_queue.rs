@@ -24,10 +24,10 @@ pub const LATENCY: u64 = 2 * ROUND + HEAD_START;
 pub const LEAST_TURN: u64 = 100_000;
 
 /// Ticks after which the interruptions of others' turns are counted anew.
-pub const STEAL_PERIOD: u64 = 1_000_000;
+pub const INTERRUPTION_PERIOD: u64 = 1_000_000;
 
 /// Ticks of a period that interrupts may take from others' turns, those of all guests together.
-pub const STEAL_LIMIT: u64 = STEAL_PERIOD / 20;
+pub const INTERRUPTION_LIMIT: u64 = INTERRUPTION_PERIOD / 20;
 
 /// Ticks for which a cap holds.
 pub const CAP_PERIOD: u64 = 20_000_000;
@@ -52,7 +52,7 @@ struct Account {
     used: u64,
     cap_since: u64,
     /// Ticks taken from others' turns in this period.
-    stolen: u64,
+    interrupting: u64,
     is_muted: bool,
 }
 
@@ -90,9 +90,9 @@ pub struct RunQueue {
     accounts: Vec<Account>,
     /// The least virtual time of a guest that could run when one was chosen last. It never goes back.
     time: u64,
-    /// Ticks that interrupts have taken from others' turns in the period that began at `steal_since`.
-    stolen: u64,
-    steal_since: u64,
+    /// Ticks that interrupts have taken from others' turns in the period that began at `period_since`.
+    interrupting: u64,
+    period_since: u64,
 }
 
 impl RunQueue {
@@ -101,7 +101,7 @@ impl RunQueue {
         if self.accounts.iter().any(|account| account.guest == guest) {
             return;
         }
-        let (time, [charged, used, stolen, sibling_time], cap_since) = (self.time, [0; 4], now);
+        let (time, [charged, used, interrupting, sibling_time], cap_since) = (self.time, [0; 4], now);
         let [is_ready, is_muted] = [false; 2];
         self.accounts.push(Account {
             guest,
@@ -112,7 +112,7 @@ impl RunQueue {
             charged,
             used,
             cap_since,
-            stolen,
+            interrupting,
             is_muted,
         });
     }
@@ -147,28 +147,29 @@ impl RunQueue {
     }
 
     /// Charges time that a guest's interrupts have taken from another guest's turn. Returns true if that was too much, so that the guest is muted
-    /// from now on: its share of [`STEAL_LIMIT`] among the guests that can run, or what is left of it.
-    pub fn steal(&mut self, guest: GuestId, ticks: u64, now: u64) -> bool {
+    /// from now on: its share of [`INTERRUPTION_LIMIT`] among the guests that can run, or what is left of it.
+    pub fn charge_interruption(&mut self, guest: GuestId, ticks: u64, now: u64) -> bool {
         self.charge(guest, ticks);
-        if now.saturating_sub(self.steal_since) >= STEAL_PERIOD && !self.accounts.iter().any(|account| account.is_muted)
+        if now.saturating_sub(self.period_since) >= INTERRUPTION_PERIOD
+            && !self.accounts.iter().any(|account| account.is_muted)
         {
             self.begin_period(now);
         }
-        self.stolen = self.stolen.saturating_add(ticks);
-        let is_all = self.stolen > STEAL_LIMIT;
+        self.interrupting = self.interrupting.saturating_add(ticks);
+        let is_all = self.interrupting > INTERRUPTION_LIMIT;
         let all = self.accounts.iter().filter(|account| account.guest == guest || account.is_ready);
         let all: u64 = all.map(|account| u64::from(account.shares.weight())).sum();
         let Some(account) = self.account(guest) else { return false };
-        account.stolen = account.stolen.saturating_add(ticks);
-        let is_its_part = account.stolen > STEAL_LIMIT * u64::from(account.shares.weight()) / all.max(1);
+        account.interrupting = account.interrupting.saturating_add(ticks);
+        let is_its_part = account.interrupting > INTERRUPTION_LIMIT * u64::from(account.shares.weight()) / all.max(1);
         let mutes = !account.is_muted && (is_all || is_its_part);
         account.is_muted |= mutes;
         mutes
     }
 
     fn begin_period(&mut self, now: u64) {
-        (self.stolen, self.steal_since) = (0, now);
-        self.accounts.iter_mut().for_each(|account| account.stolen = 0);
+        (self.interrupting, self.period_since) = (0, now);
+        self.accounts.iter_mut().for_each(|account| account.interrupting = 0);
     }
 
     /// Whether the guest's interrupts must not interrupt others now.
@@ -187,7 +188,7 @@ impl RunQueue {
             return None;
         }
         let account = self.accounts.iter_mut().find(|account| account.is_muted)?;
-        (account.is_muted, account.stolen) = (false, 0);
+        (account.is_muted, account.interrupting) = (false, 0);
         let guest = account.guest;
         if self.unmute_at().is_none() {
             self.begin_period(now);
@@ -207,7 +208,7 @@ impl RunQueue {
     /// When those that are muted, if there are any, are so no longer.
     fn unmute_at(&self) -> Option<u64> {
         let is_one = self.accounts.iter().any(|account| account.is_muted);
-        is_one.then(|| self.steal_since.saturating_add(STEAL_PERIOD))
+        is_one.then(|| self.period_since.saturating_add(INTERRUPTION_PERIOD))
     }
 
     /// The guest that runs next: the one with the least virtual time, of those that can run.

@@ -246,14 +246,14 @@ impl Scheduler {
     }
 
     /// Delivers interrupts while a virtual processor has its turn. What they cost is charged to the guests that they are for.
-    fn deliver_amid(&mut self, index: usize) {
+    fn deliver_during_turn(&mut self, index: usize) {
         let before = cpu::tsc().saturating_sub(EXIT_AND_ENTRY);
-        self.cpus.iter_mut().for_each(|cpu| cpu.has_interrupted = false);
+        self.cpus.iter_mut().for_each(|cpu| cpu.interrupted_others = false);
         self.charge(index, before);
         self.deliver();
         let own = self.cpus[index].vm.id;
-        let all = self.cpus.iter().filter(|cpu| cpu.has_interrupted).count() as u64;
-        let others = self.cpus.iter().filter(|cpu| cpu.has_interrupted && cpu.vm.id != own).count() as u64;
+        let all = self.cpus.iter().filter(|cpu| cpu.interrupted_others).count() as u64;
+        let others = self.cpus.iter().filter(|cpu| cpu.interrupted_others && cpu.vm.id != own).count() as u64;
         if others == 0 {
             return;
         }
@@ -264,11 +264,11 @@ impl Scheduler {
         for other in 0..self.cpus.len() {
             let cpu = &self.cpus[other];
             let guest = cpu.vm.id;
-            if !cpu.has_interrupted || guest == own {
+            if !cpu.interrupted_others || guest == own {
                 continue;
             }
-            cpu.vm.add_stolen(each);
-            if self.queue.steal(guest, each, now) {
+            cpu.vm.add_interrupting(each);
+            if self.queue.charge_interruption(guest, each, now) {
                 self.publish_guest(guest);
             }
         }
@@ -391,7 +391,7 @@ impl Scheduler {
         let is_its = |cpu: &&mut VirtualCpu| cpu.vm.id == guest && cpu.number == target.apic_id as usize;
         match self.cpus.iter_mut().find(is_its) {
             Some(cpu) => {
-                cpu.has_interrupted = true;
+                cpu.interrupted_others = true;
                 cpu.accept(target.vector);
             }
             // Its guest has ended, and what it held is being released.
@@ -416,7 +416,7 @@ impl Scheduler {
         }
         loop {
             if interrupts::any() {
-                self.deliver_amid(index);
+                self.deliver_during_turn(index);
                 if self.cpus[index].state != State::Ready || self.preempt && !self.goes_on(index, &mut slice) {
                     return None;
                 }
@@ -470,7 +470,7 @@ impl Scheduler {
     /// Halts a virtual processor. Returns true if an interrupt is pending already, so that it continues.
     fn halt(&mut self, index: usize) -> bool {
         interrupts::poll();
-        self.deliver_amid(index);
+        self.deliver_during_turn(index);
         let cpu = &mut self.cpus[index];
         if cpu.state != State::Ready {
             return false;

@@ -365,7 +365,7 @@ impl GuestRam for Building<'_> {
         for piece in bytes.chunks(PIECE) {
             self.0.write(at, piece).map_err(|_| build::Outside)?;
             at = at.checked_add(piece.len() as u64).ok_or(build::Outside)?;
-            fiber::breathe();
+            fiber::cond_resched();
         }
         Ok(())
     }

@@ -101,7 +101,7 @@ pub struct Vm {
     began: AtomicU64,
     /// Ticks of all processors that were charged to it, and those of them that its interrupts took from others' turns.
     time: AtomicU64,
-    stolen: AtomicU64,
+    interrupting: AtomicU64,
     /// How often was told of a slot that fired too fast.
     storms: AtomicU32,
 }
@@ -139,7 +139,7 @@ impl Vm {
             ending: AtomicBool::new(false),
             began: AtomicU64::new(0),
             time: AtomicU64::new(0),
-            stolen: AtomicU64::new(0),
+            interrupting: AtomicU64::new(0),
             storms: AtomicU32::new(0),
         }
     }
@@ -215,7 +215,7 @@ impl Vm {
         life.reason = Some(reason);
         drop(life);
         self.ending.store(true, Ordering::Release);
-        self.mailboxes.iter().for_each(|mailbox| mailbox.summon());
+        self.mailboxes.iter().for_each(|mailbox| mailbox.kick());
     }
 
     /// Asks the guest to stop, by the interrupt that it wants for that. If it wants none yet it is asked when it does.
@@ -260,7 +260,7 @@ impl Vm {
         GuestCounters {
             building: 0,
             charged: self.time.load(Ordering::Relaxed),
-            stolen: self.stolen.load(Ordering::Relaxed),
+            interrupting: self.interrupting.load(Ordering::Relaxed),
             exits: sum(|mailbox| mailbox.counts.exits().sum()),
             interrupts: sum(|mailbox| mailbox.counts.delivered.load(Ordering::Relaxed)),
         }
@@ -304,9 +304,9 @@ impl Vm {
     }
 
     /// Charges ticks to it that its interrupts took from another guest's turn.
-    pub fn add_stolen(&self, ticks: u64) {
+    pub fn add_interrupting(&self, ticks: u64) {
         self.add_time(ticks);
-        self.stolen.fetch_add(ticks, Ordering::Relaxed);
+        self.interrupting.fetch_add(ticks, Ordering::Relaxed);
     }
 
     /// Tells how far the guest has come at a mark on its console: its time, and its exits.

@@ -126,7 +126,7 @@ impl NewVcpu {
                 rate_counter: vm.storm_limit.map(RateCounter::new),
                 mailbox: vm.mailbox(parts.number).clone(),
                 ran: 0,
-                has_interrupted: false,
+                interrupted_others: false,
                 sleeps_through_timer: false,
                 is_suppressed: false,
                 vm,

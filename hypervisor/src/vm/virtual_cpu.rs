@@ -9,7 +9,7 @@ use crate::{
     exits::{Devices, EndReason, PvEoi},
     ims::Attribution,
     irq::{
-        mailbox::{Attention, Mailbox, Vectors, count},
+        mailbox::{Mailbox, NotifyMask, Vectors, count},
         storm::{RateCounter, Suspect},
     },
     vdev::x2apic::Accepted,
@@ -72,7 +72,7 @@ pub struct VirtualCpu {
     /// Ticks that it has run, or is taken to have run: by these the virtual processors of one guest take turns.
     pub ran: u64,
     /// What came for it interrupted whoever ran, since the scheduler looked last.
-    pub has_interrupted: bool,
+    pub interrupted_others: bool,
     /// Its timer has fired since it halted, and has not woken it.
     pub sleeps_through_timer: bool,
     /// Units suppress the notifications of its interrupts.
@@ -84,19 +84,19 @@ impl VirtualCpu {
     /// interrupted others too often. What came unnoticed before that is to be taken after it.
     pub fn publish(&mut self, is_running: bool, is_muted: bool) {
         let (attention, run_state) = match self.state {
-            _ if is_running => (Attention::ALL, RunState::Running),
-            State::Halted if !is_muted => (Attention::HALTED, RunState::Halted),
-            State::Stopped if !is_muted => (Attention::STOPPED, RunState::Preempted),
-            State::WaitForSipi if !is_muted => (Attention::WAIT_FOR_SIPI, RunState::Preempted),
-            _ => (Attention::NONE, RunState::Preempted),
+            _ if is_running => (NotifyMask::ALL, RunState::Running),
+            State::Halted if !is_muted => (NotifyMask::HALTED, RunState::Halted),
+            State::Stopped if !is_muted => (NotifyMask::STOPPED, RunState::Preempted),
+            State::WaitForSipi if !is_muted => (NotifyMask::WAIT_FOR_SIPI, RunState::Preempted),
+            _ => (NotifyMask::NONE, RunState::Preempted),
         };
-        self.mailbox.set_attention(attention);
+        self.mailbox.set_notify_mask(attention);
         self.set_run_state(run_state);
     }
 
     /// It waits for its turn: no signal interrupts its processor. Units are told when another one runs.
     pub fn rest(&self) {
-        self.mailbox.set_attention(Attention::NONE);
+        self.mailbox.set_notify_mask(NotifyMask::NONE);
     }
 
     /// Accepts a device's interrupt that the hypervisor has taken for it.
@@ -122,7 +122,7 @@ impl VirtualCpu {
     /// Accepts devices' interrupts that units have posted for the hypervisor.
     pub fn take_posted(&mut self) {
         let Some(vectors) = self.mailbox.take_posted() else { return };
-        self.has_interrupted = true;
+        self.interrupted_others = true;
         self.accept_posted(vectors);
     }
 
@@ -156,7 +156,7 @@ impl VirtualCpu {
     /// Takes commands and interrupts that processors, or it itself, have sent since the last call.
     pub fn take_sent(&mut self) {
         let Some(signal) = self.mailbox.take_signal() else { return };
-        self.has_interrupted |= signal.interrupted;
+        self.interrupted_others |= signal.interrupted;
         for vector in self.mailbox.take_requests() {
             self.devices.apic.accept(vector);
         }
@@ -280,7 +280,7 @@ impl VirtualCpu {
             virtual_apic.request(vector);
         }
         // Nobody was notified while that was suppressed.
-        self.has_interrupted |= virtual_apic.take_posted() && !self.is_suppressed;
+        self.interrupted_others |= virtual_apic.take_posted() && !self.is_suppressed;
     }
 
     /// Whether an interrupt could wake it from HLT: whether RFLAGS.IF is set.

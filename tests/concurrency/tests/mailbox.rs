@@ -8,7 +8,7 @@ use std::sync::Arc;
 use concurrency::{
     check::{check, must_fail},
     cpu::interrupts,
-    irq::mailbox::{Attention, Mailbox},
+    irq::mailbox::{Mailbox, NotifyMask},
     machine::{apic, become_processor},
 };
 use loom::thread;
@@ -66,8 +66,8 @@ impl Owner {
     }
 
     /// `Scheduler::publish`.
-    fn publish(&self, attention: Attention) {
-        self.mailbox.set_attention(attention);
+    fn publish(&self, attention: NotifyMask) {
+        self.mailbox.set_notify_mask(attention);
         if !self.faults.no_look_at_unmute {
             interrupts::raise(apic::WAKE_UP_VECTOR);
         }
@@ -75,7 +75,7 @@ impl Owner {
 
     /// `Scheduler::run_vcpu`: the guest waits in its turn for its interrupts, without HLT.
     fn run_spinning(&mut self) {
-        self.mailbox.set_attention(Attention::ALL);
+        self.mailbox.set_notify_mask(NotifyMask::ALL);
         if !self.faults.no_look_at_turn && self.mailbox.has_signal() {
             self.deliver();
         }
@@ -96,11 +96,11 @@ impl Owner {
         }
         self.state = State::Halted;
         let before = self.got.len();
-        self.mailbox.set_attention(Attention::HALTED);
+        self.mailbox.set_notify_mask(NotifyMask::HALTED);
         self.take_sent();
         if self.got.len() != before {
             self.state = State::Ready;
-            self.mailbox.set_attention(Attention::ALL);
+            self.mailbox.set_notify_mask(NotifyMask::ALL);
         }
         self.state == State::Ready
     }
@@ -111,7 +111,7 @@ impl Owner {
             self.deliver();
             match self.state {
                 State::Ready => {
-                    self.mailbox.set_attention(Attention::ALL);
+                    self.mailbox.set_notify_mask(NotifyMask::ALL);
                     while !self.has_all() && self.halt() {}
                 }
                 State::Halted if interrupts::any() => {}
@@ -154,7 +154,7 @@ fn turns(faults: Faults) {
     sender.join().unwrap();
     // A second round: whether the first one has left `notified` set.
     owner.got.clear();
-    owner.mailbox.set_attention(Attention::NONE);
+    owner.mailbox.set_notify_mask(NotifyMask::NONE);
     owner.deliver();
     let sender = self::sender(&mailbox);
     owner.run_spinning();
@@ -174,9 +174,9 @@ fn mutes(faults: Faults) {
     let senders = senders(&mailbox);
     let mut owner = Owner::new(&mailbox, faults);
     owner.state = State::Halted;
-    owner.mailbox.set_attention(Attention::NONE);
+    owner.mailbox.set_notify_mask(NotifyMask::NONE);
     owner.deliver();
-    owner.publish(Attention::HALTED);
+    owner.publish(NotifyMask::HALTED);
     while !owner.has_all() {
         match interrupts::any() {
             true => owner.deliver(),

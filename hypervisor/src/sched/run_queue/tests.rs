@@ -185,22 +185,22 @@ fn interrupts_of_all_guests_together_take_a_twentieth_of_a_turn_and_are_charged(
         let mut queue = RunQueue::default();
         (0..=hostile).for_each(|n| queue.add(GuestId(n), Shares::default(), 0));
         queue.set_ready(GuestId(0), true);
-        let (mut now, mut stolen) = (0, 0);
+        let (mut now, mut interrupting) = (0, 0);
         // Each of them interrupts as soon as it may, for 500 ticks.
-        while now < 100 * STEAL_PERIOD {
+        while now < 100 * INTERRUPTION_PERIOD {
             while queue.take_unmuted(now).is_some() {}
             for n in 1..=hostile {
                 if !queue.is_muted(GuestId(n)) {
-                    queue.steal(GuestId(n), 500, now);
-                    (now, stolen) = (now + 500, stolen + 500);
+                    queue.charge_interruption(GuestId(n), 500, now);
+                    (now, interrupting) = (now + 500, interrupting + 500);
                 }
             }
             now += 500;
         }
-        assert!(stolen <= now / 20 + 500 * 101 * u64::from(hostile), "{hostile}: {stolen} of {now}");
-        assert!(stolen >= now / 50, "it may take something: {stolen} of {now}");
+        assert!(interrupting <= now / 20 + 500 * 101 * u64::from(hostile), "{hostile}: {interrupting} of {now}");
+        assert!(interrupting >= now / 50, "it may take something: {interrupting} of {now}");
         let charged: u64 = (1..=hostile).map(|n| queue.charged(GuestId(n))).sum();
-        assert_eq!(charged, stolen);
+        assert_eq!(charged, interrupting);
         assert_eq!(queue.next_event().is_some(), queue.accounts.iter().any(|account| account.is_muted));
     }
 }
@@ -209,14 +209,14 @@ fn interrupts_of_all_guests_together_take_a_twentieth_of_a_turn_and_are_charged(
 fn a_muted_guest_is_heard_again_after_the_period() {
     let mut queue = RunQueue::default();
     queue.add(GuestId(7), Shares::default(), 0);
-    assert!(!queue.steal(GuestId(7), STEAL_LIMIT, 10), "as much as it may");
-    assert!(queue.steal(GuestId(7), 1, 10) && queue.is_muted(GuestId(7)));
+    assert!(!queue.charge_interruption(GuestId(7), INTERRUPTION_LIMIT, 10), "as much as it may");
+    assert!(queue.charge_interruption(GuestId(7), 1, 10) && queue.is_muted(GuestId(7)));
     assert!(
-        !queue.steal(GuestId(7), 1, 2 * STEAL_PERIOD),
+        !queue.charge_interruption(GuestId(7), 1, 2 * INTERRUPTION_PERIOD),
         "it is muted already, and nobody has said that it is heard again"
     );
-    assert_eq!((queue.next_event(), queue.take_unmuted(STEAL_PERIOD - 1)), (Some(STEAL_PERIOD), None));
-    assert_eq!(queue.take_unmuted(STEAL_PERIOD), Some(GuestId(7)));
+    assert_eq!((queue.next_event(), queue.take_unmuted(INTERRUPTION_PERIOD - 1)), (Some(INTERRUPTION_PERIOD), None));
+    assert_eq!(queue.take_unmuted(INTERRUPTION_PERIOD), Some(GuestId(7)));
     assert!(!queue.is_muted(GuestId(7)) && queue.take_unmuted(u64::MAX).is_none());
 }
 
@@ -224,15 +224,15 @@ fn a_muted_guest_is_heard_again_after_the_period() {
 fn a_guest_that_was_unmuted_while_nobody_ran_is_counted_anew() {
     let mut queue = RunQueue::default();
     queue.add(GuestId(7), Shares::default(), 0);
-    assert!(queue.steal(GuestId(7), STEAL_LIMIT + 1, 10));
+    assert!(queue.charge_interruption(GuestId(7), INTERRUPTION_LIMIT + 1, 10));
     assert_eq!((queue.unmute(1_000), queue.unmute(1_000)), (Some(GuestId(7)), None));
     assert_eq!((queue.is_muted(GuestId(7)), queue.next_event()), (false, None));
     for period in 1..10 {
-        let now = 1_000 + period * STEAL_PERIOD;
-        assert!(!queue.steal(GuestId(7), STEAL_LIMIT / 2, now), "in a period of its own");
+        let now = 1_000 + period * INTERRUPTION_PERIOD;
+        assert!(!queue.charge_interruption(GuestId(7), INTERRUPTION_LIMIT / 2, now), "in a period of its own");
     }
-    assert!(queue.steal(GuestId(7), STEAL_LIMIT, 1_000 + 9 * STEAL_PERIOD + 1));
-    assert_eq!(queue.next_event(), Some(1_000 + 10 * STEAL_PERIOD));
+    assert!(queue.charge_interruption(GuestId(7), INTERRUPTION_LIMIT, 1_000 + 9 * INTERRUPTION_PERIOD + 1));
+    assert_eq!(queue.next_event(), Some(1_000 + 10 * INTERRUPTION_PERIOD));
 }
 
 /// A capped guest with a large weight would make up for what its cap kept from it, whenever a period begins.

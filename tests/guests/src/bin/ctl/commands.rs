@@ -163,10 +163,10 @@ impl Client {
         let guest = self.guest(name)?;
         let counters = self.calls.guest_counters(guest, &mut self.page)?;
         println!(
-            "{name} at={} charged={} stolen={} building={} exits={} interrupts={}",
+            "{name} at={} charged={} interrupting={} building={} exits={} interrupts={}",
             apic::tsc(),
             counters.charged,
-            counters.stolen,
+            counters.interrupting,
             counters.building,
             counters.exits,
             counters.interrupts

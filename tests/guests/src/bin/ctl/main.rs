@@ -9,7 +9,7 @@
 //! | `stop NAME`, `stop NAME --force` | asks a guest to stop, and ends it after ten seconds; or ends it at once |
 //! | `restart NAME`, `restart NAME --force` | the same, and starts it again |
 //! | `stop NAME --grace=50` | it gets so many milliseconds |
-//! | `counters NAME` | ticks charged, stolen, and used to make it; VM exits; interrupts |
+//! | `counters NAME` | ticks charged, interrupting, and used to make it; VM exits; interrupts |
 //! | `wait NAME STATE` | waits until a guest is in a state |
 //! | `repeat NUMBER restart NAME`, with `--force` | restarts a guest again and again, each time when it runs |
 //! | `cycle NUMBER NAME` | starts a guest that ends by itself so often |
