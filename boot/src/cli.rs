@@ -28,7 +28,7 @@ const DEMO: &str = "demo";
 /// The DSAs whose virtual functions tenants get; the machine has two more with the plugin's option [`FOUR_DSAS`].
 const PARENTS: [&str; 2] = [bochs::DSAS[0], bochs::DSAS[1]];
 const FOUR_DSAS: &str = "four-dsas";
-/// Most tenants: a DSA has eight work queues, and each tenant has two.
+/// Most tenants: two DSAs have 16 work queues, and each tenant takes two.
 const TENANTS: u32 = 8;
 
 const AFTER_HELP: &str = "\

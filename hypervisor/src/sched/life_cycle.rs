@@ -11,10 +11,10 @@ use hcall_abi::GuestState;
 
 use crate::guest::options::Restart;
 
-/// Ticks from the end of a guest to its first restart.
+/// Ticks of the TSC from the release of what a guest held to its restart, after a life that was not short or after the first short one.
 pub const FIRST_DELAY: u64 = 10_000_000;
 
-/// Most ticks from the end of a guest to its restart. Each restart after a short life waits twice as long as the one before.
+/// Most ticks of that delay, which doubles with each further short life. With [`SHORT_LIVES`] as it is, the delay ends at 2.56 billion.
 pub const LONGEST_DELAY: u64 = 10_000_000_000;
 
 /// Ticks of the TSC beyond which a life is no short one.
