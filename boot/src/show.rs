@@ -380,10 +380,21 @@ fn guest_rows(guest: &Guest, unit: &str) -> Vec<Row> {
         let building = counted(&guest.time, "building").unwrap_or_default();
         let lives =
             if guest.lives > 1 { format!("{} lives; in the last ", grouped(guest.lives)) } else { String::new() };
-        rows.push(("time", format!("{lives}{charged} {unit} charged; {building} to make and release it")));
+        rows.push((
+            "time",
+            format!("{lives}{charged} {unit} charged{}; {building} to make and release it", share(guest)),
+        ));
     }
     rows.extend(guest.result.as_ref().and_then(of_linux).map(|text| ("of Linux", text)));
     rows
+}
+
+/// The part of a processor's time that a guest's last life had, from its first instruction to its end. With several virtual processors it can be
+/// more than all of one.
+fn share(guest: &Guest) -> String {
+    let ticks = guest.end.as_ref().and_then(|end| end.number("ticks")).filter(|ticks| *ticks != 0);
+    let percent = ticks.zip(guest.time.number("charged")).map(|(ticks, charged)| charged.saturating_mul(100) / ticks);
+    percent.map_or_else(String::new, |percent| format!(", {percent} % of a processor"))
 }
 
 /// What a Linux says beside its work: its own count of interrupts, and what disturbed them.

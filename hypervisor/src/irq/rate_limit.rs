@@ -6,8 +6,9 @@
 
 /// Ticks in which events are counted together, and between two polls while they are masked.
 pub const WINDOW: u64 = 1_000_000;
-/// Events in a window before they are masked: each costs some thousand ticks of whoever runs on the processor that gets it.
-const MOST: u32 = 4;
+/// Events in a window before they are masked: each costs some thousand ticks of whoever runs on the processor that gets it. A unit keeps few records
+/// while its events are masked, so fewer here are more faults that nobody is told of.
+const MOST: u32 = 32;
 
 /// The rate limit of one unit's or device's events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,43 +4,17 @@
 //! command to reset, or a reset of the function or of more. The hypervisor gives the command; what else a device may need is told of, and comes
 //! when the last of its guests has left.
 
-use core::{sync::atomic::Ordering, time::Duration};
+use core::sync::atomic::Ordering;
 
-use crate::{
-    clock::{self, Timeout},
-    devices::dsa,
-    event,
-    irq::ports::MachineService,
-    vdev::vdsa::spec::error::NO_ANSWER,
+use crate::{devices::dsa, event, irq::ports::MachineService, vdev::vdsa::spec::error::NO_ANSWER};
+
+use super::{
+    Parent,
+    state::{ParentState, Recovery, RecoveryStep as Step},
 };
-
-use super::{Parent, state::ParentState};
 
 /// Halts after which a device is given up: each is told of, and costs its guests and others time.
 const MOST_HALTS: u32 = 8;
-
-/// How far it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// A command that was under way when it halted may still be: the device ignores others until that has ended.
-    Wait,
-    /// The device is being reset.
-    Reset,
-    /// It is configured, and is being enabled.
-    Enable,
-}
-
-/// A device on its way back.
-pub(super) struct Recovery {
-    step: Step,
-    timeout: Timeout<'static>,
-}
-
-impl Recovery {
-    fn new(step: Step, limit: Duration) -> Self {
-        Self { step, timeout: Timeout::new(clock::current(), limit) }
-    }
-}
 
 impl Parent {
     /// Looks whether the device has halted, and begins to bring it back. Returns whether it has, so that it has nothing else to say.

@@ -1,13 +1,39 @@
 //! Who has what of a device that the hypervisor keeps, and who stops the device.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
-use crate::{devices::command_arbiter::CommandArbiter, ims::GuestId, irq::rate_limit::RateLimit};
-
-use super::{
-    function::{Name, Virtual},
-    recovery::Recovery,
+use crate::{
+    clock::{self, Timeout},
+    devices::command_arbiter::CommandArbiter,
+    ims::GuestId,
+    irq::rate_limit::RateLimit,
 };
+
+use super::function::{Name, Virtual};
+
+/// How far a device is on its way back from a halt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RecoveryStep {
+    /// A command that was under way when it halted may still be: the device ignores others until that has ended.
+    Wait,
+    /// The device is being reset.
+    Reset,
+    /// It is configured, and is being enabled.
+    Enable,
+}
+
+/// A device on its way back.
+pub(super) struct Recovery {
+    pub(super) step: RecoveryStep,
+    pub(super) timeout: Timeout<'static>,
+}
+
+impl Recovery {
+    pub(super) fn new(step: RecoveryStep, limit: Duration) -> Self {
+        Self { step, timeout: Timeout::new(clock::current(), limit) }
+    }
+}
 
 /// Who has what of a function.
 #[derive(Default)]
