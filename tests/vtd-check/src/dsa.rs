@@ -5,7 +5,7 @@
 
 use alloc::vec::Vec;
 
-use guests::dsa::{self, Completion, Descriptor, Portal, Way, WorkQueue, spec};
+use guests::dsa::{self, Completion, Descriptor, Portal, SubmitMethod, WorkQueue, spec};
 use imsvisor::{
     addr::{Bdf, Gpa, Hpa},
     cpu::interrupts,
@@ -79,7 +79,7 @@ impl Dsa {
         let portal = |kind: u64| {
             let page = core::ptr::NonNull::new((portals.as_u64() + kind * spec::PORTAL_SIZE) as *mut u64);
             // SAFETY: BAR2 was mapped just now; what the device reaches is the unit's to say.
-            page.map(|page| unsafe { Portal::new(page, Way::Pieces) }).ok_or("misplaced portals")
+            page.map(|page| unsafe { Portal::new(page, SubmitMethod::Pieces) }).ok_or("misplaced portals")
         };
         Ok(Self {
             bdf: function.bdf,

@@ -25,7 +25,7 @@ use core::{fmt::Display, panic::PanicInfo};
 use imsvisor::{
     addr::Hpa,
     apic, console,
-    cpu::{tables::Tables, this::ThisCpu},
+    cpu::{percpu::PerCpu, tables::Tables},
     event,
     machine::{self, boot_info::BootInfo, discovery::Machine, power},
 };
@@ -54,7 +54,7 @@ extern "C" fn entry(magic: u32, information: u64, tsc: u64) -> ! {
     unsafe { console.settle(&loader) };
     Box::leak(Box::new(Tables::new())).load();
     let apic_id = apic::init();
-    ThisCpu::install(0, apic_id);
+    PerCpu::install(0, apic_id);
     let machine: &'static Machine = Box::leak(Box::new(Machine::discover(&loader)));
     machine.choose_apic_mode();
     // All of them for whoever is asked first.

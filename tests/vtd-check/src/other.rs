@@ -8,7 +8,7 @@ use core::{
 
 use imsvisor::{
     apic, clock,
-    cpu::{interrupts, tables::Tables, this::ThisCpu},
+    cpu::{interrupts, percpu::PerCpu, tables::Tables},
     machine::{boot_info::BootInfo, discovery::Machine, memory, smp},
 };
 
@@ -28,7 +28,7 @@ pub fn start(machine: &Machine, loader: &BootInfo, own: u32) -> Result<u32, &'st
 
 extern "C" fn entry(number: usize) -> ! {
     Box::leak(Box::new(Tables::new())).load();
-    ThisCpu::install(number, apic::init_other());
+    PerCpu::install(number, apic::init_other());
     smp::arrived();
     loop {
         interrupts::idle();
