@@ -138,6 +138,11 @@ impl RunQueue {
         }
     }
 
+    /// Whether only one guest has virtual processors here.
+    pub fn has_one_guest(&self) -> bool {
+        self.accounts.len() == 1
+    }
+
     /// Charges time to a guest.
     pub fn charge(&mut self, guest: GuestId, ticks: u64) {
         let Some(account) = self.account(guest) else { return };

@@ -247,6 +247,10 @@ impl Scheduler {
 
     /// Delivers interrupts while a virtual processor has its turn. What they cost is charged to the guests that they are for.
     fn deliver_during_turn(&mut self, index: usize) {
+        // With one guest there is nobody else to charge.
+        if self.queue.has_one_guest() {
+            return self.deliver();
+        }
         let before = cpu::tsc().saturating_sub(EXIT_AND_ENTRY);
         self.cpus.iter_mut().for_each(|cpu| cpu.interrupted_others = false);
         self.charge(index, before);
