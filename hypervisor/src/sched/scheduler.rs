@@ -247,8 +247,9 @@ impl Scheduler {
 
     /// Delivers interrupts while a virtual processor has its turn. What they cost is charged to the guests that they are for.
     fn deliver_during_turn(&mut self, index: usize) {
-        // With one guest there is nobody else to charge.
+        // With one guest there is nobody else to charge; its virtual processors take turns by what they have run.
         if self.queue.has_one_guest() {
+            self.charge(index, cpu::tsc());
             return self.deliver();
         }
         let before = cpu::tsc().saturating_sub(EXIT_AND_ENTRY);
