@@ -309,9 +309,8 @@ impl Scheduler {
     /// Delivers the interrupts that have arrived, expires timers, and wakes virtual processors that have work.
     fn deliver(&mut self) {
         let sweeps = self.vectors.is_some_and(Vectors::begin_sweep);
-        // Between two turns those that are held back come as well.
+        // In a sweep, and between two turns, interrupts that are held back come as well.
         if sweeps || self.running.is_none() && self.holds_devices {
-            // Those that are held back are to come as well.
             self.hold_devices(false);
             interrupts::poll();
         }
@@ -332,7 +331,8 @@ impl Scheduler {
             let before = cpu.state;
             cpu.take_sent();
             let guest_now = cpu.devices.guest_tsc(now);
-            let fired = cpu.devices.apic.expire(guest_now);
+            let is_timer_due = cpu.devices.apic.next_deadline().is_some_and(|deadline| deadline <= guest_now);
+            cpu.devices.apic.expire(guest_now);
             cpu.judge(now);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
@@ -342,8 +342,9 @@ impl Scheduler {
             if wakes {
                 cpu.state = State::Ready;
             }
-            // A timer that does not wake it now does not as long as it has halted: it need not end others' turns.
-            cpu.sleeps_through_timer |= fired && cpu.state == State::Halted;
+            // A timer that does not wake it now does not as long as it has halted, and need not end others' turns. That its interrupt may have been
+            // pending before makes no difference.
+            cpu.sleeps_through_timer |= is_timer_due && cpu.state == State::Halted;
             let after = cpu.state;
             if after == before {
                 continue;

@@ -71,7 +71,7 @@ pub struct VirtualCpu {
     pub mailbox: Arc<Mailbox>,
     /// Ticks that it has run, or is taken to have run: by these the virtual processors of one guest take turns.
     pub ran: u64,
-    /// What came for it interrupted whoever ran, since the scheduler looked last.
+    /// A signal or an interrupt for it has interrupted the processor since the last delivery.
     pub interrupted_others: bool,
     /// Its timer has fired since it halted, and has not woken it.
     pub sleeps_through_timer: bool,
@@ -80,17 +80,17 @@ pub struct VirtualCpu {
 }
 
 impl VirtualCpu {
-    /// For which signals its processor is interrupted, and whether units notify it: `is_running`, it has the processor; `is_muted`, its guest has
-    /// interrupted others too often. What came unnoticed before that is to be taken after it.
+    /// Sets the signals that interrupt its processor, and whether units notify it. `is_running`: it has the processor. `is_muted`: its guest has
+    /// interrupted others too often. The caller then takes what has arrived without a notification.
     pub fn publish(&mut self, is_running: bool, is_muted: bool) {
-        let (attention, run_state) = match self.state {
+        let (notify_mask, run_state) = match self.state {
             _ if is_running => (NotifyMask::ALL, RunState::Running),
             State::Halted if !is_muted => (NotifyMask::HALTED, RunState::Halted),
             State::Stopped if !is_muted => (NotifyMask::STOPPED, RunState::Preempted),
             State::WaitForSipi if !is_muted => (NotifyMask::WAIT_FOR_SIPI, RunState::Preempted),
             _ => (NotifyMask::NONE, RunState::Preempted),
         };
-        self.mailbox.set_notify_mask(attention);
+        self.mailbox.set_notify_mask(notify_mask);
         self.set_run_state(run_state);
     }
 

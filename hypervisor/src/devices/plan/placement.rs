@@ -22,7 +22,7 @@ pub struct Asked {
 /// is refused already.
 pub fn place(fit: &[LogicalProcessor], smt: Smt, asked: &[Option<Asked>]) -> Vec<Result<Vec<usize>, String>> {
     let mut placement = Placement { fit, smt, dealt: Vec::new(), turn: 0 };
-    let mut placed: Vec<Result<Vec<usize>, String>> = asked.iter().map(|_| Ok(Vec::new())).collect();
+    let mut placed: Vec<Result<(), String>> = asked.iter().map(|_| Ok(())).collect();
     // First those that leave no choice: the others get out of their way.
     for pinned in [true, false] {
         for (guest, asked) in asked.iter().enumerate() {
@@ -33,12 +33,8 @@ pub fn place(fit: &[LogicalProcessor], smt: Smt, asked: &[Option<Asked>]) -> Vec
             };
         }
     }
-    for (guest, placed) in placed.iter_mut().enumerate() {
-        if let Ok(numbers) = placed {
-            *numbers = placement.processors_of(guest);
-        }
-    }
-    placed
+    let processors = |(guest, placed): (usize, Result<(), String>)| placed.map(|()| placement.processors_of(guest));
+    placed.into_iter().enumerate().map(processors).collect()
 }
 
 /// A virtual processor's place.
@@ -70,7 +66,7 @@ impl Placement<'_> {
         if numbers.all(|number| Some(number) == first) { Ok(first) } else { Err(()) }
     }
 
-    fn pin(&mut self, guest: usize, asked: &Asked, pin: ProcessorSet) -> Result<Vec<usize>, String> {
+    fn pin(&mut self, guest: usize, asked: &Asked, pin: ProcessorSet) -> Result<(), String> {
         let processors: Vec<_> = self.fit.iter().copied().filter(|processor| pin.contains(processor.number)).collect();
         if let Some(missing) = pin.numbers().find(|number| !processors.iter().any(|one| one.number == *number)) {
             return Err(format!("{}: pin={pin}: there is no processor {missing} that runs guests", asked.name));
@@ -88,10 +84,10 @@ impl Placement<'_> {
         }
         let turns = processors.iter().cycle().take(asked.cpus);
         self.dealt.extend(turns.map(|one| Dealt { guest, core: one.core, number: Some(one.number) }));
-        Ok(Vec::new())
+        Ok(())
     }
 
-    fn deal(&mut self, guest: usize, asked: &Asked) -> Result<Vec<usize>, String> {
+    fn deal(&mut self, guest: usize, asked: &Asked) -> Result<(), String> {
         let mut units: Vec<(u32, Option<usize>)> = Vec::new();
         for processor in self.fit {
             let is_new = !units.iter().any(|(core, _)| *core == processor.core);
@@ -112,7 +108,7 @@ impl Placement<'_> {
             self.turn += 1;
             self.dealt.push(Dealt { guest, core, number });
         }
-        Ok(Vec::new())
+        Ok(())
     }
 
     /// The processors of a guest, now that all are dealt.
