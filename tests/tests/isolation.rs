@@ -1,8 +1,9 @@
 //! Guests' time: whatever a guest does to its own virtual processors and with its own device, its neighbour on the same processor keeps its share of
 //! the processor, and gets its interrupts in time. The attacks are in the guest `thief`; the figures are counted in instructions.
 
+use imsvisor_boot::machine::bochs::DSAS;
 use imsvisor_tests::isolation;
-use imsvisor_tests::scenario::Scenario;
+use imsvisor_tests::scenario::{Plan, Scenario};
 
 static POSTING: Scenario =
     Scenario::new("a thief of time where units post", |plan| isolation::set_up(plan, "posting=off", ""));
@@ -13,6 +14,34 @@ static VECTORS: Scenario = Scenario::new("a thief of time where units do not pos
 static POSTED: Scenario = Scenario::new("a thief of time with posted interrupts", |plan| {
     isolation::set_up(plan, "apicv=on posting=on", "profile=posted")
 });
+
+/// As `cargo boot -- --tenants` has it, with so many tenants.
+fn tenants(plan: &mut Plan, count: usize) -> anyhow::Result<()> {
+    plan.plugin(&["four-dsas"]);
+    plan.config.cpus = 2;
+    for number in 0..count {
+        let parent = DSAS[number % 2];
+        plan.guest("vfunc", &format!("tenant-{number} mem=32M device=vdsa:{parent} device=vdsa:{parent}"))?;
+    }
+    plan.guest("thief", "hostile mem=64M cpus=8 device=dsa cmdline=\"cpus=8 device=yes forge=no phase=2\"")
+}
+
+static TENANTS: [(Scenario, usize); 2] = [
+    (Scenario::new("two tenants beside a hostile guest", |plan| tenants(plan, 2)), 2),
+    (Scenario::new("four tenants beside a hostile guest", |plan| tenants(plan, 4)), 4),
+];
+
+#[test]
+fn tenants_of_two_devices_work_beside_a_hostile_guest_and_every_interrupt_is_accounted_for() {
+    for (scenario, count) in &TENANTS {
+        let boot = scenario.run();
+        for number in 0..*count {
+            assert_eq!(boot.verified(&format!("tenant-{number}"), "vectors"), 128);
+        }
+        assert_eq!(boot.outcome().summary().verdict().failures, Vec::<String>::new());
+        boot.assert_all_came_back();
+    }
+}
 
 fn assert_bounded(scenario: &'static Scenario) {
     let boot = scenario.run();

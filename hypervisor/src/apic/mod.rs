@@ -60,6 +60,8 @@ pub const NOTIFICATION_VECTOR: u8 = 0xf2;
 pub const WAKE_UP_VECTOR: u8 = 0xf1;
 /// Vector at which a processor takes the interrupts that units posted for the hypervisor to inject.
 pub const INJECT_VECTOR: u8 = 0xf3;
+/// Vector at which interrupts end that are to be discarded: nothing else uses it, so none of them becomes one with another interrupt.
+pub const DISCARD_VECTOR: u8 = 0xf4;
 /// Vector of the remapping units' fault events.
 pub const FAULT_VECTOR: u8 = 0xfd;
 /// Vector of functions that the hypervisor keeps for itself.
@@ -71,7 +73,13 @@ pub const SPURIOUS_VECTOR: u8 = 0xff;
 pub const fn is_devices(vector: u8) -> bool {
     !matches!(
         vector,
-        TIMER_VECTOR | NOTIFICATION_VECTOR | WAKE_UP_VECTOR | INJECT_VECTOR | FAULT_VECTOR | SPURIOUS_VECTOR
+        TIMER_VECTOR
+            | NOTIFICATION_VECTOR
+            | WAKE_UP_VECTOR
+            | INJECT_VECTOR
+            | DISCARD_VECTOR
+            | FAULT_VECTOR
+            | SPURIOUS_VECTOR
     )
 }
 

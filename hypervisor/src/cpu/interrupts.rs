@@ -136,6 +136,7 @@ mod tests {
             apic::NOTIFICATION_VECTOR,
             apic::WAKE_UP_VECTOR,
             apic::INJECT_VECTOR,
+            apic::DISCARD_VECTOR,
             apic::FAULT_VECTOR,
         ] {
             assert!(!apic::is_devices(own), "{own:#x}");

@@ -524,10 +524,10 @@ impl Delivery for MachinePorts {
     }
 
     fn nowhere(&self) -> HostRoute {
-        // A wake-up more or less is nothing to a processor, and the vector is none that guests' routes have. This processor gets them: a
-        // guest that has many thrown away takes nobody else's time.
+        // Nothing else uses the vector, so an interrupt that ends there is counted once, as discarded. This processor gets it: a guest that has many
+        // discarded takes nobody else's time.
         let destination = self.vectors.get(cpu::percpu::this_cpu().number).map_or(0, Vectors::destination);
-        HostRoute::Remapped { vector: apic::WAKE_UP_VECTOR, destination }
+        HostRoute::Remapped { vector: apic::DISCARD_VECTOR, destination }
     }
 
     fn deliver(&self, guest: GuestId, target: Target) {

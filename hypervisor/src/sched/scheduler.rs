@@ -376,8 +376,12 @@ impl Scheduler {
     /// Delivers an interrupt to the owner of its vector.
     fn interrupt(&mut self, vector: u8) {
         match vector {
-            // Whoever waits for them is looked after in any case.
-            apic::TIMER_VECTOR | apic::SPURIOUS_VECTOR | apic::NOTIFICATION_VECTOR | apic::WAKE_UP_VECTOR => {}
+            // They carry nothing: each delivery looks at every virtual processor.
+            apic::TIMER_VECTOR
+            | apic::SPURIOUS_VECTOR
+            | apic::NOTIFICATION_VECTOR
+            | apic::WAKE_UP_VECTOR
+            | apic::DISCARD_VECTOR => {}
             apic::INJECT_VECTOR => self.cpus.iter_mut().for_each(VirtualCpu::take_posted),
             apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
             apic::DEVICE_VECTOR => {
