@@ -323,7 +323,7 @@
 /* It runs. */
 #define IMSVISOR_GUEST_STATE_RUNNING 2u
 
-/* It was asked to stop, or has ended and what it held is being released. */
+/* A manager has asked the guest to stop, or the guest has ended and its resources are being released. */
 #define IMSVISOR_GUEST_STATE_STOPPING 3u
 
 /* It does not run, because it ended otherwise than with exit code 0, or could not be made. */

@@ -99,7 +99,7 @@ pub enum GuestState {
     Starting = 1,
     /// It runs.
     Running = 2,
-    /// It was asked to stop, or has ended and what it held is being released.
+    /// A manager has asked the guest to stop, or the guest has ended and its resources are being released.
     Stopping = 3,
     /// It does not run, because it ended otherwise than with exit code 0, or could not be made.
     Failed = 4,

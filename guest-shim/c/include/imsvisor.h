@@ -55,7 +55,7 @@
 // State of a guest: it runs.
 #define IMS_GUEST_RUNNING 2
 
-// State of a guest: it was asked to stop, or what it held is being released.
+// State of a guest: a manager has asked the guest to stop, or its resources are being released.
 #define IMS_GUEST_STOPPING 3
 
 // State of a guest: it does not run, because it ended otherwise than with exit code 0, or could not be made.
@@ -103,7 +103,7 @@ typedef struct ImsInterface {
   uint16_t minor;
 } ImsInterface;
 
-// What is known of the machine for the bare-metal test. What is not known is zero.
+// The facts about the machine for the bare-metal test. An unknown fact is zero.
 typedef struct ImsFacts {
   // The SMBIOS structure of type 0, or null.
   const uint8_t *smbios_bios;

@@ -39,7 +39,7 @@ pub struct ImsInterface {
     pub minor: u16,
 }
 
-/// What is known of the machine for the bare-metal test. What is not known is zero.
+/// The facts about the machine for the bare-metal test. An unknown fact is zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ImsFacts {

@@ -14,7 +14,7 @@ pub const IMS_GUEST_STOPPED: u16 = 0;
 pub const IMS_GUEST_STARTING: u16 = 1;
 /// State of a guest: it runs.
 pub const IMS_GUEST_RUNNING: u16 = 2;
-/// State of a guest: it was asked to stop, or what it held is being released.
+/// State of a guest: a manager has asked the guest to stop, or its resources are being released.
 pub const IMS_GUEST_STOPPING: u16 = 3;
 /// State of a guest: it does not run, because it ended otherwise than with exit code 0, or could not be made.
 pub const IMS_GUEST_FAILED: u16 = 4;

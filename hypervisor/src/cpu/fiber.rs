@@ -2,7 +2,7 @@
 //!
 //! The work runs on a stack of its own. Where it may stop it calls [`cond_resched`], or [`pause`] if it waits for a device; both lead back to who
 //! called [`Fiber::resume`], and the next call goes on from there. So a wait or a loop deep in a call needs no state of its own. Work must not
-//! stop while it holds a lock: whoever asks for the lock on the same processor would wait for ever.
+//! stop while it holds a lock: the processor would wait for ever if it asked for the lock meanwhile.
 
 use alloc::boxed::Box;
 use core::{arch::naked_asm, ptr, sync::atomic::Ordering};
@@ -71,7 +71,7 @@ impl Fiber {
         }
         let switch: *mut Switch = &raw mut *self.switch;
         let own = &this_cpu().fiber;
-        // SAFETY: the structure is the fiber's, which is borrowed for the call. What is on the stack is what `begin` or `stop` has left there.
+        // SAFETY: the structure is the fiber's, which is borrowed for the call. `begin` or `stop` has left the stack as `change` restores it.
         unsafe {
             (*switch).deadline = deadline;
             own.store(switch.cast(), Ordering::Relaxed);

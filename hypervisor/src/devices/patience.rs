@@ -10,7 +10,7 @@ use crate::{
 /// Ticks of the TSC for which others run between two looks.
 const PAUSE: u64 = 50_000;
 
-/// The machine's clock, for waits of a fiber: at each look at it others run for a while. Whoever waits by it must not hold a lock.
+/// The machine's clock, for waits of a fiber: each look at it lets others run for a while. The caller must not hold a lock.
 pub const PATIENT: &Patient = &Patient;
 
 /// See [`PATIENT`].
@@ -28,7 +28,7 @@ impl Clock for Patient {
     }
 }
 
-/// Others run for a while, if this is a fiber's work. Whoever calls this must not hold a lock.
+/// Lets others run for a while, if this is a fiber's work. The caller must not hold a lock.
 pub fn others() {
     fiber::pause(PAUSE);
     spin_loop();

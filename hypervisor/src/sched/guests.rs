@@ -258,7 +258,9 @@ impl Guests {
         // Its virtual processors have dropped it, and whoever looks at it does so under the lock.
         match leaving.map(Arc::try_unwrap) {
             Some(Ok(vm)) => vm.finish(),
-            Some(Err(_)) => log::error!("guest {}: somebody has it who should not: it is given up", id.0),
+            Some(Err(_)) => {
+                log::error!("guest {}: a reference to it is still held, so its resources are given up", id.0)
+            }
             None => {}
         }
         let (free, heap) = (FRAMES.free_bytes() + heap::grown(), heap::allocated());

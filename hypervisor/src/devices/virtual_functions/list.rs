@@ -75,7 +75,7 @@ impl Parents {
     /// time. To be called again and again, and at [`Self::due`]. So what a guest's commands leave to do takes the time of processors that
     /// run the guest, and of no others.
     pub fn poll(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool) {
-        // Whoever has them looks already, or is soon done.
+        // The processor that has the list looks already, or is soon done.
         let Some(parents) = self.all.try_lock() else { return };
         for parent in parents.iter() {
             let is_busy = parent.is_busy.load(Ordering::Relaxed) && own(parent);
