@@ -35,7 +35,7 @@ pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, platform: &mut i
     let state = state(vcpu, devices, now);
     match devices.msrs.write(register, value, state, &mut devices.apic) {
         Ok(effect) => {
-            apply(vcpu, devices, platform, effect, now);
+            apply(vcpu, devices, platform, effect);
             Action::Advance
         }
         Err(_) => Action::GENERAL_PROTECTION,
@@ -43,17 +43,22 @@ pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, platform: &mut i
 }
 
 fn state(vcpu: &Vcpu, devices: &Devices, now: u64) -> VcpuState {
-    VcpuState { tsc: devices.guest_tsc(now), efer: vcpu.efer(), paging: vcpu.cr0() & cr0::PG != 0 }
+    VcpuState {
+        tsc: devices.guest_tsc(now),
+        tsc_offset: devices.tsc_offset,
+        efer: vcpu.efer(),
+        paging: vcpu.cr0() & cr0::PG != 0,
+    }
 }
 
-fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, effect: Effect, now: u64) {
+fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, effect: Effect) {
     match effect {
         Effect::None => {}
         Effect::Efer(value) => vcpu.set_efer(value),
         Effect::Pat(value) => vcpu.write(fields::GUEST_PAT, value),
-        Effect::Tsc(value) => {
-            devices.tsc_offset = value.wrapping_sub(now);
-            vcpu.write(fields::TSC_OFFSET, devices.tsc_offset);
+        Effect::TscOffset(offset) => {
+            devices.tsc_offset = offset;
+            vcpu.write(fields::TSC_OFFSET, offset);
             devices.request_timer_check();
         }
         Effect::SpecCtrl(value) => vcpu.set_spec_ctrl(value),
