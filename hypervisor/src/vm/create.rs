@@ -31,7 +31,7 @@ use crate::{
     ims::{DeviceSpec, FEATURES, GuestId, GuestSpec, LIMITS},
     irq::{host_vectors::Vectors, ports::MachineService},
     machine::{boot_info::Module, discovery::Machine, memory::FRAMES},
-    memory::{FrameSource, PhysRange, Ram},
+    memory::{FrameSource, NearFrames, PhysRange, Ram},
     vdev::{
         cpuid::{KvmFeatures, Policy},
         pci::{ConfigPage, VirtualBus},
@@ -79,20 +79,31 @@ impl GuestBuilder {
         self.fill(resources, (id, vpid), module, plan).map_err(|why| format!("{}: {why}", plan.options.name))
     }
 
+    /// The guest's memory, of this node's if there is enough.
+    fn memory(&self, options: &Options, node: Option<u32>) -> Result<Ram, String> {
+        let free = FRAMES.free_bytes();
+        let near = node.map(|node| self.machine.memory_of_node(node)).unwrap_or_default();
+        let ram = Ram::alloc(&NearFrames { frames: &FRAMES, near: &near }, options.memory)
+            .ok_or_else(|| format!("mem={}M: the machine has {} MiB left", options.memory >> 20, free >> 20))?;
+        let is_near = near.iter().any(|range| range.contains(ram.base()));
+        if let Some(node) = node.filter(|_| !near.is_empty() && !is_near) {
+            log::info!(
+                "guest {}: node {node} has no {} MiB in one piece; it gets another node's",
+                options.name,
+                ram.len() >> 20
+            );
+        }
+        Ok(ram)
+    }
+
     fn fill(
         &self,
         mut resources: Resources,
         (id, vpid): (GuestId, u16),
         module: &Module,
-        Plan { options, processors, given }: &Plan,
+        Plan { options, processors, node, given }: &Plan,
     ) -> Result<NewGuest, String> {
-        let free = FRAMES.free_bytes();
-        let ram =
-            resources
-                .ram
-                .insert(Ram::alloc(&FRAMES, options.memory).ok_or_else(|| {
-                    format!("mem={}M: the machine has {} MiB left", options.memory >> 20, free >> 20)
-                })?);
+        let ram = resources.ram.insert(self.memory(options, *node)?);
         let platform = acpi::Platform { vcpus: options.cpus, ims_forbidden: options.ims_forbidden };
         let files = Files { image: bytes(module.range), initrd: module.initrd.map(bytes), cmdline: &options.cmdline };
         let entry = build::build(&mut Building(ram), files, platform).map_err(text)?;
