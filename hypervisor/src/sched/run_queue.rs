@@ -117,17 +117,26 @@ impl RunQueue {
         });
     }
 
-    /// Whether one of the guest's virtual processors can run. A guest that has slept does not keep the time that it has not used, but for its
-    /// part of [`HEAD_START`].
+    /// Whether one of the guest's virtual processors can run. A guest that has slept does not keep the time that it has not used: see
+    /// [`Self::waking_time`].
     pub fn set_ready(&mut self, guest: GuestId, is_ready: bool) {
-        let head_start = HEAD_START.saturating_mul(SCALE) / (self.weight_of_ready() + self.weight(guest)).max(1);
-        let ready = self.accounts.iter().filter(|account| account.can_run()).map(|account| account.time).min();
-        let least = self.time.max(ready.unwrap_or(0)).saturating_sub(head_start);
-        let Some(account) = self.account(guest) else { return };
-        if is_ready && !account.is_ready {
-            account.time = account.time.max(least);
+        let Some(at) = self.accounts.iter().position(|account| account.guest == guest) else { return };
+        if is_ready && !self.accounts[at].is_ready {
+            let least = self.waking_time(self.accounts[at].shares.weight().into());
+            self.accounts[at].time = self.accounts[at].time.max(least);
         }
-        account.is_ready = is_ready;
+        self.accounts[at].is_ready = is_ready;
+    }
+
+    /// The least virtual time of a guest of this weight that wakes: its part of [`HEAD_START`] before the one that has had least, and, before the
+    /// one that has had most, by one turn more. Else a guest that has had a long turn among few would wait for all that wake behind it to have as
+    /// long ones.
+    fn waking_time(&self, weight: u64) -> u64 {
+        let all = (self.weight_of_ready() + weight).max(1);
+        let part = |ticks: u64| ticks.saturating_mul(SCALE) / all;
+        let times = || self.accounts.iter().filter(|account| account.can_run()).map(|account| account.time);
+        let before_most = times().max().unwrap_or(0).saturating_sub(part(ROUND));
+        self.time.max(times().min().unwrap_or(0)).max(before_most).saturating_sub(part(HEAD_START))
     }
 
     /// Says of each guest whether one of its virtual processors can run: see [`Self::set_ready`].

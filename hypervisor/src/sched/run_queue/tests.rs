@@ -235,6 +235,17 @@ fn a_guest_that_was_unmuted_while_nobody_ran_is_counted_anew() {
     assert_eq!(queue.next_event(), Some(1_000 + 10 * INTERRUPTION_PERIOD));
 }
 
+/// Two can run, one has a turn of half a round, and then four wake.
+#[test]
+fn a_guest_that_had_a_long_turn_does_not_wait_for_as_long_a_turn_of_each_that_wakes() {
+    let sleepers = [(7725940, 7976115), (1732948, 6697743), (4938559, 6235392), (2821945, 680901), (791117, 7706984)];
+    let load = |(work, sleep)| Load { shares: Shares::default(), work, sleep };
+    let loads = [vec![busy(Shares::default())], sleepers.map(load).to_vec()].concat();
+    for guest in simulate(&loads, 400 * LATENCY) {
+        assert!(guest.waited <= LATENCY + 6 * LEAST_TURN, "{guest:?}");
+    }
+}
+
 /// A capped guest with a large weight would make up for what its cap kept from it, whenever a period begins.
 #[test]
 fn a_guest_whose_cap_is_renewed_does_not_keep_others_waiting() {
