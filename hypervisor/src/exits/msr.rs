@@ -26,6 +26,18 @@ pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, now: u64) -> Acti
     }
 }
 
+/// Ends an interrupt, if that is what the WRMSR does. Each interrupt ends so, and that changes nothing else.
+#[inline(always)]
+pub fn end_interrupt(vcpu: &Vcpu, devices: &mut Devices) -> bool {
+    let is_end = vcpu.registers.get32(Registers::RCX) == x2apic::EOI
+        && vcpu.registers.edx_eax() == 0
+        && !devices.pv_eoi.is_offered();
+    if is_end {
+        devices.apic.end();
+    }
+    is_end
+}
+
 /// Handles WRMSR.
 #[inline(never)]
 pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, platform: &mut impl Platform, now: u64) -> Action {

@@ -66,12 +66,19 @@ impl Account {
         self.shares.cap().map(|percent| CAP_PERIOD / 100 * u64::from(percent))
     }
 
-    /// Begins a new period if the last one is over.
-    fn renew_cap(&mut self, now: u64) {
+    /// Begins a new period of its cap if the last one is over. `time` is the least virtual time.
+    #[inline]
+    fn renew(&mut self, now: u64, time: u64) {
+        let Some(cap) = self.cap() else { return };
+        let was_capped = self.is_capped();
         let periods = now.saturating_sub(self.cap_since) / CAP_PERIOD;
         if periods != 0 {
             self.cap_since += periods * CAP_PERIOD;
-            self.used = self.used.saturating_sub(self.cap().unwrap_or(u64::MAX).saturating_mul(periods));
+            self.used = self.used.saturating_sub(cap.saturating_mul(periods));
+        }
+        if was_capped && !self.is_capped() {
+            // What it was not allowed to use it does not make up for: others would wait for as long.
+            self.time = self.time.max(time);
         }
     }
 
@@ -88,6 +95,8 @@ impl Account {
 #[derive(Debug, Default)]
 pub struct RunQueue {
     accounts: Vec<Account>,
+    /// The number of guests that are muted.
+    muted: usize,
     /// The least virtual time of a guest that could run when one was chosen last. It never goes back.
     time: u64,
     /// Ticks that interrupts have taken from others' turns in the period that began at `period_since`.
@@ -121,7 +130,10 @@ impl RunQueue {
     /// [`Self::waking_time`].
     pub fn set_ready(&mut self, guest: GuestId, is_ready: bool) {
         let Some(at) = self.accounts.iter().position(|account| account.guest == guest) else { return };
-        if is_ready && !self.accounts[at].is_ready {
+        if self.accounts[at].is_ready == is_ready {
+            return;
+        }
+        if is_ready {
             let least = self.waking_time(self.accounts[at].shares.weight().into());
             self.accounts[at].time = self.accounts[at].time.max(least);
         }
@@ -164,9 +176,7 @@ impl RunQueue {
     /// from now on: its share of [`INTERRUPTION_LIMIT`] among the guests that can run, or what is left of it.
     pub fn charge_interruption(&mut self, guest: GuestId, ticks: u64, now: u64) -> bool {
         self.charge(guest, ticks);
-        if now.saturating_sub(self.period_since) >= INTERRUPTION_PERIOD
-            && !self.accounts.iter().any(|account| account.is_muted)
-        {
+        if now.saturating_sub(self.period_since) >= INTERRUPTION_PERIOD && self.muted == 0 {
             self.begin_period(now);
         }
         self.interrupting = self.interrupting.saturating_add(ticks);
@@ -178,6 +188,7 @@ impl RunQueue {
         let is_its_part = account.interrupting > INTERRUPTION_LIMIT * u64::from(account.shares.weight()) / all.max(1);
         let mutes = !account.is_muted && (is_all || is_its_part);
         account.is_muted |= mutes;
+        self.muted += usize::from(mutes);
         mutes
     }
 
@@ -188,12 +199,12 @@ impl RunQueue {
 
     /// Whether the guest's interrupts must not interrupt others now.
     pub fn is_muted(&self, guest: GuestId) -> bool {
-        self.accounts.iter().any(|account| account.guest == guest && account.is_muted)
+        self.muted != 0 && self.accounts.iter().any(|account| account.guest == guest && account.is_muted)
     }
 
     /// Whether a guest other than this one is muted.
     pub fn is_other_muted(&self, guest: GuestId) -> bool {
-        self.accounts.iter().any(|account| account.is_muted && account.guest != guest)
+        self.muted != 0 && self.accounts.iter().any(|account| account.is_muted && account.guest != guest)
     }
 
     /// The next guest that was muted and is so no longer.
@@ -201,9 +212,7 @@ impl RunQueue {
         if now < self.unmute_at()? {
             return None;
         }
-        let account = self.accounts.iter_mut().find(|account| account.is_muted)?;
-        (account.is_muted, account.interrupting) = (false, 0);
-        let guest = account.guest;
+        let guest = self.end_muting()?;
         if self.unmute_at().is_none() {
             self.begin_period(now);
         }
@@ -212,32 +221,47 @@ impl RunQueue {
 
     /// Nobody can run, so nobody is interrupted: the next guest that was muted and is so no longer.
     pub fn unmute(&mut self, now: u64) -> Option<GuestId> {
-        let account = self.accounts.iter_mut().find(|account| account.is_muted)?;
-        account.is_muted = false;
-        let guest = account.guest;
+        let guest = self.end_muting()?;
         self.begin_period(now);
         Some(guest)
     }
 
+    fn end_muting(&mut self) -> Option<GuestId> {
+        if self.muted == 0 {
+            return None;
+        }
+        let account = self.accounts.iter_mut().find(|account| account.is_muted)?;
+        (account.is_muted, account.interrupting) = (false, 0);
+        self.muted -= 1;
+        Some(account.guest)
+    }
+
     /// When those that are muted, if there are any, are so no longer.
     fn unmute_at(&self) -> Option<u64> {
-        let is_one = self.accounts.iter().any(|account| account.is_muted);
-        is_one.then(|| self.period_since.saturating_add(INTERRUPTION_PERIOD))
+        (self.muted != 0).then(|| self.period_since.saturating_add(INTERRUPTION_PERIOD))
     }
 
     /// The guest that runs next: the one with the least virtual time, of those that can run.
     pub fn next(&mut self, now: u64) -> Option<GuestId> {
-        for account in &mut self.accounts {
-            let was_capped = account.is_capped();
-            account.renew_cap(now);
-            if was_capped && !account.is_capped() {
-                // What it was not allowed to use it does not make up for: others would wait for as long.
-                account.time = account.time.max(self.time);
-            }
-        }
+        let time = self.time;
+        self.accounts.iter_mut().for_each(|account| account.renew(now, time));
         let next = self.accounts.iter().filter(|account| account.can_run()).min_by_key(|account| account.time)?;
         self.time = self.time.max(next.time);
         Some(next.guest)
+    }
+
+    /// The same where none but this guest can run: whether it runs next, with its virtual processor that has run `ran` ticks.
+    #[inline]
+    pub fn goes_on(&mut self, guest: GuestId, ran: u64, now: u64) -> bool {
+        let time = self.time;
+        let Some(account) = self.account(guest) else { return false };
+        account.renew(now, time);
+        if !account.can_run() {
+            return false;
+        }
+        account.sibling_time = account.sibling_time.max(ran);
+        self.time = time.max(account.time);
+        true
     }
 
     /// Of a guest's virtual processors, each with a number and the ticks that it has run, the one whose turn the guest's is: that has run least.

@@ -4,6 +4,8 @@
 //! A virtual processor runs until its turn is over, it waits, its guest ends, or one of another guest wakes that is to run before it. Interrupts
 //! of the machine arrive by VM exits or, when nothing runs, by the interrupt that ends the processor's HLT.
 
+mod waiting;
+
 use alloc::{sync::Arc, vec::Vec};
 
 use crate::{
@@ -15,6 +17,7 @@ use crate::{
     irq::{
         host_vectors::{Owner, Vectors},
         ports::MachineService,
+        storm::RateCounter,
     },
     sched::{
         exit_loop::{ExitLoop, RunExit},
@@ -172,9 +175,7 @@ impl Scheduler {
                 }
                 None => self.idle(),
             }
-            self.service.ports().faults().poll(self.service);
-            self.parents.poll(self.service, |parent| self.runs_guest_of(parent));
-            self.cpus.iter().for_each(|cpu| cpu.vm.resources.look_at_resets());
+            self.look_after_devices();
             console::pump();
             match next {
                 Some(Turn::Vcpu(index)) => self.charge(index, cpu::tsc()),
@@ -182,6 +183,13 @@ impl Scheduler {
                 None => self.charged_until = cpu::tsc(),
             }
         }
+    }
+
+    /// Goes on with what devices are to do, and takes what they have to say.
+    fn look_after_devices(&self) {
+        self.service.ports().faults().poll(self.service);
+        self.parents.poll(self.service, |parent| self.runs_guest_of(parent));
+        self.cpus.iter().for_each(|cpu| cpu.vm.resources.look_at_resets());
     }
 
     /// Whether a guest that runs here has a virtual function of the parent.
@@ -358,6 +366,12 @@ impl Scheduler {
         }
     }
 
+    /// Whether neither a virtual processor but this one nor the making of a guest can have the processor, and nobody has ended.
+    fn has_no_rival(&self, index: usize) -> bool {
+        let waits = |cpu: &VirtualCpu| !cpu.state.is_ready() && cpu.state != State::Ended;
+        self.maker.guest().is_none() && self.cpus.iter().enumerate().all(|(other, cpu)| other == index || waits(cpu))
+    }
+
     /// One can run again: it may have its turn before those that have run more, but what it slept through is lost.
     fn woken(&mut self, index: usize) {
         let guest = self.cpus[index].vm.id;
@@ -417,6 +431,7 @@ impl Scheduler {
             preemption_shift: self.host.capabilities.preemption_shift,
             has_tsc_deadline: self.has_tsc_deadline,
             xcr0_supported: self.xsave.supported(),
+            is_only_notified: self.is_only_notified(index),
         };
         self.cpus[index].vm.announce(self.epoch);
         self.cpus[index].devices.request_timer_check();
@@ -427,6 +442,7 @@ impl Scheduler {
         loop {
             if interrupts::any() {
                 self.deliver_during_turn(index);
+                slice.is_only_notified = self.is_only_notified(index);
                 if self.cpus[index].state != State::Ready || self.preempt && !self.goes_on(index, &mut slice) {
                     return None;
                 }
@@ -444,8 +460,13 @@ impl Scheduler {
                 }
                 RunExit::Halt => {
                     if !self.halt(index) {
-                        return None;
+                        if self.cpus[index].state != State::Halted || !self.wait_in_turn(index) {
+                            return None;
+                        }
+                        slice.end = self.turn_end(index, cpu::tsc());
+                        self.cpus[index].devices.request_timer_check();
                     }
+                    slice.is_only_notified = self.is_only_notified(index);
                 }
                 RunExit::End(reason) => return Some(reason),
                 RunExit::Interrupt => {}
@@ -462,85 +483,40 @@ impl Scheduler {
         cpu::tsc() < least
     }
 
+    /// Whether units notify of no other virtual processor here than this one. One with a limit for its interrupts has the scheduler look at each
+    /// of them.
+    fn is_only_notified(&self, index: usize) -> bool {
+        let is_quiet = |(other, cpu): (usize, &VirtualCpu)| other == index || cpu.is_suppressed();
+        self.cpus[index].rate_counter.is_none() && self.cpus.iter().enumerate().all(is_quiet)
+    }
+
     fn turn_end(&self, index: usize, now: u64) -> u64 {
         self.queue.turn_end(self.cpus[index].vm.id, now, self.next_timer(now))
     }
 
     /// The next time at which a halted virtual processor's timer fires, or throttled slots or devices need a check.
     fn next_timer(&self, now: u64) -> Option<u64> {
-        let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted && !cpu.sleeps_through_timer);
-        let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
-        let looks = self.cpus.iter().filter_map(|cpu| cpu.rate_counter.as_ref()?.due());
-        let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.resources.is_resetting());
-        let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
-        let parents = self.parents.due(now, |parent| self.runs_guest_of(parent));
-        timers.chain(looks).chain(resets).chain(parents).chain(self.queue.next_event()).chain(self.maker.due(now)).min()
-    }
-
-    /// Halts a virtual processor. Returns true if an interrupt is pending already, so that it continues.
-    fn halt(&mut self, index: usize) -> bool {
-        interrupts::poll();
-        self.deliver_during_turn(index);
-        let cpu = &mut self.cpus[index];
-        if cpu.state != State::Ready {
-            return false;
-        }
-        let is_muted = self.queue.is_muted(cpu.vm.id);
-        cpu.state = if cpu.can_wake() { State::Halted } else { State::Stopped };
-        cpu.sleeps_through_timer = false;
-        cpu.publish(false, is_muted);
-        // What came before that came perhaps without an interrupt.
-        cpu.take_sent();
-        let goes_on = match cpu.state {
-            State::Halted => cpu.nmi || cpu.has_pending(),
-            State::Stopped => cpu.nmi,
-            _ => false,
-        };
-        if goes_on {
-            cpu.state = State::Ready;
-        } else if cpu.state == State::Stopped {
-            cpu.vm.stopped(cpu.number);
-        }
-        if cpu.state != State::Ready {
-            return false;
-        }
-        cpu.publish(true, false);
-        true
-    }
-
-    /// Waits for an interrupt, or for the next timer, because no virtual processor can run.
-    fn idle(&mut self) {
-        // What processors send to their own come without an interrupt.
-        if interrupts::any() {
-            return;
-        }
-        let now = cpu::tsc();
-        // Nobody is interrupted.
-        while let Some(guest) = self.queue.unmute(now) {
-            self.publish_guest(guest);
-        }
-        self.hold_devices(false);
-        if interrupts::any() {
-            return;
-        }
-        match self.next_timer(now) {
-            Some(deadline) if deadline <= now => return,
-            Some(deadline) if self.has_tsc_deadline => apic::arm_timer(deadline),
-            Some(_) => return interrupts::poll(),
-            None => apic::disarm_timer(),
-        }
-        // The serial lines take their time; whatever comes meanwhile ends the wait, and so does room for what a guest writes.
-        let blocked = |cpu: &&VirtualCpu| cpu.state == State::Blocked;
-        while console::pump() {
-            interrupts::poll();
-            if interrupts::any() || self.cpus.iter().filter(blocked).any(|cpu| cpu.vm.has_console_room()) {
-                return;
+        // A loop, because a chain of iterators takes three times as long, and each wait and each turn begins with this.
+        let mut next = u64::MAX;
+        for cpu in &self.cpus {
+            if cpu.state == State::Halted
+                && !cpu.sleeps_through_timer
+                && let Some(deadline) = cpu.devices.apic.next_deadline()
+            {
+                next = next.min(cpu.devices.host_deadline(deadline, now));
+            }
+            if let Some(look) = cpu.rate_counter.as_ref().and_then(RateCounter::due) {
+                next = next.min(look);
+            }
+            if cpu.vm.resources.is_resetting() {
+                next = next.min(now.saturating_add(RESET_LOOKS));
             }
         }
-        // With the rings empty there is room, and nothing would wake a virtual processor that waits for it.
-        if !self.cpus.iter().any(|cpu| blocked(&cpu)) {
-            interrupts::idle();
+        let parents = self.parents.due(now, |parent| self.runs_guest_of(parent));
+        for event in [parents, self.queue.next_event(), self.maker.due(now)] {
+            next = next.min(event.unwrap_or(u64::MAX));
         }
+        (next != u64::MAX).then_some(next)
     }
 
     fn switch_to(&mut self, index: usize) {

@@ -75,6 +75,9 @@ impl Parents {
     /// time. To be called again and again, and at [`Self::due`]. So what a guest's commands leave to do takes the time of processors that
     /// run the guest, and of no others.
     pub fn poll(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool) {
+        if self.all.is_empty() {
+            return;
+        }
         // The processor that has the list looks already, or is soon done.
         let Some(parents) = self.all.try_lock() else { return };
         for parent in parents.iter() {
@@ -100,6 +103,9 @@ impl Parents {
 
     /// When to look again, if it is `now`: guests wait for what the devices do not tell by themselves.
     pub fn due(&self, now: u64, own: impl Fn(&Arc<Parent>) -> bool) -> Option<u64> {
+        if self.all.is_empty() {
+            return None;
+        }
         // While the list is locked the answer is "soon".
         let soon = now.saturating_add(LOOKS);
         let Some(parents) = self.all.try_lock() else { return Some(soon) };
