@@ -124,6 +124,7 @@ impl GuestBuilder {
             ept.use_small_code_pages();
         }
         ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), PageType::Ram).map_err(not_mapped)?;
+        ept.reserve_splits(&FRAMES).map_err(not_mapped)?;
         let mut bus = VirtualBus::new();
         let mut mmio_regions = MmioRegions::default();
         let devices = self.assign(&mut resources, (id, options.pasids), given, &mut bus, &mut mmio_regions)?;
