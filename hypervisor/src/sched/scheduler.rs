@@ -334,13 +334,16 @@ impl Scheduler {
             let is_timer_due = cpu.devices.apic.next_deadline().is_some_and(|deadline| deadline <= guest_now);
             cpu.devices.apic.expire(guest_now);
             cpu.judge(now);
+            let waits = cpu.vm.resources.is_waiting(cpu.number);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
-                State::Blocked => cpu.devices.held_until <= now && cpu.vm.has_console_room(),
+                State::Blocked => !waits && cpu.devices.held_until <= now && cpu.vm.has_console_room(),
                 _ => false,
             };
-            if wakes {
-                cpu.state = State::Ready;
+            match cpu.state {
+                _ if wakes => cpu.state = State::Ready,
+                State::Ready if waits => cpu.state = State::Blocked,
+                _ => {}
             }
             // A timer that does not wake it now does not as long as it has halted, and need not end others' turns. That its interrupt may have been
             // pending before makes no difference.
