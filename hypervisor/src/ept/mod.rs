@@ -415,7 +415,7 @@ mod tests {
             let (before, starved) = (frames.in_use(), Starved(&frames));
             for gpa in (0..len).step_by(PAGE_SIZE as usize * 16) {
                 assert_eq!(ept.make_executable(&starved, Gpa::new(gpa)), Ok(true), "{gpa:#x}");
-                assert_eq!(leaf(&ept, &frames, gpa), ((1 << 30) + gpa | RIGHTS | WRITE_BACK, PAGE_SIZE));
+                assert_eq!(leaf(&ept, &frames, gpa), ((1 << 30) + gpa + (RIGHTS | WRITE_BACK), PAGE_SIZE));
             }
             assert_eq!(frames.in_use(), before);
             ept.map(&frames, Gpa::new(1 << 40), Hpa::new(0), 4 * MIB, PageType::Ram).unwrap();
