@@ -172,11 +172,11 @@ impl Workload {
                 events |= vector == apic::DEVICE_VECTOR;
             }
             if faults {
-                self.service.ports().faults().event(self.service);
+                self.service.ports().faults().event(self.service, &mut |_, _| ());
             }
             if events {
                 self.service.ports().count_own_interrupt();
-                self.parents.event(self.service);
+                self.parents.event(self.service, &mut |_, _| ());
             }
         }
         self.service.ports().faults().finish(self.service);

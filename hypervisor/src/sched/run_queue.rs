@@ -46,8 +46,6 @@ struct Account {
     sibling_time: u64,
     /// One of the guest's virtual processors can run.
     is_ready: bool,
-    /// Ticks charged so far.
-    charged: u64,
     /// Ticks used in the cap's period that began at `cap_since`; what exceeds the cap is taken over into the next period.
     used: u64,
     cap_since: u64,
@@ -110,7 +108,7 @@ impl RunQueue {
         if self.accounts.iter().any(|account| account.guest == guest) {
             return;
         }
-        let (time, [charged, used, interrupting, sibling_time], cap_since) = (self.time, [0; 4], now);
+        let (time, [used, interrupting, sibling_time], cap_since) = (self.time, [0; 3], now);
         let [is_ready, is_muted] = [false; 2];
         self.accounts.push(Account {
             guest,
@@ -118,7 +116,6 @@ impl RunQueue {
             time,
             sibling_time,
             is_ready,
-            charged,
             used,
             cap_since,
             interrupting,
@@ -169,7 +166,6 @@ impl RunQueue {
         let Some(account) = self.account(guest) else { return };
         account.time = account.time.saturating_add(account.virtual_ticks(ticks));
         account.used = account.used.saturating_add(ticks);
-        account.charged = account.charged.saturating_add(ticks);
     }
 
     /// Charges time that a guest's interrupts have taken from another guest's turn. Returns true if that was too much, so that the guest is muted
@@ -298,11 +294,6 @@ impl RunQueue {
     pub fn next_event(&self) -> Option<u64> {
         let caps = self.accounts.iter().filter(|account| account.is_ready && account.is_capped());
         caps.map(|account| account.cap_since.saturating_add(CAP_PERIOD)).chain(self.unmute_at()).min()
-    }
-
-    /// Ticks that a guest was charged so far.
-    pub fn charged(&self, guest: GuestId) -> u64 {
-        self.accounts.iter().find(|account| account.guest == guest).map_or(0, |account| account.charged)
     }
 
     fn account(&mut self, guest: GuestId) -> Option<&mut Account> {

@@ -16,7 +16,7 @@ use crate::{
     ims::GuestId,
     irq::{
         host_vectors::{Owner, Vectors},
-        ports::MachineService,
+        ports::{MachineService, fault_log::Bill},
         storm::RateCounter,
     },
     sched::{
@@ -129,7 +129,7 @@ impl Scheduler {
     fn look_for_news(&mut self) {
         let now = cpu::tsc();
         for new in self.maker.look(now) {
-            let guest = new.guest();
+            let (guest, began) = (new.guest(), cpu::tsc());
             match new.create(&self.host) {
                 Ok(cpu) => self.add(cpu),
                 Err(true) => self.maker.guests().left(guest),
@@ -139,6 +139,7 @@ impl Scheduler {
             if let Some(current) = self.current.and_then(|index| self.cpus.get(index)) {
                 current.vcpu.make_current().unwrap_or_else(|failure| panic!("VMPTRLD: {failure}"));
             }
+            self.has_built(guest, began);
         }
         if let Some(guest) = self.maker.guest() {
             self.queue.add(guest, self.maker.guests().shares(guest), now);
@@ -175,7 +176,7 @@ impl Scheduler {
                 }
                 None => self.idle(),
             }
-            self.look_after_devices();
+            self.poll_devices();
             console::pump();
             match next {
                 Some(Turn::Vcpu(index)) => self.charge(index, cpu::tsc()),
@@ -185,11 +186,35 @@ impl Scheduler {
         }
     }
 
-    /// Goes on with what devices are to do, and takes what they have to say.
-    fn look_after_devices(&self) {
-        self.service.ports().faults().poll(self.service);
-        self.parents.poll(self.service, |parent| self.runs_guest_of(parent));
-        self.cpus.iter().for_each(|cpu| cpu.vm.resources.look_at_resets());
+    /// Polls what devices and units tell by no interrupt. It is charged to the guests that it is for.
+    fn poll_devices(&mut self) {
+        let (service, parents) = (self.service, self.parents);
+        self.for_guests(|_, bill| service.ports().faults().poll(service, bill));
+        self.for_guests(|own, bill| parents.poll(service, |parent| own.runs_guest_of(parent), bill));
+        self.for_guests(|own, bill| {
+            for cpu in own.cpus.iter().filter(|cpu| cpu.vm.resources.is_resetting()) {
+                let began = cpu::tsc();
+                cpu.vm.resources.look_at_resets();
+                bill(cpu.vm.id, cpu::tsc().saturating_sub(began));
+            }
+        });
+    }
+
+    /// Does work, which names the guests that it is for. It is charged to them, and not to who runs.
+    fn for_guests(&mut self, work: impl FnOnce(&Self, &mut Bill<'_>)) {
+        let (guests, mut all) = (self.maker.guests(), 0);
+        work(self, &mut |guest, ticks| {
+            guests.owe(guest, ticks);
+            all += ticks;
+        });
+        self.charged_until = self.charged_until.saturating_add(all);
+    }
+
+    /// Since then a virtual processor of a guest was made or removed.
+    fn has_built(&mut self, guest: GuestId, began: u64) {
+        let ticks = cpu::tsc().saturating_sub(began);
+        self.maker.guests().add_building_time(guest, ticks);
+        self.for_guests(|_, bill| bill(guest, ticks));
     }
 
     /// Whether a guest that runs here has a virtual function of the parent.
@@ -242,15 +267,18 @@ impl Scheduler {
         let ticks = until.saturating_sub(self.charged_until);
         self.charged_until = self.charged_until.max(until);
         let cpu = &mut self.cpus[index];
+        let owed = self.maker.guests().take_owed(cpu.vm.id);
         cpu.ran = cpu.ran.saturating_add(ticks);
-        self.queue.charge(cpu.vm.id, ticks);
+        self.queue.charge(cpu.vm.id, ticks.saturating_add(owed));
         cpu.vm.add_time(ticks);
+        cpu.vm.add_interrupting(owed);
     }
 
     /// Charges the processor's time up to `until` that nobody was charged yet to the guest that is made or released here.
     fn charge_making(&mut self, guest: GuestId, until: u64) {
-        self.queue.charge(guest, until.saturating_sub(self.charged_until));
-        self.charged_until = until;
+        let owed = self.maker.guests().take_owed(guest);
+        self.queue.charge(guest, until.saturating_sub(self.charged_until).saturating_add(owed));
+        self.charged_until = self.charged_until.max(until);
     }
 
     /// Delivers interrupts while a virtual processor has its turn. What they cost is charged to the guests that they are for.
@@ -271,7 +299,8 @@ impl Scheduler {
             return;
         }
         let now = cpu::tsc();
-        let each = now.saturating_sub(before) / all;
+        // What was for guests that have not been interrupted, as a unit's faults, is on their bill already.
+        let each = now.saturating_sub(self.charged_until.max(before)) / all;
         // The rest is its own: interrupts of its guest.
         self.charged_until = now.saturating_sub(each * (all - others)).max(self.charged_until);
         for other in 0..self.cpus.len() {
@@ -342,13 +371,16 @@ impl Scheduler {
             let is_timer_due = cpu.devices.apic.next_deadline().is_some_and(|deadline| deadline <= guest_now);
             cpu.devices.apic.expire(guest_now);
             cpu.judge(now);
+            let waits = cpu.vm.resources.is_waiting(cpu.number);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
-                State::Blocked => cpu.devices.held_until <= now && cpu.vm.has_console_room(),
+                State::Blocked => !waits && cpu.devices.held_until <= now && cpu.vm.has_console_room(),
                 _ => false,
             };
-            if wakes {
-                cpu.state = State::Ready;
+            match cpu.state {
+                _ if wakes => cpu.state = State::Ready,
+                State::Ready if waits => cpu.state = State::Blocked,
+                _ => {}
             }
             // A timer that does not wake it now does not as long as it has halted, and need not end others' turns. That its interrupt may have been
             // pending before makes no difference.
@@ -397,10 +429,14 @@ impl Scheduler {
             | apic::WAKE_UP_VECTOR
             | apic::DISCARD_VECTOR => {}
             apic::INJECT_VECTOR => self.cpus.iter_mut().for_each(VirtualCpu::take_posted),
-            apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
+            apic::FAULT_VECTOR => {
+                let service = self.service;
+                self.for_guests(|_, bill| service.ports().faults().event(service, bill));
+            }
             apic::DEVICE_VECTOR => {
-                self.service.ports().count_own_interrupt();
-                self.parents.event(self.service);
+                let (service, parents) = (self.service, self.parents);
+                service.ports().count_own_interrupt();
+                self.for_guests(|_, bill| parents.event(service, bill));
             }
             _ => self.device_interrupt(vector),
         }
@@ -555,13 +591,14 @@ impl Scheduler {
     /// Removes the virtual processors whose guests have ended.
     fn reap(&mut self) {
         while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {
-            let cpu = self.cpus.remove(index);
+            let (cpu, began) = (self.cpus.remove(index), cpu::tsc());
             self.guest_change.leave(cpu.vm.id);
             self.current = self.current.filter(|&current| current != index).map(|n| if n > index { n - 1 } else { n });
             let guest = cpu.vm.id;
             if cpu.leave() {
                 self.maker.guests().left(guest);
             }
+            self.has_built(guest, began);
         }
     }
 }

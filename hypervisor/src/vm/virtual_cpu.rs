@@ -34,7 +34,7 @@ pub enum State {
     Stopped,
     /// It waits for a start-up command.
     WaitForSipi,
-    /// It waits for space in the console's buffer.
+    /// It waits for space in the console's buffer, for the end of a reset, or because it has locked the bus too often.
     Blocked,
     /// Its guest has ended.
     Ended,

@@ -48,7 +48,7 @@ impl Scheduler {
         let guest = self.cpus[index].vm.id;
         self.running = None;
         self.charge(index, cpu::tsc());
-        self.look_after_devices();
+        self.poll_devices();
         self.look_for_news();
         self.queue.set_ready(guest, false);
         if !self.has_no_rival(index) {
@@ -61,8 +61,9 @@ impl Scheduler {
         self.deliver();
         self.preempt = false;
         let cpu = &self.cpus[index];
-        let goes_on =
-            cpu.state == State::Ready && self.has_no_rival(index) && self.queue.goes_on(guest, self.cpus[index].ran, now);
+        let goes_on = cpu.state == State::Ready
+            && self.has_no_rival(index)
+            && self.queue.goes_on(guest, self.cpus[index].ran, now);
         if goes_on {
             self.cpus[index].publish(true, false);
         }
