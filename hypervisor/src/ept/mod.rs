@@ -481,6 +481,39 @@ mod tests {
         assert_eq!(frames.in_use(), 0);
     }
 
+    /// A map that lacks memory in its middle leaves tables that are the map's, and can be done again.
+    #[test]
+    fn each_frame_that_is_lacking_is_an_error_and_goes_back_with_the_others() {
+        for count in 0.. {
+            let frames = TestFrames::default();
+            frames.fail_after(count);
+            let made = Ept::new(&frames, true).and_then(|mut ept| {
+                ept.use_small_code_pages();
+                let mut fill = || {
+                    ept.map(&frames, Gpa::new(0), Hpa::new(64 * MIB), 6 * MIB, PageType::Ram)?;
+                    ept.map(&frames, Gpa::new(2 * MIB + 0x5000), Hpa::new(0x9000), PAGE_SIZE, PageType::Shadow)?;
+                    ept.reserve_splits(&frames)?;
+                    ept.make_executable(&frames, Gpa::new(0x1000))
+                };
+                let filled = fill();
+                if filled.is_err() {
+                    assert_eq!(fill(), Ok(true), "frame {count}");
+                    assert_eq!(look(&ept, &frames, 2 * MIB + 0x5010), Some((0x9010, false)), "frame {count}");
+                    assert_eq!(leaf(&ept, &frames, 0x1000).1, PAGE_SIZE);
+                }
+                // SAFETY: no processor has seen these tables.
+                unsafe { ept.free(&frames) };
+                filled
+            });
+            assert_eq!(frames.in_use(), 0, "frame {count}");
+            if !frames.has_failed() {
+                assert!(count > 5 && made == Ok(true), "{count} frames");
+                break;
+            }
+            assert_eq!(made, Err(MapError::OutOfMemory), "frame {count}");
+        }
+    }
+
     #[test]
     fn ranges_that_make_no_sense_are_refused() {
         let frames = TestFrames::default();
