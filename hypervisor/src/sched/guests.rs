@@ -256,15 +256,13 @@ impl Guests {
         self.look_whether_over();
     }
 
-    /// Has guests made that wait for memory, if there may be enough. Returns whether there are some.
+    /// Has as many guests made that wait for memory as there may be enough for. Returns whether there are some.
     fn offer_memory(&self) -> bool {
-        let mut are_some = false;
+        let (mut free, mut are_some) = (FRAMES.free_bytes(), false);
         for guest in self.all.iter().flatten() {
-            let mut state = guest.state.lock();
-            let suffices = FRAMES.free_bytes() >= guest.plan.options.memory;
-            if suffices && state.life.memory_came() == Action::Make {
-                drop(state);
-                are_some = true;
+            let Some(left) = free.checked_sub(guest.plan.options.memory) else { continue };
+            if guest.state.lock().life.memory_came() == Action::Make {
+                (free, are_some) = (left, true);
                 self.notify(guest.home());
             }
         }
