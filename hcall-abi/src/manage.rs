@@ -277,7 +277,7 @@ impl GuestInfo {
 /// | 6..8 | 0 |
 /// | 8..16 | ticks of the TSC that making and releasing the guest took, in all its lives |
 /// | 16..24 | ticks charged to it |
-/// | 24..32 | ticks of these that were worked for it beside its turns: for interrupts, and for faults and errors of its devices |
+/// | 24..32 | ticks of these that were worked for it beside its turns: for interrupts, faults and errors of its devices, ends of resets, and the making of its virtual processors |
 /// | 32..40 | VM exits |
 /// | 40..48 | devices' interrupts that were given to it; not those that are posted |
 /// | 48..64 | 0; the guest writes 0 wherever it sets nothing |
@@ -287,7 +287,8 @@ pub struct GuestCounters {
     pub building: u64,
     /// Ticks of processors that were charged to it.
     pub charged: u64,
-    /// Ticks of these that were worked for it beside its turns: for interrupts, and for faults and errors of its devices.
+    /// Ticks of these that were worked for it beside its turns: for interrupts, faults and errors of its devices, ends of resets, and the making of
+    /// its virtual processors.
     pub interrupting: u64,
     /// VM exits.
     pub exits: u64,

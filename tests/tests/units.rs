@@ -77,7 +77,7 @@ fn a_units_table_is_as_large_as_the_stores_need() {
 }
 
 /// Ticks that the hypervisor takes for a fault that it tells of, at least.
-const FAULT_TICKS: u64 = 500;
+const FAULT_TICKS: u64 = 5_000;
 
 static STORM: Scenario = Scenario::new("a guest whose device faults without end", |plan| {
     plan.guest("stray-dma", "stray-dma mem=64M device=dsa cmdline=storm=600")?;

@@ -3,10 +3,12 @@
 //! A guest belongs to the processor of its first virtual processor, which makes it, ends it when its time is over, and releases what it held
 //! ([`super::maker`]). Every processor makes the VMCSs of the virtual processors that it runs, which it finds in its [`Place`].
 
+mod managed;
+
 use alloc::{format, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use hcall_abi::{GuestCounters, GuestInfo, GuestNumber, Status, manage::NAME_MAX};
+use hcall_abi::GuestCounters;
 
 use crate::{
     apic,
@@ -27,7 +29,6 @@ use crate::{
     vm::{
         create::{GuestBuilder, NewGuest, NotMade},
         instance::Vm,
-        management::Management,
         new_vcpu::NewVcpu,
     },
     vmx::Capabilities,
@@ -256,15 +257,13 @@ impl Guests {
         self.look_whether_over();
     }
 
-    /// Has guests made that wait for memory, if there may be enough. Returns whether there are some.
+    /// Has as many guests made that wait for memory as there may be enough for. Returns whether there are some.
     fn offer_memory(&self) -> bool {
-        let mut are_some = false;
+        let (mut free, mut are_some) = (FRAMES.free_bytes(), false);
         for guest in self.all.iter().flatten() {
-            let mut state = guest.state.lock();
-            let suffices = FRAMES.free_bytes() >= guest.plan.options.memory;
-            if suffices && state.life.memory_came() == Action::Make {
-                drop(state);
-                are_some = true;
+            let Some(left) = free.checked_sub(guest.plan.options.memory) else { continue };
+            if guest.state.lock().life.memory_came() == Action::Make {
+                (free, are_some) = (left, true);
                 self.notify(guest.home());
             }
         }
@@ -371,36 +370,13 @@ impl Guests {
         let is_over = |guest: &Guest| guest.state.lock().life.is_over();
         if self.all.iter().flatten().all(is_over) && !self.offer_memory() && !self.is_over.swap(true, Ordering::AcqRel)
         {
-            (0..self.places.len()).for_each(|processor| self.notify(processor));
-        }
-    }
-
-    /// The guest with this number, for a manager.
-    fn named(&self, number: GuestNumber) -> Result<Option<&Guest>, Status> {
-        self.all.get(usize::from(number.0)).map(Option::as_ref).ok_or(Status::InvalidArgument)
-    }
-
-    /// Changes a guest's life for a manager.
-    fn change(&self, number: GuestNumber, change: impl FnOnce(&mut LifeCycle, u64) -> Action) -> Result<(), Status> {
-        let guest = self.named(number)?.ok_or(Status::Unsupported)?;
-        let mut state = guest.state.lock();
-        match change(&mut state.life, cpu::tsc()) {
-            Action::None | Action::Make => {}
-            Action::Ask => {
-                if let Some(vm) = &state.vm {
-                    vm.ask_to_stop();
+            for (number, guest) in (0..).zip(&self.all) {
+                if guest.as_ref().is_some_and(|guest| guest.state.lock().life.waits_for_memory()) {
+                    refuse(GuestId(number), "memory ran out, and nobody is left who could release some");
                 }
             }
-            Action::Force => state.force(),
+            (0..self.places.len()).for_each(|processor| self.notify(processor));
         }
-        drop(state);
-        self.notify(guest.home());
-        Ok(())
-    }
-
-    /// Milliseconds as ticks of the TSC.
-    fn ticks(&self, milliseconds: u64) -> u64 {
-        milliseconds.saturating_mul(self.machine.clock().tsc_mhz().max(1)).saturating_mul(1_000)
     }
 }
 
@@ -409,51 +385,6 @@ impl GuestState {
         if let Some(vm) = &self.vm {
             vm.end(EndReason::Stopped);
         }
-    }
-}
-
-impl Management for Guests {
-    fn query(&self, number: GuestNumber) -> Result<GuestInfo, Status> {
-        let guests = u16::try_from(self.all.len()).unwrap_or(u16::MAX);
-        let mut info = GuestInfo {
-            guests,
-            state: hcall_abi::GuestState::Failed,
-            is_own: false,
-            name: [0; NAME_MAX],
-            vcpus: 0,
-            memory_mib: 0,
-            weight: 0,
-            starts: 0,
-        };
-        let Some(guest) = self.named(number)? else { return Ok(info) };
-        let options = &guest.plan.options;
-        info.name.iter_mut().zip(options.name.bytes()).for_each(|(place, byte)| *place = byte);
-        (info.vcpus, info.memory_mib) = (options.cpus, (options.memory >> 20) as u32);
-        info.weight = options.shares.weight().into();
-        let state = guest.state.lock();
-        (info.state, info.starts) = (state.life.state(), state.life.starts());
-        Ok(info)
-    }
-
-    fn start(&self, guest: GuestNumber) -> Result<(), Status> {
-        self.change(guest, |life, _| life.start())
-    }
-
-    fn stop(&self, guest: GuestNumber, grace: u64) -> Result<(), Status> {
-        let grace = self.ticks(grace);
-        self.change(guest, |life, now| life.stop(now, grace))
-    }
-
-    fn restart(&self, guest: GuestNumber, grace: u64) -> Result<(), Status> {
-        let grace = self.ticks(grace);
-        self.change(guest, |life, now| life.restart(now, grace))
-    }
-
-    fn counters(&self, number: GuestNumber) -> Result<GuestCounters, Status> {
-        let Some(guest) = self.named(number)? else { return Ok(GuestCounters::default()) };
-        let state = guest.state.lock();
-        let counters = state.vm.as_ref().map_or(state.last, |vm| vm.counters());
-        Ok(GuestCounters { building: guest.building.load(Ordering::Relaxed), ..counters })
     }
 }
 

@@ -179,8 +179,14 @@ impl Scheduler {
             self.poll_devices();
             console::pump();
             match next {
-                Some(Turn::Vcpu(index)) => self.charge(index, cpu::tsc()),
-                Some(Turn::Making(guest)) => self.charge_making(guest, cpu::tsc()),
+                Some(Turn::Vcpu(index)) => {
+                    self.charge(index, cpu::tsc());
+                    self.charge_owed(self.cpus[index].vm.id);
+                }
+                Some(Turn::Making(guest)) => {
+                    self.charge_making(guest, cpu::tsc());
+                    self.charge_owed(guest);
+                }
                 None => self.charged_until = cpu::tsc(),
             }
         }
@@ -267,17 +273,26 @@ impl Scheduler {
         let ticks = until.saturating_sub(self.charged_until);
         self.charged_until = self.charged_until.max(until);
         let cpu = &mut self.cpus[index];
-        let owed = self.maker.guests().take_owed(cpu.vm.id);
         cpu.ran = cpu.ran.saturating_add(ticks);
-        self.queue.charge(cpu.vm.id, ticks.saturating_add(owed));
+        self.queue.charge(cpu.vm.id, ticks);
         cpu.vm.add_time(ticks);
-        cpu.vm.add_interrupting(owed);
+    }
+
+    /// Charges a guest what it owes, at the end of a turn of it.
+    fn charge_owed(&mut self, guest: GuestId) {
+        let owed = self.maker.guests().take_owed(guest);
+        if owed == 0 {
+            return;
+        }
+        self.queue.charge(guest, owed);
+        if let Some(cpu) = self.cpus.iter().find(|cpu| cpu.vm.id == guest) {
+            cpu.vm.add_interrupting(owed);
+        }
     }
 
     /// Charges the processor's time up to `until` that nobody was charged yet to the guest that is made or released here.
     fn charge_making(&mut self, guest: GuestId, until: u64) {
-        let owed = self.maker.guests().take_owed(guest);
-        self.queue.charge(guest, until.saturating_sub(self.charged_until).saturating_add(owed));
+        self.queue.charge(guest, until.saturating_sub(self.charged_until));
         self.charged_until = self.charged_until.max(until);
     }
 
@@ -371,16 +386,13 @@ impl Scheduler {
             let is_timer_due = cpu.devices.apic.next_deadline().is_some_and(|deadline| deadline <= guest_now);
             cpu.devices.apic.expire(guest_now);
             cpu.judge(now);
-            let waits = cpu.vm.resources.is_waiting(cpu.number);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
-                State::Blocked => !waits && cpu.devices.held_until <= now && cpu.vm.has_console_room(),
+                State::Blocked => !cpu.is_held(now),
                 _ => false,
             };
-            match cpu.state {
-                _ if wakes => cpu.state = State::Ready,
-                State::Ready if waits => cpu.state = State::Blocked,
-                _ => {}
+            if wakes {
+                cpu.state = State::Ready;
             }
             // A timer that does not wake it now does not as long as it has halted, and need not end others' turns. That its interrupt may have been
             // pending before makes no difference.

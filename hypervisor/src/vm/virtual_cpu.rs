@@ -164,7 +164,13 @@ impl VirtualCpu {
         }
     }
 
-    /// Takes commands and interrupts that processors, or it itself, have sent since the last call.
+    /// Whether one that is [`State::Blocked`] still is `now`.
+    pub fn is_held(&self, now: u64) -> bool {
+        self.devices.held_until > now || self.vm.resources.is_waiting(self.number) || !self.vm.has_console_room()
+    }
+
+    /// Takes commands and interrupts that processors, or it itself, have sent since the last call. One that waits for the end of a reset
+    /// ([`Resources::is_waiting`](crate::vm::resources::Resources::is_waiting)) has sent itself a signal.
     #[inline]
     pub fn take_sent(&mut self) {
         if let Some(signal) = self.mailbox.take_signal() {
@@ -193,6 +199,9 @@ impl VirtualCpu {
             if matches!(self.state, State::Halted | State::Stopped) {
                 self.state = State::Ready;
             }
+        }
+        if self.state == State::Ready && self.vm.resources.is_waiting(self.number) {
+            self.state = State::Blocked;
         }
         if self.vm.is_ending() {
             self.state = State::Ended;
