@@ -54,9 +54,20 @@ impl Srat {
         self.processors.iter().find(|(id, _)| *id == apic_id).map(|(_, domain)| *domain)
     }
 
-    /// The memory of a domain. Parts may have no memory in them, and ranges may overlap: the memory map says what there is.
-    pub fn memory_of(&self, domain: u32) -> impl Iterator<Item = PhysRange> + '_ {
-        self.memory.iter().filter(move |(_, own)| *own == domain).map(|(range, _)| *range)
+    /// The memory of a domain, from the lowest address on; ranges that touch or overlap are one. Parts may have no memory in them: the memory map
+    /// says what there is.
+    pub fn memory_of(&self, domain: u32) -> Vec<PhysRange> {
+        let own = self.memory.iter().filter(|(range, own)| *own == domain && range.len != 0);
+        let mut all: Vec<PhysRange> = own.map(|(range, _)| *range).collect();
+        all.sort_unstable_by_key(|range| range.start);
+        all.dedup_by(|next, range| {
+            let touches = next.start <= range.end();
+            if touches {
+                range.len = range.len.max(next.end().as_u64().saturating_sub(range.start.as_u64()));
+            }
+            touches
+        });
+        all
     }
 
     /// The number of domains that have a processor.
@@ -134,7 +145,7 @@ mod tests {
     }
 
     fn ranges(srat: &Srat, domain: u32) -> Vec<(u64, u64)> {
-        srat.memory_of(domain).map(|range| (range.start.as_u64(), range.len)).collect()
+        srat.memory_of(domain).iter().map(|range| (range.start.as_u64(), range.len)).collect()
     }
 
     #[test]
@@ -154,6 +165,14 @@ mod tests {
         assert_eq!(ranges(&srat, 0), [(0, 0xa0000), (0x10_0000, 1 << 30)]);
         assert_eq!(ranges(&srat, 7), [(4 << 30, 1 << 30)], "the last is disabled");
         assert_eq!((srat.domains(), srat.odd), (2, None));
+    }
+
+    #[test]
+    fn memory_in_adjacent_pieces_is_one() {
+        let pieces = [(96, 32), (64, 32), (70, 4), (200, 0), (300, 5), (u64::MAX - 1, 9)];
+        let all: Vec<_> = pieces.iter().map(|&(base, len)| memory(base, len, 1, 1)).collect();
+        let srat = Srat::parse(&table(2, &all));
+        assert_eq!(ranges(&srat, 1), [(64, 64), (300, 5), (u64::MAX - 1, 9)]);
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, platform: &mut i
     let state = state(vcpu, devices, now);
     match devices.msrs.write(register, value, state, &mut devices.apic) {
         Ok(effect) => {
-            apply(vcpu, devices, platform, effect);
+            apply(vcpu, devices, platform, effect, now);
             Action::Advance
         }
         Err(_) => Action::GENERAL_PROTECTION,
@@ -63,13 +63,15 @@ fn state(vcpu: &Vcpu, devices: &Devices, now: u64) -> VcpuState {
     }
 }
 
-fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, effect: Effect) {
+fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, effect: Effect, now: u64) {
     match effect {
         Effect::None => {}
         Effect::Efer(value) => vcpu.set_efer(value),
         Effect::Pat(value) => vcpu.write(fields::GUEST_PAT, value),
         Effect::TscOffset(offset) => {
+            let before = devices.guest_tsc(now);
             devices.tsc_offset = offset;
+            devices.apic.tsc_jumped(before, devices.guest_tsc(now));
             vcpu.write(fields::TSC_OFFSET, offset);
             devices.request_timer_check();
         }

@@ -150,7 +150,7 @@ impl Machine {
 
     /// The memory of a node.
     pub fn memory_of_node(&self, node: u32) -> Vec<PhysRange> {
-        self.srat.memory_of(node).collect()
+        self.srat.memory_of(node)
     }
 
     /// Whether this is Bochs, whose virtualisation of the local APIC has defects (`tests/MACHINES.md`).

@@ -257,6 +257,11 @@ impl X2Apic {
         self.irr.remove(vector) && self.isr.insert(vector)
     }
 
+    /// The guest's TSC has jumped: see [`Timer::tsc_jumped`].
+    pub fn tsc_jumped(&mut self, before: u64, now: u64) {
+        self.timer.tsc_jumped(before, now);
+    }
+
     /// When [`expire`](Self::expire) must be called at the latest: a value of the guest's TSC. None if the timer is stopped or masked.
     pub fn next_deadline(&self) -> Option<u64> {
         if self.lvt[LVT_TIMER] & LVT_MASKED != 0 { None } else { self.timer.deadline() }

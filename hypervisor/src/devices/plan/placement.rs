@@ -122,7 +122,16 @@ impl Placement<'_> {
         nodes.sort_unstable();
         nodes.dedup();
         let idlest = nodes.iter().copied().min_by(|&a, &b| (load(a) * size(b)).cmp(&(load(b) * size(a))));
-        asked.near.filter(|near| nodes.contains(near)).or(idlest).filter(|&node| asked.cpus <= size(node))
+        asked.near.filter(|near| nodes.contains(near)).or(idlest).filter(|&node| asked.cpus <= self.room(node))
+    }
+
+    /// How many processors a guest would have in a node: all threads of cores that are nobody's yet, and one of the others.
+    fn room(&self, node: u32) -> usize {
+        let threads = |&(core, number): &(u32, Option<usize>)| match number {
+            None if self.dealt.iter().all(|dealt| dealt.core != core) => self.threads(core).count(),
+            _ => 1,
+        };
+        self.units(Some(node)).iter().map(threads).sum()
     }
 
     fn node_of(&self, core: u32) -> Option<u32> {
@@ -260,6 +269,14 @@ mod tests {
             .collect();
         let pinned = asked(2, Some("0,1"));
         assert_eq!(place(&fit, Smt::Core, &[near(1, Some(0)), pinned]), [Ok(vec![2]), Ok(vec![0, 1])]);
+    }
+
+    #[test]
+    fn a_node_whose_cores_are_shared_has_room_for_one_virtual_processor_on_each() {
+        let processor = |number| LogicalProcessor { number, core: number as u32 / 2, node: Some(number as u32 / 4) };
+        let fit: Vec<_> = (0..8).map(processor).collect();
+        let all = place(&fit, Smt::Core, &[near(4, Some(0)), near(2, Some(0)), near(3, Some(0))]);
+        assert_eq!(all, [Ok(vec![0, 2, 0, 2]), Ok(vec![0, 2]), Ok(vec![0, 2, 4])]);
     }
 
     proptest! {

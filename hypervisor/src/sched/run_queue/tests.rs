@@ -247,6 +247,27 @@ fn a_guest_that_had_a_long_turn_does_not_wait_for_as_long_a_turn_of_each_that_wa
     }
 }
 
+#[test]
+fn virtual_time_does_not_end() {
+    let mut queue = RunQueue::default();
+    for id in [1, 2] {
+        queue.add(GuestId(id), weight(1), 0);
+    }
+    queue.set_ready(GuestId(1), true);
+    for day in 0..1000 {
+        queue.charge(GuestId(1), 1 << 44);
+        assert_eq!(queue.next(day << 44), Some(GuestId(1)));
+    }
+    queue.set_ready(GuestId(2), true);
+    let mut ran = [0; 2];
+    for turn in 0..1000 {
+        let GuestId(next) = queue.next((1000 << 44) + turn * 1_000_000).unwrap();
+        queue.charge(GuestId(next), 1_000_000);
+        ran[usize::from(next) - 1] += 1;
+    }
+    assert!(ran[0] >= 498 && ran[1] >= 498, "{ran:?}");
+}
+
 /// A capped guest with a large weight would make up for what its cap kept from it, whenever a period begins.
 #[test]
 fn a_guest_whose_cap_is_renewed_does_not_keep_others_waiting() {
