@@ -6,6 +6,7 @@ use core::fmt;
 
 use crate::{
     addr::{Gpa, Hpa, PAGE_SIZE},
+    cpu::fiber,
     memory::{FrameSource, Table},
     sync::Mutex,
 };
@@ -104,11 +105,12 @@ impl Ept {
     }
 
     /// Sets frames aside for all that [`Self::make_executable`] may take for the RAM that was mapped since the last call: a frame for each 2 MiB,
-    /// and one for each GiB that is one page. So no other guest can take memory that this one needs to execute.
+    /// and one for each GiB that is one page. So no other guest can take memory that this one needs to execute. A fiber may stop meanwhile.
     pub fn reserve_splits(&mut self, frames: &impl FrameSource) -> Result<(), MapError> {
         let reserve = self.reserve.get_mut();
         for _ in 0..core::mem::take(&mut self.splits) {
             reserve.add(frames).ok_or(MapError::OutOfMemory)?;
+            fiber::cond_resched();
         }
         Ok(())
     }
@@ -205,12 +207,12 @@ impl Ept {
         Ok(false)
     }
 
-    /// Gives all tables back.
+    /// Gives all tables back. A fiber may stop meanwhile.
     ///
     /// # Safety
     /// No processor uses them any more: no VMCS holds the pointer, and cached translations are dropped.
     pub unsafe fn free(self, frames: &impl FrameSource) {
-        free_table(frames, self.root, 3);
+        free_table(frames, self.root, 3, fiber::cond_resched);
         self.reserve.into_inner().free(frames);
     }
 
@@ -244,7 +246,7 @@ impl Ept {
         table.set(index(gpa, leaf), hpa | page_type.bits() & !denied | large);
         if leaf > 0 && entry & RIGHTS != 0 && entry & LARGE == 0 {
             // SAFETY: the entry pointed to a table of `next_table`'s, which nothing points to any more.
-            free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, leaf - 1);
+            free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, leaf - 1, || {});
         }
         Ok(())
     }
@@ -280,16 +282,17 @@ const fn is_ram(leaf: u64) -> bool {
     leaf & (READ | WRITE | MEMORY_TYPE) == READ | WRITE | WRITE_BACK
 }
 
-fn free_table(frames: &impl FrameSource, table: Table, level: u32) {
+fn free_table(frames: &impl FrameSource, table: Table, level: u32, after_each: fn()) {
     for n in 0..512 {
         let entry = table.get(n);
         if level > 0 && entry & RIGHTS != 0 && entry & LARGE == 0 {
             // SAFETY: such an entry holds the address of a table of ours; the caller has let go of the whole tree.
-            free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, level - 1);
+            free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, level - 1, after_each);
         }
     }
     // SAFETY: nothing points to the table any more.
     unsafe { frames.free(table.address(), 1) };
+    after_each();
 }
 
 /// Bytes that an entry at `level` maps.

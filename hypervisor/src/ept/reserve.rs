@@ -2,6 +2,7 @@
 
 use crate::{
     addr::Hpa,
+    cpu::fiber,
     memory::{FrameSource, Table},
 };
 
@@ -33,6 +34,7 @@ impl Reserve {
         while let Some(table) = self.take(frames) {
             // SAFETY: it was the list's alone, and is in it no longer.
             unsafe { frames.free(table.address(), 1) };
+            fiber::cond_resched();
         }
     }
 }

@@ -200,7 +200,7 @@ impl Scheduler {
         self.for_guests(|own, bill| {
             for cpu in own.cpus.iter().filter(|cpu| cpu.vm.resources.is_resetting()) {
                 let began = cpu::tsc();
-                cpu.vm.resources.look_at_resets();
+                cpu.vm.resources.look_at_resets(began);
                 bill(cpu.vm.id, cpu::tsc().saturating_sub(began));
             }
         });
@@ -213,7 +213,14 @@ impl Scheduler {
             guests.owe(guest, ticks);
             all += ticks;
         });
+        if all == 0 {
+            return;
+        }
         self.charged_until = self.charged_until.saturating_add(all);
+        // Here, where others have waited for it, as far as the guests run here.
+        for index in 0..self.cpus.len() {
+            self.charge_owed(self.cpus[index].vm.id);
+        }
     }
 
     /// Since then a virtual processor of a guest was made or removed.

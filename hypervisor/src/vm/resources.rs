@@ -10,6 +10,7 @@ use hcall_abi::DeviceId;
 
 use crate::{
     addr::Hpa,
+    cpu,
     devices::{
         passthrough::{Assigned, by_id},
         virtual_functions::{Parent, Parents},
@@ -27,6 +28,10 @@ use crate::{
     },
     vmx::instr,
 };
+
+/// Ticks of the TSC between two looks at functions that are being reset: so many at least, and so many for each tick that a look takes.
+const LEAST_LOOK_PAUSE: u64 = 100_000;
+const LOOK_PAUSES: u64 = 20;
 
 /// A guest's resources, apart from its processors. Dropping it releases them: interrupts first, then the devices' paths to memory, then
 /// memory.
@@ -46,6 +51,8 @@ pub struct Resources {
     pub functions: Mutex<Vec<Assigned>>,
     /// Whether functions are being reset, so that [`Self::look_at_resets`] has to be called. Set under the lock of the functions.
     resetting: AtomicBool,
+    /// The TSC before which they are not polled again.
+    next_look: AtomicU64,
     /// Virtual processors that wait for the end of a reset, by their numbers, of which there are 64 at most.
     waiting: AtomicU64,
     /// The parents of the guest's virtual functions.
@@ -70,6 +77,7 @@ impl Resources {
             frames,
             functions,
             resetting,
+            next_look: AtomicU64::new(0),
             waiting,
             parents,
             are_stopped: false,
@@ -122,9 +130,10 @@ impl Resources {
         self.resetting.load(Ordering::Relaxed)
     }
 
-    /// Polls functions that are being reset, if there are any.
-    pub fn look_at_resets(&self) {
-        if !self.is_resetting() {
+    /// Polls functions that are being reset, if there are any, and if that was not done just now. `now` is the TSC. Devices may answer slowly, so
+    /// that looks take a part of the time only.
+    pub fn look_at_resets(&self, now: u64) {
+        if !self.is_resetting() || now < self.next_look.load(Ordering::Relaxed) {
             return;
         }
         // A processor that holds the lock is done soon, and the next look finds it free.
@@ -135,6 +144,9 @@ impl Resources {
         if !functions.iter().any(Assigned::keeps_its_guest) {
             self.waiting.store(0, Ordering::Relaxed);
         }
+        let took = cpu::tsc().saturating_sub(now);
+        let pause = took.saturating_mul(LOOK_PAUSES).max(LEAST_LOOK_PAUSE);
+        self.next_look.store(now.saturating_add(pause), Ordering::Relaxed);
     }
 
     /// Whether the guest's devices' interrupts are posted.
