@@ -291,8 +291,12 @@ impl RunQueue {
 
     /// When a guest may run again that has used up what its cap allows, or is muted no longer.
     pub fn next_event(&self) -> Option<u64> {
-        let caps = self.accounts.iter().filter(|account| account.is_ready && account.is_capped());
-        caps.map(|account| account.cap_since.saturating_add(CAP_PERIOD)).chain(self.unmute_at()).min()
+        let mut next = self.unmute_at();
+        for account in self.accounts.iter().filter(|account| account.is_ready && account.is_capped()) {
+            let renewed = account.cap_since.saturating_add(CAP_PERIOD);
+            next = Some(next.map_or(renewed, |next| next.min(renewed)));
+        }
+        next
     }
 
     /// Ticks that a guest was charged so far.

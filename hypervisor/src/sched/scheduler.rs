@@ -186,6 +186,7 @@ impl Scheduler {
     }
 
     /// Goes on with what devices are to do, and takes what they have to say.
+    #[inline]
     fn look_after_devices(&self) {
         self.service.ports().faults().poll(self.service);
         self.parents.poll(self.service, |parent| self.runs_guest_of(parent));
@@ -433,7 +434,8 @@ impl Scheduler {
             xcr0_supported: self.xsave.supported(),
             is_only_notified: self.is_only_notified(index),
         };
-        self.cpus[index].vm.announce(self.epoch);
+        let vm = Arc::clone(&self.cpus[index].vm);
+        vm.announce(self.epoch);
         self.cpus[index].devices.request_timer_check();
         // What was sent to it since `deliver` has interrupted nobody.
         if self.cpus[index].mailbox.has_signal() {
@@ -449,7 +451,7 @@ impl Scheduler {
             }
             // The hypervisor has been elsewhere: in other guests' state, or in another guest.
             speculation::enter_guest(&self.host.plan);
-            match slice.run(&mut self.cpus[index]) {
+            match slice.run(&vm, &mut self.cpus[index]) {
                 RunExit::SliceEnd => {
                     interrupts::poll();
                     return None;
@@ -460,10 +462,10 @@ impl Scheduler {
                 }
                 RunExit::Halt => {
                     if !self.halt(index) {
-                        if self.cpus[index].state != State::Halted || !self.wait_in_turn(index) {
+                        if self.cpus[index].state != State::Halted {
                             return None;
                         }
-                        slice.end = self.turn_end(index, cpu::tsc());
+                        slice.end = self.wait_in_turn(index)?;
                         self.cpus[index].devices.request_timer_check();
                     }
                     slice.is_only_notified = self.is_only_notified(index);

@@ -100,7 +100,7 @@ impl VirtualCpu {
     }
 
     /// Accepts a device's interrupt that the hypervisor has taken for it.
-    #[inline]
+    #[inline(always)]
     pub fn accept(&mut self, vector: u8) {
         if self.rate_counter.is_some() {
             self.count_rate(vector);
@@ -136,9 +136,9 @@ impl VirtualCpu {
         self.accept_posted(vectors);
     }
 
-    #[inline]
+    #[inline(always)]
     fn accept_posted(&mut self, vectors: Vectors) {
-        vectors.for_each(|vector| {
+        vectors.each(|vector| {
             count(&self.mailbox.counts.from_descriptors);
             self.accept(vector);
         });

@@ -3,6 +3,7 @@
 use crate::{
     apic, console,
     cpu::{self, interrupts},
+    sched::run_queue::LEAST_TURN,
     vm::virtual_cpu::{State, VirtualCpu},
 };
 
@@ -42,31 +43,59 @@ impl Scheduler {
         true
     }
 
-    /// One that has halted waits in its turn, if nobody else can run. Returns whether it has woken and is to run next; its next turn has begun
-    /// then.
-    pub(super) fn wait_in_turn(&mut self, index: usize) -> bool {
+    /// One that has halted waits in its turn, if nobody else can run. If it has woken and is to run next, its next turn has begun, and the
+    /// turn's end is returned: the least turn's, because nobody else has to be looked at before that (`RunQueue::turn_end`).
+    pub(super) fn wait_in_turn(&mut self, index: usize) -> Option<u64> {
         let guest = self.cpus[index].vm.id;
         self.running = None;
         self.charge(index, cpu::tsc());
         self.look_after_devices();
-        self.look_for_news();
         self.queue.set_ready(guest, false);
-        if !self.has_no_rival(index) {
-            return false;
+        if !self.has_no_rival(index) || self.has_news() {
+            return None;
         }
         self.idle();
         let now = cpu::tsc();
         self.charged_until = now;
         self.running = Some(Running { index, began: now });
-        self.deliver();
+        let has_no_rival = self.wake(index);
         self.preempt = false;
-        let cpu = &self.cpus[index];
-        let goes_on =
-            cpu.state == State::Ready && self.has_no_rival(index) && self.queue.goes_on(guest, self.cpus[index].ran, now);
-        if goes_on {
-            self.cpus[index].publish(true, false);
+        let cpu = &mut self.cpus[index];
+        if !has_no_rival || cpu.state != State::Ready || !self.queue.goes_on(guest, cpu.ran, now) {
+            return None;
         }
-        goes_on
+        cpu.publish(true, false);
+        Some(now.saturating_add(LEAST_TURN))
+    }
+
+    /// Delivers what has ended the wait of a virtual processor without a rival. Returns whether it has none still.
+    fn wake(&mut self, index: usize) -> bool {
+        // What can be for nobody else is delivered without a look at anything else.
+        if self.is_only_notified(index) && interrupts::take_only(apic::INJECT_VECTOR) {
+            self.cpus[index].take_posted();
+        } else if self.cpus.len() == 1 && interrupts::take_only(apic::WAKE_UP_VECTOR) {
+            self.cpus[index].take_sent();
+        } else {
+            self.deliver();
+            return self.has_no_rival(index);
+        }
+        let cpu = &mut self.cpus[index];
+        if cpu.state == State::Halted && cpu.has_pending() {
+            cpu.state = State::Ready;
+            self.woken(index);
+        }
+        true
+    }
+
+    /// Whether the maker has something to look at.
+    fn has_news(&self) -> bool {
+        let (guests, number) = (self.maker.guests(), cpu::percpu::this_cpu().number);
+        let has_news = guests.has_news(number, cpu::tsc());
+        if has_news {
+            // That was taken for a look, which is still to come.
+            guests.look_again(number);
+        }
+        has_news
     }
 
     /// Waits for an interrupt, or for the next timer, because no virtual processor can run.
