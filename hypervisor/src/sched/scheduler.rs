@@ -186,7 +186,7 @@ impl Scheduler {
     }
 
     /// Goes on with what devices are to do, and takes what they have to say.
-    #[inline]
+    #[inline(always)]
     fn look_after_devices(&self) {
         self.service.ports().faults().poll(self.service);
         self.parents.poll(self.service, |parent| self.runs_guest_of(parent));
@@ -461,13 +461,7 @@ impl Scheduler {
                     return None;
                 }
                 RunExit::Halt => {
-                    if !self.halt(index) {
-                        if self.cpus[index].state != State::Halted {
-                            return None;
-                        }
-                        slice.end = self.wait_in_turn(index)?;
-                        self.cpus[index].devices.request_timer_check();
-                    }
+                    slice.end = self.halt(index, slice.end)?;
                     slice.is_only_notified = self.is_only_notified(index);
                 }
                 RunExit::End(reason) => return Some(reason),
@@ -497,6 +491,7 @@ impl Scheduler {
     }
 
     /// The next time at which a halted virtual processor's timer fires, or throttled slots or devices need a check.
+    #[inline]
     fn next_timer(&self, now: u64) -> Option<u64> {
         // A loop, because a chain of iterators takes three times as long, and each wait and each turn begins with this.
         let mut next = u64::MAX;

@@ -10,44 +10,53 @@ use crate::{
 use super::{Running, Scheduler};
 
 impl Scheduler {
-    /// Halts a virtual processor. Returns true if an interrupt is pending already, so that it continues.
-    pub(super) fn halt(&mut self, index: usize) -> bool {
+    /// Halts a virtual processor. Returns the end of its turn if it goes on: at once, because an interrupt is pending already, or after a wait in
+    /// its turn. The turn's end was `end`.
+    pub(super) fn halt(&mut self, index: usize, end: u64) -> Option<u64> {
         interrupts::poll();
         if interrupts::any() {
             self.deliver_during_turn(index);
         }
         let cpu = &mut self.cpus[index];
         if cpu.state != State::Ready {
-            return false;
+            return None;
         }
-        let is_muted = self.queue.is_muted(cpu.vm.id);
         cpu.state = if cpu.can_wake() { State::Halted } else { State::Stopped };
         cpu.sleeps_through_timer = false;
-        cpu.publish(false, is_muted);
+        if cpu.state == State::Stopped {
+            return self.stop(index).then_some(end);
+        }
+        // All signals interrupt the processor still, as they do while it runs, so none is missed.
+        if cpu.nmi || cpu.has_pending() {
+            cpu.state = State::Ready;
+            return Some(end);
+        }
+        self.wait_in_turn(index)
+    }
+
+    /// One has halted with interrupts off. Returns whether it goes on all the same.
+    #[cold]
+    fn stop(&mut self, index: usize) -> bool {
+        let cpu = &mut self.cpus[index];
+        cpu.publish(false, self.queue.is_muted(cpu.vm.id));
         // What came before that came perhaps without an interrupt.
         cpu.take_sent();
-        let goes_on = match cpu.state {
-            State::Halted => cpu.nmi || cpu.has_pending(),
-            State::Stopped => cpu.nmi,
-            _ => false,
-        };
-        if goes_on {
+        if cpu.state == State::Stopped && cpu.nmi {
             cpu.state = State::Ready;
         } else if cpu.state == State::Stopped {
             cpu.vm.stopped(cpu.number);
         }
-        if cpu.state != State::Ready {
-            return false;
+        if cpu.state == State::Ready {
+            cpu.publish(true, false);
         }
-        cpu.publish(true, false);
-        true
+        cpu.state == State::Ready
     }
 
-    /// One that has halted waits in its turn, if nobody else can run. If it has woken and is to run next, its next turn has begun, and the
-    /// turn's end is returned: the least turn's, because nobody else has to be looked at before that (`RunQueue::turn_end`).
-    pub(super) fn wait_in_turn(&mut self, index: usize) -> Option<u64> {
+    /// One that has halted waits in its turn, if nobody else can run. If it has woken and is to run next, its next turn has begun, and the turn's
+    /// end is returned: the least turn's, because nobody else has to be looked at before that (`RunQueue::turn_end`). Whom to interrupt for it is
+    /// said already, because it has the processor all the time.
+    fn wait_in_turn(&mut self, index: usize) -> Option<u64> {
         let guest = self.cpus[index].vm.id;
-        self.running = None;
         self.charge(index, cpu::tsc());
         self.look_after_devices();
         self.queue.set_ready(guest, false);
@@ -61,19 +70,22 @@ impl Scheduler {
         let has_no_rival = self.wake(index);
         self.preempt = false;
         let cpu = &mut self.cpus[index];
-        if !has_no_rival || cpu.state != State::Ready || !self.queue.goes_on(guest, cpu.ran, now) {
+        if !has_no_rival || cpu.state != State::Ready || !self.queue.wakes_alone(guest, &mut cpu.ran, now) {
             return None;
         }
-        cpu.publish(true, false);
+        cpu.devices.request_timer_check();
         Some(now.saturating_add(LEAST_TURN))
     }
 
     /// Delivers what has ended the wait of a virtual processor without a rival. Returns whether it has none still.
+    #[inline]
     fn wake(&mut self, index: usize) -> bool {
         // What can be for nobody else is delivered without a look at anything else.
         if self.is_only_notified(index) && interrupts::take_only(apic::INJECT_VECTOR) {
             self.cpus[index].take_posted();
-        } else if self.cpus.len() == 1 && interrupts::take_only(apic::WAKE_UP_VECTOR) {
+        } else if self.cpus.len() == 1
+            && (interrupts::take_only(apic::WAKE_UP_VECTOR) || interrupts::take_only(apic::NOTIFICATION_VECTOR))
+        {
             self.cpus[index].take_sent();
         } else {
             self.deliver();
@@ -82,7 +94,6 @@ impl Scheduler {
         let cpu = &mut self.cpus[index];
         if cpu.state == State::Halted && cpu.has_pending() {
             cpu.state = State::Ready;
-            self.woken(index);
         }
         true
     }
