@@ -239,6 +239,7 @@ impl VirtualCpu {
         }
         match &self.virtual_apic {
             Some(virtual_apic) => virtual_apic.is_pending(),
+            None if !self.devices.apic.has_requests() => false,
             None => {
                 if self.devices.pv_eoi.is_offered() {
                     self.settle_eoi();

@@ -69,10 +69,15 @@ impl FaultLog {
     }
 
     /// Polls units whose events are masked, when a poll is due. The scheduler calls this all the time.
+    #[inline(always)]
     pub fn poll(&self, service: &MachineService) {
-        if self.masked.load(Ordering::Relaxed) == 0 {
-            return;
+        if self.masked.load(Ordering::Relaxed) != 0 {
+            self.poll_masked(service);
         }
+    }
+
+    #[inline(never)]
+    fn poll_masked(&self, service: &MachineService) {
         let now = cpu::tsc();
         for (number, unit) in service.ports().numbered_units() {
             // Whoever has it looks already.

@@ -13,14 +13,7 @@ impl Scheduler {
     /// Halts a virtual processor. Returns the end of its turn if it goes on: at once, because an interrupt is pending already, or after a wait in
     /// its turn. The turn's end was `end`.
     pub(super) fn halt(&mut self, index: usize, end: u64) -> Option<u64> {
-        interrupts::poll();
-        if interrupts::any() {
-            self.deliver_during_turn(index);
-        }
         let cpu = &mut self.cpus[index];
-        if cpu.state != State::Ready {
-            return None;
-        }
         cpu.state = if cpu.can_wake() { State::Halted } else { State::Stopped };
         cpu.sleeps_through_timer = false;
         if cpu.state == State::Stopped {
@@ -31,12 +24,44 @@ impl Scheduler {
             cpu.state = State::Ready;
             return Some(end);
         }
-        self.wait_in_turn(index)
+        self.look_after_devices();
+        let waits_here = self.has_no_rival(index) && !self.has_news();
+        // What has come since the exit is taken before the turn is given up and before the timers are set.
+        interrupts::poll();
+        if interrupts::any() {
+            if !self.deliver_own(index) {
+                self.deliver_during_turn(index);
+            }
+            return (self.cpus[index].state == State::Ready).then_some(end);
+        }
+        if waits_here { self.wait_in_turn(index) } else { None }
+    }
+
+    /// Delivers what has come to one that has halted, if it can be for nobody else: without a look at anything else. Returns false for what can.
+    fn deliver_own(&mut self, index: usize) -> bool {
+        if self.is_only_notified(index) && interrupts::take_only(apic::INJECT_VECTOR) {
+            self.cpus[index].take_posted();
+        } else if self.cpus.len() == 1
+            && (interrupts::take_only(apic::WAKE_UP_VECTOR) || interrupts::take_only(apic::NOTIFICATION_VECTOR))
+        {
+            self.cpus[index].take_sent();
+        } else {
+            return false;
+        }
+        let cpu = &mut self.cpus[index];
+        if cpu.state == State::Halted && cpu.has_pending() {
+            cpu.state = State::Ready;
+        }
+        true
     }
 
     /// One has halted with interrupts off. Returns whether it goes on all the same.
     #[cold]
     fn stop(&mut self, index: usize) -> bool {
+        interrupts::poll();
+        if interrupts::any() {
+            self.deliver_during_turn(index);
+        }
         let cpu = &mut self.cpus[index];
         cpu.publish(false, self.queue.is_muted(cpu.vm.id));
         // What came before that came perhaps without an interrupt.
@@ -52,22 +77,22 @@ impl Scheduler {
         cpu.state == State::Ready
     }
 
-    /// One that has halted waits in its turn, if nobody else can run. If it has woken and is to run next, its next turn has begun, and the turn's
+    /// One that has halted waits in its turn, because nobody else can run. If it has woken and is to run next, its next turn has begun, and the turn's
     /// end is returned: the least turn's, because nobody else has to be looked at before that (`RunQueue::turn_end`). Whom to interrupt for it is
     /// said already, because it has the processor all the time.
     fn wait_in_turn(&mut self, index: usize) -> Option<u64> {
         let guest = self.cpus[index].vm.id;
         self.charge(index, cpu::tsc());
-        self.look_after_devices();
         self.queue.set_ready(guest, false);
-        if !self.has_no_rival(index) || self.has_news() {
-            return None;
-        }
         self.idle();
         let now = cpu::tsc();
         self.charged_until = now;
         self.running = Some(Running { index, began: now });
-        let has_no_rival = self.wake(index);
+        let mut has_no_rival = true;
+        if !self.deliver_own(index) {
+            self.deliver();
+            has_no_rival = self.has_no_rival(index);
+        }
         self.preempt = false;
         let cpu = &mut self.cpus[index];
         if !has_no_rival || cpu.state != State::Ready || !self.queue.wakes_alone(guest, &mut cpu.ran, now) {
@@ -75,27 +100,6 @@ impl Scheduler {
         }
         cpu.devices.request_timer_check();
         Some(now.saturating_add(LEAST_TURN))
-    }
-
-    /// Delivers what has ended the wait of a virtual processor without a rival. Returns whether it has none still.
-    #[inline]
-    fn wake(&mut self, index: usize) -> bool {
-        // What can be for nobody else is delivered without a look at anything else.
-        if self.is_only_notified(index) && interrupts::take_only(apic::INJECT_VECTOR) {
-            self.cpus[index].take_posted();
-        } else if self.cpus.len() == 1
-            && (interrupts::take_only(apic::WAKE_UP_VECTOR) || interrupts::take_only(apic::NOTIFICATION_VECTOR))
-        {
-            self.cpus[index].take_sent();
-        } else {
-            self.deliver();
-            return self.has_no_rival(index);
-        }
-        let cpu = &mut self.cpus[index];
-        if cpu.state == State::Halted && cpu.has_pending() {
-            cpu.state = State::Ready;
-        }
-        true
     }
 
     /// Whether the maker has something to look at.
