@@ -10,7 +10,7 @@ pub mod terminal;
 
 use core::{
     fmt::{self, Write},
-    sync::atomic::{AtomicU8, AtomicU16, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -45,6 +45,9 @@ static BYTES: [AtomicU8; RING] = [const { AtomicU8::new(0) }; RING];
 /// The console's port; COM1 until another one is chosen.
 static PORT: AtomicU16 = AtomicU16::new(SerialPort::COM[0].base());
 
+/// Whether bytes may wait for the line, so that a look needs no lock where none do.
+static MAY_WAIT: AtomicBool = AtomicBool::new(false);
+
 struct Console {
     serial: Serial,
     screen: Option<Screen>,
@@ -60,7 +63,9 @@ impl Write for Serial {
             }
             self.send(byte);
         }
-        self.pump();
+        if self.pump() || !self.is_open() {
+            MAY_WAIT.store(true, Ordering::Release);
+        }
         Ok(())
     }
 }
@@ -177,7 +182,18 @@ pub fn note(line: fmt::Arguments<'_>) {
 /// and when nothing else is to do. Returns whether bytes still wait to be sent, or text to be painted.
 pub fn pump() -> bool {
     let (terminal, screen) = (terminal::pump(), screen::pump());
-    CONSOLE.lock().as_mut().is_some_and(|console| console.serial.pump()) || terminal || screen
+    MAY_WAIT.load(Ordering::Acquire) && pump_console() || terminal || screen
+}
+
+/// The console's part of [`pump`].
+#[inline(never)]
+fn pump_console() -> bool {
+    let mut console = CONSOLE.lock();
+    let Some(serial) = console.as_mut().map(|console| &mut console.serial) else { return false };
+    let waits = serial.pump();
+    // Without a port they wait for that.
+    MAY_WAIT.store(waits || !serial.is_open(), Ordering::Release);
+    waits
 }
 
 /// Whether a guest may write a line now without waiting for the console's line.

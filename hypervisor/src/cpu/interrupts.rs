@@ -70,6 +70,19 @@ pub fn take() -> impl Iterator<Item = u8> {
     })
 }
 
+/// Takes a vector, if it is noted and no other one is.
+#[inline]
+pub fn take_only(vector: u8) -> bool {
+    let (own, bit) = (this_cpu(), 1 << (vector % 64));
+    let noted = |word| if word == usize::from(vector / 64) { bit } else { 0 };
+    let is_only = (0..4).all(|word| own.arrived[word].load(Ordering::Relaxed) == noted(word));
+    if is_only {
+        own.any_arrived.store(false, Ordering::Relaxed);
+        own.arrived[usize::from(vector / 64)].store(0, Ordering::Relaxed);
+    }
+    is_only
+}
+
 /// Whether vectors may be noted and not taken yet.
 pub fn any() -> bool {
     this_cpu().any_arrived.load(Ordering::Relaxed)
@@ -130,6 +143,20 @@ mod tests {
         assert_eq!(take().collect::<Vec<_>>(), [0x81, 0x41]);
         assert!(!note(0x41), "the first one was taken");
         assert_eq!(take().collect::<Vec<_>>(), [0x41]);
+    }
+
+    #[test]
+    fn a_vector_is_taken_alone_only_if_no_other_one_is_noted() {
+        assert!(!take_only(0x41));
+        for other in [0x30, 0x40, 0x42, 0x81, 0xf1] {
+            raise(0x41);
+            raise(other);
+            assert!(!take_only(0x41) && any(), "{other:#x} would be lost");
+            assert_eq!(take().count(), 2);
+        }
+        raise(0x41);
+        assert!(take_only(0x41));
+        assert!(!any() && take().next().is_none());
     }
 
     #[test]

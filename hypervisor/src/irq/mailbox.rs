@@ -284,17 +284,19 @@ impl Iterator for Vectors {
         *word &= word.wrapping_sub(1);
         Some(first | bit)
     }
+}
 
-    #[inline]
-    fn fold<B, F: FnMut(B, u8) -> B>(self, first: B, mut add: F) -> B {
-        let mut sum = first;
-        for (number, mut word) in (0..).zip(self.0) {
+impl Vectors {
+    /// Calls `take` with each, lowest first: in fewer instructions than by [`Iterator::next`].
+    #[inline(always)]
+    pub fn each(self, mut take: impl FnMut(u8)) {
+        for number in 0..self.0.len() {
+            let mut word = self.0[number];
             while word != 0 {
-                sum = add(sum, number * 64 + word.trailing_zeros() as u8);
+                take(number as u8 * 64 + word.trailing_zeros() as u8);
                 word &= word - 1;
             }
         }
-        sum
     }
 }
 

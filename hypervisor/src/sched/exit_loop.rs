@@ -9,7 +9,7 @@ use crate::{
     apic,
     cpu::{self, interrupts},
     exits::{Context, EndReason, Next, dispatch},
-    vm::{guest_io::GuestIo, virtual_cpu::VirtualCpu},
+    vm::{guest_io::GuestIo, instance::Vm, virtual_cpu::VirtualCpu},
     vmx::{Event, EventKind, fields, instr::Failure},
 };
 
@@ -62,13 +62,13 @@ impl From<Next> for RunExit {
 }
 
 impl ExitLoop {
-    /// Runs the virtual processor, whose VMCS is current.
-    pub fn run(&self, guest: &mut VirtualCpu) -> RunExit {
-        let vm = Arc::clone(&guest.vm);
+    /// Runs the virtual processor, whose VMCS is current. `vm` is its guest. Not inlined: the scheduler's values would take the loop's registers.
+    #[inline(never)]
+    pub fn run(&self, vm: &Arc<Vm>, guest: &mut VirtualCpu) -> RunExit {
         let (Some(ram), Some(domain)) = (&vm.resources.ram, &vm.resources.domain) else {
             return RunExit::End(EndReason::Killed("it has no memory"));
         };
-        let mut platform = GuestIo { vm: &vm, number: guest.number, domain, service: vm.resources.service, ram };
+        let mut platform = GuestIo { vm, number: guest.number, domain, service: vm.resources.service, ram };
         loop {
             // The timer stands still while the hypervisor works, and what an exit asks for may take long (a reset of the device, a
             // batch): the slice is over when it is.

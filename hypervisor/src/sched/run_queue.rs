@@ -93,7 +93,7 @@ impl Account {
 }
 
 /// The guests of a processor.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RunQueue {
     accounts: Vec<Account>,
     /// The number of guests that are muted.
@@ -259,16 +259,22 @@ impl RunQueue {
         Some(next.guest)
     }
 
-    /// The same where none but this guest can run: whether it runs next, with its virtual processor that has run `ran` ticks.
+    /// A virtual processor of a guest has woken that has run `ran` ticks, and no other guest can run: as [`Self::set_ready`],
+    /// [`Self::wake_sibling`] and [`Self::next`] together. Returns whether the guest runs next.
     #[inline]
-    pub fn goes_on(&mut self, guest: GuestId, ran: u64, now: u64) -> bool {
+    pub fn wakes_alone(&mut self, guest: GuestId, ran: &mut u64, now: u64) -> bool {
         let time = self.time;
         let Some(account) = self.account(guest) else { return false };
+        if !account.is_ready {
+            let head_start = HEAD_START * SCALE / u64::from(account.shares.weight());
+            (account.is_ready, account.time) = (true, account.time.max(time.saturating_sub(head_start)));
+        }
         account.renew(now, time);
+        *ran = account.sibling_time.max(*ran);
         if !account.can_run() {
             return false;
         }
-        account.sibling_time = account.sibling_time.max(ran);
+        account.sibling_time = *ran;
         self.time = time.max(account.time);
         true
     }
@@ -305,8 +311,12 @@ impl RunQueue {
 
     /// When a guest may run again that has used up what its cap allows, or is muted no longer.
     pub fn next_event(&self) -> Option<u64> {
-        let caps = self.accounts.iter().filter(|account| account.is_ready && account.is_capped());
-        caps.map(|account| account.cap_since.saturating_add(CAP_PERIOD)).chain(self.unmute_at()).min()
+        let mut next = self.unmute_at();
+        for account in self.accounts.iter().filter(|account| account.is_ready && account.is_capped()) {
+            let renewed = account.cap_since.saturating_add(CAP_PERIOD);
+            next = Some(next.map_or(renewed, |next| next.min(renewed)));
+        }
+        next
     }
 
     fn account(&mut self, guest: GuestId) -> Option<&mut Account> {

@@ -74,6 +74,8 @@ pub struct Scheduler {
     charged_until: u64,
     /// One has woken that is to run before the one that runs.
     preempt: bool,
+    /// Counts deliveries to virtual processors that have halted.
+    deliveries: u32,
     /// Units post all devices' interrupts, and can be told to suppress them.
     can_post: bool,
     /// The local APIC holds devices' interrupts back.
@@ -118,6 +120,7 @@ impl Scheduler {
             running: None,
             charged_until: 0,
             preempt: false,
+            deliveries: 0,
             can_post: service.ports().can_post(),
             holds_devices: false,
             epoch,
@@ -193,11 +196,12 @@ impl Scheduler {
     }
 
     /// Polls what devices and units tell by no interrupt. It is charged to the guests that it is for.
+    #[inline(always)]
     fn poll_devices(&mut self) {
         let (service, parents) = (self.service, self.parents);
-        self.for_guests(|_, bill| service.ports().faults().poll(service, bill));
-        self.for_guests(|own, bill| parents.poll(service, |parent| own.runs_guest_of(parent), bill));
         self.for_guests(|own, bill| {
+            service.ports().faults().poll(service, bill);
+            parents.poll(service, |parent| own.runs_guest_of(parent), bill);
             for cpu in own.cpus.iter().filter(|cpu| cpu.vm.resources.is_resetting()) {
                 let began = cpu::tsc();
                 cpu.vm.resources.look_at_resets(began);
@@ -488,7 +492,8 @@ impl Scheduler {
             xcr0_supported: self.xsave.supported(),
             is_only_notified: self.is_only_notified(index),
         };
-        self.cpus[index].vm.announce(self.epoch);
+        let vm = Arc::clone(&self.cpus[index].vm);
+        vm.announce(self.epoch);
         self.cpus[index].devices.request_timer_check();
         // What was sent to it since `deliver` has interrupted nobody.
         if self.cpus[index].mailbox.has_signal() {
@@ -504,7 +509,7 @@ impl Scheduler {
             }
             // The hypervisor has been elsewhere: in other guests' state, or in another guest.
             speculation::enter_guest(&self.host.plan);
-            match slice.run(&mut self.cpus[index]) {
+            match slice.run(&vm, &mut self.cpus[index]) {
                 RunExit::SliceEnd => {
                     interrupts::poll();
                     return None;
@@ -514,14 +519,11 @@ impl Scheduler {
                     return None;
                 }
                 RunExit::Halt => {
-                    if !self.halt(index) {
-                        if self.cpus[index].state != State::Halted || !self.wait_in_turn(index) {
-                            return None;
-                        }
-                        slice.end = self.turn_end(index, cpu::tsc());
-                        self.cpus[index].devices.request_timer_check();
-                    }
+                    slice.end = self.halt(index, slice.end)?;
                     slice.is_only_notified = self.is_only_notified(index);
+                    if self.preempt && !self.goes_on(index, &mut slice) {
+                        return None;
+                    }
                 }
                 RunExit::End(reason) => return Some(reason),
                 RunExit::Interrupt => {}
@@ -550,6 +552,7 @@ impl Scheduler {
     }
 
     /// The next time at which a halted virtual processor's timer fires, or throttled slots or devices need a check.
+    #[inline]
     fn next_timer(&self, now: u64) -> Option<u64> {
         // A loop, because a chain of iterators takes three times as long, and each wait and each turn begins with this.
         let mut next = u64::MAX;

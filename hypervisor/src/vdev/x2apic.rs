@@ -252,7 +252,7 @@ impl X2Apic {
     }
 
     /// The hypervisor delivers `vector` now: it goes from the IRR to the ISR. Says whether it was pending at all.
-    #[inline]
+    #[inline(always)]
     pub fn begin(&mut self, vector: u8) -> bool {
         self.irr.remove(vector) && self.isr.insert(vector)
     }

@@ -100,7 +100,7 @@ impl VirtualCpu {
     }
 
     /// Accepts a device's interrupt that the hypervisor has taken for it.
-    #[inline]
+    #[inline(always)]
     pub fn accept(&mut self, vector: u8) {
         if self.rate_counter.is_some() {
             self.count_rate(vector);
@@ -136,9 +136,9 @@ impl VirtualCpu {
         self.accept_posted(vectors);
     }
 
-    #[inline]
+    #[inline(always)]
     fn accept_posted(&mut self, vectors: Vectors) {
-        vectors.for_each(|vector| {
+        vectors.each(|vector| {
             count(&self.mailbox.counts.from_descriptors);
             self.accept(vector);
         });
@@ -248,6 +248,7 @@ impl VirtualCpu {
         }
         match &self.virtual_apic {
             Some(virtual_apic) => virtual_apic.is_pending(),
+            None if !self.devices.apic.has_requests() => false,
             None => {
                 if self.devices.pv_eoi.is_offered() {
                     self.settle_eoi();

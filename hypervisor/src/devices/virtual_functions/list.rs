@@ -75,10 +75,14 @@ impl Parents {
     /// Goes on with the commands of guests that have a part of an `own` function, and looks at devices that do not tell of errors, when it is
     /// time. To be called again and again, and at [`Self::due`]. So what a guest's commands leave to do takes the time of processors that
     /// run the guest, and of no others.
+    #[inline(always)]
     pub fn poll(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool, bill: &mut Bill<'_>) {
-        if self.all.is_empty() {
-            return;
+        if !self.all.is_empty() {
+            self.poll_all(service, own, bill);
         }
+    }
+
+    fn poll_all(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool, bill: &mut Bill<'_>) {
         // The processor that has the list looks already, or is soon done.
         let Some(parents) = self.all.try_lock() else { return };
         for parent in parents.iter() {

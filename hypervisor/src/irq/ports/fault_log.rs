@@ -72,10 +72,15 @@ impl FaultLog {
     }
 
     /// Polls units whose events are masked, when a poll is due. The scheduler calls this all the time. `bill`: see [`Self::event`].
+    #[inline(always)]
     pub fn poll(&self, service: &MachineService, bill: &mut Bill<'_>) {
-        if self.masked.load(Ordering::Relaxed) == 0 {
-            return;
+        if self.masked.load(Ordering::Relaxed) != 0 {
+            self.poll_masked(service, bill);
         }
+    }
+
+    #[inline(never)]
+    fn poll_masked(&self, service: &MachineService, bill: &mut Bill<'_>) {
         let now = cpu::tsc();
         for (number, unit) in service.ports().numbered_units() {
             // Whoever has it looks already.

@@ -307,3 +307,46 @@ proptest! {
         }
     }
 }
+
+/// What a queue knows of its guests, to compare.
+fn known(queue: &RunQueue) -> (u64, Vec<(u64, u64, bool, u64)>) {
+    let of = |account: &Account| (account.time, account.sibling_time, account.is_ready, account.used);
+    (queue.time, queue.accounts.iter().map(of).collect())
+}
+
+proptest! {
+    #[test]
+    fn one_that_wakes_alone_is_treated_as_any_other_that_wakes(
+        turns in proptest::collection::vec((0_usize..3, 0_u64..3_000_000), 0..30),
+        ran in 0_u64..10_000_000,
+        asleep in 0_u64..30_000_000,
+    ) {
+        let mut queue = RunQueue::default();
+        let shares = [weight(256), weight(10), Shares::new(256, Some(20)).unwrap()];
+        for (id, shares) in (0..).zip(shares) {
+            queue.add(GuestId(id), shares, 0);
+        }
+        let (mut now, mut last) = (0, 0);
+        for (n, ticks) in turns {
+            queue.set_ready(id(n), true);
+            if queue.next(now).is_some() {
+                queue.charge(id(n), ticks);
+            }
+            (now, last) = (now + ticks, n);
+        }
+        queue.refresh(|_| false);
+        now += asleep;
+        let mut other = queue.clone();
+        let as_any = other.wake_sibling(id(last), ran);
+        other.set_ready(id(last), true);
+        let is_next = other.next(now).is_some_and(|guest| guest == id(last));
+        if is_next {
+            other.next_sibling(id(last), core::iter::once((0, as_any)));
+        }
+        let mut alone = ran;
+        prop_assert_eq!(queue.wakes_alone(id(last), &mut alone, now), is_next);
+        prop_assert_eq!(alone, as_any);
+        let same = |queue: &RunQueue| { let (time, all) = known(queue); (time, all[last]) };
+        prop_assert_eq!(same(&queue), same(&other));
+    }
+}
