@@ -192,9 +192,9 @@ impl Scheduler {
     /// Polls what devices and units tell by no interrupt. It is charged to the guests that it is for.
     fn poll_devices(&mut self) {
         let (service, parents) = (self.service, self.parents);
-        self.for_guests(|_, bill| service.ports().faults().poll(service, bill));
-        self.for_guests(|own, bill| parents.poll(service, |parent| own.runs_guest_of(parent), bill));
         self.for_guests(|own, bill| {
+            service.ports().faults().poll(service, bill);
+            parents.poll(service, |parent| own.runs_guest_of(parent), bill);
             for cpu in own.cpus.iter().filter(|cpu| cpu.vm.resources.is_resetting()) {
                 let began = cpu::tsc();
                 cpu.vm.resources.look_at_resets();
@@ -204,6 +204,7 @@ impl Scheduler {
     }
 
     /// Does work, which names the guests that it is for. It is charged to them, and not to who runs.
+    #[inline]
     fn for_guests(&mut self, work: impl FnOnce(&Self, &mut Bill<'_>)) {
         let (guests, mut all) = (self.maker.guests(), 0);
         work(self, &mut |guest, ticks| {
