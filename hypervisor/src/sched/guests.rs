@@ -334,6 +334,7 @@ impl Guests {
     }
 
     /// What a guest owes: it is charged now.
+    #[inline]
     pub fn take_owed(&self, id: GuestId) -> u64 {
         let owed = self.guest(id).map(|guest| &guest.owed);
         owed.filter(|owed| owed.load(Ordering::Relaxed) != 0).map_or(0, |owed| owed.swap(0, Ordering::Relaxed))

@@ -211,6 +211,7 @@ impl Scheduler {
     }
 
     /// Does work, which names the guests that it is for. It is charged to them, and not to who runs.
+    #[inline]
     fn for_guests(&mut self, work: impl FnOnce(&Self, &mut Bill<'_>)) {
         let (guests, mut all) = (self.maker.guests(), 0);
         work(self, &mut |guest, ticks| {
