@@ -76,6 +76,7 @@ pub struct Address {
 
 impl Address {
     /// The offset in the segment, computed with the registers' values that `general` returns.
+    #[inline(always)]
     pub fn offset(&self, general: impl Fn(u8) -> u64) -> u64 {
         let base = self.base.map_or(0, &general);
         let index = self.index.map_or(0, &general);
