@@ -1,7 +1,7 @@
 //! The guest `linux`: Debian's kernel as packaged, and an initrd that the launcher makes without root.
 //!
-//! The initrd holds busybox, Linux's own driver of the DSA with the modules that it depends on, our module that copies by the DSA
-//! (`tests/linux/dmacopy`), our program that copies as a user's (`tests/linux/svacopy.c`), and the first process (`tests/linux/init`),
+//! The initrd holds busybox, Linux's own driver of the DSA with the modules that it depends on, our modules (`tests/linux/dmacopy`, which
+//! copies by the DSA, and `guest-shim/linux`), our program that copies as a user's (`tests/linux/svacopy.c`), and the first process (`tests/linux/init`),
 //! which takes its orders from the kernel's command line.
 
 mod asked;
@@ -29,6 +29,8 @@ pub const DEVICE_OPTION: &str = "idxd";
 
 /// The first process, below the checkout.
 const INIT: &str = "tests/linux/init";
+/// The part of it that tests message stores.
+const IMS: &str = "tests/linux/ims";
 /// The driver of the DSA, by its path among the kernel's modules.
 const DRIVER: &str = "drivers/dma/idxd/idxd";
 /// Where modules are in the initrd, and the list of those to load, in their order, before ours.
@@ -69,29 +71,38 @@ pub fn payload_for_users(paths: &Paths) -> Result<Payload> {
     let recent = prefix::recent(paths)?;
     let directory = paths.home.join("recent-initrd");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let initrd = write_initrd(paths, &recent.linux, &recent.busybox, None, &directory)?;
+    let initrd = write_initrd(paths, &recent.linux, &recent.busybox, &[], &directory)?;
     Ok(Payload { kernel: recent.linux.kernel, initrd: Some(initrd) })
 }
 
 /// Writes the initrd; returns its file.
 fn make_initrd(paths: &Paths, stock: &Stock) -> Result<PathBuf> {
-    let module = kbuild::module(paths, &stock.linux.release, &stock.headers)?;
-    let directory = module.parent().context("a module without a directory")?;
-    write_initrd(paths, &stock.linux, &stock.busybox, Some(&module), directory)
+    let build = |project| kbuild::modules(paths, project, &stock.linux.release, &stock.headers);
+    let modules = [build(&kbuild::DMACOPY)?, build(&kbuild::IMS)?].concat();
+    let directory = paths.home.join("kbuild").join(&stock.linux.release);
+    write_initrd(paths, &stock.linux, &stock.busybox, &modules, &directory)
+}
+
+/// What the compiler said of our modules: nothing, unless it warned.
+pub fn warnings(paths: &Paths) -> Result<String> {
+    let stock = prefix::stock(paths)?;
+    let said = |project| kbuild::build_log(paths, project, &stock.linux.release, &stock.headers);
+    Ok([said(&kbuild::DMACOPY)?, said(&kbuild::IMS)?].concat())
 }
 
 fn write_initrd(
     paths: &Paths,
     linux: &Linux,
     busybox: &Path,
-    module: Option<&Path>,
+    modules: &[PathBuf],
     directory: &Path,
 ) -> Result<PathBuf> {
     let read = |file: &Path| fs::read(file).with_context(|| format!("cannot read {}", file.display()));
     let program = program::build(paths, &directory.join(program::NAME))?;
-    let init = read(&paths.workspace.join(INIT))?;
-    let module = module.map(read).transpose()?;
-    let initrd = archive(read(busybox)?, init, linux.with_dependencies(DRIVER)?, module, program)?;
+    let scripts = [read(&paths.workspace.join(INIT))?, read(&paths.workspace.join(IMS))?];
+    let name = |file: &Path| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let ours = modules.iter().map(|file| Ok((name(file), read(file)?))).collect::<Result<Vec<_>>>()?;
+    let initrd = archive(read(busybox)?, scripts, linux.with_dependencies(DRIVER)?, ours, program)?;
     let file = directory.join("initrd");
     // Another process may be reading it: it sees the old one or this one.
     let partial = directory.join(format!("initrd.{}", std::process::id()));
@@ -103,9 +114,9 @@ fn write_initrd(
 /// The initrd of these programs and modules.
 fn archive(
     busybox: Vec<u8>,
-    init: Vec<u8>,
+    [init, ims]: [Vec<u8>; 2],
     modules: Vec<(String, Vec<u8>)>,
-    ours: Option<Vec<u8>>,
+    ours: Vec<(String, Vec<u8>)>,
     program: Vec<u8>,
 ) -> Result<Vec<u8>> {
     let mut archive = Initramfs::with_directories(&["bin", "dev", "etc", "proc", "sys", MODULES]);
@@ -114,12 +125,10 @@ fn archive(
     archive.program("bin/busybox", busybox);
     archive.program(&format!("bin/{}", program::NAME), program);
     archive.file(ORDER, modules.iter().flat_map(|(name, _)| [name.as_str(), "\n"]).collect::<String>().into());
-    for (name, module) in modules {
+    for (name, module) in modules.into_iter().chain(ours) {
         archive.file(&format!("{MODULES}/{name}"), module);
     }
-    if let Some(ours) = ours {
-        archive.file(&format!("{MODULES}/{}", kbuild::MODULE), ours);
-    }
+    archive.file("ims", ims);
     archive.program("init", init);
     archive.bytes()
 }
@@ -136,21 +145,25 @@ mod tests {
     fn the_initrd_holds_all_that_the_first_process_uses() {
         let modules =
             [("idxd_bus.ko", "bus"), ("idxd.ko", "driver")].map(|(name, text)| (name.to_owned(), text.into()));
-        let bytes =
-            archive(b"box".to_vec(), b"script".to_vec(), modules.into(), Some(b"ours".to_vec()), b"user".to_vec())
-                .unwrap();
+        let own = [&kbuild::DMACOPY, &kbuild::IMS].map(|project| project.modules).concat();
+        let ours = own.iter().map(|name| ((*name).to_owned(), b"ours".to_vec())).collect();
+        let scripts = [b"script".to_vec(), b"part".to_vec()];
+        let bytes = archive(b"box".to_vec(), scripts, modules.into(), ours, b"user".to_vec()).unwrap();
         let entries = read(&bytes);
         let entry = |name: &str| entries.iter().find(|entry| entry.0 == name).unwrap_or_else(|| panic!("no {name}"));
         assert_eq!(entry("modules/order").2, b"idxd_bus.ko\nidxd.ko\n");
         assert_eq!(entry("modules/idxd.ko").2, b"driver");
         assert_eq!((entry("init").1, entry("init").2.as_slice()), (0o100_755, &b"script"[..]));
         assert_eq!(entry("dev/console").1, 0o020_600);
-        let script = fs::read_to_string(workspace().unwrap().join(INIT)).unwrap();
-        for name in [ORDER, "bin/busybox", "bin/svacopy"] {
+        let script = [INIT, IMS].map(|script| fs::read_to_string(workspace().unwrap().join(script)).unwrap()).concat();
+        for name in [ORDER, "bin/busybox", "bin/svacopy", "ims"] {
             entry(name);
             assert!(script.contains(&format!("/{name}")), "{name}");
         }
-        assert!(script.contains(&format!("/{MODULES}/{}", kbuild::MODULE)));
+        for name in own {
+            entry(&format!("{MODULES}/{name}"));
+            assert!(script.contains(&format!("/{MODULES}/{name}")), "{name}");
+        }
         // What a directory holds comes after it.
         for (index, (name, ..)) in entries.iter().enumerate() {
             let parent = name.rsplit_once('/').map(|(parent, _)| parent);
@@ -163,7 +176,9 @@ mod tests {
     fn the_first_process_is_a_script_that_a_shell_can_read() {
         let init = workspace().unwrap().join(INIT);
         assert!(fs::read_to_string(&init).unwrap().starts_with("#!/bin/busybox sh\n"));
-        let status = Command::new("sh").arg("-n").arg(&init).status().unwrap();
-        assert!(status.success());
+        for script in [INIT, IMS] {
+            let status = Command::new("sh").arg("-n").arg(workspace().unwrap().join(script)).status().unwrap();
+            assert!(status.success(), "{script}");
+        }
     }
 }
