@@ -487,7 +487,8 @@ fn values() -> String {
         ("PASID_ENABLE", slot::CONTROL_PASID_ENABLE.into()),
         ("PASID_SHIFT", slot::CONTROL_PASID_SHIFT.into()),
     ];
-    let about = "The control dword of a slot in a store: masked; a message waits; bits 31:12 have a PASID; where it begins.";
+    let about =
+        "The control dword of a slot in a store: masked; a message waits; bits 31:12 have a PASID; where it begins.";
     text + &constants(about, "SLOT_CONTROL_", &control)
 }
 

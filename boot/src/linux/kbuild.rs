@@ -23,8 +23,7 @@ pub struct Project {
 }
 
 /// The module that copies by the DSA, as a client of the dmaengine.
-pub const DMACOPY: Project =
-    Project { name: "dmacopy", sources: &["tests/linux/dmacopy"], modules: &["dmacopy.ko"] };
+pub const DMACOPY: Project = Project { name: "dmacopy", sources: &["tests/linux/dmacopy"], modules: &["dmacopy.ko"] };
 /// The guest shim for Linux, and the driver that tests it.
 pub const IMS: Project = Project {
     name: "ims",
