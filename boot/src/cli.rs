@@ -28,8 +28,6 @@ const DEMO: &str = "demo";
 /// The DSAs whose virtual functions tenants get; the machine has two more with the plugin's option [`FOUR_DSAS`].
 const PARENTS: [&str; 2] = [bochs::DSAS[0], bochs::DSAS[1]];
 const FOUR_DSAS: &str = "four-dsas";
-/// The plugin's option for DSAs with more slots than real ones.
-const GENEROUS: &str = "generous";
 /// Most tenants: two DSAs have 16 work queues, and each tenant takes two.
 const TENANTS: u32 = 8;
 
@@ -226,7 +224,7 @@ impl Options {
                 .then(|| linux::DEVICE_OPTION.to_owned())
                 .into_iter()
                 .chain(self.tenants.map(|_| FOUR_DSAS.to_owned()))
-                .chain(self.ims.then(|| GENEROUS.to_owned()))
+                .chain(self.ims.then(|| bochs::GENEROUS.to_owned()))
                 .chain(self.plugin.clone())
                 .collect(),
             ..standard

@@ -14,6 +14,14 @@
 struct imsvisor_domain imsvisor_domain;
 static const struct imsvisor_way *the_way;
 
+static unsigned int fail_call;
+module_param(fail_call, uint, 0644);
+MODULE_PARM_DESC(fail_call, "For tests: a call that fails, by its number");
+
+static unsigned int fail_in;
+module_param(fail_in, uint, 0644);
+MODULE_PARM_DESC(fail_in, "For tests: which of these calls fails, counted from 1; 0: none");
+
 /**
  * imsvisor_way - The way to slots that the policy leaves open
  *
@@ -38,6 +46,8 @@ long imsvisor_call(u32 call, u64 rbx, u64 rcx, u64 rdx, u64 rsi)
 {
 	long rax = (u64)imsvisor_domain.call_base + call;
 
+	if (unlikely(fail_in) && call == fail_call && !--fail_in)
+		return -(long)IMSVISOR_STATUS_HARDWARE_ERROR;
 	asm volatile("vmcall"
 		     : "+a" (rax)
 		     : "b" (rbx), "c" (rcx), "d" (rdx), "S" (rsi)
@@ -180,11 +190,15 @@ static int __init imsvisor_init(void)
 	if (rc)
 		return rc;
 	choose_way();
-	return 0;
+	rc = imsvisor_manage_init();
+	if (rc)
+		imsvisor_irq_exit();
+	return rc;
 }
 
 static void __exit imsvisor_exit(void)
 {
+	imsvisor_manage_exit();
 	imsvisor_irq_exit();
 }
 

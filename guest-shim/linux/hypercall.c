@@ -25,23 +25,39 @@ static u64 target_of(struct irq_data *data)
 	return apic_id << IMSVISOR_TARGET_APIC_ID_SHIFT | irqd_cfg(data)->vector;
 }
 
+/* Asks what the store has, for which there is room in the page of handles. */
+static int query(struct imsvisor_ims *ims, struct imsvisor_device_info **info)
+{
+	long status;
+
+	*info = (void *)ims->handles;
+	memset(*info, 0, sizeof(**info));
+	(*info)->size = sizeof(**info);
+	(*info)->version = IMSVISOR_LAYOUT_DEVICE_INFO;
+	status = imsvisor_call(IMSVISOR_CALL_QUERY_DEVICE, device_of(ims),
+			       virt_to_phys(*info), 0, 0);
+	return imsvisor_errno(status);
+}
+
 static int hypercall_open(struct imsvisor_ims *ims)
 {
-	struct imsvisor_device_info *info = (void *)ims->handles;
-	long status;
+	struct imsvisor_device_info *info;
+	int rc;
 
 	if (pci_domain_nr(ims->pdev->bus))
 		return -ENODEV;
-	memset(info, 0, sizeof(*info));
-	info->size = sizeof(*info);
-	info->version = IMSVISOR_LAYOUT_DEVICE_INFO;
-	status = imsvisor_call(IMSVISOR_CALL_QUERY_DEVICE, device_of(ims),
-			       virt_to_phys(info), 0, 0);
-	return status < 0 ? imsvisor_errno(status) : info->slots;
+	rc = query(ims, &info);
+	return rc ?: info->slots;
 }
 
+/* All slots have been given back, unless something went wrong. */
 static void hypercall_close(struct imsvisor_ims *ims)
 {
+	struct imsvisor_device_info *info;
+
+	if (ims->domain && !query(ims, &info) && info->free != info->slots)
+		pci_err(ims->pdev, "%u of %u slots are not free\n",
+			info->slots - info->free, info->slots);
 }
 
 static struct irq_domain *hypercall_parent(struct imsvisor_ims *ims)

@@ -281,34 +281,31 @@ static int fire(struct ims_dsa *dsa, unsigned int rounds)
 	return 0;
 }
 
-/* Moves an interrupt to another CPU while a copy is under way. */
-static void move_line(struct ims_dsa *dsa, struct line *line, unsigned int cpu)
+/* The CPU behind the one to which a line's interrupts go. */
+static unsigned int next_cpu(struct line *line)
 {
-	int rc = irq_set_affinity(line->map.virq, cpumask_of(cpu));
+	struct irq_data *data = irq_get_irq_data(line->map.virq);
+	unsigned int cpu = cpumask_first(irq_data_get_effective_affinity_mask(data));
 
-	if (!rc)
-		dsa->moved++;
-	else if (rc == -EBUSY || rc == -ENOSPC)
-		dsa->unmoved++;
-	else
-		dsa->errors++;
+	cpu = cpumask_next(cpu, cpu_online_mask);
+	return cpu < nr_cpu_ids ? cpu : cpumask_first(cpu_online_mask);
 }
 
+/* Each line moves @rounds times while a copy is under way. */
 static int move(struct ims_dsa *dsa, unsigned int rounds)
 {
 	unsigned int n, total = rounds * dsa->live;
-	unsigned int cpu = 0;
 	struct line *line;
 
 	if (!dsa->live)
 		return -ENOENT;
 	for (n = 0; n < total; n++) {
 		line = next_live(dsa);
-		cpu = cpumask_next_wrap(cpu, cpu_online_mask, -1, false);
-		if (cpu >= nr_cpu_ids)
-			cpu = cpumask_first(cpu_online_mask);
 		submit(line);
-		move_line(dsa, line, cpu);
+		if (irq_set_affinity(line->map.virq, cpumask_of(next_cpu(line))))
+			dsa->unmoved++;
+		else
+			dsa->moved++;
 		finish(line);
 		cond_resched();
 	}

@@ -161,6 +161,9 @@ enum imsvisor_decision imsvisor_decide(bool domain, const char **why);
 int imsvisor_irq_init(void);
 void imsvisor_irq_exit(void);
 
+int imsvisor_manage_init(void);
+void imsvisor_manage_exit(void);
+
 void imsvisor_faults_add(struct imsvisor_ims *ims);
 void imsvisor_faults_del(struct imsvisor_ims *ims);
 

@@ -1,0 +1,174 @@
+//! Message stores in Debian's Linux, by the modules of `guest-shim/linux`. One boot with three guests: 3,000 interrupts on 16 virtual
+//! processors; one that may not use stores and does with MSI-X; one in which calls fail and the modules are loaded again.
+
+use anyhow::Result;
+use hcall_abi::Call;
+use imsvisor_boot::machine::bochs::{GENEROUS, GENEROUS_DSAS};
+use imsvisor_boot::paths::workspace;
+use imsvisor_boot::report::Guest;
+use imsvisor_tests::bench;
+use imsvisor_tests::scenario::{Boot, Plan, Scenario};
+
+/// Interrupts of the largest guest.
+const MANY: u64 = 3000;
+
+static STORES: Scenario = Scenario::new("three Linuxes with a driver for message stores", |plan| {
+    plan.plugin(&[GENEROUS, "four-dsas"]);
+    plan.config.memory_mib = 2048;
+    let words = format!("tsc=reliable ims={MANY} fires=1 moves=1 masks=64 churns=8");
+    guest(plan, &format!("name=many mem=768M cpus=16 device={}", GENEROUS_DSAS[0]), &words)?;
+    let forbidden = "mem=384M ims=forbidden hypercalls=off";
+    guest(plan, &format!("name=forbidden {forbidden} device={}", GENEROUS_DSAS[1]), "ims=3000 fires=4 churns=0")?;
+    let fail = |call: Call, nth: u32, step: &str| format!("{}:{nth}:{step}", call.number(0));
+    let fails = [
+        fail(Call::AllocMany, 1, "alloc"),
+        fail(Call::Map, 10, "alloc"),
+        fail(Call::SetAffinity, 3, "move"),
+        fail(Call::Mask, 4, "mask"),
+    ];
+    let words = format!("ims=200 fires=1 moves=2 reloads=2 fails={}", fails.join(","));
+    guest(plan, &format!("name=failing mem=384M cpus=2 device={}", GENEROUS_DSAS[2]), &words)
+});
+
+fn guest(plan: &mut Plan, options: &str, words: &str) -> Result<()> {
+    plan.linux(&format!("linux {options}"), words)
+}
+
+/// What came of the boot; nothing where Linux cannot be had.
+fn stores() -> Option<Boot> {
+    bench::linux().unwrap_or_else(|error| panic!("{error:#}"))?;
+    let boot = STORES.run();
+    boot.assert_hypervisor_lived();
+    Some(boot)
+}
+
+/// A figure of the hypervisor's about a guest's interrupts.
+fn counted(guest: &Guest, key: &str) -> u64 {
+    guest.interrupts.number(key).unwrap_or_else(|| panic!("{}: no {key}", guest.name))
+}
+
+/// A word of what the driver tells.
+fn told<'b>(boot: &'b Boot, name: &str, key: &str) -> Option<&'b str> {
+    boot.guest(name).result.as_ref().and_then(|result| result.get(key))
+}
+
+fn assert_right(boot: &Boot, name: &str) {
+    boot.assert_guest_right(name);
+    let right = ["errors", "timeouts", "broken", "silent"].map(|key| boot.reported(name, key));
+    assert_eq!(right, [0; 4], "{name}");
+    assert_eq!(boot.reported(name, "verified"), boot.reported(name, "descriptors"), "{name}");
+    // The driver's own count, that of /proc/interrupts, and the hypervisor's.
+    assert_eq!(boot.reported(name, "listed"), boot.reported(name, "counted_then"), "{name}");
+    assert_eq!(counted(boot.guest(name), "delivered"), boot.reported(name, "handled"), "{name}");
+}
+
+#[test]
+fn linux_has_three_thousand_interrupts_of_a_message_store_and_each_fires_and_moves() {
+    let Some(boot) = stores() else { return };
+    assert_right(&boot, "many");
+    assert_eq!(told(&boot, "many", "by"), Some("ims"));
+    assert_eq!(["lines", "moved", "unmoved"].map(|key| boot.reported("many", key)), [MANY, MANY, 0]);
+    assert!(boot.reported("many", "churned") >= 8, "some were freed and others allocated");
+}
+
+#[test]
+fn every_interrupt_of_a_message_store_is_accounted_for() {
+    let Some(boot) = stores() else { return };
+    let way = boot.interrupts();
+    assert_eq!((way.raised, way.unseen()), (way.remapped, 0), "{way:?}");
+    boot.assert_all_came_back();
+    boot.assert_zero(&["vtd.violations", "vtd.dma_faults", "vtd.interrupt_faults", "vtd.blocked"]);
+}
+
+/// Few calls for many slots; one to activate, one to move, two to end (mask, unmap); none for an interrupt.
+#[test]
+fn calls_are_as_many_as_the_documentation_says() {
+    let Some(boot) = stores() else { return };
+    let [allocated, moved, masked] = ["allocated", "moved", "masked"].map(|key| boot.reported("many", key));
+    let by_irq = 3 * allocated + moved + 2 * masked;
+    let calls = boot.guest("many").exits.get("vmcall").copied().unwrap_or_default();
+    let others = calls.checked_sub(by_irq).unwrap_or_else(|| panic!("{calls} calls, {by_irq} were expected"));
+    // Enable, QueryDevice, AllocMany and FreeMany of all, those of each churn, and looks for faults.
+    assert!(others < 2 + 2 + 6 + 2 * 8 + 40, "{others} of {calls} calls are for none of the {allocated} interrupts");
+}
+
+#[test]
+fn feature_policy_three_way_linux_does_with_msi_x_where_stores_are_forbidden() {
+    let Some(boot) = stores() else { return };
+    assert_right(&boot, "forbidden");
+    assert_eq!(told(&boot, "forbidden", "by"), Some("msix"));
+    assert!(boot.reported("forbidden", "lines") > 8);
+}
+
+#[test]
+fn a_call_that_fails_takes_nothing_away_and_modules_can_be_loaded_again() {
+    let Some(boot) = stores() else { return };
+    assert_right(&boot, "failing");
+    // Of the four, a failed allocation and a failed request are seen by the driver's caller.
+    assert_eq!(["failed", "unmoved"].map(|key| boot.reported("failing", key)), [2, 1]);
+    assert_eq!(boot.reported("failing", "again"), 2 * 200);
+    let console = boot.outcome().console();
+    assert!(!console.contains("are not free"), "slots were not given back");
+    assert!(!console.contains("WARNING:") && !console.contains("BUG:"), "Linux complains");
+}
+
+#[test]
+fn the_modules_are_built_without_a_warning() {
+    if bench::linux().unwrap_or_else(|error| panic!("{error:#}")).is_none() {
+        return;
+    }
+    let said = imsvisor_boot::linux::warnings(bench::paths().unwrap()).unwrap();
+    assert_eq!(said, "", "W=1");
+}
+
+/// Of what checkpatch looks at, what can be said by one line.
+#[test]
+fn the_modules_are_written_as_the_kernel_wants_it() {
+    let folder = workspace().unwrap().join("guest-shim/linux");
+    let mut files = 0;
+    for entry in std::fs::read_dir(&folder).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        let Some((_, kind)) = name.rsplit_once('.') else { continue };
+        let opening = match kind {
+            "c" if !name.ends_with(".mod.c") => "// SPDX-License-Identifier: GPL-2.0 OR MIT\n",
+            "h" => "/* SPDX-License-Identifier: GPL-2.0 OR MIT */\n",
+            _ => continue,
+        };
+        let text = std::fs::read_to_string(entry.path()).unwrap();
+        assert!(text.starts_with(opening) && text.ends_with('\n') && !text.ends_with("\n\n"), "{name}");
+        assert!(text.is_ascii(), "{name}");
+        for (n, line) in text.lines().enumerate() {
+            if let Some(wrong) = wrong_with(line) {
+                panic!("{name}:{}: {wrong}: {line}", n + 1);
+            }
+        }
+        let exported = text.matches("EXPORT_SYMBOL_GPL(").count();
+        assert!(text.matches("\n/**\n").count() >= exported, "{name}: what is exported has kernel-doc");
+        files += 1;
+    }
+    assert!(files > 8, "{files} files");
+}
+
+fn wrong_with(line: &str) -> Option<&'static str> {
+    let width = line.chars().map(|c| if c == '\t' { 8 } else { 1 }).sum::<usize>();
+    let code = line.trim_start();
+    let wrong = [
+        (line.ends_with([' ', '\t']), "blanks at the end"),
+        (width > 100, "more than 100 columns"),
+        (line.starts_with("        "), "blanks in a tab's place"),
+        (line.contains(" \t"), "a blank before a tab"),
+        (code.starts_with("//") && !code.starts_with("// SPDX"), "a comment of C++"),
+        (["if(", "for(", "while(", "switch("].iter().any(|word| code.starts_with(word)), "no blank behind a keyword"),
+    ];
+    wrong.iter().find_map(|(is, what)| is.then_some(*what))
+}
+
+#[test]
+fn the_look_at_the_kernel_s_style_sees_what_it_looks_for() {
+    for line in ["\tx = 1; ", "        x = 1;", "\tif(x)", "\t// no", " \tx", &format!("\t{}", "x".repeat(93))] {
+        assert!(wrong_with(line).is_some(), "{line}");
+    }
+    for line in ["", "\tif (x)", "\t\t   aligned", "// SPDX-License-Identifier: MIT", " * text"] {
+        assert!(wrong_with(line).is_none(), "{line}");
+    }
+}
