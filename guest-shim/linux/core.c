@@ -191,13 +191,17 @@ static int __init imsvisor_init(void)
 		return rc;
 	choose_way();
 	rc = imsvisor_manage_init();
-	if (rc)
+	if (rc) {
 		imsvisor_irq_exit();
-	return rc;
+		return rc;
+	}
+	imsvisor_stop_init();
+	return 0;
 }
 
 static void __exit imsvisor_exit(void)
 {
+	imsvisor_stop_exit();
 	imsvisor_manage_exit();
 	imsvisor_irq_exit();
 }

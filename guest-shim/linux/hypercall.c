@@ -16,8 +16,16 @@ static u64 device_of(struct imsvisor_ims *ims)
 	return pci_dev_id(ims->pdev);
 }
 
-/* Where the vector domain sends an irq: one vector of one processor. */
-static u64 target_of(struct irq_data *data)
+/**
+ * imsvisor_target - Where the vector domain sends an irq
+ * @data:	the irq, at any level of the hierarchy
+ *
+ * The processor is that of the effective affinity. The APIC ID in irq_cfg is
+ * a logical one where Linux uses x2APIC clusters.
+ *
+ * Return: one vector of one processor, as calls have it.
+ */
+u64 imsvisor_target(struct irq_data *data)
 {
 	const struct cpumask *mask = irq_data_get_effective_affinity_mask(data);
 	u64 apic_id = cpu_physical_id(cpumask_first(mask));
@@ -100,7 +108,7 @@ static long on_slot(u32 call, struct imsvisor_slot *slot, u64 rdx)
  */
 static int hypercall_map(struct imsvisor_slot *slot, struct irq_data *data)
 {
-	u64 target = target_of(data);
+	u64 target = imsvisor_target(data);
 	long status;
 
 	slot->item = (struct imsvisor_map_request) {
@@ -135,7 +143,7 @@ static int hypercall_mask(struct imsvisor_slot *slot, bool masked)
 
 static int hypercall_retarget(struct imsvisor_slot *slot, struct irq_data *data)
 {
-	u64 target = target_of(data);
+	u64 target = imsvisor_target(data);
 	long status;
 
 	if (target == slot->target)

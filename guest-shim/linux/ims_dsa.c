@@ -7,8 +7,8 @@
  *
  *   alloc N	allocate and request interrupts until there are N
  *   fire N	each interrupt completes N copies
- *   move N	N times: each interrupt moves to another CPU while copies are
- *		under way that it completes
+ *   move N	N times: each interrupt moves to another CPU while a copy is
+ *		under way that it completes, and completes another one there
  *   mask N	N interrupts are masked, come meanwhile, and are unmasked
  *   churn N	N times: some interrupts at random are freed, and others
  *		allocated, while copies of others are under way
@@ -291,7 +291,10 @@ static unsigned int next_cpu(struct line *line)
 	return cpu < nr_cpu_ids ? cpu : cpumask_first(cpu_online_mask);
 }
 
-/* Each line moves @rounds times while a copy is under way. */
+/*
+ * Each line moves @rounds times while a copy is under way. Linux keeps the old
+ * vector until an interrupt comes by the new one, so another copy follows.
+ */
 static int move(struct ims_dsa *dsa, unsigned int rounds)
 {
 	unsigned int n, total = rounds * dsa->live;
@@ -306,6 +309,8 @@ static int move(struct ims_dsa *dsa, unsigned int rounds)
 			dsa->unmoved++;
 		else
 			dsa->moved++;
+		finish(line);
+		submit(line);
 		finish(line);
 		cond_resched();
 	}

@@ -155,6 +155,7 @@ extern const struct imsvisor_way imsvisor_native_way;
 const struct imsvisor_way *imsvisor_way(void);
 long imsvisor_call(u32 call, u64 rbx, u64 rcx, u64 rdx, u64 rsi);
 int imsvisor_errno(long status);
+u64 imsvisor_target(struct irq_data *data);
 
 enum imsvisor_decision imsvisor_decide(bool domain, const char **why);
 
@@ -163,6 +164,8 @@ void imsvisor_irq_exit(void);
 
 int imsvisor_manage_init(void);
 void imsvisor_manage_exit(void);
+void imsvisor_stop_init(void);
+void imsvisor_stop_exit(void);
 
 void imsvisor_faults_add(struct imsvisor_ims *ims);
 void imsvisor_faults_del(struct imsvisor_ims *ims);

@@ -1,20 +1,22 @@
-//! Message stores in Debian's Linux, by the modules of `guest-shim/linux`. One boot with three guests: 3,000 interrupts on 16 virtual
-//! processors; one that may not use stores and does with MSI-X; one in which calls fail and the modules are loaded again.
+//! Message stores in Debian's Linux, by the modules of `guest-shim/linux`. One boot with five guests: 3,000 interrupts on 16 virtual
+//! processors; one that may not use stores and does with MSI-X; one in which calls fail and the modules are loaded again; one that
+//! manages, and one that it stops and starts. Another boot without the hypervisor, where Linux has the store for itself.
 
 use anyhow::Result;
 use hcall_abi::Call;
 use imsvisor_boot::machine::bochs::{GENEROUS, GENEROUS_DSAS};
+use imsvisor_boot::native::Native;
 use imsvisor_boot::paths::workspace;
 use imsvisor_boot::report::Guest;
-use imsvisor_tests::bench;
-use imsvisor_tests::scenario::{Boot, Plan, Scenario};
+use imsvisor_tests::bench::{self, Once};
+use imsvisor_tests::scenario::{self, Boot, Plan, Scenario};
 
 /// Interrupts of the largest guest.
 const MANY: u64 = 3000;
 
-static STORES: Scenario = Scenario::new("three Linuxes with a driver for message stores", |plan| {
+static STORES: Scenario = Scenario::new("five Linuxes with modules for message stores", |plan| {
     plan.plugin(&[GENEROUS, "four-dsas"]);
-    plan.config.memory_mib = 2048;
+    plan.config.memory_mib = 3072;
     let words = format!("tsc=reliable ims={MANY} fires=1 moves=1 masks=64 churns=8");
     guest(plan, &format!("name=many mem=768M cpus=16 device={}", GENEROUS_DSAS[0]), &words)?;
     let forbidden = "mem=384M ims=forbidden hypercalls=off";
@@ -27,8 +29,18 @@ static STORES: Scenario = Scenario::new("three Linuxes with a driver for message
         fail(Call::Mask, 4, "mask"),
     ];
     let words = format!("ims=200 fires=1 moves=2 reloads=2 fails={}", fails.join(","));
-    guest(plan, &format!("name=failing mem=384M cpus=2 device={}", GENEROUS_DSAS[2]), &words)
+    guest(plan, &format!("name=failing mem=384M cpus=2 device={}", GENEROUS_DSAS[2]), &words)?;
+    let ctl = "list,wait:stopped:running,stop:stopped:--grace=60000,wait:stopped:stopped,counters:stopped,start:stopped,\
+               wait:stopped:running,stop:stopped:--force,wait:stopped:stopped,list";
+    let function = format!("mem=384M device=vdsa:{}", GENEROUS_DSAS[3]);
+    guest(plan, &format!("name=manager manage=on {function}"), &format!("ctl={ctl}"))?;
+    guest(plan, &format!("name=stopped {function}"), "copies=0 core=yes end=wait")
 });
+
+/// Interrupts of the Linux that has a store for itself.
+const OWN: u64 = 400;
+/// What came of its boot.
+static NATIVE: Once<Option<(Native, String)>> = Once::new();
 
 fn guest(plan: &mut Plan, options: &str, words: &str) -> Result<()> {
     plan.linux(&format!("linux {options}"), words)
@@ -113,6 +125,33 @@ fn a_call_that_fails_takes_nothing_away_and_modules_can_be_loaded_again() {
 }
 
 #[test]
+fn a_linux_that_manages_stops_and_starts_another_one_which_ends_in_order() {
+    let Some(boot) = stores() else { return };
+    assert_eq!(["commands", "errors"].map(|key| boot.reported("manager", key)), [10, 0]);
+    let console = boot.outcome().console();
+    assert!(console.contains("stopped running cpus=1 memory=384 weight=256 starts=1"), "the first list");
+    assert!(console.contains("stopped stopped cpus=1 memory=384 weight=256 starts=2"), "the second list");
+    // The first time it powered itself off, the second time it was ended.
+    let ends: Vec<_> = boot.events("guest-end").into_iter().filter(|end| end.get("name") == Some("stopped")).collect();
+    assert_eq!(ends.iter().map(|end| end.get("reason").unwrap_or_default()).collect::<Vec<_>>(), ["exit", "stopped"]);
+}
+
+#[test]
+fn on_bare_metal_linux_writes_the_store_itself_and_its_own_unit_remaps() {
+    let boot = || {
+        let words = ["intel_iommu=on", &format!("ims={OWN}"), "fires=1", "moves=2"].map(str::to_owned);
+        let outcome = scenario::boot_linux("a message store of its own", &[], &words)?;
+        let native = |outcome| (Native::new(&outcome), outcome.console());
+        anyhow::Ok(outcome.map(native))
+    };
+    let Some((native, console)) = NATIVE.get(boot).unwrap_or_else(|error| panic!("{error:#}")) else { return };
+    assert_eq!(native.failures(), Vec::<String>::new(), "{console}");
+    let reported = |key| native.reported(key).unwrap_or_else(|| panic!("no {key}: {console}"));
+    assert_eq!(["lines", "moved", "silent", "errors", "broken"].map(reported), [OWN, 2 * OWN, 0, 0, 0], "{console}");
+    assert_eq!(native.counter("dsa.messages"), reported("handled"));
+}
+
+#[test]
 fn the_modules_are_built_without_a_warning() {
     if bench::linux().unwrap_or_else(|error| panic!("{error:#}")).is_none() {
         return;
@@ -154,7 +193,8 @@ fn wrong_with(line: &str) -> Option<&'static str> {
     let code = line.trim_start();
     let wrong = [
         (line.ends_with([' ', '\t']), "blanks at the end"),
-        (width > 100, "more than 100 columns"),
+        // A text that people look for stays whole.
+        (width > 100 && !code.starts_with('"'), "more than 100 columns"),
         (line.starts_with("        "), "blanks in a tab's place"),
         (line.contains(" \t"), "a blank before a tab"),
         (code.starts_with("//") && !code.starts_with("// SPDX"), "a comment of C++"),

@@ -1,7 +1,7 @@
 //! The guest `linux`: Debian's kernel as packaged, and an initrd that the launcher makes without root.
 //!
 //! The initrd holds busybox, Linux's own driver of the DSA with the modules that it depends on, our modules (`tests/linux/dmacopy`, which
-//! copies by the DSA, and `guest-shim/linux`), our program that copies as a user's (`tests/linux/svacopy.c`), and the first process (`tests/linux/init`),
+//! copies by the DSA, and `guest-shim/linux`), users' programs (one copies by the DSA, another manages guests), and the first process (`tests/linux/init`),
 //! which takes its orders from the kernel's command line.
 
 mod asked;
@@ -29,8 +29,8 @@ pub const DEVICE_OPTION: &str = "idxd";
 
 /// The first process, below the checkout.
 const INIT: &str = "tests/linux/init";
-/// The part of it that tests message stores.
-const IMS: &str = "tests/linux/ims";
+/// Its parts: one tests message stores, the other manages guests.
+const PARTS: [(&str, &str); 2] = [("ims", "tests/linux/ims"), ("ctl", "tests/linux/ctl")];
 /// The driver of the DSA, by its path among the kernel's modules.
 const DRIVER: &str = "drivers/dma/idxd/idxd";
 /// Where modules are in the initrd, and the list of those to load, in their order, before ours.
@@ -98,11 +98,22 @@ fn write_initrd(
     directory: &Path,
 ) -> Result<PathBuf> {
     let read = |file: &Path| fs::read(file).with_context(|| format!("cannot read {}", file.display()));
-    let program = program::build(paths, &directory.join(program::NAME))?;
-    let scripts = [read(&paths.workspace.join(INIT))?, read(&paths.workspace.join(IMS))?];
+    let programs = program::PROGRAMS.iter().map(|&(name, source)| {
+        let program = program::build(paths, (name, source), directory)?;
+        Ok((name.to_owned(), program))
+    });
     let name = |file: &Path| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let ours = modules.iter().map(|file| Ok((name(file), read(file)?))).collect::<Result<Vec<_>>>()?;
-    let initrd = archive(read(busybox)?, scripts, linux.with_dependencies(DRIVER)?, ours, program)?;
+    let ours = modules.iter().map(|file| Ok((name(file), read(file)?)));
+    let part = |(name, file): (&str, &str)| Ok((name.to_owned(), read(&paths.workspace.join(file))?));
+    let contents = Contents {
+        busybox: read(busybox)?,
+        init: read(&paths.workspace.join(INIT))?,
+        parts: PARTS.into_iter().map(part).collect::<Result<_>>()?,
+        modules: linux.with_dependencies(DRIVER)?,
+        ours: ours.collect::<Result<_>>()?,
+        programs: programs.collect::<Result<_>>()?,
+    };
+    let initrd = contents.archive()?;
     let file = directory.join("initrd");
     // Another process may be reading it: it sees the old one or this one.
     let partial = directory.join(format!("initrd.{}", std::process::id()));
@@ -111,26 +122,40 @@ fn write_initrd(
     Ok(file)
 }
 
-/// The initrd of these programs and modules.
-fn archive(
+/// A file's name and its contents.
+type Named = (String, Vec<u8>);
+
+/// What is in an initrd.
+struct Contents {
     busybox: Vec<u8>,
-    [init, ims]: [Vec<u8>; 2],
-    modules: Vec<(String, Vec<u8>)>,
-    ours: Vec<(String, Vec<u8>)>,
-    program: Vec<u8>,
-) -> Result<Vec<u8>> {
-    let mut archive = Initramfs::with_directories(&["bin", "dev", "etc", "proc", "sys", MODULES]);
-    archive.device("dev/console", 5, 1);
-    archive.file("etc/fstab", FSTAB.into());
-    archive.program("bin/busybox", busybox);
-    archive.program(&format!("bin/{}", program::NAME), program);
-    archive.file(ORDER, modules.iter().flat_map(|(name, _)| [name.as_str(), "\n"]).collect::<String>().into());
-    for (name, module) in modules.into_iter().chain(ours) {
-        archive.file(&format!("{MODULES}/{name}"), module);
+    init: Vec<u8>,
+    parts: Vec<Named>,
+    /// Linux's modules, in the order in which they are loaded.
+    modules: Vec<Named>,
+    ours: Vec<Named>,
+    programs: Vec<Named>,
+}
+
+impl Contents {
+    fn archive(self) -> Result<Vec<u8>> {
+        let mut archive = Initramfs::with_directories(&["bin", "dev", "etc", "proc", "sys", MODULES]);
+        archive.device("dev/console", 5, 1);
+        archive.file("etc/fstab", FSTAB.into());
+        archive.program("bin/busybox", self.busybox);
+        for (name, program) in self.programs {
+            archive.program(&format!("bin/{name}"), program);
+        }
+        let order = self.modules.iter().flat_map(|(name, _)| [name.as_str(), "\n"]).collect::<String>();
+        archive.file(ORDER, order.into());
+        for (name, module) in self.modules.into_iter().chain(self.ours) {
+            archive.file(&format!("{MODULES}/{name}"), module);
+        }
+        for (name, part) in self.parts {
+            archive.file(&name, part);
+        }
+        archive.program("init", self.init);
+        archive.bytes()
     }
-    archive.file("ims", ims);
-    archive.program("init", init);
-    archive.bytes()
 }
 
 #[cfg(test)]
@@ -143,23 +168,31 @@ mod tests {
 
     #[test]
     fn the_initrd_holds_all_that_the_first_process_uses() {
-        let modules =
-            [("idxd_bus.ko", "bus"), ("idxd.ko", "driver")].map(|(name, text)| (name.to_owned(), text.into()));
+        let named = |(name, text): (&str, &str)| (name.to_owned(), text.into());
         let own = [&kbuild::DMACOPY, &kbuild::IMS].map(|project| project.modules).concat();
-        let ours = own.iter().map(|name| ((*name).to_owned(), b"ours".to_vec())).collect();
-        let scripts = [b"script".to_vec(), b"part".to_vec()];
-        let bytes = archive(b"box".to_vec(), scripts, modules.into(), ours, b"user".to_vec()).unwrap();
+        let contents = Contents {
+            busybox: b"box".to_vec(),
+            init: b"script".to_vec(),
+            parts: PARTS.map(|(name, _)| named((name, "part"))).into(),
+            modules: [("idxd_bus.ko", "bus"), ("idxd.ko", "driver")].map(named).into(),
+            ours: own.iter().map(|&name| named((name, "ours"))).collect(),
+            programs: program::PROGRAMS.map(|(name, _)| named((name, "user"))).into(),
+        };
+        let bytes = contents.archive().unwrap();
         let entries = read(&bytes);
         let entry = |name: &str| entries.iter().find(|entry| entry.0 == name).unwrap_or_else(|| panic!("no {name}"));
         assert_eq!(entry("modules/order").2, b"idxd_bus.ko\nidxd.ko\n");
         assert_eq!(entry("modules/idxd.ko").2, b"driver");
         assert_eq!((entry("init").1, entry("init").2.as_slice()), (0o100_755, &b"script"[..]));
         assert_eq!(entry("dev/console").1, 0o020_600);
-        let script = [INIT, IMS].map(|script| fs::read_to_string(workspace().unwrap().join(script)).unwrap()).concat();
-        for name in [ORDER, "bin/busybox", "bin/svacopy", "ims"] {
+        let scripts = PARTS.iter().map(|(_, file)| *file).chain([INIT]);
+        let script =
+            scripts.map(|script| fs::read_to_string(workspace().unwrap().join(script)).unwrap()).collect::<String>();
+        for name in [ORDER, "bin/busybox", "bin/svacopy", "ims", "ctl"] {
             entry(name);
             assert!(script.contains(&format!("/{name}")), "{name}");
         }
+        assert!(script.contains("imsvisorctl") && entry("bin/imsvisorctl").2 == b"user");
         for name in own {
             entry(&format!("{MODULES}/{name}"));
             assert!(script.contains(&format!("/{MODULES}/{name}")), "{name}");
@@ -176,7 +209,7 @@ mod tests {
     fn the_first_process_is_a_script_that_a_shell_can_read() {
         let init = workspace().unwrap().join(INIT);
         assert!(fs::read_to_string(&init).unwrap().starts_with("#!/bin/busybox sh\n"));
-        for script in [INIT, IMS] {
+        for script in PARTS.iter().map(|(_, file)| *file).chain([INIT]) {
             let status = Command::new("sh").arg("-n").arg(workspace().unwrap().join(script)).status().unwrap();
             assert!(status.success(), "{script}");
         }
