@@ -7,8 +7,8 @@
 
 #include <linux/errno.h>
 #include <linux/module.h>
-#include <linux/processor.h>
 
+#include "compat.h"
 #include "internal.h"
 
 struct imsvisor_domain imsvisor_domain;

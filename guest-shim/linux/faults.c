@@ -109,12 +109,13 @@ void imsvisor_faults_add(struct imsvisor_ims *ims)
  */
 void imsvisor_faults_del(struct imsvisor_ims *ims)
 {
-	bool last;
-
 	mutex_lock(&all_lock);
 	list_del(&ims->node);
-	last = list_empty(&all);
 	mutex_unlock(&all_lock);
-	if (last)
-		cancel_delayed_work_sync(&poll);
+	/* Nobody looks for this device any more, and again for others. */
+	cancel_delayed_work_sync(&poll);
+	mutex_lock(&all_lock);
+	if (!list_empty(&all) && is_polled())
+		poll_again();
+	mutex_unlock(&all_lock);
 }

@@ -10,6 +10,8 @@
  *   move N	N times: each interrupt moves to another CPU while a copy is
  *		under way that it completes, and completes another one there
  *   mask N	N interrupts are masked, come meanwhile, and are unmasked
+ *   pasid P	one interrupt is for work of PASID P only: it does not come for
+ *		work without, and comes again when it is for all work
  *   churn N	N times: some interrupts at random are freed, and others
  *		allocated, while copies of others are under way
  *   free	free all
@@ -22,6 +24,7 @@
 #include <linux/cpumask.h>
 #include <linux/dma-mapping.h>
 #include <linux/irq.h>
+#include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/random.h>
 #include <linux/sizes.h>
@@ -80,7 +83,7 @@ struct ims_dsa {
 	unsigned int next;	/* where a look for a live line goes on */
 	/* Results. */
 	unsigned int descriptors, verified, errors, timeouts;
-	unsigned int moved, unmoved, masked, churned, allocated;
+	unsigned int moved, unmoved, masked, refused, churned, allocated;
 	atomic_t handled;
 };
 
@@ -317,6 +320,15 @@ static int move(struct ims_dsa *dsa, unsigned int rounds)
 	return 0;
 }
 
+/* Waits until the device has written a line's record, interrupt or not. */
+static void await_record(struct line *line)
+{
+	unsigned long end = jiffies + TIMEOUT;
+
+	while (!READ_ONCE(area_of(line)->record.status) && time_before(jiffies, end))
+		cond_resched();
+}
+
 static int mask(struct ims_dsa *dsa, unsigned int nr)
 {
 	struct line *line;
@@ -331,8 +343,7 @@ static int mask(struct ims_dsa *dsa, unsigned int nr)
 		disable_irq(line->map.virq);
 		before = line->handled;
 		submit(line);
-		while (!READ_ONCE(area_of(line)->record.status))
-			cond_resched();
+		await_record(line);
 		if (line->handled != before)
 			dsa->errors++;
 		enable_irq(line->map.virq);
@@ -340,6 +351,33 @@ static int mask(struct ims_dsa *dsa, unsigned int nr)
 		finish(line);
 		dsa->masked++;
 	}
+	return 0;
+}
+
+static int pasid(struct ims_dsa *dsa, unsigned int number)
+{
+	struct line *line;
+	int rc;
+
+	if (!dsa->ims || !dsa->live)
+		return -ENOENT;
+	line = next_live(dsa);
+	rc = imsvisor_ims_set_pasid(dsa->hw.pdev, line->map, number);
+	if (rc)
+		return rc;
+	submit(line);
+	await_record(line);
+	if (try_wait_for_completion(&line->done))
+		dsa->errors++;
+	line->submitted = false;
+	line->expected = line->handled;
+	dsa->descriptors--;
+	dsa->refused++;
+	rc = imsvisor_ims_set_pasid(dsa->hw.pdev, line->map, -1);
+	if (rc)
+		return rc;
+	submit(line);
+	finish(line);
 	return 0;
 }
 
@@ -416,6 +454,8 @@ static int run_step(struct ims_dsa *dsa, const char *text)
 		return move(dsa, number);
 	if (!strcmp(word, "mask"))
 		return mask(dsa, number);
+	if (!strcmp(word, "pasid"))
+		return pasid(dsa, number);
 	if (!strcmp(word, "churn"))
 		return churn(dsa, number);
 	if (!strcmp(word, "free"))
@@ -442,11 +482,11 @@ static ssize_t ims_result_show(struct device *dev, struct device_attribute *attr
 	struct ims_dsa *dsa = dev_get_drvdata(dev);
 
 	return sysfs_emit(buf,
-			  "descriptors=%u verified=%u errors=%u timeouts=%u by=%s live=%u allocated=%u moved=%u unmoved=%u masked=%u churned=%u counted=%d\n",
+			  "descriptors=%u verified=%u errors=%u timeouts=%u by=%s live=%u allocated=%u moved=%u unmoved=%u masked=%u refused=%u churned=%u counted=%d\n",
 			  dsa->descriptors, dsa->verified, dsa->errors,
 			  dsa->timeouts, dsa->ims ? "ims" : "msix", dsa->live,
 			  dsa->allocated, dsa->moved, dsa->unmoved, dsa->masked,
-			  dsa->churned, atomic_read(&dsa->handled));
+			  dsa->refused, dsa->churned, atomic_read(&dsa->handled));
 }
 static DEVICE_ATTR_RO(ims_result);
 

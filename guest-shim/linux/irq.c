@@ -12,6 +12,7 @@
 
 #include <asm/irqdomain.h>
 
+#include "compat.h"
 #include "imsvisor.h"
 #include "internal.h"
 
@@ -97,8 +98,7 @@ static int ims_domain_alloc(struct irq_domain *domain, unsigned int virq,
 		return rc;
 	irq_domain_set_info(domain, virq, imsvisor_index(slot->handle),
 			    &ims->chip, slot, handle_edge_irq, NULL, "edge");
-	/* A target changes at any time, not only in the interrupt. */
-	irq_set_status_flags(virq, IRQ_MOVE_PCNTXT);
+	imsvisor_move_at_any_time(virq);
 	return 0;
 }
 

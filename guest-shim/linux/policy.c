@@ -192,7 +192,7 @@ static const char *__init virtual_hint(void)
 }
 
 /* Whether the platform's table says that stores must not be used natively. */
-static bool __init platform_forbids(void)
+static bool __init table_forbids(void)
 {
 	struct acpi_table_header *table;
 	char signature[ACPI_NAMESEG_SIZE + 1] = {};
@@ -205,6 +205,13 @@ static bool __init platform_forbids(void)
 		memcpy(&flags, (u8 *)table + IMSVISOR_ACPI_FLAGS, sizeof(flags));
 	acpi_put_table(table);
 	return flags & IMSVISOR_ACPI_FLAG_IMS_FORBIDDEN;
+}
+
+/* The table, or a hypervisor whose domain cannot be used. */
+static bool __init platform_forbids(void)
+{
+	return table_forbids() ||
+	       imsvisor_domain.features & IMSVISOR_FEATURE_IMS_FORBIDDEN;
 }
 
 /**

@@ -13,6 +13,7 @@
 
 #include <asm/irqdomain.h>
 
+#include "compat.h"
 #include "internal.h"
 
 #define NAME	"imsvisor-stop"
@@ -58,7 +59,7 @@ static int stop_domain_alloc(struct irq_domain *stop, unsigned int irq,
 		return rc;
 	irq_domain_set_info(stop, irq, 0, &stop_chip, NULL, handle_edge_irq, NULL,
 			    "edge");
-	irq_set_status_flags(irq, IRQ_MOVE_PCNTXT);
+	imsvisor_move_at_any_time(irq);
 	return 0;
 }
 

@@ -1,6 +1,6 @@
-//! Message stores in Debian's Linux, by the modules of `guest-shim/linux`. One boot with five guests: 3,000 interrupts on 16 virtual
-//! processors; one that may not use stores and does with MSI-X; one in which calls fail and the modules are loaded again; one that
-//! manages, and one that it stops and starts. Another boot without the hypervisor, where Linux has the store for itself.
+//! Message stores in Debian's Linux, by the modules of `guest-shim/linux`. One boot with four guests: 3,000 interrupts on 16 virtual
+//! processors; one that may not use stores and does with MSI-X; one in which calls fail and the modules are loaded again, and which manages
+//! guests; and one that it stops and starts. Another boot without the hypervisor, where Linux has the store for itself.
 
 use anyhow::Result;
 use hcall_abi::Call;
@@ -11,15 +11,17 @@ use imsvisor_boot::report::Guest;
 use imsvisor_tests::bench::{self, Once};
 use imsvisor_tests::scenario::{self, Boot, Plan, Scenario};
 
-/// Interrupts of the largest guest.
+/// Interrupts of the largest guest, and the one PASID that it owns.
 const MANY: u64 = 3000;
+const PASID: u64 = 0x100;
 
-static STORES: Scenario = Scenario::new("five Linuxes with modules for message stores", |plan| {
+static STORES: Scenario = Scenario::new("four Linuxes with modules for message stores", |plan| {
     plan.plugin(&[GENEROUS, "four-dsas"]);
-    plan.config.memory_mib = 3072;
-    let words = format!("tsc=reliable ims={MANY} fires=1 moves=1 masks=64 churns=8");
-    guest(plan, &format!("name=many mem=768M cpus=16 device={}", GENEROUS_DSAS[0]), &words)?;
-    let forbidden = "mem=384M ims=forbidden hypercalls=off";
+    plan.config.memory_mib = 2048;
+    let words = format!("tsc=reliable ims={MANY} fires=1 moves=1 masks=64 pasid={PASID} churns=8");
+    let pasids = format!("pasids={PASID:x}-{PASID:x}");
+    guest(plan, &format!("name=many mem=576M cpus=16 {pasids} device={}", GENEROUS_DSAS[0]), &words)?;
+    let forbidden = "mem=288M ims=forbidden hypercalls=off";
     guest(plan, &format!("name=forbidden {forbidden} device={}", GENEROUS_DSAS[1]), "ims=3000 fires=4 churns=0")?;
     let fail = |call: Call, nth: u32, step: &str| format!("{}:{nth}:{step}", call.number(0));
     let fails = [
@@ -28,17 +30,16 @@ static STORES: Scenario = Scenario::new("five Linuxes with modules for message s
         fail(Call::SetAffinity, 3, "move"),
         fail(Call::Mask, 4, "mask"),
     ];
-    let words = format!("ims=200 fires=1 moves=2 reloads=2 fails={}", fails.join(","));
-    guest(plan, &format!("name=failing mem=384M cpus=2 device={}", GENEROUS_DSAS[2]), &words)?;
     let ctl = "list,wait:stopped:running,stop:stopped:--grace=60000,wait:stopped:stopped,counters:stopped,start:stopped,\
                wait:stopped:running,stop:stopped:--force,wait:stopped:stopped,list";
-    let function = format!("mem=384M device=vdsa:{}", GENEROUS_DSAS[3]);
-    guest(plan, &format!("name=manager manage=on {function}"), &format!("ctl={ctl}"))?;
+    let words = format!("ims=200 fires=1 moves=2 reloads=2 fails={} ctl={ctl}", fails.join(","));
+    guest(plan, &format!("name=failing manage=on mem=288M cpus=2 device={}", GENEROUS_DSAS[2]), &words)?;
+    let function = format!("mem=288M device=vdsa:{}", GENEROUS_DSAS[3]);
     guest(plan, &format!("name=stopped {function}"), "copies=0 core=yes end=wait")
 });
 
 /// Interrupts of the Linux that has a store for itself.
-const OWN: u64 = 400;
+const OWN: u64 = 256;
 /// What came of its boot.
 static NATIVE: Once<Option<(Native, String)>> = Once::new();
 
@@ -79,8 +80,15 @@ fn linux_has_three_thousand_interrupts_of_a_message_store_and_each_fires_and_mov
     let Some(boot) = stores() else { return };
     assert_right(&boot, "many");
     assert_eq!(told(&boot, "many", "by"), Some("ims"));
-    assert_eq!(["lines", "moved", "unmoved"].map(|key| boot.reported("many", key)), [MANY, MANY, 0]);
+    let reported = ["lines", "moved", "unmoved", "spread"].map(|key| boot.reported("many", key));
+    assert_eq!(reported, [MANY, MANY, 0, MANY]);
     assert!(boot.reported("many", "churned") >= 8, "some were freed and others allocated");
+}
+
+#[test]
+fn feature_aux_pasid_a_slot_for_a_pasid_is_not_for_work_without_and_others_pasids_are_refused() {
+    let Some(boot) = stores() else { return };
+    assert_eq!((boot.reported("many", "refused"), boot.reported("many", "broken")), (1, 0));
 }
 
 #[test]
@@ -127,10 +135,10 @@ fn a_call_that_fails_takes_nothing_away_and_modules_can_be_loaded_again() {
 #[test]
 fn a_linux_that_manages_stops_and_starts_another_one_which_ends_in_order() {
     let Some(boot) = stores() else { return };
-    assert_eq!(["commands", "errors"].map(|key| boot.reported("manager", key)), [10, 0]);
+    assert_eq!(["commands", "commands_failed"].map(|key| boot.reported("failing", key)), [10, 0]);
     let console = boot.outcome().console();
-    assert!(console.contains("stopped running cpus=1 memory=384 weight=256 starts=1"), "the first list");
-    assert!(console.contains("stopped stopped cpus=1 memory=384 weight=256 starts=2"), "the second list");
+    assert!(console.contains("stopped running cpus=1 memory=288 weight=256 starts=1"), "the first list");
+    assert!(console.contains("stopped stopped cpus=1 memory=288 weight=256 starts=2"), "the second list");
     // The first time it powered itself off, the second time it was ended.
     let ends: Vec<_> = boot.events("guest-end").into_iter().filter(|end| end.get("name") == Some("stopped")).collect();
     assert_eq!(ends.iter().map(|end| end.get("reason").unwrap_or_default()).collect::<Vec<_>>(), ["exit", "stopped"]);
@@ -139,7 +147,7 @@ fn a_linux_that_manages_stops_and_starts_another_one_which_ends_in_order() {
 #[test]
 fn on_bare_metal_linux_writes_the_store_itself_and_its_own_unit_remaps() {
     let boot = || {
-        let words = ["intel_iommu=on", &format!("ims={OWN}"), "fires=1", "moves=2"].map(str::to_owned);
+        let words = ["intel_iommu=on", &format!("ims={OWN}"), "fires=1", "moves=2", "loglevel=4"].map(str::to_owned);
         let outcome = scenario::boot_linux("a message store of its own", &[], &words)?;
         let native = |outcome| (Native::new(&outcome), outcome.console());
         anyhow::Ok(outcome.map(native))
@@ -147,7 +155,8 @@ fn on_bare_metal_linux_writes_the_store_itself_and_its_own_unit_remaps() {
     let Some((native, console)) = NATIVE.get(boot).unwrap_or_else(|error| panic!("{error:#}")) else { return };
     assert_eq!(native.failures(), Vec::<String>::new(), "{console}");
     let reported = |key| native.reported(key).unwrap_or_else(|| panic!("no {key}: {console}"));
-    assert_eq!(["lines", "moved", "silent", "errors", "broken"].map(reported), [OWN, 2 * OWN, 0, 0, 0], "{console}");
+    let figures = ["lines", "spread", "moved", "silent", "errors", "broken"].map(reported);
+    assert_eq!(figures, [OWN, OWN, 2 * OWN, 0, 0, 0], "{console}");
     assert_eq!(native.counter("dsa.messages"), reported("handled"));
 }
 
