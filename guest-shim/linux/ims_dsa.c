@@ -22,6 +22,7 @@
 #include <linux/atomic.h>
 #include <linux/completion.h>
 #include <linux/cpumask.h>
+#include <linux/delay.h>
 #include <linux/dma-mapping.h>
 #include <linux/irq.h>
 #include <linux/jiffies.h>
@@ -295,6 +296,24 @@ static unsigned int next_cpu(struct line *line)
 }
 
 /*
+ * Moves a line to the next CPU. Linux frees the vectors that irqs have left
+ * some milliseconds later, so there may be none for a moment.
+ */
+static int move_line(struct line *line)
+{
+	const struct cpumask *mask = cpumask_of(next_cpu(line));
+	unsigned int tries;
+	int rc = -ENOSPC;
+
+	for (tries = 0; rc == -ENOSPC && tries < 100; tries++) {
+		if (tries)
+			msleep(10);
+		rc = irq_set_affinity(line->map.virq, mask);
+	}
+	return rc;
+}
+
+/*
  * Each line moves @rounds times while a copy is under way. Linux keeps the old
  * vector until an interrupt comes by the new one, so another copy follows.
  */
@@ -308,7 +327,7 @@ static int move(struct ims_dsa *dsa, unsigned int rounds)
 	for (n = 0; n < total; n++) {
 		line = next_live(dsa);
 		submit(line);
-		if (irq_set_affinity(line->map.virq, cpumask_of(next_cpu(line))))
+		if (move_line(line))
 			dsa->unmoved++;
 		else
 			dsa->moved++;

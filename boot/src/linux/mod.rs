@@ -83,6 +83,11 @@ fn make_initrd(paths: &Paths, stock: &Stock) -> Result<PathBuf> {
     write_initrd(paths, &stock.linux, &stock.busybox, &modules, &directory)
 }
 
+/// The kernel's own script that reads comments of the kind kernel-doc, from the package of its headers.
+pub fn kernel_doc(paths: &Paths) -> Result<PathBuf> {
+    Ok(prefix::stock(paths)?.headers.sources.join("scripts/kernel-doc"))
+}
+
 /// What the compiler said of our modules: nothing, unless it warned.
 pub fn warnings(paths: &Paths) -> Result<String> {
     let stock = prefix::stock(paths)?;
