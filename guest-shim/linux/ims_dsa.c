@@ -501,9 +501,9 @@ static ssize_t ims_result_show(struct device *dev, struct device_attribute *attr
 	struct ims_dsa *dsa = dev_get_drvdata(dev);
 
 	return sysfs_emit(buf,
-			  "descriptors=%u verified=%u errors=%u timeouts=%u by=%s live=%u allocated=%u moved=%u unmoved=%u masked=%u refused=%u churned=%u counted=%d\n",
+			  "descriptors=%u verified=%u errors=%u timeouts=%u by=%s allocated=%u moved=%u unmoved=%u masked=%u refused=%u churned=%u counted=%d\n",
 			  dsa->descriptors, dsa->verified, dsa->errors,
-			  dsa->timeouts, dsa->ims ? "ims" : "msix", dsa->live,
+			  dsa->timeouts, dsa->ims ? "ims" : "msix",
 			  dsa->allocated, dsa->moved, dsa->unmoved, dsa->masked,
 			  dsa->refused, dsa->churned, atomic_read(&dsa->handled));
 }

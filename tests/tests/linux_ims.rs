@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
-use hcall_abi::Call;
 use imsvisor_boot::machine::bochs::{GENEROUS, GENEROUS_DSAS};
 use imsvisor_boot::native::Native;
 use imsvisor_boot::paths::workspace;
@@ -26,16 +25,18 @@ static STORES: Scenario = Scenario::new("four Linuxes with modules for message s
     guest(plan, &format!("name=many mem=576M cpus=16 {pasids} device={}", GENEROUS_DSAS[0]), &words)?;
     let forbidden = "mem=288M ims=forbidden hypercalls=off";
     guest(plan, &format!("name=forbidden {forbidden} device={}", GENEROUS_DSAS[1]), "ims=3000 fires=4 churns=0")?;
-    let fail = |call: Call, nth: u32, step: &str| format!("{}:{nth}:{step}", call.number(0));
+    let fail = |call: &str, nth: u32, step: &str| format!("{}:{nth}:{step}", number_of(call));
     let fails = [
-        fail(Call::AllocMany, 1, "alloc"),
-        fail(Call::Map, 10, "alloc"),
-        fail(Call::SetAffinity, 3, "move"),
-        fail(Call::Mask, 4, "mask"),
+        fail("ALLOC_MANY", 1, "alloc"),
+        fail("MAP", 10, "alloc"),
+        fail("SET_AFFINITY", 3, "move"),
+        fail("MASK", 4, "mask"),
     ];
     let ctl = "list,wait:stopped:running,stop:stopped:--grace=60000,wait:stopped:stopped,counters:stopped,start:stopped,\
                wait:stopped:running,stop:stopped:--force,wait:stopped:stopped,list";
-    let words = format!("ims=200 fires=1 moves=2 reloads=2 fails={} ctl={ctl}", fails.join(","));
+    // Linux complains of an object of ours that is written beyond its end, freed twice, or left when the module goes.
+    let words =
+        format!("slub_debug=FZPU,imsvisor_slot ims=200 fires=1 moves=2 reloads=2 fails={} ctl={ctl}", fails.join(","));
     guest(plan, &format!("name=failing manage=on mem=288M cpus=2 device={}", GENEROUS_DSAS[2]), &words)?;
     let function = format!("mem=288M device=vdsa:{}", GENEROUS_DSAS[3]);
     guest(plan, &format!("name=stopped {function}"), "copies=0 core=yes end=wait")
@@ -45,6 +46,14 @@ static STORES: Scenario = Scenario::new("four Linuxes with modules for message s
 const OWN: u64 = 128;
 /// What came of its boot.
 static NATIVE: Once<Option<(Native, String)>> = Once::new();
+
+/// A call's number, as the header has it that the modules are built with.
+fn number_of(call: &str) -> u32 {
+    let header = std::fs::read_to_string(workspace().unwrap().join("hcall-abi/include/imsvisor_abi.h")).unwrap();
+    let opening = format!("#define IMSVISOR_CALL_{call} ");
+    let number = header.lines().find_map(|line| line.strip_prefix(&opening)?.strip_suffix('u'));
+    number.unwrap_or_else(|| panic!("no call {call}")).parse().unwrap()
+}
 
 fn guest(plan: &mut Plan, options: &str, words: &str) -> Result<()> {
     plan.linux(&format!("linux {options}"), words)
@@ -74,7 +83,7 @@ fn assert_right(boot: &Boot, name: &str) {
     assert_eq!(right, [0; 4], "{name}");
     assert_eq!(boot.reported(name, "verified"), boot.reported(name, "descriptors"), "{name}");
     // The driver's own count, that of /proc/interrupts, and the hypervisor's.
-    assert_eq!(boot.reported(name, "listed"), boot.reported(name, "counted_then"), "{name}");
+    assert_eq!(boot.reported(name, "listed"), boot.reported(name, "then"), "{name}");
     assert_eq!(counted(boot.guest(name), "delivered"), boot.reported(name, "handled"), "{name}");
 }
 
@@ -132,13 +141,13 @@ fn a_call_that_fails_takes_nothing_away_and_modules_can_be_loaded_again() {
     assert_eq!(boot.reported("failing", "again"), 2 * 200);
     let console = boot.outcome().console();
     assert!(!console.contains("are not free"), "slots were not given back");
-    assert!(!console.contains("WARNING:") && !console.contains("BUG:"), "Linux complains");
+    assert!(!console.contains("WARNING:") && !console.contains("BUG"), "Linux complains");
 }
 
 #[test]
 fn a_linux_that_manages_stops_and_starts_another_one_which_ends_in_order() {
     let Some(boot) = stores() else { return };
-    assert_eq!(["commands", "commands_failed"].map(|key| boot.reported("failing", key)), [10, 0]);
+    assert_eq!(["commands", "undone"].map(|key| boot.reported("failing", key)), [10, 0]);
     let console = boot.outcome().console();
     assert!(console.contains("stopped running cpus=1 memory=288 weight=256 starts=1"), "the first list");
     assert!(console.contains("stopped stopped cpus=1 memory=288 weight=256 starts=2"), "the second list");
