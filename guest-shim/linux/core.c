@@ -1,35 +1,71 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
- * Finds imsvisor's hypercall domain, enables it, and says which way to the
- * message stores is open.
+ * Finds imsvisor's hypercall domain, enables it, and chooses how message stores
+ * are reached.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/errno.h>
 #include <linux/module.h>
+#include <linux/spinlock.h>
 
 #include "compat.h"
 #include "internal.h"
 
-struct imsvisor_domain imsvisor_domain;
-static const struct imsvisor_way *the_way;
+struct imsvisor_domain imsvisor_domain __ro_after_init;
+static const struct imsvisor_ims_ops *active_ops __ro_after_init;
 
+/* The devices that have an irq domain. */
+DEFINE_MUTEX(imsvisor_ims_list_lock);
+LIST_HEAD(imsvisor_ims_list);
+
+#ifdef IMSVISOR_FAIL_CALLS
+/* A build for tests can have a call fail. */
 static unsigned int fail_call;
 module_param(fail_call, uint, 0644);
-MODULE_PARM_DESC(fail_call, "For tests: a call that fails, by its number");
+MODULE_PARM_DESC(fail_call, "A call that fails, by its number");
 
 static unsigned int fail_in;
 module_param(fail_in, uint, 0644);
-MODULE_PARM_DESC(fail_in, "For tests: which of these calls fails, counted from 1; 0: none");
+MODULE_PARM_DESC(fail_in, "Which of these calls fails, counted from 1; 0: none");
+
+static unsigned int fail_more;
+module_param(fail_more, uint, 0644);
+MODULE_PARM_DESC(fail_more, "How many of these calls fail after it");
+
+static DEFINE_RAW_SPINLOCK(fail_lock);
+
+static bool must_fail(u32 call)
+{
+	unsigned long flags;
+	bool fails = false;
+
+	raw_spin_lock_irqsave(&fail_lock, flags);
+	if (fail_in && call == fail_call) {
+		fails = !--fail_in;
+		if (fails && fail_more) {
+			fail_more--;
+			fail_in = 1;
+		}
+	}
+	raw_spin_unlock_irqrestore(&fail_lock, flags);
+	return fails;
+}
+#else
+static bool must_fail(u32 call)
+{
+	return false;
+}
+#endif
 
 /**
- * imsvisor_way - The way to slots that the policy leaves open
+ * imsvisor_active_ops - The operations on slots that the policy allows
  *
- * Return: the way, or NULL if drivers have to do with MSI-X.
+ * Return: the operations, or NULL if drivers have to use MSI-X.
  */
-const struct imsvisor_way *imsvisor_way(void)
+const struct imsvisor_ims_ops *imsvisor_active_ops(void)
 {
-	return the_way;
+	return active_ops;
 }
 
 /**
@@ -46,7 +82,7 @@ long imsvisor_call(u32 call, u64 rbx, u64 rcx, u64 rdx, u64 rsi)
 {
 	long rax = (u64)imsvisor_domain.call_base + call;
 
-	if (unlikely(fail_in) && call == fail_call && !--fail_in)
+	if (must_fail(call))
 		return -(long)IMSVISOR_STATUS_HARDWARE_ERROR;
 	asm volatile("vmcall"
 		     : "+a" (rax)
@@ -89,7 +125,7 @@ int imsvisor_errno(long status)
 	}
 }
 
-/* What stands at a base where a domain can be. */
+/* Reads the domain at a base, if there is one. */
 static bool __init domain_at(u32 base)
 {
 	u32 highest, ebx, ecx, edx, version, features;
@@ -157,7 +193,7 @@ static int __init enable_domain(void)
 	return 0;
 }
 
-static void __init choose_way(void)
+static void __init choose_ops(void)
 {
 	bool found = find_domain();
 	const char *why;
@@ -166,18 +202,18 @@ static void __init choose_way(void)
 		found = false;
 	switch (imsvisor_decide(found, &why)) {
 	case IMSVISOR_HYPERCALL:
-		the_way = &imsvisor_hypercall_way;
+		active_ops = &imsvisor_hypercall_ops;
 		pr_info("message stores by hypercall: domain %u.%u at CPUID %#x, features %#x\n",
 			imsvisor_domain.version >> 16,
 			imsvisor_domain.version & 0xffff,
 			imsvisor_domain.base, imsvisor_domain.features);
 		break;
 	case IMSVISOR_NATIVE:
-		the_way = &imsvisor_native_way;
+		active_ops = &imsvisor_native_ops;
 		pr_info("message stores natively: %s\n", why);
 		break;
 	case IMSVISOR_REFUSED:
-		the_way = NULL;
+		active_ops = NULL;
 		pr_info("no message stores: %s\n", why);
 		break;
 	}
@@ -189,13 +225,12 @@ static int __init imsvisor_init(void)
 
 	if (rc)
 		return rc;
-	choose_way();
-	rc = imsvisor_manage_init();
-	if (rc) {
-		imsvisor_irq_exit();
-		return rc;
+	choose_ops();
+	if (active_ops == &imsvisor_hypercall_ops) {
+		imsvisor_power_init();
+		imsvisor_manage_init();
+		imsvisor_stop_init();
 	}
-	imsvisor_stop_init();
 	return 0;
 }
 
@@ -203,6 +238,7 @@ static void __exit imsvisor_exit(void)
 {
 	imsvisor_stop_exit();
 	imsvisor_manage_exit();
+	imsvisor_power_exit();
 	imsvisor_irq_exit();
 }
 

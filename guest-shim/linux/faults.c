@@ -1,25 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
  * Faults of slots, as the hypervisor records them. No interrupt tells of a
- * record, so somebody looks from time to time, while a device has a domain.
+ * record, so work reads the records from time to time, while a device has a
+ * domain.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/io.h>
 #include <linux/module.h>
+#include <linux/ratelimit.h>
 #include <linux/slab.h>
 #include <linux/workqueue.h>
 
 #include "internal.h"
 
+/* Calls of one look. There may be more records, which wait for the next look. */
+#define ROUNDS_MAX	8
+
 static unsigned int fault_poll_ms = 2000;
 module_param(fault_poll_ms, uint, 0444);
 MODULE_PARM_DESC(fault_poll_ms, "Milliseconds between looks for faults; 0: none (default: 2000)");
 
-/* Devices with a domain; the lock is a leaf. */
-static DEFINE_MUTEX(all_lock);
-static LIST_HEAD(all);
-
-static void poll_faults(struct work_struct *work);
-static DECLARE_DELAYED_WORK(poll, poll_faults);
+static void read_and_log_faults(struct work_struct *work);
+static DECLARE_DELAYED_WORK(fault_work, read_and_log_faults);
 
 static const char *what_of(u8 kind)
 {
@@ -35,58 +38,84 @@ static const char *what_of(u8 kind)
 	}
 }
 
-static void report(const struct imsvisor_fault_record *record)
+/* The device's domain, or NULL; imsvisor_ims_list_lock is held. */
+static struct imsvisor_ims *find_device(u16 device)
 {
 	struct imsvisor_ims *ims;
 
-	list_for_each_entry(ims, &all, node) {
-		if (pci_dev_id(ims->pdev) != record->device)
-			continue;
-		dev_err_ratelimited(&ims->pdev->dev,
-				    "%s %u (cookie %#llx): %s, reason %#x, %u more lost\n",
-				    record->store == IMSVISOR_FAULT_STORE_MSIX ?
-				    "MSI-X entry" : "slot", record->slot,
-				    record->cookie, what_of(record->kind),
-				    record->reason, record->lost);
+	list_for_each_entry(ims, &imsvisor_ims_list, node) {
+		if (pci_dev_id(ims->pdev) == device)
+			return ims;
+	}
+	return NULL;
+}
+
+static void report(const struct imsvisor_fault_record *record)
+{
+	bool foreign = record->flags & IMSVISOR_FAULT_FLAG_FOREIGN;
+	bool msix = record->store == IMSVISOR_FAULT_STORE_MSIX;
+	struct imsvisor_ims *ims = find_device(record->device);
+
+	if (!ims) {
+		pr_err_ratelimited("device %#x, %s %u: %s, reason %#x, %u more lost\n",
+				   record->device, msix ? "MSI-X entry" : "slot",
+				   record->slot, what_of(record->kind),
+				   record->reason, record->lost);
 		return;
 	}
+	if (__ratelimit(&ims->ratelimit))
+		pci_err(ims->pdev,
+			"%s %u (cookie %#llx): %s, reason %#x%s, %u more lost\n",
+			msix ? "MSI-X entry" : "slot", record->slot,
+			record->cookie, what_of(record->kind), record->reason,
+			foreign ? ", sent by another function" : "", record->lost);
+	if (record->kind == IMSVISOR_FAULT_STORM &&
+	    record->store == IMSVISOR_FAULT_STORE_ARRAY)
+		imsvisor_slot_note_storm(ims, record->slot);
 }
 
 static void read_faults(struct imsvisor_fault_record *records)
 {
+	unsigned int rounds;
 	long n, nr;
 
-	do {
+	for (rounds = 0; rounds < ROUNDS_MAX; rounds++) {
 		nr = imsvisor_call(IMSVISOR_CALL_READ_FAULTS, virt_to_phys(records),
 				   IMSVISOR_FAULTS_MAX, 0, 0);
+		if (nr < 0 || nr > IMSVISOR_FAULTS_MAX) {
+			pr_err_ratelimited("faults cannot be read: %ld\n", nr);
+			return;
+		}
 		for (n = 0; n < nr; n++)
 			report(&records[n]);
+		if (nr < IMSVISOR_FAULTS_MAX)
+			return;
 		cond_resched();
-	} while (nr == IMSVISOR_FAULTS_MAX);
+	}
 }
 
 static void poll_again(void)
 {
-	queue_delayed_work(system_power_efficient_wq, &poll,
+	queue_delayed_work(system_power_efficient_wq, &fault_work,
 			   msecs_to_jiffies(fault_poll_ms));
 }
 
-static void poll_faults(struct work_struct *work)
+static void read_and_log_faults(struct work_struct *work)
 {
 	struct imsvisor_fault_record *records = (void *)__get_free_page(GFP_KERNEL);
 
-	mutex_lock(&all_lock);
+	mutex_lock(&imsvisor_ims_list_lock);
 	if (records)
 		read_faults(records);
-	if (!list_empty(&all))
+	if (!list_empty(&imsvisor_ims_list))
 		poll_again();
-	mutex_unlock(&all_lock);
+	mutex_unlock(&imsvisor_ims_list_lock);
 	free_page((unsigned long)records);
 }
 
 static bool is_polled(void)
 {
-	return imsvisor_way() == &imsvisor_hypercall_way && fault_poll_ms &&
+	return imsvisor_active_ops() == &imsvisor_hypercall_ops && fault_poll_ms &&
 	       imsvisor_domain.features & IMSVISOR_FEATURE_FAULT_LOG;
 }
 
@@ -96,11 +125,11 @@ static bool is_polled(void)
  */
 void imsvisor_faults_add(struct imsvisor_ims *ims)
 {
-	mutex_lock(&all_lock);
-	list_add(&ims->node, &all);
+	mutex_lock(&imsvisor_ims_list_lock);
+	list_add(&ims->node, &imsvisor_ims_list);
 	if (is_polled())
 		poll_again();
-	mutex_unlock(&all_lock);
+	mutex_unlock(&imsvisor_ims_list_lock);
 }
 
 /**
@@ -109,13 +138,13 @@ void imsvisor_faults_add(struct imsvisor_ims *ims)
  */
 void imsvisor_faults_del(struct imsvisor_ims *ims)
 {
-	mutex_lock(&all_lock);
+	mutex_lock(&imsvisor_ims_list_lock);
 	list_del(&ims->node);
-	mutex_unlock(&all_lock);
-	/* Nobody looks for this device any more, and again for others. */
-	cancel_delayed_work_sync(&poll);
-	mutex_lock(&all_lock);
-	if (!list_empty(&all) && is_polled())
+	mutex_unlock(&imsvisor_ims_list_lock);
+	/* The work may hold the device until it ends. It goes on for others. */
+	cancel_delayed_work_sync(&fault_work);
+	mutex_lock(&imsvisor_ims_list_lock);
+	if (!list_empty(&imsvisor_ims_list) && is_polled())
 		poll_again();
-	mutex_unlock(&all_lock);
+	mutex_unlock(&imsvisor_ims_list_lock);
 }

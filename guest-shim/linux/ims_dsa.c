@@ -40,6 +40,10 @@
 #define BURST		64
 /* Interrupts that come and go at a time. */
 #define CHURN_MAX	32
+/* The group of all interrupts. */
+#define GROUP		1
+/* One of so many interrupts has a thread only; another one is enabled later. */
+#define KINDS		16
 /* After which an interrupt is missed. */
 #define TIMEOUT		(5 * HZ)
 
@@ -158,6 +162,26 @@ static void finish(struct line *line)
 	dsa->verified++;
 }
 
+/* Requests a line's irq in one of the ways in which drivers do. */
+static int request_line(struct line *line)
+{
+	const char *name = line->dsa->name;
+	unsigned int virq = line->map.virq;
+	int rc;
+
+	switch (line->place % KINDS) {
+	case 1:
+		return request_threaded_irq(virq, NULL, completed, 0, name, line);
+	case 2:
+		rc = request_irq(virq, completed, IRQF_NO_AUTOEN, name, line);
+		if (!rc)
+			enable_irq(virq);
+		return rc;
+	default:
+		return request_irq(virq, completed, 0, name, line);
+	}
+}
+
 static int attach(struct ims_dsa *dsa, struct line *line, struct msi_map map)
 {
 	int rc;
@@ -170,7 +194,7 @@ static int attach(struct ims_dsa *dsa, struct line *line, struct msi_map map)
 	if (rc < 0)
 		return rc;
 	line->handle = rc;
-	rc = request_irq(map.virq, completed, 0, dsa->name, line);
+	rc = request_line(line);
 	if (rc) {
 		ims_dsa_hw_release_handle(&dsa->hw, dsa->ims, line->handle);
 		return rc;
@@ -219,7 +243,8 @@ static int alloc_by_ims(struct ims_dsa *dsa, unsigned int nr)
 
 	for (n = 0; n < nr; n++)
 		dsa->cookies[n] = get_random_u64();
-	rc = imsvisor_ims_alloc_irqs(dsa->hw.pdev, 1, nr, nr, dsa->maps, dsa->cookies);
+	rc = imsvisor_ims_alloc_irqs(dsa->hw.pdev, GROUP, nr, nr, dsa->maps,
+				     dsa->cookies, NULL);
 	if (rc < 0)
 		return rc;
 	return attach_all(dsa, nr);
@@ -453,8 +478,8 @@ static int free_lines(struct ims_dsa *dsa)
 		detach(dsa, &dsa->lines[n]);
 		dsa->maps[nr++] = dsa->lines[n].map;
 	}
-	if (dsa->ims)
-		imsvisor_ims_free_irqs(dsa->hw.pdev, dsa->maps, nr);
+	if (dsa->ims && nr)
+		imsvisor_ims_free_group(dsa->hw.pdev, GROUP);
 	return 0;
 }
 

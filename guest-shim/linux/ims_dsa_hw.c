@@ -112,11 +112,12 @@ int ims_dsa_hw_open(struct ims_dsa_hw *hw)
 	rc = pcim_enable_device(pdev);
 	if (rc)
 		return rc;
-	rc = pcim_iomap_regions(pdev, BIT(0) | BIT(2), "ims-dsa");
-	if (rc)
-		return rc;
-	hw->regs = pcim_iomap_table(pdev)[0];
-	hw->portals = pcim_iomap_table(pdev)[2];
+	hw->regs = pcim_iomap_region(pdev, 0, "ims-dsa");
+	if (IS_ERR(hw->regs))
+		return PTR_ERR(hw->regs);
+	hw->portals = pcim_iomap_region(pdev, 2, "ims-dsa");
+	if (IS_ERR(hw->portals))
+		return PTR_ERR(hw->portals);
 	rc = dma_set_mask_and_coherent(&pdev->dev, DMA_BIT_MASK(64));
 	if (rc)
 		return rc;

@@ -2,7 +2,8 @@
 /*
  * Interrupts by a device's interrupt message store (IMS), for device drivers.
  *
- * The functions have the shape of those that Linux 6.2 to 6.9 had for PCI IMS:
+ * The functions are near to those that Linux 6.2 to 6.9 had for PCI IMS; the
+ * differences are in Documentation/imsvisor.rst:
  *
  *   pci_create_ims_domain(pdev, template, hwsize, data)
  *					imsvisor_ims_create(pdev, store)
@@ -39,10 +40,14 @@ void imsvisor_ims_free_irq(struct pci_dev *pdev, struct msi_map map);
 
 int imsvisor_ims_alloc_irqs(struct pci_dev *pdev, unsigned int group,
 			    unsigned int min, unsigned int max,
-			    struct msi_map *maps, const u64 *cookies);
+			    struct msi_map *maps, const u64 *cookies,
+			    const struct irq_affinity_desc *affdescs);
 void imsvisor_ims_free_irqs(struct pci_dev *pdev, const struct msi_map *maps,
 			    unsigned int nr);
 
+void imsvisor_ims_free_group(struct pci_dev *pdev, unsigned int group);
+
 int imsvisor_ims_set_pasid(struct pci_dev *pdev, struct msi_map map, int pasid);
+int imsvisor_ims_restore(struct pci_dev *pdev);
 
 #endif /* _IMSVISOR_H */

@@ -1,9 +1,10 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/* SPDX-License-Identifier: (GPL-2.0 WITH Linux-syscall-note) OR MIT */
 /* /dev/imsvisor: how the guest that manages all guests does so from user space. */
 #ifndef _IMSVISOR_IOCTL_H
 #define _IMSVISOR_IOCTL_H
 
 #include <linux/ioctl.h>
+#include <linux/types.h>
 
 #include "imsvisor_abi.h"
 
@@ -14,8 +15,8 @@
  * @info:	the answer
  */
 struct imsvisor_ioc_info {
-	uint32_t guest;
-	uint32_t reserved;
+	__u32 guest;
+	__u32 reserved;
 	struct imsvisor_guest_info info;
 };
 
@@ -26,8 +27,8 @@ struct imsvisor_ioc_info {
  * @counters:	the answer
  */
 struct imsvisor_ioc_counters {
-	uint32_t guest;
-	uint32_t reserved;
+	__u32 guest;
+	__u32 reserved;
 	struct imsvisor_guest_counters counters;
 };
 
@@ -37,11 +38,14 @@ struct imsvisor_ioc_counters {
  * @grace_ms:	how long it gets to stop, at most IMSVISOR_GRACE_MAX; 0 to start
  */
 struct imsvisor_ioc_life {
-	uint32_t guest;
-	uint32_t grace_ms;
+	__u32 guest;
+	__u32 grace_ms;
 };
 
-/* -EINVAL for a guest that is not there. */
+/*
+ * -EINVAL for a guest that is not there; -EBADF for a change by a file that was
+ * opened for reading.
+ */
 #define IMSVISOR_IOC_INFO	_IOWR('i', 0x60, struct imsvisor_ioc_info)
 #define IMSVISOR_IOC_COUNTERS	_IOWR('i', 0x61, struct imsvisor_ioc_counters)
 #define IMSVISOR_IOC_START	_IOW('i', 0x62, struct imsvisor_ioc_life)

@@ -8,6 +8,7 @@
  */
 #include <linux/irqdomain.h>
 #include <linux/module.h>
+#include <linux/ratelimit.h>
 #include <linux/slab.h>
 
 #include <asm/irqdomain.h>
@@ -23,54 +24,29 @@ static struct imsvisor_slot *slot_of(struct irq_data *data)
 	return irq_data_get_irq_chip_data(data);
 }
 
-/* What cannot be done is said, because these callbacks return nothing. */
-static void complain(struct imsvisor_slot *slot, const char *what, int rc)
-{
-	if (rc)
-		dev_err_ratelimited(&slot->ims->pdev->dev,
-				    "slot %u cannot be %s: %d\n",
-				    imsvisor_index(slot->handle), what, rc);
-}
-
-static void set_masked(struct irq_data *data, bool masked)
-{
-	struct imsvisor_slot *slot = slot_of(data);
-	int rc;
-
-	if (!slot->mapped || slot->masked == masked)
-		return;
-	rc = slot->ims->way->mask(slot, masked);
-	if (!rc)
-		slot->masked = masked;
-	complain(slot, masked ? "masked" : "unmasked", rc);
-}
-
 static void ims_irq_mask(struct irq_data *data)
 {
-	set_masked(data, true);
+	imsvisor_slot_set_masked(slot_of(data), true);
 }
 
 static void ims_irq_unmask(struct irq_data *data)
 {
-	set_masked(data, false);
+	imsvisor_slot_set_masked(slot_of(data), false);
 }
 
 /*
- * The vector domain has chosen a new vector first. It keeps the old one until
- * an interrupt has come by the new one, so none is lost on the way.
+ * The vector domain has chosen a new vector first, and this cannot be undone:
+ * so the result is the parent's, whatever comes of the slot. The old vector
+ * stays until an interrupt has come by the new one, so none is lost on the way.
  */
 static int ims_irq_set_affinity(struct irq_data *data, const struct cpumask *mask,
 				bool force)
 {
-	struct imsvisor_slot *slot = slot_of(data);
 	int rc = irq_chip_set_affinity_parent(data, mask, force);
-	int failed;
 
-	if (rc < 0 || rc == IRQ_SET_MASK_OK_DONE || !slot->mapped)
-		return rc;
-	failed = slot->ims->way->retarget(slot, data);
-	complain(slot, "moved", failed);
-	return failed ?: rc;
+	if (rc >= 0 && rc != IRQ_SET_MASK_OK_DONE)
+		imsvisor_slot_set_affinity(slot_of(data), data);
+	return rc;
 }
 
 static const struct irq_chip ims_chip = {
@@ -79,7 +55,8 @@ static const struct irq_chip ims_chip = {
 	.irq_ack = irq_chip_ack_parent,
 	.irq_set_affinity = ims_irq_set_affinity,
 	.irq_retrigger = irq_chip_retrigger_hierarchy,
-	.flags = IRQCHIP_SKIP_SET_WAKE | IRQCHIP_AFFINITY_PRE_STARTUP,
+	.flags = IRQCHIP_SKIP_SET_WAKE | IRQCHIP_AFFINITY_PRE_STARTUP |
+		 IRQCHIP_ONESHOT_SAFE,
 };
 
 static int ims_domain_alloc(struct irq_domain *domain, unsigned int virq,
@@ -92,52 +69,30 @@ static int ims_domain_alloc(struct irq_domain *domain, unsigned int virq,
 
 	if (nr_irqs != 1)
 		return -EINVAL;
-	ims->way->prepare(ims, &info);
+	ims->ops->msi_prepare(ims, &info);
 	rc = irq_domain_alloc_irqs_parent(domain, virq, nr_irqs, &info);
 	if (rc)
 		return rc;
 	irq_domain_set_info(domain, virq, imsvisor_index(slot->handle),
 			    &ims->chip, slot, handle_edge_irq, NULL, "edge");
-	imsvisor_move_at_any_time(virq);
+	imsvisor_set_move(virq, ims->deferred);
 	return 0;
-}
-
-static void ims_domain_free(struct irq_domain *domain, unsigned int virq,
-			    unsigned int nr_irqs)
-{
-	irq_domain_free_irqs_common(domain, virq, nr_irqs);
 }
 
 static int ims_domain_activate(struct irq_domain *domain, struct irq_data *data,
 			       bool reserve)
 {
-	struct imsvisor_slot *slot = slot_of(data);
-	int rc;
-
-	if (reserve || slot->mapped)
-		return 0;
-	rc = slot->ims->way->map(slot, data);
-	if (rc)
-		return rc;
-	slot->mapped = true;
-	slot->masked = false;
-	return 0;
+	return reserve ? 0 : imsvisor_slot_activate(slot_of(data), data);
 }
 
 static void ims_domain_deactivate(struct irq_domain *domain, struct irq_data *data)
 {
-	struct imsvisor_slot *slot = slot_of(data);
-
-	if (!slot->mapped)
-		return;
-	/* What cannot be unmapped is masked and unmapped when it is freed. */
-	complain(slot, "unmapped", slot->ims->way->unmap(slot));
-	slot->mapped = false;
+	imsvisor_slot_deactivate(slot_of(data));
 }
 
 static const struct irq_domain_ops ims_domain_ops = {
 	.alloc = ims_domain_alloc,
-	.free = ims_domain_free,
+	.free = irq_domain_free_irqs_common,
 	.activate = ims_domain_activate,
 	.deactivate = ims_domain_deactivate,
 };
@@ -152,8 +107,8 @@ static struct imsvisor_ims *ims_of(struct pci_dev *pdev)
 }
 
 /* Gives an irq its slot; ims->lock is held. */
-static struct imsvisor_slot *add_irq(struct imsvisor_ims *ims, u32 handle, u64 cookie,
-				     const struct irq_affinity_desc *affdesc)
+static struct imsvisor_slot *add_irq(struct imsvisor_ims *ims, u32 handle, u32 group,
+				     u64 cookie, const struct irq_affinity_desc *affdesc)
 {
 	struct imsvisor_slot *slot = kmem_cache_zalloc(slots, GFP_KERNEL);
 	int virq;
@@ -162,8 +117,11 @@ static struct imsvisor_slot *add_irq(struct imsvisor_ims *ims, u32 handle, u64 c
 		return ERR_PTR(-ENOMEM);
 	slot->ims = ims;
 	slot->handle = handle;
+	slot->group = group;
 	slot->cookie = cookie;
+	raw_spin_lock_init(&slot->lock);
 	slot->masked = true;
+	slot->device_masked = true;
 	virq = __irq_domain_alloc_irqs(ims->domain, -1, 1, dev_to_node(&ims->pdev->dev),
 				       slot, false, affdesc);
 	if (virq <= 0) {
@@ -180,6 +138,10 @@ static u32 remove_irq(struct imsvisor_slot *slot)
 {
 	u32 handle = slot->handle;
 
+	/* A driver that has not called free_irq(): the device must not fire. */
+	WARN_ON_ONCE(irq_has_action(slot->virq));
+	if (slot->mapped)
+		imsvisor_slot_deactivate(slot);
 	irq_dispose_mapping(slot->virq);
 	list_del(&slot->node);
 	kmem_cache_free(slots, slot);
@@ -194,20 +156,29 @@ static struct imsvisor_slot *slot_at(struct imsvisor_ims *ims, struct msi_map ma
 	return data && data->hwirq == map.index ? slot_of(data) : NULL;
 }
 
-/* At most as many as a page has handles; ims->lock is held. */
+/*
+ * Allocates @min to @max interrupts, at most as many as a page has handles;
+ * ims->lock is held.
+ */
 static int alloc_some(struct imsvisor_ims *ims, u32 group, u32 min, u32 max,
 		      struct msi_map *maps, const u64 *cookies,
-		      const struct irq_affinity_desc *affdesc)
+		      const struct irq_affinity_desc *affdescs)
 {
 	struct imsvisor_slot *slot;
 	int nr, granted, rc = 0;
 	u32 keep;
 
-	granted = ims->way->alloc(ims, group, min, max);
+	granted = ims->ops->alloc(ims, group, min, max);
 	if (granted < 0)
 		return granted;
 	for (nr = 0; nr < granted; nr++) {
-		slot = add_irq(ims, ims->handles[nr], cookies ? cookies[nr] : 0, affdesc);
+		/* The driver may say that its store has fewer slots. */
+		if (imsvisor_index(ims->handles[nr]) >= ims->nr_slots) {
+			rc = -ERANGE;
+			break;
+		}
+		slot = add_irq(ims, ims->handles[nr], group, cookies ? cookies[nr] : 0,
+			       affdescs ? &affdescs[nr] : NULL);
 		if (IS_ERR(slot)) {
 			rc = PTR_ERR(slot);
 			break;
@@ -222,29 +193,39 @@ static int alloc_some(struct imsvisor_ims *ims, u32 group, u32 min, u32 max,
 	while (nr > keep)
 		remove_irq(slot_at(ims, maps[--nr]));
 	memmove(ims->handles, ims->handles + keep, (granted - keep) * sizeof(u32));
-	ims->way->free(ims, granted - keep);
+	ims->ops->free(ims, granted - keep);
 	return keep ?: rc;
 }
 
 /**
  * imsvisor_ims_alloc_irqs - Allocates interrupts
  * @pdev:	the device
- * @group:	a number of the driver's by which the hypervisor knows them
+ * @group:	a number of the driver's, by which imsvisor_ims_free_group()
+ *		frees them; by hypercall, below the hypervisor's number of
+ *		groups
  * @min:	no fewer than these, at least 1
  * @max:	no more than these
  * @maps:	room for @max: the slots' indices and the Linux irqs
  * @cookies:	@max names of the driver's, which come back in records of
  *		faults, or NULL
+ * @affdescs:	for each of @max, on which processors it is, and whether that
+ *		stays, or NULL
  *
  * The interrupts can be requested by request_irq() like any others. Others of
- * the device may be in use meanwhile.
+ * the device may be in use meanwhile. A driver that requests them by
+ * devm_request_irq() does so after imsvisor_ims_create(), so that they are
+ * freed before the domain.
  *
- * Return: how many there are from now on; -ENOSPC if there are fewer than
- * @min, and none is taken then; another errno.
+ * Return: the number of interrupts that were allocated. On an error none is:
+ * -ENODEV for a device without a domain; -EINVAL for a range or group that
+ * cannot be; -ENOSPC if there are fewer than @min slots or vectors; -ERANGE if
+ * slots beyond the driver's number of slots are the only ones left; -ENOMEM;
+ * -EIO if the hypervisor has failed.
  */
 int imsvisor_ims_alloc_irqs(struct pci_dev *pdev, unsigned int group,
 			    unsigned int min, unsigned int max,
-			    struct msi_map *maps, const u64 *cookies)
+			    struct msi_map *maps, const u64 *cookies,
+			    const struct irq_affinity_desc *affdescs)
 {
 	struct imsvisor_ims *ims = ims_of(pdev);
 	unsigned int done = 0;
@@ -260,7 +241,8 @@ int imsvisor_ims_alloc_irqs(struct pci_dev *pdev, unsigned int group,
 
 		mutex_lock(&ims->lock);
 		rc = alloc_some(ims, group, least, most, maps + done,
-				cookies ? cookies + done : NULL, NULL);
+				cookies ? cookies + done : NULL,
+				affdescs ? affdescs + done : NULL);
 		mutex_unlock(&ims->lock);
 		if (rc < 0)
 			break;
@@ -281,7 +263,8 @@ EXPORT_SYMBOL_GPL(imsvisor_ims_alloc_irqs);
  * @cookie:	a name of the driver's, which comes back in records of faults
  * @affdesc:	on which processors, and whether that stays, or NULL
  *
- * Return: the slot's index and the Linux irq; a negative index is an errno.
+ * Return: the slot's index and the Linux irq; a negative index is an errno of
+ * imsvisor_ims_alloc_irqs().
  */
 struct msi_map imsvisor_ims_alloc_irq(struct pci_dev *pdev, u64 cookie,
 				      const struct irq_affinity_desc *affdesc)
@@ -324,7 +307,7 @@ void imsvisor_ims_free_irqs(struct pci_dev *pdev, const struct msi_map *maps,
 				ims->handles[n++] = remove_irq(slot);
 		}
 		if (n)
-			ims->way->free(ims, n);
+			ims->ops->free(ims, n);
 		mutex_unlock(&ims->lock);
 	}
 }
@@ -341,6 +324,43 @@ void imsvisor_ims_free_irq(struct pci_dev *pdev, struct msi_map map)
 }
 EXPORT_SYMBOL_GPL(imsvisor_ims_free_irq);
 
+/* Frees all irqs that are meant, by few calls; ims->lock is held. */
+static void free_some(struct imsvisor_ims *ims, bool all, u32 group)
+{
+	struct imsvisor_slot *slot, *next;
+	unsigned int n = 0;
+
+	list_for_each_entry_safe(slot, next, &ims->irqs, node) {
+		if (!all && slot->group != group)
+			continue;
+		ims->handles[n++] = remove_irq(slot);
+		if (n == IMSVISOR_HANDLES_MAX) {
+			ims->ops->free(ims, n);
+			n = 0;
+		}
+	}
+	if (n)
+		ims->ops->free(ims, n);
+}
+
+/**
+ * imsvisor_ims_free_group - Gives all interrupts of a group back
+ * @pdev:	the device
+ * @group:	the group; its interrupts were freed by free_irq(). That of
+ *		imsvisor_ims_alloc_irq() is 0
+ */
+void imsvisor_ims_free_group(struct pci_dev *pdev, unsigned int group)
+{
+	struct imsvisor_ims *ims = ims_of(pdev);
+
+	if (WARN_ON_ONCE(!ims))
+		return;
+	mutex_lock(&ims->lock);
+	free_some(ims, false, group);
+	mutex_unlock(&ims->lock);
+}
+EXPORT_SYMBOL_GPL(imsvisor_ims_free_group);
+
 /**
  * imsvisor_ims_set_pasid - Sets an interrupt's auxiliary data
  * @pdev:	the device
@@ -348,34 +368,77 @@ EXPORT_SYMBOL_GPL(imsvisor_ims_free_irq);
  * @pasid:	the device uses the slot for work with this PASID only; a
  *		negative one stands for any work
  *
- * Return: 0; -EPERM for a PASID that is not the guest's; another errno.
+ * Return: 0; -ENODEV for a device without a domain; -EINVAL for an interrupt
+ * that the device does not have, or a PASID of more than 20 bits; -EPERM for a
+ * PASID that is not the guest's; -EOPNOTSUPP; -EIO if the hypervisor has
+ * failed.
  */
 int imsvisor_ims_set_pasid(struct pci_dev *pdev, struct msi_map map, int pasid)
 {
 	struct imsvisor_ims *ims = ims_of(pdev);
+	u32 aux = pasid < 0 ? 0 : IMSVISOR_PASID_VALID | pasid;
 	struct imsvisor_slot *slot;
+	unsigned long flags;
 	int rc = -EINVAL;
 
 	if (!ims)
 		return -ENODEV;
+	if (pasid >= (int)BIT(20))
+		return -EINVAL;
 	mutex_lock(&ims->lock);
 	slot = slot_at(ims, map);
-	if (slot)
-		rc = ims->way->set_pasid(slot, pasid < 0 ? 0 : IMSVISOR_PASID_VALID | pasid);
+	if (slot) {
+		raw_spin_lock_irqsave(&slot->lock, flags);
+		rc = ims->ops->set_pasid(slot, aux);
+		raw_spin_unlock_irqrestore(&slot->lock, flags);
+	}
 	mutex_unlock(&ims->lock);
 	return rc;
 }
 EXPORT_SYMBOL_GPL(imsvisor_ims_set_pasid);
 
+/**
+ * imsvisor_ims_restore - Writes a device's slots again
+ * @pdev:	the device, after a reset or a suspension that has changed its
+ *		store. It raises no interrupt yet
+ *
+ * By hypercall a reset gives the slots back. There a driver frees its
+ * interrupts before it resets the device, and allocates them after.
+ *
+ * Return: 0; -ENODEV for a device without a domain; -EOPNOTSUPP by hypercall.
+ */
+int imsvisor_ims_restore(struct pci_dev *pdev)
+{
+	struct imsvisor_ims *ims = ims_of(pdev);
+	struct imsvisor_slot *slot;
+	unsigned long flags;
+
+	if (!ims)
+		return -ENODEV;
+	if (!ims->ops->restore)
+		return -EOPNOTSUPP;
+	mutex_lock(&ims->lock);
+	ims->ops->restore(ims);
+	list_for_each_entry(slot, &ims->irqs, node) {
+		raw_spin_lock_irqsave(&slot->lock, flags);
+		ims->ops->restore_slot(slot);
+		raw_spin_unlock_irqrestore(&slot->lock, flags);
+	}
+	mutex_unlock(&ims->lock);
+	return 0;
+}
+EXPORT_SYMBOL_GPL(imsvisor_ims_restore);
+
 static int create_domain(struct imsvisor_ims *ims)
 {
-	struct irq_domain *parent = ims->way->parent(ims);
+	struct irq_domain *parent = ims->ops->parent(ims);
 
 	if (!parent)
 		return -EOPNOTSUPP;
 	snprintf(ims->name, sizeof(ims->name), "IMS-%s", pci_name(ims->pdev));
 	ims->chip = ims_chip;
 	ims->chip.name = ims->name;
+	imsvisor_set_chip_move(&ims->chip, ims->deferred);
 	ims->fwnode = irq_domain_alloc_named_fwnode(ims->name);
 	if (!ims->fwnode)
 		return -ENOMEM;
@@ -390,34 +453,29 @@ static int create_domain(struct imsvisor_ims *ims)
 
 static void ims_free(struct imsvisor_ims *ims)
 {
-	ims->way->close(ims);
+	ims->ops->close(ims);
+	free_page((unsigned long)ims->sent);
 	free_page((unsigned long)ims->handles);
+	mutex_destroy(&ims->lock);
 	kfree(ims);
 }
 
-/* What a driver has not given back is given back when it lets its device go. */
+/* Runs when the driver lets its device go, and frees what the driver has not. */
 static void ims_release(struct device *dev, void *res)
 {
 	struct imsvisor_ims *ims = *(struct imsvisor_ims **)res;
-	struct imsvisor_slot *slot, *next;
-	unsigned int n = 0;
 
 	imsvisor_faults_del(ims);
 	mutex_lock(&ims->lock);
-	list_for_each_entry_safe(slot, next, &ims->irqs, node) {
-		ims->handles[n++] = remove_irq(slot);
-		if (n == IMSVISOR_HANDLES_MAX || list_empty(&ims->irqs)) {
-			ims->way->free(ims, n);
-			n = 0;
-		}
-	}
+	free_some(ims, true, 0);
 	mutex_unlock(&ims->lock);
+	/* Without irqs there is nothing that queues it again. */
+	cancel_delayed_work_sync(&ims->repair);
 	irq_domain_remove(ims->domain);
 	irq_domain_free_fwnode(ims->fwnode);
 	ims_free(ims);
 }
 
-/* The parts that live as long as the device's driver. */
 static struct imsvisor_ims *ims_new(struct pci_dev *pdev,
 				    const struct imsvisor_store *store)
 {
@@ -426,15 +484,20 @@ static struct imsvisor_ims *ims_new(struct pci_dev *pdev,
 	if (!ims)
 		return NULL;
 	ims->handles = (u32 *)get_zeroed_page(GFP_KERNEL);
-	if (!ims->handles) {
+	ims->sent = (u32 *)get_zeroed_page(GFP_KERNEL);
+	if (!ims->handles || !ims->sent) {
+		free_page((unsigned long)ims->sent);
+		free_page((unsigned long)ims->handles);
 		kfree(ims);
 		return NULL;
 	}
 	ims->pdev = pdev;
-	ims->way = imsvisor_way();
+	ims->ops = imsvisor_active_ops();
 	ims->store = *store;
 	mutex_init(&ims->lock);
 	INIT_LIST_HEAD(&ims->irqs);
+	INIT_DELAYED_WORK(&ims->repair, imsvisor_slots_repair);
+	ratelimit_default_init(&ims->ratelimit);
 	return ims;
 }
 
@@ -444,18 +507,21 @@ static struct imsvisor_ims *ims_new(struct pci_dev *pdev,
  * @store:	what the driver knows of the store
  *
  * The domain goes away when the driver lets the device go, or by
- * imsvisor_ims_destroy(). MSI-X of the same device can be in use beside it.
+ * imsvisor_ims_destroy(). MSI-X of the same device can be in use beside it. The
+ * driver serialises this function and imsvisor_ims_destroy() with each other
+ * and with all other functions for this device. The others may run at the same
+ * time.
  *
  * Return: 0; -EOPNOTSUPP where message stores must not be used, and drivers
- * have to do with MSI-X; -ENODEV for a device without a store; -EEXIST for
- * one that has a domain; another errno.
+ * use MSI-X; -ENODEV for a device without a store; -EEXIST for one that has a
+ * domain; -ENOMEM; -EIO if the hypervisor has failed.
  */
 int imsvisor_ims_create(struct pci_dev *pdev, const struct imsvisor_store *store)
 {
 	struct imsvisor_ims *ims, **res;
 	int rc;
 
-	if (!imsvisor_way())
+	if (!imsvisor_active_ops())
 		return -EOPNOTSUPP;
 	if (ims_of(pdev))
 		return -EEXIST;
@@ -464,7 +530,7 @@ int imsvisor_ims_create(struct pci_dev *pdev, const struct imsvisor_store *store
 	rc = res && ims ? 0 : -ENOMEM;
 	if (rc)
 		goto free;
-	rc = ims->way->open(ims);
+	rc = ims->ops->open(ims);
 	if (rc < 0)
 		goto free;
 	ims->nr_slots = min_t(unsigned int, rc, store->nr_slots);
@@ -492,7 +558,7 @@ EXPORT_SYMBOL_GPL(imsvisor_ims_create);
  */
 void imsvisor_ims_destroy(struct pci_dev *pdev)
 {
-	devres_release(&pdev->dev, ims_release, NULL, NULL);
+	WARN_ON(devres_release(&pdev->dev, ims_release, NULL, NULL));
 }
 EXPORT_SYMBOL_GPL(imsvisor_ims_destroy);
 

@@ -4,6 +4,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/io.h>
 #include <linux/miscdevice.h>
@@ -73,10 +74,12 @@ static long ioc_counters(void __user *arg)
 	return rc;
 }
 
-static long ioc_life(u32 call, void __user *arg)
+static long ioc_life(struct file *file, u32 call, void __user *arg)
 {
 	struct imsvisor_ioc_life asked;
 
+	if (!(file->f_mode & FMODE_WRITE))
+		return -EBADF;
 	if (copy_from_user(&asked, arg, sizeof(asked)))
 		return -EFAULT;
 	if (call == IMSVISOR_CALL_START_GUEST && asked.grace_ms)
@@ -94,19 +97,26 @@ static long manage_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	case IMSVISOR_IOC_COUNTERS:
 		return ioc_counters(at);
 	case IMSVISOR_IOC_START:
-		return ioc_life(IMSVISOR_CALL_START_GUEST, at);
+		return ioc_life(file, IMSVISOR_CALL_START_GUEST, at);
 	case IMSVISOR_IOC_STOP:
-		return ioc_life(IMSVISOR_CALL_STOP_GUEST, at);
+		return ioc_life(file, IMSVISOR_CALL_STOP_GUEST, at);
 	case IMSVISOR_IOC_RESTART:
-		return ioc_life(IMSVISOR_CALL_RESTART_GUEST, at);
+		return ioc_life(file, IMSVISOR_CALL_RESTART_GUEST, at);
 	default:
 		return -ENOTTY;
 	}
 }
 
+static int manage_open(struct inode *inode, struct file *file)
+{
+	return capable(CAP_SYS_ADMIN) ? 0 : -EPERM;
+}
+
 static const struct file_operations manage_fops = {
 	.owner = THIS_MODULE,
+	.open = manage_open,
 	.unlocked_ioctl = manage_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
 	.llseek = noop_llseek,
 };
 
@@ -120,17 +130,18 @@ static struct miscdevice manage_device = {
 /**
  * imsvisor_manage_init - Makes /dev/imsvisor, if this guest manages
  *
- * Return: 0 or an errno.
+ * Message stores do without the device, so a failure is one line of the log.
  */
-int __init imsvisor_manage_init(void)
+void __init imsvisor_manage_init(void)
 {
 	int rc;
 
 	if (!(imsvisor_domain.features & IMSVISOR_FEATURE_MANAGE))
-		return 0;
+		return;
 	rc = misc_register(&manage_device);
+	if (rc)
+		pr_warn("there is no /dev/imsvisor: %d\n", rc);
 	registered = !rc;
-	return rc;
 }
 
 /**

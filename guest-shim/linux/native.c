@@ -39,21 +39,36 @@ static void write_control(struct imsvisor_slot *slot, bool masked)
 	ioread32(dword(slot, SLOT_CONTROL));
 }
 
-/* The message that the domains above have composed. */
-static void write_message(struct imsvisor_slot *slot, struct irq_data *data)
+/* Writes slot->msg; the slot is masked. */
+static void write_message(struct imsvisor_slot *slot)
 {
-	struct msi_msg msg = {};
+	iowrite32(slot->msg.address_lo, dword(slot, SLOT_ADDRESS_LO));
+	iowrite32(slot->msg.address_hi, dword(slot, SLOT_ADDRESS_HI));
+	iowrite32(slot->msg.data, dword(slot, SLOT_DATA));
+	ioread32(dword(slot, SLOT_DATA));
+}
 
+/* Takes the message that the domains above compose. */
+static void compose_message(struct imsvisor_slot *slot, struct irq_data *data)
+{
 	while ((data = data->parent_data)) {
 		if (data->chip && data->chip->irq_compose_msi_msg) {
-			data->chip->irq_compose_msi_msg(data, &msg);
+			data->chip->irq_compose_msi_msg(data, &slot->msg);
 			break;
 		}
 	}
-	iowrite32(msg.address_lo, dword(slot, SLOT_ADDRESS_LO));
-	iowrite32(msg.address_hi, dword(slot, SLOT_ADDRESS_HI));
-	iowrite32(msg.data, dword(slot, SLOT_DATA));
-	ioread32(dword(slot, SLOT_DATA));
+}
+
+/* Masks all slots: nobody knows their messages. */
+static void mask_all(struct imsvisor_ims *ims)
+{
+	void __iomem *control = ims->store.slots + SLOT_CONTROL * sizeof(u32);
+	unsigned int n;
+
+	for (n = 0; n < ims->nr_slots; n++)
+		iowrite32(IMSVISOR_SLOT_CONTROL_MASK,
+			  control + n * SLOT_DWORDS * sizeof(u32));
+	ioread32(control);
 }
 
 static int native_open(struct imsvisor_ims *ims)
@@ -69,22 +84,35 @@ static int native_open(struct imsvisor_ims *ims)
 		return -ENOMEM;
 	ims->desc->dev = &ims->pdev->dev;
 	ims->nr_slots = nr;
+	mask_all(ims);
 	return nr;
 }
 
 static void native_close(struct imsvisor_ims *ims)
 {
+	if (ims->nr_slots)
+		mask_all(ims);
 	bitmap_free(ims->taken);
 	kfree(ims->desc);
 }
 
+/*
+ * A parent of another kind, for example below an Intel VMD, wants more than an
+ * irq_alloc_info. The vector domain changes the message with the target. A
+ * device may take the two at different times, so the irq moves in its interrupt.
+ */
 static struct irq_domain *native_parent(struct imsvisor_ims *ims)
 {
-	return dev_get_msi_domain(&ims->pdev->dev);
+	struct irq_domain *parent = dev_get_msi_domain(&ims->pdev->dev);
+
+	if (!parent || !irq_domain_is_msi_parent(parent))
+		return NULL;
+	ims->deferred = parent == x86_vector_domain;
+	return parent;
 }
 
 /* A remapping unit wants to know whose messages these are. */
-static void native_prepare(struct imsvisor_ims *ims, struct irq_alloc_info *info)
+static void native_msi_prepare(struct imsvisor_ims *ims, struct irq_alloc_info *info)
 {
 	info->type = X86_IRQ_ALLOC_TYPE_PCI_MSIX;
 	info->desc = ims->desc;
@@ -114,10 +142,18 @@ static void native_free(struct imsvisor_ims *ims, unsigned int nr)
 		clear_bit(ims->handles[--nr], ims->taken);
 }
 
-static int native_map(struct imsvisor_slot *slot, struct irq_data *data)
+static void native_restore_slot(struct imsvisor_slot *slot)
 {
 	write_control(slot, true);
-	write_message(slot, data);
+	write_message(slot);
+	write_control(slot, slot->device_masked);
+}
+
+static int native_map(struct imsvisor_slot *slot, struct irq_data *data)
+{
+	compose_message(slot, data);
+	write_control(slot, true);
+	write_message(slot);
 	write_control(slot, false);
 	return 0;
 }
@@ -138,11 +174,10 @@ static int native_mask(struct imsvisor_slot *slot, bool masked)
  * Without a remapping unit the message changes. It is written while the slot
  * is masked: a message that would come meanwhile waits in the device.
  */
-static int native_retarget(struct imsvisor_slot *slot, struct irq_data *data)
+static int native_set_affinity(struct imsvisor_slot *slot, struct irq_data *data)
 {
-	write_control(slot, true);
-	write_message(slot, data);
-	write_control(slot, slot->masked);
+	compose_message(slot, data);
+	native_restore_slot(slot);
 	return 0;
 }
 
@@ -153,20 +188,22 @@ static int native_set_pasid(struct imsvisor_slot *slot, u32 pasid)
 		slot->pasid = (pasid & ~IMSVISOR_PASID_VALID) <<
 			      IMSVISOR_SLOT_CONTROL_PASID_SHIFT |
 			      IMSVISOR_SLOT_CONTROL_PASID_ENABLE;
-	write_control(slot, slot->masked);
+	write_control(slot, slot->device_masked);
 	return 0;
 }
 
-const struct imsvisor_way imsvisor_native_way = {
+const struct imsvisor_ims_ops imsvisor_native_ops = {
 	.open = native_open,
 	.close = native_close,
 	.parent = native_parent,
-	.prepare = native_prepare,
+	.msi_prepare = native_msi_prepare,
 	.alloc = native_alloc,
 	.free = native_free,
 	.map = native_map,
 	.unmap = native_unmap,
 	.mask = native_mask,
-	.retarget = native_retarget,
+	.set_affinity = native_set_affinity,
 	.set_pasid = native_set_pasid,
+	.restore = mask_all,
+	.restore_slot = native_restore_slot,
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
- * Who may use a message store: the bare-metal test, the platform's word, and
- * the decision.
+ * Decides whether Linux may use message stores, and how: the bare-metal test
+ * and the platform's word.
  *
  * The hints of a virtual machine are those of the on_bare_metal() that was
  * proposed with device IMS in 2021, with names compared word by word.
@@ -29,7 +29,6 @@
 #define AMD_NP_CACHE			BIT(26)
 #define CLASS_IOMMU			0x0806
 
-#define VIRTIO_VENDOR			0x1af4
 #define VIRTIO_IOMMU			0x1057
 
 /* Names as words in lower case; one that ends in "*" may go on. */
@@ -165,10 +164,12 @@ static bool __init amd_iommu_is_emulated(void)
 
 static bool __init has_virtio_iommu(void)
 {
-	struct pci_dev *pdev = pci_get_device(VIRTIO_VENDOR, VIRTIO_IOMMU, NULL);
+	static const struct pci_device_id ids[] __initconst = {
+		{ PCI_DEVICE(PCI_VENDOR_ID_REDHAT_QUMRANET, VIRTIO_IOMMU) },
+		{}
+	};
 
-	pci_dev_put(pdev);
-	return pdev;
+	return pci_dev_present(ids);
 }
 
 /* The first hint of a virtual machine, or NULL. */

@@ -37,16 +37,30 @@ static int stop_irq_set_affinity(struct irq_data *data, const struct cpumask *ma
 
 	if (rc < 0 || !irqd_is_activated(data))
 		return rc;
+	/* The vector domain has moved the irq, so that this is no error of the move. */
 	failed = tell(imsvisor_target(data));
-	return failed ?: rc;
+	if (failed)
+		pr_err("requests to stop still go to the old processor: %d\n", failed);
+	return rc;
+}
+
+/*
+ * The interrupt cannot be masked. genirq masks an irq that it moves in its
+ * interrupt, and asks for no function to do so.
+ */
+static void stop_irq_nothing(struct irq_data *data)
+{
 }
 
 static struct irq_chip stop_chip = {
 	.name = NAME,
+	.irq_mask = stop_irq_nothing,
+	.irq_unmask = stop_irq_nothing,
 	.irq_ack = irq_chip_ack_parent,
 	.irq_set_affinity = stop_irq_set_affinity,
 	.irq_retrigger = irq_chip_retrigger_hierarchy,
-	.flags = IRQCHIP_SKIP_SET_WAKE | IRQCHIP_AFFINITY_PRE_STARTUP,
+	.flags = IRQCHIP_SKIP_SET_WAKE | IRQCHIP_AFFINITY_PRE_STARTUP |
+		 IRQCHIP_ONESHOT_SAFE,
 };
 
 static int stop_domain_alloc(struct irq_domain *stop, unsigned int irq,
@@ -59,7 +73,7 @@ static int stop_domain_alloc(struct irq_domain *stop, unsigned int irq,
 		return rc;
 	irq_domain_set_info(stop, irq, 0, &stop_chip, NULL, handle_edge_irq, NULL,
 			    "edge");
-	imsvisor_move_at_any_time(irq);
+	imsvisor_set_move(irq, false);
 	return 0;
 }
 
@@ -101,7 +115,7 @@ static int create(void)
 	virq = irq_domain_alloc_irqs(domain, 1, NUMA_NO_NODE, NULL);
 	if (virq <= 0)
 		return virq ?: -ENOSPC;
-	return request_irq(virq, asked, 0, NAME, &stop_chip);
+	return request_irq(virq, asked, IRQF_NOBALANCING, NAME, &stop_chip);
 }
 
 static void destroy(void)
@@ -134,6 +148,17 @@ void __init imsvisor_stop_init(void)
 		pr_warn("this guest cannot be asked to stop: %d\n", rc);
 		destroy();
 	}
+}
+
+/**
+ * imsvisor_stop_shutdown - Takes no more requests to stop, when the kernel ends
+ *
+ * The next kernel has other vectors.
+ */
+void imsvisor_stop_shutdown(void)
+{
+	if (domain)
+		tell(0);
 }
 
 /**

@@ -45,7 +45,7 @@ const TOOLS: [&str; 7] =
 
 /// What Kbuild is told beside that. W=1 asks for the warnings that the kernel's maintainers want to have looked at. Types for BPF would need pahole and the whole kernel; debugging information would make the module
 /// fifteen times as long.
-const SETTINGS: [&str; 3] = ["CONFIG_DEBUG_INFO_BTF_MODULES=", "KCFLAGS=-g0", "W=1"];
+const SETTINGS: [&str; 4] = ["CONFIG_DEBUG_INFO_BTF_MODULES=", "KCFLAGS=-g0", "W=1", "IMSVISOR_FAIL_CALLS=y"];
 
 /// Variables of a make or a kernel build around us that would change this one.
 const FOREIGN: [&str; 8] =

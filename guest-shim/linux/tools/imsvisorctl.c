@@ -30,6 +30,8 @@
 enum { SYS_WRITE = 1, SYS_OPEN = 2, SYS_IOCTL = 16, SYS_NANOSLEEP = 35, SYS_EXIT = 60 };
 enum { READ_WRITE = 2 };
 enum { STDOUT = 1, STDERR = 2 };
+/* The error for a guest that is not there. */
+enum { NO_GUEST = -22 };
 
 static const char * const states[] = {
 	[IMSVISOR_GUEST_STATE_STOPPED] = "stopped",
@@ -134,9 +136,12 @@ static const char *state_of(const struct imsvisor_guest_info *info)
 static int ask(uint32_t guest, struct imsvisor_guest_info *info)
 {
 	struct imsvisor_ioc_info asked = { .guest = guest };
+	long rc = call(SYS_IOCTL, device, IMSVISOR_IOC_INFO, (long)&asked);
 
-	if (call(SYS_IOCTL, device, IMSVISOR_IOC_INFO, (long)&asked) < 0)
+	if (rc == NO_GUEST)
 		return 0;
+	if (rc < 0)
+		fail("cannot ask about guests by ", DEVICE);
 	*info = asked.info;
 	return 1;
 }
