@@ -42,7 +42,10 @@ static STORES: Scenario = Scenario::new("four Linuxes with modules for message s
     );
     guest(plan, &format!("name=failing manage=on storm=20 mem=288M cpus=2 device={}", GENEROUS_DSAS[2]), &words)?;
     let function = format!("mem=288M device=vdsa:{}", GENEROUS_DSAS[3]);
-    guest(plan, &format!("name=stopped {function}"), "copies=0 core=yes end=wait")
+    guest(plan, &format!("name=stopped {function}"), "copies=0 core=yes end=wait")?;
+    // The limit is for two Linuxes.
+    plan.config.limit *= 2;
+    Ok(())
 });
 
 /// Interrupts of the Linux that has a store for itself.
