@@ -12,6 +12,8 @@
  *   mask N	N interrupts are masked, come meanwhile, and are unmasked
  *   pasid P	one interrupt is for work of PASID P only: it does not come for
  *		work without, and comes again when it is for all work
+ *   burst N	one interrupt completes copies for N milliseconds as fast as it
+ *		can, however many of them come, comes once more, and is freed
  *   churn N	N times: some interrupts at random are freed, and others
  *		allocated, while copies of others are under way
  *   free	free all
@@ -44,6 +46,8 @@
 #define GROUP		1
 /* One of so many interrupts has a thread only; another one is enabled later. */
 #define KINDS		16
+/* More milliseconds than an interrupt stays masked after a storm. */
+#define MASKED_MS	2500
 /* After which an interrupt is missed. */
 #define TIMEOUT		(5 * HZ)
 
@@ -425,6 +429,33 @@ static int pasid(struct ims_dsa *dsa, unsigned int number)
 	return 0;
 }
 
+/*
+ * The hypervisor masks an interrupt that comes faster than its limit. The
+ * interrupt comes again after some time, which is longer than that here.
+ */
+static int burst(struct ims_dsa *dsa, unsigned int milliseconds)
+{
+	unsigned long end = jiffies + msecs_to_jiffies(milliseconds);
+	struct line *line;
+
+	if (!dsa->ims || !dsa->live)
+		return -ENOENT;
+	line = next_live(dsa);
+	while (time_before(jiffies, end)) {
+		submit(line);
+		await_record(line);
+		dsa->descriptors--;
+		cond_resched();
+	}
+	msleep(MASKED_MS);
+	line->expected = line->handled;
+	reinit_completion(&line->done);
+	submit(line);
+	detach(dsa, line);
+	imsvisor_ims_free_irqs(dsa->hw.pdev, &line->map, 1);
+	return 0;
+}
+
 /* Frees some lines at random and allocates as many, while others fire. */
 static int churn_once(struct ims_dsa *dsa)
 {
@@ -498,6 +529,8 @@ static int run_step(struct ims_dsa *dsa, const char *text)
 		return move(dsa, number);
 	if (!strcmp(word, "mask"))
 		return mask(dsa, number);
+	if (!strcmp(word, "burst"))
+		return burst(dsa, number);
 	if (!strcmp(word, "pasid"))
 		return pasid(dsa, number);
 	if (!strcmp(word, "churn"))

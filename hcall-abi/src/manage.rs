@@ -4,8 +4,21 @@
 //! for the one guest whose module has `manage=on` ([`Features::MANAGE`](crate::cpuid::Features::MANAGE)); to all others they are
 //! [`Status::UnknownCall`].
 //!
-//! Guests are numbered from 0, in the order of their modules. A number beyond the last guest is [`Status::InvalidArgument`]. A call that asks
-//! for what is so already succeeds: to start a guest that runs, to stop one that has stopped.
+//! Guests are numbered from 0, in the order of their modules. A call that asks for what is so already succeeds: to start a guest that runs, to
+//! stop one that has stopped.
+//!
+//! Errors of all of these calls, beside those that each of them names:
+//!
+//! | status | when |
+//! |---|---|
+//! | [`Status::NotPrivileged`] | it is not 64-bit code at CPL 0 that calls |
+//! | [`Status::UnknownCall`] | the guest does not have the call |
+//! | [`Status::InvalidArgument`] | a guest's number that is beyond the last guest, or does not fit into 16 bits; milliseconds beyond [`GRACE_MAX`]; a register of RBX, RCX, RDX and RSI that the call does not use and that is not 0 |
+//! | [`Status::CrossesPage`] | a structure that is not in one page |
+//! | [`Status::BadAddress`] | a structure outside of the guest's memory |
+//! | [`Status::BadLayout`] | a structure of another size or version |
+//!
+//! A call that fails changes nothing.
 
 use crate::{Status, Target};
 
@@ -15,12 +28,16 @@ use crate::{Status, Target};
 pub enum LifeCall {
     /// RBX = target, as [`Target::to_register`] has it, or 0 for none. From then on the guest gets this interrupt when it is asked to stop,
     /// and should end by itself soon. If it has been asked already, the interrupt comes at once. [`BadTarget`] for a virtual processor that
-    /// the guest does not have. Returns 0.
+    /// the guest does not have, [`BadVector`] for a vector below 16. Returns 0.
     ///
     /// [`BadTarget`]: crate::Status::BadTarget
+    /// [`BadVector`]: crate::Status::BadVector
     SetStopRequest = 19,
     /// RBX = guest, RCX = guest-physical address of a [`GuestInfo`], in one page, whose `size` and `version` are set. Fills it in and returns
-    /// 0.
+    /// 0. A guest that the hypervisor has refused is [`GuestState::Failed`], with no more than that and the number of guests. [`InvalidArgument`] if
+    /// another field of the structure is not 0.
+    ///
+    /// [`InvalidArgument`]: crate::Status::InvalidArgument
     QueryGuest = 20,
     /// RBX = guest. Makes the guest from its module and starts it. One that is being stopped starts after that. [`Unsupported`] for a guest
     /// that the hypervisor has refused. Returns 0 without waiting.
@@ -28,12 +45,16 @@ pub enum LifeCall {
     /// [`Unsupported`]: crate::Status::Unsupported
     StartGuest = 21,
     /// RBX = guest, RCX = milliseconds, at most [`GRACE_MAX`]. Asks the guest to stop ([`LifeCall::SetStopRequest`]), and ends it if it runs
-    /// so many milliseconds later; at once if they are 0. Returns 0 without waiting.
+    /// so many milliseconds later; at once if they are 0. [`Unsupported`] for a guest that the hypervisor has refused. Returns 0 without waiting.
+    ///
+    /// [`Unsupported`]: crate::Status::Unsupported
     StopGuest = 22,
-    /// RBX = guest, RCX = milliseconds. As `StopGuest`, and then `StartGuest`. Returns 0 without waiting.
+    /// RBX = guest, RCX = milliseconds. As `StopGuest`, and then `StartGuest`, with their errors. Returns 0 without waiting.
     RestartGuest = 23,
     /// RBX = guest, RCX = guest-physical address of [`GuestCounters`], in one page, whose `size` and `version` are set. Fills them in and
-    /// returns 0.
+    /// returns 0; all are 0 for a guest that the hypervisor has refused. [`InvalidArgument`] if another field of the structure is not 0.
+    ///
+    /// [`InvalidArgument`]: crate::Status::InvalidArgument
     ReadCounters = 24,
 }
 
@@ -95,7 +116,7 @@ pub fn grace_from_register(value: u64) -> Result<u64, Status> {
 pub enum GuestState {
     /// It does not run, and has ended as it should, or was never started.
     Stopped = 0,
-    /// It is being made.
+    /// It is being made, or waits for memory that others have.
     Starting = 1,
     /// It runs.
     Running = 2,
@@ -256,7 +277,7 @@ impl GuestInfo {
 /// | 6..8 | 0 |
 /// | 8..16 | ticks of the TSC that making and releasing the guest took, in all its lives |
 /// | 16..24 | ticks charged to it |
-/// | 24..32 | ticks of these that its interrupts took from others' turns |
+/// | 24..32 | ticks of these that were worked for it beside its turns: for interrupts, faults and errors of its devices, ends of resets, and the making of its virtual processors |
 /// | 32..40 | VM exits |
 /// | 40..48 | devices' interrupts that were given to it; not those that are posted |
 /// | 48..64 | 0; the guest writes 0 wherever it sets nothing |
@@ -266,7 +287,8 @@ pub struct GuestCounters {
     pub building: u64,
     /// Ticks of processors that were charged to it.
     pub charged: u64,
-    /// Ticks of these that its interrupts took from others' turns.
+    /// Ticks of these that were worked for it beside its turns: for interrupts, faults and errors of its devices, ends of resets, and the making of
+    /// its virtual processors.
     pub interrupting: u64,
     /// VM exits.
     pub exits: u64,

@@ -96,13 +96,14 @@ fn log_machine(machine: &Machine, service: &MachineService, processors: usize) {
     let stores = machine.functions().iter().filter(|function| function.siov.is_some_and(|siov| siov.ims)).count();
     let units = service.ports().units().count();
     event!(
-        "machine cpu=\"{}\" processors={processors} memory_mib={} functions={} vtd_units={units} vtd_posting={} ims_devices={stores} clock={} tsc_mhz={}",
+        "machine cpu=\"{}\" processors={processors} memory_mib={} functions={} vtd_units={units} vtd_posting={} ims_devices={stores} clock={} tsc_mhz={} nodes={}",
         brand.as_ref().map_or("unknown", |brand| brand.as_str().trim()),
         FRAMES.total_bytes() >> 20,
         machine.functions().len(),
         if units > 0 && service.ports().can_post() { "yes" } else { "no" },
         machine.clock().name(),
         machine.clock().tsc_mhz(),
+        machine.nodes(),
     );
 }
 

@@ -43,6 +43,31 @@ fn tenants_of_two_devices_work_beside_a_hostile_guest_and_every_interrupt_is_acc
     }
 }
 
+/// A guest whose device takes long to reset, which it does again and again, on the processor of one that never sleeps.
+static RESETS: Scenario = Scenario::new("a guest that resets its device beside a busy one", |plan| {
+    plan.plugin(&["slow-resets"]);
+    plan.guest("ctl", "ctl manage=on mem=18M cmdline=\"wait resets stopped; stop busy; wait busy stopped\"")?;
+    plan.guest("resets", &format!("resets mem=32M device=dsa cmdline=rounds={RESET_ROUNDS}"))?;
+    plan.guest("tenant", "busy mem=18M cmdline=busy=yes")
+});
+
+const RESET_ROUNDS: u64 = 4;
+
+#[test]
+fn attack_29_a_guest_keeps_its_time_while_its_neighbour_resets_a_device_that_takes_long() {
+    let boot = RESETS.run();
+    boot.assert_hypervisor_lived();
+    assert_eq!(boot.done.as_deref(), Some("ok"));
+    assert_eq!((boot.reported("resets", "rounds"), boot.reported("resets", "errors")), (RESET_ROUNDS, 0));
+    for kind in ["commands", "levels"] {
+        let longest = boot.reported("resets", kind);
+        assert!(longest > 2 * isolation::LATENCY, "{kind}: the resets are not slow, or nobody waits: {longest} ticks");
+    }
+    let gap = boot.reported("busy", "gap");
+    assert!(gap <= isolation::LATENCY, "the neighbour did not run for {gap} ticks");
+    boot.assert_all_came_back();
+}
+
 fn assert_bounded(scenario: &'static Scenario) {
     let boot = scenario.run();
     boot.assert_hypervisor_lived();

@@ -64,6 +64,34 @@ fn a_guest_that_does_not_manage_has_no_such_calls() {
     }
 }
 
+/// Two guests of which the machine's memory holds only one at a time.
+static CROWDED: Scenario = Scenario::new("a guest whose memory another one has", |plan| {
+    manager(
+        plan,
+        "wait a running; stop a; wait a stopped; start b; wait b running; start a; list; restart b --force; \
+         wait a running; list; stop a; wait a stopped; wait b running; stop b; wait b stopped",
+    )?;
+    plan.guest("tenant", "a mem=400M")?;
+    plan.guest("tenant", "b mem=400M autostart=off")
+});
+
+#[test]
+fn a_guest_whose_memory_another_one_has_is_made_when_that_comes_back() {
+    let boot = CROWDED.run();
+    boot.assert_hypervisor_lived();
+    assert_eq!(boot.done.as_deref(), Some("ok"));
+    assert_eq!(boot.verified("ctl", "restarts"), 0);
+    // Who waits has it before who is restarted.
+    assert_eq!(said(&boot, "1 a starting vcpus=1").len(), 1);
+    assert_eq!(said(&boot, "2 b starting vcpus=1").len(), 1);
+    assert_eq!((ends(&boot, "a").len(), ends(&boot, "b").len()), (2, 2));
+    assert_eq!([boot.refusal_of("a"), boot.refusal_of("b")], [None; 2]);
+    let words = "it is made when others have released that much";
+    let told = boot.outcome().lines.iter().filter(|seen| seen.raw.contains(words));
+    assert_eq!(told.count(), 2, "each of them is told of once");
+    boot.assert_all_came_back();
+}
+
 static POLICIES: Scenario = Scenario::new("guests that are restarted by their options", |plan| {
     plan.guest("tenant", "never mem=18M cmdline=\"rounds=1 code=0\"")?;
     plan.guest("tenant", "failing mem=18M restart=on-failure cmdline=\"rounds=1 code=3\"")?;

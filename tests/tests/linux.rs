@@ -148,8 +148,21 @@ fn linux_starts_with_few_exits() {
     let end = boot.guest("whole").end.as_ref().and_then(|end| end.number("ticks"));
     // Linux unpacks itself in more than half a billion instructions.
     assert!(mark.number("ticks").is_some_and(|ticks| ticks > 500_000_000 && Some(ticks) < end), "{mark}, {end:?}");
-    let all: u64 = boot.guest("whole").exits.values().sum();
-    assert!(all < 10_000, "{all} exits: {:?}", boot.guest("whole").exits);
+    // Apart from its ticks, 250 a second: Linux arms the timer, and the timer ends a run of the guest.
+    let exits = &boot.guest("whole").exits;
+    let ticks = end.unwrap_or_default() / (200_000_000 / 250);
+    let (timer, others): (Vec<_>, Vec<_>) =
+        exits.iter().partition(|(reason, _)| ["wrmsr", "preemption-timer"].contains(&reason.as_str()));
+    let sum = |exits: Vec<(&String, &u64)>| exits.into_iter().map(|(_, count)| count).sum::<u64>();
+    let (timer, others) = (sum(timer), sum(others));
+    assert!(others < 5_000 && timer < 4 * ticks, "{others} exits, and {timer} in {ticks} ticks: {exits:?}");
+}
+
+/// Both share a processor, so each misses ticks of its own while the other one runs.
+#[test]
+fn linux_keeps_time_by_the_tsc_although_it_misses_ticks() {
+    let Some(boot) = linux(&EACH_BY_ITSELF) else { return };
+    assert_eq!(["whole", "moved"].map(|name| boot.reported(name, "tsc")), [1, 1]);
 }
 
 #[test]

@@ -41,12 +41,15 @@ static STORES: Scenario = Scenario::new("four Linuxes with modules for message s
                wait:stopped:running,stop:stopped:--force,wait:stopped:stopped,list";
     // Linux complains of an object of ours that is written beyond its end, freed twice, or left when the module goes.
     let words = format!(
-        "slub_debug=FZPU,imsvisor_slot ims=200 fires=1 moves=2 hotplugs=1 reloads=2 fails={} ctl={ctl}",
+        "slub_debug=FZPU,imsvisor_slot ims=150 fires=1 moves=2 plugs=2 burst=200 reloads=2 fails={} ctl={ctl}",
         fails.join(",")
     );
-    guest(plan, &format!("name=failing manage=on mem=288M cpus=2 device={}", GENEROUS_DSAS[2]), &words)?;
+    guest(plan, &format!("name=failing manage=on storm=20 mem=288M cpus=2 device={}", GENEROUS_DSAS[2]), &words)?;
     let function = format!("mem=288M device=vdsa:{}", GENEROUS_DSAS[3]);
-    guest(plan, &format!("name=stopped {function}"), "copies=0 core=yes end=wait")
+    guest(plan, &format!("name=stopped {function}"), "copies=0 core=yes end=wait")?;
+    // The limit is for two Linuxes.
+    plan.config.limit *= 2;
+    Ok(())
 });
 
 /// Interrupts of the Linux that has a store for itself.
@@ -145,10 +148,20 @@ fn a_call_that_fails_takes_nothing_away_and_modules_can_be_loaded_again() {
     assert_right(&boot, "failing");
     // A failed allocation and a failed request are seen by the driver's caller. All other calls are repeated until they succeed.
     assert_eq!(["failed", "unmoved"].map(|key| boot.reported("failing", key)), [2, 0]);
-    assert_eq!(boot.reported("failing", "again"), 2 * 200);
+    assert_eq!(boot.reported("failing", "again"), 2 * 150);
     let console = boot.outcome().console();
     assert!(!console.contains("are not free"), "slots were not given back");
     assert!(!console.contains("WARNING:") && !console.contains("BUG"), "Linux complains");
+}
+
+#[test]
+fn an_interrupt_that_is_masked_because_it_comes_too_fast_is_in_linuxs_log() {
+    let Some(boot) = stores() else { return };
+    let told = boot.events("storm");
+    let slot = told.first().and_then(|storm| storm.get("slot")).unwrap_or_else(|| panic!("no storm"));
+    let console = boot.outcome().console();
+    let line = console.lines().find(|line| line.contains("it was masked because it fired too fast"));
+    assert!(line.is_some_and(|line| line.contains(&format!(": slot {slot} (cookie 0x"))), "{line:?}");
 }
 
 #[test]

@@ -20,6 +20,18 @@ const DEMOS: usize = 0;
 const TRIPLE: usize = 1;
 const FLAT: usize = 2;
 
+/// Two nodes of a processor and half of the memory each.
+const NODES: [&str; 8] = [
+    "-object",
+    "memory-backend-ram,id=lower,size=256M",
+    "-numa",
+    "node,nodeid=0,cpus=0,memdev=lower",
+    "-object",
+    "memory-backend-ram,id=upper,size=256M",
+    "-numa",
+    "node,nodeid=1,cpus=1,memdev=upper",
+];
+
 /// What came of each machine; `None` where something for them cannot be had.
 fn outcomes() -> Option<&'static [Outcome]> {
     static OUTCOMES: Once<Option<Vec<Outcome>>> = Once::new();
@@ -35,10 +47,15 @@ fn boot() -> Result<Option<Vec<Outcome>>> {
     let served = Config { dsa_server: Some(bench::dsa_server()?.to_owned()), ..plain.clone() };
     let demo = |name: &str| Module::new(bench::guest("demo")?, &format!("{name} mem=64M device=dsa"));
     let demos = [demo("demo")?, demo("second")?];
-    let triple = [Module::new(bench::guest("triple")?, "triple mem=32M")?];
+    let triple = [
+        Module::new(bench::guest("triple")?, "triple mem=32M")?,
+        Module::new(bench::guest("hello")?, "hello mem=32M")?,
+        Module::new(bench::guest("hello")?, "large mem=192M cpus=2")?,
+    ];
+    let nodes = Config { extra: NODES.map(str::to_owned).to_vec(), ..plain.clone() };
     let machines = [
         Inner { config: served, hypervisor, guests: &demos, nesting: true },
-        Inner { config: plain.clone(), hypervisor, guests: &triple, nesting: true },
+        Inner { config: nodes, hypervisor, guests: &triple, nesting: true },
         Inner { config: plain, hypervisor, guests: &[], nesting: false },
     ];
     Ok(Some(nested::start(paths, tools, &machines)?.finish_each()))
@@ -79,6 +96,20 @@ fn the_levels_come_one_after_another() {
     let mut places: Vec<_> = levels.iter().map(|name| at(name)).collect();
     places.push(outcome.lines.iter().position(|seen| seen.line.event("boot").is_some()));
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?}\n{}", told(outcome));
+}
+
+#[test]
+fn guests_are_dealt_to_the_nodes_that_anothers_firmware_tells_of() {
+    let Some((outcome, summary)) = summary(TRIPLE) else { return };
+    assert_eq!(summary.machine.number("nodes"), Some(2), "{}", told(outcome));
+    let processors = |name: &str| {
+        let starts = outcome.lines.iter().filter_map(|seen| seen.line.event("guest-start"));
+        let mut own = starts.filter(|start| start.get("name") == Some(name));
+        own.next().and_then(|start| start.get("processors")).map(str::to_owned)
+    };
+    let all = ["triple", "hello", "large"].map(processors);
+    assert_eq!(all, ["0", "1", "0,1"].map(|one| Some(one.to_owned())), "{}", told(outcome));
+    assert!(!outcome.console().contains("gets another node's"), "{}", told(outcome));
 }
 
 #[test]

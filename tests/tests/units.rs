@@ -76,6 +76,9 @@ fn a_units_table_is_as_large_as_the_stores_need() {
     assert!(boot.remap_number("high_water") >= 2048, "{}", boot.remap);
 }
 
+/// Ticks that the hypervisor takes for a fault that it tells of, at least.
+const FAULT_TICKS: u64 = 5_000;
+
 static STORM: Scenario = Scenario::new("a guest whose device faults without end", |plan| {
     plan.guest("stray-dma", "stray-dma mem=64M device=dsa cmdline=storm=600")?;
     plan.guest("demo", DEMO_GUEST)
@@ -97,6 +100,10 @@ fn attack_24_faults_without_end_are_counted_and_masked_and_the_others_do_not_not
     assert!(boot.outcome().counter("vtd.dma_faults") > 600);
     let exits = boot.guest("stray-dma").exits.get("external-interrupt").copied();
     assert!(exits.is_some_and(|exits| (32..64).contains(&exits)), "{exits:?} of the processor's interrupts");
+    let released = boot.events("guest-released");
+    let of_it = released.iter().find(|pairs| pairs.get("name") == Some("stray-dma"));
+    let interrupting = of_it.and_then(|pairs| pairs.number("interrupting"));
+    assert!(interrupting >= Some(FAULT_TICKS * 32), "its faults are on its bill: {interrupting:?} ticks");
 }
 
 static FORGERS: Scenario = Scenario::new("a guest whose device forges another's messages", |plan| {

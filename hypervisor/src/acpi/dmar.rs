@@ -6,8 +6,7 @@
 //! served by no unit. If a unit's scopes are not known to the end, no function counts as one of "all the rest" ([`Dmar::unit_of`]). A
 //! function behind a bridge that does not show itself counts as one of them only if no scope leads through such a bridge.
 //!
-//! ATS stays off, so the hypervisor skips where ATS would work (ATSR, 8.5), the memory nearest to a unit (RHSA, 8.6), the names of devices
-//! of the ACPI name space (ANDD, 8.7) and the properties of integrated functions (SIDP, 8.9).
+//! ATS stays off, so the hypervisor skips where ATS would work (ATSR, 8.5), the names of devices of the ACPI name space (ANDD, 8.7) and the properties of integrated functions (SIDP, 8.9).
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -60,6 +59,8 @@ pub struct Drhd {
     pub base: Option<Hpa>,
     /// Bytes of its registers.
     pub size: u64,
+    /// The proximity domain that it is in (RHSA), if the firmware says so.
+    pub domain: Option<u32>,
     /// What it serves.
     pub scopes: Vec<Scope>,
     /// All scopes could be read.

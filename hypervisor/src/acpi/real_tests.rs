@@ -48,6 +48,8 @@ fn a_server_of_two_sockets_has_each_function_at_its_unit() {
     ] {
         assert_eq!(unit(&server, bdf, behind), Some(base), "{bdf}");
     }
+    let domains: Vec<_> = server.units.iter().map(|unit| unit.domain).collect();
+    assert_eq!(domains, [Some(1), Some(0)].iter().flat_map(|domain| [*domain; 5]).collect::<Vec<_>>());
     assert_eq!(server.reserved_of(Bdf::new(0, 0x14, 0), behind).count(), 2);
     assert_eq!(server.reserved_of(Bdf::new(0, 0x15, 0), behind).count(), 0);
 }

@@ -54,15 +54,19 @@ pub fn nmis() -> u64 {
 
 /// Takes all noted vectors, highest first.
 pub fn take() -> impl Iterator<Item = u8> {
+    let own = this_cpu();
     // First, so that one that comes meanwhile is told of.
-    this_cpu().any_arrived.store(false, Ordering::Relaxed);
-    (0..4u8).rev().flat_map(|word| {
-        let mut bits = this_cpu().arrived[usize::from(word)].swap(0, Ordering::Relaxed);
-        core::iter::from_fn(move || {
-            let bit = bits.checked_ilog2()? as u8;
-            bits &= !(1 << bit);
-            Some(word * 64 + bit)
-        })
+    own.any_arrived.store(false, Ordering::Relaxed);
+    let mut words = [0, 1, 2, 3].map(|word| match &own.arrived[word] {
+        none if none.load(Ordering::Relaxed) == 0 => 0,
+        some => some.swap(0, Ordering::Relaxed),
+    });
+    core::iter::from_fn(move || {
+        let word = (0..4u8).rev().find(|&word| words[usize::from(word)] != 0)?;
+        let bits = &mut words[usize::from(word)];
+        let bit = bits.checked_ilog2()? as u8;
+        *bits &= !(1 << bit);
+        Some(word * 64 + bit)
     })
 }
 

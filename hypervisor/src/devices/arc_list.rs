@@ -3,49 +3,63 @@
 #![forbid(unsafe_code)]
 
 use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::sync::{Mutex, MutexGuard};
 
 /// The list. New values are at its end.
-pub struct ArcList<T>(Mutex<Vec<Arc<T>>>);
+pub struct ArcList<T> {
+    values: Mutex<Vec<Arc<T>>>,
+    /// Their number, changed under the lock.
+    len: AtomicUsize,
+}
 
 impl<T> Default for ArcList<T> {
     fn default() -> Self {
-        Self(Mutex::new(Vec::new()))
+        Self { values: Mutex::new(Vec::new()), len: AtomicUsize::new(0) }
     }
 }
 
 impl<T> ArcList<T> {
     /// The first value for which `is_it` holds, which must be quick.
     pub fn find(&self, is_it: impl Fn(&T) -> bool) -> Option<Arc<T>> {
-        self.0.lock().iter().find(|value| is_it(value)).cloned()
+        self.values.lock().iter().find(|value| is_it(value)).cloned()
     }
 
     /// Adds a value.
     pub fn add(&self, value: Arc<T>) {
-        self.0.lock().push(value);
+        let mut values = self.values.lock();
+        values.push(value);
+        self.len.store(values.len(), Ordering::Release);
     }
 
     /// Removes a value.
     pub fn remove(&self, value: &Arc<T>) {
-        self.0.lock().retain(|other| !Arc::ptr_eq(other, value));
+        let mut values = self.values.lock();
+        values.retain(|other| !Arc::ptr_eq(other, value));
+        self.len.store(values.len(), Ordering::Release);
+    }
+
+    /// Whether there are no values, without the lock.
+    pub fn is_empty(&self) -> bool {
+        self.len.load(Ordering::Acquire) == 0
     }
 
     /// Calls `look` with each value that is in the list during the whole call, without the list's lock. Values that are added meanwhile may
     /// be left out.
     pub fn for_each(&self, mut look: impl FnMut(&T)) {
         // Backwards: where a value is removed, only values that were looked at already move to a place that comes next.
-        let mut at = self.0.lock().len();
+        let mut at = self.values.lock().len();
         while let Some(next) = at.checked_sub(1) {
             at = next;
-            let value = self.0.lock().get(at).cloned();
+            let value = self.values.lock().get(at).cloned();
             value.iter().for_each(|value| look(value));
         }
     }
 
     /// The locked list, if no other processor holds the lock or waits for it.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, Vec<Arc<T>>>> {
-        self.0.try_lock()
+        self.values.try_lock()
     }
 }
 
@@ -67,6 +81,19 @@ mod tests {
             looks += 1;
         });
         assert_eq!(looks, 3);
+    }
+
+    #[test]
+    fn a_list_is_empty_before_the_first_value_and_after_the_last() {
+        let list = ArcList::default();
+        assert!(list.is_empty());
+        let (one, other) = (Arc::new(1), Arc::new(2));
+        list.add(Arc::clone(&one));
+        list.add(Arc::clone(&other));
+        list.remove(&one);
+        assert!(!list.is_empty());
+        list.remove(&other);
+        assert!(list.is_empty());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The hypervisor's knowledge of Intel DSA beyond PCI: the place of the interrupt message store, the reset, and the division of work
 //! queues.
 
-use core::{ops::Range, time::Duration};
+mod resetting;
+
+use core::{hint::spin_loop, ops::Range, time::Duration};
 
 use bit_field::BitField;
 
@@ -9,7 +11,7 @@ use crate::{
     addr::{Hpa, PAGE_SIZE},
     clock::{Clock, poll},
     memory::Registers,
-    pci::{Function, TableLocation},
+    pci::{Function, TableLocation, reset::Progress},
     vdev::vdsa::{
         CommandResult, Step, queue_limits,
         spec::{
@@ -23,6 +25,8 @@ use crate::{
         },
     },
 };
+
+pub use self::resetting::Resetting;
 
 /// PCI vendor ID.
 const VENDOR: u16 = 0x8086;
@@ -162,20 +166,23 @@ pub fn is_reset(offset: u64, bytes: u8, value: u64) -> bool {
 /// Waits until the device has completed its last command, for `limit` at most. Returns whether it has.
 #[must_use]
 pub fn wait_command(registers: &impl Registers, clock: &dyn Clock, limit: Duration) -> bool {
-    poll(clock, limit, || registers.read32(CMDSTS) & CMDSTS_ACTIVE == 0)
+    poll(clock, limit, || !is_active(registers))
+}
+
+/// Whether a command is under way. A device that does not answer reads as ones, so it has one for ever.
+fn is_active(registers: &impl Registers) -> bool {
+    registers.read32(CMDSTS) & CMDSTS_ACTIVE != 0
 }
 
 /// Resets the device, which takes 1.2 seconds at most. Returns whether the device has carried out the reset.
 pub fn reset(registers: &impl Registers, clock: &dyn Clock) -> bool {
-    let give = |limit| {
-        registers.write32(CMD, command::RESET_DEVICE << CMD_SHIFT);
-        wait_command(registers, clock, limit)
-    };
-    // The device ignores a command that is written while another one is under way. If the other one does not end in time, the reset is written
-    // all the same, and once more when the device has ended something: that may have been the other command. The second reset finds the
-    // device at rest, or almost: it gets no more than a command.
-    let was_idle = wait_command(registers, clock, COMMAND);
-    give(RESET) && (was_idle || give(COMMAND))
+    let mut resetting = Resetting::begin(clock);
+    loop {
+        match resetting.look(registers) {
+            Progress::UnderWay => spin_loop(),
+            end => return end == Progress::Done,
+        }
+    }
 }
 
 /// A device's work queues.

@@ -2,21 +2,22 @@
 
 mod assignment;
 
+use core::time::Duration;
+
 use hcall_abi::DeviceId;
 
 use crate::{
     addr::Bdf,
+    clock,
     devices::{
+        command_arbiter::QUICK,
         dsa, patience,
-        reset::{Begun, ResetMethod},
+        reset::{ResetMethod, Resetting},
     },
     ims::{Domain, GuestId},
     irq::ports::{MachinePorts, MachineService},
     machine::discovery::Machine,
-    pci::{
-        self, Function,
-        reset::{Progress, Resetting},
-    },
+    pci::{self, Function, reset::Progress},
     vdev::pci::Effect,
 };
 
@@ -43,8 +44,8 @@ pub struct Assigned {
 enum State {
     /// The function answers.
     Ready,
-    /// The guest has reset the function, which must not be accessed.
-    Resetting(Resetting<'static>),
+    /// The guest has reset the function.
+    Resetting(Resetting),
     /// The function has not answered since its reset.
     Lost,
 }
@@ -86,18 +87,29 @@ impl Assigned {
         matches!(self.state, State::Resetting(_))
     }
 
+    /// Whether the virtual processor that resets the function waits for the end: while a DSA carries out its command. From any other function
+    /// the guest itself has to keep away.
+    pub fn keeps_its_guest(&self) -> bool {
+        matches!(self.state, State::Resetting(Resetting::Command { .. }))
+    }
+
+    /// Whether the guest's settings go to the function at once.
+    fn takes_settings(&self) -> bool {
+        matches!(self.state, State::Ready | State::Resetting(Resetting::Command { is_guests: true, .. }))
+    }
+
     fn apply_bus_master(&self) {
         let (config, bdf) = (self.machine.config(), self.function.bdf);
-        match self.state {
-            State::Ready if self.settings.bus_master => pci::function::enable(config, bdf),
-            State::Ready => pci::function::disable_bus_master(config, bdf),
-            State::Resetting(_) | State::Lost => {}
+        match self.takes_settings() {
+            true if self.settings.bus_master => pci::function::enable(config, bdf),
+            true => pci::function::disable_bus_master(config, bdf),
+            false => {}
         }
     }
 
     fn apply_msix(&self) {
         let GuestSettings { msix_enable, msix_mask, .. } = self.settings;
-        if matches!(self.state, State::Ready) {
+        if self.takes_settings() {
             pci::function::set_msix(self.machine.config(), &self.function, msix_enable, msix_mask);
         }
     }
@@ -107,35 +119,66 @@ impl Assigned {
         self.settings = GuestSettings::default();
         // An error leaves an interrupt pending, which comes when the guest unmasks it: one too many.
         let _ = service.function_reset(domain, self.id);
-        if !matches!(self.state, State::Ready) {
+        if !self.takes_settings() {
             return;
         }
         match self.reset_method.begin(self.machine, &self.function) {
-            Begun::Over(true) => service.ports().mend_slow_store(self.function.bdf),
-            Begun::Over(false) => self.log_reset(),
-            Begun::UnderWay(resetting) => self.state = State::Resetting(resetting),
+            // A command that the guest has given by itself may be lost: the device ignores one that comes while another is under way.
+            Some(resetting) => self.state = State::Resetting(resetting),
+            None => self.log_reset(),
+        }
+        if self.keeps_its_guest() {
+            self.look(service, domain, QUICK);
         }
         self.apply_bus_master();
         self.apply_msix();
     }
 
-    /// Polls a reset that the guest asked for. Returns whether the reset is still under way.
-    pub fn look(&mut self, service: &MachineService, domain: &Domain) -> bool {
-        let State::Resetting(resetting) = &mut self.state else { return false };
-        match resetting.look(self.machine.config(), &self.function) {
-            Progress::UnderWay => return true,
-            Progress::Done => {
-                self.come_back();
-                // The function has not seen what the guest has written into its table meanwhile. An error means that the device is not in the
-                // domain any more.
-                let _ = service.function_ready(domain, self.id);
-            }
-            Progress::Failed => {
-                self.state = State::Lost;
-                self.log_reset();
-            }
+    /// The guest has reset its DSA by the device's command register. Returns whether the function has to be polled from now on
+    /// ([`Self::look`]), because the device takes longer than [`QUICK`].
+    pub fn command_written(&mut self, service: &MachineService, domain: &Domain) -> bool {
+        if matches!(self.state, State::Ready) {
+            let command = dsa::Resetting::written(clock::current());
+            self.state = State::Resetting(Resetting::Command { command, is_guests: true });
         }
+        self.look(service, domain, QUICK)
+    }
+
+    /// Polls a reset that the guest asked for, a DSA's for `limit` at most. Returns whether the reset is still under way.
+    pub fn look(&mut self, service: &MachineService, domain: &Domain, limit: Duration) -> bool {
+        let State::Resetting(resetting) = &mut self.state else { return false };
+        let progress = self.reset_method.look(resetting, self.machine, &self.function, limit);
+        if progress == Progress::UnderWay {
+            return true;
+        }
+        let (is_done, is_command) = (progress == Progress::Done, self.keeps_its_guest());
+        if is_done && is_command {
+            service.ports().mend_slow_store(self.function.bdf);
+        }
+        self.end_reset(is_done);
+        // An error means that the device is not in the domain any more.
+        let _ = match (is_command, is_done) {
+            // The device has masked all slots of its store by itself; the service forgets what they held.
+            (true, _) => service.device_reset(domain, self.id),
+            // The function has not seen what the guest has written into its table meanwhile.
+            (false, true) => service.function_ready(domain, self.id),
+            (false, false) => Ok(()),
+        };
         false
+    }
+
+    /// The reset that was under way is over.
+    fn end_reset(&mut self, is_done: bool) {
+        if !is_done {
+            self.log_reset();
+        }
+        match core::mem::replace(&mut self.state, State::Ready) {
+            State::Resetting(Resetting::Command { is_guests: true, .. }) => {}
+            // A DSA that does not finish its reset may still take the next one.
+            State::Resetting(Resetting::Command { is_guests: false, .. }) => self.come_back(),
+            _ if is_done => self.come_back(),
+            _ => self.state = State::Lost,
+        }
     }
 
     /// Writes the guest's settings to the function, which answers again after its reset.
@@ -157,28 +200,6 @@ impl Assigned {
         }
     }
 
-    /// Whether a DSA has ended its last command. Also true if the device must not be asked, because another processor of the guest has
-    /// begun a reset of the function.
-    pub fn is_idle(&self) -> bool {
-        !matches!(self.state, State::Ready)
-            || self.reset_method.registers().is_none_or(|registers| dsa::command_result(registers).is_some())
-    }
-
-    /// Handles a reset of the device by its command register. `answered` is set if the device ended the command in time. If a reset of the
-    /// function has begun meanwhile, its end does the rest.
-    pub fn was_reset(&mut self, answered: bool, service: &MachineService, domain: &Domain) {
-        if !matches!(self.state, State::Ready) {
-            return;
-        }
-        if answered {
-            service.ports().mend_slow_store(self.function.bdf);
-        } else {
-            self.log_reset();
-        }
-        // The device has masked all slots of its store by itself; the service forgets what they held.
-        let _ = service.device_reset(domain, self.id);
-    }
-
     /// Stops the function's work, before its interrupts and its memory are taken away.
     pub fn quiesce(&mut self) {
         if !self.is_back() {
@@ -192,13 +213,12 @@ impl Assigned {
         pci::function::set_msix(self.machine.config(), &self.function, false, true);
     }
 
-    /// Waits for a reset that is under way, for 1.1 seconds at most, while others run. Returns whether the function can be accessed.
+    /// Waits for a reset that is under way, for 1.2 seconds at most, while others run. Returns whether the function can be accessed.
     fn is_back(&mut self) -> bool {
         while let State::Resetting(resetting) = &mut self.state {
-            match resetting.look(self.machine.config(), &self.function) {
+            match self.reset_method.look(resetting, self.machine, &self.function, Duration::ZERO) {
                 Progress::UnderWay => patience::others(),
-                Progress::Done => self.come_back(),
-                Progress::Failed => self.state = State::Lost,
+                end => self.end_reset(end == Progress::Done),
             }
         }
         matches!(self.state, State::Ready)

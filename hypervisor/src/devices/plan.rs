@@ -32,6 +32,8 @@ pub struct Plan {
     pub options: Options,
     /// The numbers of the processors that run its virtual processors.
     pub processors: Vec<usize>,
+    /// The node that all these processors are in, if it is known and one: the guest's memory is best there.
+    pub node: Option<u32>,
     /// The functions that the guest gets.
     pub given: Vec<Assignment>,
 }
@@ -68,6 +70,8 @@ pub trait Inventory {
     fn has_reserved_memory(&self, bdf: Bdf) -> bool;
     /// Whether requests with PASIDs of the function can be attached.
     fn has_pasids(&self, bdf: Bdf) -> bool;
+    /// The node that the function is in, if it is known.
+    fn node(&self, bdf: Bdf) -> Option<u32>;
     /// A DSA's work queues, and its message store's slots.
     fn capacity(&self, function: &Function) -> Option<(u8, u32)>;
 }
@@ -87,6 +91,10 @@ impl Inventory for (&'static Machine, &MachinePorts) {
 
     fn has_pasids(&self, bdf: Bdf) -> bool {
         self.1.has_pasids(bdf)
+    }
+
+    fn node(&self, bdf: Bdf) -> Option<u32> {
+        self.0.node_of(bdf)
     }
 
     fn capacity(&self, function: &Function) -> Option<(u8, u32)> {
@@ -111,13 +119,16 @@ pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[LogicalProcess
             .map_err(|holder| own(format!("manage=on: the guest {holder} manages")))?;
         let given = given(machine, &options, &mut allocations);
         let given = given.map_err(|why| format!("{}: {why}", options.name))?;
-        Ok(Plan { options, processors: Vec::new(), given })
+        Ok(Plan { options, processors: Vec::new(), node: None, given })
     };
     let mut plans: Plans = modules.iter().map(plan).collect();
-    let asked: Vec<_> = plans.iter().map(|plan| plan.as_ref().ok().map(asked)).collect();
+    let asked: Vec<_> = plans.iter().map(|plan| plan.as_ref().ok().map(|plan| asked(machine, plan))).collect();
     for (plan, placed) in plans.iter_mut().zip(placement::place(fit, smt, &asked)) {
         match (plan, placed) {
-            (Ok(plan), Ok(processors)) => plan.processors = processors,
+            (Ok(plan), Ok(processors)) => {
+                plan.node = common_node(fit, &processors);
+                plan.processors = processors;
+            }
             (plan, Err(why)) => *plan = Err(why),
             (Err(_), Ok(_)) => {}
         }
@@ -126,9 +137,21 @@ pub fn plans(machine: &impl Inventory, modules: &[Module], fit: &[LogicalProcess
 }
 
 /// The processors that a guest asks for.
-fn asked(plan: &Plan) -> Asked {
+fn asked(machine: &impl Inventory, plan: &Plan) -> Asked {
     let Options { name, cpus, pin, .. } = &plan.options;
-    Asked { name: name.clone(), cpus: *cpus as usize, pin: *pin }
+    let functions = plan.given.iter().map(|given| match given {
+        Assignment::Whole(function) => function.bdf,
+        Assignment::Virtual(allocation) => allocation.parent.bdf,
+    });
+    let near = functions.into_iter().find_map(|bdf| machine.node(bdf));
+    Asked { name: name.clone(), cpus: *cpus as usize, pin: *pin, near }
+}
+
+/// The node that all these processors are in, if there is one.
+fn common_node(fit: &[LogicalProcessor], processors: &[usize]) -> Option<u32> {
+    let node = |number| fit.iter().find(|processor| processor.number == number).and_then(|processor| processor.node);
+    let first = processors.first().and_then(|&number| node(number));
+    first.filter(|_| processors.iter().all(|&number| node(number) == first))
 }
 
 /// Gives what only one guest can have to the first that asks for it. For others it is the error who has it.

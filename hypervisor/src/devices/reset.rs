@@ -1,19 +1,28 @@
 //! How a function is stopped and reset to its initial state.
 
+use core::time::Duration;
+
 use crate::{
     clock::{self, Clock},
     devices::{assign_error::AssignError, bars::registers, dsa, patience::PATIENT},
     machine::discovery::Machine,
     memory::Mmio,
-    pci::{self, Function, reset::Resetting},
+    pci::{self, Function, reset::Progress},
 };
 
-/// The state of a reset right after its beginning.
-pub enum Begun {
-    /// The reset is over. Holds whether the function answered.
-    Over(bool),
-    /// The reset is under way, and the function must not be accessed.
-    UnderWay(Resetting<'static>),
+/// A reset that no processor waits for. The caller polls it by [`Self::look`].
+#[derive(Debug)]
+pub enum Resetting {
+    /// By a command, which takes 1.2 seconds at most. Whether the device's guest has given it by itself: the function is reset otherwise, and
+    /// the command is a part of that.
+    Command {
+        /// The command.
+        command: dsa::Resetting<'static>,
+        /// See above.
+        is_guests: bool,
+    },
+    /// A function level reset, which takes 1.1 seconds at most. The function must not be accessed meanwhile.
+    FunctionLevel(pci::reset::Resetting<'static>),
 }
 
 /// How a function is reset.
@@ -64,12 +73,24 @@ impl ResetMethod {
         pci::function::enable_memory(machine.config(), function.bdf);
     }
 
-    /// Begins a reset that the function's guest asks for. The call does not wait for a long reset, so other guests keep the processor.
-    pub fn begin(&self, machine: &Machine, function: &Function) -> Begun {
+    /// Begins a reset that the function's guest asks for. `None` if the function cannot be reset.
+    pub fn begin(&self, machine: &Machine, function: &Function) -> Option<Resetting> {
+        let clock = clock::current();
         match self {
-            Self::Command(registers) => Begun::Over(dsa::reset(registers, clock::current())),
-            Self::FunctionLevel => Resetting::begin(machine.config(), function, clock::current())
-                .map_or(Begun::Over(false), Begun::UnderWay),
+            Self::Command(_) => Some(Resetting::Command { command: dsa::Resetting::begin(clock), is_guests: false }),
+            Self::FunctionLevel => {
+                pci::reset::Resetting::begin(machine.config(), function, clock).map(Resetting::FunctionLevel)
+            }
+        }
+    }
+
+    /// Polls a reset of the function that was begun before, for `limit` at most.
+    pub fn look(&self, resetting: &mut Resetting, machine: &Machine, function: &Function, limit: Duration) -> Progress {
+        match (self, resetting) {
+            (Self::Command(registers), Resetting::Command { command, .. }) => command.look_for(registers, limit),
+            (_, Resetting::FunctionLevel(level)) => level.look(machine.config(), function),
+            // A command needs the registers of a DSA, and every DSA has them here.
+            (Self::FunctionLevel, Resetting::Command { .. }) => Progress::Failed,
         }
     }
 

@@ -1,12 +1,17 @@
 //! Extended page tables, which map a guest's physical addresses. SDM vol. 3, 30.3.
 
+mod reserve;
+
 use core::fmt;
 
 use crate::{
     addr::{Gpa, Hpa, PAGE_SIZE},
+    cpu::fiber,
     memory::{FrameSource, Table},
     sync::Mutex,
 };
+
+use reserve::Reserve;
 
 /// Permissions: bits 2:0 of an entry.
 const READ: u64 = 1 << 0;
@@ -80,21 +85,34 @@ pub struct Ept {
     gibibyte_pages: bool,
     /// Large pages of RAM are not executable.
     small_code_pages: bool,
-    /// Held while a page is made executable: guests run meanwhile.
-    splitting: Mutex<()>,
+    /// Tables that large pages of RAM may still be split into.
+    splits: u64,
+    /// Frames for these. Held while a page is made executable: guests run meanwhile.
+    reserve: Mutex<Reserve>,
 }
 
 impl Ept {
     /// Empty tables: every access is a violation.
     pub fn new(frames: &impl FrameSource, gibibyte_pages: bool) -> Result<Self, MapError> {
         let root = Table::new(frames).ok_or(MapError::OutOfMemory)?;
-        Ok(Self { root, gibibyte_pages, small_code_pages: false, splitting: Mutex::new(()) })
+        Ok(Self { root, gibibyte_pages, small_code_pages: false, splits: 0, reserve: Mutex::default() })
     }
 
     /// Maps RAM from now on so that no large page is executable (iTLB multihit, INTEL-SA-00210). [`Self::make_executable`] splits large
     /// pages where the guest executes.
     pub fn use_small_code_pages(&mut self) {
         self.small_code_pages = true;
+    }
+
+    /// Sets frames aside for all that [`Self::make_executable`] may take for the RAM that was mapped since the last call: a frame for each 2 MiB,
+    /// and one for each GiB that is one page. So no other guest can take memory that this one needs to execute. A fiber may stop meanwhile.
+    pub fn reserve_splits(&mut self, frames: &impl FrameSource) -> Result<(), MapError> {
+        let reserve = self.reserve.get_mut();
+        for _ in 0..core::mem::take(&mut self.splits) {
+            reserve.add(frames).ok_or(MapError::OutOfMemory)?;
+            fiber::cond_resched();
+        }
+        Ok(())
     }
 
     /// The value for the VMCS's EPT pointer.
@@ -150,7 +168,7 @@ impl Ept {
 
     /// Lets the guest execute at `gpa`, where that is RAM in a page that is not executable: the 2 MiB around it become pages of 4 KiB that
     /// are. Returns whether the guest may execute there now. Takes one frame for each 2 MiB of RAM, and one for each GiB, at the most,
-    /// however often it is called.
+    /// however often it is called: those that [`Self::reserve_splits`] has set aside, and others if there are none.
     ///
     /// Cached translations may stay: they deny execution, and the violation that this follows has dropped the one that caused it (SDM
     /// vol. 3, 30.4.3.1).
@@ -159,7 +177,8 @@ impl Ept {
         if gpa >= TOP {
             return Ok(false);
         }
-        let _guard = self.splitting.lock();
+        let mut reserve = self.reserve.lock();
+        let mut next = || reserve.take(frames).or_else(|| Table::new(frames)).ok_or(MapError::OutOfMemory);
         let mut table = self.root;
         for level in (0..4).rev() {
             let (at, entry) = (index(gpa, level), table.get(index(gpa, level)));
@@ -175,11 +194,11 @@ impl Ept {
                 }
                 // The table's entries are whole before the processor can find it.
                 1 => {
-                    split(frames, table, at, level, EXECUTE)?;
+                    split(table, at, level, (next()?, EXECUTE));
                     return Ok(true);
                 }
                 _ => {
-                    split(frames, table, at, level, 0)?;
+                    split(table, at, level, (next()?, 0));
                 }
             }
             // SAFETY: the entry is present and no leaf, or no longer: `next_table` or `split` made the table.
@@ -188,12 +207,13 @@ impl Ept {
         Ok(false)
     }
 
-    /// Gives all tables back.
+    /// Gives all tables back. A fiber may stop meanwhile.
     ///
     /// # Safety
     /// No processor uses them any more: no VMCS holds the pointer, and cached translations are dropped.
     pub unsafe fn free(self, frames: &impl FrameSource) {
-        free_table(frames, self.root, 3);
+        free_table(frames, self.root, 3, fiber::cond_resched);
+        self.reserve.into_inner().free(frames);
     }
 
     /// The largest page that maps the start of a range.
@@ -220,10 +240,13 @@ impl Ept {
         let large = if leaf > 0 { LARGE } else { 0 };
         let entry = table.get(index(gpa, leaf));
         let denied = if leaf > 0 && self.small_code_pages && page_type == PageType::Ram { EXECUTE } else { 0 };
+        if denied != 0 {
+            self.splits += if leaf > 1 { 1 + 512 } else { 1 };
+        }
         table.set(index(gpa, leaf), hpa | page_type.bits() & !denied | large);
         if leaf > 0 && entry & RIGHTS != 0 && entry & LARGE == 0 {
             // SAFETY: the entry pointed to a table of `next_table`'s, which nothing points to any more.
-            free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, leaf - 1);
+            free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, leaf - 1, || {});
         }
         Ok(())
     }
@@ -236,13 +259,14 @@ fn next_table(frames: &impl FrameSource, table: Table, at: u64, level: u32) -> R
         // SAFETY: such an entry was written below.
         return Ok(unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) });
     }
-    split(frames, table, at, level, 0)
+    let next = Table::new(frames).ok_or(MapError::OutOfMemory)?;
+    split(table, at, level, (next, 0));
+    Ok(next)
 }
 
-/// Makes entry `at` of a `table` at `level` point to a new table, whose entries map what the entry did, with `more` rights.
-fn split(frames: &impl FrameSource, table: Table, at: u64, level: u32, more: u64) -> Result<Table, MapError> {
+/// Makes entry `at` of a `table` at `level` point to the empty table `next`, whose entries map what the entry did, with `more` rights.
+fn split(table: Table, at: u64, level: u32, (next, more): (Table, u64)) {
     let entry = table.get(at);
-    let next = Table::new(frames).ok_or(MapError::OutOfMemory)?;
     if entry & LARGE != 0 {
         let size = page_size(level - 1);
         let large = if level > 1 { LARGE } else { 0 };
@@ -251,7 +275,6 @@ fn split(frames: &impl FrameSource, table: Table, at: u64, level: u32, more: u64
         }
     }
     table.set(at, next.address().as_u64() | RIGHTS);
-    Ok(next)
 }
 
 /// Whether a leaf maps RAM: no other page is written and cached.
@@ -259,16 +282,17 @@ const fn is_ram(leaf: u64) -> bool {
     leaf & (READ | WRITE | MEMORY_TYPE) == READ | WRITE | WRITE_BACK
 }
 
-fn free_table(frames: &impl FrameSource, table: Table, level: u32) {
+fn free_table(frames: &impl FrameSource, table: Table, level: u32, after_each: fn()) {
     for n in 0..512 {
         let entry = table.get(n);
         if level > 0 && entry & RIGHTS != 0 && entry & LARGE == 0 {
             // SAFETY: such an entry holds the address of a table of ours; the caller has let go of the whole tree.
-            free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, level - 1);
+            free_table(frames, unsafe { Table::at(frames, Hpa::new(entry & ADDRESS)) }, level - 1, after_each);
         }
     }
     // SAFETY: nothing points to the table any more.
     unsafe { frames.free(table.address(), 1) };
+    after_each();
 }
 
 /// Bytes that an entry at `level` maps.
@@ -381,6 +405,56 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_executes_everywhere_takes_nothing_but_what_was_set_aside_for_it() {
+        for gibibyte_pages in [false, true] {
+            let frames = TestFrames::default();
+            let mut ept = Ept::new(&frames, gibibyte_pages).unwrap();
+            ept.use_small_code_pages();
+            let len = (1 << 30) + 6 * MIB + 0x3000;
+            ept.map(&frames, Gpa::new(0), Hpa::new(1 << 30), len, PageType::Ram).unwrap();
+            let before = frames.in_use();
+            ept.reserve_splits(&frames).unwrap();
+            assert_eq!(frames.in_use() - before, 512 + 3 + usize::from(gibibyte_pages));
+            let (before, starved) = (frames.in_use(), Starved(&frames));
+            for gpa in (0..len).step_by(PAGE_SIZE as usize * 16) {
+                assert_eq!(ept.make_executable(&starved, Gpa::new(gpa)), Ok(true), "{gpa:#x}");
+                assert_eq!(leaf(&ept, &frames, gpa), ((1 << 30) + gpa + (RIGHTS | WRITE_BACK), PAGE_SIZE));
+            }
+            assert_eq!(frames.in_use(), before);
+            ept.map(&frames, Gpa::new(1 << 40), Hpa::new(0), 4 * MIB, PageType::Ram).unwrap();
+            assert_eq!(
+                ept.make_executable(&starved, Gpa::new(1 << 40)),
+                Err(MapError::OutOfMemory),
+                "nothing is left over"
+            );
+            ept.reserve_splits(&frames).unwrap();
+            assert_eq!(ept.make_executable(&starved, Gpa::new(1 << 40)), Ok(true));
+            // SAFETY: no processor has seen these tables.
+            unsafe { ept.free(&frames) };
+            assert_eq!(frames.in_use(), 0);
+        }
+    }
+
+    /// Frames of which others have taken all.
+    struct Starved<'a>(&'a TestFrames);
+
+    // SAFETY: it gives no frame, and passes everything else on.
+    unsafe impl FrameSource for Starved<'_> {
+        fn alloc(&self, _: u64, _: u64) -> Option<Hpa> {
+            None
+        }
+
+        unsafe fn free(&self, base: Hpa, count: u64) {
+            // SAFETY: the caller's promise.
+            unsafe { self.0.free(base, count) }
+        }
+
+        fn pointer(&self, address: Hpa) -> core::ptr::NonNull<u8> {
+            self.0.pointer(address)
+        }
+    }
+
+    #[test]
     fn without_small_code_pages_ram_is_executable_and_nothing_is_split() {
         let frames = TestFrames::default();
         let mut ept = Ept::new(&frames, true).unwrap();
@@ -408,6 +482,39 @@ mod tests {
         // SAFETY: no processor has seen these tables.
         unsafe { ept.free(&frames) };
         assert_eq!(frames.in_use(), 0);
+    }
+
+    /// A map that lacks memory in its middle leaves tables that are the map's, and can be done again.
+    #[test]
+    fn each_frame_that_is_lacking_is_an_error_and_goes_back_with_the_others() {
+        for count in 0.. {
+            let frames = TestFrames::default();
+            frames.fail_after(count);
+            let made = Ept::new(&frames, true).and_then(|mut ept| {
+                ept.use_small_code_pages();
+                let mut fill = || {
+                    ept.map(&frames, Gpa::new(0), Hpa::new(64 * MIB), 6 * MIB, PageType::Ram)?;
+                    ept.map(&frames, Gpa::new(2 * MIB + 0x5000), Hpa::new(0x9000), PAGE_SIZE, PageType::Shadow)?;
+                    ept.reserve_splits(&frames)?;
+                    ept.make_executable(&frames, Gpa::new(0x1000))
+                };
+                let filled = fill();
+                if filled.is_err() {
+                    assert_eq!(fill(), Ok(true), "frame {count}");
+                    assert_eq!(look(&ept, &frames, 2 * MIB + 0x5010), Some((0x9010, false)), "frame {count}");
+                    assert_eq!(leaf(&ept, &frames, 0x1000).1, PAGE_SIZE);
+                }
+                // SAFETY: no processor has seen these tables.
+                unsafe { ept.free(&frames) };
+                filled
+            });
+            assert_eq!(frames.in_use(), 0, "frame {count}");
+            if !frames.has_failed() {
+                assert!(count > 5 && made == Ok(true), "{count} frames");
+                break;
+            }
+            assert_eq!(made, Err(MapError::OutOfMemory), "frame {count}");
+        }
     }
 
     #[test]

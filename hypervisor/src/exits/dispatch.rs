@@ -29,6 +29,8 @@ use crate::{
 pub enum Next {
     /// The guest continues.
     Run,
+    /// The guest continues after the machine's interrupt at this vector, which is not ended yet.
+    Interrupt(u8),
     /// The guest continues after the others have run.
     Yield,
     /// The guest waits for an interrupt.
@@ -67,12 +69,10 @@ fn deliver_again(vcpu: &mut Vcpu, exit: Exit) -> Option<Action> {
 fn act<P: Platform>(context: &mut Context<'_, P>, exit: Exit) -> Action {
     let Context { vcpu, devices, ram, xcr0, platform } = context;
     match exit {
-        Exit::ExternalInterrupt => {
-            cpu::interrupts::arrived(exit::interrupt_vector());
-            Action::Resume
-        }
+        Exit::ExternalInterrupt => Action::Interrupt(exit::interrupt_vector()),
         Exit::EptViolation => ept_violation(context, EptViolation::read()),
         Exit::Vmcall => vmcall::handle(vcpu, *platform),
+        Exit::Wrmsr if msr::end_interrupt(vcpu, devices) => Action::Advance,
         Exit::Wrmsr => msr::write(vcpu, devices, ram, *platform, cpu::tsc()),
         Exit::Rdmsr => msr::read(vcpu, devices, ram, cpu::tsc()),
         Exit::Cpuid => cpuid::handle(vcpu, &devices.policy, devices.apic_id, *xcr0.0),
@@ -147,6 +147,7 @@ fn finish(vcpu: &mut Vcpu, action: Action) -> Next {
             if vcpu.has_pending_debug() { Next::Run } else { Next::Halt }
         }
         Action::Resume => Next::Run,
+        Action::Interrupt(vector) => Next::Interrupt(vector),
         Action::Yield => Next::Yield,
         Action::Inject { event, error_code } => {
             vcpu.raise(event, error_code);

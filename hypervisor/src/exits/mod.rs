@@ -39,6 +39,8 @@ pub enum Action {
     AdvanceBy(u8),
     /// The guest continues at the same RIP.
     Resume,
+    /// The same, after the machine's interrupt at this vector, which is not ended yet.
+    Interrupt(u8),
     /// The guest executes the instruction again after the others have run.
     Yield,
     /// An event is delivered to the guest at its RIP.

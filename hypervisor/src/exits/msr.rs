@@ -26,6 +26,18 @@ pub fn read(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, now: u64) -> Acti
     }
 }
 
+/// Ends an interrupt, if that is what the WRMSR does. Each interrupt ends so, and that changes nothing else.
+#[inline(always)]
+pub fn end_interrupt(vcpu: &Vcpu, devices: &mut Devices) -> bool {
+    let is_end = vcpu.registers.get32(Registers::RCX) == x2apic::EOI
+        && vcpu.registers.edx_eax() == 0
+        && !devices.pv_eoi.is_offered();
+    if is_end {
+        devices.apic.end();
+    }
+    is_end
+}
+
 /// Handles WRMSR.
 #[inline(never)]
 pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, platform: &mut impl Platform, now: u64) -> Action {
@@ -43,7 +55,12 @@ pub fn write(vcpu: &mut Vcpu, devices: &mut Devices, ram: &Ram, platform: &mut i
 }
 
 fn state(vcpu: &Vcpu, devices: &Devices, now: u64) -> VcpuState {
-    VcpuState { tsc: devices.guest_tsc(now), efer: vcpu.efer(), paging: vcpu.cr0() & cr0::PG != 0 }
+    VcpuState {
+        tsc: devices.guest_tsc(now),
+        tsc_offset: devices.tsc_offset,
+        efer: vcpu.efer(),
+        paging: vcpu.cr0() & cr0::PG != 0,
+    }
 }
 
 fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, effect: Effect, now: u64) {
@@ -51,9 +68,11 @@ fn apply(vcpu: &mut Vcpu, devices: &mut Devices, platform: &mut impl Platform, e
         Effect::None => {}
         Effect::Efer(value) => vcpu.set_efer(value),
         Effect::Pat(value) => vcpu.write(fields::GUEST_PAT, value),
-        Effect::Tsc(value) => {
-            devices.tsc_offset = value.wrapping_sub(now);
-            vcpu.write(fields::TSC_OFFSET, devices.tsc_offset);
+        Effect::TscOffset(offset) => {
+            let before = devices.guest_tsc(now);
+            devices.tsc_offset = offset;
+            devices.apic.tsc_jumped(before, devices.guest_tsc(now));
+            vcpu.write(fields::TSC_OFFSET, offset);
             devices.request_timer_check();
         }
         Effect::SpecCtrl(value) => vcpu.set_spec_ctrl(value),

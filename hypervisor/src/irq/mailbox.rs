@@ -284,6 +284,18 @@ impl Iterator for Vectors {
         *word &= word.wrapping_sub(1);
         Some(first | bit)
     }
+
+    #[inline]
+    fn fold<B, F: FnMut(B, u8) -> B>(self, first: B, mut add: F) -> B {
+        let mut sum = first;
+        for (number, mut word) in (0..).zip(self.0) {
+            while word != 0 {
+                sum = add(sum, number * 64 + word.trailing_zeros() as u8);
+                word &= word - 1;
+            }
+        }
+        sum
+    }
 }
 
 /// The exits of all these virtual processors, by reason.

@@ -5,8 +5,8 @@ use core::fmt;
 
 use crate::{
     acpi::{
-        Dmar, Drhd, EcamWindow, FirmwareMemory, Missing, Processor, Rmrr, Table, Tables, dmar::NoUnits, ecam_windows,
-        io_apics, processors,
+        Dmar, Drhd, EcamWindow, FirmwareMemory, Missing, Processor, Rmrr, Srat, Table, Tables, dmar::NoUnits,
+        ecam_windows, io_apics, processors,
     },
     addr::{Bdf, Hpa, PAGE_SIZE},
     apic,
@@ -39,6 +39,7 @@ pub struct Machine {
     dmar: Result<Dmar, NoUnits>,
     memory: Vec<PhysRange>,
     processors: Vec<Processor>,
+    srat: Srat,
     bochs: bool,
     clock: Choice,
     wall_clock: WallClock,
@@ -79,8 +80,9 @@ impl Machine {
         for base in madt.map(io_apics).unwrap_or_default() {
             mask_io_apic(base, &memory);
         }
+        let srat = find(b"SRAT").map(nodes).unwrap_or_default();
         let bochs = fadt.is_some_and(is_bochs);
-        let machine = Self { config, functions, dmar, memory, processors, bochs, clock, wall_clock };
+        let machine = Self { config, functions, dmar, memory, processors, srat, bochs, clock, wall_clock };
         machine.log_functions();
         machine
     }
@@ -129,6 +131,26 @@ impl Machine {
     /// APIC IDs of the processors that the firmware reports.
     pub fn apic_ids(&self) -> impl Iterator<Item = u32> + '_ {
         self.processors.iter().map(|processor| processor.apic_id)
+    }
+
+    /// The number of nodes: 0 where the firmware does not say.
+    pub fn nodes(&self) -> usize {
+        self.srat.domains()
+    }
+
+    /// The node of the processor with this APIC ID, as a proximity domain.
+    pub fn node_of_processor(&self, apic_id: u32) -> Option<u32> {
+        self.srat.of_processor(apic_id)
+    }
+
+    /// The node of a function: its remapping unit's.
+    pub fn node_of(&self, bdf: Bdf) -> Option<u32> {
+        self.dmar()?.units.get(self.unit_of(bdf)?)?.domain
+    }
+
+    /// The memory of a node.
+    pub fn memory_of_node(&self, node: u32) -> Vec<PhysRange> {
+        self.srat.memory_of(node)
     }
 
     /// Whether this is Bochs, whose virtualisation of the local APIC has defects (`tests/MACHINES.md`).
@@ -293,6 +315,15 @@ fn listed(madt: &[u8]) -> Vec<Processor> {
         log::warn!("MADT: the length at offset {at:#x} is wrong; processors behind it are not known");
     }
     processors
+}
+
+/// The nodes that the SRAT lists.
+fn nodes(table: &[u8]) -> Srat {
+    let srat = Srat::parse(table);
+    if let Some(at) = srat.odd {
+        log::warn!("SRAT: the length at offset {at:#x} is wrong; what is behind it is in no node");
+    }
+    srat
 }
 
 fn log_defects(dmar: &Dmar) {

@@ -1,4 +1,4 @@
-//! Which processors are hyperthreads of one core.
+//! What the hypervisor knows of a processor's place: its core and its node.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,6 +25,8 @@ pub struct LogicalProcessor {
     pub number: usize,
     /// Its core: processors with the same value are hyperthreads of one core.
     pub core: u32,
+    /// Its node, as a proximity domain of the firmware's tables, if they say so.
+    pub node: Option<u32>,
 }
 
 /// The number of low bits of an APIC ID that tell the hyperthreads of a core apart.

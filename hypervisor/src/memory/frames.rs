@@ -106,14 +106,21 @@ impl FrameAllocator {
 
     /// See [`FrameSource::alloc`].
     pub fn alloc(&mut self, count: u64, alignment: u64) -> Option<Hpa> {
+        self.alloc_within(count, alignment, PhysRange::new(Hpa::new(0), u64::MAX))
+    }
+
+    /// As [`Self::alloc`], of the memory in this range alone.
+    pub fn alloc_within(&mut self, count: u64, alignment: u64, within: PhysRange) -> Option<Hpa> {
         if count == 0 || !alignment.is_power_of_two() {
             return None;
         }
         let alignment = (alignment / PAGE_SIZE).max(1);
+        let (lowest, highest) = within.inner_pages();
         let fit = |&(first, end): &(u64, u64)| {
+            let (first, end) = (first.max(lowest), end.min(highest));
             let start = first.checked_next_multiple_of(alignment)?;
             let behind = start.checked_add(count)?;
-            (behind <= end).then_some((end - first, (start, behind)))
+            (behind <= end).then(|| (end - first, (start, behind)))
         };
         // The smallest range that fits, so that what is given out piece by piece leaves the large ones whole: a guest that is started again needs
         // one.
@@ -245,6 +252,37 @@ unsafe impl FrameSource for Frames {
     }
 }
 
+/// The frames of a machine, of which those in some ranges are taken first: a node's memory.
+pub struct NearFrames<'a> {
+    /// All frames.
+    pub frames: &'a Frames,
+    /// The ranges, the first one first.
+    pub near: &'a [PhysRange],
+}
+
+// SAFETY: all of it is what `Frames` does; `alloc_within` takes frames as `alloc` does.
+unsafe impl FrameSource for NearFrames<'_> {
+    fn alloc(&self, count: u64, alignment: u64) -> Option<Hpa> {
+        let mut all = self.frames.0.lock();
+        let near = self.near.iter().find_map(|&range| all.alloc_within(count, alignment, range));
+        near.or_else(|| all.alloc(count, alignment))
+    }
+
+    unsafe fn free(&self, base: Hpa, count: u64) {
+        // SAFETY: the caller vouches that nobody uses the frames.
+        unsafe { self.frames.free(base, count) };
+    }
+
+    fn pointer(&self, address: Hpa) -> NonNull<u8> {
+        self.frames.pointer(address)
+    }
+
+    unsafe fn zero(&self, base: Hpa, count: u64) {
+        // SAFETY: the caller vouches for the frames.
+        unsafe { self.frames.zero(base, count) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -291,6 +329,20 @@ mod tests {
             assert_eq!(frames.free_bytes(), usable.iter().map(above).sum::<u64>());
             assert_eq!((frames.free_bytes() >> 20, frames.lost_bytes()), (mib, 0));
         }
+    }
+
+    #[test]
+    fn frames_of_a_node_are_taken_first_and_others_where_it_has_none() {
+        let frames = Frames::new();
+        // SAFETY: nobody accesses what this allocator hands out.
+        unsafe { frames.add_map([range(MIB, 63 * MIB)].into_iter(), [].into_iter()) };
+        let near = NearFrames { frames: &frames, near: &[range(16 * MIB, MIB), range(32 * MIB, 4 * MIB)] };
+        let pages = |mib| mib * MIB / PAGE_SIZE;
+        assert_eq!(near.alloc(pages(2), 2 * MIB), Some(Hpa::new(32 * MIB)), "the first range has no room for it");
+        assert_eq!(near.alloc(pages(1), 1), Some(Hpa::new(16 * MIB)));
+        assert_eq!(near.alloc(pages(3), 1), Some(Hpa::new(MIB)), "the node has 2 MiB left");
+        assert_eq!(near.alloc(pages(2), 1), Some(Hpa::new(34 * MIB)));
+        assert_eq!(frames.free_bytes(), 55 * MIB);
     }
 
     #[test]

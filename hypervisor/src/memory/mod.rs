@@ -16,7 +16,7 @@ mod table;
 pub mod testing;
 mod zero;
 
-pub use frames::{FrameAllocator, FrameSource, Frames};
+pub use frames::{FrameAllocator, FrameSource, Frames, NearFrames};
 pub use mmio::{Mmio, Registers};
 pub use paging::Paging;
 pub use ram::Ram;

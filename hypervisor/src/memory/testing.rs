@@ -27,9 +27,21 @@ pub fn real_map(text: &str) -> (Vec<PhysRange>, Vec<PhysRange>) {
 #[derive(Default)]
 pub struct TestFrames {
     used: Mutex<BTreeMap<u64, Layout>>,
+    /// How many allocations succeed before one fails.
+    until_failure: Mutex<Option<usize>>,
 }
 
 impl TestFrames {
+    /// Has one allocation fail: the one after `count` more.
+    pub fn fail_after(&self, count: usize) {
+        *self.until_failure.lock().unwrap() = Some(count);
+    }
+
+    /// Whether the allocation that was to fail has failed. None is to fail any more.
+    pub fn has_failed(&self) -> bool {
+        self.until_failure.lock().unwrap().take().is_none()
+    }
+
     /// How many allocations are in use.
     pub fn in_use(&self) -> usize {
         self.used.lock().unwrap().len()
@@ -46,6 +58,14 @@ impl TestFrames {
 // SAFETY: the process's allocator gives memory to one at a time, and addresses are pointers.
 unsafe impl FrameSource for TestFrames {
     fn alloc(&self, count: u64, alignment: u64) -> Option<Hpa> {
+        let mut until_failure = self.until_failure.lock().unwrap();
+        *until_failure = match *until_failure {
+            Some(0) => {
+                *until_failure = None;
+                return None;
+            }
+            count => count.map(|count| count - 1),
+        };
         let layout = Layout::from_size_align((count * PAGE_SIZE) as usize, alignment.max(PAGE_SIZE) as usize).ok()?;
         // SAFETY: the layout is not empty: nobody asks for no frames.
         let base = NonNull::new(unsafe { alloc(layout) })?;

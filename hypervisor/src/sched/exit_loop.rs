@@ -31,9 +31,12 @@ pub struct ExitLoop {
     pub has_tsc_deadline: bool,
     /// Bits that guests may set in XCR0.
     pub xcr0_supported: u64,
+    /// What units post for the hypervisor now is for this virtual processor, because they notify of no other one's here.
+    pub is_only_notified: bool,
 }
 
 /// Why the loop returned to the scheduler.
+#[derive(Debug)]
 pub enum RunExit {
     /// The slice is over.
     SliceEnd,
@@ -45,6 +48,17 @@ pub enum RunExit {
     Halt,
     /// The guest has ended.
     End(EndReason),
+}
+
+impl From<Next> for RunExit {
+    fn from(next: Next) -> Self {
+        match next {
+            Next::Run | Next::Interrupt(_) => Self::Interrupt,
+            Next::Yield => Self::Yield,
+            Next::Halt => Self::Halt,
+            Next::End(reason) => Self::End(reason),
+        }
+    }
 }
 
 impl ExitLoop {
@@ -81,13 +95,24 @@ impl ExitLoop {
             };
             match dispatch::serve(&mut context, exit) {
                 Next::Run => {}
-                Next::Yield => return RunExit::Yield,
-                Next::Halt => return RunExit::Halt,
-                Next::End(reason) => return RunExit::End(reason),
+                Next::Interrupt(vector) => self.interrupt(guest, vector),
+                // Two comparisons, and no table of jumps: most exits are the first, and most of the others the second.
+                other => return other.into(),
             }
             if interrupts::any() {
                 return RunExit::Interrupt;
             }
+        }
+    }
+
+    /// The machine's interrupt has ended the guest's run. The scheduler takes it, but for those that can be for this virtual processor only.
+    #[inline(always)]
+    fn interrupt(&self, guest: &mut VirtualCpu, vector: u8) {
+        if vector == apic::INJECT_VECTOR && self.is_only_notified {
+            apic::eoi();
+            guest.take_posted();
+        } else {
+            interrupts::arrived(vector);
         }
     }
 
@@ -152,6 +177,8 @@ fn deliver_interrupts(guest: &mut VirtualCpu) {
     }
     devices.apic.begin(vector);
     vcpu.inject(Event::new(EventKind::ExternalInterrupt, vector, false), 0);
-    vcpu.set_interrupt_window(devices.apic.pending().is_some());
-    guest.offer_pv_eoi();
+    vcpu.set_interrupt_window(devices.apic.has_requests() && devices.apic.pending().is_some());
+    if guest.mailbox.pv_eoi().is_some() {
+        guest.offer_pv_eoi();
+    }
 }

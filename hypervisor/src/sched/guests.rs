@@ -3,10 +3,12 @@
 //! A guest belongs to the processor of its first virtual processor, which makes it, ends it when its time is over, and releases what it held
 //! ([`super::maker`]). Every processor makes the VMCSs of the virtual processors that it runs, which it finds in its [`Place`].
 
-use alloc::{string::String, sync::Arc, vec::Vec};
+mod managed;
+
+use alloc::{format, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use hcall_abi::{GuestCounters, GuestInfo, GuestNumber, Status, manage::NAME_MAX};
+use hcall_abi::GuestCounters;
 
 use crate::{
     apic,
@@ -19,12 +21,14 @@ use crate::{
     irq::{host_vectors::Vectors, ports::MachineService},
     machine::{boot_info::Module, discovery::Machine, memory::FRAMES},
     memory::heap,
-    sched::life_cycle::{Action, LifeCycle, Outcome},
+    sched::{
+        jobs::{Job, next_job},
+        life_cycle::{Action, LifeCycle, MEMORY_TRIES, Making, Outcome},
+    },
     sync::Mutex,
     vm::{
-        create::{GuestBuilder, NewGuest},
+        create::{GuestBuilder, NewGuest, NotMade},
         instance::Vm,
-        management::Management,
         new_vcpu::NewVcpu,
     },
     vmx::Capabilities,
@@ -39,6 +43,8 @@ struct Guest {
     state: Mutex<GuestState>,
     /// Ticks that making and releasing it took.
     building: AtomicU64,
+    /// Ticks that processors have worked for it beside its turns, and that were not charged to it yet.
+    owed: AtomicU64,
 }
 
 /// Taken before the locks of [`Vm`].
@@ -50,6 +56,8 @@ struct GuestState {
     leaving: Option<Arc<Vm>>,
     /// The figures of its last life.
     last: GuestCounters,
+    /// It lacked memory when it was to be made last, and the log has said so.
+    told_of_memory: bool,
 }
 
 impl Guest {
@@ -71,24 +79,6 @@ struct Place {
     new_vcpus: Mutex<Vec<NewVcpu>>,
 }
 
-/// What is to be done for a guest that takes time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Job {
-    /// It is made.
-    Make(GuestId),
-    /// What it held is released.
-    Release(GuestId),
-}
-
-impl Job {
-    /// For whom.
-    pub const fn guest(self) -> GuestId {
-        match self {
-            Self::Make(guest) | Self::Release(guest) => guest,
-        }
-    }
-}
-
 /// All guests.
 pub struct Guests {
     machine: &'static Machine,
@@ -98,6 +88,10 @@ pub struct Guests {
     all: Vec<Option<Guest>>,
     /// By the processors' numbers.
     places: Vec<Place>,
+    /// Bytes that guests can have, all together.
+    available: u64,
+    /// How often a guest has released its memory.
+    releases: AtomicU64,
     /// No guest holds anything, and nothing is due: no more comes.
     is_over: AtomicBool,
 }
@@ -118,8 +112,16 @@ impl Guests {
             if plan.options.autostart {
                 life.start();
             }
-            let state = GuestState { life, vm: None, leaving: None, last: GuestCounters::default() };
-            Some(Guest { module, plan, vpid, state: Mutex::new(state), building: AtomicU64::new(0) })
+            let last = GuestCounters::default();
+            let state = GuestState { life, vm: None, leaving: None, last, told_of_memory: false };
+            Some(Guest {
+                module,
+                plan,
+                vpid,
+                state: Mutex::new(state),
+                building: AtomicU64::new(0),
+                owed: AtomicU64::new(0),
+            })
         };
         let all = plans.map(guest).collect();
         let place = |vectors: &Vectors| Place {
@@ -129,8 +131,9 @@ impl Guests {
             new_vcpus: Mutex::default(),
         };
         let places = service.ports().vectors().iter().map(place).collect();
-        let is_over = AtomicBool::new(false);
-        let guests = Self { machine, service, parents, all, places, is_over };
+        let (releases, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+        let available = FRAMES.free_bytes();
+        let guests = Self { machine, service, parents, all, places, available, releases, is_over };
         guests.look_whether_over();
         guests
     }
@@ -169,10 +172,10 @@ impl Guests {
         (due != u64::MAX).then_some(due)
     }
 
-    /// Does what is due for the guests of a processor and takes no time. Returns the first job that takes some; one is given out again and
-    /// again until it is done.
-    pub fn look(&self, processor: usize, now: u64) -> Option<Job> {
-        let (mut job, mut due) = (None, u64::MAX);
+    /// Does what is due for the guests of a processor and takes no time. Returns the job that is to be begun next; one is given out until it is
+    /// done. `last`: for whom the processor has done its last job.
+    pub fn look(&self, processor: usize, now: u64, last: Option<GuestId>) -> Option<Job> {
+        let (mut next, mut due) = (None, u64::MAX);
         for (number, guest) in (0..).zip(&self.all) {
             let Some(guest) = guest.as_ref().filter(|guest| guest.home() == processor) else { continue };
             let mut state = guest.state.lock();
@@ -188,12 +191,12 @@ impl Guests {
             } else {
                 state.life.is_to_be_made().then_some(Job::Make(GuestId(number)))
             };
-            job = job.or(own);
+            next = next_job(next.into_iter().chain(own), last);
         }
         if let Some(place) = self.places.get(processor) {
             place.due.store(due, Ordering::Relaxed);
         }
-        job
+        next
     }
 
     /// Does a job. It may take long; it breathes ([`cpu::fiber::cond_resched`]).
@@ -208,13 +211,14 @@ impl Guests {
         let Some(guest) = self.guest(id) else { return };
         let (machine, service, parents) = (self.machine, self.service, self.parents);
         let builder = GuestBuilder { machine, service, parents, management: self, capabilities };
+        let releases = self.releases.load(Ordering::Acquire);
         match builder.make(id, guest.vpid, &guest.module, &guest.plan) {
             Ok(NewGuest { vm, vcpus }) => {
                 let mut state = guest.state.lock();
-                if state.life.made(true, cpu::tsc()) == Action::Force {
+                if state.life.made(Making::Good, cpu::tsc()) == Action::Force {
                     vm.end(EndReason::Stopped);
                 }
-                state.vm = Some(vm);
+                (state.vm, state.told_of_memory) = (Some(vm), false);
                 drop(state);
                 for vcpu in vcpus {
                     let processor = vcpu.processor();
@@ -224,12 +228,46 @@ impl Guests {
                     self.notify(processor);
                 }
             }
-            Err(why) => {
-                refuse(id, &why);
-                guest.state.lock().life.made(false, cpu::tsc());
-                self.look_whether_over();
+            Err(why) => self.not_made(id, guest, &why, releases),
+        }
+    }
+
+    /// A guest could not be made. `releases`: how often memory had been released when its making began.
+    fn not_made(&self, id: GuestId, guest: &Guest, NotMade { why, lacks_memory }: &NotMade, releases: u64) {
+        let lacks_memory = *lacks_memory && guest.plan.options.memory <= self.available;
+        let making = if lacks_memory { Making::LacksMemory } else { Making::Bad };
+        let mut state = guest.state.lock();
+        state.life.made(making, cpu::tsc());
+        let (waits, was_told) =
+            (state.life.waits_for_memory(), core::mem::replace(&mut state.told_of_memory, lacks_memory));
+        drop(state);
+        match (lacks_memory, waits) {
+            (false, _) => refuse(id, why),
+            (true, false) => refuse(id, &format!("{why}; end other guests, and start it again")),
+            (true, true) if was_told => {}
+            (true, true) => log::warn!(
+                "guest {}: {why}; it is made when others have released that much, after {MEMORY_TRIES} tries at most",
+                id.0
+            ),
+        }
+        // What came back while it was tried has found nobody who waits.
+        if waits && self.releases.load(Ordering::Acquire) != releases {
+            self.offer_memory();
+        }
+        self.look_whether_over();
+    }
+
+    /// Has as many guests made that wait for memory as there may be enough for. Returns whether there are some.
+    fn offer_memory(&self) -> bool {
+        let (mut free, mut are_some) = (FRAMES.free_bytes(), false);
+        for guest in self.all.iter().flatten() {
+            let Some(left) = free.checked_sub(guest.plan.options.memory) else { continue };
+            if guest.state.lock().life.memory_came() == Action::Make {
+                (free, are_some) = (left, true);
+                self.notify(guest.home());
             }
         }
+        are_some
     }
 
     /// The last virtual processor of a guest has left.
@@ -273,6 +311,9 @@ impl Guests {
             guest.building.load(Ordering::Relaxed),
             free >> 10,
         );
+        // Before it is over, so that not all are while one is still to be made.
+        self.releases.fetch_add(1, Ordering::AcqRel);
+        self.offer_memory();
         guest.state.lock().life.released(cpu::tsc());
         self.look_whether_over();
         self.notify(guest.home());
@@ -283,6 +324,19 @@ impl Guests {
         if let Some(guest) = self.guest(id) {
             guest.building.fetch_add(ticks, Ordering::Relaxed);
         }
+    }
+
+    /// A processor has worked for a guest, beside its turns. It is charged to the guest where that runs next.
+    pub fn owe(&self, id: GuestId, ticks: u64) {
+        if let Some(guest) = self.guest(id) {
+            guest.owed.fetch_add(ticks, Ordering::Relaxed);
+        }
+    }
+
+    /// What a guest owes: it is charged now.
+    pub fn take_owed(&self, id: GuestId) -> u64 {
+        let owed = self.guest(id).map(|guest| &guest.owed);
+        owed.filter(|owed| owed.load(Ordering::Relaxed) != 0).map_or(0, |owed| owed.swap(0, Ordering::Relaxed))
     }
 
     /// Has a processor look once more, without waking it.
@@ -311,39 +365,18 @@ impl Guests {
     }
 
     fn look_whether_over(&self) {
-        // One that is over begins again only by a manager, who is not over. So once all are over they stay so.
+        // One that is over begins again only by a manager, who is not over, or by memory that others release. If nobody holds any, those that
+        // still wait are tried once more. So once all are over they stay so.
         let is_over = |guest: &Guest| guest.state.lock().life.is_over();
-        if self.all.iter().flatten().all(is_over) && !self.is_over.swap(true, Ordering::AcqRel) {
-            (0..self.places.len()).for_each(|processor| self.notify(processor));
-        }
-    }
-
-    /// The guest with this number, for a manager.
-    fn named(&self, number: GuestNumber) -> Result<Option<&Guest>, Status> {
-        self.all.get(usize::from(number.0)).map(Option::as_ref).ok_or(Status::InvalidArgument)
-    }
-
-    /// Changes a guest's life for a manager.
-    fn change(&self, number: GuestNumber, change: impl FnOnce(&mut LifeCycle, u64) -> Action) -> Result<(), Status> {
-        let guest = self.named(number)?.ok_or(Status::Unsupported)?;
-        let mut state = guest.state.lock();
-        match change(&mut state.life, cpu::tsc()) {
-            Action::None | Action::Make => {}
-            Action::Ask => {
-                if let Some(vm) = &state.vm {
-                    vm.ask_to_stop();
+        if self.all.iter().flatten().all(is_over) && !self.offer_memory() && !self.is_over.swap(true, Ordering::AcqRel)
+        {
+            for (number, guest) in (0..).zip(&self.all) {
+                if guest.as_ref().is_some_and(|guest| guest.state.lock().life.waits_for_memory()) {
+                    refuse(GuestId(number), "memory ran out, and nobody is left who could release some");
                 }
             }
-            Action::Force => state.force(),
+            (0..self.places.len()).for_each(|processor| self.notify(processor));
         }
-        drop(state);
-        self.notify(guest.home());
-        Ok(())
-    }
-
-    /// Milliseconds as ticks of the TSC.
-    fn ticks(&self, milliseconds: u64) -> u64 {
-        milliseconds.saturating_mul(self.machine.clock().tsc_mhz().max(1)).saturating_mul(1_000)
     }
 }
 
@@ -352,51 +385,6 @@ impl GuestState {
         if let Some(vm) = &self.vm {
             vm.end(EndReason::Stopped);
         }
-    }
-}
-
-impl Management for Guests {
-    fn query(&self, number: GuestNumber) -> Result<GuestInfo, Status> {
-        let guests = u16::try_from(self.all.len()).unwrap_or(u16::MAX);
-        let mut info = GuestInfo {
-            guests,
-            state: hcall_abi::GuestState::Failed,
-            is_own: false,
-            name: [0; NAME_MAX],
-            vcpus: 0,
-            memory_mib: 0,
-            weight: 0,
-            starts: 0,
-        };
-        let Some(guest) = self.named(number)? else { return Ok(info) };
-        let options = &guest.plan.options;
-        info.name.iter_mut().zip(options.name.bytes()).for_each(|(place, byte)| *place = byte);
-        (info.vcpus, info.memory_mib) = (options.cpus, (options.memory >> 20) as u32);
-        info.weight = options.shares.weight().into();
-        let state = guest.state.lock();
-        (info.state, info.starts) = (state.life.state(), state.life.starts());
-        Ok(info)
-    }
-
-    fn start(&self, guest: GuestNumber) -> Result<(), Status> {
-        self.change(guest, |life, _| life.start())
-    }
-
-    fn stop(&self, guest: GuestNumber, grace: u64) -> Result<(), Status> {
-        let grace = self.ticks(grace);
-        self.change(guest, |life, now| life.stop(now, grace))
-    }
-
-    fn restart(&self, guest: GuestNumber, grace: u64) -> Result<(), Status> {
-        let grace = self.ticks(grace);
-        self.change(guest, |life, now| life.restart(now, grace))
-    }
-
-    fn counters(&self, number: GuestNumber) -> Result<GuestCounters, Status> {
-        let Some(guest) = self.named(number)? else { return Ok(GuestCounters::default()) };
-        let state = guest.state.lock();
-        let counters = state.vm.as_ref().map_or(state.last, |vm| vm.counters());
-        Ok(GuestCounters { building: guest.building.load(Ordering::Relaxed), ..counters })
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! stopped, failed --start--> starting --made--> running --stop--> stopping --released--> stopped
-//!        ^                                         |                                       |
-//!        |                                         +--it ends by itself--> stopping -------+--> starting, if it is to run again
+//!        ^                   |      ^              |                                       |
+//!        |             memory lacks |              +--it ends by itself--> stopping -------+--> starting, if it is to run again
+//!        |                   v      |
+//!        +--stop, tries over-- waiting --memory comes back
 //! ```
 #![forbid(unsafe_code)]
 
@@ -14,14 +16,14 @@ use crate::guest::options::Restart;
 /// Ticks of the TSC from the release of what a guest held to its restart, after a life that was not short or after the first short one.
 pub const FIRST_DELAY: u64 = 10_000_000;
 
-/// Most ticks of that delay, which doubles with each further short life. With [`SHORT_LIVES`] as it is, the delay ends at 2.56 billion.
-pub const LONGEST_DELAY: u64 = 10_000_000_000;
-
 /// Ticks of the TSC beyond which a life is no short one.
 pub const SHORT_LIFE: u64 = 1_000_000_000;
 
 /// Short lives in a row after which a guest is not restarted any more, but by a manager.
 pub const SHORT_LIVES: u32 = 10;
+
+/// How often a guest that lacks memory is made once more, each time when others have released theirs, before it has failed.
+pub const MEMORY_TRIES: u32 = 10;
 
 /// What somebody has to do for a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,17 @@ pub enum Action {
     Ask,
     /// End it.
     Force,
+}
+
+/// What became of making a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Making {
+    /// It is made.
+    Good,
+    /// There was not enough memory for it.
+    LacksMemory,
+    /// It cannot be made: what it lacks it would lack the next time.
+    Bad,
 }
 
 /// How a guest has ended.
@@ -53,6 +66,8 @@ enum State {
     Off { failed: bool, restart_at: Option<u64> },
     /// It is being made. Whether it is to be ended when it is.
     Starting { stops: bool },
+    /// It lacked memory when it was to be made, and is made again when others have released theirs.
+    Waiting,
     /// It runs.
     Running,
     /// It was asked to stop, and is ended at this time.
@@ -73,6 +88,8 @@ pub struct LifeCycle {
     /// When it began to run, and how many short lives it has had in a row.
     began: u64,
     short_lives: u32,
+    /// How often it was made once more for lack of memory.
+    memory_tries: u32,
     starts: u64,
     last: Option<Outcome>,
 }
@@ -82,7 +99,7 @@ impl LifeCycle {
     pub const fn new(policy: Restart) -> Self {
         let state = State::Off { failed: false, restart_at: None };
         let [again, is_asked] = [false; 2];
-        Self { policy, state, again, is_asked, began: 0, short_lives: 0, starts: 0, last: None }
+        Self { policy, state, again, is_asked, began: 0, short_lives: 0, memory_tries: 0, starts: 0, last: None }
     }
 
     /// The state as a manager sees it.
@@ -90,7 +107,7 @@ impl LifeCycle {
         match self.state {
             State::Off { failed: false, .. } => GuestState::Stopped,
             State::Off { failed: true, .. } => GuestState::Failed,
-            State::Starting { .. } => GuestState::Starting,
+            State::Starting { .. } | State::Waiting => GuestState::Starting,
             State::Running => GuestState::Running,
             State::Asked { .. } | State::Ending { .. } => GuestState::Stopping,
         }
@@ -106,9 +123,14 @@ impl LifeCycle {
         self.last
     }
 
-    /// Whether it holds nothing and nothing is due, so that only a manager can change that.
+    /// Whether it holds nothing and nothing is due, so that only a manager can change that, or another guest that releases memory.
     pub const fn is_over(&self) -> bool {
-        matches!(self.state, State::Off { restart_at: None, .. })
+        matches!(self.state, State::Off { restart_at: None, .. } | State::Waiting)
+    }
+
+    /// Whether it waits for memory.
+    pub const fn waits_for_memory(&self) -> bool {
+        matches!(self.state, State::Waiting)
     }
 
     /// Whether somebody has to make it.
@@ -120,7 +142,7 @@ impl LifeCycle {
     pub fn start(&mut self) -> Action {
         self.short_lives = 0;
         match &mut self.state {
-            State::Off { .. } => self.begin(),
+            State::Off { .. } | State::Waiting => self.begin(),
             State::Asked { .. } | State::Ending { .. } => {
                 self.again = true;
                 Action::None
@@ -141,6 +163,10 @@ impl LifeCycle {
         match &mut self.state {
             State::Off { restart_at, .. } => {
                 *restart_at = None;
+                Action::None
+            }
+            State::Waiting => {
+                self.state = State::Off { failed: true, restart_at: None };
                 Action::None
             }
             State::Starting { stops } => {
@@ -165,7 +191,7 @@ impl LifeCycle {
 
     /// As [`Self::stop`], and then it is started; one that is off is started.
     pub fn restart(&mut self, now: u64, grace: u64) -> Action {
-        if let State::Off { .. } | State::Starting { .. } = self.state {
+        if let State::Off { .. } | State::Starting { .. } | State::Waiting = self.state {
             return self.start();
         }
         let action = self.stop(now, grace);
@@ -173,12 +199,12 @@ impl LifeCycle {
         action
     }
 
-    /// It has been made, or could not be.
-    pub fn made(&mut self, is_good: bool, now: u64) -> Action {
+    /// It has been made, or could not be. One that lacks memory waits until [`Self::memory_came`], unless it was to be stopped.
+    pub fn made(&mut self, making: Making, now: u64) -> Action {
         let State::Starting { stops } = self.state else { return Action::None };
-        if !is_good {
-            // What it lacks it would lack the next time.
-            self.state = State::Off { failed: true, restart_at: None };
+        if making != Making::Good {
+            let waits = making == Making::LacksMemory && !stops && self.memory_tries < MEMORY_TRIES;
+            self.state = if waits { State::Waiting } else { State::Off { failed: true, restart_at: None } };
             self.last = Some(Outcome::Bad);
             return Action::None;
         }
@@ -189,6 +215,16 @@ impl LifeCycle {
         }
         self.state = State::Running;
         Action::None
+    }
+
+    /// Others have released memory: if it waits for that, it is made once more. [`MEMORY_TRIES`] such tries follow a start.
+    pub fn memory_came(&mut self) -> Action {
+        if !self.waits_for_memory() {
+            return Action::None;
+        }
+        self.memory_tries += 1;
+        self.state = State::Starting { stops: false };
+        Action::Make
     }
 
     /// Its last virtual processor has left. Its resources are to be released.
@@ -213,7 +249,7 @@ impl LifeCycle {
             Restart::Always => true,
         };
         if wants && !self.is_asked && self.short_lives < SHORT_LIVES {
-            let delay = FIRST_DELAY.saturating_mul(1 << self.short_lives.saturating_sub(1).min(32)).min(LONGEST_DELAY);
+            let delay = FIRST_DELAY << self.short_lives.saturating_sub(1).min(SHORT_LIVES);
             self.state = State::Off { failed, restart_at: Some(now.saturating_add(delay)) };
         }
         Action::None
@@ -239,7 +275,7 @@ impl LifeCycle {
 
     fn begin(&mut self) -> Action {
         self.state = State::Starting { stops: false };
-        (self.again, self.is_asked) = (false, false);
+        (self.again, self.is_asked, self.memory_tries) = (false, false, 0);
         self.starts += 1;
         Action::Make
     }
@@ -257,7 +293,7 @@ mod tests {
         let mut life = LifeCycle::new(policy);
         assert_eq!((life.state(), life.is_over()), (GuestState::Stopped, true));
         assert_eq!((life.start(), life.state()), (Action::Make, GuestState::Starting));
-        assert_eq!((life.made(true, 0), life.state()), (Action::None, GuestState::Running));
+        assert_eq!((life.made(Making::Good, 0), life.state()), (Action::None, GuestState::Running));
         life
     }
 
@@ -286,7 +322,7 @@ mod tests {
         let mut life = LifeCycle::new(Restart::Never);
         life.start();
         assert_eq!(life.stop(0, GRACE), Action::None);
-        assert_eq!(life.made(true, 5), Action::Force);
+        assert_eq!(life.made(Making::Good, 5), Action::Force);
         life.start();
         life.start();
         assert_eq!(life.starts(), 1);
@@ -298,7 +334,7 @@ mod tests {
         assert_eq!(life.restart(0, GRACE), Action::Ask);
         life.ended(Outcome::Good, 1);
         assert_eq!((life.released(2), life.state(), life.starts()), (Action::Make, GuestState::Starting, 2));
-        life.made(true, 3);
+        life.made(Making::Good, 3);
         life.ended(Outcome::Good, 4);
         assert_eq!((life.released(5), life.is_over()), (Action::None, true));
         assert_eq!(life.restart(6, GRACE), Action::Make, "one that is off is started");
@@ -332,7 +368,7 @@ mod tests {
             waits.push(at - now);
             now = at;
             assert_eq!(life.due(now), Action::Make);
-            life.made(true, now);
+            life.made(Making::Good, now);
         }
         assert_eq!(waits.len() as u32, SHORT_LIVES - 1);
         assert!(waits.is_sorted_by(|a, b| *b == 2 * a) && waits[0] == FIRST_DELAY, "{waits:?}");
@@ -350,7 +386,7 @@ mod tests {
             assert_eq!(life.next_due(), Some(now + FIRST_DELAY));
             now += FIRST_DELAY;
             assert_eq!(life.due(now), Action::Make);
-            life.made(true, now);
+            life.made(Making::Good, now);
         }
     }
 
@@ -358,7 +394,40 @@ mod tests {
     fn a_guest_that_cannot_be_made_has_failed_and_is_not_tried_again() {
         let mut life = LifeCycle::new(Restart::Always);
         life.start();
-        assert_eq!((life.made(false, 0), life.state(), life.is_over()), (Action::None, GuestState::Failed, true));
+        assert_eq!((life.made(Making::Bad, 0), life.state(), life.is_over()), (Action::None, GuestState::Failed, true));
+    }
+
+    #[test]
+    fn a_guest_that_lacks_memory_is_made_again_when_others_have_released_theirs_and_not_without_end() {
+        let mut life = LifeCycle::new(Restart::Never);
+        life.start();
+        for _ in 0..MEMORY_TRIES {
+            assert_eq!((life.made(Making::LacksMemory, 0), life.state()), (Action::None, GuestState::Starting));
+            assert!(life.waits_for_memory() && life.is_over() && !life.is_to_be_made());
+            assert_eq!((life.memory_came(), life.memory_came()), (Action::Make, Action::None));
+        }
+        life.made(Making::LacksMemory, 0);
+        assert_eq!((life.state(), life.memory_came(), life.starts()), (GuestState::Failed, Action::None, 1));
+        // A start begins the count anew, and so does one while it waits.
+        life.start();
+        life.made(Making::LacksMemory, 0);
+        assert_eq!((life.start(), life.starts()), (Action::Make, 3));
+        life.made(Making::Good, 0);
+        assert_eq!(life.state(), GuestState::Running);
+    }
+
+    #[test]
+    fn a_guest_that_waits_for_memory_can_be_stopped() {
+        let mut life = LifeCycle::new(Restart::Always);
+        life.start();
+        life.made(Making::LacksMemory, 0);
+        assert_eq!(
+            (life.stop(0, GRACE), life.state(), life.memory_came()),
+            (Action::None, GuestState::Failed, Action::None)
+        );
+        life.start();
+        life.stop(0, GRACE);
+        assert_eq!((life.made(Making::LacksMemory, 0), life.waits_for_memory()), (Action::None, false));
     }
 
     #[derive(Clone, Debug)]
@@ -366,7 +435,8 @@ mod tests {
         Start,
         Stop(u64),
         Restart(u64),
-        Made(bool),
+        Made(Making),
+        MemoryCame,
         Ended(Outcome),
         Released,
         Wait(u64),
@@ -377,7 +447,8 @@ mod tests {
             Just(Step::Start),
             (0..2_000u64).prop_map(Step::Stop),
             (0..2_000u64).prop_map(Step::Restart),
-            any::<bool>().prop_map(Step::Made),
+            prop_oneof![Just(Making::Good), Just(Making::LacksMemory), Just(Making::Bad)].prop_map(Step::Made),
+            Just(Step::MemoryCame),
             prop_oneof![Just(Outcome::Good), Just(Outcome::Bad), Just(Outcome::Forced)].prop_map(Step::Ended),
             Just(Step::Released),
             (0..FIRST_DELAY * 3).prop_map(Step::Wait),
@@ -397,11 +468,12 @@ mod tests {
                     Step::Start => life.start(),
                     Step::Stop(grace) => life.stop(now, grace),
                     Step::Restart(grace) => life.restart(now, grace),
-                    Step::Made(is_good) if makes => {
+                    Step::Made(making) if makes => {
                         makes = false;
-                        holds = is_good;
-                        life.made(is_good, now)
+                        holds = making == Making::Good;
+                        life.made(making, now)
                     }
+                    Step::MemoryCame => life.memory_came(),
                     Step::Ended(outcome) if holds && !left => {
                         left = true;
                         life.ended(outcome, now);

@@ -8,7 +8,7 @@ use crate::{
         fiber::{Fiber, Progress},
     },
     ims::GuestId,
-    sched::guests::{Guests, Job},
+    sched::{guests::Guests, jobs::Job},
     vm::new_vcpu::NewVcpu,
     vmx::Capabilities,
 };
@@ -22,12 +22,14 @@ pub struct Maker {
     fiber: Fiber,
     /// What is being done, and when it can go on.
     job: Option<(Job, u64)>,
+    /// For whom it was begun last.
+    last: Option<GuestId>,
 }
 
 impl Maker {
     /// The maker of the processor with this number.
     pub fn new(guests: &'static Guests, processor: usize, capabilities: Capabilities, fiber: Fiber) -> Self {
-        Self { guests, processor, capabilities, fiber, job: None }
+        Self { guests, processor, capabilities, fiber, job: None, last: None }
     }
 
     /// All guests.
@@ -46,11 +48,12 @@ impl Maker {
     }
 
     fn look_for_work(&mut self, now: u64) {
-        let next = self.guests.look(self.processor, now);
+        let next = self.guests.look(self.processor, now, self.last);
         let Some(job) = next.filter(|_| self.job.is_none()) else { return };
         let (guests, capabilities) = (self.guests, self.capabilities);
         if self.fiber.begin(Box::new(move || guests.work(job, capabilities))) {
             self.job = Some((job, now));
+            self.last = Some(job.guest());
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod exit_loop;
 pub mod guest_change;
 pub mod guests;
+pub mod jobs;
 pub mod life_cycle;
 pub mod maker;
 pub mod processors;

@@ -172,11 +172,11 @@ impl Workload {
                 events |= vector == apic::DEVICE_VECTOR;
             }
             if faults {
-                self.service.ports().faults().event(self.service);
+                self.service.ports().faults().event(self.service, &mut |_, _| ());
             }
             if events {
                 self.service.ports().count_own_interrupt();
-                self.parents.event(self.service);
+                self.parents.event(self.service, &mut |_, _| ());
             }
         }
         self.service.ports().faults().finish(self.service);
@@ -218,9 +218,11 @@ impl Workload {
     fn plan(&self) -> Plans {
         let ports = self.service.ports();
         let bits = topology::smt_bits(raw_cpuid::CpuIdReaderNative);
-        let core = |number| ports.vectors_of(number).map_or(0, Vectors::destination) >> bits;
-        let fit = self.fit.lock();
-        let fit: Vec<_> = fit.iter().map(|&number| LogicalProcessor { number, core: core(number) }).collect();
+        let processor = |&number: &usize| {
+            let apic_id = ports.vectors_of(number).map_or(0, Vectors::destination);
+            LogicalProcessor { number, core: apic_id >> bits, node: self.machine.node_of_processor(apic_id) }
+        };
+        let fit: Vec<_> = self.fit.lock().iter().map(processor).collect();
         let plans = plans(&(self.machine, ports), &self.modules, &fit, topology::smt());
         let heap: u64 = plans.iter().flatten().map(|plan| plan.heap_bytes(self.machine)).sum();
         if heap::extend(&FRAMES, heap) {

@@ -35,6 +35,9 @@ pub const CAP_PERIOD: u64 = 20_000_000;
 /// Virtual ticks for a tick at weight 1.
 const SCALE: u64 = 1 << 16;
 
+/// Where virtual times are taken back. A guest of weight 1 that is alone is there after 20 hours at 1 GHz.
+const FAR: u64 = 1 << 62;
+
 /// What a guest has had of this processor, and may have.
 #[derive(Clone, Debug)]
 struct Account {
@@ -46,8 +49,6 @@ struct Account {
     sibling_time: u64,
     /// One of the guest's virtual processors can run.
     is_ready: bool,
-    /// Ticks charged so far.
-    charged: u64,
     /// Ticks used in the cap's period that began at `cap_since`; what exceeds the cap is taken over into the next period.
     used: u64,
     cap_since: u64,
@@ -66,12 +67,19 @@ impl Account {
         self.shares.cap().map(|percent| CAP_PERIOD / 100 * u64::from(percent))
     }
 
-    /// Begins a new period if the last one is over.
-    fn renew_cap(&mut self, now: u64) {
+    /// Begins a new period of its cap if the last one is over. `time` is the least virtual time.
+    #[inline]
+    fn renew(&mut self, now: u64, time: u64) {
+        let Some(cap) = self.cap() else { return };
+        let was_capped = self.is_capped();
         let periods = now.saturating_sub(self.cap_since) / CAP_PERIOD;
         if periods != 0 {
             self.cap_since += periods * CAP_PERIOD;
-            self.used = self.used.saturating_sub(self.cap().unwrap_or(u64::MAX).saturating_mul(periods));
+            self.used = self.used.saturating_sub(cap.saturating_mul(periods));
+        }
+        if was_capped && !self.is_capped() {
+            // What it was not allowed to use it does not make up for: others would wait for as long.
+            self.time = self.time.max(time);
         }
     }
 
@@ -88,6 +96,8 @@ impl Account {
 #[derive(Debug, Default)]
 pub struct RunQueue {
     accounts: Vec<Account>,
+    /// The number of guests that are muted.
+    muted: usize,
     /// The least virtual time of a guest that could run when one was chosen last. It never goes back.
     time: u64,
     /// Ticks that interrupts have taken from others' turns in the period that began at `period_since`.
@@ -101,7 +111,7 @@ impl RunQueue {
         if self.accounts.iter().any(|account| account.guest == guest) {
             return;
         }
-        let (time, [charged, used, interrupting, sibling_time], cap_since) = (self.time, [0; 4], now);
+        let (time, [used, interrupting, sibling_time], cap_since) = (self.time, [0; 3], now);
         let [is_ready, is_muted] = [false; 2];
         self.accounts.push(Account {
             guest,
@@ -109,7 +119,6 @@ impl RunQueue {
             time,
             sibling_time,
             is_ready,
-            charged,
             used,
             cap_since,
             interrupting,
@@ -117,17 +126,29 @@ impl RunQueue {
         });
     }
 
-    /// Whether one of the guest's virtual processors can run. A guest that has slept does not keep the time that it has not used, but for its
-    /// part of [`HEAD_START`].
+    /// Whether one of the guest's virtual processors can run. A guest that has slept does not keep the time that it has not used: see
+    /// [`Self::waking_time`].
     pub fn set_ready(&mut self, guest: GuestId, is_ready: bool) {
-        let head_start = HEAD_START.saturating_mul(SCALE) / (self.weight_of_ready() + self.weight(guest)).max(1);
-        let ready = self.accounts.iter().filter(|account| account.can_run()).map(|account| account.time).min();
-        let least = self.time.max(ready.unwrap_or(0)).saturating_sub(head_start);
-        let Some(account) = self.account(guest) else { return };
-        if is_ready && !account.is_ready {
-            account.time = account.time.max(least);
+        let Some(at) = self.accounts.iter().position(|account| account.guest == guest) else { return };
+        if self.accounts[at].is_ready == is_ready {
+            return;
         }
-        account.is_ready = is_ready;
+        if is_ready {
+            let least = self.waking_time(self.accounts[at].shares.weight().into());
+            self.accounts[at].time = self.accounts[at].time.max(least);
+        }
+        self.accounts[at].is_ready = is_ready;
+    }
+
+    /// The least virtual time of a guest of this weight that wakes: its part of [`HEAD_START`] before the one that has had least, and, before the
+    /// one that has had most, by one turn more. Else a guest that has had a long turn among few would wait for all that wake behind it to have as
+    /// long ones.
+    fn waking_time(&self, weight: u64) -> u64 {
+        let all = (self.weight_of_ready() + weight).max(1);
+        let part = |ticks: u64| ticks.saturating_mul(SCALE) / all;
+        let times = || self.accounts.iter().filter(|account| account.can_run()).map(|account| account.time);
+        let before_most = times().max().unwrap_or(0).saturating_sub(part(ROUND));
+        self.time.max(times().min().unwrap_or(0)).max(before_most).saturating_sub(part(HEAD_START))
     }
 
     /// Says of each guest whether one of its virtual processors can run: see [`Self::set_ready`].
@@ -148,16 +169,23 @@ impl RunQueue {
         let Some(account) = self.account(guest) else { return };
         account.time = account.time.saturating_add(account.virtual_ticks(ticks));
         account.used = account.used.saturating_add(ticks);
-        account.charged = account.charged.saturating_add(ticks);
+        if account.time >= FAR {
+            self.rebase();
+        }
+    }
+
+    /// Takes the same from all virtual times, because the largest is about to end.
+    #[cold]
+    fn rebase(&mut self) {
+        self.time = self.time.saturating_sub(FAR / 2);
+        self.accounts.iter_mut().for_each(|account| account.time = account.time.saturating_sub(FAR / 2));
     }
 
     /// Charges time that a guest's interrupts have taken from another guest's turn. Returns true if that was too much, so that the guest is muted
     /// from now on: its share of [`INTERRUPTION_LIMIT`] among the guests that can run, or what is left of it.
     pub fn charge_interruption(&mut self, guest: GuestId, ticks: u64, now: u64) -> bool {
         self.charge(guest, ticks);
-        if now.saturating_sub(self.period_since) >= INTERRUPTION_PERIOD
-            && !self.accounts.iter().any(|account| account.is_muted)
-        {
+        if now.saturating_sub(self.period_since) >= INTERRUPTION_PERIOD && self.muted == 0 {
             self.begin_period(now);
         }
         self.interrupting = self.interrupting.saturating_add(ticks);
@@ -169,6 +197,7 @@ impl RunQueue {
         let is_its_part = account.interrupting > INTERRUPTION_LIMIT * u64::from(account.shares.weight()) / all.max(1);
         let mutes = !account.is_muted && (is_all || is_its_part);
         account.is_muted |= mutes;
+        self.muted += usize::from(mutes);
         mutes
     }
 
@@ -179,12 +208,12 @@ impl RunQueue {
 
     /// Whether the guest's interrupts must not interrupt others now.
     pub fn is_muted(&self, guest: GuestId) -> bool {
-        self.accounts.iter().any(|account| account.guest == guest && account.is_muted)
+        self.muted != 0 && self.accounts.iter().any(|account| account.guest == guest && account.is_muted)
     }
 
     /// Whether a guest other than this one is muted.
     pub fn is_other_muted(&self, guest: GuestId) -> bool {
-        self.accounts.iter().any(|account| account.is_muted && account.guest != guest)
+        self.muted != 0 && self.accounts.iter().any(|account| account.is_muted && account.guest != guest)
     }
 
     /// The next guest that was muted and is so no longer.
@@ -192,9 +221,7 @@ impl RunQueue {
         if now < self.unmute_at()? {
             return None;
         }
-        let account = self.accounts.iter_mut().find(|account| account.is_muted)?;
-        (account.is_muted, account.interrupting) = (false, 0);
-        let guest = account.guest;
+        let guest = self.end_muting()?;
         if self.unmute_at().is_none() {
             self.begin_period(now);
         }
@@ -203,32 +230,47 @@ impl RunQueue {
 
     /// Nobody can run, so nobody is interrupted: the next guest that was muted and is so no longer.
     pub fn unmute(&mut self, now: u64) -> Option<GuestId> {
-        let account = self.accounts.iter_mut().find(|account| account.is_muted)?;
-        account.is_muted = false;
-        let guest = account.guest;
+        let guest = self.end_muting()?;
         self.begin_period(now);
         Some(guest)
     }
 
+    fn end_muting(&mut self) -> Option<GuestId> {
+        if self.muted == 0 {
+            return None;
+        }
+        let account = self.accounts.iter_mut().find(|account| account.is_muted)?;
+        (account.is_muted, account.interrupting) = (false, 0);
+        self.muted -= 1;
+        Some(account.guest)
+    }
+
     /// When those that are muted, if there are any, are so no longer.
     fn unmute_at(&self) -> Option<u64> {
-        let is_one = self.accounts.iter().any(|account| account.is_muted);
-        is_one.then(|| self.period_since.saturating_add(INTERRUPTION_PERIOD))
+        (self.muted != 0).then(|| self.period_since.saturating_add(INTERRUPTION_PERIOD))
     }
 
     /// The guest that runs next: the one with the least virtual time, of those that can run.
     pub fn next(&mut self, now: u64) -> Option<GuestId> {
-        for account in &mut self.accounts {
-            let was_capped = account.is_capped();
-            account.renew_cap(now);
-            if was_capped && !account.is_capped() {
-                // What it was not allowed to use it does not make up for: others would wait for as long.
-                account.time = account.time.max(self.time);
-            }
-        }
+        let time = self.time;
+        self.accounts.iter_mut().for_each(|account| account.renew(now, time));
         let next = self.accounts.iter().filter(|account| account.can_run()).min_by_key(|account| account.time)?;
         self.time = self.time.max(next.time);
         Some(next.guest)
+    }
+
+    /// The same where none but this guest can run: whether it runs next, with its virtual processor that has run `ran` ticks.
+    #[inline]
+    pub fn goes_on(&mut self, guest: GuestId, ran: u64, now: u64) -> bool {
+        let time = self.time;
+        let Some(account) = self.account(guest) else { return false };
+        account.renew(now, time);
+        if !account.can_run() {
+            return false;
+        }
+        account.sibling_time = account.sibling_time.max(ran);
+        self.time = time.max(account.time);
+        true
     }
 
     /// Of a guest's virtual processors, each with a number and the ticks that it has run, the one whose turn the guest's is: that has run least.
@@ -265,11 +307,6 @@ impl RunQueue {
     pub fn next_event(&self) -> Option<u64> {
         let caps = self.accounts.iter().filter(|account| account.is_ready && account.is_capped());
         caps.map(|account| account.cap_since.saturating_add(CAP_PERIOD)).chain(self.unmute_at()).min()
-    }
-
-    /// Ticks that a guest was charged so far.
-    pub fn charged(&self, guest: GuestId) -> u64 {
-        self.accounts.iter().find(|account| account.guest == guest).map_or(0, |account| account.charged)
     }
 
     fn account(&mut self, guest: GuestId) -> Option<&mut Account> {

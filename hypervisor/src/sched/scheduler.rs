@@ -4,6 +4,8 @@
 //! A virtual processor runs until its turn is over, it waits, its guest ends, or one of another guest wakes that is to run before it. Interrupts
 //! of the machine arrive by VM exits or, when nothing runs, by the interrupt that ends the processor's HLT.
 
+mod waiting;
+
 use alloc::{sync::Arc, vec::Vec};
 
 use crate::{
@@ -14,7 +16,8 @@ use crate::{
     ims::GuestId,
     irq::{
         host_vectors::{Owner, Vectors},
-        ports::MachineService,
+        ports::{MachineService, fault_log::Bill},
+        storm::RateCounter,
     },
     sched::{
         exit_loop::{ExitLoop, RunExit},
@@ -126,7 +129,7 @@ impl Scheduler {
     fn look_for_news(&mut self) {
         let now = cpu::tsc();
         for new in self.maker.look(now) {
-            let guest = new.guest();
+            let (guest, began) = (new.guest(), cpu::tsc());
             match new.create(&self.host) {
                 Ok(cpu) => self.add(cpu),
                 Err(true) => self.maker.guests().left(guest),
@@ -136,6 +139,7 @@ impl Scheduler {
             if let Some(current) = self.current.and_then(|index| self.cpus.get(index)) {
                 current.vcpu.make_current().unwrap_or_else(|failure| panic!("VMPTRLD: {failure}"));
             }
+            self.has_built(guest, began);
         }
         if let Some(guest) = self.maker.guest() {
             self.queue.add(guest, self.maker.guests().shares(guest), now);
@@ -172,16 +176,58 @@ impl Scheduler {
                 }
                 None => self.idle(),
             }
-            self.service.ports().faults().poll(self.service);
-            self.parents.poll(self.service, |parent| self.runs_guest_of(parent));
-            self.cpus.iter().for_each(|cpu| cpu.vm.resources.look_at_resets());
+            self.poll_devices();
             console::pump();
             match next {
-                Some(Turn::Vcpu(index)) => self.charge(index, cpu::tsc()),
-                Some(Turn::Making(guest)) => self.charge_making(guest, cpu::tsc()),
+                Some(Turn::Vcpu(index)) => {
+                    self.charge(index, cpu::tsc());
+                    self.charge_owed(self.cpus[index].vm.id);
+                }
+                Some(Turn::Making(guest)) => {
+                    self.charge_making(guest, cpu::tsc());
+                    self.charge_owed(guest);
+                }
                 None => self.charged_until = cpu::tsc(),
             }
         }
+    }
+
+    /// Polls what devices and units tell by no interrupt. It is charged to the guests that it is for.
+    fn poll_devices(&mut self) {
+        let (service, parents) = (self.service, self.parents);
+        self.for_guests(|_, bill| service.ports().faults().poll(service, bill));
+        self.for_guests(|own, bill| parents.poll(service, |parent| own.runs_guest_of(parent), bill));
+        self.for_guests(|own, bill| {
+            for cpu in own.cpus.iter().filter(|cpu| cpu.vm.resources.is_resetting()) {
+                let began = cpu::tsc();
+                cpu.vm.resources.look_at_resets(began);
+                bill(cpu.vm.id, cpu::tsc().saturating_sub(began));
+            }
+        });
+    }
+
+    /// Does work, which names the guests that it is for. It is charged to them, and not to who runs.
+    fn for_guests(&mut self, work: impl FnOnce(&Self, &mut Bill<'_>)) {
+        let (guests, mut all) = (self.maker.guests(), 0);
+        work(self, &mut |guest, ticks| {
+            guests.owe(guest, ticks);
+            all += ticks;
+        });
+        if all == 0 {
+            return;
+        }
+        self.charged_until = self.charged_until.saturating_add(all);
+        // Here, where others have waited for it, as far as the guests run here.
+        for index in 0..self.cpus.len() {
+            self.charge_owed(self.cpus[index].vm.id);
+        }
+    }
+
+    /// Since then a virtual processor of a guest was made or removed.
+    fn has_built(&mut self, guest: GuestId, began: u64) {
+        let ticks = cpu::tsc().saturating_sub(began);
+        self.maker.guests().add_building_time(guest, ticks);
+        self.for_guests(|_, bill| bill(guest, ticks));
     }
 
     /// Whether a guest that runs here has a virtual function of the parent.
@@ -239,10 +285,22 @@ impl Scheduler {
         cpu.vm.add_time(ticks);
     }
 
+    /// Charges a guest what it owes, at the end of a turn of it.
+    fn charge_owed(&mut self, guest: GuestId) {
+        let owed = self.maker.guests().take_owed(guest);
+        if owed == 0 {
+            return;
+        }
+        self.queue.charge(guest, owed);
+        if let Some(cpu) = self.cpus.iter().find(|cpu| cpu.vm.id == guest) {
+            cpu.vm.add_interrupting(owed);
+        }
+    }
+
     /// Charges the processor's time up to `until` that nobody was charged yet to the guest that is made or released here.
     fn charge_making(&mut self, guest: GuestId, until: u64) {
         self.queue.charge(guest, until.saturating_sub(self.charged_until));
-        self.charged_until = until;
+        self.charged_until = self.charged_until.max(until);
     }
 
     /// Delivers interrupts while a virtual processor has its turn. What they cost is charged to the guests that they are for.
@@ -263,7 +321,8 @@ impl Scheduler {
             return;
         }
         let now = cpu::tsc();
-        let each = now.saturating_sub(before) / all;
+        // What was for guests that have not been interrupted, as a unit's faults, is on their bill already.
+        let each = now.saturating_sub(self.charged_until.max(before)) / all;
         // The rest is its own: interrupts of its guest.
         self.charged_until = now.saturating_sub(each * (all - others)).max(self.charged_until);
         for other in 0..self.cpus.len() {
@@ -336,7 +395,7 @@ impl Scheduler {
             cpu.judge(now);
             let wakes = match cpu.state {
                 State::Halted => cpu.has_pending(),
-                State::Blocked => cpu.devices.held_until <= now && cpu.vm.has_console_room(),
+                State::Blocked => !cpu.is_held(now),
                 _ => false,
             };
             if wakes {
@@ -356,6 +415,12 @@ impl Scheduler {
                 self.publish(index);
             }
         }
+    }
+
+    /// Whether neither a virtual processor but this one nor the making of a guest can have the processor, and nobody has ended.
+    fn has_no_rival(&self, index: usize) -> bool {
+        let waits = |cpu: &VirtualCpu| !cpu.state.is_ready() && cpu.state != State::Ended;
+        self.maker.guest().is_none() && self.cpus.iter().enumerate().all(|(other, cpu)| other == index || waits(cpu))
     }
 
     /// One can run again: it may have its turn before those that have run more, but what it slept through is lost.
@@ -383,10 +448,14 @@ impl Scheduler {
             | apic::WAKE_UP_VECTOR
             | apic::DISCARD_VECTOR => {}
             apic::INJECT_VECTOR => self.cpus.iter_mut().for_each(VirtualCpu::take_posted),
-            apic::FAULT_VECTOR => self.service.ports().faults().event(self.service),
+            apic::FAULT_VECTOR => {
+                let service = self.service;
+                self.for_guests(|_, bill| service.ports().faults().event(service, bill));
+            }
             apic::DEVICE_VECTOR => {
-                self.service.ports().count_own_interrupt();
-                self.parents.event(self.service);
+                let (service, parents) = (self.service, self.parents);
+                service.ports().count_own_interrupt();
+                self.for_guests(|_, bill| parents.event(service, bill));
             }
             _ => self.device_interrupt(vector),
         }
@@ -417,6 +486,7 @@ impl Scheduler {
             preemption_shift: self.host.capabilities.preemption_shift,
             has_tsc_deadline: self.has_tsc_deadline,
             xcr0_supported: self.xsave.supported(),
+            is_only_notified: self.is_only_notified(index),
         };
         self.cpus[index].vm.announce(self.epoch);
         self.cpus[index].devices.request_timer_check();
@@ -427,6 +497,7 @@ impl Scheduler {
         loop {
             if interrupts::any() {
                 self.deliver_during_turn(index);
+                slice.is_only_notified = self.is_only_notified(index);
                 if self.cpus[index].state != State::Ready || self.preempt && !self.goes_on(index, &mut slice) {
                     return None;
                 }
@@ -444,8 +515,13 @@ impl Scheduler {
                 }
                 RunExit::Halt => {
                     if !self.halt(index) {
-                        return None;
+                        if self.cpus[index].state != State::Halted || !self.wait_in_turn(index) {
+                            return None;
+                        }
+                        slice.end = self.turn_end(index, cpu::tsc());
+                        self.cpus[index].devices.request_timer_check();
                     }
+                    slice.is_only_notified = self.is_only_notified(index);
                 }
                 RunExit::End(reason) => return Some(reason),
                 RunExit::Interrupt => {}
@@ -462,85 +538,40 @@ impl Scheduler {
         cpu::tsc() < least
     }
 
+    /// Whether units notify of no other virtual processor here than this one. One with a limit for its interrupts has the scheduler look at each
+    /// of them.
+    fn is_only_notified(&self, index: usize) -> bool {
+        let is_quiet = |(other, cpu): (usize, &VirtualCpu)| other == index || cpu.is_suppressed();
+        self.cpus[index].rate_counter.is_none() && self.cpus.iter().enumerate().all(is_quiet)
+    }
+
     fn turn_end(&self, index: usize, now: u64) -> u64 {
         self.queue.turn_end(self.cpus[index].vm.id, now, self.next_timer(now))
     }
 
     /// The next time at which a halted virtual processor's timer fires, or throttled slots or devices need a check.
     fn next_timer(&self, now: u64) -> Option<u64> {
-        let halted = self.cpus.iter().filter(|cpu| cpu.state == State::Halted && !cpu.sleeps_through_timer);
-        let timers = halted.filter_map(|cpu| Some(cpu.devices.host_deadline(cpu.devices.apic.next_deadline()?, now)));
-        let looks = self.cpus.iter().filter_map(|cpu| cpu.rate_counter.as_ref()?.due());
-        let is_resetting = self.cpus.iter().any(|cpu| cpu.vm.resources.is_resetting());
-        let resets = is_resetting.then(|| now.saturating_add(RESET_LOOKS));
-        let parents = self.parents.due(now, |parent| self.runs_guest_of(parent));
-        timers.chain(looks).chain(resets).chain(parents).chain(self.queue.next_event()).chain(self.maker.due(now)).min()
-    }
-
-    /// Halts a virtual processor. Returns true if an interrupt is pending already, so that it continues.
-    fn halt(&mut self, index: usize) -> bool {
-        interrupts::poll();
-        self.deliver_during_turn(index);
-        let cpu = &mut self.cpus[index];
-        if cpu.state != State::Ready {
-            return false;
-        }
-        let is_muted = self.queue.is_muted(cpu.vm.id);
-        cpu.state = if cpu.can_wake() { State::Halted } else { State::Stopped };
-        cpu.sleeps_through_timer = false;
-        cpu.publish(false, is_muted);
-        // What came before that came perhaps without an interrupt.
-        cpu.take_sent();
-        let goes_on = match cpu.state {
-            State::Halted => cpu.nmi || cpu.has_pending(),
-            State::Stopped => cpu.nmi,
-            _ => false,
-        };
-        if goes_on {
-            cpu.state = State::Ready;
-        } else if cpu.state == State::Stopped {
-            cpu.vm.stopped(cpu.number);
-        }
-        if cpu.state != State::Ready {
-            return false;
-        }
-        cpu.publish(true, false);
-        true
-    }
-
-    /// Waits for an interrupt, or for the next timer, because no virtual processor can run.
-    fn idle(&mut self) {
-        // What processors send to their own come without an interrupt.
-        if interrupts::any() {
-            return;
-        }
-        let now = cpu::tsc();
-        // Nobody is interrupted.
-        while let Some(guest) = self.queue.unmute(now) {
-            self.publish_guest(guest);
-        }
-        self.hold_devices(false);
-        if interrupts::any() {
-            return;
-        }
-        match self.next_timer(now) {
-            Some(deadline) if deadline <= now => return,
-            Some(deadline) if self.has_tsc_deadline => apic::arm_timer(deadline),
-            Some(_) => return interrupts::poll(),
-            None => apic::disarm_timer(),
-        }
-        // The serial lines take their time; whatever comes meanwhile ends the wait, and so does room for what a guest writes.
-        let blocked = |cpu: &&VirtualCpu| cpu.state == State::Blocked;
-        while console::pump() {
-            interrupts::poll();
-            if interrupts::any() || self.cpus.iter().filter(blocked).any(|cpu| cpu.vm.has_console_room()) {
-                return;
+        // A loop, because a chain of iterators takes three times as long, and each wait and each turn begins with this.
+        let mut next = u64::MAX;
+        for cpu in &self.cpus {
+            if cpu.state == State::Halted
+                && !cpu.sleeps_through_timer
+                && let Some(deadline) = cpu.devices.apic.next_deadline()
+            {
+                next = next.min(cpu.devices.host_deadline(deadline, now));
+            }
+            if let Some(look) = cpu.rate_counter.as_ref().and_then(RateCounter::due) {
+                next = next.min(look);
+            }
+            if cpu.vm.resources.is_resetting() {
+                next = next.min(now.saturating_add(RESET_LOOKS));
             }
         }
-        // With the rings empty there is room, and nothing would wake a virtual processor that waits for it.
-        if !self.cpus.iter().any(|cpu| blocked(&cpu)) {
-            interrupts::idle();
+        let parents = self.parents.due(now, |parent| self.runs_guest_of(parent));
+        for event in [parents, self.queue.next_event(), self.maker.due(now)] {
+            next = next.min(event.unwrap_or(u64::MAX));
         }
+        (next != u64::MAX).then_some(next)
     }
 
     fn switch_to(&mut self, index: usize) {
@@ -579,13 +610,14 @@ impl Scheduler {
     /// Removes the virtual processors whose guests have ended.
     fn reap(&mut self) {
         while let Some(index) = self.cpus.iter().position(|cpu| cpu.state == State::Ended) {
-            let cpu = self.cpus.remove(index);
+            let (cpu, began) = (self.cpus.remove(index), cpu::tsc());
             self.guest_change.leave(cpu.vm.id);
             self.current = self.current.filter(|&current| current != index).map(|n| if n > index { n - 1 } else { n });
             let guest = cpu.vm.id;
             if cpu.leave() {
                 self.maker.guests().left(guest);
             }
+            self.has_built(guest, began);
         }
     }
 }

@@ -118,6 +118,10 @@ const LEAF1_EDX_HTT: u32 = 1 << 28;
 /// FSGSBASE, BMI1, HLE, AVX2, SMEP, BMI2, ERMS, INVPCID, RTM, FPU CS/DS, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
 const LEAF7_EBX: u32 = 1 | 7 << 3 | 0xf << 7 | 1 << 11 | 1 << 13 | 7 << 18 | 3 << 23 | 1 << 29;
 const LEAF7_EBX_INVPCID: u32 = 1 << 10;
+/// IA32_TSC_ADJUST, which needs nothing of the processor but the TSC offset. Linux believes an invariant TSC without a second clock
+/// only where it has this register (`check_system_tsc_reliable`). It has none but its own ticks, some of which a guest misses while
+/// others run.
+const LEAF7_EBX_TSC_ADJUST: u32 = 1 << 1;
 /// UMIP, GFNI, VAES, VPCLMULQDQ, RDPID, CLDEMOTE, MOVDIRI, MOVDIR64B.
 const LEAF7_ECX: u32 = 1 << 2 | 7 << 8 | 1 << 22 | 1 << 25 | 3 << 27;
 const LEAF7_ECX_RDPID: u32 = 1 << 22;
@@ -200,7 +204,7 @@ impl Policy {
     }
 
     fn extended_features(&self, host: Leaf) -> Leaf {
-        let (mut ebx, mut ecx) = (host.ebx & LEAF7_EBX, host.ecx & LEAF7_ECX);
+        let (mut ebx, mut ecx) = (host.ebx & LEAF7_EBX | LEAF7_EBX_TSC_ADJUST, host.ecx & LEAF7_ECX);
         if !self.invpcid {
             ebx &= !LEAF7_EBX_INVPCID;
         }
@@ -343,7 +347,7 @@ mod tests {
             assert_eq!(features.edx >> bit & 1, 0, "{name}");
         }
         let extended = ask(7, 0);
-        for (name, bit) in [("ADJUST", 1), ("SGX", 2), ("MPX", 14), ("RDT", 15), ("AVX512F", 16), ("PT", 25)] {
+        for (name, bit) in [("SGX", 2), ("MPX", 14), ("RDT", 15), ("AVX512F", 16), ("PT", 25)] {
             assert_eq!(extended.ebx >> bit & 1, 0, "{name}");
         }
         for (name, bit) in [("PKU", 3), ("WAITPKG", 5), ("CET", 7), ("LA57", 16), ("ENQCMD", 29)] {
@@ -369,7 +373,7 @@ mod tests {
         let leaf1_edx = bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26, 27, 28]);
         let leaf7 = Leaf::new(
             2,
-            bits(&[0, 3, 4, 5, 7, 8, 9, 10, 11, 13, 18, 19, 20, 23, 24, 29]),
+            bits(&[0, 1, 3, 4, 5, 7, 8, 9, 10, 11, 13, 18, 19, 20, 23, 24, 29]),
             bits(&[2, 8, 9, 10, 22, 25, 27, 28]),
             bits(&[4, 10, 14, 26, 27, 28, 29, 31]),
         );
@@ -447,6 +451,11 @@ mod tests {
         assert_eq!(level3.eax, 3 << 26 | 3 << 14 | 0x163);
         let level1 = POLICY.answer(4, 0, &VCPU, &|_, _| Leaf::new(0xfc00_0121, 0, 0, 0));
         assert_eq!(level1.eax, 3 << 26 | 0x121);
+    }
+
+    #[test]
+    fn the_tsc_can_be_adjusted_on_every_processor() {
+        assert_eq!(POLICY.answer(7, 0, &VCPU, &|_, _| Leaf::ZERO).ebx, 1 << 1);
     }
 
     #[test]

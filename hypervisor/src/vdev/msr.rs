@@ -16,6 +16,8 @@ const EFER: u32 = 0xc000_0080;
 const PAT: u32 = 0x277;
 /// IA32_TIME_STAMP_COUNTER.
 const TSC: u32 = 0x10;
+/// IA32_TSC_ADJUST.
+const TSC_ADJUST: u32 = 0x3b;
 
 /// IA32_MCG_CAP and IA32_MCG_STATUS.
 const MCG_CAP: u32 = 0x179;
@@ -141,6 +143,9 @@ pub const fn is_canonical(address: u64) -> bool {
 pub struct VcpuState {
     /// The guest's TSC now.
     pub tsc: u64,
+    /// The offset of the guest's TSC from the machine's. It begins at 0 and a write to either register adds the same to both, so it is
+    /// IA32_TSC_ADJUST (SDM vol. 3, 18.17.3).
+    pub tsc_offset: u64,
     /// The guest's IA32_EFER.
     pub efer: u64,
     /// CR0.PG.
@@ -156,8 +161,8 @@ pub enum Effect {
     Efer(u64),
     /// Put this into the VMCS as the guest's IA32_PAT.
     Pat(u64),
-    /// Change the TSC offset so that the guest's TSC is this now.
-    Tsc(u64),
+    /// Put this into the VMCS as the TSC offset.
+    TscOffset(u64),
     /// Interrupts can end by the 4 bytes at this guest-physical address from now on, or by none.
     PvEoi(Option<Gpa>),
     /// The guest's IA32_SPEC_CTRL is this now.
@@ -224,6 +229,7 @@ impl Msrs {
     pub fn read(&self, msr: u32, vcpu: VcpuState, apic: &mut X2Apic) -> Result<u64, Gp> {
         match msr {
             TSC => Ok(vcpu.tsc),
+            TSC_ADJUST => Ok(vcpu.tsc_offset),
             EFER => Ok(vcpu.efer),
             PAT => Ok(self.pat),
             MISC_ENABLE => Ok(self.misc_enable),
@@ -242,7 +248,8 @@ impl Msrs {
     /// WRMSR.
     pub fn write(&mut self, msr: u32, value: u64, vcpu: VcpuState, apic: &mut X2Apic) -> Result<Effect, Gp> {
         match msr {
-            TSC => Ok(Effect::Tsc(value)),
+            TSC => Ok(Effect::TscOffset(vcpu.tsc_offset.wrapping_add(value.wrapping_sub(vcpu.tsc)))),
+            TSC_ADJUST => Ok(Effect::TscOffset(value)),
             EFER => write_efer(value, vcpu).map(Effect::Efer),
             PAT => self.write_pat(value),
             MISC_ENABLE => self.write_misc_enable(value),
@@ -308,7 +315,7 @@ mod tests {
     use proptest::prelude::*;
 
     const LONG: u64 = EFER_LME | EFER_LMA;
-    const VCPU: VcpuState = VcpuState { tsc: 77, efer: LONG, paging: true };
+    const VCPU: VcpuState = VcpuState { tsc: 77, tsc_offset: 7, efer: LONG, paging: true };
 
     const TRAITS: Traits =
         Traits { address_width: 39, monitor: false, pv_eoi: false, arch_capabilities: None, spec_ctrl: None };
@@ -357,12 +364,11 @@ mod tests {
     #[test]
     fn what_cpuid_does_not_offer_does_not_exist() {
         let (mut msrs, mut apic) = machine();
-        // Speculation, microcode load, TSC adjust, VMX, PMU, XSS, arch capabilities, PASID, thermal, RAPL, user-mode wait, KVM's clock.
+        // Speculation, microcode load, VMX, PMU, XSS, arch capabilities, PASID, thermal, RAPL, user-mode wait, KVM's clock.
         for msr in [
             0x48,
             0x49,
             0x79,
-            0x3b,
             0x480,
             0x48b,
             0x186,
@@ -384,13 +390,21 @@ mod tests {
     }
 
     #[test]
+    fn a_write_to_the_tsc_or_to_its_adjustment_adds_the_same_to_both() {
+        let (mut msrs, mut apic) = machine();
+        assert_eq!(msrs.read(0x3b, VCPU, &mut apic), Ok(7));
+        assert_eq!(msrs.write(0x10, 80, VCPU, &mut apic), Ok(Effect::TscOffset(10)));
+        assert_eq!(msrs.write(0x10, 0, VCPU, &mut apic), Ok(Effect::TscOffset(7_u64.wrapping_sub(77))));
+        assert_eq!(msrs.write(0x3b, 12, VCPU, &mut apic), Ok(Effect::TscOffset(12)));
+    }
+
+    #[test]
     fn the_apic_and_the_mtrrs_answer_for_their_own() {
         let (mut msrs, mut apic) = machine();
         assert_eq!(msrs.read(0x802, VCPU, &mut apic), Ok(0));
         assert_eq!(msrs.write(0x80f, 0x1ff, VCPU, &mut apic), Ok(Effect::Apic(x2apic::Effect::Recheck)));
         assert_eq!(msrs.read(0x2ff, VCPU, &mut apic), Ok(0xc06));
         assert_eq!(msrs.read(TSC, VCPU, &mut apic), Ok(77));
-        assert_eq!(msrs.write(TSC, 5, VCPU, &mut apic), Ok(Effect::Tsc(5)));
     }
 
     #[test]
@@ -452,7 +466,7 @@ mod tests {
     /// at 0x800 to 0x8ff.
     #[test]
     fn these_msrs_of_all_are_emulated_and_no_others() {
-        let read: Vec<u32> = [0x10, 0x17, 0x1b, 0x3a, 0x48, 0x8b, 0xce, 0xfe, 0x10a, 0x179, 0x17a, 0x1a0, 0x1d9]
+        let read: Vec<u32> = [0x10, 0x17, 0x1b, 0x3a, 0x3b, 0x48, 0x8b, 0xce, 0xfe, 0x10a, 0x179, 0x17a, 0x1a0, 0x1d9]
             .into_iter()
             .chain(0x200..=0x20f)
             .chain([0x250, 0x258, 0x259])

@@ -6,7 +6,7 @@
 mod registers;
 mod timer;
 
-pub use self::registers::SELF_IPI;
+pub use self::registers::{EOI, SELF_IPI};
 use self::timer::{Mode, Timer};
 use super::{Gp, vectors::VectorSet};
 
@@ -246,13 +246,20 @@ impl X2Apic {
     }
 
     /// The interrupt to deliver next, if there is one above the processor priority.
+    #[inline]
     pub fn pending(&self) -> Option<u8> {
         self.irr.highest().filter(|vector| vector >> 4 > self.ppr() >> 4)
     }
 
     /// The hypervisor delivers `vector` now: it goes from the IRR to the ISR. Says whether it was pending at all.
+    #[inline]
     pub fn begin(&mut self, vector: u8) -> bool {
         self.irr.remove(vector) && self.isr.insert(vector)
+    }
+
+    /// The guest's TSC has jumped: see [`Timer::tsc_jumped`].
+    pub fn tsc_jumped(&mut self, before: u64, now: u64) {
+        self.timer.tsc_jumped(before, now);
     }
 
     /// When [`expire`](Self::expire) must be called at the latest: a value of the guest's TSC. None if the timer is stopped or masked.

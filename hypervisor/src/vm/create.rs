@@ -20,7 +20,7 @@ use crate::{
         plan::{Assignment, Plan},
         virtual_functions::Parents,
     },
-    ept::{Ept, PageType},
+    ept::{Ept, MapError, PageType},
     guest::{
         acpi,
         build::{self, GuestRam},
@@ -31,7 +31,7 @@ use crate::{
     ims::{DeviceSpec, FEATURES, GuestId, GuestSpec, LIMITS},
     irq::{host_vectors::Vectors, ports::MachineService},
     machine::{boot_info::Module, discovery::Machine, memory::FRAMES},
-    memory::{FrameSource, PhysRange, Ram},
+    memory::{FrameSource, NearFrames, PhysRange, Ram},
     vdev::{
         cpuid::{KvmFeatures, Policy},
         pci::{ConfigPage, VirtualBus},
@@ -72,11 +72,55 @@ pub struct NewGuest {
     pub vcpus: Vec<NewVcpu>,
 }
 
+/// Why a guest could not be made.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotMade {
+    /// In words.
+    pub why: String,
+    /// Memory ran out: it may succeed when others have released theirs.
+    pub lacks_memory: bool,
+}
+
+impl NotMade {
+    fn lacks_memory(why: impl Display) -> Self {
+        Self { why: text(why), lacks_memory: true }
+    }
+}
+
+impl<T: Into<String>> From<T> for NotMade {
+    fn from(why: T) -> Self {
+        Self { why: why.into(), lacks_memory: false }
+    }
+}
+
 impl GuestBuilder {
     /// Makes a guest from a module, with VPIDs from `vpid` on. On failure it releases everything, and returns the reason.
-    pub fn make(&self, id: GuestId, vpid: u16, module: &Module, plan: &Plan) -> Result<NewGuest, String> {
+    pub fn make(&self, id: GuestId, vpid: u16, module: &Module, plan: &Plan) -> Result<NewGuest, NotMade> {
         let resources = Resources::new(id, self.service, self.parents);
-        self.fill(resources, (id, vpid), module, plan).map_err(|why| format!("{}: {why}", plan.options.name))
+        let made = self.fill(resources, (id, vpid), module, plan);
+        made.map_err(|NotMade { why, lacks_memory }| NotMade {
+            why: format!("{}: {why}", plan.options.name),
+            lacks_memory,
+        })
+    }
+
+    /// The guest's memory, of this node's if there is enough.
+    fn memory(&self, options: &Options, node: Option<u32>) -> Result<Ram, NotMade> {
+        let free = FRAMES.free_bytes();
+        let near = node.map(|node| self.machine.memory_of_node(node)).unwrap_or_default();
+        let ram = Ram::alloc(&NearFrames { frames: &FRAMES, near: &near }, options.memory).ok_or_else(|| {
+            let (asked, left) = (options.memory >> 20, free >> 20);
+            NotMade::lacks_memory(format_args!("mem={asked}M: the machine has {left} MiB left"))
+        })?;
+        let is_near = near.iter().any(|range| range.contains(ram.base()));
+        if let Some(node) = node.filter(|_| !near.is_empty() && !is_near) {
+            log::info!(
+                "guest {}: node {node} has no {} MiB in one piece; it gets another node's",
+                options.name,
+                ram.len() >> 20
+            );
+        }
+        Ok(ram)
     }
 
     fn fill(
@@ -84,23 +128,18 @@ impl GuestBuilder {
         mut resources: Resources,
         (id, vpid): (GuestId, u16),
         module: &Module,
-        Plan { options, processors, given }: &Plan,
-    ) -> Result<NewGuest, String> {
-        let free = FRAMES.free_bytes();
-        let ram =
-            resources
-                .ram
-                .insert(Ram::alloc(&FRAMES, options.memory).ok_or_else(|| {
-                    format!("mem={}M: the machine has {} MiB left", options.memory >> 20, free >> 20)
-                })?);
+        Plan { options, processors, node, given }: &Plan,
+    ) -> Result<NewGuest, NotMade> {
+        let ram = resources.ram.insert(self.memory(options, *node)?);
         let platform = acpi::Platform { vcpus: options.cpus, ims_forbidden: options.ims_forbidden };
         let files = Files { image: bytes(module.range), initrd: module.initrd.map(bytes), cmdline: &options.cmdline };
         let entry = build::build(&mut Building(ram), files, platform).map_err(text)?;
-        let ept = resources.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(text)?);
+        let ept = resources.ept.insert(Ept::new(&FRAMES, self.capabilities.ept_1g).map_err(not_mapped)?);
         if speculation::plan().small_code_pages {
             ept.use_small_code_pages();
         }
-        ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), PageType::Ram).map_err(text)?;
+        ept.map(&FRAMES, Gpa::new(0), ram.base(), ram.len(), PageType::Ram).map_err(not_mapped)?;
+        ept.reserve_splits(&FRAMES).map_err(not_mapped)?;
         let mut bus = VirtualBus::new();
         let mut mmio_regions = MmioRegions::default();
         let devices = self.assign(&mut resources, (id, options.pasids), given, &mut bus, &mut mmio_regions)?;
@@ -136,7 +175,7 @@ impl GuestBuilder {
         (id, first_vpid): (GuestId, u16),
         options: &Options,
         processors: &[usize],
-    ) -> Result<Vec<VcpuConfig>, String> {
+    ) -> Result<Vec<VcpuConfig>, NotMade> {
         let mut all = Vec::with_capacity(processors.len());
         for (number, &processor) in processors.iter().enumerate() {
             self.service.ports().settle(id, number as u32, processor);
@@ -159,7 +198,7 @@ impl GuestBuilder {
         given: &[Assignment],
         bus: &mut VirtualBus,
         mmio_regions: &mut MmioRegions,
-    ) -> Result<Vec<DeviceSpec>, String> {
+    ) -> Result<Vec<DeviceSpec>, NotMade> {
         let mut bars = BarAllocator::new();
         let mut specs = Vec::new();
         for one in given {
@@ -168,7 +207,7 @@ impl GuestBuilder {
             };
             match one {
                 Assignment::Whole(function) => {
-                    let refused = |why| format!("device {} is refused: {why}", function.bdf);
+                    let refused = |why| not_assigned(function.bdf, "", why);
                     let mut space = GuestSpace { bus, bars: &mut bars, ept, mmio_regions, frames, source: &FRAMES };
                     let prepared = prepare(self.machine, self.service.ports(), function, pasids, &mut space);
                     let Prepared { spec, assigned } = prepared.map_err(refused)?;
@@ -177,7 +216,7 @@ impl GuestBuilder {
                     specs.push(spec);
                 }
                 Assignment::Virtual(allocation) => {
-                    let refused = |why| format!("device vdsa:{} is refused: {why}", allocation.parent.bdf);
+                    let refused = |why| not_assigned(allocation.parent.bdf, "vdsa:", why);
                     let service = self.service;
                     let parent = self.parents.take(id, self.machine, service, allocation.parent).map_err(refused)?;
                     if !parents.iter().any(|other| Arc::ptr_eq(other, &parent)) {
@@ -213,7 +252,7 @@ impl GuestBuilder {
         (id, number): (GuestId, u32),
         options: &Options,
         processor: usize,
-    ) -> Result<Option<VirtualApic>, String> {
+    ) -> Result<Option<VirtualApic>, NotMade> {
         let capable = self.capabilities.apicv;
         if options.apicv == Some(true) && !capable {
             return Err("apicv=on: the processor does not virtualise the local APIC".into());
@@ -226,7 +265,7 @@ impl GuestBuilder {
         }
         let ports = self.service.ports();
         let destination = self.notified(processor).ok_or("the processor's APIC ID does not fit into a descriptor")?;
-        let virtual_apic = VirtualApic::new(&FRAMES, destination).ok_or("memory ran out")?;
+        let virtual_apic = VirtualApic::new(&FRAMES, destination).ok_or_else(out_of_memory)?;
         resources.frames.extend([(virtual_apic.page(), 1), (virtual_apic.descriptor().address(), 1)]);
         let can_post = ports.can_post();
         if options.posting == Some(true) && !can_post {
@@ -256,7 +295,7 @@ impl GuestBuilder {
         (id, number): (GuestId, u32),
         options: &Options,
         processor: usize,
-    ) -> Result<Option<Arc<Descriptor>>, String> {
+    ) -> Result<Option<Arc<Descriptor>>, NotMade> {
         let ports = self.service.ports();
         if options.devices.is_empty() || ports.posts_to(id) {
             return Ok(None);
@@ -265,17 +304,17 @@ impl GuestBuilder {
             ports.admit(id, number);
             return Ok(None);
         };
-        let inbox = Descriptor::for_hypervisor(&FRAMES, destination).ok_or("memory ran out")?;
+        let inbox = Descriptor::for_hypervisor(&FRAMES, destination).ok_or_else(out_of_memory)?;
         resources.frames.push((inbox.address(), 1));
         ports.post_to(id, number, inbox.address(), false);
         Ok(Some(Arc::new(inbox)))
     }
 
-    fn frames(&self, resources: &mut Resources, apicv: bool) -> Result<Frames, String> {
+    fn frames(&self, resources: &mut Resources, apicv: bool) -> Result<Frames, NotMade> {
         let mut frame = || {
-            let frame = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or("memory ran out")?;
+            let frame = FRAMES.alloc_zeroed(1, PAGE_SIZE).ok_or_else(out_of_memory)?;
             resources.frames.push((frame, 1));
-            Ok::<Hpa, &str>(frame)
+            Ok::<Hpa, NotMade>(frame)
         };
         let frames = Frames { vmcs: frame()?, msr_bitmap: frame()? };
         let optional = switched_state::optional_msrs(&self.capabilities);
@@ -336,13 +375,13 @@ fn bytes(range: PhysRange) -> &'static [u8] {
 }
 
 /// Maps configuration space of bus 0: each function's page, and a page of ones for each absent function. Writes are trapped.
-fn map_ecam(ept: &mut Ept, bus: &VirtualBus, mmio_regions: &mut MmioRegions) -> Result<(), String> {
+fn map_ecam(ept: &mut Ept, bus: &VirtualBus, mmio_regions: &mut MmioRegions) -> Result<(), NotMade> {
     let absent: &ConfigPage = ABSENT.call_once(|| Box::new(ConfigPage::ABSENT));
     for number in 0..ECAM_SIZE / PAGE_SIZE {
         let page = bus.function(Bdf(number as u32)).map_or(absent, |function| function.config_page());
         let gpa = ECAM.checked_add(number * PAGE_SIZE).ok_or("the ECAM window wraps")?;
         let hpa = Hpa::new(page.bytes().as_ptr() as u64);
-        ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, PageType::Shadow).map_err(text)?;
+        ept.map(&FRAMES, gpa, hpa, PAGE_SIZE, PageType::Shadow).map_err(not_mapped)?;
     }
     // SAFETY: the virtual bus answers for this kind; no memory is behind it.
     unsafe { mmio_regions.add(MmioRegion { start: ECAM, len: ECAM_SIZE, kind: RegionKind::Ecam }) };
@@ -369,6 +408,19 @@ impl GuestRam for Building<'_> {
         }
         Ok(())
     }
+}
+
+fn out_of_memory() -> NotMade {
+    NotMade::lacks_memory("memory ran out")
+}
+
+fn not_mapped(error: MapError) -> NotMade {
+    NotMade { why: text(error), lacks_memory: error == MapError::OutOfMemory }
+}
+
+/// A function could not be assigned. `what`: words before its address.
+fn not_assigned(bdf: Bdf, what: &str, why: AssignError) -> NotMade {
+    NotMade { why: format!("device {what}{bdf} is refused: {why}"), lacks_memory: why == AssignError::OutOfMemory }
 }
 
 fn text(error: impl Display) -> String {

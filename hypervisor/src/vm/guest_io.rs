@@ -6,11 +6,9 @@ use hcall_abi::{DeviceId, Status};
 
 use crate::{
     addr::{Bdf, Gpa, Hpa},
-    clock::{self, poll},
     devices::{
         dsa,
         mmio_regions::{RegionKind, RegisterKind, Registers},
-        passthrough::by_id,
     },
     exits::{
         Platform, PortWrite,
@@ -47,7 +45,15 @@ impl GuestIo<'_> {
         if effect == Effect::None {
             return;
         }
-        self.vm.resources.configure(DeviceId(function.requester_id()), effect, self.domain);
+        let id = DeviceId(function.requester_id());
+        if self.vm.resources.configure(self.number, id, effect, self.domain) {
+            self.wait();
+        }
+    }
+
+    /// The virtual processor waits before it goes on, and others run.
+    fn wait(&self) {
+        self.vm.mailbox(self.number).signal_self();
     }
 
     /// Reads 1 to 16 bytes outside of the guest's memory, in one page.
@@ -80,50 +86,33 @@ impl GuestIo<'_> {
         parents.iter().find_map(|parent| parent.write(name, offset, bytes, value, service));
     }
 
-    /// Passes a register write to the device. Returns the device if the write begins a reset of it.
-    fn write_register(&self, registers: Registers, offset: u64, bytes: u8, value: u64) -> Option<DeviceId> {
+    /// Passes a register write to the device. If the write begins a reset that takes longer, the virtual processor waits.
+    fn write_register(&self, registers: Registers, offset: u64, bytes: u8, value: u64) {
         if registers.kind == RegisterKind::PendingBits {
-            return None;
+            return;
         }
         // SAFETY: `MmioRegions::add` was promised the registers, and `find` gave an offset in them. What the device is told, its DMA
         // included, stays within the guest: its requester ID has the guest's second-level tables.
         unsafe { write_device(registers.base, offset, bytes, value) };
-        (registers.kind == RegisterKind::Commands && dsa::is_reset(offset, bytes, value)).then_some(registers.device)
-    }
-
-    /// Waits until a device has carried out a reset by its command register, and tells the service. No lock is held meanwhile: the device
-    /// may take long, and the other virtual processors continue.
-    fn await_reset(&self, device: DeviceId) {
-        let resources = &self.vm.resources;
-        let is_idle = || by_id(&mut resources.functions.lock(), device).is_none_or(|assigned| assigned.is_idle());
-        let answered = poll(clock::current(), dsa::RESET, is_idle);
-        if let Some(assigned) = by_id(&mut resources.functions.lock(), device) {
-            assigned.was_reset(answered, resources.service, self.domain);
+        let is_reset = registers.kind == RegisterKind::Commands && dsa::is_reset(offset, bytes, value);
+        if is_reset && self.vm.resources.reset_written(self.number, registers.device, self.domain) {
+            self.wait();
         }
     }
 
     /// Handles a write outside of stores.
     #[inline(never)]
-    fn mmio_write_elsewhere(&mut self, gpa: Gpa, bytes: u8, value: u64) {
-        if let Some(device) = self.write_region(gpa, bytes, value) {
-            self.await_reset(device);
-        }
-    }
-
-    /// Carries out a write outside of stores. Returns the device if the write begins a reset of it, which the caller has to wait for
-    /// ([`Self::await_reset`]).
-    fn write_region(&self, gpa: Gpa, bytes: u8, value: u64) -> Option<DeviceId> {
-        match self.vm.mmio_regions.find(gpa)? {
-            (RegionKind::Store { .. }, _) => {}
-            (RegionKind::Registers(registers), offset) => return self.write_register(registers, offset, bytes, value),
-            (RegionKind::Virtual { device }, offset) => self.write_virtual(device, offset, bytes, value),
-            (RegionKind::Ecam, offset) => {
+    fn mmio_write_elsewhere(&self, gpa: Gpa, bytes: u8, value: u64) {
+        match self.vm.mmio_regions.find(gpa) {
+            None | Some((RegionKind::Store { .. }, _)) => {}
+            Some((RegionKind::Registers(registers), offset)) => self.write_register(registers, offset, bytes, value),
+            Some((RegionKind::Virtual { device }, offset)) => self.write_virtual(device, offset, bytes, value),
+            Some((RegionKind::Ecam, offset)) => {
                 let (function, register) = VirtualBus::ecam(offset);
                 let effect = self.vm.chipset.lock().bus.write(function, register, bytes, value as u32);
                 self.configure(function, effect);
             }
         }
-        None
     }
 }
 
@@ -227,17 +216,12 @@ impl Platform for GuestIo<'_> {
         }
         // Other regions have no lock of their own, so `modifying` orders read-modify-write accesses among themselves. The lock is first come,
         // first served: a processor waits for one access of each other virtual processor of the guest. An access to a virtual function's
-        // command takes four times `command_arbiter::QUICK` and its turn at the parent's lock. An access that resets a DSA in its
-        // configuration space takes the time of that reset. No other access waits for a device.
-        let modifying = self.vm.modifying.lock();
+        // command takes four times `command_arbiter::QUICK` and its turn at the parent's lock; one that resets a DSA takes that time once.
+        // No other access waits for a device.
+        let _modifying = self.vm.modifying.lock();
         let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();
-        let mut reset = None;
         for (gpa, width, at) in pieces(gpa, bytes.min(16).into()) {
-            reset = self.write_region(gpa, width.bytes() as u8, piece_of(&new, width, at)).or(reset);
-        }
-        drop(modifying);
-        if let Some(device) = reset {
-            self.await_reset(device);
+            self.mmio_write_elsewhere(gpa, width.bytes() as u8, piece_of(&new, width, at));
         }
     }
 

@@ -280,8 +280,13 @@ impl Vm {
         if self.began.compare_exchange(0, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return;
         }
+        let mut processors = String::new();
+        for mailbox in &self.mailboxes {
+            let comma = if processors.is_empty() { "" } else { "," };
+            let _ = core::fmt::write(&mut processors, format_args!("{comma}{}", mailbox.processor()));
+        }
         event!(
-            "guest-start guest={} name={} memory_mib={} cpus={} entry_instructions={}",
+            "guest-start guest={} name={} memory_mib={} cpus={} processors={processors} entry_instructions={}",
             self.id.0,
             self.name,
             self.resources.ram.as_ref().map_or(0, Ram::len) >> 20,

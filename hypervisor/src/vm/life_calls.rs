@@ -36,11 +36,14 @@ impl GuestIo<'_> {
         Some(rax_from_result(result))
     }
 
+    /// [`LifeCall::SetStopRequest`]. [`Status::InvalidArgument`], [`Status::BadVector`] or [`Status::BadTarget`] for what is no target of the guest.
     fn set_stop_request(&self, [target, rest @ ..]: [u64; 4]) -> Result<u64, Status> {
         unused(&rest)?;
         self.vm.set_stop_target(stop_target_from_register(target)?).map(|()| 0)
     }
 
+    /// A call of the guest that manages. [`Status::InvalidArgument`] for a register that the call does not take; else the errors of
+    /// [`Management`], and those of [`Self::fill`].
     fn manage(&self, management: &dyn Management, call: LifeCall, args: [u64; 4]) -> Result<u64, Status> {
         let guest = GuestNumber::from_register(args[0])?;
         unused(&args[if call == LifeCall::StartGuest { 1 } else { 2 }..])?;
@@ -62,7 +65,8 @@ impl GuestIo<'_> {
         Ok(0)
     }
 
-    /// Writes what `answer` gives to `at`, where the guest has put a request.
+    /// Writes what `answer` gives to `at`, where the guest has put a request. [`Status::CrossesPage`], [`Status::BadAddress`]; the errors of `check`
+    /// and of `answer`, which have written nothing.
     fn fill(
         &self,
         at: u64,
@@ -79,6 +83,7 @@ impl GuestIo<'_> {
     }
 }
 
+/// [`Status::InvalidArgument`] if one of them is not 0.
 fn unused(args: &[u64]) -> Result<(), Status> {
     if args.iter().all(|arg| *arg == 0) { Ok(()) } else { Err(Status::InvalidArgument) }
 }

@@ -1,12 +1,16 @@
 //! A guest's resources, and the order of their release.
 
 use alloc::{sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
 
 use hcall_abi::DeviceId;
 
 use crate::{
     addr::Hpa,
+    cpu,
     devices::{
         passthrough::{Assigned, by_id},
         virtual_functions::{Parent, Parents},
@@ -24,6 +28,10 @@ use crate::{
     },
     vmx::instr,
 };
+
+/// Ticks of the TSC between two looks at functions that are being reset: so many at least, and so many for each tick that a look takes.
+const LEAST_LOOK_PAUSE: u64 = 100_000;
+const LOOK_PAUSES: u64 = 20;
 
 /// A guest's resources, apart from its processors. Dropping it releases them: interrupts first, then the devices' paths to memory, then
 /// memory.
@@ -43,6 +51,10 @@ pub struct Resources {
     pub functions: Mutex<Vec<Assigned>>,
     /// Whether functions are being reset, so that [`Self::look_at_resets`] has to be called. Set under the lock of the functions.
     resetting: AtomicBool,
+    /// The TSC before which they are not polled again.
+    next_look: AtomicU64,
+    /// Virtual processors that wait for the end of a reset, by their numbers, of which there are 64 at most.
+    waiting: AtomicU64,
     /// The parents of the guest's virtual functions.
     pub parents: Vec<Arc<Parent>>,
     /// The functions have been stopped.
@@ -54,7 +66,7 @@ pub struct Resources {
 impl Resources {
     /// No resources yet, for guest `id`.
     pub fn new(id: GuestId, service: &'static MachineService, kept: &'static Parents) -> Self {
-        let (functions, resetting) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        let (functions, resetting, waiting) = (Mutex::new(Vec::new()), AtomicBool::new(false), AtomicU64::new(0));
         let (frames, parents) = (Vec::new(), Vec::new());
         Self {
             id,
@@ -65,24 +77,52 @@ impl Resources {
             frames,
             functions,
             resetting,
+            next_look: AtomicU64::new(0),
+            waiting,
             parents,
             are_stopped: false,
             domain: None,
         }
     }
 
-    /// Handles a guest's write to the configuration space of one of its functions.
-    pub fn configure(&self, function: DeviceId, effect: Effect, domain: &Domain) {
+    /// Handles a write of virtual processor `number` to the configuration space of one of its functions. Returns whether the virtual processor
+    /// has to wait ([`Self::is_waiting`]).
+    pub fn configure(&self, number: usize, function: DeviceId, effect: Effect, domain: &Domain) -> bool {
         let mut functions = self.functions.lock();
         if let Some(assigned) = by_id(&mut functions, function) {
-            if assigned.configure(effect, self.service, domain) {
-                self.resetting.store(true, Ordering::Relaxed);
-            }
-            return;
+            let is_under_way = assigned.configure(effect, self.service, domain);
+            return effect == Effect::Reset && self.follow(number, assigned, is_under_way);
         }
         drop(functions);
         let name = (self.id, function);
         self.parents.iter().find_map(|parent| parent.configure(name, effect, self.service));
+        false
+    }
+
+    /// Virtual processor `number` has reset a DSA by its command register. Returns whether it has to wait.
+    pub fn reset_written(&self, number: usize, function: DeviceId, domain: &Domain) -> bool {
+        let mut functions = self.functions.lock();
+        let Some(assigned) = by_id(&mut functions, function) else { return false };
+        let is_under_way = assigned.command_written(self.service, domain);
+        self.follow(number, assigned, is_under_way)
+    }
+
+    /// Has a reset polled that is under way. The caller holds the lock of the functions.
+    fn follow(&self, number: usize, assigned: &Assigned, is_under_way: bool) -> bool {
+        if !is_under_way {
+            return false;
+        }
+        self.resetting.store(true, Ordering::Relaxed);
+        let waits = assigned.keeps_its_guest();
+        if waits {
+            self.waiting.fetch_or(1 << (number % 64), Ordering::Relaxed);
+        }
+        waits
+    }
+
+    /// Whether virtual processor `number` waits for the end of a reset.
+    pub fn is_waiting(&self, number: usize) -> bool {
+        self.waiting.load(Ordering::Relaxed) >> (number % 64) & 1 != 0
     }
 
     /// Whether functions have to be polled.
@@ -90,16 +130,23 @@ impl Resources {
         self.resetting.load(Ordering::Relaxed)
     }
 
-    /// Polls functions that are being reset, if there are any.
-    pub fn look_at_resets(&self) {
-        if !self.is_resetting() {
+    /// Polls functions that are being reset, if there are any, and if that was not done just now. `now` is the TSC. Devices may answer slowly, so
+    /// that looks take a part of the time only.
+    pub fn look_at_resets(&self, now: u64) {
+        if !self.is_resetting() || now < self.next_look.load(Ordering::Relaxed) {
             return;
         }
         // A processor that holds the lock is done soon, and the next look finds it free.
         let (Some(domain), Some(mut functions)) = (&self.domain, self.functions.try_lock()) else { return };
-        let under_way =
-            functions.iter_mut().map(|function| function.look(self.service, domain)).filter(|is| *is).count();
+        let look = |function: &mut Assigned| function.look(self.service, domain, Duration::ZERO);
+        let under_way = functions.iter_mut().map(look).filter(|is| *is).count();
         self.resetting.store(under_way != 0, Ordering::Relaxed);
+        if !functions.iter().any(Assigned::keeps_its_guest) {
+            self.waiting.store(0, Ordering::Relaxed);
+        }
+        let took = cpu::tsc().saturating_sub(now);
+        let pause = took.saturating_mul(LOOK_PAUSES).max(LEAST_LOOK_PAUSE);
+        self.next_look.store(now.saturating_add(pause), Ordering::Relaxed);
     }
 
     /// Whether the guest's devices' interrupts are posted.

@@ -9,7 +9,7 @@ use crate::{
     exits::{Devices, EndReason, PvEoi},
     ims::Attribution,
     irq::{
-        mailbox::{Mailbox, NotifyMask, Vectors, count},
+        mailbox::{Mailbox, NotifyMask, Taken, Vectors, count},
         storm::{RateCounter, Suspect},
     },
     vdev::x2apic::Accepted,
@@ -34,7 +34,7 @@ pub enum State {
     Stopped,
     /// It waits for a start-up command.
     WaitForSipi,
-    /// It waits for space in the console's buffer.
+    /// It waits for space in the console's buffer, for the end of a reset, or because it has locked the bus too often.
     Blocked,
     /// Its guest has ended.
     Ended,
@@ -100,12 +100,10 @@ impl VirtualCpu {
     }
 
     /// Accepts a device's interrupt that the hypervisor has taken for it.
+    #[inline]
     pub fn accept(&mut self, vector: u8) {
-        if self.rate_counter.as_mut().is_some_and(|rate_counter| rate_counter.count(vector, cpu::tsc()))
-            && let Some(domain) = &self.vm.resources.domain
-        {
-            self.vm.resources.service.throttle(domain, self.target(vector));
-            self.rate_counter.as_mut().into_iter().for_each(|rate_counter| rate_counter.begin(cpu::tsc()));
+        if self.rate_counter.is_some() {
+            self.count_rate(vector);
         }
         let counts = &self.mailbox.counts;
         if let Some(virtual_apic) = &self.virtual_apic {
@@ -119,18 +117,31 @@ impl VirtualCpu {
         });
     }
 
+    /// Counts an interrupt, and throttles its slots if there were too many.
+    #[inline(never)]
+    fn count_rate(&mut self, vector: u8) {
+        if self.rate_counter.as_mut().is_some_and(|rate_counter| rate_counter.count(vector, cpu::tsc()))
+            && let Some(domain) = &self.vm.resources.domain
+        {
+            self.vm.resources.service.throttle(domain, self.target(vector));
+            self.rate_counter.as_mut().into_iter().for_each(|rate_counter| rate_counter.begin(cpu::tsc()));
+        }
+    }
+
     /// Accepts devices' interrupts that units have posted for the hypervisor.
+    #[inline]
     pub fn take_posted(&mut self) {
         let Some(vectors) = self.mailbox.take_posted() else { return };
         self.interrupted_others = true;
         self.accept_posted(vectors);
     }
 
+    #[inline]
     fn accept_posted(&mut self, vectors: Vectors) {
-        for vector in vectors {
+        vectors.for_each(|vector| {
             count(&self.mailbox.counts.from_descriptors);
             self.accept(vector);
-        }
+        });
     }
 
     fn target(&self, vector: u8) -> Target {
@@ -153,9 +164,22 @@ impl VirtualCpu {
         }
     }
 
-    /// Takes commands and interrupts that processors, or it itself, have sent since the last call.
+    /// Whether one that is [`State::Blocked`] still is `now`.
+    pub fn is_held(&self, now: u64) -> bool {
+        self.devices.held_until > now || self.vm.resources.is_waiting(self.number) || !self.vm.has_console_room()
+    }
+
+    /// Takes commands and interrupts that processors, or it itself, have sent since the last call. One that waits for the end of a reset
+    /// ([`Resources::is_waiting`](crate::vm::resources::Resources::is_waiting)) has sent itself a signal.
+    #[inline]
     pub fn take_sent(&mut self) {
-        let Some(signal) = self.mailbox.take_signal() else { return };
+        if let Some(signal) = self.mailbox.take_signal() {
+            self.take_signalled(signal);
+        }
+    }
+
+    #[inline(never)]
+    fn take_signalled(&mut self, signal: Taken) {
         self.interrupted_others |= signal.interrupted;
         for vector in self.mailbox.take_requests() {
             self.devices.apic.accept(vector);
@@ -175,6 +199,9 @@ impl VirtualCpu {
             if matches!(self.state, State::Halted | State::Stopped) {
                 self.state = State::Ready;
             }
+        }
+        if self.state == State::Ready && self.vm.resources.is_waiting(self.number) {
+            self.state = State::Blocked;
         }
         if self.vm.is_ending() {
             self.state = State::Ended;
@@ -216,11 +243,15 @@ impl VirtualCpu {
 
     /// Whether an interrupt would be delivered if RFLAGS.IF were set. Only called while it does not run.
     pub fn has_pending(&mut self) -> bool {
-        self.gather_requests();
+        if self.virtual_apic.is_some() {
+            self.gather_requests();
+        }
         match &self.virtual_apic {
             Some(virtual_apic) => virtual_apic.is_pending(),
             None => {
-                self.settle_eoi();
+                if self.devices.pv_eoi.is_offered() {
+                    self.settle_eoi();
+                }
                 self.devices.apic.pending().is_some()
             }
         }
@@ -242,6 +273,11 @@ impl VirtualCpu {
         }
     }
 
+    /// Whether units suppress the notifications of its interrupts.
+    pub fn is_suppressed(&self) -> bool {
+        self.is_suppressed
+    }
+
     /// Says who runs, to those who post interrupts, and takes what came while nobody was notified.
     fn set_run_state(&mut self, state: RunState) {
         let is_suppressed = state == RunState::Preempted;
@@ -261,6 +297,9 @@ impl VirtualCpu {
 
     /// Leaves the delivery of interrupts to the processor, if it virtualises the local APIC. Returns whether it does.
     pub fn hand_over_requests(&mut self) -> bool {
+        if self.virtual_apic.is_none() {
+            return false;
+        }
         self.gather_requests();
         let Some(virtual_apic) = &self.virtual_apic else { return false };
         if let Some(vector) = virtual_apic.highest_request() {

@@ -380,8 +380,10 @@ impl Vcpu {
     }
 
     /// Injects an event at the next entry. In real mode no event has an error code, and VM entry refuses one (SDM vol. 3, 27.2.1.3).
+    #[inline]
     pub fn inject(&mut self, event: Event, error_code: u32) {
-        let event = if self.cr0() & cr0::PE == 0 { event.without_error_code() } else { event };
+        let has_code = event.has_error_code();
+        let event = if has_code && self.cr0() & cr0::PE == 0 { event.without_error_code() } else { event };
         if event.has_error_code() {
             self.write(fields::ENTRY_ERROR_CODE, error_code);
         }

@@ -11,6 +11,9 @@ const UNKNOWN_DEVICE: u16 = 0x5eed;
 /// Rounds of a slow command: 256 microseconds of the machine's time.
 const SLOW_COMMAND: u32 = 256;
 
+/// Rounds of a slow reset: 40 milliseconds of the machine's time.
+const SLOW_RESET: u32 = 40_000;
+
 /// Descriptors after which a DSA halts.
 const HALTS_AFTER: u32 = 200;
 
@@ -33,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) most_slots: bool,
     /// Each command of a DSA takes [`SLOW_COMMAND`] rounds.
     pub(crate) slow_commands: bool,
+    /// The reset of a DSA by its command takes [`SLOW_RESET`] rounds.
+    pub(crate) slow_resets: bool,
     /// Each DSA's store is behind a command interface.
     pub(crate) slow_store: bool,
     /// Four DSA functions instead of two.
@@ -73,6 +78,7 @@ impl Options {
                 "two-units" => options.two_units = true,
                 "slow-store" => options.slow_store = true,
                 "slow-commands" => options.slow_commands = true,
+                "slow-resets" => options.slow_resets = true,
                 "four-dsas" => options.four_dsas = true,
                 "unknown" => options.unknown = true,
                 "first-stage" => options.first_stage = true,
@@ -145,8 +151,9 @@ impl Options {
             (true, false) => Config { pieces: true, ..Config::default() },
         };
         let command_rounds = if self.slow_commands { SLOW_COMMAND } else { base.command_rounds };
+        let reset_rounds = if self.slow_resets { SLOW_RESET } else { 0 };
         let halts_after = if self.halts { HALTS_AFTER } else { 0 };
-        let base = Config { command_rounds, halts_after, ..base };
+        let base = Config { command_rounds, reset_rounds, halts_after, ..base };
         let known = if self.idxd { dsa_model::spec::DEVICE_ID_SAPPHIRE_RAPIDS } else { base.device_id };
         let base = Config { slow_store: self.slow_store, page_requests: self.sva || base.page_requests, ..base };
         if self.unknown && number == 1 {
@@ -186,6 +193,7 @@ mod tests {
             (real.dsa(0).command_rounds, Options::parse("slow-commands").unwrap().dsa(1).command_rounds),
             (16, 256)
         );
+        assert_eq!((real.dsa(0).reset_rounds, Options::parse("slow-resets").unwrap().dsa(1).reset_rounds), (0, 40_000));
         assert_eq!((real.dsa(0).device_id, Options::parse("idxd").unwrap().dsa(0).device_id), (0x11fb, 0x0b25));
         assert_eq!((Options::default().dsas(), Options::parse("four-dsas").unwrap().dsas(), both.dsas()), (2, 4, 0));
         assert!(Options::default().unit().scalable_mode && !Options::parse("legacy").unwrap().unit().scalable_mode);

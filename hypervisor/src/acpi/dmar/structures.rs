@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::{DefectKind, Dmar, DmarDefect, Drhd, Rmrr, Satc, Scope, ScopeKind};
 use crate::{
-    acpi::bytes::{u8_at, u16_at, u64_at},
+    acpi::bytes::{u8_at, u16_at, u32_at, u64_at},
     addr::{Hpa, PAGE_SIZE},
     memory::PhysRange,
 };
@@ -13,6 +13,8 @@ use crate::{
 pub(super) const DRHD: u16 = 0;
 /// Type of a reserved memory region (8.4).
 pub(super) const RMRR: u16 = 1;
+/// Type of a remapping unit's static affinity (8.6).
+pub(super) const RHSA: u16 = 3;
 /// Type of the translation caches of integrated functions (8.8).
 pub(super) const SATC: u16 = 5;
 /// Bytes of a structure's header: type and length.
@@ -57,6 +59,7 @@ impl Dmar {
         let read = match u16_at(structure, 0) {
             Some(DRHD) => self.drhd(structure, at),
             Some(RMRR) => self.rmrr(structure, at),
+            Some(RHSA) => self.rhsa(structure),
             Some(SATC) => self.satc(structure, at),
             _ => Some(()),
         };
@@ -79,6 +82,7 @@ impl Dmar {
             segment,
             base: usable.then(|| Hpa::new(base)),
             size,
+            domain: None,
             scopes: Vec::new(),
             whole: false,
         };
@@ -120,6 +124,14 @@ impl Dmar {
         }
         let scopes = self.scopes(structure, 24, at).found;
         self.reserved.push(Rmrr { segment, base: Hpa::new(base), limit: Hpa::new(limit), scopes });
+        Some(())
+    }
+
+    /// 8.6: the unit's base, and its domain. The structures lie behind those of the units; one for no unit is passed over.
+    fn rhsa(&mut self, structure: &[u8]) -> Option<()> {
+        let (base, domain) = (u64_at(structure, 8)?, u32_at(structure, 16)?);
+        let units = self.units.iter_mut().filter(|unit| unit.base.is_some_and(|at| at.as_u64() == base));
+        units.for_each(|unit| unit.domain = Some(domain));
         Some(())
     }
 

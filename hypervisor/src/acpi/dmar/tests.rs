@@ -62,6 +62,16 @@ fn a_units_flags_base_and_scopes_are_read() {
 }
 
 #[test]
+fn a_unit_is_in_the_domain_that_the_firmware_names() {
+    let affinity =
+        |base: u64, domain: u32| with_length(3, &[&[0; 4][..], &base.to_le_bytes(), &domain.to_le_bytes()].concat());
+    let units = [unit(0, UNIT, &[]), unit(1, UNIT + 0x1000, &[])];
+    let dmar = parse(&[&units[..], &[affinity(UNIT + 0x1000, 3), affinity(0x1000, 4)]].concat());
+    assert_eq!(dmar.units.iter().map(|unit| unit.domain).collect::<Vec<_>>(), [None, Some(3)]);
+    assert_eq!(parse(&[with_length(3, &[0; 15])]).defects, odd(48, DefectKind::Short));
+}
+
+#[test]
 fn the_unit_that_names_a_function_goes_before_the_one_for_all() {
     let named = unit(0, UNIT, &[scope(1, 0, 0, &[(2, 0)]), scope(2, 0, 0, &[(1, 0)])]);
     let dmar = parse(&[unit(1, UNIT + 0x1000, &[]), named]);

@@ -66,7 +66,7 @@ pub(super) fn bus_lock(wanted: bool, traps: bool) -> Verdict {
     match (wanted, traps) {
         (false, _) => OFF,
         (true, true) => Verdict::Closed("an exit for each, and a limit for each guest"),
-        (true, false) => Verdict::Open("the processor has no bus-lock exits"),
+        (true, false) => Verdict::Open("the processor has no bus-lock exits, and #AC for split locks is not used"),
     }
 }
 

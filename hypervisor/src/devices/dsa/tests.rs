@@ -154,6 +154,19 @@ fn the_second_write_of_a_reset_gets_the_time_of_a_command() {
     assert!(busy.left.get() > 190_000, "{} reads are left", busy.left.get());
 }
 
+#[test]
+fn a_reset_that_a_guest_has_written_is_only_looked_at_and_a_look_takes_no_longer_than_it_may() {
+    for (left, end) in [(900_000, Progress::Done), (u32::MAX, Progress::Failed)] {
+        let (busy, mut resetting) = (Busy::for_reads(left), Resetting::written(&CLOCK));
+        let quick = Duration::from_micros(50);
+        let looks = (0_u32..).find(|_| resetting.look_for(&busy, quick) != Progress::UnderWay).unwrap();
+        let reads = left - busy.left.get();
+        assert!(reads <= 51 * (looks + 1), "{reads} reads in {looks} looks");
+        assert!(reads.abs_diff(left.min(1_000_000)) <= 1_000 + looks, "{reads} reads until {end:?}");
+        assert_eq!((resetting.look(&busy), busy.given.into_inner()), (end, vec![]));
+    }
+}
+
 /// The model ignores a command that comes while another one is under way, as the device does.
 #[test]
 fn a_reset_has_taken_place_although_an_older_command_ended_late() {

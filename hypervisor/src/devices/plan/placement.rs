@@ -3,6 +3,9 @@
 //! Virtual processors are dealt out in turn. Two guests never run on hyperthreads of one core, unless that is allowed: each could watch the other
 //! through what the threads share. So a core is dealt as one processor. If it falls to one guest alone, the guest gets all its threads; if to
 //! several, they take turns on one of its threads, and the others stay idle.
+//!
+//! On a machine of several nodes a guest gets processors of one: of the node that its devices are in, else of the one with the fewest virtual
+//! processors for its processors. A guest with more virtual processors than that node has processors is dealt all of the machine's.
 
 use alloc::{format, string::String, vec::Vec};
 
@@ -16,12 +19,14 @@ pub struct Asked {
     pub cpus: usize,
     /// The processors that may run them, if it said so.
     pub pin: Option<ProcessorSet>,
+    /// The node that its devices are in, if that is known.
+    pub near: Option<u32>,
 }
 
 /// For each guest the numbers of the processors of its virtual processors, in their order, or why it gets none. `None` in `asked` is a guest that
 /// is refused already.
 pub fn place(fit: &[LogicalProcessor], smt: Smt, asked: &[Option<Asked>]) -> Vec<Result<Vec<usize>, String>> {
-    let mut placement = Placement { fit, smt, dealt: Vec::new(), turn: 0 };
+    let mut placement = Placement { fit, smt, dealt: Vec::new(), turns: Vec::new() };
     let mut placed: Vec<Result<(), String>> = asked.iter().map(|_| Ok(())).collect();
     // First those that leave no choice: the others get out of their way.
     for pinned in [true, false] {
@@ -50,7 +55,8 @@ struct Placement<'a> {
     fit: &'a [LogicalProcessor],
     smt: Smt,
     dealt: Vec<Dealt>,
-    turn: usize,
+    /// How often the processors of each node, or those of all, had their turn.
+    turns: Vec<(Option<u32>, usize)>,
 }
 
 impl Placement<'_> {
@@ -88,8 +94,63 @@ impl Placement<'_> {
     }
 
     fn deal(&mut self, guest: usize, asked: &Asked) -> Result<(), String> {
+        let node = self.node(asked);
+        let units = self.units(node);
+        let (node, units) = if units.is_empty() { (None, self.units(None)) } else { (node, units) };
+        if units.is_empty() {
+            return Err(format!(
+                "{}: each core has a guest that is pinned to several of its hyperthreads; smt=shared allows others there",
+                asked.name
+            ));
+        }
+        let turn = self.turn(node);
+        let mut dealt = Vec::new();
+        for _ in 0..asked.cpus {
+            let (core, number) = units[*turn % units.len()];
+            *turn += 1;
+            dealt.push(Dealt { guest, core, number });
+        }
+        self.dealt.append(&mut dealt);
+        Ok(())
+    }
+
+    /// The node whose processors a guest gets; `None` for those of all nodes.
+    fn node(&self, asked: &Asked) -> Option<u32> {
+        let size = |node| self.fit.iter().filter(|processor| processor.node == Some(node)).count();
+        let load = |node| self.dealt.iter().filter(|dealt| self.node_of(dealt.core) == Some(node)).count();
+        let mut nodes: Vec<u32> = self.fit.iter().filter_map(|processor| processor.node).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        let idlest = nodes.iter().copied().min_by(|&a, &b| (load(a) * size(b)).cmp(&(load(b) * size(a))));
+        asked.near.filter(|near| nodes.contains(near)).or(idlest).filter(|&node| asked.cpus <= self.room(node))
+    }
+
+    /// How many processors a guest would have in a node: all threads of cores that are nobody's yet, and one of the others.
+    fn room(&self, node: u32) -> usize {
+        let threads = |&(core, number): &(u32, Option<usize>)| match number {
+            None if self.dealt.iter().all(|dealt| dealt.core != core) => self.threads(core).count(),
+            _ => 1,
+        };
+        self.units(Some(node)).iter().map(threads).sum()
+    }
+
+    fn node_of(&self, core: u32) -> Option<u32> {
+        self.fit.iter().find(|processor| processor.core == core).and_then(|processor| processor.node)
+    }
+
+    fn turn(&mut self, node: Option<u32>) -> &mut usize {
+        let at = self.turns.iter().position(|(own, _)| *own == node).unwrap_or_else(|| {
+            self.turns.push((node, 0));
+            self.turns.len() - 1
+        });
+        &mut self.turns[at].1
+    }
+
+    /// The cores, or the processors where guests share cores, that can be dealt of a node, or of all: a core's number, and the processor's if it
+    /// matters which.
+    fn units(&self, node: Option<u32>) -> Vec<(u32, Option<usize>)> {
         let mut units: Vec<(u32, Option<usize>)> = Vec::new();
-        for processor in self.fit {
+        for processor in self.fit.iter().filter(|processor| node.is_none() || processor.node == node) {
             let is_new = !units.iter().any(|(core, _)| *core == processor.core);
             match self.smt {
                 Smt::Shared => units.push((processor.core, Some(processor.number))),
@@ -97,18 +158,7 @@ impl Placement<'_> {
                 Smt::Core => {}
             }
         }
-        if units.is_empty() {
-            return Err(format!(
-                "{}: each core has a guest that is pinned to several of its hyperthreads; smt=shared allows others there",
-                asked.name
-            ));
-        }
-        for _ in 0..asked.cpus {
-            let (core, number) = units[self.turn % units.len()];
-            self.turn += 1;
-            self.dealt.push(Dealt { guest, core, number });
-        }
-        Ok(())
+        units
     }
 
     /// The processors of a guest, now that all are dealt.
@@ -142,11 +192,13 @@ mod tests {
 
     /// `cores` cores of `threads` threads each; a core's threads are not neighbours, as firmware often lists them.
     fn machine(cores: usize, threads: usize) -> Vec<LogicalProcessor> {
-        (0..cores * threads).map(|number| LogicalProcessor { number, core: (number % cores) as u32 }).collect()
+        (0..cores * threads)
+            .map(|number| LogicalProcessor { number, core: (number % cores) as u32, node: None })
+            .collect()
     }
 
     fn asked(cpus: usize, pin: Option<&str>) -> Option<Asked> {
-        Some(Asked { name: "guest".into(), cpus, pin: pin.map(|pin| ProcessorSet::parse(pin).unwrap()) })
+        Some(Asked { name: "guest".into(), cpus, pin: pin.map(|pin| ProcessorSet::parse(pin).unwrap()), near: None })
     }
 
     fn placed(fit: &[LogicalProcessor], smt: Smt, all: &[(usize, Option<&str>)]) -> Vec<Result<Vec<usize>, String>> {
@@ -186,7 +238,63 @@ mod tests {
         assert!(absent[0].as_ref().is_err_and(|why| why.contains("no processor 9")), "{absent:?}");
     }
 
+    /// Two nodes of `each` processors without hyperthreads: node 4 has the even numbers, node 9 the odd ones.
+    fn two_nodes(each: usize) -> Vec<LogicalProcessor> {
+        let node = |number: usize| Some(if number.is_multiple_of(2) { 4 } else { 9 });
+        (0..2 * each).map(|number| LogicalProcessor { number, core: number as u32, node: node(number) }).collect()
+    }
+
+    fn near(cpus: usize, near: Option<u32>) -> Option<Asked> {
+        Some(Asked { name: "guest".into(), cpus, pin: None, near })
+    }
+
+    #[test]
+    fn a_guest_is_in_one_node_and_the_nodes_have_as_many_virtual_processors() {
+        let fit = two_nodes(3);
+        let all = place(&fit, Smt::Core, &[near(2, None), near(3, None), near(1, None), near(2, None)]);
+        assert_eq!(all, [Ok(vec![0, 2]), Ok(vec![1, 3, 5]), Ok(vec![4]), Ok(vec![0, 2])]);
+    }
+
+    #[test]
+    fn a_guest_is_near_its_devices_unless_their_node_has_too_few_processors() {
+        let fit = two_nodes(2);
+        let all = place(&fit, Smt::Core, &[near(2, Some(9)), near(1, Some(9)), near(1, Some(77)), near(3, Some(9))]);
+        assert_eq!(all, [Ok(vec![1, 3]), Ok(vec![1]), Ok(vec![0]), Ok(vec![0, 1, 2])]);
+    }
+
+    #[test]
+    fn a_node_whose_cores_are_all_pinned_leaves_its_guests_to_others() {
+        let fit: Vec<_> = (0..4)
+            .map(|number| LogicalProcessor { number, core: number as u32 / 2, node: Some(number as u32 / 2) })
+            .collect();
+        let pinned = asked(2, Some("0,1"));
+        assert_eq!(place(&fit, Smt::Core, &[near(1, Some(0)), pinned]), [Ok(vec![2]), Ok(vec![0, 1])]);
+    }
+
+    #[test]
+    fn a_node_whose_cores_are_shared_has_room_for_one_virtual_processor_on_each() {
+        let processor = |number| LogicalProcessor { number, core: number as u32 / 2, node: Some(number as u32 / 4) };
+        let fit: Vec<_> = (0..8).map(processor).collect();
+        let all = place(&fit, Smt::Core, &[near(4, Some(0)), near(2, Some(0)), near(3, Some(0))]);
+        assert_eq!(all, [Ok(vec![0, 2, 0, 2]), Ok(vec![0, 2]), Ok(vec![0, 2, 4])]);
+    }
+
     proptest! {
+        #[test]
+        fn a_guest_that_fits_a_node_is_in_one(each in 1..5usize, guests in prop::collection::vec((1..6usize, prop::option::of(0..10u32)), 1..9)) {
+            let fit = two_nodes(each);
+            let all: Vec<_> = guests.iter().map(|&(cpus, node)| near(cpus, node)).collect();
+            for ((cpus, node), placed) in guests.iter().zip(place(&fit, Smt::Core, &all)) {
+                let placed = placed.unwrap();
+                let mut nodes: Vec<_> = placed.iter().map(|&number| fit[number].node).collect();
+                nodes.dedup();
+                prop_assert_eq!(placed.len(), *cpus);
+                prop_assert!(*cpus > each || nodes.len() == 1);
+                let is_known = [Some(4), Some(9)].contains(node);
+                prop_assert!(*cpus > each || !is_known || nodes == [*node]);
+            }
+        }
+
         #[test]
         fn no_two_guests_are_on_different_threads_of_a_core(
             cores in 1..6usize, threads in 1..4usize,

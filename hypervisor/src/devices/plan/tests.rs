@@ -18,7 +18,7 @@ const FIT: [usize; 3] = [0, 2, 3];
 
 /// A processor without a hyperthread beside it.
 fn alone(number: usize) -> LogicalProcessor {
-    LogicalProcessor { number, core: number as u32 }
+    LogicalProcessor { number, core: number as u32, node: Some(number as u32 / 2) }
 }
 
 fn dsa_at(bdf: Bdf, device: u16) -> Function {
@@ -47,6 +47,7 @@ struct Fake {
     uncovered: Vec<Bdf>,
     reserved: Vec<Bdf>,
     no_pasids: Vec<Bdf>,
+    nodes: BTreeMap<Bdf, u32>,
     /// Work queues and slots.
     capacity: BTreeMap<Bdf, (u8, u32)>,
 }
@@ -55,16 +56,11 @@ impl Fake {
     fn new(functions: Vec<Function>) -> Self {
         let capacity = functions.iter().map(|function| (function.bdf, (8, 2048))).collect();
         let functions = functions.leak();
-        Self { functions, uncovered: vec![], reserved: vec![], no_pasids: vec![], capacity }
+        Self { functions, uncovered: vec![], reserved: vec![], no_pasids: vec![], nodes: BTreeMap::new(), capacity }
     }
 
     /// What the modules with these strings get: the bus of each whole function, or the queue and first slot of each virtual one.
     fn plan(&self, strings: &[&str]) -> Vec<Result<String, String>> {
-        let module = |command_line: &&str| Module {
-            range: PhysRange::new(Hpa::new(0x10_0000), 0x1000),
-            command_line: Some((*command_line).to_owned()),
-            initrd: None,
-        };
         let modules: Vec<_> = strings.iter().map(module).collect();
         let tell = |given: &Assignment| match given {
             Assignment::Whole(function) => format!("{:x}", function.bdf.bus()),
@@ -82,6 +78,9 @@ impl Fake {
 }
 
 impl Inventory for Fake {
+    fn node(&self, bdf: Bdf) -> Option<u32> {
+        self.nodes.get(&bdf).copied()
+    }
     fn functions(&self) -> &'static [Function] {
         self.functions
     }
@@ -96,6 +95,14 @@ impl Inventory for Fake {
     }
     fn capacity(&self, function: &Function) -> Option<(u8, u32)> {
         self.capacity.get(&function.bdf).copied()
+    }
+}
+
+fn module(command_line: &&str) -> Module {
+    Module {
+        range: PhysRange::new(Hpa::new(0x10_0000), 0x1000),
+        command_line: Some((*command_line).to_owned()),
+        initrd: None,
     }
 }
 
@@ -202,4 +209,16 @@ fn virtual_processors_are_dealt_out_in_turn_and_there_is_one_terminal() {
     let processors: Vec<_> = all[..2].iter().map(|plan| plan.as_ref().ok().unwrap().processors.clone()).collect();
     assert_eq!(processors, [vec![0, 2], vec![3, 0, 2]]);
     assert!(all[2].as_ref().err().unwrap().contains("the guest a has the terminal"));
+}
+
+#[test]
+fn a_guest_is_placed_near_its_first_device_whose_node_is_known() {
+    let mut machine = two(MENDED, MENDED);
+    machine.nodes.insert(SECOND, 1);
+    let modules: Vec<_> =
+        ["a device=6f:01.0", "b device=vdsa:6a:01.0", "c cpus=2", "d cpus=3"].iter().map(module).collect();
+    let plans = plans(&machine, &modules, &FIT.map(alone), Smt::Core).into_iter();
+    let placed: Vec<_> = plans.map(|plan| plan.unwrap()).map(|plan| (plan.processors, plan.node)).collect();
+    let expected = [(vec![2], Some(1)), (vec![0], Some(0)), (vec![3, 2], Some(1)), (vec![0, 2, 3], None)];
+    assert_eq!(placed, expected);
 }

@@ -27,7 +27,8 @@ impl Parent {
         self.apply(function, effect, service);
         self.advance(&mut state, QUICK, service);
         if self.interrupt.is_none() && !self.notice_halt(&mut state, service) {
-            self.hand_out_events(service, &mut state.functions);
+            // Who writes asks for the look.
+            self.hand_out_events(service, &mut state.functions, &mut |_, _| ());
         }
         Some(())
     }

@@ -7,7 +7,7 @@ use crate::{
     cpu,
     devices::{arc_list::ArcList, assign_error::AssignError, dsa, patience},
     ims::GuestId,
-    irq::ports::MachineService,
+    irq::ports::{MachineService, fault_log::Bill},
     machine::discovery::Machine,
     pci::Function,
     sync::{Mutex, lock_or_try},
@@ -52,19 +52,20 @@ impl Parents {
         parent.state.lock().join(guest);
         self.all.add(Arc::clone(&parent));
         // An interrupt that came before it was in the list has led to nothing, and another one comes only after a look.
-        parent.hand_out_events(service, &mut parent.state.lock().functions);
+        parent.hand_out_events(service, &mut parent.state.lock().functions, &mut |_, _| ());
         Ok(parent)
     }
 
     /// An interrupt has come: tells guests' functions what the devices have to say.
-    pub fn event(&self, service: &MachineService) {
+    pub fn event(&self, service: &MachineService, bill: &mut Bill<'_>) {
         self.all.for_each(|parent| {
             let mut state = parent.state.lock();
             if state.is_stopped || parent.notice_halt(&mut state, service) {
                 return;
             }
             // The lock is held no longer than for what is recorded now: more comes by another interrupt.
-            if parent.hand_out_events(service, &mut state.functions) && state.rate_limit.event(cpu::tsc(), false) {
+            if parent.hand_out_events(service, &mut state.functions, bill) && state.rate_limit.event(cpu::tsc(), false)
+            {
                 dsa::log_errors(&parent.registers, false);
                 parent.set_next_look(&state.rate_limit);
             }
@@ -74,7 +75,10 @@ impl Parents {
     /// Goes on with the commands of guests that have a part of an `own` function, and looks at devices that do not tell of errors, when it is
     /// time. To be called again and again, and at [`Self::due`]. So what a guest's commands leave to do takes the time of processors that
     /// run the guest, and of no others.
-    pub fn poll(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool) {
+    pub fn poll(&self, service: &MachineService, own: impl Fn(&Arc<Parent>) -> bool, bill: &mut Bill<'_>) {
+        if self.all.is_empty() {
+            return;
+        }
         // The processor that has the list looks already, or is soon done.
         let Some(parents) = self.all.try_lock() else { return };
         for parent in parents.iter() {
@@ -93,13 +97,16 @@ impl Parents {
                 parent.advance(&mut state, Duration::ZERO, service);
             }
             if is_due {
-                parent.look(&mut state, service);
+                parent.look(&mut state, service, bill);
             }
         }
     }
 
     /// When to look again, if it is `now`: guests wait for what the devices do not tell by themselves.
     pub fn due(&self, now: u64, own: impl Fn(&Arc<Parent>) -> bool) -> Option<u64> {
+        if self.all.is_empty() {
+            return None;
+        }
         // While the list is locked the answer is "soon".
         let soon = now.saturating_add(LOOKS);
         let Some(parents) = self.all.try_lock() else { return Some(soon) };

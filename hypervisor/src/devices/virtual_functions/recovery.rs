@@ -95,7 +95,7 @@ impl Parent {
         event!("device-recovered sid={}", self.function.bdf);
         // What it has said meanwhile raises no further interrupt.
         if !self.notice_halt(state, service) {
-            self.hand_out_events(service, &mut state.functions);
+            self.hand_out_events(service, &mut state.functions, &mut |_, _| ());
         }
     }
 }

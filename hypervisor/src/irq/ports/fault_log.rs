@@ -25,6 +25,9 @@ const TOLD: u32 = 32;
 /// Functions whose faults are logged.
 const FUNCTIONS: usize = 64;
 
+/// Is told for which guest a processor has worked, and for how many ticks. They are charged to the guest, not to who runs.
+pub type Bill<'a> = dyn FnMut(GuestId, u64) + 'a;
+
 /// The source of faults: a function, the guest that its work belonged to, and whether the fault is an interrupt's.
 type FaultSource = (Bdf, Option<GuestId>, bool);
 
@@ -52,11 +55,11 @@ impl FaultLog {
         }
     }
 
-    /// Handles a fault event: reads the units' fault records.
-    pub fn event(&self, service: &MachineService) {
+    /// Handles a fault event: reads the units' fault records. Each fault that has a guest is on the `bill`, with the ticks that it took.
+    pub fn event(&self, service: &MachineService, bill: &mut Bill<'_>) {
         for (number, unit) in service.ports().numbered_units() {
             let mut rate_limit = self.units[number].lock();
-            let found = self.take(service, number, unit);
+            let found = self.take(service, number, unit, bill);
             if found && rate_limit.event(cpu::tsc(), unit.unit().has_faults()) {
                 unit.unit().mask_fault_event(true);
                 self.masked.fetch_add(1, Ordering::Relaxed);
@@ -68,8 +71,8 @@ impl FaultLog {
         }
     }
 
-    /// Polls units whose events are masked, when a poll is due. The scheduler calls this all the time.
-    pub fn poll(&self, service: &MachineService) {
+    /// Polls units whose events are masked, when a poll is due. The scheduler calls this all the time. `bill`: see [`Self::event`].
+    pub fn poll(&self, service: &MachineService, bill: &mut Bill<'_>) {
         if self.masked.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -77,7 +80,7 @@ impl FaultLog {
         for (number, unit) in service.ports().numbered_units() {
             // Whoever has it looks already.
             let Some(mut rate_limit) = self.units[number].try_lock() else { continue };
-            if rate_limit.is_due(now) && rate_limit.looked(now, self.take(service, number, unit)) {
+            if rate_limit.is_due(now) && rate_limit.looked(now, self.take(service, number, unit, bill)) {
                 self.masked.fetch_sub(1, Ordering::Relaxed);
                 unit.unit().mask_fault_event(false);
             }
@@ -88,18 +91,21 @@ impl FaultLog {
     pub fn finish(&self, service: &MachineService) {
         for (number, unit) in service.ports().numbered_units() {
             let _burst = self.units[number].lock();
-            self.take(service, number, unit);
+            self.take(service, number, unit, &mut |_, _| ());
         }
     }
 
     /// Reads a unit's records. Returns whether there were any. The caller holds the unit's lock.
-    fn take(&self, service: &MachineService, number: usize, unit: &Unit) -> bool {
-        let mut found = false;
+    fn take(&self, service: &MachineService, number: usize, unit: &Unit, bill: &mut Bill<'_>) -> bool {
+        let (mut found, mut began) = (false, cpu::tsc());
         // The unit's records have no segment: all that it serves is in its own.
         let segment = service.ports().segment_of(number);
         let lost = unit.take_faults(|fault| {
             found = true;
-            self.tell(service, number, &Fault { source: fault.source.in_segment(segment), ..fault });
+            let guest = self.tell(service, number, &Fault { source: fault.source.in_segment(segment), ..fault });
+            let now = cpu::tsc();
+            guest.into_iter().for_each(|guest| bill(guest, now.saturating_sub(began)));
+            began = now;
         });
         if lost {
             self.once(&self.lost_told, "a remapping unit had more faults than it has records");
@@ -114,19 +120,19 @@ impl FaultLog {
         }
     }
 
-    fn tell(&self, service: &MachineService, unit: usize, fault: &Fault) {
+    /// Logs a fault. Returns the guest that has caused it.
+    fn tell(&self, service: &MachineService, unit: usize, fault: &Fault) -> Option<GuestId> {
         let whose = match fault.request {
             Request::Interrupt(index) => {
                 service.refused_message(super::entry_index(unit, index), fault.source, fault.reason.0)
             }
             _ => None,
         };
-        let guest = match whose {
-            Some(owner) => Some(owner.guest),
-            None => service.ports().guest_of((fault.source, fault.pasid.and_then(Pasid::new))),
-        };
+        let of_source = || service.ports().guest_of((fault.source, fault.pasid.and_then(Pasid::new)));
+        let guest = whose.map_or_else(of_source, |owner| Some(owner.guest));
+        let culprit = culprit(fault.source, whose, of_source);
         if !self.may_tell((fault.source, guest, fault.reason.is_interrupt())) {
-            return;
+            return culprit;
         }
         let (sid, reason, text) = (fault.source, fault.reason.0, fault.reason.text());
         match fault.request {
@@ -145,6 +151,7 @@ impl FaultLog {
                 event!("fault kind=interrupt sid={sid} reason={reason:#x} why=\"{text}\" index={index}{whose}");
             }
         }
+        culprit
     }
 
     /// Counts a fault. Returns whether it is to be logged. Faults after a guest has gone are counted with the guest's.
@@ -168,6 +175,13 @@ impl FaultLog {
     }
 }
 
+/// The guest that has caused a fault: the owner of the entry if the message came from the owner's own source, else who has the source. A message
+/// can name anybody's entry.
+fn culprit(source: Bdf, owner: Option<Attribution>, of_source: impl FnOnce() -> Option<GuestId>) -> Option<GuestId> {
+    let own = owner.filter(|owner| owner.requester == source);
+    own.map(|owner| owner.guest).or_else(of_source)
+}
+
 /// The entry's owner, as keys of an event.
 pub fn attributed(owner: Attribution) -> String {
     let store = match owner.store {
@@ -187,4 +201,28 @@ pub fn attributed(owner: Attribution) -> String {
         let _ = write!(text, " cookie={cookie:#x}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use hcall_abi::DeviceId;
+
+    use super::*;
+
+    #[test]
+    fn a_forged_message_is_charged_to_who_sends_it_and_not_to_whose_entry_it_names() {
+        let (own, foreign) = (Bdf::new(1, 0, 0), Bdf::new(2, 0, 0));
+        let owner = Attribution {
+            guest: GuestId(7),
+            device: DeviceId(8),
+            requester: own,
+            store: StoreName::Ims,
+            slot: 3,
+            cookie: None,
+        };
+        assert_eq!(culprit(foreign, Some(owner), || Some(GuestId(1))), Some(GuestId(1)));
+        assert_eq!(culprit(foreign, Some(owner), || None), None);
+        assert_eq!(culprit(own, Some(owner), || None), Some(GuestId(7)), "one of several with this requester");
+        assert_eq!(culprit(foreign, None, || Some(GuestId(1))), Some(GuestId(1)));
+    }
 }

@@ -4,6 +4,7 @@ pub const ID: u32 = 0x802;
 pub const VERSION: u32 = 0x803;
 pub const TPR: u32 = 0x808;
 pub const PPR: u32 = 0x80a;
+/// End of interrupt.
 pub const EOI: u32 = 0x80b;
 pub const LDR: u32 = 0x80d;
 pub const SVR: u32 = 0x80f;

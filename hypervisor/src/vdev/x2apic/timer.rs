@@ -123,6 +123,13 @@ impl Timer {
         }
     }
 
+    /// The guest's TSC has jumped from `before` to `now`. A count goes on as before, a TSC deadline stays what it is.
+    pub fn tsc_jumped(&mut self, before: u64, now: u64) {
+        if self.mode != Mode::TscDeadline {
+            self.deadline = self.deadline.map(|deadline| now.saturating_add(deadline.saturating_sub(before)));
+        }
+    }
+
     /// Reads IA32_TSC_DEADLINE: 0 when disarmed, and outside of TSC-deadline mode.
     pub fn tsc_deadline(&self) -> u64 {
         match self.mode {
@@ -163,6 +170,20 @@ mod tests {
             timer.set_initial_count(10, 0);
             assert_eq!(timer.deadline(), Some(10 * divisor), "divide {bits:#x}");
         }
+    }
+
+    #[test]
+    fn a_count_does_not_go_by_a_tsc_that_jumps_and_a_deadline_does() {
+        for now in [0, 1 << 62] {
+            let mut counts = timer(Mode::Periodic);
+            counts.set_initial_count(5000, 1000);
+            counts.tsc_jumped(2000, now);
+            assert_eq!((counts.deadline(), counts.current_count(now)), (Some(now + 9000), 4500));
+        }
+        let mut deadline = timer(Mode::TscDeadline);
+        deadline.set_tsc_deadline(700);
+        deadline.tsc_jumped(600, 0);
+        assert_eq!(deadline.deadline(), Some(700));
     }
 
     #[test]

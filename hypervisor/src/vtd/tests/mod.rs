@@ -4,6 +4,7 @@ mod bring_up;
 mod dma;
 mod faults;
 mod interrupts;
+mod memory;
 mod orders;
 mod queue;
 mod scalable;

@@ -40,7 +40,10 @@ impl Dsa {
                 self.queues.get_mut(*queue).into_iter().for_each(|queue| queue.set_closing(true));
             }
         }
-        self.registers.under_way = Some(UnderWay { value, rounds: self.setup.command_rounds.max(1), drains });
+        let is_reset = parts(value).0 == command::RESET_DEVICE;
+        let least = if is_reset { self.setup.reset_rounds } else { 0 };
+        let rounds = self.setup.command_rounds.max(least).max(1);
+        self.registers.under_way = Some(UnderWay { value, rounds, drains });
     }
 
     /// The queues whose descriptors a command waits for, as they are now, with how many these are. What comes later is not waited for.
@@ -283,6 +286,18 @@ mod tests {
         assert_eq!((dsa.bar0_read(0xa8, 4), dsa.bar0_read(0x90, 4)), (1 << 31, 0));
         assert!(!dsa.work(&mut machine));
         assert_eq!((dsa.bar0_read(0xa8, 4), dsa.bar0_read(0x90, 4)), (0, 1));
+    }
+
+    #[test]
+    fn a_reset_takes_longer_than_other_commands_where_the_device_was_made_so() {
+        let (mut dsa, mut machine) = made(Config { command_rounds: 2, reset_rounds: 7, ..Config::default() });
+        machine.configure(&mut dsa);
+        for (command, rounds) in [(1 << 20, 2), (5 << 20, 7)] {
+            dsa.bar0_write(0xa0, 4, command, &mut machine);
+            let under_way = |dsa: &mut Dsa| dsa.bar0_read(0xa8, 4) == 1 << 31;
+            let taken = (1..20).find(|_| !(dsa.work(&mut machine) && under_way(&mut dsa)));
+            assert_eq!(taken, Some(rounds), "{command:#x}");
+        }
     }
 
     /// One engine takes a descriptor a round.

@@ -38,6 +38,8 @@ pub struct Config {
     /// Rounds of [`Dsa::work`](crate::Dsa::work) for which a command is under way, at least 1. One that drains takes as many more as
     /// the descriptors do.
     pub command_rounds: u32,
+    /// As `command_rounds`, of the command that resets the device, if that takes longer.
+    pub reset_rounds: u32,
 }
 
 impl Default for Config {
@@ -59,6 +61,7 @@ impl Default for Config {
             page_requests: false,
             halts_after: 0,
             command_rounds: 1,
+            reset_rounds: 0,
         }
     }
 }
