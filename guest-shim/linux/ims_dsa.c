@@ -44,6 +44,8 @@
 #define CHURN_MAX	32
 /* After which an interrupt is missed. */
 #define TIMEOUT		(5 * HZ)
+/* A step ends when so many interrupts have been missed. */
+#define MOST_TIMEOUTS	8
 
 static unsigned int limit = 4096;
 module_param(limit, uint, 0444);
@@ -246,6 +248,11 @@ static int alloc_lines(struct ims_dsa *dsa, unsigned int target)
 	return attach_all(dsa, target - dsa->live);
 }
 
+static int too_many_missed(struct ims_dsa *dsa)
+{
+	return dsa->timeouts < MOST_TIMEOUTS ? 0 : -ETIMEDOUT;
+}
+
 /* The next line with an interrupt, round and round. */
 static struct line *next_live(struct ims_dsa *dsa)
 {
@@ -278,13 +285,15 @@ static int fire(struct ims_dsa *dsa, unsigned int rounds)
 
 		if (*at)
 			finish(*at);
+		if (too_many_missed(dsa))
+			total = min(total, n);
 		*at = n < total ? next_live(dsa) : NULL;
 		if (*at)
 			submit(*at);
 		cond_resched();
 	}
 	kfree(under_way);
-	return 0;
+	return too_many_missed(dsa);
 }
 
 /* The CPU behind the one to which a line's interrupts go. */
@@ -326,7 +335,7 @@ static int move(struct ims_dsa *dsa, unsigned int rounds)
 
 	if (!dsa->live)
 		return -ENOENT;
-	for (n = 0; n < total; n++) {
+	for (n = 0; n < total && !too_many_missed(dsa); n++) {
 		line = next_live(dsa);
 		submit(line);
 		if (move_line(line))
@@ -338,7 +347,7 @@ static int move(struct ims_dsa *dsa, unsigned int rounds)
 		finish(line);
 		cond_resched();
 	}
-	return 0;
+	return too_many_missed(dsa);
 }
 
 /* Waits until the device has written a line's record, interrupt or not. */
@@ -357,7 +366,7 @@ static int mask(struct ims_dsa *dsa, unsigned int nr)
 
 	if (!dsa->live)
 		return -ENOENT;
-	for (n = 0; n < nr; n++) {
+	for (n = 0; n < nr && !too_many_missed(dsa); n++) {
 		line = next_live(dsa);
 		/* Without this an irq is masked only when it comes. */
 		irq_set_status_flags(line->map.virq, IRQ_DISABLE_UNLAZY);
@@ -372,7 +381,7 @@ static int mask(struct ims_dsa *dsa, unsigned int nr)
 		finish(line);
 		dsa->masked++;
 	}
-	return 0;
+	return too_many_missed(dsa);
 }
 
 static int pasid(struct ims_dsa *dsa, unsigned int number)
@@ -402,7 +411,11 @@ static int pasid(struct ims_dsa *dsa, unsigned int number)
 	return 0;
 }
 
-/* The hypervisor masks an interrupt that comes faster than its limit. */
+/*
+ * The hypervisor masks an interrupt that comes faster than its limit, and a
+ * message waits in the device. It comes when the slot is unmasked, so it does
+ * not wait for the slot's next user.
+ */
 static int burst(struct ims_dsa *dsa, unsigned int milliseconds)
 {
 	unsigned long end = jiffies + msecs_to_jiffies(milliseconds);
@@ -417,6 +430,11 @@ static int burst(struct ims_dsa *dsa, unsigned int milliseconds)
 		dsa->descriptors--;
 		cond_resched();
 	}
+	irq_set_status_flags(line->map.virq, IRQ_DISABLE_UNLAZY);
+	disable_irq(line->map.virq);
+	enable_irq(line->map.virq);
+	irq_clear_status_flags(line->map.virq, IRQ_DISABLE_UNLAZY);
+	msleep(20);
 	line->submitted = false;
 	detach(dsa, line);
 	imsvisor_ims_free_irqs(dsa->hw.pdev, &line->map, 1);
@@ -452,7 +470,7 @@ static int churn_once(struct ims_dsa *dsa)
 			finish(&dsa->lines[n]);
 	}
 	dsa->churned += nr;
-	return 0;
+	return too_many_missed(dsa);
 }
 
 static int churn(struct ims_dsa *dsa, unsigned int rounds)
@@ -584,12 +602,16 @@ static int make_room(struct ims_dsa *dsa)
 	return 0;
 }
 
-static void give_back(struct ims_dsa *dsa)
+static void give_interrupts_back(struct ims_dsa *dsa)
 {
 	if (dsa->ims)
 		imsvisor_ims_destroy(dsa->hw.pdev);
 	else
 		pci_free_irq_vectors(dsa->hw.pdev);
+}
+
+static void free_room(struct ims_dsa *dsa)
+{
 	if (dsa->areas)
 		dma_free_coherent(&dsa->hw.pdev->dev, dsa->most * sizeof(*dsa->areas),
 				  dsa->areas, dsa->areas_dma);
@@ -618,7 +640,8 @@ static int ims_dsa_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	if (!rc)
 		rc = ims_dsa_hw_start(&dsa->hw);
 	if (rc) {
-		give_back(dsa);
+		give_interrupts_back(dsa);
+		free_room(dsa);
 		return rc;
 	}
 	pci_set_drvdata(pdev, dsa);
@@ -630,11 +653,13 @@ static void ims_dsa_remove(struct pci_dev *pdev)
 	struct ims_dsa *dsa = pci_get_drvdata(pdev);
 
 	free_lines(dsa);
+	/* Before the reset, which gives all slots back as well. */
+	give_interrupts_back(dsa);
 	if (ims_dsa_hw_reset(&dsa->hw)) {
 		pci_err(pdev, "it cannot be reset, and its memory stays its own\n");
 		dsa->areas = NULL;
 	}
-	give_back(dsa);
+	free_room(dsa);
 }
 
 /* No function is bound to it but by driver_override. */
