@@ -50,6 +50,8 @@
 #define MASKED_MS	2500
 /* After which an interrupt is missed. */
 #define TIMEOUT		(5 * HZ)
+/* A step ends when so many interrupts have been missed. */
+#define MOST_TIMEOUTS	8
 
 static unsigned int limit = 4096;
 module_param(limit, uint, 0444);
@@ -273,6 +275,11 @@ static int alloc_lines(struct ims_dsa *dsa, unsigned int target)
 	return attach_all(dsa, target - dsa->live);
 }
 
+static int too_many_missed(struct ims_dsa *dsa)
+{
+	return dsa->timeouts < MOST_TIMEOUTS ? 0 : -ETIMEDOUT;
+}
+
 /* The next line with an interrupt, round and round. */
 static struct line *next_live(struct ims_dsa *dsa)
 {
@@ -305,13 +312,15 @@ static int fire(struct ims_dsa *dsa, unsigned int rounds)
 
 		if (*at)
 			finish(*at);
+		if (too_many_missed(dsa))
+			total = min(total, n);
 		*at = n < total ? next_live(dsa) : NULL;
 		if (*at)
 			submit(*at);
 		cond_resched();
 	}
 	kfree(under_way);
-	return 0;
+	return too_many_missed(dsa);
 }
 
 /* The CPU behind the one to which a line's interrupts go. */
@@ -353,7 +362,7 @@ static int move(struct ims_dsa *dsa, unsigned int rounds)
 
 	if (!dsa->live)
 		return -ENOENT;
-	for (n = 0; n < total; n++) {
+	for (n = 0; n < total && !too_many_missed(dsa); n++) {
 		line = next_live(dsa);
 		submit(line);
 		if (move_line(line))
@@ -365,7 +374,7 @@ static int move(struct ims_dsa *dsa, unsigned int rounds)
 		finish(line);
 		cond_resched();
 	}
-	return 0;
+	return too_many_missed(dsa);
 }
 
 /* Waits until the device has written a line's record, interrupt or not. */
@@ -384,7 +393,7 @@ static int mask(struct ims_dsa *dsa, unsigned int nr)
 
 	if (!dsa->live)
 		return -ENOENT;
-	for (n = 0; n < nr; n++) {
+	for (n = 0; n < nr && !too_many_missed(dsa); n++) {
 		line = next_live(dsa);
 		/* Without this an irq is masked only when it comes. */
 		irq_set_status_flags(line->map.virq, IRQ_DISABLE_UNLAZY);
@@ -399,7 +408,7 @@ static int mask(struct ims_dsa *dsa, unsigned int nr)
 		finish(line);
 		dsa->masked++;
 	}
-	return 0;
+	return too_many_missed(dsa);
 }
 
 static int pasid(struct ims_dsa *dsa, unsigned int number)
@@ -430,8 +439,9 @@ static int pasid(struct ims_dsa *dsa, unsigned int number)
 }
 
 /*
- * The hypervisor masks an interrupt that comes faster than its limit. The
- * interrupt comes again after some time, which is longer than that here.
+ * The hypervisor masks an interrupt that comes faster than its limit, and a
+ * message waits in the device. The module unmasks the slot after some time, and
+ * the interrupt comes as ever.
  */
 static int burst(struct ims_dsa *dsa, unsigned int milliseconds)
 {
@@ -485,7 +495,7 @@ static int churn_once(struct ims_dsa *dsa)
 			finish(&dsa->lines[n]);
 	}
 	dsa->churned += nr;
-	return 0;
+	return too_many_missed(dsa);
 }
 
 static int churn(struct ims_dsa *dsa, unsigned int rounds)
@@ -617,12 +627,16 @@ static int make_room(struct ims_dsa *dsa)
 	return 0;
 }
 
-static void give_back(struct ims_dsa *dsa)
+static void give_interrupts_back(struct ims_dsa *dsa)
 {
 	if (dsa->ims)
 		imsvisor_ims_destroy(dsa->hw.pdev);
 	else
 		pci_free_irq_vectors(dsa->hw.pdev);
+}
+
+static void free_room(struct ims_dsa *dsa)
+{
 	if (dsa->areas)
 		dma_free_coherent(&dsa->hw.pdev->dev, dsa->most * sizeof(*dsa->areas),
 				  dsa->areas, dsa->areas_dma);
@@ -651,7 +665,8 @@ static int ims_dsa_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	if (!rc)
 		rc = ims_dsa_hw_start(&dsa->hw);
 	if (rc) {
-		give_back(dsa);
+		give_interrupts_back(dsa);
+		free_room(dsa);
 		return rc;
 	}
 	pci_set_drvdata(pdev, dsa);
@@ -663,11 +678,13 @@ static void ims_dsa_remove(struct pci_dev *pdev)
 	struct ims_dsa *dsa = pci_get_drvdata(pdev);
 
 	free_lines(dsa);
+	/* Before the reset, which gives all slots back as well. */
+	give_interrupts_back(dsa);
 	if (ims_dsa_hw_reset(&dsa->hw)) {
 		pci_err(pdev, "it cannot be reset, and its memory stays its own\n");
 		dsa->areas = NULL;
 	}
-	give_back(dsa);
+	free_room(dsa);
 }
 
 /* No function is bound to it but by driver_override. */
