@@ -40,6 +40,7 @@ Examples:
   cargo boot -- --guest 'demo mem=128M device=dsa cmdline=\"slots=64\"'
   cargo boot -- --guest linux                  Debian's Linux, which copies memory by the DSA
   cargo boot -- --guest 'linux cpus=2 device=vdsa' --append 'threads=2 affinity=yes end=reboot'
+  cargo boot -- --guest linux --ims            it takes 3,000 interrupts of the DSA's message store
   cargo boot -- --native linux --append intel_iommu=on,sm_off
                                                Debian's Linux on the emulated machine, without imsvisor
   cargo boot -- --image imsvisor.iso           an image for a real machine, which reports on its screen
@@ -124,6 +125,11 @@ pub struct Options {
     /// Linux: words for the end of its command line; the first process takes some as well (tests/linux/init)
     #[arg(long, value_name = "TEXT")]
     pub append: Option<String>,
+
+    /// Linux: instead of copying by its own driver, the guest takes 3,000 interrupts of the DSA's message store by the modules of
+    /// guest-shim/linux, on 16 virtual processors; the machine is `generous`, whose DSAs have 4,096 slots (tests/linux/ims)
+    #[arg(long, conflicts_with = "native")]
+    pub ims: bool,
 
     /// Words for the hypervisor's own command line: console=auto, com1 to com4 or a base (0x2f8) is where it reports, screen=on or off whether
     /// a screen shows it, too, mitigations=auto or off what is done against speculation [default: console=auto, the port that the firmware names,
@@ -218,6 +224,7 @@ impl Options {
                 .then(|| linux::DEVICE_OPTION.to_owned())
                 .into_iter()
                 .chain(self.tenants.map(|_| FOUR_DSAS.to_owned()))
+                .chain(self.ims.then(|| bochs::GENEROUS.to_owned()))
                 .chain(self.plugin.clone())
                 .collect(),
             ..standard
@@ -275,6 +282,7 @@ impl Options {
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             append: self.append.clone(),
+            ims: self.ims,
             real_machine: self.image.is_some(),
         }
     }

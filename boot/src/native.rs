@@ -114,7 +114,8 @@ impl Native {
         self.plugin.get(name).copied().unwrap_or(0)
     }
 
-    fn reported(&self, key: &str) -> Option<u64> {
+    /// A figure that the first process reports.
+    pub fn reported(&self, key: &str) -> Option<u64> {
         self.result.as_ref()?.number(key)
     }
 

@@ -2,6 +2,8 @@
 
 use core::ptr::NonNull;
 
+pub use hcall_abi::slot::{CONTROL_MASK, CONTROL_PASID_ENABLE, CONTROL_PASID_SHIFT, CONTROL_PENDING};
+
 /// The dwords of a slot, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
@@ -19,16 +21,6 @@ impl Field {
     /// All of them, in their order.
     pub const ALL: [Self; 4] = [Self::AddressLo, Self::AddressHi, Self::Data, Self::Control];
 }
-
-/// Control: the slot is masked.
-pub const CONTROL_MASK: u32 = 1 << 0;
-
-/// Control: a message waits for the slot to be unmasked.
-pub const CONTROL_PENDING: u32 = 1 << 1;
-/// Control: the slot is only for work of the PASID in bits 31:12.
-pub const CONTROL_PASID_ENABLE: u32 = 1 << 3;
-/// Control: where the PASID begins.
-pub const CONTROL_PASID_SHIFT: u32 = 12;
 
 /// A store of 16-byte slots.
 pub trait Store {

@@ -9,7 +9,11 @@
 #ifndef IMSVISOR_ABI_H
 #define IMSVISOR_ABI_H
 
+#ifdef __KERNEL__
+#include <linux/types.h>
+#else
 #include <stdint.h>
+#endif
 
 /* The version that this header has. */
 #define IMSVISOR_VERSION_MAJOR 1u
@@ -336,6 +340,12 @@
 #define IMSVISOR_SLOT_FLAG_MASKED 1u
 #define IMSVISOR_SLOT_FLAG_PENDING 2u
 #define IMSVISOR_SLOT_FLAG_LIMITED 4u
+
+/* The control dword of a slot in a store: masked; a message waits; bits 31:12 have a PASID; where it begins. */
+#define IMSVISOR_SLOT_CONTROL_MASK 1u
+#define IMSVISOR_SLOT_CONTROL_PENDING 2u
+#define IMSVISOR_SLOT_CONTROL_PASID_ENABLE 8u
+#define IMSVISOR_SLOT_CONTROL_PASID_SHIFT 12u
 
 /* Which store a fault's slot is in. */
 #define IMSVISOR_FAULT_STORE_MSIX 0u

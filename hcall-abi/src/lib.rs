@@ -115,6 +115,7 @@ pub mod call;
 pub mod cpuid;
 pub mod info;
 pub mod manage;
+pub mod slot;
 pub mod status;
 
 pub use args::{

@@ -16,7 +16,7 @@ use hcall_abi::info::Mapping;
 use hcall_abi::{
     Call, DeviceId, DeviceInfo, FaultKind, FaultRecord, FaultStore, GuestCounters, GuestInfo, GuestState, ItemLayout,
     LifeCall, MapReply, MapRequest, MessagePair, Pasid, SlotHandle, SlotInfo, SlotState, Status, StoreId, StoreKind,
-    Target, VERSION_MAJOR, VERSION_MINOR, acpi, manage,
+    Target, VERSION_MAJOR, VERSION_MINOR, acpi, manage, slot,
 };
 
 const TOP: &str = "\
@@ -31,7 +31,11 @@ const TOP: &str = "\
 #ifndef IMSVISOR_ABI_H
 #define IMSVISOR_ABI_H
 
+#ifdef __KERNEL__
+#include <linux/types.h>
+#else
 #include <stdint.h>
+#endif
 ";
 
 /// A field of a structure: its C type, its name, and where it lies.
@@ -185,7 +189,7 @@ fn device_info() -> Structure {
     Structure::new("device_info", "What IMSVISOR_CALL_QUERY_DEVICE fills in", &base, &probes)
 }
 
-fn slot(info: SlotInfo, target: (u32, u8), cookie: u64, pair: MessagePair) -> [u8; 64] {
+fn slot_bytes(info: SlotInfo, target: (u32, u8), cookie: u64, pair: MessagePair) -> [u8; 64] {
     let target = Target { apic_id: target.0, vector: target.1 };
     SlotInfo { mapping: Some(Mapping { target, cookie, pair }), ..info }.to_bytes()
 }
@@ -194,9 +198,9 @@ const SLOT: SlotInfo = SlotInfo { mapping: None, masked: false, pending: false, 
 
 fn slot_info() -> Structure {
     let none = MessagePair { address: 0, data: 0 };
-    let base = slot(SLOT, (0, 0), 0, none);
+    let base = slot_bytes(SLOT, (0, 0), 0, none);
     let [size, version] = size_and_version(SlotInfo::request()).map(|field| xor(&base, &field));
-    let with = |info| slot(info, (0, 0), 0, none);
+    let with = |info| slot_bytes(info, (0, 0), 0, none);
     let probes: [(_, _, &[u8]); 10] = [
         ("uint32_t", "size", &size),
         ("uint16_t", "version", &version),
@@ -204,10 +208,10 @@ fn slot_info() -> Structure {
         ("uint16_t", "flags", &with(SlotInfo { masked: true, ..SLOT })),
         ("uint16_t", "group", &with(SlotInfo { group: 0x0101, ..SLOT })),
         ("uint32_t", "pasid", &with(SlotInfo { pasid: pasid(), ..SLOT })),
-        ("uint64_t", "target", &slot(SLOT, (PAIR.data, 1), 0, none)),
-        ("uint64_t", "cookie", &slot(SLOT, (0, 0), PAIR.address, none)),
-        ("uint64_t", "address", &slot(SLOT, (0, 0), 0, MessagePair { data: 0, ..PAIR })),
-        ("uint32_t", "data", &slot(SLOT, (0, 0), 0, MessagePair { address: 0, ..PAIR })),
+        ("uint64_t", "target", &slot_bytes(SLOT, (PAIR.data, 1), 0, none)),
+        ("uint64_t", "cookie", &slot_bytes(SLOT, (0, 0), PAIR.address, none)),
+        ("uint64_t", "address", &slot_bytes(SLOT, (0, 0), 0, MessagePair { data: 0, ..PAIR })),
+        ("uint32_t", "data", &slot_bytes(SLOT, (0, 0), 0, MessagePair { address: 0, ..PAIR })),
     ];
     Structure::new("slot_info", "What IMSVISOR_CALL_QUERY_SLOT fills in", &base, &probes)
 }
@@ -476,7 +480,16 @@ fn values() -> String {
     ];
     let about =
         "A slot's flags: no message is sent; a message waits; it was masked because it fired faster than its limit.";
-    text + &constants(about, "SLOT_FLAG_", &flags)
+    text += &constants(about, "SLOT_FLAG_", &flags);
+    let control = [
+        ("MASK", slot::CONTROL_MASK.into()),
+        ("PENDING", slot::CONTROL_PENDING.into()),
+        ("PASID_ENABLE", slot::CONTROL_PASID_ENABLE.into()),
+        ("PASID_SHIFT", slot::CONTROL_PASID_SHIFT.into()),
+    ];
+    let about =
+        "The control dword of a slot in a store: masked; a message waits; bits 31:12 have a PASID; where it begins.";
+    text + &constants(about, "SLOT_CONTROL_", &control)
 }
 
 fn faults() -> String {

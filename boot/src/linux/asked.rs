@@ -8,6 +8,10 @@ use super::{OPTIONS, Payload};
 
 /// Options that the guest has unless it is asked for others of their kind: that it is Linux, memory, a device.
 const DEFAULTS: [&str; 3] = ["os=linux", "mem=512M", "device=dsa"];
+/// Options of the guest that tests message stores. Linux gives each interrupt a vector of its own, some 200 on each processor.
+const IMS_DEFAULTS: [&str; 2] = ["mem=1G", "cpus=16"];
+/// Words for its first process: 3,000 interrupts.
+const IMS_WORDS: &str = "ims=3000";
 /// One more where the device is a model: the packaged `idxd` knows 8086:0b25 only, which has this erratum.
 const ACCEPTED: &str = "unsafe=INTEL-SA-01084";
 /// The option whose words come behind those that a guest `linux` has anyway.
@@ -22,17 +26,27 @@ pub struct Asked {
     pub initrd: Option<PathBuf>,
     /// Words behind those of [`OPTIONS`].
     pub append: Option<String>,
+    /// Whether the guest tests a message store by our modules, instead of copying by its own driver.
+    pub ims: bool,
     /// Whether a real machine is to run the guest: then nobody but the user accepts its device's errata.
     pub real_machine: bool,
 }
 
 impl Asked {
-    /// Refuses `--kernel`, `--initrd` and `--append` where there is no Linux.
+    /// Refuses `--kernel`, `--initrd`, `--append` and `--ims` where there is no Linux, and `--ims` with an initrd that is not ours.
     pub fn check(&self, linux: bool) -> Result<()> {
-        let given =
-            [("kernel", self.kernel.is_some()), ("initrd", self.initrd.is_some()), ("append", self.append.is_some())];
+        let given = [
+            ("kernel", self.kernel.is_some()),
+            ("initrd", self.initrd.is_some()),
+            ("append", self.append.is_some()),
+            ("ims", self.ims),
+        ];
         let name = given.iter().find_map(|(name, given)| given.then_some(*name)).unwrap_or_default();
         ensure!(linux || name.is_empty(), "--{name} is for the guest linux: --guest linux, or --native linux");
+        ensure!(
+            !self.ims || self.takes_initrd(),
+            "--ims needs the modules that are in our initrd, for Debian's kernel"
+        );
         Ok(())
     }
 
@@ -51,13 +65,15 @@ impl Asked {
         let (cmdline, mut options): (Vec<_>, Vec<_>) = given.into_iter().partition(|word| word.starts_with(CMDLINE));
         let kind = |word: &str| word.split_inclusive('=').next().unwrap_or_default().to_owned();
         let accepted = (!self.real_machine).then_some(ACCEPTED);
-        for default in DEFAULTS.into_iter().chain(accepted) {
+        let for_ims = if self.ims { &IMS_DEFAULTS[..] } else { &[] };
+        for default in for_ims.iter().copied().chain(DEFAULTS).chain(accepted) {
             if !options.iter().any(|word| kind(word) == kind(default)) {
                 options.push(default.to_owned());
             }
         }
         let own = cmdline.iter().map(|word| &word[CMDLINE.len()..]).chain(self.append.as_deref());
-        let words: Vec<&str> = OPTIONS.into_iter().chain(own).filter(|words| !words.is_empty()).collect();
+        let ims = self.ims.then_some(IMS_WORDS);
+        let words: Vec<&str> = OPTIONS.into_iter().chain(ims).chain(own).filter(|words| !words.is_empty()).collect();
         options.push(format!("{CMDLINE}{}", words.join(" ")));
         options
     }
@@ -96,6 +112,19 @@ mod tests {
         );
         let given = ["cpus=2", "mem=1G", "device=vdsa", "vectors=8", "device=00:1f.0"];
         assert_eq!(options(&asked, &given), format!("{}|os=linux|{}|cmdline={own}", given.join("|"), ACCEPTED));
+    }
+
+    #[test]
+    fn a_guest_that_tests_message_stores_has_processors_for_all_their_vectors() {
+        let asked = Asked { ims: true, append: Some("fires=1".into()), ..Asked::default() };
+        let own = OPTIONS.join(" ");
+        assert_eq!(
+            options(&asked, &["cpus=2"]),
+            format!("cpus=2|mem=1G|os=linux|device=dsa|{ACCEPTED}|cmdline={own} {IMS_WORDS} fires=1")
+        );
+        assert!(options(&asked, &[]).starts_with("mem=1G|cpus=16|"));
+        assert!(asked.check(true).is_ok() && asked.check(false).is_err());
+        assert!(Asked { kernel: Some("/k".into()), ..asked }.check(true).is_err(), "the modules are for one kernel");
     }
 
     #[test]

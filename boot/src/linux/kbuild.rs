@@ -1,4 +1,4 @@
-//! Builds the kernel module of `tests/linux` with Kbuild against the headers of the guest's kernel.
+//! Builds kernel modules with Kbuild against the headers of the guest's kernel.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,12 +11,30 @@ use crate::paths::{Paths, on_path};
 use crate::prefix::Headers;
 use crate::progress::Step;
 
-/// The module's sources, below the checkout, and the file that its build leaves.
-const SOURCES: &str = "tests/linux/dmacopy";
-/// The module.
-pub const MODULE: &str = "dmacopy.ko";
-/// The file that says from what the module was built.
+/// Modules that are built together.
+#[derive(Debug)]
+pub struct Project {
+    /// The folder's name in the build directory.
+    name: &'static str,
+    /// The folders of the sources, below the checkout.
+    sources: &'static [&'static str],
+    /// The files that the build leaves, in the order in which the modules can be loaded.
+    pub modules: &'static [&'static str],
+}
+
+/// The module that copies by the DSA, as a client of the dmaengine.
+pub const DMACOPY: Project = Project { name: "dmacopy", sources: &["tests/linux/dmacopy"], modules: &["dmacopy.ko"] };
+/// The guest shim for Linux, and the driver that tests it.
+pub const IMS: Project = Project {
+    name: "ims",
+    sources: &["guest-shim/linux", "hcall-abi/include"],
+    modules: &["imsvisor-core.ko", "ims-dsa.ko"],
+};
+
+/// The file that says from what the modules were built.
 const STAMP: &str = ".imsvisor";
+/// The file that has what the build said.
+const LOG: &str = "build.log";
 
 /// Compilers in the order in which they are taken: the kernel's own release first, because a kernel's options are those of its compiler.
 const COMPILERS: [&str; 4] = ["x86_64-linux-gnu-gcc-12", "gcc-12", "gcc", "cc"];
@@ -25,31 +43,45 @@ const COMPILERS: [&str; 4] = ["x86_64-linux-gnu-gcc-12", "gcc-12", "gcc", "cc"];
 const TOOLS: [&str; 7] =
     ["LD=ld", "AR=ar", "NM=nm", "STRIP=strip", "OBJCOPY=objcopy", "OBJDUMP=objdump", "READELF=readelf"];
 
-/// What Kbuild is told beside that. Types for BPF would need pahole and the whole kernel; debugging information would make the module
+/// What Kbuild is told beside that. W=1 asks for the warnings that the kernel's maintainers want to have looked at. Types for BPF would need pahole and the whole kernel; debugging information would make the module
 /// fifteen times as long.
-const SETTINGS: [&str; 2] = ["CONFIG_DEBUG_INFO_BTF_MODULES=", "KCFLAGS=-g0"];
+const SETTINGS: [&str; 4] = ["CONFIG_DEBUG_INFO_BTF_MODULES=", "KCFLAGS=-g0", "W=1", "IMSVISOR_FAIL_CALLS=y"];
 
 /// Variables of a make or a kernel build around us that would change this one.
 const FOREIGN: [&str; 8] =
     ["MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARCH", "CROSS_COMPILE", "KBUILD_OUTPUT", "KCPPFLAGS", "LD_LIBRARY_PATH"];
 
-/// Builds the module where it is not built yet for this kernel, from these sources, by this compiler; returns its file.
-pub fn module(paths: &Paths, release: &str, headers: &Headers) -> Result<PathBuf> {
-    let directory = paths.home.join("kbuild").join(release);
+/// Builds a project's modules where they are not built yet for this kernel, from these sources, by this compiler; returns their files.
+pub fn modules(paths: &Paths, project: &Project, release: &str, headers: &Headers) -> Result<Vec<PathBuf>> {
+    let directory = directory(paths, project, release);
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let lock = File::create(directory.with_extension("lock")).context("cannot create the module's lock")?;
-    flock(&lock, FlockOperation::LockExclusive).context("cannot lock the module")?;
-    let sources = sources(&paths.workspace.join(SOURCES))?;
+    let lock = File::create(directory.with_extension("lock")).context("cannot create the modules' lock")?;
+    flock(&lock, FlockOperation::LockExclusive).context("cannot lock the modules")?;
+    let folders = project.sources.iter().map(|folder| sources(&paths.workspace.join(folder)));
+    let sources = folders.collect::<Result<Vec<_>>>()?.concat();
     let compiler = compiler()?;
-    let (module, stamp) = (directory.join(MODULE), stamp(release, &compiler, &sources));
-    if module.is_file() && fs::read(directory.join(STAMP)).is_ok_and(|old| old == stamp) {
-        return Ok(module);
+    let modules: Vec<_> = project.modules.iter().map(|name| directory.join(name)).collect();
+    let stamp = stamp(release, &compiler, &sources);
+    let is_built = || fs::read(directory.join(STAMP)).is_ok_and(|old| old == stamp);
+    if modules.iter().all(|module| module.is_file()) && is_built() {
+        return Ok(modules);
     }
-    let step = Step::new("building the guest's kernel module");
+    let step = Step::new(&format!("building the guest's kernel modules ({})", project.name));
     build(&directory, &compiler, headers, &sources)?;
-    fs::write(directory.join(STAMP), stamp).context("cannot write the module's stamp")?;
+    fs::write(directory.join(STAMP), stamp).context("cannot write the modules' stamp")?;
     step.done(&format!("for Linux {release}"));
-    Ok(module)
+    Ok(modules)
+}
+
+/// What the build of a project's modules said: nothing, unless the compiler warned.
+pub fn build_log(paths: &Paths, project: &Project, release: &str, headers: &Headers) -> Result<String> {
+    modules(paths, project, release, headers)?;
+    let file = directory(paths, project, release).join(LOG);
+    fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+fn directory(paths: &Paths, project: &Project, release: &str) -> PathBuf {
+    paths.home.join("kbuild").join(release).join(project.name)
 }
 
 /// A source file's name and contents.
@@ -59,7 +91,8 @@ fn sources(directory: &Path) -> Result<Vec<Source>> {
     let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     // Whatever else is there was left by a build.
-    names.retain(|name| name == "Kbuild" || name.ends_with(".c") && !name.ends_with(".mod.c"));
+    let is_source = |name: &str| name.ends_with(".h") || name.ends_with(".c") && !name.ends_with(".mod.c");
+    names.retain(|name| name == "Kbuild" || is_source(name));
     names.sort();
     let read = |name: String| {
         let file = directory.join(&name);
@@ -68,7 +101,7 @@ fn sources(directory: &Path) -> Result<Vec<Source>> {
     names.into_iter().map(read).collect()
 }
 
-/// What the module is built from.
+/// What the modules are built from.
 fn stamp(release: &str, compiler: &Path, sources: &[Source]) -> Vec<u8> {
     let mut stamp = format!("{release}\n{}\n{}\n", compiler.display(), SETTINGS.join(" ")).into_bytes();
     for (name, text) in sources {
@@ -90,7 +123,7 @@ pub(super) fn compiler() -> Result<PathBuf> {
 fn lacking(no_compiler: bool, missing: &[&str]) -> String {
     let lacking: Vec<&str> = no_compiler.then_some("C compiler").into_iter().chain(missing.iter().copied()).collect();
     format!(
-        "the guest linux needs a kernel module that is built here, and this machine has no {}: install the packages gcc, \
+        "the guest linux needs kernel modules that are built here, and this machine has no {}: install the packages gcc, \
          binutils and make (or name a kernel and an initrd of your own by --kernel and --initrd)",
         lacking.join(", no ")
     )
@@ -110,11 +143,11 @@ fn build(directory: &Path, compiler: &Path, headers: &Headers, sources: &[Source
         fs::write(directory.join(name), text).with_context(|| format!("cannot write {name}"))?;
     }
     let output = make(directory, compiler, headers).output().context("cannot start make")?;
-    if !output.status.success() || !directory.join(MODULE).is_file() {
-        let said = [output.stdout, output.stderr].concat();
-        bail!("the guest's kernel module cannot be built:\n{}", String::from_utf8_lossy(&said).trim_end());
+    let said = [output.stdout, output.stderr].concat();
+    if !output.status.success() {
+        bail!("the guest's kernel modules cannot be built:\n{}", String::from_utf8_lossy(&said).trim_end());
     }
-    Ok(())
+    fs::write(directory.join(LOG), said).context("cannot write what the build said")
 }
 
 /// The kernel's own way to build a module outside of it (Documentation/kbuild/modules.rst). The Makefile beside the symbols includes the
@@ -153,12 +186,15 @@ mod tests {
     #[test]
     fn what_a_build_leaves_beside_the_sources_is_none() {
         let directory = tempfile::tempdir().unwrap();
-        for name in ["Kbuild", "dmacopy.c", "dmacopy.mod.c", "dmacopy.o", "Module.symvers"] {
+        for name in ["Kbuild", "a.h", "dmacopy.c", "dmacopy.mod.c", "dmacopy.o", "Module.symvers"] {
             fs::write(directory.path().join(name), name).unwrap();
         }
         let names: Vec<_> = sources(directory.path()).unwrap().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["Kbuild", "dmacopy.c"]);
-        assert!(!sources(&crate::paths::workspace().unwrap().join(SOURCES)).unwrap().is_empty());
+        assert_eq!(names, ["Kbuild", "a.h", "dmacopy.c"]);
+        let workspace = crate::paths::workspace().unwrap();
+        for folder in [DMACOPY, IMS].iter().flat_map(|project| project.sources) {
+            assert!(!sources(&workspace.join(folder)).unwrap().is_empty(), "{folder}");
+        }
     }
 
     #[test]

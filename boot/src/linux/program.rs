@@ -1,4 +1,4 @@
-//! Builds the user program of `tests/linux`, which needs no library, with the compiler that builds the kernel module.
+//! Builds the users' programs of the initrd, which need no library, with the compiler that builds the kernel modules.
 
 use std::fs;
 use std::path::Path;
@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail};
 use super::kbuild;
 use crate::paths::Paths;
 
-/// The program's name in the initrd.
-pub const NAME: &str = "svacopy";
-/// Its source, below the checkout.
-const SOURCE: &str = "tests/linux/svacopy.c";
-/// How it is compiled: alone in its process, without what a library or the compiler's defaults would add.
+/// The programs' names in the initrd, and their sources, below the checkout.
+pub const PROGRAMS: [(&str, &str); 2] =
+    [("svacopy", "tests/linux/svacopy.c"), ("imsvisorctl", "guest-shim/linux/tools/imsvisorctl.c")];
+/// Where headers of ours are, below the checkout.
+const HEADERS: [&str; 2] = ["guest-shim/linux", "hcall-abi/include"];
+/// How they are compiled: alone in a process, without what a library or the compiler's defaults would add.
 const FLAGS: [&str; 11] = [
     "-O2",
     "-static",
@@ -28,12 +29,13 @@ const FLAGS: [&str; 11] = [
     "-s",
 ];
 
-/// Compiles the program, a moment's work. `file` is a path that nothing else uses; the program's bytes come back.
-pub fn build(paths: &Paths, file: &Path) -> Result<Vec<u8>> {
-    let source = paths.workspace.join(SOURCE);
-    let file = file.with_extension(std::process::id().to_string());
+/// Compiles a program, a moment's work, in a directory; the program's bytes come back.
+pub fn build(paths: &Paths, (name, source): (&str, &str), directory: &Path) -> Result<Vec<u8>> {
+    let source = paths.workspace.join(source);
+    let file = directory.join(format!("{name}.{}", std::process::id()));
     let mut command = Command::new(kbuild::compiler()?);
-    command.args(FLAGS).arg("-o").arg(&file).arg(&source).env("LC_ALL", "C").stdin(Stdio::null());
+    command.args(FLAGS).args(HEADERS.map(|folder| format!("-I{}", paths.workspace.join(folder).display())));
+    command.arg("-o").arg(&file).arg(&source).env("LC_ALL", "C").stdin(Stdio::null());
     let output = command.output().context("cannot start the compiler")?;
     if !output.status.success() {
         bail!("{} cannot be compiled:\n{}", source.display(), String::from_utf8_lossy(&output.stderr).trim_end());

@@ -390,6 +390,24 @@ mod tests {
         assert_eq!(seen(|hints| hints.see_pci(0x8086, 0x1057)), [false; 3]);
     }
 
+    /// The names in C, as `guest-shim/linux/policy.c` writes them, `*` behind those that may go on.
+    fn names_in_c(array: &str) -> Vec<&'static str> {
+        let source = include_str!("../../linux/policy.c");
+        let (_, list) = source.split_once(&format!("{array}[] = {{")).unwrap();
+        let (list, _) = list.split_once("};").unwrap();
+        list.split('"').skip(1).step_by(2).collect()
+    }
+
+    #[test]
+    fn the_linux_module_knows_the_same_names() {
+        let text = |name: &Name| match name {
+            Whole(words) => words.join(" "),
+            Begins(words) => words.join(" ") + "*",
+        };
+        assert_eq!(names_in_c("vendors"), VENDORS.iter().map(text).collect::<Vec<_>>());
+        assert_eq!(names_in_c("products"), PRODUCTS.iter().map(text).collect::<Vec<_>>());
+    }
+
     #[test]
     fn the_hypervisor_bit_is_bit_31_of_ecx() {
         assert!(cpuid_hypervisor_bit(&FakeCpuid::new().with(1, [0, 0, 1 << 31, 0])));
