@@ -54,19 +54,19 @@ impl Srat {
         self.processors.iter().find(|(id, _)| *id == apic_id).map(|(_, domain)| *domain)
     }
 
-    /// The memory of a domain, from the lowest address on; ranges that touch or overlap are one. Parts may have no memory in them: the memory map
+    /// The memory of a domain; ranges that touch or overlap are one. Parts may have no memory in them: the memory map
     /// says what there is.
     pub fn memory_of(&self, domain: u32) -> Vec<PhysRange> {
-        let own = self.memory.iter().filter(|(range, own)| *own == domain && range.len != 0);
-        let mut all: Vec<PhysRange> = own.map(|(range, _)| *range).collect();
-        all.sort_unstable_by_key(|range| range.start);
-        all.dedup_by(|next, range| {
-            let touches = next.start <= range.end();
-            if touches {
-                range.len = range.len.max(next.end().as_u64().saturating_sub(range.start.as_u64()));
+        let mut all: Vec<PhysRange> = Vec::new();
+        for &(mut range, _) in self.memory.iter().filter(|(range, own)| *own == domain && range.len != 0) {
+            // Of those so far, it takes the ones that it touches.
+            while let Some(at) = all.iter().position(|other| other.start <= range.end() && range.start <= other.end()) {
+                let other = all.swap_remove(at);
+                let (start, end) = (range.start.min(other.start), range.end().max(other.end()));
+                range = PhysRange::new(start, end.as_u64().saturating_sub(start.as_u64()));
             }
-            touches
-        });
+            all.push(range);
+        }
         all
     }
 

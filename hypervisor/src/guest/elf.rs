@@ -90,15 +90,17 @@ pub fn parse(file: &[u8], ram: u64) -> Result<Image<'_>, Error> {
     if header.class != Class::ELF64 || header.e_machine != EM_X86_64 || header.e_type != ET_EXEC {
         return Err(Error::Kind);
     }
-    let mut segments = Vec::new();
+    // By their addresses, the lowest one first.
+    let mut segments: Vec<Segment<'_>> = Vec::new();
     let loadable = |header: &ProgramHeader| header.p_type == PT_LOAD && header.p_memsz != 0;
     for (index, header) in image.segments().ok_or(Error::NoSegments)?.iter().enumerate().filter(|(_, h)| loadable(h)) {
         if segments.len() == SEGMENTS_MAX {
             return Err(Error::TooManySegments);
         }
-        segments.push(segment(file, index, &header, ram)?);
+        let segment = segment(file, index, &header, ram)?;
+        let at = segments.partition_point(|other| other.gpa <= segment.gpa);
+        segments.insert(at, segment);
     }
-    segments.sort_unstable_by_key(|segment| segment.gpa);
     let pairs = segments.iter().zip(segments.iter().skip(1));
     if let Some((_, second)) = pairs.into_iter().find(|(first, second)| first.end() > second.gpa.as_u64()) {
         return Err(Error::Overlap(second.gpa));

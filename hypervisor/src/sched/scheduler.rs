@@ -218,9 +218,14 @@ impl Scheduler {
             guests.owe(guest, ticks);
             all += ticks;
         });
-        if all == 0 {
-            return;
+        if all != 0 {
+            self.charge_bills(all);
         }
+    }
+
+    /// Guests owe these ticks, which are nobody else's.
+    #[inline(never)]
+    fn charge_bills(&mut self, all: u64) {
         self.charged_until = self.charged_until.saturating_add(all);
         // Here, where others have waited for it, as far as the guests run here.
         for index in 0..self.cpus.len() {

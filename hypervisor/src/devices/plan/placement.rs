@@ -115,17 +115,22 @@ impl Placement<'_> {
     }
 
     /// The node whose processors a guest gets; `None` for those of all nodes.
+    #[inline(never)]
     fn node(&self, asked: &Asked) -> Option<u32> {
         let size = |node| self.fit.iter().filter(|processor| processor.node == Some(node)).count();
         let load = |node| self.dealt.iter().filter(|dealt| self.node_of(dealt.core) == Some(node)).count();
-        let mut nodes: Vec<u32> = self.fit.iter().filter_map(|processor| processor.node).collect();
-        nodes.sort_unstable();
-        nodes.dedup();
-        let idlest = nodes.iter().copied().min_by(|&a, &b| (load(a) * size(b)).cmp(&(load(b) * size(a))));
-        asked.near.filter(|near| nodes.contains(near)).or(idlest).filter(|&node| asked.cpus <= self.room(node))
+        let nodes = || self.fit.iter().filter_map(|processor| processor.node);
+        let order = |a, b| (load(a) * size(b)).cmp(&(load(b) * size(a))).then(u32::cmp(&a, &b));
+        let idlest = nodes().min_by(|&a, &b| order(a, b));
+        asked
+            .near
+            .filter(|&near| nodes().any(|node| node == near))
+            .or(idlest)
+            .filter(|&node| asked.cpus <= self.room(node))
     }
 
     /// How many processors a guest would have in a node: all threads of cores that are nobody's yet, and one of the others.
+    #[inline(never)]
     fn room(&self, node: u32) -> usize {
         let threads = |&(core, number): &(u32, Option<usize>)| match number {
             None if self.dealt.iter().all(|dealt| dealt.core != core) => self.threads(core).count(),
@@ -148,6 +153,7 @@ impl Placement<'_> {
 
     /// The cores, or the processors where guests share cores, that can be dealt of a node, or of all: a core's number, and the processor's if it
     /// matters which.
+    #[inline(never)]
     fn units(&self, node: Option<u32>) -> Vec<(u32, Option<usize>)> {
         let mut units: Vec<(u32, Option<usize>)> = Vec::new();
         for processor in self.fit.iter().filter(|processor| node.is_none() || processor.node == node) {
