@@ -186,11 +186,12 @@
 
 /* RBX = target, as Target::to_register has it, or 0 for none. From then on the guest gets this interrupt when it is asked to stop, and
    should end by itself soon. If it has been asked already, the interrupt comes at once. IMSVISOR_STATUS_BAD_TARGET for a virtual
-   processor that the guest does not have. Returns 0. */
+   processor that the guest does not have, IMSVISOR_STATUS_BAD_VECTOR for a vector below 16. Returns 0. */
 #define IMSVISOR_CALL_SET_STOP_REQUEST 19u
 
 /* RBX = guest, RCX = guest-physical address of a struct imsvisor_guest_info, in one page, whose size and version are set. Fills it in
-   and returns 0. */
+   and returns 0. A guest that the hypervisor has refused is GuestState::Failed, with no more than that and the number of guests.
+   IMSVISOR_STATUS_INVALID_ARGUMENT if another field of the structure is not 0. */
 #define IMSVISOR_CALL_QUERY_GUEST 20u
 
 /* RBX = guest. Makes the guest from its module and starts it. One that is being stopped starts after that. IMSVISOR_STATUS_UNSUPPORTED
@@ -198,14 +199,16 @@
 #define IMSVISOR_CALL_START_GUEST 21u
 
 /* RBX = guest, RCX = milliseconds, at most IMSVISOR_GRACE_MAX. Asks the guest to stop (IMSVISOR_CALL_SET_STOP_REQUEST), and ends it if
-   it runs so many milliseconds later; at once if they are 0. Returns 0 without waiting. */
+   it runs so many milliseconds later; at once if they are 0. IMSVISOR_STATUS_UNSUPPORTED for a guest that the hypervisor has refused.
+   Returns 0 without waiting. */
 #define IMSVISOR_CALL_STOP_GUEST 22u
 
-/* RBX = guest, RCX = milliseconds. As StopGuest, and then StartGuest. Returns 0 without waiting. */
+/* RBX = guest, RCX = milliseconds. As StopGuest, and then StartGuest, with their errors. Returns 0 without waiting. */
 #define IMSVISOR_CALL_RESTART_GUEST 23u
 
 /* RBX = guest, RCX = guest-physical address of struct imsvisor_guest_counters, in one page, whose size and version are set. Fills them
-   in and returns 0. */
+   in and returns 0; all are 0 for a guest that the hypervisor has refused. IMSVISOR_STATUS_INVALID_ARGUMENT if another field of the
+   structure is not 0. */
 #define IMSVISOR_CALL_READ_COUNTERS 24u
 
 /* StopGuest and RestartGuest: the most milliseconds that a guest gets to stop. */
@@ -321,7 +324,7 @@
 /* It does not run, and has ended as it should, or was never started. */
 #define IMSVISOR_GUEST_STATE_STOPPED 0u
 
-/* It is being made. */
+/* It is being made, or waits for memory that others have. */
 #define IMSVISOR_GUEST_STATE_STARTING 1u
 
 /* It runs. */

@@ -35,7 +35,7 @@ pub const GENEROUS_DSAS: [&str; 4] = ["00:1e.0", "00:1f.0", "00:1c.0", "00:1d.0"
 /// The plugin's option for a machine with more than real ones have.
 pub const GENEROUS: &str = "generous";
 /// The plugin's options; tests/MACHINES.md says what they do.
-const PLUGIN_OPTIONS: [&str; 19] = [
+const PLUGIN_OPTIONS: [&str; 20] = [
     GENEROUS,
     "idxd",
     "no-vtd",
@@ -53,6 +53,7 @@ const PLUGIN_OPTIONS: [&str; 19] = [
     "halts",
     "most-slots",
     "slow-commands",
+    "slow-resets",
     "slow-store",
     "unknown",
 ];
