@@ -44,8 +44,10 @@
 #define CHURN_MAX	32
 /* The group of all interrupts. */
 #define GROUP		1
-/* One of so many interrupts has a thread only; another one is enabled later. */
+/* One of so many interrupts has a thread only, another one is enabled late. */
 #define KINDS		16
+#define THREADED	1
+#define ENABLED_LATE	2
 /* More milliseconds than an interrupt stays masked after a storm. */
 #define MASKED_MS	2500
 /* After which an interrupt is missed. */
@@ -176,9 +178,9 @@ static int request_line(struct line *line)
 	int rc;
 
 	switch (line->place % KINDS) {
-	case 1:
+	case THREADED:
 		return request_threaded_irq(virq, NULL, completed, 0, name, line);
-	case 2:
+	case ENABLED_LATE:
 		rc = request_irq(virq, completed, IRQF_NO_AUTOEN, name, line);
 		if (!rc)
 			enable_irq(virq);
@@ -450,7 +452,10 @@ static int burst(struct ims_dsa *dsa, unsigned int milliseconds)
 
 	if (!dsa->ims || !dsa->live)
 		return -ENOENT;
-	line = next_live(dsa);
+	/* A thread runs once for several interrupts, so it would miscount them. */
+	do {
+		line = next_live(dsa);
+	} while (line->place % KINDS == THREADED && dsa->live > 1);
 	while (time_before(jiffies, end)) {
 		submit(line);
 		await_record(line);
