@@ -64,8 +64,8 @@ enum imsvisor_decision {
  * @restore:	masks all slots after a reset of the device, or NULL where a
  *		reset frees the slots
  * @restore_slot:	writes a slot again after @restore
- * @shutdown:	gives all slots back, when the kernel ends. Called without
- *		locks, by hypercall only
+ * @shutdown:	gives all slots back when the kernel ends. By hypercall only;
+ *		called under imsvisor_ims_list_lock, without ims->lock
  *
  * The driver serialises @open and @close. @parent is called by @open's caller.
  * @alloc, @free and @restore are called under ims->lock. @map, @unmap, @mask,
@@ -146,8 +146,8 @@ struct imsvisor_ims {
  * @group:	the group that the driver has given the slot
  * @virq:	the Linux irq
  * @cookie:	the driver's name for the irq
- * @lock:	protects all members that follow, @item and @reply; innermost,
- *		taken with interrupts off
+ * @lock:	protects @item, @reply and all members that follow, except
+ *		@node; innermost, taken with interrupts off
  * @target:	where the slot's interrupts go, as SetAffinity has it
  * @wanted:	where Linux wants them
  * @msg:	natively, the slot's message
@@ -158,7 +158,7 @@ struct imsvisor_ims {
  * @unsure:	@device_masked may be wrong, because a call has failed
  * @stale:	@target is not where Linux wants it; the slot stays masked
  * @limited:	the hypervisor has masked the slot, because it fired too fast
- * @node:	in ims->irqs
+ * @node:	in ims->irqs, under ims->lock
  */
 struct imsvisor_slot {
 	union {

@@ -175,7 +175,7 @@ typedef struct ImsGuestCounters {
   uint64_t building;
   // Ticks of processors that were charged to it.
   uint64_t charged;
-  // Ticks of these that its interrupts took from others' turns.
+  // Ticks of these that processors worked for it beside its turns.
   uint64_t interrupting;
   // VM exits.
   uint64_t exits;

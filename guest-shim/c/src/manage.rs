@@ -65,7 +65,7 @@ pub struct ImsGuestCounters {
     pub building: u64,
     /// Ticks of processors that were charged to it.
     pub charged: u64,
-    /// Ticks of these that its interrupts took from others' turns.
+    /// Ticks of these that processors worked for it beside its turns.
     pub interrupting: u64,
     /// VM exits.
     pub exits: u64,

@@ -31,7 +31,7 @@ pub struct ExitLoop {
     pub has_tsc_deadline: bool,
     /// Bits that guests may set in XCR0.
     pub xcr0_supported: u64,
-    /// What units post for the hypervisor now is for this virtual processor, because they notify of no other one's here.
+    /// Of the virtual processors of this processor units notify of this one alone now, so each notification is for it.
     pub is_only_notified: bool,
 }
 
@@ -105,7 +105,8 @@ impl ExitLoop {
         }
     }
 
-    /// The machine's interrupt has ended the guest's run. The scheduler takes it, but for those that can be for this virtual processor only.
+    /// The machine's interrupt has ended the guest's run. A notification that can only be for this virtual processor is taken here; the scheduler
+    /// takes every other interrupt.
     #[inline(always)]
     fn interrupt(&self, guest: &mut VirtualCpu, vector: u8) {
         if vector == apic::INJECT_VECTOR && self.is_only_notified {

@@ -140,9 +140,9 @@ impl RunQueue {
         self.accounts[at].is_ready = is_ready;
     }
 
-    /// The least virtual time of a guest of this weight that wakes: its part of [`HEAD_START`] before the one that has had least, and, before the
-    /// one that has had most, by one turn more. Else a guest that has had a long turn among few would wait for all that wake behind it to have as
-    /// long ones.
+    /// The virtual time with which a guest of this weight wakes: the larger of the least time of those that can run and the largest less the guest's
+    /// part of [`ROUND`], minus its part of [`HEAD_START`]. The second bound keeps a guest that has had a long turn among few from waiting for as
+    /// long a turn of each guest that wakes behind it.
     fn waking_time(&self, weight: u64) -> u64 {
         let all = (self.weight_of_ready() + weight).max(1);
         let part = |ticks: u64| ticks.saturating_mul(SCALE) / all;

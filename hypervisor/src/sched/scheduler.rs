@@ -210,7 +210,8 @@ impl Scheduler {
         });
     }
 
-    /// Does work, which names the guests that it is for. It is charged to them, and not to who runs.
+    /// Does work for guests. `work` calls the [`Bill`] with each guest and the ticks that it took. These ticks are charged to that guest, and not to
+    /// the running one.
     #[inline]
     fn for_guests(&mut self, work: impl FnOnce(&Self, &mut Bill<'_>)) {
         let (guests, mut all) = (self.maker.guests(), 0);
@@ -223,17 +224,16 @@ impl Scheduler {
         }
     }
 
-    /// Guests owe these ticks, which are nobody else's.
+    /// Takes ticks that were billed to guests from the running guest's time, and charges those guests that run here: others have waited here.
     #[inline(never)]
     fn charge_bills(&mut self, all: u64) {
         self.charged_until = self.charged_until.saturating_add(all);
-        // Here, where others have waited for it, as far as the guests run here.
         for index in 0..self.cpus.len() {
             self.charge_owed(self.cpus[index].vm.id);
         }
     }
 
-    /// Since then a virtual processor of a guest was made or removed.
+    /// Charges a guest for making or removing one of its virtual processors, which took from `began` until now.
     fn has_built(&mut self, guest: GuestId, began: u64) {
         let ticks = cpu::tsc().saturating_sub(began);
         self.maker.guests().add_building_time(guest, ticks);
@@ -295,7 +295,7 @@ impl Scheduler {
         cpu.vm.add_time(ticks);
     }
 
-    /// Charges a guest what it owes, at the end of a turn of it.
+    /// Charges a guest the ticks that it owes ([`Guests::owe`](crate::sched::guests::Guests::owe)).
     fn charge_owed(&mut self, guest: GuestId) {
         let owed = self.maker.guests().take_owed(guest);
         if owed == 0 {

@@ -216,7 +216,7 @@ impl Platform for GuestIo<'_> {
         }
         // Other regions have no lock of their own, so `modifying` orders read-modify-write accesses among themselves. The lock is first come,
         // first served: a processor waits for one access of each other virtual processor of the guest. An access to a virtual function's
-        // command takes four times `command_arbiter::QUICK` and its turn at the parent's lock; one that resets a DSA takes that time once.
+        // command takes four times `command_arbiter::QUICK` and waits for the parent's lock. An access that resets a DSA takes `QUICK`.
         // No other access waits for a device.
         let _modifying = self.vm.modifying.lock();
         let new = modify(self.read_bytes(gpa, bytes)).to_le_bytes();

@@ -99,7 +99,7 @@ pub struct Vm {
     present: Arc<AtomicUsize>,
     /// The TSC at the guest's first instruction; 0 before it.
     began: AtomicU64,
-    /// Ticks of all processors that were charged to it, and those of them that its interrupts took from others' turns.
+    /// Ticks of all processors that were charged to the guest. `interrupting`: those of them that were worked for it beside its turns.
     time: AtomicU64,
     interrupting: AtomicU64,
     /// How often was told of a slot that fired too fast.
@@ -308,7 +308,7 @@ impl Vm {
         self.time.fetch_add(ticks, Ordering::Relaxed);
     }
 
-    /// Charges ticks to it that its interrupts took from another guest's turn.
+    /// Charges ticks that a processor worked for the guest beside its turns.
     pub fn add_interrupting(&self, ticks: u64) {
         self.add_time(ticks);
         self.interrupting.fetch_add(ticks, Ordering::Relaxed);

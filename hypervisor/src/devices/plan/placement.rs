@@ -5,7 +5,7 @@
 //! several, they take turns on one of its threads, and the others stay idle.
 //!
 //! On a machine of several nodes a guest gets processors of one: of the node that its devices are in, else of the one with the fewest virtual
-//! processors for its processors. A guest with more virtual processors than that node has processors is dealt all of the machine's.
+//! processors for its processors. A guest that does not fit in that node ([`Placement::room`]) is dealt the processors of all.
 
 use alloc::{format, string::String, vec::Vec};
 
@@ -114,7 +114,8 @@ impl Placement<'_> {
         Ok(())
     }
 
-    /// The node whose processors a guest gets; `None` for those of all nodes.
+    /// The node whose processors a guest gets; `None` for those of all nodes. Not inlined, nor [`Self::room`] and [`Self::units`]: copies would take
+    /// kilobytes of the image.
     #[inline(never)]
     fn node(&self, asked: &Asked) -> Option<u32> {
         let size = |node| self.fit.iter().filter(|processor| processor.node == Some(node)).count();

@@ -9,7 +9,7 @@ use crate::{
 
 use super::{Running, Scheduler};
 
-/// Of so many deliveries to one that has halted one looks at everything.
+/// One in so many deliveries to a halted virtual processor is a full one.
 const OWN_DELIVERIES: u32 = 64;
 
 impl Scheduler {
