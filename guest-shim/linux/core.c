@@ -174,7 +174,8 @@ static int __init enable_domain(void)
 {
 	const u32 needed = IMSVISOR_FEATURE_ARRAY_STORE |
 			   IMSVISOR_FEATURE_ENABLE | IMSVISOR_FEATURE_RETARGET |
-			   IMSVISOR_FEATURE_FEWER_GRANT;
+			   IMSVISOR_FEATURE_FEWER_GRANT |
+			   IMSVISOR_FEATURE_GROUP;
 	long minor;
 
 	if ((imsvisor_domain.features & needed) != needed) {

@@ -74,9 +74,19 @@ static void report(const struct imsvisor_fault_record *record)
 		imsvisor_slot_note_storm(ims, record->slot);
 }
 
+/* imsvisor_ims_list_lock is held. */
+static void note_lost(void)
+{
+	struct imsvisor_ims *ims;
+
+	list_for_each_entry(ims, &imsvisor_ims_list, node)
+		imsvisor_slots_note_lost(ims);
+}
+
 static void read_faults(struct imsvisor_fault_record *records)
 {
 	unsigned int rounds;
+	bool lost = false;
 	long n, nr;
 
 	for (rounds = 0; rounds < ROUNDS_MAX; rounds++) {
@@ -84,14 +94,18 @@ static void read_faults(struct imsvisor_fault_record *records)
 				   IMSVISOR_FAULTS_MAX, 0, 0);
 		if (nr < 0 || nr > IMSVISOR_FAULTS_MAX) {
 			pr_err_ratelimited("faults cannot be read: %ld\n", nr);
-			return;
+			break;
 		}
-		for (n = 0; n < nr; n++)
+		for (n = 0; n < nr; n++) {
 			report(&records[n]);
+			lost |= records[n].lost;
+		}
 		if (nr < IMSVISOR_FAULTS_MAX)
-			return;
+			break;
 		cond_resched();
 	}
+	if (lost)
+		note_lost();
 }
 
 static void poll_again(void)

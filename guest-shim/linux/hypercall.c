@@ -58,19 +58,32 @@ static void free_groups(struct imsvisor_ims *ims, unsigned int slots)
 	unsigned int group, calls;
 	long freed;
 
-	if (!(imsvisor_domain.features & IMSVISOR_FEATURE_GROUP))
-		return;
 	for (group = 0; group < groups; group++) {
 		for (calls = 0; calls <= slots / IMSVISOR_HANDLES_MAX; calls++) {
 			freed = imsvisor_call(IMSVISOR_CALL_FREE_GROUP,
 					      device_of(ims), group, 0, 0);
+			if (freed < 0)
+				return;
 			if (freed < IMSVISOR_HANDLES_MAX)
 				break;
 		}
 	}
 }
 
-/* Slots that are taken are those of a kernel that has crashed before this one. */
+/* Frees slots that are left over; @info is what the store has. */
+static void free_leftovers(struct imsvisor_ims *ims, struct imsvisor_device_info *info)
+{
+	unsigned int slots = info->slots, taken = slots - info->free;
+
+	free_groups(ims, slots);
+	if (query(ims, &info) || info->free != slots)
+		pci_err(ims->pdev, "%u of %u slots are not free\n",
+			slots - info->free, slots);
+	else
+		pci_warn(ims->pdev, "%u slots that were left over were freed\n", taken);
+}
+
+/* Slots are left over by a kernel that has crashed before this one. */
 static int hypercall_open(struct imsvisor_ims *ims)
 {
 	struct imsvisor_device_info *info;
@@ -88,11 +101,8 @@ static int hypercall_open(struct imsvisor_ims *ims)
 		pci_err(ims->pdev, "the hypervisor says that it has %u slots\n", slots);
 		return -EIO;
 	}
-	if (info->free != slots) {
-		pci_info(ims->pdev, "%u slots of a kernel before this one are freed\n",
-			 slots - info->free);
-		free_groups(ims, slots);
-	}
+	if (info->free != slots)
+		free_leftovers(ims, info);
 	ims->nr_slots = slots;
 	return slots;
 }
@@ -102,14 +112,8 @@ static void hypercall_close(struct imsvisor_ims *ims)
 {
 	struct imsvisor_device_info *info;
 
-	if (!ims->domain || query(ims, &info) || info->free == info->slots)
-		return;
-	pci_warn(ims->pdev, "%u slots that could not be freed are freed again\n",
-		 info->slots - info->free);
-	free_groups(ims, info->slots);
-	if (!query(ims, &info) && info->free != info->slots)
-		pci_err(ims->pdev, "%u of %u slots are not free\n",
-			info->slots - info->free, info->slots);
+	if (ims->domain && !query(ims, &info) && info->free != info->slots)
+		free_leftovers(ims, info);
 }
 
 static void hypercall_shutdown(struct imsvisor_ims *ims)

@@ -23,7 +23,8 @@
 /**
  * struct imsvisor_store - what a driver knows of its device's store
  * @slots:	the slots, of 16 bytes each: address, data, control; written
- *		on bare metal only, and NULL if the driver has not mapped them
+ *		on bare metal only, and NULL if the driver has not mapped them.
+ *		The mapping has to last until the domain goes
  * @nr_slots:	their number
  */
 struct imsvisor_store {

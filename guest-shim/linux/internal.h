@@ -207,6 +207,7 @@ void imsvisor_slot_set_affinity(struct imsvisor_slot *slot, struct irq_data *dat
 int imsvisor_slot_activate(struct imsvisor_slot *slot, struct irq_data *data);
 void imsvisor_slot_deactivate(struct imsvisor_slot *slot);
 void imsvisor_slot_note_storm(struct imsvisor_ims *ims, unsigned int index);
+void imsvisor_slots_note_lost(struct imsvisor_ims *ims);
 void imsvisor_slots_repair(struct work_struct *work);
 
 int imsvisor_irq_init(void);

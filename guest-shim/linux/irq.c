@@ -139,9 +139,12 @@ static u32 remove_irq(struct imsvisor_slot *slot)
 	u32 handle = slot->handle;
 
 	/* A driver that has not called free_irq(): the device must not fire. */
-	WARN_ON_ONCE(irq_has_action(slot->virq));
-	if (slot->mapped)
+	if (WARN_ON_ONCE(irq_has_action(slot->virq))) {
 		imsvisor_slot_deactivate(slot);
+		synchronize_hardirq(slot->virq);
+	} else if (slot->mapped) {
+		imsvisor_slot_deactivate(slot);
+	}
 	irq_dispose_mapping(slot->virq);
 	list_del(&slot->node);
 	kmem_cache_free(slots, slot);

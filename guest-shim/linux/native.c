@@ -105,9 +105,11 @@ static struct irq_domain *native_parent(struct imsvisor_ims *ims)
 {
 	struct irq_domain *parent = dev_get_msi_domain(&ims->pdev->dev);
 
-	if (!parent || !irq_domain_is_msi_parent(parent))
+	if (!parent)
 		return NULL;
 	ims->deferred = parent == x86_vector_domain;
+	if (!ims->deferred && parent->parent != x86_vector_domain)
+		return NULL;
 	return parent;
 }
 

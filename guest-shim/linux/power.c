@@ -14,19 +14,15 @@
 #include "compat.h"
 #include "internal.h"
 
-/*
- * Drivers have shut their devices down. A driver that is being bound at this
- * time may have the lock, and the next kernel frees the slots then.
- */
+/* Drivers have shut their devices down. */
 static void shutdown(void)
 {
 	struct imsvisor_ims *ims;
 
-	if (mutex_trylock(&imsvisor_ims_list_lock)) {
-		list_for_each_entry(ims, &imsvisor_ims_list, node)
-			ims->ops->shutdown(ims);
-		mutex_unlock(&imsvisor_ims_list_lock);
-	}
+	mutex_lock(&imsvisor_ims_list_lock);
+	list_for_each_entry(ims, &imsvisor_ims_list, node)
+		ims->ops->shutdown(ims);
+	mutex_unlock(&imsvisor_ims_list_lock);
 	imsvisor_stop_shutdown();
 }
 

@@ -14,8 +14,9 @@
 /* The first repair follows a failure after this time, others each second. */
 #define REPAIR_FIRST	(HZ / 10)
 #define REPAIR_AGAIN	HZ
-/* Repairs that fail before the slots are left masked. */
+/* Repairs that fail before an error is logged and others follow seldom. */
 #define REPAIRS_MAX	5
+#define REPAIR_SELDOM	(60 * HZ)
 
 /* Callbacks of genirq that return nothing log their errors. */
 static void warn_failed(struct imsvisor_slot *slot, const char *what, int rc)
@@ -189,6 +190,28 @@ void imsvisor_slot_note_storm(struct imsvisor_ims *ims, unsigned int index)
 	mutex_unlock(&ims->lock);
 }
 
+/**
+ * imsvisor_slots_note_lost - Takes notice that records of faults were lost
+ * @ims:	the device's store
+ *
+ * Any of them may have said that the hypervisor has masked a slot. So the mask
+ * of each slot is set anew.
+ */
+void imsvisor_slots_note_lost(struct imsvisor_ims *ims)
+{
+	struct imsvisor_slot *slot;
+	unsigned long flags;
+
+	mutex_lock(&ims->lock);
+	list_for_each_entry(slot, &ims->irqs, node) {
+		raw_spin_lock_irqsave(&slot->lock, flags);
+		slot->unsure |= slot->mapped;
+		raw_spin_unlock_irqrestore(&slot->lock, flags);
+	}
+	queue_repair(ims, REPAIR_AGAIN);
+	mutex_unlock(&ims->lock);
+}
+
 /* Repeats the calls for a slot that have failed; returns the errno of the last. */
 static int repair(struct imsvisor_slot *slot)
 {
@@ -214,8 +237,8 @@ void imsvisor_slots_repair(struct work_struct *work)
 {
 	struct imsvisor_ims *ims = container_of(to_delayed_work(work),
 						struct imsvisor_ims, repair);
+	unsigned int wrong = 0, repairs;
 	struct imsvisor_slot *slot;
-	unsigned int wrong = 0;
 
 	mutex_lock(&ims->lock);
 	list_for_each_entry(slot, &ims->irqs, node) {
@@ -225,9 +248,14 @@ void imsvisor_slots_repair(struct work_struct *work)
 	mutex_unlock(&ims->lock);
 	if (!wrong)
 		return;
-	WRITE_ONCE(ims->repairs, ims->repairs + 1);
-	if (ims->repairs < REPAIRS_MAX)
-		queue_delayed_work(system_power_efficient_wq, &ims->repair, REPAIR_AGAIN);
-	else
-		pci_err(ims->pdev, "%u slots are left as they are\n", wrong);
+	repairs = READ_ONCE(ims->repairs) + 1;
+	WRITE_ONCE(ims->repairs, repairs);
+	if (repairs == REPAIRS_MAX)
+		pci_err(ims->pdev, "%u slots cannot be repaired for now\n", wrong);
+	/*
+	 * Nobody else may try: the vector domain refuses to move an irq again
+	 * before it has fired, and a slot that could not be moved does not fire.
+	 */
+	queue_delayed_work(system_power_efficient_wq, &ims->repair,
+			   repairs < REPAIRS_MAX ? REPAIR_AGAIN : REPAIR_SELDOM);
 }

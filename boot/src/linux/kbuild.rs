@@ -43,8 +43,8 @@ const COMPILERS: [&str; 4] = ["x86_64-linux-gnu-gcc-12", "gcc-12", "gcc", "cc"];
 const TOOLS: [&str; 7] =
     ["LD=ld", "AR=ar", "NM=nm", "STRIP=strip", "OBJCOPY=objcopy", "OBJDUMP=objdump", "READELF=readelf"];
 
-/// What Kbuild is told beside that. W=1 asks for the warnings that the kernel's maintainers want to have looked at. Types for BPF would need pahole and the whole kernel; debugging information would make the module
-/// fifteen times as long.
+/// Further settings for Kbuild. Types for BPF would need pahole and the whole kernel; debugging information would make a module fifteen times as
+/// long. W=1 turns on the warnings that the kernel's maintainers ask for. IMSVISOR_FAIL_CALLS lets tests have a call fail.
 const SETTINGS: [&str; 4] = ["CONFIG_DEBUG_INFO_BTF_MODULES=", "KCFLAGS=-g0", "W=1", "IMSVISOR_FAIL_CALLS=y"];
 
 /// Variables of a make or a kernel build around us that would change this one.
