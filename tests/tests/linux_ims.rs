@@ -44,7 +44,7 @@ static STORES: Scenario = Scenario::new("four Linuxes with modules for message s
         "slub_debug=FZPU,imsvisor_slot ims=150 fires=1 moves=2 plugs=2 burst=200 reloads=2 fails={} ctl={ctl}",
         fails.join(",")
     );
-    guest(plan, &format!("name=failing manage=on storm=20 mem=288M cpus=2 device={}", GENEROUS_DSAS[2]), &words)?;
+    guest(plan, &format!("name=failing manage=on storm=5 mem=288M cpus=2 device={}", GENEROUS_DSAS[2]), &words)?;
     let function = format!("mem=288M device=vdsa:{}", GENEROUS_DSAS[3]);
     guest(plan, &format!("name=stopped {function}"), "copies=0 core=yes end=wait")?;
     // The limit is for two Linuxes.
