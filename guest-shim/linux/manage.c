@@ -17,11 +17,6 @@
 
 static bool registered;
 
-static long answer(long status)
-{
-	return status < 0 ? imsvisor_errno(status) : 0;
-}
-
 /*
  * Asks the hypervisor to fill a structure in that begins with its size and
  * version. The structure must not cross a page, so it has one.
@@ -35,7 +30,7 @@ static long ask(u32 call, u32 guest, void *answer_to, u32 size, u16 version)
 		return -ENOMEM;
 	memcpy(page + offsetof(struct imsvisor_guest_info, size), &size, sizeof(size));
 	memcpy(page + offsetof(struct imsvisor_guest_info, version), &version, sizeof(version));
-	rc = answer(imsvisor_call(call, guest, virt_to_phys(page), 0, 0));
+	rc = imsvisor_errno(imsvisor_call(call, guest, virt_to_phys(page), 0, 0));
 	if (!rc)
 		memcpy(answer_to, page, size);
 	free_page((unsigned long)page);
@@ -84,7 +79,7 @@ static long ioc_life(struct file *file, u32 call, void __user *arg)
 		return -EFAULT;
 	if (call == IMSVISOR_CALL_START_GUEST && asked.grace_ms)
 		return -EINVAL;
-	return answer(imsvisor_call(call, asked.guest, asked.grace_ms, 0, 0));
+	return imsvisor_errno(imsvisor_call(call, asked.guest, asked.grace_ms, 0, 0));
 }
 
 static long manage_ioctl(struct file *file, unsigned int cmd, unsigned long arg)

@@ -54,8 +54,8 @@ impl Srat {
         self.processors.iter().find(|(id, _)| *id == apic_id).map(|(_, domain)| *domain)
     }
 
-    /// The memory of a domain; ranges that touch or overlap are one. Parts may have no memory in them: the memory map
-    /// says what there is.
+    /// The memory of a domain; ranges that touch or overlap are one. The table may name ranges without memory: only the memory map lists memory
+    /// that exists.
     pub fn memory_of(&self, domain: u32) -> Vec<PhysRange> {
         let mut all: Vec<PhysRange> = Vec::new();
         for &(mut range, _) in self.memory.iter().filter(|(range, own)| *own == domain && range.len != 0) {

@@ -6,7 +6,7 @@
 
 /// Ticks in which events are counted together, and between two polls while they are masked.
 pub const WINDOW: u64 = 1_000_000;
-/// Events in a window before they are masked: each costs some thousand ticks of whoever runs on the processor that gets it. A unit keeps few records
+/// Events in a window before they are masked. The processor that gets an event spends some thousand ticks on it. A unit keeps few records
 /// while its events are masked, so fewer here are more faults that nobody is told of.
 const MOST: u32 = 32;
 

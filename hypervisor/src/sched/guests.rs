@@ -172,8 +172,8 @@ impl Guests {
         (due != u64::MAX).then_some(due)
     }
 
-    /// Does what is due for the guests of a processor and takes no time. Returns the job that is to be begun next; one is given out until it is
-    /// done. `last`: for whom the processor has done its last job.
+    /// Advances the lives of a processor's guests as far as that takes no time. Returns the job to begin next, and the same one again until it is
+    /// done. `last`: the guest of the processor's last job.
     pub fn look(&self, processor: usize, now: u64, last: Option<GuestId>) -> Option<Job> {
         let (mut next, mut due) = (None, u64::MAX);
         for (number, guest) in (0..).zip(&self.all) {

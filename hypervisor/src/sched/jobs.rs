@@ -3,12 +3,12 @@
 
 use crate::ims::GuestId;
 
-/// What is to be done for a guest that takes time.
+/// Work for a guest that takes time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Job {
-    /// It is made.
+    /// Make the guest.
     Make(GuestId),
-    /// What it held is released.
+    /// Release the guest's resources.
     Release(GuestId),
 }
 

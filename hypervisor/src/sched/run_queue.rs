@@ -78,7 +78,7 @@ impl Account {
             self.used = self.used.saturating_sub(cap.saturating_mul(periods));
         }
         if was_capped && !self.is_capped() {
-            // What it was not allowed to use it does not make up for: others would wait for as long.
+            // The guest does not make up for the time that its cap kept from it: others would wait for as long.
             self.time = self.time.max(time);
         }
     }

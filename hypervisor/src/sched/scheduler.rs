@@ -331,7 +331,7 @@ impl Scheduler {
             return;
         }
         let now = cpu::tsc();
-        // What was for guests that have not been interrupted, as a unit's faults, is on their bill already.
+        // Ticks for other guests, such as those of a unit's faults, are billed already.
         let each = now.saturating_sub(self.charged_until.max(before)) / all;
         // The rest is its own: interrupts of its guest.
         self.charged_until = now.saturating_sub(each * (all - others)).max(self.charged_until);

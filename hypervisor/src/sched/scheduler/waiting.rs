@@ -29,7 +29,7 @@ impl Scheduler {
         }
         self.poll_devices();
         let waits_here = self.has_no_rival(index) && !self.has_news();
-        // What has come since the exit is taken before the turn is given up and before the timers are set.
+        // Interrupts that have arrived since the exit are taken before the turn is given up and before the timers are set.
         interrupts::poll();
         if interrupts::any() {
             if !self.deliver_own(index) {

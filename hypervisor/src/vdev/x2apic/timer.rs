@@ -123,7 +123,7 @@ impl Timer {
         }
     }
 
-    /// The guest's TSC has jumped from `before` to `now`. A count goes on as before, a TSC deadline stays what it is.
+    /// Follows a jump of the guest's TSC from `before` to `now`. The count-down has as many ticks left as before; a TSC deadline keeps its value.
     pub fn tsc_jumped(&mut self, before: u64, now: u64) {
         if self.mode != Mode::TscDeadline {
             self.deadline = self.deadline.map(|deadline| now.saturating_add(deadline.saturating_sub(before)));
